@@ -1,0 +1,1 @@
+"""The HTTP API of Tunesmith, and the core that it shares with the worker."""

@@ -1,0 +1,1 @@
+"""Thin HTTP: parse the request, call the core, answer."""

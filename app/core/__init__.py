@@ -1,0 +1,1 @@
+"""What both processes share. Knows neither FastAPI nor any ML library."""

@@ -1,0 +1,80 @@
+"""Finished adapters: add, find by id or name, list, delete."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from app.core import tables
+from app.core.errors import AdapterNotFound
+from app.core.ids import new_id
+from app.core.messages import AdapterRef, BaseModelRef
+from app.core.paging import newest_first
+from app.core.specs import JobSpec, QuantizationSpec
+
+
+def new_artifact() -> tuple[str, str]:
+    """A fresh adapter id, and the key of its folder in the artifact store."""
+    adapter_id = new_id("ad")
+    return adapter_id, f"adapters/{adapter_id}"
+
+
+def add(
+    session: Session, adapter_id: str, *, spec: JobSpec, job_id: str, artifact: str, size_bytes: int
+) -> tables.Adapter:
+    """Add the adapter that a job made. It is called as the job is; a name that is taken gets a number."""
+    adapter = tables.Adapter(
+        id=adapter_id,
+        name=_free_name(session, spec.name or job_id),
+        base_model=spec.base_model,
+        quantization=spec.quantization.model_dump(mode="json"),
+        job_id=job_id,
+        size_bytes=size_bytes,
+        artifact=artifact,
+        created_at=datetime.now(UTC),
+    )
+    session.add(adapter)
+    session.flush()
+    return adapter
+
+
+def get(session: Session, id_or_name: str) -> tables.Adapter:
+    """Raises AdapterNotFound."""
+    wanted = or_(tables.Adapter.id == id_or_name, tables.Adapter.name == id_or_name)
+    adapter = session.scalar(select(tables.Adapter).where(wanted))
+    if adapter is None:
+        raise AdapterNotFound(
+            f"There is no adapter {id_or_name!r}.",
+            param="adapter",
+            hint="GET /adapters lists them by id and name.",
+        )
+    return adapter
+
+
+def find_page(session: Session, *, after: str | None, limit: int) -> tuple[list[tables.Adapter], str | None]:
+    """A page of adapters, newest first, and the cursor of the next page."""
+    return newest_first(session, select(tables.Adapter), tables.Adapter, after=after, limit=limit)
+
+
+def delete(session: Session, id_or_name: str) -> str:
+    """Remove the row and answer the artifact's key; the files go once the transaction is committed."""
+    adapter = get(session, id_or_name)
+    session.delete(adapter)
+    return adapter.artifact
+
+
+def references(adapter: tables.Adapter) -> tuple[BaseModelRef, AdapterRef]:
+    """How the engine is told of an adapter and of the base model it was trained against."""
+    quantization = QuantizationSpec.model_validate(adapter.quantization)
+    base_model = BaseModelRef(name=adapter.base_model, quantization=quantization)
+    return base_model, AdapterRef(id=adapter.id, artifact=adapter.artifact)
+
+
+def _free_name(session: Session, name: str) -> str:
+    taken = set(
+        session.scalars(
+            select(tables.Adapter.name).where(tables.Adapter.name.startswith(name, autoescape=True))
+        )
+    )
+    numbered = (f"{name}-{number}" for number in range(2, len(taken) + 2))
+    return next(candidate for candidate in (name, *numbered) if candidate not in taken)

@@ -1,0 +1,69 @@
+"""ArtifactStore: the files of datasets and adapters, in a folder or an object store (any fsspec URL).
+
+A key is written once under a fresh id and named by a database row only afterwards: nobody sees half a file.
+"""
+
+import shutil
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+class ArtifactStore:
+    """Put, open and delete by key; a key is a relative path made of ids, never of what a user typed."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+
+    def put_file(self, key: str, source: Path) -> None:
+        """Copy a file into the store."""
+        path = self._path(key)
+        self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        self._fs.put_file(str(source), path)
+
+    def put_folder(self, key: str, folder: Path) -> int:
+        """Copy every file of a folder; answers the bytes."""
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        for path in files:
+            self.put_file(f"{key}/{path.relative_to(folder).as_posix()}", path)
+        return sum(path.stat().st_size for path in files)
+
+    def open(self, key: str) -> BinaryIO:
+        """Open a file to read. Raises FileNotFoundError."""
+        return cast(BinaryIO, self._fs.open(self._path(key), "rb"))
+
+    def list_files(self, key: str) -> list[str]:
+        """Paths of the files under a folder, relative to it."""
+        root = self._path(key)
+        return sorted(path[len(root) + 1 :] for path in self._fs.find(root))
+
+    def fetch(self, key: str, cache: Path) -> Path:
+        """A local path of the file or folder: itself where the store is a folder, else a copy under `cache`.
+
+        Raises FileNotFoundError.
+        """
+        path = self._path(key)
+        if not self._fs.exists(path):
+            raise FileNotFoundError(key)
+        if self._is_local:
+            return Path(path)
+        target = cache / key
+        if not target.exists():
+            partial = target.with_name(target.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            self._fs.get(path, str(partial), recursive=True)
+            partial.rename(target)
+        return target
+
+    def delete(self, key: str) -> None:
+        """Remove a file or folder; nothing happens when it is not there."""
+        if self._fs.exists(self._path(key)):
+            self._fs.rm(self._path(key), recursive=True)
+
+    def _path(self, key: str) -> str:
+        assert ".." not in key.split("/"), key
+        return f"{self._root}/{key}"

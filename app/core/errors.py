@@ -1,0 +1,247 @@
+"""Every error that a person may see. Core and worker raise them; only `api/errors.py` turns them into HTTP.
+
+TunesmithError
+├── InvalidRequest            the payload is wrong; `param` names the field
+│   ├── DatasetInvalid        lines that can't be used, each with its number
+│   ├── ModelNotAllowed
+│   ├── UnknownModel
+│   └── IdempotencyKeyReused  the same key with another body
+├── Unauthorized              no key, or a wrong one
+├── NotFound
+│   └── JobNotFound, DatasetNotFound, AdapterNotFound
+├── Conflict                  the thing is in a state that does not allow this
+│   └── JobAlreadyEnded, JobNotRetryable, DatasetInUse, AdapterInUse
+├── TooLarge
+├── QueueFull
+├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
+│   └── NoEngine, GpuTaken, EngineFailed
+├── LeaseLost                 another worker owns the job now: stop and drop the result
+└── JobFailure                why a job failed; recorded with the job
+    └── ModelGated, ModelMissing, HubUnreachable, ModelUnreadable, NothingToLearn, OutOfMemory,
+        DiskFull, LossNotFinite, AdapterInert, BadTarget
+"""
+
+from typing import ClassVar
+
+
+class TunesmithError(Exception):
+    """Something went wrong."""
+
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str = "", *, param: str | None = None, hint: str | None = None) -> None:
+        self.message = message or (self.__doc__ or "").strip()
+        self.param = param
+        self.hint = hint
+        super().__init__(self.message)
+
+
+class InvalidRequest(TunesmithError):
+    """The request is malformed."""
+
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class DatasetInvalid(InvalidRequest):
+    """The dataset can't be used."""
+
+    code = "dataset_invalid"
+
+    def __init__(
+        self, message: str, *, problems: list[dict[str, object]] | None = None, hint: str | None = None
+    ):
+        super().__init__(message, param="file", hint=hint)
+        self.problems = problems or []
+
+
+class ModelNotAllowed(InvalidRequest):
+    """This base model is not on the allow-list."""
+
+    code = "model_not_allowed"
+
+
+class UnknownModel(InvalidRequest):
+    """There is no such base model."""
+
+    code = "model_unknown"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """This Idempotency-Key was used with another body."""
+
+    code = "idempotency_key_reused"
+
+
+class Unauthorized(TunesmithError):
+    """A key is needed: send `Authorization: Bearer <key>`."""
+
+    type = "authentication_error"
+    code = "unauthorized"
+
+
+class NotFound(TunesmithError):
+    """There is no such thing."""
+
+    type = "not_found_error"
+    code = "not_found"
+
+
+class JobNotFound(NotFound):
+    """There is no such job."""
+
+    code = "job_not_found"
+
+
+class DatasetNotFound(NotFound):
+    """There is no such dataset."""
+
+    code = "dataset_not_found"
+
+
+class AdapterNotFound(NotFound):
+    """There is no such adapter."""
+
+    code = "adapter_not_found"
+
+
+class Conflict(TunesmithError):
+    """The present state does not allow this."""
+
+    type = "conflict_error"
+    code = "conflict"
+
+
+class JobAlreadyEnded(Conflict):
+    """The job has ended."""
+
+    code = "job_already_ended"
+
+
+class JobNotRetryable(Conflict):
+    """Only a failed or cancelled job can be retried."""
+
+    code = "job_not_retryable"
+
+
+class DatasetInUse(Conflict):
+    """A job that has not ended needs this dataset."""
+
+    code = "dataset_in_use"
+
+
+class TooLarge(TunesmithError):
+    """The request is too large."""
+
+    type = "invalid_request_error"
+    code = "too_large"
+
+
+class QueueFull(TunesmithError):
+    """Too many jobs are waiting."""
+
+    type = "rate_limit_error"
+    code = "queue_full"
+
+
+class Unavailable(TunesmithError):
+    """Nothing can answer now."""
+
+    type = "unavailable_error"
+    code = "unavailable"
+
+    def __init__(self, message: str = "", *, hint: str | None = None, retry_after_seconds: int = 5) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NoEngine(Unavailable):
+    """No worker that serves is running."""
+
+    code = "no_engine"
+
+
+class GpuTaken(Unavailable):
+    """A training job has the GPU; serving is paused until it ends."""
+
+    code = "gpu_taken"
+
+
+class EngineFailed(Unavailable):
+    """The engine stopped while it was answering."""
+
+    code = "engine_failed"
+
+
+class LeaseLost(TunesmithError):
+    """Another worker owns this job now."""
+
+    code = "lease_lost"
+
+
+class JobFailure(TunesmithError):
+    """The job failed."""
+
+    type = "job_error"
+    code = "job_failed"
+
+
+class ModelGated(JobFailure):
+    """The base model is gated."""
+
+    code = "model_gated"
+
+
+class ModelMissing(JobFailure):
+    """The base model was not found."""
+
+    code = "model_missing"
+
+
+class HubUnreachable(JobFailure):
+    """The model hub can't be reached."""
+
+    code = "hub_unreachable"
+
+
+class ModelUnreadable(JobFailure):
+    """The base model's files can't be loaded."""
+
+    code = "model_unreadable"
+
+
+class NothingToLearn(JobFailure):
+    """No row has a token to learn from."""
+
+    code = "nothing_to_learn"
+
+
+class BadTarget(JobFailure):
+    """The LoRA target modules match nothing in the base model."""
+
+    code = "bad_target_modules"
+
+
+class OutOfMemory(JobFailure):
+    """The device ran out of memory."""
+
+    code = "out_of_memory"
+
+
+class DiskFull(JobFailure):
+    """The disk is full."""
+
+    code = "disk_full"
+
+
+class LossNotFinite(JobFailure):
+    """The loss became NaN or infinite."""
+
+    code = "loss_not_finite"
+
+
+class AdapterInert(JobFailure):
+    """The finished adapter does not change what the model says."""
+
+    code = "adapter_inert"

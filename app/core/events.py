@@ -1,0 +1,159 @@
+"""Typed job events: append and read. Rows are `(job_id, seq, at, level, type, data)`.
+
+Appending numbers the events through the job's own row, so `seq` has no gaps and no two writers share one.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from sqlalchemy import insert, select, update
+from sqlalchemy.orm import Session
+
+from app.core import tables
+from app.core.errors import JobNotFound
+from app.core.states import JobState, Phase
+
+
+class Level(StrEnum):
+    """How much an event matters."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class EventData(BaseModel):
+    """What an event says; the subclass is its type."""
+
+    model_config = ConfigDict(extra="forbid")
+    level: ClassVar[Level] = Level.INFO
+
+
+class Log(EventData):
+    """A line for the person who watches."""
+
+    type: Literal["log"] = "log"
+    message: str
+
+
+class Metrics(EventData):
+    """One logged optimizer step. Loss is the mean since the last one; times are seconds, memory is bytes."""
+
+    type: Literal["metrics"] = "metrics"
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    token_accuracy: float | None = None
+    tokens: int = Field(0, description="Tokens seen since the start of the job, padding left out.")
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = Field(None, description="Peak device memory; on a CPU, of the process.")
+    eta_seconds: float | None = None
+
+
+class Evaluation(EventData):
+    """The loss on the rows held out."""
+
+    type: Literal["eval"] = "eval"
+    step: int
+    epoch: float
+    loss: float
+    token_accuracy: float | None = None
+
+
+class Checkpoint(EventData):
+    """A complete checkpoint is on disk; an interrupted job goes on from it."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    step: int
+
+
+class Warn(EventData):
+    """Something the person should know; the job goes on."""
+
+    level: ClassVar[Level] = Level.WARNING
+    type: Literal["warning"] = "warning"
+    code: str
+    message: str
+
+
+class StateChange(EventData):
+    """The job entered a state, or a running job entered a phase."""
+
+    type: Literal["state"] = "state"
+    state: JobState
+    phase: Phase | None = None
+    attempt: int | None = None
+    reason: str | None = None
+    error_code: str | None = None
+    adapter: str | None = None
+
+
+AnyEventData = Annotated[
+    Log | Metrics | Evaluation | Checkpoint | Warn | StateChange, Field(discriminator="type")
+]
+_EVENT_DATA: TypeAdapter[AnyEventData] = TypeAdapter(AnyEventData)
+
+
+class Event(BaseModel):
+    """One event as it was recorded."""
+
+    seq: int = Field(description="Counts from 1 within the job; `after=seq` and `Last-Event-ID` take it.")
+    at: datetime
+    level: Level
+    type: str
+    data: AnyEventData
+
+
+def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> None:
+    """Record events of a job, in order. Raises JobNotFound."""
+    if not entries:
+        return
+    last_seq = session.scalar(
+        update(tables.Job)
+        .where(tables.Job.id == job_id)
+        .values(last_event_seq=tables.Job.last_event_seq + len(entries))
+        .returning(tables.Job.last_event_seq)
+        .execution_options(synchronize_session=False)
+    )
+    if last_seq is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    at = datetime.now(UTC)
+    first_seq = last_seq - len(entries) + 1
+    rows = [
+        {
+            "job_id": job_id,
+            "seq": first_seq + offset,
+            "at": at,
+            "level": _level(entry),
+            "type": entry.type,
+            "data": entry.model_dump(mode="json", exclude={"type"}),
+        }
+        for offset, entry in enumerate(entries)
+    ]
+    session.execute(insert(tables.Event), rows)
+
+
+def read(
+    session: Session, job_id: str, *, after: int = 0, limit: int = 100, types: Sequence[str] = ()
+) -> list[Event]:
+    """Events of a job with a seq above `after`, oldest first, at most `limit`."""
+    query = select(tables.Event).where(tables.Event.job_id == job_id, tables.Event.seq > after)
+    if types:
+        query = query.where(tables.Event.type.in_(types))
+    return [_from_row(row) for row in session.scalars(query.order_by(tables.Event.seq).limit(limit))]
+
+
+def _level(entry: AnyEventData) -> Level:
+    failed = isinstance(entry, StateChange) and entry.state is JobState.FAILED
+    return Level.ERROR if failed else entry.level
+
+
+def _from_row(row: tables.Event) -> Event:
+    data = _EVENT_DATA.validate_python({"type": row.type, **row.data})
+    return Event(seq=row.seq, at=row.at, level=Level(row.level), type=row.type, data=data)

@@ -1,0 +1,10 @@
+"""Opaque ids: a prefix that says what the thing is, and 80 random bits in lower-case base 32."""
+
+import secrets
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
+
+
+def new_id(prefix: str) -> str:
+    """`job_4kq1v9x2m7ahc3zt`; safe in a URL and as a file name."""
+    return f"{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(16))

@@ -1,0 +1,104 @@
+"""What people ask of a job: submit, find, list, cancel, retry.
+
+What a worker does with one stands in queue.py. Nothing here commits: the caller's transaction does.
+"""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.core import events, tables
+from app.core.errors import JobAlreadyEnded, JobNotFound, JobNotRetryable, QueueFull
+from app.core.events import StateChange
+from app.core.ids import new_id
+from app.core.paging import newest_first
+from app.core.specs import JobSpec
+from app.core.states import TRANSITIONS, JobState
+
+
+def submit(session: Session, spec: JobSpec, *, max_queued: int, now: datetime | None = None) -> tables.Job:
+    """Put a job at the end of the queue. Raises QueueFull."""
+    waiting = session.scalar(select(func.count()).where(tables.Job.state == JobState.QUEUED)) or 0
+    if waiting >= max_queued:
+        raise QueueFull(f"{waiting} jobs are waiting already.", hint="Try again when some have finished.")
+    job_id = new_id("job")
+    job = tables.Job(
+        id=job_id,
+        name=spec.name or job_id,
+        state=JobState.QUEUED,
+        spec=spec.model_dump(mode="json"),
+        base_model=spec.base_model,
+        dataset_id=spec.dataset,
+        created_at=now or datetime.now(UTC),
+    )
+    session.add(job)
+    session.flush()
+    events.append(session, job.id, [StateChange(state=JobState.QUEUED)])
+    return job
+
+
+def get(session: Session, job_id: str) -> tables.Job:
+    """The job as the database has it now. Raises JobNotFound."""
+    job = session.get(tables.Job, job_id, populate_existing=True)
+    if job is None:
+        raise JobNotFound(f"There is no job {job_id!r}.", hint="GET /jobs lists them.")
+    return job
+
+
+def find_page(
+    session: Session, *, state: JobState | None, after: str | None, limit: int
+) -> tuple[list[tables.Job], str | None]:
+    """A page of jobs, newest first, and the cursor of the next page."""
+    query = select(tables.Job)
+    if state is not None:
+        query = query.where(tables.Job.state == state)
+    return newest_first(session, query, tables.Job, after=after, limit=limit)
+
+
+def request_cancel(session: Session, job_id: str, *, now: datetime | None = None) -> tables.Job:
+    """Cancel a waiting job at once; ask the worker of a running one to stop. Raises JobAlreadyEnded."""
+    now = now or datetime.now(UTC)
+    job = _locked(session, job_id)
+    state = JobState(job.state)
+    if state.has_ended:
+        raise JobAlreadyEnded(f"Job {job_id} is {state} already.", hint="GET /jobs/{id} shows how it ended.")
+    if state is JobState.QUEUED:
+        _set_state(job, JobState.CANCELLED, now)
+        events.append(session, job_id, [StateChange(state=JobState.CANCELLED)])
+    elif job.cancel_requested_at is None:
+        job.cancel_requested_at = now
+        events.append(session, job_id, [events.Log(message="Cancel requested: stopping after this step.")])
+    session.flush()
+    return get(session, job_id)
+
+
+def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tables.Job:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint. Raises JobNotRetryable."""
+    job = _locked(session, job_id)
+    if JobState(job.state) not in (JobState.FAILED, JobState.CANCELLED):
+        raise JobNotRetryable(
+            f"Job {job_id} is {job.state}; only a failed or cancelled job can be retried.",
+            hint="Submit a new job with POST /jobs to train again.",
+        )
+    _set_state(job, JobState.QUEUED, now or datetime.now(UTC))
+    job.error_code = job.error_message = job.error_hint = None
+    job.finished_at = job.cancel_requested_at = None
+    job.lost_attempts = 0
+    session.flush()
+    events.append(session, job_id, [StateChange(state=JobState.QUEUED, reason="retry")])
+    return get(session, job_id)
+
+
+def _locked(session: Session, job_id: str) -> tables.Job:
+    job = session.scalar(select(tables.Job).where(tables.Job.id == job_id).with_for_update())
+    if job is None:
+        raise JobNotFound(f"There is no job {job_id!r}.", hint="GET /jobs lists them.")
+    return job
+
+
+def _set_state(job: tables.Job, state: JobState, now: datetime) -> None:
+    assert state in TRANSITIONS[JobState(job.state)], (job.state, state)
+    job.state = state
+    job.phase = None
+    job.finished_at = now if state.has_ended else None

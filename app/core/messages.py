@@ -1,0 +1,123 @@
+"""What the API and the engine say to each other, so that what is inside the engine can be replaced.
+
+The API POSTs a GenerateRequest to `{engine_url}/generate` with the engine's token and reads JSON lines back:
+any number of TokenDelta, then one Finished or one Failed. Closing the connection cancels the work.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from app.core.specs import QuantizationSpec
+
+
+class Wire(BaseModel):
+    """Refuses what it does not know: both sides are of one version."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ChatMessage(Wire):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Sampling(Wire):
+    """How tokens are chosen."""
+
+    max_new_tokens: int = Field(256, ge=1, le=32768, description="Most tokens to make.")
+    temperature: float = Field(0.7, ge=0, le=2, description="0: always the likeliest token (greedy).")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the likeliest tokens with this much probability."
+    )
+    top_k: int = Field(0, ge=0, description="Sample from so many likeliest tokens; 0: from all.")
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=10, description="Above 1: what was said becomes less likely."
+    )
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="The same seed gives the same text.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], max_length=16, description="Texts that end the answer; they are not part of it."
+    )
+
+
+class AdapterRef(Wire):
+    """An adapter and where its files are in the artifact store."""
+
+    id: str
+    artifact: str
+
+
+class BaseModelRef(Wire):
+    """A base model and how its weights were quantized when adapters were trained against them."""
+
+    name: str
+    quantization: QuantizationSpec
+
+
+class GenerateRequest(Wire):
+    """One answer to make: of `prompt` (taken as it is) or of `messages` (rendered with the chat template)."""
+
+    base_model: BaseModelRef
+    adapter: AdapterRef | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    sampling: Sampling = Sampling()
+
+
+class Usage(Wire):
+    """Tokens read and made."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Timings(Wire):
+    """Where the time went, in seconds."""
+
+    queued_seconds: float = Field(description="Waiting, and loading the base model or the adapter.")
+    first_token_seconds: float = Field(description="From the start of the work to the first token.")
+    total_seconds: float
+    tokens_per_second: float
+
+
+class TokenDelta(Wire):
+    """Text that was just made; never half a character."""
+
+    type: Literal["delta"] = "delta"
+    text: str
+
+
+class Finished(Wire):
+    """The answer is complete."""
+
+    type: Literal["finished"] = "finished"
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+    timings: Timings
+
+
+class Failed(Wire):
+    """There is no answer, or no more of it. `kind` says which HTTP status it is."""
+
+    type: Literal["failed"] = "failed"
+    kind: Literal["invalid", "not_found", "unavailable", "internal"]
+    code: str
+    message: str
+    hint: str | None = None
+    retry_after_seconds: int | None = None
+
+
+Reply = Annotated[TokenDelta | Finished | Failed, Field(discriminator="type")]
+reply_adapter: TypeAdapter[Reply] = TypeAdapter(Reply)
+
+
+class EngineState(Wire):
+    """What the engine serves now; it stands in the worker's row."""
+
+    base_model: BaseModelRef | None = Field(None, description="The base model that is loaded.")
+    adapters: list[str] = Field([], description="Ids of the adapters that are loaded.")
+    paused_by: str | None = Field(
+        None, description="Id of the job that has the GPU, while serving is paused."
+    )

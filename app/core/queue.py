@@ -1,0 +1,271 @@
+"""The durable job queue, as a worker uses it: claim, heartbeat, record, finish, hand back, requeue expired.
+
+A claim stamps the job with a fresh lease token and a deadline. Every later write of that worker is guarded by
+`id AND lease_token`; zero rows changed means another worker owns the job (LeaseLost). The pattern is dstack's
+pipeline lock. What people ask of a job (submit, cancel, retry) stands in jobs.py. Nothing here commits: the
+caller's transaction does.
+"""
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.core import events, tables
+from app.core.errors import LeaseLost
+from app.core.events import AnyEventData, StateChange
+from app.core.specs import JobSpec
+from app.core.states import ExitReason, JobState, Phase
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A worker's right to run one attempt at a job."""
+
+    job_id: str
+    token: str
+    attempt: int
+    worker_id: str
+    spec: JobSpec
+    dataset_id: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running job is; None leaves the recorded value."""
+
+    phase: Phase | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed, in words for a person."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+def claim(
+    session: Session, worker_id: str, *, lease_seconds: float, now: datetime | None = None
+) -> Lease | None:
+    """Take the oldest waiting job, or None. Safe against other workers on SQLite and PostgreSQL."""
+    now = now or _now()
+    job = session.scalar(
+        select(tables.Job)
+        .where(tables.Job.state == JobState.QUEUED)
+        .order_by(tables.Job.created_at, tables.Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if job is None:
+        return None
+    token = secrets.token_hex(16)
+    number = len(job.attempts) + 1
+    taken = session.scalar(
+        update(tables.Job)
+        .where(tables.Job.id == job.id, tables.Job.state == JobState.QUEUED)
+        .values(
+            state=JobState.RUNNING,
+            phase=Phase.PREPARING,
+            lease_token=token,
+            lease_expires_at=now + timedelta(seconds=lease_seconds),
+            started_at=func.coalesce(tables.Job.started_at, now),
+        )
+        .returning(tables.Job.id)
+    )
+    if taken is None:
+        return None
+    session.add(tables.Attempt(job_id=job.id, number=number, worker_id=worker_id, started_at=now))
+    events.append(
+        session, job.id, [StateChange(state=JobState.RUNNING, phase=Phase.PREPARING, attempt=number)]
+    )
+    spec = JobSpec.model_validate(job.spec)
+    return Lease(job.id, token, number, worker_id, spec, job.dataset_id)
+
+
+def heartbeat(session: Session, lease: Lease, *, lease_seconds: float, now: datetime | None = None) -> None:
+    """Extend the lease. Raises LeaseLost."""
+    _guarded_update(session, lease, lease_expires_at=(now or _now()) + timedelta(seconds=lease_seconds))
+
+
+def is_cancel_requested(session: Session, lease: Lease) -> bool:
+    """Whether somebody asked for the job to stop. Raises LeaseLost."""
+    row = session.execute(
+        select(tables.Job.cancel_requested_at).where(
+            tables.Job.id == lease.job_id, tables.Job.lease_token == lease.token
+        )
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost
+    return row.cancel_requested_at is not None
+
+
+def record(
+    session: Session, lease: Lease, entries: list[AnyEventData], progress: Progress | None = None
+) -> None:
+    """Write events and progress of a running job. Raises LeaseLost."""
+    changes = {k: v for k, v in vars(progress or Progress()).items() if v is not None}
+    # Without changes the guard still has to hold, and on PostgreSQL it locks the row.
+    _guarded_update(session, lease, **(changes or {"lease_token": lease.token}))
+    events.append(session, lease.job_id, entries)
+
+
+def succeed(session: Session, lease: Lease, *, adapter_name: str, now: datetime | None = None) -> None:
+    """End the job as succeeded; its adapter row is added by the caller in this transaction."""
+    change = StateChange(state=JobState.SUCCEEDED, adapter=adapter_name)
+    _end(session, lease, change, ExitReason.SUCCEEDED, now)
+
+
+def fail(session: Session, lease: Lease, failure: Failure, *, now: datetime | None = None) -> None:
+    """End the job as failed, with the reason. Raises LeaseLost."""
+    change = StateChange(state=JobState.FAILED, reason=failure.message, error_code=failure.code)
+    _end(session, lease, change, ExitReason.FAILED, now, failure)
+
+
+def finish_cancelled(session: Session, lease: Lease, *, now: datetime | None = None) -> None:
+    """End the job as cancelled. Raises LeaseLost."""
+    _end(session, lease, StateChange(state=JobState.CANCELLED), ExitReason.CANCELLED, now)
+
+
+def hand_back(session: Session, lease: Lease, *, reason: str, now: datetime | None = None) -> None:
+    """Put a running job back in the queue because this worker stops. Raises LeaseLost."""
+    if is_cancel_requested(session, lease):
+        return finish_cancelled(session, lease, now=now)
+    change = StateChange(state=JobState.QUEUED, reason=reason)
+    _leave(session, lease, change, ExitReason.HANDED_BACK, now or _now())
+
+
+def give_up_attempt(
+    session: Session, lease: Lease, failure: Failure, *, max_lost_attempts: int, now: datetime | None = None
+) -> JobState:
+    """The training process died: queue the job again, or fail it when that happened too often."""
+    job = session.get(tables.Job, lease.job_id, populate_existing=True)
+    if job is None or job.lease_token != lease.token:
+        raise LeaseLost
+    return _lose(session, job, ExitReason.PROCESS_DIED, failure, max_lost_attempts, now or _now())
+
+
+def requeue_expired(
+    session: Session, *, max_lost_attempts: int, now: datetime | None = None
+) -> list[tuple[str, JobState]]:
+    """Take running jobs whose lease has expired away from their worker; answers ids and new states."""
+    now = now or _now()
+    expired = session.scalars(
+        select(tables.Job)
+        .where(tables.Job.state == JobState.RUNNING, tables.Job.lease_expires_at < now)
+        .with_for_update(skip_locked=True)
+    ).all()
+    failure = Failure(
+        "worker_lost",
+        "The worker stopped answering while it ran this job.",
+        "Look at the worker's own log; POST /jobs/{id}/retry goes on from the last checkpoint.",
+    )
+    return [
+        (job.id, _lose(session, job, ExitReason.WORKER_LOST, failure, max_lost_attempts, now))
+        for job in expired
+    ]
+
+
+def _lose(
+    session: Session,
+    job: tables.Job,
+    exit_reason: ExitReason,
+    failure: Failure,
+    max_lost_attempts: int,
+    now: datetime,
+) -> JobState:
+    """Queue a job whose worker or process is gone again; fail or cancel it where that is due."""
+    lease = _present_lease(job)
+    lost = job.lost_attempts + 1
+    if job.cancel_requested_at is not None:
+        _end(session, lease, StateChange(state=JobState.CANCELLED), exit_reason, now)
+        return JobState.CANCELLED
+    if lost >= max_lost_attempts:
+        last = Failure(failure.code, f"{failure.message} That was attempt {lost} to end so.", failure.hint)
+        change = StateChange(state=JobState.FAILED, reason=last.message, error_code=last.code)
+        _end(session, lease, change, exit_reason, now, last)
+        return JobState.FAILED
+    session.execute(update(tables.Job).where(tables.Job.id == job.id).values(lost_attempts=lost))
+    change = StateChange(state=JobState.QUEUED, reason=failure.message)
+    _leave(session, lease, change, exit_reason, now)
+    return JobState.QUEUED
+
+
+def _present_lease(job: tables.Job) -> Lease:
+    """The lease that the job's row names, whoever holds it."""
+    last = job.attempts[-1]
+    spec = JobSpec.model_validate(job.spec)
+    return Lease(job.id, job.lease_token or "", last.number, last.worker_id, spec, job.dataset_id)
+
+
+def _end(
+    session: Session,
+    lease: Lease,
+    change: StateChange,
+    exit_reason: ExitReason,
+    now: datetime | None,
+    failure: Failure | None = None,
+) -> None:
+    now = now or _now()
+    columns: dict[str, object] = {"finished_at": now, "eta_seconds": None}
+    if failure:
+        columns |= {
+            "error_code": failure.code,
+            "error_message": failure.message,
+            "error_hint": failure.hint,
+        }
+    _leave(session, lease, change, exit_reason, now, **columns)
+
+
+def _leave(
+    session: Session,
+    lease: Lease,
+    change: StateChange,
+    exit_reason: ExitReason,
+    now: datetime,
+    **columns: object,
+) -> None:
+    """Give up the lease: change the state, close the attempt, say so in an event."""
+    _guarded_update(
+        session,
+        lease,
+        state=change.state,
+        phase=None,
+        lease_token=None,
+        lease_expires_at=None,
+        **columns,
+    )
+    session.execute(
+        update(tables.Attempt)
+        .where(tables.Attempt.job_id == lease.job_id, tables.Attempt.number == lease.attempt)
+        .values(ended_at=now, exit_reason=exit_reason)
+    )
+    events.append(session, lease.job_id, [change.model_copy(update={"attempt": lease.attempt})])
+
+
+def _guarded_update(session: Session, lease: Lease, **columns: object) -> None:
+    changed = session.scalar(
+        update(tables.Job)
+        .where(
+            tables.Job.id == lease.job_id,
+            tables.Job.lease_token == lease.token,
+            tables.Job.state == JobState.RUNNING,
+        )
+        .values(**columns)
+        .returning(tables.Job.id)
+        .execution_options(synchronize_session=False)
+    )
+    if changed is None:
+        raise LeaseLost(f"Job {lease.job_id} is not this worker's any more.")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

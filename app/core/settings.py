@@ -1,0 +1,90 @@
+"""Every setting of both processes, read from the environment here and nowhere else.
+
+Secrets may also come from files: `TUNESMITH_API_KEY_FILE=/run/secrets/key` is how containers pass them.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class GpuPolicy(StrEnum):
+    """How training and serving share one device."""
+
+    AUTO = "auto"
+    COEXIST = "coexist"
+    PAUSE_SERVING = "pause_serving"
+
+
+class Settings(BaseSettings):
+    """Read once at the start of a process and passed down; nothing else looks at the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", extra="ignore")
+
+    data_dir: Path = Field(Path("data"), description="Where the database, artifacts and job folders live.")
+    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in the data folder.")
+    models_dir: Path | None = Field(
+        None, description="Folder of base models; default: `models` in the data folder."
+    )
+    artifacts_url: str = Field("", description="fsspec URL of the artifact store; default: a folder.")
+
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
+    api_key: SecretStr | None = Field(None, description="A key every request must carry.")
+    api_key_file: Path | None = Field(None, description="A file that holds the key.")
+
+    max_upload_bytes: int = Field(1 << 30, gt=0, description="Largest dataset upload, in bytes.")
+    max_body_bytes: int = Field(4 << 20, gt=0, description="Largest other request body, in bytes.")
+    max_dataset_rows: int = Field(1_000_000, gt=0, description="Most rows in one dataset.")
+    max_queued_jobs: int = Field(1000, gt=0, description="Jobs that may wait; one more is refused with 429.")
+
+    allowed_models: Annotated[list[str], NoDecode] = Field(
+        [], description="Base models that may be named, comma separated; empty: any."
+    )
+    gpu_policy: GpuPolicy = Field(GpuPolicy.AUTO, description="How training and serving share the device.")
+    lease_seconds: float = Field(30.0, gt=0, description="A worker silent for so long loses its job.")
+    max_lost_attempts: int = Field(3, ge=1, description="A job whose worker died so often is failed.")
+    cancel_grace_seconds: float = Field(10.0, ge=0, description="How long a cancelled step may go on.")
+    shutdown_grace_seconds: float = Field(90.0, ge=0, description="How long a step may go on after SIGTERM.")
+
+    engine: str = Field("builtin", description="`builtin`: the worker's own engine.")
+    engine_host: str = Field("127.0.0.1", description="Address the engine listens on.")
+    engine_port: int = Field(0, ge=0, le=65535, description="Port of the engine; 0: a free one.")
+    engine_url: str = Field(
+        "", description="How the API reaches the engine, where it differs from its address."
+    )
+
+    @field_validator("allowed_models", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("api_key")
+    @classmethod
+    def _empty_key_is_none(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value and value.get_secret_value() else None
+
+    @model_validator(mode="after")
+    def _fill_defaults(self) -> "Settings":
+        self.data_dir = self.data_dir.expanduser().absolute()
+        self.models_dir = (self.models_dir or self.data_dir / "models").expanduser().absolute()
+        self.database_url = self.database_url or f"sqlite:///{self.data_dir / 'tunesmith.db'}"
+        self.artifacts_url = self.artifacts_url or str(self.data_dir / "artifacts")
+        if self.api_key_file and not self.api_key:
+            self.api_key = SecretStr(self.api_key_file.read_text().strip())
+        return self
+
+    @property
+    def models_folder(self) -> Path:
+        """The folder of base models, with its default filled in."""
+        assert self.models_dir is not None
+        return self.models_dir
+
+    def job_folder(self, job_id: str) -> Path:
+        """The worker's own folder for one job: checkpoints, logs, TensorBoard files."""
+        return self.data_dir / "jobs" / job_id

@@ -1,0 +1,53 @@
+"""Job states, the phases of a running job, and which state may follow which."""
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self in ENDED
+
+
+class Phase(StrEnum):
+    """What a running job is doing."""
+
+    PREPARING = "preparing"
+    LOADING = "loading"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+    VERIFYING = "verifying"
+
+
+ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+# running → queued: the lease expired, or the worker handed the job back on its way out.
+# failed/cancelled → queued: somebody asked for a retry.
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
+}
+
+
+class ExitReason(StrEnum):
+    """How one attempt at a job ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    HANDED_BACK = "handed_back"  # the worker was asked to stop
+    WORKER_LOST = "worker_lost"  # the lease expired
+    PROCESS_DIED = "process_died"  # the training process was killed or crashed

@@ -1,0 +1,174 @@
+"""The rows of the database. What may happen to them stands in queue.py, events.py and their neighbours."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, String, Text, TypeDecorator
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from app.core.states import JobState
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC; SQLite stores no zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+class Table(DeclarativeBase):
+    """Base of all tables."""
+
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy reads it from the class)
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+    }
+
+
+class Dataset(Table):
+    """An uploaded file, whole and unchanged, and what was found in it."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    format: Mapped[str] = mapped_column(String(32))
+    rows: Mapped[int]
+    columns: Mapped[list[Any]]
+    problems: Mapped[list[Any]]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    artifact: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_datasets_created_at_id", "created_at", "id"),)
+
+
+class Job(Table):
+    """A job, its progress, and the lease of the worker that runs it."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), default=JobState.QUEUED)
+    phase: Mapped[str | None] = mapped_column(String(16))
+    spec: Mapped[dict[str, Any]]
+    base_model: Mapped[str] = mapped_column(String(200))
+    dataset_id: Mapped[str] = mapped_column(String(32))
+
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int | None]
+    epoch: Mapped[float | None]
+    loss: Mapped[float | None]
+    eta_seconds: Mapped[float | None]
+
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(Text)
+    error_hint: Mapped[str | None] = mapped_column(Text)
+
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    lost_attempts: Mapped[int] = mapped_column(default=0)
+    last_event_seq: Mapped[int] = mapped_column(default=0)
+
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    attempts: Mapped[list["Attempt"]] = relationship(order_by="Attempt.number", lazy="selectin")
+    adapter: Mapped["Adapter | None"] = relationship(lazy="selectin", viewonly=True)
+
+    __table_args__ = (
+        Index("ix_jobs_state_created_at", "state", "created_at", "id"),
+        Index("ix_jobs_created_at_id", "created_at", "id"),
+    )
+
+
+class Attempt(Table):
+    """One try at a job by one worker."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    worker_id: Mapped[str] = mapped_column(String(64))
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    exit_reason: Mapped[str | None] = mapped_column(String(32))
+
+
+class Event(Table):
+    """One event of one job; `seq` counts from 1 within the job, without gaps."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    level: Mapped[str] = mapped_column(String(8))
+    type: Mapped[str] = mapped_column(String(16))
+    data: Mapped[dict[str, Any]]
+
+
+class Adapter(Table):
+    """A finished LoRA adapter and where its files are."""
+
+    __tablename__ = "adapters"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), unique=True)
+    base_model: Mapped[str] = mapped_column(String(200))
+    quantization: Mapped[dict[str, Any]]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    artifact: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_adapters_created_at_id", "created_at", "id"),)
+
+
+class Worker(Table):
+    """A running worker process, as it described itself at its last heartbeat."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    roles: Mapped[list[Any]]
+    device: Mapped[dict[str, Any]]
+    engine_url: Mapped[str | None] = mapped_column(String(255))
+    engine_token: Mapped[str | None] = mapped_column(String(64))
+    engine_state: Mapped[dict[str, Any] | None]
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]
+
+
+class ApiKey(Table):
+    """A key made by `tunesmith keys create`; only its hash is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class IdempotencyKey(Table):
+    """What a request with this key made, so that a retry makes nothing new."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    resource_id: Mapped[str] = mapped_column(String(32))
+    created_at: Mapped[datetime]

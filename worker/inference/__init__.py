@@ -1,0 +1,1 @@
+"""The engine: generates text from a base model and its adapters."""

@@ -1,0 +1,78 @@
+"""What a training child and the worker say to each other, as JSON lines over two pipes.
+
+The worker writes one TrainingRequest to the child's standard input, and later perhaps the line `stop`; end
+of file there means the worker is gone. The child answers with Reports on a pipe of its own. Knows no torch.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from app.core.datasets import DatasetFormat
+from app.core.events import AnyEventData
+from app.core.specs import JobSpec
+from app.core.states import Phase
+
+
+class Message(BaseModel):
+    """Refuses what it does not know: both sides are of one version."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TrainingRequest(Message):
+    """Everything a training child needs to know."""
+
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    dataset: Path = Field(description="The dataset's file, on this machine.")
+    dataset_format: DatasetFormat
+    dataset_sha256: str
+    models_folder: Path
+    job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")
+    output_folder: Path = Field(description="Where the finished adapter goes; does not exist yet.")
+
+
+class Happened(Message):
+    """An event to record."""
+
+    type: Literal["happened"] = "happened"
+    event: AnyEventData
+
+
+class Advanced(Message):
+    """How far the job is; not worth an event."""
+
+    type: Literal["advanced"] = "advanced"
+    phase: Phase | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    eta_seconds: float | None = None
+
+
+class Outcome(StrEnum):
+    """How the child ended."""
+
+    FINISHED = "finished"  # the adapter is complete in the output folder
+    STOPPED = "stopped"  # it was asked to; a checkpoint of the last step is on disk
+    FAILED = "failed"
+
+
+class Ended(Message):
+    """The child's last report."""
+
+    type: Literal["ended"] = "ended"
+    outcome: Outcome
+    code: str | None = None
+    message: str | None = None
+    hint: str | None = None
+
+
+Report = Annotated[Happened | Advanced | Ended, Field(discriminator="type")]
+report_adapter: TypeAdapter[Report] = TypeAdapter(Report)
+STOP = b"stop\n"

@@ -1,0 +1,1 @@
+"""One training job, in a process of its own."""
