@@ -1,0 +1,33 @@
+"""Fixtures every test may use: settings in a fresh folder, and a migrated database in a real file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.core.database import Database, migrate
+from app.core.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file without rows; tests copy it, which is quicker than migrating each time."""
+    path = tmp_path_factory.mktemp("schema") / "tunesmith.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path, empty_database: Path) -> Settings:
+    """Settings whose data folder is the test's own and whose database is migrated."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / "tunesmith.db").write_bytes(empty_database.read_bytes())
+    return Settings(data_dir=data_dir)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database_url)
+    yield database
+    database.close()
