@@ -1,7 +1,8 @@
-"""What a training child and the worker say to each other, as JSON lines over two pipes.
+"""What the worker and its children say to each other, as JSON lines over two pipes. Knows no torch.
 
-The worker writes one TrainingRequest to the child's standard input, and later perhaps the line `stop`; end
-of file there means the worker is gone. The child answers with Reports on a pipe of its own. Knows no torch.
+The worker writes one request to a child's standard input (TrainingRequest or EngineRequest), and later
+perhaps the line `stop`; end of file there means the worker is gone. The child answers on a pipe of its own: a
+training child with Reports, the engine with one Listening.
 """
 
 from enum import StrEnum
@@ -76,3 +77,20 @@ class Ended(Message):
 Report = Annotated[Happened | Advanced | Ended, Field(discriminator="type")]
 report_adapter: TypeAdapter[Report] = TypeAdapter(Report)
 STOP = b"stop\n"
+
+
+class EngineRequest(Message):
+    """Everything the engine process needs to know."""
+
+    host: str
+    port: int = Field(description="0: any free port.")
+    token: str = Field(description="What the API must send as its bearer token.")
+    models_folder: Path
+    artifacts_url: str
+    cache_folder: Path = Field(description="For copies of adapters that live in an object store.")
+
+
+class Listening(Message):
+    """The engine answers HTTP from now on."""
+
+    port: int

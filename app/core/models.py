@@ -25,18 +25,16 @@ class LocalModel:
 
 def find_local(settings: Settings) -> list[LocalModel]:
     """The models in the models folder, by name."""
-    folder = settings.models_folder
-    configs = sorted(folder.glob("*/config.json")) if folder.is_dir() else []
-    found = [_describe(config) for config in configs if not config.parent.name.startswith(".")]
+    found = [_describe(config) for config in _configs(settings.models_folder)]
     return [model for model in found if is_allowed(model.name, settings)]
 
 
-def local_path(name: str, settings: Settings) -> Path | None:
+def find_folder(name: str, models_folder: Path) -> Path | None:
     """The folder of a local model, or None: then the name is a Hub id.
 
     The name is compared with what the folder holds and never joined to a path.
     """
-    return next((model.path for model in find_local(settings) if model.name == name), None)
+    return next((config.parent for config in _configs(models_folder) if config.parent.name == name), None)
 
 
 def check(name: str, settings: Settings) -> None:
@@ -46,7 +44,7 @@ def check(name: str, settings: Settings) -> None:
         raise ModelNotAllowed(
             f"The base model {name!r} is not allowed here.", param="base_model", hint=f"Allowed: {allowed}."
         )
-    if "/" not in name and local_path(name, settings) is None:
+    if "/" not in name and find_folder(name, settings.models_folder) is None:
         here = ", ".join(model.name for model in find_local(settings)) or "none yet"
         raise UnknownModel(
             f"There is no base model {name!r} in the models folder.",
@@ -59,6 +57,11 @@ def check(name: str, settings: Settings) -> None:
 def is_allowed(name: str, settings: Settings) -> bool:
     """Whether the allow-list, when there is one, holds the model."""
     return not settings.allowed_models or name in settings.allowed_models
+
+
+def _configs(folder: Path) -> list[Path]:
+    configs = folder.glob("*/config.json") if folder.is_dir() else []
+    return sorted(path for path in configs if not path.parent.name.startswith("."))
 
 
 def _describe(config_path: Path) -> LocalModel:

@@ -1,0 +1,161 @@
+"""Find a base model, load it and its tokenizer: one way for training, serving and exports.
+
+A base model is a folder in the models folder or a Hub id. Only safetensors are loaded, and no remote code.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from app.core.errors import HubUnreachable, ModelGated, ModelMissing, ModelUnreadable
+from app.core.models import find_folder
+from app.core.specs import QuantizationSpec
+from worker.device import Device
+
+# Weights as pickles (*.bin, *.pt) and Python files are never fetched.
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
+
+Announce = Callable[[str], None]
+
+
+def locate(name: str, models_folder: Path, announce: Announce = lambda line: None) -> Path:
+    """The model's folder on this machine, downloaded from the Hub when it is not there yet.
+
+    `announce` gets a line at each tenth of the download. Raises ModelMissing, ModelGated, HubUnreachable.
+    """
+    return find_folder(name, models_folder) or _download(name, announce)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, with a pad token. Raises ModelUnreadable."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnreadable(f"The tokenizer in {folder.name!r} can't be loaded: {error}") from error
+    if tokenizer.pad_token is None:
+        # Padding is masked by position, never by id, so that eos stays a token to learn.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> PreTrainedModel:
+    """The base model as training uses it: 4-bit or not, frozen, on the device. Raises ModelUnreadable."""
+    options: dict[str, Any] = {"dtype": compute_dtype(quantization, device)}
+    if quantization.load_in_4bit:
+        options["quantization_config"] = quantization_config(quantization, device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map={"": device.torch},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnreadable(
+            f"The base model in {folder.name!r} can't be loaded: {error}",
+            hint="It must be a causal language model with safetensors weights and no code of its own.",
+        ) from error
+    model.requires_grad_(False)
+    return model
+
+
+def load_for_serving(folder: Path, quantization: QuantizationSpec, device: Device) -> PreTrainedModel:
+    """The base model as serving uses it: 4-bit weights are put back to 16 bits (32 on a CPU), once.
+
+    These are the very values that the adapter was trained against, without the cost of unpacking them at each
+    step.
+    """
+    model = load_model(folder, quantization, device)
+    if quantization.load_in_4bit:
+        model = model.dequantize(dtype=compute_dtype(quantization, device))
+    return model.eval()
+
+
+def quantization_config(quantization: QuantizationSpec, device: Device) -> BitsAndBytesConfig:
+    """The spec in bitsandbytes' terms."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_compute_dtype=compute_dtype(quantization, device),
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+    )
+
+
+def compute_dtype(quantization: QuantizationSpec, device: Device) -> torch.dtype:
+    """`auto`: bfloat16 where the device has it, else float16; float32 on a CPU."""
+    if quantization.bnb_4bit_compute_dtype != "auto":
+        dtype: torch.dtype = getattr(torch, quantization.bnb_4bit_compute_dtype)
+        return dtype
+    if not device.is_cuda:
+        return torch.float32
+    return torch.bfloat16 if device.supports_bf16 else torch.float16
+
+
+def _download(name: str, announce: Announce) -> Path:
+    hint = "Set HF_TOKEN for the worker to a token that may read it, and accept its terms on its Hub page."
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=_HUB_FILES, tqdm_class=_announcing(name, announce))
+        )
+    except GatedRepoError as error:
+        raise ModelGated(f"The base model {name!r} is gated.", hint=hint) from error
+    except RepositoryNotFoundError as error:
+        raise ModelMissing(
+            f"There is no base model {name!r} on the Hub, or it is private.",
+            hint="Check the spelling (owner/name). " + hint,
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
+        raise HubUnreachable(
+            f"The base model {name!r} is not on this machine and the Hub can't be reached.",
+            hint="Check the network, or put the model's folder into the models folder and name it so.",
+        ) from error
+
+
+def _announcing(name: str, announce: Announce) -> type[tqdm]:
+    """A progress bar that draws nothing and says a line at each tenth of the bytes."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            self._counts_bytes = options.get("unit") == "B"
+            self._announced_tenths = 0
+            super().__init__(*args, **{**options, "disable": False, "file": _Silent()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            drawn = super().update(n)
+            tenths = int(10 * self.n / self.total) if self._counts_bytes and self.total else 0
+            if tenths > self._announced_tenths:
+                self._announced_tenths = tenths
+                announce(f"Downloading {name}: {tenths * 10}% of {self.total / 1e9:.2f} GB")
+            return drawn
+
+    return Bar
+
+
+class _Silent:
+    """Where the bar's drawing goes."""
+
+    def write(self, _text: str) -> int:
+        return 0
+
+    def flush(self) -> None:
+        pass
