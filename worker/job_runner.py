@@ -1,1 +1,302 @@
-"""placeholder"""
+"""Runs one claimed job: starts its training child, records what it reports, and ends the job truthfully.
+
+The child never touches the database; this process owns the lease and does all the writing. Knows no torch.
+"""
+
+import logging
+import queue as stdlib_queue
+import shutil
+import signal
+import threading
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from app.core import adapters, dataset_records, queue
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.datasets import DatasetFormat
+from app.core.errors import DatasetNotFound, JobFailure, LeaseLost
+from app.core.events import AnyEventData, Metrics, StateChange
+from app.core.queue import Failure, Lease, Progress
+from app.core.settings import Settings
+from app.core.states import JobState
+from worker.child_process import ChildProcess
+from worker.lease_keeper import LeaseKeeper
+from worker.reports import Advanced, Ended, Happened, Outcome, TrainingRequest, report_adapter
+
+log = logging.getLogger(__name__)
+
+TRAINING_MODULE = "worker.training.run"
+_TICK_SECONDS = 0.5
+
+
+class Device(Protocol):
+    """Lends the device to a job."""
+
+    def lend(self, job_id: str) -> AbstractContextManager[None]:
+        """Makes room on the device, for as long as the context lasts."""
+
+
+@dataclass
+class _Attempt:
+    """What is known of the attempt under way."""
+
+    lease: Lease
+    child: ChildProcess
+    unrecorded: list[AnyEventData] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+    ended: Ended | None = None
+    is_pipe_closed: bool = False
+    cancel_requested: bool = False
+    kill_at: float | None = None
+    was_killed: bool = False
+
+    @property
+    def was_asked_to_stop(self) -> bool:
+        return self.kill_at is not None
+
+
+class JobRunner:
+    """Runs jobs, one at a time, until it is told to stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        store: ArtifactStore,
+        device: Device,
+        *,
+        stop: threading.Event,
+        training_module: str = TRAINING_MODULE,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._device = device
+        self._stop = stop
+        self._training_module = training_module
+
+    def run(self, lease: Lease) -> None:
+        """Run one attempt to its end and record how it ended. Only a lost lease leaves no record."""
+        log.info("Job %s: attempt %d", lease.job_id, lease.attempt)
+        with LeaseKeeper(self._database, lease, self._settings.lease_seconds) as keeper:
+            try:
+                self._run_and_conclude(lease, keeper)
+            except LeaseLost:
+                log.warning("Job %s: another worker owns it now; result dropped", lease.job_id)
+            except JobFailure as failure:
+                self._fail(lease, Failure(failure.code, failure.message, failure.hint))
+            except (
+                Exception
+            ) as error:  # the job boundary: whatever it was, the job must not stay in `running`
+                log.exception("Job %s: the worker failed", lease.job_id)
+                text = f"The worker failed: {type(error).__name__}: {error}"
+                self._fail(lease, Failure("internal_error", text, "See the worker's log."))
+            finally:
+                shutil.rmtree(self._output_folder(lease), ignore_errors=True)
+
+    def _run_and_conclude(self, lease: Lease, keeper: LeaseKeeper) -> None:
+        try:
+            request = self._prepare(lease)
+            with self._device.lend(lease.job_id):
+                attempt = self._train(lease, request, keeper)
+            self._conclude(attempt, request, keeper)
+        except LeaseLost:
+            raise
+        except JobFailure as failure:
+            _fail(lease, keeper, Failure(failure.code, failure.message, failure.hint))
+        except Exception as error:  # the job boundary: whatever it was, the job must not stay in `running`
+            log.exception("Job %s: the worker failed", lease.job_id)
+            text = f"The worker failed: {type(error).__name__}: {error}"
+            _fail(lease, keeper, Failure("internal_error", text, "See the worker's log."))
+
+    def _prepare(self, lease: Lease) -> TrainingRequest:
+        with self._database.snapshot() as session:
+            try:
+                dataset = dataset_records.get(session, lease.dataset_id)
+            except DatasetNotFound as error:
+                raise JobFailure("The dataset was deleted before the job began.", hint=error.hint) from error
+        job_folder = self._settings.job_folder(lease.job_id)
+        job_folder.mkdir(parents=True, exist_ok=True)
+        return TrainingRequest(
+            job_id=lease.job_id,
+            attempt=lease.attempt,
+            spec=lease.spec,
+            dataset=self._store.fetch(dataset.artifact, self._settings.data_dir / "cache"),
+            dataset_format=DatasetFormat(dataset.format),
+            dataset_sha256=dataset.sha256,
+            models_folder=self._settings.models_folder,
+            job_folder=job_folder,
+            output_folder=self._output_folder(lease),
+        )
+
+    def _train(self, lease: Lease, request: TrainingRequest, keeper: LeaseKeeper) -> _Attempt:
+        """Start the child and stay with it until it is gone."""
+        log_path = request.job_folder / f"attempt-{lease.attempt}.log"
+        attempt = _Attempt(lease, ChildProcess(self._training_module, request, log_path))
+        try:
+            while not attempt.is_pipe_closed:
+                self._read_reports(attempt)
+                if keeper.is_lost:
+                    raise LeaseLost
+                self._record(attempt)
+                self._stop_if_asked(attempt)
+            attempt.child.wait(self._settings.cancel_grace_seconds)
+        finally:
+            # Whatever happened here: no child outlives its attempt.
+            attempt.child.kill()
+            attempt.child.close()
+        return attempt
+
+    def _read_reports(self, attempt: _Attempt) -> None:
+        """Wait a tick for a report, then take all that are there."""
+        try:
+            line = attempt.child.reports.get(timeout=_TICK_SECONDS)
+            while line is not None:
+                _apply(attempt, line)
+                line = attempt.child.reports.get_nowait()
+            attempt.is_pipe_closed = True
+        except stdlib_queue.Empty:
+            pass
+
+    def _record(self, attempt: _Attempt) -> None:
+        """Write what has gathered; keep it for the next tick where the database is away."""
+        if not attempt.unrecorded and attempt.progress == Progress():
+            return
+        try:
+            with self._database.transaction() as session:
+                queue.record(session, attempt.lease, attempt.unrecorded, attempt.progress)
+        except DBAPIError as error:
+            log.warning("Job %s: events kept for later: %s", attempt.lease.job_id, error.orig)
+            return
+        attempt.unrecorded = []
+        attempt.progress = Progress()
+
+    def _stop_if_asked(self, attempt: _Attempt) -> None:
+        """Pass a cancel or the worker's own stop on to the child; kill it when its grace is over."""
+        if not attempt.cancel_requested:
+            attempt.cancel_requested = self._is_cancel_requested(attempt.lease)
+        settings = self._settings
+        if attempt.cancel_requested:
+            self._end_child(attempt, settings.cancel_grace_seconds)
+        elif self._stop.is_set():
+            self._end_child(attempt, settings.shutdown_grace_seconds)
+
+    def _end_child(self, attempt: _Attempt, grace_seconds: float) -> None:
+        deadline = time.monotonic() + grace_seconds
+        if attempt.kill_at is None:
+            attempt.child.ask_to_stop()
+        attempt.kill_at = min(deadline, attempt.kill_at or deadline)
+        if time.monotonic() >= attempt.kill_at:
+            attempt.was_killed = True
+            attempt.child.kill()
+
+    def _is_cancel_requested(self, lease: Lease) -> bool:
+        try:
+            with self._database.snapshot() as session:
+                return queue.is_cancel_requested(session, lease)
+        except DBAPIError:
+            return False  # The lease keeper says it, and the next tick asks again.
+
+    def _conclude(self, attempt: _Attempt, request: TrainingRequest, keeper: LeaseKeeper) -> None:
+        lease, ended = attempt.lease, attempt.ended
+        if ended and ended.outcome is Outcome.FINISHED:
+            self._deliver(attempt, request, keeper)
+            return
+        keeper.write(lambda session: queue.record(session, lease, attempt.unrecorded, attempt.progress))
+        if ended and ended.outcome is Outcome.FAILED:
+            _fail(lease, keeper, _failure(ended))
+        elif attempt.cancel_requested:
+            log.info("Job %s: cancelled", lease.job_id)
+            keeper.write(lambda session: queue.finish_cancelled(session, lease))
+        elif attempt.was_asked_to_stop:
+            log.info("Job %s: handed back", lease.job_id)
+            keeper.write(
+                lambda session: queue.hand_back(session, lease, reason="The worker is shutting down.")
+            )
+        else:
+            self._lose(attempt, keeper)
+
+    def _deliver(self, attempt: _Attempt, request: TrainingRequest, keeper: LeaseKeeper) -> None:
+        """Put the adapter into the store, then succeed and name it in one transaction."""
+        lease = attempt.lease
+        adapter_id, artifact = adapters.new_artifact()
+
+        def succeed(session: Session) -> None:
+            queue.record(session, lease, attempt.unrecorded, attempt.progress)
+            adapter = adapters.add(
+                session,
+                adapter_id,
+                spec=lease.spec,
+                job_id=lease.job_id,
+                artifact=artifact,
+                size_bytes=size_bytes,
+            )
+            queue.succeed(session, lease, adapter_name=adapter.name)
+
+        try:
+            size_bytes = self._store.put_folder(artifact, request.output_folder)
+            keeper.write(succeed)
+        except BaseException:
+            self._store.delete(artifact)
+            raise
+        shutil.rmtree(request.job_folder / "checkpoints", ignore_errors=True)
+        log.info("Job %s: succeeded, adapter %s", lease.job_id, adapter_id)
+
+    def _lose(self, attempt: _Attempt, keeper: LeaseKeeper) -> None:
+        """The child died without a word."""
+        failure = _death(attempt.child)
+        log.warning("Job %s: %s", attempt.lease.job_id, failure.message)
+        most = self._settings.max_lost_attempts
+        keeper.write(
+            lambda session: queue.give_up_attempt(session, attempt.lease, failure, max_lost_attempts=most)
+        )
+
+    def _output_folder(self, lease: Lease) -> Path:
+        return self._settings.job_folder(lease.job_id) / f"attempt-{lease.attempt}-adapter"
+
+
+def _fail(lease: Lease, keeper: LeaseKeeper, failure: Failure) -> None:
+    log.warning("Job %s: failed, %s: %s", lease.job_id, failure.code, failure.message)
+    keeper.write(lambda session: queue.fail(session, lease, failure))
+
+
+def _apply(attempt: _Attempt, line: bytes) -> None:
+    report = report_adapter.validate_json(line)
+    if isinstance(report, Ended):
+        attempt.ended = report
+    elif isinstance(report, Happened):
+        attempt.unrecorded.append(report.event)
+        if isinstance(report.event, Metrics):
+            attempt.progress = _merge(attempt.progress, report.event)
+    else:
+        if report.phase is not None:
+            attempt.unrecorded.append(StateChange(state=JobState.RUNNING, phase=report.phase))
+        attempt.progress = _merge(attempt.progress, report)
+
+
+def _merge(progress: Progress, report: Advanced | Metrics) -> Progress:
+    known = {name: getattr(report, name, None) for name in vars(progress)}
+    return replace(progress, **{name: value for name, value in known.items() if value is not None})
+
+
+def _failure(ended: Ended) -> Failure:
+    return Failure(ended.code or "job_failed", ended.message or "The training process failed.", ended.hint)
+
+
+def _death(child: ChildProcess) -> Failure:
+    status = child.exit_status
+    if status is not None and status < 0:
+        name = signal.Signals(-status).name
+        memory = " The system may have run out of memory." if -status == signal.SIGKILL else ""
+        message = f"The training process was killed by signal {-status} ({name}).{memory}"
+    else:
+        last = (child.log_tail().strip().splitlines() or ["it printed nothing"])[-1]
+        message = f"The training process ended with status {status} before it was done: {last}"
+    return Failure("process_died", message, "POST /jobs/{id}/retry goes on from the last checkpoint.")

@@ -1,1 +1,193 @@
-"""placeholder"""
+"""The worker process: registers, keeps the engine running, takes jobs from the queue, leaves in good order.
+
+It never imports torch, so that it stays small and nothing a model does can hurt it.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from types import FrameType
+from typing import Any
+
+from pydantic_core import from_json
+from sqlalchemy.exc import DBAPIError
+
+from app.core import queue, workers
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database, is_migrated
+from app.core.queue import Lease
+from app.core.settings import GpuPolicy, Settings
+from app.core.workers import WorkerReport
+from worker.engine_process import ENGINE_MODULE, EngineProcess
+from worker.job_runner import TRAINING_MODULE, JobRunner
+
+log = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 1.0  # between looks at an empty queue
+
+
+class Role(StrEnum):
+    """What a worker does."""
+
+    TRAIN = "train"
+    SERVE = "serve"
+
+
+class Supervisor:
+    """One worker. `run()` returns when it has been told to stop and everything is handed back."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        roles: frozenset[Role],
+        *,
+        training_module: str = TRAINING_MODULE,
+        engine_module: str = ENGINE_MODULE,
+    ) -> None:
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._settings = settings
+        self._roles = roles
+        self._database = Database(settings.database_url)
+        self._stop = threading.Event()
+        self._beat_now = threading.Event()
+        self._device: dict[str, Any] = {}
+        self._engine = (
+            EngineProcess(settings, self._beat_now.set, module=engine_module) if Role.SERVE in roles else None
+        )
+        self._runner = JobRunner(
+            settings,
+            self._database,
+            ArtifactStore(settings.artifacts_url),
+            self,
+            stop=self._stop,
+            training_module=training_module,
+        )
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        self._device = _probe_device()
+        log.info("Worker %s (%s) on %s", self.id, ", ".join(sorted(self._roles)), self._device.get("name"))
+        if self._engine:
+            self._engine.start()
+        heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+        heart.start()
+        try:
+            self._take_jobs()
+        finally:
+            self._stop.set()
+            self._beat_now.set()
+            heart.join()
+            if self._engine:
+                self._engine.stop()
+            self._leave()
+            log.info("Worker %s has stopped", self.id)
+
+    @contextmanager
+    def lend(self, job_id: str) -> Iterator[None]:
+        """Make room for a job on the device: serving pauses where the GPU policy says so."""
+        if self._engine is None or not self._must_pause():
+            yield
+            return
+        with self._engine.paused(job_id):
+            yield
+
+    def _must_pause(self) -> bool:
+        policy = self._settings.gpu_policy
+        if policy is GpuPolicy.AUTO:
+            # Without an estimate of both, only main memory is sure to hold them.
+            return self._device.get("kind") == "cuda"
+        return policy is GpuPolicy.PAUSE_SERVING
+
+    def _take_jobs(self) -> None:
+        while not self._stop.is_set():
+            lease = self._claim()
+            if lease is None:
+                self._stop.wait(_IDLE_SECONDS)
+            else:
+                self._runner.run(lease)
+
+    def _claim(self) -> Lease | None:
+        settings = self._settings
+        try:
+            with self._database.transaction() as session:
+                queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts)
+                if Role.TRAIN not in self._roles:
+                    return None
+                return queue.claim(session, self.id, lease_seconds=settings.lease_seconds)
+        except DBAPIError as error:
+            log.warning("The database does not answer: %s", error.orig)
+            return None
+
+    def _beat(self) -> None:
+        """Refresh the worker's row at a third of a lease, and at once when the engine's address changes."""
+        while not self._stop.is_set():
+            self._beat_now.clear()
+            try:
+                with self._database.transaction() as session:
+                    workers.heartbeat(session, self._report())
+            except DBAPIError as error:
+                log.warning("The worker's heartbeat failed: %s", error.orig)
+            self._beat_now.wait(self._settings.lease_seconds / 3)
+
+    def _report(self) -> WorkerReport:
+        engine = self._engine
+        return WorkerReport(
+            id=self.id,
+            roles=sorted(self._roles),
+            device=self._device,
+            engine_url=engine.url if engine else None,
+            engine_token=engine.token if engine else None,
+            engine_state=engine.read_state() if engine else None,
+        )
+
+    def _leave(self) -> None:
+        try:
+            with self._database.transaction() as session:
+                workers.leave(session, self.id)
+        except DBAPIError as error:
+            log.warning("The worker's row stays until it is forgotten: %s", error.orig)
+        self._database.close()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._stop.is_set():
+            log.warning("Second signal: ending at once; the job's lease will expire")
+            os._exit(128 + number)
+        log.info("%s: finishing the present step, then stopping", signal.Signals(number).name)
+        self._stop.set()
+
+
+def wait_for_schema(settings: Settings, *, timeout_seconds: float) -> bool:
+    """Wait until the API has brought the database to this version."""
+    database = Database(settings.database_url)
+    waiting = threading.Event()
+    try:
+        for _ in range(max(1, int(timeout_seconds))):
+            try:
+                if is_migrated(database):
+                    return True
+            except DBAPIError as error:
+                log.info("The database does not answer yet: %s", error.orig)
+            waiting.wait(1)
+        return False
+    finally:
+        database.close()
+
+
+def _probe_device() -> dict[str, Any]:
+    """Ask a short-lived process: importing torch here would cost memory, on the GPU too."""
+    probe = subprocess.run([sys.executable, "-m", "worker.device"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        log.error("No device could be found: %s", probe.stderr.decode(errors="replace")[-1000:])
+        return {}
+    device: dict[str, Any] = from_json(probe.stdout)
+    return device

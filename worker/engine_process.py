@@ -1,0 +1,172 @@
+"""Keeps the engine process running: starts it, restarts it, pauses it while a job needs the device.
+
+Knows no torch and nothing of generation; talks HTTP to the engine and pipes to its process.
+"""
+
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from app.core.messages import EngineState
+from app.core.settings import Settings
+from worker.child_process import ChildProcess
+from worker.reports import EngineRequest, Listening
+
+log = logging.getLogger(__name__)
+
+ENGINE_MODULE = "worker.inference.server"
+_STOP_SECONDS = 10
+_PAUSE_SECONDS = 60
+_STATE_SECONDS = 2
+_FIRST_RESTART_SECONDS = 1.0
+_LAST_RESTART_SECONDS = 30.0
+
+
+class EngineProcess:
+    """The one engine of this worker. `on_change` is called when its address changes."""
+
+    def __init__(
+        self, settings: Settings, on_change: Callable[[], None], *, module: str = ENGINE_MODULE
+    ) -> None:
+        self._settings = settings
+        self._on_change = on_change
+        self._module = module
+        self._token = secrets.token_urlsafe(32)
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._port: int | None = None
+        self._paused_by: str | None = None
+        self._child: ChildProcess | None = None
+        self._thread = threading.Thread(target=self._keep_running, daemon=True, name="engine process")
+
+    @property
+    def url(self) -> str | None:
+        """Where the API finds the engine; None while it is not up."""
+        return self._url(self._settings.engine_host) if self._port else None
+
+    @property
+    def token(self) -> str:
+        """What the API must send as its bearer token."""
+        return self._token
+
+    def start(self) -> None:
+        """Start it, without waiting until it listens."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let running answers end, within a grace, and end the process."""
+        self._stopping.set()
+        child = self._child
+        if child is not None:
+            child.ask_to_stop()
+            if child.wait(_STOP_SECONDS) is None:
+                child.kill()
+        self._thread.join()
+
+    def read_state(self) -> EngineState | None:
+        """What the engine serves now; None while it does not answer."""
+        try:
+            answer = self._call("GET", "/state", timeout=_STATE_SECONDS)
+        except httpx.HTTPError:
+            return None
+        return EngineState.model_validate_json(answer.content) if answer else None
+
+    @contextmanager
+    def paused(self, job_id: str) -> Iterator[None]:
+        """Take the device from the engine for as long as the context lasts."""
+        self._set_paused(job_id)
+        try:
+            yield
+        finally:
+            self._set_paused(None)
+
+    def _set_paused(self, job_id: str | None) -> None:
+        with self._lock:
+            self._paused_by = job_id
+            try:
+                self._apply_pause()
+            except httpx.HTTPError:
+                # An engine that does not let go must not keep a job waiting; the restarted one is told.
+                log.exception("The engine did not answer; restarting it")
+                if self._child is not None:
+                    self._child.kill()
+        self._on_change()
+
+    def _apply_pause(self) -> None:
+        if self._paused_by is not None:
+            self._call("POST", "/pause", json={"job_id": self._paused_by}, timeout=_PAUSE_SECONDS)
+        else:
+            self._call("POST", "/resume", timeout=_PAUSE_SECONDS)
+
+    def _keep_running(self) -> None:
+        delay_seconds = _FIRST_RESTART_SECONDS
+        while not self._stopping.is_set():
+            listened = self._run_once()
+            if self._stopping.is_set():
+                return
+            delay_seconds = (
+                _FIRST_RESTART_SECONDS if listened else min(2 * delay_seconds, _LAST_RESTART_SECONDS)
+            )
+            log.warning("The engine ended; starting it again in %.0f s", delay_seconds)
+            self._stopping.wait(delay_seconds)
+
+    def _run_once(self) -> bool:
+        """Run one engine process to its end; answers whether it ever listened."""
+        child = ChildProcess(self._module, self._request(), self._settings.data_dir / "logs" / "engine.log")
+        self._child = child
+        line = child.reports.get()
+        if line is not None:
+            self._listens(Listening.model_validate_json(line).port)
+            while child.reports.get() is not None:
+                pass
+        self._port = None
+        self._on_change()
+        status = child.wait()
+        child.close()
+        if status != 0:
+            log.error("The engine ended with status %s: %s", status, child.log_tail(1000).strip())
+        return line is not None
+
+    def _listens(self, port: int) -> None:
+        with self._lock:
+            self._port = port
+            if self._paused_by is not None:
+                self._apply_pause()
+        log.info("The engine listens on port %d", port)
+        self._on_change()
+
+    def _request(self) -> EngineRequest:
+        settings = self._settings
+        return EngineRequest(
+            host=settings.engine_host,
+            port=settings.engine_port,
+            token=self._token,
+            models_folder=settings.models_folder,
+            artifacts_url=settings.artifacts_url,
+            cache_folder=settings.data_dir / "cache",
+        )
+
+    def _call(
+        self, method: str, path: str, *, timeout: float, json: dict[str, str] | None = None
+    ) -> httpx.Response | None:
+        """A request to the engine, or None while it does not listen: the next one is told at its start."""
+        if self._port is None:
+            return None
+        headers = {"Authorization": f"Bearer {self._token}"}
+        url = f"http://{self._local_host()}:{self._port}{path}"
+        return httpx.request(method, url, headers=headers, json=json, timeout=timeout).raise_for_status()
+
+    def _local_host(self) -> str:
+        host = self._settings.engine_host
+        return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+
+    def _url(self, host: str) -> str:
+        if self._settings.engine_url:
+            return self._settings.engine_url
+        reachable = socket.gethostname() if host in ("0.0.0.0", "::") else host
+        return f"http://{reachable}:{self._port}"
