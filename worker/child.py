@@ -4,7 +4,6 @@ Knows nothing of what the child does, and no torch.
 """
 
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,10 +19,12 @@ class ParentLink:
     def __init__(self, report_fd: int) -> None:
         self._reports = os.fdopen(report_fd, "w", buffering=1, encoding="utf-8")
         self._lock = threading.Lock()
+        # Unbuffered: a thread that waits in a buffered reader aborts the interpreter when it ends.
+        self._requests = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
 
     def read_request(self, kind: type[Request]) -> Request:
         """The first line of standard input."""
-        return kind.model_validate_json(sys.stdin.buffer.readline())
+        return kind.model_validate_json(self._requests.readline())
 
     def watch(self, on_stop: Callable[[], None]) -> None:
         """Call `on_stop`, in another thread, when the worker says so; die when the worker is gone."""
@@ -38,7 +39,7 @@ class ParentLink:
                 os._exit(1)
 
     def _watch(self, on_stop: Callable[[], None]) -> None:
-        for _line in sys.stdin.buffer:
+        while self._requests.readline():
             on_stop()
         # An orphan would hold the GPU against the next worker, so nothing is cleaned up here.
         os._exit(1)

@@ -90,14 +90,6 @@ class JobRunner:
                 self._run_and_conclude(lease, keeper)
             except LeaseLost:
                 log.warning("Job %s: another worker owns it now; result dropped", lease.job_id)
-            except JobFailure as failure:
-                self._fail(lease, Failure(failure.code, failure.message, failure.hint))
-            except (
-                Exception
-            ) as error:  # the job boundary: whatever it was, the job must not stay in `running`
-                log.exception("Job %s: the worker failed", lease.job_id)
-                text = f"The worker failed: {type(error).__name__}: {error}"
-                self._fail(lease, Failure("internal_error", text, "See the worker's log."))
             finally:
                 shutil.rmtree(self._output_folder(lease), ignore_errors=True)
 

@@ -1,0 +1,41 @@
+"""A training child that follows a script instead of training: the job's name says what it does.
+
+It is a real process on the real pipes, so that tests of the runner and the supervisor need no model.
+"""
+
+import sys
+import threading
+
+from app.core.events import Checkpoint, Metrics
+from app.core.states import Phase
+from worker.child import ParentLink
+from worker.reports import Advanced, Ended, Happened, Outcome, TrainingRequest
+
+
+def main() -> None:
+    link = ParentLink(int(sys.argv[1]))
+    request = link.read_request(TrainingRequest)
+    stop = threading.Event()
+    script = request.spec.name
+    link.watch(on_stop=(lambda: None) if script == "ignores-stop" else stop.set)
+    link.send(Advanced(phase=Phase.TRAINING, total_steps=10))
+    link.send(Happened(event=Metrics(step=1, total_steps=10, epoch=0.1, loss=2.5, tokens=100)))
+    if script in ("waits", "ignores-stop") or (script == "waits-once" and request.attempt == 1):
+        stop.wait()
+        link.send(Happened(event=Checkpoint(step=2)))
+        link.send(Ended(outcome=Outcome.STOPPED))
+        return
+    if script == "dies" or (script == "dies-once" and request.attempt == 1):
+        print("about to die", file=sys.stderr, flush=True)
+        sys.exit(3)
+    if script == "fails":
+        link.send(Ended(outcome=Outcome.FAILED, code="model_gated", message="Gated.", hint="Set HF_TOKEN."))
+        return
+    request.output_folder.mkdir()
+    (request.output_folder / "adapter_model.safetensors").write_bytes(b"weights")
+    link.send(Happened(event=Metrics(step=10, total_steps=10, epoch=1, loss=0.5, tokens=1000)))
+    link.send(Ended(outcome=Outcome.FINISHED))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The job runner against a real child process that follows a script."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.core import adapters, events, jobs, queue, tables
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.queue import Lease
+from app.core.settings import Settings
+from tests.factories import make_dataset, make_job
+from worker.job_runner import JobRunner
+
+
+class FreeDevice:
+    """Remembers who had it."""
+
+    def __init__(self) -> None:
+        self.lent_to: list[str] = []
+
+    @contextmanager
+    def lend(self, job_id: str) -> Iterator[None]:
+        self.lent_to.append(job_id)
+        yield
+
+
+@pytest.fixture
+def store(settings: Settings) -> ArtifactStore:
+    return ArtifactStore(settings.artifacts_url)
+
+
+@pytest.fixture
+def stop() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callable[[str], Lease]:
+    """Submits a job whose child follows the named script, and claims it."""
+
+    def submit_and_claim(script: str) -> Lease:
+        with database.transaction() as session:
+            dataset = make_dataset(session, store, tmp_path)
+            make_job(session, name=script, dataset=dataset.id)
+            lease = queue.claim(session, "worker", lease_seconds=30)
+        assert lease is not None
+        return lease
+
+    return submit_and_claim
+
+
+@pytest.fixture
+def runner(settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event) -> JobRunner:
+    brisk = settings.model_copy(update={"cancel_grace_seconds": 0.5, "shutdown_grace_seconds": 0.5})
+    return JobRunner(
+        brisk, database, store, FreeDevice(), stop=stop, training_module="tests.scripted_training"
+    )
+
+
+def job_of(database: Database, lease: Lease) -> tables.Job:
+    with database.snapshot() as session:
+        return jobs.get(session, lease.job_id)
+
+
+def event_types(database: Database, lease: Lease) -> list[str]:
+    with database.snapshot() as session:
+        return [event.type for event in events.read(session, lease.job_id)]
+
+
+@contextmanager
+def running(runner: JobRunner, lease: Lease) -> Iterator[None]:
+    """Runs the job in a thread; leaves when the job has ended."""
+    thread = threading.Thread(target=runner.run, args=(lease,))
+    thread.start()
+    yield
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def wait_for_step(database: Database, lease: Lease) -> None:
+    """Until the child has reported its first step."""
+    tick = threading.Event()
+    for _ in range(600):
+        if job_of(database, lease).step:
+            return
+        tick.wait(0.05)
+    raise AssertionError("the child reported no step")
+
+
+def test_a_finished_child_makes_an_adapter(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database, store: ArtifactStore
+) -> None:
+    lease = claimed("finishes")
+    runner.run(lease)
+    job = job_of(database, lease)
+    assert (job.state, job.step, job.loss) == ("succeeded", 10, 0.5)
+    assert [attempt.exit_reason for attempt in job.attempts] == ["succeeded"]
+    with database.snapshot() as session:
+        adapter = adapters.get(session, "finishes")
+    assert adapter.size_bytes == len(b"weights")
+    assert store.list_files(adapter.artifact) == ["adapter_model.safetensors"]
+    assert event_types(database, lease)[-1] == "state"
+
+
+def test_a_failed_child_fails_the_job_with_its_reason(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+) -> None:
+    lease = claimed("fails")
+    runner.run(lease)
+    job = job_of(database, lease)
+    assert (job.state, job.error_code, job.error_hint) == ("failed", "model_gated", "Set HF_TOKEN.")
+
+
+def test_a_child_that_dies_is_tried_again(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+) -> None:
+    lease = claimed("dies-once")
+    runner.run(lease)
+    assert job_of(database, lease).state == "queued"
+    with database.transaction() as session:
+        second = queue.claim(session, "worker", lease_seconds=30)
+    assert second is not None
+    runner.run(second)
+    reasons = [attempt.exit_reason for attempt in job_of(database, lease).attempts]
+    assert reasons == ["process_died", "succeeded"]
+
+
+def test_a_child_that_always_dies_fails_the_job_with_its_last_words(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+) -> None:
+    lease: Lease | None = claimed("dies")
+    while lease is not None:
+        last = lease
+        runner.run(lease)
+        with database.transaction() as session:
+            lease = queue.claim(session, "worker", lease_seconds=30)
+    job = job_of(database, last)
+    assert (job.state, len(job.attempts)) == ("failed", 3)
+    assert "about to die" in (job.error_message or "")
+
+
+def test_a_killed_child_is_named_with_its_signal(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+) -> None:
+    lease = claimed("waits")
+    with running(runner, lease):
+        wait_for_step(database, lease)
+        os.kill(_child_pid(), signal.SIGKILL)
+    assert job_of(database, lease).state == "queued"
+    with database.snapshot() as session:
+        reason = events.read(session, lease.job_id)[-1].data.reason  # type: ignore[union-attr]
+    assert "SIGKILL" in reason
+
+
+def test_cancel_ends_the_child_and_the_job(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+) -> None:
+    lease = claimed("waits")
+    with running(runner, lease):
+        wait_for_step(database, lease)
+        with database.transaction() as session:
+            jobs.request_cancel(session, lease.job_id)
+    job = job_of(database, lease)
+    assert (job.state, job.attempts[0].exit_reason) == ("cancelled", "cancelled")
+    assert "checkpoint" in event_types(database, lease)
+
+
+def test_a_child_that_ignores_a_cancel_is_killed(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+) -> None:
+    lease = claimed("ignores-stop")
+    with running(runner, lease):
+        wait_for_step(database, lease)
+        with database.transaction() as session:
+            jobs.request_cancel(session, lease.job_id)
+    assert job_of(database, lease).state == "cancelled"
+
+
+def test_a_stopping_worker_hands_the_job_back(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database, stop: threading.Event
+) -> None:
+    lease = claimed("waits")
+    with running(runner, lease):
+        wait_for_step(database, lease)
+        stop.set()
+    job = job_of(database, lease)
+    assert (job.state, job.lost_attempts) == ("queued", 0)
+    assert job.attempts[0].exit_reason == "handed_back"
+
+
+def test_a_lost_lease_drops_the_result(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+) -> None:
+    lease = claimed("waits")
+    with running(runner, lease):
+        wait_for_step(database, lease)
+        child = _child_pid()
+        with database.transaction() as session:
+            later = datetime.now(UTC) + timedelta(hours=1)
+            queue.requeue_expired(session, max_lost_attempts=3, now=later)
+            second = queue.claim(session, "another", lease_seconds=30)
+    assert second is not None
+    job = job_of(database, lease)
+    assert (job.state, job.lease_token) == ("running", second.token)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_dataset_deleted_meanwhile_fails_the_job(
+    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+) -> None:
+    lease = claimed("finishes")
+    with database.transaction() as session:
+        session.delete(session.get_one(tables.Dataset, lease.dataset_id))
+    runner.run(lease)
+    assert "deleted" in (job_of(database, lease).error_message or "")
+
+
+def _child_pid() -> int:
+    """The one training child of this process."""
+    [child] = [
+        process
+        for process in psutil.Process().children()
+        if "tests.scripted_training" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+    ]
+    return int(child.pid)
