@@ -1,0 +1,47 @@
+"""What a job spec accepts, and the recipe's defaults."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.core.specs import JobSpec
+from tests.factories import make_spec
+
+
+def test_the_defaults_are_the_reference_recipe() -> None:
+    spec = make_spec()
+    assert (spec.lora.r, spec.lora.alpha, spec.lora.dropout) == (64, 16, 0.1)
+    assert (spec.training.optim, spec.training.learning_rate) == ("paged_adamw_32bit", 2e-4)
+    assert (spec.training.max_grad_norm, spec.training.group_by_length) == (0.3, True)
+    assert spec.quantization.bnb_4bit_quant_type == "nf4"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lora", {"r": 0}),
+        ("lora", {"dropout": 1}),
+        ("lora", {"rank": 8}),
+        ("training", {"learning_rate": -1}),
+        ("training", {"max_steps": 0}),
+        ("training", {"fp16": True, "bf16": True}),
+        ("training", {"early_stopping_patience": 2}),
+        ("training", {"eval_steps": 5}),
+        ("training", {"optim": "magic"}),
+        ("quantization", {"bnb_4bit_quant_type": "int4"}),
+        ("base_model", "../etc/passwd"),
+        ("base_model", "a/b/c"),
+        ("base_model", ".hidden"),
+        ("name", "a/b"),
+        ("surprise", 1),
+    ],
+)
+def test_what_makes_no_sense_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError):
+        make_spec(**{field: value})
+
+
+def test_a_spec_survives_the_database() -> None:
+    spec = make_spec(lora={"target_modules": ["q_proj"]}, training={"validation_split": 0.1, "eval_steps": 5})
+    assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
