@@ -1,0 +1,137 @@
+"""Whole worker processes on one database: two at once, killed, stopped, with an engine that dies."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.core import jobs, tables, workers
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.settings import Settings
+from tests.factories import make_dataset, make_job
+from tests.waiting import wait_for
+
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start_worker(settings: Settings, tmp_path: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[bytes]] = []
+    environment = os.environ | {
+        "TUNESMITH_DATA_DIR": str(settings.data_dir),
+        "TUNESMITH_LEASE_SECONDS": "3",
+        "TUNESMITH_GPU_POLICY": "pause_serving",
+    }
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.scripted_worker", *arguments]
+        with (tmp_path / "worker.log").open("ab") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def submit(settings: Settings, database: Database, tmp_path: Path) -> Callable[..., list[str]]:
+    def submit_jobs(script: str, count: int = 1) -> list[str]:
+        with database.transaction() as session:
+            dataset = make_dataset(session, ArtifactStore(settings.artifacts_url), tmp_path)
+            return [make_job(session, name=script, dataset=dataset.id).id for _ in range(count)]
+
+    return submit_jobs
+
+
+def job(database: Database, job_id: str) -> tables.Job:
+    with database.snapshot() as session:
+        return jobs.get(session, job_id)
+
+
+def wait_for_state(database: Database, job_id: str, state: str) -> tables.Job:
+    return wait_for(
+        lambda: found if (found := job(database, job_id)).state == state else None, f"{job_id} to be {state}"
+    )
+
+
+def wait_for_step(database: Database, job_id: str) -> None:
+    wait_for(lambda: job(database, job_id).step, "a first step")
+
+
+def children(process: subprocess.Popen[bytes], module: str) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children()
+    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE and module in child.cmdline()]
+
+
+def test_two_workers_share_the_queue_and_run_no_job_twice(
+    start_worker: Start, submit: Callable[..., list[str]], database: Database
+) -> None:
+    job_ids = submit("finishes", 10)
+    start_worker()
+    start_worker()
+    ended = [wait_for_state(database, job_id, "succeeded") for job_id in job_ids]
+    assert [len(found.attempts) for found in ended] == [1] * 10
+    assert len({found.attempts[0].worker_id for found in ended}) == 2
+
+
+def test_a_killed_worker_takes_its_child_along_and_its_job_is_run_again(
+    start_worker: Start, submit: Callable[..., list[str]], database: Database
+) -> None:
+    [job_id] = submit("waits-once")
+    first = start_worker()
+    wait_for_step(database, job_id)
+    [child] = children(first, "tests.scripted_training")
+    first.kill()
+    child.wait(30)
+    start_worker()
+    found = wait_for_state(database, job_id, "succeeded")
+    assert [attempt.exit_reason for attempt in found.attempts] == ["worker_lost", "succeeded"]
+
+
+def test_sigterm_hands_the_job_back_and_exits_0(
+    start_worker: Start, submit: Callable[..., list[str]], database: Database
+) -> None:
+    [job_id] = submit("waits")
+    worker = start_worker()
+    wait_for_step(database, job_id)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    found = job(database, job_id)
+    assert (found.state, found.attempts[0].exit_reason) == ("queued", "handed_back")
+    with database.snapshot() as session:
+        assert workers.find_alive(session, lease_seconds=1000) == []
+
+
+def test_the_engine_is_advertised_paused_while_a_job_runs_and_restarted_when_it_dies(
+    start_worker: Start, submit: Callable[..., list[str]], database: Database
+) -> None:
+    def engine(paused_by: str | None = None) -> tables.Worker | None:
+        with database.snapshot() as session:
+            alive = workers.find_alive(session, lease_seconds=1000, role="serve")
+        up = [row for row in alive if row.engine_url and row.engine_state]
+        return next((row for row in up if (row.engine_state or {})["paused_by"] == paused_by), None)
+
+    worker = start_worker("--serve")
+    before = wait_for(engine, "the engine").engine_url
+    [job_id] = submit("waits")
+    wait_for(lambda: engine(job_id), "serving to pause")
+    [child] = children(worker, "tests.scripted_engine")
+    child.kill()
+    again = wait_for(
+        lambda: row if (row := engine(job_id)) and row.engine_url != before else None, "a new engine"
+    )
+    assert again.engine_state is not None
+    with database.transaction() as session:
+        jobs.request_cancel(session, job_id)
+    wait_for(engine, "serving to go on")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
