@@ -1,7 +1,7 @@
 """Fine-tune a real small model on this machine and talk to it: what `make demo` runs.
 
 Starts the stack, fetches SmolLM2-135M-Instruct, uploads the example dataset, trains, and asks three questions
-of the base model and of the adapter. Everything after the start goes over HTTP, as your own program would do it.
+of the base model and of the adapter. After the start all goes over HTTP, as in your own program.
 """
 
 import argparse
