@@ -1,0 +1,151 @@
+"""A whole Tunesmith on this machine: the real API and the real worker, as processes that a test may kill."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.factories import jsonl
+from tests.waiting import wait_for
+
+Process = subprocess.Popen[bytes]
+
+
+class Box:
+    """Starts and stops the processes, and speaks HTTP to the API."""
+
+    def __init__(self, folder: Path, models_dir: Path, **settings: str) -> None:
+        self._folder = folder
+        self._processes: list[Process] = []
+        self.port = _free_port()
+        self.environment = os.environ | {
+            "TUNESMITH_DATA_DIR": str(folder / "data"),
+            "TUNESMITH_MODELS_DIR": str(models_dir),
+            "TUNESMITH_PORT": str(self.port),
+            **{f"TUNESMITH_{name.upper()}": value for name, value in settings.items()},
+        }
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
+
+    def start_api(self) -> Process:
+        """Start the API and wait until it answers."""
+        process = self._start("app")
+        wait_for(self._is_healthy, "the API")
+        return process
+
+    def start_worker(self, *, wait: bool = True) -> Process:
+        """Start a worker; by default wait until the whole box is ready."""
+        process = self._start("worker")
+        if wait:
+            wait_for(self._is_ready, "the worker", timeout_seconds=120)
+        return process
+
+    def upload(self, rows: Iterable[object]) -> str:
+        """Upload rows; answers the dataset's id."""
+        files = {"file": ("rows.jsonl", jsonl(rows))}
+        return str(self.get_good(self.client.post("/datasets", files=files))["id"])
+
+    def submit(self, **spec: Any) -> str:
+        """Submit a job; answers its id."""
+        return str(self.get_good(self.client.post("/jobs", json=spec))["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """The job as the API shows it."""
+        found: dict[str, Any] = self.get_good(self.client.get(f"/jobs/{job_id}"))
+        return found
+
+    def wait_for_state(self, job_id: str, *states: str, timeout_seconds: float = 240) -> dict[str, Any]:
+        """Until the job is in one of the states."""
+        return wait_for(
+            lambda: found if (found := self.job(job_id))["state"] in states else None,
+            f"{job_id} to be {' or '.join(states)}",
+            timeout_seconds=timeout_seconds,
+        )
+
+    def wait_for_step(self, job_id: str, step: int = 1) -> None:
+        """Until the job has done so many steps."""
+        wait_for(
+            lambda: (self.job(job_id)["progress"]["step"] or 0) >= step, f"step {step}", timeout_seconds=120
+        )
+
+    def wait_for_event(self, job_id: str, kind: str) -> dict[str, Any]:
+        """The first event of a type."""
+        return wait_for(
+            lambda: next(iter(self.events(job_id, kind)), None), f"a {kind} event", timeout_seconds=120
+        )
+
+    def events(self, job_id: str, kind: str | None = None) -> list[dict[str, Any]]:
+        """All events of a job, or those of one type."""
+        found = self.get_good(self.client.get(f"/jobs/{job_id}/events", params={"limit": 1000}))["data"]
+        return [event for event in found if kind in (None, event["type"])]
+
+    def answer(self, question: str, **who: str) -> str:
+        """One greedy answer, from `adapter` or `base_model`."""
+        messages = [{"role": "user", "content": question}]
+        body = {"messages": messages, "max_new_tokens": 60, "temperature": 0, **who}
+        return str(self.get_good(self.client.post("/generate", json=body))["text"])
+
+    @staticmethod
+    def get_good(response: httpx.Response) -> Any:
+        """The body of an answer that must not be an error."""
+        assert not response.is_error, response.text
+        return response.json()
+
+    @staticmethod
+    def child(process: Process, module: str) -> psutil.Process | None:
+        """The process's child that runs a module."""
+        children = psutil.Process(process.pid).children()
+        alive = (child for child in children if child.status() != psutil.STATUS_ZOMBIE)
+        return next((child for child in alive if module in child.cmdline()), None)
+
+    def close(self) -> None:
+        """End everything."""
+        self.client.close()
+        for process in reversed(self._processes):
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def log(self) -> str:
+        """What the processes printed."""
+        return (self._folder / "box.log").read_text()
+
+    def _start(self, module: str) -> Process:
+        with (self._folder / "box.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module], env=self.environment, stdout=log, stderr=log
+            )
+        self._processes.append(process)
+        return process
+
+    def _is_healthy(self) -> bool:
+        try:
+            return self.client.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _is_ready(self) -> bool:
+        return self.client.get("/ready").status_code == 200
+
+
+def server_sent_events(response: httpx.Response) -> Iterator[int]:
+    """The ids of an event stream."""
+    for line in response.iter_lines():
+        if line.startswith("id:"):
+            yield int(line.removeprefix("id:"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
