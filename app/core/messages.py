@@ -14,7 +14,7 @@ from app.core.specs import QuantizationSpec
 class Wire(BaseModel):
     """Refuses what it does not know: both sides are of one version."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ChatMessage(Wire):
