@@ -60,6 +60,7 @@ def serve(context: typer.Context) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(name)s: %(message)s")
     settings = _settings()
     migrate(settings.database_url)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # each look at the schema would write two lines
     _refuse_unsafe_host(settings)
     app = create_app(settings)
     config = uvicorn.Config(

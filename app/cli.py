@@ -3,14 +3,12 @@
 import signal
 import subprocess
 import sys
-import time
 from typing import Annotated
 
 import typer
 
 from app.stack import Stack, StackError
 
-_WATCH_SECONDS = 0.5
 _HELP = """
 Tunesmith answers on {url} (docs: {url}/docs). Next:
 
@@ -42,11 +40,10 @@ def up(
     stack = Stack(host=host, port=port)
     try:
         with stack:
+            stack.start()
             stack.wait_until_ready(ready_seconds)
             typer.echo(_HELP.format(url=stack.url))
-            while True:
-                stack.check()
-                time.sleep(_WATCH_SECONDS)
+            stack.wait()
     except KeyboardInterrupt:
         typer.echo("Stopped.")
     except StackError as error:

@@ -56,8 +56,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         lifespan=_lifespan,
-        dependencies=[Depends(bearer)],
-        responses=errors.documented(401, 422),
     )
     app.state.services = services
     errors.install(app)
@@ -65,8 +63,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
-    for module in (datasets, jobs, job_history, models, adapters, generate, health):
-        app.include_router(module.router)
+    for module in (datasets, jobs, job_history, models, adapters, generate):
+        responses = errors.documented(401, 422)
+        app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
+    app.include_router(health.router)
     return app
 
 

@@ -18,6 +18,7 @@ import httpx
 
 API, WORKER = "API", "worker"
 _POLL_SECONDS = 0.1
+_WATCH_SECONDS = 0.5
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -26,10 +27,10 @@ class StackError(Exception):
 
 
 class Stack:
-    """The API and a worker, from `start()` to `stop()`.
+    """The API and a worker, from `start()` to `stop()` or the end of the `with` block.
 
-    `environment` is added to this process's own. With `log_folder` each child writes `api.log` or
-    `worker.log` there; without it both write to this process's output.
+    `environment` is added to this process's own. With `data_dir` they keep everything there, their output
+    too (`logs/api.log`, `logs/worker.log`); without it they write to this process's output.
     """
 
     def __init__(
@@ -37,19 +38,22 @@ class Stack:
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
+        data_dir: Path | None = None,
         environment: Mapping[str, str] | None = None,
-        log_folder: Path | None = None,
+        worker_module: str = "worker",
     ) -> None:
         self.host = host
         self.port = port
-        self.log_folder = log_folder
+        self._log_folder = data_dir / "logs" if data_dir else None
         self._environment = {
             **os.environ,
-            **(environment or {}),
+            **({"TUNESMITH_DATA_DIR": str(data_dir)} if data_dir else {}),
             "TUNESMITH_HOST": host,
             "TUNESMITH_PORT": str(port),
             "PYTHONUNBUFFERED": "1",
+            **(environment or {}),
         }
+        self._worker_module = worker_module
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -59,7 +63,6 @@ class Stack:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def __enter__(self) -> Self:
-        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,20 +71,22 @@ class Stack:
     def start(self, timeout: float = 60) -> None:
         """Start the API, wait until it answers (it has migrated the database then), start the worker.
 
-        Raises StackError; nothing is left running then.
+        Raises StackError; `stop()` ends what was started.
         """
         _refuse_taken_port(self.host, self.port)
-        try:
-            self._spawn(API, "app")
-            self._wait_for(lambda: _answers(f"{self.url}/health"), timeout, "The API does not answer")
-            self._spawn(WORKER, "worker")
-        except BaseException:
-            self.stop()
-            raise
+        self._spawn(API, "app")
+        self._wait_for(lambda: _answers(f"{self.url}/health"), timeout, "The API does not answer")
+        self._spawn(WORKER, self._worker_module)
 
     def wait_until_ready(self, timeout: float = 180) -> None:
         """Wait until jobs would run and /generate would answer. Raises StackError."""
         self._wait_for(lambda: _answers(f"{self.url}/ready"), timeout, "The worker is not ready")
+
+    def wait(self) -> None:
+        """Wait until a child ends, which it should not: raises StackError then. Ctrl-C interrupts."""
+        while True:
+            self.check()
+            time.sleep(_WATCH_SECONDS)
 
     def check(self) -> None:
         """Raise StackError where a child has ended."""
@@ -123,16 +128,16 @@ class Stack:
                 log.close()  # the child has its own
 
     def _open_log(self, name: str) -> IO[bytes] | None:
-        if self.log_folder is None:
+        if self._log_folder is None:
             return None
-        self.log_folder.mkdir(parents=True, exist_ok=True)
+        self._log_folder.mkdir(parents=True, exist_ok=True)
         return self._log_path(name).open("ab")
 
     def _log_path(self, name: str) -> Path:
-        return (self.log_folder or Path()) / f"{name.lower()}.log"
+        return (self._log_folder or Path()) / f"{name.lower()}.log"
 
     def _log_hint(self, name: str) -> str:
-        return f" Its log: {self._log_path(name)}" if self.log_folder else ""
+        return f" Its log: {self._log_path(name)}" if self._log_folder else ""
 
     def _wait_for(self, is_so: Callable[[], bool], timeout: float, complaint: str) -> None:
         deadline = time.monotonic() + timeout

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import StreamingResponse
 
 from app.api import archives
-from app.api.deps import After, Limit, ServicesDep
+from app.api.deps import AdapterName, After, Limit, ServicesDep
 from app.api.errors import documented
 from app.api.schemas import Adapter, Page
 from app.core import adapters
@@ -26,7 +26,7 @@ def list_adapters(services: ServicesDep, after: After = None, limit: Limit = 50)
 
 
 @router.get("/{id_or_name}", summary="Show an adapter", responses=documented(404))
-def show_adapter(id_or_name: str, services: ServicesDep) -> Adapter:
+def show_adapter(id_or_name: AdapterName, services: ServicesDep) -> Adapter:
     """An adapter, by its id or its name."""
     with services.database.snapshot() as session:
         return Adapter.from_row(adapters.get(session, id_or_name))
@@ -45,7 +45,7 @@ def show_adapter(id_or_name: str, services: ServicesDep) -> Adapter:
     },
 )
 def download_adapter(
-    id_or_name: str,
+    id_or_name: AdapterName,
     services: ServicesDep,
     format: Annotated[Literal["zip", "tar"], Query(description="Kind of archive.")] = "zip",
 ) -> StreamingResponse:
@@ -65,7 +65,7 @@ def download_adapter(
 
 
 @router.delete("/{id_or_name}", status_code=204, summary="Delete an adapter", responses=documented(404))
-def delete_adapter(id_or_name: str, services: ServicesDep) -> None:
+def delete_adapter(id_or_name: AdapterName, services: ServicesDep) -> None:
     """Delete an adapter and its files. The job that made it stays."""
     with services.database.transaction() as session:
         artifact = adapters.delete(session, id_or_name)

@@ -9,7 +9,7 @@ from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, File, Form, UploadFile
 
-from app.api.deps import After, Limit, ServicesDep
+from app.api.deps import After, DatasetId, Limit, ServicesDep
 from app.api.errors import documented
 from app.api.schemas import Dataset, Page
 from app.core import dataset_records, datasets
@@ -55,14 +55,14 @@ def list_datasets(services: ServicesDep, after: After = None, limit: Limit = 50)
 
 
 @router.get("/{dataset_id}", summary="Show a dataset", responses=documented(404))
-def show_dataset(dataset_id: str, services: ServicesDep) -> Dataset:
+def show_dataset(dataset_id: DatasetId, services: ServicesDep) -> Dataset:
     """Format, rows and columns of a dataset."""
     with services.database.snapshot() as session:
         return Dataset.from_row(dataset_records.get(session, dataset_id))
 
 
 @router.delete("/{dataset_id}", status_code=204, summary="Delete a dataset", responses=documented(404, 409))
-def delete_dataset(dataset_id: str, services: ServicesDep) -> None:
+def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
     """Delete a dataset that no waiting or running job needs."""
     with services.database.transaction() as session:
         artifact = dataset_records.delete(session, dataset_id)

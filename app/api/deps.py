@@ -8,7 +8,7 @@ endpoint's: with every thread of the pool waiting for SQLite's write lock, its h
 from dataclasses import dataclass
 from typing import Annotated, cast
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Path, Query, Request
 
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
@@ -43,5 +43,8 @@ def accepts(request: Request, media_type: str) -> bool:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
+JobId = Annotated[str, Path(description="The job's id.", examples=["job_4kq1v9x2m7ahc3zt"])]
+DatasetId = Annotated[str, Path(description="The dataset's id.", examples=["ds_4kq1v9x2m7ahc3zt"])]
+AdapterName = Annotated[str, Path(description="The adapter's id or name.", examples=["support-bot"])]
 After = Annotated[str | None, Query(max_length=64, description="`next` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items in the answer.")]

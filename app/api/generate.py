@@ -75,18 +75,18 @@ class GenerateBody(Sampling):
 class GenerationEnd(BaseModel):
     """Everything of an answer but its text."""
 
-    id: str = Field(examples=["gen_4kq1v9x2m7ahc3zt"])
+    id: str = Field(description="Names this answer.", examples=["gen_4kq1v9x2m7ahc3zt"])
     adapter: str | None = Field(description="Id of the adapter that answered.")
-    base_model: str
+    base_model: str = Field(description="The base model that answered.")
     finish_reason: Literal["stop", "length"] = Field(description="`length`: `max_new_tokens` were made.")
-    usage: Usage
-    timings: Timings
+    usage: Usage = Field(description="Tokens read and made.")
+    timings: Timings = Field(description="Where the time went.")
 
 
 class Generation(GenerationEnd):
     """An answer."""
 
-    text: str
+    text: str = Field(description="The answer, without the prompt.")
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.api.auth import bearer
 from app.api.deps import ServicesDep
+from app.api.errors import documented
 from app.api.schemas import Worker
 from app.core import tables, workers
 from app.core.database import Database, is_migrated
@@ -18,13 +20,13 @@ router = APIRouter(tags=["Service"])
 class Health(BaseModel):
     """The process answers."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok"] = Field("ok", description="Always `ok`.")
 
 
 class Readiness(BaseModel):
     """Whether jobs would run and `/generate` would answer."""
 
-    ready: bool
+    ready: bool = Field(description="Whether nothing is missing; the status is 503 where it is false.")
     reasons: list[str] = Field(description="What is missing; or, when ready, what has to wait for now.")
     workers: list[Worker] = Field(description="Workers that are alive.")
 
@@ -52,7 +54,8 @@ def show_readiness(services: ServicesDep, response: Response) -> Readiness:
     "/metrics",
     response_class=Response,
     summary="Prometheus metrics",
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    dependencies=[Depends(bearer)],
+    responses=documented(401) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def show_metrics(services: ServicesDep) -> Response:
     """Jobs by state, age of the queue, live workers; requests and their latency by route."""

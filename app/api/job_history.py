@@ -9,7 +9,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import StreamingResponse
 
 from app.api import log_lines, loss_chart, loss_curve
-from app.api.deps import Services, ServicesDep, accepts
+from app.api.deps import JobId, Services, ServicesDep, accepts
 from app.api.errors import documented
 from app.api.loss_curve import LossCurve, LossPoint
 from app.core import events, jobs
@@ -27,7 +27,7 @@ _MAX_SEQ = 2**31 - 1
 class EventPage(BaseModel):
     """One page of events, the oldest first."""
 
-    data: list[Event]
+    data: list[Event] = Field(description="The events of this page.")
     next: int | None = Field(description="For `after`: there are more events now; null: these are all.")
 
 
@@ -46,7 +46,7 @@ class EventPage(BaseModel):
     },
 )
 def list_events(
-    job_id: str,
+    job_id: JobId,
     request: Request,
     services: ServicesDep,
     after: Annotated[int, Query(ge=0, le=_MAX_SEQ, description="Only events with a higher `seq`.")] = 0,
@@ -76,7 +76,7 @@ def list_events(
     | {200: {"description": "Lines of text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def read_log(
-    job_id: str,
+    job_id: JobId,
     services: ServicesDep,
     follow: Annotated[bool, Query(description="Go on until the job has ended (`curl -N`).")] = False,
 ) -> StreamingResponse:
@@ -96,7 +96,7 @@ def read_log(
     responses=documented(404) | {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
 )
 def read_metrics(
-    job_id: str,
+    job_id: JobId,
     request: Request,
     services: ServicesDep,
     format: Annotated[
@@ -117,7 +117,7 @@ def read_metrics(
     responses=documented(404)
     | {200: {"description": "SVG.", "content": {"image/svg+xml": {"schema": {"type": "string"}}}}},
 )
-def draw_metrics(job_id: str, services: ServicesDep) -> Response:
+def draw_metrics(job_id: JobId, services: ServicesDep) -> Response:
     """The loss curve as an SVG picture, for a browser or a README."""
     points = _read_curve(services.database, job_id)
     with services.database.snapshot() as session:

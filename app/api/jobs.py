@@ -7,7 +7,7 @@ from fastapi.openapi.models import Example
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.api.deps import After, Limit, Services, ServicesDep
+from app.api.deps import After, JobId, Limit, Services, ServicesDep
 from app.api.errors import documented
 from app.api.schemas import Job, Page
 from app.core import dataset_records, idempotency, jobs, models
@@ -83,21 +83,21 @@ def list_jobs(
 
 
 @router.get("/{job_id}", summary="Show a job", responses=documented(404))
-def show_job(job_id: str, services: ServicesDep) -> Job:
+def show_job(job_id: JobId, services: ServicesDep) -> Job:
     """State, phase, progress, attempts, and the error of a failed job."""
     with services.database.snapshot() as session:
         return Job.from_row(jobs.get(session, job_id))
 
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=documented(404, 409))
-def cancel_job(job_id: str, services: ServicesDep) -> Job:
+def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
     """End a waiting job at once; a running one stops after its present step and keeps its last checkpoint."""
     with services.database.transaction() as session:
         return Job.from_row(jobs.request_cancel(session, job_id))
 
 
 @router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409))
-def retry_job(job_id: str, services: ServicesDep) -> Job:
+def retry_job(job_id: JobId, services: ServicesDep) -> Job:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint, where there is one."""
     with services.database.transaction() as session:
         return Job.from_row(jobs.retry(session, job_id))

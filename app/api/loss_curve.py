@@ -14,23 +14,23 @@ from app.core.events import Evaluation, Event, Metrics
 class LossPoint(BaseModel):
     """One logged step (`train`), or one evaluation on the rows held out (`eval`)."""
 
-    kind: Literal["train", "eval"]
+    kind: Literal["train", "eval"] = Field(description="Which loss it is.")
     step: int = Field(description="Optimizer step.")
-    epoch: float
+    epoch: float = Field(description="Passes over the dataset done.")
     loss: float = Field(description="`train`: the mean since the last point.")
-    token_accuracy: float | None = None
-    learning_rate: float | None = None
-    grad_norm: float | None = None
+    token_accuracy: float | None = Field(None, description="Share of tokens whose likeliest guess was right.")
+    learning_rate: float | None = Field(None, description="At this step.")
+    grad_norm: float | None = Field(None, description="Norm of the gradients before they were clipped.")
     tokens: int | None = Field(None, description="Tokens seen since the start, padding left out.")
-    tokens_per_second: float | None = None
+    tokens_per_second: float | None = Field(None, description="Training speed.")
     memory_bytes: int | None = Field(None, description="Peak device memory.")
-    at: datetime
+    at: datetime = Field(description="When it was logged.")
 
 
 class LossCurve(BaseModel):
     """Every point, by step."""
 
-    data: list[LossPoint]
+    data: list[LossPoint] = Field(description="The points, by step.")
 
 
 def from_events(events: Iterable[Event]) -> list[LossPoint]:

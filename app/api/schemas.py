@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 class Page(BaseModel, Generic[Item]):
     """One page of a list."""
 
-    data: list[Item]
+    data: list[Item] = Field(description="The items of this page.")
     next: str | None = Field(description="Cursor of the next page, for `after`; null at the end.")
 
 
@@ -48,13 +48,13 @@ class ErrorAnswer(BaseModel):
 class Dataset(BaseModel):
     """An uploaded dataset."""
 
-    id: str = Field(examples=["ds_4kq1v9x2m7ahc3zt"])
+    id: str = Field(description="Names the dataset in a job.", examples=["ds_4kq1v9x2m7ahc3zt"])
     name: str = Field(description="The file's name, or the one given with the upload.")
     format: DatasetFormat = Field(description="What the rows look like, found from their columns.")
-    rows: int
-    columns: list[str]
+    rows: int = Field(description="Rows that can be used.")
+    columns: list[str] = Field(description="Every column that a row has.")
     problems: list[Problem] = Field(description="Lines that can't be used; an upload with any is refused.")
-    created_at: datetime
+    created_at: datetime = Field(description="When it was uploaded.")
 
     @classmethod
     def from_row(cls, row: tables.Dataset) -> "Dataset":
@@ -83,37 +83,37 @@ class Progress(BaseModel):
 class Attempt(BaseModel):
     """One try at a job by one worker."""
 
-    number: int
-    worker: str
-    started_at: datetime
-    ended_at: datetime | None
+    number: int = Field(description="Counts from 1.")
+    worker: str = Field(description="Id of the worker.")
+    started_at: datetime = Field(description="When the worker took the job.")
+    ended_at: datetime | None = Field(description="When the try ended; null while it goes on.")
     exit_reason: ExitReason | None = Field(description="How the try ended; null while it goes on.")
 
 
 class JobError(BaseModel):
     """Why a job failed."""
 
-    code: str
-    message: str
-    hint: str | None
+    code: str = Field(description="A stable word for programs.", examples=["out_of_memory"])
+    message: str = Field(description="What happened, for a person.")
+    hint: str | None = Field(description="What to do next.")
 
 
 class Job(BaseModel):
     """A fine-tuning job."""
 
-    id: str = Field(examples=["job_4kq1v9x2m7ahc3zt"])
-    name: str
-    state: JobState
+    id: str = Field(description="Names the job in every path.", examples=["job_4kq1v9x2m7ahc3zt"])
+    name: str = Field(description="The name that was given, or the id.")
+    state: JobState = Field(description="Where the job stands.")
     phase: Phase | None = Field(description="What a running job is doing.")
-    progress: Progress
+    progress: Progress = Field(description="How far it is.")
     spec: JobSpec = Field(description="What was asked for, with every default filled in.")
     attempts: list[Attempt] = Field(description="Every try, the first one first.")
     adapter: str | None = Field(description="Id of the finished adapter; `/generate` takes it.")
     error: JobError | None = Field(description="Why the job failed.")
     cancel_requested_at: datetime | None = Field(description="When the job was asked to stop.")
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
+    created_at: datetime = Field(description="When it was submitted.")
+    started_at: datetime | None = Field(description="When a worker first took it.")
+    finished_at: datetime | None = Field(description="When it ended.")
 
     @classmethod
     def from_row(cls, row: tables.Job) -> "Job":
@@ -138,12 +138,12 @@ class Job(BaseModel):
 class Adapter(BaseModel):
     """A finished LoRA adapter."""
 
-    id: str = Field(examples=["ad_4kq1v9x2m7ahc3zt"])
+    id: str = Field(description="Names the adapter for good.", examples=["ad_4kq1v9x2m7ahc3zt"])
     name: str = Field(description="The job's name; the API takes it wherever it takes the id.")
-    base_model: str
+    base_model: str = Field(description="The base model it was trained against.")
     job: str | None = Field(description="Id of the job that made it.")
-    size_bytes: int
-    created_at: datetime
+    size_bytes: int = Field(description="Size of its files.")
+    created_at: datetime = Field(description="When its job finished.")
 
     @classmethod
     def from_row(cls, row: tables.Adapter) -> "Adapter":
@@ -161,11 +161,11 @@ class Adapter(BaseModel):
 class Model(BaseModel):
     """A base model that may be named."""
 
-    name: str = Field(examples=["SmolLM2-135M-Instruct"])
+    name: str = Field(description="`base_model` takes it.", examples=["SmolLM2-135M-Instruct"])
     source: Literal["local", "hub"] = Field(
         description="`local`: in the models folder. `hub`: the worker downloads it when it is first needed."
     )
-    architecture: str | None = None
+    architecture: str | None = Field(None, description="Its class in transformers, from `config.json`.")
     context_length: int | None = Field(None, description="Most tokens of prompt and answer together.")
     size_bytes: int | None = Field(None, description="Size of the files on disk.")
     loaded: bool = Field(description="Whether an engine holds it now, so that it answers at once.")
@@ -180,12 +180,12 @@ class Models(Page[Model]):
 class Worker(BaseModel):
     """A worker that is alive."""
 
-    id: str
+    id: str = Field(description="Names the worker in attempts.")
     roles: list[str] = Field(description="`train`, `serve`, or both.")
     device: dict[str, Any] = Field(description="The device, as the worker describes it.")
     engine: EngineState | None = Field(description="What its engine serves.")
-    started_at: datetime
-    heartbeat_at: datetime
+    started_at: datetime = Field(description="When the worker started.")
+    heartbeat_at: datetime = Field(description="When it was last heard of.")
 
     @classmethod
     def from_row(cls, row: tables.Worker) -> "Worker":
