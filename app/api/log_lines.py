@@ -5,7 +5,7 @@ from app.core.events import Checkpoint, Evaluation, Event, Log, Metrics, StateCh
 
 def render(event: Event) -> str:
     """One event as one line, with its time in UTC."""
-    text = _text(event).replace("\n", "\n" + " " * 31)
+    text = _text(event).replace("\n", "\n" + " " * 33)
     return f"{event.at:%Y-%m-%d %H:%M:%S}  {event.type:<10}  {text}\n"
 
 
