@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import logging
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -40,10 +41,17 @@ class Server(uvicorn.Server):
         self._services: Services = app.state.services
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes; exits with status 0 then."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # uvicorn raises the signal once more when it has shut down.
+            signal.signal(number, lambda *_: sys.exit(0))
+        super().run(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Remember the loop that the streams live on."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)  # type: ignore[arg-type]
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called on SIGTERM and SIGINT."""
@@ -70,9 +78,6 @@ def serve(context: typer.Context) -> None:
         server_header=False,
         timeout_graceful_shutdown=_SHUTDOWN_GRACE_SECONDS,
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn raises the signal once more when it has shut down; a clean end is status 0.
-        signal.signal(number, lambda *_: sys.exit(0))
     Server(app, config).run()
 
 

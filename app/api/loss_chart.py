@@ -7,7 +7,7 @@ from html import escape
 from app.api.loss_curve import LossPoint
 
 WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 48, 48
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 64, 48
 _COLOURS = {"train": "#2563eb", "eval": "#ea580c"}
 _LABELS = {"train": "training loss", "eval": "evaluation loss"}
 _MOST_POINTS = 1000
@@ -90,8 +90,8 @@ def _legend(kinds: Sequence[str]) -> list[str]:
     lines = []
     for place, kind in enumerate(reversed(kinds)):
         left = WIDTH - RIGHT - 130 * (place + 1)
-        lines.append(f'<path d="M{left} 20h20" stroke="{_COLOURS[kind]}" stroke-width="3"/>')
-        lines.append(_text(left + 26, 24, _LABELS[kind], anchor="start"))
+        lines.append(f'<path d="M{left} 42h20" stroke="{_COLOURS[kind]}" stroke-width="3"/>')
+        lines.append(_text(left + 26, 46, _LABELS[kind], anchor="start"))
     return lines
 
 
