@@ -1,5 +1,69 @@
-"""`tunesmith`: the command-line client. It speaks HTTP only."""
+"""`tunesmith`: the command-line client. It speaks HTTP only; what needs the database runs `python -m app`."""
+
+import signal
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from app.stack import Stack, StackError
+
+_HELP = """
+Tunesmith answers on {url} (docs: {url}/docs). Next:
+
+  curl -F file=@examples/tunesmith-help.jsonl {url}/datasets
+  curl {url}/models
+  curl {url}/jobs -H 'Content-Type: application/json' \\
+       -d '{{"base_model": "SmolLM2-135M-Instruct", "dataset": "<id of the dataset>"}}'
+  curl -N '{url}/jobs/<id of the job>/logs?follow=true'
+
+Ctrl-C stops it.
+"""
+
+cli = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@cli.callback()
+def tunesmith() -> None:
+    """Fine-tune language models over REST, and serve every adapter from one GPU box."""
+
+
+@cli.command()
+def up(
+    host: Annotated[str, typer.Option(envvar="TUNESMITH_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="TUNESMITH_PORT", help="Port to listen on.")] = 8000,
+    ready_seconds: Annotated[float, typer.Option(help="How long the worker may take to start.")] = 180,
+) -> None:
+    """Run the API and a worker until Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the same way
+    stack = Stack(host=host, port=port)
+    try:
+        with stack:
+            stack.start()
+            stack.wait_until_ready(ready_seconds)
+            typer.echo(_HELP.format(url=stack.url))
+            stack.wait()
+    except KeyboardInterrupt:
+        typer.echo("Stopped.")
+    except StackError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+@cli.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def keys(context: typer.Context) -> None:
+    """API keys, on the machine of the API: create NAME, list, revoke ID."""
+    command = [sys.executable, "-m", "app", "keys", *context.args]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 def main() -> None:
-    """Placeholder until the commands land."""
+    """The `tunesmith` console script."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

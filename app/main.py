@@ -1,1 +1,117 @@
-"""placeholder"""
+"""Puts the API together: routers, middleware, error handlers, and what runs in the background."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from anyio import to_thread
+from fastapi import Depends, FastAPI
+
+from app.api import adapters, datasets, errors, generate, health, job_history, jobs, models
+from app.api.auth import AuthMiddleware, bearer
+from app.api.body_limit import BodyLimitMiddleware
+from app.api.deps import Services
+from app.api.engine_client import EngineClient
+from app.api.event_stream import EventStreams
+from app.api.request_metrics import RequestMetrics
+from app.api.requests import RequestMiddleware
+from app.core import queue, workers
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.settings import Settings
+
+_FORGET_WORKER_AFTER_LEASES = 20
+_DESCRIPTION = """
+Fine-tune language models with 4-bit QLoRA, and ask every finished adapter at once.
+
+Upload a dataset, submit a job, follow its log, generate:
+
+    curl -F file=@rows.jsonl localhost:8000/datasets
+    curl -H 'Content-Type: application/json' -d '{"base_model": "…", "dataset": "ds_…"}' localhost:8000/jobs
+    curl -N 'localhost:8000/jobs/job_…/logs?follow=true'
+    curl -H 'Content-Type: application/json' -d '{"adapter": "ad_…", "prompt": "…"}' localhost:8000/generate
+
+Every error has one shape: `{"error": {"type", "code", "message", "param", "hint"}}`.
+"""
+_TAGS = [
+    {"name": "Datasets", "description": "Files of training rows."},
+    {"name": "Jobs", "description": "Fine-tuning jobs: submit, follow, cancel, retry."},
+    {"name": "Models", "description": "Base models that may be named."},
+    {"name": "Adapters", "description": "What finished jobs made."},
+    {"name": "Generate", "description": "Text from an adapter or a base model."},
+    {"name": "Service", "description": "Health, readiness, counters."},
+]
+_log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API. The database must have been migrated: `python -m app` does it first."""
+    services = _services(settings or Settings())
+    app = FastAPI(
+        title="Tunesmith",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        lifespan=_lifespan,
+    )
+    app.state.services = services
+    errors.install(app)
+    # The last one added is the outermost: an id for every answer, then the key, then the body.
+    app.add_middleware(BodyLimitMiddleware, settings=services.settings)
+    app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
+    app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
+    for module in (datasets, jobs, job_history, models, adapters, generate):
+        responses = errors.documented(401, 422)
+        app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
+    app.include_router(health.router)
+    return app
+
+
+def _services(settings: Settings) -> Services:
+    database = Database(settings.database_url)
+    return Services(
+        settings=settings,
+        database=database,
+        store=ArtifactStore(settings.artifacts_url),
+        streams=EventStreams(database),
+        engines=EngineClient(),
+        request_metrics=RequestMetrics(settings, database),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    sweeping = asyncio.create_task(_sweep(services))
+    try:
+        yield
+    finally:
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+        services.streams.close()
+        await services.engines.close()
+        services.database.close()
+
+
+async def _sweep(services: Services) -> None:
+    """Take jobs away from dead workers, for as long as the app lives."""
+    while True:
+        try:
+            await to_thread.run_sync(sweep_once, services)
+        except Exception:
+            # The boundary of the loop: one sweep that fails must not be the last.
+            _log.exception("Jobs of dead workers can't be looked for now")
+        await asyncio.sleep(services.settings.lease_seconds / 3)
+
+
+def sweep_once(services: Services) -> None:
+    """Requeue jobs whose lease has expired, and forget workers that went long ago."""
+    settings = services.settings
+    with services.database.transaction() as session:
+        for job_id, state in queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts):
+            _log.warning("The worker of job %s is gone; the job is %s now", job_id, state)
+        older_than = settings.lease_seconds * _FORGET_WORKER_AFTER_LEASES
+        workers.forget_dead(session, older_than_seconds=older_than)

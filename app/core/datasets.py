@@ -201,6 +201,8 @@ def _parse_line(number: int, raw: bytes) -> dict[str, Any] | Problem:
         return Problem(number, "the JSON is nested too deeply.")
     if not isinstance(record, dict):
         return Problem(number, f"expected a JSON object, found {_kind(record)}.")
+    if any("\ud800" <= character <= "\udfff" for column in record for character in column):
+        return Problem(number, "the name of a column holds half of a surrogate pair (\\ud800 to \\udfff).")
     return record
 
 

@@ -36,41 +36,41 @@ class Log(EventData):
     """A line for the person who watches."""
 
     type: Literal["log"] = "log"
-    message: str
+    message: str = Field(description="What happened.")
 
 
 class Metrics(EventData):
     """One logged optimizer step. Loss is the mean since the last one; times are seconds, memory is bytes."""
 
     type: Literal["metrics"] = "metrics"
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float
-    grad_norm: float | None = None
-    learning_rate: float | None = None
-    token_accuracy: float | None = None
+    step: int = Field(description="Optimizer steps done.")
+    total_steps: int = Field(description="Optimizer steps in all.")
+    epoch: float = Field(description="Passes over the dataset done.")
+    loss: float = Field(description="Mean training loss since the last such event.")
+    grad_norm: float | None = Field(None, description="Norm of the gradients before they were clipped.")
+    learning_rate: float | None = Field(None, description="At this step.")
+    token_accuracy: float | None = Field(None, description="Share of tokens whose likeliest guess was right.")
     tokens: int = Field(0, description="Tokens seen since the start of the job, padding left out.")
-    tokens_per_second: float | None = None
+    tokens_per_second: float | None = Field(None, description="Training speed.")
     memory_bytes: int | None = Field(None, description="Peak device memory; on a CPU, of the process.")
-    eta_seconds: float | None = None
+    eta_seconds: float | None = Field(None, description="About how long the job still takes.")
 
 
 class Evaluation(EventData):
     """The loss on the rows held out."""
 
     type: Literal["eval"] = "eval"
-    step: int
-    epoch: float
-    loss: float
-    token_accuracy: float | None = None
+    step: int = Field(description="Optimizer steps done.")
+    epoch: float = Field(description="Passes over the dataset done.")
+    loss: float = Field(description="Mean loss on the rows held out.")
+    token_accuracy: float | None = Field(None, description="Share of tokens whose likeliest guess was right.")
 
 
 class Checkpoint(EventData):
     """A complete checkpoint is on disk; an interrupted job goes on from it."""
 
     type: Literal["checkpoint"] = "checkpoint"
-    step: int
+    step: int = Field(description="Optimizer steps done.")
 
 
 class Warn(EventData):
@@ -78,8 +78,8 @@ class Warn(EventData):
 
     level: ClassVar[Level] = Level.WARNING
     type: Literal["warning"] = "warning"
-    code: str
-    message: str
+    code: str = Field(description="A stable word for programs.")
+    message: str = Field(description="What happened, for a person.")
 
 
 class StateChange(EventData):
@@ -87,11 +87,11 @@ class StateChange(EventData):
 
     type: Literal["state"] = "state"
     state: JobState
-    phase: Phase | None = None
-    attempt: int | None = None
-    reason: str | None = None
-    error_code: str | None = None
-    adapter: str | None = None
+    phase: Phase | None = Field(None, description="What a running job does now.")
+    attempt: int | None = Field(None, description="Which try this is about.")
+    reason: str | None = Field(None, description="Why, for a person.")
+    error_code: str | None = Field(None, description="Why the job failed, as a stable word.")
+    adapter: str | None = Field(None, description="Name of the adapter that the job made.")
 
 
 AnyEventData = Annotated[
@@ -104,10 +104,10 @@ class Event(BaseModel):
     """One event as it was recorded."""
 
     seq: int = Field(description="Counts from 1 within the job; `after=seq` and `Last-Event-ID` take it.")
-    at: datetime
+    at: datetime = Field(description="When it was recorded.")
     level: Level
-    type: str
-    data: AnyEventData
+    type: str = Field(description="The kind of event; `data` has the fields of that kind.")
+    data: AnyEventData = Field(description="What the event says.")
 
 
 def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> None:

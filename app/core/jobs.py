@@ -56,6 +56,18 @@ def find_page(
     return newest_first(session, query, tables.Job, after=after, limit=limit)
 
 
+def count_by_state(session: Session) -> dict[JobState, int]:
+    """How many jobs are in each state; a state without jobs counts 0."""
+    rows = session.execute(select(tables.Job.state, func.count()).group_by(tables.Job.state)).all()
+    return dict.fromkeys(JobState, 0) | {JobState(state): count for state, count in rows}
+
+
+def find_oldest_queued_at(session: Session) -> datetime | None:
+    """When the job that waits longest was submitted, or None."""
+    oldest = select(tables.Job.created_at).where(tables.Job.state == JobState.QUEUED)
+    return session.scalar(oldest.order_by(tables.Job.created_at).limit(1))
+
+
 def request_cancel(session: Session, job_id: str, *, now: datetime | None = None) -> tables.Job:
     """Cancel a waiting job at once; ask the worker of a running one to stop. Raises JobAlreadyEnded."""
     now = now or datetime.now(UTC)

@@ -14,14 +14,14 @@ from app.core.specs import QuantizationSpec
 class Wire(BaseModel):
     """Refuses what it does not know: both sides are of one version."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ChatMessage(Wire):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
+    content: str = Field(description="What is said.")
 
 
 class Sampling(Wire):
@@ -52,7 +52,7 @@ class AdapterRef(Wire):
 class BaseModelRef(Wire):
     """A base model and how its weights were quantized when adapters were trained against them."""
 
-    name: str
+    name: str = Field(description="A Hub id or the name of a local model.")
     quantization: QuantizationSpec
 
 
@@ -69,8 +69,8 @@ class GenerateRequest(Wire):
 class Usage(Wire):
     """Tokens read and made."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int = Field(description="Tokens read.")
+    completion_tokens: int = Field(description="Tokens made.")
 
 
 class Timings(Wire):
@@ -78,8 +78,8 @@ class Timings(Wire):
 
     queued_seconds: float = Field(description="Waiting, and loading the base model or the adapter.")
     first_token_seconds: float = Field(description="From the start of the work to the first token.")
-    total_seconds: float
-    tokens_per_second: float
+    total_seconds: float = Field(description="From the request to the last token.")
+    tokens_per_second: float = Field(description="Tokens made a second, once the first was there.")
 
 
 class TokenDelta(Wire):

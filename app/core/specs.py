@@ -39,7 +39,7 @@ Scheduler = Literal[
 class Spec(BaseModel):
     """Refuses what it does not know, so that a typing error is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraSpec(Spec):

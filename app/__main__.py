@@ -1,0 +1,179 @@
+"""`python -m app`: run the API; administer its keys; check its migrations. Works on the database directly."""
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+import uvicorn
+from alembic import command
+from alembic.util import CommandError
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from app.api.deps import Services
+from app.core import keys
+from app.core.database import Database, alembic_config, migrate
+from app.core.errors import TunesmithError
+from app.core.settings import Settings
+from app.main import create_app
+
+_SHUTDOWN_GRACE_SECONDS = 10
+_REFUSED = 2
+
+cli = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+keys_cli = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
+cli.add_typer(keys_cli, name="keys")
+
+
+class Server(uvicorn.Server):
+    """Ends followed event streams as soon as a signal arrives: they would keep the process for ever."""
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._services: Services = app.state.services
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes; exits with status 0 then."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # uvicorn raises the signal once more when it has shut down.
+            signal.signal(number, lambda *_: sys.exit(0))
+        super().run(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Remember the loop that the streams live on."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called on SIGTERM and SIGINT."""
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._services.streams.close)
+        super().handle_exit(sig, frame)
+
+
+@cli.callback(invoke_without_command=True)
+def serve(context: typer.Context) -> None:
+    """Run the API: migrate the database, then answer HTTP."""
+    if context.invoked_subcommand is not None:
+        return
+    logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(name)s: %(message)s")
+    settings = _settings()
+    migrate(settings.database_url)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # each look at the schema would write two lines
+    _refuse_unsafe_host(settings)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_GRACE_SECONDS,
+    )
+    Server(app, config).run()
+
+
+@keys_cli.command("create")
+def create_key(name: Annotated[str, typer.Argument(help="What the key is for.")]) -> None:
+    """Make a key. It is shown once and stored as a hash; from the first key on, every request needs one."""
+    database = _migrated_database()
+    with database.transaction() as session:
+        key, secret = keys.create(session, name[:64])
+    typer.echo(f"{key.id}  {key.name}", err=True)
+    typer.echo("Keep it: it is not shown again. Send it as `Authorization: Bearer <key>`.", err=True)
+    typer.echo(secret)
+
+
+@keys_cli.command("list")
+def list_keys() -> None:
+    """Every key that was made, and whether it is in force."""
+    with _migrated_database().snapshot() as session:
+        found = keys.find_all(session)
+    for key in found:
+        state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else "in force"
+        typer.echo(f"{key.id}  {key.created_at:%Y-%m-%d %H:%M}  {state:<24}  {key.name}")
+    if not found:
+        typer.echo("No key was made yet: `tunesmith keys create NAME` makes one.", err=True)
+
+
+@keys_cli.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")]) -> None:
+    """Make a key worthless, at once."""
+    try:
+        with _migrated_database().transaction() as session:
+            keys.revoke(session, key_id)
+    except TunesmithError as error:
+        typer.echo(f"{error.message} {error.hint or ''}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{key_id} is revoked.", err=True)
+
+
+@cli.command("check-migrations")
+def check_migrations() -> None:
+    """Migrate a fresh database and compare it with the tables: exit status 1 where they differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{Path(folder) / 'check.db'}"
+        migrate(url)
+        database = Database(url)
+        try:
+            with database.engine.begin() as connection:
+                command.check(alembic_config(connection))
+        except CommandError as error:
+            typer.echo(f"{error}\nWrite a migration: `alembic revision --autogenerate`.", err=True)
+            raise typer.Exit(1) from None
+        finally:
+            database.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _refuse_unsafe_host(settings: Settings) -> None:
+    """Exit with status 2 where strangers could use the API."""
+    if is_loopback(settings.host) or settings.api_key:
+        return
+    with Database(settings.database_url).snapshot() as session:
+        if keys.any_exist(session):
+            return
+    typer.echo(
+        f"TUNESMITH_HOST is {settings.host}, so other machines can reach this API, and it has no key.\n"
+        "Set TUNESMITH_API_KEY, or make a key with `tunesmith keys create NAME`, "
+        "or set TUNESMITH_HOST=127.0.0.1.",
+        err=True,
+    )
+    raise typer.Exit(_REFUSED)
+
+
+def _migrated_database() -> Database:
+    url = _settings().database_url
+    migrate(url)
+    return Database(url)
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "TUNESMITH_" + "_".join(map(str, problem["loc"])).upper()
+            typer.echo(f"{name}: {problem['msg']}", err=True)
+    except OSError as error:
+        typer.echo(f"TUNESMITH_API_KEY_FILE can't be read: {error}", err=True)
+    raise typer.Exit(_REFUSED)
+
+
+if __name__ == "__main__":
+    cli(prog_name="python -m app")

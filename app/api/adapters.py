@@ -1,0 +1,72 @@
+"""Finished adapters: list, show, download, delete."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from starlette.responses import StreamingResponse
+
+from app.api import archives
+from app.api.deps import AdapterName, After, Limit, ServicesDep
+from app.api.errors import documented
+from app.api.schemas import Adapter, Page
+from app.core import adapters
+from app.core.errors import AdapterNotFound
+
+router = APIRouter(prefix="/adapters", tags=["Adapters"])
+
+_MEDIA_TYPES = {"zip": "application/zip", "tar": "application/x-tar"}
+
+
+@router.get("", summary="List adapters")
+def list_adapters(services: ServicesDep, after: After = None, limit: Limit = 50) -> Page[Adapter]:
+    """Finished adapters, the newest first."""
+    with services.database.snapshot() as session:
+        rows, cursor = adapters.find_page(session, after=after, limit=limit)
+    return Page(data=[Adapter.from_row(row) for row in rows], next=cursor)
+
+
+@router.get("/{id_or_name}", summary="Show an adapter", responses=documented(404))
+def show_adapter(id_or_name: AdapterName, services: ServicesDep) -> Adapter:
+    """An adapter, by its id or its name."""
+    with services.database.snapshot() as session:
+        return Adapter.from_row(adapters.get(session, id_or_name))
+
+
+@router.get(
+    "/{id_or_name}/download",
+    response_class=StreamingResponse,
+    summary="Download an adapter",
+    responses=documented(404)
+    | {
+        200: {
+            "description": "The PEFT folder.",
+            "content": {media_type: {} for media_type in _MEDIA_TYPES.values()},
+        }
+    },
+)
+def download_adapter(
+    id_or_name: AdapterName,
+    services: ServicesDep,
+    format: Annotated[Literal["zip", "tar"], Query(description="Kind of archive.")] = "zip",
+) -> StreamingResponse:
+    """The adapter's folder, as PEFT reads it: `PeftModel.from_pretrained(base, folder)`.
+
+    `curl -OJ localhost:8000/adapters/support-bot/download`
+    """
+    with services.database.snapshot() as session:
+        adapter = adapters.get(session, id_or_name)
+    names = services.store.list_files(adapter.artifact)
+    if not names:
+        raise AdapterNotFound(f"The files of adapter {adapter.name!r} are gone.", param="adapter")
+    write = archives.zip_chunks if format == "zip" else archives.tar_chunks
+    chunks = write(services.store, adapter.artifact, names, adapter.name)
+    headers = {"content-disposition": f'attachment; filename="{adapter.name}.{format}"'}
+    return StreamingResponse(chunks, media_type=_MEDIA_TYPES[format], headers=headers)
+
+
+@router.delete("/{id_or_name}", status_code=204, summary="Delete an adapter", responses=documented(404))
+def delete_adapter(id_or_name: AdapterName, services: ServicesDep) -> None:
+    """Delete an adapter and its files. The job that made it stays."""
+    with services.database.transaction() as session:
+        artifact = adapters.delete(session, id_or_name)
+    services.store.delete(artifact)

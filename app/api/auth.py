@@ -1,0 +1,63 @@
+"""Who may ask: every request carries a key once there is one. Runs before any of the body is read."""
+
+import hmac
+
+from anyio import to_thread
+from fastapi.security import HTTPBearer
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.errors import refuse
+from app.core import keys
+from app.core.database import Database
+from app.core.errors import Unauthorized
+from app.core.settings import Settings
+
+_OPEN_PATHS = {"/health", "/ready", "/docs", "/openapi.json"}
+
+# Declares the scheme in the OpenAPI document; AuthMiddleware does the work.
+bearer = HTTPBearer(
+    auto_error=False,
+    description="`Authorization: Bearer <key>`. Needed once TUNESMITH_API_KEY is set or a key was made with "
+    "`tunesmith keys create`.",
+)
+
+
+class AuthMiddleware:
+    """Answers 401 to a request without a key in force, unless there are no keys at all."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
+        self._app = app
+        self._settings = settings
+        self._database = database
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+            try:
+                await to_thread.run_sync(check, self._settings, self._database, _bearer_key(scope))
+            except Unauthorized as error:
+                return await refuse(error, receive, send)
+        await self._app(scope, receive, send)
+
+
+def check(settings: Settings, database: Database, key: str | None) -> None:
+    """Raise Unauthorized unless this key is in force, or none is needed. Takes constant time for any key."""
+    own = settings.api_key.get_secret_value() if settings.api_key else None
+    if own and key and hmac.compare_digest(own.encode(), key.encode()):
+        return
+    with database.snapshot() as session:
+        if key and keys.is_valid(session, key):
+            return
+        if own is None and not keys.any_exist(session):
+            return
+    raise Unauthorized(
+        "This key is not in force." if key else "",
+        hint="Keys are made with `tunesmith keys create NAME`, or set as TUNESMITH_API_KEY.",
+    )
+
+
+def _bearer_key(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, key = value.decode("latin-1").partition(" ")
+            return key.strip() or None if scheme.lower() == "bearer" else None
+    return None

@@ -1,0 +1,50 @@
+"""What endpoints ask for: the services of the app, and query parameters that many share.
+
+An endpoint opens its own short transaction, `with services.database.transaction() as session`, and closes it
+before it returns. A dependency that held the transaction would enter and leave it in other threads than the
+endpoint's: with every thread of the pool waiting for SQLite's write lock, its holder would wait for a thread.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Path, Query, Request
+
+from app.api.engine_client import EngineClient
+from app.api.event_stream import EventStreams
+from app.api.request_metrics import RequestMetrics
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.settings import Settings
+
+MAX_PAGE = 200
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that lives as long as the app."""
+
+    settings: Settings
+    database: Database
+    store: ArtifactStore
+    streams: EventStreams
+    engines: EngineClient
+    request_metrics: RequestMetrics
+
+
+def get_services(request: Request) -> Services:
+    """The services of the app that received the request."""
+    return cast(Services, request.app.state.services)
+
+
+def accepts(request: Request, media_type: str) -> bool:
+    """Whether the client asked for this media type by name."""
+    return media_type in request.headers.get("accept", "")
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+JobId = Annotated[str, Path(description="The job's id.", examples=["job_4kq1v9x2m7ahc3zt"])]
+DatasetId = Annotated[str, Path(description="The dataset's id.", examples=["ds_4kq1v9x2m7ahc3zt"])]
+AdapterName = Annotated[str, Path(description="The adapter's id or name.", examples=["support-bot"])]
+After = Annotated[str | None, Query(max_length=64, description="`next` of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items in the answer.")]

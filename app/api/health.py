@@ -1,0 +1,95 @@
+"""Is it up, is it ready, and what do the counters say."""
+
+from typing import Literal
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.api.auth import bearer
+from app.api.deps import ServicesDep
+from app.api.errors import documented
+from app.api.schemas import Worker
+from app.core import tables, workers
+from app.core.database import Database, is_migrated
+from app.core.settings import Settings
+
+router = APIRouter(tags=["Service"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = Field("ok", description="Always `ok`.")
+
+
+class Readiness(BaseModel):
+    """Whether jobs would run and `/generate` would answer."""
+
+    ready: bool = Field(description="Whether nothing is missing; the status is 503 where it is false.")
+    reasons: list[str] = Field(description="What is missing; or, when ready, what has to wait for now.")
+    workers: list[Worker] = Field(description="Workers that are alive.")
+
+
+@router.get("/health", summary="Liveness")
+def show_health() -> Health:
+    """The process is up. Needs no key."""
+    return Health()
+
+
+@router.get(
+    "/ready",
+    summary="Readiness",
+    responses={503: {"model": Readiness, "description": "Not ready; `reasons` says why."}},
+)
+def show_readiness(services: ServicesDep, response: Response) -> Readiness:
+    """Whether the database is migrated and a worker trains and serves. Needs no key."""
+    readiness = _readiness(services.settings, services.database)
+    if not readiness.ready:
+        response.status_code = 503
+    return readiness
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    summary="Prometheus metrics",
+    dependencies=[Depends(bearer)],
+    responses=documented(401) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def show_metrics(services: ServicesDep) -> Response:
+    """Jobs by state, age of the queue, live workers; requests and their latency by route."""
+    return Response(services.request_metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _readiness(settings: Settings, database: Database) -> Readiness:
+    try:
+        if not is_migrated(database):
+            reason = "The database has not been migrated: start the API with `python -m app`."
+            return Readiness(ready=False, reasons=[reason], workers=[])
+        with database.snapshot() as session:
+            alive = workers.find_alive(session, lease_seconds=settings.lease_seconds)
+    except SQLAlchemyError:
+        return Readiness(ready=False, reasons=["The database can't be reached."], workers=[])
+    missing = _missing(alive)
+    shown = [Worker.from_row(worker) for worker in alive]
+    return Readiness(ready=not missing, reasons=missing or _paused(shown), workers=shown)
+
+
+def _missing(alive: list[tables.Worker]) -> list[str]:
+    if not alive:
+        return ["No worker is alive: start one with `python -m worker`."]
+    serving = [worker for worker in alive if "serve" in worker.roles]
+    reasons = []
+    if not any("train" in worker.roles for worker in alive):
+        reasons.append("No worker trains: jobs wait. Start one with `python -m worker --role train`.")
+    if not serving:
+        reasons.append("No worker serves: /generate can't answer. Start `python -m worker --role serve`.")
+    elif not any(worker.engine_url for worker in serving):
+        reasons.append("The engine is still starting.")
+    return reasons
+
+
+def _paused(alive: list[Worker]) -> list[str]:
+    jobs = {worker.engine.paused_by for worker in alive if worker.engine and worker.engine.paused_by}
+    return [f"Serving is paused: job {job_id} has the GPU." for job_id in sorted(jobs)]

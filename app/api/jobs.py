@@ -1,0 +1,121 @@
+"""Jobs: submit, list, show, cancel, retry. What a job has done so far stands in job_history.py."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi.openapi.models import Example
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.api.deps import After, JobId, Limit, Services, ServicesDep
+from app.api.errors import documented
+from app.api.schemas import Job, Page
+from app.core import dataset_records, idempotency, jobs, models
+from app.core.specs import JobSpec
+from app.core.states import JobState
+
+router = APIRouter(prefix="/jobs", tags=["Jobs"])
+
+_EXAMPLES: dict[str, Example] = {
+    "recipe": {
+        "summary": "The reference recipe: 4-bit NF4, LoRA r=64, one epoch",
+        "value": {"base_model": "SmolLM2-135M-Instruct", "dataset": "ds_4kq1v9x2m7ahc3zt"},
+    },
+    "own settings": {
+        "summary": "Some settings of your own",
+        "value": {
+            "base_model": "SmolLM2-135M-Instruct",
+            "dataset": "ds_4kq1v9x2m7ahc3zt",
+            "name": "support-bot",
+            "lora": {"r": 16, "alpha": 32, "target_modules": "all-linear"},
+            "training": {"num_train_epochs": 3, "learning_rate": 0.0002, "validation_split": 0.1},
+        },
+    },
+}
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="Makes a retry safe: the same key with the same body answers with the first job.",
+    ),
+]
+
+
+async def read_body(request: Request) -> bytes:
+    """The body as it was sent; Starlette kept it when FastAPI parsed it."""
+    return await request.body()
+
+
+@router.post("", status_code=202, summary="Submit a job", responses=documented(404, 429))
+def submit_job(
+    spec: Annotated[JobSpec, Body(openapi_examples=_EXAMPLES)],
+    body: Annotated[bytes, Depends(read_body)],
+    response: Response,
+    services: ServicesDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Put a fine-tuning job in the queue. Only `base_model` and `dataset` are needed."""
+    with services.database.snapshot() as session:
+        job = _find_earlier(session, idempotency_key, body)
+    if job is None:
+        models.check(spec.base_model, services.settings)
+        try:
+            job = _submit(services, spec, idempotency_key, body)
+        except IntegrityError:
+            # On PostgreSQL two requests with one key may get this far; the other one was first.
+            job = _submit(services, spec, idempotency_key, body)
+    response.headers["location"] = f"/jobs/{job.id}"
+    return job
+
+
+@router.get("", summary="List jobs")
+def list_jobs(
+    services: ServicesDep,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    after: After = None,
+    limit: Limit = 50,
+) -> Page[Job]:
+    """Jobs, the newest first."""
+    with services.database.snapshot() as session:
+        rows, cursor = jobs.find_page(session, state=state, after=after, limit=limit)
+        return Page(data=[Job.from_row(row) for row in rows], next=cursor)
+
+
+@router.get("/{job_id}", summary="Show a job", responses=documented(404))
+def show_job(job_id: JobId, services: ServicesDep) -> Job:
+    """State, phase, progress, attempts, and the error of a failed job."""
+    with services.database.snapshot() as session:
+        return Job.from_row(jobs.get(session, job_id))
+
+
+@router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=documented(404, 409))
+def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
+    """End a waiting job at once; a running one stops after its present step and keeps its last checkpoint."""
+    with services.database.transaction() as session:
+        return Job.from_row(jobs.request_cancel(session, job_id))
+
+
+@router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409))
+def retry_job(job_id: JobId, services: ServicesDep) -> Job:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint, where there is one."""
+    with services.database.transaction() as session:
+        return Job.from_row(jobs.retry(session, job_id))
+
+
+def _submit(services: Services, spec: JobSpec, idempotency_key: str | None, body: bytes) -> Job:
+    with services.database.transaction() as session:
+        earlier = _find_earlier(session, idempotency_key, body)
+        if earlier:
+            return earlier
+        dataset_records.get(session, spec.dataset)
+        row = jobs.submit(session, spec, max_queued=services.settings.max_queued_jobs)
+        if idempotency_key:
+            idempotency.remember(session, idempotency_key, body, row.id)
+        return Job.from_row(row)
+
+
+def _find_earlier(session: Session, idempotency_key: str | None, body: bytes) -> Job | None:
+    """The job that a request with this key made before."""
+    job_id = idempotency.find(session, idempotency_key, body) if idempotency_key else None
+    return Job.from_row(jobs.get(session, job_id)) if job_id else None

@@ -1,0 +1,226 @@
+"""What the native API answers: one class a thing, each made from its row. Knows no database session."""
+
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+
+from app.core import tables
+from app.core.datasets import DatasetFormat
+from app.core.messages import EngineState
+from app.core.specs import JobSpec
+from app.core.states import ExitReason, JobState, Phase
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list."""
+
+    data: list[Item] = Field(description="The items of this page.")
+    next: str | None = Field(description="Cursor of the next page, for `after`; null at the end.")
+
+
+class Problem(BaseModel):
+    """A line of a file that can't be used."""
+
+    line: int = Field(description="Line of the file, from 1.")
+    message: str = Field(description="What is wrong with it.")
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, and what to do next."""
+
+    type: str = Field(description="The kind of error.", examples=["invalid_request_error"])
+    code: str = Field(description="A stable word for programs.", examples=["invalid_request"])
+    message: str = Field(description="What happened, for a person.")
+    param: str | None = Field(description="The field it is about.", examples=["training.learning_rate"])
+    hint: str | None = Field(description="What to do next.")
+    problems: list[Problem] | None = Field(None, description="With `dataset_invalid`: every bad line.")
+
+
+class ErrorAnswer(BaseModel):
+    """The one shape of every error."""
+
+    error: ErrorBody
+
+
+class Dataset(BaseModel):
+    """An uploaded dataset."""
+
+    id: str = Field(description="Names the dataset in a job.", examples=["ds_4kq1v9x2m7ahc3zt"])
+    name: str = Field(description="The file's name, or the one given with the upload.")
+    format: DatasetFormat = Field(description="What the rows look like, found from their columns.")
+    rows: int = Field(description="Rows that can be used.")
+    columns: list[str] = Field(description="Every column that a row has.")
+    problems: list[Problem] = Field(description="Lines that can't be used; an upload with any is refused.")
+    created_at: datetime = Field(description="When it was uploaded.")
+
+    @classmethod
+    def from_row(cls, row: tables.Dataset) -> "Dataset":
+        """The dataset as the API shows it."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            format=DatasetFormat(row.format),
+            rows=row.rows,
+            columns=row.columns,
+            problems=[Problem.model_validate(problem) for problem in row.problems],
+            created_at=row.created_at,
+        )
+
+
+class Progress(BaseModel):
+    """How far a job is."""
+
+    step: int = Field(description="Optimizer steps done.")
+    total_steps: int | None = Field(description="Optimizer steps in all, once known.")
+    epoch: float | None = Field(description="Passes over the dataset done.")
+    loss: float | None = Field(description="The loss last logged.")
+    eta_seconds: float | None = Field(description="About how long the job still takes.")
+
+
+class Attempt(BaseModel):
+    """One try at a job by one worker."""
+
+    number: int = Field(description="Counts from 1.")
+    worker: str = Field(description="Id of the worker.")
+    started_at: datetime = Field(description="When the worker took the job.")
+    ended_at: datetime | None = Field(description="When the try ended; null while it goes on.")
+    exit_reason: ExitReason | None = Field(description="How the try ended; null while it goes on.")
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str = Field(description="A stable word for programs.", examples=["out_of_memory"])
+    message: str = Field(description="What happened, for a person.")
+    hint: str | None = Field(description="What to do next.")
+
+
+class Job(BaseModel):
+    """A fine-tuning job."""
+
+    id: str = Field(description="Names the job in every path.", examples=["job_4kq1v9x2m7ahc3zt"])
+    name: str = Field(description="The name that was given, or the id.")
+    state: JobState = Field(description="Where the job stands.")
+    phase: Phase | None = Field(description="What a running job is doing.")
+    progress: Progress = Field(description="How far it is.")
+    spec: JobSpec = Field(description="What was asked for, with every default filled in.")
+    attempts: list[Attempt] = Field(description="Every try, the first one first.")
+    adapter: str | None = Field(description="Id of the finished adapter; `/generate` takes it.")
+    error: JobError | None = Field(description="Why the job failed.")
+    cancel_requested_at: datetime | None = Field(description="When the job was asked to stop.")
+    created_at: datetime = Field(description="When it was submitted.")
+    started_at: datetime | None = Field(description="When a worker first took it.")
+    finished_at: datetime | None = Field(description="When it ended.")
+
+    @classmethod
+    def from_row(cls, row: tables.Job) -> "Job":
+        """The job as the API shows it."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            state=JobState(row.state),
+            phase=Phase(row.phase) if row.phase else None,
+            progress=_progress(row),
+            spec=JobSpec.model_validate(row.spec),
+            attempts=[_attempt(attempt) for attempt in row.attempts],
+            adapter=row.adapter.id if row.adapter else None,
+            error=_job_error(row),
+            cancel_requested_at=row.cancel_requested_at,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+        )
+
+
+class Adapter(BaseModel):
+    """A finished LoRA adapter."""
+
+    id: str = Field(description="Names the adapter for good.", examples=["ad_4kq1v9x2m7ahc3zt"])
+    name: str = Field(description="The job's name; the API takes it wherever it takes the id.")
+    base_model: str = Field(description="The base model it was trained against.")
+    job: str | None = Field(description="Id of the job that made it.")
+    size_bytes: int = Field(description="Size of its files.")
+    created_at: datetime = Field(description="When its job finished.")
+
+    @classmethod
+    def from_row(cls, row: tables.Adapter) -> "Adapter":
+        """The adapter as the API shows it."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            base_model=row.base_model,
+            job=row.job_id,
+            size_bytes=row.size_bytes,
+            created_at=row.created_at,
+        )
+
+
+class Model(BaseModel):
+    """A base model that may be named."""
+
+    name: str = Field(description="`base_model` takes it.", examples=["SmolLM2-135M-Instruct"])
+    source: Literal["local", "hub"] = Field(
+        description="`local`: in the models folder. `hub`: the worker downloads it when it is first needed."
+    )
+    architecture: str | None = Field(None, description="Its class in transformers, from `config.json`.")
+    context_length: int | None = Field(None, description="Most tokens of prompt and answer together.")
+    size_bytes: int | None = Field(None, description="Size of the files on disk.")
+    loaded: bool = Field(description="Whether an engine holds it now, so that it answers at once.")
+
+
+class Models(Page[Model]):
+    """The base models that may be named."""
+
+    any_hub_model: bool = Field(description="Whether any other Hub id may be named too: no allow-list.")
+
+
+class Worker(BaseModel):
+    """A worker that is alive."""
+
+    id: str = Field(description="Names the worker in attempts.")
+    roles: list[str] = Field(description="`train`, `serve`, or both.")
+    device: dict[str, Any] = Field(description="The device, as the worker describes it.")
+    engine: EngineState | None = Field(description="What its engine serves.")
+    started_at: datetime = Field(description="When the worker started.")
+    heartbeat_at: datetime = Field(description="When it was last heard of.")
+
+    @classmethod
+    def from_row(cls, row: tables.Worker) -> "Worker":
+        """The worker as the API shows it: neither the engine's address nor its token."""
+        return cls(
+            id=row.id,
+            roles=row.roles,
+            device=row.device,
+            engine=EngineState.model_validate(row.engine_state) if row.engine_state else None,
+            started_at=row.started_at,
+            heartbeat_at=row.heartbeat_at,
+        )
+
+
+def _progress(row: tables.Job) -> Progress:
+    return Progress(
+        step=row.step,
+        total_steps=row.total_steps,
+        epoch=row.epoch,
+        loss=row.loss,
+        eta_seconds=row.eta_seconds,
+    )
+
+
+def _attempt(row: tables.Attempt) -> Attempt:
+    return Attempt(
+        number=row.number,
+        worker=row.worker_id,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        exit_reason=ExitReason(row.exit_reason) if row.exit_reason else None,
+    )
+
+
+def _job_error(row: tables.Job) -> JobError | None:
+    if row.error_code is None:
+        return None
+    return JobError(code=row.error_code, message=row.error_message or "", hint=row.error_hint)

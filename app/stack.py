@@ -1,0 +1,189 @@
+"""Runs the API and a worker as child processes: `tunesmith up` and the demo stand on it.
+
+Knows the two only as processes and over HTTP. Each child has a session of its own, so that Ctrl-C in the
+terminal reaches this process alone, and the children are stopped in order.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Self
+
+import httpx
+
+API, WORKER = "API", "worker"
+_POLL_SECONDS = 0.1
+_WATCH_SECONDS = 0.5
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class StackError(Exception):
+    """The stack can't start or go on; the message says which process and why."""
+
+
+class Stack:
+    """The API and a worker, from `start()` to `stop()` or the end of the `with` block.
+
+    `environment` is added to this process's own. With `data_dir` they keep everything there, their output
+    too (`logs/api.log`, `logs/worker.log`); without it they write to this process's output.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        data_dir: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        worker_module: str = "worker",
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._log_folder = data_dir / "logs" if data_dir else None
+        self._environment = {
+            **os.environ,
+            **({"TUNESMITH_DATA_DIR": str(data_dir)} if data_dir else {}),
+            "TUNESMITH_HOST": host,
+            "TUNESMITH_PORT": str(port),
+            "PYTHONUNBUFFERED": "1",
+            **(environment or {}),
+        }
+        self._worker_module = worker_module
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def url(self) -> str:
+        """Where the API answers, as this machine reaches it."""
+        host = _EVERYWHERE.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, timeout: float = 60) -> None:
+        """Start the API, wait until it answers (it has migrated the database then), start the worker.
+
+        Raises StackError; `stop()` ends what was started.
+        """
+        _refuse_taken_port(self.host, self.port)
+        self._spawn(API, "app")
+        self._wait_for(lambda: _answers(f"{self.url}/health"), timeout, "The API does not answer")
+        self._spawn(WORKER, self._worker_module)
+
+    def wait_until_ready(self, timeout: float = 180) -> None:
+        """Wait until jobs would run and /generate would answer. Raises StackError."""
+        self._wait_for(lambda: _answers(f"{self.url}/ready"), timeout, "The worker is not ready")
+
+    def wait(self) -> None:
+        """Wait until a child ends, which it should not: raises StackError then. Ctrl-C interrupts."""
+        while True:
+            self.check()
+            time.sleep(_WATCH_SECONDS)
+
+    def check(self) -> None:
+        """Raise StackError where a child has ended."""
+        for name, child in self._children.items():
+            status = child.poll()
+            if status is not None:
+                raise StackError(f"The {name} stopped with {_describe(status)}.{self._log_hint(name)}")
+
+    def stop(self, grace_seconds: float = 100) -> None:
+        """End both children: SIGTERM, and SIGKILL when the grace is over or Ctrl-C comes again.
+
+        The grace is longer than a worker's own: it lets a training step finish and hands its job back.
+        """
+        children, self._children = self._children, {}
+        try:
+            for child in reversed(children.values()):
+                _signal(child, signal.SIGTERM)
+            deadline = time.monotonic() + grace_seconds
+            for child in children.values():
+                child.wait(max(0, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            for child in children.values():
+                _signal(child, signal.SIGKILL, group=True)
+                child.wait()
+
+    def _spawn(self, name: str, module: str) -> None:
+        log = self._open_log(name)
+        try:
+            self._children[name] = subprocess.Popen(
+                [sys.executable, "-m", module],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT if log else None,
+                start_new_session=True,
+            )
+        finally:
+            if log:
+                log.close()  # the child has its own
+
+    def _open_log(self, name: str) -> IO[bytes] | None:
+        if self._log_folder is None:
+            return None
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        return self._log_path(name).open("ab")
+
+    def _log_path(self, name: str) -> Path:
+        return (self._log_folder or Path()) / f"{name.lower()}.log"
+
+    def _log_hint(self, name: str) -> str:
+        return f" Its log: {self._log_path(name)}" if self._log_folder else ""
+
+    def _wait_for(self, is_so: Callable[[], bool], timeout: float, complaint: str) -> None:
+        deadline = time.monotonic() + timeout
+        while not is_so():
+            self.check()
+            if time.monotonic() > deadline:
+                raise StackError(f"{complaint} after {timeout:.0f} s.{self._last_reasons()}")
+            time.sleep(_POLL_SECONDS)
+        self.check()
+
+    def _last_reasons(self) -> str:
+        try:
+            answer = httpx.get(f"{self.url}/ready", timeout=5, trust_env=False)
+            return " " + " ".join(answer.json()["reasons"])
+        except (httpx.HTTPError, ValueError, KeyError):
+            return ""
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    """Another server on the port would answer in place of ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StackError(
+                f"{host}:{port} can't be used: {error.strerror}. Choose another port: --port, TUNESMITH_PORT."
+            ) from None
+
+
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals, *, group: bool = False) -> None:
+    if child.poll() is not None:
+        return
+    if group:
+        os.killpg(child.pid, number)  # with whatever it had started in its session
+    else:
+        child.send_signal(number)
+
+
+def _describe(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

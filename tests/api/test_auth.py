@@ -1,0 +1,69 @@
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+
+from app.core import keys
+from app.core.database import Database
+from app.core.settings import Settings
+from app.main import create_app
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def locked(settings: Settings) -> Iterator[TestClient]:
+    settings.api_key = SecretStr("open sesame")
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+def test_without_any_key_everybody_may_ask(client: TestClient) -> None:
+    assert client.get("/jobs").status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{}, bearer("wrong"), bearer(""), {"authorization": "Basic b3Blbg=="}])
+def test_a_missing_or_wrong_key_is_refused(locked: TestClient, headers: dict[str, str]) -> None:
+    answer = locked.get("/jobs", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["code"] == "unauthorized"
+    assert "x-request-id" in answer.headers
+
+
+def test_the_key_of_the_settings_opens(locked: TestClient) -> None:
+    assert locked.get("/jobs", headers=bearer("open sesame")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/nope", "/metrics", "/redoc", "/health/"])
+def test_paths_that_are_not_open_tell_nothing_without_a_key(locked: TestClient, path: str) -> None:
+    assert locked.get(path).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/health", 200), ("/ready", 503), ("/docs", 200), ("/openapi.json", 200)]
+)
+def test_health_and_docs_need_no_key(locked: TestClient, path: str, status: int) -> None:
+    assert locked.get(path).status_code == status
+
+
+def test_a_made_key_opens_until_it_is_revoked(client: TestClient, database: Database) -> None:
+    with database.transaction() as session:
+        _, other = keys.create(session, "other")
+        key, secret = keys.create(session, "laptop")
+    assert client.get("/jobs").status_code == 401
+    assert client.get("/jobs", headers=bearer(secret)).status_code == 200
+    with database.transaction() as session:
+        keys.revoke(session, key.id)
+    assert client.get("/jobs", headers=bearer(secret)).status_code == 401
+    assert client.get("/jobs", headers=bearer(other)).status_code == 200
+
+
+def test_the_scheme_stands_in_the_openapi_document(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    assert document["paths"]["/jobs"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert "security" not in document["paths"]["/health"]["get"]

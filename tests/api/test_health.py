@@ -1,0 +1,86 @@
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from app.core import workers
+from app.core.database import Database
+from app.core.messages import EngineState
+from app.core.settings import Settings
+from app.core.workers import WorkerReport
+from app.main import create_app
+from tests.factories import make_job
+
+
+def register(database: Database, **fields: Any) -> None:
+    report = {"id": "worker-1", "roles": ["train", "serve"], "engine_url": "http://engine", **fields}
+    with database.transaction() as session:
+        workers.heartbeat(session, WorkerReport(engine_token="secret", **report))
+
+
+def test_health_is_ok(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_without_a_worker_it_is_not_ready(client: TestClient) -> None:
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json() == {
+        "ready": False,
+        "reasons": ["No worker is alive: start one with `python -m worker`."],
+        "workers": [],
+    }
+
+
+def test_with_a_worker_that_trains_and_serves_it_is_ready(client: TestClient, database: Database) -> None:
+    register(database, device={"name": "cpu"})
+    answer = client.get("/ready")
+    assert answer.status_code == 200
+    assert answer.json()["reasons"] == []
+    (worker,) = answer.json()["workers"]
+    assert (worker["id"], worker["device"]) == ("worker-1", {"name": "cpu"})
+    assert "secret" not in answer.text
+    assert "http://engine" not in answer.text
+
+
+def test_an_engine_that_still_starts_is_told(client: TestClient, database: Database) -> None:
+    register(database, engine_url=None)
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json()["reasons"] == ["The engine is still starting."]
+
+
+def test_a_missing_role_is_told(client: TestClient, database: Database) -> None:
+    register(database, roles=["train"], engine_url=None)
+    (reason,) = client.get("/ready").json()["reasons"]
+    assert reason.startswith("No worker serves")
+
+
+def test_a_pause_names_the_job_that_has_the_gpu(client: TestClient, database: Database) -> None:
+    register(database, engine_state=EngineState(paused_by="job_1"))
+    answer = client.get("/ready")
+    assert answer.status_code == 200
+    assert answer.json()["reasons"] == ["Serving is paused: job job_1 has the GPU."]
+
+
+def test_a_database_without_tables_is_not_ready(tmp_path: Path) -> None:
+    with TestClient(create_app(Settings(data_dir=tmp_path))) as client:
+        answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert "has not been migrated" in answer.json()["reasons"][0]
+
+
+def test_metrics_count_jobs_workers_and_requests_by_route(client: TestClient, database: Database) -> None:
+    register(database)
+    with database.transaction() as session:
+        job_id = make_job(session).id
+    for _ in range(2):
+        client.get(f"/jobs/{job_id}")
+    lines = client.get("/metrics").text.splitlines()
+    assert 'tunesmith_jobs{state="queued"} 1.0' in lines
+    assert 'tunesmith_jobs{state="failed"} 0.0' in lines
+    assert 'tunesmith_workers_alive{role="serve"} 1.0' in lines
+    assert 'tunesmith_requests_total{method="GET",route="/jobs/{job_id}",status="200"} 2.0' in lines
+    assert 'tunesmith_request_seconds_count{method="GET",route="/jobs/{job_id}"} 2.0' in lines
+    (age,) = [line for line in lines if line.startswith("tunesmith_queue_age_seconds ")]
+    assert float(age.split()[1]) > 0
