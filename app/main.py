@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 
 from anyio import to_thread
 from fastapi import Depends, FastAPI
+from fastapi_offline import FastAPIOffline
 
 from app.api import adapters, datasets, errors, generate, health, job_history, jobs, models
-from app.api.auth import AuthMiddleware, bearer
+from app.api.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.body_limit import BodyLimitMiddleware
 from app.api.deps import Services
 from app.api.engine_client import EngineClient
@@ -48,13 +49,14 @@ _log = logging.getLogger(__name__)
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API. The database must have been migrated: `python -m app` does it first."""
     services = _services(settings or Settings())
-    app = FastAPI(
+    # The pages of /docs come from this process: the box may have no internet.
+    app = FastAPIOffline(
+        static_url=DOCS_ASSETS,
         title="Tunesmith",
         version="0.1.0",
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         lifespan=_lifespan,
     )
     app.state.services = services

@@ -12,6 +12,7 @@ from app.core.database import Database
 from app.core.errors import Unauthorized
 from app.core.settings import Settings
 
+DOCS_ASSETS = "/docs/assets"
 _OPEN_PATHS = {"/health", "/ready", "/docs", "/openapi.json"}
 
 # Declares the scheme in the OpenAPI document; AuthMiddleware does the work.
@@ -31,7 +32,7 @@ class AuthMiddleware:
         self._database = database
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+        if scope["type"] == "http" and not _is_open(scope["path"]):
             try:
                 await to_thread.run_sync(check, self._settings, self._database, _bearer_key(scope))
             except Unauthorized as error:
@@ -53,6 +54,10 @@ def check(settings: Settings, database: Database, key: str | None) -> None:
         "This key is not in force." if key else "",
         hint="Keys are made with `tunesmith keys create NAME`, or set as TUNESMITH_API_KEY.",
     )
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(DOCS_ASSETS + "/")
 
 
 def _bearer_key(scope: Scope) -> str | None:

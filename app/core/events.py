@@ -3,18 +3,24 @@
 Appending numbers the events through the job's own row, so `seq` has no gaps and no two writers share one.
 """
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic_core import from_json
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from app.core import tables
 from app.core.errors import JobNotFound
 from app.core.states import JobState, Phase
+
+
+# JSON has no NaN: a loss that is not a number is written as null.
+Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 class Level(StrEnum):
@@ -46,7 +52,7 @@ class Metrics(EventData):
     step: int = Field(description="Optimizer steps done.")
     total_steps: int = Field(description="Optimizer steps in all.")
     epoch: float = Field(description="Passes over the dataset done.")
-    loss: float = Field(description="Mean training loss since the last such event.")
+    loss: Loss = Field(description="Mean training loss since the last such event.")
     grad_norm: float | None = Field(None, description="Norm of the gradients before they were clipped.")
     learning_rate: float | None = Field(None, description="At this step.")
     token_accuracy: float | None = Field(None, description="Share of tokens whose likeliest guess was right.")
@@ -62,7 +68,7 @@ class Evaluation(EventData):
     type: Literal["eval"] = "eval"
     step: int = Field(description="Optimizer steps done.")
     epoch: float = Field(description="Passes over the dataset done.")
-    loss: float = Field(description="Mean loss on the rows held out.")
+    loss: Loss = Field(description="Mean loss on the rows held out.")
     token_accuracy: float | None = Field(None, description="Share of tokens whose likeliest guess was right.")
 
 
@@ -132,7 +138,8 @@ def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> No
             "at": at,
             "level": _level(entry),
             "type": entry.type,
-            "data": entry.model_dump(mode="json", exclude={"type"}),
+            # PostgreSQL refuses NaN in JSON, which `model_dump_json` writes as null.
+            "data": from_json(entry.model_dump_json(exclude={"type"})),
         }
         for offset, entry in enumerate(entries)
     ]

@@ -82,7 +82,14 @@ class Box:
 
     def events(self, job_id: str, kind: str | None = None) -> list[dict[str, Any]]:
         """All events of a job, or those of one type."""
-        found = self.get_good(self.client.get(f"/jobs/{job_id}/events", params={"limit": 1000}))["data"]
+        found: list[dict[str, Any]] = []
+        after: int | None = 0
+        while after is not None:
+            page = self.get_good(
+                self.client.get(f"/jobs/{job_id}/events", params={"after": after, "limit": 200})
+            )
+            found += page["data"]
+            after = page["next"]
         return [event for event in found if kind in (None, event["type"])]
 
     def answer(self, question: str, **who: str) -> str:
