@@ -108,7 +108,7 @@ def _submit(services: Services, spec: JobSpec, idempotency_key: str | None, body
         earlier = _find_earlier(session, idempotency_key, body)
         if earlier:
             return earlier
-        dataset_records.get(session, spec.dataset)
+        dataset_records.hold(session, spec.dataset)
         row = jobs.submit(session, spec, max_queued=services.settings.max_queued_jobs)
         if idempotency_key:
             idempotency.remember(session, idempotency_key, body, row.id)

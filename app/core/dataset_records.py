@@ -49,6 +49,15 @@ def get(session: Session, dataset_id: str) -> tables.Dataset:
     return dataset
 
 
+def hold(session: Session, dataset_id: str) -> None:
+    """Keep a dataset from being deleted until the transaction ends. Raises DatasetNotFound."""
+    get(session, dataset_id)
+    # PostgreSQL needs the row's lock for it; on SQLite a write transaction is alone anyway.
+    session.execute(
+        select(tables.Dataset.id).where(tables.Dataset.id == dataset_id).with_for_update(read=True)
+    )
+
+
 def find_page(session: Session, *, after: str | None, limit: int) -> tuple[list[tables.Dataset], str | None]:
     """A page of datasets, newest first, and the cursor of the next page."""
     return newest_first(session, select(tables.Dataset), tables.Dataset, after=after, limit=limit)

@@ -18,7 +18,6 @@ from app.core import tables
 from app.core.errors import JobNotFound
 from app.core.states import JobState, Phase
 
-
 # JSON has no NaN: a loss that is not a number is written as null.
 Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
