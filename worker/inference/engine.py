@@ -101,7 +101,7 @@ class Engine:
 
     def run(self) -> None:
         """Work until stopped. Raises RunnerBroken."""
-        while not (isinstance(self._refusal, EngineStopping) and not self._scheduler.running):
+        while self._has_work or not isinstance(self._refusal, EngineStopping):
             if not self._has_work:
                 self._commands.get()()
             self.step()
