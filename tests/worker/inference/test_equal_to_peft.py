@@ -1,7 +1,6 @@
 """The heart: whatever else is in the batch, an answer is token for token what PEFT gives alone."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +34,6 @@ class Request:
     adapter: str | None
     max_new_tokens: int
     expected: list[int]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
