@@ -4,9 +4,11 @@ A base model is a folder in the models folder or a Hub id. Only safetensors are 
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -15,6 +17,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +26,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from app.core.errors import HubUnreachable, ModelGated, ModelMissing, ModelUnreadable
 from app.core.models import find_folder
@@ -84,10 +90,48 @@ def load_for_serving(folder: Path, quantization: QuantizationSpec, device: Devic
     These are the very values that the adapter was trained against, without the cost of unpacking them at each
     step.
     """
-    model = load_model(folder, quantization, device)
-    if quantization.load_in_4bit:
-        model = model.dequantize(dtype=compute_dtype(quantization, device))
-    return model.eval()
+    if not quantization.load_in_4bit:
+        return load_model(folder, quantization, device).eval()
+    dtype = compute_dtype(quantization, device)
+    if not device.is_cuda:
+        unquantized = quantization.model_copy(
+            update={"load_in_4bit": False, "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
+        )
+        model = load_model(folder, unquantized, device)
+        if _round_to_4bit(model, quantization, device):
+            return model.eval()
+    return load_model(folder, quantization, device).dequantize(dtype=dtype).eval()
+
+
+def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, device: Device) -> bool:
+    """Put every weight that QLoRA quantizes through 4 bits and back; answers whether that could be done.
+
+    On a CPU this is several times quicker than to load in 4 bits and dequantize: same functions, same values.
+    """
+    if hasattr(model.config, "quantization_config") or any(isinstance(m, Conv1D) for m in model.modules()):
+        return False
+    options = quantization_config(quantization, device)
+    kept_in_fp32 = list(model._keep_in_fp32_modules or [])
+    skipped = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)
+    linears = [
+        module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and should_convert_module(name, skipped)
+    ]
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
+        list(threads.map(lambda linear: _round_weight(linear, options), linears))
+    return True
+
+
+def _round_weight(linear: nn.Linear, options: BitsAndBytesConfig) -> None:
+    packed = bnb.nn.Params4bit(
+        linear.weight.data,
+        requires_grad=False,
+        compress_statistics=options.bnb_4bit_use_double_quant,
+        quant_type=options.bnb_4bit_quant_type,
+        quant_storage=options.bnb_4bit_quant_storage,
+    ).to(linear.weight.device)
+    linear.weight.data.copy_(bnb.functional.dequantize_4bit(packed.data, packed.quant_state))
 
 
 def quantization_config(quantization: QuantizationSpec, device: Device) -> BitsAndBytesConfig:

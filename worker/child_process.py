@@ -32,6 +32,8 @@ class ChildProcess:
                 stdout=log,
                 stderr=log,
                 pass_fds=[write_fd],
+                # Threads that spin while they wait make a busy machine many times slower.
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 # A Ctrl-C in the terminal is for the worker, which then tells its children.
                 start_new_session=True,
             )

@@ -1,0 +1,115 @@
+"""A runner without a model, sequences without a tokenizer, and a client that keeps what it gets."""
+
+from dataclasses import dataclass, field
+
+from app.core.messages import BaseModelRef, Failed, Finished, Reply, Sampling, TokenDelta
+from app.core.specs import QuantizationSpec
+from worker.inference.scheduler import Capacity, Move
+from worker.inference.sequence import LoadedAdapter, Prompt, Sequence
+
+END = 0
+
+
+@dataclass(frozen=True)
+class FakeAdapter:
+    id: str
+
+
+def make_base(name: str = "base") -> BaseModelRef:
+    return BaseModelRef(name=name, quantization=QuantizationSpec(load_in_4bit=False))
+
+
+def make_capacity(*, max_rows: int = 4, max_tokens: int = 1000, context_length: int = 100) -> Capacity:
+    return Capacity(max_rows, max_tokens, context_length)
+
+
+def make_sequence(
+    *,
+    prompt_length: int = 1,
+    base: str = "base",
+    adapter: str | None = None,
+    max_new_tokens: int = 3,
+    stop: list[str] | None = None,
+) -> Sequence:
+    """Token n reads as the n-th letter, and token 0 ends the answer."""
+    prompt = Prompt(
+        base_model=make_base(base),
+        adapter=FakeAdapter(adapter) if adapter else None,
+        token_ids=[1] * prompt_length,
+        sampling=Sampling(max_new_tokens=max_new_tokens, stop=stop or []),
+        seed=0,
+        end_ids={END},
+        decode=lambda ids: "".join(chr(ord("a") + token_id - 1) for token_id in ids),
+    )
+    return Sequence(prompt)
+
+
+@dataclass
+class FakeRunner:
+    """Each sequence makes the tokens of its script in turn, then `a` for ever."""
+
+    capacity: Capacity = field(default_factory=lambda: make_capacity())
+    scripts: dict[Sequence, list[int]] = field(default_factory=dict)
+    loaded: list[tuple[int, str]] = field(default_factory=list)
+    decode_errors: list[Exception] = field(default_factory=list)
+    adapter_errors: list[Exception] = field(default_factory=list)
+    usable: bool = True
+    closed: bool = False
+
+    def load_adapter(self, slot: int, adapter: LoadedAdapter) -> None:
+        if self.adapter_errors:
+            raise self.adapter_errors.pop()
+        self.loaded.append((slot, adapter.id))
+
+    def start(self, sequence: Sequence) -> None:
+        assert sequence.prefilled_count == 0
+
+    def prefill(self, sequence: Sequence, token_count: int, running: list[Sequence]) -> int | None:
+        assert running[sequence.row] is sequence
+        if sequence.prefilled_count + token_count < len(sequence.prompt.token_ids):
+            return None
+        return self._next_token(sequence)
+
+    def decode(self, running: list[Sequence]) -> list[int]:
+        if self.decode_errors:
+            raise self.decode_errors.pop()
+        assert [sequence.row for sequence in running] == list(range(len(running)))
+        return [self._next_token(sequence) for sequence in running]
+
+    def move(self, move: Move, sequence: Sequence) -> None:
+        assert sequence.row == move.target
+
+    def is_usable(self) -> bool:
+        return self.usable
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _next_token(self, sequence: Sequence) -> int:
+        script = self.scripts.get(sequence, [])
+        made = len(sequence.token_ids)
+        return script[made] if made < len(script) else 1
+
+
+class Mailbox:
+    """Keeps the replies to each sequence."""
+
+    def __init__(self) -> None:
+        self.replies: dict[Sequence, list[Reply]] = {}
+
+    def deliver(self, replies: list[tuple[Sequence, Reply]]) -> None:
+        for sequence, reply in replies:
+            self.replies.setdefault(sequence, []).append(reply)
+
+    def text(self, sequence: Sequence) -> str:
+        return "".join(
+            reply.text for reply in self.replies.get(sequence, []) if isinstance(reply, TokenDelta)
+        )
+
+    def end(self, sequence: Sequence) -> Finished | Failed:
+        last = self.replies[sequence][-1]
+        assert isinstance(last, Finished | Failed)
+        return last
+
+    def has_ended(self, sequence: Sequence) -> bool:
+        return isinstance(self.replies.get(sequence, [None])[-1], Finished | Failed)

@@ -1,0 +1,230 @@
+"""The loop: joins and leaves at every step, errors that hurt only their own, pause, stop."""
+
+import pytest
+
+from app.core.errors import InvalidRequest, OutOfMemory
+from app.core.messages import Failed, Finished
+from tests.worker.inference.fakes import END, FakeRunner, Mailbox, make_base, make_capacity, make_sequence
+from worker.inference.engine import Engine, RunnerBroken
+from worker.inference.scheduler import Scheduler
+
+
+class Bench:
+    """An engine on fake runners, its mailbox, and a clock that is set by hand."""
+
+    def __init__(self, *, max_waiting: int = 99, slots: int = 2) -> None:
+        self.runner = FakeRunner()
+        self.bases: list[str] = []
+        self.load_errors: list[Exception] = []
+        self.mail = Mailbox()
+        self.scheduler = Scheduler(max_waiting=max_waiting, adapter_slot_count=slots)
+        self.now = 0.0
+        self.engine = Engine(self._load, self.mail.deliver, self.scheduler, clock=lambda: self.now)
+
+    def _load(self, base):
+        if self.load_errors:
+            raise self.load_errors.pop()
+        self.bases.append(base.name)
+        return self.runner
+
+    def submit(self, script=(), **options):
+        sequence = make_sequence(**options)
+        self.runner.scripts[sequence] = list(script)
+        self.engine.submit(sequence)
+        return sequence
+
+    def finish(self, *sequences):
+        for _ in range(200):
+            if all(map(self.mail.has_ended, sequences)):
+                return
+            self.engine.step()
+        raise AssertionError("it goes on for ever")
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def test_text_comes_as_it_is_made_and_the_end_last(bench):
+    sequence = bench.submit([1, 2, END], max_new_tokens=9)
+    bench.finish(sequence)
+
+    assert bench.mail.text(sequence) == "ab"
+    assert bench.mail.end(sequence).finish_reason == "stop"
+
+
+def test_sequences_join_and_leave_while_others_run(bench):
+    long = bench.submit(max_new_tokens=20)
+    bench.engine.step()
+    short = bench.submit([2, END], max_new_tokens=20)
+    bench.finish(short)
+    assert not bench.mail.has_ended(long)
+    bench.finish(long)
+
+    assert (bench.mail.text(short), bench.mail.text(long)) == ("b", "a" * 20)
+
+
+def test_cancel_frees_the_row_at_once(bench):
+    bench.runner.capacity = make_capacity(max_rows=1)
+    endless, next_one = bench.submit(max_new_tokens=90), bench.submit()
+    bench.engine.step()
+    bench.engine.cancel(endless)
+    bench.finish(next_one)
+
+    assert not bench.mail.has_ended(endless)
+    assert bench.engine.running_count == 0
+
+
+def test_cancel_of_what_has_ended_is_nothing(bench):
+    sequence = bench.submit()
+    bench.finish(sequence)
+    bench.engine.cancel(sequence)
+    bench.engine.step()
+
+    assert isinstance(bench.mail.end(sequence), Finished)
+
+
+def test_full_queue_is_unavailable_with_a_time_to_come_back():
+    bench = Bench(max_waiting=1)
+    waiting, refused = bench.submit(), bench.submit()
+    bench.finish(waiting, refused)
+
+    end = bench.mail.end(refused)
+    assert (end.kind, end.code, end.retry_after_seconds) == ("unavailable", "queue_full", 5)
+
+
+def test_base_models_take_turns(bench):
+    sequences = [bench.submit(base=name) for name in ("one", "two", "one")]
+    bench.finish(*sequences)
+
+    assert bench.bases == ["one", "two"]
+    assert bench.engine.state.base_model == make_base("two")
+
+
+def test_base_model_that_does_not_load_fails_those_who_wait_for_it(bench):
+    bench.load_errors = [InvalidRequest("no such luck")]
+    broken, fine = bench.submit(base="one"), bench.submit(base="two")
+    bench.finish(broken, fine)
+
+    assert bench.mail.end(broken).message == "no such luck"
+    assert isinstance(bench.mail.end(fine), Finished)
+
+
+def test_adapters_are_loaded_when_first_asked_for(bench):
+    sequences = [bench.submit(adapter=name) for name in ("x", "y", "x")]
+    bench.finish(*sequences)
+
+    assert bench.runner.loaded == [(1, "x"), (2, "y")]
+    assert bench.engine.state.adapters == ["y", "x"]
+
+
+def test_adapter_that_does_not_load_fails_alone_and_keeps_no_slot(bench):
+    bench.runner.adapter_errors = [InvalidRequest("not a LoRA")]
+    broken, fine = bench.submit(adapter="x"), bench.submit(adapter="y")
+    bench.finish(broken, fine)
+
+    assert bench.mail.end(broken).kind == "invalid"
+    assert bench.engine.state.adapters == ["y"]
+
+
+def test_failed_step_fails_what_runs_and_the_engine_goes_on(bench):
+    bench.runner.decode_errors = [OutOfMemory("full")]
+    failing = bench.submit()
+    bench.finish(failing)
+    later = bench.submit()
+    bench.finish(later)
+
+    assert bench.mail.end(failing).code == "out_of_memory"
+    assert isinstance(bench.mail.end(later), Finished)
+
+
+def test_device_that_is_gone_ends_the_engine_and_everybody_hears_of_it(bench):
+    bench.runner.decode_errors, bench.runner.usable = [RuntimeError("illegal address")], False
+    sequences = [bench.submit() for _ in range(6)]
+
+    with pytest.raises(RunnerBroken):
+        bench.engine.step()
+
+    assert {bench.mail.end(sequence).kind for sequence in sequences} <= {"internal", "unavailable"}
+
+
+def test_over_long_prompt_is_refused_with_the_numbers(bench):
+    sequence = bench.submit(prompt_length=100)
+    bench.finish(sequence)
+
+    end = bench.mail.end(sequence)
+    assert end.kind == "invalid"
+    assert "100 tokens" in end.message
+    assert "99" in end.message
+
+
+def test_long_prompt_does_not_hold_up_the_others(bench):
+    bench.runner.capacity = make_capacity(max_tokens=10**6, context_length=10**5)
+    stream = bench.submit(max_new_tokens=50)
+    bench.engine.step()
+    bench.submit(prompt_length=5000)
+    before = len(stream.token_ids)
+    bench.engine.step()
+
+    assert len(stream.token_ids) == before + 1
+
+
+def test_pause_lets_running_answers_finish_and_refuses_the_rest(bench):
+    running = bench.submit(max_new_tokens=5)
+    bench.engine.step()
+    paused = bench.engine.pause("job_1")
+    refused = bench.submit()
+    bench.finish(running, refused)
+    bench.engine.step()
+
+    assert isinstance(bench.mail.end(running), Finished)
+    end = bench.mail.end(refused)
+    assert (end.kind, end.code, end.retry_after_seconds) == ("unavailable", "gpu_taken", 30)
+    assert "job_1" in end.message
+    assert paused.done()
+    assert bench.runner.closed
+    assert (bench.engine.state.base_model, bench.engine.state.paused_by) == (None, "job_1")
+
+
+def test_pause_fails_what_still_runs_after_the_grace(bench):
+    running = bench.submit(max_new_tokens=90)
+    bench.engine.step()
+    paused = bench.engine.pause("job_1")
+    bench.engine.step()
+    assert not paused.done()
+    bench.now = 60.0
+    bench.engine.step()
+
+    assert bench.mail.end(running).code == "gpu_taken"
+    assert paused.done()
+
+
+def test_resume_serves_again(bench):
+    bench.engine.pause("job_1")
+    bench.engine.step()
+    resumed = bench.engine.resume()
+    sequence = bench.submit()
+    bench.finish(sequence)
+
+    assert resumed.done()
+    assert isinstance(bench.mail.end(sequence), Finished)
+    assert bench.engine.state.paused_by is None
+
+
+def test_stop_ends_the_loop_when_nothing_runs_any_more(bench):
+    running = bench.submit(max_new_tokens=5)
+    bench.engine.step()
+    stopped = bench.engine.stop(grace_seconds=10)
+    bench.engine.run()
+
+    assert stopped.done()
+    assert isinstance(bench.mail.end(running), Finished)
+
+
+def test_a_broken_tokenizer_fails_its_own_answer_only(bench):
+    broken, fine = bench.submit([1_200_000], max_new_tokens=5), bench.submit()
+    bench.finish(broken, fine)
+
+    assert isinstance(bench.mail.end(broken), Failed)
+    assert isinstance(bench.mail.end(fine), Finished)

@@ -1,0 +1,179 @@
+"""The heart: whatever else is in the batch, an answer is token for token what PEFT gives alone."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from app.core.messages import BaseModelRef, Finished, Sampling
+from app.core.specs import QuantizationSpec
+from tests.tiny_model import CONTEXT_LENGTH
+from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
+from tests.worker.inference.fakes import Mailbox
+from worker.base_model import load_for_serving
+from worker.device import find_device
+from worker.inference import engine as engine_module
+from worker.inference.adapters import Adapter, read_adapter
+from worker.inference.engine import Engine
+from worker.inference.model_runner import ModelRunner
+from worker.inference.scheduler import Scheduler
+from worker.inference.sequence import Prompt, Sequence
+
+END = 2
+REQUEST_COUNT = 60
+BASE = BaseModelRef(name="tiny-llama", quantization=QuantizationSpec(load_in_4bit=False))
+
+
+@dataclass(frozen=True)
+class Request:
+    prompt_ids: tuple[int, ...]
+    adapter: str | None
+    max_new_tokens: int
+    expected: list[int]
+
+
+@pytest.fixture(scope="module")
+def requests(models_folder: Path, adapters_folder: Path) -> list[Request]:
+    """Prompts of all lengths over all adapters, and what PEFT makes of each alone."""
+    rng = random.Random(0)
+    plain = AutoModelForCausalLM.from_pretrained(models_folder / "tiny-llama")
+    tuned = load_with_peft(models_folder, adapters_folder)
+    made = []
+    for index in range(REQUEST_COUNT):
+        adapter = [None, *ADAPTERS][index % (len(ADAPTERS) + 1)]
+        prompt_ids = tuple(rng.randrange(3, 290) for _ in range(rng.choice([1, 3, 9, 20, 50])))
+        max_new_tokens = rng.choice([1, 4, 12, 25])
+        if adapter:
+            tuned.set_adapter(adapter)
+        expected = generate(tuned if adapter else plain, prompt_ids, max_new_tokens)
+        made.append(Request(prompt_ids, adapter, max_new_tokens, expected))
+    return made
+
+
+@pytest.fixture(scope="module")
+def adapters(adapters_folder: Path) -> dict[str, Adapter]:
+    return {name: read_adapter(name, adapters_folder / name) for name in ADAPTERS}
+
+
+@pytest.fixture(scope="module")
+def runner(models_folder: Path) -> ModelRunner:
+    return new_runner(models_folder)
+
+
+def new_runner(models_folder: Path, *, slots: int = 4, max_rows: int = 6) -> ModelRunner:
+    device = find_device()
+    model = load_for_serving(models_folder / "tiny-llama", BASE.quantization, device)
+    return ModelRunner(model, device, adapter_slot_count=slots, max_rows=max_rows)
+
+
+def load_with_peft(models_folder: Path, adapters_folder: Path) -> PeftModel:
+    first, *others = ADAPTERS
+    base = AutoModelForCausalLM.from_pretrained(models_folder / "tiny-llama")
+    with peft_warnings_ignored():
+        model = PeftModel.from_pretrained(base, adapters_folder / first, adapter_name=first)
+        for name in others:
+            model.load_adapter(adapters_folder / name, adapter_name=name)
+    return model
+
+
+def generate(model: torch.nn.Module, prompt_ids: tuple[int, ...], max_new_tokens: int) -> list[int]:
+    ids = torch.tensor([prompt_ids])
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=END,
+        pad_token_id=0,
+    )
+    return made[0, ids.shape[1] :].tolist()
+
+
+def as_sequence(request: Request, adapters: dict[str, Adapter], sampling: Sampling | None = None) -> Sequence:
+    return Sequence(
+        Prompt(
+            base_model=BASE,
+            adapter=adapters[request.adapter] if request.adapter else None,
+            token_ids=request.prompt_ids,
+            sampling=sampling or Sampling(temperature=0, max_new_tokens=request.max_new_tokens),
+            seed=sampling.seed or 0 if sampling else 0,
+            end_ids={END},
+            decode=lambda ids: "".join(map(chr, ids)),
+        )
+    )
+
+
+def new_engine(runner: ModelRunner, mail: Mailbox, *, slots: int = 4) -> Engine:
+    return Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=999, adapter_slot_count=slots))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_mixed_batches_answer_as_peft_does_alone(seed, requests, adapters, runner, monkeypatch):
+    rng = random.Random(seed)
+    monkeypatch.setattr(engine_module, "_PREFILL_TOKENS_PER_STEP", rng.choice([7, 30, 512]))
+    mail = Mailbox()
+    engine = new_engine(runner, mail)
+    todo = rng.sample(requests, 15)
+    live: dict[Sequence, Request] = {}
+    done: dict[Sequence, Request] = {}
+    while todo or live:
+        while todo and rng.random() < 0.4:
+            request = todo.pop()
+            sequence = as_sequence(request, adapters)
+            live[sequence] = request
+            engine.submit(sequence)
+        if live and rng.random() < 0.05:
+            cancelled = rng.choice(list(live))
+            engine.cancel(cancelled)
+            del live[cancelled]
+        engine.step()
+        done |= {sequence: live.pop(sequence) for sequence in list(live) if mail.has_ended(sequence)}
+
+    assert {type(mail.end(sequence)) for sequence in done} == {Finished}
+    assert [sequence.token_ids for sequence in done] == [request.expected for request in done.values()]
+    assert engine.running_count == 0
+
+
+def test_adapters_change_what_the_model_says(requests):
+    """Otherwise the test above would say nothing."""
+    endings = {(request.adapter, tuple(request.expected)) for request in requests}
+
+    assert len(endings) > REQUEST_COUNT // 2
+
+
+def test_a_seed_gives_the_same_text_alone_and_in_company(requests, adapters, runner):
+    sampling = Sampling(
+        temperature=0.9, top_p=0.9, top_k=40, repetition_penalty=1.1, seed=7, max_new_tokens=30
+    )
+    others = Sampling(temperature=1.5, max_new_tokens=40)
+
+    def answer(company: list[Request]) -> list[int]:
+        engine = new_engine(runner, Mailbox())
+        for request in company:
+            engine.submit(as_sequence(request, adapters, others))
+        sequence = as_sequence(requests[1], adapters, sampling)
+        engine.submit(sequence)
+        for _ in range(80):
+            engine.step()
+        return sequence.token_ids
+
+    assert answer([]) == answer(requests[2:6]) == answer(requests[6:9])
+
+
+def test_context_is_filled_to_the_last_token(requests, adapters, runner, models_folder):
+    mail = Mailbox()
+    engine = new_engine(runner, mail)
+    request = Request((5,) * (CONTEXT_LENGTH - 10), None, 100, [])
+    sequence = as_sequence(request, adapters)
+    engine.submit(sequence)
+    for _ in range(20):
+        engine.step()
+
+    assert isinstance(mail.end(sequence), Finished)
+    assert sequence.length <= CONTEXT_LENGTH
+    plain = AutoModelForCausalLM.from_pretrained(models_folder / "tiny-llama")
+    assert sequence.token_ids == generate(plain, request.prompt_ids, 10)

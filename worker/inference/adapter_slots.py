@@ -1,0 +1,69 @@
+"""Which adapter is in which slot of the device: least recently used goes first, but never one in use.
+
+Knows no torch; `lora_slots.py` holds the weights. Slot 0 means no adapter.
+"""
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A slot that stays as it is until it is unpinned as often as it was pinned."""
+
+    slot: int
+    must_load: bool
+
+
+class AdapterSlots:
+    """Books of the slots 1 to `count`."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._slots: OrderedDict[str, int] = OrderedDict()
+        self._pins: Counter[str] = Counter()
+
+    @property
+    def resident(self) -> list[str]:
+        """Ids of the adapters in slots, the least recently used first."""
+        return list(self._slots)
+
+    def has_room_for(self, adapter_id: str | None) -> bool:
+        """Whether `pin` would find a slot."""
+        return adapter_id is None or adapter_id in self._slots or self._pinned_count < self._count
+
+    def pin(self, adapter_id: str | None) -> Pin:
+        """A slot for the adapter, of its own or of the least recently used one that nobody needs."""
+        if adapter_id is None:
+            return Pin(slot=0, must_load=False)
+        must_load = adapter_id not in self._slots
+        if must_load:
+            self._slots[adapter_id] = self._free_slot()
+        self._slots.move_to_end(adapter_id)
+        self._pins[adapter_id] += 1
+        return Pin(slot=self._slots[adapter_id], must_load=must_load)
+
+    def unpin(self, adapter_id: str | None) -> None:
+        """One user less."""
+        if adapter_id is not None:
+            self._pins[adapter_id] -= 1
+
+    def forget(self, adapter_id: str) -> None:
+        """Its weights are not in its slot after all."""
+        del self._slots[adapter_id]
+        del self._pins[adapter_id]
+
+    def clear(self) -> None:
+        """All slots are empty."""
+        self._slots.clear()
+        self._pins.clear()
+
+    @property
+    def _pinned_count(self) -> int:
+        return sum(pins > 0 for pins in self._pins.values())
+
+    def _free_slot(self) -> int:
+        if len(self._slots) >= self._count:
+            oldest = next(adapter_id for adapter_id in self._slots if not self._pins[adapter_id])
+            return self._slots.pop(oldest)
+        return min(set(range(1, self._count + 1)) - set(self._slots.values()))

@@ -1,0 +1,70 @@
+"""Errors of the engine's own, and every error as the last line of an answer."""
+
+import logging
+
+from app.core.errors import (
+    HubUnreachable,
+    InvalidRequest,
+    ModelGated,
+    ModelMissing,
+    NotFound,
+    OutOfMemory,
+    QueueFull,
+    TunesmithError,
+    Unavailable,
+)
+from app.core.messages import Failed
+
+_log = logging.getLogger(__name__)
+_RETRY_AFTER_SECONDS = 5
+
+
+class AdapterUnsupported(InvalidRequest):
+    """The engine can't apply this adapter."""
+
+    code = "adapter_unsupported"
+
+
+class ModelUnsupported(InvalidRequest):
+    """The engine can't serve this base model."""
+
+    code = "model_unsupported"
+
+
+class EngineStopping(Unavailable):
+    """The engine is stopping."""
+
+    code = "engine_stopping"
+
+
+def failed(error: Exception) -> Failed:
+    """The error as a reply; one that nobody foresaw is logged and not shown."""
+    if isinstance(error, InvalidRequest | ModelGated):
+        return _failed("invalid", error)
+    if isinstance(error, NotFound | ModelMissing):
+        return _failed("not_found", error)
+    if isinstance(error, Unavailable):
+        return _failed("unavailable", error, retry_after_seconds=error.retry_after_seconds)
+    if isinstance(error, QueueFull | HubUnreachable | OutOfMemory):
+        return _failed("unavailable", error, retry_after_seconds=_RETRY_AFTER_SECONDS)
+    if isinstance(error, TunesmithError):
+        return _failed("internal", error)
+    _log.error("An answer failed", exc_info=error)
+    return Failed(
+        kind="internal",
+        code="engine_error",
+        message="The engine failed while it was answering.",
+        hint="The worker's engine log has the details.",
+    )
+
+
+def _failed(kind: str, error: TunesmithError, retry_after_seconds: int | None = None) -> Failed:
+    return Failed.model_validate(
+        {
+            "kind": kind,
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+            "retry_after_seconds": retry_after_seconds,
+        }
+    )

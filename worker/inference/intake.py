@@ -1,0 +1,125 @@
+"""Turns a request into a prompt the engine can run: finds the files, renders, tokenizes, checks.
+
+It may wait for a disk, an object store or the Hub, so it runs in threads of its own, never in the engine's.
+"""
+
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from app.core.errors import InvalidRequest
+from app.core.messages import GenerateRequest
+from worker import base_model, chat_templates
+from worker.inference.adapters import Adapter, AdapterShelf
+from worker.inference.sequence import Prompt
+
+_MAX_TOKENIZERS = 64
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt"),
+)
+
+
+class Intake:
+    """Safe to call from many threads."""
+
+    def __init__(self, models_folder: Path, adapters: AdapterShelf) -> None:
+        self._models_folder = models_folder
+        self._adapters = adapters
+        self._tokenizers = TokenizerShelf()
+
+    def prepare(self, request: GenerateRequest) -> Prompt:
+        """The prompt, with its adapter in memory.
+
+        Raises InvalidRequest, NotFound, AdapterUnsupported, and what finding and reading a base model raises.
+        """
+        received_at = time.monotonic()
+        base_folder = base_model.locate(request.base_model.name, self._models_folder)
+        adapter = self._adapters.get(request.adapter) if request.adapter else None
+        tokenizer = self._tokenizers.get(_tokenizer_folder(base_folder, adapter))
+        token_ids = _encode(tokenizer, request)
+        seed = request.sampling.seed
+        return Prompt(
+            base_model=request.base_model,
+            adapter=adapter,
+            token_ids=token_ids,
+            sampling=request.sampling,
+            seed=secrets.randbits(63) if seed is None else seed,
+            end_ids=chat_templates.end_token_ids(tokenizer, _generation_eos(base_folder)),
+            decode=partial(_decode, tokenizer),
+            context_ids=token_ids if request.messages is None else (),
+            received_at=received_at,
+        )
+
+
+class TokenizerShelf:
+    """The latest tokenizers, shared by folders that hold the same files. Safe to call from many threads."""
+
+    def __init__(self) -> None:
+        self._tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, folder: Path) -> PreTrainedTokenizerBase:
+        """The folder's tokenizer, with a chat template. Raises ModelUnreadable."""
+        digest = _digest(folder)
+        with self._lock:
+            if digest not in self._tokenizers:
+                self._tokenizers[digest] = base_model.load_tokenizer(folder)
+                chat_templates.ensure_template(self._tokenizers[digest])
+            self._tokenizers.move_to_end(digest)
+            while len(self._tokenizers) > _MAX_TOKENIZERS:
+                self._tokenizers.popitem(last=False)
+            return self._tokenizers[digest]
+
+
+def _tokenizer_folder(base_folder: Path, adapter: Adapter | None) -> Path:
+    """The adapter's own where it has one: it was trained with that tokenizer and that chat template."""
+    if adapter is not None and (adapter.folder / "tokenizer_config.json").exists():
+        return adapter.folder
+    return base_folder
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> list[int]:
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidRequest("Send either `prompt` or `messages`.", param="prompt")
+    if request.messages is not None:
+        text = chat_templates.render(tokenizer, request.messages, add_generation_prompt=True)
+        token_ids = chat_templates.encode_rendered(tokenizer, text)
+    else:
+        token_ids = chat_templates.encode_plain(tokenizer, request.prompt or "")
+    if not token_ids:
+        raise InvalidRequest("The prompt is empty: the model needs at least one token to go on from.")
+    return token_ids
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return cast(str, text)
+
+
+def _generation_eos(folder: Path) -> int | list[int] | None:
+    """End tokens as the model's generation settings name them, or else its configuration."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        settings: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if settings.get("eos_token_id") is not None:
+            found: int | list[int] = settings["eos_token_id"]
+            return found
+    return None
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        path = folder / name
+        content = path.read_bytes() if path.exists() else b""
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""The engine process: `python -m worker.inference.server <report_fd>`, started by the supervisor.
+
+Puts the parts together: HTTP in the main thread, the engine in a thread of its own.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import uvicorn
+from transformers.utils import logging as transformers_logging
+
+from app.core.artifacts import ArtifactStore
+from app.core.messages import BaseModelRef
+from worker import base_model
+from worker.child import ParentLink
+from worker.device import Device, find_device
+from worker.inference.adapters import AdapterShelf
+from worker.inference.engine import Engine
+from worker.inference.intake import Intake
+from worker.inference.model_runner import ModelRunner
+from worker.inference.scheduler import Scheduler
+from worker.inference.service import Clients, Service
+from worker.reports import EngineRequest, Listening
+
+_ADAPTER_SLOTS = 8
+_MAX_WAITING = 256
+_SHELF_BYTES = 4 << 30
+_STOP_GRACE_SECONDS = 10.0
+_HANG_UP_GRACE_SECONDS = 5
+
+_log = logging.getLogger(__name__)
+
+
+def main(report_fd: int) -> int:
+    """Run until the worker says stop; answers the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    transformers_logging.disable_progress_bar()
+    link = ParentLink(report_fd)
+    return asyncio.run(_serve(link, link.read_request(EngineRequest)))
+
+
+class EngineThread(threading.Thread):
+    """Runs the engine's loop. Without it the process is of no use, so it says when it ends."""
+
+    def __init__(self, engine: Engine, on_end: Callable[[], None]) -> None:
+        super().__init__(daemon=True, name="engine")
+        self.has_failed = False
+        self._engine = engine
+        self._on_end = on_end
+
+    def run(self) -> None:
+        """Until the engine is stopped or fails."""
+        try:
+            self._engine.run()
+        except Exception:
+            self.has_failed = True
+            _log.exception("The engine failed")
+        self._on_end()
+
+
+async def _serve(link: ParentLink, request: EngineRequest) -> int:
+    clients = Clients(asyncio.get_running_loop())
+    scheduler = Scheduler(max_waiting=_MAX_WAITING, adapter_slot_count=_ADAPTER_SLOTS)
+    engine = Engine(partial(_load_runner, request, find_device()), clients.deliver, scheduler)
+    shelf = AdapterShelf(ArtifactStore(request.artifacts_url), request.cache_folder, _SHELF_BYTES)
+    service = Service(engine, clients, Intake(request.models_folder, shelf).prepare, request.token)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            service.app(),
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_HANG_UP_GRACE_SECONDS,
+        )
+    )
+    thread = EngineThread(engine, on_end=partial(setattr, server, "should_exit", True))
+    thread.start()
+    with _listen(request) as listener:
+        link.watch(on_stop=lambda: _stop(engine))
+        link.send(Listening(port=listener.getsockname()[1]))
+        await server.serve(sockets=[listener])
+    engine.stop(grace_seconds=0)
+    thread.join()
+    return 1 if thread.has_failed else 0
+
+
+def _stop(engine: Engine) -> None:
+    engine.stop(_STOP_GRACE_SECONDS)
+
+
+def _listen(request: EngineRequest) -> socket.socket:
+    family = socket.AF_INET6 if ":" in request.host else socket.AF_INET
+    return socket.create_server((request.host, request.port), family=family, backlog=1024)
+
+
+def _load_runner(request: EngineRequest, device: Device, reference: BaseModelRef) -> ModelRunner:
+    folder = base_model.locate(reference.name, request.models_folder)
+    model = base_model.load_for_serving(folder, reference.quantization, device)
+    return ModelRunner(model, device, adapter_slot_count=_ADAPTER_SLOTS)
+
+
+if __name__ == "__main__":
+    status = main(int(sys.argv[1]))
+    sys.stderr.flush()
+    # Threads that wait for the worker's pipe or for a download must not hold up the end.
+    os._exit(status)

@@ -1,0 +1,216 @@
+"""The engine over HTTP: answers as JSON lines while they are made, state, pause and resume.
+
+Tokens are made in the engine's own thread; between it and the event loop stands a queue for each client, so
+one that reads slowly keeps nobody waiting. Knows no torch.
+"""
+
+import asyncio
+import hmac
+from collections.abc import Callable
+
+import anyio
+import anyio.to_thread
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from app.core.errors import InvalidRequest, QueueFull
+from app.core.messages import Failed, Finished, GenerateRequest, Reply
+from worker.inference.engine import Engine
+from worker.inference.failures import failed
+from worker.inference.sequence import Prompt, Sequence
+
+_MAX_PREPARING = 256
+_PREPARING_THREADS = 16
+
+Prepare = Callable[[GenerateRequest], Prompt]
+
+
+class Pause(BaseModel):
+    """Who wants the device."""
+
+    model_config = ConfigDict(extra="forbid")
+    job_id: str
+
+
+class Health(BaseModel):
+    """How busy the engine is."""
+
+    status: str = "ok"
+    running: int
+    waiting: int
+
+
+class Clients:
+    """Queues of replies, one for each sequence that somebody listens to, in the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queues: dict[Sequence, asyncio.Queue[Reply]] = {}
+
+    def deliver(self, replies: list[tuple[Sequence, Reply]]) -> None:
+        """From the engine's thread: one wake-up of the event loop a step."""
+        self._loop.call_soon_threadsafe(self._put_all, replies)
+
+    def listen(self, sequence: Sequence) -> asyncio.Queue[Reply]:
+        """The queue that the sequence's replies will come through; it ends with Finished or Failed."""
+        self._queues[sequence] = asyncio.Queue()
+        return self._queues[sequence]
+
+    def leave(self, sequence: Sequence) -> None:
+        """Nobody listens any more."""
+        del self._queues[sequence]
+
+    def _put_all(self, replies: list[tuple[Sequence, Reply]]) -> None:
+        for sequence, reply in replies:
+            if sequence in self._queues:
+                self._queues[sequence].put_nowait(reply)
+
+
+class Answer(Response):
+    """Answers one GenerateRequest: JSON lines as they come. Closing the connection cancels the work."""
+
+    def __init__(self, request: GenerateRequest, service: "Service") -> None:
+        super().__init__(media_type="application/x-ndjson")
+        self._request = request
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer until done or until the client is gone, whichever is first."""
+        answering = asyncio.create_task(self._answer(send))
+        leaving = asyncio.create_task(_wait_for_disconnect(receive))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (answering, leaving):
+                task.cancel()
+            results = await asyncio.gather(answering, leaving, return_exceptions=True)
+        for result in results:
+            # A socket that broke while it was written to is a client that left.
+            if isinstance(result, Exception) and not isinstance(result, OSError):
+                raise result
+
+    async def _answer(self, send: Send) -> None:
+        headers = [(b"content-type", b"application/x-ndjson")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        try:
+            sequence = Sequence(await self._service.prepare(self._request))
+        except Exception as error:
+            await _send_line(send, [failed(error)])
+        else:
+            await self._stream(sequence, send)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _stream(self, sequence: Sequence, send: Send) -> None:
+        replies = self._service.clients.listen(sequence)
+        self._service.engine.submit(sequence)
+        has_ended = False
+        try:
+            while not has_ended:
+                lines = [await replies.get()]
+                while not replies.empty():
+                    lines.append(replies.get_nowait())
+                has_ended = isinstance(lines[-1], Finished | Failed)
+                await _send_line(send, lines)
+        finally:
+            self._service.clients.leave(sequence)
+            if not has_ended:
+                self._service.engine.cancel(sequence)
+
+
+class Service:
+    """The HTTP surface of one engine."""
+
+    def __init__(self, engine: Engine, clients: Clients, prepare: Prepare, token: str) -> None:
+        self.engine = engine
+        self.clients = clients
+        self._prepare = prepare
+        self._token = token
+        self._preparing_count = 0
+        self._threads = anyio.CapacityLimiter(_PREPARING_THREADS)
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/generate", self._generate, methods=["POST"]),
+                Route("/state", self._state),
+                Route("/pause", self._pause, methods=["POST"]),
+                Route("/resume", self._resume, methods=["POST"]),
+                Route("/health", self._health),
+            ]
+        )
+
+    async def prepare(self, request: GenerateRequest) -> Prompt:
+        """Prepare a request in a thread. Raises QueueFull, and what preparing raises."""
+        if self._preparing_count >= _MAX_PREPARING:
+            raise QueueFull(f"{self._preparing_count} requests are waiting already.")
+        self._preparing_count += 1
+        try:
+            return await anyio.to_thread.run_sync(self._prepare, request, limiter=self._threads)
+        finally:
+            self._preparing_count -= 1
+
+    async def _generate(self, request: Request) -> Response:
+        if not self._is_authorized(request):
+            return _unauthorized()
+        try:
+            asked = GenerateRequest.model_validate_json(await request.body())
+        except ValidationError as error:
+            return _malformed(error)
+        return Answer(asked, self)
+
+    async def _state(self, request: Request) -> Response:
+        if not self._is_authorized(request):
+            return _unauthorized()
+        return _json(self.engine.state)
+
+    async def _pause(self, request: Request) -> Response:
+        if not self._is_authorized(request):
+            return _unauthorized()
+        try:
+            pause = Pause.model_validate_json(await request.body())
+        except ValidationError as error:
+            return _malformed(error)
+        await asyncio.wrap_future(self.engine.pause(pause.job_id))
+        return _json(self.engine.state)
+
+    async def _resume(self, request: Request) -> Response:
+        if not self._is_authorized(request):
+            return _unauthorized()
+        await asyncio.wrap_future(self.engine.resume())
+        return _json(self.engine.state)
+
+    async def _health(self, _request: Request) -> Response:
+        return _json(Health(running=self.engine.running_count, waiting=self.engine.waiting_count))
+
+    def _is_authorized(self, request: Request) -> bool:
+        sent = request.headers.get("authorization", "")
+        return hmac.compare_digest(sent.encode(), f"Bearer {self._token}".encode())
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_line(send: Send, replies: list[Reply]) -> None:
+    body = "".join(reply.model_dump_json() + "\n" for reply in replies)
+    await send({"type": "http.response.body", "body": body.encode(), "more_body": True})
+
+
+def _unauthorized() -> Response:
+    refusal = Failed(kind="invalid", code="unauthorized", message="The engine's token is missing or wrong.")
+    return _json(refusal, status=401)
+
+
+def _malformed(error: ValidationError) -> Response:
+    where = ", ".join(".".join(map(str, one["loc"])) or "body" for one in error.errors())
+    return _json(failed(InvalidRequest(f"The request is malformed: {where}.")), status=422)
+
+
+def _json(content: BaseModel, status: int = 200) -> Response:
+    return Response(content.model_dump_json(), status_code=status, media_type="application/json")
