@@ -10,6 +10,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -61,6 +63,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def read_context_length(folder: Path) -> int | None:
+    """How many tokens the model can read, where it says so. Raises ModelUnreadable."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
 def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> PreTrainedModel:
     """The base model as training uses it: 4-bit or not, frozen, on the device. Raises ModelUnreadable."""
     options: dict[str, Any] = {"dtype": compute_dtype(quantization, device)}
@@ -81,6 +93,7 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
             hint="It must be a causal language model with safetensors weights and no code of its own.",
         ) from error
     model.requires_grad_(False)
+    _keep_weights_trainable(model)
     return model
 
 
@@ -152,6 +165,17 @@ def compute_dtype(quantization: QuantizationSpec, device: Device) -> torch.dtype
     if not device.is_cuda:
         return torch.float32
     return torch.bfloat16 if device.supports_bf16 else torch.float16
+
+
+def _keep_weights_trainable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with AVX512-BF16.
+
+    Repacked weights know no backward pass: training would go on after that evaluation with wrong gradients and
+    not say so (bitsandbytes 0.50, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _download(name: str, announce: Announce) -> Path:

@@ -64,8 +64,16 @@ def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text that no template rendered, with the beginning token where the model has one."""
-    return cast(list[int], tokenizer(text, add_special_tokens=True)["input_ids"])
+    """Token ids of text that no template rendered, to be continued: with one beginning token where the
+    tokenizer adds it, also where the text spells it out, and no end token that the text does not have.
+    """
+    input_ids = cast(list[int], tokenizer(text, add_special_tokens=True)["input_ids"])
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if begin is not None and input_ids[:2] == [begin, begin]:
+        input_ids = input_ids[1:]
+    if end is not None and input_ids[-1:] == [end] and not text.endswith(str(tokenizer.eos_token)):
+        input_ids = input_ids[:-1]
+    return input_ids
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Sequence[int] | None) -> set[int]:

@@ -1,0 +1,61 @@
+"""An interrupted job ends as the undisturbed one does: same losses, same weights, to the last bit."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from app.core.events import Checkpoint, Evaluation, Metrics
+from tests.worker.training.conftest import Child, MakeRequest, Reports, run_here
+from worker.reports import Advanced, Happened, Outcome, TrainingRequest
+
+TRAINING: dict[str, Any] = {"num_train_epochs": 3, "logging_steps": 2, "save_steps": 2, "learning_rate": 1e-2}
+
+
+def at_step(step: int) -> Callable[[BaseModel], bool]:
+    return lambda report: isinstance(report, Advanced) and report.step == step
+
+
+def weights(request: TrainingRequest) -> bytes:
+    return (request.output_folder / "adapter_model.safetensors").read_bytes()
+
+
+def losses(*attempts: Reports) -> dict[int, float]:
+    """The loss by step; what an attempt repeats must be what was said before."""
+    found: dict[int, float] = {}
+    for metrics in [event for reports in attempts for event in reports.events(Metrics)]:
+        assert found.setdefault(metrics.step, metrics.loss) == metrics.loss
+    return found
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"group_by_length": False},
+        {"group_by_length": True},
+        {"group_by_length": True, "gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine"},
+        {"packing": True, "max_seq_length": 128, "neftune_noise_alpha": 5.0},
+    ],
+    ids=["random", "grouped", "accumulated", "packed"],
+)
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_stopped_job_resumes_exactly(
+    make_request: MakeRequest, training: dict[str, Any], stop_at: int
+) -> None:
+    spec: dict[str, Any] = {
+        "training": {**TRAINING, "per_device_train_batch_size": 2, "max_steps": 8, **training},
+        "lora": {"r": 4, "dropout": 0.1},
+    }
+    undisturbed, disturbed = make_request("undisturbed", **spec), make_request("disturbed", **spec)
+    whole = run_here(undisturbed)
+    first = run_here(disturbed, stop_when=at_step(stop_at))
+    second = run_here(disturbed)
+
+    assert (first.ended.outcome, second.ended.outcome) == (Outcome.STOPPED, Outcome.FINISHED)
+    assert losses(first, second) == losses(whole)
+    assert weights(disturbed) == weights(undisturbed)
+    assert second.events(Metrics)[-1].tokens == whole.events(Metrics)[-1].tokens

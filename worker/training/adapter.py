@@ -1,0 +1,63 @@
+"""The adapter itself: put on a base model, written to files, read back. Knows no trainer and no job folder."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, set_seed
+
+from app.core.errors import BadTarget
+from app.core.specs import JobSpec
+from worker.training.config import lora_config
+
+WEIGHTS = "adapter_model.safetensors"
+_HINT = 'Set lora.target_modules to names of linear layers, as in ["q_proj", "v_proj"], or to "all-linear".'
+
+
+def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
+    """A new adapter on the base model, its weights drawn from the seed. Raises BadTarget."""
+    set_seed(spec.training.seed)
+    try:
+        adapted = get_peft_model(model, lora_config(spec.lora))
+    except ValueError as error:
+        raise BadTarget(f"The base model can't take this adapter: {error}", hint=_HINT) from error
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise BadTarget("An adapter on the output layer (lm_head) would never be trained.", hint=_HINT)
+    # The name that a person may use elsewhere; PEFT writes this machine's path.
+    adapted.peft_config["default"].base_model_name_or_path = spec.base_model
+    return adapted
+
+
+def trainable_to_float32(model: PeftModel) -> None:
+    """TRL rounds the adapter of a 4-bit model to bfloat16: small updates are lost, and fp16 training fails."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def is_finite(model: PeftModel) -> bool:
+    """Whether no trained weight is NaN or infinite."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return bool(torch.stack([parameter.isfinite().all() for parameter in trained]).all())
+
+
+def count_parameters(model: PeftModel) -> tuple[int, int]:
+    """(trained, all): numbers of weights, counted as if none were packed to 4 bits."""
+    trained, total = model.get_nb_trainable_parameters()
+    return trained, total
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    """Write weights and config, without the model card that PEFT makes of nothing.
+
+    `save_embedding_layers` is said outright because PEFT's own choice asks the Hub.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def restore(model: PeftModel, folder: Path) -> None:
+    """Put saved weights into an adapter that is on its base model already."""
+    set_peft_model_state_dict(model, load_file(folder / WEIGHTS))

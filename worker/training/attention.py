@@ -1,0 +1,39 @@
+"""Packed rows must not read each other. Knows no trainer.
+
+B: sequences in a batch. L: tokens of a sequence. V: the vocabulary.
+"""
+
+import torch
+from peft import PeftModel
+
+from app.core.errors import InvalidRequest
+
+_ROW_LENGTH = 8
+
+
+def refuse_leaking(model: PeftModel) -> None:
+    """Raise InvalidRequest where a packed row can read the one before it.
+
+    transformers keeps rows apart by their position ids in most models; models with a state that runs along the
+    sequence, for one, do not look at them. So it is tried: a change in the first row must leave what the model
+    says of the second one as it was, to the last bit.
+    """
+    device = model.device
+    positions_BL = torch.arange(_ROW_LENGTH, device=device).repeat(2)[None]
+    first_BL = torch.arange(2 * _ROW_LENGTH, device=device)[None]
+    second_BL = first_BL.clone()
+    second_BL[:, :_ROW_LENGTH] += 1
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        said = [
+            model(input_ids=ids_BL, position_ids=positions_BL, use_cache=False).logits[:, _ROW_LENGTH:]
+            for ids_BL in (first_BL, second_BL)
+        ]
+    model.train(was_training)
+    if not torch.equal(*said):
+        raise InvalidRequest(
+            "Rows packed into one sequence would read each other in this base model.",
+            param="training.packing",
+            hint="Set training.packing to false.",
+        )

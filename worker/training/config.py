@@ -1,0 +1,121 @@
+"""A job's spec in the terms of TRL and PEFT: no model, no files, so that a table of cases tests it.
+
+`packing`, `assistant_only_loss`, `max_seq_length` and `validation_split` are not here: they shape the rows, in
+formatting.py and batches.py.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from trl import SFTConfig
+
+from app.core.errors import InvalidRequest
+from app.core.specs import LoraSpec, TrainingSpec
+from worker.device import Device
+
+DEFAULT_MAX_SEQ_LENGTH = 2048
+
+# transformers 5.23 renamed the field and warns of the old name; 5.17 knows only the old one.
+_FIELDS = {field.name for field in dataclasses.fields(SFTConfig)}
+CHECKPOINTING = (
+    "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
+)
+
+
+def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> SFTConfig:
+    """The trainer's settings. Rows arrive as tokens, cut and masked, so TRL prepares nothing.
+
+    Raises InvalidRequest where the device can't do what the spec asks for.
+    """
+    fp16, bf16 = mixed_precision(training, device)
+    checkpointing: dict[str, Any] = {
+        CHECKPOINTING: use_checkpointing(training, device),
+        f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
+    }
+    return SFTConfig(
+        output_dir=str(output_dir),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=training.per_device_eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        optim=training.optim,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        lr_scheduler_type=training.lr_scheduler_type,
+        # Below 1 it is a share of the steps; there is no warmup_ratio any more.
+        warmup_steps=training.warmup_ratio,
+        max_grad_norm=training.max_grad_norm,
+        fp16=fp16,
+        bf16=bf16,
+        use_cpu=not device.is_cuda,
+        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
+        neftune_noise_alpha=training.neftune_noise_alpha,
+        seed=training.seed,
+        data_seed=training.seed,
+        logging_steps=training.logging_steps,
+        logging_first_step=True,
+        # The filter would hide a NaN behind the mean of earlier losses.
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=training.save_steps,
+        # Without eval_steps there is one evaluation, after training; run.py asks for it.
+        eval_strategy="steps" if training.eval_steps else "no",
+        eval_steps=training.eval_steps,
+        prediction_loss_only=True,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.is_cuda,
+        # TensorBoard is written by a callback of our own, which knows the folder.
+        report_to="none",
+        disable_tqdm=True,
+        **checkpointing,
+    )
+
+
+def lora_config(lora: LoraSpec) -> LoraConfig:
+    """The adapter's settings. Other programs expect a whole alpha, where it is one, to be written as such."""
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        lora_dropout=lora.dropout,
+        bias=lora.bias,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def mixed_precision(training: TrainingSpec, device: Device) -> tuple[bool, bool]:
+    """(fp16, bf16). `auto`: bfloat16 on a GPU that has it, float16 on another GPU, neither on a CPU.
+
+    Raises InvalidRequest.
+    """
+    if training.fp16 is True and not device.is_cuda:
+        raise InvalidRequest(
+            "fp16 training needs a GPU.", param="training.fp16", hint='Set it to "auto" or false.'
+        )
+    if training.bf16 is True and device.is_cuda and not device.supports_bf16:
+        raise InvalidRequest(
+            f"{device.name} has no bfloat16.", param="training.bf16", hint='Set it to "auto" or false.'
+        )
+    if training.fp16 is True or training.bf16 is True:
+        return training.fp16 is True, training.bf16 is True
+    bf16 = training.bf16 == "auto" and device.is_cuda and device.supports_bf16
+    return training.fp16 == "auto" and device.is_cuda and not bf16, bf16
+
+
+def use_checkpointing(training: TrainingSpec, device: Device) -> bool:
+    """Whether activations are recomputed. `auto`: on a GPU, where memory is what runs out."""
+    if training.gradient_checkpointing == "auto":
+        return device.is_cuda
+    return training.gradient_checkpointing
+
+
+def max_seq_length(training: TrainingSpec, context_length: int | None) -> int:
+    """How many tokens of a row are kept: never more than the base model can read."""
+    longest = context_length or DEFAULT_MAX_SEQ_LENGTH
+    return min(training.max_seq_length or DEFAULT_MAX_SEQ_LENGTH, longest)
