@@ -1,7 +1,6 @@
 """The worker's end of the pipes to a child: starts it, reads its reports, stops it. Knows no torch."""
 
 import contextlib
-import contextlib
 import os
 import queue
 import subprocess
