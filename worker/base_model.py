@@ -170,8 +170,8 @@ def compute_dtype(quantization: QuantizationSpec, device: Device) -> torch.dtype
 def _keep_weights_trainable(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with AVX512-BF16.
 
-    Repacked weights know no backward pass: training would go on after that evaluation with wrong gradients and
-    not say so (bitsandbytes 0.50, Linear4bit.forward).
+    Repacked weights know no backward pass: training would go on after that evaluation with wrong gradients
+    and not say so (bitsandbytes 0.50, Linear4bit.forward).
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):

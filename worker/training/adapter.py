@@ -1,4 +1,4 @@
-"""The adapter itself: put on a base model, written to files, read back. Knows no trainer and no job folder."""
+"""The adapter itself: put on a base model, written to files, read back. Knows no trainer, no job folder."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
 
 
 def trainable_to_float32(model: PeftModel) -> None:
-    """TRL rounds the adapter of a 4-bit model to bfloat16: small updates are lost, and fp16 training fails."""
+    """TRL rounds a 4-bit model's adapter to bfloat16: small updates are lost, and fp16 training fails."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -41,12 +41,6 @@ def is_finite(model: PeftModel) -> bool:
     """Whether no trained weight is NaN or infinite."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return bool(torch.stack([parameter.isfinite().all() for parameter in trained]).all())
-
-
-def count_parameters(model: PeftModel) -> tuple[int, int]:
-    """(trained, all): numbers of weights, counted as if none were packed to 4 bits."""
-    trained, total = model.get_nb_trainable_parameters()
-    return trained, total
 
 
 def save(model: PeftModel, folder: Path) -> None:

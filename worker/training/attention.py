@@ -14,9 +14,9 @@ _ROW_LENGTH = 8
 def refuse_leaking(model: PeftModel) -> None:
     """Raise InvalidRequest where a packed row can read the one before it.
 
-    transformers keeps rows apart by their position ids in most models; models with a state that runs along the
-    sequence, for one, do not look at them. So it is tried: a change in the first row must leave what the model
-    says of the second one as it was, to the last bit.
+    transformers keeps rows apart by their position ids in most models; models with a state that runs along
+    the sequence, for one, do not look at them. So it is tried: a change in the first row must leave what the
+    model says of the second one as it was, to the last bit.
     """
     device = model.device
     positions_BL = torch.arange(_ROW_LENGTH, device=device).repeat(2)[None]

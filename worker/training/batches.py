@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import torch
-from datasets import Dataset, Features, Sequence as ListOf, Value
+from datasets import Dataset, Features, Value
+from datasets import Sequence as ListOf
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import pack_dataset
@@ -26,7 +27,7 @@ class Example(TypedDict, total=False):
 
 
 def make_dataset(rows: Sequence[TokenRow], *, packed_length: int | None = None) -> Dataset:
-    """Rows as TRL's trainer takes them; with `packed_length`, as many to a sequence as fit (best fit first)."""
+    """Rows as TRL's trainer takes them; with `packed_length`, as many to a sequence as fit."""
     columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
     dataset = Dataset.from_dict(columns, features=_FEATURES)
     return pack_dataset(dataset, packed_length, "bfd") if packed_length else dataset
@@ -42,7 +43,7 @@ class Collator:
         """A batch on the CPU, all [B, L]: `input_ids`, `labels`, and one of two ways to tell tokens apart.
 
         Rows of their own get an `attention_mask`. Packed rows get `position_ids` that begin again with each
-        row, and no mask: from these transformers builds one that keeps the rows apart (attention.py proves it).
+        row, and no mask: from these transformers builds one that keeps the rows apart (attention.py tries).
         Padding counts as rows of one token.
         """
         batch = {

@@ -1,4 +1,4 @@
-"""What happens while the trainer trains, told to the worker: progress, metrics, checkpoints, early and asked-for stops."""
+"""What happens while the trainer trains: progress and metrics for the worker, early and asked-for stops."""
 
 import math
 import threading
@@ -27,7 +27,7 @@ _RECENT_STEPS = 50
 
 
 class Reporter(TrainerCallback):
-    """Sends what happens. Times are taken around optimizer steps: evaluations and checkpoints are left out."""
+    """Sends what happens. Only optimizer steps are timed: evaluations and checkpoints are left out."""
 
     def __init__(
         self, send: Send, counters: Counters, device: Device, clock: Callable[[], float] = time.monotonic
@@ -73,11 +73,11 @@ class Reporter(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float],
+        logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         # The trainer also logs evaluations and a summary; those have no `loss`.
-        if "loss" not in logs:
+        if not logs or "loss" not in logs:
             return
         self._send(
             Happened(
@@ -103,14 +103,13 @@ class Reporter(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        loss = metrics["eval_loss"]
+        loss = kwargs["metrics"]["eval_loss"]
         if not math.isfinite(loss):
             raise LossNotFinite(f"The evaluation loss became NaN or infinite at step {state.global_step}.")
         self._counters.evaluated_step, self._counters.evaluated_loss = state.global_step, loss
-        accuracy = metrics.get("eval_mean_token_accuracy")
+        accuracy = kwargs["metrics"].get("eval_mean_token_accuracy")
         event = Evaluation(
             step=state.global_step, epoch=state.epoch or 0.0, loss=loss, token_accuracy=accuracy
         )
@@ -164,7 +163,7 @@ class StopWhenAsked(TrainerCallback):
 
 
 class StopEarly(TrainerCallback):
-    """Keeps the adapter with the lowest evaluation loss, and ends training when it has not fallen for a while."""
+    """Keeps the adapter of the lowest evaluation loss; ends training when that no longer falls."""
 
     def __init__(self, send: Send, counters: Counters, patience: int, best_folder: Path) -> None:
         self._send = send
@@ -177,10 +176,9 @@ class StopEarly(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        loss = metrics["eval_loss"]
+        loss = kwargs["metrics"]["eval_loss"]
         if self._counters.best_loss is None or loss < self._counters.best_loss:
             self._counters.best_loss = loss
             self._counters.evaluations_without_gain = 0

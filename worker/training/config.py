@@ -1,7 +1,7 @@
 """A job's spec in the terms of TRL and PEFT: no model, no files, so that a table of cases tests it.
 
-`packing`, `assistant_only_loss`, `max_seq_length` and `validation_split` are not here: they shape the rows, in
-formatting.py and batches.py.
+`packing`, `assistant_only_loss`, `max_seq_length` and `validation_split` are not here: they shape the rows,
+in formatting.py and batches.py.
 """
 
 import dataclasses

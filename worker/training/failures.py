@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from app.core.errors import DiskFull, JobFailure, OutOfMemory, TunesmithError
+from app.core.errors import DiskFull, OutOfMemory, TunesmithError
 from worker.reports import Ended, Outcome
 
 _MAX_LENGTH = 2000

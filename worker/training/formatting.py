@@ -1,7 +1,7 @@
-"""Rows as tokens with labels: what the model reads, and which tokens it learns from. Knows no model, no trainer.
+"""Rows as tokens with labels: what the model reads, and which tokens it learns from. Knows no model.
 
-A label is the token's own id where it is learned and IGNORED elsewhere, at the token's own position; the model
-shifts. The first token of a row has nothing before it to be predicted from, so it is never learned.
+A label is the token's own id where it is learned and IGNORED elsewhere, at the token's own position; the
+model shifts. The first token of a row has nothing before it to be predicted from, so it is never learned.
 """
 
 import random
@@ -76,8 +76,9 @@ def format_rows(
         else:
             formatted.dropped_lines.append(line)
     if not formatted.rows:
+        count = len(formatted.dropped_lines)
         raise NothingToLearn(
-            f"None of the {len(formatted.dropped_lines)} rows has a token to learn from within {max_length} tokens.",
+            f"None of the {count} rows has a token to learn from within {max_length} tokens.",
             hint="Raise training.max_seq_length, or shorten the prompts.",
         )
     return formatted
@@ -157,8 +158,8 @@ def _assistant_spans(
 ) -> list[tuple[Span, int]]:
     """Where each assistant turn's content and end-of-turn token stand in the text, and its weight.
 
-    A turn begins where the prompt that asks for it ends. That holds for any template that renders the beginning
-    of a conversation as the beginning of the whole.
+    A turn begins where the prompt that asks for it ends. That holds for any template that renders the
+    beginning of a conversation as the beginning of the whole.
     """
     spans = []
     for index, message in enumerate(row.messages):
@@ -168,8 +169,8 @@ def _assistant_spans(
         through = render(tokenizer, row.messages[: index + 1], add_generation_prompt=False)
         if not (text.startswith(through) and through.startswith(before)):
             raise InvalidRequest(
-                f"the model's chat template renders message {index + 1} differently once others follow, so the "
-                "assistant's tokens can't be told apart.",
+                f"the model's chat template renders message {index + 1} differently once others follow, so "
+                "the assistant's tokens can't be told apart.",
                 hint="Set training.assistant_only_loss to false and leave out message weights, or use a base "
                 "model with another template.",
             )
@@ -188,7 +189,7 @@ def _encode_with_places(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[
     """Token ids, as encode_rendered gives them, and the characters that each token stands for."""
     if not tokenizer.is_fast:
         raise InvalidRequest(
-            "the model's tokenizer does not say which characters a token stands for, so turns can't be masked.",
+            "the model's tokenizer does not say where tokens stand in the text, so turns can't be masked.",
             hint="Set training.assistant_only_loss to false and leave out message weights.",
         )
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -17,7 +17,7 @@ _MAX_LENGTH = 500
 # Said of every job, and nothing that a person could or should do anything about.
 _EXPECTED = (
     "Paged optimizers are not supported on CPU",
-    # TRL 1.16 asks transformers 5.23 by the old name.
+    # PEFT 0.21 asks transformers 5.23 by the old name.
     "`is_gradient_checkpointing` is deprecated",
 )
 _NOISE = (
@@ -29,18 +29,13 @@ _NOISE = (
 
 def attach(send: Callable[[BaseModel], None]) -> None:
     """Send the libraries' warnings from now on."""
-    ignore_expected()
+    for message in _EXPECTED:
+        warnings.filterwarnings("ignore", message=message)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     handler = _Sender(send)
     for name in _LIBRARIES:
         logging.getLogger(name).addHandler(handler)
-
-
-def ignore_expected() -> None:
-    """Python's own warnings that every job on a CPU would print, and nobody could act on."""
-    for message in _EXPECTED:
-        warnings.filterwarnings("ignore", message=message)
 
 
 class _Sender(logging.Handler):

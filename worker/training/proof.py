@@ -16,13 +16,12 @@ _MAX_TOKENS = 256
 
 
 def prove(base: PreTrainedModel, folder: Path, row: TokenRow) -> None:
-    """Raise AdapterInert where logits are the same with the adapter and without, LossNotFinite where they are NaN."""
-    model = PeftModel.from_pretrained(base, str(folder)).eval()
+    """Compare logits with the adapter and without. Raises AdapterInert (the same), LossNotFinite (NaN)."""
     input_ids_BL = torch.tensor([row.input_ids[:_MAX_TOKENS]], device=base.device)
     with torch.no_grad():
+        plain_BLV = base.eval()(input_ids=input_ids_BL).logits
+        model = PeftModel.from_pretrained(base, str(folder)).eval()
         adapted_BLV = model(input_ids=input_ids_BL).logits
-        with model.disable_adapter():
-            plain_BLV = model(input_ids=input_ids_BL).logits
     if not adapted_BLV.isfinite().all():
         raise LossNotFinite(
             "With the finished adapter the model's output is NaN or infinite.",

@@ -1,79 +1,36 @@
 """The training child: one attempt at one job, top to bottom. `python -m worker.training.run <report_fd>`.
 
-Prepares rows, loads the base model, trains an adapter, evaluates, saves and verifies it, and tells the worker.
+Prepares rows, loads the base model, trains an adapter, evaluates, saves and verifies it.
 """
 
 import os
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import Dataset
 from peft import PeftModel
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import TensorBoardCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig
 
-from app.core import datasets
-from app.core.datasets import DatasetFormat
-from app.core.events import Log, Warn
 from app.core.states import Phase
 from worker import base_model
-from worker.chat_templates import ensure_template
 from worker.child import ParentLink
-from worker.device import Device, find_device, peak_memory_bytes
-from worker.reports import Advanced, Ended, Happened, Outcome, TrainingRequest
+from worker.device import find_device, peak_memory_bytes
+from worker.reports import Ended, Outcome, TrainingRequest
 from worker.training import adapter, checkpoints, config, library_log, output, proof
+from worker.training.attempt import Attempt, Stopped
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, make_dataset
 from worker.training.callbacks import Reporter, RowOrder, Send, StopEarly, StopWhenAsked
 from worker.training.checkpoints import Counters
 from worker.training.failures import explain
-from worker.training.formatting import Formatted, TokenRow, format_rows, hold_out
+from worker.training.rows import prepare_rows
 from worker.training.trainer import AdapterTrainer
-
-_LINES_SHOWN = 20
-_CHAT = (DatasetFormat.MESSAGES, DatasetFormat.CONVERSATIONS, DatasetFormat.INSTRUCTION)
-
-
-class Stopped(Exception):
-    """The worker asked for a stop, and there is nothing left to save."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What every part of the job needs."""
-
-    request: TrainingRequest
-    device: Device
-    send: Send
-    asked_to_stop: threading.Event
-
-    def enter(self, phase: Phase) -> None:
-        """Begin a phase. Raises Stopped: between phases nothing is half done."""
-        if self.asked_to_stop.is_set():
-            raise Stopped
-        self.send(Advanced(phase=phase))
-
-    def say(self, line: str) -> None:
-        """A line in the job's log."""
-        self.send(Happened(event=Log(message=line)))
-
-    def warn(self, code: str, message: str) -> None:
-        """Something that the person should know."""
-        self.send(Happened(event=Warn(code=code, message=message)))
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints are, from one attempt to the next."""
-        return self.request.job_folder / "checkpoints"
-
-    @property
-    def best_adapter(self) -> Path:
-        """The adapter with the lowest evaluation loss so far, where training may stop early."""
-        return self.request.job_folder / "best-adapter"
 
 
 def main() -> None:
@@ -113,13 +70,20 @@ def train(attempt: Attempt) -> None:
     rows, held_out = prepare_rows(attempt, tokenizer, max_length)
 
     attempt.enter(Phase.LOADING)
-    model = load(attempt, folder)
+    packed_length = max_length if request.spec.training.packing else None
+    newest = checkpoints.find_newest(attempt.checkpoints)
     trainer = make_trainer(
-        attempt, model, tokenizer, settings, rows=rows, held_out=held_out, max_length=max_length
+        attempt,
+        load(attempt, folder),
+        tokenizer,
+        settings,
+        newest=newest,
+        train_set=make_dataset(rows, packed_length=packed_length),
+        eval_set=make_dataset(held_out, packed_length=packed_length) if held_out else None,
     )
 
     attempt.enter(Phase.TRAINING)
-    run_trainer(attempt, trainer, evaluates=bool(held_out))
+    run_trainer(attempt, trainer, newest)
 
     attempt.enter(Phase.SAVING)
     record = make_record(attempt, tokenizer, trainer)
@@ -127,49 +91,20 @@ def train(attempt: Attempt) -> None:
     attempt.say(f"The adapter is saved: {size_bytes / 1e6:.1f} MB.")
 
     attempt.enter(Phase.VERIFYING)
-    proof.prove(bare_model(attempt, trainer, folder), request.output_folder, rows[0])
+    proof.prove(take_base(attempt, trainer, folder), request.output_folder, rows[0])
     attempt.say("Loaded afresh, the adapter changes what the model says.")
-
-
-def prepare_rows(
-    attempt: Attempt, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[TokenRow], list[TokenRow]]:
-    """(rows to train on, rows to evaluate on), with a word on what was cut or dropped."""
-    request, training = attempt.request, attempt.request.spec.training
-    if ensure_template(tokenizer) and request.dataset_format in _CHAT:
-        attempt.warn(
-            "no_chat_template", "The base model has no chat template; conversations are rendered plainly."
-        )
-    if training.max_seq_length and training.max_seq_length > max_length:
-        attempt.warn(
-            "context_length",
-            f"The base model reads {max_length} tokens at most; max_seq_length {training.max_seq_length} is more.",
-        )
-    with request.dataset.open("rb") as lines:
-        formatted = format_rows(
-            datasets.read_rows(lines, request.dataset_format),
-            tokenizer,
-            assistant_only=training.assistant_only_loss,
-            max_length=max_length,
-        )
-    _tell_losses(attempt, formatted, max_length)
-    rows, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
-    kept = f"{len(rows)} rows to train on" + (f", {len(held_out)} to evaluate on" if held_out else "")
-    share = formatted.trained_tokens / formatted.tokens
-    attempt.say(f"{kept}: {formatted.tokens:,} tokens, {share:.0%} of them trained.")
-    return rows, held_out
 
 
 def load(attempt: Attempt, folder: Path) -> PeftModel:
     """The base model with a new adapter on it."""
     spec = attempt.request.spec
     model = adapter.attach(base_model.load_model(folder, spec.quantization, attempt.device), spec)
-    trained, total = adapter.count_parameters(model)
-    bits = (
+    trained, total = model.get_nb_trainable_parameters()
+    kind = (
         f"4-bit {spec.quantization.bnb_4bit_quant_type}" if spec.quantization.load_in_4bit else "unquantized"
     )
     attempt.say(
-        f"{spec.base_model} is loaded, {bits}, on {attempt.device.name}: {total / 1e6:,.1f} million weights, "
+        f"{spec.base_model} is loaded, {kind}, on {attempt.device.name}: {total / 1e6:,.1f} million weights, "
         f"{trained / 1e6:,.2f} million of them trained."
     )
     if spec.training.packing:
@@ -183,55 +118,54 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     settings: SFTConfig,
     *,
-    rows: list[TokenRow],
-    held_out: list[TokenRow],
-    max_length: int,
+    newest: Path | None,
+    train_set: Dataset,
+    eval_set: Dataset | None,
 ) -> AdapterTrainer:
     """The trainer, with the counters of the newest checkpoint where there is one."""
-    training = attempt.request.spec.training
-    newest = checkpoints.find_newest(attempt.checkpoints)
     counters = checkpoints.read_counters(newest) if newest else Counters()
-    packed_length = max_length if training.packing else None
-    first_step = checkpoints.step_of(newest) if newest else 0
-    tensorboard = SummaryWriter(
-        log_dir=str(attempt.request.job_folder / "tensorboard"), purge_step=first_step + 1
-    )
     callbacks = [
         RowOrder(),
         Reporter(attempt.send, counters, attempt.device),
         StopWhenAsked(attempt.asked_to_stop),
-        TensorBoardCallback(tensorboard),
+        TensorBoardCallback(open_tensorboard(attempt, newest)),
     ]
-    if training.early_stopping_patience:
-        callbacks.append(
-            StopEarly(attempt.send, counters, training.early_stopping_patience, attempt.best_adapter)
-        )
+    patience = attempt.request.spec.training.early_stopping_patience
+    if patience:
+        callbacks.append(StopEarly(attempt.send, counters, patience, attempt.best_adapter))
     return AdapterTrainer(
         counters=counters,
         send=attempt.send,
         model=model,
         args=settings,
-        train_dataset=make_dataset(rows, packed_length=packed_length),
-        eval_dataset=make_dataset(held_out, packed_length=packed_length) if held_out else None,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
         data_collator=Collator(tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=callbacks,
     )
 
 
-def run_trainer(attempt: Attempt, trainer: AdapterTrainer, *, evaluates: bool) -> None:
+def open_tensorboard(attempt: Attempt, newest: Path | None) -> SummaryWriter:
+    """The job's TensorBoard files; what an interrupted attempt wrote past its checkpoint is hidden."""
+    first_step = checkpoints.step_of(newest) + 1 if newest else 0
+    return SummaryWriter(log_dir=str(attempt.request.job_folder / "tensorboard"), purge_step=first_step)
+
+
+def run_trainer(attempt: Attempt, trainer: AdapterTrainer, newest: Path | None) -> None:
     """Train from the newest checkpoint or from the start, then evaluate. Raises Stopped."""
     patience = attempt.request.spec.training.early_stopping_patience
     counters = trainer.counters
-    newest = checkpoints.find_newest(attempt.checkpoints)
     if newest:
         attempt.say(f"Going on from the checkpoint of step {checkpoints.step_of(newest)}.")
-    # Where early stopping ended an interrupted attempt, only the best adapter is wanted.
-    if not (newest and patience and counters.evaluations_without_gain >= patience):
+    if newest and patience and counters.evaluations_without_gain >= patience:
+        # An interrupted attempt had stopped early; only its best adapter is wanted.
+        trainer.state = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
+    else:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if attempt.asked_to_stop.is_set():
         raise Stopped
-    if evaluates and counters.evaluated_step != trainer.state.global_step:
+    if trainer.eval_dataset is not None and counters.evaluated_step != trainer.state.global_step:
         trainer.evaluate()
     if patience:
         adapter.restore(trainer.model, attempt.best_adapter)
@@ -256,39 +190,18 @@ def make_record(
             tokens=counters.tokens,
             training_seconds=round(counters.seconds, 3),
             loss=counters.logged_loss,
-            eval_loss=counters.best_loss or counters.evaluated_loss,
+            eval_loss=counters.evaluated_loss if counters.best_loss is None else counters.best_loss,
             peak_memory_bytes=peak_memory_bytes(attempt.device),
         ),
     )
 
 
-def bare_model(attempt: Attempt, trainer: AdapterTrainer, folder: Path) -> PreTrainedModel:
-    """The base model without the trained adapter: the one in memory, or afresh where its biases were trained."""
+def take_base(attempt: Attempt, trainer: AdapterTrainer, folder: Path) -> PreTrainedModel:
+    """The base model without the trained adapter; loaded afresh where its biases were trained too."""
     if attempt.request.spec.lora.bias == "none":
         return trainer.model.unload()
     trainer.model.cpu()
     return base_model.load_model(folder, attempt.request.spec.quantization, attempt.device)
-
-
-def _tell_losses(attempt: Attempt, formatted: Formatted, max_length: int) -> None:
-    if formatted.cut_lines:
-        attempt.warn(
-            "rows_cut",
-            f"{len(formatted.cut_lines)} rows are longer than {max_length} tokens and were cut: "
-            f"{_name_lines(formatted.cut_lines)}.",
-        )
-    if formatted.dropped_lines:
-        attempt.warn(
-            "rows_dropped",
-            f"{len(formatted.dropped_lines)} rows keep no token to learn from and were left out: "
-            f"{_name_lines(formatted.dropped_lines)}.",
-        )
-
-
-def _name_lines(lines: list[int]) -> str:
-    shown = ", ".join(map(str, lines[:_LINES_SHOWN]))
-    more = f" and {len(lines) - _LINES_SHOWN} more" if len(lines) > _LINES_SHOWN else ""
-    return f"line{'s' if len(lines) > 1 else ''} {shown}{more}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,10 @@ from worker.training.folders import appearing
 
 
 class AdapterTrainer(SFTTrainer):
-    """Trains the adapter of a PeftModel. Some methods are the trainer's private ones: 5.17 to 5.23 have them."""
+    """Trains the adapter of a PeftModel.
+
+    Some methods it replaces or calls are private to transformers; 5.17 to 5.23 have them.
+    """
 
     def __init__(self, *, counters: Counters, send: Send, **options: Any) -> None:
         self.counters = counters
@@ -72,8 +75,9 @@ class AdapterTrainer(SFTTrainer):
         checkpoints.remove_older(parent)
 
     def _not_finite(self, thing: str) -> LossNotFinite:
+        step, total = self.state.global_step + 1, self.state.max_steps
         return LossNotFinite(
-            f"The {thing} became NaN or infinite at step {self.state.global_step + 1} of {self.state.max_steps}.",
+            f"The {thing} became NaN or infinite at step {step} of {total}.",
             hint=f"Lower training.learning_rate (it is {self.args.learning_rate:g}) or give it a warm-up: "
             'lr_scheduler_type "cosine", warmup_ratio 0.1.',
         )

@@ -1,0 +1,66 @@
+"""Exceptions in words for a person."""
+
+import errno
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.core.errors import BadTarget
+from worker.reports import Ended, Outcome
+from worker.training.failures import explain, redact
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadTarget("Nothing is called so."), "bad_target_modules"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried…"), "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device"), "disk_full"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "internal_error"),
+        (ZeroDivisionError("division by zero"), "internal_error"),
+    ],
+)
+def test_an_exception_gets_its_code(error: Exception, code: str, tmp_path: Path) -> None:
+    ended = explain(error, tmp_path)
+
+    assert (ended.outcome, ended.code) == (Outcome.FAILED, code)
+    assert ended.message
+
+
+def test_torch_save_on_a_full_disk_is_known_by_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(free=0))
+
+    assert explain(RuntimeError("PytorchStreamWriter failed"), tmp_path).code == "disk_full"
+
+
+def test_an_unknown_exception_is_named_with_its_text(tmp_path: Path) -> None:
+    ended = explain(ZeroDivisionError("division by zero"), tmp_path)
+
+    assert ended == Ended(
+        outcome=Outcome.FAILED,
+        code="internal_error",
+        message="Training stopped on an unexpected ZeroDivisionError: division by zero",
+        hint="The attempt's log has the whole traceback.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("token hf_abcdefghijklmnop is bad", "token [secret] is bad"),
+        ("GET https://me:pass@host/x failed", "GET https://[secret]@host/x failed"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer [secret]"),
+        ("step 3 of 9", "step 3 of 9"),
+    ],
+)
+def test_secrets_are_taken_out(text: str, expected: str) -> None:
+    assert redact(text) == expected
