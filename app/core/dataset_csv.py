@@ -7,10 +7,11 @@ from typing import TextIO
 
 from app.core.dataset_formats import quoted
 from app.core.dataset_limits import Limits, check_blank_lines, too_long
-from app.core.dataset_problems import Record, bad_utf8, unreadable
+from app.core.dataset_problems import Record, bad_utf8, repeated, unreadable
 from app.core.datasets import Problem
 from app.core.errors import DatasetInvalid
 
+_MAX_COLUMNS = 10_000
 _DELIMITERS = (",", ";", "\t")
 
 
@@ -42,8 +43,9 @@ class CsvRecords:
         if isinstance(cells, Problem):
             raise unreadable(line, f"it names the columns, but {cells.message}")
         columns = [cell.strip() for cell in cells]
-        twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
-        if twice:
+        if len(columns) > _MAX_COLUMNS:
+            raise unreadable(line, f"it names {len(columns)} columns, the limit is {_MAX_COLUMNS}.")
+        if twice := repeated(filter(None, columns)):
             raise DatasetInvalid(
                 f"Line {line} names the column {quoted(twice)} more than once.", hint="Rename or remove one."
             )

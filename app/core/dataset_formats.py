@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.core.dataset_json import BadJson, decode_json, kind_of
+from app.core.dataset_problems import repeated
 from app.core.datasets import Completion, Conversation, DatasetFormat, Message, PlainText, Row
 from app.core.errors import DatasetInvalid
 
@@ -57,9 +58,7 @@ def check_column_map(column_map: Mapping[str, str]) -> None:
             f"column_map has {quoted(unknown)}, which is no column of any format.",
             hint=f"Its keys are columns of a format ({quoted(_KNOWN)}), its values columns of your file.",
         )
-    names = list(column_map.values())
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
+    if twice := repeated(column_map.values()):
         raise _bad_map(f"column_map uses the column {quoted(twice)} more than once.")
 
 

@@ -21,7 +21,7 @@ from app.core.dataset_formats import (
     parse_row,
 )
 from app.core.dataset_json_files import read_lines, read_values
-from app.core.dataset_limits import Limits, describe_bytes, too_long
+from app.core.dataset_limits import Limits, too_large, too_long
 from app.core.dataset_parquet import ParquetRecords
 from app.core.dataset_problems import Record
 from app.core.dataset_sources import Container, Source, open_source
@@ -147,7 +147,7 @@ class _Inspector:
             case Container.CSV:
                 return self._open_csv(source)
             case Container.PARQUET:
-                table = ParquetRecords(source.path)
+                table = ParquetRecords(source.path, self._limits)
                 layout = self._choose_layout(table.columns)
                 return table.read([name for name in table.columns if name in layout.names.values()])
 
@@ -200,10 +200,7 @@ class _Inspector:
         self.found.rows += 1
         self.found.size_bytes += len(raw)
         if self.found.size_bytes > self._limits.max_unpacked_bytes:
-            raise DatasetInvalid(
-                f"The rows take more than {describe_bytes(self._limits.max_unpacked_bytes)}.",
-                hint="Split the file, or raise TUNESMITH_MAX_UNPACKED_BYTES.",
-            )
+            raise too_large(self._limits)
         self._sha256.update(raw)
         self._target.write(raw)
 

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from app.core.dataset_problems import repeated
+
 _MAX_DIGITS = 400  # Python refuses to read an integer of more than some thousand; no row needs one.
 
 
@@ -66,9 +68,8 @@ def kind_of(value: object) -> str:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise RepeatedKey(f"the key {twice[:60]!r} is there twice in one object. Keep one of them.")
+        twice = repeated(key for key, _ in pairs)
+        raise RepeatedKey(f"the key {twice[0][:60]!r} is there twice in one object. Keep one of them.")
     return record
 
 

@@ -28,6 +28,14 @@ def describe_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
+def too_large(limits: Limits) -> DatasetInvalid:
+    """What to raise where all rows together are past the limit."""
+    return DatasetInvalid(
+        f"The rows take more than {describe_bytes(limits.max_unpacked_bytes)}.",
+        hint="Split the file, or raise TUNESMITH_MAX_UNPACKED_BYTES.",
+    )
+
+
 def too_long(limits: Limits) -> str:
     """What is said of a row past the limit."""
     size = describe_bytes(limits.max_row_bytes)

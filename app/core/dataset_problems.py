@@ -4,6 +4,8 @@ A record that can't be read is a Problem in its place. Where nothing after it co
 broken in the middle, a quote that is never closed), DatasetInvalid is raised: half a file is not a dataset.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from app.core.datasets import Problem
@@ -11,6 +13,11 @@ from app.core.errors import DatasetInvalid
 
 # A record, or why there is none, with the line where it begins.
 Record = tuple[int, dict[str, Any] | Problem]
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that are there more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def bad_utf8(text: str) -> str | None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core import dataset_parquet
 from app.core.dataset_csv import sniff_delimiter
 from app.core.dataset_inspection import inspect, refuse_problems
 from app.core.dataset_limits import Limits, describe_bytes
@@ -91,6 +92,7 @@ PACKED = gzip.compress(jsonl([QUESTION] * 5000))
         (b"[" * 100_000, "Line 1: the JSON is nested too deeply."),
         (b'prompt,completion\na,b\nc,"d\ne', "Line 3: a quote is opened in this row and never closed."),
         (b"prompt,prompt,completion\n", "Line 1 names the column 'prompt' more than once."),
+        (b"text" + b",text" * 10_000, "Line 1: it names 10001 columns, the limit is 10000."),
         (b'"prompt"x,completion\n', "Line 1: it names the columns, but text follows a closing quote."),
         (b"prompt,completion\n", "The file names columns but has no rows."),
         (b"question;answer\na;b\n", "The columns 'question', 'answer' fit no known format."),
@@ -106,10 +108,28 @@ def test_a_gzip_bomb_stops_at_the_limit() -> None:
     )
 
 
-def test_a_parquet_bomb_stops_at_the_limit() -> None:
-    bomb = parquet("SELECT repeat('a', 10000) AS text FROM range(1000)")
+LONG = "repeat('a', 100000)"
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        f"{LONG} AS text",
+        f"{LONG}::BLOB AS text",
+        f"[{{'role': 'user', 'content': {LONG}}}] AS messages",
+        f"MAP {{1: {LONG}}} AS text",
+        f"[{LONG}]::VARCHAR[1] AS text",
+    ],
+)
+def test_a_parquet_bomb_is_refused_before_its_rows_are_read(
+    column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_parquet, "_MAX_BLOCK_BYTES", 5 << 20)
+    bomb = parquet(f"SELECT {column}, 1 AS block, 2 AS bytes FROM range(100)")
     assert len(bomb) < 20_000
-    assert refusal(bomb, max_unpacked_bytes=1 << 20) == "The rows take more than 1 MiB."
+    assert refusal(bomb) == "Rows 1 to 2048 together take more than 5 MiB."
+    few = parquet(f"SELECT {column} FROM range(30)")
+    assert refusal(few, max_unpacked_bytes=1 << 20) == "The rows take more than 1 MiB."
 
 
 def test_a_json_array_gives_the_line_where_each_row_begins() -> None:
@@ -242,6 +262,19 @@ def test_parquet_columns_are_mapped_and_all_are_listed() -> None:
     upload = inspected(raw, {"prompt": 'the "question"', "completion": "answer"})
     assert upload.rows == [(1, Completion("q", "a"))]
     assert upload.found.columns == ['the "question"', "answer", "id"]
+
+
+def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    # DuckDB, like most writers, can't write such a file.
+    arrow = pytest.importorskip("pyarrow")
+    writer = pytest.importorskip("pyarrow.parquet")
+    table = arrow.Table.from_arrays(
+        [arrow.array([["a"]]), arrow.array(["b"]), arrow.array(["c"])], ["id", "text", "text"]
+    )
+    writer.write_table(table, tmp_path / "rows.parquet")
+    assert (
+        refusal((tmp_path / "rows.parquet").read_bytes()) == "The file has the column 'text' more than once."
+    )
 
 
 def test_a_parquet_row_has_a_limit() -> None:
