@@ -26,13 +26,6 @@ class Message(BaseModel):
 CurvePoint = Annotated[Metrics | Evaluation, Field(discriminator="type")]
 
 
-class DatasetFile(Message):
-    """Rows of a dataset on this machine."""
-
-    path: Path
-    format: DatasetFormat
-
-
 class TrainingRequest(Message):
     """Everything a training child needs to know."""
 
@@ -42,8 +35,10 @@ class TrainingRequest(Message):
     dataset: Path = Field(description="The dataset's file, on this machine.")
     dataset_format: DatasetFormat
     dataset_sha256: str
-    validation_dataset: DatasetFile | None = Field(None, description="Rows to evaluate on, where the job has some.")
-    continue_from: Path | None = Field(None, description="The folder of the adapter that the job starts from.")
+    validation_dataset: Path | None = Field(None, description="The file of rows to evaluate on.")
+    continue_from: Path | None = Field(
+        None, description="The folder of the adapter that the job starts from."
+    )
     models_folder: Path
     job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")
     output_folder: Path = Field(description="Where the finished adapter goes; does not exist yet.")

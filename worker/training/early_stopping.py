@@ -1,6 +1,6 @@
-"""Early stopping: keeps the adapter of the lowest evaluation loss, and ends training when that no longer falls.
+"""Early stopping: keeps the adapter of the lowest evaluation loss; ends training when that no longer falls.
 
-The best adapters lie in one folder, each under its step: a checkpoint names the one that was best at its time.
+The best adapters lie in one folder, each under its step; a checkpoint names the one that was best by then.
 """
 
 import shutil

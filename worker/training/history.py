@@ -1,7 +1,7 @@
 """The last points of the loss curve that were sent, kept in each checkpoint.
 
-A worker that is killed may take reports with it that it had not recorded yet. The attempt that goes on from the
-checkpoint sends those again, so that the curve has no hole.
+A worker that is killed may take reports with it that it had not recorded yet. The attempt that goes on from
+the checkpoint sends those again, so that the curve has no hole.
 """
 
 from pydantic import BaseModel

@@ -1,9 +1,9 @@
 """Stops a job whose loss has exploded, before it overwrites its good checkpoints.
 
-A model that gives every token of its vocabulary the same chance has a loss of ln(vocabulary). A loss that stays
-above that means that the weights were thrown far off by steps that are too large: training noise does not do
-it for 20 steps on end. Three times the loss of the first step must be passed as well, for data that is
-strange to the model, and the loss of the first step was taken before anything was learned.
+A model that gives every token of its vocabulary the same chance has a loss of ln(vocabulary). A loss that
+stays above that means that steps too large have thrown the weights far off: training noise does not do it for
+20 steps on end. Three times the first step's loss, taken before anything was learned, must be passed as well:
+to an odd base model the rows may be worse than noise.
 """
 
 import math
