@@ -1,4 +1,4 @@
-"""What an attempt needs before it can begin: its files on this machine, and none of those of earlier attempts."""
+"""What an attempt needs to begin: its files on this machine, and none of those of earlier attempts."""
 
 import shutil
 from dataclasses import dataclass

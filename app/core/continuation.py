@@ -1,4 +1,4 @@
-"""Jobs that start from an adapter: whether they can, as far as the database knows. The child checks weights."""
+"""Jobs that start from an adapter: whether they can, by what the database knows. The child checks weights."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
