@@ -29,6 +29,7 @@ from worker.training.batches import Collator, make_dataset
 from worker.training.callbacks import Reporter, Send, StopEarly, StopWhenAsked
 from worker.training.checkpoints import Counters
 from worker.training.failures import explain
+from worker.training.loss import score_learned_tokens_only
 from worker.training.rows import prepare_rows
 from worker.training.trainer import AdapterTrainer
 
@@ -40,6 +41,7 @@ def main() -> None:
     asked_to_stop = threading.Event()
     link.watch(on_stop=asked_to_stop.set)
     library_log.attach(link.send)
+    score_learned_tokens_only()
     link.send(run(request, link.send, asked_to_stop))
     sys.stdout.flush()
     sys.stderr.flush()
