@@ -36,7 +36,7 @@ from worker.training import (
 from worker.training.attempt import Attempt, Stopped
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, make_dataset
-from worker.training.callbacks import Reporter, RowOrder, Send, StopWhenAsked
+from worker.training.callbacks import Reporter, Send, StopWhenAsked
 from worker.training.counters import Counters
 from worker.training.early_stopping import StopEarly
 from worker.training.failures import explain
@@ -160,7 +160,6 @@ def make_trainer(
     for point in history.find_unrecorded(attempt.request.last_point):
         attempt.send(Happened(event=point))
     callbacks = [
-        RowOrder(),
         Reporter(attempt.send, counters, history, attempt.device),
         StopWhenExploded(counters, model.get_base_model().config.get_text_config().vocab_size),
         StopWhenAsked(attempt.asked_to_stop),
