@@ -1,9 +1,9 @@
 """Stops a job whose loss has exploded, before it overwrites its good checkpoints.
 
-A model that gives every token of its vocabulary the same chance has a loss of ln(vocabulary). A loss that
-stays above that means that steps too large have thrown the weights far off: training noise does not do it for
-20 steps on end. Three times the first step's loss, taken before anything was learned, must be passed as well:
-to an odd base model the rows may be worse than noise.
+The rule is made to be wrong seldom rather than early. For 20 steps on end, more than any spike lasts that an
+adapter recovers from, the loss must be above three times that of the first step, which was taken before
+anything was learned, and above half of ln(vocabulary), the loss of a model that guesses blindly: a small loss
+may triple and mean nothing, and to an odd base model the rows may be noise from the start.
 """
 
 import math
@@ -16,8 +16,7 @@ from worker.training.counters import Counters
 
 STEPS = 20
 _TIMES_FIRST = 3.0
-# A single nat above guessing: a model that has learned nothing yet may lie a little above it.
-_ABOVE_GUESSING = 1.0
+_TIMES_GUESSING = 0.5
 
 
 class StopWhenExploded(TrainerCallback):
@@ -33,7 +32,7 @@ class StopWhenExploded(TrainerCallback):
         counters = self._counters
         assert counters.first_loss is not None
         assert counters.last_loss is not None
-        limit = max(_TIMES_FIRST * counters.first_loss, self._guessing + _ABOVE_GUESSING)
+        limit = max(_TIMES_FIRST * counters.first_loss, _TIMES_GUESSING * self._guessing)
         counters.exploded_steps = counters.exploded_steps + 1 if counters.last_loss > limit else 0
         if counters.exploded_steps >= STEPS:
             raise LossExploded(

@@ -199,9 +199,9 @@ def run_trainer(attempt: Attempt, trainer: AdapterTrainer, newest: Path | None) 
     counters = trainer.counters
     if newest:
         attempt.say(f"Going on from the checkpoint of step {checkpoints.step_of(newest)}.")
-    if newest and patience and counters.evaluations_without_gain >= patience:
-        # An interrupted attempt had stopped early; only its best adapter is wanted.
+    if newest and is_trained(newest, counters, patience):
         trainer.state = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
+        adapter.restore(trainer.model, newest)
     else:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if attempt.asked_to_stop.is_set():
@@ -212,6 +212,14 @@ def run_trainer(attempt: Attempt, trainer: AdapterTrainer, newest: Path | None) 
         assert counters.best_step is not None
         adapter.restore(trainer.model, early_stopping.folder_of(attempt.best_adapters, counters.best_step))
         attempt.say(f"The adapter with the lowest evaluation loss, {counters.best_loss:.4f}, is kept.")
+
+
+def is_trained(newest: Path, counters: Counters, patience: int | None) -> bool:
+    """Whether an interrupted attempt had made its last step; the trainer itself would make one more."""
+    if patience and counters.evaluations_without_gain >= patience:
+        return True
+    state = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
+    return state.global_step >= state.max_steps
 
 
 def make_record(
