@@ -1,4 +1,4 @@
-"""Processes that die at appointed moments, by SIGKILL: in the middle of what they do, and always in the same place.
+"""Processes that die at appointed moments, by SIGKILL, in the middle of what they do.
 
 A moment is the n-th thing that a process does in some stage of a job: a step of training, or a file that it
 opens, renames or removes. Python's audit events tell of those. Some moments are followed by a delay, so that
