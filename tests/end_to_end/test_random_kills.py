@@ -151,9 +151,9 @@ def check_story(job: dict[str, Any], plan: Plan) -> None:
     assert set(reasons[:-1]) <= {"process_died", "worker_lost"}
     for death in plan.find_deaths(job["name"]):
         reason = reasons[death.attempt - 1]
-        if death.appointment.target is Target.CHILD:
+        if death.appointment.target == Target.CHILD:
             assert reason == "process_died", death
-        elif death.appointment.stage is not Stage.DELIVERING:
+        elif death.appointment.stage != Stage.DELIVERING:
             assert reason == "worker_lost", death
         # In delivery the last transaction may have been committed already.
         assert not psutil.pid_exists(death.pid), death
