@@ -1,4 +1,4 @@
-"""What a job reads beside its dataset: a validation dataset, an adapter to continue from; and their deletion."""
+"""What a job reads beside its dataset: a validation dataset, an adapter to continue from. Their deletion."""
 
 from typing import Any
 

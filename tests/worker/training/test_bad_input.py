@@ -1,12 +1,10 @@
 """Odd rows and odd numbers: each trains or fails with a word on why, and none is lost silently."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.core.events import Evaluation, Metrics, Warn
-from tests.factories import jsonl
 from tests.tiny_model import CONTEXT_LENGTH
 from tests.worker.training.conftest import MakeRequest, Reports, make_rows, run_here
 from worker.reports import Outcome
@@ -52,9 +50,8 @@ def test_a_validation_split_of_almost_nothing_or_almost_all_leaves_a_row_on_each
     make_request: MakeRequest,
 ) -> None:
     for share in (0.001, 0.999):
-        request = make_request(
-            f"split-{share}", rows=make_rows(2), training=SHORT | {"validation_split": share}
-        )
+        training = SHORT | {"validation_split": share}
+        request = make_request(f"split-{share}", rows=make_rows(2), training=training)
 
         reports = run_here(request)
 
@@ -91,10 +88,9 @@ def test_rows_whose_prompt_fills_the_context_are_dropped_and_named(make_request:
 
 
 def test_a_validation_dataset_is_evaluated_on_and_not_trained_on(
-    make_request: MakeRequest, tmp_path: Path
+    make_request: MakeRequest,
 ) -> None:
-    validation = tmp_path / "validation.jsonl"
-    validation.write_bytes(jsonl([row(3), row(4)]))
+    validation = make_request("validation", rows=[row(3), row(4)]).dataset
     training = SHORT | {"eval_steps": 1, "early_stopping_patience": 5}
     request = make_request(training=training, validation_dataset="ds_1111111111111111")
 
@@ -107,10 +103,10 @@ def test_a_validation_dataset_is_evaluated_on_and_not_trained_on(
 
 
 def test_a_validation_dataset_with_nothing_to_learn_is_named(
-    make_request: MakeRequest, tmp_path: Path
+    make_request: MakeRequest,
 ) -> None:
-    validation = tmp_path / "validation.jsonl"
-    validation.write_bytes(jsonl([{"prompt": "Why? " * CONTEXT_LENGTH, "completion": "So."}]))
+    long = {"prompt": "Why? " * CONTEXT_LENGTH, "completion": "So."}
+    validation = make_request("validation", rows=[long]).dataset
     request = make_request(training=SHORT, validation_dataset="ds_1111111111111111")
 
     ended = run_here(request.model_copy(update={"validation_dataset": validation})).ended
