@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from app.core.errors import AdapterInert, LossNotFinite
-from worker.training.formatting import TokenRow
+from worker.formatting import TokenRow
 
 _MAX_TOKENS = 256
 

@@ -5,8 +5,8 @@ from transformers import PreTrainedTokenizerBase
 from app.core import datasets
 from app.core.datasets import DatasetFormat
 from worker.chat_templates import ensure_template
+from worker.formatting import Formatted, TokenRow, format_rows, hold_out
 from worker.training.attempt import Attempt
-from worker.training.formatting import Formatted, TokenRow, format_rows, hold_out
 
 _LINES_SHOWN = 20
 _CHAT = (DatasetFormat.MESSAGES, DatasetFormat.CONVERSATIONS, DatasetFormat.INSTRUCTION)
