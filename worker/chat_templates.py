@@ -125,8 +125,9 @@ def render_text(
     Raises REFUSALS.
     """
     options: dict[str, Any] = {"return_assistant_tokens_mask": mark, **dict(names)}
-    texts, spans = render_jinja_template([messages], chat_template=template, **options)
-    return str(texts[0]), list(spans[0]) if mark else []
+    rendered: Any = render_jinja_template([messages], chat_template=template, **options)
+    texts, spans = rendered
+    return texts[0], spans[0] if mark else []
 
 
 def token_names(tokenizer: PreTrainedTokenizerBase) -> TokenNames:

@@ -139,6 +139,10 @@ def _encode_conversation(
         input_ids = _end_turn(_encode_with_border(tokenizer, text, border), tokenizer)
         return input_ids, list(input_ids)
     turns = _find_turns(row, tokenizer, text)
+    if not end_of_turn(tokenizer):
+        # An end token is put after the text; what stands before it is written by the model, too.
+        (start, _end_of_answer), weight = turns[-1]
+        turns[-1] = ((start, len(text)), weight)
     input_ids, places = _encode_with_places(tokenizer, text, border)
     learned = _keep(input_ids, places, [span for span, weight in turns if weight])
     if not assistant_only:

@@ -1,4 +1,4 @@
-"""Where in a rendered conversation the assistant's words stand, as a template's `{% generation %}` markers say.
+"""Where in a rendered conversation the assistant's words stand, as `{% generation %}` markers say.
 
 A template without markers may have a twin among our own: one that renders the same text and has them. The
 twin only points; the text, its tokens and the template that is kept are the model's own.

@@ -23,18 +23,17 @@ def find_problem(template: str) -> str | None:
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
     try:
-        tree = environment.parse(template)
+        return _find_problem(environment, environment.parse(template))
     except TemplateSyntaxError as error:
         return f"line {error.lineno}: {error.message}"
     except RecursionError:
         return "it is nested too deeply"
+
+
+def _find_problem(environment: ImmutableSandboxedEnvironment, tree: nodes.Template) -> str | None:
     if not any(name.name == "messages" for name in tree.find_all(nodes.Name)):
         return "it never uses `messages`, the conversation"
-    return _find_unknown(environment, tree)
-
-
-def _find_unknown(environment: ImmutableSandboxedEnvironment, tree: nodes.Template) -> str | None:
-    """Filters and tests that do not exist; only compiling would say so."""
+    # Only compiling would tell of these.
     for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
         for node in tree.find_all(kind):
             if node.name not in known:

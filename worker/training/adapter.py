@@ -15,7 +15,7 @@ from worker.training.config import lora_config
 WEIGHTS = "adapter_model.safetensors"
 _HINT = 'Set lora.target_modules to names of linear layers, as in ["q_proj", "v_proj"], or to "all-linear".'
 
-_HINT_TO_SAVE = 'Set lora.modules_to_save to names like "lm_head", "embed_tokens" or "norm".'
+_HINT_TO_SAVE = 'Set lora.modules_to_save to names like "lm_head" or "embed_tokens".'
 
 
 def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:

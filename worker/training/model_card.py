@@ -113,8 +113,8 @@ def _recipe(spec: JobSpec) -> dict[str, object]:
         else "not quantized",
         "Optimizer": f"{training.optim}, learning rate {training.learning_rate:g} "
         f"({training.lr_scheduler_type})",
-        "Batch": f"{training.per_device_train_batch_size} rows in a pass, {training.gradient_accumulation_steps} passes "
-        "a step",
+        "Batch": f"{training.per_device_train_batch_size} rows a pass, "
+        f"{training.gradient_accumulation_steps} passes a step",
         "Learned from": "the assistant's turns"
         if training.assistant_only_loss
         else "whole rows (of prompt + completion rows: the completion)",

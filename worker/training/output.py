@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from peft import PeftModel
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
 from app.core.specs import JobSpec
@@ -59,6 +59,7 @@ class Record(BaseModel):
     spec: JobSpec
     dataset: DatasetOrigin
     chat_template: TemplateOrigin
+    unserved: list[str] = Field(description="What in the adapter Tunesmith's engine can't apply.")
     device: str
     versions: dict[str, str]
     metrics: FinalMetrics
@@ -69,7 +70,7 @@ def write(folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, re
     with appearing(folder) as staging:
         adapter.save(model, staging)
         tokenizer.save_pretrained(staging)
-        (staging / model_card.CARD).write_text(_write_card(record, adapter.find_unserved(model)))
+        (staging / model_card.CARD).write_text(_write_card(record))
         (staging / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         for path in staging.iterdir():
             # safetensors writes its file for the owner alone.
@@ -88,7 +89,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write_card(record: Record, unserved: list[str]) -> str:
+def _write_card(record: Record) -> str:
     dataset, metrics = record.dataset, record.metrics
     return model_card.write_card(
         job=record.job,
@@ -109,5 +110,5 @@ def _write_card(record: Record, unserved: list[str]) -> str:
             "Evaluation loss": metrics.eval_loss,
         },
         versions=record.versions,
-        unserved=unserved,
+        unserved=record.unserved,
     )

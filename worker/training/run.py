@@ -99,7 +99,7 @@ def train(attempt: Attempt) -> None:
     proof.prove_weights(take_base(attempt, trainer, folder), request.output_folder, rows.train[0])
     attempt.say(
         f"Loaded afresh, the adapter changes what the model says, and {len(rows.samples)} rows come out as "
-        "they were trained on."
+        "they were trained on." + (" It can be downloaded, not served here yet." if record.unserved else "")
     )
 
 
@@ -208,6 +208,7 @@ def make_record(
             evaluation_rows=len(rows.held_out),
         ),
         chat_template=output.TemplateOrigin(source=rows.template_source, sha256=template_sha256(tokenizer)),
+        unserved=adapter.find_unserved(trainer.model),
         device=attempt.device.name,
         versions=output.versions(),
         metrics=output.FinalMetrics(
