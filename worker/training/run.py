@@ -27,7 +27,7 @@ from worker.training import adapter, checkpoints, config, library_log, output, p
 from worker.training.attempt import Attempt, Stopped
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, make_dataset
-from worker.training.callbacks import Reporter, RowOrder, Send, StopEarly, StopWhenAsked
+from worker.training.callbacks import Reporter, Send, StopEarly, StopWhenAsked
 from worker.training.checkpoints import Counters
 from worker.training.failures import explain
 from worker.training.loss import score_learned_tokens_only
@@ -140,7 +140,6 @@ def make_trainer(
     """The trainer, with the counters of the newest checkpoint where there is one."""
     counters = checkpoints.read_counters(newest) if newest else Counters()
     callbacks = [
-        RowOrder(),
         Reporter(attempt.send, counters, attempt.device),
         StopWhenAsked(attempt.asked_to_stop),
         open_tensorboard(attempt, newest),
