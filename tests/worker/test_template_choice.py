@@ -1,6 +1,8 @@
 """Which template a tokenizer gets, and what is said of a template that is of no use."""
 
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -113,6 +115,16 @@ def test_a_template_without_the_beginning_token_is_refused_where_the_model_expec
         set_template(tokenizer, wanted=CHATTY.replace("{{ bos_token }}", ""))
 
 
+@pytest.fixture
+def impatient_threads() -> Iterator[None]:
+    """Threads take turns every microsecond, so that what they share is shared at the worst moments."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("impatient_threads")
 def test_masks_are_right_while_other_threads_render() -> None:
     """transformers keeps the places of markers in an object that all renderings of a template share."""
     tokenizer = make_tokenizer("llama2")
