@@ -14,6 +14,7 @@ from app.core.errors import JobFailure, NotFound
 from app.core.events import Evaluation, Metrics
 from app.core.queue import Lease
 from app.core.settings import Settings
+from app.core.states import JobState
 from worker.reports import CurvePoint, TrainingRequest
 
 
@@ -49,6 +50,7 @@ def make_request(
         dataset=fetch(inputs.dataset),
         dataset_format=DatasetFormat(inputs.dataset.format),
         dataset_sha256=inputs.dataset.sha256,
+        dataset_name=inputs.dataset.name,
         validation_dataset=fetch(inputs.validation_dataset) if inputs.validation_dataset else None,
         continue_from=fetch(inputs.adapter) if inputs.adapter else None,
         models_folder=settings.models_folder,
@@ -63,13 +65,24 @@ def output_folder(settings: Settings, lease: Lease) -> Path:
     return settings.job_folder(lease.job_id) / f"attempt-{lease.attempt}-adapter"
 
 
-def remove_leftovers(settings: Settings, store: ArtifactStore, lease: Lease) -> None:
-    """Remove what workers that died at earlier attempts had made and not delivered."""
+def remove_leftovers(settings: Settings, database: Database, store: ArtifactStore, lease: Lease) -> None:
+    """Remove what workers left that died: adapters not delivered, checkpoints of jobs that have succeeded."""
     for attempt in range(1, lease.attempt):
         _adapter_id, artifact = adapters.name_artifact(lease.job_id, attempt)
         store.delete(artifact)
     for folder in settings.job_folder(lease.job_id).glob("attempt-*-adapter*"):
         shutil.rmtree(folder, ignore_errors=True)
+    for folder in settings.job_folder("*").parent.glob("*/checkpoints"):
+        with database.snapshot() as session:
+            job = session.get(tables.Job, folder.parent.name)
+        if job and job.state == JobState.SUCCEEDED:
+            remove_checkpoints(folder.parent)
+
+
+def remove_checkpoints(job_folder: Path) -> None:
+    """Remove what only an interrupted job needs."""
+    for name in ("best-adapters", "checkpoints"):
+        shutil.rmtree(job_folder / name, ignore_errors=True)
 
 
 def _find(session: Session, lease: Lease) -> _Inputs:

@@ -24,7 +24,7 @@ from app.core.errors import DiskFull, JobFailure, LeaseLost
 from app.core.events import AnyEventData, Metrics, StateChange
 from app.core.queue import Failure, Lease, Progress
 from app.core.settings import Settings
-from app.core.states import JobState
+from app.core.states import JobState, Phase
 from worker import job_inputs
 from worker.child_process import ChildProcess
 from worker.lease_keeper import LeaseKeeper
@@ -52,6 +52,7 @@ class _Attempt:
     unrecorded: list[AnyEventData] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     ended: Ended | None = None
+    phase: Phase = Phase.PREPARING  # which the claim has recorded
     is_pipe_closed: bool = False
     cancel_requested: bool = False
     kill_at: float | None = None
@@ -95,7 +96,7 @@ class JobRunner:
 
     def _run_and_conclude(self, lease: Lease, keeper: LeaseKeeper) -> None:
         try:
-            job_inputs.remove_leftovers(self._settings, self._store, lease)
+            job_inputs.remove_leftovers(self._settings, self._database, self._store, lease)
             request = job_inputs.make_request(self._settings, self._database, self._store, lease)
             with self._device.lend(lease.job_id):
                 attempt = self._train(lease, request, keeper)
@@ -221,8 +222,7 @@ class JobRunner:
         except BaseException:
             self._store.delete(artifact)
             raise
-        for folder in ("checkpoints", "best-adapters"):
-            shutil.rmtree(request.job_folder / folder, ignore_errors=True)
+        job_inputs.remove_checkpoints(request.job_folder)
         log.info("Job %s: succeeded, adapter %s", lease.job_id, adapter_id)
 
     def _lose(self, attempt: _Attempt, keeper: LeaseKeeper) -> None:
@@ -249,7 +249,8 @@ def _apply(attempt: _Attempt, line: bytes) -> None:
         if isinstance(report.event, Metrics):
             attempt.progress = _merge(attempt.progress, report.event)
     else:
-        if report.phase is not None:
+        if report.phase not in (None, attempt.phase):
+            attempt.phase = report.phase
             attempt.unrecorded.append(StateChange(state=JobState.RUNNING, phase=report.phase))
         attempt.progress = _merge(attempt.progress, report)
 

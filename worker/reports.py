@@ -35,6 +35,7 @@ class TrainingRequest(Message):
     dataset: Path = Field(description="The dataset's file, on this machine.")
     dataset_format: DatasetFormat
     dataset_sha256: str
+    dataset_name: str | None = None
     validation_dataset: Path | None = Field(None, description="The file of rows to evaluate on.")
     continue_from: Path | None = Field(
         None, description="The folder of the adapter that the job starts from."

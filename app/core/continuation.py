@@ -24,11 +24,13 @@ def resolve(session: Session, spec: JobSpec) -> JobSpec:
     filled: dict[str, object] = {"continue_from": adapter.id}
     if "quantization" not in spec.model_fields_set:
         filled["quantization"] = QuantizationSpec.model_validate(adapter.quantization)
-    lora = _find_lora(session, adapter)
-    if lora and "lora" in spec.model_fields_set:
-        _refuse_other_shape(adapter.name, lora, spec.lora)
-    elif lora:
-        filled["lora"] = lora
+    made = _find_spec(session, adapter)
+    if made and "lora" in spec.model_fields_set:
+        _refuse_other_shape(adapter.name, made.lora, spec.lora)
+    elif made:
+        filled["lora"] = made.lora
+    if made and "chat_template" not in spec.model_fields_set:
+        filled["chat_template"] = made.chat_template
     return spec.model_copy(update=filled)
 
 
@@ -44,10 +46,10 @@ def _hold(session: Session, id_or_name: str) -> tables.Adapter:
     return adapter
 
 
-def _find_lora(session: Session, adapter: tables.Adapter) -> LoraSpec | None:
-    """The settings that the adapter was made with, where its job is known."""
+def _find_spec(session: Session, adapter: tables.Adapter) -> JobSpec | None:
+    """What the adapter was made with, where its job is known."""
     job = session.get(tables.Job, adapter.job_id) if adapter.job_id else None
-    return JobSpec.model_validate(job.spec).lora if job else None
+    return JobSpec.model_validate(job.spec) if job else None
 
 
 def _refuse_other_shape(name: str, made: LoraSpec, asked: LoraSpec) -> None:

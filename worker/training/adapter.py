@@ -15,9 +15,12 @@ from worker.training.config import lora_config
 WEIGHTS = "adapter_model.safetensors"
 _HINT = 'Set lora.target_modules to names of linear layers, as in ["q_proj", "v_proj"], or to "all-linear".'
 
+_HINT_TO_SAVE = 'Set lora.modules_to_save to names like "lm_head" or "embed_tokens".'
+
 
 def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
     """A new adapter on the base model, its weights drawn from the seed. Raises BadTarget."""
+    _check_modules_to_save(model, spec.lora.modules_to_save or [])
     set_seed(spec.training.seed)
     try:
         adapted = get_peft_model(model, lora_config(spec.lora))
@@ -28,6 +31,19 @@ def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
     # The name that a person may use elsewhere; PEFT writes this machine's path.
     adapted.peft_config["default"].base_model_name_or_path = spec.base_model
     return adapted
+
+
+def find_unserved(model: PeftModel) -> list[str]:
+    """What in this adapter the engine can't apply, in the spec's words; such an adapter can be downloaded."""
+    config = model.peft_config["default"]
+    on_embeddings = any("lora_embedding_" in name for name, _parameter in model.named_parameters())
+    found = {
+        "lora.use_dora": config.use_dora,
+        "lora.modules_to_save": bool(config.modules_to_save),
+        "lora.bias": config.bias != "none",
+        "lora.target_modules (the embedding layer)": on_embeddings,
+    }
+    return [name for name, is_there in found.items() if is_there]
 
 
 def trainable_to_float32(model: PeftModel) -> None:
@@ -50,6 +66,19 @@ def save(model: PeftModel, folder: Path) -> None:
     """
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+
+
+def _check_modules_to_save(model: PreTrainedModel, names: list[str]) -> None:
+    """PEFT passes over names that match nothing, and can't train weights that are held in 4 bits."""
+    for name in names:
+        modules = [module for path, module in model.named_modules() if path and path.endswith(name)]
+        if not modules:
+            raise BadTarget(f"The base model has no module {name!r} to train whole.", hint=_HINT_TO_SAVE)
+        if not all(weight.is_floating_point() for module in modules for weight in module.parameters()):
+            raise BadTarget(
+                f"{name!r} is held in 4 bits, so it can't be trained whole.",
+                hint=f"Set quantization.load_in_4bit to false. {_HINT_TO_SAVE}",
+            )
 
 
 def restore(model: PeftModel, folder: Path) -> None:

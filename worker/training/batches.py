@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import pack_dataset
 
-from worker.training.formatting import IGNORED, TokenRow
+from worker.formatting import IGNORED, TokenRow
 
 _FEATURES = Features({"input_ids": ListOf(Value("int32")), "labels": ListOf(Value("int32"))})
 

@@ -12,7 +12,8 @@ from peft import LoraConfig
 from trl import SFTConfig
 
 from app.core.errors import InvalidRequest
-from app.core.specs import LoraSpec, TrainingSpec
+from app.core.specs import JobSpec, LoraSpec, TrainingSpec
+from worker.base_model import compute_dtype
 from worker.device import Device
 
 DEFAULT_MAX_SEQ_LENGTH = 2048
@@ -85,8 +86,26 @@ def lora_config(lora: LoraSpec) -> LoraConfig:
         lora_dropout=lora.dropout,
         bias=lora.bias,
         target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
         task_type="CAUSAL_LM",
     )
+
+
+def check_modules_to_save(spec: JobSpec, device: Device) -> None:
+    """Modules that are trained whole are kept in float32, which only mixed precision lets meet 16-bit ones.
+
+    Raises InvalidRequest.
+    """
+    is_mixed = any(mixed_precision(spec.training, device))
+    if spec.lora.modules_to_save and not is_mixed and compute_dtype(spec.quantization, device).itemsize < 4:
+        raise InvalidRequest(
+            "modules_to_save needs mixed precision where the base model computes in 16 bits.",
+            param="lora.modules_to_save",
+            hint='Leave training.bf16 and training.fp16 on "auto", or set '
+            'quantization.bnb_4bit_compute_dtype to "float32".',
+        )
 
 
 def mixed_precision(training: TrainingSpec, device: Device) -> tuple[bool, bool]:

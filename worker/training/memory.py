@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from worker.training.formatting import IGNORED
+from worker.formatting import IGNORED
 
 Batch = Mapping[str, torch.Tensor]
 

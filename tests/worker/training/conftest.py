@@ -8,13 +8,12 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from pydantic import BaseModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from app.core.dataset_inspection import inspect
 from app.core.dataset_limits import Limits
 from app.core.events import Evaluation, Metrics
 from tests.factories import jsonl, make_spec
-from tests.tiny_model import NAME, make_tiny_model
+from tests.tiny_model import NAME
 from worker.child_process import ChildProcess
 from worker.reports import Ended, Happened, Report, TrainingRequest, report_adapter
 from worker.training.run import run
@@ -28,16 +27,6 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that wait for each other cost seconds on a busy machine, and gain nothing in a tiny model."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("models")).parent
-
-
-@pytest.fixture(scope="session")
-def tokenizer(models_folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(models_folder / NAME)
 
 
 MakeRequest = Callable[..., TrainingRequest]

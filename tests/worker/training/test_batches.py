@@ -13,10 +13,10 @@ from tests.factories import make_spec
 from tests.tiny_model import NAME
 from worker.base_model import load_model
 from worker.device import find_device
+from worker.formatting import IGNORED, TokenRow
 from worker.training import adapter
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, EpochSampler, count_tokens, make_dataset
-from worker.training.formatting import IGNORED, TokenRow
 
 ROWS = [
     TokenRow(line, ids, [IGNORED, *ids[1:]]) for line, ids in enumerate([[5, 6, 2], [7, 8, 9, 2], [4, 2]])

@@ -8,9 +8,17 @@ import torch
 
 from app.core.errors import InvalidRequest
 from app.core.specs import LoraSpec, QuantizationSpec, TrainingSpec
+from tests.factories import make_spec
 from worker.base_model import quantization_config
 from worker.device import Device
-from worker.training.config import CHECKPOINTING, lora_config, max_seq_length, mixed_precision, trainer_config
+from worker.training.config import (
+    CHECKPOINTING,
+    check_modules_to_save,
+    lora_config,
+    max_seq_length,
+    mixed_precision,
+    trainer_config,
+)
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.11.0")
 AMPERE = Device(kind="cuda", name="A100", memory_bytes=1, supports_bf16=True, torch_version="2.11.0")
@@ -81,6 +89,11 @@ def test_every_training_field_has_a_case() -> None:
         ({"target_modules": ["q_proj"]}, "target_modules", {"q_proj"}),
         ({"target_modules": "all-linear"}, "target_modules", "all-linear"),
         ({}, "target_modules", None),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save", ["lm_head"]),
+        ({}, "modules_to_save", None),
+        ({"use_rslora": True}, "use_rslora", True),
+        ({"use_dora": True}, "use_dora", True),
+        ({}, "use_dora", False),
         ({}, "task_type", "CAUSAL_LM"),
     ],
 )
@@ -137,3 +150,31 @@ def test_rows_are_never_longer_than_the_context(
     asked: int | None, context: int | None, expected: int
 ) -> None:
     assert max_seq_length(TrainingSpec(max_seq_length=asked), context) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "device", "is_refused"),
+    [
+        ({}, AMPERE, False),
+        ({"training": {"bf16": False, "fp16": False}}, AMPERE, True),
+        ({"training": {"bf16": False}}, AMPERE, False),
+        ({"quantization": {"bnb_4bit_compute_dtype": "bfloat16"}}, CPU, True),
+        ({}, CPU, False),
+    ],
+)
+def test_modules_trained_whole_need_mixed_precision_beside_16_bits(
+    spec: dict[str, Any], device: Device, is_refused: bool
+) -> None:
+    asked = make_spec(lora={"modules_to_save": ["lm_head"]}, **spec)
+
+    if not is_refused:
+        return check_modules_to_save(asked, device)
+    with pytest.raises(InvalidRequest, match="mixed precision"):
+        check_modules_to_save(asked, device)
+
+
+def test_every_lora_field_has_a_case() -> None:
+    marks = test_lora_field_arrives.pytestmark  # type: ignore[attr-defined]
+    covered = {name for fields, _setting, _value in marks[0].args[1] for name in fields}
+
+    assert set(LoraSpec.model_fields) == covered

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets import Completion, Conversation, Message, PlainText, Row
 from app.core.errors import InvalidRequest, NothingToLearn
-from worker.training.formatting import IGNORED, encode_row, format_rows, hold_out
+from worker.formatting import IGNORED, encode_row, format_rows, hold_out
 
 TWO_TURNS = Conversation(
     (
