@@ -3,10 +3,11 @@
 It is a real process on the real pipes, so that tests of the runner and the supervisor need no model.
 """
 
+import os
 import sys
 import threading
 
-from app.core.events import Checkpoint, Metrics
+from app.core.events import Checkpoint, Log, Metrics
 from app.core.states import Phase
 from worker.child import ParentLink
 from worker.reports import Advanced, Ended, Happened, Outcome, TrainingRequest
@@ -25,12 +26,20 @@ def main() -> None:
         link.send(Happened(event=Checkpoint(step=2)))
         link.send(Ended(outcome=Outcome.STOPPED))
         return
+    if script == "dies-in-mid-report":
+        os.write(int(sys.argv[1]), b'{"type": "adv')
+        os._exit(9)
     if script == "dies" or (script == "dies-once" and request.attempt == 1):
         print("about to die", file=sys.stderr, flush=True)
         sys.exit(3)
     if script == "fails":
         link.send(Ended(outcome=Outcome.FAILED, code="model_gated", message="Gated.", hint="Set HF_TOKEN."))
         return
+    if script == "shows-its-inputs":
+        assert request.continue_from
+        assert request.validation_dataset
+        for path in (next(request.continue_from.iterdir()), request.validation_dataset):
+            link.send(Happened(event=Log(message="/".join(path.parts[-3:]))))
     request.output_folder.mkdir()
     (request.output_folder / "adapter_model.safetensors").write_bytes(b"weights")
     link.send(Happened(event=Metrics(step=10, total_steps=10, epoch=1, loss=0.5, tokens=1000)))

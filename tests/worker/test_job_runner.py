@@ -1,5 +1,6 @@
 """The job runner against a real child process that follows a script."""
 
+import errno
 import os
 import signal
 import threading
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -213,14 +215,106 @@ def test_a_lost_lease_drops_the_result(
     assert not Path(f"/proc/{child}").exists()
 
 
-def test_a_dataset_deleted_meanwhile_fails_the_job(
+def test_a_child_that_dies_in_the_middle_of_a_report_is_tried_again(
     runner: JobRunner, claimed: Callable[[str], Lease], database: Database
 ) -> None:
-    lease = claimed("finishes")
-    with database.transaction() as session:
-        session.delete(session.get_one(tables.Dataset, lease.dataset_id))
+    lease = claimed("dies-in-mid-report")
     runner.run(lease)
-    assert "deleted" in (job_of(database, lease).error_message or "")
+    job = job_of(database, lease)
+    assert (job.state, job.attempts[0].exit_reason, job.step) == ("queued", "process_died", 1)
+
+
+def test_a_full_disk_at_the_delivery_fails_the_job_and_leaves_no_half_of_an_adapter(
+    runner: JobRunner,
+    claimed: Callable[[str], Lease],
+    database: Database,
+    store: ArtifactStore,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lease = claimed("finishes")
+    put_file = ArtifactStore.put_file
+
+    def fill_the_disk(self: ArtifactStore, key: str, source: Path) -> None:
+        put_file(self, key, source)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ArtifactStore, "put_file", fill_the_disk)
+    checkpoint = settings.job_folder(lease.job_id) / "checkpoints" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    runner.run(lease)
+    job = job_of(database, lease)
+    assert (job.state, job.error_code) == ("failed", "disk_full")
+    assert "retry" in (job.error_hint or "")
+    assert not store.list_files("adapters")
+    assert checkpoint.is_dir()
+
+
+def test_what_a_dead_worker_left_is_removed(
+    runner: JobRunner,
+    claimed: Callable[[str], Lease],
+    database: Database,
+    store: ArtifactStore,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    first = claimed("dies-once")
+    runner.run(first)
+    undelivered = settings.job_folder(first.job_id) / "attempt-1-adapter"
+    undelivered.mkdir()
+    (undelivered / "weights").write_bytes(b"weights")
+    store.put_folder(adapters.name_artifact(first.job_id, 1)[1], undelivered)
+    checkpoints = settings.job_folder(first.job_id) / "checkpoints"
+    runner.run(claim(database))
+    assert len(store.list_files("adapters")) == 1
+    assert not undelivered.exists()
+
+    # Killed after its last transaction, a worker leaves checkpoints behind.
+    checkpoints.mkdir()
+    runner.run(claimed("finishes"))
+    assert not checkpoints.exists()
+
+
+def test_the_child_is_told_where_the_adapter_to_continue_from_is(
+    runner: JobRunner,
+    claimed: Callable[[str], Lease],
+    database: Database,
+    store: ArtifactStore,
+    tmp_path: Path,
+) -> None:
+    runner.run(claimed("finishes"))
+    with database.transaction() as session:
+        adapter = adapters.get(session, "finishes")
+        dataset, validation = (make_dataset(session, store, tmp_path) for _ in range(2))
+        spec: dict[str, Any] = {"continue_from": adapter.id, "validation_dataset": validation.id}
+        make_job(session, name="shows-its-inputs", dataset=dataset.id, **spec)
+    lease = claim(database)
+    runner.run(lease)
+    with database.snapshot() as session:
+        found = [event.data.message for event in events.read(session, lease.job_id) if event.type == "log"]  # type: ignore[union-attr]
+    assert found == [f"{adapter.artifact}/adapter_model.safetensors", validation.artifact]
+
+
+@pytest.mark.parametrize("kind", ["dataset", "validation_dataset", "continue_from"])
+def test_whatever_is_deleted_meanwhile_is_named(
+    runner: JobRunner, database: Database, store: ArtifactStore, tmp_path: Path, kind: str
+) -> None:
+    with database.transaction() as session:
+        present = make_dataset(session, store, tmp_path).id
+        make_job(session, **{"dataset": present, kind: "gone_0123"})
+    lease = claim(database)
+    runner.run(lease)
+    job = job_of(database, lease)
+    assert (job.state, job.error_code) == ("failed", "job_failed")
+    assert "deleted before the job began" in (job.error_message or "")
+    assert "gone_0123" in (job.error_message or "")
+
+
+def claim(database: Database) -> Lease:
+    with database.transaction() as session:
+        lease = queue.claim(session, "worker", lease_seconds=30)
+    assert lease is not None
+    return lease
 
 
 def _child_pid() -> int:
