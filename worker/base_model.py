@@ -124,16 +124,21 @@ def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, devic
     if hasattr(model.config, "quantization_config") or any(isinstance(m, Conv1D) for m in model.modules()):
         return False
     options = quantization_config(quantization, device)
-    kept_in_fp32 = list(model._keep_in_fp32_modules or [])
-    skipped = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)
-    linears = [
-        module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and should_convert_module(name, skipped)
-    ]
+    linears = linears_to_quantize(model).values()
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
         list(threads.map(lambda linear: _round_weight(linear, options), linears))
     return True
+
+
+def linears_to_quantize(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers whose weights QLoRA holds in 4 bits, by name; asked of a model that is not quantized."""
+    kept_in_fp32 = list(model._keep_in_fp32_modules or [])
+    skipped = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, skipped)
+    }
 
 
 def _round_weight(linear: nn.Linear, options: BitsAndBytesConfig) -> None:

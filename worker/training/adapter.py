@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, set_seed
 
 from app.core.errors import BadTarget
 from app.core.specs import JobSpec
-from worker.training.config import lora_config
+from worker.choices import lora_config
 
 WEIGHTS = "adapter_model.safetensors"
 _HINT = 'Set lora.target_modules to names of linear layers, as in ["q_proj", "v_proj"], or to "all-linear".'

@@ -1,4 +1,4 @@
-"""A job's spec in the terms of TRL and PEFT: no model, no files, so that a table of cases tests it.
+"""A job's spec in the terms of TRL: no model, no files, so that a table of cases tests it.
 
 `packing`, `assistant_only_loss`, `max_seq_length` and `validation_split` are not here: they shape the rows,
 in formatting.py and batches.py.
@@ -8,14 +8,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
 from trl import SFTConfig
 
-from app.core.errors import InvalidRequest
-from app.core.specs import LoraSpec, TrainingSpec
+from app.core.specs import TrainingSpec
+from worker.choices import mixed_precision
 from worker.device import Device
-
-DEFAULT_MAX_SEQ_LENGTH = 2048
 
 # transformers 5.23 renamed the field and warns of the old name; 5.17 knows only the old one.
 _FIELDS = {field.name for field in dataclasses.fields(SFTConfig)}
@@ -77,45 +74,8 @@ def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> 
     )
 
 
-def lora_config(lora: LoraSpec) -> LoraConfig:
-    """The adapter's settings. Other programs expect a whole alpha, where it is one, to be written as such."""
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
-        lora_dropout=lora.dropout,
-        bias=lora.bias,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-
-
-def mixed_precision(training: TrainingSpec, device: Device) -> tuple[bool, bool]:
-    """(fp16, bf16). `auto`: bfloat16 on a GPU that has it, float16 on another GPU, neither on a CPU.
-
-    Raises InvalidRequest.
-    """
-    if training.fp16 is True and not device.is_cuda:
-        raise InvalidRequest(
-            "fp16 training needs a GPU.", param="training.fp16", hint='Set it to "auto" or false.'
-        )
-    if training.bf16 is True and device.is_cuda and not device.supports_bf16:
-        raise InvalidRequest(
-            f"{device.name} has no bfloat16.", param="training.bf16", hint='Set it to "auto" or false.'
-        )
-    if training.fp16 is True or training.bf16 is True:
-        return training.fp16 is True, training.bf16 is True
-    bf16 = training.bf16 == "auto" and device.is_cuda and device.supports_bf16
-    return training.fp16 == "auto" and device.is_cuda and not bf16, bf16
-
-
 def use_checkpointing(training: TrainingSpec, device: Device) -> bool:
     """Whether activations are recomputed. `auto`: on a GPU, where memory is what runs out."""
     if training.gradient_checkpointing == "auto":
         return device.is_cuda
     return training.gradient_checkpointing
-
-
-def max_seq_length(training: TrainingSpec, context_length: int | None) -> int:
-    """How many tokens of a row are kept: never more than the base model can read."""
-    longest = context_length or DEFAULT_MAX_SEQ_LENGTH
-    return min(training.max_seq_length or DEFAULT_MAX_SEQ_LENGTH, longest)

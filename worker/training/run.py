@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig
 
 from app.core.states import Phase
-from worker import base_model
+from worker import base_model, choices
 from worker.child import ParentLink
 from worker.device import find_device, peak_memory_bytes
 from worker.reports import Ended, Outcome, TrainingRequest
@@ -66,7 +66,7 @@ def train(attempt: Attempt) -> None:
     settings = config.trainer_config(request.spec.training, device, attempt.checkpoints)
     folder = base_model.locate(request.spec.base_model, request.models_folder, attempt.say)
     tokenizer = base_model.load_tokenizer(folder)
-    max_length = config.max_seq_length(request.spec.training, base_model.read_context_length(folder))
+    max_length = choices.max_seq_length(request.spec.training, base_model.read_context_length(folder))
     rows, held_out = prepare_rows(attempt, tokenizer, max_length)
 
     attempt.enter(Phase.LOADING)
@@ -98,7 +98,8 @@ def train(attempt: Attempt) -> None:
 def load(attempt: Attempt, folder: Path) -> PeftModel:
     """The base model with a new adapter on it."""
     spec = attempt.request.spec
-    model = adapter.attach(base_model.load_model(folder, spec.quantization, attempt.device), spec)
+    quantization = choices.quantization(spec, attempt.device)
+    model = adapter.attach(base_model.load_model(folder, quantization, attempt.device), spec)
     trained, total = model.get_nb_trainable_parameters()
     kind = (
         f"4-bit {spec.quantization.bnb_4bit_quant_type}" if spec.quantization.load_in_4bit else "unquantized"
@@ -201,7 +202,8 @@ def take_base(attempt: Attempt, trainer: AdapterTrainer, folder: Path) -> PreTra
     if attempt.request.spec.lora.bias == "none":
         return trainer.model.unload()
     trainer.model.cpu()
-    return base_model.load_model(folder, attempt.request.spec.quantization, attempt.device)
+    quantization = choices.quantization(attempt.request.spec, attempt.device)
+    return base_model.load_model(folder, quantization, attempt.device)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import torch
 from app.core.errors import InvalidRequest
 from app.core.specs import LoraSpec, QuantizationSpec, TrainingSpec
 from worker.base_model import quantization_config
+from worker.choices import lora_config, max_seq_length, mixed_precision
 from worker.device import Device
-from worker.training.config import CHECKPOINTING, lora_config, max_seq_length, mixed_precision, trainer_config
+from worker.training.config import CHECKPOINTING, trainer_config
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.11.0")
 AMPERE = Device(kind="cuda", name="A100", memory_bytes=1, supports_bf16=True, torch_version="2.11.0")
