@@ -16,6 +16,8 @@ _MASK_ALIGNMENT = 16
 # TRL's loss multiplies so many tokens by so many rows of the output layer at a time.
 _TILE_TOKENS = 4096
 _TILE_VOCABULARY = 32768
+# Without Triton the softmax of a tile is made of whole copies.
+_CPU_TILES = 5
 # bitsandbytes: one scale for each block of weights; with double quantization, one byte and a second scale.
 _SCALE_BLOCK = 64
 _SECOND_SCALE_BLOCK = 256
@@ -23,8 +25,9 @@ _SECOND_SCALE_BLOCK = 256
 _PAGED_FROM = 100_000
 _EIGHT_BITS_FROM = 4096
 _STATE_BLOCK = 256
-_CUDA_CONTEXT = 530 << 20
-_CUDA_WORKSPACE = 96 << 20
+# Measured on an H200 (benchmarks/results/estimate-h200.json): the driver's own, and cuBLAS's scratch space.
+_CUDA_CONTEXT = 640 << 20
+_CUDA_WORKSPACE = 64 << 20
 _CPU_PROCESS = 900 << 20
 
 
@@ -111,15 +114,11 @@ class Plan:
 def estimate(shape: ModelShape, plan: Plan, batch: Batch) -> Memory:
     """The peak, which is in the backward pass. The adapter's share counts its gradients."""
     optimizer, paged = optimizer_bytes(shape.trained_sizes, plan.optimizer, is_cuda=plan.is_cuda)
-    gradients = shape.trained_weights * _FLOAT32
-    saved, passing = activation_bytes(shape, plan, batch)
-    # Gradients grow while saved activations go, so the peak is at one of the two ends.
-    kept = saved if plan.accumulates else max(saved - gradients, 0)
     return Memory(
         weights=weight_bytes(shape, plan.quantization, plan.precision),
-        lora=shape.trained_weights * _FLOAT32 + gradients,
+        lora=shape.trained_weights * _FLOAT32 * 2,
         optimizer=optimizer,
-        activations=kept + passing,
+        activations=activation_bytes(shape, plan, batch),
         overhead=_CUDA_CONTEXT + _CUDA_WORKSPACE if plan.is_cuda else _CPU_PROCESS,
         paged=paged,
     )
@@ -155,16 +154,25 @@ def optimizer_bytes(sizes: Sequence[int], optimizer: Optimizer, *, is_cuda: bool
     return resident, paged
 
 
-def activation_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> tuple[int, int]:
-    """(kept from the forward to the backward pass, passing in the backward pass at its worst moment)."""
+def activation_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
+    """What the peak holds beside weights, optimizer and all gradients.
+
+    The backward pass begins in the loss and then goes through the layers: what was kept for them shrinks while
+    gradients grow, so the peak is in the loss, in the last layer or in the first.
+    """
     layer = saved_by_layer(shape, plan, batch)
-    loss_saved, loss_passing = loss_bytes(shape, plan, batch)
-    layer_passing = passing_in_layer(shape, plan, batch)
-    mask = batch.sequences * batch.length * batch.length if batch.has_mask else 0
+    in_layer = passing_in_layer(shape, plan, batch)
+    kept = shape.layers * layer
     if plan.checkpointing:
-        boundary = batch.tokens * shape.hidden * plan.precision.residual
-        return shape.layers * boundary + loss_saved + mask, max(loss_passing, layer + layer_passing)
-    return shape.layers * layer + loss_saved + mask, max(loss_passing, layer_passing)
+        kept = shape.layers * batch.tokens * shape.hidden * plan.precision.residual
+        in_layer += layer
+    if batch.has_mask:
+        kept += batch.sequences * batch.length * batch.length
+    in_loss = loss_bytes(shape, plan, batch)
+    if plan.accumulates:
+        return kept + max(in_loss, in_layer)
+    gradients = shape.trained_weights * _FLOAT32
+    return max(kept + in_loss - gradients, max(kept, gradients) + in_layer - gradients)
 
 
 def saved_by_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:
@@ -197,21 +205,19 @@ def _saved_by_adapters(shape: ModelShape, plan: Plan, tokens: int) -> int:
     return (tokens * (inputs + shape.ranks * products) + copies) // shape.layers
 
 
-def loss_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> tuple[int, int]:
-    """(kept, passing) in the last norm, the output layer and the loss. Logits exist in tiles alone."""
+def loss_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
+    """The last norm, the output layer and the loss at their worst; logits exist in tiles alone."""
     products = plan.precision.products
+    # On a GPU the positions that do not count are left out before the output layer.
     scored = batch.scored if plan.is_cuda else batch.tokens
-    saved = batch.tokens * shape.hidden * _FLOAT32 + scored * shape.hidden * products
+    hidden = batch.tokens * shape.hidden * _FLOAT32 + scored * shape.hidden * products
     tile = min(scored, _TILE_TOKENS) * _TILE_VOCABULARY * products
-    # On a CPU the tile's softmax is made of whole copies.
-    copies = 1 if plan.is_cuda else 5
     gradient = scored * shape.hidden * (_FLOAT32 + products)
-    return saved, copies * tile + gradient
+    return hidden + tile * (1 if plan.is_cuda else _CPU_TILES) + gradient
 
 
 def passing_in_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:
-    """Gradients of a layer's own activations, and one weight matrix unpacked from 4 bits."""
+    """Gradients inside a layer at their worst, which is in the MLP, and one matrix unpacked from 4 bits."""
     precision = plan.precision
     unpacked = shape.largest_linear * precision.model if plan.quantization.load_in_4bit else 0
-    per_token = 3 * shape.mlp_width * precision.residual + 3 * shape.hidden * _FLOAT32
-    return batch.tokens * per_token + unpacked
+    return batch.tokens * (2 * shape.mlp_width * precision.residual + shape.hidden * _FLOAT32) + unpacked
