@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.core import dataset_records, datasets, jobs, tables
+from app.core import dataset_records, jobs, tables
 from app.core.artifacts import ArtifactStore
+from app.core.dataset_limits import Limits
 from app.core.specs import JobSpec
 
 CHAT_ROW: dict[str, Any] = {
@@ -37,9 +38,7 @@ def make_dataset(
 ) -> tables.Dataset:
     path = folder / "rows.jsonl"
     path.write_bytes(jsonl(rows))
-    with path.open("rb") as lines:
-        found = datasets.inspect(lines, max_rows=1000)
-    dataset = dataset_records.store_file(store, path, name="rows.jsonl", found=found)
+    dataset = dataset_records.store_upload(store, path, name="rows.jsonl", limits=Limits())
     session.add(dataset)
     session.flush()
     return dataset

@@ -8,11 +8,15 @@ from shutil import copyfileobj
 from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, File, Form, UploadFile
+from pydantic import TypeAdapter, ValidationError
 
 from app.api.deps import After, DatasetId, Limit, ServicesDep
 from app.api.errors import documented
 from app.api.schemas import Dataset, Page
-from app.core import dataset_records, datasets
+from app.core import dataset_records
+from app.core.dataset_inspection import OnProblem
+from app.core.dataset_limits import Limits
+from app.core.errors import InvalidRequest
 from app.core.settings import Settings
 
 router = APIRouter(prefix="/datasets", tags=["Datasets"])
@@ -22,25 +26,36 @@ _COPY_BYTES = 1 << 20
 
 @router.post("", status_code=201, summary="Upload a dataset", responses=documented(413))
 def upload_dataset(
-    file: Annotated[UploadFile, File(description="JSON lines: one object a line, in UTF-8.")],
+    file: Annotated[UploadFile, File(description="The rows; their kind of file is recognised.")],
     services: ServicesDep,
     name: Annotated[
         str | None, Form(min_length=1, max_length=255, description="Default: the file's own name.")
     ] = None,
+    column_map: Annotated[
+        str | None, Form(description='Your columns for those of a format: `{"prompt": "question"}`.')
+    ] = None,
+    on_problem: Annotated[
+        OnProblem, Form(description="What to do where some rows can't be used.")
+    ] = OnProblem.REFUSE,
 ) -> Dataset:
-    """Store a file of training rows.
+    """Store a file of rows: JSON lines, a JSON array, CSV, TSV or Parquet, plain or packed with gzip.
 
     Its columns say its format: `messages`; or `prompt` and `completion`; or `text`; or `instruction` and
-    `output`; or `conversations`. A file with a bad line is refused, with every bad line and what is wrong.
+    `output`; or `conversations`; `column_map` says what others mean. A file with a bad row is refused, with
+    every bad row and what is wrong, unless `on_problem` is `skip`.
 
-    `curl -F file=@rows.jsonl localhost:8000/datasets`
+    `curl -F file=@rows.csv -F 'column_map={"prompt": "question"}' localhost:8000/datasets`
     """
     with _as_file(services.settings, file.file) as path:
-        with path.open("rb") as lines:
-            found = datasets.inspect(lines, max_rows=services.settings.max_dataset_rows)
-        datasets.refuse_problems(found)
         own_name = PurePath(file.filename or "").name[:255] or "dataset"
-        row = dataset_records.store_file(services.store, path, name=name or own_name, found=found)
+        row = dataset_records.store_upload(
+            services.store,
+            path,
+            name=name or own_name,
+            limits=Limits.from_settings(services.settings),
+            column_map=_parse_column_map(column_map),
+            on_problem=on_problem,
+        )
     with services.database.transaction() as session:
         session.add(row)
     return Dataset.from_row(row)
@@ -67,6 +82,19 @@ def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
     with services.database.transaction() as session:
         artifact = dataset_records.delete(session, dataset_id)
     services.store.delete(artifact)
+
+
+def _parse_column_map(text: str | None) -> dict[str, str]:
+    if not text:
+        return {}
+    try:
+        return TypeAdapter(dict[str, str]).validate_json(text)
+    except ValidationError:
+        raise InvalidRequest(
+            "column_map must be a JSON object of text.",
+            param="column_map",
+            hint='For example {"prompt": "question", "completion": "answer"}.',
+        ) from None
 
 
 @contextmanager

@@ -53,7 +53,8 @@ class Dataset(BaseModel):
     format: DatasetFormat = Field(description="What the rows look like, found from their columns.")
     rows: int = Field(description="Rows that can be used.")
     columns: list[str] = Field(description="Every column that a row has.")
-    problems: list[Problem] = Field(description="Lines that can't be used; an upload with any is refused.")
+    problems: list[Problem] = Field(description="Rows that were skipped, the first hundred.")
+    problem_count: int = Field(description="How many rows were skipped.")
     created_at: datetime = Field(description="When it was uploaded.")
 
     @classmethod
@@ -66,6 +67,7 @@ class Dataset(BaseModel):
             rows=row.rows,
             columns=row.columns,
             problems=[Problem.model_validate(problem) for problem in row.problems],
+            problem_count=row.problem_count,
             created_at=row.created_at,
         )
 

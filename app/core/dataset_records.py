@@ -1,7 +1,8 @@
 """Datasets as rows of the database and files of the artifact store: add, find, list, delete, open."""
 
-import hashlib
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,19 +11,41 @@ from sqlalchemy.orm import Session
 
 from app.core import tables
 from app.core.artifacts import ArtifactStore
-from app.core.datasets import DatasetFormat, Inspection, Row, read_rows
+from app.core.dataset_inspection import Inspection, OnProblem, inspect, refuse_problems
+from app.core.dataset_limits import Limits
+from app.core.datasets import Row, read_rows
 from app.core.errors import DatasetInUse, DatasetNotFound
 from app.core.ids import new_id
 from app.core.paging import newest_first
 from app.core.states import JobState
 
 
-def store_file(store: ArtifactStore, path: Path, *, name: str, found: Inspection) -> tables.Dataset:
-    """Put an inspected file into the store; the row that names it is the caller's to add."""
+def store_upload(
+    store: ArtifactStore,
+    upload: Path,
+    *,
+    name: str,
+    limits: Limits,
+    column_map: Mapping[str, str] | None = None,
+    on_problem: OnProblem = OnProblem.REFUSE,
+) -> tables.Dataset:
+    """Inspect an upload and put its rows into the store; the row that names them is the caller's to add.
+
+    The rows lie beside the upload until they are complete. Raises DatasetInvalid.
+    """
+    with tempfile.TemporaryDirectory(dir=upload.parent, prefix="rows-") as folder:
+        rows = Path(folder) / "rows.jsonl"
+        found = inspect(upload, rows, limits=limits, column_map=column_map)
+        refuse_problems(found, on_problem)
+        return store_rows(store, rows, name=name, found=found)
+
+
+def store_rows(store: ArtifactStore, rows: Path, *, name: str, found: Inspection) -> tables.Dataset:
+    """Put rows in their stored form into the store; the row that names them is the caller's to add."""
     assert found.format is not None
     dataset_id = new_id("ds")
     artifact = f"datasets/{dataset_id}/rows.jsonl"
-    store.put_file(artifact, path)
+    store.put_file(artifact, rows)
     return tables.Dataset(
         id=dataset_id,
         name=name,
@@ -30,8 +53,10 @@ def store_file(store: ArtifactStore, path: Path, *, name: str, found: Inspection
         rows=found.rows,
         columns=found.columns,
         problems=[{"line": problem.line, "message": problem.message} for problem in found.problems],
-        size_bytes=path.stat().st_size,
-        sha256=_sha256(path),
+        problem_count=found.problem_count,
+        upload=asdict(found.upload),
+        size_bytes=found.size_bytes,
+        sha256=found.sha256,
         artifact=artifact,
         created_at=datetime.now(UTC),
     )
@@ -84,9 +109,4 @@ def delete(session: Session, dataset_id: str) -> str:
 def open_rows(store: ArtifactStore, dataset: tables.Dataset) -> Iterator[tuple[int, Row]]:
     """The dataset's rows with their line numbers, read as a stream."""
     with store.open(dataset.artifact) as lines:
-        yield from read_rows(lines, DatasetFormat(dataset.format))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        yield from read_rows(lines)

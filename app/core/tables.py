@@ -33,7 +33,10 @@ class Table(DeclarativeBase):
 
 
 class Dataset(Table):
-    """An uploaded file, whole and unchanged, and what was found in it."""
+    """The rows of an upload in their stored form, the problems of its other rows, and what the upload was.
+
+    `size_bytes` and `sha256` are those of the stored rows; the upload's stand in `upload`.
+    """
 
     __tablename__ = "datasets"
 
@@ -43,6 +46,8 @@ class Dataset(Table):
     rows: Mapped[int]
     columns: Mapped[list[Any]]
     problems: Mapped[list[Any]]
+    problem_count: Mapped[int]
+    upload: Mapped[dict[str, Any]]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     artifact: Mapped[str] = mapped_column(String(255))

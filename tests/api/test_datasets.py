@@ -30,7 +30,7 @@ def test_an_upload_is_stored_and_described(client: TestClient, settings: Setting
     assert dataset["columns"] == ["messages"]
     assert dataset["problems"] == []
     assert dataset["name"] == "rows.jsonl"
-    assert [path.read_bytes() for path in stored(settings)] == [content]
+    assert [path.read_bytes().count(b"\n") for path in stored(settings)] == [3]
     assert client.get(f"/datasets/{dataset['id']}").json() == dataset
 
 
@@ -51,7 +51,7 @@ def test_bad_lines_are_named_and_nothing_is_stored(client: TestClient, settings:
     assert error["param"] == "file"
     assert [problem["line"] for problem in error["problems"]] == [2, 4]
     assert "must be text, found a number" in error["problems"][1]["message"]
-    assert "one JSON object a line" in error["hint"]
+    assert "on_problem=skip" in error["hint"]
     assert stored(settings) == []
     assert client.get("/datasets").json()["data"] == []
 
@@ -73,10 +73,25 @@ def test_a_form_without_a_file_names_the_field(client: TestClient) -> None:
     assert answer.json()["error"]["param"] == "file"
 
 
-def test_a_column_that_utf8_can_not_hold_is_a_problem_of_its_line(client: TestClient) -> None:
+def test_a_column_that_utf8_can_not_hold_is_shown_escaped(client: TestClient) -> None:
     answer = upload(client, rb'{"text": "fine", "\ud800": 1}')
+    assert answer.json()["columns"] == ["text", "\\ud800"]
+
+
+def test_columns_are_mapped_and_bad_rows_skipped(client: TestClient) -> None:
+    fields = {"column_map": '{"prompt": "question", "completion": "answer"}', "on_problem": "skip"}
+    files = {"file": ("rows.csv", b"question,answer\nq,a\nq,\n")}
+    dataset = client.post("/datasets", files=files, data=fields).json()
+    assert (dataset["format"], dataset["rows"], dataset["problem_count"]) == ("prompt_completion", 1, 1)
+    assert dataset["problems"][0]["line"] == 3
+
+
+@pytest.mark.parametrize("column_map", ["[1]", "{", '{"prompt": 1}', '{"prompt": "nowhere"}'])
+def test_a_wrong_column_map_names_the_field(client: TestClient, column_map: str) -> None:
+    files = {"file": ("rows.csv", b"question,answer\nq,a\n")}
+    answer = client.post("/datasets", files=files, data={"column_map": column_map})
     assert answer.status_code == 422
-    assert "half of a surrogate pair" in answer.json()["error"]["problems"][0]["message"]
+    assert answer.json()["error"]["param"] == "column_map"
 
 
 def test_the_list_has_pages_with_the_newest_first(client: TestClient) -> None:

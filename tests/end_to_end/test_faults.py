@@ -46,7 +46,7 @@ def exit_reasons(job: dict[str, Any]) -> list[str]:
 def test_a_killed_training_child_and_a_killed_api_leave_a_job_that_finishes(box: Box) -> None:
     api = box.start_api()
     worker = box.start_worker()
-    job_id = box.submit(**spec(box.upload(ROWS), 400))
+    job_id = box.submit(**spec(box.upload(ROWS), 150))
     box.wait_for_event(job_id, "checkpoint")
     child = box.child(worker, TRAINING)
     assert child is not None
@@ -58,14 +58,14 @@ def test_a_killed_training_child_and_a_killed_api_leave_a_job_that_finishes(box:
     job = box.wait_for_state(job_id, "succeeded", "failed")
     assert exit_reasons(job) == ["process_died", "succeeded"]
     losses = [event["data"]["step"] for event in box.events(job_id, "metrics")]
-    assert max(losses) == 400
+    assert max(losses) == 150
     assert box.answer("Say 3", adapter="tiny") is not None
 
 
 def test_a_killed_worker_leaves_a_job_that_another_resumes(box: Box) -> None:
     box.start_api()
     first = box.start_worker()
-    job_id = box.submit(**spec(box.upload(ROWS), 300))
+    job_id = box.submit(**spec(box.upload(ROWS), 150))
     box.wait_for_event(job_id, "checkpoint")
     child, engine = box.child(first, TRAINING), box.child(first, ENGINE)
     assert child is not None
@@ -81,7 +81,7 @@ def test_a_killed_worker_leaves_a_job_that_another_resumes(box: Box) -> None:
 def test_sigterm_lets_the_step_finish_and_the_next_worker_goes_on_from_there(box: Box) -> None:
     box.start_api()
     first = box.start_worker()
-    job_id = box.submit(**spec(box.upload(ROWS), 300, save_steps=1000))
+    job_id = box.submit(**spec(box.upload(ROWS), 150, save_steps=1000))
     box.wait_for_step(job_id, 3)
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 0
@@ -91,7 +91,7 @@ def test_sigterm_lets_the_step_finish_and_the_next_worker_goes_on_from_there(box
     job = box.wait_for_state(job_id, "succeeded", "failed")
     assert exit_reasons(job) == ["handed_back", "succeeded"]
     steps = [event["data"]["step"] for event in box.events(job_id, "metrics")]
-    assert steps == list(range(1, 301)), f"stopped at {stopped_at}"
+    assert steps == list(range(1, 151)), f"stopped at {stopped_at}"
 
 
 def test_cancel_ends_the_child_and_retry_goes_on_from_the_checkpoint(box: Box) -> None:

@@ -70,7 +70,7 @@ class EpochSampler(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Counts from 0."""
+        """Counts from 0; the trainer's data loader says it, also where it skips rows to resume."""
         self._epoch = epoch
 
     def __len__(self) -> int:

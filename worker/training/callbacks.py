@@ -16,7 +16,6 @@ from app.core.events import Checkpoint, Evaluation, Log, Metrics
 from worker.device import Device, peak_memory_bytes
 from worker.reports import Advanced, Happened
 from worker.training import adapter
-from worker.training.batches import EpochSampler
 from worker.training.checkpoints import Counters
 from worker.training.folders import appearing
 
@@ -130,22 +129,6 @@ class Reporter(TrainerCallback):
         tokens, seconds = self._counters.tokens, self._counters.seconds
         (tokens_before, seconds_before), self._logged = self._logged, (tokens, seconds)
         return (tokens - tokens_before) / (seconds - seconds_before) if seconds > seconds_before else None
-
-
-class RowOrder(TrainerCallback):
-    """Tells the sampler its epoch: the trainer's own way does not reach it where it skips rows to resume."""
-
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        train_dataloader: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        sampler = train_dataloader.batch_sampler.sampler
-        assert isinstance(sampler, EpochSampler)
-        sampler.set_epoch(int(state.epoch or 0))
 
 
 class StopWhenAsked(TrainerCallback):

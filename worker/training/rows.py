@@ -29,7 +29,7 @@ def prepare_rows(
         )
     with request.dataset.open("rb") as lines:
         formatted = format_rows(
-            datasets.read_rows(lines, request.dataset_format),
+            datasets.read_rows(lines),
             tokenizer,
             assistant_only=training.assistant_only_loss,
             max_length=max_length,

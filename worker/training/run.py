@@ -26,9 +26,10 @@ from worker.training import adapter, checkpoints, config, library_log, output, p
 from worker.training.attempt import Attempt, Stopped
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, make_dataset
-from worker.training.callbacks import Reporter, RowOrder, Send, StopEarly, StopWhenAsked
+from worker.training.callbacks import Reporter, Send, StopEarly, StopWhenAsked
 from worker.training.checkpoints import Counters
 from worker.training.failures import explain
+from worker.training.loss import score_learned_tokens_only
 from worker.training.rows import prepare_rows
 from worker.training.trainer import AdapterTrainer
 
@@ -40,6 +41,7 @@ def main() -> None:
     asked_to_stop = threading.Event()
     link.watch(on_stop=asked_to_stop.set)
     library_log.attach(link.send)
+    score_learned_tokens_only()
     link.send(run(request, link.send, asked_to_stop))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -126,10 +128,9 @@ def make_trainer(
     """The trainer, with the counters of the newest checkpoint where there is one."""
     counters = checkpoints.read_counters(newest) if newest else Counters()
     callbacks = [
-        RowOrder(),
         Reporter(attempt.send, counters, attempt.device),
         StopWhenAsked(attempt.asked_to_stop),
-        TensorBoardCallback(open_tensorboard(attempt, newest)),
+        open_tensorboard(attempt, newest),
     ]
     patience = attempt.request.spec.training.early_stopping_patience
     if patience:
@@ -147,10 +148,15 @@ def make_trainer(
     )
 
 
-def open_tensorboard(attempt: Attempt, newest: Path | None) -> SummaryWriter:
+def open_tensorboard(attempt: Attempt, newest: Path | None) -> TensorBoardCallback:
     """The job's TensorBoard files; what an interrupted attempt wrote past its checkpoint is hidden."""
-    first_step = checkpoints.step_of(newest) + 1 if newest else 0
-    return SummaryWriter(log_dir=str(attempt.request.job_folder / "tensorboard"), purge_step=first_step)
+    folder = str(attempt.request.job_folder / "tensorboard")
+    callback = TensorBoardCallback(
+        SummaryWriter(log_dir=folder, purge_step=checkpoints.step_of(newest) + 1 if newest else 0)
+    )
+    # It closes the writer when training ends, and opens one here for an evaluation after that.
+    callback.logging_dir = folder
+    return callback
 
 
 def run_trainer(attempt: Attempt, trainer: AdapterTrainer, newest: Path | None) -> None:

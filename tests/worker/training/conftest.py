@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from app.core import datasets
+from app.core.dataset_inspection import inspect
+from app.core.dataset_limits import Limits
 from tests.factories import jsonl, make_spec
 from tests.tiny_model import NAME
 from worker.child_process import ChildProcess
@@ -35,11 +36,11 @@ def make_request(tmp_path: Path, models_folder: Path) -> MakeRequest:
     """A request with a folder of its own; the spec's parts are keywords, rows default to ten short chats."""
 
     def make(name: str = "job", *, rows: list[dict[str, Any]] | None = None, **spec: Any) -> TrainingRequest:
-        content = jsonl(rows if rows is not None else make_rows(10))
         dataset = tmp_path / name / "rows.jsonl"
         dataset.parent.mkdir(parents=True)
-        dataset.write_bytes(content)
-        found = datasets.inspect(content.splitlines(), max_rows=1000)
+        upload = tmp_path / name / "upload"
+        upload.write_bytes(jsonl(rows if rows is not None else make_rows(10)))
+        found = inspect(upload, dataset, limits=Limits())
         assert found.format is not None
         return TrainingRequest(
             job_id="job_0000000000000000",

@@ -94,11 +94,12 @@ def test_the_record_says_where_the_adapter_comes_from(make_request: MakeRequest)
 
 
 def test_tensorboard_files_are_written(make_request: MakeRequest) -> None:
-    request = make_request(training=SHORT)
+    request = make_request(training={**SHORT, "validation_split": 0.2})
 
     run_here(request)
 
-    assert list((request.job_folder / "tensorboard").glob("events.out.tfevents.*"))
+    found = {path.parent for path in request.job_folder.rglob("events.out.tfevents.*")}
+    assert found == {request.job_folder / "tensorboard"}
 
 
 def test_rows_that_are_cut_or_dropped_are_named(make_request: MakeRequest) -> None:

@@ -1,0 +1,243 @@
+"""Inspect an upload: read it once, check every row, and write those that can be used in their stored form.
+
+Memory does not grow with the file. Knows no database.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from app.core.dataset_csv import CsvRecords, sniff_delimiter
+from app.core.dataset_formats import (
+    BadRow,
+    Layout,
+    UnknownColumns,
+    check_column_map,
+    check_mapped_columns,
+    choose_layout,
+    parse_row,
+)
+from app.core.dataset_json_files import read_lines, read_values
+from app.core.dataset_limits import Limits, too_large, too_long
+from app.core.dataset_parquet import ParquetRecords
+from app.core.dataset_problems import Record
+from app.core.dataset_sources import Container, Source, open_source
+from app.core.datasets import DatasetFormat, Problem, Row, write_row
+from app.core.errors import DatasetInvalid
+
+MAX_PROBLEMS = 100
+_MAX_COLUMNS = 200
+_MAX_COLUMN_CHARACTERS = 200
+_PROBLEMS_IN_MESSAGE = 5
+_EXPECTED = (
+    '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} or '
+    '{"prompt": "…", "completion": "…"} or {"text": "…"}'
+)
+
+
+class OnProblem(StrEnum):
+    """What becomes of an upload in which some rows can't be used."""
+
+    REFUSE = "refuse"
+    SKIP = "skip"
+
+
+@dataclass
+class Upload:
+    """The file as it came; of it, only this is kept."""
+
+    container: Container
+    compression: str | None
+    encoding: str | None
+    size_bytes: int
+    sha256: str
+    column_map: dict[str, str]
+    delimiter: str | None = None
+
+
+@dataclass
+class Inspection:
+    """What was found in an upload, and what was written of it."""
+
+    upload: Upload
+    format: DatasetFormat | None = None
+    columns: list[str] = field(default_factory=list)
+    rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    problem_count: int = 0
+    size_bytes: int = 0
+    sha256: str = ""
+
+
+def inspect(
+    upload: Path, stored: Path, *, limits: Limits, column_map: Mapping[str, str] | None = None
+) -> Inspection:
+    """Read an upload and write its usable rows to `stored`, for `datasets.read_rows`.
+
+    `column_map` gives the file's own column for columns of a format: {"prompt": "question"}.
+    Raises DatasetInvalid where nothing can be made of the file: it is empty, binary, damaged, too large, its
+    columns fit no format or several.
+    """
+    column_map = column_map or {}
+    check_column_map(column_map)
+    with open_source(upload, limits) as source, stored.open("wb") as target:
+        inspector = _Inspector(_describe(upload, source, column_map), target, limits, column_map)
+        inspector.take_all(source)
+    return inspector.found
+
+
+def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE) -> None:
+    """Raise DatasetInvalid, with every problem and its line, where there is any and none may be skipped.
+
+    Skipping needs a row that is left.
+    """
+    if not found.problem_count or (found.rows and on_problem is OnProblem.SKIP):
+        return
+    total = found.rows + found.problem_count
+    count = f"{found.problem_count} of {total} rows" if total > 1 else "The only row"
+    shown = " ".join(_in_words(problem, found) for problem in found.problems[:_PROBLEMS_IN_MESSAGE])
+    unshown = found.problem_count - _PROBLEMS_IN_MESSAGE
+    skip = " Or leave them out: on_problem=skip." if found.rows else ""
+    raise DatasetInvalid(
+        f"{count} can't be used. {shown}" + (f" … and {unshown} more." if unshown > 0 else ""),
+        problems=[{"line": problem.line, "message": problem.message} for problem in found.problems],
+        hint=f"Mend them and upload again.{skip} A row looks like {_EXPECTED}.",
+    )
+
+
+class _Inspector:
+    """Takes the records of one upload and keeps count."""
+
+    def __init__(
+        self, upload: Upload, target: BinaryIO, limits: Limits, column_map: Mapping[str, str]
+    ) -> None:
+        self.found = Inspection(upload)
+        self._target = target
+        self._limits = limits
+        self._column_map = column_map
+        self._layout: Layout | None = None
+        self._columns: dict[str, None] = {}
+        self._no_layout: DatasetInvalid | None = None
+        self._sha256 = hashlib.sha256()
+
+    def take_all(self, source: Source) -> None:
+        """Take every record. Raises DatasetInvalid where nothing can be made of the file."""
+        for line, record in self._open(source):
+            parsed = record if isinstance(record, Problem) else self._parse(line, record)
+            if isinstance(parsed, Problem):
+                self._add_problem(parsed)
+            else:
+                self._write(line, parsed)
+            if self.found.rows + self.found.problem_count > self._limits.max_rows:
+                raise DatasetInvalid(
+                    f"The file has more than {self._limits.max_rows} rows.",
+                    hint="Split it, or raise TUNESMITH_MAX_DATASET_ROWS.",
+                )
+        self._conclude()
+
+    def _open(self, source: Source) -> Iterator[Record]:
+        match source.container:
+            case Container.JSONL:
+                return read_lines(source.stream, self._limits)
+            case Container.JSON:
+                return read_values(source.text, self._limits)
+            case Container.CSV:
+                return self._open_csv(source)
+            case Container.PARQUET:
+                table = ParquetRecords(source.path, self._limits)
+                layout = self._choose_layout(table.columns)
+                return table.read([name for name in table.columns if name in layout.names.values()])
+
+    def _open_csv(self, source: Source) -> Iterator[Record]:
+        delimiter = sniff_delimiter(source.sample)
+        self.found.upload.delimiter = delimiter
+        table = CsvRecords(source.text, delimiter, self._limits)
+        try:
+            self._choose_layout(table.columns)
+        except UnknownColumns as error:
+            said = "The file was read as CSV: its first line names the columns."
+            error.hint = f"{said} {error.hint}" if error.hint else said
+            raise
+        return table.read()
+
+    def _choose_layout(self, columns: list[str]) -> Layout:
+        """The layout of a file whose columns are known before its rows."""
+        self._columns = dict.fromkeys(columns)
+        check_mapped_columns(columns, self._column_map)
+        self._layout = choose_layout(columns, self._column_map)
+        return self._layout
+
+    def _parse(self, line: int, record: dict[str, Any]) -> Row | Problem:
+        if not record.keys() <= self._columns.keys() and len(self._columns) < _MAX_COLUMNS:
+            self._columns.update(dict.fromkeys(record))
+        try:
+            if self._layout is None:
+                self._layout = choose_layout(record, self._column_map)
+            return parse_row(record, self._layout)
+        except BadRow as error:
+            return Problem(line, str(error))
+        except UnknownColumns as error:
+            # Some later row may have columns that fit; if none has, this is why the file is refused.
+            self._no_layout = self._no_layout or error
+            return Problem(line, error.message[0].lower() + error.message[1:])
+
+    def _add_problem(self, problem: Problem) -> None:
+        self.found.problem_count += 1
+        if len(self.found.problems) < MAX_PROBLEMS:
+            self.found.problems.append(problem)
+        elif self._no_layout and self._layout is None:
+            raise self._no_layout
+
+    def _write(self, line: int, row: Row) -> None:
+        raw = write_row(line, row)
+        # Other readers count what they read; in Parquet, a row has no length before this.
+        if self.found.upload.container is Container.PARQUET and len(raw) > self._limits.max_row_bytes:
+            self._add_problem(Problem(line, too_long(self._limits)))
+            return
+        self.found.rows += 1
+        self.found.size_bytes += len(raw)
+        if self.found.size_bytes > self._limits.max_unpacked_bytes:
+            raise too_large(self._limits)
+        self._sha256.update(raw)
+        self._target.write(raw)
+
+    def _conclude(self) -> None:
+        found = self.found
+        if self._layout is None and self._no_layout:
+            raise self._no_layout
+        if not found.rows and not found.problem_count:
+            raise DatasetInvalid(
+                "The file names columns but has no rows." if self._columns else "The file is empty.",
+                hint=f"A row looks like {_EXPECTED}.",
+            )
+        if len(self._columns) < _MAX_COLUMNS:
+            check_mapped_columns(self._columns, self._column_map)
+        found.format = self._layout.format if self._layout else None
+        found.columns = [_printable(name) for name in list(self._columns)[:_MAX_COLUMNS]]
+        found.sha256 = self._sha256.hexdigest()
+
+
+def _describe(path: Path, source: Source, column_map: Mapping[str, str]) -> Upload:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Upload(
+        container=source.container,
+        compression="gzip" if source.is_gzip else None,
+        encoding=source.encoding,
+        size_bytes=path.stat().st_size,
+        sha256=sha256,
+        column_map={key: _printable(name) for key, name in column_map.items()},
+    )
+
+
+def _printable(name: str) -> str:
+    """A column's name as text that every database and every client takes."""
+    return name.encode("utf-8", "backslashreplace").decode()[:_MAX_COLUMN_CHARACTERS]
+
+
+def _in_words(problem: Problem, found: Inspection) -> str:
+    place = "Row" if found.upload.container is Container.PARQUET else "Line"
+    return f"{place} {problem.line}: {problem.message}"
