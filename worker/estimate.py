@@ -157,7 +157,7 @@ def optimizer_bytes(sizes: Sequence[int], optimizer: Optimizer, *, is_cuda: bool
 def activation_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
     """What the peak holds beside weights, optimizer and all gradients.
 
-    The backward pass begins in the loss and then goes through the layers: what was kept for them shrinks while
+    The backward pass begins in the loss and then goes through the layers: what was kept for them shrinks and
     gradients grow, so the peak is in the loss, in the last layer or in the first.
     """
     layer = saved_by_layer(shape, plan, batch)
@@ -208,11 +208,9 @@ def _saved_by_adapters(shape: ModelShape, plan: Plan, tokens: int) -> int:
 def loss_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
     """The last norm, the output layer and the loss at their worst; logits exist in tiles alone."""
     products = plan.precision.products
-    # On a GPU the positions that do not count are left out before the output layer.
-    scored = batch.scored if plan.is_cuda else batch.tokens
-    hidden = batch.tokens * shape.hidden * _FLOAT32 + scored * shape.hidden * products
-    tile = min(scored, _TILE_TOKENS) * _TILE_VOCABULARY * products
-    gradient = scored * shape.hidden * (_FLOAT32 + products)
+    hidden = batch.tokens * shape.hidden * _FLOAT32 + batch.scored * shape.hidden * products
+    tile = min(batch.scored, _TILE_TOKENS) * _TILE_VOCABULARY * products
+    gradient = batch.scored * shape.hidden * (_FLOAT32 + products)
     return hidden + tile * (1 if plan.is_cuda else _CPU_TILES) + gradient
 
 

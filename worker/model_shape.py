@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from app.core.errors import BadTarget, ModelUnreadable
 from worker.base_model import linears_to_quantize
+from worker.choices import TARGET_HINT
 from worker.estimate import ModelShape
 
 # Linear layers whose input is no other linear layer's.
@@ -36,12 +37,13 @@ def shape_of(model: PreTrainedModel, lora: LoraConfig) -> ModelShape:
     config = model.config.get_text_config()
     quantized = linears_to_quantize(model)
     total = sum(parameter.numel() for parameter in model.parameters())
-    linear_sizes = [int(linear.weight.numel()) for linear in quantized.values()]
+    linear_sizes = [linear.get_parameter("weight").numel() for linear in quantized.values()]
     norm_width = _norm_width(model, config)
     layers = config.num_hidden_layers
     model.requires_grad_(False)
     adapted = _adapted(_attach(model, lora))
-    heads = config.num_attention_heads
+    # A model without attention has no heads; what its layers keep is then reckoned from their width.
+    heads = getattr(config, "num_attention_heads", None) or 1
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelShape(
         layers=layers,
@@ -69,7 +71,7 @@ def _attach(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             return get_peft_model(model, lora)
     except ValueError as error:
-        raise BadTarget(f"The base model can't take this adapter: {error}") from error
+        raise BadTarget(f"The base model can't take this adapter: {error}", hint=TARGET_HINT) from error
 
 
 def _adapted(model: PeftModel) -> list[tuple[str, int, int]]:

@@ -10,10 +10,9 @@ from transformers import PreTrainedModel, set_seed
 
 from app.core.errors import BadTarget
 from app.core.specs import JobSpec
-from worker.choices import lora_config
+from worker.choices import TARGET_HINT, lora_config
 
 WEIGHTS = "adapter_model.safetensors"
-_HINT = 'Set lora.target_modules to names of linear layers, as in ["q_proj", "v_proj"], or to "all-linear".'
 
 
 def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
@@ -22,9 +21,9 @@ def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
     try:
         adapted = get_peft_model(model, lora_config(spec.lora))
     except ValueError as error:
-        raise BadTarget(f"The base model can't take this adapter: {error}", hint=_HINT) from error
+        raise BadTarget(f"The base model can't take this adapter: {error}", hint=TARGET_HINT) from error
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
-        raise BadTarget("An adapter on the output layer (lm_head) would never be trained.", hint=_HINT)
+        raise BadTarget("An adapter on the output layer (lm_head) would never be trained.", hint=TARGET_HINT)
     # The name that a person may use elsewhere; PEFT writes this machine's path.
     adapted.peft_config["default"].base_model_name_or_path = spec.base_model
     return adapted

@@ -11,7 +11,7 @@ from typing import Any
 from trl import SFTConfig
 
 from app.core.specs import TrainingSpec
-from worker.choices import mixed_precision
+from worker.choices import is_open, mixed_precision
 from worker.device import Device
 
 # transformers 5.23 renamed the field and warns of the old name; 5.17 knows only the old one.
@@ -22,13 +22,15 @@ CHECKPOINTING = (
 
 
 def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> SFTConfig:
-    """The trainer's settings. Rows arrive as tokens, cut and masked, so TRL prepares nothing.
+    """The trainer's settings, of a spec whose passes are settled. Rows arrive as tokens, cut and masked, so
+    TRL prepares nothing.
 
     Raises InvalidRequest where the device can't do what the spec asks for.
     """
+    assert not is_open(training)
     fp16, bf16 = mixed_precision(training, device)
     checkpointing: dict[str, Any] = {
-        CHECKPOINTING: use_checkpointing(training, device),
+        CHECKPOINTING: training.gradient_checkpointing,
         f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
     }
     return SFTConfig(
@@ -72,10 +74,3 @@ def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> 
         disable_tqdm=True,
         **checkpointing,
     )
-
-
-def use_checkpointing(training: TrainingSpec, device: Device) -> bool:
-    """Whether activations are recomputed. `auto`: on a GPU, where memory is what runs out."""
-    if training.gradient_checkpointing == "auto":
-        return device.is_cuda
-    return training.gradient_checkpointing

@@ -22,7 +22,7 @@ from worker import base_model, choices
 from worker.child import ParentLink
 from worker.device import find_device, peak_memory_bytes
 from worker.reports import Ended, Outcome, TrainingRequest
-from worker.training import adapter, checkpoints, config, library_log, output, proof
+from worker.training import adapter, checkpoints, config, library_log, output, passes, proof
 from worker.training.attempt import Attempt, Stopped
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, make_dataset
@@ -65,7 +65,7 @@ def train(attempt: Attempt) -> None:
     """From the request to a proven adapter in the output folder. Raises Stopped and TunesmithError."""
     request, device = attempt.request, attempt.device
     attempt.enter(Phase.PREPARING)
-    settings = config.trainer_config(request.spec.training, device, attempt.checkpoints)
+    choices.mixed_precision(request.spec.training, device)
     folder = base_model.locate(request.spec.base_model, request.models_folder, attempt.say)
     tokenizer = base_model.load_tokenizer(folder)
     max_length = choices.max_seq_length(request.spec.training, base_model.read_context_length(folder))
@@ -73,6 +73,8 @@ def train(attempt: Attempt) -> None:
 
     attempt.enter(Phase.LOADING)
     packed_length = max_length if request.spec.training.packing else None
+    training = passes.settle(attempt, folder, rows, packed_length)
+    settings = config.trainer_config(training, device, attempt.checkpoints)
     newest = checkpoints.find_newest(attempt.checkpoints)
     trainer = make_trainer(
         attempt,
