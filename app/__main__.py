@@ -68,6 +68,7 @@ def serve(context: typer.Context) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(name)s: %(message)s")
     settings = _settings()
     migrate(settings.database_url)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # each look at the schema would write two lines
     _refuse_unsafe_host(settings)
     app = create_app(settings)
@@ -76,6 +77,8 @@ def serve(context: typer.Context) -> None:
         host=settings.host,
         port=settings.port,
         server_header=False,
+        # Health checks and followers would drown what matters; GET /metrics counts requests by route.
+        access_log=False,
         timeout_graceful_shutdown=_SHUTDOWN_GRACE_SECONDS,
     )
     Server(app, config).run()

@@ -53,7 +53,7 @@ def run_walkthrough(url: str) -> None:
         job = answered(client.get(f"/jobs/{job_id}"))
         if job["state"] != "succeeded":
             raise SystemExit(f"The job is {job['state']}: {job['error']}")
-        compare(client, job["adapter"])
+        compare(client, answered(client.get(f"/adapters/{job['adapter']}"))["name"])
 
 
 def submit(client: httpx.Client) -> str:
@@ -143,7 +143,7 @@ def show_next_steps(url: str) -> None:
 curl {url}/jobs
 curl {url}/adapters
 curl -N {url}/generate -H 'Content-Type: application/json' -d '{{"adapter": "{JOB["name"]}",
-  "messages": [{{"role": "user", "content": "How do I retry a failed job?"}}], "stream": true}}'
+  "messages": [{{"role": "user", "content": "How do I upload a dataset?"}}], "stream": true}}'
 Every call with its fields and examples: {url}/docs"""
     console.print(lines, markup=False, highlight=False, soft_wrap=True)
     console.rule("Ctrl-C stops it")

@@ -25,7 +25,7 @@ from app.core.errors import DatasetNotFound, JobFailure, LeaseLost
 from app.core.events import AnyEventData, Metrics, StateChange
 from app.core.queue import Failure, Lease, Progress
 from app.core.settings import Settings
-from app.core.states import JobState
+from app.core.states import JobState, Phase
 from worker.child_process import ChildProcess
 from worker.lease_keeper import LeaseKeeper
 from worker.reports import Advanced, Ended, Happened, Outcome, TrainingRequest, report_adapter
@@ -52,6 +52,7 @@ class _Attempt:
     unrecorded: list[AnyEventData] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     ended: Ended | None = None
+    phase: Phase = Phase.PREPARING  # which the claim has recorded
     is_pipe_closed: bool = False
     cancel_requested: bool = False
     kill_at: float | None = None
@@ -268,7 +269,8 @@ def _apply(attempt: _Attempt, line: bytes) -> None:
         if isinstance(report.event, Metrics):
             attempt.progress = _merge(attempt.progress, report.event)
     else:
-        if report.phase is not None:
+        if report.phase not in (None, attempt.phase):
+            attempt.phase = report.phase
             attempt.unrecorded.append(StateChange(state=JobState.RUNNING, phase=report.phase))
         attempt.progress = _merge(attempt.progress, report)
 
