@@ -186,7 +186,7 @@ def table(path: Path) -> None:
         line["setting"] = dataclasses.asdict(setting)
         if "peak_allocated_bytes" in line:
             # The total counts the context, which PyTorch's own figure leaves out.
-            memory = _estimate(setting, line)
+            memory = estimate_line(setting, line)
             line["estimate"] = {**dataclasses.asdict(memory), "total": memory.total}
             line["error"] = round(memory.total / (line["peak_allocated_bytes"] + context_bytes) - 1, 4)
     path.write_text(json.dumps(found, indent=1) + "\n")
@@ -407,7 +407,7 @@ def _rows(setting: Setting) -> list[Any]:
     return rows
 
 
-def _estimate(setting: Setting, line: dict[str, Any]) -> Any:
+def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 

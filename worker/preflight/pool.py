@@ -46,9 +46,9 @@ class SideProcess:
             self._waiting -= 1
 
     def close(self) -> None:
-        """End the process, where there is one."""
+        """End the process, where there is one; one that is at work is left to die with this one."""
         if self._executor:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor.shutdown(wait=not self._waiting, cancel_futures=True)
 
     def _submit(
         self, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs

@@ -35,7 +35,8 @@ def _warn_of_room(answer: Preflight) -> Iterator[Notice]:
         yield Notice(
             code="memory_short",
             message=f"The job needs about {_gb(needed)} of memory, and {_gb(device.free_bytes)} of "
-            f"{device.name} are free. Lower training.max_seq_length, the batch size or lora.r, or name a smaller base model.",
+            f"{device.name} are free. Lower training.max_seq_length, the batch size or lora.r, or name a "
+            "smaller base model.",
         )
     if disk_needed > disk.free:
         yield Notice(
