@@ -4,23 +4,32 @@ A template may write its special tokens itself, so rendered text is tokenized wi
 beginning-of-sequence token would be unlike anything the model has seen.
 """
 
+import hashlib
 from collections.abc import Sequence
-from typing import Protocol, cast
+from functools import lru_cache
+from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.core.errors import InvalidRequest
 
-# For base models that come without a template: plain, and every turn ends with the model's own end token.
-FALLBACK_TEMPLATE = (
-    "{{ bos_token or '' }}"
-    "{% for message in messages %}"
-    "{{ message['role'].capitalize() + ': ' + message['content'].strip() }}"
-    "{{ (eos_token or '') if message['role'] == 'assistant' else '' }}{{ '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+# What a template's own code may raise: it is a program, and not ours.
+REFUSALS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
 )
+Span = tuple[int, int]
+TokenNames = tuple[tuple[str, str], ...]
+_QUESTION = {"role": "user", "content": "question"}
+_ANSWER = {"role": "assistant", "content": "answer"}
 
 
 class Turn(Protocol):
@@ -33,12 +42,15 @@ class Turn(Protocol):
     def content(self) -> str: ...
 
 
-def ensure_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Give a tokenizer without a chat template the fallback; answers whether it was needed."""
-    if tokenizer.chat_template:
-        return False
-    tokenizer.chat_template = FALLBACK_TEMPLATE
-    return True
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template that conversations are rendered with; the one called default where there are several."""
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A name for the chat template that rows are rendered with."""
+    return hashlib.sha256((template_of(tokenizer) or "").encode()).hexdigest()
 
 
 def render(
@@ -48,14 +60,26 @@ def render(
 
     Raises InvalidRequest where the template refuses it (a system turn it does not know, say).
     """
-    turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except TemplateError as error:
-        raise InvalidRequest(f"The model's chat template refuses this conversation: {error}") from error
+    except REFUSALS as error:
+        hint = None
+        if any(message.role == "system" for message in messages):
+            hint = (
+                "Where the template knows no system turn, put its text into the first user turn, or train "
+                "with a chat_template of your own."
+            )
+        raise InvalidRequest(
+            f"The model's chat template refuses this conversation: {error}", hint=hint
+        ) from error
     return cast(str, text)
+
+
+def as_dicts(messages: Sequence[Turn]) -> list[dict[str, str]]:
+    """The messages as templates take them."""
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -77,7 +101,60 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Sequence[int] | None) -> set[int]:
-    """The tokens that end an answer: the tokenizer's, and those of the model's generation settings."""
+    """The tokens that end an answer: the tokenizer's, the template's end of turn (which a base model's
+    settings do not name), and those of the model's generation settings.
+    """
     named = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or [])
     own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    return {*named, *own}
+    turn_end = end_of_turn(tokenizer)
+    ends = [tokenizer.convert_tokens_to_ids(turn_end)] if turn_end else []
+    return {*named, *own, *ends}
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The control token that the template writes after an answer, or None."""
+    template = template_of(tokenizer)
+    return _find_end(template, token_names(tokenizer), control_tokens(tokenizer)) if template else None
+
+
+def render_text(
+    template: str, names: TokenNames, messages: list[dict[str, str]], *, mark: bool = False
+) -> tuple[str, list[Span]]:
+    """A conversation rendered without a tokenizer, and the spans that `{% generation %}` markers enclose.
+
+    Raises REFUSALS.
+    """
+    options: dict[str, Any] = {"return_assistant_tokens_mask": mark, **dict(names)}
+    rendered: Any = render_jinja_template([messages], chat_template=template, **options)
+    texts, spans = rendered
+    return texts[0], spans[0] if mark else []
+
+
+def token_names(tokenizer: PreTrainedTokenizerBase) -> TokenNames:
+    """The tokens that a template may name, as in `bos_token`."""
+    return tuple(
+        (name, token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+    )
+
+
+# Asking a tokenizer for its added tokens takes a millisecond, too long for each row.
+_CONTROL_TOKENS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The text of every token that stands outside of ordinary text, the end token among them."""
+    if tokenizer not in _CONTROL_TOKENS:
+        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        end = [tokenizer.eos_token] if tokenizer.eos_token else []
+        _CONTROL_TOKENS[tokenizer] = tuple(dict.fromkeys(added + end))
+    return _CONTROL_TOKENS[tokenizer]
+
+
+@lru_cache(maxsize=64)
+def _find_end(template: str, names: TokenNames, controls: tuple[str, ...]) -> str | None:
+    try:
+        text, _spans = render_text(template, names, [_QUESTION, _ANSWER])
+    except REFUSALS:
+        return None
+    after = text.rpartition(_ANSWER["content"])[2].lstrip()
+    return max((token for token in controls if after.startswith(token)), key=len, default=None)

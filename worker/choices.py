@@ -7,18 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig
 
 from app.core.errors import InvalidRequest
-from app.core.specs import JobSpec, LoraSpec, QuantizationSpec, TrainingSpec
+from app.core.specs import JobSpec, QuantizationSpec, TrainingSpec
 from worker.base_model import compute_dtype
 from worker.device import Device
 from worker.estimate import Batch, Memory, ModelShape, Plan, Precision, estimate
 
 DEFAULT_MAX_SEQ_LENGTH = 2048
-TARGET_HINT = (
-    'Set lora.target_modules to names of linear layers, as in ["q_proj", "v_proj"], or to "all-linear".'
-)
 # The rest is for fragments, and for what other programs take meanwhile.
 USABLE_SHARE = 0.9
 DEFAULT_BATCH_SIZE = 4
@@ -58,16 +54,19 @@ def quantization(spec: JobSpec, device: Device) -> QuantizationSpec:
     return spec.quantization.model_copy(update={"bnb_4bit_compute_dtype": dtype})
 
 
-def lora_config(lora: LoraSpec) -> LoraConfig:
-    """The adapter's settings. Other programs expect a whole alpha, where it is one, to be written as such."""
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
-        lora_dropout=lora.dropout,
-        bias=lora.bias,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
+def check_modules_to_save(spec: JobSpec, device: Device) -> None:
+    """Modules that are trained whole are kept in float32, which only mixed precision lets meet 16-bit ones.
+
+    Raises InvalidRequest.
+    """
+    is_mixed = any(mixed_precision(spec.training, device))
+    if spec.lora.modules_to_save and not is_mixed and compute_dtype(spec.quantization, device).itemsize < 4:
+        raise InvalidRequest(
+            "modules_to_save needs mixed precision where the base model computes in 16 bits.",
+            param="lora.modules_to_save",
+            hint='Leave training.bf16 and training.fp16 on "auto", or set '
+            'quantization.bnb_4bit_compute_dtype to "float32".',
+        )
 
 
 def max_seq_length(training: TrainingSpec, context_length: int | None) -> int:

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets import Completion, Conversation, PlainText, Row
 from app.core.errors import InvalidRequest, NothingToLearn
-from worker.chat_templates import encode_plain, encode_rendered, render
+from worker.chat_templates import Span, control_tokens, encode_plain, encode_rendered, end_of_turn, render
+from worker.template_marks import find_assistant_spans
 
 IGNORED = -100
-Span = tuple[int, int]
+SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,20 @@ class TokenRow:
         return sum(label != IGNORED for label in self.labels)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A row of the dataset beside what it became."""
+
+    row: Row
+    tokens: TokenRow
+
+
 @dataclass
 class Formatted:
-    """A dataset as tokens, and what was lost on the way."""
+    """A dataset as tokens, what was lost on the way, and a few of its rows as they were."""
 
     rows: list[TokenRow] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     cut_lines: list[int] = field(default_factory=list)
     dropped_lines: list[int] = field(default_factory=list)
 
@@ -73,6 +83,8 @@ def format_rows(
         token_row = TokenRow(line, input_ids[:max_length], labels[:max_length])
         if token_row.trained_tokens:
             formatted.rows.append(token_row)
+            if len(formatted.samples) < SAMPLES:
+                formatted.samples.append(Sample(row, token_row))
         else:
             formatted.dropped_lines.append(line)
     if not formatted.rows:
@@ -121,20 +133,26 @@ def _encode_conversation(
     row: Conversation, tokenizer: PreTrainedTokenizerBase, assistant_only: bool
 ) -> tuple[list[int], list[int]]:
     text = render(tokenizer, row.messages, add_generation_prompt=False)
+    border = _find_border(row, tokenizer, text)
     unweighted = any(message.weight == 0 for message in row.messages if message.role == "assistant")
     if not assistant_only and not unweighted:
-        input_ids = encode_rendered(tokenizer, text)
+        input_ids = _end_turn(_encode_with_border(tokenizer, text, border), tokenizer)
         return input_ids, list(input_ids)
-    turns = _assistant_spans(row, tokenizer, text)
-    input_ids, places = _encode_with_places(tokenizer, text)
-    if assistant_only:
-        learned = [span for span, weight in turns if weight]
-        return input_ids, _keep(input_ids, places, learned)
-    ignored = [span for span, weight in turns if not weight]
-    skipped = _keep(input_ids, places, ignored)
-    return input_ids, [
-        token if skip == IGNORED else IGNORED for token, skip in zip(input_ids, skipped, strict=True)
-    ]
+    turns = _find_turns(row, tokenizer, text)
+    if not end_of_turn(tokenizer):
+        # An end token is put after the text; what stands before it is written by the model, too.
+        (start, _end_of_answer), weight = turns[-1]
+        turns[-1] = ((start, len(text)), weight)
+    input_ids, places = _encode_with_places(tokenizer, text, border)
+    learned = _keep(input_ids, places, [span for span, weight in turns if weight])
+    if not assistant_only:
+        skipped = _keep(input_ids, places, [span for span, weight in turns if not weight])
+        learned = [
+            token if skip == IGNORED else IGNORED for token, skip in zip(input_ids, skipped, strict=True)
+        ]
+    ended = _end_turn(input_ids, tokenizer)
+    last_is_learned = row.messages[-1].weight != 0
+    return ended, learned + [token if last_is_learned else IGNORED for token in ended[len(input_ids) :]]
 
 
 def _encode_completion(row: Completion, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -147,21 +165,45 @@ def _encode_completion(row: Completion, tokenizer: PreTrainedTokenizerBase) -> t
     return input_ids, [IGNORED] * len(prompt_ids) + input_ids[len(prompt_ids) :]
 
 
+def _end_turn(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids, ended where the template ends no answer."""
+    return input_ids if end_of_turn(tokenizer) else _end(input_ids, tokenizer)
+
+
 def _end(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids with the end token, once: without it the model never learns to stop."""
     end = tokenizer.eos_token_id
     return input_ids if end is None or input_ids[-1:] == [end] else [*input_ids, end]
 
 
-def _assistant_spans(
+def _find_border(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Where the prompt ends and the last answer begins; 0 where there is no such place."""
+    try:
+        prompt = render(tokenizer, row.messages[:-1], add_generation_prompt=True)
+    except InvalidRequest:
+        return 0
+    return len(prompt) if text.startswith(prompt) else 0
+
+
+def _find_turns(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[Span, int]]:
+    """Where the assistant's turns stand in the text, each with its end-of-turn token, and their weights."""
+    weights = [message.weight for message in row.messages if message.role == "assistant"]
+    marked = find_assistant_spans(tokenizer, row.messages, text)
+    if marked is not None and len(marked) == len(weights):
+        return list(zip(marked, weights, strict=True))
+    if marked is not None and all(weights):
+        return [(span, 1) for span in marked]
+    return _compare_prefixes(row, tokenizer, text)
+
+
+def _compare_prefixes(
     row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> list[tuple[Span, int]]:
-    """Where each assistant turn's content and end-of-turn token stand in the text, and its weight.
+    """The same without markers: a turn begins where the prompt that asks for it ends.
 
-    A turn begins where the prompt that asks for it ends. That holds for any template that renders the
-    beginning of a conversation as the beginning of the whole.
+    That holds for any template that renders the beginning of a conversation as the beginning of the whole.
     """
-    spans = []
+    turns = []
     for index, message in enumerate(row.messages):
         if message.role != "assistant":
             continue
@@ -171,27 +213,49 @@ def _assistant_spans(
             raise InvalidRequest(
                 f"the model's chat template renders message {index + 1} differently once others follow, so "
                 "the assistant's tokens can't be told apart.",
-                hint="Set training.assistant_only_loss to false and leave out message weights, or use a base "
-                "model with another template.",
+                hint="Set training.assistant_only_loss to false and leave out message weights, or give the "
+                "job a chat_template with {% generation %} markers.",
             )
-        spans.append(((len(before), _end_of_turn(through, tokenizer)), message.weight))
-    return spans
+        turns.append(((len(before), _end_of_text(through, tokenizer)), message.weight))
+    return turns
 
 
-def _end_of_turn(through: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def _end_of_text(through: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """Where a turn ends: white space that follows its end-of-turn token belongs to the template."""
     stripped = through.rstrip()
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return len(stripped) if stripped.endswith(tuple(special)) else len(through)
+    return len(stripped) if stripped.endswith(control_tokens(tokenizer)) else len(through)
 
 
-def _encode_with_places(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[Span]]:
-    """Token ids, as encode_rendered gives them, and the characters that each token stands for."""
+def _encode_with_border(tokenizer: PreTrainedTokenizerBase, text: str, border: int) -> list[int]:
+    """Token ids that begin as the prompt alone does, which is what the model is given when it is served.
+
+    Text may tokenize otherwise at the border when the answer follows: two newlines in one token, say.
+    """
+    input_ids = encode_rendered(tokenizer, text)
+    prompt_ids = encode_rendered(tokenizer, text[:border])
+    if input_ids[: len(prompt_ids)] == prompt_ids:
+        return input_ids
+    return prompt_ids + encode_rendered(tokenizer, text[border:])
+
+
+def _encode_with_places(
+    tokenizer: PreTrainedTokenizerBase, text: str, border: int
+) -> tuple[list[int], list[Span]]:
+    """The same, and the characters that each token stands for."""
     if not tokenizer.is_fast:
         raise InvalidRequest(
             "the model's tokenizer does not say where tokens stand in the text, so turns can't be masked.",
             hint="Set training.assistant_only_loss to false and leave out message weights.",
         )
+    whole_ids, whole_places = _encode_piece(tokenizer, text, 0)
+    prompt_ids, prompt_places = _encode_piece(tokenizer, text[:border], 0)
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        return whole_ids, whole_places
+    answer_ids, answer_places = _encode_piece(tokenizer, text[border:], border)
+    return prompt_ids + answer_ids, prompt_places + answer_places
+
+
+def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, shift: int) -> tuple[list[int], list[Span]]:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     places: list[Span] = []
     place = (0, 0)
@@ -200,7 +264,7 @@ def _encode_with_places(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[
         if end > place[1]:
             place = (place[1], end)
         places.append(place)
-    return encoded["input_ids"], places
+    return encoded["input_ids"], [(start + shift, end + shift) for start, end in places]
 
 
 def _keep(input_ids: list[int], places: list[Span], spans: list[Span]) -> list[int]:

@@ -124,6 +124,7 @@ class JobRunner:
             dataset=self._store.fetch(dataset.artifact, self._settings.data_dir / "cache"),
             dataset_format=DatasetFormat(dataset.format),
             dataset_sha256=dataset.sha256,
+            dataset_name=dataset.name,
             models_folder=self._settings.models_folder,
             job_folder=job_folder,
             output_folder=self._output_folder(lease),

@@ -8,20 +8,21 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from app.core.errors import BadTarget, ModelUnreadable
+from app.core.errors import ModelUnreadable
+from app.core.specs import LoraSpec
+from worker import lora
 from worker.base_model import linears_to_quantize
-from worker.choices import TARGET_HINT
 from worker.estimate import ModelShape
 
 # Linear layers whose input is no other linear layer's.
 _OUTPUT_PROJECTIONS = {"o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "dense_4h_to_h", "w2"}
 
 
-def read_shape(folder: Path, lora: LoraConfig) -> ModelShape:
+def read_shape(folder: Path, spec: LoraSpec) -> ModelShape:
     """The shape of the base model in a folder with this adapter. Raises ModelUnreadable, BadTarget."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -29,10 +30,10 @@ def read_shape(folder: Path, lora: LoraConfig) -> ModelShape:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
-    return shape_of(model, lora)
+    return shape_of(model, spec)
 
 
-def shape_of(model: PreTrainedModel, lora: LoraConfig) -> ModelShape:
+def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:
     """The shape of a model without weights; the adapter stays on it. Raises BadTarget."""
     config = model.config.get_text_config()
     quantized = linears_to_quantize(model)
@@ -41,7 +42,7 @@ def shape_of(model: PreTrainedModel, lora: LoraConfig) -> ModelShape:
     norm_width = _norm_width(model, config)
     layers = config.num_hidden_layers
     model.requires_grad_(False)
-    adapted = _adapted(_attach(model, lora))
+    adapted = _adapted(_attach(model, spec))
     # A model without attention has no heads; what its layers keep is then reckoned from their width.
     heads = getattr(config, "num_attention_heads", None) or 1
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -64,14 +65,11 @@ def shape_of(model: PreTrainedModel, lora: LoraConfig) -> ModelShape:
     )
 
 
-def _attach(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            # PEFT 0.21 asks transformers 5.23 by the old name.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            return get_peft_model(model, lora)
-    except ValueError as error:
-        raise BadTarget(f"The base model can't take this adapter: {error}", hint=TARGET_HINT) from error
+def _attach(model: PreTrainedModel, spec: LoraSpec) -> PeftModel:
+    with torch.device("meta"), warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 by the old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        return lora.attach(model, spec)
 
 
 def _adapted(model: PeftModel) -> list[tuple[str, int, int]]:

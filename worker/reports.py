@@ -32,6 +32,7 @@ class TrainingRequest(Message):
     dataset: Path = Field(description="The dataset's file, on this machine.")
     dataset_format: DatasetFormat
     dataset_sha256: str
+    dataset_name: str | None = None
     models_folder: Path
     job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")
     output_folder: Path = Field(description="Where the finished adapter goes; does not exist yet.")

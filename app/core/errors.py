@@ -18,7 +18,7 @@ TunesmithError
 ├── LeaseLost                 another worker owns the job now: stop and drop the result
 └── JobFailure                why a job failed; recorded with the job
     └── ModelGated, ModelMissing, HubUnreachable, ModelUnreadable, NothingToLearn, OutOfMemory,
-        DiskFull, LossNotFinite, AdapterInert, BadTarget
+        DiskFull, LossNotFinite, AdapterInert, TemplateMismatch, BadTarget
 """
 
 from typing import ClassVar
@@ -245,3 +245,9 @@ class AdapterInert(JobFailure):
     """The finished adapter does not change what the model says."""
 
     code = "adapter_inert"
+
+
+class TemplateMismatch(JobFailure):
+    """Serving would render prompts unlike those the adapter was trained on."""
+
+    code = "template_mismatch"

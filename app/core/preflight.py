@@ -29,7 +29,6 @@ class PreviewRequest(Wire):
     """Rows to show as the model will see them."""
 
     base_model: str = Field(pattern=MODEL_NAME)
-    chat_template: str | None = None
     dataset: DatasetRef
     after: int = 0
     limit: int

@@ -6,7 +6,9 @@ a spec into trainer settings in `worker/training/config.py`; nothing here knows 
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from app.core.template_syntax import find_problem
 
 # A Hub id (owner/name) or the name of a folder in the models folder; never a path.
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
@@ -53,6 +55,23 @@ class LoraSpec(Spec):
         None,
         description="Modules that get an adapter: names, `all-linear`, or null: PEFT's choice.",
         examples=["all-linear", ["q_proj", "v_proj"]],
+    )
+    modules_to_save: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="Modules that are trained whole and saved with the adapter. Such an adapter can be "
+        "downloaded, not served here yet.",
+        examples=[["lm_head"]],
+    )
+    use_rslora: bool = Field(
+        False,
+        description="Rank-stabilized LoRA: the update is multiplied by alpha / √r (Kalajdzievski 2023).",
+    )
+    use_dora: bool = Field(
+        False,
+        description="DoRA: magnitude and direction are trained apart (Liu et al. 2024). Such an adapter can "
+        "be downloaded, not served here yet.",
     )
 
 
@@ -160,6 +179,21 @@ class JobSpec(Spec):
         description="Name of the job, and of its adapter; an adapter's name that is taken gets a number.",
         examples=["support-bot"],
     )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=32_768,
+        description="A chat template (Jinja) instead of the base model's own; it stays with the adapter. "
+        "`{% generation %}` markers may enclose what the assistant writes.",
+    )
     lora: LoraSpec = LoraSpec()
     quantization: QuantizationSpec = QuantizationSpec()
     training: TrainingSpec = TrainingSpec()
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_is_readable(cls, template: str | None) -> str | None:
+        problem = None if template is None else find_problem(template)
+        if problem:
+            raise ValueError(f"the chat template can't be read: {problem}")
+        return template

@@ -88,7 +88,10 @@ def test_several_problems_are_counted_and_the_first_told_in_full(client: TestCli
     [
         ({"training": {"learning_rte": 1}}, "Did you mean `learning_rate`?"),
         ({"learning_rate": 1}, "Did you mean `training.learning_rate`?"),
-        ({"lora": {"zzz": 1}}, "Known here: r, alpha, dropout, bias, target_modules."),
+        (
+            {"lora": {"zzz": 1}},
+            "Known here: r, alpha, dropout, bias, target_modules, modules_to_save, use_rslora, use_dora.",
+        ),
     ],
 )
 def test_an_unknown_field_gets_a_suggestion(client: TestClient, change: dict[str, Any], hint: str) -> None:

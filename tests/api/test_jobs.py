@@ -45,6 +45,9 @@ def test_a_submitted_job_waits_with_every_default_filled_in(client: TestClient, 
         "dropout": 0.1,
         "bias": "none",
         "target_modules": None,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
     }
     assert job["spec"]["training"]["learning_rate"] == 2e-4
     assert job["created_at"].endswith("Z")
@@ -213,3 +216,12 @@ def test_the_job_of_a_dead_worker_is_queued_again(settings: Settings, database: 
         line = next(line for line in stream.iter_lines() if line.startswith("data:"))
     assert '"state":"queued"' in line
     assert "The worker stopped answering" in line
+
+
+def test_a_chat_template_that_can_not_be_read_is_refused_by_line(client: TestClient, dataset: str) -> None:
+    answer = client.post("/jobs", json=spec(dataset, chat_template="{{ messages }}\n{% if %}"))
+
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["param"] == "chat_template"
+    assert "line 2" in error["message"]

@@ -1,5 +1,6 @@
 """What a job spec accepts, and the recipe's defaults."""
 
+import re
 from typing import Any
 
 import pytest
@@ -45,3 +46,34 @@ def test_what_makes_no_sense_is_refused(field: str, value: Any) -> None:
 def test_a_spec_survives_the_database() -> None:
     spec = make_spec(lora={"target_modules": ["q_proj"]}, training={"validation_split": 0.1, "eval_steps": 5})
     assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for m in messages %}", "line 1: Unexpected end of template"),
+        ("{{ messages\n| sideways }}", "line 2: there is no filter 'sideways'"),
+        ("{{ messages is purple }}", "there is no test 'purple'"),
+        ("Hello", "never uses `messages`"),
+        ("{{ messages }}{% generation %}", "line 1"),
+        ("{{ messages }}{{" + "(" * 5000, "nested too deeply"),
+        ("{{ messages }}{{ 1" + "+1" * 5000 + "}}", "nested too deeply"),
+        ("{{ messages }}" + " " * 40_000, "at most 32768 characters"),
+    ],
+)
+def test_a_chat_template_that_can_not_be_read_is_refused(template: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(words)):
+        make_spec(chat_template=template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% if m %}{% generation %}{{ m.content | trim }}{% endgeneration %}"
+        "{% else %}{% break %}{% endif %}{% endfor %}",
+        # It is parsed and never run: neither the API's memory nor its time is at stake.
+        "{{ messages }}{{ 'a' * 10 ** 12 }}{% for i in range(10 ** 9) %}{% endfor %}",
+    ],
+)
+def test_a_readable_chat_template_is_taken_as_it_is(template: str) -> None:
+    assert make_spec(chat_template=template).chat_template == template

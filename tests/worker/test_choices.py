@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from app.core.specs import JobSpec
 from tests.factories import make_spec
-from worker.choices import Rows, Settled, lora_config, precision, quantization, settle
+from worker.choices import Rows, Settled, precision, quantization, settle
 from worker.device import Device
 from worker.estimate import ModelShape, Precision
 from worker.model_shape import shape_of
@@ -25,7 +25,7 @@ LONG_ROWS = Rows(longest=2048, shortest=2048, count=1000, scored=2000)
 def seven_b() -> ModelShape:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig())
-    return shape_of(model, lora_config(make_spec().lora))
+    return shape_of(model, make_spec().lora)
 
 
 def settled(shape: ModelShape, gigabytes: float, rows: Rows = ROWS, **training: Any) -> Settled:

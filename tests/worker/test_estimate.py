@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from app.core.specs import LoraSpec, QuantizationSpec
 from benchmarks.estimate import SETTINGS, estimate_line
 from tests.tiny_model import NAME
 from worker.base_model import load_model
-from worker.choices import lora_config
 from worker.device import find_device
 from worker.estimate import (
     Batch,
@@ -27,6 +26,7 @@ from worker.estimate import (
     saved_by_layer,
     weight_bytes,
 )
+from worker.lora import attach
 from worker.model_shape import read_shape, shape_of
 
 RESULTS = Path("benchmarks/results/estimate-h200.json")
@@ -63,12 +63,12 @@ def config_of(**fields: Any) -> LlamaConfig:
 def make_shape(lora: LoraSpec | None = None, **fields: Any) -> ModelShape:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(**fields))
-    return shape_of(model, lora_config(lora or LoraSpec()))
+    return shape_of(model, lora or LoraSpec())
 
 
 def adapted(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
     model.requires_grad_(False)
-    return get_peft_model(model, lora_config(lora))
+    return attach(model, lora)
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -83,7 +83,7 @@ def test_weights_are_those_of_the_loaded_model(models_folder: Path, load_in_4bit
         for state in [module.weight.quant_state]
     ]
 
-    shape = read_shape(models_folder / NAME, lora_config(LoraSpec()))
+    shape = read_shape(models_folder / NAME, LoraSpec())
 
     counted = sum(parameter.nbytes for parameter in model.parameters()) + sum(scales)
     assert weight_bytes(shape, quantization, FLOAT32) == pytest.approx(counted, rel=1e-3 if double else 0)
@@ -102,7 +102,7 @@ def test_lora_is_that_of_peft(models_folder: Path, fields: dict[str, Any]) -> No
     model = adapted(AutoModelForCausalLM.from_pretrained(models_folder / NAME), lora)
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
 
-    shape = read_shape(models_folder / NAME, lora_config(lora))
+    shape = read_shape(models_folder / NAME, lora)
     memory = estimate(shape, make_plan(lora=lora), Batch(1, 8, 7, has_mask=False))
 
     assert shape.trained_sizes == tuple(trained)

@@ -20,11 +20,12 @@ from app.core.messages import GenerateRequest
 from worker import base_model, chat_templates
 from worker.inference.adapters import Adapter, AdapterShelf
 from worker.inference.sequence import Prompt
+from worker.template_choice import read_model_type, set_template
 
 _MAX_TOKENIZERS = 64
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt"),
+    *("added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "config.json"),
 )
 
 
@@ -73,7 +74,7 @@ class TokenizerShelf:
         with self._lock:
             if digest not in self._tokenizers:
                 self._tokenizers[digest] = base_model.load_tokenizer(folder)
-                chat_templates.ensure_template(self._tokenizers[digest])
+                set_template(self._tokenizers[digest], model_type=read_model_type(folder))
             self._tokenizers.move_to_end(digest)
             while len(self._tokenizers) > _MAX_TOKENIZERS:
                 self._tokenizers.popitem(last=False)

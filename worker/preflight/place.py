@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
+from transformers import PreTrainedTokenizerBase
 
 from app.core.artifacts import ArtifactStore
 from app.core.datasets import Row, read_rows
@@ -14,6 +15,7 @@ from app.core.models import find_folder
 from app.core.preflight import DatasetRef, Notice
 from worker import base_model
 from worker.device import Device
+from worker.template_choice import TemplateSource, read_model_type, set_template
 
 MAX_ROWS = 20_000
 MAX_BYTES = 64 << 20
@@ -44,6 +46,13 @@ class Place(BaseModel):
         message = f"{name} is not on this machine yet: the job downloads it first."
         notice = Notice(code="model_not_here", message=message)
         return base_model.download_description(name, self.cache_folder / "descriptions"), [notice]
+
+
+def load_tokenizer(folder: Path, wanted: str | None) -> tuple[PreTrainedTokenizerBase, TemplateSource]:
+    """A base model's tokenizer with the template that a job would use. Raises InvalidRequest."""
+    tokenizer = base_model.load_tokenizer(folder)
+    source = set_template(tokenizer, model_type=read_model_type(folder), wanted=wanted)
+    return tokenizer, source
 
 
 def sampling_step(dataset: DatasetRef) -> int:

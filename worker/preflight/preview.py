@@ -9,17 +9,17 @@ from app.core.errors import InvalidRequest
 from app.core.preflight import Preview, PreviewRequest, PreviewRow, PreviewToken
 from app.core.specs import TrainingSpec
 from worker import base_model, choices
-from worker.chat_templates import ensure_template
 from worker.formatting import IGNORED, encode_row
-from worker.preflight.place import NO_TEMPLATE, Place, open_rows
+from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer, open_rows
 from worker.preflight.token_text import token_texts
+from worker.template_choice import TemplateSource
 
 
 def run_preview(request: PreviewRequest, place: Place) -> Preview:
     """One page of rows. Raises ModelMissing, ModelGated, HubUnreachable, DatasetNotFound."""
     folder, notices = place.find_model(request.base_model)
-    tokenizer = base_model.load_tokenizer(folder)
-    if ensure_template(tokenizer):
+    tokenizer, source = load_tokenizer(folder, None)
+    if source is TemplateSource.PLAIN:
         notices.append(NO_TEMPLATE)
     training = TrainingSpec(max_seq_length=request.max_seq_length)
     max_length = choices.max_seq_length(training, base_model.read_context_length(folder))

@@ -25,14 +25,15 @@ from app.core.preflight import (
 )
 from app.core.specs import JobSpec
 from worker import base_model, choices
-from worker.chat_templates import ensure_template
 from worker.device import Device
 from worker.estimate import Memory, ModelShape
 from worker.formatting import Formatted, TokenRow, format_rows, hold_out
 from worker.model_shape import read_shape
-from worker.preflight.place import NO_TEMPLATE, Place, open_rows, sampling_step
+from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer, open_rows, sampling_step
 from worker.preflight.schedule import Schedule, make_schedule, pack_lengths
 from worker.preflight.warn import warn_of
+from worker.prompt_check import check_prompts
+from worker.template_choice import TemplateSource
 
 _SHORTEST_BUCKET = 32
 _CHECKPOINTS = 3  # two are kept while the next is written
@@ -67,11 +68,11 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
     """Raises what the job itself would fail with: InvalidRequest, NothingToLearn, BadTarget, ModelMissing…"""
     spec, device = request.spec, place.device
     choices.mixed_precision(spec.training, device)
+    choices.check_modules_to_save(spec, device)
     folder, notices = place.find_model(spec.base_model)
-    tokenizer = base_model.load_tokenizer(folder)
-    is_plain = ensure_template(tokenizer)
+    tokenizer, source = load_tokenizer(folder, spec.chat_template)
     reading = read_dataset(request, place, folder, tokenizer)
-    if is_plain and reading.has_conversations:
+    if source is TemplateSource.PLAIN and reading.has_conversations:
         notices.append(NO_TEMPLATE)
     if place.is_busy:
         notices.append(_BUSY)
@@ -80,7 +81,7 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
     rows = choices.Rows.measure(
         lengths, [row.trained_tokens for row in reading.train], packed_length=packed_length
     )
-    shape = read_shape(folder, choices.lora_config(spec.lora))
+    shape = read_shape(folder, spec.lora)
     settled = choices.settle(spec, device, shape, rows, free_bytes=place.free_bytes)
     sequences = pack_lengths(lengths, packed_length) if packed_length else lengths
     schedule = make_schedule(sequences, settled.training, sample_of=reading.scale)
@@ -109,7 +110,10 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
 def read_dataset(
     request: PreflightRequest, place: Place, folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> Reading:
-    """The rows as tokens; of a large dataset a sample. Raises InvalidRequest, NothingToLearn."""
+    """The rows as tokens; of a large dataset a sample.
+
+    Raises InvalidRequest, NothingToLearn, TemplateMismatch.
+    """
     training = request.spec.training
     step = sampling_step(request.dataset)
     max_length = choices.max_seq_length(training, base_model.read_context_length(folder))
@@ -124,6 +128,7 @@ def read_dataset(
     formatted = format_rows(
         rows(), tokenizer, assistant_only=training.assistant_only_loss, max_length=max_length
     )
+    check_prompts(formatted.samples, tokenizer)
     train, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
     return Reading(
         formatted,

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, set_seed
 
-from app.core.errors import BadTarget
 from app.core.specs import JobSpec
-from worker.choices import TARGET_HINT, lora_config
+from worker import lora
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -18,15 +16,23 @@ WEIGHTS = "adapter_model.safetensors"
 def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
     """A new adapter on the base model, its weights drawn from the seed. Raises BadTarget."""
     set_seed(spec.training.seed)
-    try:
-        adapted = get_peft_model(model, lora_config(spec.lora))
-    except ValueError as error:
-        raise BadTarget(f"The base model can't take this adapter: {error}", hint=TARGET_HINT) from error
-    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
-        raise BadTarget("An adapter on the output layer (lm_head) would never be trained.", hint=TARGET_HINT)
+    adapted = lora.attach(model, spec.lora)
     # The name that a person may use elsewhere; PEFT writes this machine's path.
     adapted.peft_config["default"].base_model_name_or_path = spec.base_model
     return adapted
+
+
+def find_unserved(model: PeftModel) -> list[str]:
+    """What in this adapter the engine can't apply, in the spec's words; such an adapter can be downloaded."""
+    config = model.peft_config["default"]
+    on_embeddings = any("lora_embedding_" in name for name, _parameter in model.named_parameters())
+    found = {
+        "lora.use_dora": config.use_dora,
+        "lora.modules_to_save": bool(config.modules_to_save),
+        "lora.bias": config.bias != "none",
+        "lora.target_modules (the embedding layer)": on_embeddings,
+    }
+    return [name for name, is_there in found.items() if is_there]
 
 
 def trainable_to_float32(model: PeftModel) -> None:

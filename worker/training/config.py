@@ -22,7 +22,7 @@ CHECKPOINTING = (
 
 
 def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> SFTConfig:
-    """The trainer's settings, of a spec whose passes are settled. Rows arrive as tokens, cut and masked, so
+    """The trainer's settings, for a spec whose passes are settled. Rows arrive as tokens, cut and masked, so
     TRL prepares nothing.
 
     Raises InvalidRequest where the device can't do what the spec asks for.

@@ -1,20 +1,26 @@
 """The folder of a finished adapter: weights, tokenizer, chat template, and where it all came from."""
 
-import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from peft import PeftModel
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
 from app.core.specs import JobSpec
-from worker.training import adapter
+from worker.template_choice import TemplateSource
+from worker.training import adapter, model_card
 from worker.training.folders import appearing
 
 RECORD = "tunesmith.json"
 _PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+_TEMPLATE_SOURCES = {
+    TemplateSource.JOB: "the job's own",
+    TemplateSource.MODEL: "the base model's own",
+    TemplateSource.FAMILY: "that of the base model's family",
+    TemplateSource.PLAIN: "a plain one, as the base model has none",
+}
 
 
 class FinalMetrics(BaseModel):
@@ -29,13 +35,31 @@ class FinalMetrics(BaseModel):
     peak_memory_bytes: int
 
 
+class DatasetOrigin(BaseModel):
+    """What the adapter was trained on. Rows are those that kept a token to learn."""
+
+    id: str
+    name: str | None
+    sha256: str
+    training_rows: int
+    evaluation_rows: int
+
+
+class TemplateOrigin(BaseModel):
+    """The chat template that rows were rendered with; chat_template.jinja is its text."""
+
+    source: TemplateSource
+    sha256: str
+
+
 class Record(BaseModel):
     """Where an adapter came from; written beside it."""
 
     job: str
     spec: JobSpec
-    dataset_sha256: str
-    chat_template_sha256: str
+    dataset: DatasetOrigin
+    chat_template: TemplateOrigin
+    unserved: list[str] = Field(description="What in the adapter Tunesmith's engine can't apply.")
     device: str
     versions: dict[str, str]
     metrics: FinalMetrics
@@ -46,16 +70,12 @@ def write(folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, re
     with appearing(folder) as staging:
         adapter.save(model, staging)
         tokenizer.save_pretrained(staging)
+        (staging / model_card.CARD).write_text(_write_card(record))
         (staging / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         for path in staging.iterdir():
             # safetensors writes its file for the owner alone.
             path.chmod(0o644)
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A name for the chat template that rows were rendered with."""
-    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -67,3 +87,28 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _write_card(record: Record) -> str:
+    dataset, metrics = record.dataset, record.metrics
+    return model_card.write_card(
+        job=record.job,
+        spec=record.spec,
+        facts={
+            "Dataset": f"{dataset.name or dataset.id} (SHA-256 `{dataset.sha256[:16]}…`)",
+            "Rows": f"{dataset.training_rows:,} to train on, {dataset.evaluation_rows:,} to evaluate on",
+            "Chat template": f"{_TEMPLATE_SOURCES[record.chat_template.source]} "
+            f"(SHA-256 `{record.chat_template.sha256[:16]}…`)",
+            "Device": record.device,
+        },
+        results={
+            "Optimizer steps": metrics.steps,
+            "Epochs": metrics.epochs,
+            "Tokens": metrics.tokens,
+            "Training time": f"{metrics.training_seconds:,.0f} s",
+            "Training loss, at the end": metrics.loss,
+            "Evaluation loss": metrics.eval_loss,
+        },
+        versions=record.versions,
+        unserved=record.unserved,
+    )

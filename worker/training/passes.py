@@ -26,14 +26,14 @@ def settle(
         [row.trained_tokens for row in rows],
         packed_length=packed_length,
     )
-    shape = read_shape(folder, choices.lora_config(spec.lora))
+    shape = read_shape(folder, spec.lora)
     free_bytes = free_memory_bytes(device)
     settled = choices.settle(spec, device, shape, measured, free_bytes=free_bytes)
     training, total = settled.training, settled.memory.total
     checkpointing = "with" if training.gradient_checkpointing else "without"
     attempt.say(
-        f"{training.per_device_train_batch_size} sequences a pass, {training.gradient_accumulation_steps} "
-        f"passes a step, {checkpointing} gradient checkpointing: about {total / 1e9:.1f} GB at the peak, of "
+        f"Passes of {training.per_device_train_batch_size}, {training.gradient_accumulation_steps} to a step, "
+        f"{checkpointing} gradient checkpointing: about {total / 1e9:.1f} GB at the peak, of "
         f"{free_bytes / 1e9:.1f} GB free."
     )
     if not settled.fits:

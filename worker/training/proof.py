@@ -1,21 +1,36 @@
-"""Is the finished adapter right? It is loaded afresh from its files and must change what the model says.
+"""Is the finished adapter right? Its files are loaded afresh, as serving loads them: prompts must come out as
+they were trained on, and the adapter must change what the model says.
 
 B: one row. L: its tokens. V: the vocabulary.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from app.core.errors import AdapterInert, LossNotFinite
-from worker.formatting import TokenRow
+from app.core.errors import AdapterInert, LossNotFinite, TemplateMismatch
+from worker import base_model
+from worker.chat_templates import template_sha256
+from worker.formatting import Sample, TokenRow
+from worker.prompt_check import check_prompts
+from worker.template_choice import set_template
 
 _MAX_TOKENS = 256
 
 
-def prove(base: PreTrainedModel, folder: Path, row: TokenRow) -> None:
+def prove_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha256: str) -> None:
+    """Render the samples with the tokenizer and the template in the folder. Raises TemplateMismatch."""
+    tokenizer = base_model.load_tokenizer(folder)
+    set_template(tokenizer)
+    check_prompts(samples, tokenizer)
+    if template_sha256(tokenizer) != trained_template_sha256:
+        raise TemplateMismatch("The chat template saved with the adapter is not the one it was trained with.")
+
+
+def prove_weights(base: PreTrainedModel, folder: Path, row: TokenRow) -> None:
     """Compare logits with the adapter and without. Raises AdapterInert (the same), LossNotFinite (NaN)."""
     input_ids_BL = torch.tensor([row.input_ids[:_MAX_TOKENS]], device=base.device)
     with torch.no_grad():

@@ -1,26 +1,45 @@
 """The job's dataset as rows of tokens, with a word to the person on what was cut or dropped."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from transformers import PreTrainedTokenizerBase
 
 from app.core import datasets
 from app.core.datasets import DatasetFormat
-from worker.chat_templates import ensure_template
-from worker.formatting import Formatted, TokenRow, format_rows, hold_out
+from worker.formatting import Formatted, Sample, TokenRow, format_rows, hold_out
+from worker.prompt_check import check_prompts
+from worker.template_choice import TemplateSource, read_model_type, set_template
 from worker.training.attempt import Attempt
 
 _LINES_SHOWN = 20
 _CHAT = (DatasetFormat.MESSAGES, DatasetFormat.CONVERSATIONS, DatasetFormat.INSTRUCTION)
 
 
+@dataclass(frozen=True)
+class PreparedRows:
+    """The dataset as the trainer takes it, a few of its rows as they were, and how they were rendered."""
+
+    train: list[TokenRow]
+    held_out: list[TokenRow]
+    samples: list[Sample]
+    template_source: TemplateSource
+
+
 def prepare_rows(
-    attempt: Attempt, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[TokenRow], list[TokenRow]]:
-    """(rows to train on, rows to evaluate on), with a word on what was cut or dropped."""
+    attempt: Attempt, tokenizer: PreTrainedTokenizerBase, model_folder: Path, max_length: int
+) -> PreparedRows:
+    """Rows to train on and rows to evaluate on, with a word on what was cut or dropped.
+
+    Gives the tokenizer its chat template. Raises InvalidRequest, NothingToLearn, and TemplateMismatch, which
+    would otherwise fail the job after hours of training.
+    """
     request, training = attempt.request, attempt.request.spec.training
-    if ensure_template(tokenizer) and request.dataset_format in _CHAT:
-        attempt.warn(
-            "no_chat_template", "The base model has no chat template; conversations are rendered plainly."
-        )
+    source = set_template(
+        tokenizer, model_type=read_model_type(model_folder), wanted=request.spec.chat_template
+    )
+    if request.dataset_format in _CHAT:
+        _tell_template(attempt, source)
     if training.max_seq_length and training.max_seq_length > max_length:
         attempt.warn(
             "context_length",
@@ -34,12 +53,22 @@ def prepare_rows(
             assistant_only=training.assistant_only_loss,
             max_length=max_length,
         )
+    check_prompts(formatted.samples, tokenizer)
     _tell_losses(attempt, formatted, max_length)
     rows, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
     kept = f"{len(rows)} rows to train on" + (f", {len(held_out)} to evaluate on" if held_out else "")
     share = formatted.trained_tokens / formatted.tokens
     attempt.say(f"{kept}: {formatted.tokens:,} tokens, {share:.0%} of them trained.")
-    return rows, held_out
+    return PreparedRows(rows, held_out, formatted.samples, source)
+
+
+def _tell_template(attempt: Attempt, source: TemplateSource) -> None:
+    if source is TemplateSource.FAMILY:
+        attempt.say("The base model has no chat template; conversations are rendered as its family does.")
+    if source is TemplateSource.PLAIN:
+        attempt.warn(
+            "no_chat_template", "The base model has no chat template; conversations are rendered plainly."
+        )
 
 
 def _tell_losses(attempt: Attempt, formatted: Formatted, max_length: int) -> None:

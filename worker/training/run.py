@@ -19,6 +19,7 @@ from trl import SFTConfig
 
 from app.core.states import Phase
 from worker import base_model, choices
+from worker.chat_templates import template_sha256
 from worker.child import ParentLink
 from worker.device import find_device, peak_memory_bytes
 from worker.reports import Ended, Outcome, TrainingRequest
@@ -30,7 +31,7 @@ from worker.training.callbacks import Reporter, Send, StopEarly, StopWhenAsked
 from worker.training.checkpoints import Counters
 from worker.training.failures import explain
 from worker.training.loss import score_learned_tokens_only
-from worker.training.rows import prepare_rows
+from worker.training.rows import PreparedRows, prepare_rows
 from worker.training.trainer import AdapterTrainer
 
 
@@ -66,14 +67,15 @@ def train(attempt: Attempt) -> None:
     request, device = attempt.request, attempt.device
     attempt.enter(Phase.PREPARING)
     choices.mixed_precision(request.spec.training, device)
+    choices.check_modules_to_save(request.spec, device)
     folder = base_model.locate(request.spec.base_model, request.models_folder, attempt.say)
     tokenizer = base_model.load_tokenizer(folder)
     max_length = choices.max_seq_length(request.spec.training, base_model.read_context_length(folder))
-    rows, held_out = prepare_rows(attempt, tokenizer, max_length)
+    rows = prepare_rows(attempt, tokenizer, folder, max_length)
 
     attempt.enter(Phase.LOADING)
     packed_length = max_length if request.spec.training.packing else None
-    training = passes.settle(attempt, folder, rows, packed_length)
+    training = passes.settle(attempt, folder, rows.train, packed_length)
     settings = config.trainer_config(training, device, attempt.checkpoints)
     newest = checkpoints.find_newest(attempt.checkpoints)
     trainer = make_trainer(
@@ -82,21 +84,25 @@ def train(attempt: Attempt) -> None:
         tokenizer,
         settings,
         newest=newest,
-        train_set=make_dataset(rows, packed_length=packed_length),
-        eval_set=make_dataset(held_out, packed_length=packed_length) if held_out else None,
+        train_set=make_dataset(rows.train, packed_length=packed_length),
+        eval_set=make_dataset(rows.held_out, packed_length=packed_length) if rows.held_out else None,
     )
 
     attempt.enter(Phase.TRAINING)
     run_trainer(attempt, trainer, newest)
 
     attempt.enter(Phase.SAVING)
-    record = make_record(attempt, tokenizer, trainer)
+    record = make_record(attempt, tokenizer, rows, trainer)
     size_bytes = output.write(request.output_folder, trainer.model, tokenizer, record)
     attempt.say(f"The adapter is saved: {size_bytes / 1e6:.1f} MB.")
 
     attempt.enter(Phase.VERIFYING)
-    proof.prove(take_base(attempt, trainer, folder), request.output_folder, rows[0])
-    attempt.say("Loaded afresh, the adapter changes what the model says.")
+    proof.prove_prompts(request.output_folder, rows.samples, record.chat_template.sha256)
+    proof.prove_weights(take_base(attempt, trainer, folder), request.output_folder, rows.train[0])
+    attempt.say(
+        f"Loaded afresh, the adapter changes what the model says, and {len(rows.samples)} rows come out as "
+        "they were trained on." + (" It can be downloaded, not served here yet." if record.unserved else "")
+    )
 
 
 def load(attempt: Attempt, folder: Path) -> PeftModel:
@@ -112,6 +118,13 @@ def load(attempt: Attempt, folder: Path) -> PeftModel:
         f"{spec.base_model} is loaded, {kind}, on {attempt.device.name}: {total / 1e6:,.1f} million weights, "
         f"{trained / 1e6:,.2f} million of them trained."
     )
+    unserved = adapter.find_unserved(model)
+    if unserved:
+        attempt.warn(
+            "adapter_not_served",
+            f"This adapter can be downloaded, but not served here yet: the engine does not apply "
+            f"{', '.join(unserved)}.",
+        )
     if spec.training.packing:
         refuse_leaking(model)
     return model
@@ -182,15 +195,22 @@ def run_trainer(attempt: Attempt, trainer: AdapterTrainer, newest: Path | None) 
 
 
 def make_record(
-    attempt: Attempt, tokenizer: PreTrainedTokenizerBase, trainer: AdapterTrainer
+    attempt: Attempt, tokenizer: PreTrainedTokenizerBase, rows: PreparedRows, trainer: AdapterTrainer
 ) -> output.Record:
     """Where the adapter comes from."""
     request, counters = attempt.request, trainer.counters
     return output.Record(
         job=request.job_id,
         spec=request.spec,
-        dataset_sha256=request.dataset_sha256,
-        chat_template_sha256=output.template_sha256(tokenizer),
+        dataset=output.DatasetOrigin(
+            id=request.spec.dataset,
+            name=request.dataset_name,
+            sha256=request.dataset_sha256,
+            training_rows=len(rows.train),
+            evaluation_rows=len(rows.held_out),
+        ),
+        chat_template=output.TemplateOrigin(source=rows.template_source, sha256=template_sha256(tokenizer)),
+        unserved=adapter.find_unserved(trainer.model),
         device=attempt.device.name,
         versions=output.versions(),
         metrics=output.FinalMetrics(
@@ -206,8 +226,9 @@ def make_record(
 
 
 def take_base(attempt: Attempt, trainer: AdapterTrainer, folder: Path) -> PreTrainedModel:
-    """The base model without the trained adapter; loaded afresh where its biases were trained too."""
-    if attempt.request.spec.lora.bias == "none":
+    """The base model without the trained adapter; loaded afresh where its own weights were trained too."""
+    lora = attempt.request.spec.lora
+    if lora.bias == "none" and not lora.modules_to_save:
         return trainer.model.unload()
     trainer.model.cpu()
     quantization = choices.quantization(attempt.request.spec, attempt.device)

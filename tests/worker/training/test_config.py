@@ -8,9 +8,11 @@ import torch
 
 from app.core.errors import InvalidRequest
 from app.core.specs import LoraSpec, QuantizationSpec, TrainingSpec
+from tests.factories import make_spec
 from worker.base_model import quantization_config
-from worker.choices import lora_config, max_seq_length, mixed_precision
+from worker.choices import check_modules_to_save, max_seq_length, mixed_precision
 from worker.device import Device
+from worker.lora import lora_config
 from worker.training.config import CHECKPOINTING, trainer_config
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.11.0")
@@ -25,7 +27,6 @@ TRAINING_CASES: list[tuple[dict[str, Any], str, Any]] = [
     ({"gradient_accumulation_steps": 6}, "gradient_accumulation_steps", 6),
     ({"gradient_checkpointing": True}, CHECKPOINTING, True),
     ({"gradient_checkpointing": False}, CHECKPOINTING, False),
-    ({"gradient_checkpointing": "auto"}, CHECKPOINTING, False),
     ({"gradient_checkpointing": True}, f"{CHECKPOINTING}_kwargs", {"use_reentrant": False}),
     ({}, "optim", "paged_adamw_32bit"),
     ({"optim": "adamw_torch_fused"}, "optim", "adamw_torch_fused"),
@@ -60,7 +61,9 @@ ELSEWHERE = {"early_stopping_patience"}
 
 @pytest.mark.parametrize(("fields", "setting", "value"), TRAINING_CASES)
 def test_training_field_arrives(fields: dict[str, Any], setting: str, value: Any, tmp_path: Path) -> None:
-    settings = trainer_config(TrainingSpec.model_validate(fields), CPU, tmp_path)
+    training = TrainingSpec.model_validate({"gradient_checkpointing": False, **fields})
+
+    settings = trainer_config(training, CPU, tmp_path)
 
     assert getattr(settings, setting) == value
 
@@ -82,6 +85,11 @@ def test_every_training_field_has_a_case() -> None:
         ({"target_modules": ["q_proj"]}, "target_modules", {"q_proj"}),
         ({"target_modules": "all-linear"}, "target_modules", "all-linear"),
         ({}, "target_modules", None),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save", ["lm_head"]),
+        ({}, "modules_to_save", None),
+        ({"use_rslora": True}, "use_rslora", True),
+        ({"use_dora": True}, "use_dora", True),
+        ({}, "use_dora", False),
         ({}, "task_type", "CAUSAL_LM"),
     ],
 )
@@ -138,3 +146,31 @@ def test_rows_are_never_longer_than_the_context(
     asked: int | None, context: int | None, expected: int
 ) -> None:
     assert max_seq_length(TrainingSpec(max_seq_length=asked), context) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "device", "is_refused"),
+    [
+        ({}, AMPERE, False),
+        ({"training": {"bf16": False, "fp16": False}}, AMPERE, True),
+        ({"training": {"bf16": False}}, AMPERE, False),
+        ({"quantization": {"bnb_4bit_compute_dtype": "bfloat16"}}, CPU, True),
+        ({}, CPU, False),
+    ],
+)
+def test_modules_trained_whole_need_mixed_precision_beside_16_bits(
+    spec: dict[str, Any], device: Device, is_refused: bool
+) -> None:
+    asked = make_spec(lora={"modules_to_save": ["lm_head"]}, **spec)
+
+    if not is_refused:
+        return check_modules_to_save(asked, device)
+    with pytest.raises(InvalidRequest, match="mixed precision"):
+        check_modules_to_save(asked, device)
+
+
+def test_every_lora_field_has_a_case() -> None:
+    marks = test_lora_field_arrives.pytestmark  # type: ignore[attr-defined]
+    covered = {name for fields, _setting, _value in marks[0].args[1] for name in fields}
+
+    assert set(LoraSpec.model_fields) == covered

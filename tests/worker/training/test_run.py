@@ -67,6 +67,7 @@ def test_the_output_folder_is_complete_and_names_no_machine(make_request: MakeRe
 
     names = {path.name for path in request.output_folder.iterdir()}
     assert names == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
@@ -87,7 +88,7 @@ def test_the_record_says_where_the_adapter_comes_from(make_request: MakeRequest)
 
     record = json.loads((request.output_folder / "tunesmith.json").read_text())
     assert record["spec"] == request.spec.model_dump(mode="json")
-    assert record["dataset_sha256"] == request.dataset_sha256
+    assert record["dataset"]["sha256"] == request.dataset_sha256
     assert {"torch", "transformers", "peft", "python"} <= record["versions"].keys()
     assert record["metrics"]["steps"] == 3
     assert record["metrics"]["loss"] > 0

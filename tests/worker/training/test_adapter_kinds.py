@@ -1,0 +1,120 @@
+"""Adapters beyond plain LoRA: trained on a 4-bit base, loaded in plain PEFT, refused by the engine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from app.core.events import Log, Warn
+from tests.tiny_model import NAME
+from tests.worker.training.conftest import MakeRequest, run_here
+from worker.inference.adapters import read_adapter
+from worker.inference.failures import AdapterUnsupported
+from worker.reports import Advanced, Outcome
+
+SHORT: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-2, "save_steps": 1}
+SERVED: list[dict[str, Any]] = [{"use_rslora": True}, {"target_modules": "all-linear", "use_rslora": True}]
+UNSERVED: list[tuple[dict[str, Any], str]] = [
+    ({"use_dora": True}, "lora.use_dora"),
+    ({"modules_to_save": ["lm_head"]}, "lora.modules_to_save"),
+    ({"modules_to_save": ["embed_tokens", "lm_head", "model.norm"]}, "lora.modules_to_save"),
+    ({"use_dora": True, "use_rslora": True, "modules_to_save": ["lm_head"]}, "lora.use_dora"),
+    ({"target_modules": ["embed_tokens", "q_proj"]}, "the embedding layer"),
+    ({"bias": "all"}, "lora.bias"),
+]
+
+
+def loads_in_peft(models_folder: Path, folder: Path) -> torch.Tensor:
+    """How far the adapter moves the logits in plain PEFT, with nothing of Tunesmith's about it."""
+    base = AutoModelForCausalLM.from_pretrained(models_folder / NAME)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        plain = base(input_ids=tokens).logits
+        model = PeftModel.from_pretrained(base, str(folder)).eval()
+        return (model(input_ids=tokens).logits - plain).abs().max()
+
+
+@pytest.mark.parametrize("lora", [*SERVED, *(lora for lora, _reason in UNSERVED)])
+def test_it_trains_and_loads_in_plain_peft(
+    make_request: MakeRequest, models_folder: Path, lora: dict[str, Any]
+) -> None:
+    request = make_request(training=SHORT, lora={"r": 4, **lora})
+
+    reports = run_here(request)
+
+    assert reports.ended.outcome is Outcome.FINISHED, reports.ended
+    assert loads_in_peft(models_folder, request.output_folder) > 0
+    saved = load_file(request.output_folder / "adapter_model.safetensors")
+    base_weights = [name for name in saved if "lora_" not in name and "bias" not in name]
+    assert len(base_weights) == len(lora.get("modules_to_save", []))
+
+
+@pytest.mark.parametrize("lora", SERVED)
+def test_what_the_engine_applies_comes_without_a_warning(
+    make_request: MakeRequest, lora: dict[str, Any]
+) -> None:
+    request = make_request(training=SHORT, lora={"r": 4, **lora})
+
+    reports = run_here(request)
+
+    assert not reports.events(Warn)
+    assert read_adapter("ad_0", request.output_folder).rank == 4
+
+
+@pytest.mark.parametrize(("lora", "reason"), UNSERVED)
+def test_what_the_engine_does_not_apply_is_said_at_the_start_and_in_the_card(
+    make_request: MakeRequest, lora: dict[str, Any], reason: str
+) -> None:
+    request = make_request(training=SHORT, lora={"r": 4, **lora})
+
+    reports = run_here(request)
+
+    warning = next(event for event in reports.events(Warn) if event.code == "adapter_not_served")
+    assert reason in warning.message
+    assert "downloaded" in reports.events(Log)[-1].message
+    assert reason in (request.output_folder / "README.md").read_text()
+    if lora != {"bias": "all"}:  # the tiny model has no biases to save
+        with pytest.raises(AdapterUnsupported):
+            read_adapter("ad_0", request.output_folder)
+
+
+def test_modules_trained_whole_change(make_request: MakeRequest, models_folder: Path) -> None:
+    request = make_request(training=SHORT, lora={"r": 4, "modules_to_save": ["lm_head"]})
+
+    run_here(request)
+
+    saved = load_file(request.output_folder / "adapter_model.safetensors")
+    before = load_file(models_folder / NAME / "model.safetensors")["lm_head.weight"]
+    assert (saved["base_model.model.lm_head.weight"] - before).abs().max() > 1e-4
+
+
+def test_an_interrupted_job_resumes_with_its_whole_modules(make_request: MakeRequest) -> None:
+    lora = {"r": 4, "dropout": 0.0, "modules_to_save": ["lm_head"], "use_dora": True}
+    straight = make_request("straight", training=SHORT, lora=lora)
+    broken = make_request("broken", training=SHORT, lora=lora)
+    run_here(straight)
+    run_here(broken, stop_when=lambda report: isinstance(report, Advanced) and report.step == 1)
+
+    run_here(broken)
+
+    left, right = (
+        load_file(request.output_folder / "adapter_model.safetensors") for request in (straight, broken)
+    )
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("nothing", "no module 'nothing'"), ("q_proj", "'q_proj' is held in 4 bits")]
+)
+def test_modules_that_can_not_be_trained_whole_are_refused(
+    make_request: MakeRequest, name: str, words: str
+) -> None:
+    ended = run_here(make_request(training=SHORT, lora={"r": 4, "modules_to_save": [name]})).ended
+
+    assert ended.code == "bad_target_modules"
+    assert words in (ended.message or "")
