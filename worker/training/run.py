@@ -18,12 +18,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig
 
 from app.core.states import Phase
-from worker import base_model
+from worker import base_model, choices
 from worker.chat_templates import template_sha256
 from worker.child import ParentLink
 from worker.device import find_device, peak_memory_bytes
 from worker.reports import Ended, Outcome, TrainingRequest
-from worker.training import adapter, checkpoints, config, library_log, output, proof
+from worker.training import adapter, checkpoints, config, library_log, output, passes, proof
 from worker.training.attempt import Attempt, Stopped
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, make_dataset
@@ -66,15 +66,17 @@ def train(attempt: Attempt) -> None:
     """From the request to a proven adapter in the output folder. Raises Stopped and TunesmithError."""
     request, device = attempt.request, attempt.device
     attempt.enter(Phase.PREPARING)
-    settings = config.trainer_config(request.spec.training, device, attempt.checkpoints)
+    choices.mixed_precision(request.spec.training, device)
+    choices.check_modules_to_save(request.spec, device)
     folder = base_model.locate(request.spec.base_model, request.models_folder, attempt.say)
     tokenizer = base_model.load_tokenizer(folder)
-    max_length = config.max_seq_length(request.spec.training, base_model.read_context_length(folder))
-    config.check_modules_to_save(request.spec, device)
+    max_length = choices.max_seq_length(request.spec.training, base_model.read_context_length(folder))
     rows = prepare_rows(attempt, tokenizer, folder, max_length)
 
     attempt.enter(Phase.LOADING)
     packed_length = max_length if request.spec.training.packing else None
+    training = passes.settle(attempt, folder, rows.train, packed_length)
+    settings = config.trainer_config(training, device, attempt.checkpoints)
     newest = checkpoints.find_newest(attempt.checkpoints)
     trainer = make_trainer(
         attempt,
@@ -106,7 +108,8 @@ def train(attempt: Attempt) -> None:
 def load(attempt: Attempt, folder: Path) -> PeftModel:
     """The base model with a new adapter on it."""
     spec = attempt.request.spec
-    model = adapter.attach(base_model.load_model(folder, spec.quantization, attempt.device), spec)
+    quantization = choices.quantization(spec, attempt.device)
+    model = adapter.attach(base_model.load_model(folder, quantization, attempt.device), spec)
     trained, total = model.get_nb_trainable_parameters()
     kind = (
         f"4-bit {spec.quantization.bnb_4bit_quant_type}" if spec.quantization.load_in_4bit else "unquantized"
@@ -228,7 +231,8 @@ def take_base(attempt: Attempt, trainer: AdapterTrainer, folder: Path) -> PreTra
     if lora.bias == "none" and not lora.modules_to_save:
         return trainer.model.unload()
     trainer.model.cpu()
-    return base_model.load_model(folder, attempt.request.spec.quantization, attempt.device)
+    quantization = choices.quantization(attempt.request.spec, attempt.device)
+    return base_model.load_model(folder, quantization, attempt.device)
 
 
 if __name__ == "__main__":
