@@ -31,10 +31,10 @@ def settle(
     settled = choices.settle(spec, device, shape, measured, free_bytes=free_bytes)
     training, total = settled.training, settled.memory.total
     checkpointing = "with" if training.gradient_checkpointing else "without"
+    gigabytes = f"about {total / 1e9:.1f} GB at the peak, of {free_bytes / 1e9:.1f} GB free"
     attempt.say(
-        f"Passes of {training.per_device_train_batch_size}, {training.gradient_accumulation_steps} to a step, "
-        f"{checkpointing} gradient checkpointing: about {total / 1e9:.1f} GB at the peak, of "
-        f"{free_bytes / 1e9:.1f} GB free."
+        f"Passes of {training.per_device_train_batch_size} rows, {training.gradient_accumulation_steps} a "
+        f"step, {checkpointing} gradient checkpointing: {gigabytes}."
     )
     if not settled.fits:
         attempt.warn(
