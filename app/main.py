@@ -9,7 +9,18 @@ from anyio import to_thread
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import adapters, datasets, errors, generate, health, job_history, jobs, models
+from app.api import (
+    adapters,
+    datasets,
+    errors,
+    generate,
+    health,
+    job_history,
+    jobs,
+    models,
+    preflight,
+    preview,
+)
 from app.api.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.body_limit import BodyLimitMiddleware
 from app.api.deps import Services
@@ -65,7 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
-    for module in (datasets, jobs, job_history, models, adapters, generate):
+    for module in (datasets, preview, preflight, jobs, job_history, models, adapters, generate):
         responses = errors.documented(401, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
     app.include_router(health.router)

@@ -38,7 +38,8 @@ from app.core.specs import QuantizationSpec
 from worker.device import Device
 
 # Weights as pickles (*.bin, *.pt) and Python files are never fetched.
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
+_DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
+_HUB_FILES = ["*.safetensors", *_DESCRIPTION]
 
 Announce = Callable[[str], None]
 
@@ -124,16 +125,21 @@ def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, devic
     if hasattr(model.config, "quantization_config") or any(isinstance(m, Conv1D) for m in model.modules()):
         return False
     options = quantization_config(quantization, device)
-    kept_in_fp32 = list(model._keep_in_fp32_modules or [])
-    skipped = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)
-    linears = [
-        module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and should_convert_module(name, skipped)
-    ]
+    linears = linears_to_quantize(model).values()
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
         list(threads.map(lambda linear: _round_weight(linear, options), linears))
     return True
+
+
+def linears_to_quantize(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers whose weights QLoRA holds in 4 bits, by name; asked of a model that is not quantized."""
+    kept_in_fp32 = list(model._keep_in_fp32_modules or [])
+    skipped = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, skipped)
+    }
 
 
 def _round_weight(linear: nn.Linear, options: BitsAndBytesConfig) -> None:
@@ -178,12 +184,31 @@ def _keep_weights_trainable(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def find_downloaded(name: str) -> Path | None:
+    """The folder of a Hub model that is on this machine with its weights, or None."""
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def download_description(name: str, cache: Path) -> Path:
+    """A folder with a Hub model's config and tokenizer alone, kept apart from whole models.
+
+    Raises ModelMissing, ModelGated, HubUnreachable.
+    """
+    return _fetch(name, allow_patterns=_DESCRIPTION, cache_dir=cache)
+
+
 def _download(name: str, announce: Announce) -> Path:
+    return _fetch(name, allow_patterns=_HUB_FILES, tqdm_class=_announcing(name, announce))
+
+
+def _fetch(name: str, **options: Any) -> Path:
     hint = "Set HF_TOKEN for the worker to a token that may read it, and accept its terms on its Hub page."
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=_HUB_FILES, tqdm_class=_announcing(name, announce))
-        )
+        return Path(snapshot_download(name, **options))
     except GatedRepoError as error:
         raise ModelGated(f"The base model {name!r} is gated.", hint=hint) from error
     except RepositoryNotFoundError as error:

@@ -1,17 +1,21 @@
 """Finds a live engine in the workers table and streams an answer from it. Knows nothing of our clients."""
 
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
 from app.core import workers
 from app.core.errors import EngineFailed, NoEngine
-from app.core.messages import EngineState, GenerateRequest, Reply, reply_adapter
+from app.core.messages import EngineState, Failed, GenerateRequest, Reply, reply_adapter
 from app.core.settings import Settings
+
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 _CONNECT_SECONDS = 5.0
 # An engine that loads a model is silent for minutes, so reading has no limit; TCP notices a dead machine.
@@ -67,34 +71,53 @@ class EngineClient:
 
         Raises EngineFailed when the engine can't be reached, is not understood, or stops half-way.
         """
-        call = self._http.stream(
-            "POST",
-            f"{engine.url}/generate",
-            content=request.model_dump_json(),
-            headers={"content-type": "application/json", "authorization": f"Bearer {engine.token}"},
-        )
-        try:
+        call = self._http.stream("POST", f"{engine.url}/generate", **_content(engine, request))
+        with _engine_errors():
             async with call as response:
                 async for line in response.aiter_lines():
-                    reply = reply_adapter.validate_json(line)
+                    with _understanding(response):
+                        reply = reply_adapter.validate_json(line)
                     yield reply
                     if reply.type != "delta":
                         return
-        except httpx.ConnectError as error:
-            raise EngineFailed(
-                "The engine can't be reached.", hint="GET /ready shows the workers."
-            ) from error
-        except httpx.TransportError as error:
-            raise EngineFailed("The engine stopped while it was answering.", hint="Try again.") from error
-        except ValidationError as error:
-            raise EngineFailed(
-                f"The engine's answer (HTTP {response.status_code}) is not understood."
-            ) from error
         raise EngineFailed("The engine stopped while it was answering.", hint="Try again.")
+
+    async def ask(
+        self, engine: Engine, path: str, request: BaseModel, answer: type[AnswerT]
+    ) -> AnswerT | Failed:
+        """One answer to one request, or why there is none. Raises EngineFailed as `stream` does."""
+        with _engine_errors():
+            response = await self._http.post(f"{engine.url}{path}", **_content(engine, request))
+        kind = answer if response.status_code == httpx.codes.OK else Failed
+        with _understanding(response):
+            return kind.model_validate_json(response.content)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._http.aclose()
+
+
+def _content(engine: Engine, request: BaseModel) -> dict[str, Any]:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {engine.token}"}
+    return {"content": request.model_dump_json(), "headers": headers}
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    try:
+        yield
+    except httpx.ConnectError as error:
+        raise EngineFailed("The engine can't be reached.", hint="GET /ready shows the workers.") from error
+    except httpx.TransportError as error:
+        raise EngineFailed("The engine stopped while it was answering.", hint="Try again.") from error
+
+
+@contextmanager
+def _understanding(response: httpx.Response) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise EngineFailed(f"The engine's answer (HTTP {response.status_code}) is not understood.") from error
 
 
 def _preference(engine: Engine, base_model: str) -> tuple[bool, bool]:

@@ -16,7 +16,7 @@ from app.core.states import JobState
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
-_EXAMPLES: dict[str, Example] = {
+SPEC_EXAMPLES: dict[str, Example] = {
     "recipe": {
         "summary": "The reference recipe: 4-bit NF4, LoRA r=64, one epoch",
         "value": {"base_model": "SmolLM2-135M-Instruct", "dataset": "ds_4kq1v9x2m7ahc3zt"},
@@ -49,7 +49,7 @@ async def read_body(request: Request) -> bytes:
 
 @router.post("", status_code=202, summary="Submit a job", responses=documented(404, 429))
 def submit_job(
-    spec: Annotated[JobSpec, Body(openapi_examples=_EXAMPLES)],
+    spec: Annotated[JobSpec, Body(openapi_examples=SPEC_EXAMPLES)],
     body: Annotated[bytes, Depends(read_body)],
     response: Response,
     services: ServicesDep,

@@ -95,7 +95,11 @@ class TrainingSpec(Spec):
 
     num_train_epochs: float = Field(1, gt=0, le=1000, description="Passes over the dataset.")
     max_steps: int = Field(-1, ge=-1, description="Optimizer steps; -1: as many as the epochs make.")
-    per_device_train_batch_size: int = Field(4, ge=1, le=1024, description="Rows in one forward pass.")
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = Field(
+        4,
+        description="Rows in one forward pass. auto: an optimizer step learns from 4 times "
+        "gradient_accumulation_steps rows, in the passes that are fastest of those that fit the memory.",
+    )
     per_device_eval_batch_size: int = Field(4, ge=1, le=1024, description="Rows in one evaluation pass.")
     gradient_accumulation_steps: int = Field(
         1, ge=1, le=4096, description="Forward passes in an optimizer step."

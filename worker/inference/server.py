@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import uvicorn
 from transformers.utils import logging as transformers_logging
 
@@ -19,13 +20,15 @@ from app.core.artifacts import ArtifactStore
 from app.core.messages import BaseModelRef
 from worker import base_model
 from worker.child import ParentLink
-from worker.device import Device, find_device
+from worker.device import Device, find_device, free_memory_bytes
 from worker.inference.adapters import AdapterShelf
 from worker.inference.engine import Engine
 from worker.inference.intake import Intake
 from worker.inference.model_runner import ModelRunner
 from worker.inference.scheduler import Scheduler
 from worker.inference.service import Clients, Service
+from worker.preflight.place import Place
+from worker.preflight.service import PreflightService
 from worker.reports import EngineRequest, Listening
 
 _ADAPTER_SLOTS = 8
@@ -67,12 +70,16 @@ class EngineThread(threading.Thread):
 async def _serve(link: ParentLink, request: EngineRequest) -> int:
     clients = Clients(asyncio.get_running_loop())
     scheduler = Scheduler(max_waiting=_MAX_WAITING, adapter_slot_count=_ADAPTER_SLOTS)
-    engine = Engine(partial(_load_runner, request, find_device()), clients.deliver, scheduler)
+    device = find_device()
+    engine = Engine(partial(_load_runner, request, device), clients.deliver, scheduler)
     shelf = AdapterShelf(ArtifactStore(request.artifacts_url), request.cache_folder, _SHELF_BYTES)
     service = Service(engine, clients, Intake(request.models_folder, shelf).prepare, request.token)
+    preflight = PreflightService(partial(_find_place, request, device, engine), request.token)
+    app = service.app()
+    app.routes.extend(preflight.routes())
     server = uvicorn.Server(
         uvicorn.Config(
-            service.app(),
+            app,
             lifespan="off",
             log_level="warning",
             access_log=False,
@@ -85,6 +92,7 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
         link.watch(on_stop=lambda: _stop(engine))
         link.send(Listening(port=listener.getsockname()[1]))
         await server.serve(sockets=[listener])
+    preflight.close()
     engine.stop(grace_seconds=0)
     thread.join()
     return 1 if thread.has_failed else 0
@@ -103,6 +111,20 @@ def _load_runner(request: EngineRequest, device: Device, reference: BaseModelRef
     folder = base_model.locate(reference.name, request.models_folder)
     model = base_model.load_for_serving(folder, reference.quantization, device)
     return ModelRunner(model, device, adapter_slot_count=_ADAPTER_SLOTS)
+
+
+def _find_place(request: EngineRequest, device: Device, engine: Engine) -> Place:
+    is_busy = engine.state.paused_by is not None
+    # A job finds what serving holds, which pauses for it, and never another job, which ends first.
+    own_bytes = torch.cuda.memory_reserved() if device.is_cuda else 0
+    return Place(
+        models_folder=request.models_folder,
+        artifacts_url=request.artifacts_url,
+        cache_folder=request.cache_folder,
+        device=device,
+        free_bytes=device.memory_bytes if is_busy else free_memory_bytes(device) + own_bytes,
+        is_busy=is_busy,
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ one that reads slowly keeps nobody waiting. Knows no torch.
 """
 
 import asyncio
-import hmac
 from collections.abc import Callable
 
 import anyio
@@ -17,8 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from app.core.errors import InvalidRequest, QueueFull
+from app.core.errors import QueueFull
 from app.core.messages import Failed, Finished, GenerateRequest, Reply
+from worker.http_answers import as_json, is_authorized, malformed, unauthorized
 from worker.inference.engine import Engine
 from worker.inference.failures import failed
 from worker.inference.sequence import Prompt, Sequence
@@ -155,41 +155,37 @@ class Service:
             self._preparing_count -= 1
 
     async def _generate(self, request: Request) -> Response:
-        if not self._is_authorized(request):
-            return _unauthorized()
+        if not is_authorized(request, self._token):
+            return unauthorized()
         try:
             asked = GenerateRequest.model_validate_json(await request.body())
         except ValidationError as error:
-            return _malformed(error)
+            return malformed(error)
         return Answer(asked, self)
 
     async def _state(self, request: Request) -> Response:
-        if not self._is_authorized(request):
-            return _unauthorized()
-        return _json(self.engine.state)
+        if not is_authorized(request, self._token):
+            return unauthorized()
+        return as_json(self.engine.state)
 
     async def _pause(self, request: Request) -> Response:
-        if not self._is_authorized(request):
-            return _unauthorized()
+        if not is_authorized(request, self._token):
+            return unauthorized()
         try:
             pause = Pause.model_validate_json(await request.body())
         except ValidationError as error:
-            return _malformed(error)
+            return malformed(error)
         await asyncio.wrap_future(self.engine.pause(pause.job_id))
-        return _json(self.engine.state)
+        return as_json(self.engine.state)
 
     async def _resume(self, request: Request) -> Response:
-        if not self._is_authorized(request):
-            return _unauthorized()
+        if not is_authorized(request, self._token):
+            return unauthorized()
         await asyncio.wrap_future(self.engine.resume())
-        return _json(self.engine.state)
+        return as_json(self.engine.state)
 
     async def _health(self, _request: Request) -> Response:
-        return _json(Health(running=self.engine.running_count, waiting=self.engine.waiting_count))
-
-    def _is_authorized(self, request: Request) -> bool:
-        sent = request.headers.get("authorization", "")
-        return hmac.compare_digest(sent.encode(), f"Bearer {self._token}".encode())
+        return as_json(Health(running=self.engine.running_count, waiting=self.engine.waiting_count))
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
@@ -200,17 +196,3 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 async def _send_line(send: Send, replies: list[Reply]) -> None:
     body = "".join(reply.model_dump_json() + "\n" for reply in replies)
     await send({"type": "http.response.body", "body": body.encode(), "more_body": True})
-
-
-def _unauthorized() -> Response:
-    refusal = Failed(kind="invalid", code="unauthorized", message="The engine's token is missing or wrong.")
-    return _json(refusal, status=401)
-
-
-def _malformed(error: ValidationError) -> Response:
-    where = ", ".join(".".join(map(str, one["loc"])) or "body" for one in error.errors())
-    return _json(failed(InvalidRequest(f"The request is malformed: {where}.")), status=422)
-
-
-def _json(content: BaseModel, status: int = 200) -> Response:
-    return Response(content.model_dump_json(), status_code=status, media_type="application/json")

@@ -3,31 +3,20 @@
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, set_seed
 
-from app.core.errors import BadTarget
 from app.core.specs import JobSpec
-from worker.training.config import lora_config
+from worker import lora
 
 WEIGHTS = "adapter_model.safetensors"
-_HINT = 'Set lora.target_modules to names of linear layers, as in ["q_proj", "v_proj"], or to "all-linear".'
-
-_HINT_TO_SAVE = 'Set lora.modules_to_save to names like "lm_head" or "embed_tokens".'
 
 
 def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
     """A new adapter on the base model, its weights drawn from the seed. Raises BadTarget."""
-    _check_modules_to_save(model, spec.lora.modules_to_save or [])
     set_seed(spec.training.seed)
-    try:
-        adapted = get_peft_model(model, lora_config(spec.lora))
-    except ValueError as error:
-        raise BadTarget(f"The base model can't take this adapter: {error}", hint=_HINT) from error
-    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
-        raise BadTarget("An adapter on the output layer (lm_head) would never be trained.", hint=_HINT)
+    adapted = lora.attach(model, spec.lora)
     # The name that a person may use elsewhere; PEFT writes this machine's path.
     adapted.peft_config["default"].base_model_name_or_path = spec.base_model
     return adapted
@@ -66,19 +55,6 @@ def save(model: PeftModel, folder: Path) -> None:
     """
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
-
-
-def _check_modules_to_save(model: PreTrainedModel, names: list[str]) -> None:
-    """PEFT passes over names that match nothing, and can't train weights that are held in 4 bits."""
-    for name in names:
-        modules = [module for path, module in model.named_modules() if path and path.endswith(name)]
-        if not modules:
-            raise BadTarget(f"The base model has no module {name!r} to train whole.", hint=_HINT_TO_SAVE)
-        if not all(weight.is_floating_point() for module in modules for weight in module.parameters()):
-            raise BadTarget(
-                f"{name!r} is held in 4 bits, so it can't be trained whole.",
-                hint=f"Set quantization.load_in_4bit to false. {_HINT_TO_SAVE}",
-            )
 
 
 def restore(model: PeftModel, folder: Path) -> None:

@@ -10,10 +10,9 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Sequence as ListOf
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
-from trl import pack_dataset
 
 from worker.formatting import IGNORED, TokenRow
+from worker.row_order import order_rows, pack
 
 _FEATURES = Features({"input_ids": ListOf(Value("int32")), "labels": ListOf(Value("int32"))})
 
@@ -30,7 +29,7 @@ def make_dataset(rows: Sequence[TokenRow], *, packed_length: int | None = None) 
     """Rows as TRL's trainer takes them; with `packed_length`, as many to a sequence as fit."""
     columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
     dataset = Dataset.from_dict(columns, features=_FEATURES)
-    return pack_dataset(dataset, packed_length, "bfd") if packed_length else dataset
+    return pack(dataset, packed_length) if packed_length else dataset
 
 
 class Collator:
@@ -77,10 +76,9 @@ class EpochSampler(Sampler[int]):
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        if self._group_size is None:
-            return iter(torch.randperm(len(self._lengths), generator=generator).tolist())
-        return iter(get_length_grouped_indices(list(self._lengths), self._group_size, generator=generator))
+        return iter(
+            order_rows(self._lengths, seed=self._seed, epoch=self._epoch, group_size=self._group_size)
+        )
 
 
 def count_tokens(batch: dict[str, torch.Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""A job's spec in the terms of TRL and PEFT: no model, no files, so that a table of cases tests it.
+"""A job's spec in the terms of TRL: no model, no files, so that a table of cases tests it.
 
 `packing`, `assistant_only_loss`, `max_seq_length` and `validation_split` are not here: they shape the rows,
 in formatting.py and batches.py.
@@ -8,15 +8,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
 from trl import SFTConfig
 
-from app.core.errors import InvalidRequest
-from app.core.specs import JobSpec, LoraSpec, TrainingSpec
-from worker.base_model import compute_dtype
+from app.core.specs import TrainingSpec
+from worker.choices import is_open, mixed_precision
 from worker.device import Device
-
-DEFAULT_MAX_SEQ_LENGTH = 2048
 
 # transformers 5.23 renamed the field and warns of the old name; 5.17 knows only the old one.
 _FIELDS = {field.name for field in dataclasses.fields(SFTConfig)}
@@ -26,13 +22,15 @@ CHECKPOINTING = (
 
 
 def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> SFTConfig:
-    """The trainer's settings. Rows arrive as tokens, cut and masked, so TRL prepares nothing.
+    """The trainer's settings, for a spec whose passes are settled. Rows arrive as tokens, cut and masked, so
+    TRL prepares nothing.
 
     Raises InvalidRequest where the device can't do what the spec asks for.
     """
+    assert not is_open(training)
     fp16, bf16 = mixed_precision(training, device)
     checkpointing: dict[str, Any] = {
-        CHECKPOINTING: use_checkpointing(training, device),
+        CHECKPOINTING: training.gradient_checkpointing,
         f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
     }
     return SFTConfig(
@@ -76,65 +74,3 @@ def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> 
         disable_tqdm=True,
         **checkpointing,
     )
-
-
-def lora_config(lora: LoraSpec) -> LoraConfig:
-    """The adapter's settings. Other programs expect a whole alpha, where it is one, to be written as such."""
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
-        lora_dropout=lora.dropout,
-        bias=lora.bias,
-        target_modules=lora.target_modules,
-        modules_to_save=lora.modules_to_save,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        task_type="CAUSAL_LM",
-    )
-
-
-def check_modules_to_save(spec: JobSpec, device: Device) -> None:
-    """Modules that are trained whole are kept in float32, which only mixed precision lets meet 16-bit ones.
-
-    Raises InvalidRequest.
-    """
-    is_mixed = any(mixed_precision(spec.training, device))
-    if spec.lora.modules_to_save and not is_mixed and compute_dtype(spec.quantization, device).itemsize < 4:
-        raise InvalidRequest(
-            "modules_to_save needs mixed precision where the base model computes in 16 bits.",
-            param="lora.modules_to_save",
-            hint='Leave training.bf16 and training.fp16 on "auto", or set '
-            'quantization.bnb_4bit_compute_dtype to "float32".',
-        )
-
-
-def mixed_precision(training: TrainingSpec, device: Device) -> tuple[bool, bool]:
-    """(fp16, bf16). `auto`: bfloat16 on a GPU that has it, float16 on another GPU, neither on a CPU.
-
-    Raises InvalidRequest.
-    """
-    if training.fp16 is True and not device.is_cuda:
-        raise InvalidRequest(
-            "fp16 training needs a GPU.", param="training.fp16", hint='Set it to "auto" or false.'
-        )
-    if training.bf16 is True and device.is_cuda and not device.supports_bf16:
-        raise InvalidRequest(
-            f"{device.name} has no bfloat16.", param="training.bf16", hint='Set it to "auto" or false.'
-        )
-    if training.fp16 is True or training.bf16 is True:
-        return training.fp16 is True, training.bf16 is True
-    bf16 = training.bf16 == "auto" and device.is_cuda and device.supports_bf16
-    return training.fp16 == "auto" and device.is_cuda and not bf16, bf16
-
-
-def use_checkpointing(training: TrainingSpec, device: Device) -> bool:
-    """Whether activations are recomputed. `auto`: on a GPU, where memory is what runs out."""
-    if training.gradient_checkpointing == "auto":
-        return device.is_cuda
-    return training.gradient_checkpointing
-
-
-def max_seq_length(training: TrainingSpec, context_length: int | None) -> int:
-    """How many tokens of a row are kept: never more than the base model can read."""
-    longest = context_length or DEFAULT_MAX_SEQ_LENGTH
-    return min(training.max_seq_length or DEFAULT_MAX_SEQ_LENGTH, longest)

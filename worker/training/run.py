@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig
 
 from app.core.states import Phase
-from worker import base_model
+from worker import base_model, choices
 from worker.chat_templates import template_sha256
 from worker.child import ParentLink
 from worker.device import find_device, peak_memory_bytes
@@ -32,6 +32,7 @@ from worker.training import (
     early_stopping,
     library_log,
     output,
+    passes,
     proof,
 )
 from worker.training.attempt import Attempt, Stopped
@@ -81,15 +82,17 @@ def train(attempt: Attempt) -> None:
     """From the request to a proven adapter in the output folder. Raises Stopped and TunesmithError."""
     request, device = attempt.request, attempt.device
     attempt.enter(Phase.PREPARING)
-    settings = config.trainer_config(request.spec.training, device, attempt.checkpoints)
+    choices.mixed_precision(request.spec.training, device)
+    choices.check_modules_to_save(request.spec, device)
     folder = base_model.locate(request.spec.base_model, request.models_folder, attempt.say)
     tokenizer = base_model.load_tokenizer(folder)
-    max_length = config.max_seq_length(request.spec.training, base_model.read_context_length(folder))
-    config.check_modules_to_save(request.spec, device)
+    max_length = choices.max_seq_length(request.spec.training, base_model.read_context_length(folder))
     rows = prepare_rows(attempt, tokenizer, folder, max_length)
 
     attempt.enter(Phase.LOADING)
     packed_length = max_length if request.spec.training.packing else None
+    training = passes.settle(attempt, folder, rows.train, packed_length)
+    settings = config.trainer_config(training, device, attempt.checkpoints)
     newest = find_checkpoint(attempt)
     trainer = make_trainer(
         attempt,
@@ -133,7 +136,8 @@ def find_checkpoint(attempt: Attempt) -> Path | None:
 def load(attempt: Attempt, folder: Path) -> PeftModel:
     """The base model with a new adapter on it, or with a copy of the one that the job continues from."""
     spec, start = attempt.request.spec, attempt.request.continue_from
-    model = adapter.attach(base_model.load_model(folder, spec.quantization, attempt.device), spec)
+    quantization = choices.quantization(spec, attempt.device)
+    model = adapter.attach(base_model.load_model(folder, quantization, attempt.device), spec)
     if start:
         continuing.start_from(model, start)
         attempt.say(f"The adapter starts from the weights of {spec.continue_from}.")
@@ -272,7 +276,8 @@ def take_base(attempt: Attempt, trainer: AdapterTrainer, folder: Path) -> PreTra
     if lora.bias == "none" and not lora.modules_to_save:
         return trainer.model.unload()
     trainer.model.cpu()
-    return base_model.load_model(folder, attempt.request.spec.quantization, attempt.device)
+    quantization = choices.quantization(attempt.request.spec, attempt.device)
+    return base_model.load_model(folder, quantization, attempt.device)
 
 
 if __name__ == "__main__":

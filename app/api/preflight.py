@@ -1,0 +1,55 @@
+"""POST /jobs/preflight: what a job would do. The engine's process works it out; nothing is started."""
+
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Body
+
+from app.api.deps import Services, ServicesDep
+from app.api.engine_client import Engine, find_engine
+from app.api.errors import EngineRefusal, documented
+from app.api.jobs import SPEC_EXAMPLES
+from app.core import dataset_records, models, speeds
+from app.core.messages import Failed
+from app.core.preflight import DatasetRef, Preflight, PreflightRequest
+from app.core.specs import JobSpec
+
+router = APIRouter(prefix="/jobs", tags=["Jobs"])
+
+
+@router.post("/preflight", summary="Look at a job before it starts", responses=documented(404, 503))
+async def preflight(
+    spec: Annotated[JobSpec, Body(openapi_examples=SPEC_EXAMPLES)], services: ServicesDep
+) -> Preflight:
+    """Tokens, cut and dropped rows, steps, memory, disk and time of a job; the body is that of `POST /jobs`.
+
+    A job that can't run answers with the error that it would fail with. `warnings` says what should be known
+    before it starts. Large datasets are read in part.
+    """
+    request, engine, speed = await to_thread.run_sync(_prepare, services, spec)
+    answer = await services.engines.ask(engine, "/preflight", request, Preflight)
+    if isinstance(answer, Failed):
+        raise EngineRefusal(answer)
+    return _with_measured_speed(answer, speed) if speed else answer
+
+
+def _prepare(services: Services, spec: JobSpec) -> tuple[PreflightRequest, Engine, float | None]:
+    models.check(spec.base_model, services.settings)
+    with services.database.snapshot() as session:
+        dataset = dataset_records.get(session, spec.dataset)
+        reference = DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes)
+        engine = find_engine(session, services.settings, base_model=spec.base_model)
+        speed = speeds.find_tokens_per_second(session, spec)
+    return PreflightRequest(spec=spec, dataset=reference), engine, speed
+
+
+def _with_measured_speed(answer: Preflight, tokens_per_second: float) -> Preflight:
+    tokens = answer.time.seconds * answer.time.tokens_per_second
+    measured = answer.time.model_copy(
+        update={
+            "seconds": tokens / tokens_per_second,
+            "tokens_per_second": tokens_per_second,
+            "basis": "measured",
+        }
+    )
+    return answer.model_copy(update={"time": measured})

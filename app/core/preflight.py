@@ -1,0 +1,170 @@
+"""What preflight and preview are asked and what they answer, between API and engine and to the person."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from app.core.messages import Wire
+from app.core.specs import MODEL_NAME, JobSpec
+
+MAX_LINES = 100
+
+
+class DatasetRef(Wire):
+    """A dataset and where its rows are in the artifact store."""
+
+    artifact: str
+    rows: int
+    size_bytes: int
+
+
+class PreflightRequest(Wire):
+    """A job that is only looked at."""
+
+    spec: JobSpec
+    dataset: DatasetRef
+
+
+class PreviewRequest(Wire):
+    """Rows to show as the model will see them."""
+
+    base_model: str = Field(pattern=MODEL_NAME)
+    dataset: DatasetRef
+    after: int = 0
+    limit: int
+    assistant_only_loss: bool
+    max_seq_length: int | None = None
+
+
+class Notice(Wire):
+    """Something that the person should know before the job starts."""
+
+    code: str = Field(description="A stable word for programs.", examples=["rows_cut"])
+    message: str = Field(description="What it is, for a person.")
+
+
+class Lines(Wire):
+    """Rows of the file that something happens to."""
+
+    count: int = Field(description="How many rows; reckoned where the figures come from a sample.")
+    lines: list[int] = Field(description=f"Their lines in the file, the first {MAX_LINES}.")
+
+
+class LengthBucket(Wire):
+    """One bar of the histogram."""
+
+    up_to: int = Field(description="Tokens of a row, at most; more than the bar before.")
+    rows: int = Field(description="Rows of such a length.")
+
+
+class TokenFigures(Wire):
+    """Lengths of the rows to train on, in tokens, as they are after the cut."""
+
+    total: int
+    mean: float
+    p50: int
+    p95: int
+    max: int
+    histogram: list[LengthBucket]
+
+
+class MemoryFigures(Wire):
+    """Peak memory on the worker's device, in bytes."""
+
+    weights: int = Field(description="The frozen base model.")
+    lora: int = Field(description="The adapter's weights and their gradients.")
+    optimizer: int = Field(description="The optimizer's state that stays on the device.")
+    activations: int = Field(description="What the forward pass keeps for the backward pass, and the loss.")
+    overhead: int = Field(description="The driver's and the libraries' own.")
+    total: int = Field(description="All of these.")
+    paged: int = Field(
+        description="Optimizer state in paged memory; it leaves the device when others need room, so it is "
+        "not in the total."
+    )
+
+
+class DeviceFigures(Wire):
+    """The worker's device."""
+
+    name: str
+    memory_bytes: int
+    free_bytes: int = Field(description="Free for a job now; what serving holds is free for it.")
+
+
+class Chosen(Wire):
+    """What the job would run with where the spec says `auto`, or leaves it open."""
+
+    gradient_checkpointing: bool
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    compute_dtype: Literal["float32", "float16", "bfloat16"]
+    mixed_precision: Literal["none", "fp16", "bf16"]
+    max_seq_length: int
+
+
+class DiskFigures(Wire):
+    """Space that the job needs on the worker's disk, in bytes."""
+
+    checkpoints: int = Field(description="While it runs: two checkpoints and the one being written.")
+    adapter: int = Field(description="The finished adapter with its tokenizer.")
+    free: int
+
+
+class TimeFigures(Wire):
+    """How long the training may take, loading and evaluations left out."""
+
+    seconds: float
+    tokens_per_second: float
+    basis: Literal["measured", "guess"] = Field(
+        description="`measured`: the speed of the last finished job of this base model with the same packing "
+        "and quantization. `guess`: from the number of weights; expect a factor of five either way."
+    )
+
+
+class Preflight(Wire):
+    """What a job would do, before it starts."""
+
+    rows: int = Field(description="Rows of the dataset.")
+    sampled_rows: int | None = Field(
+        description="So many rows were read, spread evenly, and the rest reckoned; null: all were."
+    )
+    training_rows: int = Field(description="Rows to train on.")
+    evaluation_rows: int = Field(description="Rows held out to evaluate on.")
+    tokens: TokenFigures
+    trained_token_share: float = Field(description="Share of the tokens that the loss counts.")
+    truncated: Lines = Field(description="Rows longer than `max_seq_length`, which are cut.")
+    dropped: Lines = Field(description="Rows left out: no token to learn from remains.")
+    optimizer_steps: int
+    padding_share: float = Field(description="Share of what is computed that is padding, in the first epoch.")
+    memory: MemoryFigures
+    device: DeviceFigures
+    fits: bool = Field(description="Whether the total is at most 90% of the free memory.")
+    chosen: Chosen
+    disk: DiskFigures
+    time: TimeFigures
+    warnings: list[Notice]
+
+
+class PreviewToken(Wire):
+    """One token of a row."""
+
+    text: str = Field(description="Empty where a character takes several tokens: the last one shows it.")
+    id: int
+    trained: bool = Field(description="Whether the loss counts it.")
+
+
+class PreviewRow(Wire):
+    """A row as the model will see it."""
+
+    line: int = Field(description="The row's line in the file.")
+    tokens: list[PreviewToken]
+    truncated: bool = Field(description="Whether the row is longer than `max_seq_length` and was cut.")
+    problem: str | None = Field(description="Why the row can't be rendered; a job would fail on it.")
+
+
+class Preview(Wire):
+    """Some rows, and the line after which the next page begins."""
+
+    data: list[PreviewRow]
+    next: int | None = Field(description="For `after`; null at the end.")
+    warnings: list[Notice]

@@ -1,0 +1,107 @@
+"""A place with the tiny model and datasets in a store, and the engine process in front of it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.core.datasets import Conversation, Message, Row, write_row
+from app.core.preflight import DatasetRef, PreflightRequest
+from tests.factories import make_spec
+from tests.tiny_model import NAME
+from worker.child_process import ChildProcess
+from worker.device import Device, find_device
+from worker.preflight.place import Place
+from worker.reports import EngineRequest, Listening
+
+TOKEN = "secret"
+GPU = Device(kind="cuda", name="A100", memory_bytes=80 << 30, supports_bf16=True, torch_version="2.11.0")
+
+Store = Callable[..., DatasetRef]
+Ask = Callable[..., PreflightRequest]
+
+
+def chat(question: str, answer: str = "Send POST.") -> Conversation:
+    return Conversation((Message("user", question), Message("assistant", answer)))
+
+
+def make_rows(count: int) -> list[Row]:
+    """Chats of different lengths."""
+    return [
+        chat("How do I cancel a job? " * (1 + index % 5), f"POST number {index}.") for index in range(count)
+    ]
+
+
+@pytest.fixture
+def place(models_folder: Path, tmp_path: Path) -> Place:
+    return Place(
+        models_folder=models_folder,
+        artifacts_url=str(tmp_path),
+        cache_folder=tmp_path / "cache",
+        device=find_device(),
+        free_bytes=64 << 30,
+        is_busy=False,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Writes rows as a stored dataset; the line of each is ten times its number."""
+
+    def write(rows: list[Row], name: str = "rows") -> DatasetRef:
+        path = tmp_path / name
+        path.write_bytes(b"".join(write_row(10 * number, row) for number, row in enumerate(rows, start=1)))
+        return DatasetRef(artifact=name, rows=len(rows), size_bytes=path.stat().st_size)
+
+    return write
+
+
+@pytest.fixture
+def ask(store: Store) -> Ask:
+    def make(rows: list[Row] | None = None, **spec: Any) -> PreflightRequest:
+        fields = {"base_model": NAME, "lora": {"r": 4}, **spec}
+        return PreflightRequest(spec=make_spec(**fields), dataset=store(rows or make_rows(20)))
+
+    return make
+
+
+class RunningEngine:
+    """The engine's process, started as a worker starts it."""
+
+    def __init__(self, request: EngineRequest, log: Path) -> None:
+        self.process = ChildProcess("worker.inference.server", request, log)
+        line = self.process.reports.get(timeout=120)
+        assert line, self.process.log_tail()
+        url = f"http://127.0.0.1:{Listening.model_validate_json(line).port}"
+        self.http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120)
+        self.url = url
+
+    def stop(self) -> None:
+        self.http.close()
+        self.process.kill()
+        self.process.close()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of the engine that all tests share."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="session")
+def engine(models_folder: Path, shared_folder: Path) -> Iterator[RunningEngine]:
+    request = EngineRequest(
+        host="127.0.0.1",
+        port=0,
+        token=TOKEN,
+        models_folder=models_folder,
+        artifacts_url=str(shared_folder),
+        cache_folder=shared_folder / "cache",
+    )
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HUB_OFFLINE", "1")
+        engine = RunningEngine(request, shared_folder / "engine.log")
+    yield engine
+    engine.stop()

@@ -1,0 +1,80 @@
+"""From the client through the API and the engine's processes and back."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.core import workers
+from app.core.database import Database
+from app.core.settings import Settings
+from app.core.workers import WorkerReport
+from app.main import create_app
+from tests.factories import CHAT_ROW, jsonl
+from tests.tiny_model import NAME
+from tests.worker.preflight.conftest import TOKEN, RunningEngine
+
+
+@pytest.fixture
+def client(
+    settings: Settings, database: Database, engine: RunningEngine, shared_folder: Path, models_folder: Path
+) -> Iterator[TestClient]:
+    """An API that shares store and models with the engine."""
+    report = WorkerReport("worker-1", ["serve"], engine_url=engine.url, engine_token=TOKEN)
+    with database.transaction() as session:
+        workers.heartbeat(session, report)
+    shared = settings.model_copy(update={"artifacts_url": str(shared_folder), "models_dir": models_folder})
+    with TestClient(create_app(shared)) as client:
+        yield client
+
+
+def upload(client: TestClient, count: int) -> Any:
+    return client.post("/datasets", files={"file": ("rows.jsonl", jsonl([CHAT_ROW] * count))}).json()["id"]
+
+
+def test_a_job_is_looked_at_before_it_starts(client: TestClient) -> None:
+    spec = {"base_model": NAME, "dataset": upload(client, 30), "training": {"assistant_only_loss": True}}
+
+    response = client.post("/jobs/preflight", json=spec)
+
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert (answer["rows"], answer["training_rows"], answer["optimizer_steps"]) == (30, 30, 8)
+    assert answer["fits"]
+    assert client.get("/jobs").json()["data"] == []
+
+
+def test_rows_are_shown_as_the_model_sees_them(client: TestClient) -> None:
+    dataset = upload(client, 3)
+
+    response = client.get(
+        f"/datasets/{dataset}/preview",
+        params={"base_model": NAME, "limit": 2, "assistant_only_loss": True},
+    )
+
+    assert response.status_code == 200, response.text
+    first, second = response.json()["data"]
+    assert (first["line"], second["line"], response.json()["next"]) == (1, 2, 2)
+    trained = "".join(token["text"] for token in first["tokens"] if token["trained"])
+    assert trained == "POST /jobs/{id}/cancel.<|im_end|>"
+
+
+def test_answers_are_made_while_a_preflight_runs(client: TestClient, engine: RunningEngine) -> None:
+    """The dataset takes a second to read; the engine says how it is meanwhile."""
+    spec = {"base_model": NAME, "dataset": upload(client, 3000)}
+    answers: list[int] = []
+    looking = threading.Thread(
+        target=lambda: answers.append(client.post("/jobs/preflight", json=spec).status_code)
+    )
+    looking.start()
+    asked = 0
+    while not answers:
+        assert engine.http.get("/health").status_code == 200
+        asked += 1
+    looking.join()
+
+    assert answers == [200]
+    assert asked > 5

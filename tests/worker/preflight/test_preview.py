@@ -1,0 +1,88 @@
+"""Rows as they are shown, against the rows that training reads."""
+
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from app.core.datasets import Completion, Conversation, Message, PlainText, Row
+from app.core.preflight import Preview, PreviewRequest
+from tests.tiny_model import NAME
+from tests.worker.preflight.conftest import Store, chat, make_rows
+from worker import base_model
+from worker.formatting import IGNORED, format_rows
+from worker.preflight.place import Place
+from worker.preflight.preview import run_preview
+from worker.preflight.token_text import token_texts
+
+ROWS: list[Row] = [
+    chat("How do I cancel a job?"),
+    Completion("Read its events", " and the adapter."),
+    PlainText("Send POST to the jobs endpoint. 你好 🙂"),
+]
+
+
+@pytest.fixture
+def preview(store: Store, place: Place) -> Any:
+    def make(rows: list[Row], **fields: Any) -> Preview:
+        defaults: dict[str, Any] = {"base_model": NAME, "limit": 10, "assistant_only_loss": False}
+        return run_preview(PreviewRequest(dataset=store(rows), **{**defaults, **fields}), place)
+
+    return make
+
+
+@pytest.mark.parametrize("assistant_only", [False, True])
+@pytest.mark.parametrize("max_length", [None, 16])
+def test_tokens_and_marks_are_those_of_training(
+    preview: Any, tokenizer: PreTrainedTokenizerBase, assistant_only: bool, max_length: int | None
+) -> None:
+    shown = preview(ROWS, assistant_only_loss=assistant_only, max_seq_length=max_length).data
+    numbered = [(10 * number, row) for number, row in enumerate(ROWS, start=1)]
+    trained = format_rows(numbered, tokenizer, assistant_only=assistant_only, max_length=max_length or 256)
+
+    by_line = {row.line: row for row in shown}
+    for row in trained.rows:
+        tokens = by_line[row.line].tokens
+        assert [token.id for token in tokens] == row.input_ids
+        assert [token.trained for token in tokens] == [label != IGNORED for label in row.labels]
+    assert [row.line for row in shown if row.truncated] == trained.cut_lines
+
+
+def test_texts_of_tokens_are_the_row(preview: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    for row in preview(ROWS).data:
+        text = "".join(token.text for token in row.tokens)
+        assert text == tokenizer.decode([token.id for token in row.tokens])
+
+
+def test_a_character_of_several_tokens_stands_at_the_last(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = token_texts(tokenizer, tokenizer("🙂!")["input_ids"])
+
+    assert texts == ["", "", "", "🙂", "!"]
+
+
+def test_pages_follow_each_other(preview: Any) -> None:
+    rows = make_rows(5)
+
+    first = preview(rows, limit=2)
+    second = preview(rows, limit=2, after=first.next)
+    third = preview(rows, limit=2, after=second.next)
+
+    assert [[row.line for row in page.data] for page in (first, second, third)] == [[10, 20], [30, 40], [50]]
+    assert (first.next, second.next, third.next) == (20, 40, None)
+    assert preview(rows, after=50).data == []
+
+
+def test_a_row_that_the_template_refuses_says_why(
+    preview: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}x"
+    tokenizer = base_model.load_tokenizer(place.models_folder / NAME)
+    tokenizer.chat_template = template
+    monkeypatch.setattr(base_model, "load_tokenizer", lambda folder: tokenizer)
+    system = Conversation((Message("system", "Be kind."), *chat("Hello?").messages))
+
+    refused, fine = preview([system, chat("Hello?")]).data
+
+    assert refused.problem is not None
+    assert "no system turns" in refused.problem
+    assert (refused.tokens, fine.problem) == ([], None)

@@ -1,0 +1,180 @@
+"""What preflight says of a job, against what the job itself does."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.datasets import Completion, PlainText, Row
+from app.core.errors import BadTarget, DatasetNotFound, InvalidRequest, NothingToLearn
+from app.core.preflight import Preflight, PreflightRequest
+from tests.worker.preflight.conftest import GPU, Ask, Store, chat, make_rows
+from worker.preflight import place as places
+from worker.preflight.place import Place
+from worker.preflight.report import run_preflight
+from worker.reports import Advanced, TrainingRequest
+from worker.training.run import run
+
+
+def codes(answer: Preflight) -> list[str]:
+    return [warning.code for warning in answer.warnings]
+
+
+def real_steps(request: PreflightRequest, place: Place, folder: Path) -> int:
+    """The optimizer steps that a real training child announces."""
+    announced: list[int] = []
+    asked_to_stop = threading.Event()
+
+    def send(report: Any) -> None:
+        if isinstance(report, Advanced) and report.total_steps:
+            announced.append(report.total_steps)
+            asked_to_stop.set()
+
+    training = TrainingRequest(
+        job_id="job_0000000000000000",
+        attempt=1,
+        spec=request.spec,
+        dataset=Path(place.artifacts_url) / request.dataset.artifact,
+        dataset_format="messages",
+        dataset_sha256="0" * 64,
+        models_folder=place.models_folder,
+        job_folder=folder / "job",
+        output_folder=folder / "adapter",
+    )
+    run(training, send, asked_to_stop)
+    return announced[0]
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"num_train_epochs": 2.5, "gradient_accumulation_steps": 3},
+        {"packing": True, "max_seq_length": 128, "per_device_train_batch_size": 2},
+        {"max_steps": 7, "validation_split": 0.2},
+        {"num_train_epochs": 3, "validation_split": 0.3, "group_by_length": False},
+    ],
+)
+def test_steps_are_those_of_the_trainer(
+    ask: Ask, place: Place, tmp_path: Path, training: dict[str, Any]
+) -> None:
+    request = ask(make_rows(23), training=training)
+
+    assert run_preflight(request, place).optimizer_steps == real_steps(request, place, tmp_path)
+
+
+def test_rows_and_tokens_are_counted(ask: Ask, place: Place) -> None:
+    answer = run_preflight(ask(make_rows(20), training={"validation_split": 0.25}), place)
+
+    assert (answer.rows, answer.training_rows, answer.evaluation_rows) == (20, 15, 5)
+    assert sum(bar.rows for bar in answer.tokens.histogram) == 15
+    assert answer.tokens.histogram[-1].up_to >= answer.tokens.max > answer.tokens.histogram[-1].up_to / 2
+    assert answer.tokens.p50 <= answer.tokens.p95 <= answer.tokens.max
+    assert answer.tokens.total == pytest.approx(15 * answer.tokens.mean)
+    assert answer.sampled_rows is None
+
+
+def test_cut_and_dropped_rows_are_named(ask: Ask, place: Place) -> None:
+    rows: list[Row] = [
+        Completion("hi ", "there"),
+        Completion("word " * 60, "lost"),
+        Completion("a", "b " * 60),
+    ]
+
+    answer = run_preflight(ask(rows, training={"max_seq_length": 32}), place)
+
+    assert (answer.truncated.count, answer.truncated.lines) == (2, [20, 30])
+    assert (answer.dropped.count, answer.dropped.lines) == (1, [20])
+    assert answer.training_rows == 2
+    assert {"rows_cut", "rows_dropped"} <= set(codes(answer))
+
+
+def test_only_the_assistant_is_trained_when_asked(ask: Ask, place: Place) -> None:
+    whole, assistant = (
+        run_preflight(ask(training={"assistant_only_loss": only}), place) for only in (False, True)
+    )
+
+    assert 0 < assistant.trained_token_share < 0.5 < whole.trained_token_share < 1
+    assert assistant.tokens == whole.tokens
+
+
+def test_grouping_by_length_saves_padding(ask: Ask, place: Place) -> None:
+    grouped, mixed = (
+        run_preflight(ask(make_rows(200), training={"group_by_length": group}), place)
+        for group in (True, False)
+    )
+
+    assert grouped.padding_share < mixed.padding_share
+    assert mixed.padding_share > 0.1
+
+
+def test_a_large_dataset_is_sampled(ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = run_preflight(ask(make_rows(100)), place)
+    monkeypatch.setattr(places, "MAX_ROWS", 30)
+
+    answer = run_preflight(ask(make_rows(100)), place)
+
+    assert answer.sampled_rows == 25
+    assert (answer.rows, answer.training_rows) == (100, 100)
+    assert answer.optimizer_steps == exact.optimizer_steps
+    assert answer.tokens.total == pytest.approx(exact.tokens.total, rel=0.5)
+    assert "sampled" in codes(answer)
+
+
+def test_a_job_that_does_not_fit_is_told_so(ask: Ask, place: Place) -> None:
+    small = place.model_copy(update={"device": GPU, "free_bytes": 100 << 20})
+
+    answer = run_preflight(ask(), small)
+
+    assert not answer.fits
+    assert answer.chosen.gradient_checkpointing
+    assert answer.chosen.mixed_precision == answer.chosen.compute_dtype.replace("bfloat16", "bf16")
+    assert "memory_short" in codes(answer)
+
+
+def test_what_is_chosen_and_needed_is_said(ask: Ask, place: Place) -> None:
+    answer = run_preflight(ask(), place)
+
+    assert answer.fits
+    assert not answer.chosen.gradient_checkpointing
+    assert answer.chosen.max_seq_length == 256
+    memory = answer.memory
+    parts = [memory.weights, memory.lora, memory.optimizer, memory.activations, memory.overhead]
+    assert memory.total == sum(parts)
+    assert answer.disk.checkpoints > 0 < answer.disk.adapter < answer.disk.free
+    assert answer.time.basis == "guess"
+
+
+def test_another_job_on_the_device_is_mentioned(ask: Ask, place: Place) -> None:
+    assert "device_busy" in codes(run_preflight(ask(), place.model_copy(update={"is_busy": True})))
+
+
+@pytest.mark.parametrize(
+    ("rows", "spec", "error"),
+    [
+        (None, {"lora": {"target_modules": ["nothing"]}}, BadTarget),
+        ([Completion("word " * 60, "lost")], {"training": {"max_seq_length": 16}}, NothingToLearn),
+        ([chat("one")], {"training": {"validation_split": 0.5}}, NothingToLearn),
+        (None, {"training": {"fp16": True}}, InvalidRequest),
+    ],
+)
+def test_what_the_job_would_fail_with_is_raised(
+    ask: Ask, place: Place, rows: list[Row] | None, spec: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        run_preflight(ask(rows, **spec), place)
+
+
+def test_a_dataset_without_its_file(ask: Ask, place: Place, store: Store, tmp_path: Path) -> None:
+    request = ask()
+    (tmp_path / request.dataset.artifact).unlink()
+
+    with pytest.raises(DatasetNotFound):
+        run_preflight(request, place)
+
+
+def test_plain_text_needs_no_template(ask: Ask, place: Place) -> None:
+    answer = run_preflight(ask([PlainText("Some text. " * 9)] * 3), place)
+
+    assert codes(answer) == ["few_steps"]

@@ -1,0 +1,98 @@
+"""Preflight and preview over the engine's real HTTP, in its real processes."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.core.datasets import Completion, Row, write_row
+from app.core.messages import Failed
+from app.core.preflight import DatasetRef, Preflight, PreflightRequest, Preview, PreviewRequest
+from tests.factories import make_spec
+from tests.tiny_model import NAME
+from tests.worker.preflight.conftest import RunningEngine, make_rows
+
+
+@pytest.fixture
+def dataset(shared_folder: Path) -> DatasetRef:
+    return write(shared_folder, make_rows(20), "rows")
+
+
+def write(folder: Path, rows: list[Row], name: str) -> DatasetRef:
+    content = b"".join(write_row(line, row) for line, row in enumerate(rows, start=1))
+    (folder / name).write_bytes(content)
+    return DatasetRef(artifact=name, rows=len(rows), size_bytes=len(content))
+
+
+def preflight(engine: RunningEngine, dataset: DatasetRef, **spec: Any) -> httpx.Response:
+    request = PreflightRequest(
+        spec=make_spec(**{"base_model": NAME, "lora": {"r": 4}, **spec}), dataset=dataset
+    )
+    return engine.http.post("/preflight", content=request.model_dump_json())
+
+
+def test_preflight_answers(engine: RunningEngine, dataset: DatasetRef) -> None:
+    response = preflight(engine, dataset)
+
+    assert response.status_code == 200, engine.process.log_tail()
+    answer = Preflight.model_validate_json(response.content)
+    assert (answer.rows, answer.optimizer_steps, answer.fits) == (20, 5, True)
+    assert answer.device.free_bytes <= answer.device.memory_bytes
+
+
+def test_preview_answers(engine: RunningEngine, dataset: DatasetRef) -> None:
+    request = PreviewRequest(base_model=NAME, dataset=dataset, limit=2, assistant_only_loss=True)
+
+    response = engine.http.post("/preview", content=request.model_dump_json())
+
+    preview = Preview.model_validate_json(response.content)
+    assert [row.line for row in preview.data] == [1, 2]
+    assert preview.next == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "code"),
+    [
+        ({"lora": {"target_modules": ["nothing"]}}, 422, "bad_target_modules"),
+        ({"training": {"fp16": True}}, 422, "invalid_request"),
+        ({"base_model": "owner/missing"}, 503, "hub_unreachable"),
+    ],
+)
+def test_what_the_job_would_fail_with_is_answered(
+    engine: RunningEngine, dataset: DatasetRef, spec: dict[str, Any], status: int, code: str
+) -> None:
+    response = preflight(engine, dataset, **spec)
+
+    assert response.status_code == status
+    failed = Failed.model_validate_json(response.content)
+    assert failed.code == code
+    assert failed.message
+    assert failed.hint
+
+
+def test_rows_without_a_token_to_learn_are_answered(engine: RunningEngine, shared_folder: Path) -> None:
+    dataset = write(shared_folder, [Completion("word " * 60, "lost")], "lost")
+
+    response = preflight(engine, dataset, training={"max_seq_length": 16})
+
+    assert (response.status_code, response.json()["code"]) == (422, "nothing_to_learn")
+
+
+def test_a_missing_file_is_not_found(engine: RunningEngine, dataset: DatasetRef) -> None:
+    response = preflight(engine, dataset.model_copy(update={"artifact": "nowhere"}))
+
+    assert (response.status_code, response.json()["code"]) == (404, "dataset_not_found")
+
+
+@pytest.mark.parametrize("path", ["/preflight", "/preview"])
+def test_a_wrong_token_is_refused(engine: RunningEngine, path: str) -> None:
+    response = httpx.post(engine.url + path, headers={"Authorization": "Bearer wrong"}, content=b"{}")
+
+    assert response.status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/preflight", "/preview"])
+@pytest.mark.parametrize("body", [b"", b"garbage", b"{}"])
+def test_garbage_is_refused(engine: RunningEngine, path: str, body: bytes) -> None:
+    assert engine.http.post(path, content=body).status_code == 422

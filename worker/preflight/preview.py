@@ -1,0 +1,49 @@
+"""Rows as the model will see them: every token, and whether it is trained."""
+
+import itertools
+
+from transformers import PreTrainedTokenizerBase
+
+from app.core.datasets import Row
+from app.core.errors import InvalidRequest
+from app.core.preflight import Preview, PreviewRequest, PreviewRow, PreviewToken
+from app.core.specs import TrainingSpec
+from worker import base_model, choices
+from worker.formatting import IGNORED, encode_row
+from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer, open_rows
+from worker.preflight.token_text import token_texts
+from worker.template_choice import TemplateSource
+
+
+def run_preview(request: PreviewRequest, place: Place) -> Preview:
+    """One page of rows. Raises ModelMissing, ModelGated, HubUnreachable, DatasetNotFound."""
+    folder, notices = place.find_model(request.base_model)
+    tokenizer, source = load_tokenizer(folder, None)
+    if source is TemplateSource.PLAIN:
+        notices.append(NO_TEMPLATE)
+    training = TrainingSpec(max_seq_length=request.max_seq_length)
+    max_length = choices.max_seq_length(training, base_model.read_context_length(folder))
+    later = (pair for pair in open_rows(place, request.dataset) if pair[0] > request.after)
+    rows = list(itertools.islice(later, request.limit + 1))
+    shown = [
+        show_row(line, row, tokenizer, assistant_only=request.assistant_only_loss, max_length=max_length)
+        for line, row in rows[: request.limit]
+    ]
+    has_more = len(rows) > request.limit
+    return Preview(data=shown, next=shown[-1].line if has_more else None, warnings=notices)
+
+
+def show_row(
+    line: int, row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, max_length: int
+) -> PreviewRow:
+    """One row, cut as training cuts it."""
+    try:
+        input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only)
+    except InvalidRequest as error:
+        return PreviewRow(line=line, tokens=[], truncated=False, problem=error.message)
+    kept = input_ids[:max_length]
+    tokens = [
+        PreviewToken(text=text, id=token, trained=label != IGNORED)
+        for text, token, label in zip(token_texts(tokenizer, kept), kept, labels[:max_length], strict=True)
+    ]
+    return PreviewRow(line=line, tokens=tokens, truncated=len(input_ids) > max_length, problem=None)

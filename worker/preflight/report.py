@@ -1,0 +1,230 @@
+"""What a job would do: rows, tokens, steps, memory, disk, time. Loads a tokenizer, never a model."""
+
+import shutil
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from app.core.datasets import Conversation, Row
+from app.core.preflight import (
+    MAX_LINES,
+    Chosen,
+    DeviceFigures,
+    DiskFigures,
+    LengthBucket,
+    Lines,
+    MemoryFigures,
+    Notice,
+    Preflight,
+    PreflightRequest,
+    TimeFigures,
+    TokenFigures,
+)
+from app.core.specs import JobSpec
+from worker import base_model, choices
+from worker.device import Device
+from worker.estimate import Memory, ModelShape
+from worker.formatting import Formatted, TokenRow, format_rows, hold_out
+from worker.model_shape import read_shape
+from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer, open_rows, sampling_step
+from worker.preflight.schedule import Schedule, make_schedule, pack_lengths
+from worker.preflight.warn import warn_of
+from worker.prompt_check import check_prompts
+from worker.template_choice import TemplateSource
+
+_SHORTEST_BUCKET = 32
+_CHECKPOINTS = 3  # two are kept while the next is written
+# Floating-point operations a second that a job of short rows gets out of a device, very roughly.
+_BF16_GPU_SPEED = 3e13
+_OTHER_GPU_SPEED = 8e12
+_CPU_SPEED = 5e10
+_BUSY = Notice(
+    code="device_busy",
+    message="Another job has the device now; what fits is reckoned as if all of its memory were free.",
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The dataset as the job would read it."""
+
+    formatted: Formatted
+    train: list[TokenRow]
+    held_out: list[TokenRow]
+    scale: float  # rows of the dataset for each that was read
+    max_length: int
+    is_sample: bool
+    has_conversations: bool
+
+    def whole(self, count: int) -> int:
+        """A count of the sample, for the whole dataset."""
+        return round(count * self.scale)
+
+
+def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
+    """Raises what the job itself would fail with: InvalidRequest, NothingToLearn, BadTarget, ModelMissing…"""
+    spec, device = request.spec, place.device
+    choices.mixed_precision(spec.training, device)
+    choices.check_modules_to_save(spec, device)
+    folder, notices = place.find_model(spec.base_model)
+    tokenizer, source = load_tokenizer(folder, spec.chat_template)
+    reading = read_dataset(request, place, folder, tokenizer)
+    if source is TemplateSource.PLAIN and reading.has_conversations:
+        notices.append(NO_TEMPLATE)
+    if place.is_busy:
+        notices.append(_BUSY)
+    lengths = [len(row.input_ids) for row in reading.train]
+    packed_length = reading.max_length if spec.training.packing else None
+    rows = choices.Rows.measure(
+        lengths, [row.trained_tokens for row in reading.train], packed_length=packed_length
+    )
+    shape = read_shape(folder, spec.lora)
+    settled = choices.settle(spec, device, shape, rows, free_bytes=place.free_bytes)
+    sequences = pack_lengths(lengths, packed_length) if packed_length else lengths
+    schedule = make_schedule(sequences, settled.training, sample_of=reading.scale)
+    answer = Preflight(
+        rows=request.dataset.rows,
+        sampled_rows=_rows_read(reading) if reading.is_sample else None,
+        training_rows=reading.whole(len(reading.train)),
+        evaluation_rows=reading.whole(len(reading.held_out)),
+        tokens=count_tokens(lengths, reading),
+        trained_token_share=reading.formatted.trained_tokens / reading.formatted.tokens,
+        truncated=_lines(reading.formatted.cut_lines, reading),
+        dropped=_lines(reading.formatted.dropped_lines, reading),
+        optimizer_steps=schedule.optimizer_steps,
+        padding_share=schedule.padding_share,
+        memory=_memory_figures(settled.memory),
+        device=DeviceFigures(name=device.name, memory_bytes=device.memory_bytes, free_bytes=place.free_bytes),
+        fits=settled.fits,
+        chosen=_chosen(spec, settled, device, reading.max_length),
+        disk=_disk_figures(shape, settled.memory, folder, place),
+        time=guess_time(schedule, reading, shape, settled, device),
+        warnings=notices,
+    )
+    return answer.model_copy(update={"warnings": [*notices, *warn_of(answer, spec.training)]})
+
+
+def read_dataset(
+    request: PreflightRequest, place: Place, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> Reading:
+    """The rows as tokens; of a large dataset a sample.
+
+    Raises InvalidRequest, NothingToLearn, TemplateMismatch.
+    """
+    training = request.spec.training
+    step = sampling_step(request.dataset)
+    max_length = choices.max_seq_length(training, base_model.read_context_length(folder))
+    has_conversations = False
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        nonlocal has_conversations
+        for line, row in open_rows(place, request.dataset, step=step):
+            has_conversations = has_conversations or isinstance(row, Conversation)
+            yield line, row
+
+    formatted = format_rows(
+        rows(), tokenizer, assistant_only=training.assistant_only_loss, max_length=max_length
+    )
+    check_prompts(formatted.samples, tokenizer)
+    train, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
+    return Reading(
+        formatted,
+        train,
+        held_out,
+        scale=request.dataset.rows / (len(formatted.rows) + len(formatted.dropped_lines)),
+        max_length=max_length,
+        is_sample=step > 1,
+        has_conversations=has_conversations,
+    )
+
+
+def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:
+    """Of the rows to train on."""
+    ordered = sorted(lengths)
+    return TokenFigures(
+        total=reading.whole(sum(ordered)),
+        mean=sum(ordered) / len(ordered),
+        p50=_percentile(ordered, 0.5),
+        p95=_percentile(ordered, 0.95),
+        max=ordered[-1],
+        histogram=_histogram(ordered, reading),
+    )
+
+
+def guess_time(
+    schedule: Schedule, reading: Reading, shape: ModelShape, settled: choices.Settled, device: Device
+) -> TimeFigures:
+    """Four operations for each weight and token, six where activations are computed twice."""
+    tokens = schedule.epochs * reading.whole(sum(len(row.input_ids) for row in reading.train))
+    weights = shape.quantized_weights + shape.other_weights
+    for_a_token = 6 if settled.training.gradient_checkpointing else 4
+    operations = for_a_token * weights / (1 - schedule.padding_share)
+    speed = _CPU_SPEED
+    if device.is_cuda:
+        speed = _BF16_GPU_SPEED if device.supports_bf16 else _OTHER_GPU_SPEED
+    rate = speed / operations
+    return TimeFigures(seconds=tokens / rate, tokens_per_second=rate, basis="guess")
+
+
+def _rows_read(reading: Reading) -> int:
+    return len(reading.formatted.rows) + len(reading.formatted.dropped_lines)
+
+
+def _lines(lines: list[int], reading: Reading) -> Lines:
+    return Lines(count=reading.whole(len(lines)), lines=lines[:MAX_LINES])
+
+
+def _percentile(ordered: Sequence[int], share: float) -> int:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _histogram(ordered: Sequence[int], reading: Reading) -> list[LengthBucket]:
+    """Each bar twice as wide as the one before, up to the longest row."""
+    bars, up_to, below = [], _SHORTEST_BUCKET, 0
+    while below < len(ordered):
+        end = bisect_left(ordered, up_to + 1)
+        bars.append(LengthBucket(up_to=up_to, rows=reading.whole(end - below)))
+        up_to, below = 2 * up_to, end
+    return bars
+
+
+def _memory_figures(memory: Memory) -> MemoryFigures:
+    return MemoryFigures(
+        weights=memory.weights,
+        lora=memory.lora,
+        optimizer=memory.optimizer,
+        activations=memory.activations,
+        overhead=memory.overhead,
+        total=memory.total,
+        paged=memory.paged,
+    )
+
+
+def _chosen(spec: JobSpec, settled: choices.Settled, device: Device, max_length: int) -> Chosen:
+    fp16, bf16 = choices.mixed_precision(spec.training, device)
+    dtype = base_model.compute_dtype(choices.quantization(spec, device), device)
+    training = settled.training
+    return Chosen.model_validate(
+        {
+            "gradient_checkpointing": training.gradient_checkpointing,
+            "per_device_train_batch_size": training.per_device_train_batch_size,
+            "gradient_accumulation_steps": training.gradient_accumulation_steps,
+            "compute_dtype": str(dtype).removeprefix("torch."),
+            "mixed_precision": "fp16" if fp16 else "bf16" if bf16 else "none",
+            "max_seq_length": max_length,
+        }
+    )
+
+
+def _disk_figures(shape: ModelShape, memory: Memory, folder: Path, place: Place) -> DiskFigures:
+    weights = 4 * shape.trained_weights
+    tokenizer = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())
+    place.cache_folder.mkdir(parents=True, exist_ok=True)
+    return DiskFigures(
+        checkpoints=_CHECKPOINTS * (weights + memory.optimizer + memory.paged),
+        adapter=weights + tokenizer,
+        free=shutil.disk_usage(place.cache_folder).free,
+    )

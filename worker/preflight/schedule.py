@@ -1,0 +1,47 @@
+"""How rows become batches, and batches optimizer steps, as in the trainer. Knows no model, no tokenizer."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset, Features, Value
+from datasets import Sequence as ListOf
+
+from app.core.specs import TrainingSpec
+from worker.row_order import order_rows, pack
+
+_LENGTHS_ONLY = Features({"input_ids": ListOf(Value("int8"))})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps and padding of a job."""
+
+    optimizer_steps: int
+    epochs: float  # as many as the steps make
+    padding_share: float
+
+
+def make_schedule(lengths: Sequence[int], training: TrainingSpec, *, sample_of: float = 1.0) -> Schedule:
+    """From the lengths of the sequences; with `sample_of`, there are so many times as many of them."""
+    size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    assert size != "auto"
+    group_size = size * accumulation if training.group_by_length else None
+    order = order_rows(lengths, seed=training.seed, epoch=0, group_size=group_size)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    computed = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    passes = math.ceil(round(len(lengths) * sample_of) / size)
+    steps_in_epoch = max(1, math.ceil(passes / accumulation))
+    steps = (
+        training.max_steps
+        if training.max_steps > 0
+        else math.ceil(training.num_train_epochs * steps_in_epoch)
+    )
+    return Schedule(steps, steps / steps_in_epoch, 1 - sum(lengths) / computed)
+
+
+def pack_lengths(lengths: Sequence[int], packed_length: int) -> list[int]:
+    """The lengths of the sequences that rows of these lengths are packed into."""
+    columns = {"input_ids": [[0] * length for length in lengths]}
+    packed = pack(Dataset.from_dict(columns, features=_LENGTHS_ONLY), packed_length)
+    return [sum(parts) for parts in packed["seq_lengths"]]

@@ -1,0 +1,83 @@
+"""What a person should know before a job starts, from its figures."""
+
+from collections.abc import Iterator
+
+from app.core.preflight import Lines, Notice, Preflight
+from app.core.specs import TrainingSpec
+
+_MUCH_PADDING = 0.4
+_FEW_STEPS = 10
+_LINES_SHOWN = 20
+
+
+def warn_of(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]:
+    """The notices, those that may stop the job first."""
+    yield from _warn_of_room(answer)
+    yield from _warn_of_rows(answer, training)
+    if answer.padding_share > _MUCH_PADDING:
+        yield Notice(
+            code="much_padding",
+            message=f"{answer.padding_share:.0%} of what is computed is padding: set training.packing or "
+            "training.group_by_length.",
+        )
+    if answer.optimizer_steps < _FEW_STEPS:
+        yield Notice(
+            code="few_steps",
+            message=f"The job makes {answer.optimizer_steps} optimizer steps, which teach little: raise "
+            "training.num_train_epochs or lower the batch size.",
+        )
+
+
+def _warn_of_room(answer: Preflight) -> Iterator[Notice]:
+    needed, device, disk = answer.memory.total, answer.device, answer.disk
+    disk_needed = disk.checkpoints + disk.adapter
+    if not answer.fits:
+        yield Notice(
+            code="memory_short",
+            message=f"The job needs about {_gb(needed)} of memory, and {_gb(device.free_bytes)} of "
+            f"{device.name} are free. Lower training.max_seq_length, the batch size or lora.r, or name a "
+            "smaller base model.",
+        )
+    if disk_needed > disk.free:
+        yield Notice(
+            code="disk_short",
+            message=f"The job needs about {_gb(disk_needed)} of disk, and {_gb(disk.free)} are free.",
+        )
+
+
+def _warn_of_rows(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]:
+    kept = answer.chosen.max_seq_length
+    if answer.sampled_rows:
+        yield Notice(
+            code="sampled",
+            message=f"The dataset is large: {answer.sampled_rows:,} rows, spread evenly, were read, and the "
+            f"figures for all {answer.rows:,} are reckoned from them.",
+        )
+    if training.max_seq_length and training.max_seq_length > kept:
+        yield Notice(
+            code="context_length",
+            message=f"max_seq_length is {training.max_seq_length}, but the base model reads at most {kept} "
+            "tokens.",
+        )
+    if answer.truncated.count:
+        yield Notice(
+            code="rows_cut",
+            message=f"{answer.truncated.count:,} rows are longer than {kept} tokens and will be cut: "
+            f"{_name(answer.truncated)}.",
+        )
+    if answer.dropped.count:
+        yield Notice(
+            code="rows_dropped",
+            message=f"{answer.dropped.count:,} rows keep no token to learn from and will be left out: "
+            f"{_name(answer.dropped)}.",
+        )
+
+
+def _name(lost: Lines) -> str:
+    shown = lost.lines[:_LINES_SHOWN]
+    more = f" and {lost.count - len(shown):,} more" if lost.count > len(shown) else ""
+    return f"line{'s' if lost.count > 1 else ''} {', '.join(map(str, shown))}{more}"
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,23 @@
+"""The order in which a job reads its rows, and how they are packed; for the trainer and for preflight."""
+
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from trl import pack_dataset
+
+
+def order_rows(lengths: Sequence[int], *, seed: int, epoch: int, group_size: int | None) -> list[int]:
+    """Indices of the rows in one epoch's order; with `group_size`, so many in turn are of like length."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    if group_size is None:
+        order: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
+        return order
+    grouped: list[int] = get_length_grouped_indices(list(lengths), group_size, generator=generator)
+    return grouped
+
+
+def pack(dataset: Dataset, packed_length: int) -> Dataset:
+    """As many rows to a sequence as fit; adds `seq_lengths`, the lengths of the rows in each."""
+    return pack_dataset(dataset, packed_length, "bfd")

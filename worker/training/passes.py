@@ -1,0 +1,45 @@
+"""What the job's passes through the model are, where the spec leaves them to `auto`: from the estimate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.core.specs import TrainingSpec
+from worker import choices
+from worker.device import free_memory_bytes
+from worker.formatting import TokenRow
+from worker.model_shape import read_shape
+from worker.training.attempt import Attempt
+
+
+def settle(
+    attempt: Attempt, folder: Path, rows: Sequence[TokenRow], packed_length: int | None
+) -> TrainingSpec:
+    """The training settings without `auto` for passes, with a word on what was chosen and why.
+
+    Raises ModelUnreadable, BadTarget.
+    """
+    spec, device = attempt.request.spec, attempt.device
+    if not choices.is_open(spec.training):
+        return spec.training
+    measured = choices.Rows.measure(
+        [len(row.input_ids) for row in rows],
+        [row.trained_tokens for row in rows],
+        packed_length=packed_length,
+    )
+    shape = read_shape(folder, spec.lora)
+    free_bytes = free_memory_bytes(device)
+    settled = choices.settle(spec, device, shape, measured, free_bytes=free_bytes)
+    training, total = settled.training, settled.memory.total
+    checkpointing = "with" if training.gradient_checkpointing else "without"
+    gigabytes = f"about {total / 1e9:.1f} GB at the peak, of {free_bytes / 1e9:.1f} GB free"
+    attempt.say(
+        f"Passes of {training.per_device_train_batch_size} rows, {training.gradient_accumulation_steps} a "
+        f"step, {checkpointing} gradient checkpointing: {gigabytes}."
+    )
+    if not settled.fits:
+        attempt.warn(
+            "memory_short",
+            f"The job needs about {total / 1e9:.1f} GB of memory and {free_bytes / 1e9:.1f} GB are free. "
+            "Lower training.max_seq_length or lora.r, or name a smaller base model.",
+        )
+    return training
