@@ -30,10 +30,10 @@ def settle(
     free_bytes = free_memory_bytes(device)
     settled = choices.settle(spec, device, shape, measured, free_bytes=free_bytes)
     training, total = settled.training, settled.memory.total
+    passes = f"{training.gradient_accumulation_steps} of {training.per_device_train_batch_size} rows a step"
     checkpointing = "with" if training.gradient_checkpointing else "without"
     attempt.say(
-        f"Passes of {training.per_device_train_batch_size}, {training.gradient_accumulation_steps} to a step, "
-        f"{checkpointing} gradient checkpointing: about {total / 1e9:.1f} GB at the peak, of "
+        f"Passes: {passes}, {checkpointing} gradient checkpointing; about {total / 1e9:.1f} GB at the peak, of "
         f"{free_bytes / 1e9:.1f} GB free."
     )
     if not settled.fits:
