@@ -89,5 +89,7 @@ class ChildProcess:
     def _read(self, read_fd: int) -> None:
         with os.fdopen(read_fd, "rb") as lines:
             for line in lines:
-                self.reports.put(line)
+                # A child that is killed may leave half a line.
+                if line.endswith(b"\n"):
+                    self.reports.put(line)
         self.reports.put(None)

@@ -3,6 +3,7 @@
 The child never touches the database; this process owns the lease and does all the writing. Knows no torch.
 """
 
+import errno
 import logging
 import queue as stdlib_queue
 import shutil
@@ -11,21 +12,20 @@ import threading
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Protocol
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from app.core import adapters, dataset_records, queue
+from app.core import adapters, queue
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
-from app.core.datasets import DatasetFormat
-from app.core.errors import DatasetNotFound, JobFailure, LeaseLost
+from app.core.errors import DiskFull, JobFailure, LeaseLost
 from app.core.events import AnyEventData, Metrics, StateChange
 from app.core.queue import Failure, Lease, Progress
 from app.core.settings import Settings
 from app.core.states import JobState, Phase
+from worker import job_inputs
 from worker.child_process import ChildProcess
 from worker.lease_keeper import LeaseKeeper
 from worker.reports import Advanced, Ended, Happened, Outcome, TrainingRequest, report_adapter
@@ -92,11 +92,12 @@ class JobRunner:
             except LeaseLost:
                 log.warning("Job %s: another worker owns it now; result dropped", lease.job_id)
             finally:
-                shutil.rmtree(self._output_folder(lease), ignore_errors=True)
+                shutil.rmtree(job_inputs.output_folder(self._settings, lease), ignore_errors=True)
 
     def _run_and_conclude(self, lease: Lease, keeper: LeaseKeeper) -> None:
         try:
-            request = self._prepare(lease)
+            job_inputs.remove_leftovers(self._settings, self._database, self._store, lease)
+            request = job_inputs.make_request(self._settings, self._database, self._store, lease)
             with self._device.lend(lease.job_id):
                 attempt = self._train(lease, request, keeper)
             self._conclude(attempt, request, keeper)
@@ -104,31 +105,12 @@ class JobRunner:
             raise
         except JobFailure as failure:
             _fail(lease, keeper, Failure(failure.code, failure.message, failure.hint))
+        except OSError as error:
+            _fail(lease, keeper, _io_failure(error))
         except Exception as error:  # the job boundary: whatever it was, the job must not stay in `running`
             log.exception("Job %s: the worker failed", lease.job_id)
             text = f"The worker failed: {type(error).__name__}: {error}"
             _fail(lease, keeper, Failure("internal_error", text, "See the worker's log."))
-
-    def _prepare(self, lease: Lease) -> TrainingRequest:
-        with self._database.snapshot() as session:
-            try:
-                dataset = dataset_records.get(session, lease.dataset_id)
-            except DatasetNotFound as error:
-                raise JobFailure("The dataset was deleted before the job began.", hint=error.hint) from error
-        job_folder = self._settings.job_folder(lease.job_id)
-        job_folder.mkdir(parents=True, exist_ok=True)
-        return TrainingRequest(
-            job_id=lease.job_id,
-            attempt=lease.attempt,
-            spec=lease.spec,
-            dataset=self._store.fetch(dataset.artifact, self._settings.data_dir / "cache"),
-            dataset_format=DatasetFormat(dataset.format),
-            dataset_sha256=dataset.sha256,
-            dataset_name=dataset.name,
-            models_folder=self._settings.models_folder,
-            job_folder=job_folder,
-            output_folder=self._output_folder(lease),
-        )
 
     def _train(self, lease: Lease, request: TrainingRequest, keeper: LeaseKeeper) -> _Attempt:
         """Start the child and stay with it until it is gone."""
@@ -220,7 +202,7 @@ class JobRunner:
     def _deliver(self, attempt: _Attempt, request: TrainingRequest, keeper: LeaseKeeper) -> None:
         """Put the adapter into the store, then succeed and name it in one transaction."""
         lease = attempt.lease
-        adapter_id, artifact = adapters.new_artifact()
+        adapter_id, artifact = adapters.name_artifact(lease.job_id, lease.attempt)
 
         def succeed(session: Session) -> None:
             queue.record(session, lease, attempt.unrecorded, attempt.progress)
@@ -240,7 +222,7 @@ class JobRunner:
         except BaseException:
             self._store.delete(artifact)
             raise
-        shutil.rmtree(request.job_folder / "checkpoints", ignore_errors=True)
+        job_inputs.remove_checkpoints(request.job_folder)
         log.info("Job %s: succeeded, adapter %s", lease.job_id, adapter_id)
 
     def _lose(self, attempt: _Attempt, keeper: LeaseKeeper) -> None:
@@ -251,9 +233,6 @@ class JobRunner:
         keeper.write(
             lambda session: queue.give_up_attempt(session, attempt.lease, failure, max_lost_attempts=most)
         )
-
-    def _output_folder(self, lease: Lease) -> Path:
-        return self._settings.job_folder(lease.job_id) / f"attempt-{lease.attempt}-adapter"
 
 
 def _fail(lease: Lease, keeper: LeaseKeeper, failure: Failure) -> None:
@@ -279,6 +258,15 @@ def _apply(attempt: _Attempt, line: bytes) -> None:
 def _merge(progress: Progress, report: Advanced | Metrics) -> Progress:
     known = {name: getattr(report, name, None) for name in vars(progress)}
     return replace(progress, **{name: value for name, value in known.items() if value is not None})
+
+
+def _io_failure(error: OSError) -> Failure:
+    """A file that the worker could not read or write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = DiskFull()
+        return Failure(full.code, full.message, full.hint)
+    log.error("A file can't be read or written", exc_info=error)
+    return Failure("internal_error", f"The worker failed: {error}", "See the worker's log.")
 
 
 def _failure(ended: Ended) -> Failure:

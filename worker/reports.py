@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.core.datasets import DatasetFormat
-from app.core.events import AnyEventData
+from app.core.events import AnyEventData, Evaluation, Metrics
 from app.core.specs import JobSpec
 from app.core.states import Phase
 
@@ -21,6 +21,9 @@ class Message(BaseModel):
     """Refuses what it does not know: both sides are of one version."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+CurvePoint = Annotated[Metrics | Evaluation, Field(discriminator="type")]
 
 
 class TrainingRequest(Message):
@@ -33,9 +36,16 @@ class TrainingRequest(Message):
     dataset_format: DatasetFormat
     dataset_sha256: str
     dataset_name: str | None = None
+    validation_dataset: Path | None = Field(None, description="The file of rows to evaluate on.")
+    continue_from: Path | None = Field(
+        None, description="The folder of the adapter that the job starts from."
+    )
     models_folder: Path
     job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")
     output_folder: Path = Field(description="Where the finished adapter goes; does not exist yet.")
+    last_point: CurvePoint | None = Field(
+        None, description="The point of the loss curve that was recorded last, by an earlier attempt."
+    )
 
 
 class Happened(Message):

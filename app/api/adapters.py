@@ -64,9 +64,9 @@ def download_adapter(
     return StreamingResponse(chunks, media_type=_MEDIA_TYPES[format], headers=headers)
 
 
-@router.delete("/{id_or_name}", status_code=204, summary="Delete an adapter", responses=documented(404))
+@router.delete("/{id_or_name}", status_code=204, summary="Delete an adapter", responses=documented(404, 409))
 def delete_adapter(id_or_name: AdapterName, services: ServicesDep) -> None:
-    """Delete an adapter and its files. The job that made it stays."""
+    """Delete an adapter, and its files, that no waiting or running job continues from; its own job stays."""
     with services.database.transaction() as session:
         artifact = adapters.delete(session, id_or_name)
     services.store.delete(artifact)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.api.deps import After, JobId, Limit, Services, ServicesDep
 from app.api.errors import documented
 from app.api.schemas import Job, Page
-from app.core import dataset_records, idempotency, jobs, models
+from app.core import continuation, dataset_records, idempotency, jobs, models
 from app.core.specs import JobSpec
 from app.core.states import JobState
 
@@ -100,7 +100,9 @@ def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
 def retry_job(job_id: JobId, services: ServicesDep) -> Job:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint, where there is one."""
     with services.database.transaction() as session:
-        return Job.from_row(jobs.retry(session, job_id))
+        row = jobs.retry(session, job_id)
+        _hold_inputs(session, JobSpec.model_validate(row.spec))
+        return Job.from_row(row)
 
 
 def _submit(services: Services, spec: JobSpec, idempotency_key: str | None, body: bytes) -> Job:
@@ -108,11 +110,22 @@ def _submit(services: Services, spec: JobSpec, idempotency_key: str | None, body
         earlier = _find_earlier(session, idempotency_key, body)
         if earlier:
             return earlier
-        dataset_records.hold(session, spec.dataset)
+        spec = _hold_inputs(session, spec)
         row = jobs.submit(session, spec, max_queued=services.settings.max_queued_jobs)
         if idempotency_key:
             idempotency.remember(session, idempotency_key, body, row.id)
         return Job.from_row(row)
+
+
+def _hold_inputs(session: Session, spec: JobSpec) -> JobSpec:
+    """Keep what the job reads from being deleted; answers the spec with what is left to an adapter filled in.
+
+    Raises DatasetNotFound, AdapterNotFound and AdapterIncompatible.
+    """
+    dataset_records.hold(session, spec.dataset)
+    if spec.validation_dataset:
+        dataset_records.hold(session, spec.validation_dataset, param="validation_dataset")
+    return continuation.resolve(session, spec) if spec.continue_from else spec
 
 
 def _find_earlier(session: Session, idempotency_key: str | None, body: bytes) -> Job | None:

@@ -6,16 +6,20 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from app.core import tables
-from app.core.errors import AdapterNotFound
-from app.core.ids import new_id
+from app.core.errors import AdapterInUse, AdapterNotFound
+from app.core.ids import derive_id
 from app.core.messages import AdapterRef, BaseModelRef
 from app.core.paging import newest_first
 from app.core.specs import JobSpec, QuantizationSpec
+from app.core.states import JobState
 
 
-def new_artifact() -> tuple[str, str]:
-    """A fresh adapter id, and the key of its folder in the artifact store."""
-    adapter_id = new_id("ad")
+def name_artifact(job_id: str, attempt: int) -> tuple[str, str]:
+    """The id of the adapter that an attempt makes, and the key of its folder in the artifact store.
+
+    Whoever comes after a worker that died between the upload and its last transaction can tell it again.
+    """
+    adapter_id = derive_id("ad", f"{job_id}/{attempt}")
     return adapter_id, f"adapters/{adapter_id}"
 
 
@@ -57,8 +61,21 @@ def find_page(session: Session, *, after: str | None, limit: int) -> tuple[list[
 
 
 def delete(session: Session, id_or_name: str) -> str:
-    """Remove the row and answer the artifact's key; the files go once the transaction is committed."""
+    """Remove the row and answer the artifact's key; the files go once the transaction is committed.
+
+    Raises AdapterNotFound, and AdapterInUse while a job that has not ended starts from it.
+    """
     adapter = get(session, id_or_name)
+    waiting = select(tables.Job.id).where(
+        tables.Job.spec["continue_from"].as_string() == adapter.id,
+        tables.Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
+    )
+    job_id = session.scalar(waiting.limit(1))
+    if job_id:
+        raise AdapterInUse(
+            f"Job {job_id} continues from adapter {adapter.name!r}.",
+            hint=f"Cancel it first: POST /jobs/{job_id}/cancel.",
+        )
     session.delete(adapter)
     return adapter.artifact
 

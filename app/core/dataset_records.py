@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from app.core import tables
@@ -62,21 +62,21 @@ def store_rows(store: ArtifactStore, rows: Path, *, name: str, found: Inspection
     )
 
 
-def get(session: Session, dataset_id: str) -> tables.Dataset:
-    """Raises DatasetNotFound."""
+def get(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.Dataset:
+    """Raises DatasetNotFound; `param` is the field that named it."""
     dataset = session.get(tables.Dataset, dataset_id)
     if dataset is None:
         raise DatasetNotFound(
             f"There is no dataset {dataset_id!r}.",
-            param="dataset",
+            param=param,
             hint="GET /datasets lists them; POST /datasets adds one.",
         )
     return dataset
 
 
-def hold(session: Session, dataset_id: str) -> None:
+def hold(session: Session, dataset_id: str, *, param: str = "dataset") -> None:
     """Keep a dataset from being deleted until the transaction ends. Raises DatasetNotFound."""
-    get(session, dataset_id)
+    get(session, dataset_id, param=param)
     # PostgreSQL needs the row's lock for it; on SQLite a write transaction is alone anyway.
     session.execute(
         select(tables.Dataset.id).where(tables.Dataset.id == dataset_id).with_for_update(read=True)
@@ -95,7 +95,11 @@ def delete(session: Session, dataset_id: str) -> str:
     """
     dataset = get(session, dataset_id)
     waiting = select(tables.Job.id).where(
-        tables.Job.dataset_id == dataset_id, tables.Job.state.in_([JobState.QUEUED, JobState.RUNNING])
+        or_(
+            tables.Job.dataset_id == dataset_id,
+            tables.Job.spec["validation_dataset"].as_string() == dataset_id,
+        ),
+        tables.Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
     )
     job_id = session.scalar(waiting.limit(1))
     if job_id:

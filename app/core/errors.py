@@ -5,6 +5,7 @@ TunesmithError
 │   ├── DatasetInvalid        lines that can't be used, each with its number
 │   ├── ModelNotAllowed
 │   ├── UnknownModel
+│   ├── AdapterIncompatible   the adapter to continue from is of another kind; the message says how
 │   └── IdempotencyKeyReused  the same key with another body
 ├── Unauthorized              no key, or a wrong one
 ├── NotFound
@@ -18,7 +19,7 @@ TunesmithError
 ├── LeaseLost                 another worker owns the job now: stop and drop the result
 └── JobFailure                why a job failed; recorded with the job
     └── ModelGated, ModelMissing, HubUnreachable, ModelUnreadable, NothingToLearn, OutOfMemory,
-        DiskFull, LossNotFinite, AdapterInert, TemplateMismatch, BadTarget
+        DiskFull, LossNotFinite, LossExploded, AdapterInert, TemplateMismatch, BadTarget, AdapterUnfit
 """
 
 from typing import ClassVar
@@ -66,6 +67,12 @@ class UnknownModel(InvalidRequest):
     """There is no such base model."""
 
     code = "model_unknown"
+
+
+class AdapterIncompatible(InvalidRequest):
+    """The job can't continue from this adapter."""
+
+    code = "adapter_incompatible"
 
 
 class IdempotencyKeyReused(InvalidRequest):
@@ -129,6 +136,12 @@ class DatasetInUse(Conflict):
     """A job that has not ended needs this dataset."""
 
     code = "dataset_in_use"
+
+
+class AdapterInUse(Conflict):
+    """A job that has not ended starts from this adapter."""
+
+    code = "adapter_in_use"
 
 
 class TooLarge(TunesmithError):
@@ -223,6 +236,12 @@ class BadTarget(JobFailure):
     code = "bad_target_modules"
 
 
+class AdapterUnfit(JobFailure):
+    """The adapter to continue from does not fit the base model or the job's LoRA settings."""
+
+    code = "adapter_incompatible"
+
+
 class OutOfMemory(JobFailure):
     """The device ran out of memory."""
 
@@ -230,15 +249,26 @@ class OutOfMemory(JobFailure):
 
 
 class DiskFull(JobFailure):
-    """The disk is full."""
+    """The disk is full; the last complete checkpoint is kept."""
 
     code = "disk_full"
+
+    def __init__(self) -> None:
+        super().__init__(
+            hint="Free some space, then POST /jobs/{id}/retry goes on from the last complete checkpoint."
+        )
 
 
 class LossNotFinite(JobFailure):
     """The loss became NaN or infinite."""
 
     code = "loss_not_finite"
+
+
+class LossExploded(JobFailure):
+    """The loss rose far above that of a model that guesses."""
+
+    code = "loss_exploded"
 
 
 class AdapterInert(JobFailure):

@@ -155,6 +155,13 @@ def read(
     return [_from_row(row) for row in session.scalars(query.order_by(tables.Event.seq).limit(limit))]
 
 
+def read_last(session: Session, job_id: str, *, types: Sequence[str]) -> AnyEventData | None:
+    """What the newest event of these types says, or None."""
+    query = select(tables.Event).where(tables.Event.job_id == job_id, tables.Event.type.in_(types))
+    row = session.scalar(query.order_by(tables.Event.seq.desc()).limit(1))
+    return _from_row(row).data if row else None
+
+
 def _level(entry: AnyEventData) -> Level:
     failed = isinstance(entry, StateChange) and entry.state is JobState.FAILED
     return Level.ERROR if failed else entry.level

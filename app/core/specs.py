@@ -151,11 +151,6 @@ class TrainingSpec(Spec):
             raise ValueError(
                 "max_steps is 0: use -1 for as many steps as the epochs make, or a positive number"
             )
-        needs_rows = [name for name in ("early_stopping_patience", "eval_steps") if getattr(self, name)]
-        if needs_rows and not self.validation_split:
-            raise ValueError(
-                f"{needs_rows[0]} needs rows to evaluate on: set validation_split, for example 0.1"
-            )
         return self
 
 
@@ -170,6 +165,17 @@ class JobSpec(Spec):
     )
     dataset: str = Field(
         max_length=64, description="Id of an uploaded dataset.", examples=["ds_4kq1v9x2m7ahc3zt"]
+    )
+    validation_dataset: str | None = Field(
+        None,
+        max_length=64,
+        description="Id of an uploaded dataset to evaluate on, instead of training.validation_split.",
+    )
+    continue_from: str | None = Field(
+        None,
+        max_length=80,
+        description="Id or name of an adapter whose weights the job starts from; `lora`, "
+        "`quantization` and `chat_template` are that adapter's where they are left out.",
     )
     name: str | None = Field(
         None,
@@ -197,3 +203,16 @@ class JobSpec(Spec):
         if problem:
             raise ValueError(f"the chat template can't be read: {problem}")
         return template
+
+    @model_validator(mode="after")
+    def _evaluation_has_rows(self) -> Self:
+        training = self.training
+        if self.validation_dataset and training.validation_split:
+            raise ValueError("validation_dataset and training.validation_split exclude each other")
+        needs_rows = [name for name in ("early_stopping_patience", "eval_steps") if getattr(training, name)]
+        if needs_rows and not (self.validation_dataset or training.validation_split):
+            raise ValueError(
+                f"training.{needs_rows[0]} needs rows to evaluate on: set training.validation_split, for "
+                "example 0.1, or validation_dataset"
+            )
+        return self

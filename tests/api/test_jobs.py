@@ -179,9 +179,11 @@ def test_a_job_that_has_ended_can_not_be_cancelled(client: TestClient, database:
     assert answer.json()["error"]["message"] == f"Job {job_id} is cancelled already."
 
 
-def test_a_failed_job_is_queued_again_by_a_retry(client: TestClient, database: Database) -> None:
+def test_a_failed_job_is_queued_again_by_a_retry(
+    client: TestClient, database: Database, dataset: str
+) -> None:
     with database.transaction() as session:
-        make_job(session)
+        make_job(session, dataset=dataset)
     job = client.post(f"/jobs/{run_and_fail(database)}/retry").json()
     assert (job["state"], job["error"], job["finished_at"]) == ("queued", None, None)
     assert len(job["attempts"]) == 1

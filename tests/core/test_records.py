@@ -19,8 +19,8 @@ def test_a_taken_adapter_name_gets_the_next_free_number(database: Database) -> N
     with database.transaction() as session:
         job_id = make_job(session).id
         made = []
-        for _ in range(3):
-            adapter_id, artifact = adapters.new_artifact()
+        for attempt in range(3):
+            adapter_id, artifact = adapters.name_artifact(job_id, attempt)
             spec = make_spec(name="bot")
             made.append(
                 adapters.add(session, adapter_id, spec=spec, job_id=job_id, artifact=artifact, size_bytes=1)

@@ -30,6 +30,9 @@ def test_the_defaults_are_the_reference_recipe() -> None:
         ("training", {"early_stopping_patience": 2}),
         ("training", {"eval_steps": 5}),
         ("training", {"optim": "magic"}),
+        ("training", {"validation_split": 1}),
+        ("training", {"per_device_train_batch_size": 0}),
+        ("continue_from", "x" * 81),
         ("quantization", {"bnb_4bit_quant_type": "int4"}),
         ("base_model", "../etc/passwd"),
         ("base_model", "a/b/c"),
@@ -46,6 +49,15 @@ def test_what_makes_no_sense_is_refused(field: str, value: Any) -> None:
 def test_a_spec_survives_the_database() -> None:
     spec = make_spec(lora={"target_modules": ["q_proj"]}, training={"validation_split": 0.1, "eval_steps": 5})
     assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_a_validation_dataset_allows_early_stopping_and_excludes_a_split() -> None:
+    early = {"eval_steps": 5, "early_stopping_patience": 2}
+    assert make_spec(validation_dataset="ds_1", training=early).training.eval_steps == 5
+    with pytest.raises(ValidationError, match="exclude each other"):
+        make_spec(validation_dataset="ds_1", training={"validation_split": 0.1})
+    with pytest.raises(ValidationError, match=r"training\.early_stopping_patience needs rows"):
+        make_spec(training=early)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ class Box:
         wait_for(self._is_healthy, "the API")
         return process
 
-    def start_worker(self, *, wait: bool = True) -> Process:
+    def start_worker(self, *, wait: bool = True, module: str = "worker") -> Process:
         """Start a worker; by default wait until the whole box is ready."""
-        process = self._start("worker")
+        process = self._start(module)
         if wait:
             wait_for(self._is_ready, "the worker", timeout_seconds=120)
         return process

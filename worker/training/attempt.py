@@ -44,6 +44,6 @@ class Attempt:
         return self.request.job_folder / "checkpoints"
 
     @property
-    def best_adapter(self) -> Path:
-        """The adapter with the lowest evaluation loss so far, where training may stop early."""
-        return self.request.job_folder / "best-adapter"
+    def best_adapters(self) -> Path:
+        """The adapters with the lowest evaluation loss so far, where training may stop early."""
+        return self.request.job_folder / "best-adapters"

@@ -1,23 +1,21 @@
-"""What happens while the trainer trains: progress and metrics for the worker, early and asked-for stops."""
+"""What happens while the trainer trains: progress and metrics for the worker, asked-for stops."""
 
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from app.core.errors import LossNotFinite
-from app.core.events import Checkpoint, Evaluation, Log, Metrics
+from app.core.events import Evaluation, Metrics
 from worker.device import Device, peak_memory_bytes
-from worker.reports import Advanced, Happened
-from worker.training import adapter
-from worker.training.checkpoints import Counters
-from worker.training.folders import appearing
+from worker.reports import Advanced, CurvePoint, Happened
+from worker.training.counters import Counters
+from worker.training.history import History
 
 Send = Callable[[BaseModel], None]
 
@@ -29,10 +27,17 @@ class Reporter(TrainerCallback):
     """Sends what happens. Only optimizer steps are timed: evaluations and checkpoints are left out."""
 
     def __init__(
-        self, send: Send, counters: Counters, device: Device, clock: Callable[[], float] = time.monotonic
+        self,
+        send: Send,
+        counters: Counters,
+        history: History,
+        device: Device,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
         self._counters = counters
+        self._history = history
         self._device = device
         self._clock = clock
         self._began = 0.0
@@ -78,22 +83,20 @@ class Reporter(TrainerCallback):
         # The trainer also logs evaluations and a summary; those have no `loss`.
         if not logs or "loss" not in logs:
             return
-        self._send(
-            Happened(
-                event=Metrics(
-                    step=state.global_step,
-                    total_steps=state.max_steps,
-                    epoch=state.epoch or 0.0,
-                    # The trainer's own mean forgets the steps before an interruption.
-                    loss=self._counters.end_window(),
-                    grad_norm=_finite(logs.get("grad_norm")),
-                    learning_rate=logs.get("learning_rate"),
-                    token_accuracy=logs.get("mean_token_accuracy"),
-                    tokens=self._counters.tokens,
-                    tokens_per_second=self._tokens_per_second(),
-                    memory_bytes=peak_memory_bytes(self._device),
-                    eta_seconds=self._eta_seconds(state),
-                )
+        self._send_point(
+            Metrics(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=state.epoch or 0.0,
+                # The trainer's own mean forgets the steps before an interruption.
+                loss=self._counters.end_window(),
+                grad_norm=_finite(logs.get("grad_norm")),
+                learning_rate=logs.get("learning_rate"),
+                token_accuracy=logs.get("mean_token_accuracy"),
+                tokens=self._counters.tokens,
+                tokens_per_second=self._tokens_per_second(),
+                memory_bytes=peak_memory_bytes(self._device),
+                eta_seconds=self._eta_seconds(state),
             )
         )
 
@@ -109,15 +112,13 @@ class Reporter(TrainerCallback):
             raise LossNotFinite(f"The evaluation loss became NaN or infinite at step {state.global_step}.")
         self._counters.evaluated_step, self._counters.evaluated_loss = state.global_step, loss
         accuracy = kwargs["metrics"].get("eval_mean_token_accuracy")
-        event = Evaluation(
-            step=state.global_step, epoch=state.epoch or 0.0, loss=loss, token_accuracy=accuracy
+        self._send_point(
+            Evaluation(step=state.global_step, epoch=state.epoch or 0.0, loss=loss, token_accuracy=accuracy)
         )
-        self._send(Happened(event=event))
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._send(Happened(event=Checkpoint(step=state.global_step)))
+    def _send_point(self, point: CurvePoint) -> None:
+        self._history.add(point)
+        self._send(Happened(event=point))
 
     def _eta_seconds(self, state: TrainerState) -> float | None:
         if not self._recent_seconds:
@@ -143,43 +144,6 @@ class StopWhenAsked(TrainerCallback):
         if self._asked.is_set():
             control.should_save = True
             control.should_training_stop = True
-
-
-class StopEarly(TrainerCallback):
-    """Keeps the adapter of the lowest evaluation loss; ends training when that no longer falls."""
-
-    def __init__(self, send: Send, counters: Counters, patience: int, best_folder: Path) -> None:
-        self._send = send
-        self._counters = counters
-        self._patience = patience
-        self._best_folder = best_folder
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        loss = kwargs["metrics"]["eval_loss"]
-        if self._counters.best_loss is None or loss < self._counters.best_loss:
-            self._counters.best_loss = loss
-            self._counters.evaluations_without_gain = 0
-            with appearing(self._best_folder) as folder:
-                adapter.save(kwargs["model"], folder)
-            return
-        self._counters.evaluations_without_gain += 1
-        if self._counters.evaluations_without_gain >= self._patience:
-            control.should_save = True
-            control.should_training_stop = True
-            self._send(
-                Happened(
-                    event=Log(
-                        message=f"Stopping early at step {state.global_step}: the evaluation loss has not "
-                        f"fallen below {self._counters.best_loss:.4f} in {self._patience} evaluations."
-                    )
-                )
-            )
 
 
 def _finite(value: float | None) -> float | None:

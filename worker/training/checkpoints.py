@@ -1,50 +1,36 @@
-"""Checkpoints of a job on disk: which are complete, which is the newest, and the counters that go on from it.
+"""Checkpoints of a job on disk: complete or absent, checked before they are used.
 
-What is in a checkpoint is trainer.py's business.
+What is in a checkpoint is trainer.py's business, but for three files: the job's counters, the last events it
+sent, and a manifest of all the others.
 """
 
 import shutil
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, Field
-from transformers.trainer import TRAINER_STATE_NAME
+from pydantic import BaseModel
 
 from worker.training import folders
+from worker.training.counters import Counters
+from worker.training.history import History
 
 KEPT = 2
 _PROGRESS = "progress.json"
-_NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", TRAINER_STATE_NAME)
+_HISTORY = "history.json"
+_MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 22
 
 
-class Counters(BaseModel):
-    """What is counted over the whole job, so that an interrupted one reports as an undisturbed one does."""
+class _File(BaseModel):
+    """CRC-32 finds damage at the speed of the disk; nobody here forges checkpoints."""
 
-    tokens: int = Field(0, description="Tokens trained on, padding left out.")
-    seconds: float = Field(0.0, description="Time spent in optimizer steps.")
-    step_loss: float = Field(0.0, description="Loss of the present step, as far as it is.")
-    last_loss: float | None = None
-    window_loss: float = Field(
-        0.0, description="Sum of the losses of the steps since the last metrics event."
-    )
-    window_steps: int = 0
-    logged_loss: float | None = None
-    evaluated_step: int | None = None
-    evaluated_loss: float | None = None
-    best_loss: float | None = None
-    evaluations_without_gain: int = 0
+    size: int
+    crc32: int
 
-    def end_step(self, seconds: float) -> None:
-        """An optimizer step is done."""
-        self.seconds += seconds
-        self.last_loss, self.step_loss = self.step_loss, 0.0
-        self.window_loss += self.last_loss
-        self.window_steps += 1
 
-    def end_window(self) -> float:
-        """The mean loss since the last call."""
-        self.logged_loss = self.window_loss / self.window_steps
-        self.window_loss, self.window_steps = 0.0, 0
-        return self.logged_loss
+class _Manifest(BaseModel):
+    files: dict[str, _File]
 
 
 def folder_of(parent: Path, step: int) -> Path:
@@ -52,14 +38,32 @@ def folder_of(parent: Path, step: int) -> Path:
     return parent / f"checkpoint-{step}"
 
 
-def find_newest(parent: Path) -> Path | None:
-    """The newest complete checkpoint; what is half-written or damaged is removed."""
+def step_of(folder: Path) -> int:
+    """The optimizer step at which a checkpoint was taken."""
+    return int(folder.name.rpartition("-")[2])
+
+
+def seal(folder: Path, counters: Counters, history: History) -> None:
+    """Add the counters, the events and, last, the manifest."""
+    (folder / _PROGRESS).write_text(counters.model_dump_json())
+    (folder / _HISTORY).write_text(history.model_dump_json())
+    files = {str(path.relative_to(folder)): _describe(path) for path in _files(folder)}
+    (folder / _MANIFEST).write_text(_Manifest(files=files).model_dump_json())
+
+
+def find_newest(parent: Path, tell_damaged: Callable[[int, str], None]) -> Path | None:
+    """The newest checkpoint that is as it was written; `tell_damaged` gets the step of any other and why.
+
+    A damaged one is removed: left there it would count as newer than the ones that follow it.
+    """
     if not parent.is_dir():
         return None
     folders.remove_partial(parent)
     for folder in reversed(_by_age(parent)):
-        if _is_complete(folder):
+        damage = _find_damage(folder)
+        if damage is None:
             return folder
+        tell_damaged(step_of(folder), damage)
         shutil.rmtree(folder, ignore_errors=True)
     return None
 
@@ -70,19 +74,19 @@ def remove_older(parent: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def step_of(folder: Path) -> int:
-    """The optimizer step at which a checkpoint was taken."""
-    return int(folder.name.rpartition("-")[2])
-
-
-def write_counters(folder: Path, counters: Counters) -> None:
-    """Put the counters into a checkpoint."""
-    (folder / _PROGRESS).write_text(counters.model_dump_json())
-
-
 def read_counters(folder: Path) -> Counters:
     """The counters of a checkpoint."""
     return Counters.model_validate_json((folder / _PROGRESS).read_text())
+
+
+def read_history(folder: Path) -> History:
+    """The last events that were sent before a checkpoint."""
+    return History.model_validate_json((folder / _HISTORY).read_text())
+
+
+def read_all_counters(parent: Path) -> list[Counters]:
+    """The counters of every checkpoint that is kept."""
+    return [read_counters(folder) for folder in _by_age(parent)]
 
 
 def _by_age(parent: Path) -> list[Path]:
@@ -90,5 +94,29 @@ def _by_age(parent: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (*_NEEDED, _PROGRESS))
+def _find_damage(folder: Path) -> str | None:
+    try:
+        manifest = _Manifest.model_validate_json((folder / _MANIFEST).read_text())
+        for name, expected in manifest.files.items():
+            size = (folder / name).stat().st_size
+            if size != expected.size:
+                return f"{name} has {size:,} bytes instead of {expected.size:,}"
+            if _describe(folder / name) != expected:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError) as error:
+        return f"it can't be read: {error}"
+    return None
+
+
+def _describe(path: Path) -> _File:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+    return _File(size=path.stat().st_size, crc32=checksum)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -30,11 +30,11 @@ def settle(
     free_bytes = free_memory_bytes(device)
     settled = choices.settle(spec, device, shape, measured, free_bytes=free_bytes)
     training, total = settled.training, settled.memory.total
-    passes = f"{training.gradient_accumulation_steps} of {training.per_device_train_batch_size} rows a step"
     checkpointing = "with" if training.gradient_checkpointing else "without"
+    gigabytes = f"about {total / 1e9:.1f} GB at the peak, of {free_bytes / 1e9:.1f} GB free"
     attempt.say(
-        f"Passes: {passes}, {checkpointing} gradient checkpointing; about {total / 1e9:.1f} GB at the peak, of "
-        f"{free_bytes / 1e9:.1f} GB free."
+        f"Passes of {training.per_device_train_batch_size} rows, {training.gradient_accumulation_steps} a "
+        f"step, {checkpointing} gradient checkpointing: {gigabytes}."
     )
     if not settled.fits:
         attempt.warn(

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core import datasets
 from app.core.datasets import DatasetFormat
+from app.core.errors import InvalidRequest, NothingToLearn
 from worker.formatting import Formatted, Sample, TokenRow, format_rows, hold_out
 from worker.prompt_check import check_prompts
 from worker.template_choice import TemplateSource, read_model_type, set_template
@@ -46,16 +47,14 @@ def prepare_rows(
             f"max_seq_length is {training.max_seq_length}, but the base model reads at most {max_length} "
             "tokens.",
         )
-    with request.dataset.open("rb") as lines:
-        formatted = format_rows(
-            datasets.read_rows(lines),
-            tokenizer,
-            assistant_only=training.assistant_only_loss,
-            max_length=max_length,
-        )
+    formatted = _format(attempt, request.dataset, tokenizer, max_length)
     check_prompts(formatted.samples, tokenizer)
     _tell_losses(attempt, formatted, max_length)
-    rows, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
+    if request.validation_dataset:
+        rows = formatted.rows
+        held_out = _format_validation(attempt, request.validation_dataset, tokenizer, max_length)
+    else:
+        rows, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
     kept = f"{len(rows)} rows to train on" + (f", {len(held_out)} to evaluate on" if held_out else "")
     share = formatted.trained_tokens / formatted.tokens
     attempt.say(f"{kept}: {formatted.tokens:,} tokens, {share:.0%} of them trained.")
@@ -71,17 +70,38 @@ def _tell_template(attempt: Attempt, source: TemplateSource) -> None:
         )
 
 
-def _tell_losses(attempt: Attempt, formatted: Formatted, max_length: int) -> None:
+def _format(attempt: Attempt, path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Formatted:
+    with path.open("rb") as lines:
+        return format_rows(
+            datasets.read_rows(lines),
+            tokenizer,
+            assistant_only=attempt.request.spec.training.assistant_only_loss,
+            max_length=max_length,
+        )
+
+
+def _format_validation(
+    attempt: Attempt, path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[TokenRow]:
+    try:
+        formatted = _format(attempt, path, tokenizer, max_length)
+    except (InvalidRequest, NothingToLearn) as error:
+        raise type(error)(f"The validation dataset: {error.message}", hint=error.hint) from error
+    _tell_losses(attempt, formatted, max_length, of="The validation dataset: ")
+    return formatted.rows
+
+
+def _tell_losses(attempt: Attempt, formatted: Formatted, max_length: int, *, of: str = "") -> None:
     if formatted.cut_lines:
         attempt.warn(
             "rows_cut",
-            f"{len(formatted.cut_lines)} rows are longer than {max_length} tokens and were cut: "
+            f"{of}{len(formatted.cut_lines)} rows are longer than {max_length} tokens and were cut: "
             f"{_name_lines(formatted.cut_lines)}.",
         )
     if formatted.dropped_lines:
         attempt.warn(
             "rows_dropped",
-            f"{len(formatted.dropped_lines)} rows keep no token to learn from and were left out: "
+            f"{of}{len(formatted.dropped_lines)} rows keep no token to learn from and were left out: "
             f"{_name_lines(formatted.dropped_lines)}.",
         )
 

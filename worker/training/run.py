@@ -3,6 +3,7 @@
 Prepares rows, loads the base model, trains an adapter, evaluates, saves and verifies it.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -22,15 +23,28 @@ from worker import base_model, choices
 from worker.chat_templates import template_sha256
 from worker.child import ParentLink
 from worker.device import find_device, peak_memory_bytes
-from worker.reports import Ended, Outcome, TrainingRequest
-from worker.training import adapter, checkpoints, config, library_log, output, passes, proof
+from worker.reports import Ended, Happened, Outcome, TrainingRequest
+from worker.training import (
+    adapter,
+    checkpoints,
+    config,
+    continuing,
+    early_stopping,
+    library_log,
+    output,
+    passes,
+    proof,
+)
 from worker.training.attempt import Attempt, Stopped
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, make_dataset
-from worker.training.callbacks import Reporter, Send, StopEarly, StopWhenAsked
-from worker.training.checkpoints import Counters
+from worker.training.callbacks import Reporter, Send, StopWhenAsked
+from worker.training.counters import Counters
+from worker.training.early_stopping import StopEarly
 from worker.training.failures import explain
+from worker.training.history import History
 from worker.training.loss import score_learned_tokens_only
+from worker.training.loss_guard import StopWhenExploded
 from worker.training.rows import PreparedRows, prepare_rows
 from worker.training.trainer import AdapterTrainer
 
@@ -44,8 +58,9 @@ def main() -> None:
     library_log.attach(link.send)
     score_learned_tokens_only()
     link.send(run(request, link.send, asked_to_stop))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the log's disk may be full
+        sys.stdout.flush()
+        sys.stderr.flush()
     # The thread that reads standard input holds its lock; the interpreter's own way out would abort over it.
     os._exit(0)
 
@@ -57,8 +72,9 @@ def run(request: TrainingRequest, send: Send, asked_to_stop: threading.Event) ->
     except Stopped:
         return Ended(outcome=Outcome.STOPPED)
     except Exception as error:
-        traceback.print_exc()
-        return explain(error, request.job_folder)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        return explain(error)
     return Ended(outcome=Outcome.FINISHED)
 
 
@@ -77,7 +93,7 @@ def train(attempt: Attempt) -> None:
     packed_length = max_length if request.spec.training.packing else None
     training = passes.settle(attempt, folder, rows.train, packed_length)
     settings = config.trainer_config(training, device, attempt.checkpoints)
-    newest = checkpoints.find_newest(attempt.checkpoints)
+    newest = find_checkpoint(attempt)
     trainer = make_trainer(
         attempt,
         load(attempt, folder),
@@ -105,11 +121,26 @@ def train(attempt: Attempt) -> None:
     )
 
 
+def find_checkpoint(attempt: Attempt) -> Path | None:
+    """The newest good checkpoint; a word on those that are not."""
+    return checkpoints.find_newest(
+        attempt.checkpoints,
+        lambda step, damage: attempt.warn(
+            "checkpoint_damaged",
+            f"The checkpoint of step {step} is damaged and was removed: {damage}. The job goes on from the "
+            "one before it, or else from the start.",
+        ),
+    )
+
+
 def load(attempt: Attempt, folder: Path) -> PeftModel:
-    """The base model with a new adapter on it."""
-    spec = attempt.request.spec
+    """The base model with a new adapter on it, or with a copy of the one that the job continues from."""
+    spec, start = attempt.request.spec, attempt.request.continue_from
     quantization = choices.quantization(spec, attempt.device)
     model = adapter.attach(base_model.load_model(folder, quantization, attempt.device), spec)
+    if start:
+        continuing.start_from(model, start)
+        attempt.say(f"The adapter starts from the weights of {spec.continue_from}.")
     trained, total = model.get_nb_trainable_parameters()
     kind = (
         f"4-bit {spec.quantization.bnb_4bit_quant_type}" if spec.quantization.load_in_4bit else "unquantized"
@@ -142,16 +173,21 @@ def make_trainer(
 ) -> AdapterTrainer:
     """The trainer, with the counters of the newest checkpoint where there is one."""
     counters = checkpoints.read_counters(newest) if newest else Counters()
+    history = checkpoints.read_history(newest) if newest else History()
+    for point in history.find_unrecorded(attempt.request.last_point):
+        attempt.send(Happened(event=point))
     callbacks = [
-        Reporter(attempt.send, counters, attempt.device),
+        Reporter(attempt.send, counters, history, attempt.device),
+        StopWhenExploded(counters, model.get_base_model().config.get_text_config().vocab_size),
         StopWhenAsked(attempt.asked_to_stop),
         open_tensorboard(attempt, newest),
     ]
     patience = attempt.request.spec.training.early_stopping_patience
     if patience:
-        callbacks.append(StopEarly(attempt.send, counters, patience, attempt.best_adapter))
+        callbacks.append(StopEarly(attempt.send, counters, patience, attempt.best_adapters))
     return AdapterTrainer(
         counters=counters,
+        history=history,
         send=attempt.send,
         model=model,
         args=settings,
@@ -180,9 +216,9 @@ def run_trainer(attempt: Attempt, trainer: AdapterTrainer, newest: Path | None) 
     counters = trainer.counters
     if newest:
         attempt.say(f"Going on from the checkpoint of step {checkpoints.step_of(newest)}.")
-    if newest and patience and counters.evaluations_without_gain >= patience:
-        # An interrupted attempt had stopped early; only its best adapter is wanted.
+    if newest and is_trained(newest, counters, patience):
         trainer.state = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
+        adapter.restore(trainer.model, newest)
     else:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if attempt.asked_to_stop.is_set():
@@ -190,8 +226,17 @@ def run_trainer(attempt: Attempt, trainer: AdapterTrainer, newest: Path | None) 
     if trainer.eval_dataset is not None and counters.evaluated_step != trainer.state.global_step:
         trainer.evaluate()
     if patience:
-        adapter.restore(trainer.model, attempt.best_adapter)
+        assert counters.best_step is not None
+        adapter.restore(trainer.model, early_stopping.folder_of(attempt.best_adapters, counters.best_step))
         attempt.say(f"The adapter with the lowest evaluation loss, {counters.best_loss:.4f}, is kept.")
+
+
+def is_trained(newest: Path, counters: Counters, patience: int | None) -> bool:
+    """Whether an interrupted attempt had made its last step; the trainer itself would make one more."""
+    if patience and counters.evaluations_without_gain >= patience:
+        return True
+    state = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
+    return state.global_step >= state.max_steps
 
 
 def make_record(

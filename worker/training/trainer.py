@@ -1,8 +1,16 @@
-"""TRL's trainer, made to resume exactly and to checkpoint whole: order of rows, counters, checkpoints."""
+"""TRL's trainer, made to resume exactly, to checkpoint whole and to go on with less memory.
+
+When a pass runs out of memory its optimizer step begins anew with half the rows in a pass and twice the
+passes. The gradients of what was done of the step are dropped and its random numbers put back, so the step is
+the one that smaller passes would have made anyway: weights, optimizer and order of rows know nothing of it.
+(transformers' `auto_find_batch_size` begins the whole training anew, with a smaller effective batch.)
+"""
 
 import math
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Sampler
@@ -10,14 +18,20 @@ from transformers import PrinterCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
-from app.core.errors import LossNotFinite
+from app.core.errors import LossNotFinite, OutOfMemory
+from app.core.events import Checkpoint, Warn
 from app.core.states import Phase
-from worker.reports import Advanced
-from worker.training import adapter, checkpoints
+from worker.reports import Advanced, Happened
+from worker.training import adapter, checkpoints, memory
 from worker.training.batches import EpochSampler, count_tokens
 from worker.training.callbacks import Send
-from worker.training.checkpoints import Counters
+from worker.training.counters import Counters
+from worker.training.failures import is_out_of_memory
 from worker.training.folders import appearing
+from worker.training.history import History
+from worker.training.memory import Batch
+
+Made = TypeVar("Made")
 
 
 class AdapterTrainer(SFTTrainer):
@@ -26,21 +40,56 @@ class AdapterTrainer(SFTTrainer):
     Some methods it replaces or calls are private to transformers; 5.17 to 5.23 have them.
     """
 
-    def __init__(self, *, counters: Counters, send: Send, **options: Any) -> None:
+    def __init__(self, *, counters: Counters, history: History, send: Send, **options: Any) -> None:
         self.counters = counters
+        self._history = history
         self._send = send
+        self._step: int | None = None
+        self._step_batches: list[Batch] = []
+        self._random_before_step = memory.RandomState()
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
         adapter.trainable_to_float32(self.model)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass. Raises LossNotFinite."""
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward over one batch, in as many passes as memory needs.
+
+        Raises LossNotFinite, and OutOfMemory where a single row is too much.
+        """
+        if self._step != self.state.global_step:
+            self._step, self._step_batches = self.state.global_step, []
+            self._random_before_step = memory.RandomState()
+        self._step_batches.append(inputs)
         self.counters.tokens += count_tokens(inputs)
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        self.counters.step_loss += loss.item()
-        if not math.isfinite(self.counters.step_loss):
-            raise self._not_finite("loss")
+        loss = _unless_out_of_memory(lambda: self._pass_over([inputs], model, num_items_in_batch))
+        while loss is None:
+            self._begin_step_anew(model)
+            loss = _unless_out_of_memory(
+                lambda: self._pass_over(self._step_batches, model, num_items_in_batch)
+            )
         return loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of one batch held out: the mean over its tokens, in as many passes as memory needs."""
+        predict = super().prediction_step
+
+        def measure() -> torch.Tensor:
+            parts = memory.split(inputs, self.counters.eval_rows_at_once)
+            losses_P = torch.stack([predict(model, dict(part), *args, **kwargs)[0] for part in parts])
+            tokens_P = torch.tensor([memory.count_trained(part) for part in parts], device=losses_P.device)
+            return losses_P[0] if len(parts) == 1 else (losses_P * tokens_P).sum() / tokens_P.sum()
+
+        loss = _unless_out_of_memory(measure)
+        while loss is None:
+            self.counters.eval_rows_at_once = self._halve(
+                self.counters.eval_rows_at_once, [inputs], doing="An evaluation"
+            )
+            loss = _unless_out_of_memory(measure)
+        return loss, None, None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The loss on the rows held out; says so, as it may take a while."""
@@ -62,6 +111,8 @@ class AdapterTrainer(SFTTrainer):
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.counters.exploded_steps:
+            return  # It would take the place of one from before the loss exploded.
         if not adapter.is_finite(self.model):
             raise self._not_finite("adapter")
         parent = Path(self.args.output_dir)
@@ -71,8 +122,53 @@ class AdapterTrainer(SFTTrainer):
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            checkpoints.write_counters(folder, self.counters)
+            checkpoints.seal(folder, self.counters, self._history)
         checkpoints.remove_older(parent)
+        self._send(Happened(event=Checkpoint(step=self.state.global_step)))
+
+    def _pass_over(
+        self, batches: Sequence[Batch], model: Any, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Add the gradients of the batches; answers the loss of the last one."""
+        for batch in batches:
+            # Where the trainer counts no tokens for the whole step, the loss is the mean over this batch.
+            items = memory.count_trained(batch) if num_items_in_batch is None else num_items_in_batch
+            losses = []
+            for part in memory.split(batch, self.counters.train_rows_at_once):
+                losses.append(super().training_step(model, dict(part), items))
+                self.counters.step_loss += losses[-1].item()
+                if not math.isfinite(self.counters.step_loss):
+                    raise self._not_finite("loss")
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _begin_step_anew(self, model: Any) -> None:
+        """Forget what was done of the present step, and take fewer rows at once from now on."""
+        self.counters.train_rows_at_once = self._halve(
+            self.counters.train_rows_at_once,
+            self._step_batches,
+            doing=f"Step {self.state.global_step + 1} of {self.state.max_steps}",
+        )
+        model.zero_grad()
+        self.counters.step_loss = 0.0
+        self._random_before_step.restore()
+
+    def _halve(self, rows_at_once: int | None, batches: Sequence[Batch], *, doing: str) -> int:
+        """Half the rows that did not fit. Raises OutOfMemory where that was one."""
+        memory.free()
+        most = max(map(memory.count_rows, batches))
+        tried = min(rows_at_once or most, most)
+        if tried == 1:
+            raise OutOfMemory(
+                f"{doing} ran out of memory with a single sequence in a pass.",
+                hint="Turn on training.gradient_checkpointing, or lower training.max_seq_length or lora.r.",
+            )
+        warning = Warn(
+            code="out_of_memory",
+            message=f"{doing} ran out of memory with {tried} sequences in a pass and is repeated with "
+            f"{tried // 2}; all later ones do so too. The effective batch stays the same.",
+        )
+        self._send(Happened(event=warning))
+        return tried // 2
 
     def _not_finite(self, thing: str) -> LossNotFinite:
         step, total = self.state.global_step + 1, self.state.max_steps
@@ -81,3 +177,14 @@ class AdapterTrainer(SFTTrainer):
             hint=f"Lower training.learning_rate (it is {self.args.learning_rate:g}) or give it a warm-up: "
             'lr_scheduler_type "cosine", warmup_ratio 0.1.',
         )
+
+
+def _unless_out_of_memory(make: Callable[[], Made]) -> Made | None:
+    """What `make` makes, or None: only when this has returned can the memory of the failed pass be freed."""
+    try:
+        return make()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.print_exc()
+        return None

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from app.core.dataset_inspection import inspect
 from app.core.dataset_limits import Limits
+from app.core.events import Evaluation, Metrics
 from tests.factories import jsonl, make_spec
 from tests.tiny_model import NAME
 from worker.child_process import ChildProcess
@@ -96,6 +97,14 @@ def run_here(
 
     send(run(request, send, asked_to_stop))
     return reports
+
+
+def following(request: TrainingRequest, earlier: Reports) -> TrainingRequest:
+    """The request of the next attempt, when the worker has recorded all that was reported."""
+    points = [event for event in earlier.events(object) if isinstance(event, Metrics | Evaluation)]
+    return request.model_copy(
+        update={"attempt": request.attempt + 1, "last_point": points[-1] if points else None}
+    )
 
 
 class Child:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.core.events import Checkpoint, Metrics
-from tests.worker.training.conftest import Child, MakeRequest, run_here
+from tests.worker.training.conftest import Child, MakeRequest, following, run_here
 from worker.reports import Advanced, Happened, Outcome, TrainingRequest
 
 StartChild = Callable[[TrainingRequest], Child]
@@ -75,7 +75,7 @@ def test_a_child_that_is_killed_resumes_exactly(
     child.read_to_end()
     assert child.process.wait(60) == -signal.SIGKILL
 
-    reports = run_here(request)
+    reports = run_here(following(request, child.reports))
 
     assert reports.ended.outcome is Outcome.FINISHED
     assert reports.events(Metrics)[0].step > 8

@@ -36,9 +36,10 @@ def losses(*attempts: Reports) -> dict[int, float]:
         (7, {"group_by_length": False}),
         (5, {"group_by_length": True}),
         (4, {"group_by_length": True, "gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine"}),
+        (7, {"validation_split": 0.3, "eval_steps": 1, "early_stopping_patience": 9, "learning_rate": 0.3}),
         (1, {"packing": True, "max_seq_length": 128, "neftune_noise_alpha": 5.0}),
     ],
-    ids=["random", "grouped", "accumulated", "packed"],
+    ids=["random", "grouped", "accumulated", "early", "packed"],
 )
 def test_stopped_job_resumes_exactly(
     make_request: MakeRequest, training: dict[str, Any], stop_at: int

@@ -1,0 +1,43 @@
+"""Stops a job whose loss has exploded, before it overwrites its good checkpoints.
+
+The rule is made to be wrong seldom rather than early. For 20 steps on end, more than any spike lasts that an
+adapter recovers from, the loss must be above three times that of the first step, which was taken before
+anything was learned, and above half of ln(vocabulary), the loss of a model that guesses blindly: a small loss
+may triple and mean nothing, and to an odd base model the rows may be noise from the start.
+"""
+
+import math
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from app.core.errors import LossExploded
+from worker.training.counters import Counters
+
+STEPS = 20
+_TIMES_FIRST = 3.0
+_TIMES_GUESSING = 0.5
+
+
+class StopWhenExploded(TrainerCallback):
+    """Counts steps whose loss is far too high; stands behind the Reporter, which ends the step."""
+
+    def __init__(self, counters: Counters, vocabulary: int) -> None:
+        self._counters = counters
+        self._guessing = math.log(vocabulary)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        counters = self._counters
+        assert counters.first_loss is not None
+        assert counters.last_loss is not None
+        limit = max(_TIMES_FIRST * counters.first_loss, _TIMES_GUESSING * self._guessing)
+        counters.exploded_steps = counters.exploded_steps + 1 if counters.last_loss > limit else 0
+        if counters.exploded_steps >= STEPS:
+            raise LossExploded(
+                f"The loss has been above {limit:.1f} for {STEPS} steps, {counters.last_loss:.1f} at step "
+                f"{state.global_step}; it began at {counters.first_loss:.2f}, and a model that only guesses "
+                f"has {self._guessing:.1f}. The last checkpoint from before is kept.",
+                hint=f"Lower training.learning_rate (it is {args.learning_rate:g}).",
+            )
