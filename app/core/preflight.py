@@ -23,6 +23,7 @@ class PreflightRequest(Wire):
 
     spec: JobSpec
     dataset: DatasetRef
+    validation_dataset: DatasetRef | None = None
 
 
 class PreviewRequest(Wire):
