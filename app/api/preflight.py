@@ -4,12 +4,13 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Body
+from sqlalchemy.orm import Session
 
 from app.api.deps import Services, ServicesDep
 from app.api.engine_client import Engine, find_engine
 from app.api.errors import EngineRefusal, documented
 from app.api.jobs import SPEC_EXAMPLES
-from app.core import dataset_records, models, speeds
+from app.core import continuation, dataset_records, models, speeds
 from app.core.messages import Failed
 from app.core.preflight import DatasetRef, Preflight, PreflightRequest
 from app.core.specs import JobSpec
@@ -36,11 +37,22 @@ async def preflight(
 def _prepare(services: Services, spec: JobSpec) -> tuple[PreflightRequest, Engine, float | None]:
     models.check(spec.base_model, services.settings)
     with services.database.snapshot() as session:
-        dataset = dataset_records.get(session, spec.dataset)
-        reference = DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes)
+        dataset = find_dataset(session, spec.dataset)
+        validation_dataset = None
+        if spec.validation_dataset:
+            validation_dataset = find_dataset(session, spec.validation_dataset, param="validation_dataset")
+        if spec.continue_from:
+            spec = continuation.resolve(session, spec)
         engine = find_engine(session, services.settings, base_model=spec.base_model)
         speed = speeds.find_tokens_per_second(session, spec)
-    return PreflightRequest(spec=spec, dataset=reference), engine, speed
+    request = PreflightRequest(spec=spec, dataset=dataset, validation_dataset=validation_dataset)
+    return request, engine, speed
+
+
+def find_dataset(session: Session, dataset_id: str, *, param: str = "dataset") -> DatasetRef:
+    """Where an engine finds a dataset. Raises DatasetNotFound."""
+    dataset = dataset_records.get(session, dataset_id, param=param)
+    return DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes)
 
 
 def _with_measured_speed(answer: Preflight, tokens_per_second: float) -> Preflight:

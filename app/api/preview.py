@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query
 from app.api.deps import DatasetId, Services, ServicesDep
 from app.api.engine_client import Engine, find_engine
 from app.api.errors import EngineRefusal, documented
-from app.core import dataset_records, models
+from app.api.preflight import find_dataset
+from app.core import models
 from app.core.messages import Failed
 from app.core.preflight import DatasetRef, Preview, PreviewRequest
 from app.core.specs import MODEL_NAME
@@ -64,6 +65,5 @@ async def preview_dataset(
 
 def _find(services: Services, dataset_id: str, base_model: str) -> tuple[DatasetRef, Engine]:
     with services.database.snapshot() as session:
-        dataset = dataset_records.get(session, dataset_id)
-        reference = DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes)
-        return reference, find_engine(session, services.settings, base_model=base_model)
+        dataset = find_dataset(session, dataset_id)
+        return dataset, find_engine(session, services.settings, base_model=base_model)

@@ -23,6 +23,7 @@ class PreflightRequest(Wire):
 
     spec: JobSpec
     dataset: DatasetRef
+    validation_dataset: DatasetRef | None = None
 
 
 class PreviewRequest(Wire):
@@ -60,12 +61,12 @@ class LengthBucket(Wire):
 class TokenFigures(Wire):
     """Lengths of the rows to train on, in tokens, as they are after the cut."""
 
-    total: int
-    mean: float
-    p50: int
-    p95: int
-    max: int
-    histogram: list[LengthBucket]
+    total: int = Field(description="In one epoch.")
+    mean: float = Field(description="Mean of a row.")
+    p50: int = Field(description="Half of the rows are at most so long.")
+    p95: int = Field(description="95% of the rows are at most so long.")
+    max: int = Field(description="The longest row.")
+    histogram: list[LengthBucket] = Field(description="Rows by length; each bar reaches twice as far.")
 
 
 class MemoryFigures(Wire):
@@ -86,20 +87,22 @@ class MemoryFigures(Wire):
 class DeviceFigures(Wire):
     """The worker's device."""
 
-    name: str
-    memory_bytes: int
+    name: str = Field(description="As the driver names it.")
+    memory_bytes: int = Field(description="All of its memory.")
     free_bytes: int = Field(description="Free for a job now; what serving holds is free for it.")
 
 
 class Chosen(Wire):
     """What the job would run with where the spec says `auto`, or leaves it open."""
 
-    gradient_checkpointing: bool
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-    compute_dtype: Literal["float32", "float16", "bfloat16"]
-    mixed_precision: Literal["none", "fp16", "bf16"]
-    max_seq_length: int
+    gradient_checkpointing: bool = Field(description="Whether activations are computed twice.")
+    per_device_train_batch_size: int = Field(description="Rows in one forward pass.")
+    gradient_accumulation_steps: int = Field(description="Forward passes in an optimizer step.")
+    compute_dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        description="Type of the base model's matrix products."
+    )
+    mixed_precision: Literal["none", "fp16", "bf16"] = Field(description="Type of the adapter's products.")
+    max_seq_length: int = Field(description="Rows are cut to so many tokens.")
 
 
 class DiskFigures(Wire):
@@ -107,14 +110,14 @@ class DiskFigures(Wire):
 
     checkpoints: int = Field(description="While it runs: two checkpoints and the one being written.")
     adapter: int = Field(description="The finished adapter with its tokenizer.")
-    free: int
+    free: int = Field(description="Free on the disk that holds the worker's data.")
 
 
 class TimeFigures(Wire):
     """How long the training may take, loading and evaluations left out."""
 
-    seconds: float
-    tokens_per_second: float
+    seconds: float = Field(description="For all optimizer steps.")
+    tokens_per_second: float = Field(description="Padding left out.")
     basis: Literal["measured", "guess"] = Field(
         description="`measured`: the speed of the last finished job of this base model with the same packing "
         "and quantization. `guess`: from the number of weights; expect a factor of five either way."
@@ -130,26 +133,26 @@ class Preflight(Wire):
     )
     training_rows: int = Field(description="Rows to train on.")
     evaluation_rows: int = Field(description="Rows held out to evaluate on.")
-    tokens: TokenFigures
+    tokens: TokenFigures = Field(description="How long the rows are.")
     trained_token_share: float = Field(description="Share of the tokens that the loss counts.")
     truncated: Lines = Field(description="Rows longer than `max_seq_length`, which are cut.")
     dropped: Lines = Field(description="Rows left out: no token to learn from remains.")
-    optimizer_steps: int
+    optimizer_steps: int = Field(description="Optimizer steps in all.")
     padding_share: float = Field(description="Share of what is computed that is padding, in the first epoch.")
-    memory: MemoryFigures
-    device: DeviceFigures
+    memory: MemoryFigures = Field(description="Peak memory, with what `chosen` says.")
+    device: DeviceFigures = Field(description="Where the job would run.")
     fits: bool = Field(description="Whether the total is at most 90% of the free memory.")
-    chosen: Chosen
-    disk: DiskFigures
-    time: TimeFigures
-    warnings: list[Notice]
+    chosen: Chosen = Field(description="What the job would run with.")
+    disk: DiskFigures = Field(description="Space that the job needs.")
+    time: TimeFigures = Field(description="How long the training may take.")
+    warnings: list[Notice] = Field(description="What should be known first; empty: nothing.")
 
 
 class PreviewToken(Wire):
     """One token of a row."""
 
     text: str = Field(description="Empty where a character takes several tokens: the last one shows it.")
-    id: int
+    id: int = Field(description="Its number in the model's vocabulary.")
     trained: bool = Field(description="Whether the loss counts it.")
 
 
@@ -157,7 +160,7 @@ class PreviewRow(Wire):
     """A row as the model will see it."""
 
     line: int = Field(description="The row's line in the file.")
-    tokens: list[PreviewToken]
+    tokens: list[PreviewToken] = Field(description="The row, rendered and cut.")
     truncated: bool = Field(description="Whether the row is longer than `max_seq_length` and was cut.")
     problem: str | None = Field(description="Why the row can't be rendered; a job would fail on it.")
 
@@ -165,6 +168,6 @@ class PreviewRow(Wire):
 class Preview(Wire):
     """Some rows, and the line after which the next page begins."""
 
-    data: list[PreviewRow]
+    data: list[PreviewRow] = Field(description="The rows of this page.")
     next: int | None = Field(description="For `after`; null at the end.")
-    warnings: list[Notice]
+    warnings: list[Notice] = Field(description="What should be known about them.")

@@ -29,7 +29,7 @@ from app.core.preflight import (
 )
 from app.core.states import JobState
 from app.core.workers import WorkerReport
-from tests.factories import make_dataset, make_job
+from tests.factories import CHAT_ROW, make_adapter, make_dataset, make_job
 from tests.fakes import ServerThread
 
 MODEL = "owner/model"
@@ -120,6 +120,20 @@ def test_preflight_passes_the_job_on(client: TestClient, engine: FakePreflight, 
     assert request.dataset.size_bytes > 0
 
 
+def test_preflight_passes_the_other_inputs_on(
+    client: TestClient, engine: FakePreflight, services: Services, dataset: str, tmp_path: Path
+) -> None:
+    with services.database.transaction() as session:
+        other = make_dataset(session, services.store, tmp_path, [CHAT_ROW] * 3).id
+        adapter = make_adapter(session, base_model=MODEL).id
+
+    ask(client, dataset, validation_dataset=other, continue_from="helper")
+
+    request = PreflightRequest.model_validate_json(engine.asked[0][1])
+    assert request.validation_dataset is not None
+    assert (request.validation_dataset.rows, request.spec.continue_from) == (3, adapter)
+
+
 def test_preview_passes_its_parameters_on(client: TestClient, engine: FakePreflight, dataset: str) -> None:
     engine.answer = Preview(data=[], next=None, warnings=[])
     parameters = {"base_model": MODEL, "limit": 3, "after": 7, "assistant_only_loss": True}
@@ -179,6 +193,8 @@ def test_an_engine_that_is_gone(client: TestClient, services: Services, dataset:
     ("fields", "status"),
     [
         ({"dataset": "ds_nothing"}, 404),
+        ({"validation_dataset": "ds_nothing"}, 404),
+        ({"continue_from": "nothing"}, 404),
         ({"base_model": "no-such-folder"}, 422),
         ({"lora": {"r": 0}}, 422),
         ({"surprise": 1}, 422),

@@ -2,13 +2,9 @@
 
 import shutil
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
-from app.core.datasets import Conversation, Row
 from app.core.preflight import (
     MAX_LINES,
     Chosen,
@@ -27,12 +23,11 @@ from app.core.specs import JobSpec
 from worker import base_model, choices
 from worker.device import Device
 from worker.estimate import Memory, ModelShape
-from worker.formatting import Formatted, TokenRow, format_rows, hold_out
 from worker.model_shape import read_shape
-from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer, open_rows, sampling_step
+from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer
+from worker.preflight.reading import Reading, read_dataset
 from worker.preflight.schedule import Schedule, make_schedule, pack_lengths
 from worker.preflight.warn import warn_of
-from worker.prompt_check import check_prompts
 from worker.template_choice import TemplateSource
 
 _SHORTEST_BUCKET = 32
@@ -47,23 +42,6 @@ _BUSY = Notice(
 )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The dataset as the job would read it."""
-
-    formatted: Formatted
-    train: list[TokenRow]
-    held_out: list[TokenRow]
-    scale: float  # rows of the dataset for each that was read
-    max_length: int
-    is_sample: bool
-    has_conversations: bool
-
-    def whole(self, count: int) -> int:
-        """A count of the sample, for the whole dataset."""
-        return round(count * self.scale)
-
-
 def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
     """Raises what the job itself would fail with: InvalidRequest, NothingToLearn, BadTarget, ModelMissing…"""
     spec, device = request.spec, place.device
@@ -71,13 +49,14 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
     choices.check_modules_to_save(spec, device)
     folder, notices = place.find_model(spec.base_model)
     tokenizer, source = load_tokenizer(folder, spec.chat_template)
-    reading = read_dataset(request, place, folder, tokenizer)
+    max_length = choices.max_seq_length(spec.training, base_model.read_context_length(folder))
+    reading = read_dataset(request, place, tokenizer, max_length)
     if source is TemplateSource.PLAIN and reading.has_conversations:
         notices.append(NO_TEMPLATE)
     if place.is_busy:
         notices.append(_BUSY)
     lengths = [len(row.input_ids) for row in reading.train]
-    packed_length = reading.max_length if spec.training.packing else None
+    packed_length = max_length if spec.training.packing else None
     rows = choices.Rows.measure(
         lengths, [row.trained_tokens for row in reading.train], packed_length=packed_length
     )
@@ -87,9 +66,9 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
     schedule = make_schedule(sequences, settled.training, sample_of=reading.scale)
     answer = Preflight(
         rows=request.dataset.rows,
-        sampled_rows=_rows_read(reading) if reading.is_sample else None,
+        sampled_rows=reading.rows_read if reading.is_sample else None,
         training_rows=reading.whole(len(reading.train)),
-        evaluation_rows=reading.whole(len(reading.held_out)),
+        evaluation_rows=reading.evaluation_rows,
         tokens=count_tokens(lengths, reading),
         trained_token_share=reading.formatted.trained_tokens / reading.formatted.tokens,
         truncated=_lines(reading.formatted.cut_lines, reading),
@@ -99,46 +78,12 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
         memory=_memory_figures(settled.memory),
         device=DeviceFigures(name=device.name, memory_bytes=device.memory_bytes, free_bytes=place.free_bytes),
         fits=settled.fits,
-        chosen=_chosen(spec, settled, device, reading.max_length),
+        chosen=_chosen(spec, settled, device, max_length),
         disk=_disk_figures(shape, settled.memory, folder, place),
         time=guess_time(schedule, reading, shape, settled, device),
         warnings=notices,
     )
     return answer.model_copy(update={"warnings": [*notices, *warn_of(answer, spec.training)]})
-
-
-def read_dataset(
-    request: PreflightRequest, place: Place, folder: Path, tokenizer: PreTrainedTokenizerBase
-) -> Reading:
-    """The rows as tokens; of a large dataset a sample.
-
-    Raises InvalidRequest, NothingToLearn, TemplateMismatch.
-    """
-    training = request.spec.training
-    step = sampling_step(request.dataset)
-    max_length = choices.max_seq_length(training, base_model.read_context_length(folder))
-    has_conversations = False
-
-    def rows() -> Iterator[tuple[int, Row]]:
-        nonlocal has_conversations
-        for line, row in open_rows(place, request.dataset, step=step):
-            has_conversations = has_conversations or isinstance(row, Conversation)
-            yield line, row
-
-    formatted = format_rows(
-        rows(), tokenizer, assistant_only=training.assistant_only_loss, max_length=max_length
-    )
-    check_prompts(formatted.samples, tokenizer)
-    train, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
-    return Reading(
-        formatted,
-        train,
-        held_out,
-        scale=request.dataset.rows / (len(formatted.rows) + len(formatted.dropped_lines)),
-        max_length=max_length,
-        is_sample=step > 1,
-        has_conversations=has_conversations,
-    )
 
 
 def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:
@@ -167,10 +112,6 @@ def guess_time(
         speed = _BF16_GPU_SPEED if device.supports_bf16 else _OTHER_GPU_SPEED
     rate = speed / operations
     return TimeFigures(seconds=tokens / rate, tokens_per_second=rate, basis="guess")
-
-
-def _rows_read(reading: Reading) -> int:
-    return len(reading.formatted.rows) + len(reading.formatted.dropped_lines)
 
 
 def _lines(lines: list[int], reading: Reading) -> Lines:

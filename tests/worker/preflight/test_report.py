@@ -75,6 +75,24 @@ def test_rows_and_tokens_are_counted(ask: Ask, place: Place) -> None:
     assert answer.sampled_rows is None
 
 
+def test_rows_of_a_validation_dataset_are_counted(ask: Ask, place: Place, store: Store) -> None:
+    request = ask(make_rows(20), validation_dataset="ds_1").model_copy(
+        update={"validation_dataset": store(make_rows(7), "validation")}
+    )
+
+    answer = run_preflight(request, place)
+
+    assert (answer.training_rows, answer.evaluation_rows) == (20, 7)
+
+
+def test_a_validation_dataset_that_teaches_nothing_is_named(ask: Ask, place: Place, store: Store) -> None:
+    lost = store([Completion("word " * 60, "lost")], "validation")
+    request = ask(training={"max_seq_length": 64}).model_copy(update={"validation_dataset": lost})
+
+    with pytest.raises(NothingToLearn, match="validation dataset"):
+        run_preflight(request, place)
+
+
 def test_cut_and_dropped_rows_are_named(ask: Ask, place: Place) -> None:
     rows: list[Row] = [
         Completion("hi ", "there"),

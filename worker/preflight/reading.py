@@ -1,0 +1,93 @@
+"""A job's datasets as it would read them: rendered, masked, cut, split. Of a large one every n-th row."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from app.core.datasets import Conversation
+from app.core.errors import InvalidRequest, NothingToLearn
+from app.core.preflight import DatasetRef, PreflightRequest
+from worker.formatting import Formatted, TokenRow, format_rows, hold_out
+from worker.preflight.place import Place, open_rows, sampling_step
+from worker.prompt_check import check_prompts
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read, and how many rows of the dataset stand for each."""
+
+    formatted: Formatted
+    train: list[TokenRow]
+    evaluation_rows: int
+    scale: float
+
+    @property
+    def rows_read(self) -> int:
+        """Rows of the dataset that were looked at."""
+        return count_read(self.formatted)
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether there are more."""
+        return self.scale > 1
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether the chat template matters; a dataset's rows are of one kind."""
+        return any(isinstance(sample.row, Conversation) for sample in self.formatted.samples)
+
+    def whole(self, count: int) -> int:
+        """A count of what was read, for the whole dataset."""
+        return round(count * self.scale)
+
+
+def read_dataset(
+    request: PreflightRequest, place: Place, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Reading:
+    """The rows to train on, and how many to evaluate on.
+
+    Raises InvalidRequest, NothingToLearn, TemplateMismatch, DatasetNotFound.
+    """
+    training = request.spec.training
+    formatted = _format(request, request.dataset, place, tokenizer, max_length)
+    check_prompts(formatted.samples, tokenizer)
+    scale = request.dataset.rows / count_read(formatted)
+    train, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
+    evaluation_rows = round(scale * len(held_out))
+    if request.validation_dataset:
+        evaluation_rows = _count_validation(request, request.validation_dataset, place, tokenizer, max_length)
+    return Reading(formatted, train, evaluation_rows, scale)
+
+
+def count_read(formatted: Formatted) -> int:
+    """Rows, whether they are kept or not."""
+    return len(formatted.rows) + len(formatted.dropped_lines)
+
+
+def _count_validation(
+    request: PreflightRequest,
+    dataset: DatasetRef,
+    place: Place,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> int:
+    try:
+        formatted = _format(request, dataset, place, tokenizer, max_length)
+    except (InvalidRequest, NothingToLearn) as error:
+        raise type(error)(f"The validation dataset: {error.message}", hint=error.hint) from error
+    return round(dataset.rows / count_read(formatted) * len(formatted.rows))
+
+
+def _format(
+    request: PreflightRequest,
+    dataset: DatasetRef,
+    place: Place,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> Formatted:
+    return format_rows(
+        open_rows(place, dataset, step=sampling_step(dataset)),
+        tokenizer,
+        assistant_only=request.spec.training.assistant_only_loss,
+        max_length=max_length,
+    )
