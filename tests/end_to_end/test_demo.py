@@ -31,13 +31,13 @@ def box(tmp_path: Path, models_dir: Path) -> Iterator[Box]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_adapter_learns_what_the_rows_teach(box: Box) -> None:
     box.start_api()
     box.start_worker()
     job_spec = json.loads((EXAMPLES / "demo-job.json").read_text())
     job_id = box.submit(**job_spec, dataset=box.upload(ROWS))
-    job = box.wait_for_state(job_id, "succeeded", "failed", timeout_seconds=800)
+    job = box.wait_for_state(job_id, "succeeded", "failed", timeout_seconds=1400)
     assert job["state"] == "succeeded", job["error"]
     losses = [event["data"]["loss"] for event in box.events(job_id, "metrics")]
     assert losses[-1] < losses[0] / 3
