@@ -5,6 +5,7 @@ opens, renames or removes. Python's audit events tell of those. Some moments are
 death comes in the middle of a library's own code.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -99,7 +100,9 @@ class Plan:
             case Target.BOX:
                 pids = [*json.loads((self._folder / PIDS).read_text()), os.getpid()]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            # One of the box may be dead already: another job's appointment took it a moment ago.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _find_path(self, job_name: str) -> Path | None:
         return next(iter(sorted((self._folder / job_name).glob("*.next"))), None)
