@@ -44,13 +44,21 @@ class Step:
     positions_N: torch.Tensor
     # Pieces of prompts, one after another; empty where token n is the next one of row n.
     pieces: list[Piece] = field(default_factory=list)
-    # So many keys the longest row has. Not asked for by the kernels, which read the positions themselves.
+    # Keys of the longest row. The kernels don't ask for it: they read the positions themselves.
     key_count: int = 0
-    # What the kernels need of the pieces; None: plain torch.
-    tiles_M4: torch.Tensor | None = None
     uses_kernels: bool = False
+    tiles_M4: torch.Tensor | None = None
     windows: dict[int, int | None] = field(default_factory=dict)
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def use_kernels(self) -> None:
+        """Let the kernels do it."""
+        self.uses_kernels = True
+        if self.pieces:
+            from worker.inference.kernels import paged_attention
+
+            tiles = paged_attention.tiles([(piece.row, piece.start, piece.count) for piece in self.pieces])
+            self.tiles_M4 = torch.tensor(tiles, dtype=torch.int32).to(self.positions_N.device)
 
     def decode_mask(self, window: int | None) -> torch.Tensor:
         """Shape [N, 1, 1, L], true where a token may look."""

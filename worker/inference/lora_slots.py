@@ -25,11 +25,12 @@ class Selection:
 
     slots_N: torch.Tensor
     used: list[int]
+    is_mixed: bool
     masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, columns_per_slot: int) -> torch.Tensor | None:
         """Shape [N, C], true where a column is of the token's own slot; None where all tokens use one slot."""
-        if len(self.used) == 1:
+        if not self.is_mixed:
             return None
         if columns_per_slot not in self.masks:
             column_slots = torch.arange(self.used[0], self.used[-1] + 1, device=self.slots_N.device)
@@ -80,8 +81,8 @@ class LoraSlots:
 
     def select(self, used: set[int], slots_N: torch.Tensor) -> None:
         """Say which slot each token of the next forward pass uses, and which of them are used at all."""
-        used = used - {0}
-        self.selection = Selection(slots_N, sorted(used)) if used else None
+        adapters = sorted(used - {0})
+        self.selection = Selection(slots_N, adapters, is_mixed=len(used) > 1) if adapters else None
 
     def _check(self, name: str, pair: LoraPair) -> None:
         module = self._modules.get(name)

@@ -105,6 +105,10 @@ class Scheduler:
                 return None
         return None
 
+    def is_running(self, sequence: Sequence) -> bool:
+        """Whether it has a row now."""
+        return 0 <= sequence.row < len(self.running) and self.running[sequence.row] is sequence
+
     def prefills(self) -> list[Prefill]:
         """Pieces of prompts to read in this step, in row order, so long as the budget lasts.
 
