@@ -1,8 +1,8 @@
 """Attention over the paged cache, in the place where transformers calls an attention function by name.
 
 The model's own code is left as it is and is given no cache: this function stores keys and values itself. It
-knows each layer's sliding window and soft cap, and refuses what it does not know. All tokens of a step come in
-one line, whoever they belong to. On a GPU the kernels do the work, elsewhere plain torch.
+knows each layer's sliding window and soft cap, and refuses what it does not know. All tokens of a step come
+in one line, whoever they belong to. On a GPU the kernels do the work, elsewhere plain torch.
 Shape letters: N tokens of this step, R rows, L keys, H query heads, G key heads, D dimension; B is always 1.
 """
 
@@ -157,7 +157,11 @@ def _read(query_BHND: torch.Tensor, layer: Layer, step: Step, look: _Look) -> to
         mask = _visible(positions, torch.arange(piece.end, device=query_BHND.device), look.window)
         query_HND = query_BHND[0, :, first : first + piece.count]
         out_HND = _attention(
-            query_HND[None], _repeated(keys_GLD, groups)[None], _repeated(values_GLD, groups)[None], mask, look
+            query_HND[None],
+            _repeated(keys_GLD, groups)[None],
+            _repeated(values_GLD, groups)[None],
+            mask,
+            look,
         )
         attended.append(out_HND[0].transpose(0, 1))
         first += piece.count

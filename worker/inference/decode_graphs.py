@@ -65,7 +65,9 @@ class DecodeGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            _log.warning("The model's decode step can't be recorded, so it is launched piece by piece: %s", error)
+            _log.warning(
+                "The model's decode step can't be recorded, so it is launched piece by piece: %s", error
+            )
             self.is_off = True
             return
         self._recorded[size, variant] = _Recorded(graph, logits_BV)

@@ -6,6 +6,7 @@ norm, an angle or an activation of another kind keeps its own. CUDA only.
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,8 +65,8 @@ def _swiglu(module: nn.Module) -> Callable[..., torch.Tensor] | None:
 
 def _inputs(module: nn.Module, model: PreTrainedModel) -> Tensors:
     gate = getattr(module, "gate_proj", None)
-    width = gate.in_features if gate is not None else module.weight.shape[0]
-    return (torch.randn(1, 3, int(width), dtype=model.dtype, device=model.device),)  # type: ignore[arg-type]
+    width = module.get_parameter("weight").shape[0] if gate is None else gate.in_features
+    return (torch.randn(1, 3, width, dtype=model.dtype, device=model.device),)
 
 
 def _install_rotation(model: PreTrainedModel) -> bool:
@@ -73,7 +74,9 @@ def _install_rotation(model: PreTrainedModel) -> bool:
     attentions = [module for module in model.modules() if hasattr(module, "layer_idx")]
     homes = {sys.modules[type(module).__module__] for module in attentions}
     homes = {home for home in homes if hasattr(home, _ROTATE)}
-    dimensions = {getattr(module, "head_dim", None) for module in attentions} - {None}
+    dimensions = {
+        head_dim for module in attentions if isinstance(head_dim := getattr(module, "head_dim", None), int)
+    }
     if len(homes) != 1 or len(dimensions) != 1:
         return False
     (home,), (dimension,) = homes, dimensions
@@ -95,7 +98,12 @@ def _install_rotation(model: PreTrainedModel) -> bool:
 
 def _rotation(own: Callable[..., Tensors]) -> Callable[..., Tensors]:
     def rotate(
-        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *others: object, **named: object
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        *others: object,
+        **named: object,
     ) -> Tensors:
         plain = q.is_cuda and len(q) == 1 and cos.shape == (1, q.shape[2], q.shape[3])
         if not plain or others or named.get("unsqueeze_dim", 1) != 1:
@@ -119,5 +127,5 @@ def _same(own: Callable[..., object], other: Callable[..., object], inputs: Tens
     )
 
 
-def _listed(answer: object) -> Tensors:
-    return answer if isinstance(answer, tuple) else (answer,)  # type: ignore[return-value]
+def _listed(answer: Any) -> Tensors:
+    return answer if isinstance(answer, tuple) else (answer,)

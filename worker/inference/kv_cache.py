@@ -39,7 +39,7 @@ class KVCache:
         return self._layers[index]
 
     def clear(self, pages: list[int]) -> None:
-        """Make zeros of what is in these pages: a masked value still is multiplied by zero, and must not be NaN."""
+        """Zero these pages: a masked value still is multiplied by zero, so it must not be infinite."""
         for layer in self._layers.values():
             layer.keys_PSGD[pages] = 0
             layer.values_PSGD[pages] = 0

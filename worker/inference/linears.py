@@ -1,4 +1,4 @@
-"""The linear layers of a base model, those with the same input done as one product; LoRA is added on the way.
+"""A base model's linear layers, those with the same input done as one product; LoRA is added on the way.
 
 The model's own modules stay where they are: their `forward` asks here. Weights of layers that belong together
 lie in one tensor, and each module's own weight is a view of its part.
@@ -26,7 +26,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Group:
-    """Linear layers with one input. The first that is called computes for all; the others fetch their part."""
+    """Linear layers with one input. The first one called computes for all; the others fetch their part."""
 
     def __init__(self, names: list[str], linears: list[nn.Linear], product: Product) -> None:
         self.names = names
@@ -86,8 +86,8 @@ def group_linears(model: nn.Module) -> list[Group]:
             continue
         names = _with_siblings(name, modules)
         taken.update(names)
-        linears = [modules[one] for one in names]
-        groups.append(Group(names, linears, _packed(linears)))  # type: ignore[arg-type]
+        linears = [found for one in names if isinstance(found := modules[one], nn.Linear)]
+        groups.append(Group(names, linears, _packed(linears)))
     return groups
 
 

@@ -1,8 +1,9 @@
-"""LoRA weights of several adapters on the device, applied to one batch: each token goes through its own adapter.
+"""LoRA weights of several adapters on the device; each token of a batch goes through its own adapter.
 
 On a GPU a kernel does it. Elsewhere it is two dense products a group of layers,
-y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO, where the columns C are those from the first to the last slot in use and the mask leaves
-each token its own adapter's. Slot 0 is no adapter. (S-LoRA and Punica gather weights instead.)
+y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO, where the columns C are those from the first to the last slot in
+use and the mask leaves each token its own adapter's. Slot 0 is no adapter. (S-LoRA and Punica gather weights
+instead.)
 Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
@@ -29,7 +30,7 @@ class Selection:
     masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, columns_per_slot: int) -> torch.Tensor | None:
-        """Shape [N, C], true where a column is of the token's own slot; None where all tokens use one slot."""
+        """Shape [N, C], true where a column is of the token's own slot; None where all use the same."""
         if not self.is_mixed:
             return None
         if columns_per_slot not in self.masks:
@@ -63,7 +64,7 @@ class LoraSlots:
         self._lora: dict[Group, GroupLora] = {}
 
     def prepare(self, rank: int) -> None:
-        """Make room for adapters of this rank on every layer but the output layer, before the first one comes."""
+        """Make room for adapters of this rank on every layer but the output layer, before one comes."""
         self._widen(rank)
         for name, group in self._groups.items():
             if not name.endswith("lm_head"):

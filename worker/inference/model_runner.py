@@ -92,7 +92,7 @@ class ModelRunner:
         )
         vocabulary_size = model.get_output_embeddings().weight.shape[0]
         self._sampler = Sampler(max_rows=max_rows, vocabulary_size=vocabulary_size, device=device.torch)
-        # One tensor, so that a row is set with one copy: last token, its position, adapter slot, is it active.
+        # One tensor, so that a row is set with one copy: last token, position, adapter slot, is it active.
         self._state_4R = torch.zeros(4, max_rows, dtype=torch.long, device=device.torch)
         self._tokens_R, self._positions_R, self._adapter_slots_R, self._active_R = self._state_4R
         self._each_R = torch.arange(max_rows, device=device.torch)
@@ -238,9 +238,7 @@ class ModelRunner:
     def _forward(self, ids_N: torch.Tensor, step: attention.Step) -> torch.Tensor:
         """Logits of every token of a decode step. Of prompts only keys and values are wanted."""
         model = self._model.base_model if step.pieces else self._model
-        output = model(
-            input_ids=ids_N[None], position_ids=step.positions_N[None], use_cache=False, step=step
-        )
+        output = model(input_ids=ids_N[None], position_ids=step.positions_N[None], use_cache=False, step=step)
         logits_NV: torch.Tensor = output[0][0]
         return logits_NV
 

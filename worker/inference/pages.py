@@ -18,7 +18,7 @@ _WORTH_WAITING_PAGES = 4
 
 @dataclass(frozen=True)
 class Owned:
-    """Pages for one sequence, in the order of its text; the first `known_tokens` tokens are in them already."""
+    """Pages for one sequence, in the order of its text; its first `known_tokens` tokens are there already."""
 
     pages: list[int]
     known_tokens: int

@@ -153,7 +153,9 @@ class Scheduler:
             return False
         prompt_ids = sequence.prompt.token_ids
         if len(prompt_ids) >= self._capacity.longest:
-            return True  # longer than anything that fits: it starts, and the engine refuses it with the numbers
+            return (
+                True  # longer than anything that fits: it starts, and the engine refuses it with the numbers
+            )
         longest = min(sequence.max_length, self._capacity.longest)
         owned = self._pages.take(sequence.adapter_id, prompt_ids, longest)
         if owned is None:

@@ -90,10 +90,10 @@ def test_least_recently_used_text_goes_first():
 def test_pages_are_never_lost_and_never_given_twice():
     rng = random.Random(0)
     book = PageBook(64)
-    held: list[tuple[str | None, list[int], list[int], int]] = []
+    held: list[tuple[str | None, list[int], list[int]]] = []
     for _ in range(3000):
         if held and rng.random() < 0.5:
-            adapter, text, pages, known = held.pop(rng.randrange(len(held)))
+            adapter, text, pages = held.pop(rng.randrange(len(held)))
             if rng.random() < 0.8:
                 book.learn(adapter, text, pages)
             book.release(pages)
@@ -104,9 +104,9 @@ def test_pages_are_never_lost_and_never_given_twice():
         if owned is None:
             continue
         fresh = owned.pages[owned.known_tokens // PAGE_TOKENS :]
-        assert not set(fresh) & {page for _, _, pages, _ in held for page in pages}
-        held.append((adapter, text, owned.pages, owned.known_tokens))
-    for _, _, pages, _ in held:
+        assert not set(fresh) & {page for _, _, pages in held for page in pages}
+        held.append((adapter, text, owned.pages))
+    for _, _, pages in held:
         book.release(pages)
 
     assert book.used_count == 0

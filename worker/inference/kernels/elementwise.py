@@ -21,7 +21,7 @@ def rms_norm(x_NI: torch.Tensor, weight_I: torch.Tensor, epsilon: float) -> torc
 def rotate(
     query_HND: torch.Tensor, key_GND: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary position embedding of halves (Su et al. 2021, as in GPT-NeoX); answers views of [N, H, D] tensors."""
+    """Rotary position embedding (Su et al. 2021) of halves, as in Llama; views of [N, H, D] tensors."""
     heads, count, dimension = query_HND.shape
     key_heads = key_GND.shape[0]
     new_query_NHD = query_HND.new_empty(count, heads, dimension)

@@ -1,7 +1,8 @@
 """LoRA of many adapters in one batch: each token goes through its own adapter's matrices, in two kernels.
 
-Programs run over tokens and slots, and one whose tokens do not use its slot ends at once, so the work follows
-what is used and not what is loaded. (S-LoRA, Sheng et al. 2023, and Punica, Chen et al. 2023, group tokens too.)
+Programs run over tokens and slots, and one whose tokens do not use its slot ends at once, so the work
+follows what is used and not what is loaded. (S-LoRA, Sheng et al. 2023, and Punica, Chen et al. 2023, group
+tokens too.)
 Shape letters: N tokens, S slots, M linear layers with the same input, R rank, I inputs, O outputs of all M,
 K parts of the inputs, T tiles of the outputs.
 """
@@ -153,7 +154,11 @@ def _expand_kernel(
     if tl.max(own_slots, 0) == 0:
         return
     tile = tl.program_id(1)
-    layer, start, end = tl.load(tiles + tile * 3), tl.load(tiles + tile * 3 + 1), tl.load(tiles + tile * 3 + 2)
+    layer, start, end = (
+        tl.load(tiles + tile * 3),
+        tl.load(tiles + tile * 3 + 1),
+        tl.load(tiles + tile * 3 + 2),
+    )
     outputs = start + tl.arange(0, OUTPUT_TILE)
     has_output = outputs < end
     place = y + tokens[:, None].to(tl.int64) * y_stride + outputs[None, :]
@@ -167,7 +172,11 @@ def _expand_kernel(
                 has_rank = ranks < RANK
                 x_tile = tl.zeros([TOKENS, RANK_TILE], tl.float32)
                 for part in range(PARTS):
-                    read = (part * count + tokens[:, None]).to(tl.int64) * COLUMNS + layer * RANK + ranks[None, :]
+                    read = (
+                        (part * count + tokens[:, None]).to(tl.int64) * COLUMNS
+                        + layer * RANK
+                        + ranks[None, :]
+                    )
                     x_tile += tl.load(inner + read, mask=used[:, None] & has_rank[None, :], other=0.0)
                 B_tile = tl.load(
                     B + (slot * RANK + ranks[:, None]).to(tl.int64) * OUTPUTS + outputs[None, :],

@@ -1,8 +1,9 @@
-"""Attention over a paged KV cache: store new keys and values, decode one token a row, read a piece of a prompt.
+"""Attention over a paged KV cache: store keys and values, decode one token a row, read a piece of a prompt.
 
 Online softmax as in FlashAttention (Dao et al. 2022); a row's keys are split over several programs when rows
 and heads alone are too few for the device (Flash-Decoding, Dao et al. 2023). Sums are in float32.
-Shape letters: N tokens of the step, R rows, P pages, S tokens of a page, H query heads, G key heads, D dimension.
+Shape letters: N tokens of the step, R rows, P pages, S tokens of a page, H query heads, G key heads,
+D dimension, M tiles.
 """
 
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def decode(
     positions_N: torch.Tensor,
     look: Look,
 ) -> torch.Tensor:
-    """One token for each of the rows 0 to N-1, which sees the keys up to its own position; answers [N, H, D]."""
+    """One token for each of the rows 0 to N-1, which sees keys up to its own position; answers [N, H, D]."""
     heads, count, dimension = query_HND.shape
     key_heads = keys_PSGD.shape[2]
     group = heads // key_heads

@@ -33,6 +33,4 @@ def test_swiglu_of_rows_with_a_stride():
     both = torch.randn(3, 2 * 40, device=DEVICE)
     gate, up = both.split(40, -1)
 
-    torch.testing.assert_close(
-        elementwise.silu_times(gate, up), torch.nn.functional.silu(gate) * up
-    )
+    torch.testing.assert_close(elementwise.silu_times(gate, up), torch.nn.functional.silu(gate) * up)

@@ -69,9 +69,7 @@ def test_each_row_sees_its_own_keys_up_to_its_position(look, heads, enough_progr
         query_HND, case.keys_PSGD, case.values_PSGD, case.tables_RP, positions, look
     )
 
-    expected = [
-        case.expected(query_HND[:, row], row, length - 1, look) for row, length in enumerate(LENGTHS)
-    ]
+    expected = [case.expected(query_HND[:, row], row, length - 1, look) for row, length in enumerate(LENGTHS)]
     torch.testing.assert_close(out_NHD, torch.stack(expected), atol=2e-5, rtol=1e-4)
 
 
