@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-from app.core.errors import EngineFailed, GpuTaken, InvalidRequest, QueueFull, TunesmithError
+from app.core.errors import EngineFailed, GpuTaken, PromptTooLong, QueueFull, TunesmithError
 from app.core.messages import BaseModelRef, EngineState, Reply
 from worker.inference.failures import EngineStopping, failed
 from worker.inference.scheduler import Capacity, Move, Scheduler
@@ -283,7 +283,7 @@ class Engine:
 def _check_length(sequence: Sequence, capacity: Capacity) -> None:
     tokens = len(sequence.prompt.token_ids)
     if tokens >= capacity.longest:
-        raise InvalidRequest(
+        raise PromptTooLong(
             f"The prompt has {tokens} tokens; at most {capacity.longest - 1} fit, and one to make.",
             param="prompt",
             hint=f"The base model's context is {capacity.context_length} tokens.",
