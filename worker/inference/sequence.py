@@ -95,6 +95,7 @@ class Sequence:
     prefilled_count: int = 0
     finish_reason: FinishReason | None = None
     row: int = -1
+    pages: list[int] = field(default_factory=list)
     adapter_slot: int = 0
     passed_over_count: int = 0
     length_limit: int | None = None
@@ -126,8 +127,8 @@ class Sequence:
 
     @property
     def is_prefilled(self) -> bool:
-        """Whether the model has read the whole prompt."""
-        return self.prefilled_count == len(self.prompt.token_ids)
+        """Whether the model has read the prompt but for its last token, which the first decode step reads."""
+        return self.prefilled_count >= len(self.prompt.token_ids) - 1
 
     @property
     def needs_host(self) -> bool:

@@ -110,7 +110,9 @@ def _listen(request: EngineRequest) -> socket.socket:
 def _load_runner(request: EngineRequest, device: Device, reference: BaseModelRef) -> ModelRunner:
     folder = base_model.locate(reference.name, request.models_folder)
     model = base_model.load_for_serving(folder, reference.quantization, device)
-    return ModelRunner(model, device, adapter_slot_count=_ADAPTER_SLOTS)
+    runner = ModelRunner(model, device, adapter_slot_count=_ADAPTER_SLOTS)
+    runner.warm_up()
+    return runner
 
 
 def _find_place(request: EngineRequest, device: Device, engine: Engine) -> Place:

@@ -160,7 +160,7 @@ def test_over_long_prompt_is_refused_with_the_numbers(bench):
 
 
 def test_long_prompt_does_not_hold_up_the_others(bench):
-    bench.runner.capacity = make_capacity(max_tokens=10**6, context_length=10**5)
+    bench.runner.capacity = make_capacity(page_count=10**4, context_length=10**5)
     stream = bench.submit(max_new_tokens=50)
     bench.engine.step()
     bench.submit(prompt_length=5000)
