@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.core.errors import EngineFailed, GpuTaken, InvalidRequest, QueueFull, TunesmithError
+from app.core.errors import EngineFailed, GpuTaken, PromptTooLong, QueueFull, TunesmithError
 from app.core.messages import BaseModelRef, EngineState, Reply
 from worker.inference.failures import EngineStopping, failed
 from worker.inference.scheduler import Capacity, Move, Prefill, Scheduler
@@ -334,7 +334,7 @@ class Engine:
 def _check_length(sequence: Sequence, capacity: Capacity) -> None:
     tokens = len(sequence.prompt.token_ids)
     if tokens >= capacity.longest:
-        raise InvalidRequest(
+        raise PromptTooLong(
             f"The prompt has {tokens} tokens; at most {capacity.longest - 1} fit, and one to make.",
             param="prompt",
             hint=f"The base model's context is {capacity.context_length} tokens.",

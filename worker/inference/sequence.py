@@ -146,13 +146,13 @@ class Sequence:
     def add_token(self, made: Made) -> TokenDelta | None:
         """Take the next token; answers what may go out, and sets the finish reason at the end."""
         self.token_ids.append(made.token_id)
-        if self._matcher is not None:
-            self._matcher.take(made.token_id)
         if self._first_token_at is None:
             self._first_token_at = self.clock()
         if made.token_id in self.prompt.end_ids:
             self.finish_reason = "stop"
             return self._delta(self._rest())
+        if self._matcher is not None:
+            self._matcher.take(made.token_id)
         new = self._detokenizer.add(made.token_id)
         if made.logprob is not None:
             self._held.add(self._describe(made.token_id, made.logprob))
