@@ -31,7 +31,7 @@ _PREFILL_TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
 # The rank that most adapters have. A larger one costs a moment when the first of its kind comes.
 _EXPECTED_RANK = 16
 
-# Tokens of prompts that are read by a recording. More of them keep the device busy while the next are launched.
+# Tokens of prompts that are read by a recording; more keep the device busy while the next are launched.
 _PROMPT_SIZES = [64, 128, 256, 384, 512, 768, 1024]
 
 
@@ -240,9 +240,7 @@ class ModelRunner:
             if graphs is not None:
                 graphs.forget()
 
-    def _replay_prompts(
-        self, inputs_4N: torch.Tensor, pieces: list[attention.Piece], used: set[int]
-    ) -> bool:
+    def _replay_prompts(self, inputs_4N: torch.Tensor, pieces: list[attention.Piece], used: set[int]) -> bool:
         """Read prompts by a recording, if there is one that they fit."""
         count = inputs_4N.shape[1]
         size = self._prefill_graphs.size(count) if self._prefill_graphs is not None else None

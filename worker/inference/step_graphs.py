@@ -70,7 +70,9 @@ class StepGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            _log.warning("The model's steps can't be recorded, so they are launched piece by piece: %s", error)
+            _log.warning(
+                "The model's steps can't be recorded, so they are launched piece by piece: %s", error
+            )
             self._is_off = True
             return
         self._recorded[size, has_adapters] = _Recorded(graph, output)

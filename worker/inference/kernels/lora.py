@@ -171,7 +171,11 @@ def _expand_kernel(
     if tl.max(own_slots, 0) == 0:
         return
     tile = tl.program_id(1)
-    layer, start, end = tl.load(tiles + tile * 3), tl.load(tiles + tile * 3 + 1), tl.load(tiles + tile * 3 + 2)
+    layer, start, end = (
+        tl.load(tiles + tile * 3),
+        tl.load(tiles + tile * 3 + 1),
+        tl.load(tiles + tile * 3 + 2),
+    )
     outputs = start + tl.arange(0, OUTPUT_TILE)
     has_output = outputs < end
     place = y + tokens[:, None].to(tl.int64) * y_stride + outputs[None, :]

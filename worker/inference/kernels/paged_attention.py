@@ -96,7 +96,7 @@ def decode(
         GROUP=group,
         GROUP_BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
         DIMENSION=dimension,
-        DIMENSION_BLOCK=triton.next_power_of_2(dimension),
+        DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
         TILE=_KEYS_PER_TILE,
         IS_SPLIT=splits > 1,
         WINDOW=look.window,
@@ -112,7 +112,7 @@ def decode(
             splits,
             HEADS=heads,
             DIMENSION=dimension,
-            DIMENSION_BLOCK=triton.next_power_of_2(dimension),
+            DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
             MAX_SPLITS=_MAX_SPLITS,
         )
     return out_NHD
@@ -145,7 +145,7 @@ def prefill(
         HEADS=heads,
         KEY_HEADS=key_heads,
         DIMENSION=dimension,
-        DIMENSION_BLOCK=triton.next_power_of_2(dimension),
+        DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
         QUERIES=_QUERIES_PER_TILE,
         TILE=_KEYS_PER_TILE,
         WINDOW=look.window,
