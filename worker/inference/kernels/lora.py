@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-_ENOUGH_PROGRAMS = 128
-_MAX_PARTS = 8
+_ENOUGH_PROGRAMS = 256
+_PARTS = 8
 _INPUTS_PER_TILE = 128
 _OUTPUTS_PER_TILE = 64
 # Columns of all slots that are gone through at once; the rank divides it or is a multiple of it.
@@ -41,7 +41,8 @@ def shrink(x_NI: torch.Tensor, slots_N: torch.Tensor, A_MSRI: torch.Tensor) -> t
     column_tile = 16 if columns <= 16 else 64
     column_tiles = triton.cdiv(columns, column_tile)
     programs = token_tiles * column_tiles * slots
-    parts = max(1, min(_MAX_PARTS, _ENOUGH_PROGRAMS // programs, triton.cdiv(inputs, _INPUTS_PER_TILE)))
+    # Either: each number of parts is compiled on its own.
+    parts = _PARTS if programs * _PARTS <= _ENOUGH_PROGRAMS else 1
     part_size = triton.cdiv(triton.cdiv(inputs, parts), _INPUTS_PER_TILE) * _INPUTS_PER_TILE
     inner_KNC = torch.empty(parts, count, columns, dtype=torch.float32, device=x_NI.device)
     _shrink_kernel[(token_tiles, slots * column_tiles, parts)](
@@ -87,8 +88,10 @@ def expand(
         slots * rank,
         columns,
         outputs,
-        parts,
+        PARTS=parts,
         RANK=rank,
+        RANK_TILE=min(rank, _COLUMNS_PER_TILE),
+        IS_WIDE=_COLUMNS_PER_TILE % rank != 0,
         TOKENS=tokens,
         COLUMN_TILE=_COLUMNS_PER_TILE,
         OUTPUT_TILE=_OUTPUTS_PER_TILE,
@@ -98,7 +101,7 @@ def expand(
 
 def _tokens_per_tile(count: int) -> int:
     # Few sizes: each is compiled on its own.
-    return 16 if count <= 16 else 64
+    return 16 if count <= 16 else 32 if count <= 32 else 64
 
 
 @triton.jit(do_not_specialize=["count", "slot_count", "column_tiles"])
@@ -147,7 +150,15 @@ def _shrink_kernel(
     tl.store(place, summed, mask=used[:, None] & has_column[None, :])
 
 
-@triton.jit(do_not_specialize=["count", "parts"])
+@triton.jit
+def _summed_parts(inner, tokens, has_token, columns, count, column_count, PARTS: tl.constexpr):
+    """The parts' sum [tokens, columns]."""
+    parts = tl.arange(0, PARTS)[:, None, None]
+    places = (parts * count + tokens[None, :, None]).to(tl.int64) * column_count + columns[None, None, :]
+    return tl.sum(tl.load(inner + places, mask=has_token[None, :, None], other=0.0), 0)
+
+
+@triton.jit(do_not_specialize=["count"])
 def _expand_kernel(
     y,
     slots,
@@ -159,8 +170,10 @@ def _expand_kernel(
     line_count,
     column_count,
     output_count,
-    parts,
+    PARTS: tl.constexpr,
     RANK: tl.constexpr,
+    RANK_TILE: tl.constexpr,
+    IS_WIDE: tl.constexpr,
     TOKENS: tl.constexpr,
     COLUMN_TILE: tl.constexpr,
     OUTPUT_TILE: tl.constexpr,
@@ -181,6 +194,9 @@ def _expand_kernel(
     place = y + tokens[:, None].to(tl.int64) * y_stride + outputs[None, :]
     kept = has_token[:, None] & has_output[None, :]
     summed = tl.load(place, mask=kept, other=0.0).to(tl.float32)
+    if not IS_WIDE:
+        ranks = layer * RANK + tl.arange(0, RANK_TILE)
+        x_own = _summed_parts(inner, tokens, has_token, ranks, count, column_count, PARTS)
     # The matrices of all slots lie one under the other: line `slot * RANK + rank` belongs to a slot.
     for first in range(0, line_count, COLUMN_TILE):
         lines = first + tl.arange(0, COLUMN_TILE)
@@ -192,9 +208,14 @@ def _expand_kernel(
                 mask=is_used[:, None] & has_output[None, :],
                 other=0.0,
             )
-            x_tile = tl.zeros([TOKENS, COLUMN_TILE], tl.float32)
-            read = tokens[:, None].to(tl.int64) * column_count + layer * RANK + lines[None, :] % RANK
-            for part in range(parts):
-                x_tile += tl.load(inner + part * count * column_count + read, mask=own, other=0.0)
+            if not IS_WIDE:
+                # Of all lines a token uses only its own slot's: the same few numbers stand under every slot.
+                spread = tl.broadcast_to(x_own[:, None, :], [TOKENS, COLUMN_TILE // RANK_TILE, RANK_TILE])
+                x_tile = tl.where(own, tl.reshape(spread, [TOKENS, COLUMN_TILE]), 0.0)
+            else:
+                x_tile = _summed_parts(
+                    inner, tokens, has_token, layer * RANK + lines % RANK, count, column_count, PARTS
+                )
+                x_tile = tl.where(own, x_tile, 0.0)
             summed += tl.dot(x_tile.to(B_tile.dtype), B_tile, input_precision="ieee")
     tl.store(place, summed.to(y.dtype.element_ty), mask=kept)
