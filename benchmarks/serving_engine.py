@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,11 @@ class Bench:
         self.runner.warm_up()
         self.ready_seconds = time.perf_counter() - began
         tokenizer = base_model.load_tokenizer(folder)
-        self._decode = partial(_decode, tokenizer)
+        # The checkpoint's vocabulary is larger than its tokenizer's: other ids are read as letters.
+        letters = [index for index in range(256) if _decode(tokenizer, [index]).isalpha()]
+        self._decode = lambda token_ids: _decode(
+            tokenizer, [letters[token_id % len(letters)] for token_id in token_ids]
+        )
         self.adapters: list[Adapter] = [read_adapter(one.name, one) for one in adapters]
         self.clock = Clock()
         scheduler = Scheduler(max_waiting=10_000, adapter_slot_count=max(8, len(adapters)))
@@ -92,9 +95,11 @@ class Bench:
     @contextmanager
     def without_graphs(self) -> Iterator[None]:
         """Launch the decode step piece by piece."""
-        graphs, self.runner._graphs = self.runner._graphs, None
+        runner = self.runner
+        graphs = runner._decode_graphs, runner._prefill_graphs
+        runner._decode_graphs = runner._prefill_graphs = None
         yield
-        self.runner._graphs = graphs
+        runner._decode_graphs, runner._prefill_graphs = graphs
 
     def _sequence(self, token_ids: list[int], adapter: Adapter | None, new_tokens: int) -> Sequence:
         return Sequence(

@@ -51,14 +51,16 @@ class Step:
     windows: dict[int, int | None] = field(default_factory=dict)
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether these are pieces of prompts."""
+        return bool(self.pieces) or self.tiles_M4 is not None
+
     def use_kernels(self) -> None:
         """Let the kernels do it."""
         self.uses_kernels = True
         if self.pieces:
-            from worker.inference.kernels import paged_attention
-
-            tiles = paged_attention.tiles([(piece.row, piece.start, piece.count) for piece in self.pieces])
-            self.tiles_M4 = torch.tensor(tiles, dtype=torch.int32).to(self.positions_N.device)
+            self.tiles_M4 = prompt_tiles(self.pieces).to(self.positions_N.device)
 
     def decode_mask(self, window: int | None) -> torch.Tensor:
         """Shape [N, 1, 1, L], true where a token may look."""
@@ -67,6 +69,14 @@ class Step:
             keys_L = torch.arange(length, device=self.positions_N.device)
             self._masks[window] = _visible(self.positions_N, keys_L, window)[:, None, None]
         return self._masks[window]
+
+
+def prompt_tiles(pieces: list[Piece]) -> torch.Tensor:
+    """What the kernels need of pieces of prompts, on the host: int32 [M, 4]."""
+    from worker.inference.kernels import paged_attention
+
+    tiles = paged_attention.tiles([(piece.row, piece.start, piece.count) for piece in pieces])
+    return torch.tensor(tiles, dtype=torch.int32)
 
 
 def attend(

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.errors import InvalidRequest
 from app.core.messages import GenerateRequest, Sampling
 from worker import base_model, chat_templates
+from worker.device import Device
 from worker.inference.adapters import Adapter, AdapterShelf
 from worker.inference.grammars import GrammarShelf
 from worker.inference.sequence import Prompt
@@ -35,9 +36,10 @@ _TOKENIZER_FILES = (
 class Intake:
     """Safe to call from many threads."""
 
-    def __init__(self, models_folder: Path, adapters: AdapterShelf) -> None:
+    def __init__(self, models_folder: Path, adapters: AdapterShelf, device: Device) -> None:
         self._models_folder = models_folder
         self._adapters = adapters
+        self._device = device
         self._tokenizers = TokenizerShelf()
         self._grammars = GrammarShelf()
 
@@ -48,7 +50,8 @@ class Intake:
         """
         received_at = time.monotonic()
         base_folder = base_model.locate(request.base_model.name, self._models_folder)
-        adapter = self._adapters.get(request.adapter) if request.adapter else None
+        dtype = base_model.compute_dtype(request.base_model.quantization, self._device)
+        adapter = self._adapters.get(request.adapter, dtype) if request.adapter else None
         digest, tokenizer = self._tokenizers.get(_tokenizer_folder(base_folder, adapter))
         token_ids = _encode(tokenizer, request)
         _check_bias(tokenizer, request.sampling)

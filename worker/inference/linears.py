@@ -17,9 +17,10 @@ _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class Update(Protocol):
-    """What LoRA adds to the outputs of a group."""
+    """What LoRA adds to a group's outputs. It begins before the group's own product and may run beside it."""
 
-    def __call__(self, y_NO: torch.Tensor, x_NI: torch.Tensor) -> torch.Tensor: ...
+    def begin(self, x_NI: torch.Tensor) -> object: ...
+    def finish(self, y_NO: torch.Tensor, begun: object) -> None: ...
 
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -61,8 +62,12 @@ class Group:
         return part
 
     def _outputs(self, x_NI: torch.Tensor) -> torch.Tensor:
+        if self.update is None:
+            return self._product(x_NI)
+        begun = self.update.begin(x_NI)
         y_NO = self._product(x_NI)
-        return y_NO if self.update is None else self.update(y_NO, x_NI)
+        self.update.finish(y_NO, begun)
+        return y_NO
 
 
 class _Part:

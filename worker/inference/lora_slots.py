@@ -59,6 +59,7 @@ class LoraSlots:
         self.dtype = dtype
         self.rank = 0
         self.uses_kernels = uses_kernels
+        self.side_stream = torch.cuda.Stream() if uses_kernels else None
         self._modules = dict(model.named_modules())
         self._groups = {name: group for group in groups for name in group.names}
         self._lora: dict[Group, GroupLora] = {}
@@ -133,29 +134,50 @@ class GroupLora:
             tiles = lora.output_tiles(group.widths)
             self._tiles_T3 = torch.tensor(tiles, dtype=torch.int32, device=self._A_MSRI.device)
 
-    def __call__(self, y_NO: torch.Tensor, x_NI: torch.Tensor) -> torch.Tensor:
-        """What the adapters make of x, added to y."""
+    def begin(self, x_NI: torch.Tensor) -> torch.Tensor | None:
+        """A kernel's first products, under way on a stream of their own; else x itself. None: no adapter."""
         selection = self._slots.selection
         if selection is None:
-            return y_NO
-        if self._tiles_T3 is not None:
-            from worker.inference.kernels import lora
+            return None
+        if self._tiles_T3 is None:
+            return x_NI
+        from worker.inference.kernels import lora
 
-            lora.add(y_NO, x_NI, selection.slots_N, self._A_MSRI, self._B_SRO, self._tiles_T3)
-            return y_NO
-        for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
-            self._update(layer, part_NO, x_NI, selection)
-        return y_NO
+        side = self._slots.side_stream
+        assert side is not None
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            return lora.shrink(x_NI, selection.slots_N, self._A_MSRI)
+
+    def finish(self, y_NO: torch.Tensor, begun: object) -> None:
+        """Add to y what the adapters make of x."""
+        selection = self._slots.selection
+        if selection is None:
+            return
+        assert isinstance(begun, torch.Tensor)
+        if self._tiles_T3 is None:
+            for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
+                self._update(layer, part_NO, begun, selection)
+            return
+        from worker.inference.kernels import lora
+
+        assert self._slots.side_stream is not None
+        torch.cuda.current_stream().wait_stream(self._slots.side_stream)
+        begun.record_stream(torch.cuda.current_stream())
+        lora.expand(y_NO, begun, selection.slots_N, self._B_SRO, self._tiles_T3)
 
     def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
         """Write a slot; without a pair, and beyond its rank, it is zero."""
-        self._A_MSRI[:, index].zero_()
-        self._B_SRO[index].zero_()
         for layer, pair in enumerate(pairs):
+            rank = pair.rank if pair is not None else 0
+            outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
+            A_RI, B_RO = self._A_MSRI[layer, index], self._B_SRO[index, :, outputs]
+            if rank < self._slots.rank:
+                A_RI[rank:].zero_()
+                B_RO[rank:].zero_()
             if pair is not None:
-                outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
-                self._A_MSRI[layer, index, : pair.rank].copy_(pair.A_RI, non_blocking=True)
-                self._B_SRO[index, : pair.rank, outputs].copy_(pair.B_RO, non_blocking=True)
+                A_RI[:rank].copy_(pair.A_RI, non_blocking=True)
+                B_RO[:rank].copy_(pair.B_RO, non_blocking=True)
 
     def widen(self) -> None:
         """Move the weights to stacks of the rank that the slots have now."""

@@ -7,7 +7,6 @@ Shape letters: R all rows, B rows of a step, N tokens of a step, P pages of a ro
 
 import contextlib
 import gc
-import logging
 from collections.abc import Iterator
 
 import torch
@@ -17,13 +16,13 @@ from app.core.errors import OutOfMemory
 from worker.device import Device, free_memory_bytes
 from worker.inference import attention, model_support
 from worker.inference.adapters import Adapter
-from worker.inference.decode_graphs import DecodeGraphs
 from worker.inference.kv_cache import KVCache
 from worker.inference.lora_slots import LoraSlots
 from worker.inference.pages import PAGE_TOKENS, page_count
 from worker.inference.sampling import Logprobs, Sampled, Sampler
 from worker.inference.scheduler import Capacity, Move, Prefill
 from worker.inference.sequence import LoadedAdapter, Made, Sequence
+from worker.inference.step_graphs import StepGraphs, batch_sizes
 
 MAX_ROWS = {"cpu": 32, "cuda": 128}
 # Of the memory that is free once the model is loaded; a training job and the adapters want some too.
@@ -32,7 +31,8 @@ _PREFILL_TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
 # The rank that most adapters have. A larger one costs a moment when the first of its kind comes.
 _EXPECTED_RANK = 16
 
-_log = logging.getLogger(__name__)
+# Tokens of prompts that are read by a recording; more keep the device busy while the next are launched.
+_PROMPT_SIZES = [64, 128, 256, 384, 512, 768, 1024]
 
 
 class Pending:
@@ -96,26 +96,37 @@ class ModelRunner:
         self._state_4R = torch.zeros(4, max_rows, dtype=torch.long, device=device.torch)
         self._tokens_R, self._positions_R, self._adapter_slots_R, self._active_R = self._state_4R
         self._each_R = torch.arange(max_rows, device=device.torch)
+        # One row more than there are sequences: tokens that stand for nobody belong to it.
         self._tables_RP = torch.zeros(
-            max_rows, page_count(self.capacity.longest), dtype=torch.int32, device=device.torch
+            max_rows + 1, page_count(self.capacity.longest), dtype=torch.int32, device=device.torch
         )
         # The same on the host, so that nobody has to ask the device how long a row is.
         self._positions = [0] * max_rows
-        self._graphs = (
-            DecodeGraphs(self._forward_rows, max_rows) if self._uses_kernels and uses_graphs else None
-        )
+        self._decode_graphs: StepGraphs | None = None
+        self._prefill_graphs: StepGraphs | None = None
         self._graphs_layout = self._slots.layout_version
+        if self._uses_kernels and uses_graphs:
+            self._decode_graphs = StepGraphs(self._forward_rows, batch_sizes(max_rows))
+            self._prefill_graphs = StepGraphs(self._forward_prompts, _PROMPT_SIZES)
+        # What a recorded reading of prompts reads: token, row, position and adapter slot; and its tiles.
+        self._prompt_4N = torch.zeros(4, _PROMPT_SIZES[-1], dtype=torch.long, device=device.torch)
+        self._tiles_M4 = torch.zeros(
+            _tile_count(_PROMPT_SIZES[-1]), 4, dtype=torch.int32, device=device.torch
+        )
 
     def warm_up(self) -> None:
         """Do once what the first requests would wait for otherwise. Raises OutOfMemory."""
-        if self._graphs is None:
+        if self._decode_graphs is None or self._prefill_graphs is None:
             return
         with _memory_errors(), torch.inference_mode():
             self._slots.prepare(_EXPECTED_RANK)
             self._graphs_layout = self._slots.layout_version
-            for variant in (False, True):
-                self._slots.select({1} if variant else set(), self._adapter_slots_R)
-                self._graphs.record_all(variant)
+            for has_adapters in (False, True):
+                used = {1} if has_adapters else set()
+                self._slots.select(used, self._prompt_4N[3])
+                self._prefill_graphs.record_all(has_adapters)
+                self._slots.select(used, self._adapter_slots_R)
+                self._decode_graphs.record_all(has_adapters)
 
     def load_adapter(self, slot: int, adapter: LoadedAdapter) -> None:
         """Put an adapter into a slot. Raises AdapterUnsupported and OutOfMemory."""
@@ -148,11 +159,13 @@ class ModelRunner:
             )
         ]
         with _memory_errors(), torch.inference_mode():
-            inputs_4N = torch.tensor(columns).T.contiguous().to(self._device.torch)
-            ids_N, rows_N, positions_N, slots_N = inputs_4N
-            step = self._step(rows_N, positions_N, pieces)
-            self._slots.select({one.sequence.adapter_slot for one in prefills}, slots_N)
-            self._forward(ids_N, step)
+            self._drop_old_graphs()
+            inputs_4N = torch.tensor(columns).T.contiguous()
+            used = {one.sequence.adapter_slot for one in prefills}
+            if not self._replay_prompts(inputs_4N, pieces, used):
+                ids_N, rows_N, positions_N, slots_N = inputs_4N.to(self._device.torch)
+                self._slots.select(used, slots_N)
+                self._forward(ids_N, self._step(rows_N, positions_N, pieces))
             for piece, prefill in zip(pieces, prefills, strict=True):
                 self._set_row(prefill.sequence, piece.end)
 
@@ -161,8 +174,13 @@ class ModelRunner:
         batch = len(running)
         used = {one.adapter_slot for one in running}
         with _memory_errors(), torch.inference_mode():
-            self._slots.select(used, self._adapter_slots_R[:batch])
-            logits_BV = self._forward_rows(batch) if self._graphs is None else self._replay(batch)
+            self._drop_old_graphs()
+            if self._decode_graphs is None:
+                self._slots.select(used, self._adapter_slots_R[:batch])
+                logits_BV = self._forward_rows(batch)
+            else:
+                self._slots.select(used, self._adapter_slots_R)
+                logits_BV = self._decode_graphs.run(batch, self._slots.selection is not None)[:batch]
             self._sampler.set_masks(running)
             active_B = self._active_R[:batch]
             sampled = self._sampler.sample(logits_BV, 0, active_B.bool())
@@ -197,8 +215,8 @@ class ModelRunner:
 
     def close(self) -> None:
         """Give all memory back."""
-        # Keeps the bound method of a graph's forward pass from keeping everything.
-        self._graphs = None
+        # A graph holds a method of this runner, which would keep everything else.
+        self._decode_graphs = self._prefill_graphs = None
         del self._model, self._cache, self._slots, self._sampler
         gc.collect()
         if self._device.is_cuda:
@@ -213,12 +231,46 @@ class ModelRunner:
         self._state_4R[:, row] = state.to(self._device.torch)
         self._positions[row] = position
 
-    def _replay(self, batch: int) -> torch.Tensor:
-        assert self._graphs is not None
-        if self._graphs_layout != self._slots.layout_version:
-            self._graphs.forget()
-            self._graphs_layout = self._slots.layout_version
-        return self._graphs.run(batch, self._slots.selection is not None)
+    def _drop_old_graphs(self) -> None:
+        """A recording is of no use once adapters lie elsewhere."""
+        if self._graphs_layout == self._slots.layout_version:
+            return
+        self._graphs_layout = self._slots.layout_version
+        for graphs in (self._decode_graphs, self._prefill_graphs):
+            if graphs is not None:
+                graphs.forget()
+
+    def _replay_prompts(self, inputs_4N: torch.Tensor, pieces: list[attention.Piece], used: set[int]) -> bool:
+        """Read prompts by a recording, if there is one that they fit."""
+        count = inputs_4N.shape[1]
+        size = self._prefill_graphs.size(count) if self._prefill_graphs is not None else None
+        if size is None:
+            return False
+        assert self._prefill_graphs is not None
+        tiles = attention.prompt_tiles(pieces)
+        if len(tiles) > _tile_count(size):
+            return False
+        padding = torch.tensor([[0], [self._each_R.shape[0]], [0], [0]])
+        padded_4N = torch.cat([inputs_4N, padding.expand(4, size - count)], 1)
+        self._prompt_4N[:, :size] = padded_4N.to(self._device.torch)
+        empty = torch.zeros(_tile_count(size) - len(tiles), 4, dtype=torch.int32)
+        self._tiles_M4[: _tile_count(size)] = torch.cat([tiles, empty]).to(self._device.torch)
+        self._slots.select(used, self._prompt_4N[3])
+        self._prefill_graphs.run(count, self._slots.selection is not None)
+        return True
+
+    def _forward_prompts(self, size: int) -> torch.Tensor:
+        """Read the prompts that stand in `_prompt_4N`."""
+        ids_N, rows_N, positions_N, _ = self._prompt_4N[:, :size]
+        step = attention.Step(
+            self._cache,
+            self._tables_RP,
+            rows_N,
+            positions_N,
+            uses_kernels=True,
+            tiles_M4=self._tiles_M4[: _tile_count(size)],
+        )
+        return self._forward(ids_N, step)
 
     def _forward_rows(self, batch: int) -> torch.Tensor:
         """Logits of the first rows, from what stands in the rows' state."""
@@ -237,10 +289,15 @@ class ModelRunner:
 
     def _forward(self, ids_N: torch.Tensor, step: attention.Step) -> torch.Tensor:
         """Logits of every token of a decode step. Of prompts only keys and values are wanted."""
-        model = self._model.base_model if step.pieces else self._model
+        model = self._model.base_model if step.reads_prompts else self._model
         output = model(input_ids=ids_N[None], position_ids=step.positions_N[None], use_cache=False, step=step)
         logits_NV: torch.Tensor = output[0][0]
         return logits_NV
+
+
+def _tile_count(tokens: int) -> int:
+    """Tiles that a recording has room for: short prompts have one each, whatever their length."""
+    return tokens // 64 + 64
 
 
 def _on_host(sampled: Sampled) -> Sampled:

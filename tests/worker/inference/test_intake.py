@@ -11,6 +11,7 @@ from app.core.errors import InvalidRequest, NotFound
 from app.core.messages import AdapterRef, BaseModelRef, ChatMessage, GenerateRequest, OutputSchema, Sampling
 from app.core.specs import QuantizationSpec
 from worker.base_model import load_tokenizer
+from worker.device import find_device
 from worker.inference.adapters import AdapterShelf
 from worker.inference.intake import Intake
 
@@ -30,7 +31,11 @@ def artifacts(adapters_folder: Path, models_folder: Path, tmp_path: Path) -> Pat
 
 @pytest.fixture
 def intake(models_folder: Path, artifacts: Path) -> Intake:
-    return Intake(models_folder, AdapterShelf(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30))
+    return Intake(
+        models_folder,
+        AdapterShelf(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30),
+        find_device(),
+    )
 
 
 def make_request(*, adapter: str | None = None, **options: object) -> GenerateRequest:

@@ -90,14 +90,15 @@ def decode(
         query_HND.stride(1),
         tables_RP.stride(0),
         look.scale,
+        splits,
         PAGE=keys_PSGD.shape[1],
         KEY_HEADS=key_heads,
         GROUP=group,
         GROUP_BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
         DIMENSION=dimension,
-        DIMENSION_BLOCK=triton.next_power_of_2(dimension),
+        DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
         TILE=_KEYS_PER_TILE,
-        SPLITS=splits,
+        IS_SPLIT=splits > 1,
         WINDOW=look.window,
         SOFTCAP=look.softcap,
         num_warps=4,
@@ -108,11 +109,11 @@ def decode(
             sums_NHXD,
             peaks_NHX2,
             out_NHD,
+            splits,
             HEADS=heads,
             DIMENSION=dimension,
-            DIMENSION_BLOCK=triton.next_power_of_2(dimension),
-            SPLITS=splits,
-            SPLITS_BLOCK=triton.next_power_of_2(splits),
+            DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
+            MAX_SPLITS=_MAX_SPLITS,
         )
     return out_NHD
 
@@ -144,7 +145,7 @@ def prefill(
         HEADS=heads,
         KEY_HEADS=key_heads,
         DIMENSION=dimension,
-        DIMENSION_BLOCK=triton.next_power_of_2(dimension),
+        DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
         QUERIES=_QUERIES_PER_TILE,
         TILE=_KEYS_PER_TILE,
         WINDOW=look.window,
@@ -204,7 +205,7 @@ def _store_kernel(
     tl.store(values + place + each, new_value, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _decode_kernel(
     query,
     keys,
@@ -218,6 +219,7 @@ def _decode_kernel(
     query_token_stride,
     table_stride,
     scale,
+    splits,
     PAGE: tl.constexpr,
     KEY_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -225,7 +227,7 @@ def _decode_kernel(
     DIMENSION: tl.constexpr,
     DIMENSION_BLOCK: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):
@@ -234,7 +236,7 @@ def _decode_kernel(
     seen = 0
     if WINDOW > 0:
         seen = tl.maximum(length - WINDOW, 0)
-    share = tl.cdiv(tl.cdiv(length - seen, SPLITS), TILE) * TILE
+    share = tl.cdiv(tl.cdiv(length - seen, splits), TILE) * TILE
     start = seen + split * share
     end = tl.minimum(start + share, length)
 
@@ -277,32 +279,32 @@ def _decode_kernel(
         weighted = weighted * shrink[:, None] + added
         peak = new_peak
     kept = is_member[:, None] & has_item[None, :]
-    if SPLITS == 1:
+    if not IS_SPLIT:
         place = (row * KEY_HEADS * GROUP + heads[:, None]) * DIMENSION + items[None, :]
         tl.store(out + place, (weighted / total[:, None]).to(out.dtype.element_ty), mask=kept)
     else:
-        part = (row * KEY_HEADS * GROUP + heads) * SPLITS + split
+        part = (row * KEY_HEADS * GROUP + heads) * splits + split
         tl.store(sums + part[:, None] * DIMENSION + items[None, :], weighted, mask=kept)
         tl.store(peaks + part * 2, peak, mask=is_member)
         tl.store(peaks + part * 2 + 1, total, mask=is_member)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _merge_kernel(
     sums,
     peaks,
     out,
+    splits,
     HEADS: tl.constexpr,
     DIMENSION: tl.constexpr,
     DIMENSION_BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SPLITS_BLOCK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
 ):
     place = tl.program_id(0) * HEADS + tl.program_id(1)
-    split = tl.arange(0, SPLITS_BLOCK)
+    split = tl.arange(0, MAX_SPLITS)
     items = tl.arange(0, DIMENSION_BLOCK)
-    inside, has_item = split < SPLITS, items < DIMENSION
-    part = place * SPLITS + split
+    inside, has_item = split < splits, items < DIMENSION
+    part = place * splits + split
     peak = tl.load(peaks + part * 2, mask=inside, other=-float("inf"))
     total = tl.load(peaks + part * 2 + 1, mask=inside, other=0.0)
     share = tl.exp(peak - tl.max(peak, 0))

@@ -26,7 +26,7 @@ def test_each_token_goes_through_its_own_adapter(rank, widths, count):
             parts = zip(inner, B_SRO[slot - 1].split(widths, -1), strict=True)
             expected[token] += torch.cat([line @ part for line, part in parts])
 
-    lora.add(y_NO, x_NI, slots_N, A_MSRI, B_SRO, tiles)
+    lora.expand(y_NO, lora.shrink(x_NI, slots_N, A_MSRI), slots_N, B_SRO, tiles)
 
     torch.testing.assert_close(y_NO, expected, atol=1e-4, rtol=1e-4)
 
@@ -40,6 +40,7 @@ def test_broken_adapter_does_not_reach_other_tokens():
     tiles = torch.tensor(lora.output_tiles([32]), dtype=torch.int32, device=DEVICE)
     slots_N = torch.tensor([1, 2], device=DEVICE)
 
-    lora.add(y_NO, torch.ones(2, INPUTS, device=DEVICE), slots_N, A_MSRI, B_SRO, tiles)
+    inner_KNC = lora.shrink(torch.ones(2, INPUTS, device=DEVICE), slots_N, A_MSRI)
+    lora.expand(y_NO, inner_KNC, slots_N, B_SRO, tiles)
 
     assert y_NO[1].eq(16 * INPUTS).all()
