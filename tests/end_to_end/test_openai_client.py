@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pydantic
 import pytest
@@ -288,8 +289,6 @@ def test_a_client_that_leaves_in_mid_stream_frees_its_slot(
 
 def test_the_older_way_answers_too(url: str) -> None:
     """`/generate` on the same adapters: `n`, tokens with log-probabilities, a schema."""
-    import httpx
-
     body = {"adapter": "everything", "messages": HI, "n": 2, "logprobs": 1, "seed": 3, "max_new_tokens": 60}
     form = {"type": "json_schema", "json_schema": {"name": "it", "schema": {"enum": ["a", "b"]}}}
     answer = httpx.post(
