@@ -7,7 +7,8 @@ import pytest
 from app.core.errors import InvalidRequest, OutOfMemory
 from app.core.messages import Failed, Finished
 from tests.worker.inference.fakes import END, FakeRunner, Mailbox, make_base, make_capacity, make_sequence
-from worker.inference.engine import Engine, RunnerBroken
+from worker.inference.batch import RunnerBroken
+from worker.inference.engine import Engine
 from worker.inference.scheduler import Scheduler
 from worker.inference.sequence import Sequence
 
