@@ -173,7 +173,9 @@ class ServedBase(Wire):
     """A base model that an engine holds."""
 
     base_model: BaseModelRef
-    weight_bits: int = Field(description="4: packed as QLoRA packs them; else unpacked once, or never packed.")
+    weight_bits: int = Field(
+        description="4: packed as QLoRA packs them; else unpacked once, or never packed."
+    )
     adapters: list[str] = Field([], description="Ids of the adapters loaded on it.")
 
 
@@ -196,7 +198,9 @@ class EngineState(Wire):
 
     base_model: BaseModelRef | None = Field(None, description="The base model that was used last.")
     adapters: list[str] = Field([], description="Ids of the adapters that are loaded, on whichever base.")
-    bases: list[ServedBase] = Field([], description="Base models that are loaded, the one used last at the end.")
+    bases: list[ServedBase] = Field(
+        [], description="Base models that are loaded, the one used last at the end."
+    )
     loading: LoadingBase | None = Field(None, description="The base model that is being loaded.")
     waiting: list[WaitingRequests] = Field([], description="Requests that have not begun.")
     paused_by: str | None = Field(

@@ -306,19 +306,22 @@ class Engine:
             return
         self._shown = (bases, waiting, self._loading, self._paused_by)
         bits = {batch.lane: batch.runner.weight_bits for batch in self._batches}
-        before, self.state = self.state, EngineState(
-            base_model=lanes[-1].base_model if lanes else None,
-            adapters=[adapter_id for _, adapters in bases for adapter_id in adapters],
-            bases=[
-                ServedBase(base_model=lane.base_model, weight_bits=bits[lane], adapters=adapters)
-                for lane, adapters in bases
-            ],
-            loading=self._loading,
-            waiting=[
-                WaitingRequests(base_model=BaseModelRef.model_validate_json(key), count=count)
-                for key, count in waiting.items()
-            ],
-            paused_by=self._paused_by,
+        before, self.state = (
+            self.state,
+            EngineState(
+                base_model=lanes[-1].base_model if lanes else None,
+                adapters=[adapter_id for _, adapters in bases for adapter_id in adapters],
+                bases=[
+                    ServedBase(base_model=lane.base_model, weight_bits=bits[lane], adapters=adapters)
+                    for lane, adapters in bases
+                ],
+                loading=self._loading,
+                waiting=[
+                    WaitingRequests(base_model=BaseModelRef.model_validate_json(key), count=count)
+                    for key, count in waiting.items()
+                ],
+                paused_by=self._paused_by,
+            ),
         )
         if _news(before) != _news(self.state):
             self._options.on_change()

@@ -17,10 +17,10 @@ from worker.device import Device, free_memory_bytes
 from worker.inference import attention, model_support
 from worker.inference.adapters import Adapter
 from worker.inference.kv_cache import KVCache
+from worker.inference.lane import Capacity, Move, Prefill
 from worker.inference.lora_slots import LoraSlots
 from worker.inference.pages import PAGE_TOKENS, page_count
 from worker.inference.sampling import Logprobs, Sampled, Sampler
-from worker.inference.lane import Capacity, Move, Prefill
 from worker.inference.sequence import LoadedAdapter, Made, Sequence
 from worker.inference.step_graphs import StepGraphs, batch_sizes
 
