@@ -1,4 +1,4 @@
-"""The worker process: registers, keeps the engine running, takes jobs from the queue, leaves in good order.
+"""The worker process: registers, keeps the engine running, takes jobs and fetches, leaves in good order.
 
 It never imports torch, so that it stays small and nothing a model does can hurt it.
 """
@@ -23,10 +23,12 @@ from sqlalchemy.exc import DBAPIError
 from app.core import queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database, is_migrated
+from app.core.fetches import FetchLease
 from app.core.queue import Lease
 from app.core.settings import GpuPolicy, Settings
 from app.core.workers import WorkerReport
 from worker.engine_process import ENGINE_MODULE, EngineProcess
+from worker.fetch_runner import FETCHING_MODULE, FetchRunner
 from worker.job_runner import TRAINING_MODULE, JobRunner
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Supervisor:
         *,
         training_module: str = TRAINING_MODULE,
         engine_module: str = ENGINE_MODULE,
+        fetching_module: str = FETCHING_MODULE,
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._settings = settings
@@ -62,13 +65,12 @@ class Supervisor:
         self._engine = (
             EngineProcess(settings, self._beat_now.set, module=engine_module) if Role.SERVE in roles else None
         )
+        store = ArtifactStore(settings.artifacts_url)
         self._runner = JobRunner(
-            settings,
-            self._database,
-            ArtifactStore(settings.artifacts_url),
-            self,
-            stop=self._stop,
-            training_module=training_module,
+            settings, self._database, store, self, stop=self._stop, training_module=training_module
+        )
+        self._fetcher = FetchRunner(
+            settings, self._database, store, stop=self._stop, fetching_module=fetching_module
         )
 
     def run(self) -> None:
@@ -79,14 +81,19 @@ class Supervisor:
         log.info("Worker %s (%s) on %s", self.id, ", ".join(sorted(self._roles)), self._device.get("name"))
         if self._engine:
             self._engine.start()
-        heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
-        heart.start()
+        threads = [threading.Thread(target=self._beat, daemon=True, name="heartbeat")]
+        if Role.TRAIN in self._roles:
+            # Beside the jobs: a dataset is fetched while another job trains.
+            threads.append(threading.Thread(target=self._take_fetches, daemon=True, name="fetches"))
+        for thread in threads:
+            thread.start()
         try:
             self._take_jobs()
         finally:
             self._stop.set()
             self._beat_now.set()
-            heart.join()
+            for thread in threads:
+                thread.join()
             if self._engine:
                 self._engine.stop()
             self._leave()
@@ -115,6 +122,21 @@ class Supervisor:
                 self._stop.wait(_IDLE_SECONDS)
             else:
                 self._runner.run(lease)
+
+    def _take_fetches(self) -> None:
+        while not self._stop.is_set():
+            lease = self._claim_fetch()
+            if lease is None:
+                self._stop.wait(_IDLE_SECONDS)
+            else:
+                self._fetcher.run(lease)
+
+    def _claim_fetch(self) -> FetchLease | None:
+        try:
+            return self._fetcher.claim()
+        except DBAPIError as error:
+            log.warning("The database does not answer: %s", error.orig)
+            return None
 
     def _claim(self) -> Lease | None:
         settings = self._settings
