@@ -3,11 +3,16 @@
 `HF_ENDPOINT=hub.url` points the real libraries at it.
 """
 
+import asyncio
 import hashlib
+import io
+import threading
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,6 +21,13 @@ from starlette.routing import Route
 from tests.fakes import ServerThread
 
 TOKEN = "hf_good"
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    """A Parquet file with these columns."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
 
 
 @dataclass
@@ -38,7 +50,8 @@ class FakeHub:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
         self.broken_status: int | None = None
-        self.on_file: Any = None
+        self.is_held = False  # files are not answered until the client goes away
+        self.has_held = threading.Event()
         api = "/api/datasets/{owner}/{name}"
         resolve = "/datasets/{owner}/{name}/resolve/{revision}/{path:path}"
         routes = [
@@ -49,7 +62,7 @@ class FakeHub:
             Route(api + "/paths-info/{revision}", self._answer(_paths_info), methods=["POST"]),
             Route(resolve, self._answer(self._file)),
         ]
-        self._server = ServerThread(Starlette(routes=routes), interface="asgi3", lifespan="off")
+        self._server = ServerThread(Starlette(routes=routes), lifespan="off")
         self.url = self._server.url
 
     def add(self, name: str, files: dict[str, bytes], **options: bool) -> Repository:
@@ -79,8 +92,11 @@ class FakeHub:
         content = repository.files.get(path)
         if content is None:
             return _error(404, "EntryNotFound")
-        if self.on_file and request.method == "GET":
-            await self.on_file(path)
+        if self.is_held and request.method == "GET":
+            self.has_held.set()
+            async with asyncio.timeout(60):
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
         return _ranged(request, content, repository.sha)
 
 

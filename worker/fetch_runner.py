@@ -3,6 +3,7 @@
 The child never touches the database; this process owns the lease and does all the writing.
 """
 
+import errno
 import logging
 import queue as stdlib_queue
 import shutil
@@ -17,7 +18,7 @@ from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.dataset_inspection import Inspection
 from app.core.dataset_limits import Limits
-from app.core.errors import LeaseLost
+from app.core.errors import LeaseLost, NoRoomForDataset
 from app.core.fetches import FetchError, FetchLease
 from app.core.settings import Settings
 from worker.child_process import ChildProcess
@@ -72,8 +73,7 @@ class FetchRunner:
                 log.warning("%s: deleted, or another worker fetches it now; rows dropped", what)
             except Exception as error:  # the boundary: whatever it was, it must not stay in `fetching`
                 log.exception("%s: the worker failed", what)
-                failure = FetchError("fetch_failed", f"The worker failed: {error}", "See the worker's log.")
-                _fail(lease, keeper, failure)
+                _fail(lease, keeper, _failure(error))
             finally:
                 shutil.rmtree(request.folder, ignore_errors=True)
 
@@ -173,6 +173,13 @@ class FetchRunner:
         log.warning("Dataset %s: %s", lease.dataset_id, message)
         most = self._settings.max_lost_attempts
         keeper.write(lambda session: fetches.give_up_attempt(session, lease, failure, max_attempts=most))
+
+
+def _failure(error: Exception) -> FetchError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = NoRoomForDataset()
+        return FetchError(full.code, full.message, full.hint)
+    return FetchError("fetch_failed", f"The worker failed: {error}", "See the worker's log.")
 
 
 def _fail(lease: FetchLease, keeper: LeaseKeeper, error: FetchError) -> None:

@@ -19,7 +19,7 @@ TunesmithError
 ├── LeaseLost                 another worker owns the job now: stop and drop the result
 ├── FetchFailure              why a Hub dataset could not be fetched; recorded with the dataset
 │   └── HubDatasetMissing, HubDatasetGated, UnknownConfig, UnknownSplit, HubDatasetUnfit,
-│       HubDatasetUnreadable
+│       HubDatasetUnreadable, NoRoomForDataset
 └── JobFailure                why a job failed; recorded with the job
     └── ModelGated, ModelMissing, HubUnreachable, ModelUnreadable, NothingToLearn, OutOfMemory,
         DiskFull, LossNotFinite, LossExploded, AdapterInert, TemplateMismatch, BadTarget, AdapterUnfit
@@ -243,6 +243,15 @@ class HubDatasetUnreadable(FetchFailure):
     """The dataset's files can't be read."""
 
     code = "hub_dataset_unreadable"
+
+
+class NoRoomForDataset(FetchFailure):
+    """The disk is full."""
+
+    code = "disk_full"
+
+    def __init__(self) -> None:
+        super().__init__(hint="Free some space, then POST /datasets again.")
 
 
 class JobFailure(TunesmithError):

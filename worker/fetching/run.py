@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from app.core.dataset_inspection import inspect_hub_table, refuse_problems
 from app.core.dataset_problems import Record
-from app.core.errors import DiskFull, FetchFailure, TunesmithError
+from app.core.errors import FetchFailure, NoRoomForDataset, TunesmithError
 from worker.child import ParentLink
 from worker.fetching.failures import explain, to_report
 from worker.fetching.hub_table import HubTable, find_commit, open_table
@@ -75,9 +75,7 @@ def _fetch(request: FetchRequest, link: ParentLink) -> None:
 
 def _explain(error: Exception, request: FetchRequest, rows_read: int) -> TunesmithError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FetchFailure(
-            DiskFull().message.split(";")[0] + ".", hint="Free some space, then POST /datasets again."
-        )
+        return NoRoomForDataset()
     unknown = FetchFailure(f"{type(error).__name__}: {error}", hint="See the worker's log.")
     return explain(error, request.source, rows_read) or unknown
 
