@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.core.specs import QuantizationSpec
 
+MAX_LOGIT_BIAS = 300
+MAX_TOP_LOGPROBS = 20
+
 
 class Wire(BaseModel):
     """Refuses what it does not know: both sides are of one version."""
@@ -33,8 +36,27 @@ class Sampling(Wire):
         1.0, gt=0, le=1, description="Sample from the likeliest tokens with this much probability."
     )
     top_k: int = Field(0, ge=0, description="Sample from so many likeliest tokens; 0: from all.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Leave out tokens less probable than this share of the likeliest one."
+    )
     repetition_penalty: float = Field(
-        1.0, gt=0, le=10, description="Above 1: what was said becomes less likely."
+        1.0, gt=0, le=10, description="Above 1: what prompt or answer said becomes less likely."
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken from the score of every token that the answer has."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="The same, as often as the answer has the token."
+    )
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = Field(
+        {}, max_length=MAX_LOGIT_BIAS, description="Added to the scores of tokens, by token id."
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Say the log-probability of each token made and of so many of the likeliest instead: the "
+        "model's own, before bias, penalties and temperature.",
     )
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="The same seed gives the same text.")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
@@ -82,11 +104,26 @@ class Timings(Wire):
     tokens_per_second: float = Field(description="Tokens made a second, once the first was there.")
 
 
+class TokenProbability(Wire):
+    """A token and how probable the model found it."""
+
+    token_id: int = Field(description="The token's id.")
+    bytes: list[int] = Field(description="Its bytes; a character may be spread over several tokens.")
+    logprob: float = Field(description="The natural logarithm of its probability.")
+
+
+class MadeToken(TokenProbability):
+    """A token of the answer, and what else was likely in its place."""
+
+    top: list[TokenProbability] = Field(description="The likeliest tokens, as many as were asked for.")
+
+
 class TokenDelta(Wire):
-    """Text that was just made; never half a character."""
+    """Text that was just made; never half a character. `tokens` are those it is made of, where asked for."""
 
     type: Literal["delta"] = "delta"
     text: str
+    tokens: list[MadeToken] | None = None
 
 
 class Finished(Wire):

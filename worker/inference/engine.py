@@ -11,10 +11,10 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from app.core.errors import EngineFailed, GpuTaken, InvalidRequest, QueueFull, TunesmithError
-from app.core.messages import BaseModelRef, EngineState, Reply, TokenDelta
+from app.core.messages import BaseModelRef, EngineState, Reply
 from worker.inference.failures import EngineStopping, failed
 from worker.inference.scheduler import Capacity, Move, Scheduler
-from worker.inference.sequence import LoadedAdapter, Sequence
+from worker.inference.sequence import LoadedAdapter, Made, Sequence
 
 # A long prompt is read in pieces of this size between decode steps, so that no stream waits for all of it.
 _PREFILL_TOKENS_PER_STEP = 512
@@ -31,8 +31,8 @@ class Runner(Protocol):
 
     def load_adapter(self, slot: int, adapter: LoadedAdapter) -> None: ...
     def start(self, sequence: Sequence) -> None: ...
-    def prefill(self, sequence: Sequence, token_count: int, running: list[Sequence]) -> int | None: ...
-    def decode(self, running: list[Sequence]) -> list[int]: ...
+    def prefill(self, sequence: Sequence, token_count: int, running: list[Sequence]) -> Made | None: ...
+    def decode(self, running: list[Sequence]) -> list[Made]: ...
     def move(self, move: Move, sequence: Sequence) -> None: ...
     def is_usable(self) -> bool: ...
     def close(self) -> None: ...
@@ -212,13 +212,13 @@ class Engine:
             assert self._runner is not None
             sequence = piece.sequence
             try:
-                token_id = self._runner.prefill(sequence, piece.token_count, self._scheduler.running)
+                made = self._runner.prefill(sequence, piece.token_count, self._scheduler.running)
             except Exception as error:
                 self._fail_after_error([sequence], error)
                 continue
             sequence.prefilled_count += piece.token_count
-            if token_id is not None:
-                self._take(sequence, token_id)
+            if made is not None:
+                self._take(sequence, made)
 
     def _decode(self) -> None:
         running = list(self._scheduler.running)
@@ -228,22 +228,22 @@ class Engine:
             return
         assert self._runner is not None
         try:
-            token_ids = self._runner.decode(running)
+            made = self._runner.decode(running)
         except Exception as error:
             self._fail_after_error(running, error)
             return
-        made = [(sequence, token_ids[sequence.row]) for sequence in ready]
-        for sequence, token_id in made:
-            self._take(sequence, token_id)
+        taken = [(sequence, made[sequence.row]) for sequence in ready]
+        for sequence, token in taken:
+            self._take(sequence, token)
 
-    def _take(self, sequence: Sequence, token_id: int) -> None:
+    def _take(self, sequence: Sequence, made: Made) -> None:
         try:
-            text = sequence.add_token(token_id)
+            delta = sequence.add_token(made)
         except Exception as error:
             self._fail(sequence, error)
             return
-        if text:
-            self._replies.append((sequence, TokenDelta(text=text)))
+        if delta is not None:
+            self._replies.append((sequence, delta))
         if sequence.finish_reason is not None:
             self._replies.append((sequence, sequence.finished()))
             self._remove(sequence)

@@ -20,6 +20,7 @@ from app.core.messages import GenerateRequest
 from worker import base_model, chat_templates
 from worker.inference.adapters import Adapter, AdapterShelf
 from worker.inference.sequence import Prompt
+from worker.inference.token_bytes import make_token_bytes
 from worker.template_choice import read_model_type, set_template
 
 _MAX_TOKENIZERS = 64
@@ -58,6 +59,7 @@ class Intake:
             decode=partial(_decode, tokenizer),
             context_ids=token_ids if request.messages is None else (),
             received_at=received_at,
+            token_bytes=make_token_bytes(tokenizer) if request.sampling.logprobs is not None else None,
         )
 
 

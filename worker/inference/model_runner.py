@@ -20,7 +20,7 @@ from worker.inference.kv_cache import KVCache
 from worker.inference.lora_slots import LoraSlots
 from worker.inference.sampling import Sampler
 from worker.inference.scheduler import Capacity, Move
-from worker.inference.sequence import LoadedAdapter, Sequence
+from worker.inference.sequence import LoadedAdapter, Made, Sequence
 
 MAX_ROWS = 32
 # Of the memory that is free once the model is loaded; a training job and the adapters want some too.
@@ -64,7 +64,7 @@ class ModelRunner:
         self._active_R[sequence.row] = False
         self._adapter_slots_R[sequence.row] = sequence.adapter_slot
 
-    def prefill(self, sequence: Sequence, token_count: int, running: list[Sequence]) -> int | None:
+    def prefill(self, sequence: Sequence, token_count: int, running: list[Sequence]) -> Made | None:
         """Read the next so many tokens of a prompt; answers the first token made once all are read.
 
         Raises OutOfMemory.
@@ -84,7 +84,7 @@ class ModelRunner:
                 return None
             return self._activate(sequence, logits_1V)
 
-    def decode(self, running: list[Sequence]) -> list[int]:
+    def decode(self, running: list[Sequence]) -> list[Made]:
         """One token for each row; where the prompt is not read yet it means nothing. Raises OutOfMemory."""
         rows = slice(0, len(running))
         with _memory_errors(), torch.inference_mode():
@@ -95,10 +95,11 @@ class ModelRunner:
             )
             logits_BV = self._forward(self._tokens_R[rows, None], step)
             active_B = self._active_R[rows]
-            tokens_B = self._sampler.sample(logits_BV, 0, active_B)
-            self._tokens_R[rows] = tokens_B
+            self._sampler.set_masks(running)
+            sampled = self._sampler.sample(logits_BV, 0, active_B)
+            self._tokens_R[rows] = sampled.tokens_B
             self._positions_R[rows] += active_B
-            return [int(token) for token in tokens_B.tolist()]
+            return sampled.to_host()
 
     def move(self, move: Move, sequence: Sequence) -> None:
         """A sequence goes on in another row."""
@@ -122,15 +123,15 @@ class ModelRunner:
         if self._device.is_cuda:
             torch.cuda.empty_cache()
 
-    def _activate(self, sequence: Sequence, logits_1V: torch.Tensor) -> int:
+    def _activate(self, sequence: Sequence, logits_1V: torch.Tensor) -> Made:
         """The prompt is read: choose the first token, and make one in every decode step from now on."""
         row, prompt = sequence.row, sequence.prompt
-        prompt_ids = torch.tensor(prompt.token_ids, device=self._device.torch)
-        self._sampler.set_row(row, prompt.sampling, prompt.seed, prompt_ids)
+        self._sampler.set_row(row, prompt.sampling, prompt.seed, prompt.token_ids)
+        self._sampler.set_masks([sequence])
         self._active_R[row] = True
-        token_B = self._sampler.sample(logits_1V, row, self._active_R[row : row + 1])
-        self._tokens_R[row] = token_B[0]
-        return int(token_B.item())
+        sampled = self._sampler.sample(logits_1V, row, self._active_R[row : row + 1])
+        self._tokens_R[row] = sampled.tokens_B[0]
+        return sampled.to_host()[0]
 
     def _reserve(self, running: list[Sequence]) -> None:
         self._cache.reserve(len(running), self._longest(running))

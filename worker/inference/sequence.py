@@ -4,12 +4,43 @@ import time
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from app.core.messages import BaseModelRef, Finished, Sampling, Timings, Usage
-from worker.inference.text_stream import Decode, Detokenizer, StopStrings
+from app.core.messages import (
+    BaseModelRef,
+    Finished,
+    MadeToken,
+    Sampling,
+    Timings,
+    TokenDelta,
+    TokenProbability,
+    Usage,
+)
+from worker.inference.text_stream import Decode, Detokenizer, HeldTokens, StopStrings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 FinishReason = Literal["stop", "length"]
+TokenBytes = Callable[[int], bytes]
+
+
+class Matcher(Protocol):
+    """Follows one answer through the grammar it must keep to."""
+
+    def allowed(self) -> "npt.NDArray[np.int32]":
+        """The tokens that may come next, a bit each, by token id."""
+
+    def take(self, token_id: int) -> None:
+        """The answer goes on with this token."""
+
+
+class Grammar(Protocol):
+    """What an answer must look like."""
+
+    def start(self) -> Matcher:
+        """A matcher for one answer."""
 
 
 class LoadedAdapter(Protocol):
@@ -17,6 +48,22 @@ class LoadedAdapter(Protocol):
 
     @property
     def id(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How probable a token was, and the likeliest tokens in its place with their ids."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A token that the model made; its log-probability where the sequence asks for it."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +80,9 @@ class Prompt:
     # The last tokens of a prompt that the answer goes on from without a break; empty after a chat template.
     context_ids: Listed[int] = ()
     received_at: float | None = None
+    # Needed where log-probabilities are asked for.
+    token_bytes: TokenBytes | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(eq=False)
@@ -52,6 +102,8 @@ class Sequence:
     def __post_init__(self) -> None:
         self._detokenizer = Detokenizer(self.prompt.decode, self.prompt.context_ids)
         self._stops = StopStrings(self.prompt.sampling.stop)
+        self._held: HeldTokens[MadeToken] = HeldTokens()
+        self._matcher = self.prompt.grammar.start() if self.prompt.grammar else None
         self._received_at = self.clock() if self.prompt.received_at is None else self.prompt.received_at
         self._started_at = self._received_at
         self._first_token_at: float | None = None
@@ -77,25 +129,40 @@ class Sequence:
         """Whether the model has read the whole prompt."""
         return self.prefilled_count == len(self.prompt.token_ids)
 
+    @property
+    def needs_host(self) -> bool:
+        """Whether the next step can't begin before the last token was added: its mask depends on it."""
+        return self._matcher is not None
+
+    def allowed_tokens(self) -> "npt.NDArray[np.int32] | None":
+        """What the grammar lets come next, as Matcher says it; None without a grammar."""
+        return self._matcher.allowed() if self._matcher is not None else None
+
     def start(self) -> None:
         """The work begins: waiting is over."""
         self._started_at = self.clock()
 
-    def add_token(self, token_id: int) -> str:
-        """Take the next token; answers the text that may go out, and sets the finish reason at the end."""
-        self.token_ids.append(token_id)
+    def add_token(self, made: Made) -> TokenDelta | None:
+        """Take the next token; answers what may go out, and sets the finish reason at the end."""
+        self.token_ids.append(made.token_id)
+        if self._matcher is not None:
+            self._matcher.take(made.token_id)
         if self._first_token_at is None:
             self._first_token_at = self.clock()
-        if token_id in self.prompt.end_ids:
+        if made.token_id in self.prompt.end_ids:
             self.finish_reason = "stop"
-            return self._rest()
-        text = self._stops.add(self._detokenizer.add(token_id))
+            return self._delta(self._rest())
+        new = self._detokenizer.add(made.token_id)
+        if made.logprob is not None:
+            self._held.add(self._describe(made.token_id, made.logprob))
+        self._held.read(len(new))
+        text = self._stops.add(new)
         if self._stops.found:
             self.finish_reason = "stop"
         elif self.length >= self.max_length:
             self.finish_reason = "length"
             text += self._rest()
-        return text
+        return self._delta(text)
 
     def finished(self) -> Finished:
         """The last word to the client."""
@@ -113,6 +180,25 @@ class Sequence:
                 total_seconds=now - self._received_at,
                 tokens_per_second=made / working_seconds if working_seconds > 0 else 0.0,
             ),
+        )
+
+    def _delta(self, text: str) -> TokenDelta | None:
+        """The text with the tokens it is made of. Of a stop string neither text nor tokens go out."""
+        is_whole = self.finish_reason is not None and not self._stops.found
+        tokens = self._held.release(len(text), everything=is_whole)
+        return TokenDelta(text=text, tokens=tokens or None) if text or tokens else None
+
+    def _describe(self, token_id: int, logprob: TokenLogprob) -> MadeToken:
+        token_bytes = self.prompt.token_bytes
+        assert token_bytes is not None
+        return MadeToken(
+            token_id=token_id,
+            bytes=list(token_bytes(token_id)),
+            logprob=logprob.logprob,
+            top=[
+                TokenProbability(token_id=other, bytes=list(token_bytes(other)), logprob=value)
+                for other, value in logprob.top
+            ],
         )
 
     def _rest(self) -> str:

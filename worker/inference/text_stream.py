@@ -3,8 +3,11 @@
 Knows no tokenizer: a decode function is passed in.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
+Token = TypeVar("Token")
 Decode = Callable[[list[int]], str]
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -76,3 +79,28 @@ class StopStrings:
             if self._held.endswith(stop[:length])
         )
         return max(lengths, default=0)
+
+
+class HeldTokens(Generic[Token]):
+    """Holds tokens back until some of their text goes out: text and tokens leave together."""
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[int, Token]] = deque()
+        self._read_length = 0
+        self._sent_length = 0
+
+    def add(self, token: Token) -> None:
+        """A token whose text begins after what was read so far."""
+        self._held.append((self._read_length, token))
+
+    def read(self, length: int) -> None:
+        """So much text became whole with the latest token."""
+        self._read_length += length
+
+    def release(self, length: int, *, everything: bool) -> list[Token]:
+        """The tokens of the next so many characters that go out; or all of them, at the end."""
+        self._sent_length += length
+        released = []
+        while self._held and (everything or self._held[0][0] < self._sent_length):
+            released.append(self._held.popleft()[1])
+        return released

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from app.core.messages import BaseModelRef, Failed, Finished, Reply, Sampling, TokenDelta
 from app.core.specs import QuantizationSpec
 from worker.inference.scheduler import Capacity, Move
-from worker.inference.sequence import LoadedAdapter, Prompt, Sequence
+from worker.inference.sequence import LoadedAdapter, Made, Prompt, Sequence
 
 END = 0
 
@@ -64,13 +64,13 @@ class FakeRunner:
     def start(self, sequence: Sequence) -> None:
         assert sequence.prefilled_count == 0
 
-    def prefill(self, sequence: Sequence, token_count: int, running: list[Sequence]) -> int | None:
+    def prefill(self, sequence: Sequence, token_count: int, running: list[Sequence]) -> Made | None:
         assert running[sequence.row] is sequence
         if sequence.prefilled_count + token_count < len(sequence.prompt.token_ids):
             return None
         return self._next_token(sequence)
 
-    def decode(self, running: list[Sequence]) -> list[int]:
+    def decode(self, running: list[Sequence]) -> list[Made]:
         if self.decode_errors:
             raise self.decode_errors.pop()
         assert [sequence.row for sequence in running] == list(range(len(running)))
@@ -85,10 +85,10 @@ class FakeRunner:
     def close(self) -> None:
         self.closed = True
 
-    def _next_token(self, sequence: Sequence) -> int:
+    def _next_token(self, sequence: Sequence) -> Made:
         script = self.scripts.get(sequence, [])
         made = len(sequence.token_ids)
-        return script[made] if made < len(script) else 1
+        return Made(script[made] if made < len(script) else 1)
 
 
 class Mailbox:
