@@ -30,16 +30,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
 
 
 @pytest.fixture
-def store(settings: Settings) -> ArtifactStore:
-    return ArtifactStore(settings.artifacts_url)
-
-
-@pytest.fixture
-def stop() -> threading.Event:
-    return threading.Event()
-
-
-@pytest.fixture
 def runner(
     settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event
 ) -> FetchRunner:
