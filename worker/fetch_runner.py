@@ -107,7 +107,8 @@ class FetchRunner:
         if isinstance(ended, Fetched):
             self._deliver(lease, request, ended.found, keeper)
         elif isinstance(ended, FetchFailed):
-            error = FetchError(ended.code, ended.message, ended.hint, tuple(ended.problems))
+            problems = tuple(ended.problems)
+            error = FetchError(ended.code, ended.message, ended.hint, problems, ended.problem_count)
             _fail(lease, keeper, error)
         elif self._stop.is_set():
             keeper.write(lambda session: fetches.hand_back(session, lease))

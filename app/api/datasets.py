@@ -38,7 +38,13 @@ _FETCHING: dict[int | str, dict[str, Any]] = {
     openapi_extra=hub_datasets.json_body(),
 )
 def upload_dataset(
-    file: Annotated[UploadFile, File(description="The rows; their kind of file is recognised.")],
+    file: Annotated[
+        UploadFile,
+        File(
+            description="The rows, `curl -F file=@rows.jsonl`; their kind of file is recognised. A JSON body "
+            "that names a Hub dataset needs `Content-Type: application/json`."
+        ),
+    ],
     services: ServicesDep,
     name: Annotated[
         str | None, Form(min_length=1, max_length=255, description="Default: the file's own name.")

@@ -79,7 +79,7 @@ class Dataset(BaseModel):
     problems: list[Problem] = Field(
         description="Rows that were skipped, or for which it failed; the first hundred."
     )
-    problem_count: int = Field(description="How many rows were skipped.")
+    problem_count: int = Field(description="How many rows were skipped, or can't be used where it failed.")
     hub: HubOrigin | None = Field(description="Where it came from; null: it was uploaded.")
     error: DatasetError | None = Field(description="Why it failed.")
     created_at: datetime = Field(description="When it was uploaded or asked for.")

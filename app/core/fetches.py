@@ -62,6 +62,7 @@ class FetchError:
     message: str
     hint: str | None = None
     problems: tuple[dict[str, object], ...] = ()
+    problem_count: int = 0
 
 
 def submit(
@@ -184,7 +185,7 @@ def fail(session: Session, lease: FetchLease, error: FetchError) -> None:
     dataset.error = {"code": error.code, "message": error.message, "hint": error.hint}
     dataset.rows = 0
     dataset.problems = list(error.problems)
-    dataset.problem_count = len(error.problems)
+    dataset.problem_count = error.problem_count
     _end(session, dataset, DatasetState.FAILED)
 
 

@@ -51,10 +51,16 @@ def explain(error: Exception, source: HubSource, rows_read: int = 0) -> Tunesmit
     return _unreadable(error, name, rows_read) if isinstance(error, _UNREADABLE) else None
 
 
-def to_report(error: TunesmithError) -> FetchFailed:
-    """The error as the child reports it."""
+def to_report(error: TunesmithError, problem_count: int = 0) -> FetchFailed:
+    """The error as the child reports it; of so many bad rows, it holds the first ones."""
     problems = error.problems if isinstance(error, DatasetInvalid) else []
-    return FetchFailed(code=error.code, message=error.message, hint=error.hint, problems=problems)
+    return FetchFailed(
+        code=error.code,
+        message=error.message,
+        hint=error.hint,
+        problems=problems,
+        problem_count=max(problem_count, len(problems)),
+    )
 
 
 def _unreadable(error: Exception, name: str, rows_read: int) -> FetchFailure:

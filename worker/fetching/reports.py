@@ -48,7 +48,8 @@ class FetchFailed(Message):
     code: str
     message: str
     hint: str | None = None
-    problems: list[dict[str, object]] = Field([], description="Rows that can't be used.")
+    problems: list[dict[str, object]] = Field([], description="Rows that can't be used, the first hundred.")
+    problem_count: int = 0
 
 
 FetchReport = Annotated[Fetching | Fetched | FetchFailed, Field(discriminator="type")]

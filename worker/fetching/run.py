@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from app.core.dataset_inspection import inspect_hub_table, refuse_problems
+from app.core.dataset_inspection import Inspection, inspect_hub_table, refuse_problems
 from app.core.dataset_problems import Record
 from app.core.errors import FetchFailure, NoRoomForDataset, TunesmithError
 from worker.child import ParentLink
@@ -55,6 +55,7 @@ class _Announced:
 
 def _fetch(request: FetchRequest, link: ParentLink) -> None:
     table: HubTable | None = None
+    found: Inspection | None = None
     try:
         commit = find_commit(request.source)
         link.send(Fetching(commit=commit, rows=0))
@@ -68,7 +69,8 @@ def _fetch(request: FetchRequest, link: ParentLink) -> None:
         refuse_problems(found, request.on_problem)
     except Exception as error:  # the boundary of the fetch: whatever it was, the dataset must say it
         log.exception("%s could not be fetched", request.source.hub_dataset)
-        link.send(to_report(_explain(error, request, table.rows_read if table else 0)))
+        explained = _explain(error, request, table.rows_read if table else 0)
+        link.send(to_report(explained, found.problem_count if found else 0))
         return
     link.send(Fetched(found=found))
 

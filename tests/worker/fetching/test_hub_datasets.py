@@ -75,6 +75,7 @@ def test_columns_are_mapped_and_bad_rows_skipped_with_their_numbers(hub: FakeHub
     assert error_of(refused)["code"] == "dataset_invalid"
     assert "Row 2: 'a' is empty" in error_of(refused)["message"]
     assert [problem["line"] for problem in refused.problems] == [2, 3]
+    assert refused.problem_count == 2
 
 
 def test_a_token_opens_what_is_private_and_gated(
