@@ -17,6 +17,7 @@ from enum import StrEnum
 from types import FrameType
 from typing import Any
 
+import psutil
 from pydantic_core import from_json
 from sqlalchemy.exc import DBAPIError
 
@@ -77,6 +78,7 @@ class Supervisor:
         """Work until SIGTERM or SIGINT."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        self._forget_dead_neighbours()
         self._device = _probe_device()
         log.info("Worker %s (%s) on %s", self.id, ", ".join(sorted(self._roles)), self._device.get("name"))
         if self._engine:
@@ -172,6 +174,17 @@ class Supervisor:
             engine_state=engine.read_state() if engine else None,
         )
 
+    def _forget_dead_neighbours(self) -> None:
+        """Remove the rows of this host's workers that were killed: for one more lease, they look alive."""
+        try:
+            with self._database.transaction() as session:
+                alive = workers.find_alive(session, lease_seconds=self._settings.lease_seconds)
+                for worker_id in (worker.id for worker in alive if _was_killed_here(worker.id)):
+                    log.info("Worker %s of this host is dead", worker_id)
+                    workers.leave(session, worker_id)
+        except DBAPIError as error:
+            log.warning("The database does not answer: %s", error.orig)
+
     def _leave(self) -> None:
         try:
             with self._database.transaction() as session:
@@ -203,6 +216,12 @@ def wait_for_schema(settings: Settings, *, timeout_seconds: float) -> bool:
         return False
     finally:
         database.close()
+
+
+def _was_killed_here(worker_id: str) -> bool:
+    """Whether a worker's id names a process of this host that is no more, or is this one by now."""
+    host, _, pid = worker_id.rpartition("-")[0].rpartition("-")
+    return host == socket.gethostname() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
 
 
 def _probe_device() -> dict[str, Any]:
