@@ -106,6 +106,17 @@ class EngineClient:
                     raise
         raise AssertionError("the last one answers or raises")
 
+    async def is_there(self, url: str, token: str | None) -> bool:
+        """Whether the engine of a worker's row answers, and no other process at its address."""
+        headers = {"authorization": f"Bearer {token or ''}"}
+        try:
+            response = await self._http.get(f"{url}/state", headers=headers, timeout=_CONNECT_SECONDS)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            return False
+        except httpx.TransportError:
+            return True  # busy beyond measure, perhaps; a request will tell
+        return response.status_code == httpx.codes.OK
+
     async def close(self) -> None:
         """Close every connection."""
         await self._http.aclose()
