@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 def main(report_fd: int) -> None:
     """Fetch, and report how it ended."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx", "httpx2"):
+        # The Hub's client logs every address, and those of files carry signatures.
+        logging.getLogger(name).setLevel(logging.WARNING)
     link = ParentLink(report_fd)
     request = link.read_request(FetchRequest)
     # Half a dataset is of no use, so a stop ends at once what is here; the worker removes the folder.
