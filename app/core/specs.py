@@ -54,7 +54,7 @@ class LoraSpec(Spec):
     alpha: float = Field(16, gt=0, description="Scale: the update is multiplied by alpha / r.")
     dropout: Fraction = Field(0.1, description="Dropout on the adapter's input while training.")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained too.")
-    target_modules: Literal["all-linear"] | ModuleNames | None = Field(
+    target_modules: ModuleNames | Literal["all-linear"] | None = Field(
         None,
         description="Modules that get an adapter: names, `all-linear`, or null: PEFT's choice.",
         examples=["all-linear", ["q_proj", "v_proj"]],
