@@ -206,3 +206,9 @@ class EngineState(Wire):
     paused_by: str | None = Field(
         None, description="Id of the job that has the GPU, while serving is paused."
     )
+
+    @property
+    def loaded(self) -> list[BaseModelRef]:
+        """Base models that answer at once, the one used last first."""
+        bases = [base.base_model for base in reversed(self.bases)]
+        return bases or ([self.base_model] if self.base_model else [])

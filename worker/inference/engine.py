@@ -327,6 +327,8 @@ class Engine:
             self._options.on_change()
 
 
-def _news(state: EngineState) -> tuple[set[str], LoadingBase | None, str | None]:
+def _news(state: EngineState) -> tuple[object, ...]:
     """What clients should hear of at once."""
-    return {base.base_model.key for base in state.bases}, state.loading, state.paused_by
+    loaded = {base.base_model.key for base in state.bases}
+    missed = {one.base_model.key for one in state.waiting} - loaded
+    return loaded, missed, state.loading, state.paused_by
