@@ -112,12 +112,12 @@ def _busy(alive: list[Worker]) -> list[str]:
         since = loading.since.isoformat(timespec="seconds").replace("+00:00", "Z")
         reasons.append(f"An engine has been loading the base model {loading.base_model.name} since {since}.")
     for state in states:
-        # Rows are what they wait for where the base model is there.
+        # Where the base model is there, it is rows that they wait for.
         served = [*state.loaded, *([state.loading.base_model] if state.loading else [])]
         for waiting in [one for one in state.waiting if one.base_model not in served]:
             busy = ", ".join(base.name for base in served) or "no base model"
             reasons.append(
-                f"{waiting.count} requests wait for the base model {waiting.base_model.name}, which is not "
-                f"loaded: the engine is busy with {busy}."
+                f"The base model {waiting.base_model.name} is not loaded, and the engine is busy with {busy}. "
+                f"Waiting for it: {waiting.count}."
             )
     return reasons

@@ -107,7 +107,7 @@ def test_it_says_what_is_being_loaded_and_who_waits_for_what_is_not(
     assert answer.status_code == 200
     assert answer.json()["reasons"] == [
         "An engine has been loading the base model two since 2026-01-02T03:04:05Z.",
-        "5 requests wait for the base model three, which is not loaded: the engine is busy with one, two.",
+        "The base model three is not loaded, and the engine is busy with one, two. Waiting for it: 5.",
     ]
 
 
