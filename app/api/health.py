@@ -114,10 +114,8 @@ def _busy(alive: list[Worker]) -> list[str]:
     for state in states:
         # Where the base model is there, it is rows that they wait for.
         served = [*state.loaded, *([state.loading.base_model] if state.loading else [])]
+        busy = ", ".join(base.name for base in served) or "no base model"
         for waiting in [one for one in state.waiting if one.base_model not in served]:
-            busy = ", ".join(base.name for base in served) or "no base model"
-            reasons.append(
-                f"The base model {waiting.base_model.name} is not loaded, and the engine is busy with {busy}. "
-                f"Waiting for it: {waiting.count}."
-            )
+            missing = f"The base model {waiting.base_model.name} is not loaded"
+            reasons.append(f"{missing}, and the engine is busy with {busy}. Waiting for it: {waiting.count}.")
     return reasons

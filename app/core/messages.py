@@ -190,7 +190,7 @@ class WaitingRequests(Wire):
     """How many requests wait for which base model, loaded or not."""
 
     base_model: BaseModelRef
-    count: int
+    count: int = Field(description="How many.")
 
 
 class EngineState(Wire):
