@@ -290,6 +290,7 @@ class ModelRunner:
 
     def _forward(self, ids_N: torch.Tensor, step: attention.Step) -> torch.Tensor:
         """Logits of every token of a decode step. Of prompts only keys and values are wanted."""
+        self._slots.begin(len(ids_N))
         model = self._model.base_model if step.reads_prompts else self._model
         output = model(input_ids=ids_N[None], position_ids=step.positions_N[None], use_cache=False, step=step)
         logits_NV: torch.Tensor = output[0][0]
