@@ -379,6 +379,19 @@ def test_resume_serves_again(bench):
     assert bench.engine.state.paused_by is None
 
 
+def test_a_job_beside_is_shown_and_left_its_memory_until_serving_has_the_device_again(bench):
+    shared = bench.engine.share("job_1", 7)
+    sequence = bench.submit()
+    bench.finish(sequence)
+    assert shared.done()
+    assert isinstance(bench.mail.end(sequence), Finished)
+    assert (bench.engine.state.shares_with, bench.engine.reserved_bytes) == ("job_1", 7)
+    bench.engine.resume()
+    bench.engine.step()
+
+    assert (bench.engine.state.shares_with, bench.engine.reserved_bytes) == (None, 0)
+
+
 def test_stop_ends_the_loop_when_nothing_runs_any_more(bench):
     running = bench.submit(max_new_tokens=5)
     bench.engine.step()
