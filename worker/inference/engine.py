@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from app.core.errors import EngineFailed, GpuTaken, OutOfMemory, QueueFull, TunesmithError
-from app.core.messages import BaseModelRef, EngineState, LoadingBase, Reply, ServedBase, WaitingRequests
+from app.core.messages import BaseModelRef, EngineState, LoadingBase, Reply
 from worker.inference.batch import Batch, Runner, RunnerBroken
+from worker.inference.engine_state import describe, news
 from worker.inference.failures import BaseModelBusy, EngineStopping, failed
 from worker.inference.scheduler import Scheduler
 from worker.inference.sequence import Sequence
@@ -274,6 +275,8 @@ class Engine:
             except queue.Empty:
                 return
             self._obey()
+            # Who is refused meanwhile should not have to wait too.
+            self._publish()
             if self._refusal is not None or any(map(self._scheduler.is_served, self._scheduler.waiting)):
                 return
 
@@ -320,29 +323,14 @@ class Engine:
         if shown == self._shown:
             return
         self._shown = shown
-        bits = {batch.lane: batch.runner.weight_bits for batch in self._batches}
         before = self.state
-        self.state = EngineState(
-            base_model=lanes[-1].base_model if lanes else None,
-            adapters=[adapter_id for _, adapters in bases for adapter_id in adapters],
-            bases=[
-                ServedBase(base_model=lane.base_model, weight_bits=bits[lane], adapters=adapters)
-                for lane, adapters in bases
-            ],
-            loading=self._loading,
-            waiting=[
-                WaitingRequests(base_model=BaseModelRef.model_validate_json(key), count=count)
-                for key, count in waiting.items()
-            ],
-            paused_by=self._paused_by,
-            shares_with=self._shares_with,
+        bits = {batch.lane: batch.runner.weight_bits for batch in self._batches}
+        self.state = describe(self._scheduler, bits).model_copy(
+            update={
+                "loading": self._loading,
+                "paused_by": self._paused_by,
+                "shares_with": self._shares_with,
+            }
         )
-        if _news(before) != _news(self.state):
+        if news(before) != news(self.state):
             self._options.on_change()
-
-
-def _news(state: EngineState) -> tuple[object, ...]:
-    """What clients should hear of at once."""
-    loaded = {base.base_model.key for base in state.bases}
-    missed = {one.base_model.key for one in state.waiting} - loaded
-    return loaded, missed, state.loading, state.paused_by, state.shares_with
