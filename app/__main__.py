@@ -146,13 +146,13 @@ def is_loopback(host: str) -> bool:
 
 def _refuse_unsafe_host(settings: Settings) -> None:
     """Exit with status 2 where strangers could use the API."""
-    if is_loopback(settings.host) or settings.api_key:
+    if is_loopback(settings.published_host) or settings.api_key:
         return
     with Database(settings.database_url).snapshot() as session:
         if keys.any_exist(session):
             return
     typer.echo(
-        f"TUNESMITH_HOST is {settings.host}, so other machines can reach this API, and it has no key.\n"
+        f"TUNESMITH_HOST is {settings.published_host}, so other machines can reach this API, and it has no key.\n"
         "Set TUNESMITH_API_KEY, or make a key with `tunesmith keys create NAME`, "
         "or set TUNESMITH_HOST=127.0.0.1.",
         err=True,

@@ -1,5 +1,6 @@
 """`tunesmith`: the command-line client. It speaks HTTP only; what needs the database runs `python -m app`."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -57,6 +58,20 @@ def up(
 def keys(context: typer.Context) -> None:
     """API keys, on the machine of the API: create NAME, list, revoke ID."""
     command = [sys.executable, "-m", "app", "keys", *context.args]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@cli.command()
+def doctor() -> None:
+    """What a worker sees of this machine: GPU, packages, disk, Hub token, database, models."""
+    if importlib.util.find_spec("worker") is None or importlib.util.find_spec("torch") is None:
+        typer.echo(
+            "The worker is not installed here, so there is nothing to examine. Ask where it runs: "
+            "`docker compose exec worker tunesmith doctor`, or install `tunesmith[worker]`.",
+            err=True,
+        )
+        raise typer.Exit(1)
+    command = [sys.executable, "-m", "worker", "--check"]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 

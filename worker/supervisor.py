@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from types import FrameType
@@ -26,6 +26,7 @@ from app.core.database import Database, is_migrated
 from app.core.queue import Lease
 from app.core.settings import GpuPolicy, Settings
 from app.core.workers import WorkerReport
+from worker.doctor.process import Examination
 from worker.engine_process import ENGINE_MODULE, EngineProcess
 from worker.job_runner import TRAINING_MODULE, JobRunner
 
@@ -51,6 +52,7 @@ class Supervisor:
         *,
         training_module: str = TRAINING_MODULE,
         engine_module: str = ENGINE_MODULE,
+        make_examination: Callable[[Callable[[], None]], Examination] | None = None,
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._settings = settings
@@ -62,6 +64,7 @@ class Supervisor:
         self._engine = (
             EngineProcess(settings, self._beat_now.set, module=engine_module) if Role.SERVE in roles else None
         )
+        self._examination = make_examination(self._beat_now.set) if make_examination else None
         self._runner = JobRunner(
             settings,
             self._database,
@@ -81,12 +84,16 @@ class Supervisor:
             self._engine.start()
         heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         heart.start()
+        if self._examination:
+            self._examination.start()
         try:
             self._take_jobs()
         finally:
             self._stop.set()
             self._beat_now.set()
             heart.join()
+            if self._examination:
+                self._examination.stop()
             if self._engine:
                 self._engine.stop()
             self._leave()
@@ -148,6 +155,7 @@ class Supervisor:
             engine_url=engine.url if engine else None,
             engine_token=engine.token if engine else None,
             engine_state=engine.read_state() if engine else None,
+            problems=self._examination.failures if self._examination else [],
         )
 
     def _leave(self) -> None:
