@@ -4,7 +4,7 @@ import importlib.util
 import signal
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,11 @@ Tunesmith answers on {url} (docs: {url}/docs). Next:
 
 Ctrl-C stops it.
 """
+
+# For commands that `python -m app` carries out: it knows their arguments.
+_PASSED_ON: Any = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+}
 
 cli = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -52,13 +57,22 @@ def up(
         raise typer.Exit(1) from None
 
 
-@cli.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
+@cli.command(**_PASSED_ON)
 def keys(context: typer.Context) -> None:
     """API keys, on the machine of the API: create NAME, list, revoke ID."""
-    command = [sys.executable, "-m", "app", "keys", *context.args]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    _pass_on("keys", context)
+
+
+@cli.command(**_PASSED_ON)
+def backup(context: typer.Context) -> None:
+    """Everything but base models into a tar, on the machine of the API: FILE, or - for stdout."""
+    _pass_on("backup", context)
+
+
+@cli.command(**_PASSED_ON)
+def restore(context: typer.Context) -> None:
+    """A backup into an empty data folder, on the machine of the API: FILE, or - for stdin."""
+    _pass_on("restore", context)
 
 
 @cli.command()
@@ -73,6 +87,11 @@ def doctor() -> None:
         raise typer.Exit(1)
     command = [sys.executable, "-m", "worker", "--check"]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _pass_on(command: str, context: typer.Context) -> None:
+    process = subprocess.run([sys.executable, "-m", "app", command, *context.args], check=False)
+    raise typer.Exit(process.returncode)
 
 
 def main() -> None:

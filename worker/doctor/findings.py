@@ -1,4 +1,7 @@
-"""What an examination found, one line each, and how a screen shows it. Knows no torch: the supervisor reads it."""
+"""What an examination found, one line each, and how a screen shows it.
+
+Knows no torch: the supervisor reads it.
+"""
 
 from collections.abc import Sequence
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""The examination in a process of its own, beside a running worker: torch must not enter the worker itself."""
+"""The examination in a process of its own, beside a running worker, which must not load torch itself."""
 
 import logging
 import subprocess

@@ -54,7 +54,10 @@ def examine_database(url: str) -> Finding:
     hint = "Start the API first: it migrates. The worker must be of the same version."
     if url.startswith("sqlite") and not Path(make_url(url).database or "").is_file():
         return failure("database", f"{shown} is not there yet.", hint)  # looking would make an empty one
-    database = Database(url)
+    try:
+        database = Database(url)
+    except ImportError as error:
+        return failure("database", f"{shown}: {error}.", "pip install 'tunesmith[postgres]'.")
     try:
         if is_migrated(database):
             return ok("database", f"{shown}, migrated")
