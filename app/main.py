@@ -26,6 +26,9 @@ from app.api.body_limit import BodyLimitMiddleware
 from app.api.deps import Services
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
+from app.api.openai import chat, completions
+from app.api.openai import models as openai_models
+from app.api.openai.errors import DOCUMENTED, OpenAIErrors
 from app.api.request_metrics import RequestMetrics
 from app.api.requests import RequestMiddleware
 from app.core import queue, workers
@@ -44,7 +47,7 @@ Upload a dataset, submit a job, follow its log, generate:
     curl -N 'localhost:8000/jobs/job_…/logs?follow=true'
     curl -H 'Content-Type: application/json' -d '{"adapter": "ad_…", "prompt": "…"}' localhost:8000/generate
 
-Every error has one shape: `{"error": {"type", "code", "message", "param", "hint"}}`.
+Every error has one shape: `{"error": {"type", "code", "message", "param", "hint"}}`; under `/v1` OpenAI's.
 """
 _TAGS = [
     {"name": "Datasets", "description": "Files of training rows."},
@@ -52,6 +55,7 @@ _TAGS = [
     {"name": "Models", "description": "Base models that may be named."},
     {"name": "Adapters", "description": "What finished jobs made."},
     {"name": "Generate", "description": "Text from an adapter or a base model."},
+    {"name": "OpenAI", "description": "The same for clients of the OpenAI API: base URL `/v1`."},
     {"name": "Service", "description": "Health, readiness, counters."},
 ]
 _log = logging.getLogger(__name__)
@@ -72,13 +76,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    # The last one added is the outermost: an id for every answer, then the key, then the body.
+    # The last one added is the outermost: the shape of errors, an id for every answer, the key, the body.
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
+    app.add_middleware(OpenAIErrors)
     for module in (datasets, preview, preflight, jobs, job_history, models, adapters, generate):
         responses = errors.documented(401, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
+    for module in (openai_models, chat, completions):
+        app.include_router(
+            module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
+        )
     app.include_router(health.router)
     return app
 

@@ -1,5 +1,6 @@
 """Fixtures every test may use: settings in a fresh folder, and a migrated database in a real file."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,10 @@ import pytest
 
 from app.core.database import Database, migrate
 from app.core.settings import Settings
+
+# Triton reads this when it is first imported. Without a GPU its kernels run in its interpreter.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -46,14 +46,18 @@ class Act(Enum):
 
 
 class FakeEngine:
-    """Answers every request with `script`, and remembers what it was asked."""
+    """Answers requests with `scripts` in turn, then always with `script`; remembers what it was asked."""
 
     def __init__(self) -> None:
         self.script: list[Reply | Act | str] = [TokenDelta(text="Hel"), TokenDelta(text="lo"), FINISHED]
+        self.scripts: list[list[Reply | Act | str]] = []
         self.requests: list[GenerateRequest] = []
         self.tokens: list[str] = []
         self.is_holding = threading.Event()
         self.lost_its_client = threading.Event()
+        # The same, counted.
+        self.holding = threading.Semaphore(0)
+        self.lost = threading.Semaphore(0)
         self._server = ServerThread(self._answer, lifespan="off")
         self.url = self._server.url
 
@@ -72,7 +76,7 @@ class FakeEngine:
         self.requests.append(GenerateRequest.model_validate_json(body + message["body"]))
         self.tokens.append(dict(scope["headers"])[b"authorization"].decode())
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        for reply in self.script:
+        for reply in self.scripts.pop(0) if self.scripts else self.script:
             if reply is Act.BREAK:
                 return
             if reply is Act.HOLD:
@@ -83,7 +87,9 @@ class FakeEngine:
 
     async def _hold(self, receive: Receive) -> None:
         self.is_holding.set()
+        self.holding.release()
         async with asyncio.timeout(30):
             while (await receive())["type"] != "http.disconnect":
                 pass
         self.lost_its_client.set()
+        self.lost.release()

@@ -45,16 +45,18 @@ _DESCRIPTIONS = {
     409: "The present state does not allow this.",
     413: "The body is larger than the limit.",
     422: "The request is malformed; `param` names the field.",
-    429: "Too many jobs are waiting.",
+    429: "Too many are waiting; `Retry-After` says when to come back.",
     503: "Nothing can answer now; `Retry-After` says when to come back.",
 }
 _QUEUE_FULL_RETRY_SECONDS = 30
 _FAILED_KINDS: dict[str, type[TunesmithError]] = {
     "invalid": InvalidRequest,
     "not_found": NotFound,
+    "busy": QueueFull,
     "unavailable": Unavailable,
     "internal": TunesmithError,
 }
+_COMES_BACK = (Unavailable, QueueFull)
 _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 8 << 20
 
@@ -109,7 +111,7 @@ def to_response(error: TunesmithError) -> Response:
 def refusal_response(failed: Failed) -> Response:
     """The HTTP answer when the engine gave none."""
     kind = _FAILED_KINDS[failed.kind]
-    headers = {"retry-after": str(failed.retry_after_seconds or 5)} if kind is Unavailable else {}
+    headers = {"retry-after": str(failed.retry_after_seconds or 5)} if kind in _COMES_BACK else {}
     return _response(_STATUS.get(kind, 500), refusal_content(failed), headers)
 
 
@@ -123,7 +125,7 @@ def error_content(error: TunesmithError) -> dict[str, Any]:
 
 def refusal_content(failed: Failed) -> dict[str, Any]:
     """What the engine said, in the one shape; its own code is kept."""
-    return _content(_FAILED_KINDS[failed.kind].type, failed.code, failed.message, None, failed.hint)
+    return _content(_FAILED_KINDS[failed.kind].type, failed.code, failed.message, failed.param, failed.hint)
 
 
 def dumps(content: object) -> str:

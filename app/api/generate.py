@@ -1,46 +1,46 @@
-"""POST /generate: one answer from the engine, at once or as a stream of server-sent events."""
+"""POST /generate: one answer from the engine, or several, at once or as a stream of server-sent events."""
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
 
-import anyio
 from anyio import to_thread
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 from pydantic import BaseModel, Field
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.types import Receive, Scope, Send
+from sse_starlette import ServerSentEvent
 
+from app.api.answers import (
+    CLIENT_GONE,
+    Answer,
+    Answers,
+    EventStream,
+    Target,
+    collect,
+    find_adapter,
+    find_base_model,
+    repeat,
+    unless_gone,
+)
 from app.api.deps import Services, ServicesDep
-from app.api.engine_client import Engine, find_engine
 from app.api.errors import EngineRefusal, documented, dumps, error_content, refusal_content
-from app.core import adapters, models
+from app.api.response_format import ResponseFormat, output_schema
 from app.core.errors import InvalidRequest, TunesmithError
 from app.core.ids import new_id
 from app.core.messages import (
-    BaseModelRef,
     ChatMessage,
-    Failed,
     Finished,
     GenerateRequest,
-    Reply,
+    MadeToken,
     Sampling,
     Timings,
     TokenDelta,
     Usage,
 )
-from app.core.specs import MODEL_NAME, QuantizationSpec
+from app.core.specs import MODEL_NAME
 
 router = APIRouter(tags=["Generate"])
 
-Result = TypeVar("Result")
-Replies = AsyncGenerator[Reply, None]
-
-_KEEP_ALIVE_SECONDS = 15
-_SHUTDOWN_GRACE_SECONDS = 8.0
-_CLIENT_GONE = 499  # nginx's number for it; nobody reads the answer, but the counters do
+_MOST_CHOICES = 128
 _EXAMPLES: dict[str, Example] = {
     "adapter": {
         "summary": "Ask an adapter",
@@ -69,53 +69,61 @@ class GenerateBody(Sampling):
     messages: list[ChatMessage] | None = Field(
         None, min_length=1, description="A conversation, rendered with the model's chat template."
     )
+    n: int = Field(1, ge=1, le=_MOST_CHOICES, description="How many answers; see `choices`.")
+    response_format: ResponseFormat | None = Field(
+        None, description="What the answer must look like: text, JSON, or JSON that keeps to a schema."
+    )
     stream: bool = Field(False, description="Answer with server-sent events: `delta`, …, `done`.")
 
 
-class GenerationEnd(BaseModel):
+class ChoiceEnd(BaseModel):
+    """How one of several answers ended."""
+
+    finish_reason: Literal["stop", "length"] = Field(description="`length`: `max_new_tokens` were made.")
+
+
+class Choice(ChoiceEnd):
+    """One of several answers."""
+
+    text: str = Field(description="The answer, without the prompt.")
+    tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
+
+
+class GenerationEnd(ChoiceEnd):
     """Everything of an answer but its text."""
 
     id: str = Field(description="Names this answer.", examples=["gen_4kq1v9x2m7ahc3zt"])
     adapter: str | None = Field(description="Id of the adapter that answered.")
     base_model: str = Field(description="The base model that answered.")
-    finish_reason: Literal["stop", "length"] = Field(description="`length`: `max_new_tokens` were made.")
-    usage: Usage = Field(description="Tokens read and made.")
-    timings: Timings = Field(description="Where the time went.")
+    usage: Usage = Field(description="Tokens read, and tokens made for all answers.")
+    timings: Timings = Field(description="Where the time went; of several answers, for the slowest.")
+
+
+class StreamEnd(GenerationEnd):
+    """The last event of a stream."""
+
+    choices: list[ChoiceEnd] | None = Field(None, description="Every answer's end, with `n` above 1.")
 
 
 class Generation(GenerationEnd):
     """An answer."""
 
     text: str = Field(description="The answer, without the prompt.")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be asked of which engine."""
-
-    engine: Engine
-    request: GenerateRequest
-
-    def end(self, finished: Finished) -> GenerationEnd:
-        """What is said when the answer is complete."""
-        adapter = self.request.adapter
-        return GenerationEnd(
-            id=new_id("gen"),
-            adapter=adapter.id if adapter else None,
-            base_model=self.request.base_model.name,
-            **finished.model_dump(exclude={"type"}),
-        )
+    tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
+    choices: list[Choice] | None = Field(None, description="Every answer, with `n` above 1.")
 
 
 @router.post(
     "/generate",
     response_model=Generation,
+    response_model_exclude_unset=True,
     summary="Generate text",
-    responses=documented(404, 503)
+    responses=documented(404, 429, 503)
     | {
         200: {
-            "description": "The answer. With `stream`: events `delta` (`text`), then `done` (the answer "
-            "without its text), or `error` (the error shape) where it broke off.",
+            "description": "The answer. With `stream`: events `delta` (`text`; with `logprobs` also "
+            "`tokens`; with `n` also the answer's `index`), then `done` (the answer without its text), or "
+            "`error` (the error shape) where it broke off.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     },
@@ -124,50 +132,36 @@ async def generate(
     body: Annotated[GenerateBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
 ) -> object:
     """Ask an adapter or a base model. A client that goes away ends the work."""
-    plan = await to_thread.run_sync(_plan, services, body)
-    replies = services.engines.stream(plan.engine, plan.request)
+    target, asked = await to_thread.run_sync(_plan, services, body)
+    answers = Answers(services.engines, target.engine, repeat(asked, body.n))
     try:
-        if not body.stream:
-            answer = await _unless_gone(request, _whole_answer(plan, replies))
-            return answer or Response(status_code=_CLIENT_GONE)
-        # The status is not sent before the engine has said something: it may say no.
-        first = await _unless_gone(request, _first(replies))
+        if body.stream and await unless_gone(request, answers.begin()):
+            return EventStream(_events(target, answers, body.n), answers)
+        whole = None if body.stream else await unless_gone(request, collect(answers))
     except BaseException:
-        await replies.aclose()
+        await answers.close()
         raise
-    if first is None:
-        return Response(status_code=_CLIENT_GONE)
-    return _ReplyStream(plan, first, replies)
+    await answers.close()
+    return _generation(target, whole) if whole else Response(status_code=CLIENT_GONE)
 
 
-def _plan(services: Services, body: GenerateBody) -> Plan:
+def _plan(services: Services, body: GenerateBody) -> tuple[Target, GenerateRequest]:
     """Check what pydantic can't, and find the adapter and the engine."""
     _exactly_one(body, "adapter", "base_model")
     _exactly_one(body, "prompt", "messages")
-    sampling = Sampling.model_validate(body.model_dump(include=set(Sampling.model_fields)))
-    if body.base_model:
-        models.check(body.base_model, services.settings)
     with services.database.snapshot() as session:
         if body.adapter:
-            base_model, adapter = adapters.references(adapters.get(session, body.adapter))
+            target = find_adapter(session, services.settings, body.adapter)
         else:
-            base_model, adapter = _base_model_ref(body.base_model or ""), None
-        engine = find_engine(session, services.settings, base_model=base_model.name)
-    loaded = engine.state.base_model
-    if adapter is None and loaded and loaded.name == base_model.name:
-        base_model = loaded  # as it stands in memory: asking for another quantization would load it again
-    request = GenerateRequest(
-        base_model=base_model,
-        adapter=adapter,
+            target = find_base_model(session, services.settings, body.base_model or "")
+    return target, GenerateRequest(
+        base_model=target.base_model,
+        adapter=target.adapter,
         prompt=body.prompt,
         messages=body.messages,
-        sampling=sampling,
+        sampling=Sampling.model_validate(body.model_dump(include=set(Sampling.model_fields))),
+        output_schema=output_schema(body.response_format),
     )
-    return Plan(engine, request)
-
-
-def _base_model_ref(name: str) -> BaseModelRef:
-    return BaseModelRef(name=name, quantization=QuantizationSpec())
 
 
 def _exactly_one(body: GenerateBody, first: str, second: str) -> None:
@@ -177,79 +171,67 @@ def _exactly_one(body: GenerateBody, first: str, second: str) -> None:
         raise InvalidRequest(f"Give either `{first}` or `{second}`: {problem}.", param=first)
 
 
-async def _whole_answer(plan: Plan, replies: Replies) -> Generation:
-    texts: list[str] = []
-    async for reply in replies:
-        if isinstance(reply, TokenDelta):
-            texts.append(reply.text)
-        elif isinstance(reply, Failed):
-            raise EngineRefusal(reply)
-        else:
-            return Generation(text="".join(texts), **plan.end(reply).model_dump())
-    raise AssertionError("the replies end with Finished, Failed or an exception")
+def _generation(target: Target, whole: list[Answer]) -> Generation:
+    end = _end(target, [answer.finished for answer in whole])
+    found = Generation(text=whole[0].text, **end.model_dump())
+    if whole[0].tokens is not None:
+        found.tokens = whole[0].tokens
+    if len(whole) > 1:
+        found.choices = [_choice(answer) for answer in whole]
+    return found
 
 
-async def _first(replies: Replies) -> Reply:
-    reply = await anext(replies)
-    if isinstance(reply, Failed):
-        raise EngineRefusal(reply)
-    return reply
+def _choice(answer: Answer) -> Choice:
+    tokens = {} if answer.tokens is None else {"tokens": answer.tokens}
+    return Choice(finish_reason=answer.finished.finish_reason, text=answer.text, **tokens)
 
 
-class _ReplyStream(EventSourceResponse):
-    """The engine's replies as server-sent events. However it ends, the engine's connection is closed."""
-
-    def __init__(self, plan: Plan, first: Reply, replies: Replies) -> None:
-        super().__init__(
-            _server_sent(plan, first, replies),
-            ping=_KEEP_ALIVE_SECONDS,
-            sep="\n",
-            # On SIGTERM an answer that is being given may still be finished.
-            shutdown_event=anyio.Event(),
-            shutdown_grace_period=_SHUTDOWN_GRACE_SECONDS,
-        )
-        self._replies = replies
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._replies.aclose()
+def _end(target: Target, finished: list[Finished]) -> GenerationEnd:
+    slowest = max(finished, key=lambda one: one.timings.total_seconds)
+    made = sum(one.usage.completion_tokens for one in finished)
+    return GenerationEnd(
+        id=new_id("gen"),
+        adapter=target.adapter.id if target.adapter else None,
+        base_model=target.base_model.name,
+        finish_reason=finished[0].finish_reason,
+        usage=finished[0].usage.model_copy(update={"completion_tokens": made}),
+        timings=slowest.timings,
+    )
 
 
-async def _server_sent(plan: Plan, first: Reply, replies: Replies) -> AsyncIterator[ServerSentEvent]:
+async def _events(target: Target, answers: Answers, count: int) -> AsyncIterator[ServerSentEvent]:
+    ends: dict[int, Finished] = {}
     try:
-        yield _event(plan, first)
-        async for reply in replies:
-            yield _event(plan, reply)
+        async for index, reply in answers:
+            if isinstance(reply, Finished):
+                ends[index] = reply
+            else:
+                yield _event("delta", dumps(_delta(reply, index if count > 1 else None)))
+    # The status is out: what went wrong can only be said in the stream.
+    except EngineRefusal as refusal:
+        yield _event("error", dumps(refusal_content(refusal.failed)))
     except TunesmithError as error:
-        # The status is out: what went wrong can only be said in the stream.
-        yield ServerSentEvent(dumps(error_content(error)), event="error", sep="\n")
+        yield _event("error", dumps(error_content(error)))
+    else:
+        yield _event("done", _stream_end(target, ends, count).model_dump_json(exclude_unset=True))
 
 
-def _event(plan: Plan, reply: Reply) -> ServerSentEvent:
-    match reply:
-        case TokenDelta(text=text):
-            return ServerSentEvent(dumps({"text": text}), event="delta", sep="\n")
-        case Failed():
-            return ServerSentEvent(dumps(refusal_content(reply)), event="error", sep="\n")
-        case Finished():
-            return ServerSentEvent(plan.end(reply).model_dump_json(), event="done", sep="\n")
+def _delta(reply: TokenDelta, index: int | None) -> dict[str, object]:
+    content: dict[str, object] = {"text": reply.text}
+    if index is not None:
+        content["index"] = index
+    if reply.tokens is not None:
+        content["tokens"] = [token.model_dump() for token in reply.tokens]
+    return content
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """The result of the work, or None where the client went away first; then the work is cancelled."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_wait_until_gone(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+def _stream_end(target: Target, ends: dict[int, Finished], count: int) -> StreamEnd:
+    finished = [ends[index] for index in range(count)]
+    end = StreamEnd(**_end(target, finished).model_dump())
+    if count > 1:
+        end.choices = [ChoiceEnd(finish_reason=one.finish_reason) for one in finished]
+    return end
 
 
-async def _wait_until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _event(name: str, text: str) -> ServerSentEvent:
+    return ServerSentEvent(text, event=name, sep="\n")

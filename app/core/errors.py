@@ -2,6 +2,7 @@
 
 TunesmithError
 ├── InvalidRequest            the payload is wrong; `param` names the field
+│   ├── PromptTooLong         it does not fit the base model's context
 │   ├── DatasetInvalid        lines that can't be used, each with its number
 │   ├── ModelNotAllowed
 │   ├── UnknownModel
@@ -44,6 +45,12 @@ class InvalidRequest(TunesmithError):
 
     type = "invalid_request_error"
     code = "invalid_request"
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt does not fit the base model's context."""
+
+    code = "context_length_exceeded"
 
 
 class DatasetInvalid(InvalidRequest):
@@ -159,7 +166,7 @@ class TooLarge(TunesmithError):
 
 
 class QueueFull(TunesmithError):
-    """Too many jobs are waiting."""
+    """Too many are waiting."""
 
     type = "rate_limit_error"
     code = "queue_full"

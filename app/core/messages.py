@@ -78,14 +78,26 @@ class BaseModelRef(Wire):
     quantization: QuantizationSpec
 
 
+class OutputSchema(Wire):
+    """JSON that an answer must be. `strict`: refuse a schema with keywords that can't be kept to."""
+
+    model_config = ConfigDict(frozen=True)
+    source: str
+    strict: bool
+
+
 class GenerateRequest(Wire):
-    """One answer to make: of `prompt` (taken as it is) or of `messages` (rendered with the chat template)."""
+    """One answer to make: of `prompt` (taken as it is), of `prompt_ids` (tokens), or of `messages` (rendered
+    with the chat template).
+    """
 
     base_model: BaseModelRef
     adapter: AdapterRef | None = None
     prompt: str | None = None
+    prompt_ids: list[Annotated[int, Field(ge=0)]] | None = None
     messages: list[ChatMessage] | None = None
     sampling: Sampling = Sampling()
+    output_schema: OutputSchema | None = None
 
 
 class Usage(Wire):
@@ -139,9 +151,10 @@ class Failed(Wire):
     """There is no answer, or no more of it. `kind` says which HTTP status it is."""
 
     type: Literal["failed"] = "failed"
-    kind: Literal["invalid", "not_found", "unavailable", "internal"]
+    kind: Literal["invalid", "not_found", "busy", "unavailable", "internal"]
     code: str
     message: str
+    param: str | None = None
     hint: str | None = None
     retry_after_seconds: int | None = None
 

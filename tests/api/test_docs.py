@@ -3,8 +3,11 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
 
 from app.api.generate import GenerateBody
+from app.api.openai.chat import ChatBody
+from app.api.openai.completions import CompletionBody
 from app.core.specs import JobSpec
 
 
@@ -40,16 +43,24 @@ def test_every_parameter_and_operation_is_described(document: dict[str, Any]) ->
 
 
 def test_every_error_has_the_one_shape(document: dict[str, Any]) -> None:
-    shape = {"$ref": "#/components/schemas/ErrorAnswer"}
     for name, operation in operations(document):
+        shape = {"$ref": f"#/components/schemas/{'OpenAIError' if ' /v1/' in name else 'ErrorAnswer'}"}
         for status, response in operation["responses"].items():
             if status >= "400" and name != "get /ready":
                 assert response["content"]["application/json"]["schema"] == shape, f"{name} {status}"
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
-@pytest.mark.parametrize(("path", "model"), [("/jobs", JobSpec), ("/generate", GenerateBody)])
-def test_the_examples_are_valid(document: dict[str, Any], path: str, model: type[JobSpec]) -> None:
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/jobs", JobSpec),
+        ("/generate", GenerateBody),
+        ("/v1/chat/completions", ChatBody),
+        ("/v1/completions", CompletionBody),
+    ],
+)
+def test_the_examples_are_valid(document: dict[str, Any], path: str, model: type[BaseModel]) -> None:
     content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     assert len(content["examples"]) == 2
     for example in content["examples"].values():

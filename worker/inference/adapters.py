@@ -9,7 +9,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,14 @@ class Adapter:
         """The largest rank of its pairs."""
         return max(pair.rank for pair in self.pairs.values())
 
+    def ready_for(self, dtype: torch.dtype, *, pinned: bool) -> "Adapter":
+        """As the device wants it: in its dtype, and in memory that it can read by itself."""
+        pairs = {
+            name: LoraPair(_placed(pair.A_RI, dtype, pinned), _placed(pair.B_RO, dtype, pinned))
+            for name, pair in self.pairs.items()
+        }
+        return replace(self, pairs=pairs)
+
     @property
     def size_bytes(self) -> int:
         """Memory its weights take."""
@@ -70,21 +78,27 @@ class Adapter:
 class AdapterShelf:
     """Adapters in main memory, the least recently used put away first. Safe to call from many threads."""
 
-    def __init__(self, artifacts: ArtifactStore, cache_folder: Path, max_bytes: int) -> None:
+    def __init__(
+        self, artifacts: ArtifactStore, cache_folder: Path, max_bytes: int, *, pins_memory: bool = False
+    ) -> None:
         self._artifacts = artifacts
         self._cache_folder = cache_folder
         self._max_bytes = max_bytes
+        self._pins_memory = pins_memory
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
 
-    def get(self, reference: AdapterRef) -> Adapter:
-        """The adapter, read when it is not here. Raises NotFound and AdapterUnsupported."""
+    def get(self, reference: AdapterRef, dtype: torch.dtype = torch.float32) -> Adapter:
+        """The adapter in the dtype of its base model, read when it is not here.
+
+        Raises NotFound and AdapterUnsupported.
+        """
         adapter = self._find(reference.id)
         if adapter is None:
             # One reader at a time: two copies of one artifact would get in each other's way.
             with self._reading:
-                adapter = self._find(reference.id) or self._read(reference)
+                adapter = self._find(reference.id) or self._read(reference, dtype)
                 self._keep(adapter)
         return adapter
 
@@ -94,10 +108,11 @@ class AdapterShelf:
                 self._adapters.move_to_end(adapter_id)
             return self._adapters.get(adapter_id)
 
-    def _read(self, reference: AdapterRef) -> Adapter:
+    def _read(self, reference: AdapterRef, dtype: torch.dtype) -> Adapter:
         try:
             folder = self._artifacts.fetch(reference.artifact, self._cache_folder)
-            return read_adapter(reference.id, folder)
+            adapter = read_adapter(reference.id, folder)
+            return adapter.ready_for(dtype, pinned=self._pins_memory)
         except FileNotFoundError as error:
             raise NotFound(f"The files of adapter {reference.id!r} are gone: {error}.") from error
 
@@ -107,6 +122,11 @@ class AdapterShelf:
             size_bytes = sum(one.size_bytes for one in self._adapters.values())
             while len(self._adapters) > 1 and size_bytes > self._max_bytes:
                 size_bytes -= self._adapters.popitem(last=False)[1].size_bytes
+
+
+def _placed(tensor: torch.Tensor, dtype: torch.dtype, pinned: bool) -> torch.Tensor:
+    tensor = tensor.to(dtype)
+    return tensor.pin_memory() if pinned else tensor
 
 
 def read_adapter(adapter_id: str, folder: Path) -> Adapter:

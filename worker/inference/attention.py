@@ -1,8 +1,9 @@
-"""Attention over the slot cache, in the place where transformers calls an attention function by name.
+"""Attention over the paged cache, in the place where transformers calls an attention function by name.
 
 The model's own code is left as it is and is given no cache: this function stores keys and values itself. It
-knows each layer's sliding window and soft cap, and refuses what it does not know.
-Shape letters: B rows, T tokens of this step, L keys, H query heads, G key heads, D dimension.
+knows each layer's sliding window and soft cap, and refuses what it does not know. All tokens of a step come
+in one line, whoever they belong to. On a GPU the kernels do the work, elsewhere plain torch.
+Shape letters: N tokens of this step, R rows, L keys, H query heads, G key heads, D dimension; B is always 1.
 """
 
 from dataclasses import dataclass, field
@@ -13,46 +14,76 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from worker.inference.failures import ModelUnsupported
-from worker.inference.kv_cache import KVCache
+from worker.inference.kv_cache import KVCache, Layer
+from worker.inference.pages import PAGE_TOKENS, page_count
 
-NAME = "tunesmith_slots"
+NAME = "tunesmith_pages"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens of one row that stand one after another, from this position on."""
+
+    row: int
+    start: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """The position after its last token."""
+        return self.start + self.count
 
 
 @dataclass
 class Step:
-    """Where the tokens of one forward pass stand: which rows, which positions, how many keys they may see."""
+    """Where the tokens of one forward pass stand, and what they may see."""
 
     cache: KVCache
-    first_row: int
-    positions_BT: torch.Tensor
-    key_count: int
-    # Position of the first token where one prompt is read; None where each row makes one token.
-    prefill_start: int | None
+    tables_RP: torch.Tensor
+    rows_N: torch.Tensor
+    positions_N: torch.Tensor
+    # Pieces of prompts, one after another; empty where token n is the next one of row n.
+    pieces: list[Piece] = field(default_factory=list)
+    # Keys of the longest row. The kernels don't ask for it: they read the positions themselves.
+    key_count: int = 0
+    uses_kernels: bool = False
+    tiles_M4: torch.Tensor | None = None
     windows: dict[int, int | None] = field(default_factory=dict)
-    _masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> torch.Tensor | None:
-        """Shape [B, 1, T, L], true where a token may look; None where plain causal attention does it."""
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether these are pieces of prompts."""
+        return bool(self.pieces) or self.tiles_M4 is not None
+
+    def use_kernels(self) -> None:
+        """Let the kernels do it."""
+        self.uses_kernels = True
+        if self.pieces:
+            self.tiles_M4 = prompt_tiles(self.pieces).to(self.positions_N.device)
+
+    def decode_mask(self, window: int | None) -> torch.Tensor:
+        """Shape [N, 1, 1, L], true where a token may look."""
         if window not in self._masks:
-            self._masks[window] = self._new_mask(window)
+            length = page_count(self.key_count) * PAGE_TOKENS
+            keys_L = torch.arange(length, device=self.positions_N.device)
+            self._masks[window] = _visible(self.positions_N, keys_L, window)[:, None, None]
         return self._masks[window]
 
-    def _new_mask(self, window: int | None) -> torch.Tensor | None:
-        fits_window = window is None or self.key_count <= window
-        if self.prefill_start == 0 and fits_window:
-            return None
-        keys_L = torch.arange(self.key_count, device=self.positions_BT.device)
-        mask_BTL = keys_L <= self.positions_BT[:, :, None]
-        if window is not None:
-            mask_BTL = mask_BTL & (keys_L > self.positions_BT[:, :, None] - window)
-        return mask_BTL[:, None]
+
+def prompt_tiles(pieces: list[Piece]) -> torch.Tensor:
+    """What the kernels need of pieces of prompts, on the host: int32 [M, 4]."""
+    from worker.inference.kernels import paged_attention
+
+    tiles = paged_attention.tiles([(piece.row, piece.start, piece.count) for piece in pieces])
+    return torch.tensor(tiles, dtype=torch.int32)
 
 
 def attend(
     module: nn.Module,
-    query_BHTD: torch.Tensor,
-    key_BGTD: torch.Tensor,
-    value_BGTD: torch.Tensor,
+    query_BHND: torch.Tensor,
+    key_BGND: torch.Tensor,
+    value_BGND: torch.Tensor,
     _attention_mask: torch.Tensor | None,
     *,
     scaling: float | None = None,
@@ -61,87 +92,113 @@ def attend(
     step: Step | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in every layer; answers [B, T, H, D]."""
+    """What transformers calls in every layer; answers [B, N, H, D]."""
     if step is None or others.get("s_aux") is not None or others.get("position_bias") is not None:
         raise ModelUnsupported("The base model's attention is of a kind that the engine does not know.")
     index = module.layer_idx
     assert isinstance(index, int)
     step.windows[index] = sliding_window
-    keys_BLGD, values_BLGD = _store(step, index, key_BGTD, value_BGTD)
-    keys_BGLD, values_BGLD = keys_BLGD.transpose(1, 2), values_BLGD.transpose(1, 2)
-    mask = step.mask(sliding_window)
-    if softcap is not None:
-        out_BHTD = _soft_capped(query_BHTD, keys_BGLD, values_BGLD, mask, scaling, softcap)
-    elif query_BHTD.shape[2] == 1:
-        out_BHTD = _decode(query_BHTD, keys_BGLD, values_BGLD, mask, scaling)
-    else:
-        groups = query_BHTD.shape[1] // keys_BGLD.shape[1]
-        out_BHTD = functional.scaled_dot_product_attention(
-            query_BHTD,
-            _repeated(keys_BGLD, groups),
-            _repeated(values_BGLD, groups),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
+    layer = step.cache.layer(index, key_BGND, value_BGND)
+    scale = query_BHND.shape[3] ** -0.5 if scaling is None else scaling
+    look = _Look(scale, sliding_window, softcap)
+    if step.uses_kernels:
+        return _with_kernels(query_BHND[0], key_BGND[0], value_BGND[0], layer, step, look)[None], None
+    _store(key_BGND[0], value_BGND[0], layer, step)
+    attended = _read(query_BHND, layer, step, look) if step.pieces else _decode(query_BHND, layer, step, look)
+    return attended, None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How a layer looks at keys."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+def _with_kernels(
+    query_HND: torch.Tensor,
+    key_GND: torch.Tensor,
+    value_GND: torch.Tensor,
+    layer: Layer,
+    step: Step,
+    look: _Look,
+) -> torch.Tensor:
+    # Triton is not there on a machine without a GPU.
+    from worker.inference.kernels import paged_attention
+
+    kernel_look = paged_attention.Look(look.scale, look.window or 0, look.softcap or 0.0)
+    cache = (layer.keys_PSGD, layer.values_PSGD)
+    paged_attention.store(key_GND, value_GND, *cache, step.tables_RP, step.rows_N, step.positions_N)
+    if step.tiles_M4 is not None:
+        return paged_attention.prefill(query_HND, *cache, step.tables_RP, step.tiles_M4, kernel_look)
+    return paged_attention.decode(query_HND, *cache, step.tables_RP, step.positions_N, kernel_look)
+
+
+def _store(key_GND: torch.Tensor, value_GND: torch.Tensor, layer: Layer, step: Step) -> None:
+    page_tokens = PAGE_TOKENS
+    pages_N = step.tables_RP[step.rows_N, step.positions_N // page_tokens]
+    places_N = pages_N * page_tokens + step.positions_N % page_tokens
+    layer.keys_PSGD.flatten(0, 1)[places_N] = key_GND.transpose(0, 1)
+    layer.values_PSGD.flatten(0, 1)[places_N] = value_GND.transpose(0, 1)
+
+
+def _decode(query_BHND: torch.Tensor, layer: Layer, step: Step, look: _Look) -> torch.Tensor:
+    """One token a row: the query heads of a key head take the place of tokens, so no key is copied twice."""
+    heads, count, dimension = query_BHND.shape[1:]
+    tables = step.tables_RP[:count, : page_count(step.key_count)]
+    keys_NGLD = layer.keys_PSGD[tables].flatten(1, 2).transpose(1, 2)
+    values_NGLD = layer.values_PSGD[tables].flatten(1, 2).transpose(1, 2)
+    grouped = query_BHND[0].transpose(0, 1).reshape(count, keys_NGLD.shape[1], -1, dimension)
+    out = _attention(grouped, keys_NGLD, values_NGLD, step.decode_mask(look.window), look)
+    return out.reshape(1, count, heads, dimension)
+
+
+def _read(query_BHND: torch.Tensor, layer: Layer, step: Step, look: _Look) -> torch.Tensor:
+    """Pieces of prompts, one row after another."""
+    groups = query_BHND.shape[1] // layer.keys_PSGD.shape[2]
+    attended, first = [], 0
+    for piece in step.pieces:
+        pages = step.tables_RP[piece.row, : page_count(piece.end)]
+        keys_GLD = layer.keys_PSGD[pages].flatten(0, 1)[: piece.end].transpose(0, 1)
+        values_GLD = layer.values_PSGD[pages].flatten(0, 1)[: piece.end].transpose(0, 1)
+        positions = torch.arange(piece.start, piece.end, device=query_BHND.device)
+        mask = _visible(positions, torch.arange(piece.end, device=query_BHND.device), look.window)
+        query_HND = query_BHND[0, :, first : first + piece.count]
+        out_HND = _attention(
+            query_HND[None],
+            _repeated(keys_GLD, groups)[None],
+            _repeated(values_GLD, groups)[None],
+            mask,
+            look,
         )
-    return out_BHTD.transpose(1, 2).contiguous(), None
+        attended.append(out_HND[0].transpose(0, 1))
+        first += piece.count
+    return torch.cat(attended)[None]
 
 
-def _store(
-    step: Step, index: int, key_BGTD: torch.Tensor, value_BGTD: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write this step's keys and values; answers views of all that its rows may see."""
-    layer = step.cache.layer(index, key_BGTD, value_BGTD)
-    rows = slice(step.first_row, step.first_row + len(key_BGTD))
-    for cache_RLGD, new_BGTD in ((layer.keys_RLHD, key_BGTD), (layer.values_RLHD, value_BGTD)):
-        cache_BLGD = cache_RLGD[rows]
-        if step.prefill_start is None:
-            each_row_B = torch.arange(len(new_BGTD), device=new_BGTD.device)
-            cache_BLGD[each_row_B, step.positions_BT[:, 0]] = new_BGTD[:, :, 0]
-        else:
-            end = step.prefill_start + new_BGTD.shape[2]
-            cache_BLGD[:, step.prefill_start : end] = new_BGTD.transpose(1, 2)
-    return layer.keys_RLHD[rows, : step.key_count], layer.values_RLHD[rows, : step.key_count]
-
-
-def _decode(
-    query_BHTD: torch.Tensor,
-    keys_BGLD: torch.Tensor,
-    values_BGLD: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
+def _attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, look: _Look
 ) -> torch.Tensor:
-    """One token a row: the query heads of a key head take the place of tokens, so no key is copied."""
-    batch, heads, _, dimension = query_BHTD.shape
-    grouped = query_BHTD.reshape(batch, keys_BGLD.shape[1], -1, dimension)
-    out = functional.scaled_dot_product_attention(
-        grouped, keys_BGLD, values_BGLD, attn_mask=mask, scale=scaling
-    )
-    return out.reshape(batch, heads, 1, -1)
+    """Plain attention over [batch, heads, tokens, D]."""
+    if look.softcap is None:
+        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=look.scale)
+    # Scores squeezed by tanh before the softmax, as in Gemma 2.
+    scores = torch.tanh(query @ keys.transpose(-2, -1) * look.scale / look.softcap) * look.softcap
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
+    return weights.to(query.dtype) @ values
 
 
-def _soft_capped(
-    query_BHTD: torch.Tensor,
-    keys_BGLD: torch.Tensor,
-    values_BGLD: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    softcap: float,
-) -> torch.Tensor:
-    """Scores squeezed by tanh before the softmax, as in Gemma 2."""
-    groups = query_BHTD.shape[1] // keys_BGLD.shape[1]
-    scale = query_BHTD.shape[3] ** -0.5 if scaling is None else scaling
-    scores_BHTL = query_BHTD @ _repeated(keys_BGLD, groups).transpose(2, 3) * scale
-    scores_BHTL = torch.tanh(scores_BHTL / softcap) * softcap
-    if mask is None:
-        mask = torch.ones(scores_BHTL.shape[-2:], dtype=torch.bool, device=scores_BHTL.device).tril()
-    scores_BHTL = scores_BHTL.masked_fill(~mask, -torch.inf)
-    weights_BHTL = scores_BHTL.softmax(-1, dtype=torch.float32).to(query_BHTD.dtype)
-    return weights_BHTL @ _repeated(values_BGLD, groups)
+def _visible(positions_N: torch.Tensor, keys_L: torch.Tensor, window: int | None) -> torch.Tensor:
+    mask_NL = keys_L <= positions_N[:, None]
+    if window is not None:
+        mask_NL = mask_NL & (keys_L > positions_N[:, None] - window)
+    return mask_NL
 
 
-def _repeated(states_BGLD: torch.Tensor, groups: int) -> torch.Tensor:
-    return states_BGLD.repeat_interleave(groups, dim=1) if groups > 1 else states_BGLD
+def _repeated(states_GLD: torch.Tensor, groups: int) -> torch.Tensor:
+    return states_GLD.repeat_interleave(groups, dim=0) if groups > 1 else states_GLD
 
 
 AttentionInterface.register(NAME, attend)

@@ -8,34 +8,50 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
-from app.core.errors import EngineFailed, GpuTaken, InvalidRequest, QueueFull, TunesmithError
+from app.core.errors import EngineFailed, GpuTaken, PromptTooLong, QueueFull, TunesmithError
 from app.core.messages import BaseModelRef, EngineState, Reply
 from worker.inference.failures import EngineStopping, failed
-from worker.inference.scheduler import Capacity, Move, Scheduler
+from worker.inference.scheduler import Capacity, Move, Prefill, Scheduler
 from worker.inference.sequence import LoadedAdapter, Made, Sequence
 
-# A long prompt is read in pieces of this size between decode steps, so that no stream waits for all of it.
-_PREFILL_TOKENS_PER_STEP = 512
 _PAUSE_GRACE_SECONDS = 5.0
 _PAUSED_RETRY_AFTER_SECONDS = 30
 
 Deliver = Callable[[list[tuple[Sequence, Reply]]], None]
 
 
+class Pending(Protocol):
+    """A step that the device is busy with."""
+
+    def made(self) -> list[Made]: ...
+
+
 class Runner(Protocol):
-    """A loaded base model. Any method may raise; what `prefill` raises concerns one sequence only."""
+    """A loaded base model. Any method may raise; what `read` raises concerns those prompts only."""
 
     capacity: Capacity
+    # Whether `decode` comes back before the tokens are there.
+    is_asynchronous: bool
 
     def load_adapter(self, slot: int, adapter: LoadedAdapter) -> None: ...
     def start(self, sequence: Sequence) -> None: ...
-    def prefill(self, sequence: Sequence, token_count: int, running: list[Sequence]) -> Made | None: ...
-    def decode(self, running: list[Sequence]) -> list[Made]: ...
-    def move(self, move: Move, sequence: Sequence) -> None: ...
+    def read(self, prefills: list[Prefill]) -> None: ...
+    def decode(self, running: list[Sequence]) -> Pending: ...
+    def move(self, move: Move) -> None: ...
+    def free(self, row: int) -> None: ...
     def is_usable(self) -> bool: ...
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    """A step whose tokens nobody has seen yet, and who was in which row when it began."""
+
+    pending: Pending
+    rows: list[tuple[int, Sequence]]
 
 
 class RunnerBroken(Exception):
@@ -59,6 +75,7 @@ class Engine:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._replies: list[tuple[Sequence, Reply]] = []
         self._runner: Runner | None = None
+        self._in_flight: _InFlight | None = None
         # Why new work is refused, and until when what runs may go on; None while the engine serves.
         self._refusal: TunesmithError | None = None
         self._deadline = 0.0
@@ -107,21 +124,27 @@ class Engine:
             self.step()
 
     def step(self) -> None:
-        """Do what was asked meanwhile, then make a token for every sequence whose prompt is read."""
+        """Do what was asked meanwhile, then begin a step of the model and hand out what the last one made.
+
+        A device that works on its own is never left waiting: it computes the next tokens while those it has
+        just made are turned into text. A sequence that turns out to be finished has then made one too many,
+        which is dropped.
+        """
         while not self._commands.empty():
             self._commands.get()()
         self._end_grace()
         self._switch_base_model()
         self._start_waiting()
         try:
-            self._prefill()
-            self._decode()
+            self._advance()
         finally:
             self._publish()
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting or self._quiet)
+        return bool(
+            self._scheduler.running or self._scheduler.waiting or self._quiet or self._in_flight is not None
+        )
 
     def _later(self, command: Callable[[Future[None]], None]) -> Future[None]:
         done: Future[None] = Future()
@@ -138,7 +161,7 @@ class Engine:
             self._replies.append((sequence, failed(error)))
 
     def _cancel(self, sequence: Sequence) -> None:
-        if sequence in self._scheduler.waiting or sequence in self._scheduler.running:
+        if sequence in self._scheduler.waiting or self._scheduler.is_running(sequence):
             self._remove(sequence)
 
     def _refuse(
@@ -186,6 +209,7 @@ class Engine:
         self._publish()
 
     def _unload(self) -> None:
+        self._in_flight = None
         if self._runner is not None:
             self._runner.close()
         self._runner = None
@@ -207,34 +231,56 @@ class Engine:
                 continue
             sequence.start()
 
-    def _prefill(self) -> None:
-        for piece in self._scheduler.prefills(_PREFILL_TOKENS_PER_STEP):
-            assert self._runner is not None
-            sequence = piece.sequence
-            try:
-                made = self._runner.prefill(sequence, piece.token_count, self._scheduler.running)
-            except Exception as error:
-                self._fail_after_error([sequence], error)
-                continue
-            sequence.prefilled_count += piece.token_count
-            if made is not None:
-                self._take(sequence, made)
+    def _advance(self) -> None:
+        if any(sequence.needs_host for sequence in self._scheduler.running):
+            self._collect()
+        launched = self._launch()
+        self._collect()
+        self._in_flight = launched
+        if self._runner is not None and not self._runner.is_asynchronous:
+            self._collect()
 
-    def _decode(self) -> None:
+    def _launch(self) -> _InFlight | None:
+        """Read pieces of prompts, and begin a token for every sequence whose prompt is read."""
+        self._read()
         running = list(self._scheduler.running)
-        # A first token that was just made came out of the prefill; its row decodes in this step already.
-        ready = [sequence for sequence in running if sequence.is_prefilled]
-        if not ready:
+        rows = [(sequence.row, sequence) for sequence in running if sequence.is_prefilled]
+        if not rows:
+            return None
+        assert self._runner is not None
+        try:
+            return _InFlight(self._runner.decode(running), rows)
+        except Exception as error:
+            self._fail_after_error(running, error)
+            return None
+
+    def _read(self) -> None:
+        prefills = self._scheduler.prefills()
+        if not prefills:
             return
         assert self._runner is not None
         try:
-            made = self._runner.decode(running)
+            self._runner.read(prefills)
         except Exception as error:
-            self._fail_after_error(running, error)
+            self._fail_after_error([prefill.sequence for prefill in prefills], error)
             return
-        taken = [(sequence, made[sequence.row]) for sequence in ready]
-        for sequence, token in taken:
-            self._take(sequence, token)
+        for prefill in prefills:
+            prefill.sequence.prefilled_count += prefill.token_count
+            self._scheduler.learn(prefill.sequence)
+
+    def _collect(self) -> None:
+        """Take what the step in flight has made; whoever left meanwhile gets nothing."""
+        if self._in_flight is None:
+            return
+        in_flight, self._in_flight = self._in_flight, None
+        try:
+            made = in_flight.pending.made()
+        except Exception as error:
+            self._fail_after_error(list(self._scheduler.running), error)
+            return
+        for row, sequence in in_flight.rows:
+            if self._scheduler.is_running(sequence):
+                self._take(sequence, made[row])
 
     def _take(self, sequence: Sequence, made: Made) -> None:
         try:
@@ -246,6 +292,7 @@ class Engine:
             self._replies.append((sequence, delta))
         if sequence.finish_reason is not None:
             self._replies.append((sequence, sequence.finished()))
+            self._scheduler.learn(sequence)
             self._remove(sequence)
 
     def _fail_after_error(self, sequences: list[Sequence], error: Exception) -> None:
@@ -266,9 +313,13 @@ class Engine:
         self._remove(sequence)
 
     def _remove(self, sequence: Sequence) -> None:
+        was_running = self._scheduler.is_running(sequence)
         move = self._scheduler.remove(sequence)
-        if move is not None and self._runner is not None:
-            self._runner.move(move, self._scheduler.running[move.target])
+        if self._runner is None or not was_running:
+            return
+        if move is not None:
+            self._runner.move(move)
+        self._runner.free(len(self._scheduler.running))
 
     def _publish(self) -> None:
         """Hand out the replies, all of this step in one go, and show the state."""
@@ -283,7 +334,7 @@ class Engine:
 def _check_length(sequence: Sequence, capacity: Capacity) -> None:
     tokens = len(sequence.prompt.token_ids)
     if tokens >= capacity.longest:
-        raise InvalidRequest(
+        raise PromptTooLong(
             f"The prompt has {tokens} tokens; at most {capacity.longest - 1} fit, and one to make.",
             param="prompt",
             hint=f"The base model's context is {capacity.context_length} tokens.",

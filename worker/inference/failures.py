@@ -45,7 +45,9 @@ def failed(error: Exception) -> Failed:
         return _failed("not_found", error)
     if isinstance(error, Unavailable):
         return _failed("unavailable", error, retry_after_seconds=error.retry_after_seconds)
-    if isinstance(error, QueueFull | HubUnreachable | OutOfMemory):
+    if isinstance(error, QueueFull):
+        return _failed("busy", error, retry_after_seconds=_RETRY_AFTER_SECONDS)
+    if isinstance(error, HubUnreachable | OutOfMemory):
         return _failed("unavailable", error, retry_after_seconds=_RETRY_AFTER_SECONDS)
     if isinstance(error, TunesmithError):
         return _failed("internal", error)
@@ -64,6 +66,7 @@ def _failed(kind: str, error: TunesmithError, retry_after_seconds: int | None = 
             "kind": kind,
             "code": error.code,
             "message": error.message,
+            "param": error.param,
             "hint": error.hint,
             "retry_after_seconds": retry_after_seconds,
         }

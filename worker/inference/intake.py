@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +17,11 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from app.core.errors import InvalidRequest
-from app.core.messages import GenerateRequest
+from app.core.messages import GenerateRequest, Sampling
 from worker import base_model, chat_templates
+from worker.device import Device
 from worker.inference.adapters import Adapter, AdapterShelf
+from worker.inference.grammars import GrammarShelf
 from worker.inference.sequence import Prompt
 from worker.inference.token_bytes import make_token_bytes
 from worker.template_choice import read_model_type, set_template
@@ -33,10 +36,12 @@ _TOKENIZER_FILES = (
 class Intake:
     """Safe to call from many threads."""
 
-    def __init__(self, models_folder: Path, adapters: AdapterShelf) -> None:
+    def __init__(self, models_folder: Path, adapters: AdapterShelf, device: Device) -> None:
         self._models_folder = models_folder
         self._adapters = adapters
+        self._device = device
         self._tokenizers = TokenizerShelf()
+        self._grammars = GrammarShelf()
 
     def prepare(self, request: GenerateRequest) -> Prompt:
         """The prompt, with its adapter in memory.
@@ -45,21 +50,27 @@ class Intake:
         """
         received_at = time.monotonic()
         base_folder = base_model.locate(request.base_model.name, self._models_folder)
-        adapter = self._adapters.get(request.adapter) if request.adapter else None
-        tokenizer = self._tokenizers.get(_tokenizer_folder(base_folder, adapter))
+        dtype = base_model.compute_dtype(request.base_model.quantization, self._device)
+        adapter = self._adapters.get(request.adapter, dtype) if request.adapter else None
+        digest, tokenizer = self._tokenizers.get(_tokenizer_folder(base_folder, adapter))
         token_ids = _encode(tokenizer, request)
-        seed = request.sampling.seed
+        _check_bias(tokenizer, request.sampling)
+        end_ids = chat_templates.end_token_ids(tokenizer, _generation_eos(base_folder))
+        seed, schema = request.sampling.seed, request.output_schema
         return Prompt(
             base_model=request.base_model,
             adapter=adapter,
             token_ids=token_ids,
             sampling=request.sampling,
             seed=secrets.randbits(63) if seed is None else seed,
-            end_ids=chat_templates.end_token_ids(tokenizer, _generation_eos(base_folder)),
+            end_ids=end_ids,
             decode=partial(_decode, tokenizer),
             context_ids=token_ids if request.messages is None else (),
             received_at=received_at,
             token_bytes=make_token_bytes(tokenizer) if request.sampling.logprobs is not None else None,
+            grammar=self._grammars.get(schema, tokenizer, tokenizer_digest=digest, end_ids=end_ids)
+            if schema
+            else None,
         )
 
 
@@ -70,8 +81,8 @@ class TokenizerShelf:
         self._tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, folder: Path) -> PreTrainedTokenizerBase:
-        """The folder's tokenizer, with a chat template. Raises ModelUnreadable."""
+    def get(self, folder: Path) -> tuple[str, PreTrainedTokenizerBase]:
+        """A name for the folder's tokenizer, and itself, with a chat template. Raises ModelUnreadable."""
         digest = _digest(folder)
         with self._lock:
             if digest not in self._tokenizers:
@@ -80,7 +91,7 @@ class TokenizerShelf:
             self._tokenizers.move_to_end(digest)
             while len(self._tokenizers) > _MAX_TOKENIZERS:
                 self._tokenizers.popitem(last=False)
-            return self._tokenizers[digest]
+            return digest, self._tokenizers[digest]
 
 
 def _tokenizer_folder(base_folder: Path, adapter: Adapter | None) -> Path:
@@ -91,16 +102,33 @@ def _tokenizer_folder(base_folder: Path, adapter: Adapter | None) -> Path:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> list[int]:
-    if (request.prompt is None) == (request.messages is None):
+    if sum(one is not None for one in (request.prompt, request.prompt_ids, request.messages)) != 1:
         raise InvalidRequest("Send either `prompt` or `messages`.", param="prompt")
-    if request.messages is not None:
+    if request.prompt_ids is not None:
+        token_ids = _known(tokenizer, request.prompt_ids, param="prompt")
+    elif request.messages is not None:
         text = chat_templates.render(tokenizer, request.messages, add_generation_prompt=True)
         token_ids = chat_templates.encode_rendered(tokenizer, text)
     else:
         token_ids = chat_templates.encode_plain(tokenizer, request.prompt or "")
     if not token_ids:
-        raise InvalidRequest("The prompt is empty: the model needs at least one token to go on from.")
+        raise InvalidRequest(
+            "The prompt is empty: the model needs at least one token to go on from.", param="prompt"
+        )
     return token_ids
+
+
+def _check_bias(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
+    _known(tokenizer, sampling.logit_bias, param="logit_bias")
+
+
+def _known(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], *, param: str) -> list[int]:
+    """The ids. Raises InvalidRequest for one that the tokenizer does not have."""
+    ids = list(token_ids)
+    unknown = next((token_id for token_id in ids if token_id >= len(tokenizer)), None)
+    if unknown is not None:
+        raise InvalidRequest(f"There is no token {unknown}: the tokenizer has {len(tokenizer)}.", param=param)
+    return ids
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

@@ -1,11 +1,13 @@
-"""LoRA weights of several adapters on the device, applied to one batch in two dense products per layer.
+"""LoRA weights of several adapters on the device; each token of a batch goes through its own adapter.
 
-y = W·x + ((x · A_CIᵀ) ⊙ mask_BC) · B_CO, where the columns C are slots times rank and the mask leaves each
-row its own adapter's columns. Slot 0 has no columns: no adapter. (S-LoRA and Punica gather weights instead.)
-Shape letters: B rows, T tokens of a row, C columns, I inputs, O outputs.
+On a GPU a kernel does it. Elsewhere it is two dense products a group of layers,
+y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO, where the columns C are those from the first to the last slot in
+use and the mask leaves each token its own adapter's. Slot 0 is no adapter. (S-LoRA and Punica gather weights
+instead.)
+Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -13,55 +15,76 @@ from torch.nn import functional
 
 from worker.inference.adapters import Adapter, LoraPair
 from worker.inference.failures import AdapterUnsupported
+from worker.inference.linears import Group
 
-_RANK_STEP = 8
+_RANK_STEP = 16
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The columns that a forward pass needs, and which of them each row may use; None: all rows use all."""
+    """Which adapter each token of a forward pass goes through: the same on the host and on the device."""
 
-    columns: slice
-    mask_B1C: torch.Tensor | None
+    slots_N: torch.Tensor
+    used: list[int]
+    is_mixed: bool
+    masks: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, columns_per_slot: int) -> torch.Tensor | None:
+        """Shape [N, C], true where a column is of the token's own slot; None where all use the same."""
+        if not self.is_mixed:
+            return None
+        if columns_per_slot not in self.masks:
+            column_slots = torch.arange(self.used[0], self.used[-1] + 1, device=self.slots_N.device)
+            mask_NS = self.slots_N[:, None] == column_slots
+            self.masks[columns_per_slot] = mask_NS.repeat_interleave(columns_per_slot, 1)
+        return self.masks[columns_per_slot]
 
 
 class LoraSlots:
-    """Slots 1 to `count`. A layer is only touched once an adapter targets it."""
+    """Slots 1 to `count`. A group of layers is only touched once an adapter targets one of them."""
 
-    def __init__(self, model: nn.Module, *, count: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[Group],
+        *,
+        count: int,
+        dtype: torch.dtype,
+        uses_kernels: bool = False,
+    ) -> None:
         self.selection: Selection | None = None
-        self._count = count
-        self._rank = 0
-        self._dtype, self._device = dtype, device
+        # Changes whenever tensors were replaced: what was captured of them before is of no use then.
+        self.layout_version = 0
+        self.count = count
+        self.dtype = dtype
+        self.rank = 0
+        self.uses_kernels = uses_kernels
+        self.side_stream = torch.cuda.Stream() if uses_kernels else None
         self._modules = dict(model.named_modules())
-        self._linears: dict[str, LoraLinear] = {}
-        self._column_slots_C = torch.empty(0, dtype=torch.long, device=device)
+        self._groups = {name: group for group in groups for name in group.names}
+        self._lora: dict[Group, GroupLora] = {}
+
+    def prepare(self, rank: int) -> None:
+        """Make room for adapters of this rank on every layer but the output layer, before one comes."""
+        self._widen(rank)
+        for name, group in self._groups.items():
+            if not name.endswith("lm_head"):
+                self._adopt(group)
 
     def load(self, slot: int, adapter: Adapter) -> None:
         """Put an adapter's weights into a slot, over what was there. Raises AdapterUnsupported."""
         for name, pair in adapter.pairs.items():
             self._check(name, pair)
-        if adapter.rank > self._rank:
-            self._widen(adapter.rank)
-        for name in adapter.pairs.keys() - self._linears.keys():
-            linear = self._modules[name]
-            assert isinstance(linear, nn.Linear)
-            self._linears[name] = LoraLinear(linear, self, self._new_stacks(linear))
-        for name, linear_with_slots in self._linears.items():
-            linear_with_slots.fill(self._columns(slot, slot), adapter.pairs.get(name))
+        self._widen(adapter.rank)
+        for name in adapter.pairs:
+            self._adopt(self._groups[name])
+        for group, lora in self._lora.items():
+            lora.fill(slot - 1, [adapter.pairs.get(name) for name in group.names])
 
-    def select(self, slots: list[int], slots_B: torch.Tensor) -> None:
-        """Say which slot each row of the next forward pass uses; the list and the tensor hold the same."""
-        used = {slot for slot in slots if slot}
-        if not used:
-            self.selection = None
-            return
-        columns = self._columns(min(used), max(used))
-        if len(set(slots)) == 1:
-            self.selection = Selection(columns, None)
-            return
-        mask_BC = slots_B[:, None] == self._column_slots_C[None, columns]
-        self.selection = Selection(columns, mask_BC[:, None, :])
+    def select(self, used: set[int], slots_N: torch.Tensor) -> None:
+        """Say which slot each token of the next forward pass uses, and which of them are used at all."""
+        adapters = sorted(used - {0})
+        self.selection = Selection(slots_N, adapters, is_mixed=len(used) > 1) if adapters else None
 
     def _check(self, name: str, pair: LoraPair) -> None:
         module = self._modules.get(name)
@@ -70,8 +93,9 @@ class LoraSlots:
                 f"The adapter targets {name!r}, which the base model does not have.",
                 hint="It was trained on another base model.",
             )
-        if not isinstance(module, nn.Linear):
+        if name not in self._groups:
             raise AdapterUnsupported(f"The adapter targets {name!r}, which is not a linear layer.")
+        assert isinstance(module, nn.Linear)
         inputs, outputs = pair.A_RI.shape[1], pair.B_RO.shape[1]
         if (inputs, outputs) != (module.in_features, module.out_features):
             raise AdapterUnsupported(
@@ -80,60 +104,102 @@ class LoraSlots:
                 hint="It was trained on another base model.",
             )
 
-    def _columns(self, first_slot: int, last_slot: int) -> slice:
-        return slice((first_slot - 1) * self._rank, last_slot * self._rank)
-
     def _widen(self, rank: int) -> None:
         """Make room for a larger rank in every slot."""
-        old_rank, self._rank = self._rank, -(-rank // _RANK_STEP) * _RANK_STEP
-        for linear in self._linears.values():
-            linear.widen(self._new_stacks(linear.linear), self._count, old_rank)
-        slots = torch.arange(1, self._count + 1, device=self._device)
-        self._column_slots_C = slots.repeat_interleave(self._rank)
+        rank = -(-rank // _RANK_STEP) * _RANK_STEP
+        if rank > self.rank:
+            self.rank = rank
+            for lora in self._lora.values():
+                lora.widen()
+            self.layout_version += 1
 
-    def _new_stacks(self, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-        columns = self._count * self._rank
-        return (
-            torch.zeros(columns, linear.in_features, dtype=self._dtype, device=self._device),
-            torch.zeros(columns, linear.out_features, dtype=self._dtype, device=self._device),
-        )
+    def _adopt(self, group: Group) -> None:
+        if group not in self._lora:
+            self._lora[group] = group.update = GroupLora(group, self)
+            self.layout_version += 1
 
 
-class LoraLinear:
-    """Stands in for a linear layer's `forward`; the layer itself stays where it is, weights and all."""
+class GroupLora:
+    """The adapters' weights for one group of layers."""
 
-    def __init__(
-        self, linear: nn.Linear, slots: LoraSlots, stacks: tuple[torch.Tensor, torch.Tensor]
-    ) -> None:
-        self.linear = linear
+    def __init__(self, group: Group, slots: LoraSlots) -> None:
+        self._group = group
         self._slots = slots
-        self._A_CI, self._B_CO = stacks
-        linear.forward = self  # type: ignore[assignment, method-assign]
+        self._A_MSRI, self._B_SRO = self._stacks()
+        self._starts = [sum(group.widths[:index]) for index in range(len(group.widths))]
+        self._tiles_T3: torch.Tensor | None = None
+        if slots.uses_kernels:
+            from worker.inference.kernels import lora
 
-    def __call__(self, x_BTI: torch.Tensor) -> torch.Tensor:
-        y_BTO = functional.linear(x_BTI, self.linear.weight, self.linear.bias)
+            tiles = lora.output_tiles(group.widths)
+            self._tiles_T3 = torch.tensor(tiles, dtype=torch.int32, device=self._A_MSRI.device)
+
+    def begin(self, x_NI: torch.Tensor) -> torch.Tensor | None:
+        """A kernel's first products, under way on a stream of their own; else x itself. None: no adapter."""
         selection = self._slots.selection
         if selection is None:
-            return y_BTO
-        inner_BTC = functional.linear(x_BTI, self._A_CI[selection.columns])
-        if selection.mask_B1C is not None:
-            # Chosen, not multiplied: an infinity in another row's columns must not become a NaN here.
-            inner_BTC = inner_BTC.where(selection.mask_B1C, 0)
-        return y_BTO + inner_BTC @ self._B_CO[selection.columns]
+            return None
+        if self._tiles_T3 is None:
+            return x_NI
+        from worker.inference.kernels import lora
 
-    def fill(self, columns: slice, pair: LoraPair | None) -> None:
-        """Write a slot's columns; without a pair, and beyond its rank, they are zero."""
-        A_CI, B_CO = self._A_CI[columns], self._B_CO[columns]
-        A_CI.zero_()
-        B_CO.zero_()
-        if pair is not None:
-            A_CI[: pair.rank].copy_(pair.A_RI)
-            B_CO[: pair.rank].copy_(pair.B_RO)
+        side = self._slots.side_stream
+        assert side is not None
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            return lora.shrink(x_NI, selection.slots_N, self._A_MSRI)
 
-    def widen(self, stacks: tuple[torch.Tensor, torch.Tensor], slot_count: int, old_rank: int) -> None:
-        """Move the weights to larger stacks."""
-        for new, old in zip(stacks, (self._A_CI, self._B_CO), strict=True):
-            new.view(slot_count, -1, new.shape[1])[:, :old_rank] = old.view(
-                slot_count, old_rank, old.shape[1]
-            )
-        self._A_CI, self._B_CO = stacks
+    def finish(self, y_NO: torch.Tensor, begun: object) -> None:
+        """Add to y what the adapters make of x."""
+        selection = self._slots.selection
+        if selection is None:
+            return
+        assert isinstance(begun, torch.Tensor)
+        if self._tiles_T3 is None:
+            for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
+                self._update(layer, part_NO, begun, selection)
+            return
+        from worker.inference.kernels import lora
+
+        assert self._slots.side_stream is not None
+        torch.cuda.current_stream().wait_stream(self._slots.side_stream)
+        begun.record_stream(torch.cuda.current_stream())
+        lora.expand(y_NO, begun, selection.slots_N, self._B_SRO, self._tiles_T3)
+
+    def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
+        """Write a slot; without a pair, and beyond its rank, it is zero."""
+        for layer, pair in enumerate(pairs):
+            rank = pair.rank if pair is not None else 0
+            outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
+            A_RI, B_RO = self._A_MSRI[layer, index], self._B_SRO[index, :, outputs]
+            if rank < self._slots.rank:
+                A_RI[rank:].zero_()
+                B_RO[rank:].zero_()
+            if pair is not None:
+                A_RI[:rank].copy_(pair.A_RI, non_blocking=True)
+                B_RO[:rank].copy_(pair.B_RO, non_blocking=True)
+
+    def widen(self) -> None:
+        """Move the weights to stacks of the rank that the slots have now."""
+        A_MSRI, B_SRO = self._stacks()
+        A_MSRI[:, :, : self._A_MSRI.shape[2]] = self._A_MSRI
+        B_SRO[:, : self._B_SRO.shape[1]] = self._B_SRO
+        self._A_MSRI, self._B_SRO = A_MSRI, B_SRO
+
+    def _update(self, layer: int, y_NO: torch.Tensor, x_NI: torch.Tensor, selection: Selection) -> None:
+        slots = slice(selection.used[0] - 1, selection.used[-1])
+        outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
+        inner_NC = functional.linear(x_NI, self._A_MSRI[layer, slots].flatten(0, 1))
+        mask_NC = selection.mask(self._slots.rank)
+        if mask_NC is not None:
+            # Chosen, not multiplied: an infinity in another token's columns must not become a NaN here.
+            inner_NC = inner_NC.where(mask_NC, 0)
+        y_NO.addmm_(inner_NC, self._B_SRO[slots, :, outputs].flatten(0, 1))
+
+    def _stacks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        group, slots = self._group, self._slots
+        layers, rank, device = len(group.widths), slots.rank, group.linears[0].weight.device
+        return (
+            torch.zeros(layers, slots.count, rank, group.inputs, dtype=slots.dtype, device=device),
+            torch.zeros(slots.count, rank, sum(group.widths), dtype=slots.dtype, device=device),
+        )

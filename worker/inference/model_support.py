@@ -1,8 +1,11 @@
 """Whether the engine can serve a base model: look at its configuration, then compute a few tokens both ways.
 
 A model that would come out wrong is refused when it is loaded, with the reason.
-Shape letters: T tokens, V vocabulary.
+Shape letters: N tokens, V vocabulary.
 """
+
+import logging
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -10,6 +13,7 @@ from transformers import PreTrainedModel
 from worker.inference import attention
 from worker.inference.failures import ModelUnsupported
 from worker.inference.kv_cache import KVCache
+from worker.inference.linears import Group, group_linears
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # With these, the angles of a whole batch follow its longest row once that is beyond the original context.
@@ -19,23 +23,60 @@ _PROBE_LENGTH = 12
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
 
 
-def adopt(model: PreTrainedModel) -> int:
-    """Put the slot attention into the model; answers the cache's bytes a token. Raises ModelUnsupported."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What the engine made of a model."""
+
+    groups: list[Group]
+    bytes_per_token: int
+    uses_kernels: bool
+
+
+def adopt(model: PreTrainedModel) -> Adopted:
+    """Put the paged attention and the grouped linear layers into a model. Raises ModelUnsupported."""
     _refuse(model)
-    ids_1T = (
-        torch.arange(_PROBE_LENGTH, device=model.device)[None] % model.config.get_text_config().vocab_size
-    )
+    vocabulary_size = model.config.get_text_config().vocab_size
+    ids_N = torch.arange(_PROBE_LENGTH, device=model.device) % vocabulary_size
     with torch.inference_mode():
-        expected_TV = model(input_ids=ids_1T, use_cache=False).logits[0].float()
+        expected_NV = model(input_ids=ids_N[None], use_cache=False).logits[0].float()
         model.set_attn_implementation(attention.NAME)
         if model.config._attn_implementation != attention.NAME:
             raise ModelUnsupported(f"{_name(model)} does not let its attention be replaced.")
-        cache, found_TV = _probe(model, ids_1T)
-    error = float((found_TV - expected_TV).norm() / expected_TV.norm())
+        groups = group_linears(model)
+        uses_kernels = model.device.type == "cuda" and _takes_kernels(model, ids_N, expected_NV)
+        cache, found_NV = _probe(model, ids_N, uses_kernels)
+    error = _error(found_NV, expected_NV)
     # Written so that a NaN fails too.
     if not error <= _TOLERANCE[model.dtype]:
         raise ModelUnsupported(f"{_name(model)} comes out wrong in the engine (relative error {error:.2g}).")
-    return cache.bytes_per_token
+    return Adopted(groups, cache.bytes_per_token, uses_kernels)
+
+
+def _takes_kernels(model: PreTrainedModel, ids_N: torch.Tensor, expected_NV: torch.Tensor) -> bool:
+    """Whether the kernels can be compiled here, and are right for this model."""
+    try:
+        from worker.inference import fused
+
+        replaced = fused.install(model)
+        error = _error(_probe(model, ids_N, uses_kernels=True)[1], expected_NV)
+    except ModelUnsupported:
+        raise
+    # Triton has many ways to say that there is no compiler or that a shape does not fit.
+    except Exception as failure:
+        _log.warning("The kernels can't be used, so generation is slower: %s", failure, exc_info=True)
+        return False
+    _log.info("Kernels for attention and LoRA, and in the place of %s", ", ".join(replaced) or "nothing")
+    if not error <= _TOLERANCE[model.dtype]:
+        _log.warning("The kernels are wrong for this model (error %.2g), so generation is slower", error)
+        return False
+    return True
+
+
+def _error(found_NV: torch.Tensor, expected_NV: torch.Tensor) -> float:
+    return float((found_NV - expected_NV).norm() / expected_NV.norm())
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -58,17 +99,20 @@ def _refuse(model: PreTrainedModel) -> None:
         raise ModelUnsupported(f"{_name(model)} has attention that is not plainly causal.")
 
 
-def _probe(model: PreTrainedModel, ids_1T: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
-    """Logits [T, V] of the slot path: two pieces of a prompt, then token by token."""
-    cache = KVCache(max_tokens=_PROBE_LENGTH)
-    cache.reserve(1, _PROBE_LENGTH)
+def _probe(model: PreTrainedModel, ids_N: torch.Tensor, uses_kernels: bool) -> tuple[KVCache, torch.Tensor]:
+    """Logits [N, V] of the paged path: two pieces of a prompt, then token by token."""
+    cache = KVCache(page_count=2)
+    tables_11 = torch.ones(1, 1, dtype=torch.int32, device=ids_N.device)
     logits = []
-    pieces = [(0, 5), (5, 9), *((start, start + 1) for start in range(9, _PROBE_LENGTH))]
-    for start, end in pieces:
-        positions_1T = torch.arange(start, end, device=ids_1T.device)[None]
-        prefill_start = start if end - start > 1 else None
-        step = attention.Step(cache, 0, positions_1T, end, prefill_start)
-        output = model(input_ids=ids_1T[:, start:end], position_ids=positions_1T, use_cache=False, step=step)
+    for start, end in [(0, 5), (5, 9), *((start, start + 1) for start in range(9, _PROBE_LENGTH))]:
+        positions = torch.arange(start, end, device=ids_N.device)
+        pieces = [attention.Piece(0, start, end - start)] if end - start > 1 else []
+        step = attention.Step(cache, tables_11, torch.zeros_like(positions), positions, pieces, end)
+        if uses_kernels:
+            step.use_kernels()
+        output = model(
+            input_ids=ids_N[None, start:end], position_ids=positions[None], use_cache=False, step=step
+        )
         logits.append(output.logits[0].float())
         _check_windows(model, step)
     return cache, torch.cat(logits)

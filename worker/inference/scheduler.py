@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from app.core.errors import QueueFull
 from app.core.messages import BaseModelRef
 from worker.inference.adapter_slots import AdapterSlots, Pin
+from worker.inference.pages import PAGE_TOKENS, PageBook
 from worker.inference.sequence import Sequence
 
 # So often may others start before the one at the head of the queue, which waits for memory, for an adapter
@@ -19,20 +20,18 @@ _MAX_PASSED_OVER = 8
 
 @dataclass(frozen=True)
 class Capacity:
-    """What fits the loaded base model. Every row takes as many tokens as the longest."""
+    """What fits the loaded base model."""
 
     max_rows: int
-    max_tokens: int
+    page_count: int
     context_length: int
+    # A long prompt is read in pieces between decode steps, so that no stream waits for all of it.
+    prefill_tokens_per_step: int = 512
 
     @property
     def longest(self) -> int:
         """Most tokens of one sequence, prompt and answer together."""
-        return min(self.context_length, self.max_tokens)
-
-    def fits(self, row_count: int, longest: int) -> bool:
-        """Whether so many rows of this length fit."""
-        return row_count <= self.max_rows and row_count * longest <= self.max_tokens
+        return min(self.context_length, (self.page_count - 1) * PAGE_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class Scheduler:
         self.base_model: BaseModelRef | None = None
         self.slots = AdapterSlots(adapter_slot_count)
         self._capacity: Capacity | None = None
+        self._pages = PageBook(0)
         self._max_waiting = max_waiting
 
     def add(self, sequence: Sequence) -> None:
@@ -89,6 +89,7 @@ class Scheduler:
         """From now on this base model is loaded, without any adapter yet; None: nothing is."""
         assert not self.running
         self.base_model, self._capacity = base_model, capacity
+        self._pages = PageBook(capacity.page_count if capacity else 0)
         self.slots.clear()
 
     def start_next(self) -> Started | None:
@@ -97,22 +98,38 @@ class Scheduler:
             return None
         for sequence in self.waiting:
             head = self.waiting[0]
-            if self._fits(sequence):
+            if self._take_pages(sequence):
                 head.passed_over_count += sequence is not head
                 return self._start(sequence)
             if head.passed_over_count >= _MAX_PASSED_OVER:
                 return None
         return None
 
-    def prefills(self, token_budget: int) -> list[Prefill]:
-        """Pieces of prompts to read in this step, in row order, so long as the budget lasts."""
+    def is_running(self, sequence: Sequence) -> bool:
+        """Whether it has a row now."""
+        return 0 <= sequence.row < len(self.running) and self.running[sequence.row] is sequence
+
+    def prefills(self) -> list[Prefill]:
+        """Pieces of prompts to read in this step, in row order, so long as the budget lasts.
+
+        The last token of a prompt is not read so: it goes through the decode step that makes the first token.
+        """
         pieces = []
+        token_budget = self._capacity.prefill_tokens_per_step if self._capacity else 0
         for sequence in self.running:
-            left = len(sequence.prompt.token_ids) - sequence.prefilled_count
-            if left and token_budget > 0:
+            left = len(sequence.prompt.token_ids) - 1 - sequence.prefilled_count
+            if left > 0 and token_budget > 0:
                 pieces.append(Prefill(sequence, min(left, token_budget)))
                 token_budget -= pieces[-1].token_count
         return pieces
+
+    def learn(self, sequence: Sequence) -> None:
+        """What the model has read of a sequence may be shared with others from now on."""
+        known = [*sequence.prompt.token_ids, *sequence.token_ids][: -1 if sequence.token_ids else None]
+        if sequence.is_prefilled:
+            self._pages.learn(sequence.adapter_id, known, sequence.pages)
+        else:
+            self._pages.learn(sequence.adapter_id, known[: sequence.prefilled_count], sequence.pages)
 
     def remove(self, sequence: Sequence) -> Move | None:
         """Take a sequence out of the queue or the batch; answers who moves into its row."""
@@ -120,6 +137,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             return None
         self.slots.unpin(sequence.adapter_id)
+        self._pages.release(sequence.pages)
         last = self.running.pop()
         if last is sequence:
             return None
@@ -128,13 +146,22 @@ class Scheduler:
         last.row = sequence.row
         return move
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _take_pages(self, sequence: Sequence) -> bool:
+        """Give a sequence its pages, if it can start now."""
         assert self._capacity is not None
         if sequence.prompt.base_model != self.base_model or not self.slots.has_room_for(sequence.adapter_id):
             return False
-        # A prompt longer than anything that fits starts too: the engine then refuses it with the numbers.
-        lengths = [min(one.max_length, self._capacity.longest) for one in (*self.running, sequence)]
-        return self._capacity.fits(len(lengths), max(lengths))
+        prompt_ids = sequence.prompt.token_ids
+        if len(prompt_ids) >= self._capacity.longest:
+            return (
+                True  # longer than anything that fits: it starts, and the engine refuses it with the numbers
+            )
+        longest = min(sequence.max_length, self._capacity.longest)
+        owned = self._pages.take(sequence.adapter_id, prompt_ids, longest)
+        if owned is None:
+            return False
+        sequence.pages, sequence.prefilled_count = owned.pages, owned.known_tokens
+        return True
 
     def _start(self, sequence: Sequence) -> Started:
         assert self._capacity is not None

@@ -95,6 +95,7 @@ class Sequence:
     prefilled_count: int = 0
     finish_reason: FinishReason | None = None
     row: int = -1
+    pages: list[int] = field(default_factory=list)
     adapter_slot: int = 0
     passed_over_count: int = 0
     length_limit: int | None = None
@@ -126,8 +127,8 @@ class Sequence:
 
     @property
     def is_prefilled(self) -> bool:
-        """Whether the model has read the whole prompt."""
-        return self.prefilled_count == len(self.prompt.token_ids)
+        """Whether the model has read the prompt but for its last token, which the first decode step reads."""
+        return self.prefilled_count >= len(self.prompt.token_ids) - 1
 
     @property
     def needs_host(self) -> bool:
@@ -145,13 +146,13 @@ class Sequence:
     def add_token(self, made: Made) -> TokenDelta | None:
         """Take the next token; answers what may go out, and sets the finish reason at the end."""
         self.token_ids.append(made.token_id)
-        if self._matcher is not None:
-            self._matcher.take(made.token_id)
         if self._first_token_at is None:
             self._first_token_at = self.clock()
         if made.token_id in self.prompt.end_ids:
             self.finish_reason = "stop"
             return self._delta(self._rest())
+        if self._matcher is not None:
+            self._matcher.take(made.token_id)
         new = self._detokenizer.add(made.token_id)
         if made.logprob is not None:
             self._held.add(self._describe(made.token_id, made.logprob))

@@ -72,8 +72,11 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
     scheduler = Scheduler(max_waiting=_MAX_WAITING, adapter_slot_count=_ADAPTER_SLOTS)
     device = find_device()
     engine = Engine(partial(_load_runner, request, device), clients.deliver, scheduler)
-    shelf = AdapterShelf(ArtifactStore(request.artifacts_url), request.cache_folder, _SHELF_BYTES)
-    service = Service(engine, clients, Intake(request.models_folder, shelf).prepare, request.token)
+    shelf = AdapterShelf(
+        ArtifactStore(request.artifacts_url), request.cache_folder, _SHELF_BYTES, pins_memory=device.is_cuda
+    )
+    intake = Intake(request.models_folder, shelf, device)
+    service = Service(engine, clients, intake.prepare, request.token)
     preflight = PreflightService(partial(_find_place, request, device, engine), request.token)
     app = service.app()
     app.routes.extend(preflight.routes())
@@ -110,7 +113,9 @@ def _listen(request: EngineRequest) -> socket.socket:
 def _load_runner(request: EngineRequest, device: Device, reference: BaseModelRef) -> ModelRunner:
     folder = base_model.locate(reference.name, request.models_folder)
     model = base_model.load_for_serving(folder, reference.quantization, device)
-    return ModelRunner(model, device, adapter_slot_count=_ADAPTER_SLOTS)
+    runner = ModelRunner(model, device, adapter_slot_count=_ADAPTER_SLOTS)
+    runner.warm_up()
+    return runner
 
 
 def _find_place(request: EngineRequest, device: Device, engine: Engine) -> Place:

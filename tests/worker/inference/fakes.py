@@ -1,10 +1,11 @@
 """A runner without a model, sequences without a tokenizer, and a client that keeps what it gets."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from app.core.messages import BaseModelRef, Failed, Finished, Reply, Sampling, TokenDelta
 from app.core.specs import QuantizationSpec
-from worker.inference.scheduler import Capacity, Move
+from worker.inference.scheduler import Capacity, Move, Prefill
 from worker.inference.sequence import LoadedAdapter, Made, Prompt, Sequence
 
 END = 0
@@ -19,13 +20,14 @@ def make_base(name: str = "base") -> BaseModelRef:
     return BaseModelRef(name=name, quantization=QuantizationSpec(load_in_4bit=False))
 
 
-def make_capacity(*, max_rows: int = 4, max_tokens: int = 1000, context_length: int = 100) -> Capacity:
-    return Capacity(max_rows, max_tokens, context_length)
+def make_capacity(*, max_rows: int = 4, page_count: int = 65, context_length: int = 100) -> Capacity:
+    return Capacity(max_rows, page_count, context_length)
 
 
 def make_sequence(
     *,
     prompt_length: int = 1,
+    token_ids: list[int] | None = None,
     base: str = "base",
     adapter: str | None = None,
     max_new_tokens: int = 3,
@@ -35,7 +37,7 @@ def make_sequence(
     prompt = Prompt(
         base_model=make_base(base),
         adapter=FakeAdapter(adapter) if adapter else None,
-        token_ids=[1] * prompt_length,
+        token_ids=token_ids or [1] * prompt_length,
         sampling=Sampling(max_new_tokens=max_new_tokens, stop=stop or []),
         seed=0,
         end_ids={END},
@@ -44,13 +46,25 @@ def make_sequence(
     return Sequence(prompt)
 
 
+@dataclass(frozen=True)
+class FakePending:
+    tokens: list[Made]
+
+    def made(self) -> list[Made]:
+        return self.tokens
+
+
 @dataclass
 class FakeRunner:
     """Each sequence makes the tokens of its script in turn, then `a` for ever."""
 
     capacity: Capacity = field(default_factory=lambda: make_capacity())
+    is_asynchronous: bool = False
     scripts: dict[Sequence, list[int]] = field(default_factory=dict)
+    launched: Counter[Sequence] = field(default_factory=Counter)
     loaded: list[tuple[int, str]] = field(default_factory=list)
+    freed: list[int] = field(default_factory=list)
+    read_errors: list[Exception] = field(default_factory=list)
     decode_errors: list[Exception] = field(default_factory=list)
     adapter_errors: list[Exception] = field(default_factory=list)
     usable: bool = True
@@ -62,22 +76,23 @@ class FakeRunner:
         self.loaded.append((slot, adapter.id))
 
     def start(self, sequence: Sequence) -> None:
-        assert sequence.prefilled_count == 0
+        assert sequence.pages
 
-    def prefill(self, sequence: Sequence, token_count: int, running: list[Sequence]) -> Made | None:
-        assert running[sequence.row] is sequence
-        if sequence.prefilled_count + token_count < len(sequence.prompt.token_ids):
-            return None
-        return self._next_token(sequence)
+    def read(self, prefills: list[Prefill]) -> None:
+        if self.read_errors:
+            raise self.read_errors.pop()
 
-    def decode(self, running: list[Sequence]) -> list[Made]:
+    def decode(self, running: list[Sequence]) -> FakePending:
         if self.decode_errors:
             raise self.decode_errors.pop()
         assert [sequence.row for sequence in running] == list(range(len(running)))
-        return [self._next_token(sequence) for sequence in running]
+        return FakePending([self._next_token(sequence) for sequence in running])
 
-    def move(self, move: Move, sequence: Sequence) -> None:
-        assert sequence.row == move.target
+    def move(self, move: Move) -> None:
+        assert move.source > move.target
+
+    def free(self, row: int) -> None:
+        self.freed.append(row)
 
     def is_usable(self) -> bool:
         return self.usable
@@ -86,9 +101,11 @@ class FakeRunner:
         self.closed = True
 
     def _next_token(self, sequence: Sequence) -> Made:
-        script = self.scripts.get(sequence, [])
-        made = len(sequence.token_ids)
-        return Made(script[made] if made < len(script) else 1)
+        if not sequence.is_prefilled:
+            return Made(END)
+        script, count = self.scripts.get(sequence, []), self.launched[sequence]
+        self.launched[sequence] += 1
+        return Made(script[count] if count < len(script) else 1)
 
 
 class Mailbox:

@@ -17,6 +17,7 @@ from worker.base_model import load_for_serving
 from worker.device import find_device
 from worker.inference.adapters import AdapterShelf, read_adapter
 from worker.inference.failures import AdapterUnsupported
+from worker.inference.linears import group_linears
 from worker.inference.lora_slots import LoraSlots
 
 
@@ -90,7 +91,7 @@ def test_adapter_of_another_base_model_is_refused(folder, models_folder):
     save_file(narrow, folder / "adapter_model.safetensors")
     device = find_device()
     model = load_for_serving(models_folder / "tiny-llama", QuantizationSpec(load_in_4bit=False), device)
-    slots = LoraSlots(model, count=1, dtype=model.dtype, device=device.torch)
+    slots = LoraSlots(model, group_linears(model), count=1, dtype=model.dtype)
 
     with pytest.raises(AdapterUnsupported, match="63 inputs") as caught:
         slots.load(1, read_adapter("ad", folder))

@@ -85,13 +85,13 @@ def test_cancel_of_what_has_ended_is_nothing(bench):
     assert isinstance(bench.mail.end(sequence), Finished)
 
 
-def test_full_queue_is_unavailable_with_a_time_to_come_back():
+def test_full_queue_is_busy_with_a_time_to_come_back():
     bench = Bench(max_waiting=1)
     waiting, refused = bench.submit(), bench.submit()
     bench.finish(waiting, refused)
 
     end = bench.mail.end(refused)
-    assert (end.kind, end.code, end.retry_after_seconds) == ("unavailable", "queue_full", 5)
+    assert (end.kind, end.code, end.retry_after_seconds) == ("busy", "queue_full", 5)
 
 
 def test_base_models_take_turns(bench):
@@ -160,7 +160,7 @@ def test_over_long_prompt_is_refused_with_the_numbers(bench):
 
 
 def test_long_prompt_does_not_hold_up_the_others(bench):
-    bench.runner.capacity = make_capacity(max_tokens=10**6, context_length=10**5)
+    bench.runner.capacity = make_capacity(page_count=10**4, context_length=10**5)
     stream = bench.submit(max_new_tokens=50)
     bench.engine.step()
     bench.submit(prompt_length=5000)

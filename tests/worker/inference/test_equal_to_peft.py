@@ -1,7 +1,7 @@
 """The heart: whatever else is in the batch, an answer is token for token what PEFT gives alone."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox
 from worker.base_model import load_for_serving
 from worker.device import find_device
-from worker.inference import engine as engine_module
 from worker.inference.adapters import Adapter, read_adapter
 from worker.inference.engine import Engine
 from worker.inference.model_runner import ModelRunner
@@ -114,7 +113,8 @@ def new_engine(runner: ModelRunner, mail: Mailbox, *, slots: int = 4) -> Engine:
 @pytest.mark.parametrize("seed", range(40))
 def test_mixed_batches_answer_as_peft_does_alone(seed, requests, adapters, runner, monkeypatch):
     rng = random.Random(seed)
-    monkeypatch.setattr(engine_module, "_PREFILL_TOKENS_PER_STEP", rng.choice([7, 30, 512]))
+    pieces = replace(runner.capacity, prefill_tokens_per_step=rng.choice([7, 30, 512]))
+    monkeypatch.setattr(runner, "capacity", pieces)
     mail = Mailbox()
     engine = new_engine(runner, mail)
     todo = rng.sample(requests, 15)

@@ -8,9 +8,10 @@ import pytest
 
 from app.core.artifacts import ArtifactStore
 from app.core.errors import InvalidRequest, NotFound
-from app.core.messages import AdapterRef, BaseModelRef, ChatMessage, GenerateRequest, Sampling
+from app.core.messages import AdapterRef, BaseModelRef, ChatMessage, GenerateRequest, OutputSchema, Sampling
 from app.core.specs import QuantizationSpec
 from worker.base_model import load_tokenizer
+from worker.device import find_device
 from worker.inference.adapters import AdapterShelf
 from worker.inference.intake import Intake
 
@@ -30,7 +31,11 @@ def artifacts(adapters_folder: Path, models_folder: Path, tmp_path: Path) -> Pat
 
 @pytest.fixture
 def intake(models_folder: Path, artifacts: Path) -> Intake:
-    return Intake(models_folder, AdapterShelf(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30))
+    return Intake(
+        models_folder,
+        AdapterShelf(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30),
+        find_device(),
+    )
 
 
 def make_request(*, adapter: str | None = None, **options: object) -> GenerateRequest:
@@ -92,7 +97,35 @@ def test_seed_is_kept_or_made(intake):
 
 
 def test_folders_with_the_same_files_share_a_tokenizer(intake, models_folder, artifacts):
-    first = intake._tokenizers.get(models_folder / "tiny-llama")
+    _digest, first = intake._tokenizers.get(models_folder / "tiny-llama")
     copy = shutil.copytree(models_folder / "tiny-llama", artifacts / "copy")
 
-    assert intake._tokenizers.get(copy) is first
+    assert intake._tokenizers.get(copy)[1] is first
+
+
+def test_token_ids_are_taken_as_they_are(intake):
+    assert intake.prepare(make_request(prompt_ids=[5, 6, 7])).token_ids == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"prompt_ids": [5, 100_000]}, "prompt"),
+        ({"prompt_ids": []}, "prompt"),
+        ({"prompt": "a", "sampling": Sampling(logit_bias={100_000: 1})}, "logit_bias"),
+    ],
+)
+def test_tokens_that_do_not_exist_are_refused(intake, options, param):
+    with pytest.raises(InvalidRequest) as caught:
+        intake.prepare(make_request(**options))
+
+    assert caught.value.param == param
+
+
+def test_a_schema_compiles_once_for_all_folders_with_the_same_tokenizer(intake):
+    schema = OutputSchema(source='{"type": "object"}', strict=True)
+    requests = [make_request(prompt="a", output_schema=schema, adapter=name) for name in (None, "plain")]
+
+    base, adapter = (intake.prepare(request).grammar for request in requests)
+
+    assert base is adapter

@@ -1,52 +1,40 @@
-"""The cache grows with what runs, keeps what it holds, and stays within its budget."""
+"""The cache takes its shape from the model, its memory as it is used, and forgets what it is told to."""
 
 import torch
 
-from worker.inference.kv_cache import KVCache, Layer
+from worker.inference.kv_cache import KVCache
+from worker.inference.pages import PAGE_TOKENS
 
 
-def make_cache(*, max_tokens: int = 10_000, rows: int = 2, length: int = 10) -> tuple[KVCache, Layer]:
-    cache = KVCache(max_tokens=max_tokens)
-    cache.reserve(rows, length)
-    states_BHTD = torch.zeros(1, 3, 1, 8)
-    return cache, cache.layer(0, states_BHTD, states_BHTD)
+def test_a_layer_has_the_shape_of_its_first_keys():
+    layer = KVCache(page_count=5).layer(0, torch.zeros(1, 3, 7, 8), torch.zeros(1, 3, 7, 4))
+
+    assert layer.keys_PSGD.shape == (5, PAGE_TOKENS, 3, 8)
+    assert layer.values_PSGD.shape == (5, PAGE_TOKENS, 3, 4)
 
 
-def test_growing_keeps_what_was_stored():
-    cache, layer = make_cache()
-    layer.keys_RLHD[1, 5] = 7.0
+def test_cleared_pages_are_zero_and_others_stay():
+    cache = KVCache(page_count=4)
+    layer = cache.layer(0, torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
+    layer.keys_PSGD.fill_(torch.nan)
 
-    cache.reserve(9, 1000)
+    cache.clear([1, 3])
 
-    assert layer.keys_RLHD[1, 5].eq(7).all()
-    assert layer.keys_RLHD.shape[0] >= 9
-    assert layer.keys_RLHD.shape[1] >= 1000
-
-
-def test_budget_bounds_rows_times_length():
-    cache, layer = make_cache(max_tokens=4096, rows=16, length=256)
-
-    cache.reserve(1, 4096)
-
-    assert layer.keys_RLHD.shape[:2] == (1, 4096)
-
-
-def test_small_requests_take_little():
-    _, layer = make_cache(rows=1, length=10)
-
-    assert layer.keys_RLHD.shape[:2] == (4, 256)
-
-
-def test_a_row_moves_with_its_tokens():
-    cache, layer = make_cache()
-    layer.values_RLHD[1, :3] = 5.0
-
-    cache.move(1, 0, 3)
-
-    assert layer.values_RLHD[0, :3].eq(5).all()
+    assert layer.keys_PSGD[[1, 3]].eq(0).all()
+    assert layer.keys_PSGD[2].isnan().all()
 
 
 def test_bytes_of_a_token():
-    cache, _ = make_cache()
+    cache = KVCache(page_count=2)
+    for index in range(2):
+        states = torch.zeros(1, 3, 1, 8, dtype=torch.bfloat16)
+        cache.layer(index, states, states)
 
-    assert cache.bytes_per_token == 2 * 3 * 8 * 4
+    assert cache.bytes_per_token == 2 * 2 * 3 * 8 * 2
+
+
+def test_an_enormous_cache_takes_no_memory_before_it_is_used():
+    layer = KVCache(page_count=10**6).layer(0, torch.zeros(1, 2, 1, 32), torch.zeros(1, 2, 1, 32))
+
+    assert layer.keys_PSGD.nbytes > 10**9
+    assert layer.keys_PSGD[10**6 - 1].eq(0).all()

@@ -104,7 +104,7 @@ def test_model_that_does_not_fit_is_refused(kind, options):
 def test_model_that_comes_out_wrong_is_refused(monkeypatch):
     model = make_model("Llama")
     monkeypatch.setattr(
-        model_support.attention, "_repeated", lambda states, groups: states.repeat(1, groups, 1, 1)
+        model_support.attention, "_repeated", lambda states, groups: states.repeat(groups, 1, 1)
     )
 
     with pytest.raises(ModelUnsupported, match="comes out wrong"):

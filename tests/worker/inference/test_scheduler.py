@@ -8,10 +8,19 @@ from worker.inference.scheduler import Capacity, Move, Prefill, Scheduler
 
 
 def make_scheduler(
-    *, base: str = "base", rows: int = 4, tokens: int = 1000, slots: int = 2, max_waiting: int = 99
+    *,
+    base: str = "base",
+    rows: int = 4,
+    pages: int = 65,
+    slots: int = 2,
+    max_waiting: int = 99,
+    prefill_tokens: int = 512,
 ) -> Scheduler:
     scheduler = Scheduler(max_waiting=max_waiting, adapter_slot_count=slots)
-    scheduler.serve(make_base(base), Capacity(max_rows=rows, max_tokens=tokens, context_length=100))
+    capacity = Capacity(
+        max_rows=rows, page_count=pages, context_length=100, prefill_tokens_per_step=prefill_tokens
+    )
+    scheduler.serve(make_base(base), capacity)
     return scheduler
 
 
@@ -52,17 +61,19 @@ def test_last_row_moves_into_the_gap():
     assert [sequence.row for sequence in scheduler.running] == [0, 1]
 
 
-def test_memory_bounds_rows_times_the_longest():
-    scheduler = make_scheduler(tokens=100)
+def test_memory_bounds_what_all_rows_may_become():
+    scheduler = make_scheduler(pages=1 + 5)
     short, long, short_again = (
         make_sequence(max_new_tokens=9),
-        make_sequence(max_new_tokens=49),
+        make_sequence(max_new_tokens=59),
         make_sequence(max_new_tokens=9),
     )
     for sequence in (short, long, short_again):
         scheduler.add(sequence)
 
     assert start_all(scheduler) == [short, long]
+    scheduler.remove(short)
+    assert start_all(scheduler) == [short_again]
 
 
 def test_another_base_model_waits_until_the_batch_has_drained():
@@ -99,16 +110,34 @@ def test_adapter_waits_while_all_slots_are_in_use():
     assert start_all(scheduler) == [second]
 
 
-def test_long_prompt_is_read_in_pieces():
-    scheduler = make_scheduler()
+def test_long_prompt_is_read_in_pieces_and_its_last_token_is_left():
+    scheduler = make_scheduler(prefill_tokens=20)
     long, short = make_sequence(prompt_length=30), make_sequence(prompt_length=5)
     scheduler.add(long)
     scheduler.add(short)
     start_all(scheduler)
 
-    assert scheduler.prefills(20) == [Prefill(long, 20)]
+    assert scheduler.prefills() == [Prefill(long, 20)]
     long.prefilled_count = 20
-    assert scheduler.prefills(20) == [Prefill(long, 10), Prefill(short, 5)]
+    assert scheduler.prefills() == [Prefill(long, 9), Prefill(short, 4)]
+
+
+def test_what_was_read_is_shared_under_the_same_adapter_only():
+    scheduler = make_scheduler(rows=9)
+    text = list(range(40))
+    first = make_sequence(token_ids=text, adapter="a")
+    scheduler.add(first)
+    start_all(scheduler)
+    first.prefilled_count = 39
+    scheduler.learn(first)
+    same, other = make_sequence(token_ids=text, adapter="a"), make_sequence(token_ids=text, adapter="b")
+    scheduler.add(same)
+    scheduler.add(other)
+    start_all(scheduler)
+
+    assert (same.prefilled_count, other.prefilled_count) == (32, 0)
+    assert same.pages[:2] == first.pages[:2]
+    assert not set(same.pages[2:]) & set(first.pages)
 
 
 def test_waiting_sequence_can_be_removed():

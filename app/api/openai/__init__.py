@@ -1,0 +1,1 @@
+"""The OpenAI API under /v1: models, completions, chat."""

@@ -1,0 +1,198 @@
+"""POST /v1/chat/completions."""
+
+from typing import Annotated, Any, Literal
+
+from anyio import to_thread
+from fastapi import APIRouter, Body, Request
+from fastapi.openapi.models import Example
+from pydantic import BaseModel, Field
+
+from app.api.answers import Answer
+from app.api.deps import Services, ServicesDep
+from app.api.openai.answering import Question, Usage, respond
+from app.api.openai.conversation import Message
+from app.api.openai.logprobs import ChatLogprobs, chat_logprobs
+from app.api.openai.models import find_target
+from app.api.openai.parameters import MAX_NEW_TOKENS, Absent, AbsentList, CommonBody, only, refuse
+from app.api.response_format import ResponseFormat, output_schema
+from app.core.ids import new_id
+from app.core.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
+
+router = APIRouter(prefix="/chat")
+
+_EXAMPLES: dict[str, Example] = {
+    "chat": {
+        "summary": "Ask an adapter",
+        "value": {
+            "model": "support-bot",
+            "messages": [{"role": "user", "content": "How do I cancel a job?"}],
+            "max_completion_tokens": 64,
+        },
+    },
+    "schema": {
+        "summary": "JSON that keeps to a schema",
+        "value": {
+            "model": "support-bot",
+            "messages": [{"role": "user", "content": "Name a city."}],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "city",
+                    "strict": True,
+                    "schema": {
+                        "type": "object",
+                        "properties": {"city": {"type": "string"}},
+                        "required": ["city"],
+                        "additionalProperties": False,
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+class ChatBody(CommonBody):
+    """A conversation to go on with."""
+
+    messages: list[Message] = Field(min_length=1, description="The conversation so far.")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description="Most tokens to make; default: as many as fit."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description="The older name of `max_completion_tokens`."
+    )
+    logprobs: bool | None = Field(None, description="Say the log-probability of each token made.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP_LOGPROBS, description="And of so many of the likeliest. Needs `logprobs`."
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="What the answer must look like: text, JSON, or JSON that keeps to a schema."
+    )
+
+    tools: AbsentList = Field(None, description="Only null or empty: the engine calls no tools.")
+    tool_choice: Annotated[Any, only("none", "auto")] = Field(None, description="Only `none` or `auto`.")
+    functions: AbsentList = Field(None, description="Only null or empty.")
+    function_call: Annotated[Any, only("none", "auto")] = Field(None, description="Only `none` or `auto`.")
+    modalities: Annotated[Any, only(["text"])] = Field(None, description="Only text.")
+    audio: Absent = Field(None, description="Only null.")
+    web_search_options: Absent = Field(None, description="Only null.")
+    moderation: Absent = Field(None, description="Only null.")
+    reasoning_effort: Annotated[Any, only("none")] = Field(None, description="Only `none`.")
+    verbosity: Annotated[Any, only("medium")] = Field(None, description="Only `medium`.")
+
+    parallel_tool_calls: Any = Field(None, description="Accepted; changes nothing.")
+    prediction: Any = Field(None, description="Accepted; changes nothing.")
+    metadata: Any = Field(None, description="Accepted; changes nothing.")
+    store: Any = Field(None, description="Accepted; nothing is stored.")
+    service_tier: Any = Field(None, description="Accepted; changes nothing.")
+    safety_identifier: Any = Field(None, description="Accepted; changes nothing.")
+    prompt_cache_key: Any = Field(None, description="Accepted; changes nothing.")
+    prompt_cache_options: Any = Field(None, description="Accepted; changes nothing.")
+    prompt_cache_retention: Any = Field(None, description="Accepted; changes nothing.")
+
+    def check(self) -> None:
+        """Raise InvalidRequest for parameters that do not go together."""
+        super().check()
+        if self.top_logprobs is not None and not self.logprobs:
+            refuse("top_logprobs", "it needs `logprobs`")
+
+    def as_request(self) -> dict[str, Any]:
+        """What the engine is asked, but for the model."""
+        most = self.max_completion_tokens or self.max_tokens or MAX_NEW_TOKENS
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return {
+            "messages": [message.as_turn() for message in self.messages],
+            "sampling": self.sampling(max_new_tokens=most, logprobs=logprobs),
+            "output_schema": output_schema(self.response_format),
+        }
+
+
+class AssistantMessage(BaseModel):
+    """What was answered."""
+
+    role: Literal["assistant"] = Field("assistant", description="Always `assistant`.")
+    content: str = Field(description="The answer.")
+    refusal: None = Field(None, description="Always null.")
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int = Field(description="Counts the answers from 0.")
+    message: AssistantMessage = Field(description="The answer.")
+    logprobs: ChatLogprobs | None = Field(description="With `logprobs`: its tokens.")
+    finish_reason: Literal["stop", "length"] = Field(
+        description="`length`: no more tokens were wanted or fit."
+    )
+
+
+class ChatCompletion(BaseModel):
+    """The answers to a conversation."""
+
+    id: str = Field(description="Names this completion.")
+    object: Literal["chat.completion"] = Field("chat.completion", description="Always `chat.completion`.")
+    created: int = Field(description="When it was asked for, in seconds since 1970.")
+    model: str = Field(description="`model` as it was asked for.")
+    choices: list[ChatChoice] = Field(description="The answers.")
+    usage: Usage = Field(description="Tokens read and made.")
+    system_fingerprint: str | None = Field(None, description="Always null.")
+
+
+class _ChatShape:
+    def first(self, index: int) -> dict[str, Any]:
+        return _choice(index, {"role": "assistant", "content": "", "refusal": None})
+
+    def delta(self, index: int, reply: TokenDelta) -> dict[str, Any]:
+        logprobs = chat_logprobs(reply.tokens)
+        return _choice(index, {"content": reply.text}, logprobs=logprobs.model_dump() if logprobs else None)
+
+    def end(self, index: int, finished: Finished) -> dict[str, Any]:
+        return _choice(index, {}, finish_reason=finished.finish_reason)
+
+    def whole(self, index: int, answer: Answer) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content=answer.text),
+            logprobs=chat_logprobs(answer.tokens),
+            finish_reason=answer.finished.finish_reason,
+        )
+
+
+def _choice(
+    index: int, delta: dict[str, Any], *, logprobs: object = None, finish_reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+@router.post(
+    "/completions",
+    response_model=ChatCompletion,
+    summary="Chat",
+    responses={
+        200: {
+            "description": "The answers. With `stream`: `chat.completion.chunk` after chunk, then `[DONE]`, "
+            "or `error` where it broke off.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    },
+)
+async def create_chat_completion(
+    body: Annotated[ChatBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
+) -> object:
+    """Go on with a conversation, rendered with the model's chat template."""
+    question = await to_thread.run_sync(_plan, services, body)
+
+    def make_whole(choices: list[ChatChoice], usage: Usage) -> ChatCompletion:
+        return ChatCompletion(
+            id=question.id, created=question.created, model=body.model, choices=choices, usage=usage
+        )
+
+    return await respond(question, _ChatShape(), make_whole, request=request, services=services)
+
+
+def _plan(services: Services, body: ChatBody) -> Question:
+    body.check()
+    target = find_target(services, body.model)
+    asked = GenerateRequest(base_model=target.base_model, adapter=target.adapter, **body.as_request())
+    return Question(body, target, [asked], id=new_id("chatcmpl"), object="chat.completion.chunk")

@@ -1,0 +1,170 @@
+"""POST /v1/completions: text that goes on, taken as it is, from one prompt or many."""
+
+from typing import Annotated, Any, Literal
+
+from anyio import to_thread
+from fastapi import APIRouter, Body, Request
+from fastapi.openapi.models import Example
+from pydantic import BaseModel, Field
+
+from app.api.answers import Answer
+from app.api.deps import Services, ServicesDep
+from app.api.openai.answering import Question, Usage, respond
+from app.api.openai.logprobs import CompletionLogprobs, CompletionLogprobsWriter
+from app.api.openai.models import find_target
+from app.api.openai.parameters import MAX_CHOICES, MAX_NEW_TOKENS, CommonBody, Off, only, refuse
+from app.api.response_format import ResponseFormat, output_schema
+from app.core.ids import new_id
+from app.core.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
+
+router = APIRouter()
+
+_DEFAULT_MAX_TOKENS = 16
+_EXAMPLES: dict[str, Example] = {
+    "text": {
+        "summary": "Continue a text",
+        "value": {"model": "SmolLM2-135M-Instruct", "prompt": "Once upon a time", "max_tokens": 32},
+    },
+    "tokens": {
+        "summary": "Several prompts, as token ids",
+        "value": {"model": "SmolLM2-135M-Instruct", "prompt": [[504, 2365], [12899]], "temperature": 0},
+    },
+}
+TokenId = Annotated[int, Field(ge=0)]
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
+
+
+class CompletionBody(CommonBody):
+    """Text to go on from."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES)]
+    ) = Field(description="A text, several, the ids of its tokens, or several lists of them.")
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description=f"Most tokens to make; default {_DEFAULT_MAX_TOKENS}."
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Say the log-probability of each token made, and of so many of the likeliest.",
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="Not OpenAI's here. What the answer must look like, as in chat."
+    )
+    best_of: int | None = Field(None, description="Only what `n` is.")
+    echo: Off = Field(None, description="Only false.")
+    suffix: Annotated[Any, only("")] = Field(None, description="Only null or empty.")
+
+    def check(self) -> None:
+        """Raise InvalidRequest for parameters that do not go together."""
+        super().check()
+        if self.best_of is not None and self.best_of != self.choice_count:
+            refuse("best_of", "not supported here, but for the value of `n`; leave it out")
+
+    def as_requests(self) -> list[dict[str, Any]]:
+        """What the engine is asked, for each prompt, but for the model."""
+        sampling = self.sampling(
+            max_new_tokens=self.max_tokens or _DEFAULT_MAX_TOKENS, logprobs=self.logprobs
+        )
+        common = {"sampling": sampling, "output_schema": output_schema(self.response_format)}
+        return [prompt | common for prompt in _prompts(self.prompt)]
+
+
+class CompletionChoice(BaseModel):
+    """One answer."""
+
+    index: int = Field(description="Counts the answers from 0: all of the first prompt, then the next one's.")
+    text: str = Field(description="The answer, without the prompt.")
+    logprobs: CompletionLogprobs | None = Field(description="With `logprobs`: its tokens.")
+    finish_reason: Literal["stop", "length"] = Field(
+        description="`length`: no more tokens were wanted or fit."
+    )
+
+
+class Completion(BaseModel):
+    """How texts go on."""
+
+    id: str = Field(description="Names this completion.")
+    object: Literal["text_completion"] = Field("text_completion", description="Always `text_completion`.")
+    created: int = Field(description="When it was asked for, in seconds since 1970.")
+    model: str = Field(description="`model` as it was asked for.")
+    choices: list[CompletionChoice] = Field(description="The answers.")
+    usage: Usage = Field(description="Tokens read and made.")
+    system_fingerprint: str | None = Field(None, description="Always null.")
+
+
+class _CompletionShape:
+    def __init__(self) -> None:
+        self._writers: dict[int, CompletionLogprobsWriter] = {}
+
+    def first(self, index: int) -> None:
+        self._writers[index] = CompletionLogprobsWriter()
+
+    def delta(self, index: int, reply: TokenDelta) -> dict[str, Any]:
+        logprobs = self._writers[index].write(reply.tokens)
+        return _choice(index, reply.text, logprobs=logprobs.model_dump() if logprobs else None)
+
+    def end(self, index: int, finished: Finished) -> dict[str, Any]:
+        return _choice(index, "", finish_reason=finished.finish_reason)
+
+    def whole(self, index: int, answer: Answer) -> CompletionChoice:
+        return CompletionChoice(
+            index=index,
+            text=answer.text,
+            logprobs=CompletionLogprobsWriter().write(answer.tokens),
+            finish_reason=answer.finished.finish_reason,
+        )
+
+
+def _choice(
+    index: int, text: str, *, logprobs: object = None, finish_reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+@router.post(
+    "/completions",
+    response_model=Completion,
+    summary="Complete a text",
+    responses={
+        200: {
+            "description": "The answers. With `stream`: `text_completion` after `text_completion`, then "
+            "`[DONE]`; or `error` where it broke off.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    },
+)
+async def create_completion(
+    body: Annotated[CompletionBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
+) -> object:
+    """Go on from a text, or from several, without a chat template."""
+    question = await to_thread.run_sync(_plan, services, body)
+
+    def make_whole(choices: list[CompletionChoice], usage: Usage) -> Completion:
+        return Completion(
+            id=question.id, created=question.created, model=body.model, choices=choices, usage=usage
+        )
+
+    return await respond(question, _CompletionShape(), make_whole, request=request, services=services)
+
+
+def _plan(services: Services, body: CompletionBody) -> Question:
+    body.check()
+    target = find_target(services, body.model)
+    asked = [
+        GenerateRequest(base_model=target.base_model, adapter=target.adapter, **fields)
+        for fields in body.as_requests()
+    ]
+    return Question(body, target, asked, id=new_id("cmpl"), object="text_completion")
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[dict[str, Any]]:
+    if isinstance(prompt, str):
+        return [{"prompt": prompt}]
+    if isinstance(prompt[0], int):
+        return [{"prompt_ids": prompt}]
+    return [{"prompt" if isinstance(one, str) else "prompt_ids": one} for one in prompt]

@@ -1,0 +1,85 @@
+"""Log-probabilities in OpenAI's two shapes: one for chat, an older one for completions. Pure."""
+
+from codecs import getincrementaldecoder
+from collections.abc import Sequence
+
+from pydantic import BaseModel, Field
+
+from app.core.messages import MadeToken, TokenProbability
+
+
+class TopLogprob(BaseModel):
+    """A token and how probable it was."""
+
+    token: str = Field(description="The token's text; bytes that are no text are escaped, as in `\\xf0`.")
+    bytes: list[int] = Field(description="Its bytes; a character may be spread over several tokens.")
+    logprob: float = Field(description="The natural logarithm of its probability.")
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer, and what else was likely in its place."""
+
+    top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens.")
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of an answer, token by token."""
+
+    content: list[TokenLogprob] = Field(description="The tokens of the answer.")
+    refusal: None = Field(None, description="Always null.")
+
+
+class CompletionLogprobs(BaseModel):
+    """The same, list by list."""
+
+    tokens: list[str] = Field(description="The text of each token.")
+    token_logprobs: list[float] = Field(description="The log-probability of each.")
+    top_logprobs: list[dict[str, float]] = Field(description="The likeliest tokens in place of each.")
+    text_offset: list[int] = Field(description="Where in the answer each begins.")
+
+
+def chat_logprobs(tokens: Sequence[MadeToken] | None) -> ChatLogprobs | None:
+    """None where nobody asked."""
+    if tokens is None:
+        return None
+    content = [
+        TokenLogprob(**_top(token), top_logprobs=[TopLogprob(**_top(other)) for other in token.top])
+        for token in tokens
+    ]
+    return ChatLogprobs(content=content)
+
+
+class CompletionLogprobsWriter:
+    """Keeps count of the answer's characters, which streams need from one chunk to the next."""
+
+    def __init__(self) -> None:
+        self._decoder = getincrementaldecoder("utf-8")(errors="replace")
+        self._offset = 0
+
+    def write(self, tokens: Sequence[MadeToken] | None) -> CompletionLogprobs | None:
+        """The next tokens; None where nobody asked."""
+        if tokens is None:
+            return None
+        return CompletionLogprobs(
+            tokens=[_text(token, "bytes:") for token in tokens],
+            token_logprobs=[token.logprob for token in tokens],
+            top_logprobs=[{_text(other, "bytes:"): other.logprob for other in token.top} for token in tokens],
+            text_offset=[self._advance(token) for token in tokens],
+        )
+
+    def _advance(self, token: MadeToken) -> int:
+        offset = self._offset
+        self._offset += len(self._decoder.decode(bytes(token.bytes)))
+        return offset
+
+
+def _top(token: TokenProbability) -> dict[str, object]:
+    return {"token": _text(token), "bytes": token.bytes, "logprob": token.logprob}
+
+
+def _text(token: TokenProbability, mark: str = "") -> str:
+    raw = bytes(token.bytes)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return mark + "".join(f"\\x{byte:02x}" for byte in raw)

@@ -1,0 +1,131 @@
+"""GET and DELETE /v1/models: base models and adapters alike. Also which of them a request's `model` names."""
+
+import re
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+
+from app.api.answers import Target, find_adapter, find_base_model
+from app.api.deps import MAX_PAGE, Services, ServicesDep
+from app.api.models import list_models as list_base_models
+from app.core import adapters, models, tables
+from app.core.errors import AdapterNotFound, InvalidRequest
+from app.core.specs import MODEL_NAME
+
+router = APIRouter(prefix="/models")
+
+_MODEL_NAME = re.compile(MODEL_NAME)
+ModelName = Annotated[
+    str, Path(description="A base model's name, or an adapter's id or name.", examples=["support-bot"])
+]
+
+
+class Model(BaseModel):
+    """A base model or an adapter."""
+
+    id: str = Field(description="`model` takes it.", examples=["support-bot"])
+    object: Literal["model"] = Field("model", description="Always `model`.")
+    created: int = Field(description="When the adapter was finished, in seconds since 1970; 0: a base model.")
+    owned_by: str = Field(description="`tunesmith`: an adapter. `local` or `hub`: a base model from there.")
+    adapter: str | None = Field(None, description="Not OpenAI's. The adapter's id.")
+    base_model: str | None = Field(None, description="Not OpenAI's. What the adapter was trained against.")
+
+
+class Models(BaseModel):
+    """Everything that `model` may name."""
+
+    object: Literal["list"] = Field("list", description="Always `list`.")
+    data: list[Model] = Field(description="Base models first, then adapters, the newest first.")
+
+
+class ModelDeleted(BaseModel):
+    """The adapter is gone."""
+
+    id: str = Field(description="The adapter's id or name, as it was asked for.")
+    object: Literal["model"] = Field("model", description="Always `model`.")
+    deleted: Literal[True] = Field(True, description="Always true.")
+
+
+@router.get("", summary="List models")
+def list_models(services: ServicesDep) -> Models:
+    """Base models that are here, and every adapter."""
+    found = _base_models(services)
+    taken = {model.id for model in found}
+    with services.database.snapshot() as session:
+        found += [_adapter(row, taken) for row in _all_adapters(session)]
+    return Models(data=found)
+
+
+@router.get("/{model:path}", summary="Show a model")
+def show_model(model: ModelName, services: ServicesDep) -> Model:
+    """One model, by the name that `model` takes."""
+    base_models = {found.id: found for found in _base_models(services)}
+    if model in base_models:
+        return base_models[model]
+    with services.database.snapshot() as session:
+        return _adapter(_get_adapter(session, model), set(base_models))
+
+
+@router.delete("/{model:path}", summary="Delete an adapter")
+def delete_model(model: ModelName, services: ServicesDep) -> ModelDeleted:
+    """Delete an adapter and its files. Base models stay."""
+    if any(found.id == model for found in _base_models(services)):
+        raise InvalidRequest(f"{model!r} is a base model; only adapters can be deleted.", param="model")
+    with services.database.transaction() as session:
+        artifact = adapters.delete(session, _get_adapter(session, model).id)
+    services.store.delete(artifact)
+    return ModelDeleted(id=model)
+
+
+def find_target(services: Services, model: str) -> Target:
+    """Who answers for this name: a base model that is here, else an adapter, else a Hub id.
+
+    Raises AdapterNotFound, ModelNotAllowed and NoEngine.
+    """
+    settings = services.settings
+    with services.database.snapshot() as session:
+        if models.find_folder(model, settings.models_folder):
+            return find_base_model(session, settings, model)
+        try:
+            return find_adapter(session, settings, model)
+        except AdapterNotFound:
+            if "/" in model and _MODEL_NAME.fullmatch(model):
+                return find_base_model(session, settings, model)
+            raise _not_found(model) from None
+
+
+def _base_models(services: Services) -> list[Model]:
+    found = list_base_models(services).data
+    return [Model(id=model.name, created=0, owned_by=model.source) for model in found]
+
+
+def _all_adapters(session: Session) -> list[tables.Adapter]:
+    rows, cursor = adapters.find_page(session, after=None, limit=MAX_PAGE)
+    while cursor is not None:
+        page, cursor = adapters.find_page(session, after=cursor, limit=MAX_PAGE)
+        rows += page
+    return rows
+
+
+def _get_adapter(session: Session, id_or_name: str) -> tables.Adapter:
+    try:
+        return adapters.get(session, id_or_name)
+    except AdapterNotFound:
+        raise _not_found(id_or_name) from None
+
+
+def _adapter(row: tables.Adapter, taken: set[str]) -> Model:
+    """By its name; by its id where a base model has that name."""
+    return Model(
+        id=row.id if row.name in taken else row.name,
+        created=int(row.created_at.timestamp()),
+        owned_by="tunesmith",
+        adapter=row.id,
+        base_model=row.base_model,
+    )
+
+
+def _not_found(model: str) -> AdapterNotFound:
+    return AdapterNotFound(f"There is no model {model!r}.", param="model", hint="GET /v1/models lists them.")

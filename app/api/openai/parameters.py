@@ -1,0 +1,132 @@
+"""Parameters that chat and completions share: what is used, what may only be neutral, what changes nothing.
+
+Where a parameter is null its default holds, as OpenAI has it.
+"""
+
+from typing import Annotated, Any, NoReturn
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from app.core.errors import InvalidRequest
+from app.core.messages import MAX_LOGIT_BIAS, Sampling
+
+MAX_CHOICES = 128
+MAX_NEW_TOKENS = 32768
+_MAX_STOPS = 16
+_MAX_SEED = 2**63 - 1
+
+
+def only(*neutral: object) -> AfterValidator:
+    """Null and these values change nothing; anything else would be ignored in silence, so it is refused."""
+
+    def check(value: object) -> object:
+        if value is not None and value not in neutral:
+            raise ValueError("not supported here; leave it out")
+        return value
+
+    return AfterValidator(check)
+
+
+Absent = Annotated[Any, only()]
+AbsentList = Annotated[Any, only([])]
+Off = Annotated[Any, only(False)]
+StopText = Annotated[str, Field(min_length=1)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream says besides the text."""
+
+    model_config = ConfigDict(extra="forbid")
+    include_usage: bool | None = Field(None, description="A last chunk without choices says the usage.")
+    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is added to the chunks.")
+
+
+class CommonBody(BaseModel):
+    """How to sample, how many answers, and in what form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(
+        min_length=1, max_length=200, description="A base model's name, or an adapter's id or name."
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0: the likeliest token.")
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="Sample from tokens with this much probability."
+    )
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
+    seed: int | None = Field(
+        None, ge=-(2**63), le=_MAX_SEED, description="The same seed gives the same answers."
+    )
+    stop: StopText | Annotated[list[StopText], Field(max_length=_MAX_STOPS)] | None = Field(
+        None, description="Texts that end the answer; they are not part of it."
+    )
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Taken from the score of every token that the answer has."
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="The same, as often as the answer has the token."
+    )
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MAX_LOGIT_BIAS, description="Added to the scores of tokens, by token id."
+    )
+    top_k: int | None = Field(None, ge=-1, description="Not OpenAI's. Sample from so many likeliest tokens.")
+    min_p: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Not OpenAI's. Leave out tokens less probable than this share of the top one.",
+    )
+    repetition_penalty: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="Not OpenAI's. Above 1: what prompt or answer said becomes less likely.",
+    )
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    user: str | None = Field(None, description="Accepted; changes nothing.")
+
+    @property
+    def choice_count(self) -> int:
+        """How many answers to each prompt."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream says the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def check(self) -> None:
+        """Raise InvalidRequest for parameters that do not go together."""
+        if self.stream_options is not None and not self.stream:
+            refuse("stream_options", "it needs `stream`")
+
+    def sampling(self, *, max_new_tokens: int, logprobs: int | None) -> Sampling:
+        """The same in the engine's words."""
+        given = {
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "logit_bias": self.logit_bias,
+        }
+        if self.top_p == 0:
+            # The likeliest token alone is what is left of no probability at all.
+            given |= {"top_p": None, "top_k": 1}
+        if self.top_k == -1:
+            given["top_k"] = None
+        return Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            seed=None if self.seed is None else self.seed & _MAX_SEED,
+            stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
+            logprobs=logprobs,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+
+
+def refuse(param: str, problem: str) -> NoReturn:
+    """Raises InvalidRequest that names the parameter."""
+    raise InvalidRequest(f"{param}: {problem}.", param=param)

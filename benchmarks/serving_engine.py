@@ -1,0 +1,115 @@
+"""The engine in process: tokens a second, time to the first token, time between tokens."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.core.messages import BaseModelRef, Finished, Reply, Sampling
+from app.core.specs import QuantizationSpec
+from benchmarks.serving_inputs import prompts
+from worker import base_model
+from worker.device import find_device
+from worker.inference.adapters import Adapter, read_adapter
+from worker.inference.engine import Engine
+from worker.inference.intake import _decode
+from worker.inference.model_runner import ModelRunner
+from worker.inference.scheduler import Scheduler
+from worker.inference.sequence import Prompt, Sequence
+
+
+@dataclass
+class Clock:
+    """When each sequence's text came out."""
+
+    times: dict[Sequence, list[float]] = field(default_factory=dict)
+    ended: set[Sequence] = field(default_factory=set)
+
+    def deliver(self, replies: list[tuple[Sequence, Reply]]) -> None:
+        """What the engine calls once a step."""
+        now = time.perf_counter()
+        for sequence, reply in replies:
+            self.times.setdefault(sequence, []).append(now)
+            if reply.type != "delta":
+                assert isinstance(reply, Finished), reply
+                self.ended.add(sequence)
+
+
+class Bench:
+    """One base model, loaded once."""
+
+    def __init__(self, folder: Path, *, load_in_4bit: bool, adapters: list[Path], **options: Any) -> None:
+        began = time.perf_counter()
+        device = find_device()
+        self.base = BaseModelRef(name=folder.name, quantization=QuantizationSpec(load_in_4bit=load_in_4bit))
+        model = base_model.load_for_serving(folder, self.base.quantization, device)
+        self.vocabulary_size = model.config.vocab_size
+        self.loaded_seconds = time.perf_counter() - began
+        self.runner = ModelRunner(model, device, adapter_slot_count=max(8, len(adapters)), **options)
+        self.runner.warm_up()
+        self.ready_seconds = time.perf_counter() - began
+        tokenizer = base_model.load_tokenizer(folder)
+        # The checkpoint's vocabulary is larger than its tokenizer's: other ids are read as letters.
+        letters = [index for index in range(256) if _decode(tokenizer, [index]).isalpha()]
+        self._decode = lambda token_ids: _decode(
+            tokenizer, [letters[token_id % len(letters)] for token_id in token_ids]
+        )
+        self.adapters: list[Adapter] = [read_adapter(one.name, one) for one in adapters]
+        self.clock = Clock()
+        scheduler = Scheduler(max_waiting=10_000, adapter_slot_count=max(8, len(adapters)))
+        self.engine = Engine(lambda _: self.runner, lambda replies: self.clock.deliver(replies), scheduler)
+
+    def run(self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+        """All at once: greedy, distinct prompts, adapters in turn."""
+        texts = prompts(batch, prompt_tokens, self.vocabulary_size)
+        self.clock = Clock()
+        began = time.perf_counter()
+        sequences = [
+            self._sequence(text, self.adapters[index % adapters] if adapters else None, new_tokens)
+            for index, text in enumerate(texts)
+        ]
+        for sequence in sequences:
+            self.engine.submit(sequence)
+        while len(self.clock.ended) < batch:
+            self.engine.step()
+        seconds = time.perf_counter() - began
+        firsts = [self.clock.times[sequence][0] - began for sequence in sequences]
+        gaps = [
+            after - before
+            for sequence in sequences
+            for before, after in zip(self.clock.times[sequence], self.clock.times[sequence][1:], strict=False)
+        ]
+        return {
+            "batch": batch,
+            "adapters": adapters,
+            "tokens_per_second": round(batch * new_tokens / seconds, 1),
+            "first_token_p50_ms": round(statistics.median(firsts) * 1e3, 1),
+            "first_token_max_ms": round(max(firsts) * 1e3, 1),
+            "between_tokens_p50_ms": round(statistics.median(gaps) * 1e3, 2),
+            "between_tokens_p99_ms": round(statistics.quantiles(gaps, n=100)[98] * 1e3, 2),
+        }
+
+    @contextmanager
+    def without_graphs(self) -> Iterator[None]:
+        """Launch the decode step piece by piece."""
+        runner = self.runner
+        graphs = runner._decode_graphs, runner._prefill_graphs
+        runner._decode_graphs = runner._prefill_graphs = None
+        yield
+        runner._decode_graphs, runner._prefill_graphs = graphs
+
+    def _sequence(self, token_ids: list[int], adapter: Adapter | None, new_tokens: int) -> Sequence:
+        return Sequence(
+            Prompt(
+                base_model=self.base,
+                adapter=adapter,
+                token_ids=token_ids,
+                sampling=Sampling(temperature=0, max_new_tokens=new_tokens),
+                seed=0,
+                end_ids=(),
+                decode=self._decode,
+            )
+        )

@@ -1,0 +1,231 @@
+"""Chat completions as the official client reads them."""
+
+import json
+import socket
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from app.api import answers
+from app.core.messages import MadeToken, TokenDelta, TokenProbability
+from tests.fakes import FINISHED, Act, FakeEngine
+
+HI: list[Any] = [{"role": "user", "content": "Hi"}]
+HALF = MadeToken(
+    token_id=7,
+    bytes=[0xC3],
+    logprob=-0.5,
+    top=[TokenProbability(token_id=7, bytes=[0xC3], logprob=-0.5)],
+)
+OTHER_HALF = MadeToken(token_id=8, bytes=[0xA9], logprob=-1.5, top=[])
+PLAIN = MadeToken(token_id=9, bytes=[0x61], logprob=-2.5, top=[])
+
+
+def ask(client: openai.OpenAI, **options: Any) -> Any:
+    return client.chat.completions.create(**{"model": "helper", "messages": HI, **options})
+
+
+def test_an_answer_has_everything_that_openai_s_has(openai_client: openai.OpenAI) -> None:
+    completion = ask(openai_client)
+    (choice,) = completion.choices
+    assert completion.id.startswith("chatcmpl")
+    assert (completion.object, completion.model) == ("chat.completion", "helper")
+    assert completion.created > 1_700_000_000
+    assert (choice.index, choice.finish_reason, choice.logprobs) == (0, "stop", None)
+    assert (choice.message.role, choice.message.content) == ("assistant", "Hello")
+    usage = completion.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 2, 5)
+
+
+def test_parameters_reach_the_engine(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    ask(
+        openai_client,
+        max_completion_tokens=9,
+        temperature=0.5,
+        top_p=0.9,
+        seed=-1,
+        stop="END",
+        presence_penalty=1,
+        frequency_penalty=-1,
+        logit_bias={"5": -100},
+        logprobs=True,
+        top_logprobs=3,
+        extra_body={"top_k": 4, "min_p": 0.1, "repetition_penalty": 1.1},
+    )
+    (asked,) = engine.requests
+    assert asked.sampling.model_dump() == {
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 4,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 1,
+        "frequency_penalty": -1,
+        "logit_bias": {5: -100},
+        "logprobs": 3,
+        "seed": 2**63 - 1,
+        "stop": ["END"],
+    }
+
+
+def test_defaults_are_openai_s(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    ask(openai_client, temperature=None, stop=None, n=None, seed=None)
+    sampling = engine.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (1, 1, 32768)
+    assert (sampling.stop, sampling.logprobs) == ([], None)
+
+
+def test_no_probability_at_all_leaves_the_likeliest_token(
+    openai_client: openai.OpenAI, engine: FakeEngine
+) -> None:
+    ask(openai_client, top_p=0)
+    assert engine.requests[0].sampling.top_k == 1
+
+
+def test_what_changes_nothing_is_accepted(openai_client: openai.OpenAI) -> None:
+    neutral = {
+        "n": 1,
+        "tools": [],
+        "tool_choice": "auto",
+        "modalities": ["text"],
+        "user": "me",
+        "store": False,
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+        "logprobs": False,
+        "response_format": {"type": "text"},
+        "reasoning_effort": None,
+    }
+    assert ask(openai_client, **neutral).choices[0].message.content == "Hello"
+
+
+def test_messages_come_as_text_or_as_parts_and_an_answer_may_be_sent_back(
+    openai_client: openai.OpenAI, engine: FakeEngine
+) -> None:
+    answer = ask(openai_client).choices[0].message
+    parts = [{"type": "text", "text": "How "}, {"type": "text", "text": "so?"}]
+    first: list[Any] = [{"role": "developer", "content": "Be brief."}]
+    ask(openai_client, messages=[*first, *HI, answer, {"role": "user", "content": parts, "name": "Ann"}])
+    turns = engine.requests[1].messages or []
+    assert [(turn.role, turn.content) for turn in turns] == [
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "How so?"),
+    ]
+
+
+def test_a_stream_begins_with_the_role_and_ends_with_the_reason(openai_client: openai.OpenAI) -> None:
+    chunks = list(ask(openai_client, stream=True))
+    assert {(chunk.id, chunk.created, chunk.object) for chunk in chunks} == {
+        (chunks[0].id, chunks[0].created, "chat.completion.chunk")
+    }
+    assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant", None, None, None]
+    assert [chunk.choices[0].delta.content for chunk in chunks] == ["", "Hel", "lo", None]
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, None, "stop"]
+    assert not any(chunk.usage for chunk in chunks)
+
+
+def test_a_stream_says_the_usage_at_its_end_when_asked(openai_client: openai.OpenAI) -> None:
+    *chunks, last = ask(openai_client, stream=True, stream_options={"include_usage": True})
+    assert last.choices == []
+    assert last.usage.total_tokens == 5
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_logprobs_keep_the_halves_of_a_character_apart(
+    openai_client: openai.OpenAI, engine: FakeEngine
+) -> None:
+    engine.script = [TokenDelta(text="é", tokens=[HALF, OTHER_HALF]), FINISHED]
+    content = ask(openai_client, logprobs=True, top_logprobs=1).choices[0].logprobs.content
+    assert [(one.token, one.bytes, one.logprob) for one in content] == [
+        ("\\xc3", [0xC3], -0.5),
+        ("\\xa9", [0xA9], -1.5),
+    ]
+    assert content[0].top_logprobs[0].bytes == [0xC3]
+
+
+def test_logprobs_are_streamed_with_their_text(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    engine.script = [
+        TokenDelta(text="é", tokens=[HALF, OTHER_HALF]),
+        TokenDelta(text="a", tokens=[PLAIN]),
+        FINISHED,
+    ]
+    _role, first, second, end = ask(openai_client, stream=True, logprobs=True)
+    assert [len(first.choices[0].logprobs.content), len(second.choices[0].logprobs.content)] == [2, 1]
+    assert end.choices[0].logprobs is None
+
+
+def test_n_answers_have_seeds_of_their_own_and_one_usage(
+    openai_client: openai.OpenAI, engine: FakeEngine
+) -> None:
+    completion = ask(openai_client, n=3, seed=5)
+    assert [choice.index for choice in completion.choices] == [0, 1, 2]
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (3, 6)
+    first_seeds = {asked.sampling.seed for asked in engine.requests}
+    assert len(first_seeds) == 3
+    assert 5 in first_seeds
+
+    ask(openai_client, n=3, seed=5)
+    assert {asked.sampling.seed for asked in engine.requests} == first_seeds
+
+
+def test_n_streams_come_in_one_each_with_its_index(openai_client: openai.OpenAI) -> None:
+    texts: dict[int, str] = {}
+    for chunk in ask(openai_client, n=3, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+    assert texts == {0: "Hello", 1: "Hello", 2: "Hello"}
+
+
+def test_a_schema_reaches_the_engine(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    named = {"name": "it", "schema": schema, "strict": True}
+    ask(openai_client, response_format={"type": "json_schema", "json_schema": named})
+    ask(openai_client, response_format={"type": "json_object"})
+    strict, any_object = (asked.output_schema for asked in engine.requests)
+    assert strict is not None
+    assert any_object is not None
+    assert (json.loads(strict.source), strict.strict) == (schema, True)
+    assert json.loads(any_object.source) == {"type": "object"}
+
+
+def test_a_client_that_leaves_in_mid_stream_ends_the_work(
+    openai_client: openai.OpenAI, engine: FakeEngine
+) -> None:
+    engine.script = [TokenDelta(text="Hel"), Act.HOLD]
+    with ask(openai_client, stream=True) as stream:
+        next(iter(stream))
+        assert engine.is_holding.wait(10)
+    assert engine.lost_its_client.wait(10)
+
+
+def test_a_stream_says_that_it_lives_while_the_engine_is_silent(
+    live: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "_FIRST_REPLY_SECONDS", 0)
+    monkeypatch.setattr(answers, "_KEEP_ALIVE_SECONDS", 0.01)
+    engine.script = [Act.HOLD]
+    body = {"model": "helper", "messages": HI, "stream": True}
+    with live.stream("POST", "/v1/chat/completions", json=body) as answer:
+        assert answer.status_code == 200
+        assert next(answer.iter_lines()) == ": keep-alive"
+        assert engine.is_holding.wait(10)
+    assert engine.lost_its_client.wait(10)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_client_that_leaves_ends_the_work_on_all_its_answers(
+    live: httpx.Client, engine: FakeEngine, streamed: bool
+) -> None:
+    engine.script = [TokenDelta(text="Hel"), Act.HOLD]
+    body = json.dumps({"model": "helper", "messages": HI, "n": 3, "stream": streamed}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection((live.base_url.host, live.base_url.port or 0)) as connection:
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        assert all(engine.holding.acquire(timeout=10) for _ in range(3))
+    assert all(engine.lost.acquire(timeout=10) for _ in range(3))

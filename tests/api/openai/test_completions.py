@@ -1,0 +1,78 @@
+"""Text completions as the official client reads them."""
+
+from typing import Any
+
+import openai
+import pytest
+
+from app.core.messages import MadeToken, TokenDelta, TokenProbability
+from tests.fakes import FINISHED, FakeEngine
+
+
+def ask(client: openai.OpenAI, **options: Any) -> Any:
+    return client.completions.create(**{"model": "helper", "prompt": "x", **options})
+
+
+def made(text: bytes, logprob: float) -> MadeToken:
+    top = [TokenProbability(token_id=0, bytes=list(text), logprob=logprob)]
+    return MadeToken(token_id=0, bytes=list(text), logprob=logprob, top=top)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("x", [("x", None)]),
+        (["x", "y"], [("x", None), ("y", None)]),
+        ([5, 6], [(None, [5, 6])]),
+        ([[5], [6, 7]], [(None, [5]), (None, [6, 7])]),
+    ],
+)
+def test_a_prompt_is_text_or_tokens_one_or_many(
+    openai_client: openai.OpenAI, engine: FakeEngine, prompt: Any, asked: list[Any]
+) -> None:
+    completion = ask(openai_client, prompt=prompt)
+    found = [(request.prompt, request.prompt_ids) for request in engine.requests]
+    assert sorted(found, key=str) == sorted(asked, key=str)
+    assert [(choice.index, choice.text) for choice in completion.choices] == [
+        (index, "Hello") for index in range(len(asked))
+    ]
+    assert completion.object == "text_completion"
+
+
+def test_answers_to_each_prompt_follow_each_other_and_each_prompt_counts_once(
+    openai_client: openai.OpenAI, engine: FakeEngine
+) -> None:
+    completion = ask(openai_client, prompt=["x", "y"], n=2, best_of=2)
+    assert len(completion.choices) == 4
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (6, 8)
+
+
+def test_defaults_are_openai_s(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    ask(openai_client, echo=False, suffix=None, best_of=1)
+    sampling = engine.requests[0].sampling
+    assert (sampling.max_new_tokens, sampling.temperature) == (16, 1)
+
+
+def test_a_stream_is_of_completions(openai_client: openai.OpenAI) -> None:
+    *chunks, usage = ask(openai_client, stream=True, stream_options={"include_usage": True})
+    assert [chunk.choices[0].text for chunk in chunks] == ["Hel", "lo", ""]
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, "stop"]
+    assert usage.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_logprobs_have_the_older_shape_with_offsets(
+    openai_client: openai.OpenAI, engine: FakeEngine, streamed: bool
+) -> None:
+    engine.script = [
+        TokenDelta(text="aé", tokens=[made(b"a", -1), made(b"\xc3", -2), made(b"\xa9", -3)]),
+        TokenDelta(text="b", tokens=[made(b"b", -4)]),
+        FINISHED,
+    ]
+    answer = ask(openai_client, logprobs=1, stream=streamed)
+    found = [chunk.choices[0].logprobs for chunk in (answer if streamed else [answer])]
+    told = [logprobs for logprobs in found if logprobs]
+    assert [token for one in told for token in one.tokens] == ["a", "bytes:\\xc3", "bytes:\\xa9", "b"]
+    assert [value for one in told for value in one.token_logprobs] == [-1, -2, -3, -4]
+    assert [offset for one in told for offset in one.text_offset] == [0, 1, 1, 2]
+    assert [top for one in told for top in one.top_logprobs][1] == {"bytes:\\xc3": -2}

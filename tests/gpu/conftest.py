@@ -1,0 +1,18 @@
+"""Tests here need a CUDA device. Elsewhere they are skipped, and the report says so."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.worker.inference.conftest import adapters_folder, models_folder
+
+__all__ = ["adapters_folder", "models_folder"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device: run it on one, as docs say"))

@@ -1,0 +1,130 @@
+"""The engine's GPU path, kernels and graphs and all, against PEFT on the same device."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from app.core.messages import BaseModelRef, Sampling
+from app.core.specs import QuantizationSpec
+from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
+from tests.worker.inference.fakes import Mailbox
+from worker.base_model import load_for_serving
+from worker.device import find_device
+from worker.inference.adapters import read_adapter
+from worker.inference.engine import Engine
+from worker.inference.model_runner import ModelRunner
+from worker.inference.scheduler import Scheduler
+from worker.inference.sequence import Prompt, Sequence
+
+NEW_TOKENS = 12
+# Log-probabilities of one token, computed in two ways.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
+
+
+@pytest.fixture(params=TOLERANCE)
+def dtype(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[True, False], ids=["graphs", "eager"])
+def runner(request, dtype, models_folder: Path) -> ModelRunner:
+    device = find_device()
+    quantization = QuantizationSpec(load_in_4bit=False, bnb_4bit_compute_dtype=dtype)
+    model = load_for_serving(models_folder / "tiny-llama", quantization, device)
+    runner = ModelRunner(
+        model, device, adapter_slot_count=4, max_rows=6, cache_share=0.01, uses_graphs=request.param
+    )
+    runner.warm_up()
+    return runner
+
+
+def test_kernels_and_graphs_are_in_use(runner, request):
+    assert runner._uses_kernels
+    assert (runner._decode_graphs is not None) == ("graphs" in request.node.name)
+
+
+def test_log_probabilities_are_those_of_peft(runner, dtype, models_folder, adapters_folder):
+    sequences = answer(runner, adapters_folder, dtype)
+    reference = load_with_peft(models_folder, adapters_folder, dtype)
+
+    for sequence, logprobs in sequences:
+        expected = reference_logprobs(reference, sequence)
+        assert len(logprobs) == NEW_TOKENS
+        torch.testing.assert_close(torch.tensor(logprobs), expected, atol=TOLERANCE[dtype], rtol=0.05)
+
+
+def answer(runner: ModelRunner, adapters_folder: Path, dtype: str) -> list[tuple[Sequence, list[float]]]:
+    """Mixed greedy answers: all adapters and none, prompts of all lengths, arriving one after another."""
+    mail = Mailbox()
+    engine = Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=99, adapter_slot_count=4))
+    sequences = [
+        new_sequence(adapters_folder, name, length, dtype)
+        for length in (1, 5, 40, 90)
+        for name in (None, *ADAPTERS)
+    ]
+    for sequence in sequences:
+        engine.submit(sequence)
+        engine.step()
+    while not all(map(mail.has_ended, sequences)):
+        engine.step()
+    return [
+        (
+            sequence,
+            [
+                token.logprob
+                for reply in mail.replies[sequence]
+                for token in getattr(reply, "tokens", 0) or []
+            ],
+        )
+        for sequence in sequences
+    ]
+
+
+def new_sequence(adapters_folder: Path, name: str | None, length: int, dtype: str) -> Sequence:
+    draw = random.Random(length)
+    adapter = read_adapter(name, adapters_folder / name) if name else None
+    return Sequence(
+        Prompt(
+            base_model=BaseModelRef(name="tiny-llama", quantization=QuantizationSpec(load_in_4bit=False)),
+            adapter=adapter.ready_for(getattr(torch, dtype), pinned=True) if adapter else None,
+            token_ids=[draw.randrange(3, 290) for _ in range(length)],
+            sampling=Sampling(temperature=0, max_new_tokens=NEW_TOKENS, logprobs=0),
+            seed=0,
+            end_ids=(),
+            decode=lambda ids: "".join(chr(ord("a") + index % 26) for index in ids),
+            token_bytes=lambda _: b"",
+        )
+    )
+
+
+def load_with_peft(models_folder: Path, adapters_folder: Path, dtype: str) -> PeftModel:
+    base = AutoModelForCausalLM.from_pretrained(
+        models_folder / "tiny-llama", dtype=dtype, device_map={"": "cuda"}
+    )
+    first, *others = ADAPTERS
+    with peft_warnings_ignored():
+        model = PeftModel.from_pretrained(
+            base, adapters_folder / first, adapter_name=first, autocast_adapter_dtype=False
+        )
+        for name in others:
+            model.load_adapter(adapters_folder / name, adapter_name=name, autocast_adapter_dtype=False)
+    return model.eval()
+
+
+@torch.inference_mode()
+def reference_logprobs(model: PeftModel, sequence: Sequence) -> torch.Tensor:
+    """What PEFT gives each token that the engine has made, after the tokens before it."""
+    ids = torch.tensor([[*sequence.prompt.token_ids, *sequence.token_ids]], device="cuda")
+    if sequence.adapter_id is None:
+        with model.disable_adapter():
+            logits = model(input_ids=ids).logits
+    else:
+        model.set_adapter(sequence.adapter_id)
+        logits = model(input_ids=ids).logits
+    start = len(sequence.prompt.token_ids)
+    logprobs = logits[0, start - 1 : -1].float().log_softmax(-1)
+    return logprobs.gather(1, ids[0, start:, None])[:, 0].cpu()

@@ -1,0 +1,385 @@
+"""Attention over a paged KV cache: store keys and values, decode one token a row, read a piece of a prompt.
+
+Online softmax as in FlashAttention (Dao et al. 2022); a row's keys are split over several programs when rows
+and heads alone are too few for the device (Flash-Decoding, Dao et al. 2023). Sums are in float32.
+Shape letters: N tokens of the step, R rows, P pages, S tokens of a page, H query heads, G key heads,
+D dimension, M tiles.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+_KEYS_PER_TILE = 64
+_QUERIES_PER_TILE = 64
+_MAX_SPLITS = 32
+# Programs that keep a large GPU busy; fewer leave parts of it idle.
+_ENOUGH_PROGRAMS = 512
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a layer looks at keys: its scale, its sliding window and its soft cap; 0: has none."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+def store(
+    key_GND: torch.Tensor,
+    value_GND: torch.Tensor,
+    keys_PSGD: torch.Tensor,
+    values_PSGD: torch.Tensor,
+    tables_RP: torch.Tensor,
+    rows_N: torch.Tensor,
+    positions_N: torch.Tensor,
+) -> None:
+    """Write each token's key and value to its place. `rows_N` and `positions_N` say where; int32 or int64."""
+    heads, count, dimension = key_GND.shape
+    _store_kernel[(count,)](
+        key_GND,
+        value_GND,
+        keys_PSGD,
+        values_PSGD,
+        tables_RP,
+        rows_N,
+        positions_N,
+        key_GND.stride(0),
+        key_GND.stride(1),
+        value_GND.stride(0),
+        value_GND.stride(1),
+        tables_RP.stride(0),
+        PAGE=keys_PSGD.shape[1],
+        DIMENSION=dimension,
+        WIDTH=heads * dimension,
+        BLOCK=triton.next_power_of_2(heads * dimension),
+    )
+
+
+def decode(
+    query_HND: torch.Tensor,
+    keys_PSGD: torch.Tensor,
+    values_PSGD: torch.Tensor,
+    tables_RP: torch.Tensor,
+    positions_N: torch.Tensor,
+    look: Look,
+) -> torch.Tensor:
+    """One token for each of the rows 0 to N-1, which sees keys up to its own position; answers [N, H, D]."""
+    heads, count, dimension = query_HND.shape
+    key_heads = keys_PSGD.shape[2]
+    group = heads // key_heads
+    splits = _splits(count * key_heads)
+    out_NHD = query_HND.new_empty(count, heads, dimension)
+    sums_NHXD, peaks_NHX2 = out_NHD, out_NHD
+    if splits > 1:
+        sums_NHXD = torch.empty(count, heads, splits, dimension, dtype=torch.float32, device=out_NHD.device)
+        peaks_NHX2 = torch.empty(count, heads, splits, 2, dtype=torch.float32, device=out_NHD.device)
+    _decode_kernel[(count, key_heads, splits)](
+        query_HND,
+        keys_PSGD,
+        values_PSGD,
+        tables_RP,
+        positions_N,
+        out_NHD,
+        sums_NHXD,
+        peaks_NHX2,
+        query_HND.stride(0),
+        query_HND.stride(1),
+        tables_RP.stride(0),
+        look.scale,
+        splits,
+        PAGE=keys_PSGD.shape[1],
+        KEY_HEADS=key_heads,
+        GROUP=group,
+        GROUP_BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
+        DIMENSION=dimension,
+        DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
+        TILE=_KEYS_PER_TILE,
+        IS_SPLIT=splits > 1,
+        WINDOW=look.window,
+        SOFTCAP=look.softcap,
+        num_warps=4,
+        num_stages=2,
+    )
+    if splits > 1:
+        _merge_kernel[(count, heads)](
+            sums_NHXD,
+            peaks_NHX2,
+            out_NHD,
+            splits,
+            HEADS=heads,
+            DIMENSION=dimension,
+            DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
+            MAX_SPLITS=_MAX_SPLITS,
+        )
+    return out_NHD
+
+
+def prefill(
+    query_HND: torch.Tensor,
+    keys_PSGD: torch.Tensor,
+    values_PSGD: torch.Tensor,
+    tables_RP: torch.Tensor,
+    tiles_M4: torch.Tensor,
+    look: Look,
+) -> torch.Tensor:
+    """Pieces of prompts, whose keys are stored already; answers [N, H, D]. `tiles_M4` comes from `tiles`."""
+    heads, count, dimension = query_HND.shape
+    key_heads = keys_PSGD.shape[2]
+    out_NHD = query_HND.new_zeros(count, heads, dimension)
+    _prefill_kernel[(len(tiles_M4), heads)](
+        query_HND,
+        keys_PSGD,
+        values_PSGD,
+        tables_RP,
+        tiles_M4,
+        out_NHD,
+        query_HND.stride(0),
+        query_HND.stride(1),
+        tables_RP.stride(0),
+        look.scale,
+        PAGE=keys_PSGD.shape[1],
+        HEADS=heads,
+        KEY_HEADS=key_heads,
+        DIMENSION=dimension,
+        DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
+        QUERIES=_QUERIES_PER_TILE,
+        TILE=_KEYS_PER_TILE,
+        WINDOW=look.window,
+        SOFTCAP=look.softcap,
+        num_warps=4,
+        num_stages=2,
+    )
+    return out_NHD
+
+
+def tiles(pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Cut pieces (row, first position, tokens), one after another in N, into tiles.
+
+    A tile is its row, its first token in N, that token's position, and how many tokens it has.
+    """
+    made, first = [], 0
+    for row, position, count in pieces:
+        for start in range(0, count, _QUERIES_PER_TILE):
+            made.append((row, first + start, position + start, min(_QUERIES_PER_TILE, count - start)))
+        first += count
+    return made
+
+
+def _splits(programs: int) -> int:
+    return max(1, min(_MAX_SPLITS, _ENOUGH_PROGRAMS // programs))
+
+
+@triton.jit
+def _store_kernel(
+    key,
+    value,
+    keys,
+    values,
+    tables,
+    rows,
+    positions,
+    key_head_stride,
+    key_token_stride,
+    value_head_stride,
+    value_token_stride,
+    table_stride,
+    PAGE: tl.constexpr,
+    DIMENSION: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0)
+    position = tl.load(positions + token)
+    page = tl.load(tables + tl.load(rows + token) * table_stride + position // PAGE).to(tl.int64)
+    place = (page * PAGE + position % PAGE) * WIDTH
+    each = tl.arange(0, BLOCK)
+    head, item = each // DIMENSION, each % DIMENSION
+    inside = each < WIDTH
+    new_key = tl.load(key + head * key_head_stride + token * key_token_stride + item, mask=inside)
+    new_value = tl.load(value + head * value_head_stride + token * value_token_stride + item, mask=inside)
+    tl.store(keys + place + each, new_key, mask=inside)
+    tl.store(values + place + each, new_value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _decode_kernel(
+    query,
+    keys,
+    values,
+    tables,
+    positions,
+    out,
+    sums,
+    peaks,
+    query_head_stride,
+    query_token_stride,
+    table_stride,
+    scale,
+    splits,
+    PAGE: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
+    DIMENSION: tl.constexpr,
+    DIMENSION_BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    row, key_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(positions + row).to(tl.int32) + 1
+    seen = 0
+    if WINDOW > 0:
+        seen = tl.maximum(length - WINDOW, 0)
+    share = tl.cdiv(tl.cdiv(length - seen, splits), TILE) * TILE
+    start = seen + split * share
+    end = tl.minimum(start + share, length)
+
+    items = tl.arange(0, DIMENSION_BLOCK)
+    has_item = items < DIMENSION
+    members = tl.arange(0, GROUP_BLOCK)
+    heads = key_head * GROUP + members
+    is_member = members < GROUP
+    q = tl.load(
+        query + heads[:, None] * query_head_stride + row * query_token_stride + items[None, :],
+        mask=is_member[:, None] & has_item[None, :],
+        other=0.0,
+    )
+    peak = tl.full([GROUP_BLOCK], -float("inf"), tl.float32)
+    total = tl.zeros([GROUP_BLOCK], tl.float32)
+    weighted = tl.zeros([GROUP_BLOCK, DIMENSION_BLOCK], tl.float32)
+    for first in range(start, end, TILE):
+        each = first + tl.arange(0, TILE)
+        inside = each < end
+        page = tl.load(tables + row * table_stride + each // PAGE, mask=inside, other=0).to(tl.int64)
+        place = ((page * PAGE + each % PAGE) * KEY_HEADS + key_head) * DIMENSION
+        here = inside[:, None] & has_item[None, :]
+        k = tl.load(keys + place[:, None] + items[None, :], mask=here, other=0.0)
+        v = tl.load(values + place[:, None] + items[None, :], mask=here, other=0.0)
+        if GROUP == 1:
+            scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[None, :] * scale
+        else:
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if SOFTCAP > 0:
+            scores = SOFTCAP * (2 * tl.sigmoid(2 * scores / SOFTCAP) - 1)
+        scores = tl.where(inside[None, :], scores, -float("inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        shrink = tl.exp(peak - new_peak)
+        weights = tl.exp(scores - new_peak[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        if GROUP == 1:
+            added = tl.sum(tl.trans(weights) * v.to(tl.float32), 0)[None, :]
+        else:
+            added = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        weighted = weighted * shrink[:, None] + added
+        peak = new_peak
+    kept = is_member[:, None] & has_item[None, :]
+    if not IS_SPLIT:
+        place = (row * KEY_HEADS * GROUP + heads[:, None]) * DIMENSION + items[None, :]
+        tl.store(out + place, (weighted / total[:, None]).to(out.dtype.element_ty), mask=kept)
+    else:
+        part = (row * KEY_HEADS * GROUP + heads) * splits + split
+        tl.store(sums + part[:, None] * DIMENSION + items[None, :], weighted, mask=kept)
+        tl.store(peaks + part * 2, peak, mask=is_member)
+        tl.store(peaks + part * 2 + 1, total, mask=is_member)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _merge_kernel(
+    sums,
+    peaks,
+    out,
+    splits,
+    HEADS: tl.constexpr,
+    DIMENSION: tl.constexpr,
+    DIMENSION_BLOCK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    place = tl.program_id(0) * HEADS + tl.program_id(1)
+    split = tl.arange(0, MAX_SPLITS)
+    items = tl.arange(0, DIMENSION_BLOCK)
+    inside, has_item = split < splits, items < DIMENSION
+    part = place * splits + split
+    peak = tl.load(peaks + part * 2, mask=inside, other=-float("inf"))
+    total = tl.load(peaks + part * 2 + 1, mask=inside, other=0.0)
+    share = tl.exp(peak - tl.max(peak, 0))
+    here = inside[:, None] & has_item[None, :]
+    weighted = tl.load(sums + part[:, None] * DIMENSION + items[None, :], mask=here, other=0.0)
+    merged = tl.sum(weighted * share[:, None], 0) / tl.sum(total * share, 0)
+    tl.store(out + place * DIMENSION + items, merged.to(out.dtype.element_ty), mask=has_item)
+
+
+@triton.jit
+def _prefill_kernel(
+    query,
+    keys,
+    values,
+    tables,
+    tiles,
+    out,
+    query_head_stride,
+    query_token_stride,
+    table_stride,
+    scale,
+    PAGE: tl.constexpr,
+    HEADS: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    DIMENSION: tl.constexpr,
+    DIMENSION_BLOCK: tl.constexpr,
+    QUERIES: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    tile, head = tl.program_id(0), tl.program_id(1)
+    key_head = head // (HEADS // KEY_HEADS)
+    row, token = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
+    position, count = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
+
+    lines = tl.arange(0, QUERIES)
+    items = tl.arange(0, DIMENSION_BLOCK)
+    kept = (lines < count)[:, None] & (items < DIMENSION)[None, :]
+    q = tl.load(
+        query + head * query_head_stride + (token + lines)[:, None] * query_token_stride + items[None, :],
+        mask=kept,
+        other=0.0,
+    )
+    peak = tl.full([QUERIES], -float("inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    weighted = tl.zeros([QUERIES, DIMENSION_BLOCK], tl.float32)
+    start = 0
+    if WINDOW > 0:
+        start = tl.maximum(position - WINDOW + 1, 0) // TILE * TILE
+    for first in range(start, position + count, TILE):
+        each = first + tl.arange(0, TILE)
+        inside = each < position + count
+        page = tl.load(tables + row * table_stride + each // PAGE, mask=inside, other=0).to(tl.int64)
+        place = ((page * PAGE + each % PAGE) * KEY_HEADS + key_head) * DIMENSION
+        here = inside[:, None] & (items < DIMENSION)[None, :]
+        k = tl.load(keys + place[:, None] + items[None, :], mask=here, other=0.0)
+        v = tl.load(values + place[:, None] + items[None, :], mask=here, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if SOFTCAP > 0:
+            scores = SOFTCAP * (2 * tl.sigmoid(2 * scores / SOFTCAP) - 1)
+        # A line beyond the piece looks at position 0, so that it has something to divide by.
+        own = tl.where(lines < count, position + lines, 0)[:, None]
+        visible = each[None, :] <= own
+        if WINDOW > 0:
+            visible = visible & (each[None, :] > own - WINDOW)
+        scores = tl.where(visible, scores, -float("inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        # A window may hide a whole tile from a line: nothing was seen yet, and nothing is subtracted.
+        base = tl.where(new_peak == -float("inf"), 0.0, new_peak)
+        shrink = tl.exp(peak - base)
+        weights = tl.exp(scores - base[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        weighted = weighted * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        peak = new_peak
+    total = tl.where(total > 0, total, 1.0)
+    place = ((token + lines)[:, None] * HEADS + head) * DIMENSION + items[None, :]
+    tl.store(out + place, (weighted / total[:, None]).to(out.dtype.element_ty), mask=kept)
