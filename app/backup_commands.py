@@ -3,9 +3,10 @@
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, NoReturn
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.backup import write_backup
 from app.core.errors import TunesmithError
@@ -21,8 +22,12 @@ def backup(path: _Tar) -> None:
     if path != _STREAM and path.exists():
         _refuse(f"{path} exists already.")
     partial = path.with_name(path.name + ".partial")
-    with nullcontext(sys.stdout.buffer) if path == _STREAM else partial.open("wb") as target:
-        summary = write_backup(Settings(), target)
+    try:
+        with nullcontext(sys.stdout.buffer) if path == _STREAM else partial.open("wb") as target:
+            summary = write_backup(Settings(), target)
+    except (SQLAlchemyError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        _refuse(f"There is no backup. {_reason(error)}")
     if path != _STREAM:
         partial.rename(path)
     for artifact in summary.lost:
@@ -39,8 +44,10 @@ def restore(path: _Tar) -> None:
     try:
         with _open(path) as source:
             restore_backup(Settings(), source)
-    except (TunesmithError, FileNotFoundError) as error:
-        _refuse(f"{error} {getattr(error, 'hint', None) or ''}")
+    except TunesmithError as error:
+        _refuse(f"{error} {error.hint or ''}")
+    except (SQLAlchemyError, OSError) as error:
+        _refuse(f"Nothing was restored. {_reason(error)}")
     typer.echo("Restored. Jobs that were running are taken up again when a worker starts.", err=True)
 
 
@@ -48,6 +55,11 @@ def _open(path: Path) -> nullcontext[BinaryIO] | BinaryIO:
     return nullcontext(sys.stdin.buffer) if path == _STREAM else path.open("rb")
 
 
-def _refuse(message: str) -> None:
+def _reason(error: Exception) -> str:
+    """The first line of what a driver or the system says."""
+    return str(getattr(error, "orig", error)).strip().splitlines()[0]
+
+
+def _refuse(message: str) -> NoReturn:
     typer.echo(message.strip(), err=True)
     raise typer.Exit(1)

@@ -116,6 +116,16 @@ def test_a_backup_overwrites_nothing(environment: pytest.MonkeyPatch, tmp_path: 
     assert (tmp_path / "box.tar").read_text() == "precious"
 
 
+def test_a_backup_of_a_database_without_tables_says_so_and_leaves_no_file(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("TUNESMITH_DATA_DIR", str(tmp_path / "new"))
+    ended = runner.invoke(api.cli, ["backup", str(tmp_path / "box.tar")])
+    assert ended.exit_code == 1
+    assert "There is no backup. no such table" in ended.stderr
+    assert [path.name for path in tmp_path.glob("box*")] == []
+
+
 @pytest.mark.parametrize("content", [None, b"not a tar"])
 def test_a_restore_says_why_it_can_t(
     environment: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
