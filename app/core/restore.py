@@ -23,6 +23,7 @@ def restore_backup(settings: Settings, source: BinaryIO) -> None:
 
     Raises NotEmpty where rows are there already, BackupUnusable where the tar is not a whole backup.
     """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings.database_url)
     database = Database(settings.database_url)
     try:
