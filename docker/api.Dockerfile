@@ -28,6 +28,7 @@ WORKDIR /opt/tunesmith
 COPY docker/tunesmith /usr/local/bin/
 COPY migrations ./migrations
 COPY app ./app
+RUN /opt/venv/bin/python -m compileall -q app migrations
 # TMPDIR: uploads are larger than a read-only container's /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/tunesmith \

@@ -42,6 +42,7 @@ COPY docker/tunesmith /usr/local/bin/
 COPY migrations ./migrations
 COPY app ./app
 COPY worker ./worker
+RUN /opt/venv/bin/python -m compileall -q app worker migrations
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/tunesmith \
     PYTHONUNBUFFERED=1 \

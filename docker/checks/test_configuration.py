@@ -118,6 +118,10 @@ def test_secrets_come_from_files_and_never_reach_a_build() -> None:
     for service in found["services"].values():
         assert not {"key", "token"} & set(service["build"].get("args", {}).values())
         assert [secret["source"] for secret in service["build"]["secrets"]] == ["pip_conf"]
+    mounted = [
+        {secret["source"] for secret in found["services"][name]["secrets"]} for name in ("api", "worker")
+    ]
+    assert mounted == [{"api_key"}, {"api_key", "hf_token"}]
 
 
 def test_without_secrets_the_mounted_files_are_empty() -> None:
