@@ -16,7 +16,8 @@ COPY constraints.txt ./
 # The secret is optional: a pip.conf that names a mirror. It never becomes part of an image.
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf,target=/root/.config/pip/pip.conf \
-    python -m pip --python /opt/venv/bin/python install --quiet -c constraints.txt -r requirements.txt
+    python -m pip --python /opt/venv/bin/python install --quiet --no-compile -c constraints.txt -r requirements.txt \
+    && /opt/venv/bin/python -m compileall -q -x '/(pygments|mssql|mysql|oracle|experimental)/' /opt/venv/lib
 
 FROM ${PYTHON_IMAGE} AS api
 LABEL org.opencontainers.image.title="Tunesmith API" \
