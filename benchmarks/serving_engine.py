@@ -41,11 +41,20 @@ class Clock:
 class Bench:
     """One base model, loaded once."""
 
-    def __init__(self, folder: Path, *, load_in_4bit: bool, adapters: list[Path], **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        load_in_4bit: bool,
+        adapters: list[Path],
+        keeps_4bit: bool = False,
+        **options: Any,
+    ) -> None:
         began = time.perf_counter()
         device = find_device()
         self.base = BaseModelRef(name=folder.name, quantization=QuantizationSpec(load_in_4bit=load_in_4bit))
-        model = base_model.load_for_serving(folder, self.base.quantization, device)
+        load = base_model.load_model if keeps_4bit else base_model.load_for_serving
+        model = load(folder, self.base.quantization, device).eval()
         self.vocabulary_size = model.config.vocab_size
         self.loaded_seconds = time.perf_counter() - began
         self.runner = ModelRunner(model, device, adapter_slot_count=max(8, len(adapters)), **options)

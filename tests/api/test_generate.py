@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.core.database import Database
-from app.core.messages import BaseModelRef, EngineState, Failed, TokenDelta
+from app.core.messages import BaseModelRef, EngineState, Failed, MadeToken, TokenDelta
 from app.core.settings import Settings
 from app.core.specs import QuantizationSpec
 from tests.factories import make_adapter
@@ -157,6 +157,7 @@ def test_an_engine_out_of_reach_is_unavailable(
     [
         ("invalid", 422, "invalid_request_error"),
         ("not_found", 404, "not_found_error"),
+        ("busy", 429, "rate_limit_error"),
         ("unavailable", 503, "unavailable_error"),
         ("internal", 500, "server_error"),
     ],
@@ -167,7 +168,7 @@ def test_a_refusal_of_the_engine_keeps_its_code(
     engine.script = [failed(kind, "its_code", hint="Wait.", retry_after_seconds=7)]
     answer = client.post("/generate", json={**ASK, "stream": streamed})
     assert answer.status_code == status
-    assert answer.headers.get("retry-after") == ("7" if status == 503 else None)
+    assert answer.headers.get("retry-after") == ("7" if status in (429, 503) else None)
     assert answer.json()["error"] == {
         "type": type_,
         "code": "its_code",
@@ -219,3 +220,40 @@ def test_a_client_that_leaves_in_mid_stream_ends_the_work(held: httpx.Client, en
     with held.stream("POST", "/generate", json={**ASK, "stream": True}) as answer:
         assert next(answer.iter_lines()) == "event: delta"
         assert engine.is_holding.wait(10)
+
+
+def test_n_answers_come_together_with_one_usage(client: TestClient, engine: FakeEngine) -> None:
+    answer = client.post("/generate", json={**ASK, "n": 2, "seed": 1}).json()
+    assert [choice["text"] for choice in answer["choices"]] == ["Hello", "Hello"]
+    assert (answer["text"], answer["finish_reason"]) == ("Hello", "stop")
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4}
+    assert len({asked.sampling.seed for asked in engine.requests}) == 2
+
+
+def test_n_streamed_answers_have_an_index_each_and_one_end(client: TestClient) -> None:
+    *deltas, (last, end) = stream(client, n=2)
+    texts = ["".join(delta["text"] for _, delta in deltas if delta["index"] == index) for index in (0, 1)]
+    assert texts == ["Hello", "Hello"]
+    assert last == "done"
+    assert end["choices"] == [{"finish_reason": "stop"}] * 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_tokens_with_log_probabilities_come_with_their_text(
+    client: TestClient, engine: FakeEngine, streamed: bool
+) -> None:
+    token = MadeToken(token_id=7, bytes=[72], logprob=-0.5, top=[])
+    engine.script = [TokenDelta(text="H", tokens=[token]), FINISHED]
+    if streamed:
+        told = stream(client, logprobs=0)[0][1]
+    else:
+        told = client.post("/generate", json={**ASK, "logprobs": 0}).json()
+    assert (told["text"], told["tokens"]) == ("H", [token.model_dump()])
+
+
+def test_a_schema_reaches_the_engine(client: TestClient, engine: FakeEngine) -> None:
+    schema = {"name": "it", "schema": {"enum": [1]}}
+    client.post("/generate", json={**ASK, "response_format": {"type": "json_schema", "json_schema": schema}})
+    asked = engine.requests[0].output_schema
+    assert asked is not None
+    assert (json.loads(asked.source), asked.strict) == ({"enum": [1]}, False)

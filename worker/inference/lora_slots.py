@@ -1,9 +1,10 @@
 """LoRA weights of several adapters on the device; each token of a batch goes through its own adapter.
 
-On a GPU a kernel does it. Elsewhere it is two dense products a group of layers,
-y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO, where the columns C are those from the first to the last slot in
-use and the mask leaves each token its own adapter's. Slot 0 is no adapter. (S-LoRA and Punica gather weights
-instead.)
+On a GPU the first matrices of all slots ride along in the base model's own product, as further lines of its
+weights: they are few beside it, and cost less so than a product of their own. A kernel does the second.
+Elsewhere it is two dense products a group of layers, y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO, where the
+columns C are those from the first to the last slot in use and the mask leaves each token its own adapter's.
+Slot 0 is no adapter. (S-LoRA and Punica gather weights instead.)
 Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
@@ -59,7 +60,6 @@ class LoraSlots:
         self.dtype = dtype
         self.rank = 0
         self.uses_kernels = uses_kernels
-        self.side_stream = torch.cuda.Stream() if uses_kernels else None
         self._modules = dict(model.named_modules())
         self._groups = {name: group for group in groups for name in group.names}
         self._lora: dict[Group, GroupLora] = {}
@@ -132,39 +132,22 @@ class GroupLora:
             from worker.inference.kernels import lora
 
             tiles = lora.output_tiles(group.widths)
-            self._tiles_T3 = torch.tensor(tiles, dtype=torch.int32, device=self._A_MSRI.device)
+            self._tiles_T3 = torch.tensor(tiles, dtype=torch.int32, device=group.device)
 
-    def begin(self, x_NI: torch.Tensor) -> torch.Tensor | None:
-        """A kernel's first products, under way on a stream of their own; else x itself. None: no adapter."""
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """The group's outputs, each token's with what its adapter adds."""
         selection = self._slots.selection
         if selection is None:
-            return None
-        if self._tiles_T3 is None:
-            return x_NI
-        from worker.inference.kernels import lora
+            return self._group.weights.product(x_NI)
+        if self._tiles_T3 is not None:
+            from worker.inference.kernels import lora
 
-        side = self._slots.side_stream
-        assert side is not None
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            return lora.shrink(x_NI, selection.slots_N, self._A_MSRI)
-
-    def finish(self, y_NO: torch.Tensor, begun: object) -> None:
-        """Add to y what the adapters make of x."""
-        selection = self._slots.selection
-        if selection is None:
-            return
-        assert isinstance(begun, torch.Tensor)
-        if self._tiles_T3 is None:
-            for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
-                self._update(layer, part_NO, begun, selection)
-            return
-        from worker.inference.kernels import lora
-
-        assert self._slots.side_stream is not None
-        torch.cuda.current_stream().wait_stream(self._slots.side_stream)
-        begun.record_stream(torch.cuda.current_stream())
-        lora.expand(y_NO, begun, selection.slots_N, self._B_SRO, self._tiles_T3)
+            y_NO, inner_NC = self._group.weights.product_and_tail(x_NI)
+            return lora.expand(y_NO, inner_NC, selection.slots_N, self._B_SRO, self._tiles_T3)
+        y_NO = self._group.weights.product(x_NI)
+        for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
+            self._update(layer, part_NO, x_NI, selection)
+        return y_NO
 
     def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
         """Write a slot; without a pair, and beyond its rank, it is zero."""
@@ -181,10 +164,10 @@ class GroupLora:
 
     def widen(self) -> None:
         """Move the weights to stacks of the rank that the slots have now."""
-        A_MSRI, B_SRO = self._stacks()
-        A_MSRI[:, :, : self._A_MSRI.shape[2]] = self._A_MSRI
-        B_SRO[:, : self._B_SRO.shape[1]] = self._B_SRO
-        self._A_MSRI, self._B_SRO = A_MSRI, B_SRO
+        old_A_MSRI, old_B_SRO = self._A_MSRI.clone(), self._B_SRO
+        self._A_MSRI, self._B_SRO = self._stacks()
+        self._A_MSRI[:, :, : old_A_MSRI.shape[2]] = old_A_MSRI
+        self._B_SRO[:, : old_B_SRO.shape[1]] = old_B_SRO
 
     def _update(self, layer: int, y_NO: torch.Tensor, x_NI: torch.Tensor, selection: Selection) -> None:
         slots = slice(selection.used[0] - 1, selection.used[-1])
@@ -198,8 +181,12 @@ class GroupLora:
 
     def _stacks(self) -> tuple[torch.Tensor, torch.Tensor]:
         group, slots = self._group, self._slots
-        layers, rank, device = len(group.widths), slots.rank, group.linears[0].weight.device
-        return (
-            torch.zeros(layers, slots.count, rank, group.inputs, dtype=slots.dtype, device=device),
-            torch.zeros(slots.count, rank, sum(group.widths), dtype=slots.dtype, device=device),
+        shape = (len(group.widths), slots.count, slots.rank, group.input_width)
+        if slots.uses_kernels:
+            A_MSRI = group.weights.reserve(shape[0] * shape[1] * shape[2]).view(shape)
+        else:
+            A_MSRI = torch.zeros(shape, dtype=slots.dtype, device=group.device)
+        B_SRO = torch.zeros(
+            slots.count, slots.rank, sum(group.widths), dtype=slots.dtype, device=group.device
         )
+        return A_MSRI, B_SRO

@@ -123,19 +123,22 @@ class Sampler:
         """The next tokens of the rows from `first_row` on. Rows that are not active keep their counts."""
         rows = slice(first_row, first_row + len(logits_BV))
         asked = self._asked[rows]
-        here = RowSettings(**{one.name: getattr(self._rows, one.name)[rows] for one in fields(RowSettings)})
         logits_BV = logits_BV.float()
         scores_BV = logits_BV
         for edit in self._edits:
             scores_BV = edit.apply(scores_BV, rows)
         tokens_B = scores_BV.argmax(-1)
         if any(one.temperature > 0 for one in asked):
+            here = self._settings(rows)
             tokens_B = torch.where(here.temperature_R > 0, _drawn(scores_BV, here, asked), tokens_B)
-        here.made_count_R += active_B
+            here.made_count_R += active_B
         for edit in self._edits:
             edit.count(tokens_B, rows, active_B)
         tops = [one.logprobs for one in asked]
         return Sampled(tokens_B, _logprobs(logits_BV, tokens_B, tops), tops)
+
+    def _settings(self, rows: slice) -> RowSettings:
+        return RowSettings(**{one.name: getattr(self._rows, one.name)[rows] for one in fields(RowSettings)})
 
 
 def _logprobs(logits_BV: torch.Tensor, tokens_B: torch.Tensor, tops: list[int | None]) -> Logprobs | None:

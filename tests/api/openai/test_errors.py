@@ -7,10 +7,12 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
+from app.api.openai import chat
 from app.core import keys
 from app.core.database import Database
 from app.core.messages import Failed, TokenDelta
 from app.core.settings import Settings
+from app.main import create_app
 from tests.fakes import FINISHED, Act, FakeEngine
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -123,7 +125,8 @@ def test_without_a_key_nothing_is_answered(openai_client: openai.OpenAI, databas
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/v1/nowhere", 404), ("PUT", "/v1/chat/completions", 405)]
+    ("method", "path", "status"),
+    [("GET", "/v1", 404), ("GET", "/v1/nowhere", 404), ("PUT", "/v1/chat/completions", 405)],
 )
 def test_the_framework_s_own_errors_have_the_shape(
     live: httpx.Client, method: str, path: str, status: int
@@ -152,9 +155,6 @@ def test_a_body_that_is_too_large_is_refused_in_the_shape(client: TestClient, se
 def test_a_failure_of_our_own_is_told_without_its_cause(
     settings: Settings, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.api.openai import chat
-    from app.main import create_app
-
     monkeypatch.setattr(chat, "find_target", lambda *_: 1 / 0)
     with TestClient(create_app(settings)) as client:
         answer = client.post("/v1/chat/completions", json={"model": "helper", "messages": HI})

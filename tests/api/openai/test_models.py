@@ -10,7 +10,7 @@ from app.core.database import Database
 from app.core.messages import BaseModelRef, EngineState
 from app.core.settings import Settings
 from app.core.specs import QuantizationSpec
-from tests.factories import make_adapter
+from tests.factories import make_adapter, make_job
 from tests.fakes import FakeEngine
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -75,8 +75,6 @@ def test_a_base_model_can_not_be_deleted(openai_client: openai.OpenAI, settings:
 def test_a_conflict_is_not_tried_again(
     openai_client: openai.OpenAI, database: Database, settings: Settings
 ) -> None:
-    from tests.factories import make_job
-
     with database.transaction() as session:
         make_job(session, continue_from="ad_0000000000000000")
     with pytest.raises(openai.ConflictError) as caught:

@@ -1,5 +1,7 @@
 """The loop: joins and leaves at every step, errors that hurt only their own, pause, stop."""
 
+from dataclasses import replace
+
 import pytest
 
 from app.core.errors import InvalidRequest, OutOfMemory
@@ -7,6 +9,7 @@ from app.core.messages import Failed, Finished
 from tests.worker.inference.fakes import END, FakeRunner, Mailbox, make_base, make_capacity, make_sequence
 from worker.inference.engine import Engine, RunnerBroken
 from worker.inference.scheduler import Scheduler
+from worker.inference.sequence import Sequence
 
 
 class Bench:
@@ -228,3 +231,36 @@ def test_a_broken_tokenizer_fails_its_own_answer_only(bench):
 
     assert isinstance(bench.mail.end(broken), Failed)
     assert isinstance(bench.mail.end(fine), Finished)
+
+
+class AnyTokens:
+    """A grammar that allows everything."""
+
+    def start(self):
+        return self
+
+    def allowed(self):
+        return None
+
+    def take(self, token_id):
+        pass
+
+
+class CarefulRunner(FakeRunner):
+    """Begins no token for a sequence with a grammar before that knows all tokens so far."""
+
+    def decode(self, running):
+        for sequence in running:
+            assert not sequence.needs_host or self.launched[sequence] == len(sequence.token_ids)
+        return super().decode(running)
+
+
+def test_a_grammar_knows_the_last_token_before_the_next_is_begun_beside_those_that_have_none(bench):
+    bench.runner = CarefulRunner(is_asynchronous=True)
+    free = bench.submit(max_new_tokens=20)
+    bench.engine.step()
+    constrained = Sequence(replace(make_sequence(max_new_tokens=5).prompt, grammar=AnyTokens()))
+    bench.engine.submit(constrained)
+    bench.finish(free, constrained)
+
+    assert (bench.mail.text(free), bench.mail.text(constrained)) == ("a" * 20, "a" * 5)
