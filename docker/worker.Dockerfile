@@ -46,6 +46,7 @@ RUN /opt/venv/bin/python -m compileall -q app worker migrations
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/tunesmith \
     PYTHONUNBUFFERED=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     HF_HOME=/models/.hub \
     TRITON_CACHE_DIR=/data/cache/triton \
     TORCHINDUCTOR_CACHE_DIR=/data/cache/inductor \
