@@ -106,7 +106,8 @@ def _copy_database(database: Database, path: Path) -> None:
 
 
 def _named_artifacts(session: Session) -> Iterator[str]:
-    yield from session.scalars(select(tables.Dataset.artifact))
+    # A dataset that is still being fetched from the Hub has none yet.
+    yield from session.scalars(select(tables.Dataset.artifact).where(tables.Dataset.artifact != ""))
     yield from session.scalars(select(tables.Adapter.artifact))
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.core import backup, dataset_records, queue, tables
+from app.core import backup, dataset_records, fetches, queue, tables
 from app.core.artifacts import ArtifactStore
 from app.core.backup import write_backup
 from app.core.database import Database
+from app.core.dataset_inspection import OnProblem
 from app.core.errors import BackupUnusable, NotEmpty
 from app.core.restore import restore_backup
 from app.core.settings import Settings
@@ -159,6 +160,24 @@ def test_every_row_has_its_file_however_much_is_added_and_deleted_meanwhile(
         restored.close()
         assert len(named) >= 5
         assert all(restored_store.open(artifact).read() for artifact in named)
+
+
+def test_a_dataset_that_is_being_fetched_is_fetched_again_where_it_is_restored(
+    settings: Settings, database: Database, empty: Settings
+) -> None:
+    source = fetches.HubSource(hub_dataset="owner/rows")
+    with database.transaction() as session:
+        dataset_id = fetches.submit(
+            session, source, name="rows", column_map=None, on_problem=OnProblem.SKIP
+        ).id
+        fetches.claim(session, lease_seconds=0.0, max_attempts=3)
+    restore_backup(empty, io.BytesIO(take(settings)))
+    there = Database(empty.database_url)
+    with there.transaction() as session:
+        lease = fetches.claim(session, lease_seconds=30.0, max_attempts=3)
+    there.close()
+    assert lease
+    assert (lease.dataset_id, lease.source) == (dataset_id, source)
 
 
 def test_an_artifact_that_the_store_has_lost_is_named(

@@ -25,6 +25,7 @@ class Weights(Protocol):
     def product(self, x_NI: torch.Tensor) -> torch.Tensor: ...
     def reserve(self, lines: int) -> torch.Tensor: ...
     def product_and_tail(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def use_kernels(self) -> None: ...
 
 
 class Update(Protocol):
@@ -38,6 +39,7 @@ class DenseWeights:
 
     def __init__(self, linears: list[nn.Linear]) -> None:
         self._linears = linears
+        self._uses_kernels = False
         self._outputs = sum(linear.out_features for linear in linears)
         # One layer alone keeps its tensor: an output layer may share it with the embedding.
         self._weight_OI = linears[0].weight.data if len(linears) == 1 else self._with_room(0)
@@ -46,7 +48,7 @@ class DenseWeights:
     def product(self, x_NI: torch.Tensor) -> torch.Tensor:
         """The outputs of all layers, side by side."""
         bias_O = self._bias_O[: self._outputs] if self._bias_O is not None else None
-        return functional.linear(x_NI, self._weight_OI[: self._outputs], bias_O)
+        return self._linear(x_NI, self._weight_OI[: self._outputs], bias_O)
 
     def reserve(self, lines: int) -> torch.Tensor:
         """Make room for so many lines and answer it, [lines, I]; what was in the tail before is gone."""
@@ -57,8 +59,21 @@ class DenseWeights:
 
     def product_and_tail(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs [N, O], and x times the lines of the tail [N, C]; views of one tensor."""
-        both = functional.linear(x_NI, self._weight_OI, self._bias_O)
+        both = self._linear(x_NI, self._weight_OI, self._bias_O)
         return both[:, : self._outputs], both[:, self._outputs :]
+
+    def use_kernels(self) -> None:
+        """One token alone goes through a kernel that is faster than the general product."""
+        self._uses_kernels = True
+
+    def _linear(
+        self, x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+    ) -> torch.Tensor:
+        if not self._uses_kernels or len(x_NI) > 1:
+            return functional.linear(x_NI, weight_OI, bias_O)
+        from worker.inference.kernels import matrix_vector
+
+        return matrix_vector.product(x_NI, weight_OI, bias_O)
 
     def _with_room(self, lines: int) -> torch.Tensor:
         """All weights in one tensor, of which each module's own is a view."""
@@ -100,6 +115,9 @@ class FourBitWeights:
         """A tail of its own, in the dtype of the inputs."""
         self._tail_CI = self._packed.new_zeros(lines, self._state.shape[1], dtype=self._state.dtype)
         return self._tail_CI
+
+    def use_kernels(self) -> None:
+        """Those of bitsandbytes are used in any case."""
 
     def product_and_tail(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs [N, O], and x times the lines of the tail [N, C]."""

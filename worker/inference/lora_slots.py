@@ -19,6 +19,9 @@ from worker.inference.failures import AdapterUnsupported
 from worker.inference.linears import Group
 
 _RANK_STEP = 16
+# For so many tokens cuBLAS is faster than the kernel, as long as there are not too many columns.
+_DENSE_FROM_TOKENS = 128
+_DENSE_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,14 @@ class Selection:
     used: list[int]
     is_mixed: bool
     masks: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def own_columns(self, slot_count: int, columns_per_slot: int) -> torch.Tensor:
+        """Shape [N, C], true where a column, of all slots' columns, is of the token's own slot."""
+        if 0 not in self.masks:
+            slots_C = torch.arange(1, slot_count + 1, device=self.slots_N.device)
+            slots_C = slots_C.repeat_interleave(columns_per_slot, output_size=slot_count * columns_per_slot)
+            self.masks[0] = self.slots_N[:, None] == slots_C
+        return self.masks[0]
 
     def mask(self, columns_per_slot: int) -> torch.Tensor | None:
         """Shape [N, C], true where a column is of the token's own slot; None where all use the same."""
@@ -143,6 +154,9 @@ class GroupLora:
             from worker.inference.kernels import lora
 
             y_NO, inner_NC = self._group.weights.product_and_tail(x_NI)
+            if len(x_NI) > _DENSE_FROM_TOKENS and self._slots.count * self._slots.rank <= _DENSE_COLUMNS:
+                self._add_dense(y_NO, inner_NC, selection)
+                return y_NO
             return lora.expand(y_NO, inner_NC, selection.slots_N, self._B_SRO, self._tiles_T3)
         y_NO = self._group.weights.product(x_NI)
         for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
@@ -168,6 +182,19 @@ class GroupLora:
         self._A_MSRI, self._B_SRO = self._stacks()
         self._A_MSRI[:, :, : old_A_MSRI.shape[2]] = old_A_MSRI
         self._B_SRO[:, : old_B_SRO.shape[1]] = old_B_SRO
+
+    def _add_dense(self, y_NO: torch.Tensor, inner_NC: torch.Tensor, selection: Selection) -> None:
+        """For many tokens: with the columns of all slots, and zeros where they are not a token's own."""
+        columns = self._slots.count * self._slots.rank
+        own_NC = selection.own_columns(self._slots.count, self._slots.rank)
+        parts = zip(
+            y_NO.split(self._group.widths, -1),
+            inner_NC.split(columns, -1),
+            self._B_SRO.flatten(0, 1).split(self._group.widths, -1),
+            strict=True,
+        )
+        for part_NO, layer_NC, B_CO in parts:
+            part_NO.addmm_(layer_NC.where(own_NC, 0), B_CO)
 
     def _update(self, layer: int, y_NO: torch.Tensor, x_NI: torch.Tensor, selection: Selection) -> None:
         slots = slice(selection.used[0] - 1, selection.used[-1])
