@@ -168,7 +168,7 @@ def test_a_dataset_that_is_being_fetched_is_fetched_again_where_it_is_restored(
     source = fetches.HubSource(hub_dataset="owner/rows")
     with database.transaction() as session:
         dataset_id = fetches.submit(
-            session, source, name="rows", column_map=None, on_problem=OnProblem.SKIP
+            session, source, name="rows", column_map={}, on_problem=OnProblem.SKIP, max_waiting=1
         ).id
         fetches.claim(session, lease_seconds=0.0, max_attempts=3)
     restore_backup(empty, io.BytesIO(take(settings)))
