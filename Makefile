@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo serve check test bench clean
+.PHONY: setup demo serve check test compose-check bench clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ check: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Builds the images and walks through the CPU stack on the container engine at DOCKER_HOST.
+compose-check: $(STAMP)
+	$(BIN)/python -m pytest -x --durations=5 docker/checks
 
 clean:
 	rm -rf $(VENV) data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
