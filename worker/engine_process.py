@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import httpx
 
 from app.core.messages import EngineState
+from app.core.preflight import PreflightRequest, Room
 from app.core.settings import Settings
 from worker.child_process import ChildProcess
 from worker.reports import EngineRequest, Listening
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 ENGINE_MODULE = "worker.inference.server"
 _STOP_SECONDS = 10
 _PAUSE_SECONDS = 60
+# Reading a large dataset takes a while.
+_ROOM_SECONDS = 120
 _STATE_SECONDS = 2
 _FIRST_RESTART_SECONDS = 1.0
 _LAST_RESTART_SECONDS = 30.0
@@ -40,7 +43,8 @@ class EngineProcess:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._port: int | None = None
-        self._paused_by: str | None = None
+        # What the engine has to know of a job, and is told again after a restart: where, and what.
+        self._told: tuple[str, dict[str, str | int]] | None = None
         self._child: ChildProcess | None = None
         self._thread = threading.Thread(target=self._keep_running, daemon=True, name="engine process")
 
@@ -76,20 +80,40 @@ class EngineProcess:
             return None
         return EngineState.model_validate_json(answer.content) if answer else None
 
+    def find_room(self, request: PreflightRequest) -> Room | None:
+        """Whether a job fits beside what the engine holds; None where it can't say."""
+        try:
+            answer = self._call("POST", "/room", json=request.model_dump(mode="json"), timeout=_ROOM_SECONDS)
+        except httpx.HTTPError as error:
+            log.warning("Nobody knows whether the job fits beside serving, which pauses: %s", error)
+            return None
+        return Room.model_validate_json(answer.content) if answer else None
+
+    @contextmanager
+    def sharing(self, job_id: str, reserved_bytes: int) -> Iterator[None]:
+        """Let the engine leave so much of the device to a job for as long as the context lasts."""
+        with self._telling("/share", {"job_id": job_id, "reserved_bytes": reserved_bytes}):
+            yield
+
     @contextmanager
     def paused(self, job_id: str) -> Iterator[None]:
         """Take the device from the engine for as long as the context lasts."""
-        self._set_paused(job_id)
+        with self._telling("/pause", {"job_id": job_id}):
+            yield
+
+    @contextmanager
+    def _telling(self, path: str, what: dict[str, str | int]) -> Iterator[None]:
+        self._tell((path, what))
         try:
             yield
         finally:
-            self._set_paused(None)
+            self._tell(None)
 
-    def _set_paused(self, job_id: str | None) -> None:
+    def _tell(self, told: tuple[str, dict[str, str | int]] | None) -> None:
         with self._lock:
-            self._paused_by = job_id
+            self._told = told
             try:
-                self._apply_pause()
+                self._send_told()
             except httpx.HTTPError:
                 # An engine that does not let go must not keep a job waiting; the restarted one is told.
                 log.exception("The engine did not answer; restarting it")
@@ -97,11 +121,9 @@ class EngineProcess:
                     self._child.kill()
         self._on_change()
 
-    def _apply_pause(self) -> None:
-        if self._paused_by is not None:
-            self._call("POST", "/pause", json={"job_id": self._paused_by}, timeout=_PAUSE_SECONDS)
-        else:
-            self._call("POST", "/resume", timeout=_PAUSE_SECONDS)
+    def _send_told(self) -> None:
+        path, what = self._told or ("/resume", None)
+        self._call("POST", path, json=what, timeout=_PAUSE_SECONDS)
 
     def _keep_running(self) -> None:
         delay_seconds = _FIRST_RESTART_SECONDS
@@ -136,8 +158,8 @@ class EngineProcess:
     def _listens(self, port: int) -> None:
         with self._lock:
             self._port = port
-            if self._paused_by is not None:
-                self._apply_pause()
+            if self._told is not None:
+                self._send_told()
         log.info("The engine listens on port %d", port)
         self._on_change()
 
@@ -157,11 +179,10 @@ class EngineProcess:
             max_base_models=settings.engine_max_base_models,
             switch_wait_seconds=settings.engine_switch_wait_seconds,
             weights=settings.engine_weights,
+            gpu_policy=settings.gpu_policy,
         )
 
-    def _call(
-        self, method: str, path: str, *, timeout: float, json: dict[str, str] | None = None
-    ) -> httpx.Response | None:
+    def _call(self, method: str, path: str, *, timeout: float, json: object = None) -> httpx.Response | None:
         """A request to the engine, or None while it does not listen: the next one is told at its start."""
         if self._port is None:
             return None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.core.datasets import DatasetFormat
 from app.core.events import AnyEventData, Evaluation, Metrics
-from app.core.settings import EngineWeights
+from app.core.settings import EngineWeights, GpuPolicy
 from app.core.specs import JobSpec
 from app.core.states import Phase
 
@@ -108,6 +108,7 @@ class EngineRequest(Message):
     max_base_models: int = 1
     switch_wait_seconds: float = 600.0
     weights: EngineWeights = EngineWeights.AUTO
+    gpu_policy: GpuPolicy = GpuPolicy.AUTO
 
 
 class Listening(Message):

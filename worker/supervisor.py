@@ -25,9 +25,11 @@ from app.core import queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database, is_migrated
 from app.core.fetches import FetchLease
+from app.core.preflight import PreflightRequest
 from app.core.queue import Lease
-from app.core.settings import GpuPolicy, Settings
+from app.core.settings import Settings
 from app.core.workers import WorkerReport
+from worker import gpu_sharing
 from worker.doctor.process import Examination
 from worker.engine_process import ENGINE_MODULE, EngineProcess
 from worker.fetch_runner import FETCHING_MODULE, FetchRunner
@@ -110,19 +112,22 @@ class Supervisor:
 
     @contextmanager
     def lend(self, job_id: str) -> Iterator[None]:
-        """Make room for a job on the device: serving pauses where the GPU policy says so."""
-        if self._engine is None or not self._must_pause():
+        """Make room for a job on the device, as the GPU policy says."""
+        if self._engine is None:
             yield
             return
-        with self._engine.paused(job_id):
+        with gpu_sharing.make_room(
+            self._engine,
+            job_id,
+            lambda: self._describe(job_id),
+            policy=self._settings.gpu_policy,
+            is_gpu=self._device.get("kind") == "cuda",
+        ):
             yield
 
-    def _must_pause(self) -> bool:
-        policy = self._settings.gpu_policy
-        if policy is GpuPolicy.AUTO:
-            # Without an estimate of both, only main memory is sure to hold them.
-            return self._device.get("kind") == "cuda"
-        return policy is GpuPolicy.PAUSE_SERVING
+    def _describe(self, job_id: str) -> PreflightRequest:
+        with self._database.snapshot() as session:
+            return gpu_sharing.find_request(session, job_id)
 
     def _take_jobs(self) -> None:
         while not self._stop.is_set():

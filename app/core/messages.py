@@ -206,6 +206,10 @@ class EngineState(Wire):
     paused_by: str | None = Field(
         None, description="Id of the job that has the GPU, while serving is paused."
     )
+    shares_with: str | None = Field(
+        None,
+        description="Id of the job that trains on the GPU beside serving.",
+    )
 
     @property
     def loaded(self) -> list[BaseModelRef]:

@@ -26,6 +26,13 @@ class PreflightRequest(Wire):
     validation_dataset: DatasetRef | None = None
 
 
+class Room(Wire):
+    """Whether a job fits beside what serving holds now, and what it needs at its peak."""
+
+    fits: bool
+    bytes: int
+
+
 class PreviewRequest(Wire):
     """Rows to show as the model will see them."""
 

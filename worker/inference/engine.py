@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from app.core.errors import EngineFailed, GpuTaken, OutOfMemory, QueueFull, TunesmithError
-from app.core.messages import BaseModelRef, EngineState, LoadingBase, Reply, ServedBase, WaitingRequests
+from app.core.messages import BaseModelRef, EngineState, LoadingBase, Reply
 from worker.inference.batch import Batch, Runner, RunnerBroken
+from worker.inference.engine_state import describe, news
 from worker.inference.failures import BaseModelBusy, EngineStopping, failed
 from worker.inference.scheduler import Scheduler
 from worker.inference.sequence import Sequence
@@ -63,6 +64,9 @@ class Engine:
         self._deadline = 0.0
         self._quiet: list[Future[None]] = []
         self._paused_by: str | None = None
+        self._shares_with: str | None = None
+        # What a job beside needs of the device, from the time before it has taken it.
+        self.reserved_bytes = 0
         self._shown: object = None
         self.state = EngineState()
 
@@ -77,7 +81,7 @@ class Engine:
         return len(self._scheduler.waiting)
 
     def submit(self, sequence: Sequence) -> None:
-        """Answer this sequence; the replies go to `deliver`. From any thread, as the next four."""
+        """Answer this sequence; the replies go to `deliver`. From any thread, as the next five."""
         self._commands.put(lambda: self._submit(sequence))
 
     def cancel(self, sequence: Sequence) -> None:
@@ -92,8 +96,12 @@ class Engine:
         )
         return self._later(lambda done: self._refuse(refusal, _PAUSE_GRACE_SECONDS, done, paused_by=job_id))
 
+    def share(self, job_id: str, reserved_bytes: int) -> Future[None]:
+        """Serve beside a job, and leave it this much of the device."""
+        return self._later(lambda done: self._share(job_id, reserved_bytes, done))
+
     def resume(self) -> Future[None]:
-        """Serve again after a pause."""
+        """Have the device for serving alone again."""
         return self._later(self._resume)
 
     def stop(self, grace_seconds: float) -> Future[None]:
@@ -171,9 +179,16 @@ class Engine:
         self._quiet.append(done)
         self._fail_waiting(list(self._scheduler.waiting), refusal)
 
+    def _share(self, job_id: str, reserved_bytes: int, done: Future[None]) -> None:
+        self._shares_with, self.reserved_bytes = job_id, reserved_bytes
+        self._show()
+        done.set_result(None)
+
     def _resume(self, done: Future[None]) -> None:
+        self._shares_with, self.reserved_bytes = None, 0
         if isinstance(self._refusal, GpuTaken):
             self._refusal = self._paused_by = None
+        self._show()
         done.set_result(None)
 
     def _end_grace(self) -> None:
@@ -260,6 +275,8 @@ class Engine:
             except queue.Empty:
                 return
             self._obey()
+            # Who is refused meanwhile should not have to wait too.
+            self._publish()
             if self._refusal is not None or any(map(self._scheduler.is_served, self._scheduler.waiting)):
                 return
 
@@ -302,33 +319,18 @@ class Engine:
     def _show(self) -> None:
         lanes, waiting = self._scheduler.lanes, self._scheduler.waiting_counts()
         bases = [(lane, lane.slots.resident) for lane in lanes]
-        if (bases, waiting, self._loading, self._paused_by) == self._shown:
+        shown = (bases, waiting, self._loading, self._paused_by, self._shares_with)
+        if shown == self._shown:
             return
-        self._shown = (bases, waiting, self._loading, self._paused_by)
+        self._shown = shown
+        before = self.state
         bits = {batch.lane: batch.runner.weight_bits for batch in self._batches}
-        before, self.state = (
-            self.state,
-            EngineState(
-                base_model=lanes[-1].base_model if lanes else None,
-                adapters=[adapter_id for _, adapters in bases for adapter_id in adapters],
-                bases=[
-                    ServedBase(base_model=lane.base_model, weight_bits=bits[lane], adapters=adapters)
-                    for lane, adapters in bases
-                ],
-                loading=self._loading,
-                waiting=[
-                    WaitingRequests(base_model=BaseModelRef.model_validate_json(key), count=count)
-                    for key, count in waiting.items()
-                ],
-                paused_by=self._paused_by,
-            ),
+        self.state = describe(self._scheduler, bits).model_copy(
+            update={
+                "loading": self._loading,
+                "paused_by": self._paused_by,
+                "shares_with": self._shares_with,
+            }
         )
-        if _news(before) != _news(self.state):
+        if news(before) != news(self.state):
             self._options.on_change()
-
-
-def _news(state: EngineState) -> tuple[object, ...]:
-    """What clients should hear of at once."""
-    loaded = {base.base_model.key for base in state.bases}
-    missed = {one.base_model.key for one in state.waiting} - loaded
-    return loaded, missed, state.loading, state.paused_by

@@ -25,14 +25,16 @@ _PACKED_SHARE = 0.4
 _log = logging.getLogger(__name__)
 
 
-def load_runner(request: EngineRequest, device: Device, reference: BaseModelRef) -> ModelRunner:
-    """A base model that is ready to answer.
+def load_runner(
+    request: EngineRequest, device: Device, reference: BaseModelRef, *, reserved_bytes: int = 0
+) -> ModelRunner:
+    """A base model that is ready to answer; a job on the same device is left `reserved_bytes`.
 
     Raises OutOfMemory, ModelUnsupported, and what finding and reading a base model raises.
     """
     folder = base_model.locate(reference.name, request.models_folder)
     try:
-        return _load(request, device, folder, reference.quantization)
+        return _load(request, device, folder, reference.quantization, reserved_bytes)
     except torch.OutOfMemoryError:
         reason = OutOfMemory(f"The device has no memory left for the base model {reference.name!r}.")
     except OutOfMemory as error:
@@ -45,13 +47,15 @@ def load_runner(request: EngineRequest, device: Device, reference: BaseModelRef)
 
 
 def _load(
-    request: EngineRequest, device: Device, folder: Path, quantization: QuantizationSpec
+    request: EngineRequest, device: Device, folder: Path, quantization: QuantizationSpec, reserved_bytes: int
 ) -> ModelRunner:
-    free_bytes = free_memory_bytes(device)
+    free_bytes = unreserved_bytes(device, reserved_bytes)
     keeps_4bit = keeps_packed(folder, quantization, device, request.weights, free_bytes)
     _check_room(folder, quantization, device, keeps_4bit, free_bytes)
     model = base_model.load_for_serving(folder, quantization, device, keeps_4bit=keeps_4bit)
     share = request.cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
+    # The runner sees all that is free.
+    share *= unreserved_bytes(device, reserved_bytes) / free_memory_bytes(device)
     runner = ModelRunner(
         model,
         device,
@@ -87,6 +91,15 @@ def _check_room(
             f"The base model needs about {needed / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free.",
             hint="TUNESMITH_ENGINE_WEIGHTS=4bit needs less than half of that." if could_pack else None,
         )
+
+
+def unreserved_bytes(device: Device, reserved_bytes: int) -> int:
+    """What is free, less what a job beside has not taken yet of what it needs."""
+    free_bytes = free_memory_bytes(device)
+    if not reserved_bytes or not device.is_cuda:
+        return free_bytes
+    taken_bytes = device.memory_bytes - free_bytes - torch.cuda.memory_reserved()
+    return max(1, free_bytes - max(0, reserved_bytes - taken_bytes))
 
 
 def _unpacked_bytes(folder: Path, quantization: QuantizationSpec, device: Device) -> int:

@@ -17,6 +17,7 @@ import uvicorn
 from transformers.utils import logging as transformers_logging
 
 from app.core.artifacts import ArtifactStore
+from app.core.settings import GpuPolicy
 from worker.child import ParentLink
 from worker.device import Device, find_device, free_memory_bytes
 from worker.inference.adapters import AdapterShelf
@@ -30,6 +31,8 @@ from worker.preflight.service import PreflightService
 from worker.reports import EngineRequest, Listening, StateChanged
 
 _SHELF_BYTES = 4 << 30
+# Adapters of a higher rank, long prompts, recordings of steps.
+_ROOM_TO_SERVE_BYTES = 2 << 30
 _STOP_GRACE_SECONDS = 10.0
 _HANG_UP_GRACE_SECONDS = 5
 
@@ -72,14 +75,22 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
     )
     device = find_device()
     options = Options(request.switch_wait_seconds, on_change=lambda: link.send(StateChanged()))
-    load = partial(load_runner, request, device)
-    engine = Engine(load, clients.deliver, scheduler, options=options)
+    engine = Engine(
+        lambda base: load_runner(request, device, base, reserved_bytes=engine.reserved_bytes),
+        clients.deliver,
+        scheduler,
+        options=options,
+    )
     shelf = AdapterShelf(
         ArtifactStore(request.artifacts_url), request.cache_folder, _SHELF_BYTES, pins_memory=device.is_cuda
     )
     intake = Intake(request.models_folder, shelf, device)
     service = Service(engine, clients, intake.prepare, token=request.token, max_waiting=request.max_waiting)
-    preflight = PreflightService(partial(_find_place, request, device, engine), request.token)
+    preflight = PreflightService(
+        partial(_find_place, request, device, engine),
+        partial(_find_place_beside, request, device),
+        request.token,
+    )
     app = service.app()
     app.routes.extend(preflight.routes())
     server = uvicorn.Server(
@@ -113,15 +124,26 @@ def _listen(request: EngineRequest) -> socket.socket:
 
 
 def _find_place(request: EngineRequest, device: Device, engine: Engine) -> Place:
-    is_busy = engine.state.paused_by is not None
-    # A job finds what serving holds, which pauses for it, and never another job, which ends first.
-    own_bytes = torch.cuda.memory_reserved() if device.is_cuda else 0
+    """What a job will find: what serving holds too, where that pauses for it, and never another job's."""
+    is_busy = (engine.state.paused_by or engine.state.shares_with) is not None
+    coexists = request.gpu_policy is GpuPolicy.COEXIST
+    own_bytes = torch.cuda.memory_reserved() if device.is_cuda and not coexists else 0
+    free_bytes = device.memory_bytes if is_busy else free_memory_bytes(device) + own_bytes
+    return _place(request, device, free_bytes, is_busy=is_busy)
+
+
+def _find_place_beside(request: EngineRequest, device: Device) -> Place:
+    """What a job finds that trains while serving goes on, and may come to hold a little more."""
+    return _place(request, device, free_memory_bytes(device) - _ROOM_TO_SERVE_BYTES, is_busy=False)
+
+
+def _place(request: EngineRequest, device: Device, free_bytes: int, *, is_busy: bool) -> Place:
     return Place(
         models_folder=request.models_folder,
         artifacts_url=request.artifacts_url,
         cache_folder=request.cache_folder,
         device=device,
-        free_bytes=device.memory_bytes if is_busy else free_memory_bytes(device) + own_bytes,
+        free_bytes=free_bytes,
         is_busy=is_busy,
     )
 

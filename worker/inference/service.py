@@ -1,4 +1,4 @@
-"""The engine over HTTP: answers as JSON lines while they are made, state, pause and resume.
+"""The engine over HTTP: answers as JSON lines while they are made, state, pause, share and resume.
 
 Tokens are made in the engine's own thread; between it and the event loop stands a queue for each client, so
 one that reads slowly keeps nobody waiting. Knows no torch.
@@ -33,6 +33,14 @@ class Pause(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     job_id: str
+
+
+class Share(BaseModel):
+    """Who trains on the same device, and what it needs of it."""
+
+    model_config = ConfigDict(extra="forbid")
+    job_id: str
+    reserved_bytes: int
 
 
 class Health(BaseModel):
@@ -141,6 +149,7 @@ class Service:
                 Route("/generate", self._generate, methods=["POST"]),
                 Route("/state", self._state),
                 Route("/pause", self._pause, methods=["POST"]),
+                Route("/share", self._share, methods=["POST"]),
                 Route("/resume", self._resume, methods=["POST"]),
                 Route("/health", self._health),
             ]
@@ -181,6 +190,16 @@ class Service:
         except ValidationError as error:
             return malformed(error)
         await asyncio.wrap_future(self.engine.pause(pause.job_id))
+        return as_json(self.engine.state)
+
+    async def _share(self, request: Request) -> Response:
+        if not is_authorized(request, self._token):
+            return unauthorized()
+        try:
+            share = Share.model_validate_json(await request.body())
+        except ValidationError as error:
+            return malformed(error)
+        await asyncio.wrap_future(self.engine.share(share.job_id, share.reserved_bytes))
         return as_json(self.engine.state)
 
     async def _resume(self, request: Request) -> Response:

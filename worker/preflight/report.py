@@ -16,6 +16,7 @@ from app.core.preflight import (
     Notice,
     Preflight,
     PreflightRequest,
+    Room,
     TimeFigures,
     TokenFigures,
 )
@@ -84,6 +85,12 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
         warnings=notices,
     )
     return answer.model_copy(update={"warnings": [*notices, *warn_of(answer, spec.training)]})
+
+
+def find_room(request: PreflightRequest, place: Place) -> Room:
+    """Whether the job fits into what is free in a place. Raises as `run_preflight` does."""
+    answer = run_preflight(request, place)
+    return Room(fits=answer.fits, bytes=answer.memory.total)
 
 
 def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:

@@ -26,7 +26,7 @@ from worker.http_answers import as_json, is_authorized, malformed, unauthorized
 from worker.preflight.place import Place
 from worker.preflight.pool import SideProcess
 from worker.preflight.preview import run_preview
-from worker.preflight.report import run_preflight
+from worker.preflight.report import find_room, run_preflight
 
 _log = logging.getLogger(__name__)
 _STATUS = {"invalid": 422, "not_found": 404, "unavailable": 503, "internal": 500}
@@ -37,10 +37,13 @@ Work = Callable[[Asked, Place], BaseModel]
 
 
 class PreflightService:
-    """The routes. `find_place` says what the worker has at this moment; it may take a while."""
+    """The routes. They say what the worker has at this moment, for a job alone and for one beside serving."""
 
-    def __init__(self, find_place: Callable[[], Place], token: str) -> None:
+    def __init__(
+        self, find_place: Callable[[], Place], find_place_beside: Callable[[], Place], token: str
+    ) -> None:
         self._find_place = find_place
+        self._find_place_beside = find_place_beside
         self._token = token
         self._side = SideProcess()
 
@@ -49,6 +52,7 @@ class PreflightService:
         return [
             Route("/preflight", self._preflight, methods=["POST"]),
             Route("/preview", self._preview, methods=["POST"]),
+            Route("/room", self._room, methods=["POST"]),
         ]
 
     def close(self) -> None:
@@ -56,19 +60,24 @@ class PreflightService:
         self._side.close()
 
     async def _preflight(self, request: Request) -> Response:
-        return await self._answer(request, PreflightRequest, run_preflight)
+        return await self._answer(request, PreflightRequest, run_preflight, self._find_place)
 
     async def _preview(self, request: Request) -> Response:
-        return await self._answer(request, PreviewRequest, run_preview)
+        return await self._answer(request, PreviewRequest, run_preview, self._find_place)
 
-    async def _answer(self, request: Request, kind: type[Asked], work: Work[Asked]) -> Response:
+    async def _room(self, request: Request) -> Response:
+        return await self._answer(request, PreflightRequest, find_room, self._find_place_beside)
+
+    async def _answer(
+        self, request: Request, kind: type[Asked], work: Work[Asked], find_place: Callable[[], Place]
+    ) -> Response:
         if not is_authorized(request, self._token):
             return unauthorized()
         try:
             asked = kind.model_validate_json(await request.body())
         except ValidationError as error:
             return malformed(error)
-        place = await anyio.to_thread.run_sync(self._find_place)
+        place = await anyio.to_thread.run_sync(find_place)
         try:
             answer = await self._side.run(run_safely, work, asked, place)
         except TunesmithError as error:

@@ -1,5 +1,6 @@
 """The loop: joins and leaves at every step, errors that hurt only their own, pause, stop."""
 
+import queue
 import threading
 from dataclasses import replace
 
@@ -257,6 +258,26 @@ def test_pause_waits_for_the_base_model_that_is_being_loaded_and_drops_it(two_la
     assert two_lanes.engine.state.bases == []
 
 
+def test_a_full_queue_refuses_at_once_while_a_base_model_is_loaded():
+    bench, told = Bench(), queue.SimpleQueue()
+    bench.slow["base"] = threading.Event()
+    engine = Engine(bench._load, told.put, Scheduler(max_waiting=1, adapter_slot_count=1))
+    thread = threading.Thread(target=engine.run, daemon=True)
+    thread.start()
+    engine.submit(make_sequence())
+    while engine.state.loading is None:
+        pass
+    refused = make_sequence()
+    engine.submit(refused)
+    ((sequence, reply),) = told.get(timeout=10)
+    bench.slow["base"].set()
+    engine.stop(grace_seconds=0)
+    thread.join()
+
+    assert sequence is refused
+    assert reply.code == "queue_full"
+
+
 def test_stop_does_not_wait_for_the_base_model_that_is_being_loaded(two_lanes):
     two_lanes.submit(base="two")
     two_lanes.engine.step()
@@ -377,6 +398,19 @@ def test_resume_serves_again(bench):
     assert resumed.done()
     assert isinstance(bench.mail.end(sequence), Finished)
     assert bench.engine.state.paused_by is None
+
+
+def test_a_job_beside_is_shown_and_left_its_memory_until_serving_has_the_device_again(bench):
+    shared = bench.engine.share("job_1", 7)
+    sequence = bench.submit()
+    bench.finish(sequence)
+    assert shared.done()
+    assert isinstance(bench.mail.end(sequence), Finished)
+    assert (bench.engine.state.shares_with, bench.engine.reserved_bytes) == ("job_1", 7)
+    bench.engine.resume()
+    bench.engine.step()
+
+    assert (bench.engine.state.shares_with, bench.engine.reserved_bytes) == (None, 0)
 
 
 def test_stop_ends_the_loop_when_nothing_runs_any_more(bench):

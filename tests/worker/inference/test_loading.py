@@ -81,6 +81,19 @@ def test_settings_reach_the_runner_and_lanes_share_the_cache(models_folder, monk
     assert pages[0] == pytest.approx(2 * pages[1], abs=1)
 
 
+@pytest.mark.parametrize(
+    ("taken_bytes", "expected"),
+    [(0, 60), (10, 60), (30, 60), (50, 50)],
+)
+def test_a_job_beside_is_left_what_it_has_not_taken_yet(monkeypatch, taken_bytes, expected):
+    """It needs 40 of 100, and some of that is gone already."""
+    device = GPU.model_copy(update={"memory_bytes": 100})
+    monkeypatch.setattr(loading, "free_memory_bytes", lambda _: 100 - taken_bytes)
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 0)
+
+    assert loading.unreserved_bytes(device, reserved_bytes=40) == expected
+
+
 def answer(models_folder: Path, adapters_folder: Path, weights: str) -> tuple[int, list[list[int]]]:
     """Bits of the weights, and what an adapter and the base model say, with the log-probabilities."""
     request = make_request(models_folder, weights=weights, max_rows=4)

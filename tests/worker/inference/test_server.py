@@ -136,7 +136,7 @@ def test_messages_are_rendered_with_the_chat_template(engine):
     assert finished.usage.prompt_tokens > 10
 
 
-@pytest.mark.parametrize("path", ["/generate", "/pause", "/resume", "/state"])
+@pytest.mark.parametrize("path", ["/generate", "/pause", "/share", "/resume", "/state"])
 @pytest.mark.parametrize("token", [None, "wrong", "sécret"])
 def test_wrong_token_is_refused(engine, path, token):
     headers = {"Authorization": f"Bearer {token}".encode()} if token else {}
@@ -217,6 +217,15 @@ def test_pause_frees_the_model_and_resume_serves_again(engine):
     assert (refused.kind, refused.code) == ("unavailable", "gpu_taken")
     assert refused.retry_after_seconds
     assert isinstance(engine.ask()[-1], Finished)
+
+
+def test_sharing_names_the_job_and_serving_goes_on(engine):
+    shared = engine.http.post("/share", json={"job_id": "job_7", "reserved_bytes": 1}).json()
+    answer = engine.ask()[-1]
+    alone = engine.http.post("/resume").json()
+
+    assert (shared["shares_with"], alone["shares_with"]) == ("job_7", None)
+    assert isinstance(answer, Finished)
 
 
 def test_answer_is_sent_as_it_is_made(engine):

@@ -8,7 +8,7 @@ import pytest
 
 from app.core.datasets import Completion, Row, write_row
 from app.core.messages import Failed
-from app.core.preflight import DatasetRef, Preflight, PreflightRequest, Preview, PreviewRequest
+from app.core.preflight import DatasetRef, Preflight, PreflightRequest, Preview, PreviewRequest, Room
 from tests.factories import make_spec
 from tests.tiny_model import NAME
 from tests.worker.preflight.conftest import RunningEngine, make_rows
@@ -39,6 +39,18 @@ def test_preflight_answers(engine: RunningEngine, dataset: DatasetRef) -> None:
     answer = Preflight.model_validate_json(response.content)
     assert (answer.rows, answer.optimizer_steps, answer.fits) == (20, 5, True)
     assert answer.device.free_bytes <= answer.device.memory_bytes
+
+
+def test_room_is_what_a_job_needs_and_whether_that_is_free_beside_serving(
+    engine: RunningEngine, dataset: DatasetRef
+) -> None:
+    request = PreflightRequest(spec=make_spec(base_model=NAME, lora={"r": 4}), dataset=dataset)
+
+    response = engine.http.post("/room", content=request.model_dump_json())
+
+    room = Room.model_validate_json(response.content)
+    assert room.bytes == Preflight.model_validate_json(preflight(engine, dataset).content).memory.total
+    assert room.fits
 
 
 def test_preview_answers(engine: RunningEngine, dataset: DatasetRef) -> None:

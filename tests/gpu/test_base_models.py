@@ -1,0 +1,78 @@
+"""Two base models on one GPU: the second is loaded and recorded while the first one makes tokens."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from app.core.messages import BaseModelRef, Finished, Sampling
+from app.core.specs import QuantizationSpec
+from tests.worker.inference.fakes import Mailbox
+from worker.device import find_device
+from worker.inference.engine import Engine
+from worker.inference.loading import load_runner
+from worker.inference.scheduler import Scheduler
+from worker.inference.sequence import Prompt, Sequence
+from worker.reports import EngineRequest
+
+
+@pytest.fixture
+def two_models(models_folder: Path) -> Path:
+    shutil.copytree(models_folder / "tiny-llama", models_folder / "other-llama", dirs_exist_ok=True)
+    return models_folder
+
+
+def new_sequence(name: str, *, load_in_4bit: bool = False) -> Sequence:
+    return Sequence(
+        Prompt(
+            base_model=BaseModelRef(name=name, quantization=QuantizationSpec(load_in_4bit=load_in_4bit)),
+            adapter=None,
+            token_ids=list(range(20, 40)),
+            sampling=Sampling(temperature=0, max_new_tokens=200),
+            seed=0,
+            end_ids=(),
+            decode=lambda ids: "".join(chr(ord("a") + index % 26) for index in ids),
+        )
+    )
+
+
+def answer(folder: Path, *sequences: Sequence, max_lanes: int, weights: str = "auto") -> Engine:
+    """All of them, one by one submitted while those before run."""
+    request = EngineRequest(
+        host="127.0.0.1",
+        port=0,
+        token="secret",
+        models_folder=folder,
+        artifacts_url="nowhere",
+        cache_folder=folder,
+        max_rows=8,
+        cache_share=0.02,
+        max_base_models=max_lanes,
+        weights=weights,
+    )
+    device, mail = find_device(), Mailbox()
+    scheduler = Scheduler(max_waiting=9, adapter_slot_count=8, max_lanes=max_lanes)
+    engine = Engine(lambda base: load_runner(request, device, base), mail.deliver, scheduler)
+    for sequence in sequences:
+        engine.submit(sequence)
+        engine.step()
+    while not all(map(mail.has_ended, sequences)):
+        engine.step()
+    assert {type(mail.end(sequence)) for sequence in sequences} == {Finished}
+    return engine
+
+
+def test_tokens_are_the_same_while_another_base_model_is_loaded_and_recorded(two_models):
+    alone = new_sequence("tiny-llama")
+    answer(two_models, alone, max_lanes=1)
+    first, second = new_sequence("tiny-llama"), new_sequence("other-llama")
+    engine = answer(two_models, first, second, max_lanes=2)
+
+    assert first.token_ids == second.token_ids == alone.token_ids
+    assert len(engine.state.bases) == 2
+
+
+def test_packed_weights_are_served(two_models):
+    engine = answer(two_models, new_sequence("tiny-llama", load_in_4bit=True), max_lanes=1, weights="4bit")
+
+    assert [base.weight_bits for base in engine.state.bases] == [4]
