@@ -1,25 +1,22 @@
 """Finds a live engine in the workers table and streams an answer from it. Knows nothing of our clients."""
 
-import socket
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
+from httptools import HttpParserError
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
+from app.api.engine_stream import CONNECT_SECONDS, KEEPALIVE, AnswerStream, post
 from app.core import workers
 from app.core.errors import EngineFailed, NoEngine
-from app.core.messages import EngineState, Failed, GenerateRequest, Reply, reply_adapter
+from app.core.messages import EngineState, Failed, GenerateRequest, Reply, join_deltas, reply_adapter
 from app.core.settings import Settings
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
-
-_CONNECT_SECONDS = 5.0
-# An engine that loads a model is silent for minutes, so reading has no limit; TCP notices a dead machine.
-_KEEPALIVE_SECONDS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 @dataclass(frozen=True)
@@ -52,17 +49,13 @@ def find_engine(session: Session, settings: Settings, *, base_model: str) -> Eng
 
 
 class EngineClient:
-    """One connection pool for all engines."""
+    """Speaks to all engines: an answer that streams has a connection of its own, the rest share a pool."""
 
     def __init__(self) -> None:
-        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-        for name, value in _KEEPALIVE_SECONDS.items():
-            if hasattr(socket, name):
-                options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
         self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=options),
-            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=KEEPALIVE),
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             trust_env=False,  # a proxy for the internet has no business between us and the engine
         )
 
@@ -71,16 +64,14 @@ class EngineClient:
 
         Raises EngineFailed when the engine can't be reached, is not understood, or stops half-way.
         """
-        call = self._http.stream("POST", f"{engine.url}/generate", **_content(engine, request))
-        with _engine_errors():
-            async with call as response:
-                async for line in response.aiter_lines():
-                    with _understanding(response):
-                        reply = reply_adapter.validate_json(line)
+        answer = await _connect(engine, request)
+        with closing(answer), _stream_errors():
+            async for lines in answer.lines():
+                for reply in join_deltas([_reply(line, answer.status) for line in lines]):
                     yield reply
                     if reply.type != "delta":
                         return
-        raise EngineFailed("The engine stopped while it was answering.", hint="Try again.")
+        raise _broken_off()
 
     async def ask(
         self, engine: Engine, path: str, request: BaseModel, answer: type[AnswerT]
@@ -89,7 +80,7 @@ class EngineClient:
         with _engine_errors():
             response = await self._http.post(f"{engine.url}{path}", **_content(engine, request))
         kind = answer if response.status_code == httpx.codes.OK else Failed
-        with _understanding(response):
+        with _understanding(response.status_code):
             return kind.model_validate_json(response.content)
 
     async def close(self) -> None:
@@ -97,9 +88,37 @@ class EngineClient:
         await self._http.aclose()
 
 
+async def _connect(engine: Engine, request: BaseModel) -> AnswerStream:
+    try:
+        return await post(f"{engine.url}/generate", **_content(engine, request))
+    except (OSError, TimeoutError) as error:
+        raise _unreachable() from error
+
+
 def _content(engine: Engine, request: BaseModel) -> dict[str, Any]:
     headers = {"content-type": "application/json", "authorization": f"Bearer {engine.token}"}
-    return {"content": request.model_dump_json(), "headers": headers}
+    return {"content": request.model_dump_json().encode(), "headers": headers}
+
+
+def _reply(line: bytes, status: int) -> Reply:
+    with _understanding(status):
+        return reply_adapter.validate_json(line)
+
+
+def _unreachable() -> EngineFailed:
+    return EngineFailed("The engine can't be reached.", hint="GET /ready shows the workers.")
+
+
+def _broken_off() -> EngineFailed:
+    return EngineFailed("The engine stopped while it was answering.", hint="Try again.")
+
+
+@contextmanager
+def _stream_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, HttpParserError) as error:
+        raise _broken_off() from error
 
 
 @contextmanager
@@ -107,17 +126,17 @@ def _engine_errors() -> Iterator[None]:
     try:
         yield
     except httpx.ConnectError as error:
-        raise EngineFailed("The engine can't be reached.", hint="GET /ready shows the workers.") from error
+        raise _unreachable() from error
     except httpx.TransportError as error:
-        raise EngineFailed("The engine stopped while it was answering.", hint="Try again.") from error
+        raise _broken_off() from error
 
 
 @contextmanager
-def _understanding(response: httpx.Response) -> Iterator[None]:
+def _understanding(status: int) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise EngineFailed(f"The engine's answer (HTTP {response.status_code}) is not understood.") from error
+        raise EngineFailed(f"The engine's answer (HTTP {status}) is not understood.") from error
 
 
 def _preference(engine: Engine, base_model: str) -> tuple[bool, bool]:
