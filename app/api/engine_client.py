@@ -67,10 +67,13 @@ class EngineClient:
         answer = await _connect(engine, request)
         with closing(answer), _stream_errors():
             async for lines in answer.lines():
-                for reply in join_deltas([_reply(line, answer.status) for line in lines]):
+                replies, failure = _understood(lines, answer.status)
+                for reply in join_deltas(replies):
                     yield reply
                     if reply.type != "delta":
                         return
+                if failure is not None:
+                    raise failure
         raise _broken_off()
 
     async def ask(
@@ -100,9 +103,16 @@ def _content(engine: Engine, request: BaseModel) -> dict[str, Any]:
     return {"content": request.model_dump_json().encode(), "headers": headers}
 
 
-def _reply(line: bytes, status: int) -> Reply:
-    with _understanding(status):
-        return reply_adapter.validate_json(line)
+def _understood(lines: list[bytes], status: int) -> tuple[list[Reply], EngineFailed | None]:
+    """The replies up to a line that is none."""
+    replies: list[Reply] = []
+    try:
+        for line in lines:
+            with _understanding(status):
+                replies.append(reply_adapter.validate_json(line))
+    except EngineFailed as failure:
+        return replies, failure
+    return replies, None
 
 
 def _unreachable() -> EngineFailed:
