@@ -15,6 +15,7 @@ from app.api import (
     errors,
     generate,
     health,
+    hub_datasets,
     job_history,
     jobs,
     models,
@@ -81,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
     app.add_middleware(OpenAIErrors)
-    for module in (datasets, preview, preflight, jobs, job_history, models, adapters, generate):
+    for module in (hub_datasets, datasets, preview, preflight, jobs, job_history, models, adapters, generate):
         responses = errors.documented(401, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
     for module in (openai_models, chat, completions):

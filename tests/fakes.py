@@ -70,6 +70,9 @@ class FakeEngine:
         self._server.stop()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/state":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            return await send({"type": "http.response.body", "body": b"{}"})
         body = b""
         while (message := await receive()).get("more_body"):
             body += message["body"]

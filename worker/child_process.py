@@ -6,6 +6,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -20,7 +21,14 @@ class ChildProcess:
     the latest when it dies. Everything it prints goes to a log file.
     """
 
-    def __init__(self, module: str, request: BaseModel, log_path: Path) -> None:
+    def __init__(
+        self,
+        module: str,
+        request: BaseModel,
+        log_path: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self.log_path = log_path
         self.reports: queue.Queue[bytes | None] = queue.Queue()
@@ -33,7 +41,7 @@ class ChildProcess:
                 stderr=log,
                 pass_fds=[write_fd],
                 # Threads that spin while they wait make a busy machine many times slower.
-                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(environment or {})},
                 # A Ctrl-C in the terminal is for the worker, which then tells its children.
                 start_new_session=True,
             )

@@ -53,6 +53,13 @@ def find_device() -> Device:
     )
 
 
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on the device, without waiting for what the device does now."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def free_memory_bytes(device: Device) -> int:
     """Memory that a new allocation may take now."""
     if device.is_cuda:

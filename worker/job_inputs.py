@@ -23,6 +23,7 @@ class _Inputs:
     """What a job reads, and how far its loss curve is recorded."""
 
     dataset: tables.Dataset
+    dataset_format: DatasetFormat
     validation_dataset: tables.Dataset | None
     adapter: tables.Adapter | None
     last_point: CurvePoint | None
@@ -48,7 +49,7 @@ def make_request(
         attempt=lease.attempt,
         spec=lease.spec,
         dataset=fetch(inputs.dataset),
-        dataset_format=DatasetFormat(inputs.dataset.format),
+        dataset_format=inputs.dataset_format,
         dataset_sha256=inputs.dataset.sha256,
         dataset_name=inputs.dataset.name,
         validation_dataset=fetch(inputs.validation_dataset) if inputs.validation_dataset else None,
@@ -91,9 +92,11 @@ def _find(session: Session, lease: Lease) -> _Inputs:
     point = events.read_last(session, lease.job_id, types=["metrics", "eval"])
     assert point is None or isinstance(point, Metrics | Evaluation)
     try:
+        dataset = dataset_records.get_ready(session, lease.dataset_id)
         return _Inputs(
-            dataset_records.get(session, lease.dataset_id),
-            dataset_records.get(session, spec.validation_dataset) if spec.validation_dataset else None,
+            dataset,
+            DatasetFormat(dataset.format or ""),
+            dataset_records.get_ready(session, spec.validation_dataset) if spec.validation_dataset else None,
             adapters.get(session, spec.continue_from) if spec.continue_from else None,
             point,
         )

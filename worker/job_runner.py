@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from sqlalchemy.exc import DBAPIError
@@ -86,7 +87,9 @@ class JobRunner:
     def run(self, lease: Lease) -> None:
         """Run one attempt to its end and record how it ended. Only a lost lease leaves no record."""
         log.info("Job %s: attempt %d", lease.job_id, lease.attempt)
-        with LeaseKeeper(self._database, lease, self._settings.lease_seconds) as keeper:
+        seconds = self._settings.lease_seconds
+        renew = partial(queue.heartbeat, lease=lease, lease_seconds=seconds)
+        with LeaseKeeper(self._database, f"Job {lease.job_id}", seconds, renew) as keeper:
             try:
                 self._run_and_conclude(lease, keeper)
             except LeaseLost:

@@ -1,4 +1,7 @@
-"""Keeps a lease alive from a thread of its own, so that a long upload or a slow step can't lose the job."""
+"""Keeps a lease alive from a thread of its own, so that a long upload or a slow step can't lose the work.
+
+Knows neither jobs nor datasets: how a lease is renewed is told.
+"""
 
 import logging
 import threading
@@ -10,10 +13,8 @@ from typing import Self
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from app.core import queue
 from app.core.database import Database
 from app.core.errors import LeaseLost
-from app.core.queue import Lease
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +22,22 @@ _RETRY_SECONDS = 1.0
 
 
 class LeaseKeeper:
-    """A context manager; `is_lost` turns true when another worker may own the job."""
+    """A context manager; `is_lost` turns true when another worker may own the work.
 
-    def __init__(self, database: Database, lease: Lease, lease_seconds: float) -> None:
+    `renew` extends the lease in the transaction it is given, and raises LeaseLost; `what` names the work.
+    """
+
+    def __init__(
+        self, database: Database, what: str, lease_seconds: float, renew: Callable[[Session], None]
+    ) -> None:
         self._database = database
-        self._lease = lease
+        self._what = what
         self._lease_seconds = lease_seconds
+        self._renew = renew
         self._leave = threading.Event()
         self._lost = threading.Event()
         self._renewed_at = time.monotonic()
-        self._thread = threading.Thread(target=self._run, daemon=True, name=f"lease of {lease.job_id}")
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"lease of {what}")
 
     @property
     def is_lost(self) -> bool:
@@ -46,10 +53,8 @@ class LeaseKeeper:
                 return
             except DBAPIError as error:
                 if self.is_lost:
-                    raise LeaseLost(
-                        f"Job {self._lease.job_id}: the database was away for too long."
-                    ) from error
-                log.warning("Job %s: could not write, trying again: %s", self._lease.job_id, error.orig)
+                    raise LeaseLost(f"{self._what}: the database was away for too long.") from error
+                log.warning("%s: could not write, trying again: %s", self._what, error.orig)
                 self._leave.wait(_RETRY_SECONDS)
 
     def __enter__(self) -> Self:
@@ -68,10 +73,10 @@ class LeaseKeeper:
             try:
                 started = time.monotonic()
                 with self._database.transaction() as session:
-                    queue.heartbeat(session, self._lease, lease_seconds=self._lease_seconds)
+                    self._renew(session)
                 self._renewed_at = started
             except LeaseLost:
                 self._lost.set()
                 return
             except DBAPIError as error:
-                log.warning("Job %s: heartbeat failed, trying again: %s", self._lease.job_id, error.orig)
+                log.warning("%s: heartbeat failed, trying again: %s", self._what, error.orig)

@@ -2,7 +2,9 @@
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from app.core.errors import BadTarget
 from app.core.specs import LoraSpec
@@ -19,7 +21,8 @@ def attach(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
     try:
         adapted = get_peft_model(model, lora_config(lora))
     except ValueError as error:
-        raise BadTarget(f"The base model can't take this adapter: {error}", hint=_TARGET_HINT) from error
+        hint = f"{_TARGET_HINT} Those of this model: {', '.join(_linear_names(model))}."
+        raise BadTarget(f"The base model can't take this adapter: {error}", hint=hint) from error
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise BadTarget("An adapter on the output layer (lm_head) would never be trained.", hint=_TARGET_HINT)
     return adapted
@@ -38,6 +41,14 @@ def lora_config(lora: LoraSpec) -> LoraConfig:
         use_dora=lora.use_dora,
         task_type="CAUSAL_LM",
     )
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """The last names of the model's linear layers, but the output layer's, which can't be a target."""
+    output = model.get_output_embeddings()
+    linears = (nn.Linear, Conv1D)
+    named = [(path, module) for path, module in model.named_modules() if isinstance(module, linears)]
+    return sorted({path.rsplit(".", 1)[-1] for path, module in named if module is not output})
 
 
 def _check_modules_to_save(model: PreTrainedModel, names: list[str]) -> None:

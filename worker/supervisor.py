@@ -1,4 +1,4 @@
-"""The worker process: registers, keeps the engine running, takes jobs from the queue, leaves in good order.
+"""The worker process: registers, keeps the engine running, takes jobs and fetches, leaves in good order.
 
 It never imports torch, so that it stays small and nothing a model does can hurt it.
 """
@@ -17,16 +17,19 @@ from enum import StrEnum
 from types import FrameType
 from typing import Any
 
+import psutil
 from pydantic_core import from_json
 from sqlalchemy.exc import DBAPIError
 
 from app.core import queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database, is_migrated
+from app.core.fetches import FetchLease
 from app.core.queue import Lease
 from app.core.settings import GpuPolicy, Settings
 from app.core.workers import WorkerReport
 from worker.engine_process import ENGINE_MODULE, EngineProcess
+from worker.fetch_runner import FETCHING_MODULE, FetchRunner
 from worker.job_runner import TRAINING_MODULE, JobRunner
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class Supervisor:
         *,
         training_module: str = TRAINING_MODULE,
         engine_module: str = ENGINE_MODULE,
+        fetching_module: str = FETCHING_MODULE,
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._settings = settings
@@ -62,31 +66,36 @@ class Supervisor:
         self._engine = (
             EngineProcess(settings, self._beat_now.set, module=engine_module) if Role.SERVE in roles else None
         )
+        store = ArtifactStore(settings.artifacts_url)
         self._runner = JobRunner(
-            settings,
-            self._database,
-            ArtifactStore(settings.artifacts_url),
-            self,
-            stop=self._stop,
-            training_module=training_module,
+            settings, self._database, store, self, stop=self._stop, training_module=training_module
+        )
+        self._fetcher = FetchRunner(
+            settings, self._database, store, stop=self._stop, fetching_module=fetching_module
         )
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        self._forget_dead_neighbours()
         self._device = _probe_device()
         log.info("Worker %s (%s) on %s", self.id, ", ".join(sorted(self._roles)), self._device.get("name"))
         if self._engine:
             self._engine.start()
-        heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
-        heart.start()
+        threads = [threading.Thread(target=self._beat, daemon=True, name="heartbeat")]
+        if Role.TRAIN in self._roles:
+            # Beside the jobs: a dataset is fetched while another job trains.
+            threads.append(threading.Thread(target=self._take_fetches, daemon=True, name="fetches"))
+        for thread in threads:
+            thread.start()
         try:
             self._take_jobs()
         finally:
             self._stop.set()
             self._beat_now.set()
-            heart.join()
+            for thread in threads:
+                thread.join()
             if self._engine:
                 self._engine.stop()
             self._leave()
@@ -115,6 +124,21 @@ class Supervisor:
                 self._stop.wait(_IDLE_SECONDS)
             else:
                 self._runner.run(lease)
+
+    def _take_fetches(self) -> None:
+        while not self._stop.is_set():
+            lease = self._claim_fetch()
+            if lease is None:
+                self._stop.wait(_IDLE_SECONDS)
+            else:
+                self._fetcher.run(lease)
+
+    def _claim_fetch(self) -> FetchLease | None:
+        try:
+            return self._fetcher.claim()
+        except DBAPIError as error:
+            log.warning("The database does not answer: %s", error.orig)
+            return None
 
     def _claim(self) -> Lease | None:
         settings = self._settings
@@ -150,6 +174,17 @@ class Supervisor:
             engine_state=engine.read_state() if engine else None,
         )
 
+    def _forget_dead_neighbours(self) -> None:
+        """Remove the rows of this host's workers that were killed: for one more lease, they look alive."""
+        try:
+            with self._database.transaction() as session:
+                alive = workers.find_alive(session, lease_seconds=self._settings.lease_seconds)
+                for worker_id in (worker.id for worker in alive if _was_killed_here(worker.id)):
+                    log.info("Worker %s of this host is dead", worker_id)
+                    workers.leave(session, worker_id)
+        except DBAPIError as error:
+            log.warning("The database does not answer: %s", error.orig)
+
     def _leave(self) -> None:
         try:
             with self._database.transaction() as session:
@@ -181,6 +216,12 @@ def wait_for_schema(settings: Settings, *, timeout_seconds: float) -> bool:
         return False
     finally:
         database.close()
+
+
+def _was_killed_here(worker_id: str) -> bool:
+    """Whether a worker's id names a process of this host that is no more, or is this one by now."""
+    host, _, pid = worker_id.rpartition("-")[0].rpartition("-")
+    return host == socket.gethostname() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
 
 
 def _probe_device() -> dict[str, Any]:

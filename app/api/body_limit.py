@@ -41,15 +41,24 @@ class BodyLimitMiddleware:
         return receive_counted
 
     def _limit(self, scope: Scope) -> int:
-        is_upload = (scope["method"], scope["path"]) in _UPLOADS
-        return self._settings.max_upload_bytes if is_upload else self._settings.max_body_bytes
+        return self._settings.max_upload_bytes if _is_upload(scope) else self._settings.max_body_bytes
 
     def _too_large(self, scope: Scope) -> TooLarge:
-        is_upload = (scope["method"], scope["path"]) in _UPLOADS
-        name = "TUNESMITH_MAX_UPLOAD_BYTES" if is_upload else "TUNESMITH_MAX_BODY_BYTES"
+        name = "TUNESMITH_MAX_UPLOAD_BYTES" if _is_upload(scope) else "TUNESMITH_MAX_BODY_BYTES"
         return TooLarge(
             f"The request body is larger than {self._limit(scope)} bytes.", hint=f"The limit is {name}."
         )
+
+
+def is_json(scope: Scope) -> bool:
+    """Whether the request says that its body is JSON."""
+    headers = dict(scope["headers"])
+    media_type: bytes = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    return media_type == b"application/json"
+
+
+def _is_upload(scope: Scope) -> bool:
+    return (scope["method"], scope["path"]) in _UPLOADS and not is_json(scope)
 
 
 def _content_length(scope: Scope) -> int | None:

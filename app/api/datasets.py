@@ -1,15 +1,16 @@
-"""Datasets: upload, list, show, delete."""
+"""Datasets: upload, list, show, delete. Those of the Hub are named in hub_datasets.py."""
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from shutil import copyfileobj
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import TypeAdapter, ValidationError
 
+from app.api import hub_datasets
 from app.api.deps import After, DatasetId, Limit, ServicesDep
 from app.api.errors import documented
 from app.api.schemas import Dataset, Page
@@ -24,9 +25,26 @@ router = APIRouter(prefix="/datasets", tags=["Datasets"])
 _COPY_BYTES = 1 << 20
 
 
-@router.post("", status_code=201, summary="Upload a dataset", responses=documented(413))
+_FETCHING: dict[int | str, dict[str, Any]] = {
+    202: {"model": Dataset, "description": "A Hub dataset was named: a worker fetches it."}
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Upload a dataset, or name one of the Hub",
+    responses=documented(413, 429) | _FETCHING,
+    openapi_extra=hub_datasets.json_body(),
+)
 def upload_dataset(
-    file: Annotated[UploadFile, File(description="The rows; their kind of file is recognised.")],
+    file: Annotated[
+        UploadFile,
+        File(
+            description="The rows, `curl -F file=@rows.jsonl`; their kind of file is recognised. A JSON body "
+            "that names a Hub dataset needs `Content-Type: application/json`."
+        ),
+    ],
     services: ServicesDep,
     name: Annotated[
         str | None, Form(min_length=1, max_length=255, description="Default: the file's own name.")
@@ -45,6 +63,12 @@ def upload_dataset(
     every bad row and what is wrong, unless `on_problem` is `skip`.
 
     `curl -F file=@rows.csv -F 'column_map={"prompt": "question"}' localhost:8000/datasets`
+
+    With a JSON body, a dataset of the Hub is named instead: `hub_dataset`, and perhaps `config`, `split` and
+    `revision`. The answer is 202 at once; a worker fetches the rows, and `GET /datasets/{id}` shows when its
+    `state` is `ready`, or `failed` with the `error`.
+
+    `curl localhost:8000/datasets -H 'Content-Type: application/json' -d '{"hub_dataset": "owner/name"}'`
     """
     with _as_file(services.settings, file.file) as path:
         own_name = PurePath(file.filename or "").name[:255] or "dataset"
@@ -78,7 +102,7 @@ def show_dataset(dataset_id: DatasetId, services: ServicesDep) -> Dataset:
 
 @router.delete("/{dataset_id}", status_code=204, summary="Delete a dataset", responses=documented(404, 409))
 def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
-    """Delete a dataset that no waiting or running job needs."""
+    """Delete a dataset that no waiting or running job needs. One that is being fetched is fetched no more."""
     with services.database.transaction() as session:
         artifact = dataset_records.delete(session, dataset_id)
     services.store.delete(artifact)

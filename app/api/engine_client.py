@@ -1,8 +1,13 @@
-"""Finds a live engine in the workers table and streams an answer from it. Knows nothing of our clients."""
+"""Finds a live engine in the workers table and streams an answer from it. Knows nothing of our clients.
+
+A worker that was killed stands in the table for one more lease, and its engine's port may be another
+process's by then. So an address where nobody answers, or nobody who knows the engine's token and language, is
+passed over for the next engine.
+"""
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import aclosing, closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import httpx
@@ -26,10 +31,11 @@ class Engine:
     url: str
     token: str
     state: EngineState
+    others: tuple["Engine", ...] = ()  # to ask where this one turns out to be gone, the best first
 
 
 def find_engine(session: Session, settings: Settings, *, base_model: str) -> Engine:
-    """A live engine; one that has the base model loaded, where there is one. Raises NoEngine."""
+    """A live engine, and the others; one that has the base model loaded comes first. Raises NoEngine."""
     alive = workers.find_alive(session, lease_seconds=settings.lease_seconds, role="serve")
     engines = [
         Engine(
@@ -45,7 +51,8 @@ def find_engine(session: Session, settings: Settings, *, base_model: str) -> Eng
             "No engine is running: a worker that serves is still starting, or there is none.",
             hint="GET /ready shows the workers; `python -m worker` starts one.",
         )
-    return min(engines, key=lambda engine: _preference(engine, base_model))
+    best, *others = sorted(engines, key=lambda engine: _preference(engine, base_model))
+    return replace(best, others=tuple(others))
 
 
 class EngineClient:
@@ -64,6 +71,50 @@ class EngineClient:
 
         Raises EngineFailed when the engine can't be reached, is not understood, or stops half-way.
         """
+        for candidate, is_last in _in_turn(engine):
+            has_begun = False
+            try:
+                async with aclosing(self._stream_from(candidate, request)) as replies:
+                    async for reply in replies:
+                        has_begun = True
+                        yield reply
+                return
+            except _NotThere:
+                if is_last or has_begun:
+                    raise
+
+    async def ask(
+        self, engine: Engine, path: str, request: BaseModel, answer: type[AnswerT]
+    ) -> AnswerT | Failed:
+        """One answer to one request, or why there is none. Raises EngineFailed as `stream` does."""
+        for candidate, is_last in _in_turn(engine):
+            try:
+                with _engine_errors():
+                    response = await self._http.post(f"{candidate.url}{path}", **_content(candidate, request))
+                kind = answer if response.status_code == httpx.codes.OK else Failed
+                with _understanding(response.status_code):
+                    return kind.model_validate_json(response.content)
+            except _NotThere:
+                if is_last:
+                    raise
+        raise AssertionError("the last one answers or raises")
+
+    async def is_there(self, url: str, token: str | None) -> bool:
+        """Whether the engine of a worker's row answers, and no other process at its address."""
+        headers = {"authorization": f"Bearer {token or ''}"}
+        try:
+            response = await self._http.get(f"{url}/state", headers=headers, timeout=CONNECT_SECONDS)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            return False
+        except httpx.TransportError:
+            return True  # busy beyond measure, perhaps; a request will tell
+        return response.status_code == httpx.codes.OK
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    async def _stream_from(self, engine: Engine, request: GenerateRequest) -> AsyncGenerator[Reply, None]:
         answer = await _connect(engine, request)
         with closing(answer), _stream_errors():
             async for lines in answer.lines():
@@ -74,27 +125,25 @@ class EngineClient:
                         return
                 if failure is not None:
                     raise failure
+            if answer.status != httpx.codes.OK:
+                raise _not_understood(answer.status)
         raise _broken_off()
 
-    async def ask(
-        self, engine: Engine, path: str, request: BaseModel, answer: type[AnswerT]
-    ) -> AnswerT | Failed:
-        """One answer to one request, or why there is none. Raises EngineFailed as `stream` does."""
-        with _engine_errors():
-            response = await self._http.post(f"{engine.url}{path}", **_content(engine, request))
-        kind = answer if response.status_code == httpx.codes.OK else Failed
-        with _understanding(response.status_code):
-            return kind.model_validate_json(response.content)
 
-    async def close(self) -> None:
-        """Close every connection."""
-        await self._http.aclose()
+class _NotThere(EngineFailed):
+    """The engine of this row of the table does not answer at its address."""
+
+
+def _in_turn(engine: Engine) -> Iterator[tuple[Engine, bool]]:
+    """The engines to ask, each with whether it is the last one."""
+    engines = (engine, *engine.others)
+    return ((candidate, candidate is engines[-1]) for candidate in engines)
 
 
 async def _connect(engine: Engine, request: BaseModel) -> AnswerStream:
     try:
         return await post(f"{engine.url}/generate", **_content(engine, request))
-    except (OSError, TimeoutError) as error:
+    except OSError as error:
         raise _unreachable() from error
 
 
@@ -116,7 +165,7 @@ def _understood(lines: list[bytes], status: int) -> tuple[list[Reply], EngineFai
 
 
 def _unreachable() -> EngineFailed:
-    return EngineFailed("The engine can't be reached.", hint="GET /ready shows the workers.")
+    return _NotThere("The engine can't be reached.", hint="GET /ready shows the workers.")
 
 
 def _broken_off() -> EngineFailed:
@@ -135,7 +184,7 @@ def _stream_errors() -> Iterator[None]:
 def _engine_errors() -> Iterator[None]:
     try:
         yield
-    except httpx.ConnectError as error:
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise _unreachable() from error
     except httpx.TransportError as error:
         raise _broken_off() from error
@@ -143,10 +192,20 @@ def _engine_errors() -> Iterator[None]:
 
 @contextmanager
 def _understanding(status: int) -> Iterator[None]:
+    """Raises _NotThere for what no engine says that knows its token."""
+    if status == httpx.codes.UNAUTHORIZED:
+        raise _not_understood(status)
     try:
         yield
     except ValidationError as error:
-        raise EngineFailed(f"The engine's answer (HTTP {status}) is not understood.") from error
+        raise _not_understood(status) from error
+
+
+def _not_understood(status: int) -> _NotThere:
+    return _NotThere(
+        f"The engine's answer (HTTP {status}) is not understood.",
+        hint="Another process may have its address: a worker that was killed is forgotten after a lease.",
+    )
 
 
 def _preference(engine: Engine, base_model: str) -> tuple[bool, bool]:

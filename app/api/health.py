@@ -1,13 +1,16 @@
 """Is it up, is it ready, and what do the counters say."""
 
+import asyncio
 from typing import Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.auth import bearer
 from app.api.deps import ServicesDep
+from app.api.engine_client import EngineClient
 from app.api.errors import documented
 from app.api.schemas import Worker
 from app.core import tables, workers
@@ -42,9 +45,12 @@ def show_health() -> Health:
     summary="Readiness",
     responses={503: {"model": Readiness, "description": "Not ready; `reasons` says why."}},
 )
-def show_readiness(services: ServicesDep, response: Response) -> Readiness:
-    """Whether the database is migrated and a worker trains and serves. Needs no key."""
-    readiness = _readiness(services.settings, services.database)
+async def show_readiness(services: ServicesDep, response: Response) -> Readiness:
+    """Whether the database is migrated, a worker trains, and an engine answers. Needs no key."""
+    readiness, engines = await to_thread.run_sync(_look, services.settings, services.database)
+    if readiness.ready and not await _any_is_there(services.engines, engines):
+        readiness.ready = False
+        readiness.reasons = ["The engine does not answer: its worker was killed, and another one may start."]
     if not readiness.ready:
         response.status_code = 503
     return readiness
@@ -62,18 +68,25 @@ def show_metrics(services: ServicesDep) -> Response:
     return Response(services.request_metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _readiness(settings: Settings, database: Database) -> Readiness:
+def _look(settings: Settings, database: Database) -> tuple[Readiness, list[tuple[str, str | None]]]:
+    """What the database says, and addresses and tokens of the engines that it names."""
     try:
         if not is_migrated(database):
             reason = "The database has not been migrated: start the API with `python -m app`."
-            return Readiness(ready=False, reasons=[reason], workers=[])
+            return Readiness(ready=False, reasons=[reason], workers=[]), []
         with database.snapshot() as session:
             alive = workers.find_alive(session, lease_seconds=settings.lease_seconds)
     except SQLAlchemyError:
-        return Readiness(ready=False, reasons=["The database can't be reached."], workers=[])
+        return Readiness(ready=False, reasons=["The database can't be reached."], workers=[]), []
     missing = _missing(alive)
     shown = [Worker.from_row(worker) for worker in alive]
-    return Readiness(ready=not missing, reasons=missing or _paused(shown), workers=shown)
+    engines = [(worker.engine_url, worker.engine_token) for worker in alive if worker.engine_url]
+    return Readiness(ready=not missing, reasons=missing or _paused(shown), workers=shown), engines
+
+
+async def _any_is_there(client: EngineClient, engines: list[tuple[str, str | None]]) -> bool:
+    """A worker that was killed stands in the database for one more lease; its engine does not answer."""
+    return any(await asyncio.gather(*(client.is_there(url, token) for url, token in engines)))
 
 
 def _missing(alive: list[tables.Worker]) -> list[str]:

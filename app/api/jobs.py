@@ -47,7 +47,7 @@ async def read_body(request: Request) -> bytes:
     return await request.body()
 
 
-@router.post("", status_code=202, summary="Submit a job", responses=documented(404, 429))
+@router.post("", status_code=202, summary="Submit a job", responses=documented(404, 409, 429))
 def submit_job(
     spec: Annotated[JobSpec, Body(openapi_examples=SPEC_EXAMPLES)],
     body: Annotated[bytes, Depends(read_body)],
@@ -120,7 +120,7 @@ def _submit(services: Services, spec: JobSpec, idempotency_key: str | None, body
 def _hold_inputs(session: Session, spec: JobSpec) -> JobSpec:
     """Keep what the job reads from being deleted; answers the spec with what is left to an adapter filled in.
 
-    Raises DatasetNotFound, AdapterNotFound and AdapterIncompatible.
+    Raises DatasetNotFound, DatasetNotReady, AdapterNotFound and AdapterIncompatible.
     """
     dataset_records.hold(session, spec.dataset)
     if spec.validation_dataset:

@@ -18,7 +18,7 @@ from app.core.specs import JobSpec
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
 
-@router.post("/preflight", summary="Look at a job before it starts", responses=documented(404, 503))
+@router.post("/preflight", summary="Look at a job before it starts", responses=documented(404, 409, 503))
 async def preflight(
     spec: Annotated[JobSpec, Body(openapi_examples=SPEC_EXAMPLES)], services: ServicesDep
 ) -> Preflight:
@@ -50,8 +50,8 @@ def _prepare(services: Services, spec: JobSpec) -> tuple[PreflightRequest, Engin
 
 
 def find_dataset(session: Session, dataset_id: str, *, param: str = "dataset") -> DatasetRef:
-    """Where an engine finds a dataset. Raises DatasetNotFound."""
-    dataset = dataset_records.get(session, dataset_id, param=param)
+    """Where an engine finds a dataset. Raises DatasetNotFound and DatasetNotReady."""
+    dataset = dataset_records.get_ready(session, dataset_id, param=param)
     return DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes)
 
 

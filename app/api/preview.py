@@ -19,7 +19,7 @@ router = APIRouter(prefix="/datasets", tags=["Datasets"])
 _MOST_ROWS = 50
 
 
-@router.get("/{dataset_id}/preview", summary="Preview a dataset", responses=documented(404, 503))
+@router.get("/{dataset_id}/preview", summary="Preview a dataset", responses=documented(404, 409, 503))
 async def preview_dataset(
     dataset_id: DatasetId,
     services: ServicesDep,

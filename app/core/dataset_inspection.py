@@ -1,14 +1,14 @@
-"""Inspect an upload: read it once, check every row, and write those that can be used in their stored form.
+"""Inspect rows: read them once, check every one, and write those that can be used in their stored form.
 
-Memory does not grow with the file. Knows no database.
+Memory does not grow with the file. Knows no database and no network.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from app.core.dataset_csv import CsvRecords, sniff_delimiter
 from app.core.dataset_formats import (
@@ -32,6 +32,7 @@ MAX_PROBLEMS = 100
 _MAX_COLUMNS = 200
 _MAX_COLUMN_CHARACTERS = 200
 _PROBLEMS_IN_MESSAGE = 5
+_TABLES = (Container.PARQUET, Container.HUB)
 _EXPECTED = (
     '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} or '
     '{"prompt": "…", "completion": "…"} or {"text": "…"}'
@@ -72,6 +73,15 @@ class Inspection:
     sha256: str = ""
 
 
+class RecordTable(Protocol):
+    """Records whose columns are known before they are read."""
+
+    columns: list[str]
+
+    def read(self, columns: Sequence[str]) -> Iterator[Record]:
+        """The records, numbered from 1, with these columns alone."""
+
+
 def inspect(
     upload: Path, stored: Path, *, limits: Limits, column_map: Mapping[str, str] | None = None
 ) -> Inspection:
@@ -85,7 +95,19 @@ def inspect(
     check_column_map(column_map)
     with open_source(upload, limits) as source, stored.open("wb") as target:
         inspector = _Inspector(_describe(upload, source, column_map), target, limits, column_map)
-        inspector.take_all(source)
+        inspector.take_all(inspector.open(source))
+    return inspector.found
+
+
+def inspect_hub_table(
+    table: RecordTable, stored: Path, *, limits: Limits, column_map: Mapping[str, str]
+) -> Inspection:
+    """Do with a table of the Hub as `inspect` does with an upload. Raises also what reading raises."""
+    check_column_map(column_map)
+    upload = Upload(Container.HUB, None, None, 0, "", _printable_map(column_map))
+    with stored.open("wb") as target:
+        inspector = _Inspector(upload, target, limits, column_map)
+        inspector.take_all(inspector.open_table(table))
     return inspector.found
 
 
@@ -100,11 +122,13 @@ def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE)
     count = f"{found.problem_count} of {total} rows" if total > 1 else "The only row"
     shown = " ".join(_in_words(problem, found) for problem in found.problems[:_PROBLEMS_IN_MESSAGE])
     unshown = found.problem_count - _PROBLEMS_IN_MESSAGE
+    is_hub = found.upload.container is Container.HUB
+    mend = "Mend them in the dataset's repository." if is_hub else "Mend them and upload again."
     skip = " Or leave them out: on_problem=skip." if found.rows else ""
     raise DatasetInvalid(
         f"{count} can't be used. {shown}" + (f" … and {unshown} more." if unshown > 0 else ""),
         problems=[{"line": problem.line, "message": problem.message} for problem in found.problems],
-        hint=f"Mend them and upload again.{skip} A row looks like {_EXPECTED}.",
+        hint=f"{mend}{skip} A row looks like {_EXPECTED}.",
     )
 
 
@@ -123,9 +147,9 @@ class _Inspector:
         self._no_layout: DatasetInvalid | None = None
         self._sha256 = hashlib.sha256()
 
-    def take_all(self, source: Source) -> None:
-        """Take every record. Raises DatasetInvalid where nothing can be made of the file."""
-        for line, record in self._open(source):
+    def take_all(self, records: Iterable[Record]) -> None:
+        """Take every record. Raises DatasetInvalid where nothing can be made of them."""
+        for line, record in records:
             parsed = record if isinstance(record, Problem) else self._parse(line, record)
             if isinstance(parsed, Problem):
                 self._add_problem(parsed)
@@ -133,12 +157,22 @@ class _Inspector:
                 self._write(line, parsed)
             if self.found.rows + self.found.problem_count > self._limits.max_rows:
                 raise DatasetInvalid(
-                    f"The file has more than {self._limits.max_rows} rows.",
+                    f"The {self._noun} has more than {self._limits.max_rows} rows.",
                     hint="Split it, or raise TUNESMITH_MAX_DATASET_ROWS.",
                 )
         self._conclude()
 
-    def _open(self, source: Source) -> Iterator[Record]:
+    @property
+    def _noun(self) -> str:
+        return "split" if self.found.upload.container is Container.HUB else "file"
+
+    def open_table(self, table: RecordTable) -> Iterator[Record]:
+        """The records of a table, with the columns that are used."""
+        layout = self._choose_layout(table.columns)
+        return table.read([name for name in table.columns if name in layout.names.values()])
+
+    def open(self, source: Source) -> Iterator[Record]:
+        """The records of an upload."""
         match source.container:
             case Container.JSONL:
                 return read_lines(source.stream, self._limits)
@@ -147,9 +181,9 @@ class _Inspector:
             case Container.CSV:
                 return self._open_csv(source)
             case Container.PARQUET:
-                table = ParquetRecords(source.path, self._limits)
-                layout = self._choose_layout(table.columns)
-                return table.read([name for name in table.columns if name in layout.names.values()])
+                return self.open_table(ParquetRecords(source.path, self._limits))
+            case Container.HUB:
+                raise AssertionError("no upload is of this kind")
 
     def _open_csv(self, source: Source) -> Iterator[Record]:
         delimiter = sniff_delimiter(source.sample)
@@ -193,8 +227,8 @@ class _Inspector:
 
     def _write(self, line: int, row: Row) -> None:
         raw = write_row(line, row)
-        # Other readers count what they read; in Parquet, a row has no length before this.
-        if self.found.upload.container is Container.PARQUET and len(raw) > self._limits.max_row_bytes:
+        # Other readers count what they read; in a table, a row has no length before this.
+        if self.found.upload.container in _TABLES and len(raw) > self._limits.max_row_bytes:
             self._add_problem(Problem(line, too_long(self._limits)))
             return
         self.found.rows += 1
@@ -210,7 +244,9 @@ class _Inspector:
             raise self._no_layout
         if not found.rows and not found.problem_count:
             raise DatasetInvalid(
-                "The file names columns but has no rows." if self._columns else "The file is empty.",
+                f"The {self._noun} names columns but has no rows."
+                if self._columns
+                else f"The {self._noun} is empty.",
                 hint=f"A row looks like {_EXPECTED}.",
             )
         if len(self._columns) < _MAX_COLUMNS:
@@ -229,8 +265,12 @@ def _describe(path: Path, source: Source, column_map: Mapping[str, str]) -> Uplo
         encoding=source.encoding,
         size_bytes=path.stat().st_size,
         sha256=sha256,
-        column_map={key: _printable(name) for key, name in column_map.items()},
+        column_map=_printable_map(column_map),
     )
+
+
+def _printable_map(column_map: Mapping[str, str]) -> dict[str, str]:
+    return {key: _printable(name) for key, name in column_map.items()}
 
 
 def _printable(name: str) -> str:
@@ -239,5 +279,5 @@ def _printable(name: str) -> str:
 
 
 def _in_words(problem: Problem, found: Inspection) -> str:
-    place = "Row" if found.upload.container is Container.PARQUET else "Line"
+    place = "Row" if found.upload.container in _TABLES else "Line"
     return f"{place} {problem.line}: {problem.message}"

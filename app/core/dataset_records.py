@@ -1,4 +1,7 @@
-"""Datasets as rows of the database and files of the artifact store: add, find, list, delete, open."""
+"""Datasets as rows of the database and files of the artifact store: add, find, list, delete, open.
+
+How the rows of a Hub dataset get here stands in fetches.py.
+"""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -6,6 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy import delete as sql_delete
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
@@ -14,10 +18,10 @@ from app.core.artifacts import ArtifactStore
 from app.core.dataset_inspection import Inspection, OnProblem, inspect, refuse_problems
 from app.core.dataset_limits import Limits
 from app.core.datasets import Row, read_rows
-from app.core.errors import DatasetInUse, DatasetNotFound
+from app.core.errors import DatasetInUse, DatasetNotFound, DatasetNotReady
 from app.core.ids import new_id
 from app.core.paging import newest_first
-from app.core.states import JobState
+from app.core.states import DatasetState, JobState
 
 
 def store_upload(
@@ -42,24 +46,26 @@ def store_upload(
 
 def store_rows(store: ArtifactStore, rows: Path, *, name: str, found: Inspection) -> tables.Dataset:
     """Put rows in their stored form into the store; the row that names them is the caller's to add."""
-    assert found.format is not None
     dataset_id = new_id("ds")
-    artifact = f"datasets/{dataset_id}/rows.jsonl"
+    artifact = f"{_folder(dataset_id)}/rows.jsonl"
     store.put_file(artifact, rows)
-    return tables.Dataset(
-        id=dataset_id,
-        name=name,
-        format=found.format,
-        rows=found.rows,
-        columns=found.columns,
-        problems=[{"line": problem.line, "message": problem.message} for problem in found.problems],
-        problem_count=found.problem_count,
-        upload=asdict(found.upload),
-        size_bytes=found.size_bytes,
-        sha256=found.sha256,
-        artifact=artifact,
-        created_at=datetime.now(UTC),
-    )
+    row = tables.Dataset(id=dataset_id, name=name, state=DatasetState.READY, created_at=datetime.now(UTC))
+    describe(row, found, artifact=artifact)
+    return row
+
+
+def describe(row: tables.Dataset, found: Inspection, *, artifact: str) -> None:
+    """Write down what was found in the rows, and where they are now."""
+    assert found.format is not None
+    row.format = found.format
+    row.rows = found.rows
+    row.columns = found.columns
+    row.problems = [{"line": problem.line, "message": problem.message} for problem in found.problems]
+    row.problem_count = found.problem_count
+    row.upload = asdict(found.upload)
+    row.size_bytes = found.size_bytes
+    row.sha256 = found.sha256
+    row.artifact = artifact
 
 
 def get(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.Dataset:
@@ -74,9 +80,28 @@ def get(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.
     return dataset
 
 
+def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.Dataset:
+    """A dataset whose rows are there. Raises DatasetNotFound and DatasetNotReady."""
+    dataset = get(session, dataset_id, param=param)
+    if dataset.state == DatasetState.FETCHING:
+        raise DatasetNotReady(
+            f"Dataset {dataset_id} is still being fetched from the Hub.",
+            param=param,
+            hint=f"GET /datasets/{dataset_id} shows when its state is `ready`.",
+        )
+    if dataset.state == DatasetState.FAILED:
+        reason = (dataset.error or {}).get("message", "")
+        raise DatasetNotReady(
+            f"Dataset {dataset_id} could not be fetched: {reason}",
+            param=param,
+            hint="POST /datasets fetches it again under a new id.",
+        )
+    return dataset
+
+
 def hold(session: Session, dataset_id: str, *, param: str = "dataset") -> None:
-    """Keep a dataset from being deleted until the transaction ends. Raises DatasetNotFound."""
-    get(session, dataset_id, param=param)
+    """Keep a dataset from being deleted until the transaction ends. Raises as `get_ready` does."""
+    get_ready(session, dataset_id, param=param)
     # PostgreSQL needs the row's lock for it; on SQLite a write transaction is alone anyway.
     session.execute(
         select(tables.Dataset.id).where(tables.Dataset.id == dataset_id).with_for_update(read=True)
@@ -89,9 +114,10 @@ def find_page(session: Session, *, after: str | None, limit: int) -> tuple[list[
 
 
 def delete(session: Session, dataset_id: str) -> str:
-    """Remove the row and answer the artifact's key; the file goes once the transaction is committed.
+    """Remove the row and answer its files' key; they go once the transaction is committed.
 
-    Raises DatasetNotFound, and DatasetInUse while a job that has not ended needs it.
+    A fetch that is under way ends: its worker finds its lease gone. Raises DatasetNotFound, and DatasetInUse
+    while a job that has not ended needs it.
     """
     dataset = get(session, dataset_id)
     waiting = select(tables.Job.id).where(
@@ -106,11 +132,16 @@ def delete(session: Session, dataset_id: str) -> str:
         raise DatasetInUse(
             f"Job {job_id} needs dataset {dataset_id}.", hint=f"Cancel it first: POST /jobs/{job_id}/cancel."
         )
+    session.execute(sql_delete(tables.DatasetFetch).where(tables.DatasetFetch.dataset_id == dataset_id))
     session.delete(dataset)
-    return dataset.artifact.rsplit("/", 1)[0]
+    return _folder(dataset_id)
 
 
 def open_rows(store: ArtifactStore, dataset: tables.Dataset) -> Iterator[tuple[int, Row]]:
     """The dataset's rows with their line numbers, read as a stream."""
     with store.open(dataset.artifact) as lines:
         yield from read_rows(lines)
+
+
+def _folder(dataset_id: str) -> str:
+    return f"datasets/{dataset_id}"

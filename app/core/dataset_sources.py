@@ -52,6 +52,7 @@ class Container(StrEnum):
     JSON = "json"
     CSV = "csv"
     PARQUET = "parquet"
+    HUB = "hub"  # no file: the rows come from the Hub's client
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ TunesmithError
 ├── NotFound
 │   └── JobNotFound, DatasetNotFound, AdapterNotFound
 ├── Conflict                  the thing is in a state that does not allow this
-│   └── JobAlreadyEnded, JobNotRetryable, DatasetInUse, AdapterInUse
+│   └── JobAlreadyEnded, JobNotRetryable, DatasetInUse, DatasetNotReady, AdapterInUse
 ├── TooLarge
 ├── QueueFull
 ├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
 │   └── NoEngine, GpuTaken, EngineFailed
 ├── LeaseLost                 another worker owns the job now: stop and drop the result
+├── FetchFailure              why a Hub dataset could not be fetched; recorded with the dataset
+│   └── HubDatasetMissing, HubDatasetGated, UnknownConfig, UnknownSplit, HubDatasetUnfit,
+│       HubDatasetUnreadable, NoRoomForDataset
 └── JobFailure                why a job failed; recorded with the job
     └── ModelGated, ModelMissing, HubUnreachable, ModelUnreadable, NothingToLearn, OutOfMemory,
         DiskFull, LossNotFinite, LossExploded, AdapterInert, TemplateMismatch, BadTarget, AdapterUnfit
@@ -145,6 +148,12 @@ class DatasetInUse(Conflict):
     code = "dataset_in_use"
 
 
+class DatasetNotReady(Conflict):
+    """The rows of this dataset are not there."""
+
+    code = "dataset_not_ready"
+
+
 class AdapterInUse(Conflict):
     """A job that has not ended starts from this adapter."""
 
@@ -198,6 +207,58 @@ class LeaseLost(TunesmithError):
     """Another worker owns this job now."""
 
     code = "lease_lost"
+
+
+class FetchFailure(TunesmithError):
+    """The dataset could not be fetched."""
+
+    type = "fetch_error"
+    code = "fetch_failed"
+
+
+class HubDatasetMissing(FetchFailure):
+    """There is no such dataset on the Hub."""
+
+    code = "hub_dataset_missing"
+
+
+class HubDatasetGated(FetchFailure):
+    """The dataset is gated."""
+
+    code = "hub_dataset_gated"
+
+
+class UnknownConfig(FetchFailure):
+    """The dataset has no such configuration."""
+
+    code = "config_unknown"
+
+
+class UnknownSplit(FetchFailure):
+    """The dataset has no such split."""
+
+    code = "split_unknown"
+
+
+class HubDatasetUnfit(FetchFailure):
+    """The dataset is of a kind that can't be trained on."""
+
+    code = "hub_dataset_unfit"
+
+
+class HubDatasetUnreadable(FetchFailure):
+    """The dataset's files can't be read."""
+
+    code = "hub_dataset_unreadable"
+
+
+class NoRoomForDataset(FetchFailure):
+    """The disk is full."""
+
+    code = "disk_full"
+
+    def __init__(self) -> None:
+        super().__init__(hint="Free some space, then POST /datasets again.")
 
 
 class JobFailure(TunesmithError):

@@ -14,6 +14,9 @@ from app.core.template_syntax import find_problem
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 
 Auto = Literal["auto"]
+ModuleNames = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)
+]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 Optimizer = Literal[
@@ -51,15 +54,13 @@ class LoraSpec(Spec):
     alpha: float = Field(16, gt=0, description="Scale: the update is multiplied by alpha / r.")
     dropout: Fraction = Field(0.1, description="Dropout on the adapter's input while training.")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained too.")
-    target_modules: list[str] | str | None = Field(
+    target_modules: ModuleNames | Literal["all-linear"] | None = Field(
         None,
         description="Modules that get an adapter: names, `all-linear`, or null: PEFT's choice.",
         examples=["all-linear", ["q_proj", "v_proj"]],
     )
-    modules_to_save: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
+    modules_to_save: ModuleNames | None = Field(
         None,
-        min_length=1,
-        max_length=64,
         description="Modules that are trained whole and saved with the adapter. Such an adapter can be "
         "downloaded, not served here yet.",
         examples=[["lm_head"]],

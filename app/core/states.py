@@ -1,4 +1,4 @@
-"""Job states, the phases of a running job, and which state may follow which."""
+"""States of jobs and datasets, the phases of a running job, and which job state may follow which."""
 
 from enum import StrEnum
 
@@ -16,6 +16,14 @@ class JobState(StrEnum):
     def has_ended(self) -> bool:
         """Whether nothing more will happen by itself."""
         return self in ENDED
+
+
+class DatasetState(StrEnum):
+    """Where a dataset stands; only a Hub dataset is ever anything but ready."""
+
+    FETCHING = "fetching"
+    READY = "ready"
+    FAILED = "failed"
 
 
 class Phase(StrEnum):

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, String, Text, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from app.core.states import JobState
+from app.core.states import DatasetState, JobState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -33,16 +33,20 @@ class Table(DeclarativeBase):
 
 
 class Dataset(Table):
-    """The rows of an upload in their stored form, the problems of its other rows, and what the upload was.
+    """The rows of a dataset in their stored form, the problems of its other rows, and where they came from.
 
-    `size_bytes` and `sha256` are those of the stored rows; the upload's stand in `upload`.
+    `size_bytes` and `sha256` are those of the stored rows; the upload's stand in `upload`, a Hub dataset's
+    name and commit in `hub`. Until the rows are there, `format` is null and `artifact` empty.
     """
 
     __tablename__ = "datasets"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(255))
-    format: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16), default=DatasetState.READY)
+    error: Mapped[dict[str, Any] | None]
+    hub: Mapped[dict[str, Any] | None]
+    format: Mapped[str | None] = mapped_column(String(32))
     rows: Mapped[int]
     columns: Mapped[list[Any]]
     problems: Mapped[list[Any]]
@@ -54,6 +58,20 @@ class Dataset(Table):
     created_at: Mapped[datetime]
 
     __table_args__ = (Index("ix_datasets_created_at_id", "created_at", "id"),)
+
+
+class DatasetFetch(Table):
+    """What is still to be done for a dataset in the state `fetching`, and the lease of the worker at it."""
+
+    __tablename__ = "dataset_fetches"
+
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), primary_key=True)
+    column_map: Mapped[dict[str, Any]]
+    on_problem: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(default=0)
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    lease_expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Job(Table):

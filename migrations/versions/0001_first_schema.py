@@ -24,7 +24,10 @@ def upgrade() -> None:
         "datasets",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("format", sa.String(length=32), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("error", sa.JSON(), nullable=True),
+        sa.Column("hub", sa.JSON(), nullable=True),
+        sa.Column("format", sa.String(length=32), nullable=True),
         sa.Column("rows", sa.Integer(), nullable=False),
         sa.Column("columns", sa.JSON(), nullable=False),
         sa.Column("problems", sa.JSON(), nullable=False),
@@ -112,6 +115,24 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_adapters_job_id"), ["job_id"], unique=False)
 
     op.create_table(
+        "dataset_fetches",
+        sa.Column("dataset_id", sa.String(length=32), nullable=False),
+        sa.Column("column_map", sa.JSON(), nullable=False),
+        sa.Column("on_problem", sa.String(length=16), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("lease_token", sa.String(length=32), nullable=True),
+        sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["dataset_id"],
+            ["datasets.id"],
+        ),
+        sa.PrimaryKeyConstraint("dataset_id"),
+    )
+    with op.batch_alter_table("dataset_fetches", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_dataset_fetches_created_at"), ["created_at"], unique=False)
+
+    op.create_table(
         "attempts",
         sa.Column("job_id", sa.String(length=32), nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
@@ -144,6 +165,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("events")
     op.drop_table("attempts")
+    with op.batch_alter_table("dataset_fetches", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_dataset_fetches_created_at"))
+
+    op.drop_table("dataset_fetches")
     with op.batch_alter_table("adapters", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_adapters_job_id"))
         batch_op.drop_index("ix_adapters_created_at_id")

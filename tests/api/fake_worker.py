@@ -7,11 +7,24 @@ import os
 import signal
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from app.core import workers
 from app.core.database import Database
 from app.core.settings import Settings
 from app.core.workers import WorkerReport
+
+
+class _Engine(BaseHTTPRequestHandler):
+    """Says that it is there."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
 
 
 def main() -> int:
@@ -20,9 +33,11 @@ def main() -> int:
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     database = Database(Settings().database_url)
+    engine = HTTPServer(("127.0.0.1", 0), _Engine)
+    threading.Thread(target=engine.serve_forever, daemon=True).start()
     with database.transaction() as session:
-        report = WorkerReport("worker-1", ["train", "serve"], engine_url="http://127.0.0.1:9")
-        workers.heartbeat(session, report)
+        url = f"http://127.0.0.1:{engine.server_port}"
+        workers.heartbeat(session, WorkerReport("worker-1", ["train", "serve"], engine_url=url))
     stopped.wait(60)
     with database.transaction() as session:
         workers.leave(session, "worker-1")

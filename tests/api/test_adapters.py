@@ -8,7 +8,9 @@ from fastapi.testclient import TestClient
 
 from app.api.deps import Services
 from app.core.database import Database
+from app.core.messages import EngineState
 from tests.factories import make_adapter
+from tests.fakes import FakeEngine
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 9000, "empty": b""}
 
@@ -66,6 +68,18 @@ def test_a_deleted_adapter_is_gone_with_its_files(
     assert client.delete("/adapters/helper").status_code == 204
     assert client.get(f"/adapters/{adapter}").status_code == 404
     assert services.store.list_files(f"adapters/{adapter}") == []
+
+
+def test_a_deleted_adapter_is_never_asked_though_an_engine_holds_it(
+    client: TestClient, adapter: str, engine: FakeEngine, database: Database
+) -> None:
+    engine.register(database, EngineState(adapters=[adapter]))
+    ask = {"adapter": adapter, "prompt": "Hello"}
+    assert client.post("/generate", json=ask).status_code == 200
+    client.delete(f"/adapters/{adapter}")
+    answers = [client.post("/generate", json={**ask, "adapter": name}) for name in (adapter, "helper")]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert len(engine.requests) == 1
 
 
 def test_an_adapter_without_files_can_not_be_downloaded(client: TestClient, database: Database) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
+from starlette.responses import PlainTextResponse
 
 from app.core import workers
 from app.core.database import Database
@@ -10,10 +11,11 @@ from app.core.settings import Settings
 from app.core.workers import WorkerReport
 from app.main import create_app
 from tests.factories import make_job
+from tests.fakes import FakeEngine, ServerThread
 
 
 def register(database: Database, **fields: Any) -> None:
-    report = {"id": "worker-1", "roles": ["train", "serve"], "engine_url": "http://engine", **fields}
+    report = {"id": "worker-1", "roles": ["train", "serve"], "engine_url": "http://127.0.0.1:9", **fields}
     with database.transaction() as session:
         workers.heartbeat(session, WorkerReport(engine_token="secret", **report))
 
@@ -32,15 +34,33 @@ def test_without_a_worker_it_is_not_ready(client: TestClient) -> None:
     }
 
 
-def test_with_a_worker_that_trains_and_serves_it_is_ready(client: TestClient, database: Database) -> None:
-    register(database, device={"name": "cpu"})
+def test_with_a_worker_that_trains_and_serves_it_is_ready(
+    client: TestClient, database: Database, engine: FakeEngine
+) -> None:
+    register(database, device={"name": "cpu"}, engine_url=engine.url)
     answer = client.get("/ready")
     assert answer.status_code == 200
     assert answer.json()["reasons"] == []
     (worker,) = answer.json()["workers"]
     assert (worker["id"], worker["device"]) == ("worker-1", {"name": "cpu"})
     assert "secret" not in answer.text
-    assert "http://engine" not in answer.text
+    assert engine.url not in answer.text
+
+
+def test_a_killed_workers_row_does_not_make_it_ready(client: TestClient, database: Database) -> None:
+    register(database)
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert "does not answer" in answer.json()["reasons"][0]
+
+
+def test_a_strange_process_at_the_engines_address_is_no_engine(
+    client: TestClient, database: Database
+) -> None:
+    stranger = ServerThread(PlainTextResponse("Not Found", 404), lifespan="off")
+    register(database, engine_url=stranger.url)
+    assert client.get("/ready").status_code == 503
+    stranger.stop()
 
 
 def test_an_engine_that_still_starts_is_told(client: TestClient, database: Database) -> None:
@@ -56,8 +76,10 @@ def test_a_missing_role_is_told(client: TestClient, database: Database) -> None:
     assert reason.startswith("No worker serves")
 
 
-def test_a_pause_names_the_job_that_has_the_gpu(client: TestClient, database: Database) -> None:
-    register(database, engine_state=EngineState(paused_by="job_1"))
+def test_a_pause_names_the_job_that_has_the_gpu(
+    client: TestClient, database: Database, engine: FakeEngine
+) -> None:
+    register(database, engine_state=EngineState(paused_by="job_1"), engine_url=engine.url)
     answer = client.get("/ready")
     assert answer.status_code == 200
     assert answer.json()["reasons"] == ["Serving is paused: job job_1 has the GPU."]

@@ -189,6 +189,16 @@ def test_an_engine_that_is_gone(client: TestClient, services: Services, dataset:
     assert ask(client, dataset).json()["error"]["code"] == "engine_failed"
 
 
+def test_a_dead_workers_row_does_not_hide_the_living_engine(
+    client: TestClient, services: Services, engine: FakePreflight, dataset: str
+) -> None:
+    report = WorkerReport("worker-0", ["serve"], engine_url="http://127.0.0.1:9", engine_token="secret")
+    with services.database.transaction() as session:
+        workers.heartbeat(session, report)
+
+    assert ask(client, dataset).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [

@@ -28,12 +28,12 @@ def test_a_step_is_sampled_without_waiting_for_the_device(settings):
     sampler = make_sampler(cuda, settings)
     logits = torch.randn(len(settings), VOCABULARY, device=cuda)
     active = torch.ones(len(settings), dtype=torch.bool, device=cuda)
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode(2)
     try:
         for _ in range(3):
             sampler.sample(logits, 0, active)
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode(0)
 
 
 def test_greedy_rows_choose_what_they_choose_on_a_cpu():

@@ -1,11 +1,21 @@
-"""The tiny model and its tokenizer, for all tests of the worker."""
+"""The tiny model and its tokenizer, and a job runner whose children follow scripts."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from app.core import queue
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.queue import Lease
+from app.core.settings import Settings
+from tests.factories import make_dataset, make_job
 from tests.tiny_model import NAME, make_tiny_model
+from tests.worker.job_runs import FreeDevice
+from worker.job_runner import JobRunner
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +26,36 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(models_folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(models_folder / NAME)
+
+
+@pytest.fixture
+def store(settings: Settings) -> ArtifactStore:
+    return ArtifactStore(settings.artifacts_url)
+
+
+@pytest.fixture
+def stop() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callable[[str], Lease]:
+    """Submits a job whose child follows the named script, and claims it."""
+
+    def submit_and_claim(script: str) -> Lease:
+        with database.transaction() as session:
+            dataset = make_dataset(session, store, tmp_path)
+            make_job(session, name=script, dataset=dataset.id)
+            lease = queue.claim(session, "worker", lease_seconds=30)
+        assert lease is not None
+        return lease
+
+    return submit_and_claim
+
+
+@pytest.fixture
+def runner(settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event) -> JobRunner:
+    brisk = settings.model_copy(update={"cancel_grace_seconds": 0.5, "shutdown_grace_seconds": 0.5})
+    return JobRunner(
+        brisk, database, store, FreeDevice(), stop=stop, training_module="tests.scripted_training"
+    )

@@ -8,68 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from app.core import adapters, events, jobs, queue, tables
+from app.core import adapters, events, jobs, queue
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.queue import Lease
 from app.core.settings import Settings
-from tests.factories import make_dataset, make_job
+from tests.worker.job_runs import job_of
 from worker.job_runner import JobRunner
-
-
-class FreeDevice:
-    """Remembers who had it."""
-
-    def __init__(self) -> None:
-        self.lent_to: list[str] = []
-
-    @contextmanager
-    def lend(self, job_id: str) -> Iterator[None]:
-        self.lent_to.append(job_id)
-        yield
-
-
-@pytest.fixture
-def store(settings: Settings) -> ArtifactStore:
-    return ArtifactStore(settings.artifacts_url)
-
-
-@pytest.fixture
-def stop() -> threading.Event:
-    return threading.Event()
-
-
-@pytest.fixture
-def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callable[[str], Lease]:
-    """Submits a job whose child follows the named script, and claims it."""
-
-    def submit_and_claim(script: str) -> Lease:
-        with database.transaction() as session:
-            dataset = make_dataset(session, store, tmp_path)
-            make_job(session, name=script, dataset=dataset.id)
-            lease = queue.claim(session, "worker", lease_seconds=30)
-        assert lease is not None
-        return lease
-
-    return submit_and_claim
-
-
-@pytest.fixture
-def runner(settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event) -> JobRunner:
-    brisk = settings.model_copy(update={"cancel_grace_seconds": 0.5, "shutdown_grace_seconds": 0.5})
-    return JobRunner(
-        brisk, database, store, FreeDevice(), stop=stop, training_module="tests.scripted_training"
-    )
-
-
-def job_of(database: Database, lease: Lease) -> tables.Job:
-    with database.snapshot() as session:
-        return jobs.get(session, lease.job_id)
 
 
 def event_types(database: Database, lease: Lease) -> list[str]:
@@ -248,73 +197,6 @@ def test_a_full_disk_at_the_delivery_fails_the_job_and_leaves_no_half_of_an_adap
     assert "retry" in (job.error_hint or "")
     assert not store.list_files("adapters")
     assert checkpoint.is_dir()
-
-
-def test_what_a_dead_worker_left_is_removed(
-    runner: JobRunner,
-    claimed: Callable[[str], Lease],
-    database: Database,
-    store: ArtifactStore,
-    settings: Settings,
-    tmp_path: Path,
-) -> None:
-    first = claimed("dies-once")
-    runner.run(first)
-    undelivered = settings.job_folder(first.job_id) / "attempt-1-adapter"
-    undelivered.mkdir()
-    (undelivered / "weights").write_bytes(b"weights")
-    store.put_folder(adapters.name_artifact(first.job_id, 1)[1], undelivered)
-    checkpoints = settings.job_folder(first.job_id) / "checkpoints"
-    runner.run(claim(database))
-    assert len(store.list_files("adapters")) == 1
-    assert not undelivered.exists()
-
-    # Killed after its last transaction, a worker leaves checkpoints behind.
-    checkpoints.mkdir()
-    runner.run(claimed("finishes"))
-    assert not checkpoints.exists()
-
-
-def test_the_child_is_told_where_the_adapter_to_continue_from_is(
-    runner: JobRunner,
-    claimed: Callable[[str], Lease],
-    database: Database,
-    store: ArtifactStore,
-    tmp_path: Path,
-) -> None:
-    runner.run(claimed("finishes"))
-    with database.transaction() as session:
-        adapter = adapters.get(session, "finishes")
-        dataset, validation = (make_dataset(session, store, tmp_path) for _ in range(2))
-        spec: dict[str, Any] = {"continue_from": adapter.id, "validation_dataset": validation.id}
-        make_job(session, name="shows-its-inputs", dataset=dataset.id, **spec)
-    lease = claim(database)
-    runner.run(lease)
-    with database.snapshot() as session:
-        found = [event.data.message for event in events.read(session, lease.job_id) if event.type == "log"]  # type: ignore[union-attr]
-    assert found == [f"{adapter.artifact}/adapter_model.safetensors", validation.artifact]
-
-
-@pytest.mark.parametrize("kind", ["dataset", "validation_dataset", "continue_from"])
-def test_whatever_is_deleted_meanwhile_is_named(
-    runner: JobRunner, database: Database, store: ArtifactStore, tmp_path: Path, kind: str
-) -> None:
-    with database.transaction() as session:
-        present = make_dataset(session, store, tmp_path).id
-        make_job(session, **{"dataset": present, kind: "gone_0123"})
-    lease = claim(database)
-    runner.run(lease)
-    job = job_of(database, lease)
-    assert (job.state, job.error_code) == ("failed", "job_failed")
-    assert "deleted before the job began" in (job.error_message or "")
-    assert "gone_0123" in (job.error_message or "")
-
-
-def claim(database: Database) -> Lease:
-    with database.transaction() as session:
-        lease = queue.claim(session, "worker", lease_seconds=30)
-    assert lease is not None
-    return lease
 
 
 def _child_pid() -> int:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from app.core import jobs, tables, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.settings import Settings
+from app.core.workers import WorkerReport
 from tests.factories import make_dataset, make_job
 from tests.waiting import wait_for
 
@@ -95,6 +97,27 @@ def test_a_killed_worker_takes_its_child_along_and_its_job_is_run_again(
     start_worker()
     found = wait_for_state(database, job_id, "succeeded")
     assert [attempt.exit_reason for attempt in found.attempts] == ["worker_lost", "succeeded"]
+
+
+def test_the_rows_of_this_hosts_dead_workers_are_forgotten(start_worker: Start, database: Database) -> None:
+    def ids() -> set[str]:
+        with database.snapshot() as session:
+            return {worker.id for worker in workers.find_alive(session, lease_seconds=1000)}
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    dead, alive, elsewhere = (
+        f"{host}-{ended.pid}-aaaaaa",
+        f"{host}-{os.getpid()}-bbbbbb",
+        "other-host-1-cccccc",
+    )
+    with database.transaction() as session:
+        for worker_id in (dead, alive, elsewhere):
+            workers.heartbeat(session, WorkerReport(worker_id, ["serve"]))
+    start_worker()
+    wait_for(lambda: dead not in ids(), "the dead worker to be forgotten")
+    assert {alive, elsewhere} <= ids()
 
 
 def test_sigterm_hands_the_job_back_and_exits_0(

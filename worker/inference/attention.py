@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from worker.device import on_device
 from worker.inference.failures import ModelUnsupported
 from worker.inference.kv_cache import KVCache, Layer
 from worker.inference.pages import PAGE_TOKENS, page_count
@@ -60,7 +61,7 @@ class Step:
         """Let the kernels do it."""
         self.uses_kernels = True
         if self.pieces:
-            self.tiles_M4 = prompt_tiles(self.pieces).to(self.positions_N.device)
+            self.tiles_M4 = on_device(prompt_tiles(self.pieces), self.positions_N.device)
 
     def decode_mask(self, window: int | None) -> torch.Tensor:
         """Shape [N, 1, 1, L], true where a token may look."""

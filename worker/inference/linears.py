@@ -1,14 +1,17 @@
 """A base model's linear layers, those with the same input done as one product; LoRA is added on the way.
 
 The model's own modules stay where they are: their `forward` asks here. Weights of layers that belong together
-lie in one tensor, and each module's own weight is a view of its part.
-Shape letters: N tokens, I inputs, O outputs of all layers of a group.
+lie in one tensor. Below them there may be room for more lines: the first matrices of LoRA adapters, which
+then come with the same product.
+Shape letters: N tokens, I inputs, O outputs of all layers of a group, C lines of the tail.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
+import bitsandbytes as bnb
 import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit
 from torch import nn
 from torch.nn import functional
 
@@ -16,58 +19,138 @@ from torch.nn import functional
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
+class Weights(Protocol):
+    """The weights of a group, and a tail of lines that others write."""
+
+    def product(self, x_NI: torch.Tensor) -> torch.Tensor: ...
+    def reserve(self, lines: int) -> torch.Tensor: ...
+    def product_and_tail(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def use_kernels(self) -> None: ...
+
+
 class Update(Protocol):
-    """What LoRA adds to a group's outputs. It begins before the group's own product and may run beside it."""
+    """Stands in for the product of a group, to add something to it."""
 
-    def begin(self, x_NI: torch.Tensor) -> object: ...
-    def finish(self, y_NO: torch.Tensor, begun: object) -> None: ...
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor: ...
 
 
-Product = Callable[[torch.Tensor], torch.Tensor]
+class DenseWeights:
+    """Weights as they are."""
+
+    def __init__(self, linears: list[nn.Linear]) -> None:
+        self._linears = linears
+        self._uses_kernels = False
+        self._outputs = sum(linear.out_features for linear in linears)
+        # One layer alone keeps its tensor: an output layer may share it with the embedding.
+        self._weight_OI = linears[0].weight.data if len(linears) == 1 else self._with_room(0)
+        self._bias_O = _joined_bias(linears)
+
+    def product(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """The outputs of all layers, side by side."""
+        bias_O = self._bias_O[: self._outputs] if self._bias_O is not None else None
+        return self._linear(x_NI, self._weight_OI[: self._outputs], bias_O)
+
+    def reserve(self, lines: int) -> torch.Tensor:
+        """Make room for so many lines and answer it, [lines, I]; what was in the tail before is gone."""
+        self._weight_OI = self._with_room(lines)
+        if self._bias_O is not None:
+            self._bias_O = functional.pad(self._bias_O[: self._outputs], (0, lines))
+        return self._weight_OI[self._outputs :]
+
+    def product_and_tail(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs [N, O], and x times the lines of the tail [N, C]; views of one tensor."""
+        both = self._linear(x_NI, self._weight_OI, self._bias_O)
+        return both[:, : self._outputs], both[:, self._outputs :]
+
+    def use_kernels(self) -> None:
+        """One token alone goes through a kernel that is faster than the general product."""
+        self._uses_kernels = True
+
+    def _linear(
+        self, x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+    ) -> torch.Tensor:
+        if not self._uses_kernels or len(x_NI) > 1:
+            return functional.linear(x_NI, weight_OI, bias_O)
+        from worker.inference.kernels import matrix_vector
+
+        return matrix_vector.product(x_NI, weight_OI, bias_O)
+
+    def _with_room(self, lines: int) -> torch.Tensor:
+        """All weights in one tensor, of which each module's own is a view."""
+        widths = [linear.out_features for linear in self._linears]
+        first = self._linears[0].weight
+        weight_OI = first.new_zeros(self._outputs + lines, self._linears[0].in_features, requires_grad=False)
+        for linear, part_OI in zip(self._linears, weight_OI[: self._outputs].split(widths), strict=True):
+            linear.weight.data = part_OI.copy_(linear.weight.data)
+        return weight_OI
+
+
+class FourBitWeights:
+    """Weights in 4 bits, put together bit by bit: blocks of values never cross a line of the weight."""
+
+    def __init__(self, linears: list[Linear4bit]) -> None:
+        states = [linear.weight.quant_state for linear in linears]
+        first = states[0]
+        self._packed = torch.cat([linear.weight.data.view(-1) for linear in linears])[:, None]
+        outputs = sum(linear.out_features for linear in linears)
+        self._state = QuantState(
+            absmax=torch.cat([_absmax(state) for state in states]),
+            shape=torch.Size((outputs, linears[0].in_features)),
+            code=first.code,
+            blocksize=first.blocksize,
+            quant_type=first.quant_type,
+            dtype=first.dtype,
+        )
+        self._bias_O = _joined_bias(linears)
+        self._tail_CI: torch.Tensor | None = None
+        for linear in linears:
+            # The module's own copy; `forward` no longer looks at it.
+            linear.weight.data = linear.weight.data.new_empty(0)
+
+    def product(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """The outputs of all layers, side by side."""
+        return bnb.matmul_4bit(x_NI, self._packed.t(), quant_state=self._state, bias=self._bias_O)
+
+    def reserve(self, lines: int) -> torch.Tensor:
+        """A tail of its own, in the dtype of the inputs."""
+        self._tail_CI = self._packed.new_zeros(lines, self._state.shape[1], dtype=self._state.dtype)
+        return self._tail_CI
+
+    def use_kernels(self) -> None:
+        """Those of bitsandbytes are used in any case."""
+
+    def product_and_tail(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs [N, O], and x times the lines of the tail [N, C]."""
+        assert self._tail_CI is not None
+        return self.product(x_NI), functional.linear(x_NI, self._tail_CI)
 
 
 class Group:
     """Linear layers with one input. The first one called computes for all; the others fetch their part."""
 
-    def __init__(self, names: list[str], linears: list[nn.Linear], product: Product) -> None:
+    def __init__(self, names: list[str], linears: list[nn.Linear]) -> None:
         self.names = names
-        self.linears = linears
+        self.widths = [linear.out_features for linear in linears]
+        self.input_width = linears[0].in_features
+        self.device = linears[0].weight.device
+        self.weights = _weights(linears)
         self.update: Update | None = None
-        self._product = product
-        self._widths = [linear.out_features for linear in linears]
         self._input: torch.Tensor | None = None
         self._parts: dict[int, torch.Tensor] = {}
         for index, linear in enumerate(linears):
             linear.forward = _Part(self, index)  # type: ignore[assignment, method-assign]
 
-    @property
-    def inputs(self) -> int:
-        """Width of the input."""
-        return self.linears[0].in_features
-
-    @property
-    def widths(self) -> list[int]:
-        """Width of each layer's output."""
-        return self._widths
-
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """One layer's output for this input."""
         if self._input is not x or index not in self._parts:
-            y_NO = self._outputs(x.reshape(-1, x.shape[-1]))
-            self._parts = dict(enumerate(y_NO.view(*x.shape[:-1], -1).split(self._widths, -1)))
+            x_NI = x.reshape(-1, x.shape[-1])
+            y_NO = self.weights.product(x_NI) if self.update is None else self.update(x_NI)
+            self._parts = dict(enumerate(y_NO.view(*x.shape[:-1], -1).split(self.widths, -1)))
             self._input = x
         part = self._parts.pop(index)
         if not self._parts:
             self._input = None
         return part
-
-    def _outputs(self, x_NI: torch.Tensor) -> torch.Tensor:
-        if self.update is None:
-            return self._product(x_NI)
-        begun = self.update.begin(x_NI)
-        y_NO = self._product(x_NI)
-        self.update.finish(y_NO, begun)
-        return y_NO
 
 
 class _Part:
@@ -91,8 +174,7 @@ def group_linears(model: nn.Module) -> list[Group]:
             continue
         names = _with_siblings(name, modules)
         taken.update(names)
-        linears = [found for one in names if isinstance(found := modules[one], nn.Linear)]
-        groups.append(Group(names, linears, _packed(linears)))
+        groups.append(Group(names, [found for one in names if isinstance(found := modules[one], nn.Linear)]))
     return groups
 
 
@@ -116,15 +198,18 @@ def _go_together(first: nn.Module, second: nn.Module | None) -> bool:
     )
 
 
-def _packed(linears: list[nn.Linear]) -> Product:
-    """The product of all of them as one, with their weights moved into one tensor."""
-    if len(linears) == 1:
-        (linear,) = linears
-        # Read at each call: an output layer may share its weight with the embedding.
-        return lambda x_NI: functional.linear(x_NI, linear.weight, linear.bias)
-    weight_OI = torch.cat([linear.weight.data for linear in linears])
-    bias_O = torch.cat([linear.bias.data for linear in linears]) if linears[0].bias is not None else None
-    widths = [linear.out_features for linear in linears]
-    for linear, part_OI in zip(linears, weight_OI.split(widths), strict=True):
-        linear.weight.data = part_OI
-    return lambda x_NI: functional.linear(x_NI, weight_OI, bias_O)
+def _weights(linears: list[nn.Linear]) -> Weights:
+    four_bit = [linear for linear in linears if isinstance(linear, Linear4bit)]
+    return FourBitWeights(four_bit) if four_bit else DenseWeights(linears)
+
+
+def _joined_bias(linears: list[nn.Linear] | list[Linear4bit]) -> torch.Tensor | None:
+    biases = [linear.bias.data for linear in linears if linear.bias is not None]
+    return torch.cat(biases) if biases else None
+
+
+def _absmax(state: QuantState) -> torch.Tensor:
+    """The largest value of each block, itself put back from 8 bits where it was quantized twice."""
+    if not state.nested:
+        return state.absmax
+    return bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset

@@ -1,9 +1,10 @@
 """LoRA weights of several adapters on the device; each token of a batch goes through its own adapter.
 
-On a GPU a kernel does it. Elsewhere it is two dense products a group of layers,
-y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO, where the columns C are those from the first to the last slot in
-use and the mask leaves each token its own adapter's. Slot 0 is no adapter. (S-LoRA and Punica gather weights
-instead.)
+On a GPU the first matrices of all slots ride along in the base model's own product, as further lines of its
+weights: they are few beside it, and cost less so than a product of their own. A kernel does the second.
+Elsewhere it is two dense products a group of layers, y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO, where the
+columns C are those from the first to the last slot in use and the mask leaves each token its own adapter's.
+Slot 0 is no adapter. (S-LoRA and Punica gather weights instead.)
 Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
@@ -18,6 +19,9 @@ from worker.inference.failures import AdapterUnsupported
 from worker.inference.linears import Group
 
 _RANK_STEP = 16
+# For so many tokens cuBLAS is faster than the kernel, as long as there are not too many columns.
+_DENSE_FROM_TOKENS = 128
+_DENSE_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class Selection:
     used: list[int]
     is_mixed: bool
     masks: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def own_columns(self, slot_count: int, columns_per_slot: int) -> torch.Tensor:
+        """Shape [N, C], true where a column, of all slots' columns, is of the token's own slot."""
+        if 0 not in self.masks:
+            slots_C = torch.arange(1, slot_count + 1, device=self.slots_N.device)
+            slots_C = slots_C.repeat_interleave(columns_per_slot, output_size=slot_count * columns_per_slot)
+            self.masks[0] = self.slots_N[:, None] == slots_C
+        return self.masks[0]
 
     def mask(self, columns_per_slot: int) -> torch.Tensor | None:
         """Shape [N, C], true where a column is of the token's own slot; None where all use the same."""
@@ -59,7 +71,6 @@ class LoraSlots:
         self.dtype = dtype
         self.rank = 0
         self.uses_kernels = uses_kernels
-        self.side_stream = torch.cuda.Stream() if uses_kernels else None
         self._modules = dict(model.named_modules())
         self._groups = {name: group for group in groups for name in group.names}
         self._lora: dict[Group, GroupLora] = {}
@@ -132,39 +143,25 @@ class GroupLora:
             from worker.inference.kernels import lora
 
             tiles = lora.output_tiles(group.widths)
-            self._tiles_T3 = torch.tensor(tiles, dtype=torch.int32, device=self._A_MSRI.device)
+            self._tiles_T3 = torch.tensor(tiles, dtype=torch.int32, device=group.device)
 
-    def begin(self, x_NI: torch.Tensor) -> torch.Tensor | None:
-        """A kernel's first products, under way on a stream of their own; else x itself. None: no adapter."""
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """The group's outputs, each token's with what its adapter adds."""
         selection = self._slots.selection
         if selection is None:
-            return None
-        if self._tiles_T3 is None:
-            return x_NI
-        from worker.inference.kernels import lora
+            return self._group.weights.product(x_NI)
+        if self._tiles_T3 is not None:
+            from worker.inference.kernels import lora
 
-        side = self._slots.side_stream
-        assert side is not None
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            return lora.shrink(x_NI, selection.slots_N, self._A_MSRI)
-
-    def finish(self, y_NO: torch.Tensor, begun: object) -> None:
-        """Add to y what the adapters make of x."""
-        selection = self._slots.selection
-        if selection is None:
-            return
-        assert isinstance(begun, torch.Tensor)
-        if self._tiles_T3 is None:
-            for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
-                self._update(layer, part_NO, begun, selection)
-            return
-        from worker.inference.kernels import lora
-
-        assert self._slots.side_stream is not None
-        torch.cuda.current_stream().wait_stream(self._slots.side_stream)
-        begun.record_stream(torch.cuda.current_stream())
-        lora.expand(y_NO, begun, selection.slots_N, self._B_SRO, self._tiles_T3)
+            y_NO, inner_NC = self._group.weights.product_and_tail(x_NI)
+            if len(x_NI) > _DENSE_FROM_TOKENS and self._slots.count * self._slots.rank <= _DENSE_COLUMNS:
+                self._add_dense(y_NO, inner_NC, selection)
+                return y_NO
+            return lora.expand(y_NO, inner_NC, selection.slots_N, self._B_SRO, self._tiles_T3)
+        y_NO = self._group.weights.product(x_NI)
+        for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
+            self._update(layer, part_NO, x_NI, selection)
+        return y_NO
 
     def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
         """Write a slot; without a pair, and beyond its rank, it is zero."""
@@ -181,10 +178,23 @@ class GroupLora:
 
     def widen(self) -> None:
         """Move the weights to stacks of the rank that the slots have now."""
-        A_MSRI, B_SRO = self._stacks()
-        A_MSRI[:, :, : self._A_MSRI.shape[2]] = self._A_MSRI
-        B_SRO[:, : self._B_SRO.shape[1]] = self._B_SRO
-        self._A_MSRI, self._B_SRO = A_MSRI, B_SRO
+        old_A_MSRI, old_B_SRO = self._A_MSRI.clone(), self._B_SRO
+        self._A_MSRI, self._B_SRO = self._stacks()
+        self._A_MSRI[:, :, : old_A_MSRI.shape[2]] = old_A_MSRI
+        self._B_SRO[:, : old_B_SRO.shape[1]] = old_B_SRO
+
+    def _add_dense(self, y_NO: torch.Tensor, inner_NC: torch.Tensor, selection: Selection) -> None:
+        """For many tokens: with the columns of all slots, and zeros where they are not a token's own."""
+        columns = self._slots.count * self._slots.rank
+        own_NC = selection.own_columns(self._slots.count, self._slots.rank)
+        parts = zip(
+            y_NO.split(self._group.widths, -1),
+            inner_NC.split(columns, -1),
+            self._B_SRO.flatten(0, 1).split(self._group.widths, -1),
+            strict=True,
+        )
+        for part_NO, layer_NC, B_CO in parts:
+            part_NO.addmm_(layer_NC.where(own_NC, 0), B_CO)
 
     def _update(self, layer: int, y_NO: torch.Tensor, x_NI: torch.Tensor, selection: Selection) -> None:
         slots = slice(selection.used[0] - 1, selection.used[-1])
@@ -198,8 +208,12 @@ class GroupLora:
 
     def _stacks(self) -> tuple[torch.Tensor, torch.Tensor]:
         group, slots = self._group, self._slots
-        layers, rank, device = len(group.widths), slots.rank, group.linears[0].weight.device
-        return (
-            torch.zeros(layers, slots.count, rank, group.inputs, dtype=slots.dtype, device=device),
-            torch.zeros(slots.count, rank, sum(group.widths), dtype=slots.dtype, device=device),
+        shape = (len(group.widths), slots.count, slots.rank, group.input_width)
+        if slots.uses_kernels:
+            A_MSRI = group.weights.reserve(shape[0] * shape[1] * shape[2]).view(shape)
+        else:
+            A_MSRI = torch.zeros(shape, dtype=slots.dtype, device=group.device)
+        B_SRO = torch.zeros(
+            slots.count, slots.rank, sum(group.widths), dtype=slots.dtype, device=group.device
         )
+        return A_MSRI, B_SRO

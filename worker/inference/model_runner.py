@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from app.core.errors import OutOfMemory
-from worker.device import Device, free_memory_bytes
+from worker.device import Device, free_memory_bytes, on_device
 from worker.inference import attention, model_support
 from worker.inference.adapters import Adapter
 from worker.inference.kv_cache import KVCache
@@ -139,7 +139,7 @@ class ModelRunner:
         row, prompt = sequence.row, sequence.prompt
         with _memory_errors(), torch.inference_mode():
             pages = torch.tensor(sequence.pages, dtype=torch.int32)
-            self._tables_RP[row, : len(pages)] = pages.to(self._device.torch)
+            self._tables_RP[row, : len(pages)] = on_device(pages, self._device.torch)
             if not self._uses_kernels:
                 self._cache.clear(sequence.pages[sequence.prefilled_count // PAGE_TOKENS :])
             self._sampler.set_row(row, prompt.sampling, prompt.seed, prompt.token_ids)
@@ -163,7 +163,7 @@ class ModelRunner:
             inputs_4N = torch.tensor(columns).T.contiguous()
             used = {one.sequence.adapter_slot for one in prefills}
             if not self._replay_prompts(inputs_4N, pieces, used):
-                ids_N, rows_N, positions_N, slots_N = inputs_4N.to(self._device.torch)
+                ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device.torch)
                 self._slots.select(used, slots_N)
                 self._forward(ids_N, self._step(rows_N, positions_N, pieces))
             for piece, prefill in zip(pieces, prefills, strict=True):
@@ -202,8 +202,8 @@ class ModelRunner:
     def free(self, row: int) -> None:
         """Nobody is in this row any more; what it still computes goes to the page that nobody reads."""
         with torch.inference_mode():
-            self._state_4R[:, row] = 0
-            self._tables_RP[row] = 0
+            self._state_4R[:, row].zero_()
+            self._tables_RP[row].zero_()
             self._positions[row] = 0
 
     def is_usable(self) -> bool:
@@ -228,7 +228,7 @@ class ModelRunner:
         position = min(read_count, len(token_ids) - 1)
         is_active = position == len(token_ids) - 1
         state = torch.tensor((token_ids[-1], position, sequence.adapter_slot, is_active), dtype=torch.long)
-        self._state_4R[:, row] = state.to(self._device.torch)
+        self._state_4R[:, row] = on_device(state, self._device.torch)
         self._positions[row] = position
 
     def _drop_old_graphs(self) -> None:
@@ -252,9 +252,9 @@ class ModelRunner:
             return False
         padding = torch.tensor([[0], [self._each_R.shape[0]], [0], [0]])
         padded_4N = torch.cat([inputs_4N, padding.expand(4, size - count)], 1)
-        self._prompt_4N[:, :size] = padded_4N.to(self._device.torch)
+        self._prompt_4N[:, :size] = on_device(padded_4N, self._device.torch)
         empty = torch.zeros(_tile_count(size) - len(tiles), 4, dtype=torch.int32)
-        self._tiles_M4[: _tile_count(size)] = torch.cat([tiles, empty]).to(self._device.torch)
+        self._tiles_M4[: _tile_count(size)] = on_device(torch.cat([tiles, empty]), self._device.torch)
         self._slots.select(used, self._prompt_4N[3])
         self._prefill_graphs.run(count, self._slots.selection is not None)
         return True

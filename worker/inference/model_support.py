@@ -46,7 +46,7 @@ def adopt(model: PreTrainedModel) -> Adopted:
         if model.config._attn_implementation != attention.NAME:
             raise ModelUnsupported(f"{_name(model)} does not let its attention be replaced.")
         groups = group_linears(model)
-        uses_kernels = model.device.type == "cuda" and _takes_kernels(model, ids_N, expected_NV)
+        uses_kernels = model.device.type == "cuda" and _takes_kernels(model, ids_N, expected_NV, groups)
         cache, found_NV = _probe(model, ids_N, uses_kernels)
     error = _error(found_NV, expected_NV)
     # Written so that a NaN fails too.
@@ -55,12 +55,16 @@ def adopt(model: PreTrainedModel) -> Adopted:
     return Adopted(groups, cache.bytes_per_token, uses_kernels)
 
 
-def _takes_kernels(model: PreTrainedModel, ids_N: torch.Tensor, expected_NV: torch.Tensor) -> bool:
+def _takes_kernels(
+    model: PreTrainedModel, ids_N: torch.Tensor, expected_NV: torch.Tensor, groups: list[Group]
+) -> bool:
     """Whether the kernels can be compiled here, and are right for this model."""
     try:
         from worker.inference import fused
 
         replaced = fused.install(model)
+        for group in groups:
+            group.weights.use_kernels()
         error = _error(_probe(model, ids_N, uses_kernels=True)[1], expected_NV)
     except ModelUnsupported:
         raise

@@ -86,12 +86,13 @@ class Sampler:
     def set_row(self, row: int, sampling: Sampling, seed: int, prompt_ids: Listed[int]) -> None:
         """A sequence with these settings begins in this row, without a grammar's mask so far."""
         rows = self._rows
-        rows.temperature_R[row] = sampling.temperature
-        rows.top_p_R[row] = sampling.top_p
-        rows.top_k_R[row] = sampling.top_k
-        rows.min_p_R[row] = sampling.min_p
-        rows.seed_R[row] = seed
-        rows.made_count_R[row] = 0
+        # `fill_` takes a number as it is; an assignment would copy it from the host and wait for the device.
+        rows.temperature_R[row].fill_(sampling.temperature)
+        rows.top_p_R[row].fill_(sampling.top_p)
+        rows.top_k_R[row].fill_(sampling.top_k)
+        rows.min_p_R[row].fill_(sampling.min_p)
+        rows.seed_R[row].fill_(seed)
+        rows.made_count_R[row].zero_()
         for edit in self._edits:
             edit.set_row(row, sampling, prompt_ids)
         self._asked[row] = sampling

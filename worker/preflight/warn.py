@@ -23,7 +23,7 @@ def warn_of(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]:
     if answer.optimizer_steps < _FEW_STEPS:
         yield Notice(
             code="few_steps",
-            message=f"The job makes {answer.optimizer_steps} optimizer steps, which teach little: raise "
+            message=f"Few optimizer steps ({answer.optimizer_steps}) teach little: raise "
             "training.num_train_epochs or lower the batch size.",
         )
 

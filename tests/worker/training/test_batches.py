@@ -76,7 +76,7 @@ def test_a_model_that_lets_packed_rows_leak_is_refused(
 def test_an_evaluation_leaves_4_bit_weights_trainable(models_folder: Path) -> None:
     """bitsandbytes repacks them on some CPUs, and then their gradients are wrong."""
     model = load_model(models_folder / NAME, QuantizationSpec(), find_device())
-    embeddings = model.get_input_embeddings()(torch.tensor([[4, 5, 6]]))
+    embeddings = model.get_input_embeddings()(torch.tensor([[4, 5, 6]], device=model.device))
 
     def gradient() -> torch.Tensor:
         inputs = embeddings.detach().clone().requires_grad_()

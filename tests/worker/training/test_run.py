@@ -161,6 +161,14 @@ def test_a_failure_says_what_is_wrong(
     assert ended.hint
 
 
+def test_target_modules_that_match_nothing_are_answered_with_those_that_would(
+    make_request: MakeRequest,
+) -> None:
+    ended = run_here(make_request(lora={"target_modules": ["nothing_proj"]})).ended
+    assert "Those of this model: down_proj, gate_proj, k_proj," in (ended.hint or "")
+    assert "lm_head" not in (ended.hint or "")
+
+
 def test_a_loss_that_is_not_a_number_stops_the_job(make_request: MakeRequest, tmp_path: Path) -> None:
     request = make_request(training=SHORT)
     poisoned = tmp_path / "poisoned" / NAME

@@ -14,6 +14,9 @@ import triton.language as tl
 
 _KEYS_PER_TILE = 64
 _QUERIES_PER_TILE = 64
+_DECODE_TILE = 64
+_DECODE_WARPS = 4
+_DECODE_STAGES = 2
 _MAX_SPLITS = 32
 # Programs that keep a large GPU busy; fewer leave parts of it idle.
 _ENOUGH_PROGRAMS = 512
@@ -77,7 +80,8 @@ def decode(
     if splits > 1:
         sums_NHXD = torch.empty(count, heads, splits, dimension, dtype=torch.float32, device=out_NHD.device)
         peaks_NHX2 = torch.empty(count, heads, splits, 2, dtype=torch.float32, device=out_NHD.device)
-    _decode_kernel[(count, key_heads, splits)](
+    # Heads next to each other run together: they read neighbouring memory.
+    _decode_kernel[(key_heads, count, splits)](
         query_HND,
         keys_PSGD,
         values_PSGD,
@@ -97,12 +101,12 @@ def decode(
         GROUP_BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
         DIMENSION=dimension,
         DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
-        TILE=_KEYS_PER_TILE,
+        TILE=_DECODE_TILE,
         IS_SPLIT=splits > 1,
         WINDOW=look.window,
         SOFTCAP=look.softcap,
-        num_warps=4,
-        num_stages=2,
+        num_warps=_DECODE_WARPS,
+        num_stages=_DECODE_STAGES,
     )
     if splits > 1:
         _merge_kernel[(count, heads)](
@@ -231,7 +235,7 @@ def _decode_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):
-    row, key_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    key_head, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(positions + row).to(tl.int32) + 1
     seen = 0
     if WINDOW > 0:

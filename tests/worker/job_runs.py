@@ -1,0 +1,32 @@
+"""What tests of the job runner share: a device, and a look at a job."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from app.core import jobs, queue, tables
+from app.core.database import Database
+from app.core.queue import Lease
+
+
+class FreeDevice:
+    """Remembers who had it."""
+
+    def __init__(self) -> None:
+        self.lent_to: list[str] = []
+
+    @contextmanager
+    def lend(self, job_id: str) -> Iterator[None]:
+        self.lent_to.append(job_id)
+        yield
+
+
+def claim(database: Database) -> Lease:
+    with database.transaction() as session:
+        lease = queue.claim(session, "worker", lease_seconds=30)
+    assert lease is not None
+    return lease
+
+
+def job_of(database: Database, lease: Lease) -> tables.Job:
+    with database.snapshot() as session:
+        return jobs.get(session, lease.job_id)

@@ -1,0 +1,1 @@
+"""The rows of a Hub dataset, fetched in a process of their own."""

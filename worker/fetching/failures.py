@@ -1,0 +1,104 @@
+"""Puts what the Hub's client and the `datasets` library raise into words for a person. Pure."""
+
+from collections.abc import Iterator
+
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from app.core.errors import (
+    DatasetInvalid,
+    FetchFailure,
+    HubDatasetGated,
+    HubDatasetMissing,
+    HubDatasetUnreadable,
+    HubUnreachable,
+    TunesmithError,
+)
+from app.core.fetches import HubSource
+from worker.fetching.reports import FetchFailed
+
+# By name: the Hub's client has changed its HTTP library from version to version.
+_NO_NETWORK = {"TransportError", "ConnectionError", "TimeoutError"}
+_UNREADABLE = (DatasetsError, OSError, ValueError, TypeError, KeyError, RuntimeError)
+_TOKEN_HINT = "Set HF_TOKEN for the worker to a token that may read it, and accept its terms on its Hub page."
+_LONGEST_REASON = 300
+
+
+def explain(error: Exception, source: HubSource, rows_read: int = 0) -> TunesmithError | None:
+    """The error as the person should see it; None: it is none of the libraries', but a fault of ours."""
+    name = source.hub_dataset
+    if isinstance(error, TunesmithError):
+        return error
+    if _find(error, GatedRepoError) or "is a gated dataset" in str(error):
+        return HubDatasetGated(f"The dataset {name} is gated.", hint=_TOKEN_HINT)
+    if _find(error, RevisionNotFoundError):
+        return HubDatasetMissing(f"The dataset {name} has no revision {source.revision!r}.")
+    if _find(error, RepositoryNotFoundError):
+        return HubDatasetMissing(
+            f"There is no dataset {name} on the Hub, or it is private.",
+            hint=f"Check the spelling (owner/name). {_TOKEN_HINT}",
+        )
+    if unanswered := _find_unanswered(error):
+        return HubUnreachable(
+            f"The Hub can't be reached, or does not answer: {unanswered}.",
+            hint="Check the worker's network and HF_ENDPOINT, then POST /datasets again.",
+        )
+    return _unreadable(error, name, rows_read) if isinstance(error, _UNREADABLE) else None
+
+
+def to_report(error: TunesmithError, problem_count: int = 0) -> FetchFailed:
+    """The error as the child reports it; of so many bad rows, it holds the first ones."""
+    problems = error.problems if isinstance(error, DatasetInvalid) else []
+    return FetchFailed(
+        code=error.code,
+        message=error.message,
+        hint=error.hint,
+        problems=problems,
+        problem_count=max(problem_count, len(problems)),
+    )
+
+
+def _unreadable(error: Exception, name: str, rows_read: int) -> FetchFailure:
+    place = f"The rows of {name} after row {rows_read}" if rows_read else f"The files of {name}"
+    return HubDatasetUnreadable(
+        f"{place} can't be read: {_first_line(_root(error))}",
+        hint="Mend the dataset's repository; or download the file and upload it, and every bad row is named.",
+    )
+
+
+def _find_unanswered(error: Exception) -> str | None:
+    """What kept the Hub from answering, where that is the cause."""
+    for cause in _chain(error):
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code >= 500:
+            return f"HTTP {cause.response.status_code}"
+        if _NO_NETWORK & {cls.__name__ for cls in type(cause).__mro__}:
+            return _first_line(cause)
+    return None
+
+
+def _find(error: Exception, kind: type[Exception]) -> bool:
+    return any(isinstance(cause, kind) for cause in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The library says only that something failed; why stands in the cause."""
+    *_, last = (cause for cause in _chain(error) if str(cause))
+    return last
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text[:_LONGEST_REASON].rstrip(".") + ("…" if len(text) > _LONGEST_REASON else "")

@@ -1,0 +1,117 @@
+"""One split of a Hub dataset as a table of records, read as a stream through the `datasets` library.
+
+A repository is a stranger's: its card may name any file and any reader. The library takes no files but its
+own (of old, a card could name those of this machine); here, readers of plain tables alone are let through, so
+that no code and no pickle is ever loaded. Errors of the libraries leave as they are: see failures.py.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import datasets
+from datasets import DatasetBuilder, IterableDataset
+from huggingface_hub import HfApi
+
+from app.core.dataset_formats import quoted
+from app.core.dataset_problems import Record
+from app.core.errors import DatasetInvalid, HubDatasetUnfit, UnknownConfig, UnknownSplit
+from app.core.fetches import HubSource
+
+_READERS = ("arrow", "csv", "json", "parquet", "text")
+_READER_PACKAGE = "datasets.packaged_modules."
+_PLAIN_FEATURES = ("ClassLabel", "Json", "LargeList", "List", "Sequence", "Value")
+
+
+class HubTable:
+    """A split: its columns, and its records numbered from 1."""
+
+    def __init__(self, columns: list[str], split: IterableDataset) -> None:
+        self.columns = columns
+        self.rows_read = 0
+        self._split = split
+
+    def read(self, columns: Sequence[str]) -> Iterator[Record]:
+        """The records, with these columns alone."""
+        for record in self._split.select_columns(list(columns)):
+            self.rows_read += 1
+            yield self.rows_read, record
+
+
+def find_commit(source: HubSource) -> str:
+    """The commit that the source means now."""
+    return str(HfApi().dataset_info(source.hub_dataset, revision=source.revision).sha)
+
+
+def open_table(source: HubSource, commit: str, column_map: Mapping[str, str]) -> HubTable:
+    """The split that the source names, at a commit.
+
+    Raises UnknownConfig, UnknownSplit and HubDatasetUnfit, and DatasetInvalid where the split has no rows.
+    """
+    try:
+        splits = _find_builder(source, commit).as_streaming_dataset()
+    except StopIteration:  # the library looks for a first row, and finds none
+        raise DatasetInvalid(f"A file of {source.hub_dataset} has no rows.") from None
+    if source.split not in splits:
+        raise UnknownSplit(
+            f"{source.hub_dataset} has no split {source.split!r}.",
+            hint=f"Its splits: {', '.join(map(str, splits))}.",
+        )
+    split = splits[source.split]
+    # Without a schema, columns are what the first row has.
+    columns = split.column_names or list(next(iter(split), {}))
+    if not columns:
+        raise DatasetInvalid(f"The split {source.split!r} of {source.hub_dataset} has no rows.")
+    _refuse_media(split.features or {}, column_map)
+    return HubTable(columns, split)
+
+
+def _find_builder(source: HubSource, commit: str) -> DatasetBuilder:
+    """What reads the configuration. `hf://` keeps it from being looked for on this machine."""
+    path = f"hf://datasets/{source.hub_dataset}"
+    configs = datasets.get_dataset_config_names(path, revision=commit)
+    if source.config not in configs and (source.config or not _has_default(configs, path, commit)):
+        problem = f"has no configuration {source.config!r}" if source.config else "has several configurations"
+        raise UnknownConfig(
+            f"{source.hub_dataset} {problem}.", hint=f"Name one in `config`: {', '.join(configs)}."
+        )
+    builder = datasets.load_dataset_builder(path, source.config, revision=commit)
+    _refuse_reader(builder)
+    return builder
+
+
+def _has_default(configs: Sequence[str], path: str, commit: str) -> bool:
+    return len(configs) == 1 or datasets.get_dataset_default_config_name(path, revision=commit) is not None
+
+
+def _refuse_reader(builder: DatasetBuilder) -> None:
+    """Some readers of the library unpickle, and some follow paths that stand in the rows."""
+    reader = type(builder).__module__.removeprefix(_READER_PACKAGE).split(".")[0]
+    if reader not in _READERS:
+        raise HubDatasetUnfit(
+            f"The dataset's files are of the kind {reader!r}, which has no rows of text.",
+            hint="Datasets of JSON lines, JSON, CSV, Parquet, Arrow or text files can be fetched.",
+        )
+
+
+def _refuse_media(features: Mapping[str, object], column_map: Mapping[str, str]) -> None:
+    """Raise HubDatasetUnfit for pictures and the like, where column_map does not say to leave them out."""
+    media = {name: kind for name, found in features.items() if (kind := _find_media(found))}
+    used = {name: media[name] for name in (column_map.values() if column_map else media) if name in media}
+    if used:
+        shown = ", ".join(f"{quoted([name])} ({kind})" for name, kind in used.items())
+        raise HubDatasetUnfit(
+            f"The dataset has columns that are not text: {shown}.",
+            hint="Only text can be trained on. To leave them out, name the columns of text in column_map.",
+        )
+
+
+def _find_media(feature: object) -> str | None:
+    """The kind of the first thing in a feature that is no plain value, however deep; None: all is plain."""
+    if isinstance(feature, Mapping):
+        return next((kind for part in feature.values() if (kind := _find_media(part))), None)
+    if isinstance(feature, list):
+        return next((kind for part in feature if (kind := _find_media(part))), None)
+    kind = type(feature).__name__
+    if kind not in _PLAIN_FEATURES:
+        return kind
+    inner = getattr(feature, "feature", None)
+    return _find_media(inner) if inner is not None else None

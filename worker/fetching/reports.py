@@ -1,0 +1,56 @@
+"""What the worker and a fetching child say to each other, as JSON lines over two pipes."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from app.core.dataset_inspection import Inspection, OnProblem
+from app.core.dataset_limits import Limits
+from app.core.fetches import HubSource
+from worker.reports import Message
+
+
+class FetchRequest(Message):
+    """Everything a fetching child needs to know."""
+
+    source: HubSource
+    column_map: dict[str, str]
+    on_problem: OnProblem
+    limits: Limits
+    folder: Path = Field(description="The fetch's own folder, empty now; removed after it.")
+
+    @property
+    def rows(self) -> Path:
+        """Where the rows go, in their stored form."""
+        return self.folder / "rows.jsonl"
+
+
+class Fetching(Message):
+    """How far the fetch is."""
+
+    type: Literal["fetching"] = "fetching"
+    commit: str
+    rows: int
+
+
+class Fetched(Message):
+    """The rows are complete. The child's last report."""
+
+    type: Literal["fetched"] = "fetched"
+    found: Inspection
+
+
+class FetchFailed(Message):
+    """There will be no rows. The child's last report."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+    hint: str | None = None
+    problems: list[dict[str, object]] = Field([], description="Rows that can't be used, the first hundred.")
+    problem_count: int = 0
+
+
+FetchReport = Annotated[Fetching | Fetched | FetchFailed, Field(discriminator="type")]
+fetch_report_adapter: TypeAdapter[FetchReport] = TypeAdapter(FetchReport)

@@ -1,0 +1,89 @@
+"""The fetching child: `python -m worker.fetching.run <report_fd>`. A Hub dataset in, rows in a folder out.
+
+It has no database and no artifact store: what it finds goes to the worker, which owns the lease.
+"""
+
+import errno
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from app.core.dataset_inspection import Inspection, inspect_hub_table, refuse_problems
+from app.core.dataset_problems import Record
+from app.core.errors import FetchFailure, NoRoomForDataset, TunesmithError
+from worker.child import ParentLink
+from worker.fetching.failures import explain, to_report
+from worker.fetching.hub_table import HubTable, find_commit, open_table
+from worker.fetching.reports import Fetched, Fetching, FetchRequest
+
+_REPORT_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+def main(report_fd: int) -> None:
+    """Fetch, and report how it ended."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx", "httpx2"):
+        # The Hub's client logs every address, and those of files carry signatures.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    link = ParentLink(report_fd)
+    request = link.read_request(FetchRequest)
+    # Half a dataset is of no use, so a stop ends at once what is here; the worker removes the folder.
+    link.watch(on_stop=lambda: os._exit(0))
+    # A name of the Hub must never mean a folder that happens to lie here.
+    os.chdir(request.folder)
+    _fetch(request, link)
+
+
+class _Announced:
+    """A table that says, now and then, how many of its rows were read."""
+
+    def __init__(self, table: HubTable, commit: str, link: ParentLink) -> None:
+        self.columns = table.columns
+        self._table = table
+        self._commit = commit
+        self._link = link
+
+    def read(self, columns: Sequence[str]) -> Iterator[Record]:
+        announced_at = time.monotonic()
+        for number, record in self._table.read(columns):
+            yield number, record
+            if time.monotonic() - announced_at > _REPORT_SECONDS:
+                self._link.send(Fetching(commit=self._commit, rows=number))
+                announced_at = time.monotonic()
+
+
+def _fetch(request: FetchRequest, link: ParentLink) -> None:
+    table: HubTable | None = None
+    found: Inspection | None = None
+    try:
+        commit = find_commit(request.source)
+        link.send(Fetching(commit=commit, rows=0))
+        table = open_table(request.source, commit, request.column_map)
+        found = inspect_hub_table(
+            _Announced(table, commit, link),
+            request.rows,
+            limits=request.limits,
+            column_map=request.column_map,
+        )
+        refuse_problems(found, request.on_problem)
+    except Exception as error:  # the boundary of the fetch: whatever it was, the dataset must say it
+        log.exception("%s could not be fetched", request.source.hub_dataset)
+        explained = _explain(error, request, table.rows_read if table else 0)
+        link.send(to_report(explained, found.problem_count if found else 0))
+        return
+    link.send(Fetched(found=found))
+
+
+def _explain(error: Exception, request: FetchRequest, rows_read: int) -> TunesmithError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoRoomForDataset()
+    unknown = FetchFailure(f"{type(error).__name__}: {error}", hint="See the worker's log.")
+    return explain(error, request.source, rows_read) or unknown
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
