@@ -137,7 +137,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
 def main() -> None:
     """The command line."""
     options = _parse()
-    # As the worker starts its engine: threads that spin while they wait make a busy machine many times slower.
+    # As the worker starts its engine: threads that spin while they wait slow a busy machine down many times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     path = _RESULTS / f"serving-{options.machine}.json"
     settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
