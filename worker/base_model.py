@@ -98,13 +98,16 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
     return model
 
 
-def load_for_serving(folder: Path, quantization: QuantizationSpec, device: Device) -> PreTrainedModel:
+def load_for_serving(
+    folder: Path, quantization: QuantizationSpec, device: Device, *, keeps_4bit: bool = False
+) -> PreTrainedModel:
     """The base model as serving uses it: 4-bit weights are put back to 16 bits (32 on a CPU), once.
 
     These are the very values that the adapter was trained against, without the cost of unpacking them at each
-    step.
+    step. With `keeps_4bit` they stay as they are, for a device that has no room for more.
+    Raises ModelUnreadable.
     """
-    if not quantization.load_in_4bit:
+    if not quantization.load_in_4bit or keeps_4bit:
         return load_model(folder, quantization, device).eval()
     dtype = compute_dtype(quantization, device)
     if not device.is_cuda:

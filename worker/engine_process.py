@@ -28,7 +28,7 @@ _LAST_RESTART_SECONDS = 30.0
 
 
 class EngineProcess:
-    """The one engine of this worker. `on_change` is called when its address changes."""
+    """The one engine of this worker. `on_change` is called when its address or what it serves changes."""
 
     def __init__(
         self, settings: Settings, on_change: Callable[[], None], *, module: str = ENGINE_MODULE
@@ -123,7 +123,8 @@ class EngineProcess:
         if line is not None:
             self._listens(Listening.model_validate_json(line).port)
             while child.reports.get() is not None:
-                pass
+                # Its state has changed: the API should not have to wait for the next heartbeat.
+                self._on_change()
         self._port = None
         self._on_change()
         status = child.wait()
@@ -149,6 +150,13 @@ class EngineProcess:
             models_folder=settings.models_folder,
             artifacts_url=settings.artifacts_url,
             cache_folder=settings.data_dir / "cache",
+            max_rows=settings.engine_max_rows,
+            adapter_slots=settings.engine_adapter_slots,
+            cache_share=settings.engine_cache_share,
+            max_waiting=settings.engine_max_waiting,
+            max_base_models=settings.engine_max_base_models,
+            switch_wait_seconds=settings.engine_switch_wait_seconds,
+            weights=settings.engine_weights,
         )
 
     def _call(

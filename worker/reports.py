@@ -2,7 +2,7 @@
 
 The worker writes one request to a child's standard input (TrainingRequest or EngineRequest), and later
 perhaps the line `stop`; end of file there means the worker is gone. The child answers on a pipe of its own: a
-training child with Reports, the engine with one Listening.
+training child with Reports, the engine with one Listening and then any number of StateChanged.
 """
 
 from enum import StrEnum
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.core.datasets import DatasetFormat
 from app.core.events import AnyEventData, Evaluation, Metrics
+from app.core.settings import EngineWeights
 from app.core.specs import JobSpec
 from app.core.states import Phase
 
@@ -99,9 +100,24 @@ class EngineRequest(Message):
     models_folder: Path
     artifacts_url: str
     cache_folder: Path = Field(description="For copies of adapters that live in an object store.")
+    # These are settings; app/core/settings.py describes them.
+    max_rows: int | None = None
+    adapter_slots: int = 8
+    cache_share: float | None = None
+    max_waiting: int = 256
+    max_base_models: int = 1
+    switch_wait_seconds: float = 600.0
+    weights: EngineWeights = EngineWeights.AUTO
 
 
 class Listening(Message):
     """The engine answers HTTP from now on."""
 
+    type: Literal["listening"] = "listening"
     port: int
+
+
+class StateChanged(Message):
+    """What the engine serves is not what it was; its state says more."""
+
+    type: Literal["state_changed"] = "state_changed"

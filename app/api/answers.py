@@ -61,11 +61,9 @@ def find_base_model(session: Session, settings: Settings, name: str) -> Target:
     """A base model and an engine. Raises ModelNotAllowed, UnknownModel and NoEngine."""
     models.check(name, settings)
     engine = find_engine(session, settings, base_model=name)
-    loaded = engine.state.base_model
-    if loaded and loaded.name == name:
-        # As it stands in memory: asking for another quantization would load it again.
-        return Target(engine, loaded, None)
-    return Target(engine, BaseModelRef(name=name, quantization=QuantizationSpec()), None)
+    # As it stands in memory: asking for another quantization would load it again.
+    loaded = next((one for one in engine.state.loaded if one.name == name), None)
+    return Target(engine, loaded or BaseModelRef(name=name, quantization=QuantizationSpec()), None)
 
 
 def repeat(request: GenerateRequest, count: int) -> list[GenerateRequest]:

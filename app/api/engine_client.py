@@ -210,5 +210,5 @@ def _not_understood(status: int) -> _NotThere:
 
 def _preference(engine: Engine, base_model: str) -> tuple[bool, bool]:
     """Sorts engines: a paused one last, one without the base model after one that has it."""
-    loaded = engine.state.base_model
-    return engine.state.paused_by is not None, loaded is None or loaded.name != base_model
+    is_loaded = any(loaded.name == base_model for loaded in engine.state.loaded)
+    return engine.state.paused_by is not None, not is_loaded

@@ -81,7 +81,7 @@ def _look(settings: Settings, database: Database) -> tuple[Readiness, list[tuple
     missing = _missing(alive)
     shown = [Worker.from_row(worker) for worker in alive]
     engines = [(worker.engine_url, worker.engine_token) for worker in alive if worker.engine_url]
-    return Readiness(ready=not missing, reasons=missing or _paused(shown), workers=shown), engines
+    return Readiness(ready=not missing, reasons=missing or _busy(shown), workers=shown), engines
 
 
 async def _any_is_there(client: EngineClient, engines: list[tuple[str, str | None]]) -> bool:
@@ -103,6 +103,19 @@ def _missing(alive: list[tables.Worker]) -> list[str]:
     return reasons
 
 
-def _paused(alive: list[Worker]) -> list[str]:
-    jobs = {worker.engine.paused_by for worker in alive if worker.engine and worker.engine.paused_by}
-    return [f"Serving is paused: job {job_id} has the GPU." for job_id in sorted(jobs)]
+def _busy(alive: list[Worker]) -> list[str]:
+    """What requests have to wait for now."""
+    states = [worker.engine for worker in alive if worker.engine]
+    jobs = sorted({state.paused_by for state in states if state.paused_by})
+    reasons = [f"Serving is paused: job {job_id} has the GPU." for job_id in jobs]
+    for loading in [state.loading for state in states if state.loading]:
+        since = loading.since.isoformat(timespec="seconds").replace("+00:00", "Z")
+        reasons.append(f"An engine has been loading the base model {loading.base_model.name} since {since}.")
+    for state in states:
+        # Where the base model is there, it is rows that they wait for.
+        served = [*state.loaded, *([state.loading.base_model] if state.loading else [])]
+        busy = ", ".join(base.name for base in served) or "no base model"
+        for waiting in [one for one in state.waiting if one.base_model not in served]:
+            missing = f"The base model {waiting.base_model.name} is not loaded"
+            reasons.append(f"{missing}, and the engine is busy with {busy}. Waiting for it: {waiting.count}.")
+    return reasons

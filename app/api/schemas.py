@@ -201,6 +201,12 @@ class Model(BaseModel):
     context_length: int | None = Field(None, description="Most tokens of prompt and answer together.")
     size_bytes: int | None = Field(None, description="Size of the files on disk.")
     loaded: bool = Field(description="Whether an engine holds it now, so that it answers at once.")
+    state: Literal["loaded", "loading", "on_disk", "on_hub"] = Field(
+        description="`loaded`: it answers at once. `loading`: an engine is loading it, and requests wait. "
+        "`on_disk`: the first request loads it, which may wait until another base model is not needed. "
+        "`on_hub`: the same, and it may have to be downloaded first."
+    )
+    waiting: int = Field(0, description="Requests that wait for it, as of the worker's last word.")
 
 
 class Models(Page[Model]):

@@ -4,6 +4,7 @@ The API POSTs a GenerateRequest to `{engine_url}/generate` with the engine's tok
 any number of TokenDelta, then one Finished or one Failed. Closing the connection cancels the work.
 """
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -76,6 +77,11 @@ class BaseModelRef(Wire):
 
     name: str = Field(description="A Hub id or the name of a local model.")
     quantization: QuantizationSpec
+
+    @property
+    def key(self) -> str:
+        """The same for equal ones."""
+        return self.model_dump_json()
 
 
 class OutputSchema(Wire):
@@ -176,11 +182,46 @@ def join_deltas(replies: list[Reply]) -> list[Reply]:
     return joined
 
 
+class ServedBase(Wire):
+    """A base model that an engine holds."""
+
+    base_model: BaseModelRef
+    weight_bits: int = Field(
+        description="4: packed as QLoRA packs them; else unpacked once, or never packed."
+    )
+    adapters: list[str] = Field([], description="Ids of the adapters loaded on it.")
+
+
+class LoadingBase(Wire):
+    """A base model that an engine is loading; until it is there, requests for it wait."""
+
+    base_model: BaseModelRef
+    since: datetime = Field(description="When loading began.")
+
+
+class WaitingRequests(Wire):
+    """How many requests wait for which base model, loaded or not."""
+
+    base_model: BaseModelRef
+    count: int = Field(description="How many.")
+
+
 class EngineState(Wire):
     """What the engine serves now; it stands in the worker's row."""
 
-    base_model: BaseModelRef | None = Field(None, description="The base model that is loaded.")
-    adapters: list[str] = Field([], description="Ids of the adapters that are loaded.")
+    base_model: BaseModelRef | None = Field(None, description="The base model that was used last.")
+    adapters: list[str] = Field([], description="Ids of the adapters that are loaded, on whichever base.")
+    bases: list[ServedBase] = Field(
+        [], description="Base models that are loaded, the one used last at the end."
+    )
+    loading: LoadingBase | None = Field(None, description="The base model that is being loaded.")
+    waiting: list[WaitingRequests] = Field([], description="Requests that have not begun.")
     paused_by: str | None = Field(
         None, description="Id of the job that has the GPU, while serving is paused."
     )
+
+    @property
+    def loaded(self) -> list[BaseModelRef]:
+        """Base models that answer at once, the one used last first."""
+        bases = [base.base_model for base in reversed(self.bases)]
+        return bases or ([self.base_model] if self.base_model else [])

@@ -19,6 +19,14 @@ class GpuPolicy(StrEnum):
     PAUSE_SERVING = "pause_serving"
 
 
+class EngineWeights(StrEnum):
+    """How the engine holds base models whose adapters were trained on 4-bit weights."""
+
+    AUTO = "auto"
+    UNPACKED = "16bit"
+    PACKED = "4bit"
+
+
 class Settings(BaseSettings):
     """Read once at the start of a process and passed down; nothing else looks at the environment."""
 
@@ -57,6 +65,36 @@ class Settings(BaseSettings):
     engine_port: int = Field(0, ge=0, le=65535, description="Port of the engine; 0: a free one.")
     engine_url: str = Field(
         "", description="How the API reaches the engine, where it differs from its address."
+    )
+    engine_max_rows: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Answers made at the same time on one base model; default: 128 on a GPU, 32 on a CPU.",
+    )
+    engine_adapter_slots: int = Field(
+        8, ge=1, le=256, description="Adapters on the device at the same time, for each base model."
+    )
+    engine_cache_share: float | None = Field(
+        None,
+        gt=0,
+        le=0.95,
+        description="Share of the memory left beside a base model that is for the KV caches; default: 0.5 on "
+        "a GPU, 0.25 on a CPU.",
+    )
+    engine_max_waiting: int = Field(
+        256, ge=1, description="Answers that may wait for the engine; one more is refused with 429."
+    )
+    engine_max_base_models: int = Field(
+        1, ge=1, le=16, description="Base models loaded at the same time, as far as memory allows."
+    )
+    engine_switch_wait_seconds: float = Field(
+        600.0, gt=0, description="How long a request may wait for a base model that is not loaded; then 503."
+    )
+    engine_weights: EngineWeights = Field(
+        EngineWeights.AUTO,
+        description="How a base model trained on in 4 bits is held: `16bit` (unpacked once: fast), `4bit` "
+        "(packed: small), or `auto`: 16 bits where that fits well.",
     )
 
     @field_validator("allowed_models", mode="before")

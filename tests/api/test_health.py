@@ -1,3 +1,4 @@
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -6,8 +7,9 @@ from starlette.responses import PlainTextResponse
 
 from app.core import workers
 from app.core.database import Database
-from app.core.messages import EngineState
+from app.core.messages import BaseModelRef, EngineState, LoadingBase, ServedBase, WaitingRequests
 from app.core.settings import Settings
+from app.core.specs import QuantizationSpec
 from app.core.workers import WorkerReport
 from app.main import create_app
 from tests.factories import make_job
@@ -83,6 +85,30 @@ def test_a_pause_names_the_job_that_has_the_gpu(
     answer = client.get("/ready")
     assert answer.status_code == 200
     assert answer.json()["reasons"] == ["Serving is paused: job job_1 has the GPU."]
+
+
+def test_it_says_what_is_being_loaded_and_who_waits_for_what_is_not(
+    client: TestClient, database: Database, engine: FakeEngine
+) -> None:
+    one, two, three = (
+        BaseModelRef(name=name, quantization=QuantizationSpec()) for name in ("one", "two", "three")
+    )
+    state = EngineState(
+        bases=[ServedBase(base_model=one, weight_bits=4)],
+        loading=LoadingBase(base_model=two, since=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        waiting=[
+            WaitingRequests(base_model=one, count=9),
+            WaitingRequests(base_model=two, count=1),
+            WaitingRequests(base_model=three, count=5),
+        ],
+    )
+    register(database, engine_state=state, engine_url=engine.url)
+    answer = client.get("/ready")
+    assert answer.status_code == 200
+    assert answer.json()["reasons"] == [
+        "An engine has been loading the base model two since 2026-01-02T03:04:05Z.",
+        "The base model three is not loaded, and the engine is busy with one, two. Waiting for it: 5.",
+    ]
 
 
 def test_a_database_without_tables_is_not_ready(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 import json
+from datetime import UTC, datetime
 
 from fastapi.testclient import TestClient
 
 from app.core.database import Database
-from app.core.messages import BaseModelRef, EngineState
+from app.core.messages import BaseModelRef, EngineState, LoadingBase, ServedBase, WaitingRequests
 from app.core.settings import Settings
 from app.core.specs import QuantizationSpec
 from tests.fakes import FakeEngine
@@ -27,6 +28,8 @@ def test_a_model_in_the_folder_is_listed_with_its_limits(client: TestClient, set
         "architecture": "LlamaForCausalLM",
         "context_length": 2048,
         "loaded": False,
+        "state": "on_disk",
+        "waiting": 0,
     }
     assert listed["next"] is None
     assert listed["any_hub_model"] is True
@@ -48,4 +51,27 @@ def test_the_loaded_model_says_so(client: TestClient, engine: FakeEngine, databa
     loaded = BaseModelRef(name="owner/model", quantization=QuantizationSpec())
     engine.register(database, EngineState(base_model=loaded))
     (model,) = client.get("/models").json()["data"]
-    assert (model["name"], model["loaded"]) == ("owner/model", True)
+    assert (model["name"], model["loaded"], model["state"]) == ("owner/model", True, "loaded")
+
+
+def test_each_base_model_says_what_the_engines_do_with_it(
+    client: TestClient, settings: Settings, engine: FakeEngine, database: Database
+) -> None:
+    settings.allowed_models = ["owner/asleep"]
+    first, second, third = (
+        BaseModelRef(name=name, quantization=QuantizationSpec())
+        for name in ("owner/first", "owner/second", "owner/third")
+    )
+    state = EngineState(
+        bases=[ServedBase(base_model=one, weight_bits=16) for one in (first, second)],
+        loading=LoadingBase(base_model=third, since=datetime.now(UTC)),
+        waiting=[WaitingRequests(base_model=third, count=3)],
+    )
+    engine.register(database, state)
+    models = client.get("/models").json()["data"]
+    assert [(model["name"], model["state"], model["waiting"]) for model in models] == [
+        ("owner/asleep", "on_hub", 0),
+        ("owner/first", "loaded", 0),
+        ("owner/second", "loaded", 0),
+        ("owner/third", "loading", 3),
+    ]

@@ -28,12 +28,15 @@ def test_a_step_is_sampled_without_waiting_for_the_device(settings):
     sampler = make_sampler(cuda, settings)
     logits = torch.randn(len(settings), VOCABULARY, device=cuda)
     active = torch.ones(len(settings), dtype=torch.bool, device=cuda)
-    torch.cuda.set_sync_debug_mode(2)
-    try:
-        for _ in range(3):
-            sampler.sample(logits, 0, active)
-    finally:
-        torch.cuda.set_sync_debug_mode(0)
+    sampler.sample(logits, 0, active)  # compiles and allocates
+    torch.cuda.synchronize()
+    busy = torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)
+    busy.record()
+
+    sampler.sample(logits, 0, active)
+
+    assert not busy.query()
 
 
 def test_greedy_rows_choose_what_they_choose_on_a_cpu():

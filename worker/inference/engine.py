@@ -1,91 +1,75 @@
-"""The engine's loop: take requests, schedule them, run the model a step, hand out what was made.
+"""The engine's loop: take requests, load base models, let each batch do its step, hand out what was made.
 
 Everything that changes state happens in the one thread that calls `run` or `step`; other threads leave
-commands. Knows no torch and no HTTP: the model is behind Runner, the clients are behind `deliver`.
+commands. Only loading a base model has a thread of its own, so that others go on meanwhile. Knows no torch
+and no HTTP: models are behind Runner, clients behind `deliver`.
 """
 
 import queue
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import UTC, datetime
 
-from app.core.errors import EngineFailed, GpuTaken, PromptTooLong, QueueFull, TunesmithError
-from app.core.messages import BaseModelRef, EngineState, Reply
-from worker.inference.failures import EngineStopping, failed
-from worker.inference.scheduler import Capacity, Move, Prefill, Scheduler
-from worker.inference.sequence import LoadedAdapter, Made, Sequence
+from app.core.errors import EngineFailed, GpuTaken, OutOfMemory, QueueFull, TunesmithError
+from app.core.messages import BaseModelRef, EngineState, LoadingBase, Reply, ServedBase, WaitingRequests
+from worker.inference.batch import Batch, Runner, RunnerBroken
+from worker.inference.failures import BaseModelBusy, EngineStopping, failed
+from worker.inference.scheduler import Scheduler
+from worker.inference.sequence import Sequence
 
 _PAUSE_GRACE_SECONDS = 5.0
 _PAUSED_RETRY_AFTER_SECONDS = 30
+_BUSY_RETRY_AFTER_SECONDS = 30
 
 Deliver = Callable[[list[tuple[Sequence, Reply]]], None]
-
-
-class Pending(Protocol):
-    """A step that the device is busy with."""
-
-    def made(self) -> list[Made]: ...
-
-
-class Runner(Protocol):
-    """A loaded base model. Any method may raise; what `read` raises concerns those prompts only."""
-
-    capacity: Capacity
-    # Whether `decode` comes back before the tokens are there.
-    is_asynchronous: bool
-
-    def load_adapter(self, slot: int, adapter: LoadedAdapter) -> None: ...
-    def start(self, sequence: Sequence) -> None: ...
-    def read(self, prefills: list[Prefill]) -> None: ...
-    def decode(self, running: list[Sequence]) -> Pending: ...
-    def move(self, move: Move) -> None: ...
-    def free(self, row: int) -> None: ...
-    def is_usable(self) -> bool: ...
-    def close(self) -> None: ...
+LoadRunner = Callable[[BaseModelRef], Runner]
 
 
 @dataclass(frozen=True)
-class _InFlight:
-    """A step whose tokens nobody has seen yet, and who was in which row when it began."""
+class Options:
+    """How the engine behaves towards those who wait."""
 
-    pending: Pending
-    rows: list[tuple[int, Sequence]]
-
-
-class RunnerBroken(Exception):
-    """The device does not answer any more; only a new process helps."""
+    # So long may a request wait for a base model that is not loaded.
+    switch_wait_seconds: float = 600.0
+    # Called in the engine's thread when it loads, has loaded, drops or pauses.
+    on_change: Callable[[], None] = lambda: None
 
 
 class Engine:
-    """One scheduler, at most one loaded base model, any number of clients."""
+    """One scheduler, a few loaded base models, any number of clients."""
 
     def __init__(
         self,
-        load_runner: Callable[[BaseModelRef], Runner],
+        load_runner: LoadRunner,
         deliver: Deliver,
         scheduler: Scheduler,
         clock: Callable[[], float] = time.monotonic,
+        options: Options | None = None,
     ) -> None:
         self._load_runner = load_runner
         self._deliver = deliver
         self._scheduler = scheduler
         self._clock = clock
+        self._options = options or Options()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._replies: list[tuple[Sequence, Reply]] = []
-        self._runner: Runner | None = None
-        self._in_flight: _InFlight | None = None
+        self._batches: list[Batch] = []
+        self._loading: LoadingBase | None = None
         # Why new work is refused, and until when what runs may go on; None while the engine serves.
         self._refusal: TunesmithError | None = None
         self._deadline = 0.0
         self._quiet: list[Future[None]] = []
+        self._paused_by: str | None = None
+        self._shown: object = None
         self.state = EngineState()
 
     @property
     def running_count(self) -> int:
-        """Sequences in the batch."""
-        return len(self._scheduler.running)
+        """Sequences in a batch."""
+        return sum(len(lane.running) for lane in self._scheduler.lanes)
 
     @property
     def waiting_count(self) -> int:
@@ -124,27 +108,38 @@ class Engine:
             self.step()
 
     def step(self) -> None:
-        """Do what was asked meanwhile, then begin a step of the model and hand out what the last one made.
+        """Do what was asked meanwhile, then let every batch begin a step and hand out what its last one made.
 
-        A device that works on its own is never left waiting: it computes the next tokens while those it has
-        just made are turned into text. A sequence that turns out to be finished has then made one too many,
-        which is dropped.
+        With nothing to do but to wait for a base model, wait for it, or for a command.
         """
-        while not self._commands.empty():
-            self._commands.get()()
+        self._obey()
         self._end_grace()
-        self._switch_base_model()
-        self._start_waiting()
+        self._fail_overdue()
+        self._load_wanted()
         try:
-            self._advance()
+            self._wait_for_loading()
+            self._start_waiting()
+            for batch in self._batches:
+                if batch.has_work:
+                    batch.step()
+        except RunnerBroken:
+            self._abandon()
+            raise
         finally:
             self._publish()
 
     @property
     def _has_work(self) -> bool:
-        return bool(
-            self._scheduler.running or self._scheduler.waiting or self._quiet or self._in_flight is not None
+        return (
+            bool(self._scheduler.waiting or self._quiet)
+            or any(batch.has_work for batch in self._batches)
+            # What it was loading is of no use to an engine that stops.
+            or (self._loading is not None and not isinstance(self._refusal, EngineStopping))
         )
+
+    def _obey(self) -> None:
+        while not self._commands.empty():
+            self._commands.get()()
 
     def _later(self, command: Callable[[Future[None]], None]) -> Future[None]:
         done: Future[None] = Future()
@@ -153,189 +148,187 @@ class Engine:
 
     def _submit(self, sequence: Sequence) -> None:
         if self._refusal is not None:
-            self._replies.append((sequence, failed(self._refusal)))
+            self._put(sequence, failed(self._refusal))
             return
+        sequence.queued_at = self._clock()
         try:
             self._scheduler.add(sequence)
         except QueueFull as error:
-            self._replies.append((sequence, failed(error)))
+            self._put(sequence, failed(error))
 
     def _cancel(self, sequence: Sequence) -> None:
-        if sequence in self._scheduler.waiting or self._scheduler.is_running(sequence):
-            self._remove(sequence)
+        if sequence in self._scheduler.waiting:
+            self._scheduler.remove(sequence)
+        for batch in self._batches:
+            if batch.lane.is_running(sequence):
+                batch.remove(sequence)
 
     def _refuse(
         self, refusal: TunesmithError, grace_seconds: float, done: Future[None], paused_by: str | None = None
     ) -> None:
         self._refusal, self._deadline = refusal, self._clock() + grace_seconds
-        self.state = self.state.model_copy(update={"paused_by": paused_by})
+        self._paused_by = paused_by
         self._quiet.append(done)
-        for sequence in list(self._scheduler.waiting):
-            self._fail(sequence, refusal)
+        self._fail_waiting(list(self._scheduler.waiting), refusal)
 
     def _resume(self, done: Future[None]) -> None:
         if isinstance(self._refusal, GpuTaken):
-            self._refusal = None
-            self.state = self.state.model_copy(update={"paused_by": None})
+            self._refusal = self._paused_by = None
         done.set_result(None)
 
     def _end_grace(self) -> None:
         """While refusing: fail what runs when its time is up; once nothing runs, free the device."""
         if self._refusal is None:
             return
-        if self._clock() >= self._deadline:
-            for sequence in list(self._scheduler.running):
-                self._fail(sequence, self._refusal)
-        if not self._scheduler.running:
-            self._unload()
+        is_over = self._clock() >= self._deadline
+        for batch in list(self._batches):
+            for sequence in list(batch.lane.running) if is_over else []:
+                batch.fail(sequence, self._refusal)
+            if not batch.lane.running:
+                self._unload(batch)
+        # A job must not find half a base model on the device; an engine that stops takes it along.
+        is_loading = self._loading is not None and not isinstance(self._refusal, EngineStopping)
+        if not self._batches and not is_loading:
             self._publish()
             for done in self._quiet:
                 done.set_result(None)
             self._quiet.clear()
 
-    def _switch_base_model(self) -> None:
-        wanted = self._scheduler.wanted_base()
-        if wanted is None:
+    def _fail_overdue(self) -> None:
+        """Nobody waits for a switch for longer than was promised."""
+        if not self._scheduler.waiting:
             return
-        self._unload()
-        try:
-            self._runner = self._load_runner(wanted)
-        except Exception as error:
-            for sequence in list(self._scheduler.waiting):
-                if sequence.prompt.base_model == wanted:
-                    self._fail(sequence, error)
-            return
-        self._scheduler.serve(wanted, self._runner.capacity)
-        self._publish()
+        seconds = self._options.switch_wait_seconds
+        since = self._clock() - seconds
+        overdue = [
+            sequence
+            for sequence in self._scheduler.waiting
+            if sequence.queued_at <= since and not self._scheduler.is_served(sequence)
+        ]
+        for sequence in overdue:
+            busy = self._loading or self.state
+            with_what = busy.base_model.name if busy.base_model else "nothing"
+            error = BaseModelBusy(
+                f"The base model {sequence.prompt.base_model.name!r} could not be loaded within "
+                f"{seconds:.0f} s: the engine is busy with {with_what!r}.",
+                retry_after_seconds=_BUSY_RETRY_AFTER_SECONDS,
+            )
+            self._fail_waiting([sequence], error)
 
-    def _unload(self) -> None:
-        self._in_flight = None
-        if self._runner is not None:
-            self._runner.close()
-        self._runner = None
-        self._scheduler.serve(None, None)
+    def _load_wanted(self) -> None:
+        """Begin to load a base model that somebody waits for, if it has a place now."""
+        switch = self._scheduler.next_switch() if self._refusal is None else None
+        if switch is None:
+            return
+        for batch in [one for one in self._batches if one.lane is switch.leaving]:
+            batch.close()
+            self._batches.remove(batch)
+        self._scheduler.begin_loading(switch)
+        self._loading = LoadingBase(base_model=switch.wanted, since=datetime.now(UTC))
+        self._publish()
+        threading.Thread(target=self._load, args=(switch.wanted,), daemon=True, name="loading").start()
+
+    def _load(self, wanted: BaseModelRef) -> None:
+        """In a thread of its own."""
+        try:
+            runner = self._load_runner(wanted)
+        except Exception as error:
+            # The name of the exception is gone at the end of the block.
+            reason = error
+            self._commands.put(lambda: self._not_loaded(wanted, reason))
+        else:
+            self._commands.put(lambda: self._loaded(wanted, runner))
+
+    def _loaded(self, base_model: BaseModelRef, runner: Runner) -> None:
+        self._loading = None
+        lane = self._scheduler.open(base_model, runner.capacity)
+        self._batches.append(Batch(lane, runner, self._put))
+
+    def _not_loaded(self, wanted: BaseModelRef, error: Exception) -> None:
+        self._loading = None
+        if self._scheduler.give_up_loading(lacks_memory=isinstance(error, OutOfMemory)):
+            return
+        key = wanted.key
+        self._fail_waiting([one for one in self._scheduler.waiting if one.base_key == key], error)
+
+    def _wait_for_loading(self) -> None:
+        while self._loading is not None and not any(batch.has_work for batch in self._batches):
+            if isinstance(self._refusal, EngineStopping):
+                return
+            try:
+                self._commands.get(timeout=self._seconds_to_wait())()
+            except queue.Empty:
+                return
+            self._obey()
+            if self._refusal is not None or any(map(self._scheduler.is_served, self._scheduler.waiting)):
+                return
+
+    def _seconds_to_wait(self) -> float | None:
+        """Until the first one has waited too long."""
+        if not self._scheduler.waiting:
+            return None
+        first = self._scheduler.waiting[0].queued_at
+        return max(0.0, first + self._options.switch_wait_seconds - self._clock())
+
+    def _unload(self, batch: Batch) -> None:
+        batch.close()
+        self._batches.remove(batch)
+        self._scheduler.close(batch.lane)
 
     def _start_waiting(self) -> None:
         while (started := self._scheduler.start_next()) is not None:
-            sequence, adapter = started.sequence, started.sequence.prompt.adapter
-            assert self._runner is not None
-            try:
-                _check_length(sequence, self._runner.capacity)
-                if started.pin.must_load and adapter is not None:
-                    self._runner.load_adapter(started.pin.slot, adapter)
-                self._runner.start(sequence)
-            except Exception as error:
-                self._fail(sequence, error)
-                if started.pin.must_load and adapter is not None:
-                    self._scheduler.slots.forget(adapter.id)
-                continue
-            sequence.start()
+            next(batch for batch in self._batches if batch.lane is started.lane).start(started)
 
-    def _advance(self) -> None:
-        if any(sequence.needs_host for sequence in self._scheduler.running):
-            self._collect()
-        launched = self._launch()
-        self._collect()
-        self._in_flight = launched
-        if self._runner is not None and not self._runner.is_asynchronous:
-            self._collect()
-
-    def _launch(self) -> _InFlight | None:
-        """Read pieces of prompts, and begin a token for every sequence whose prompt is read."""
-        self._read()
-        running = list(self._scheduler.running)
-        rows = [(sequence.row, sequence) for sequence in running if sequence.is_prefilled]
-        if not rows:
-            return None
-        assert self._runner is not None
-        try:
-            return _InFlight(self._runner.decode(running), rows)
-        except Exception as error:
-            self._fail_after_error(running, error)
-            return None
-
-    def _read(self) -> None:
-        prefills = self._scheduler.prefills()
-        if not prefills:
-            return
-        assert self._runner is not None
-        try:
-            self._runner.read(prefills)
-        except Exception as error:
-            self._fail_after_error([prefill.sequence for prefill in prefills], error)
-            return
-        for prefill in prefills:
-            prefill.sequence.prefilled_count += prefill.token_count
-            self._scheduler.learn(prefill.sequence)
-
-    def _collect(self) -> None:
-        """Take what the step in flight has made; whoever left meanwhile gets nothing."""
-        if self._in_flight is None:
-            return
-        in_flight, self._in_flight = self._in_flight, None
-        try:
-            made = in_flight.pending.made()
-        except Exception as error:
-            self._fail_after_error(list(self._scheduler.running), error)
-            return
-        for row, sequence in in_flight.rows:
-            if self._scheduler.is_running(sequence):
-                self._take(sequence, made[row])
-
-    def _take(self, sequence: Sequence, made: Made) -> None:
-        try:
-            delta = sequence.add_token(made)
-        except Exception as error:
-            self._fail(sequence, error)
-            return
-        if delta is not None:
-            self._replies.append((sequence, delta))
-        if sequence.finish_reason is not None:
-            self._replies.append((sequence, sequence.finished()))
-            self._scheduler.learn(sequence)
-            self._remove(sequence)
-
-    def _fail_after_error(self, sequences: list[Sequence], error: Exception) -> None:
-        """Fail these and go on, if the device can."""
-        assert self._runner is not None
-        for sequence in sequences:
-            self._fail(sequence, error)
-        if not self._runner.is_usable():
-            self._abandon(RunnerBroken())
-
-    def _abandon(self, error: RunnerBroken) -> None:
+    def _abandon(self) -> None:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._replies.append((sequence, failed(EngineFailed())))
-        raise error
+            self._put(sequence, failed(EngineFailed()))
 
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
-        self._replies.append((sequence, failed(error)))
-        self._remove(sequence)
+    def _fail_waiting(self, sequences: list[Sequence], error: Exception) -> None:
+        reply = failed(error)
+        for sequence in sequences:
+            self._put(sequence, reply)
+            self._scheduler.remove(sequence)
 
-    def _remove(self, sequence: Sequence) -> None:
-        was_running = self._scheduler.is_running(sequence)
-        move = self._scheduler.remove(sequence)
-        if self._runner is None or not was_running:
-            return
-        if move is not None:
-            self._runner.move(move)
-        self._runner.free(len(self._scheduler.running))
+    def _put(self, sequence: Sequence, reply: Reply) -> None:
+        self._replies.append((sequence, reply))
 
     def _publish(self) -> None:
         """Hand out the replies, all of this step in one go, and show the state."""
-        base_model, adapters = self._scheduler.base_model, self._scheduler.slots.resident
-        if (base_model, adapters) != (self.state.base_model, self.state.adapters):
-            self.state = self.state.model_copy(update={"base_model": base_model, "adapters": adapters})
+        self._show()
         if self._replies:
             replies, self._replies = self._replies, []
             self._deliver(replies)
 
-
-def _check_length(sequence: Sequence, capacity: Capacity) -> None:
-    tokens = len(sequence.prompt.token_ids)
-    if tokens >= capacity.longest:
-        raise PromptTooLong(
-            f"The prompt has {tokens} tokens; at most {capacity.longest - 1} fit, and one to make.",
-            param="prompt",
-            hint=f"The base model's context is {capacity.context_length} tokens.",
+    def _show(self) -> None:
+        lanes, waiting = self._scheduler.lanes, self._scheduler.waiting_counts()
+        bases = [(lane, lane.slots.resident) for lane in lanes]
+        if (bases, waiting, self._loading, self._paused_by) == self._shown:
+            return
+        self._shown = (bases, waiting, self._loading, self._paused_by)
+        bits = {batch.lane: batch.runner.weight_bits for batch in self._batches}
+        before, self.state = (
+            self.state,
+            EngineState(
+                base_model=lanes[-1].base_model if lanes else None,
+                adapters=[adapter_id for _, adapters in bases for adapter_id in adapters],
+                bases=[
+                    ServedBase(base_model=lane.base_model, weight_bits=bits[lane], adapters=adapters)
+                    for lane, adapters in bases
+                ],
+                loading=self._loading,
+                waiting=[
+                    WaitingRequests(base_model=BaseModelRef.model_validate_json(key), count=count)
+                    for key, count in waiting.items()
+                ],
+                paused_by=self._paused_by,
+            ),
         )
+        if _news(before) != _news(self.state):
+            self._options.on_change()
+
+
+def _news(state: EngineState) -> tuple[object, ...]:
+    """What clients should hear of at once."""
+    loaded = {base.base_model.key for base in state.bases}
+    missed = {one.base_model.key for one in state.waiting} - loaded
+    return loaded, missed, state.loading, state.paused_by

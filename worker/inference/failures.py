@@ -31,6 +31,12 @@ class ModelUnsupported(InvalidRequest):
     code = "model_unsupported"
 
 
+class BaseModelBusy(Unavailable):
+    """The engine is busy with other base models."""
+
+    code = "base_model_busy"
+
+
 class EngineStopping(Unavailable):
     """The engine is stopping."""
 

@@ -8,7 +8,7 @@ Slot 0 is no adapter. (S-LoRA and Punica gather weights instead.)
 Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ _DENSE_COLUMNS = 256
 
 @dataclass(frozen=True)
 class Selection:
-    """Which adapter each token of a forward pass goes through: the same on the host and on the device."""
+    """Which adapter each token of a forward pass goes through: on the device, and which there are at all."""
 
     slots_N: torch.Tensor
     used: list[int]
@@ -96,6 +96,12 @@ class LoraSlots:
         """Say which slot each token of the next forward pass uses, and which of them are used at all."""
         adapters = sorted(used - {0})
         self.selection = Selection(slots_N, adapters, is_mixed=len(used) > 1) if adapters else None
+
+    def begin(self, token_count: int) -> None:
+        """A forward pass of so many tokens begins. What was computed for the one before must not be used."""
+        if self.selection is not None:
+            slots_N = self.selection.slots_N[:token_count]
+            self.selection = replace(self.selection, slots_N=slots_N, masks={})
 
     def _check(self, name: str, pair: LoraPair) -> None:
         module = self._modules.get(name)

@@ -17,10 +17,10 @@ from worker.device import Device, free_memory_bytes, on_device
 from worker.inference import attention, model_support
 from worker.inference.adapters import Adapter
 from worker.inference.kv_cache import KVCache
+from worker.inference.lane import Capacity, Move, Prefill
 from worker.inference.lora_slots import LoraSlots
 from worker.inference.pages import PAGE_TOKENS, page_count
 from worker.inference.sampling import Logprobs, Sampled, Sampler
-from worker.inference.scheduler import Capacity, Move, Prefill
 from worker.inference.sequence import LoadedAdapter, Made, Sequence
 from worker.inference.step_graphs import StepGraphs, batch_sizes
 
@@ -70,6 +70,7 @@ class ModelRunner:
         adopted = model_support.adopt(model)
         max_rows = max_rows or MAX_ROWS[device.kind]
         self.is_asynchronous = device.is_cuda
+        self.weight_bits = 4 if getattr(model, "is_loaded_in_4bit", False) else 8 * model.dtype.itemsize
         self._model = model
         self._device = device
         self._uses_kernels = adopted.uses_kernels
@@ -289,6 +290,7 @@ class ModelRunner:
 
     def _forward(self, ids_N: torch.Tensor, step: attention.Step) -> torch.Tensor:
         """Logits of every token of a decode step. Of prompts only keys and values are wanted."""
+        self._slots.begin(len(ids_N))
         model = self._model.base_model if step.reads_prompts else self._model
         output = model(input_ids=ids_N[None], position_ids=step.positions_N[None], use_cache=False, step=step)
         logits_NV: torch.Tensor = output[0][0]

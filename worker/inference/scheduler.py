@@ -1,173 +1,168 @@
-"""Who runs, who waits, and in which row of the batch. Knows no torch and no clock.
+"""Who runs, who waits, and which base models are loaded. Knows no torch and no clock.
 
-Rows 0 to n-1 of the batch are always in use: when a sequence leaves, the last one moves into its row. One
-base model is served at a time; a request for another one waits until the batch has drained.
+Each loaded base model has a lane, its own batch. A request for another base model waits for a free lane, or
+until one has drained and makes room.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from app.core.errors import QueueFull
 from app.core.messages import BaseModelRef
-from worker.inference.adapter_slots import AdapterSlots, Pin
-from worker.inference.pages import PAGE_TOKENS, PageBook
+from worker.inference.adapter_slots import Pin
+from worker.inference.lane import Capacity, Lane
 from worker.inference.sequence import Sequence
 
-# So often may others start before the one at the head of the queue, which waits for memory, for an adapter
-# slot or for another base model. It bounds both the waiting and the switching to and fro.
+# So often may others start on a lane before the first in the queue that needs it: its memory, an adapter slot
+# or the whole of it for another base model. It bounds both the waiting and the switching to and fro.
 _MAX_PASSED_OVER = 8
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """What fits the loaded base model."""
-
-    max_rows: int
-    page_count: int
-    context_length: int
-    # A long prompt is read in pieces between decode steps, so that no stream waits for all of it.
-    prefill_tokens_per_step: int = 512
-
-    @property
-    def longest(self) -> int:
-        """Most tokens of one sequence, prompt and answer together."""
-        return min(self.context_length, (self.page_count - 1) * PAGE_TOKENS)
-
-
-@dataclass(frozen=True)
 class Started:
-    """A sequence that was given a row, and the slot of its adapter."""
+    """A sequence that was given a row in a lane, and the slot of its adapter."""
 
     sequence: Sequence
+    lane: Lane
     pin: Pin
 
 
 @dataclass(frozen=True)
-class Prefill:
-    """The next piece of a prompt that the model should read."""
+class Switch:
+    """A base model to load now, and the lane that makes room for it; it has drained."""
 
-    sequence: Sequence
-    token_count: int
-
-
-@dataclass(frozen=True)
-class Move:
-    """A sequence that changes its row."""
-
-    source: int
-    target: int
+    wanted: BaseModelRef
+    leaving: Lane | None
 
 
 class Scheduler:
-    """The queue and the batch. `running` is in row order."""
+    """The queue and the lanes, the least recently used lane first."""
 
-    def __init__(self, *, max_waiting: int, adapter_slot_count: int) -> None:
+    def __init__(self, *, max_waiting: int, adapter_slot_count: int, max_lanes: int = 1) -> None:
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
-        self.base_model: BaseModelRef | None = None
-        self.slots = AdapterSlots(adapter_slot_count)
-        self._capacity: Capacity | None = None
-        self._pages = PageBook(0)
-        self._max_waiting = max_waiting
+        self.lanes: list[Lane] = []
+        self.max_waiting = max_waiting
+        self._adapter_slot_count = adapter_slot_count
+        self._max_lanes = max_lanes
+        # The base model that is being loaded, and one that did not fit beside the others.
+        self._loading: str | None = None
+        self._cramped: str | None = None
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Everything that has a row, in any lane."""
+        return [sequence for lane in self.lanes for sequence in lane.running]
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue. Raises QueueFull."""
-        if len(self.waiting) >= self._max_waiting:
+        if len(self.waiting) >= self.max_waiting:
             raise QueueFull(
                 f"{len(self.waiting)} requests are waiting already.", hint="Try again in a few seconds."
             )
         self.waiting.append(sequence)
 
-    def wanted_base(self) -> BaseModelRef | None:
-        """The base model to load now: the head of the queue needs it and nothing runs on the present one."""
-        if self.running or not self.waiting:
-            return None
-        wanted = self.waiting[0].prompt.base_model
-        return wanted if wanted != self.base_model else None
+    def lane_of(self, sequence: Sequence) -> Lane | None:
+        """Where a sequence runs."""
+        return next((lane for lane in self.lanes if lane.is_running(sequence)), None)
 
-    def serve(self, base_model: BaseModelRef | None, capacity: Capacity | None) -> None:
-        """From now on this base model is loaded, without any adapter yet; None: nothing is."""
-        assert not self.running
-        self.base_model, self._capacity = base_model, capacity
-        self._pages = PageBook(capacity.page_count if capacity else 0)
-        self.slots.clear()
+    def is_served(self, sequence: Sequence) -> bool:
+        """Whether the base model that a sequence needs is loaded."""
+        return self._lane(sequence.base_key) is not None
+
+    def waiting_counts(self) -> Counter[str]:
+        """How many wait for which base model, by its key."""
+        return Counter(sequence.base_key for sequence in self.waiting)
+
+    def next_switch(self) -> Switch | None:
+        """What to load now, once its place is free; one base model is loaded at a time."""
+        claimant = self._claimant()
+        if claimant is None or self._loading is not None:
+            return None
+        if self._has_place_for(claimant):
+            return Switch(claimant.prompt.base_model, None)
+        leaving = self._leaving(claimant)
+        first = next(one for one in self.waiting if one is claimant or one.base_key == leaving.base_key)
+        if leaving.running or first is not claimant:
+            return None
+        return Switch(claimant.prompt.base_model, leaving)
+
+    def begin_loading(self, switch: Switch) -> None:
+        """The switch happens: the lane that leaves is gone, the other one is not there yet."""
+        self._loading, self._cramped = switch.wanted.key, None
+        if switch.leaving is not None:
+            self.close(switch.leaving)
+
+    def open(self, base_model: BaseModelRef, capacity: Capacity) -> Lane:
+        """This base model is loaded, without any adapter yet."""
+        self._loading = None
+        lane = Lane(base_model, capacity, adapter_slot_count=self._adapter_slot_count)
+        self.lanes.append(lane)
+        return lane
+
+    def give_up_loading(self, *, lacks_memory: bool) -> bool:
+        """Loading failed; answers whether it is worth another try, once another base model has made room."""
+        loading, self._loading = self._loading, None
+        if lacks_memory and self.lanes:
+            self._cramped = loading
+            return True
+        return False
+
+    def close(self, lane: Lane) -> None:
+        """This base model is not loaded any more."""
+        assert not lane.running
+        self.lanes.remove(lane)
 
     def start_next(self) -> Started | None:
         """Give the next sequence that fits a row, in the order of the queue as far as that goes."""
-        if self._capacity is None or len(self.running) >= self._capacity.max_rows:
+        claimant = self._claimant()
+        leaving = None
+        if claimant is not None and self._loading is None and not self._has_place_for(claimant):
+            leaving = self._leaving(claimant)
+        for lane in list(self.lanes):
+            started = self._start_on(lane, claimant if lane is leaving else None)
+            if started is not None:
+                return started
+        return None
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out of the queue."""
+        self.waiting.remove(sequence)
+
+    def _start_on(self, lane: Lane, claimant: Sequence | None) -> Started | None:
+        """`claimant` waits for the lane to drain."""
+        if lane.is_full:
             return None
+        passed_over = None
         for sequence in self.waiting:
-            head = self.waiting[0]
-            if self._take_pages(sequence):
-                head.passed_over_count += sequence is not head
-                return self._start(sequence)
-            if head.passed_over_count >= _MAX_PASSED_OVER:
+            if sequence is not claimant and sequence.base_key != lane.base_key:
+                continue
+            pin = lane.start(sequence) if sequence is not claimant else None
+            if pin is not None:
+                if passed_over is not None:
+                    passed_over.passed_over_count += 1
+                self.waiting.remove(sequence)
+                # It was used last now.
+                self.lanes.remove(lane)
+                self.lanes.append(lane)
+                return Started(sequence, lane, pin)
+            passed_over = passed_over or sequence
+            if passed_over.passed_over_count >= _MAX_PASSED_OVER:
                 return None
         return None
 
-    def is_running(self, sequence: Sequence) -> bool:
-        """Whether it has a row now."""
-        return 0 <= sequence.row < len(self.running) and self.running[sequence.row] is sequence
+    def _claimant(self) -> Sequence | None:
+        """The first in the queue whose base model is neither loaded nor being loaded."""
+        known = {lane.base_key for lane in self.lanes} | {self._loading}
+        return next((sequence for sequence in self.waiting if sequence.base_key not in known), None)
 
-    def prefills(self) -> list[Prefill]:
-        """Pieces of prompts to read in this step, in row order, so long as the budget lasts.
+    def _has_place_for(self, claimant: Sequence) -> bool:
+        is_cramped = claimant.base_key == self._cramped and bool(self.lanes)
+        return len(self.lanes) < self._max_lanes and not is_cramped
 
-        The last token of a prompt is not read so: it goes through the decode step that makes the first token.
-        """
-        pieces = []
-        token_budget = self._capacity.prefill_tokens_per_step if self._capacity else 0
-        for sequence in self.running:
-            left = len(sequence.prompt.token_ids) - 1 - sequence.prefilled_count
-            if left > 0 and token_budget > 0:
-                pieces.append(Prefill(sequence, min(left, token_budget)))
-                token_budget -= pieces[-1].token_count
-        return pieces
+    def _leaving(self, claimant: Sequence) -> Lane:
+        """The lane that should drain: one that has, or else the least recently used."""
+        assert claimant.base_key not in {lane.base_key for lane in self.lanes}
+        return next((lane for lane in self.lanes if not lane.running), self.lanes[0])
 
-    def learn(self, sequence: Sequence) -> None:
-        """What the model has read of a sequence may be shared with others from now on."""
-        known = [*sequence.prompt.token_ids, *sequence.token_ids][: -1 if sequence.token_ids else None]
-        if sequence.is_prefilled:
-            self._pages.learn(sequence.adapter_id, known, sequence.pages)
-        else:
-            self._pages.learn(sequence.adapter_id, known[: sequence.prefilled_count], sequence.pages)
-
-    def remove(self, sequence: Sequence) -> Move | None:
-        """Take a sequence out of the queue or the batch; answers who moves into its row."""
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-            return None
-        self.slots.unpin(sequence.adapter_id)
-        self._pages.release(sequence.pages)
-        last = self.running.pop()
-        if last is sequence:
-            return None
-        move = Move(source=last.row, target=sequence.row)
-        self.running[sequence.row] = last
-        last.row = sequence.row
-        return move
-
-    def _take_pages(self, sequence: Sequence) -> bool:
-        """Give a sequence its pages, if it can start now."""
-        assert self._capacity is not None
-        if sequence.prompt.base_model != self.base_model or not self.slots.has_room_for(sequence.adapter_id):
-            return False
-        prompt_ids = sequence.prompt.token_ids
-        if len(prompt_ids) >= self._capacity.longest:
-            return (
-                True  # longer than anything that fits: it starts, and the engine refuses it with the numbers
-            )
-        longest = min(sequence.max_length, self._capacity.longest)
-        owned = self._pages.take(sequence.adapter_id, prompt_ids, longest)
-        if owned is None:
-            return False
-        sequence.pages, sequence.prefilled_count = owned.pages, owned.known_tokens
-        return True
-
-    def _start(self, sequence: Sequence) -> Started:
-        assert self._capacity is not None
-        self.waiting.remove(sequence)
-        pin = self.slots.pin(sequence.adapter_id)
-        sequence.row, sequence.adapter_slot = len(self.running), pin.slot
-        sequence.length_limit = self._capacity.longest
-        self.running.append(sequence)
-        return Started(sequence, pin)
+    def _lane(self, base_key: str) -> Lane | None:
+        return next((lane for lane in self.lanes if lane.base_key == base_key), None)

@@ -87,7 +87,7 @@ class Prompt:
 
 @dataclass(eq=False)
 class Sequence:
-    """A prompt and the tokens made so far. The scheduler sets `row` and slot, the engine the rest."""
+    """A prompt and the tokens made so far. The lane sets `row` and slot, the engine the rest."""
 
     prompt: Prompt
     clock: Callable[[], float] = time.monotonic
@@ -99,8 +99,11 @@ class Sequence:
     adapter_slot: int = 0
     passed_over_count: int = 0
     length_limit: int | None = None
+    queued_at: float = 0.0
 
     def __post_init__(self) -> None:
+        # Compared far more often than made.
+        self.base_key = self.prompt.base_model.key
         self._detokenizer = Detokenizer(self.prompt.decode, self.prompt.context_ids)
         self._stops = StopStrings(self.prompt.sampling.stop)
         self._held: HeldTokens[MadeToken] = HeldTokens()

@@ -18,22 +18,18 @@ import uvloop
 from transformers.utils import logging as transformers_logging
 
 from app.core.artifacts import ArtifactStore
-from app.core.messages import BaseModelRef
-from worker import base_model
 from worker.child import ParentLink
 from worker.device import Device, find_device, free_memory_bytes
 from worker.inference.adapters import AdapterShelf
-from worker.inference.engine import Engine
+from worker.inference.engine import Engine, Options
 from worker.inference.intake import Intake
-from worker.inference.model_runner import ModelRunner
+from worker.inference.loading import load_runner
 from worker.inference.scheduler import Scheduler
 from worker.inference.service import Clients, Service
 from worker.preflight.place import Place
 from worker.preflight.service import PreflightService
-from worker.reports import EngineRequest, Listening
+from worker.reports import EngineRequest, Listening, StateChanged
 
-_ADAPTER_SLOTS = 8
-_MAX_WAITING = 256
 _SHELF_BYTES = 4 << 30
 _STOP_GRACE_SECONDS = 10.0
 _HANG_UP_GRACE_SECONDS = 5
@@ -70,14 +66,20 @@ class EngineThread(threading.Thread):
 
 async def _serve(link: ParentLink, request: EngineRequest) -> int:
     clients = Clients(asyncio.get_running_loop())
-    scheduler = Scheduler(max_waiting=_MAX_WAITING, adapter_slot_count=_ADAPTER_SLOTS)
+    scheduler = Scheduler(
+        max_waiting=request.max_waiting,
+        adapter_slot_count=request.adapter_slots,
+        max_lanes=request.max_base_models,
+    )
     device = find_device()
-    engine = Engine(partial(_load_runner, request, device), clients.deliver, scheduler)
+    options = Options(request.switch_wait_seconds, on_change=lambda: link.send(StateChanged()))
+    load = partial(load_runner, request, device)
+    engine = Engine(load, clients.deliver, scheduler, options=options)
     shelf = AdapterShelf(
         ArtifactStore(request.artifacts_url), request.cache_folder, _SHELF_BYTES, pins_memory=device.is_cuda
     )
     intake = Intake(request.models_folder, shelf, device)
-    service = Service(engine, clients, intake.prepare, request.token)
+    service = Service(engine, clients, intake.prepare, token=request.token, max_waiting=request.max_waiting)
     preflight = PreflightService(partial(_find_place, request, device, engine), request.token)
     app = service.app()
     app.routes.extend(preflight.routes())
@@ -109,14 +111,6 @@ def _stop(engine: Engine) -> None:
 def _listen(request: EngineRequest) -> socket.socket:
     family = socket.AF_INET6 if ":" in request.host else socket.AF_INET
     return socket.create_server((request.host, request.port), family=family, backlog=1024)
-
-
-def _load_runner(request: EngineRequest, device: Device, reference: BaseModelRef) -> ModelRunner:
-    folder = base_model.locate(reference.name, request.models_folder)
-    model = base_model.load_for_serving(folder, reference.quantization, device)
-    runner = ModelRunner(model, device, adapter_slot_count=_ADAPTER_SLOTS)
-    runner.warm_up()
-    return runner
 
 
 def _find_place(request: EngineRequest, device: Device, engine: Engine) -> Place:

@@ -23,7 +23,6 @@ from worker.inference.engine import Engine
 from worker.inference.failures import failed
 from worker.inference.sequence import Prompt, Sequence
 
-_MAX_PREPARING = 256
 _PREPARING_THREADS = 16
 
 Prepare = Callable[[GenerateRequest], Prompt]
@@ -124,11 +123,14 @@ class Answer(Response):
 class Service:
     """The HTTP surface of one engine."""
 
-    def __init__(self, engine: Engine, clients: Clients, prepare: Prepare, token: str) -> None:
+    def __init__(
+        self, engine: Engine, clients: Clients, prepare: Prepare, *, token: str, max_waiting: int
+    ) -> None:
         self.engine = engine
         self.clients = clients
         self._prepare = prepare
         self._token = token
+        self._max_waiting = max_waiting
         self._preparing_count = 0
         self._threads = anyio.CapacityLimiter(_PREPARING_THREADS)
 
@@ -146,8 +148,11 @@ class Service:
 
     async def prepare(self, request: GenerateRequest) -> Prompt:
         """Prepare a request in a thread. Raises QueueFull, and what preparing raises."""
-        if self._preparing_count >= _MAX_PREPARING:
-            raise QueueFull(f"{self._preparing_count} requests are waiting already.")
+        waiting_count = self._preparing_count + self.engine.waiting_count
+        if waiting_count >= self._max_waiting:
+            raise QueueFull(
+                f"{waiting_count} requests are waiting already.", hint="Try again in a few seconds."
+            )
         self._preparing_count += 1
         try:
             return await anyio.to_thread.run_sync(self._prepare, request, limiter=self._threads)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from app.core.messages import BaseModelRef, Failed, Finished, Reply, Sampling, TokenDelta
 from app.core.specs import QuantizationSpec
-from worker.inference.scheduler import Capacity, Move, Prefill
+from worker.inference.lane import Capacity, Move, Prefill
 from worker.inference.sequence import LoadedAdapter, Made, Prompt, Sequence
 
 END = 0
@@ -60,6 +60,7 @@ class FakeRunner:
 
     capacity: Capacity = field(default_factory=lambda: make_capacity())
     is_asynchronous: bool = False
+    weight_bits: int = 32
     scripts: dict[Sequence, list[int]] = field(default_factory=dict)
     launched: Counter[Sequence] = field(default_factory=Counter)
     loaded: list[tuple[int, str]] = field(default_factory=list)

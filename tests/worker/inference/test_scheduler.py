@@ -4,7 +4,8 @@ import pytest
 
 from app.core.errors import QueueFull
 from tests.worker.inference.fakes import make_base, make_sequence
-from worker.inference.scheduler import Capacity, Move, Prefill, Scheduler
+from worker.inference.lane import Capacity
+from worker.inference.scheduler import Scheduler, Switch
 
 
 def make_scheduler(
@@ -14,14 +15,24 @@ def make_scheduler(
     pages: int = 65,
     slots: int = 2,
     max_waiting: int = 99,
-    prefill_tokens: int = 512,
+    others: tuple[str, ...] = (),
+    max_lanes: int = 1,
 ) -> Scheduler:
-    scheduler = Scheduler(max_waiting=max_waiting, adapter_slot_count=slots)
-    capacity = Capacity(
-        max_rows=rows, page_count=pages, context_length=100, prefill_tokens_per_step=prefill_tokens
-    )
-    scheduler.serve(make_base(base), capacity)
+    scheduler = Scheduler(max_waiting=max_waiting, adapter_slot_count=slots, max_lanes=max_lanes)
+    capacity = Capacity(max_rows=rows, page_count=pages, context_length=100)
+    for name in (base, *others):
+        scheduler.open(make_base(name), capacity)
     return scheduler
+
+
+def add(scheduler, *sequences):
+    for sequence in sequences:
+        scheduler.add(sequence)
+    return sequences
+
+
+def remove(scheduler, sequence):
+    scheduler.lane_of(sequence).remove(sequence)
 
 
 def start_all(scheduler):
@@ -49,18 +60,6 @@ def test_full_queue_is_refused():
         scheduler.add(make_sequence())
 
 
-def test_last_row_moves_into_the_gap():
-    scheduler = make_scheduler()
-    sequences = [make_sequence() for _ in range(3)]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    start_all(scheduler)
-
-    assert scheduler.remove(sequences[0]) == Move(source=2, target=0)
-    assert scheduler.running == [sequences[2], sequences[1]]
-    assert [sequence.row for sequence in scheduler.running] == [0, 1]
-
-
 def test_memory_bounds_what_all_rows_may_become():
     scheduler = make_scheduler(pages=1 + 5)
     short, long, short_again = (
@@ -72,20 +71,79 @@ def test_memory_bounds_what_all_rows_may_become():
         scheduler.add(sequence)
 
     assert start_all(scheduler) == [short, long]
-    scheduler.remove(short)
+    remove(scheduler, short)
     assert start_all(scheduler) == [short_again]
 
 
 def test_another_base_model_waits_until_the_batch_has_drained():
     scheduler = make_scheduler(base="one")
-    present, other = make_sequence(base="one"), make_sequence(base="two")
-    scheduler.add(present)
-    scheduler.add(other)
+    present, _other = add(scheduler, make_sequence(base="one"), make_sequence(base="two"))
     start_all(scheduler)
 
-    assert scheduler.wanted_base() is None
-    scheduler.remove(present)
-    assert scheduler.wanted_base() == make_base("two")
+    assert scheduler.next_switch() is None
+    remove(scheduler, present)
+    assert scheduler.next_switch() == Switch(make_base("two"), leaving=scheduler.lanes[0])
+
+
+def test_another_base_model_takes_a_free_lane_while_others_run():
+    scheduler = make_scheduler(base="one", max_lanes=2)
+    add(scheduler, make_sequence(base="one"), make_sequence(base="two"))
+    start_all(scheduler)
+
+    assert scheduler.next_switch() == Switch(make_base("two"), leaving=None)
+
+
+def test_one_base_model_is_loaded_at_a_time():
+    scheduler = make_scheduler(base="one", max_lanes=4)
+    add(scheduler, make_sequence(base="two"), make_sequence(base="three"))
+    scheduler.begin_loading(scheduler.next_switch())
+
+    assert scheduler.next_switch() is None
+    scheduler.open(make_base("two"), scheduler.lanes[0].capacity)
+    assert scheduler.next_switch() == Switch(make_base("three"), leaving=None)
+
+
+def test_the_least_recently_used_base_model_makes_room():
+    scheduler = make_scheduler(base="one", others=("two",), max_lanes=2)
+    used, *_ = add(scheduler, make_sequence(base="one"))
+    start_all(scheduler)
+    remove(scheduler, used)
+    add(scheduler, make_sequence(base="three"))
+
+    assert scheduler.next_switch().leaving.base_model == make_base("two")
+
+
+def test_a_busy_lane_does_not_leave_while_another_is_idle():
+    scheduler = make_scheduler(base="one", others=("two",), max_lanes=2)
+    _running, used = add(scheduler, make_sequence(base="one"), make_sequence(base="two"))
+    start_all(scheduler)
+    remove(scheduler, used)
+    add(scheduler, make_sequence(base="three"))
+
+    assert scheduler.next_switch().leaving.base_model == make_base("two")
+
+
+def test_only_the_lane_that_should_drain_is_held_back():
+    scheduler = make_scheduler(base="one", others=("two",), max_lanes=2, rows=99)
+    add(scheduler, make_sequence(base="one"), make_sequence(base="two"))
+    start_all(scheduler)
+    _other, *late = add(
+        scheduler, make_sequence(base="three"), *(make_sequence(base="two") for _ in range(50))
+    )
+
+    assert start_all(scheduler) == list(late)
+
+
+def test_what_did_not_fit_beside_the_others_is_tried_again_in_the_place_of_one():
+    scheduler = make_scheduler(base="one", max_lanes=2)
+    add(scheduler, make_sequence(base="two"))
+    scheduler.begin_loading(scheduler.next_switch())
+
+    assert scheduler.give_up_loading(lacks_memory=True)
+    again = scheduler.next_switch()
+    assert again == Switch(make_base("two"), leaving=scheduler.lanes[0])
+    scheduler.begin_loading(again)
+    assert not scheduler.give_up_loading(lacks_memory=True)
 
 
 def test_head_that_needs_another_base_is_passed_over_only_so_often():
@@ -106,38 +164,8 @@ def test_adapter_waits_while_all_slots_are_in_use():
     scheduler.add(second)
 
     assert start_all(scheduler) == [first]
-    scheduler.remove(first)
+    remove(scheduler, first)
     assert start_all(scheduler) == [second]
-
-
-def test_long_prompt_is_read_in_pieces_and_its_last_token_is_left():
-    scheduler = make_scheduler(prefill_tokens=20)
-    long, short = make_sequence(prompt_length=30), make_sequence(prompt_length=5)
-    scheduler.add(long)
-    scheduler.add(short)
-    start_all(scheduler)
-
-    assert scheduler.prefills() == [Prefill(long, 20)]
-    long.prefilled_count = 20
-    assert scheduler.prefills() == [Prefill(long, 9), Prefill(short, 4)]
-
-
-def test_what_was_read_is_shared_under_the_same_adapter_only():
-    scheduler = make_scheduler(rows=9)
-    text = list(range(40))
-    first = make_sequence(token_ids=text, adapter="a")
-    scheduler.add(first)
-    start_all(scheduler)
-    first.prefilled_count = 39
-    scheduler.learn(first)
-    same, other = make_sequence(token_ids=text, adapter="a"), make_sequence(token_ids=text, adapter="b")
-    scheduler.add(same)
-    scheduler.add(other)
-    start_all(scheduler)
-
-    assert (same.prefilled_count, other.prefilled_count) == (32, 0)
-    assert same.pages[:2] == first.pages[:2]
-    assert not set(same.pages[2:]) & set(first.pages)
 
 
 def test_waiting_sequence_can_be_removed():
@@ -147,5 +175,5 @@ def test_waiting_sequence_can_be_removed():
     scheduler.add(second)
     start_all(scheduler)
 
-    assert scheduler.remove(second) is None
+    scheduler.remove(second)
     assert not scheduler.waiting

@@ -1,0 +1,109 @@
+"""How a base model is held: packed or not, and refused before it takes all of the memory."""
+
+from pathlib import Path
+
+import pytest
+
+from app.core.errors import OutOfMemory
+from app.core.messages import BaseModelRef
+from app.core.settings import EngineWeights
+from app.core.specs import QuantizationSpec
+from tests.worker.inference.fakes import Mailbox
+from tests.worker.inference.test_equal_to_peft import Request as Asked
+from tests.worker.inference.test_equal_to_peft import as_sequence
+from worker.device import Device, find_device
+from worker.inference import loading
+from worker.inference.adapters import read_adapter
+from worker.inference.engine import Engine
+from worker.inference.loading import keeps_packed, load_runner
+from worker.inference.scheduler import Scheduler
+from worker.reports import EngineRequest
+
+PACKED = QuantizationSpec()
+WHOLE = QuantizationSpec(load_in_4bit=False)
+GPU = Device(kind="cuda", name="a GPU", memory_bytes=1 << 34, supports_bf16=True, torch_version="2")
+
+
+def make_request(models_folder: Path, **options: object) -> EngineRequest:
+    return EngineRequest(
+        host="127.0.0.1",
+        port=0,
+        token="secret",
+        models_folder=models_folder,
+        artifacts_url="nowhere",
+        cache_folder=models_folder,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "quantization", "device", "free_bytes", "expected"),
+    [
+        ("auto", PACKED, GPU, 10**9, False),
+        ("auto", PACKED, GPU, 10**5, True),
+        ("auto", PACKED, find_device(), 10**5, False),
+        ("auto", WHOLE, GPU, 10**5, False),
+        ("4bit", PACKED, GPU, 10**9, True),
+        ("4bit", WHOLE, GPU, 10**9, False),
+        ("16bit", PACKED, GPU, 10**5, False),
+    ],
+)
+def test_weights_stay_packed_where_that_is_asked_for_or_needed(
+    models_folder, weights, quantization, device, free_bytes, expected
+):
+    folder = models_folder / "tiny-llama"
+
+    assert keeps_packed(folder, quantization, device, EngineWeights(weights), free_bytes) is expected
+
+
+def test_a_base_model_larger_than_the_memory_is_refused_before_it_is_read(models_folder, monkeypatch):
+    monkeypatch.setattr(loading, "free_memory_bytes", lambda _: 10**5)
+    reference = BaseModelRef(name="tiny-llama", quantization=PACKED)
+
+    with pytest.raises(OutOfMemory) as caught:
+        load_runner(make_request(models_folder), find_device(), reference)
+
+    assert "GB are free" in caught.value.message
+    assert "4bit" in caught.value.hint
+
+
+def test_settings_reach_the_runner_and_lanes_share_the_cache(models_folder, monkeypatch):
+    monkeypatch.setattr(loading, "free_memory_bytes", lambda _: 10**9)
+    monkeypatch.setattr("worker.inference.model_runner.free_memory_bytes", lambda _: 2 * 10**6)
+    reference = BaseModelRef(name="tiny-llama", quantization=WHOLE)
+    pages = []
+    for lanes in (1, 2):
+        request = make_request(models_folder, max_rows=20, cache_share=0.4, max_base_models=lanes)
+        runner = load_runner(request, find_device(), reference)
+        pages.append(runner.capacity.page_count)
+
+    assert runner.capacity.max_rows == 20
+    assert pages[0] == pytest.approx(2 * pages[1], abs=1)
+
+
+def answer(models_folder: Path, adapters_folder: Path, weights: str) -> tuple[int, list[list[int]]]:
+    """Bits of the weights, and what an adapter and the base model say, with the log-probabilities."""
+    request = make_request(models_folder, weights=weights, max_rows=4)
+    reference = BaseModelRef(name="tiny-llama", quantization=PACKED)
+    runner = load_runner(request, find_device(), reference)
+    mail = Mailbox()
+    engine = Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=9, adapter_slot_count=8))
+    adapters = {"everything": read_adapter("everything", adapters_folder / "everything")}
+    sequences = [
+        as_sequence(Asked((5, 6, 7, 8, *range(20, 40)), name, 12, []), adapters)
+        for name in (None, "everything")
+    ]
+    for sequence in sequences:
+        engine.submit(sequence)
+    while not all(map(mail.has_ended, sequences)):
+        engine.step()
+    return runner.weight_bits, [sequence.token_ids for sequence in sequences]
+
+
+def test_packed_weights_say_what_unpacked_ones_say(models_folder, adapters_folder):
+    packed_bits, packed = answer(models_folder, adapters_folder, "4bit")
+    unpacked_bits, unpacked = answer(models_folder, adapters_folder, "16bit")
+
+    assert (packed_bits, unpacked_bits) == (4, 32)
+    assert packed == unpacked
+    assert packed[0] != packed[1]

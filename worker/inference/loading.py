@@ -1,0 +1,104 @@
+"""Puts a base model on the device, ready to answer: how its weights are held, and how much cache it gets."""
+
+import gc
+import json
+import logging
+import struct
+from pathlib import Path
+
+import torch
+
+from app.core.errors import OutOfMemory
+from app.core.messages import BaseModelRef
+from app.core.settings import EngineWeights
+from app.core.specs import QuantizationSpec
+from worker import base_model
+from worker.device import Device, free_memory_bytes
+from worker.inference.model_runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
+from worker.reports import EngineRequest
+
+# Unpacked weights may take so much of what is free on a GPU; caches, adapters and graphs need the rest.
+_COMFORTABLE_SHARE = 0.6
+# NF4 or FP4 with its scales, and what bitsandbytes leaves in 16 bits.
+_PACKED_SHARE = 0.4
+
+_log = logging.getLogger(__name__)
+
+
+def load_runner(request: EngineRequest, device: Device, reference: BaseModelRef) -> ModelRunner:
+    """A base model that is ready to answer.
+
+    Raises OutOfMemory, ModelUnsupported, and what finding and reading a base model raises.
+    """
+    folder = base_model.locate(reference.name, request.models_folder)
+    try:
+        return _load(request, device, folder, reference.quantization)
+    except torch.OutOfMemoryError:
+        reason = OutOfMemory(f"The device has no memory left for the base model {reference.name!r}.")
+    except OutOfMemory as error:
+        reason = OutOfMemory(error.message, hint=error.hint)
+    # A new error, without the traceback of the first: that would hold on to what was loaded.
+    gc.collect()
+    if device.is_cuda:
+        torch.cuda.empty_cache()
+    raise reason
+
+
+def _load(
+    request: EngineRequest, device: Device, folder: Path, quantization: QuantizationSpec
+) -> ModelRunner:
+    free_bytes = free_memory_bytes(device)
+    keeps_4bit = keeps_packed(folder, quantization, device, request.weights, free_bytes)
+    _check_room(folder, quantization, device, keeps_4bit, free_bytes)
+    model = base_model.load_for_serving(folder, quantization, device, keeps_4bit=keeps_4bit)
+    share = request.cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
+    runner = ModelRunner(
+        model,
+        device,
+        adapter_slot_count=request.adapter_slots,
+        max_rows=request.max_rows,
+        cache_share=share / request.max_base_models,
+    )
+    runner.warm_up()
+    pages = runner.capacity.page_count
+    _log.info("Serving %s: weights of %d bits, %d pages", folder.name, runner.weight_bits, pages)
+    return runner
+
+
+def keeps_packed(
+    folder: Path, quantization: QuantizationSpec, device: Device, weights: EngineWeights, free_bytes: int
+) -> bool:
+    """Whether 4-bit weights stay packed. `auto`: where unpacked ones would not fit the device well."""
+    if not quantization.load_in_4bit or weights is EngineWeights.UNPACKED:
+        return False
+    if weights is EngineWeights.PACKED:
+        return True
+    return device.is_cuda and _unpacked_bytes(folder, quantization, device) > _COMFORTABLE_SHARE * free_bytes
+
+
+def _check_room(
+    folder: Path, quantization: QuantizationSpec, device: Device, keeps_4bit: bool, free_bytes: int
+) -> None:
+    """Raise OutOfMemory for weights that can't fit: a machine without memory kills, and asks nobody."""
+    needed = _unpacked_bytes(folder, quantization, device) * (_PACKED_SHARE if keeps_4bit else 1)
+    if needed > free_bytes:
+        could_pack = quantization.load_in_4bit and not keeps_4bit
+        raise OutOfMemory(
+            f"The base model needs about {needed / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free.",
+            hint="TUNESMITH_ENGINE_WEIGHTS=4bit needs less than half of that." if could_pack else None,
+        )
+
+
+def _unpacked_bytes(folder: Path, quantization: QuantizationSpec, device: Device) -> int:
+    # Some folders hold the same weights a second time, in the layout of another library.
+    files = list(folder.glob("model*.safetensors")) or list(folder.glob("*.safetensors"))
+    return sum(map(_count_weights, files)) * base_model.compute_dtype(quantization, device).itemsize
+
+
+def _count_weights(path: Path) -> int:
+    """How many numbers a safetensors file holds, from its header (github.com/huggingface/safetensors)."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+    return sum(int(torch.Size(shape).numel()) for shape in shapes)
