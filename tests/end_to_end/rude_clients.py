@@ -57,7 +57,9 @@ class Rudeness:
         try:
             answer = await reader.read()
         except ConnectionResetError:
-            return  # the server may hang up before it has read everything
+            answer = b""  # the server may hang up before it has read everything
+        finally:
+            writer.close()
         assert not answer or 400 <= int(answer.split()[1]) < 500, answer
 
     async def _read_late(self) -> None:

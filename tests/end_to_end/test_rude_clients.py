@@ -27,7 +27,8 @@ STORMS = 3
 KEPT_BYTES = 32 << 20
 BODIES: list[dict[str, Any]] = [
     {"model": model, "prompt": "How do I cancel a job?", "temperature": 0, "logit_bias": {"2": -100}}
-    for model in (LONG.name, "attention", "everything")
+    # The adapters first: a base model is asked with the weights that it stands in memory with.
+    for model in ("attention", "everything", LONG.name)
 ]
 
 
