@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from app.core.messages import BaseModelRef
+from app.core.settings import EngineWeights
 from app.core.specs import QuantizationSpec
 from benchmarks.estimate_settings import describe_machine
 
@@ -55,8 +56,13 @@ class Options:
     @property
     def base(self) -> BaseModelRef:
         """The base model with its weights."""
-        quantization = QuantizationSpec(load_in_4bit=self.weights == "nf4")
+        quantization = QuantizationSpec(load_in_4bit=self.weights != "full")
         return BaseModelRef(name=self.model.name, quantization=quantization)
+
+    @property
+    def keeps_4bit(self) -> bool:
+        """Whether the engine computes with packed weights."""
+        return self.weights == "nf4-packed"
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -78,7 +84,8 @@ def in_process(options: Options) -> Iterator[Row]:
     from benchmarks.serving_inputs import prompts
 
     folders = options.adapter_folders[: max([1, *options.adapters])]
-    bench = Bench(options.model, load_in_4bit=options.weights == "nf4", adapters=folders)
+    four_bits = options.base.quantization.load_in_4bit
+    bench = Bench(options.model, load_in_4bit=four_bits, adapters=folders, keeps_4bit=options.keeps_4bit)
     yield {"part": "start", "seconds_to_ready": round(bench.ready_seconds, 1)}
     bench.run(2, 1, prompt_tokens=8, new_tokens=4)
     for adapters in options.adapters:
@@ -104,7 +111,13 @@ def through_http(options: Options) -> Iterator[Row]:
     folders = options.adapter_folders
     names = [folder.name for folder in folders]
     setup = Setup(
-        options.base, options.model.parent, options.adapters_folder, names, "benchmarks.endless_engine"
+        options.base,
+        options.model.parent,
+        options.adapters_folder,
+        names,
+        "benchmarks.endless_engine",
+        adapter_slots=len(names),
+        weights=EngineWeights.PACKED if options.keeps_4bit else EngineWeights.UNPACKED,
     )
     with tempfile.TemporaryDirectory() as scratch, ServingBox(setup, Path(scratch)) as box:
         bench = HttpBench(box, options.base.name, names, len(load_tokenizer(options.model)))
@@ -227,10 +240,15 @@ def _parse() -> Options:
         "--adapters-folder", type=Path, help="Where the adapters are, or are made; default: beside the model."
     )
     add("--machine", required=True, help="The result's file is named after it.")
-    add("--weights", choices=["full", "nf4"], default="full", help="full: 16 bits, on a CPU 32.")
+    add(
+        "--weights",
+        choices=["full", "nf4", "nf4-packed"],
+        default="full",
+        help="full: 16 bits, on a CPU 32. nf4: unpacked once.",
+    )
     add("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128])
     add("--adapters", type=int, nargs="+", default=[0, 1, 8, 32])
-    add("--http-adapters", type=int, nargs="+", help="Default: those of --adapters up to 8.")
+    add("--http-adapters", type=int, nargs="+", help="Default: as --adapters.")
     add("--prompt-tokens", type=int, default=128)
     add("--new-tokens", type=int, default=256)
     add("--peft-batches", type=int, nargs="+", help="Default: the second smallest of --batches.")
@@ -240,7 +258,7 @@ def _parse() -> Options:
     given = parser.parse_args()
     given.model = given.model.absolute()
     given.adapters_folder = given.adapters_folder or given.model.parent / f".adapters-{given.model.name}"
-    given.http_adapters = given.http_adapters or [count for count in given.adapters if count <= 8]
+    given.http_adapters = given.http_adapters or given.adapters
     given.peft_batches = given.peft_batches or sorted(given.batches)[:2][-1:]
     given.peft_new_tokens = given.peft_new_tokens or given.new_tokens
     return Options(**vars(given))

@@ -17,13 +17,14 @@ import psutil
 from app.core import tables, workers
 from app.core.database import Database, migrate
 from app.core.messages import BaseModelRef
-from app.core.settings import Settings
+from app.core.settings import EngineWeights, Settings
 from app.core.workers import WorkerReport
 from worker.child_process import ChildProcess
 from worker.reports import EngineRequest, Listening
 
 _TOKEN = "benchmark"
 _START_SECONDS = 300
+_MOST_WAITING = 1000
 _LEASE_SECONDS = 24 * 3600
 
 
@@ -36,6 +37,8 @@ class Setup:
     artifacts: Path
     adapters: list[str]
     engine_module: str
+    adapter_slots: int = 8
+    weights: EngineWeights = EngineWeights.AUTO
 
 
 class ServingBox:
@@ -91,6 +94,9 @@ class ServingBox:
             models_folder=self._setup.models_folder,
             artifacts_url=str(self._setup.artifacts),
             cache_folder=self._folder / "cache",
+            adapter_slots=self._setup.adapter_slots,
+            weights=self._setup.weights,
+            max_waiting=_MOST_WAITING,
         )
         return ChildProcess(self._setup.engine_module, request, self._folder / "engine.log")
 

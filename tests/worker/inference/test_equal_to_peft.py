@@ -18,8 +18,9 @@ from worker.base_model import load_for_serving
 from worker.device import find_device
 from worker.inference.adapters import Adapter, read_adapter
 from worker.inference.engine import Engine
+from worker.inference.lane import Prefill
 from worker.inference.model_runner import ModelRunner
-from worker.inference.scheduler import Prefill, Scheduler
+from worker.inference.scheduler import Scheduler
 from worker.inference.sequence import Prompt, Sequence
 
 END = 2
