@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo serve check test bench clean
+.PHONY: setup demo serve check test compose-check bench clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.serving --model data/models/SmolLM2-135M-Instruct --machine $(MACHINE) \
 		--batches 1 16 --adapters 0 8 --prompt-tokens 64 --new-tokens 48
 	$(BIN)/python -m benchmarks.relay
+
+# Builds the images and walks through the CPU stack on the container engine at DOCKER_HOST.
+compose-check: $(STAMP)
+	$(BIN)/python -m pytest -x --durations=5 docker/checks
 
 clean:
 	rm -rf $(VENV) data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

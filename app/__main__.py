@@ -1,4 +1,7 @@
-"""`python -m app`: run the API; administer its keys; check its migrations. Works on the database directly."""
+"""`python -m app`: run the API; administer its keys; back up, restore; check its migrations.
+
+Works on the database directly.
+"""
 
 import asyncio
 import ipaddress
@@ -18,6 +21,7 @@ from alembic.util import CommandError
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from app import backup_commands
 from app.api.deps import Services
 from app.core import keys
 from app.core.database import Database, alembic_config, migrate
@@ -31,6 +35,8 @@ _REFUSED = 2
 cli = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 keys_cli = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
 cli.add_typer(keys_cli, name="keys")
+cli.command()(backup_commands.backup)
+cli.command()(backup_commands.restore)
 
 
 class Server(uvicorn.Server):
@@ -146,13 +152,14 @@ def is_loopback(host: str) -> bool:
 
 def _refuse_unsafe_host(settings: Settings) -> None:
     """Exit with status 2 where strangers could use the API."""
-    if is_loopback(settings.host) or settings.api_key:
+    if is_loopback(settings.published_host) or settings.api_key:
         return
     with Database(settings.database_url).snapshot() as session:
         if keys.any_exist(session):
             return
     typer.echo(
-        f"TUNESMITH_HOST is {settings.host}, so other machines can reach this API, and it has no key.\n"
+        f"TUNESMITH_HOST is {settings.published_host}, so other machines can reach this API, "
+        "and it has no key.\n"
         "Set TUNESMITH_API_KEY, or make a key with `tunesmith keys create NAME`, "
         "or set TUNESMITH_HOST=127.0.0.1.",
         err=True,

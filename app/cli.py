@@ -1,9 +1,10 @@
 """`tunesmith`: the command-line client. It speaks HTTP only; what needs the database runs `python -m app`."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +21,11 @@ Tunesmith answers on {url} (docs: {url}/docs). Next:
 
 Ctrl-C stops it.
 """
+
+# For commands that `python -m app` carries out: it knows their arguments.
+_PASSED_ON: Any = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+}
 
 cli = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -51,13 +57,41 @@ def up(
         raise typer.Exit(1) from None
 
 
-@cli.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
+@cli.command(**_PASSED_ON)
 def keys(context: typer.Context) -> None:
     """API keys, on the machine of the API: create NAME, list, revoke ID."""
-    command = [sys.executable, "-m", "app", "keys", *context.args]
+    _pass_on("keys", context)
+
+
+@cli.command(**_PASSED_ON)
+def backup(context: typer.Context) -> None:
+    """Everything but base models into a tar, on the machine of the API: FILE, or - for stdout."""
+    _pass_on("backup", context)
+
+
+@cli.command(**_PASSED_ON)
+def restore(context: typer.Context) -> None:
+    """A backup into an empty data folder, on the machine of the API: FILE, or - for stdin."""
+    _pass_on("restore", context)
+
+
+@cli.command()
+def doctor() -> None:
+    """What a worker sees of this machine: GPU, packages, disk, Hub token, database, models."""
+    if importlib.util.find_spec("worker") is None or importlib.util.find_spec("torch") is None:
+        typer.echo(
+            "The worker is not installed here, so there is nothing to examine. Ask where it runs: "
+            "`docker compose exec worker tunesmith doctor`, or install `tunesmith[worker]`.",
+            err=True,
+        )
+        raise typer.Exit(1)
+    command = [sys.executable, "-m", "worker", "--check"]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _pass_on(command: str, context: typer.Context) -> None:
+    process = subprocess.run([sys.executable, "-m", "app", command, *context.args], check=False)
+    raise typer.Exit(process.returncode)
 
 
 def main() -> None:

@@ -1,17 +1,27 @@
-"""A real worker process whose children follow scripts: `python -m tests.scripted_worker [--serve]`."""
+"""A real worker process whose children follow scripts.
+
+`python -m tests.scripted_worker [--serve] [--broken]`; the machine of a broken one lacks a GPU.
+"""
 
 import logging
 import sys
+from functools import partial
 
 from app.core.settings import Settings
+from worker.doctor.process import Examination
 from worker.supervisor import Role, Supervisor
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
     roles = frozenset(Role) if "--serve" in sys.argv else frozenset({Role.TRAIN})
+    broken = partial(Examination, module="tests.scripted_doctor") if "--broken" in sys.argv else None
     Supervisor(
-        Settings(), roles, training_module="tests.scripted_training", engine_module="tests.scripted_engine"
+        Settings(),
+        roles,
+        training_module="tests.scripted_training",
+        engine_module="tests.scripted_engine",
+        make_examination=broken,
     ).run()
 
 

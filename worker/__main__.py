@@ -1,28 +1,49 @@
-"""`python -m worker`: the process that owns the GPU. `--role` picks what it does."""
+"""`python -m worker`: the process that owns the GPU. `--role` picks what it does.
+
+`--check` says what the worker sees of its machine and ends; `--check-health` says whether the worker here is
+at work. Both exit with 1 where something is wrong.
+"""
 
 import argparse
 import logging
+import os
 import sys
 
 from app.core.settings import Settings
+from worker import health
+from worker.doctor.process import Examination
 from worker.supervisor import Role, Supervisor, wait_for_schema
 
 _SCHEMA_SECONDS = 60
 
 
 def main() -> int:
-    """Run a worker until it is told to stop; answers the exit status."""
+    """Run a worker until it is told to stop, or look at one; answers the exit status."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     parser.add_argument("--role", choices=[*Role, "all"], default="all", help="what this worker does")
-    role = parser.parse_args().role
+    look = parser.add_mutually_exclusive_group()
+    look.add_argument("--check", action="store_true", help="examine GPU, packages, folders, database")
+    look.add_argument("--check-health", action="store_true", help="is the worker of this host at work?")
+    options = parser.parse_args()
+    if options.check:
+        # Another process, because this one never loads torch.
+        os.execv(sys.executable, [sys.executable, "-m", "worker.doctor"])
+    settings = Settings()
+    if options.check_health:
+        complaint = health.find_complaint(settings)
+        print(complaint or "The worker is at work.")
+        return 1 if complaint else 0
+    return _run(settings, options.role)
+
+
+def _run(settings: Settings, role: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings = Settings()
     if not wait_for_schema(settings, timeout_seconds=_SCHEMA_SECONDS):
         print("The database is not at this version. Start the API first: it migrates.", file=sys.stderr)
         return 1
     roles = frozenset(Role) if role == "all" else frozenset({Role(role)})
-    Supervisor(settings, roles).run()
+    Supervisor(settings, roles, make_examination=Examination).run()
     return 0
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from types import FrameType
@@ -28,6 +28,7 @@ from app.core.fetches import FetchLease
 from app.core.queue import Lease
 from app.core.settings import GpuPolicy, Settings
 from app.core.workers import WorkerReport
+from worker.doctor.process import Examination
 from worker.engine_process import ENGINE_MODULE, EngineProcess
 from worker.fetch_runner import FETCHING_MODULE, FetchRunner
 from worker.job_runner import TRAINING_MODULE, JobRunner
@@ -55,6 +56,7 @@ class Supervisor:
         training_module: str = TRAINING_MODULE,
         engine_module: str = ENGINE_MODULE,
         fetching_module: str = FETCHING_MODULE,
+        make_examination: Callable[[Callable[[], None]], Examination] | None = None,
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._settings = settings
@@ -67,6 +69,7 @@ class Supervisor:
             EngineProcess(settings, self._beat_now.set, module=engine_module) if Role.SERVE in roles else None
         )
         store = ArtifactStore(settings.artifacts_url)
+        self._examination = make_examination(self._beat_now.set) if make_examination else None
         self._runner = JobRunner(
             settings, self._database, store, self, stop=self._stop, training_module=training_module
         )
@@ -89,6 +92,8 @@ class Supervisor:
             threads.append(threading.Thread(target=self._take_fetches, daemon=True, name="fetches"))
         for thread in threads:
             thread.start()
+        if self._examination:
+            self._examination.start()
         try:
             self._take_jobs()
         finally:
@@ -96,6 +101,8 @@ class Supervisor:
             self._beat_now.set()
             for thread in threads:
                 thread.join()
+            if self._examination:
+                self._examination.stop()
             if self._engine:
                 self._engine.stop()
             self._leave()
@@ -172,6 +179,7 @@ class Supervisor:
             engine_url=engine.url if engine else None,
             engine_token=engine.token if engine else None,
             engine_state=engine.read_state() if engine else None,
+            problems=self._examination.failures if self._examination else [],
         )
 
     def _forget_dead_neighbours(self) -> None:

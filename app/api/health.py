@@ -100,7 +100,7 @@ def _missing(alive: list[tables.Worker]) -> list[str]:
         reasons.append("No worker serves: /generate can't answer. Start `python -m worker --role serve`.")
     elif not any(worker.engine_url for worker in serving):
         reasons.append("The engine is still starting.")
-    return reasons
+    return reasons + [f"Worker {worker.id}: {problem}" for worker in alive for problem in worker.problems]
 
 
 def _busy(alive: list[Worker]) -> list[str]:

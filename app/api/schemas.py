@@ -222,6 +222,7 @@ class Worker(BaseModel):
     roles: list[str] = Field(description="`train`, `serve`, or both.")
     device: dict[str, Any] = Field(description="The device, as the worker describes it.")
     engine: EngineState | None = Field(description="What its engine serves.")
+    problems: list[str] = Field(description="What is wrong with its machine, as it found at its start.")
     started_at: datetime = Field(description="When the worker started.")
     heartbeat_at: datetime = Field(description="When it was last heard of.")
 
@@ -233,6 +234,7 @@ class Worker(BaseModel):
             roles=row.roles,
             device=row.device,
             engine=EngineState.model_validate(row.engine_state) if row.engine_state else None,
+            problems=row.problems,
             started_at=row.started_at,
             heartbeat_at=row.heartbeat_at,
         )

@@ -12,11 +12,12 @@ TunesmithError
 ├── NotFound
 │   └── JobNotFound, DatasetNotFound, AdapterNotFound
 ├── Conflict                  the thing is in a state that does not allow this
-│   └── JobAlreadyEnded, JobNotRetryable, DatasetInUse, DatasetNotReady, AdapterInUse
+│   └── JobAlreadyEnded, JobNotRetryable, DatasetInUse, DatasetNotReady, AdapterInUse, NotEmpty
 ├── TooLarge
 ├── QueueFull
 ├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
 │   └── NoEngine, GpuTaken, EngineFailed
+├── BackupUnusable            not a whole backup
 ├── LeaseLost                 another worker owns the job now: stop and drop the result
 ├── FetchFailure              why a Hub dataset could not be fetched; recorded with the dataset
 │   └── HubDatasetMissing, HubDatasetGated, UnknownConfig, UnknownSplit, HubDatasetUnfit,
@@ -160,6 +161,12 @@ class AdapterInUse(Conflict):
     code = "adapter_in_use"
 
 
+class NotEmpty(Conflict):
+    """There are rows here already, and a restore would mix with them."""
+
+    code = "not_empty"
+
+
 class TooLarge(TunesmithError):
     """The request is too large."""
 
@@ -201,6 +208,12 @@ class EngineFailed(Unavailable):
     """The engine stopped while it was answering."""
 
     code = "engine_failed"
+
+
+class BackupUnusable(TunesmithError):
+    """This is not a whole backup."""
+
+    code = "backup_unusable"
 
 
 class LeaseLost(TunesmithError):

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     artifacts_url: str = Field("", description="fsspec URL of the artifact store; default: a folder.")
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
+    published_host: str = Field(
+        "", description="Address that reaches the API, where a container's port is published; default: host."
+    )
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
     api_key: SecretStr | None = Field(None, description="A key every request must carry.")
     api_key_file: Path | None = Field(None, description="A file that holds the key.")
@@ -57,6 +60,7 @@ class Settings(BaseSettings):
     gpu_policy: GpuPolicy = Field(GpuPolicy.AUTO, description="How training and serving share the device.")
     lease_seconds: float = Field(30.0, gt=0, description="A worker silent for so long loses its job.")
     max_lost_attempts: int = Field(3, ge=1, description="A job whose worker died so often is failed.")
+    require_gpu: bool = Field(False, description="A worker without a GPU is not ready.")
     cancel_grace_seconds: float = Field(10.0, ge=0, description="How long a cancelled step may go on.")
     shutdown_grace_seconds: float = Field(90.0, ge=0, description="How long a step may go on after SIGTERM.")
 
@@ -114,9 +118,10 @@ class Settings(BaseSettings):
         self.data_dir = self.data_dir.expanduser().absolute()
         self.models_dir = (self.models_dir or self.data_dir / "models").expanduser().absolute()
         self.database_url = self.database_url or f"sqlite:///{self.data_dir / 'tunesmith.db'}"
+        self.published_host = self.published_host or self.host
         self.artifacts_url = self.artifacts_url or str(self.data_dir / "artifacts")
         if self.api_key_file and not self.api_key:
-            self.api_key = SecretStr(self.api_key_file.read_text().strip())
+            self.api_key = SecretStr(self.api_key_file.read_text().strip()) or None
         return self
 
     @property

@@ -170,6 +170,7 @@ class Worker(Table):
     engine_url: Mapped[str | None] = mapped_column(String(255))
     engine_token: Mapped[str | None] = mapped_column(String(64))
     engine_state: Mapped[dict[str, Any] | None]
+    problems: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
 

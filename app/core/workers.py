@@ -21,6 +21,7 @@ class WorkerReport:
     engine_url: str | None = None
     engine_token: str | None = None
     engine_state: EngineState | None = None
+    problems: list[str] = field(default_factory=list)
 
 
 def heartbeat(session: Session, report: WorkerReport, *, now: datetime | None = None) -> None:
@@ -35,6 +36,7 @@ def heartbeat(session: Session, report: WorkerReport, *, now: datetime | None = 
     worker.engine_url = report.engine_url
     worker.engine_token = report.engine_token
     worker.engine_state = report.engine_state.model_dump(mode="json") if report.engine_state else None
+    worker.problems = report.problems
     worker.heartbeat_at = now
 
 

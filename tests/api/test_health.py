@@ -87,6 +87,13 @@ def test_a_pause_names_the_job_that_has_the_gpu(
     assert answer.json()["reasons"] == ["Serving is paused: job job_1 has the GPU."]
 
 
+def test_what_a_worker_found_wrong_with_its_machine_is_told(client: TestClient, database: Database) -> None:
+    register(database, problems=["bitsandbytes: Its own check failed."])
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json()["reasons"] == ["Worker worker-1: bitsandbytes: Its own check failed."]
+
+
 def test_it_says_what_is_being_loaded_and_who_waits_for_what_is_not(
     client: TestClient, database: Database, engine: FakeEngine
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import app.__main__ as api
-from app.core import keys, queue, workers
+from app.core import keys, queue, tables, workers
 from app.core.database import Database
 from app.core.settings import Settings
 from app.core.workers import WorkerReport
@@ -72,6 +72,69 @@ def test_the_loopback_needs_none(environment: pytest.MonkeyPatch, host: str) -> 
     environment.setenv("TUNESMITH_HOST", host)
     environment.setattr(api.Server, "run", lambda self: None)
     assert runner.invoke(api.cli, []).exit_code == 0
+
+
+def test_a_container_s_port_published_on_the_loopback_needs_none(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("TUNESMITH_HOST", "0.0.0.0")
+    environment.setenv("TUNESMITH_PUBLISHED_HOST", "127.0.0.1")
+    environment.setattr(api.Server, "run", lambda self: None)
+    assert runner.invoke(api.cli, []).exit_code == 0
+
+
+def test_a_container_s_port_published_to_others_needs_a_key(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("TUNESMITH_HOST", "127.0.0.1")
+    environment.setenv("TUNESMITH_PUBLISHED_HOST", "0.0.0.0")
+    environment.setattr(api.Server, "run", refuse_to_serve)
+    assert runner.invoke(api.cli, []).exit_code == 2
+
+
+def test_an_empty_key_file_is_no_key(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key").touch()
+    environment.setenv("TUNESMITH_API_KEY_FILE", str(tmp_path / "key"))
+    assert Settings().api_key is None
+
+
+def test_a_backup_goes_to_a_file_and_comes_back(
+    environment: pytest.MonkeyPatch, database: Database, tmp_path: Path
+) -> None:
+    with database.transaction() as session:
+        job_id = make_job(session).id
+    taken = runner.invoke(api.cli, ["backup", str(tmp_path / "box.tar")])
+    assert taken.exit_code == 0
+    assert "1 jobs" in taken.stderr
+    environment.setenv("TUNESMITH_DATA_DIR", str(tmp_path / "elsewhere"))
+    assert runner.invoke(api.cli, ["restore", str(tmp_path / "box.tar")]).exit_code == 0
+    restored = Database(Settings().database_url)
+    with restored.snapshot() as session:
+        assert session.get(tables.Job, job_id)
+    restored.close()
+
+
+def test_a_backup_overwrites_nothing(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "box.tar").write_text("precious")
+    assert runner.invoke(api.cli, ["backup", str(tmp_path / "box.tar")]).exit_code == 1
+    assert (tmp_path / "box.tar").read_text() == "precious"
+
+
+def test_a_backup_of_a_database_without_tables_says_so_and_leaves_no_file(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("TUNESMITH_DATA_DIR", str(tmp_path / "new"))
+    ended = runner.invoke(api.cli, ["backup", str(tmp_path / "box.tar")])
+    assert ended.exit_code == 1
+    assert "There is no backup. no such table" in ended.stderr
+    assert [path.name for path in tmp_path.glob("box*")] == []
+
+
+@pytest.mark.parametrize("content", [None, b"not a tar"])
+def test_a_restore_says_why_it_can_t(
+    environment: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "box.tar").write_bytes(content)
+    ended = runner.invoke(api.cli, ["restore", str(tmp_path / "box.tar")])
+    assert ended.exit_code == 1
+    assert "box.tar" in ended.stderr or "can't be read" in ended.stderr
 
 
 def test_a_key_in_force_makes_any_host_safe(environment: pytest.MonkeyPatch, database: Database) -> None:

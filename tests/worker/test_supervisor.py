@@ -158,3 +158,18 @@ def test_the_engine_is_advertised_paused_while_a_job_runs_and_restarted_when_it_
     wait_for(engine, "serving to go on")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
+
+
+def test_what_the_examination_finds_wrong_is_in_the_worker_s_row(
+    start_worker: Start, database: Database
+) -> None:
+    def problems() -> list[str]:
+        with database.snapshot() as session:
+            return [
+                problem for row in workers.find_alive(session, lease_seconds=1000) for problem in row.problems
+            ]
+
+    worker = start_worker("--broken")
+    assert wait_for(problems, "the examination") == ["GPU: none."]
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0

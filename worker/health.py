@@ -1,0 +1,39 @@
+"""Is the worker of this machine, or of this container, at work? What a container's health check asks.
+
+It looks at what the worker last wrote of itself, and neither signals it nor loads torch.
+"""
+
+import socket
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core import tables, workers
+from app.core.database import Database
+from app.core.settings import Settings
+
+
+def find_complaint(settings: Settings) -> str | None:
+    """Why it is not healthy; None where it is."""
+    database = Database(settings.database_url)
+    try:
+        with database.snapshot() as session:
+            alive = workers.find_alive(session, lease_seconds=settings.lease_seconds)
+    except SQLAlchemyError as error:
+        return f"The database does not answer: {getattr(error, 'orig', error)}"
+    finally:
+        database.close()
+    # Ids begin with the host's name, which in a container is the container's own.
+    here = [worker for worker in alive if worker.id.startswith(f"{socket.gethostname()}-")]
+    if not here:
+        return "No worker of this host has been heard of within a lease."
+    return next((complaint for worker in here if (complaint := _complain(worker))), None)
+
+
+def _complain(worker: tables.Worker) -> str | None:
+    if worker.problems:
+        return " ".join(worker.problems)
+    if "serve" in worker.roles and worker.engine_url is None:
+        return "The engine is not up."
+    if "serve" in worker.roles and worker.engine_state is None:
+        return "The engine does not answer."
+    return None
