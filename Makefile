@@ -1,5 +1,6 @@
 # `make setup` is done by every other target when it is needed.
 PYTHON ?= python3
+MACHINE ?= here
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,6 +30,13 @@ check: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The machine's name becomes part of the result's file name.
+bench: $(STAMP)
+	$(BIN)/python -m worker.demo_model --models-dir data/models
+	$(BIN)/python -m benchmarks.serving --model data/models/SmolLM2-135M-Instruct --machine $(MACHINE) \
+		--batches 1 16 --adapters 0 8 --prompt-tokens 64 --new-tokens 48
+	$(BIN)/python -m benchmarks.relay
 
 # Builds the images and walks through the CPU stack on the container engine at DOCKER_HOST.
 compose-check: $(STAMP)

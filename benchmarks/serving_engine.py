@@ -1,6 +1,5 @@
 """The engine in process: tokens a second, time to the first token, time between tokens."""
 
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 from app.core.messages import BaseModelRef, Finished, Reply, Sampling
 from app.core.specs import QuantizationSpec
 from benchmarks.serving_inputs import prompts
+from benchmarks.timings import summarize
 from worker import base_model
 from worker.device import find_device
 from worker.inference.adapters import Adapter, read_adapter
@@ -74,6 +74,10 @@ class Bench:
     def run(self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         """All at once: greedy, distinct prompts, adapters in turn."""
         texts = prompts(batch, prompt_tokens, self.vocabulary_size)
+        return {"batch": batch, "adapters": adapters, **self.answer(texts, adapters, new_tokens)}
+
+    def answer(self, texts: list[list[int]], adapters: int, new_tokens: int) -> dict[str, Any]:
+        """These prompts, all at once."""
         self.clock = Clock()
         began = time.perf_counter()
         sequences = [
@@ -82,7 +86,7 @@ class Bench:
         ]
         for sequence in sequences:
             self.engine.submit(sequence)
-        while len(self.clock.ended) < batch:
+        while len(self.clock.ended) < len(texts):
             self.engine.step()
         seconds = time.perf_counter() - began
         firsts = [self.clock.times[sequence][0] - began for sequence in sequences]
@@ -91,15 +95,8 @@ class Bench:
             for sequence in sequences
             for before, after in zip(self.clock.times[sequence], self.clock.times[sequence][1:], strict=False)
         ]
-        return {
-            "batch": batch,
-            "adapters": adapters,
-            "tokens_per_second": round(batch * new_tokens / seconds, 1),
-            "first_token_p50_ms": round(statistics.median(firsts) * 1e3, 1),
-            "first_token_max_ms": round(max(firsts) * 1e3, 1),
-            "between_tokens_p50_ms": round(statistics.median(gaps) * 1e3, 2),
-            "between_tokens_p99_ms": round(statistics.quantiles(gaps, n=100)[98] * 1e3, 2),
-        }
+        made = len(texts) * new_tokens
+        return {"tokens_per_second": round(made / seconds, 1), **summarize(firsts, gaps)}
 
     @contextmanager
     def without_graphs(self) -> Iterator[None]:

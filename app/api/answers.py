@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 import anyio
 from fastapi import Request
 from sqlalchemy.orm import Session
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.types import Receive, Scope, Send
 
 from app.api.engine_client import Engine, EngineClient, find_engine
 from app.api.errors import EngineRefusal
@@ -37,10 +35,8 @@ Result = TypeVar("Result")
 Numbered = tuple[int, TokenDelta | Finished]
 
 CLIENT_GONE = 499  # nginx's number for it; nobody reads the answer, but the counters do
-_KEEP_ALIVE_SECONDS = 15
 # So long the status of a stream is held back: the engine may say no. Then the client must hear something.
 _FIRST_REPLY_SECONDS = 10
-_SHUTDOWN_GRACE_SECONDS = 8.0
 _MAX_UNREAD = 64
 _SEED_STEP = 0x1E3779B97F4A7C15
 _MAX_SEED = 2**63 - 1
@@ -143,29 +139,6 @@ async def collect(answers: Answers) -> list[Answer]:
 def _whole(deltas: Sequence[TokenDelta], finished: Finished) -> Answer:
     tokens = [token for delta in deltas for token in delta.tokens or []]
     return Answer("".join(delta.text for delta in deltas), tokens or None, finished)
-
-
-class EventStream(EventSourceResponse):
-    """Server-sent events made of answers, with comments while there is nothing to say."""
-
-    def __init__(self, events: AsyncIterator[ServerSentEvent], answers: Answers) -> None:
-        super().__init__(
-            events,
-            ping=_KEEP_ALIVE_SECONDS,
-            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
-            sep="\n",
-            # On SIGTERM an answer that is being given may still be finished.
-            shutdown_event=anyio.Event(),
-            shutdown_grace_period=_SHUTDOWN_GRACE_SECONDS,
-        )
-        self._answers = answers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until done or until the client is gone."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._answers.close()
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

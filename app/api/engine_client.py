@@ -5,26 +5,23 @@ process's by then. So an address where nobody answers, or nobody who knows the e
 passed over for the next engine.
 """
 
-import socket
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import httpx
+from httptools import HttpParserError
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
+from app.api.engine_stream import CONNECT_SECONDS, KEEPALIVE, AnswerStream, post
 from app.core import workers
 from app.core.errors import EngineFailed, NoEngine
-from app.core.messages import EngineState, Failed, GenerateRequest, Reply, reply_adapter
+from app.core.messages import EngineState, Failed, GenerateRequest, Reply, join_deltas, reply_adapter
 from app.core.settings import Settings
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
-
-_CONNECT_SECONDS = 5.0
-# An engine that loads a model is silent for minutes, so reading has no limit; TCP notices a dead machine.
-_KEEPALIVE_SECONDS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 @dataclass(frozen=True)
@@ -59,17 +56,13 @@ def find_engine(session: Session, settings: Settings, *, base_model: str) -> Eng
 
 
 class EngineClient:
-    """One connection pool for all engines."""
+    """Speaks to all engines: an answer that streams has a connection of its own, the rest share a pool."""
 
     def __init__(self) -> None:
-        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-        for name, value in _KEEPALIVE_SECONDS.items():
-            if hasattr(socket, name):
-                options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
         self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=options),
-            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=KEEPALIVE),
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             trust_env=False,  # a proxy for the internet has no business between us and the engine
         )
 
@@ -99,7 +92,7 @@ class EngineClient:
                 with _engine_errors():
                     response = await self._http.post(f"{candidate.url}{path}", **_content(candidate, request))
                 kind = answer if response.status_code == httpx.codes.OK else Failed
-                with _understanding(response):
+                with _understanding(response.status_code):
                     return kind.model_validate_json(response.content)
             except _NotThere:
                 if is_last:
@@ -110,7 +103,7 @@ class EngineClient:
         """Whether the engine of a worker's row answers, and no other process at its address."""
         headers = {"authorization": f"Bearer {token or ''}"}
         try:
-            response = await self._http.get(f"{url}/state", headers=headers, timeout=_CONNECT_SECONDS)
+            response = await self._http.get(f"{url}/state", headers=headers, timeout=CONNECT_SECONDS)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             return False
         except httpx.TransportError:
@@ -122,18 +115,19 @@ class EngineClient:
         await self._http.aclose()
 
     async def _stream_from(self, engine: Engine, request: GenerateRequest) -> AsyncGenerator[Reply, None]:
-        call = self._http.stream("POST", f"{engine.url}/generate", **_content(engine, request))
-        with _engine_errors():
-            async with call as response:
-                async for line in response.aiter_lines():
-                    with _understanding(response):
-                        reply = reply_adapter.validate_json(line)
+        answer = await _connect(engine, request)
+        with closing(answer), _stream_errors():
+            async for lines in answer.lines():
+                replies, failure = _understood(lines, answer.status)
+                for reply in join_deltas(replies):
                     yield reply
                     if reply.type != "delta":
                         return
-                if response.status_code != httpx.codes.OK:
-                    raise _not_understood(response)
-        raise EngineFailed("The engine stopped while it was answering.", hint="Try again.")
+                if failure is not None:
+                    raise failure
+            if answer.status != httpx.codes.OK:
+                raise _not_understood(answer.status)
+        raise _broken_off()
 
 
 class _NotThere(EngineFailed):
@@ -146,9 +140,44 @@ def _in_turn(engine: Engine) -> Iterator[tuple[Engine, bool]]:
     return ((candidate, candidate is engines[-1]) for candidate in engines)
 
 
+async def _connect(engine: Engine, request: BaseModel) -> AnswerStream:
+    try:
+        return await post(f"{engine.url}/generate", **_content(engine, request))
+    except OSError as error:
+        raise _unreachable() from error
+
+
 def _content(engine: Engine, request: BaseModel) -> dict[str, Any]:
     headers = {"content-type": "application/json", "authorization": f"Bearer {engine.token}"}
-    return {"content": request.model_dump_json(), "headers": headers}
+    return {"content": request.model_dump_json().encode(), "headers": headers}
+
+
+def _understood(lines: list[bytes], status: int) -> tuple[list[Reply], EngineFailed | None]:
+    """The replies up to a line that is none."""
+    replies: list[Reply] = []
+    try:
+        for line in lines:
+            with _understanding(status):
+                replies.append(reply_adapter.validate_json(line))
+    except EngineFailed as failure:
+        return replies, failure
+    return replies, None
+
+
+def _unreachable() -> EngineFailed:
+    return _NotThere("The engine can't be reached.", hint="GET /ready shows the workers.")
+
+
+def _broken_off() -> EngineFailed:
+    return EngineFailed("The engine stopped while it was answering.", hint="Try again.")
+
+
+@contextmanager
+def _stream_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, HttpParserError) as error:
+        raise _broken_off() from error
 
 
 @contextmanager
@@ -156,25 +185,25 @@ def _engine_errors() -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise _NotThere("The engine can't be reached.", hint="GET /ready shows the workers.") from error
+        raise _unreachable() from error
     except httpx.TransportError as error:
-        raise EngineFailed("The engine stopped while it was answering.", hint="Try again.") from error
+        raise _broken_off() from error
 
 
 @contextmanager
-def _understanding(response: httpx.Response) -> Iterator[None]:
+def _understanding(status: int) -> Iterator[None]:
     """Raises _NotThere for what no engine says that knows its token."""
-    if response.status_code == httpx.codes.UNAUTHORIZED:
-        raise _not_understood(response)
+    if status == httpx.codes.UNAUTHORIZED:
+        raise _not_understood(status)
     try:
         yield
     except ValidationError as error:
-        raise _not_understood(response) from error
+        raise _not_understood(status) from error
 
 
-def _not_understood(response: httpx.Response) -> _NotThere:
+def _not_understood(status: int) -> _NotThere:
     return _NotThere(
-        f"The engine's answer (HTTP {response.status_code}) is not understood.",
+        f"The engine's answer (HTTP {status}) is not understood.",
         hint="Another process may have its address: a worker that was killed is forgotten after a lease.",
     )
 

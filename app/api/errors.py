@@ -39,6 +39,7 @@ _STATUS: dict[type[TunesmithError], int] = {
     QueueFull: 429,
     Unavailable: 503,
 }
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _DESCRIPTIONS = {
     401: "No key, or a wrong one.",
     404: "There is no such thing.",
@@ -130,7 +131,7 @@ def refusal_content(failed: Failed) -> dict[str, Any]:
 
 def dumps(content: object) -> str:
     """JSON that any client can read: an unpaired surrogate, which UTF-8 can't hold, becomes `?`."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace").decode()
+    return _encoder.encode(content).encode(errors="replace").decode()
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

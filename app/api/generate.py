@@ -1,19 +1,18 @@
 """POST /generate: one answer from the engine, or several, at once or as a stream of server-sent events."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 from pydantic import BaseModel, Field
-from sse_starlette import ServerSentEvent
 
+from app.api.answer_events import EventStream
 from app.api.answers import (
     CLIENT_GONE,
     Answer,
     Answers,
-    EventStream,
     Target,
     collect,
     find_adapter,
@@ -199,7 +198,7 @@ def _end(target: Target, finished: list[Finished]) -> GenerationEnd:
     )
 
 
-async def _events(target: Target, answers: Answers, count: int) -> AsyncIterator[ServerSentEvent]:
+async def _events(target: Target, answers: Answers, count: int) -> AsyncGenerator[str, None]:
     ends: dict[int, Finished] = {}
     try:
         async for index, reply in answers:
@@ -233,5 +232,5 @@ def _stream_end(target: Target, ends: dict[int, Finished], count: int) -> Stream
     return end
 
 
-def _event(name: str, text: str) -> ServerSentEvent:
-    return ServerSentEvent(text, event=name, sep="\n")
+def _event(name: str, content: str) -> str:
+    return f"event: {name}\ndata: {content}\n\n"

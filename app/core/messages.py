@@ -169,6 +169,19 @@ Reply = Annotated[TokenDelta | Finished | Failed, Field(discriminator="type")]
 reply_adapter: TypeAdapter[Reply] = TypeAdapter(Reply)
 
 
+def join_deltas(replies: list[Reply]) -> list[Reply]:
+    """The same replies, deltas that follow each other made one: what has waited together goes on together."""
+    joined: list[Reply] = []
+    for reply in replies:
+        last = joined[-1] if joined else None
+        if isinstance(last, TokenDelta) and isinstance(reply, TokenDelta):
+            tokens = [*(last.tokens or []), *(reply.tokens or [])]
+            joined[-1] = TokenDelta(text=last.text + reply.text, tokens=tokens or None)
+        else:
+            joined.append(reply)
+    return joined
+
+
 class ServedBase(Wire):
     """A base model that an engine holds."""
 

@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 import uvicorn
+import uvloop
 from transformers.utils import logging as transformers_logging
 
 from app.core.artifacts import ArtifactStore
@@ -44,7 +45,7 @@ def main(report_fd: int) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
     link = ParentLink(report_fd)
-    return asyncio.run(_serve(link, link.read_request(EngineRequest)))
+    return uvloop.run(_serve(link, link.read_request(EngineRequest)))
 
 
 class EngineThread(threading.Thread):

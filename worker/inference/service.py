@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from app.core.errors import QueueFull
-from app.core.messages import Failed, Finished, GenerateRequest, Reply
+from app.core.messages import Failed, Finished, GenerateRequest, Reply, join_deltas
 from worker.http_answers import as_json, is_authorized, malformed, unauthorized
 from worker.inference.engine import Engine
 from worker.inference.failures import failed
@@ -106,7 +106,7 @@ class Answer(Response):
         try:
             sequence = Sequence(await self._service.prepare(self._request))
         except Exception as error:
-            await _send_line(send, [failed(error)])
+            await _send_lines(send, [failed(error)])
         else:
             await self._stream(sequence, send)
         await send({"type": "http.response.body", "body": b""})
@@ -121,7 +121,7 @@ class Answer(Response):
                 while not replies.empty():
                     lines.append(replies.get_nowait())
                 has_ended = isinstance(lines[-1], Finished | Failed)
-                await _send_line(send, lines)
+                await _send_lines(send, join_deltas(lines))
         finally:
             self._service.clients.leave(sequence)
             if not has_ended:
@@ -217,6 +217,6 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _send_line(send: Send, replies: list[Reply]) -> None:
+async def _send_lines(send: Send, replies: list[Reply]) -> None:
     body = "".join(reply.model_dump_json() + "\n" for reply in replies)
     await send({"type": "http.response.body", "body": body.encode(), "more_body": True})

@@ -1,15 +1,15 @@
 """From a request under /v1 to its answer or its stream; chat and completions bring the shapes."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel, Field
-from sse_starlette import ServerSentEvent
 
-from app.api.answers import CLIENT_GONE, Answer, Answers, EventStream, Target, collect, repeat, unless_gone
+from app.api.answer_events import EventStream
+from app.api.answers import CLIENT_GONE, Answer, Answers, Target, collect, repeat, unless_gone
 from app.api.deps import Services
 from app.api.errors import EngineRefusal, dumps, error_content, refusal_content
 from app.api.openai.errors import openai_error
@@ -96,9 +96,7 @@ async def respond(
     return make_whole(choices, question.usage([answer.finished for answer in whole]))
 
 
-async def _events(
-    question: Question, shape: Shape[object], answers: Answers
-) -> AsyncIterator[ServerSentEvent]:
+async def _events(question: Question, shape: Shape[object], answers: Answers) -> AsyncGenerator[str, None]:
     begun: set[int] = set()
     ends: dict[int, Finished] = {}
     try:
@@ -121,12 +119,10 @@ async def _events(
         if question.body.includes_usage:
             usage = question.usage([ends[index] for index in sorted(ends)])
             yield _chunk(question, [], usage.model_dump())
-        yield ServerSentEvent("[DONE]", sep="\n")
+        yield "data: [DONE]\n\n"
 
 
-def _chunk(
-    question: Question, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None
-) -> ServerSentEvent:
+def _chunk(question: Question, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> str:
     content: dict[str, Any] = {
         "id": question.id,
         "object": question.object,
@@ -139,5 +135,5 @@ def _chunk(
     return _event(content)
 
 
-def _event(content: dict[str, Any]) -> ServerSentEvent:
-    return ServerSentEvent(dumps(content), sep="\n")
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {dumps(content)}\n\n"

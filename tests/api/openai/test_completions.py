@@ -55,8 +55,10 @@ def test_defaults_are_openai_s(openai_client: openai.OpenAI, engine: FakeEngine)
 
 def test_a_stream_is_of_completions(openai_client: openai.OpenAI) -> None:
     *chunks, usage = ask(openai_client, stream=True, stream_options={"include_usage": True})
-    assert [chunk.choices[0].text for chunk in chunks] == ["Hel", "lo", ""]
-    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, "stop"]
+    *texts, end = (chunk.choices[0] for chunk in chunks)
+    assert "".join(one.text for one in texts) == "Hello"
+    assert {one.finish_reason for one in texts} == {None}
+    assert (end.text, end.finish_reason) == ("", "stop")
     assert usage.usage.completion_tokens == 2
 
 

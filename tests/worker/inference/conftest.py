@@ -66,7 +66,9 @@ def peft_warnings_ignored() -> Iterator[None]:
         yield
 
 
-def save_adapter(model_folder: Path, folder: Path, *, seed: int = 0, **options: object) -> Path:
+def save_adapter(
+    model_folder: Path, folder: Path, *, seed: int = 0, std: float = 0.3, **options: object
+) -> Path:
     """A LoRA adapter with random weights, saved by PEFT itself."""
     base = AutoModelForCausalLM.from_pretrained(model_folder)
     with torch.random.fork_rng(devices=[]), peft_warnings_ignored():
@@ -74,7 +76,7 @@ def save_adapter(model_folder: Path, folder: Path, *, seed: int = 0, **options: 
         model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options))
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
+                torch.nn.init.normal_(parameter, std=std)
     # Of the output layer PEFT would save the base's weights as well.
     model.save_pretrained(folder, save_embedding_layers=False)
     return folder

@@ -1,6 +1,7 @@
 """From a request to token ids, with the adapter's own template where it has one."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from app.core.messages import AdapterRef, BaseModelRef, ChatMessage, GenerateReq
 from app.core.specs import QuantizationSpec
 from worker.base_model import load_tokenizer
 from worker.device import find_device
+from worker.inference import intake as intake_module
 from worker.inference.adapters import AdapterShelf
 from worker.inference.intake import Intake
 
@@ -129,3 +131,26 @@ def test_a_schema_compiles_once_for_all_folders_with_the_same_tokenizer(intake):
     base, adapter = (intake.prepare(request).grammar for request in requests)
 
     assert base is adapter
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_decoding_by_the_short_way_gives_what_the_tokenizer_gives(models_folder, seed):
+    """Also of special tokens, and of bytes that are no character."""
+    tokenizer = load_tokenizer(models_folder / "tiny-llama")
+    rng = random.Random(seed)
+    token_ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(30))]
+    expected = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    assert intake_module._decode(tokenizer, token_ids) == expected
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked(models_folder):
+    tokenizer = load_tokenizer(models_folder / "tiny-llama")
+
+    class Loud(type(tokenizer)):
+        def _decode(self, *args, **options):
+            return super()._decode(*args, **options).upper()
+
+    tokenizer.__class__ = Loud
+
+    assert intake_module._decode(tokenizer, tokenizer("job")["input_ids"]) == "JOB"

@@ -1,0 +1,89 @@
+"""One POST whose answer is read while it is made: a connection of its own, and httptools to understand it.
+
+All that has arrived is handed over at once, so that a reader who falls behind catches up in large steps; it
+carries several times the tokens of a general HTTP client. Knows nothing of what the answer means.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from urllib.parse import urlsplit
+
+import httptools
+
+# An engine that loads a model is silent for minutes, so reading has no limit; TCP notices a dead machine.
+KEEPALIVE: list[tuple[int, int, int]] = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), seconds)
+        for name, seconds in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, name)
+    ),
+]
+CONNECT_SECONDS = 5.0
+_READ_BYTES = 1 << 16
+
+
+class AnswerStream:
+    """The answer to one request. Must be closed; closing it early tells the other side."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._parser = httptools.HttpResponseParser(self)
+        self._arrived: list[bytes] = []
+        self._is_complete = False
+
+    @property
+    def status(self) -> int:
+        """The answer's status; 0 until it is there."""
+        return int(self._parser.get_status_code())
+
+    async def lines(self) -> AsyncIterator[list[bytes]]:
+        """The lines that have arrived, at least one each time.
+
+        Raises OSError for a connection that breaks, HttpParserError for an answer that is none.
+        """
+        rest = b""
+        while not self._is_complete:
+            data = await self._reader.read(_READ_BYTES)
+            if not data:
+                raise ConnectionResetError("The connection was closed in the middle of the answer.")
+            self._parser.feed_data(data)
+            *lines, rest = (rest + b"".join(self._arrived)).split(b"\n")
+            self._arrived.clear()
+            if lines:
+                yield lines
+        if rest:
+            yield [rest]
+
+    def close(self) -> None:
+        """Hang up."""
+        self._writer.close()
+
+    def on_body(self, body: bytes) -> None:
+        """From the parser."""
+        self._arrived.append(body)
+
+    def on_message_complete(self) -> None:
+        """From the parser."""
+        self._is_complete = True
+
+
+async def post(url: str, content: bytes, headers: Mapping[str, str]) -> AnswerStream:
+    """Send a request. Raises OSError and TimeoutError when there is no connection."""
+    parts = urlsplit(url)
+    is_secure = parts.scheme == "https"
+    connecting = asyncio.open_connection(
+        parts.hostname,
+        parts.port or (443 if is_secure else 80),
+        ssl=ssl.create_default_context() if is_secure else None,
+    )
+    reader, writer = await asyncio.wait_for(connecting, CONNECT_SECONDS)
+    for option in KEEPALIVE:
+        writer.get_extra_info("socket").setsockopt(*option)
+    head = {"host": parts.netloc.rpartition("@")[2], "content-length": len(content), **headers}
+    lines = [f"POST {parts.path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items()), "", ""]
+    writer.write("\r\n".join(lines).encode("latin-1") + content)
+    return AnswerStream(reader, writer)

@@ -1,0 +1,35 @@
+"""The worker's own engine process, but no token ends an answer and every token reads as a letter.
+
+So each answer has as many tokens as were asked for, and each of them arrives as text, whatever the model.
+"""
+
+import os
+import sys
+from typing import Any
+
+from worker import chat_templates
+from worker.inference import intake, server
+
+
+def letter_decoder(tokenizer: Any, decode: Any) -> Any:
+    """Decodes as the tokenizer does, but other ids: each that it is asked for stands for a letter."""
+    letters = [index for index in range(min(1000, len(tokenizer))) if decode(tokenizer, [index]).isalpha()]
+    return lambda token_ids: decode(tokenizer, [letters[token_id % len(letters)] for token_id in token_ids])
+
+
+def _without_end() -> None:
+    decode, decoders = intake._decode, {}
+
+    def decode_letters(tokenizer: Any, token_ids: list[int]) -> str:
+        if id(tokenizer) not in decoders:
+            decoders[id(tokenizer)] = letter_decoder(tokenizer, decode)
+        return str(decoders[id(tokenizer)](token_ids))
+
+    intake._decode = decode_letters
+    chat_templates.end_token_ids = lambda *_: set()
+
+
+if __name__ == "__main__":
+    _without_end()
+    status = server.main(int(sys.argv[1]))
+    os._exit(status)

@@ -1,0 +1,268 @@
+"""Serving, measured: in process, through HTTP, and beside PEFT's `generate`, in one run.
+
+    python -m benchmarks.serving --model data/models/SmolLM2-135M-Instruct --machine cpu-2-cores
+
+Writes `benchmarks/results/serving-<machine>.json` after each line of its table. Each part runs in a process
+of its own, so that the device is free again for the next: greedy answers of so many tokens to distinct random
+prompts, adapters with random weights (r=16, all linear layers) in turn, prefill included in every rate. PEFT
+answers one adapter after another: with a call of `generate` for each client, and with one for each adapter.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from app.core.messages import BaseModelRef
+from app.core.settings import EngineWeights
+from app.core.specs import QuantizationSpec
+from benchmarks.estimate_settings import describe_machine
+
+_RESULTS = Path(__file__).parent / "results"
+_SYSTEM_TOKENS = 400
+_QUESTION_TOKENS = 32
+_REUSE_CLIENTS = 8
+_REUSE_NEW_TOKENS = 16
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Options:
+    """What to measure; as on the command line."""
+
+    model: Path
+    adapters_folder: Path
+    machine: str
+    weights: str
+    batches: list[int]
+    adapters: list[int]
+    http_adapters: list[int]
+    prompt_tokens: int
+    new_tokens: int
+    peft_batches: list[int]
+    peft_new_tokens: int
+    peft_calls: int
+    parts: list[str]
+
+    @property
+    def base(self) -> BaseModelRef:
+        """The base model with its weights."""
+        quantization = QuantizationSpec(load_in_4bit=self.weights != "full")
+        return BaseModelRef(name=self.model.name, quantization=quantization)
+
+    @property
+    def keeps_4bit(self) -> bool:
+        """Whether the engine computes with packed weights."""
+        return self.weights == "nf4-packed"
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Of prompts and answers."""
+        return {"prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens}
+
+    @property
+    def adapter_folders(self) -> list[Path]:
+        """All that any row needs, written where they are not there yet."""
+        from benchmarks.serving_inputs import write_adapters
+
+        count = max([8, *self.adapters, *self.http_adapters])
+        return write_adapters(self.model, self.adapters_folder, count)
+
+
+def in_process(options: Options) -> Iterator[Row]:
+    """The engine alone, and what a system prompt costs that is shared, beside one that is not."""
+    from benchmarks.serving_engine import Bench
+    from benchmarks.serving_inputs import prompts
+
+    folders = options.adapter_folders[: max([1, *options.adapters])]
+    four_bits = options.base.quantization.load_in_4bit
+    bench = Bench(options.model, load_in_4bit=four_bits, adapters=folders, keeps_4bit=options.keeps_4bit)
+    yield {"part": "start", "seconds_to_ready": round(bench.ready_seconds, 1)}
+    bench.run(2, 1, prompt_tokens=8, new_tokens=4)
+    for adapters in options.adapters:
+        for batch in _sensible(options.batches, adapters):
+            # Every adapter is on the device before the clock starts; loading one is a line of its own.
+            bench.run(max(1, adapters), adapters, prompt_tokens=2, new_tokens=2)
+            yield {"part": "in process", **bench.run(batch, adapters, **options.lengths)}
+    system, *others = prompts(1 + _REUSE_CLIENTS, _SYSTEM_TOKENS, bench.vocabulary_size)
+    questions = prompts(_REUSE_CLIENTS, _QUESTION_TOKENS, bench.vocabulary_size)
+    bench.answer([system], 1, 1)
+    for name, systems in (("distinct", others), ("shared", [system] * _REUSE_CLIENTS)):
+        texts = [one + question for one, question in zip(systems, questions, strict=True)]
+        found = bench.answer(texts, 1, _REUSE_NEW_TOKENS)
+        yield {"part": "prefix reuse", "system prompts": name, "clients": _REUSE_CLIENTS, **found}
+
+
+def through_http(options: Options) -> Iterator[Row]:
+    """A running API and a running engine."""
+    from benchmarks.serving_box import ServingBox, Setup
+    from benchmarks.serving_http import HttpBench
+    from worker.base_model import load_tokenizer
+
+    folders = options.adapter_folders
+    names = [folder.name for folder in folders]
+    setup = Setup(
+        options.base,
+        options.model.parent,
+        options.adapters_folder,
+        names,
+        "benchmarks.endless_engine",
+        adapter_slots=len(names),
+        weights=EngineWeights.PACKED if options.keeps_4bit else EngineWeights.UNPACKED,
+    )
+    with tempfile.TemporaryDirectory() as scratch, ServingBox(setup, Path(scratch)) as box:
+        bench = HttpBench(box, options.base.name, names, len(load_tokenizer(options.model)))
+        yield {"part": "http start", **bench.start()}
+        yield {"part": "cold adapter", **bench.cold_adapters(options.prompt_tokens)}
+        for adapters in options.http_adapters:
+            for batch in _sensible(options.batches, adapters):
+                yield {"part": "http", **bench.row(batch, adapters, **options.lengths)}
+
+
+def with_peft(options: Options) -> Iterator[Row]:
+    """The baseline."""
+    from benchmarks.serving_peft import PeftBench
+
+    bench = PeftBench(options.model, options.base, options.adapter_folders[: max([1, *options.adapters])])
+    lengths = {"prompt_tokens": options.prompt_tokens, "new_tokens": options.peft_new_tokens}
+    for adapters in options.adapters:
+        for batch in _sensible(options.peft_batches, adapters):
+            for row in bench.rows(batch, adapters, **lengths, most_calls=options.peft_calls):
+                yield {"part": "peft", **row}
+
+
+PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
+    "in-process": in_process,
+    "http": through_http,
+    "peft": with_peft,
+}
+
+
+def main() -> None:
+    """The command line."""
+    options = _parse()
+    # As the worker starts its engine: threads that spin while they wait slow a busy machine down many times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    path = _RESULTS / f"serving-{options.machine}.json"
+    settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+    found = {
+        **describe_machine("benchmarks.serving"),
+        "model": options.model.name,
+        "load_at_start": os.getloadavg()[0],
+        "settings": settings,
+        "ratios": {},
+        "rows": [],
+    }
+    began = time.perf_counter()
+    for part in options.parts:
+        for row in _in_a_process(part, options):
+            found["rows"].append(row)
+            found["ratios"] = _ratios(found["rows"])
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"{time.perf_counter() - began:6.0f} s  {_line(row)}", flush=True)
+    found["load_at_end"] = os.getloadavg()[0]
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    for name, value in found["ratios"].items():
+        print(f"{name}: {value}")
+    print(path)
+
+
+def _ratios(rows: list[Row]) -> dict[str, float]:
+    """HTTP against in process, and both against PEFT, where the same work was done both ways."""
+    rates = {
+        (row["part"], row.get("how", ""), row["batch"], row["adapters"]): row["tokens_per_second"]
+        for row in rows
+        if "batch" in row
+    }
+    found = {}
+    for (part, _, batch, adapters), rate in rates.items():
+        for (other, how, *work), base in rates.items():
+            if work == [batch, adapters] and (part, other) in _COMPARED:
+                name = f"{part} / {other}{', ' + how if how else ''}: {batch} clients, {adapters} adapters"
+                found[name] = round(rate / base, 2)
+    firsts = {row["system prompts"]: row["first_token_p50_ms"] for row in rows if "system prompts" in row}
+    if len(firsts) == 2:
+        found["first token, distinct / shared system prompts"] = round(
+            firsts["distinct"] / firsts["shared"], 2
+        )
+    return found
+
+
+_COMPARED = {("http", "in process"), ("http", "peft"), ("in process", "peft")}
+
+
+def _sensible(batches: list[int], adapters: int) -> list[int]:
+    """Fewer clients than adapters would not be that many adapters."""
+    return [batch for batch in batches if batch >= adapters]
+
+
+def _in_a_process(part: str, options: Options) -> Iterator[Row]:
+    """The rows of a part as they come. Exits where the part fails."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(part, options, theirs))
+    process.start()
+    theirs.close()
+    try:
+        while True:
+            yield ours.recv()
+    except EOFError:
+        process.join()
+    if process.exitcode:
+        sys.exit(f"{part} failed")
+
+
+def _run(part: str, options: Options, rows: Connection) -> None:
+    for row in PARTS[part](options):
+        rows.send(row)
+
+
+def _line(row: Row) -> str:
+    return "  ".join(str(value) if name == "part" else f"{name} {value}" for name, value in row.items())
+
+
+def _parse() -> Options:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="A Hugging Face folder.")
+    add(
+        "--adapters-folder", type=Path, help="Where the adapters are, or are made; default: beside the model."
+    )
+    add("--machine", required=True, help="The result's file is named after it.")
+    add(
+        "--weights",
+        choices=["full", "nf4", "nf4-packed"],
+        default="full",
+        help="full: 16 bits, on a CPU 32. nf4: unpacked once.",
+    )
+    add("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128])
+    add("--adapters", type=int, nargs="+", default=[0, 1, 8, 32])
+    add("--http-adapters", type=int, nargs="+", help="Default: as --adapters.")
+    add("--prompt-tokens", type=int, default=128)
+    add("--new-tokens", type=int, default=256)
+    add("--peft-batches", type=int, nargs="+", help="Default: the second smallest of --batches.")
+    add("--peft-new-tokens", type=int, help="Default: as --new-tokens.")
+    add("--peft-calls", type=int, default=4, help="Most calls of `generate` for a line; the rest is alike.")
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    given = parser.parse_args()
+    given.model = given.model.absolute()
+    given.adapters_folder = given.adapters_folder or given.model.parent / f".adapters-{given.model.name}"
+    given.http_adapters = given.http_adapters or given.adapters
+    given.peft_batches = given.peft_batches or sorted(given.batches)[:2][-1:]
+    given.peft_new_tokens = given.peft_new_tokens or given.new_tokens
+    return Options(**vars(given))
+
+
+if __name__ == "__main__":
+    main()

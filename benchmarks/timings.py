@@ -1,0 +1,20 @@
+"""Times of streamed answers as a table shows them."""
+
+import statistics
+from collections.abc import Sequence
+
+
+def summarize(firsts: Sequence[float], gaps: Sequence[float]) -> dict[str, float]:
+    """Seconds to the first token and between tokens, as milliseconds at the 50th and 99th percentile."""
+    return {
+        "first_token_p50_ms": round(statistics.median(firsts) * 1e3, 1),
+        "first_token_p99_ms": round(percentile(firsts, 99) * 1e3, 1),
+        "between_tokens_p50_ms": round(percentile(gaps, 50) * 1e3, 2),
+        "between_tokens_p99_ms": round(percentile(gaps, 99) * 1e3, 2),
+    }
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The value that so many percent do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
