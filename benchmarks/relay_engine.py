@@ -67,7 +67,8 @@ async def _serve(link: ParentLink) -> None:
     clients = Clients(asyncio.get_running_loop())
     engine = SteadyEngine(clients)
     engine.start()
-    service = Service(engine, clients, _prepare, link.read_request(EngineRequest).token)  # type: ignore[arg-type]
+    request = link.read_request(EngineRequest)
+    service = Service(engine, clients, _prepare, token=request.token, max_waiting=request.max_waiting)  # type: ignore[arg-type]
     link.watch(on_stop=lambda: None)
     config = uvicorn.Config(service.app(), lifespan="off", log_level="warning", access_log=False)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
