@@ -41,7 +41,7 @@ def test_serving_renders_with_the_jobs_template(make_request: MakeRequest) -> No
     request = make_request(training=SHORT, chat_template=CHAT_TEMPLATE)
     run_here(request)
 
-    tokenizer = TokenizerShelf().get(request.output_folder)
+    _, tokenizer = TokenizerShelf().get(request.output_folder)
 
     prompt = render(tokenizer, [Message("user", "How?")], add_generation_prompt=True)
     assert prompt == "<|begin|>[user]How?[assistant]"
@@ -83,7 +83,8 @@ def test_a_base_model_is_trained_and_served_with_its_own_template_or_its_familys
     assert not reports.events(Warn)
     shelf = TokenizerShelf()
     for folder in (request.models_folder / NAME, request.output_folder):
-        assert shelf.get(folder).chat_template == template
+        _, tokenizer = shelf.get(folder)
+        assert tokenizer.chat_template == template
 
 
 def with_template(request: TrainingRequest, folder: Path, template: str | None) -> TrainingRequest:
