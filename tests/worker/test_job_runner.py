@@ -204,6 +204,6 @@ def _child_pid() -> int:
     [child] = [
         process
         for process in psutil.Process().children()
-        if "tests.scripted_training" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+        if process.status() != psutil.STATUS_ZOMBIE and "tests.scripted_training" in process.cmdline()
     ]
     return int(child.pid)

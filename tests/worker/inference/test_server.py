@@ -241,10 +241,13 @@ def test_answer_is_sent_as_it_is_made(engine):
 def test_stop_lets_an_answer_finish_and_ends_well(models_folder, adapters_folder, tmp_path):
     process = start(models_folder, adapters_folder, tmp_path)
     with connect(process) as engine:
-        stream = engine.stream(sampling=Sampling(temperature=1, max_new_tokens=60))
-        next(stream)
+        # Without an end of its own, or it might be over before it is asked to stop.
+        sampling = Sampling(temperature=1, max_new_tokens=200, logit_bias={2: -100})
+        stream = engine.stream(sampling=sampling)
+        replies = [next(stream)]
         process.ask_to_stop()
-        assert isinstance(list(stream)[-1], Finished)
+        replies += stream
+        assert isinstance(replies[-1], Finished)
 
     assert process.wait(60) == 0, process.log_tail()
     process.close()
