@@ -1,0 +1,60 @@
+"""An engine without a model, for tests of its loop."""
+
+import threading
+
+from tests.worker.inference.fakes import FakeRunner, Mailbox, make_sequence
+from worker.inference.engine import Engine, Options
+from worker.inference.scheduler import Scheduler
+
+
+class Bench:
+    """An engine on fake runners, its mailbox, and a clock that is set by hand."""
+
+    def __init__(self, *, max_waiting: int = 99, slots: int = 2, max_lanes: int = 1) -> None:
+        self.runner = FakeRunner()
+        # One for each base model, where they should not share `runner`.
+        self.runners: dict[str, FakeRunner] = {}
+        # Base models that take until told.
+        self.slow: dict[str, threading.Event] = {}
+        self.changes = 0
+        self.bases: list[str] = []
+        self.load_errors: list[Exception] = []
+        self.mail = Mailbox()
+        self.scheduler = Scheduler(max_waiting=max_waiting, adapter_slot_count=slots, max_lanes=max_lanes)
+        self.now = 0.0
+        self.engine = Engine(
+            self._load,
+            self.mail.deliver,
+            self.scheduler,
+            clock=lambda: self.now,
+            options=Options(switch_wait_seconds=100, on_change=self._changed),
+        )
+
+    def _changed(self):
+        self.changes += 1
+
+    def _load(self, base):
+        if base.name in self.slow:
+            self.slow[base.name].wait()
+        if self.load_errors:
+            raise self.load_errors.pop()
+        self.bases.append(base.name)
+        return self.runners.get(base.name, self.runner)
+
+    def submit(self, script=(), **options):
+        sequence = make_sequence(**options)
+        self.runner.scripts[sequence] = list(script)
+        self.engine.submit(sequence)
+        return sequence
+
+    def finish(self, *sequences):
+        for _ in range(200):
+            if all(map(self.mail.has_ended, sequences)):
+                return
+            self.engine.step()
+        raise AssertionError("it goes on for ever")
+
+    def finish_all(self, *sequences):
+        """As `finish`, also where others run while a thread loads: the test's time-out ends it."""
+        while not all(map(self.mail.has_ended, sequences)):
+            self.engine.step()

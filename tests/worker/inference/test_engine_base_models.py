@@ -1,0 +1,184 @@
+"""Base models: loaded when somebody waits, beside or after each other, and nobody waits unawares."""
+
+import queue
+import threading
+
+import pytest
+
+from app.core.errors import InvalidRequest, OutOfMemory
+from app.core.messages import Finished
+from tests.worker.inference.engine_bench import Bench
+from tests.worker.inference.fakes import FakeRunner, make_base, make_capacity, make_sequence
+from worker.inference.engine import Engine
+from worker.inference.scheduler import Scheduler
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def test_base_models_take_turns(bench):
+    sequences = [bench.submit(base=name) for name in ("one", "two", "one")]
+    bench.finish(*sequences)
+
+    assert bench.bases == ["one", "two"]
+    assert bench.engine.state.base_model == make_base("two")
+
+
+def test_base_model_that_does_not_load_fails_those_who_wait_for_it(bench):
+    bench.load_errors = [InvalidRequest("no such luck")]
+    broken, fine = bench.submit(base="one"), bench.submit(base="two")
+    bench.finish(broken, fine)
+
+    assert bench.mail.end(broken).message == "no such luck"
+    assert isinstance(bench.mail.end(fine), Finished)
+
+
+@pytest.fixture
+def two_lanes():
+    """`one` is loaded and busy; `two` loads until told."""
+    bench = Bench(max_lanes=2)
+    bench.slow["two"] = threading.Event()
+    bench.long = bench.submit(base="one", max_new_tokens=90)
+    bench.engine.step()
+    yield bench
+    bench.slow["two"].set()
+
+
+def test_other_base_models_make_tokens_while_one_is_loaded(two_lanes):
+    other = two_lanes.submit(base="two")
+    before = len(two_lanes.long.token_ids)
+    for _ in range(10):
+        two_lanes.engine.step()
+
+    assert len(two_lanes.long.token_ids) == before + 10
+    assert two_lanes.engine.state.loading.base_model == make_base("two")
+    assert [(one.base_model.name, one.count) for one in two_lanes.engine.state.waiting] == [("two", 1)]
+    two_lanes.slow["two"].set()
+    two_lanes.finish_all(other, two_lanes.long)
+
+
+def test_loaded_base_models_take_steps_in_turn():
+    bench = Bench(max_lanes=2)
+    one, two = bench.submit(base="one", max_new_tokens=90), bench.submit(base="two", max_new_tokens=90)
+    while not (one.token_ids and two.token_ids):
+        bench.engine.step()
+    before = len(one.token_ids), len(two.token_ids)
+    for _ in range(5):
+        bench.engine.step()
+
+    assert (len(one.token_ids), len(two.token_ids)) == (before[0] + 5, before[1] + 5)
+    assert [base.base_model.name for base in bench.engine.state.bases] == ["one", "two"]
+
+
+def test_adapters_are_shown_with_their_base_model():
+    bench = Bench(max_lanes=2)
+    bench.finish_all(bench.submit(base="one", adapter="x"), bench.submit(base="two", adapter="y"))
+
+    assert [base.adapters for base in bench.engine.state.bases] == [["x"], ["y"]]
+    assert bench.engine.state.adapters == ["x", "y"]
+
+
+def test_base_model_that_lacks_memory_beside_others_takes_their_place():
+    bench = Bench(max_lanes=2)
+    bench.runners["one"] = FakeRunner()
+    bench.finish(bench.submit(base="one"))
+    bench.load_errors = [OutOfMemory("full")]
+    large = bench.submit(base="two")
+    bench.finish_all(large)
+
+    assert isinstance(bench.mail.end(large), Finished)
+    assert bench.runners["one"].closed
+    assert [base.base_model.name for base in bench.engine.state.bases] == ["two"]
+
+
+def test_base_model_that_lacks_memory_alone_fails_those_who_wait_for_it(bench):
+    bench.load_errors = [OutOfMemory("full")]
+    large = bench.submit(base="two")
+    bench.finish(large)
+
+    end = bench.mail.end(large)
+    assert (end.kind, end.code) == ("unavailable", "out_of_memory")
+    assert end.retry_after_seconds
+
+
+def test_failed_loading_does_not_hurt_those_who_run(two_lanes):
+    two_lanes.load_errors = [InvalidRequest("no such luck")]
+    broken = two_lanes.submit(base="two")
+    two_lanes.engine.step()
+    two_lanes.slow["two"].set()
+    two_lanes.finish_all(broken, two_lanes.long)
+
+    assert two_lanes.mail.end(broken).message == "no such luck"
+    assert two_lanes.mail.text(two_lanes.long) == "a" * 90
+
+
+def test_wait_for_a_base_model_is_bounded(bench):
+    running = bench.submit(base="one", max_new_tokens=90)
+    bench.engine.step()
+    other = bench.submit(base="two")
+    bench.engine.step()
+    assert not bench.mail.has_ended(other)
+    bench.now = 100.0
+    bench.engine.step()
+
+    end = bench.mail.end(other)
+    assert (end.kind, end.code, end.retry_after_seconds) == ("unavailable", "base_model_busy", 30)
+    assert "'two'" in end.message
+    assert "'one'" in end.message
+    assert not bench.mail.has_ended(running)
+
+
+def test_wait_for_a_row_on_a_loaded_base_model_is_not_bounded(bench):
+    bench.runner.capacity = make_capacity(max_rows=1)
+    bench.submit(max_new_tokens=90)
+    bench.engine.step()
+    waiting = bench.submit()
+    bench.engine.step()
+    bench.now = 1000.0
+    bench.engine.step()
+
+    assert not bench.mail.has_ended(waiting)
+
+
+def test_pause_waits_for_the_base_model_that_is_being_loaded_and_drops_it(two_lanes):
+    two_lanes.submit(base="two")
+    two_lanes.engine.step()
+    paused = two_lanes.engine.pause("job_1")
+    two_lanes.engine.cancel(two_lanes.long)
+    two_lanes.slow["two"].set()
+    while not paused.done():
+        two_lanes.engine.step()
+
+    assert two_lanes.bases == ["one", "two"]
+    assert two_lanes.engine.state.bases == []
+
+
+def test_a_full_queue_refuses_at_once_while_a_base_model_is_loaded():
+    bench, told = Bench(), queue.SimpleQueue()
+    bench.slow["base"] = threading.Event()
+    engine = Engine(bench._load, told.put, Scheduler(max_waiting=1, adapter_slot_count=1))
+    thread = threading.Thread(target=engine.run, daemon=True)
+    thread.start()
+    engine.submit(make_sequence())
+    while engine.state.loading is None:
+        pass
+    refused = make_sequence()
+    engine.submit(refused)
+    ((sequence, reply),) = told.get(timeout=10)
+    bench.slow["base"].set()
+    engine.stop(grace_seconds=0)
+    thread.join()
+
+    assert sequence is refused
+    assert reply.code == "queue_full"
+
+
+def test_stop_does_not_wait_for_the_base_model_that_is_being_loaded(two_lanes):
+    two_lanes.submit(base="two")
+    two_lanes.engine.step()
+    stopped = two_lanes.engine.stop(grace_seconds=0)
+    two_lanes.engine.run()
+
+    assert stopped.done()
