@@ -8,7 +8,7 @@ Slot 0 is no adapter. (S-LoRA and Punica gather weights instead.)
 Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -31,25 +31,17 @@ class Selection:
     slots_N: torch.Tensor
     used: list[int]
     is_mixed: bool
-    masks: dict[int, torch.Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
 
-    def own_columns(self, slot_count: int, columns_per_slot: int) -> torch.Tensor:
-        """Shape [N, C], true where a column, of all slots' columns, is of the token's own slot."""
-        if 0 not in self.masks:
-            slots_C = torch.arange(1, slot_count + 1, device=self.slots_N.device)
-            slots_C = slots_C.repeat_interleave(columns_per_slot, output_size=slot_count * columns_per_slot)
-            self.masks[0] = self.slots_N[:, None] == slots_C
-        return self.masks[0]
-
-    def mask(self, columns_per_slot: int) -> torch.Tensor | None:
-        """Shape [N, C], true where a column is of the token's own slot; None where all use the same."""
-        if not self.is_mixed:
-            return None
-        if columns_per_slot not in self.masks:
-            column_slots = torch.arange(self.used[0], self.used[-1] + 1, device=self.slots_N.device)
-            mask_NS = self.slots_N[:, None] == column_slots
-            self.masks[columns_per_slot] = mask_NS.repeat_interleave(columns_per_slot, 1)
-        return self.masks[columns_per_slot]
+    def own_columns(self, first_slot: int, last_slot: int, columns_per_slot: int) -> torch.Tensor:
+        """Shape [N, C], true where a column, of those of these slots, is of the token's own slot."""
+        key = (first_slot, last_slot, columns_per_slot)
+        if key not in self._masks:
+            slots_S = torch.arange(first_slot, last_slot + 1, device=self.slots_N.device)
+            columns = len(slots_S) * columns_per_slot
+            slots_C = slots_S.repeat_interleave(columns_per_slot, output_size=columns)
+            self._masks[key] = self.slots_N[:, None] == slots_C
+        return self._masks[key]
 
 
 class LoraSlots:
@@ -101,7 +93,7 @@ class LoraSlots:
         """A forward pass of so many tokens begins. What was computed for the one before must not be used."""
         if self.selection is not None:
             slots_N = self.selection.slots_N[:token_count]
-            self.selection = replace(self.selection, slots_N=slots_N, masks={})
+            self.selection = Selection(slots_N, self.selection.used, self.selection.is_mixed)
 
     def _check(self, name: str, pair: LoraPair) -> None:
         module = self._modules.get(name)
@@ -192,7 +184,7 @@ class GroupLora:
     def _add_dense(self, y_NO: torch.Tensor, inner_NC: torch.Tensor, selection: Selection) -> None:
         """For many tokens: with the columns of all slots, and zeros where they are not a token's own."""
         columns = self._slots.count * self._slots.rank
-        own_NC = selection.own_columns(self._slots.count, self._slots.rank)
+        own_NC = selection.own_columns(1, self._slots.count, self._slots.rank)
         parts = zip(
             y_NO.split(self._group.widths, -1),
             inner_NC.split(columns, -1),
@@ -206,10 +198,10 @@ class GroupLora:
         slots = slice(selection.used[0] - 1, selection.used[-1])
         outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
         inner_NC = functional.linear(x_NI, self._A_MSRI[layer, slots].flatten(0, 1))
-        mask_NC = selection.mask(self._slots.rank)
-        if mask_NC is not None:
+        if selection.is_mixed:
             # Chosen, not multiplied: an infinity in another token's columns must not become a NaN here.
-            inner_NC = inner_NC.where(mask_NC, 0)
+            own_NC = selection.own_columns(selection.used[0], selection.used[-1], self._slots.rank)
+            inner_NC = inner_NC.where(own_NC, 0)
         y_NO.addmm_(inner_NC, self._B_SRO[slots, :, outputs].flatten(0, 1))
 
     def _stacks(self) -> tuple[torch.Tensor, torch.Tensor]:
