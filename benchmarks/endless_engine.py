@@ -18,14 +18,14 @@ def letter_decoder(tokenizer: Any, decode: Any) -> Any:
 
 
 def _without_end() -> None:
-    decode, decoders = intake._decode, {}
+    decode, decoders = intake.decode, {}
 
     def decode_letters(tokenizer: Any, token_ids: list[int]) -> str:
         if id(tokenizer) not in decoders:
             decoders[id(tokenizer)] = letter_decoder(tokenizer, decode)
         return str(decoders[id(tokenizer)](token_ids))
 
-    intake._decode = decode_letters
+    intake.decode = decode_letters
     chat_templates.end_token_ids = lambda *_: set()
 
 

@@ -1,8 +1,6 @@
 """The engine in process: tokens a second, time to the first token, time between tokens."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from worker import base_model
 from worker.device import find_device
 from worker.inference.adapters import Adapter, read_adapter
 from worker.inference.engine import Engine
-from worker.inference.intake import _decode
+from worker.inference.intake import decode
 from worker.inference.model_runner import ModelRunner
 from worker.inference.scheduler import Scheduler
 from worker.inference.sequence import Prompt, Sequence
@@ -62,8 +60,8 @@ class Bench:
         self.ready_seconds = time.perf_counter() - began
         tokenizer = base_model.load_tokenizer(folder)
         # The checkpoint's vocabulary is larger than its tokenizer's: other ids are read as letters.
-        letters = [index for index in range(256) if _decode(tokenizer, [index]).isalpha()]
-        self._decode = lambda token_ids: _decode(
+        letters = [index for index in range(256) if decode(tokenizer, [index]).isalpha()]
+        self._decode = lambda token_ids: decode(
             tokenizer, [letters[token_id % len(letters)] for token_id in token_ids]
         )
         self.adapters: list[Adapter] = [read_adapter(one.name, one) for one in adapters]
@@ -97,15 +95,6 @@ class Bench:
         ]
         made = len(texts) * new_tokens
         return {"tokens_per_second": round(made / seconds, 1), **summarize(firsts, gaps)}
-
-    @contextmanager
-    def without_graphs(self) -> Iterator[None]:
-        """Launch the decode step piece by piece."""
-        runner = self.runner
-        graphs = runner._decode_graphs, runner._prefill_graphs
-        runner._decode_graphs = runner._prefill_graphs = None
-        yield
-        runner._decode_graphs, runner._prefill_graphs = graphs
 
     def _sequence(self, token_ids: list[int], adapter: Adapter | None, new_tokens: int) -> Sequence:
         return Sequence(

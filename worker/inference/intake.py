@@ -65,7 +65,7 @@ class Intake:
             sampling=request.sampling,
             seed=secrets.randbits(63) if seed is None else seed,
             end_ids=end_ids,
-            decode=partial(_decode, tokenizer),
+            decode=partial(decode, tokenizer),
             context_ids=token_ids if request.messages is None else (),
             received_at=received_at,
             token_bytes=make_token_bytes(tokenizer) if request.sampling.logprobs is not None else None,
@@ -93,6 +93,16 @@ class TokenizerShelf:
             while len(self._tokenizers) > _MAX_TOKENIZERS:
                 self._tokenizers.popitem(last=False)
             return digest, self._tokenizers[digest]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """The text of these tokens, special ones left out, as transformers decodes it."""
+    kind = type(tokenizer)
+    if kind.decode is PreTrainedTokenizerBase.decode and getattr(kind, "_decode", None) is _PLAIN_DECODE:
+        # What it would come to: transformers' checks of its arguments take three times as long as decoding.
+        return cast(str, cast(Any, tokenizer).backend_tokenizer.decode(token_ids, skip_special_tokens=True))
+    text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return cast(str, text)
 
 
 def _tokenizer_folder(base_folder: Path, adapter: Adapter | None) -> Path:
@@ -130,15 +140,6 @@ def _known(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], *, para
     if unknown is not None:
         raise InvalidRequest(f"There is no token {unknown}: the tokenizer has {len(tokenizer)}.", param=param)
     return ids
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
-    kind = type(tokenizer)
-    if kind.decode is PreTrainedTokenizerBase.decode and getattr(kind, "_decode", None) is _PLAIN_DECODE:
-        # What it would come to: transformers' checks of its arguments take three times as long as decoding.
-        return cast(str, cast(Any, tokenizer).backend_tokenizer.decode(token_ids, skip_special_tokens=True))
-    text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return cast(str, text)
 
 
 def _generation_eos(folder: Path) -> int | list[int] | None:

@@ -141,7 +141,7 @@ def test_decoding_by_the_short_way_gives_what_the_tokenizer_gives(models_folder,
     token_ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(30))]
     expected = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    assert intake_module._decode(tokenizer, token_ids) == expected
+    assert intake_module.decode(tokenizer, token_ids) == expected
 
 
 def test_a_tokenizer_that_decodes_in_its_own_way_is_asked(models_folder):
@@ -153,4 +153,4 @@ def test_a_tokenizer_that_decodes_in_its_own_way_is_asked(models_folder):
 
     tokenizer.__class__ = Loud
 
-    assert intake_module._decode(tokenizer, tokenizer("job")["input_ids"]) == "JOB"
+    assert intake_module.decode(tokenizer, tokenizer("job")["input_ids"]) == "JOB"
