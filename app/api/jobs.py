@@ -84,7 +84,7 @@ def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
 
 @router.post("/{job_id}/pause", status_code=202, summary="Pause a job", responses=documented(404, 409))
 def pause_job(job_id: JobId, services: ServicesDep) -> Job:
-    """Pause a waiting job at once; a running one stops after its step, with a checkpoint, and frees the GPU."""
+    """Pause a waiting job at once; a running one stops after its step, keeps it, and frees the GPU."""
     with services.database.transaction() as session:
         return Job.from_row(jobs.request_pause(session, job_id))
 
