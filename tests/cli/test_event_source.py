@@ -1,9 +1,11 @@
 """Following a job against the real API, which is stopped and started again."""
 
+import json
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from app.cli.client import Client
 from app.cli.event_source import Interrupted, follow
@@ -17,6 +19,8 @@ from app.core.settings import Settings
 from app.main import create_app
 from tests.factories import make_job
 from tests.fakes import ServerThread
+
+STATES = [(1, "queued"), (2, "succeeded")]
 
 
 class RestartingApi:
@@ -83,6 +87,22 @@ def test_a_follower_gives_up_after_ten_minutes(restarting: RestartingApi, job_id
     with Client(Connection(restarting.url)) as client, pytest.raises(CommandFailed, match="No API answers"):
         list(follow(client, job_id, sleep=waits.append))
     assert 600 <= sum(waits) < 610
+
+
+def test_a_keep_alive_is_no_event() -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        event = {"at": "2026-11-25T00:00:00Z", "level": "info", "type": "state"}
+        first, last = ({**event, "seq": seq, "data": {"state": state}} for seq, state in STATES)
+        text = f"id: 1\ndata: {json.dumps(first)}\n\n: ping\n\nid: 2\ndata: {json.dumps(last)}\n\n"
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": text.encode()})
+
+    server = ServerThread(answer, lifespan="off")
+    with Client(Connection(server.url)) as client:
+        found = list(follow(client, "job_0000000000000000", sleep=pytest.fail))
+    server.stop()
+    assert [event.seq for event in found if isinstance(event, Event)] == [1, 2]
 
 
 def test_a_job_that_is_not_there_is_said_at_once(restarting: RestartingApi) -> None:
