@@ -122,7 +122,12 @@ class TerminalView:
                 self._take_state(event)
         if event.type in ("log", "warning", "eval") or event.level != "info":
             style = {"warning": "yellow", "error": "red"}.get(event.level, "")
-            self._screen.print(Text(event_lines.render(event), style=style))
+            line = event_lines.render(event)
+            grid = Table.grid()  # so that what wraps stands under what it belongs to
+            grid.add_column(no_wrap=True)
+            grid.add_column()
+            grid.add_row(line[: event_lines.TEXT_COLUMN], Text(line[event_lines.TEXT_COLUMN :]))
+            self._screen.print(grid, style=style)
 
     def _take_metrics(self, event: Event) -> None:
         seen, found = self._seen, event.data
