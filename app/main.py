@@ -27,12 +27,13 @@ from app.api.body_limit import BodyLimitMiddleware
 from app.api.deps import Services
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
-from app.api.openai import chat, completions
+from app.api.openai import chat, completions, fine_tuning
+from app.api.openai import files as openai_files
 from app.api.openai import models as openai_models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
 from app.api.request_metrics import RequestMetrics
 from app.api.requests import RequestMiddleware
-from app.core import idempotency, queue, workers
+from app.core import files, idempotency, queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.settings import Settings
@@ -85,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (hub_datasets, datasets, preview, preflight, jobs, job_history, models, adapters, generate):
         responses = errors.documented(401, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
-    for module in (openai_models, chat, completions):
+    for module in (openai_models, chat, completions, openai_files, fine_tuning):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )
@@ -131,7 +132,7 @@ async def _sweep(services: Services) -> None:
 
 
 def sweep_once(services: Services) -> None:
-    """Requeue jobs whose lease has expired; forget workers and requests of long ago."""
+    """Requeue jobs whose lease has expired; forget what is past its time: workers, requests, files."""
     settings = services.settings
     with services.database.transaction() as session:
         for job_id, state in queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts):
@@ -139,3 +140,6 @@ def sweep_once(services: Services) -> None:
         older_than = settings.lease_seconds * _FORGET_WORKER_AFTER_LEASES
         workers.forget_dead(session, older_than_seconds=older_than)
         idempotency.prune(session)
+        expired = files.delete_expired(session)
+    for folder in expired:
+        services.store.delete(folder)
