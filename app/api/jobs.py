@@ -1,4 +1,4 @@
-"""Jobs: submit, list, show, cancel, retry. What a job has done so far stands in job_history.py."""
+"""Jobs: submit, list, show, cancel, pause, resume, retry. What one has done stands in job_history.py."""
 
 from typing import Annotated
 
@@ -77,9 +77,23 @@ def show_job(job_id: JobId, services: ServicesDep) -> Job:
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=documented(404, 409))
 def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
-    """End a waiting job at once; a running one stops after its present step and keeps its last checkpoint."""
+    """End a waiting or paused job at once; a running one stops after its step and keeps a checkpoint."""
     with services.database.transaction() as session:
         return Job.from_row(jobs.request_cancel(session, job_id))
+
+
+@router.post("/{job_id}/pause", status_code=202, summary="Pause a job", responses=documented(404, 409))
+def pause_job(job_id: JobId, services: ServicesDep) -> Job:
+    """Pause a waiting job at once; a running one stops after its step, keeps it, and frees the GPU."""
+    with services.database.transaction() as session:
+        return Job.from_row(jobs.request_pause(session, job_id))
+
+
+@router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=documented(404, 409))
+def resume_job(job_id: JobId, services: ServicesDep) -> Job:
+    """Queue a paused job again; it goes on from its last checkpoint, as if it had never stopped."""
+    with services.database.transaction() as session:
+        return Job.from_row(jobs.resume(session, job_id))
 
 
 @router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409))

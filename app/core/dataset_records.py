@@ -21,7 +21,7 @@ from app.core.datasets import Row, read_rows
 from app.core.errors import DatasetInUse, DatasetNotFound, DatasetNotReady
 from app.core.ids import new_id
 from app.core.paging import newest_first
-from app.core.states import DatasetState, JobState
+from app.core.states import ENDED, DatasetState
 
 
 def store_upload(
@@ -125,7 +125,7 @@ def delete(session: Session, dataset_id: str) -> str:
             tables.Job.dataset_id == dataset_id,
             tables.Job.spec["validation_dataset"].as_string() == dataset_id,
         ),
-        tables.Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
+        tables.Job.state.not_in(ENDED),
     )
     job_id = session.scalar(waiting.limit(1))
     if job_id:

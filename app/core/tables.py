@@ -100,6 +100,7 @@ class Job(Table):
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
     lost_attempts: Mapped[int] = mapped_column(default=0)
     last_event_seq: Mapped[int] = mapped_column(default=0)
 
