@@ -7,13 +7,14 @@ TunesmithError
 │   ├── ModelNotAllowed
 │   ├── UnknownModel
 │   ├── AdapterIncompatible   the adapter to continue from is of another kind; the message says how
+│   ├── TargetRefused         webhooks do not go there
 │   └── IdempotencyKeyReused  the same key with another body
 ├── Unauthorized              no key, or a wrong one
 ├── NotFound
-│   └── JobNotFound, DatasetNotFound, AdapterNotFound
+│   └── JobNotFound, DatasetNotFound, AdapterNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict                  the thing is in a state that does not allow this
 │   └── JobAlreadyEnded, JobNotRetryable, JobNotPausable, JobNotPaused, DatasetInUse, DatasetNotReady,
-│       AdapterInUse, NotEmpty
+│       AdapterInUse, NotEmpty, WebhookFixed
 ├── TooLarge
 ├── QueueFull
 ├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
@@ -87,6 +88,15 @@ class AdapterIncompatible(InvalidRequest):
     code = "adapter_incompatible"
 
 
+class TargetRefused(InvalidRequest):
+    """Webhooks do not go there."""
+
+    code = "webhook_target_refused"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, param="url", hint=hint)
+
+
 class IdempotencyKeyReused(InvalidRequest):
     """This Idempotency-Key was used with another body."""
 
@@ -123,6 +133,18 @@ class AdapterNotFound(NotFound):
     """There is no such adapter."""
 
     code = "adapter_not_found"
+
+
+class WebhookNotFound(NotFound):
+    """There is no such webhook."""
+
+    code = "webhook_not_found"
+
+
+class DeliveryNotFound(NotFound):
+    """There is no such delivery."""
+
+    code = "delivery_not_found"
 
 
 class Conflict(TunesmithError):
@@ -178,6 +200,12 @@ class NotEmpty(Conflict):
     """There are rows here already, and a restore would mix with them."""
 
     code = "not_empty"
+
+
+class WebhookFixed(Conflict):
+    """The settings have it so."""
+
+    code = "webhook_fixed"
 
 
 class TooLarge(TunesmithError):
