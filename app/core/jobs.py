@@ -187,7 +187,7 @@ def _have(metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
     column = tables.Job.spec["metadata"]
     if not metadata:
         return [or_(column.as_string().is_(None), column.as_string() == "{}")]
-    return [tables.Job.spec["metadata", key].as_string() == value for key, value in metadata.items()]
+    return [column[key].as_string() == value for key, value in metadata.items()]
 
 
 def _unended(session: Session, job_id: str) -> tables.Job:

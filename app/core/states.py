@@ -20,7 +20,7 @@ class JobState(StrEnum):
 
 
 class DatasetState(StrEnum):
-    """Where a dataset stands; only a Hub dataset is ever anything but ready."""
+    """Where a dataset stands. An upload is ready; one through /v1/files may have failed."""
 
     FETCHING = "fetching"
     READY = "ready"

@@ -1,5 +1,7 @@
 """Files as the official client uploads, lists, reads and deletes them; each is a dataset."""
 
+import io
+import tarfile
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from app.core import files, jobs, queue
 from app.core.artifacts import ArtifactStore
+from app.core.backup import write_backup
 from app.core.database import Database
 from app.core.events import Metrics
 from app.core.settings import Settings
@@ -180,6 +183,46 @@ def test_a_file_whose_bytes_are_lost_is_not_found(client: TestClient, settings: 
     answer = client.post("/v1/files", files={"file": ("rows.jsonl", ROWS)}, data={"purpose": "fine-tune"})
     ArtifactStore(settings.artifacts_url).delete(f"datasets/{answer.json()['id']}/original")
     assert client.get(f"/v1/files/{answer.json()['id']}/content").status_code == 404
+
+
+def test_a_backup_holds_the_uploads_own_bytes(client: TestClient, settings: Settings) -> None:
+    client.post("/v1/files", files={"file": ("rows.jsonl", ROWS)}, data={"purpose": "fine-tune"})
+    backup = io.BytesIO()
+    write_backup(settings, backup)
+    with tarfile.open(fileobj=io.BytesIO(backup.getvalue())) as tar:
+        [original] = [name for name in tar.getnames() if name.endswith("/original")]
+        assert tar.extractfile(original).read() == ROWS  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        ({"data": {"purpose": "fine-tune"}}, "file"),
+        ({"files": {"file": ("rows.jsonl", ROWS)}}, "purpose"),
+        ({"files": {"file": ("rows.jsonl", ROWS)}, "data": {"purpose": ""}}, "purpose"),
+        ({"json": {"purpose": "fine-tune"}}, "file"),
+    ],
+)
+def test_an_upload_with_a_part_missing_names_it(client: TestClient, request_: Any, param: str) -> None:
+    answer = client.post("/v1/files", **request_)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x01\x02", b"[1, 2", b"a,b\n1,2\n", b"\xff\xfe"])
+def test_whatever_the_bytes_are_they_come_back(openai_client: openai.OpenAI, content: bytes) -> None:
+    file = upload(openai_client, content)
+    assert file.status_details
+    assert openai_client.files.content(file.id).read() == content
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("limit=0", "limit"), ("limit=10001", "limit"), ("order=up", "order"), ("after=none", "after")],
+)
+def test_a_bad_query_names_its_parameter(client: TestClient, query: str, param: str) -> None:
+    answer = client.get(f"/v1/files?{query}")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 def test_an_old_dataset_without_the_upload_lists_its_stored_size(

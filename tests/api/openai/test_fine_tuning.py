@@ -1,17 +1,22 @@
 """Fine-tuning jobs as the official client makes, lists and steers them; each is a native job."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from pydantic import SecretStr
 
-from app.core import adapters, jobs, queue
+from app.core import adapters, deliveries, jobs, queue
 from app.core.database import Database
 from app.core.events import Checkpoint, Evaluation, Log, Metrics, Warn
 from app.core.queue import Failure, Lease
-from tests.factories import CHAT_ROW, jsonl, make_adapter, make_job
-from tests.fakes import FakeEngine
+from app.core.settings import Settings
+from app.main import create_app
+from tests.factories import CHAT_ROW, jsonl, make_adapter, make_job, make_webhook
+from tests.fakes import FakeEngine, ServerThread
 
 
 @pytest.fixture
@@ -210,7 +215,7 @@ def test_pages_are_stable_while_jobs_are_added(openai_client: openai.OpenAI, fil
 
 
 def test_jobs_are_found_by_their_metadata(openai_client: openai.OpenAI, file_id: str) -> None:
-    one = create(openai_client, file_id, metadata={"team": "a b", "a.b": "1"}).id
+    one = create(openai_client, file_id, metadata={"team": "a b", "a.b, {c}": "1"}).id
     two = create(openai_client, file_id, metadata={"team": "a b"}).id
     plain = create(openai_client, file_id).id
 
@@ -218,7 +223,7 @@ def test_jobs_are_found_by_their_metadata(openai_client: openai.OpenAI, file_id:
         return [job.id for job in openai_client.fine_tuning.jobs.list(metadata=metadata)]
 
     assert found({"team": "a b"}) == [two, one]
-    assert found({"team": "a b", "a.b": "1"}) == [one]
+    assert found({"team": "a b", "a.b, {c}": "1"}) == [one]
     assert found({"team": "other"}) == []
     without = openai_client.fine_tuning.jobs.list(extra_query={"metadata": "null"})
     assert [job.id for job in without] == [plain]
@@ -350,6 +355,63 @@ def test_a_key_used_with_another_body_is_unprocessable(openai_client: openai.Ope
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         create(openai_client, file_id, suffix="x", extra_headers=headers)
     assert caught.value.code == "idempotency_key_reused"
+
+
+def test_a_model_that_is_not_allowed_is_forbidden(settings: Settings) -> None:
+    settings.allowed_models = ["small"]
+    with serving(settings) as client, pytest.raises(openai.PermissionDeniedError) as caught:
+        create(client, upload(client, 12))
+    assert caught.value.code == "model_not_allowed"
+
+
+def test_a_full_queue_is_a_rate_limit_that_says_when_to_come_back(settings: Settings) -> None:
+    settings.max_queued_jobs = 1
+    with serving(settings) as client:
+        file = upload(client, 12)
+        create(client, file)
+        with pytest.raises(openai.RateLimitError) as caught:
+            create(client, file)
+    assert caught.value.response.headers["retry-after"] == "30"
+    assert "x-should-retry" not in caught.value.response.headers
+
+
+def test_a_defect_of_the_server_is_an_error_of_the_server(
+    openai_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "find_page", None)
+    with pytest.raises(openai.InternalServerError) as caught:
+        openai_client.fine_tuning.jobs.list()
+    assert caught.value.request_id in str(caught.value)
+
+
+def test_no_key_is_an_error_of_its_own(settings: Settings) -> None:
+    settings.api_key = SecretStr("secret")
+    with serving(settings) as client:
+        for ask in (client.files.list, client.fine_tuning.jobs.list):
+            with pytest.raises(openai.AuthenticationError):
+                ask()
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[openai.OpenAI]:
+    server = ServerThread(create_app(settings))
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+    server.stop()
+
+
+def test_the_end_in_validation_is_announced_to_webhooks(
+    openai_client: openai.OpenAI, live: httpx.Client, database: Database
+) -> None:
+    with database.transaction() as session:
+        webhook_id = make_webhook(session).id
+    create(openai_client, upload(openai_client, 1))
+    with database.snapshot() as session:
+        told = [
+            delivery.event_type
+            for delivery in deliveries.find_page(session, webhook_id, after=None, limit=9)[0]
+        ]
+    assert told == ["fine_tuning.job.failed"]
 
 
 def test_the_file_of_a_paused_job_is_kept(
