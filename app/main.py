@@ -40,6 +40,7 @@ from app.api.webhook_deliverer import Deliverer
 from app.core import deliveries, files, idempotency, queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
+from app.core.group_commit import GroupCommit
 from app.core.settings import Settings
 
 _FORGET_WORKER_AFTER_LEASES = 20
@@ -124,6 +125,7 @@ def _services(settings: Settings) -> Services:
         request_metrics=RequestMetrics(settings, database),
         deliverer=Deliverer(database, settings),
         importer=Importer(database, settings, store, engines),
+        commits=GroupCommit(database),
     )
 
 

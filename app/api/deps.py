@@ -17,6 +17,7 @@ from app.api.request_metrics import RequestMetrics
 from app.api.webhook_deliverer import Deliverer
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
+from app.core.group_commit import GroupCommit
 from app.core.settings import Settings
 
 MAX_PAGE = 200
@@ -34,6 +35,7 @@ class Services:
     request_metrics: RequestMetrics
     deliverer: Deliverer
     importer: Importer
+    commits: GroupCommit
 
 
 def get_services(request: Request) -> Services:
