@@ -19,11 +19,11 @@ from app.core import adapter_imports, tables
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.errors import AdapterInert, EngineFailed, TunesmithError, Unavailable
-from app.core.messages import Failed, GenerateRequest, MadeToken, Sampling
+from app.core.messages import ChatMessage, Failed, GenerateRequest, MadeToken, Sampling
 from app.core.settings import Settings
 
 _POLL_SECONDS = 2.0
-_PROMPT = "How do I list the files of a folder?"
+_MESSAGES = [ChatMessage(role="user", content="How do I list the files of a folder?")]
 _SAMPLING = Sampling(max_new_tokens=8, temperature=0, logprobs=20)
 _FINAL = ("invalid", "not_found")
 _LONGEST_WAIT_SECONDS = 60.0
@@ -97,7 +97,7 @@ class Importer:
 
     async def _compare(self, target: Target) -> None:
         """Raise AdapterInert where the engine says the same with the adapter and without."""
-        plain = GenerateRequest(base_model=target.base_model, prompt=_PROMPT, sampling=_SAMPLING)
+        plain = GenerateRequest(base_model=target.base_model, messages=_MESSAGES, sampling=_SAMPLING)
         adapted = plain.model_copy(update={"adapter": target.adapter})
         # One after the other: a refusal is the adapter's own, or else its base model's.
         said = [await self._ask(target, request) for request in (adapted, plain)]

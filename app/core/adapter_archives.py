@@ -162,7 +162,7 @@ class _Careful:
 def _checked(name: str) -> PurePosixPath:
     """The path of an entry, where it stays inside of the archive. Raises AdapterInvalid."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or "\0" in name or ":" in path.parts[:1]:
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise _unsafe(name, "leads out of it")
     return path
 

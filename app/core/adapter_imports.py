@@ -86,7 +86,7 @@ def references(row: tables.AdapterImport) -> tuple[BaseModelRef, AdapterRef]:
 
 
 def finish(session: Session, adapter_id: str) -> tables.Adapter | None:
-    """It is proved: an adapter like any other from now on. None where it was deleted or finished meanwhile."""
+    """It is proved: an adapter like any other from now on. None: it was deleted or finished meanwhile."""
     row = _take(session, adapter_id)
     if row is None:
         return None
