@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import (
+    adapter_imports,
     adapters,
     datasets,
     errors,
@@ -28,6 +29,7 @@ from app.api.body_limit import BodyLimitMiddleware
 from app.api.deps import Services
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
+from app.api.importer import Importer
 from app.api.openai import chat, completions, fine_tuning
 from app.api.openai import files as openai_files
 from app.api.openai import models as openai_models
@@ -96,6 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         job_history,
         models,
         adapters,
+        adapter_imports,
         generate,
         webhook_routes,
     ):
@@ -111,14 +114,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _services(settings: Settings) -> Services:
     database = Database(settings.database_url)
+    store = ArtifactStore(settings.artifacts_url)
+    engines = EngineClient()
     return Services(
         settings=settings,
         database=database,
-        store=ArtifactStore(settings.artifacts_url),
+        store=store,
         streams=EventStreams(database),
-        engines=EngineClient(),
+        engines=engines,
         request_metrics=RequestMetrics(settings, database),
         deliverer=Deliverer(database, settings),
+        importer=Importer(database, settings, store, engines),
         commits=GroupCommit(database),
     )
 
@@ -126,7 +132,8 @@ def _services(settings: Settings) -> Services:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    tasks = [asyncio.create_task(_sweep(services)), asyncio.create_task(services.deliverer.run())]
+    loops = [_sweep(services), services.deliverer.run(), services.importer.run()]
+    tasks = [asyncio.create_task(loop) for loop in loops]
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from fastapi import Depends, Path, Query, Request
 
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
+from app.api.importer import Importer
 from app.api.request_metrics import RequestMetrics
 from app.api.webhook_deliverer import Deliverer
 from app.core.artifacts import ArtifactStore
@@ -33,6 +34,7 @@ class Services:
     engines: EngineClient
     request_metrics: RequestMetrics
     deliverer: Deliverer
+    importer: Importer
     commits: GroupCommit
 
 

@@ -6,7 +6,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from app.core import tables
-from app.core.errors import AdapterInUse, AdapterNotFound
+from app.core.errors import AdapterInUse, AdapterNotFound, AdapterNotReady
 from app.core.ids import derive_id
 from app.core.messages import AdapterRef, BaseModelRef
 from app.core.paging import newest_first
@@ -60,11 +60,42 @@ def add(
     return adapter
 
 
+def add_imported(session: Session, proved: tables.AdapterImport) -> tables.Adapter:
+    """Add an adapter that was trained elsewhere. A name that was taken meanwhile gets a number."""
+    adapter = tables.Adapter(
+        id=proved.id,
+        name=_free_name(session, proved.name),
+        base_model=proved.base_model,
+        quantization=proved.quantization,
+        origin=proved.origin,
+        size_bytes=proved.size_bytes,
+        artifact=proved.artifact,
+        created_at=datetime.now(UTC),
+    )
+    session.add(adapter)
+    session.flush()
+    return adapter
+
+
+def find_import(session: Session, id_or_name: str) -> tables.AdapterImport | None:
+    """What is being imported, or failed to be, under this id or name; of one name, the newest."""
+    wanted = or_(tables.AdapterImport.id == id_or_name, tables.AdapterImport.name == id_or_name)
+    newest = tables.AdapterImport.created_at.desc()
+    return session.scalar(select(tables.AdapterImport).where(wanted).order_by(newest).limit(1))
+
+
 def get(session: Session, id_or_name: str) -> tables.Adapter:
-    """Raises AdapterNotFound."""
+    """Raises AdapterNotFound, and AdapterNotReady for one that is being imported or failed to be."""
     wanted = or_(tables.Adapter.id == id_or_name, tables.Adapter.name == id_or_name)
     adapter = session.scalar(select(tables.Adapter).where(wanted))
     if adapter is None:
+        unproved = find_import(session, id_or_name)
+        if unproved is not None:
+            raise AdapterNotReady(
+                f"The import of adapter {unproved.name!r} is not done: it is {unproved.state}.",
+                param="adapter",
+                hint=f"GET /adapters/{unproved.id} says more.",
+            )
         raise AdapterNotFound(
             f"There is no adapter {id_or_name!r}.",
             param="adapter",

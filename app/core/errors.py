@@ -6,6 +6,7 @@ TunesmithError
 │   ├── DatasetInvalid        lines that can't be used, each with its number
 │   ├── ModelNotAllowed
 │   ├── UnknownModel
+│   ├── AdapterInvalid        an upload that is no LoRA adapter, or tries a trick
 │   ├── AdapterIncompatible   the adapter to continue from is of another kind; the message says how
 │   ├── TargetRefused         webhooks do not go there
 │   └── IdempotencyKeyReused  the same key with another body
@@ -14,7 +15,7 @@ TunesmithError
 │   └── JobNotFound, DatasetNotFound, AdapterNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict                  the thing is in a state that does not allow this
 │   └── JobAlreadyEnded, JobNotRetryable, JobNotPausable, JobNotPaused, DatasetInUse, DatasetNotReady,
-│       AdapterInUse, NotEmpty, WebhookFixed
+│       AdapterInUse, AdapterNotReady, AdapterNameTaken, NotEmpty, WebhookFixed
 ├── TooLarge
 ├── QueueFull
 ├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
@@ -80,6 +81,15 @@ class UnknownModel(InvalidRequest):
     """There is no such base model."""
 
     code = "model_unknown"
+
+
+class AdapterInvalid(InvalidRequest):
+    """The upload is no LoRA adapter that can be used."""
+
+    code = "adapter_invalid"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, param="file", hint=hint)
 
 
 class AdapterIncompatible(InvalidRequest):
@@ -194,6 +204,18 @@ class AdapterInUse(Conflict):
     """A job that has not ended starts from this adapter."""
 
     code = "adapter_in_use"
+
+
+class AdapterNotReady(Conflict):
+    """The adapter is still being imported, or failed to be."""
+
+    code = "adapter_not_ready"
+
+
+class AdapterNameTaken(Conflict):
+    """Another adapter has this name."""
+
+    code = "adapter_name_taken"
 
 
 class NotEmpty(Conflict):

@@ -58,11 +58,11 @@ class Settings(BaseSettings):
         False, description="Webhooks may go to loopback, private and link-local networks."
     )
 
-    max_upload_bytes: int = Field(1 << 30, gt=0, description="Largest dataset upload, in bytes.")
+    max_upload_bytes: int = Field(1 << 30, gt=0, description="Largest upload, in bytes.")
     max_body_bytes: int = Field(4 << 20, gt=0, description="Largest other request body, in bytes.")
     max_dataset_rows: int = Field(1_000_000, gt=0, description="Most rows in one dataset.")
     max_row_bytes: int = Field(16 << 20, gt=0, description="Largest row of a dataset, in bytes.")
-    max_unpacked_bytes: int = Field(8 << 30, gt=0, description="Most that a dataset may unpack to, in bytes.")
+    max_unpacked_bytes: int = Field(8 << 30, gt=0, description="Most that an upload may unpack to, in bytes.")
     max_queued_jobs: int = Field(1000, gt=0, description="Jobs that may wait; one more is refused with 429.")
 
     allowed_models: Annotated[list[str], NoDecode] = Field(

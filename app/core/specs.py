@@ -13,6 +13,9 @@ from app.core.template_syntax import find_problem
 # A Hub id (owner/name) or the name of a folder in the models folder; never a path.
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 
+# Of a job or an adapter.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 Auto = Literal["auto"]
 ModuleNames = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)
@@ -193,7 +196,7 @@ class JobSpec(Spec):
         None,
         min_length=1,
         max_length=64,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=NAME,
         description="Name of the job, and of its adapter; an adapter's name that is taken gets a number.",
         examples=["support-bot"],
     )

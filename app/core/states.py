@@ -1,4 +1,4 @@
-"""States of jobs and datasets, the phases of a running job, and which job state may follow which."""
+"""States of jobs, datasets and adapters, phases of a running job, and which job state may follow which."""
 
 from enum import StrEnum
 
@@ -24,6 +24,14 @@ class DatasetState(StrEnum):
 
     FETCHING = "fetching"
     READY = "ready"
+    FAILED = "failed"
+
+
+class AdapterState(StrEnum):
+    """Where an adapter stands; one that a job made is never anything but ready."""
+
+    READY = "ready"
+    IMPORTING = "importing"
     FAILED = "failed"
 
 
