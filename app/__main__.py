@@ -5,6 +5,7 @@ Works on the database directly.
 
 import asyncio
 import ipaddress
+import json
 import logging
 import signal
 import socket
@@ -27,10 +28,13 @@ from app.core import keys
 from app.core.database import Database, alembic_config, migrate
 from app.core.errors import TunesmithError
 from app.core.settings import Settings
+from app.core.tables import ApiKey
 from app.main import create_app
 
 _SHUTDOWN_GRACE_SECONDS = 10
 _REFUSED = 2
+
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, and nothing else.")]
 
 cli = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 keys_cli = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
@@ -91,21 +95,27 @@ def serve(context: typer.Context) -> None:
 
 
 @keys_cli.command("create")
-def create_key(name: Annotated[str, typer.Argument(help="What the key is for.")]) -> None:
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")], as_json: AsJson = False
+) -> None:
     """Make a key. It is shown once and stored as a hash; from the first key on, every request needs one."""
     database = _migrated_database()
     with database.transaction() as session:
         key, secret = keys.create(session, name[:64])
+    if as_json:
+        return typer.echo(json.dumps({**_key_json(key), "key": secret}))
     typer.echo(f"{key.id}  {key.name}", err=True)
     typer.echo("Keep it: it is not shown again. Send it as `Authorization: Bearer <key>`.", err=True)
     typer.echo(secret)
 
 
 @keys_cli.command("list")
-def list_keys() -> None:
+def list_keys(as_json: AsJson = False) -> None:
     """Every key that was made, and whether it is in force."""
     with _migrated_database().snapshot() as session:
         found = keys.find_all(session)
+    if as_json:
+        return typer.echo(json.dumps({"data": [_key_json(key) for key in found]}))
     for key in found:
         state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else "in force"
         typer.echo(f"{key.id}  {key.created_at:%Y-%m-%d %H:%M}  {state:<24}  {key.name}")
@@ -114,7 +124,9 @@ def list_keys() -> None:
 
 
 @keys_cli.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")]) -> None:
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")], as_json: AsJson = False
+) -> None:
     """Make a key worthless, within a second."""
     try:
         with _migrated_database().transaction() as session:
@@ -123,6 +135,8 @@ def revoke_key(key_id: Annotated[str, typer.Argument(help="The key's id, from `k
         typer.echo(f"{error.message} {error.hint or ''}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{key_id} is revoked.", err=True)
+    if as_json:
+        typer.echo(json.dumps({"revoked": key_id}))
 
 
 @cli.command("check-migrations")
@@ -165,6 +179,16 @@ def _refuse_unsafe_host(settings: Settings) -> None:
         err=True,
     )
     raise typer.Exit(_REFUSED)
+
+
+def _key_json(key: ApiKey) -> dict[str, str | None]:
+    revoked_at = key.revoked_at.isoformat() if key.revoked_at else None
+    return {
+        "id": key.id,
+        "name": key.name,
+        "created_at": key.created_at.isoformat(),
+        "revoked_at": revoked_at,
+    }
 
 
 def _migrated_database() -> Database:

@@ -95,8 +95,8 @@ def test_sigterm_ends_the_api_while_streams_are_open(
 
 
 UP = f"""
-import functools, app.cli, app.stack
-app.cli.Stack = functools.partial(app.stack.Stack, worker_module={WORKER!r})
+import functools, app.cli.local, app.stack
+app.cli.local.Stack = functools.partial(app.stack.Stack, worker_module={WORKER!r})
 app.cli.main()
 """
 
@@ -118,5 +118,5 @@ def test_tunesmith_up_ends_cleanly(settings: Settings, port: int, number: signal
     rest, _ = up.communicate()
     deadline.cancel()
     assert up.returncode == 0, rest
-    assert any(f"curl http://127.0.0.1:{port}/models" in line for line in lines)
+    assert any(f"export TUNESMITH_URL=http://127.0.0.1:{port}" in line for line in lines)
     assert rest.splitlines()[-1] == "Stopped."

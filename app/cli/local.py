@@ -1,4 +1,4 @@
-"""`tunesmith`: the command-line client. It speaks HTTP only; what needs the database runs `python -m app`."""
+"""Commands of the machine itself: the stack, and what `python -m app` and `python -m worker` carry out."""
 
 import importlib.util
 import signal
@@ -13,29 +13,20 @@ from app.stack import Stack, StackError
 _HELP = """
 Tunesmith answers on {url} (docs: {url}/docs). Next:
 
-  curl -F file=@examples/tunesmith-help.jsonl {url}/datasets
-  curl {url}/models
-  curl {url}/jobs -H 'Content-Type: application/json' \\
-       -d '{{"base_model": "SmolLM2-135M-Instruct", "dataset": "<id of the dataset>"}}'
-  curl -N '{url}/jobs/<id of the job>/logs?follow=true'
+  export TUNESMITH_URL={url}
+  tunesmith models
+  tunesmith jobs submit examples/fast.yaml --follow
+  tunesmith chat fast
 
 Ctrl-C stops it.
 """
 
 # For commands that `python -m app` carries out: it knows their arguments.
-_PASSED_ON: Any = {
+PASSED_ON: Any = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 }
 
-cli = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-
-@cli.callback()
-def tunesmith() -> None:
-    """Fine-tune language models over REST, and serve every adapter from one GPU box."""
-
-
-@cli.command()
 def up(
     host: Annotated[str, typer.Option(envvar="TUNESMITH_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="TUNESMITH_PORT", help="Port to listen on.")] = 8000,
@@ -57,25 +48,21 @@ def up(
         raise typer.Exit(1) from None
 
 
-@cli.command(**_PASSED_ON)
 def keys(context: typer.Context) -> None:
     """API keys, on the machine of the API: create NAME, list, revoke ID."""
     _pass_on("keys", context)
 
 
-@cli.command(**_PASSED_ON)
 def backup(context: typer.Context) -> None:
     """Everything but base models into a tar, on the machine of the API: FILE, or - for stdout."""
     _pass_on("backup", context)
 
 
-@cli.command(**_PASSED_ON)
 def restore(context: typer.Context) -> None:
     """A backup into an empty data folder, on the machine of the API: FILE, or - for stdin."""
     _pass_on("restore", context)
 
 
-@cli.command()
 def doctor() -> None:
     """What a worker sees of this machine: GPU, packages, disk, Hub token, database, models."""
     if importlib.util.find_spec("worker") is None or importlib.util.find_spec("torch") is None:
@@ -92,12 +79,3 @@ def doctor() -> None:
 def _pass_on(command: str, context: typer.Context) -> None:
     process = subprocess.run([sys.executable, "-m", "app", command, *context.args], check=False)
     raise typer.Exit(process.returncode)
-
-
-def main() -> None:
-    """The `tunesmith` console script."""
-    cli()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,13 @@
 import importlib.util
+import json
 import subprocess
 
 import pytest
 from typer.testing import CliRunner
 
+from app.__main__ import cli as administration
 from app.cli import cli
+from app.core.settings import Settings
 
 runner = CliRunner()
 
@@ -37,3 +40,12 @@ def test_what_needs_the_machine_is_run_as_a_process_and_its_status_passed_on(
     monkeypatch.setattr(subprocess, "run", fake_run)
     assert runner.invoke(cli, arguments).exit_code == 3
     assert started == [run]
+
+
+def test_keys_answer_in_json(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_DATA_DIR", str(settings.data_dir))
+    made = json.loads(runner.invoke(administration, ["keys", "create", "laptop", "--json"]).stdout)
+    assert made["key"].startswith("tsk_")
+    assert json.loads(runner.invoke(administration, ["keys", "revoke", made["id"], "--json"]).stdout)
+    (listed,) = json.loads(runner.invoke(administration, ["keys", "list", "--json"]).stdout)["data"]
+    assert (listed["name"], listed["revoked_at"] is None) == ("laptop", False)

@@ -1,0 +1,78 @@
+"""Answers of `/generate`, as they are made."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import httpx
+import typer
+from httpx_sse import EventSource
+
+from app.cli.client import Client, failure_from
+from app.cli.failures import CommandFailed, ExitCode
+
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+Temperature = Annotated[float | None, typer.Option(min=0, help="0: always the likeliest token.")]
+TopP = Annotated[float | None, typer.Option(help="Only the likeliest tokens that make up this share.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same answer.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")]
+System = Annotated[str | None, typer.Option(help="System message.")]
+
+
+def sampling(
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    *,
+    seed: int | None,
+    stop: list[str] | None,
+) -> dict[str, Any]:
+    """The part of a request that says how to sample; what is not given is the API's default."""
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass
+class StreamedAnswer:
+    """An answer in pieces; `end` is everything else about it, once it is whole."""
+
+    pieces: Iterator[str]
+    end: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def stream_answer(client: Client, body: dict[str, Any]) -> Iterator[StreamedAnswer]:
+    """Ask, and read the answer piece by piece. Leaving early ends the work. Raises CommandFailed."""
+    try:
+        with client.stream("POST", "/generate", body={**body, "stream": True}) as response:
+            answer = StreamedAnswer(iter(()))
+            answer.pieces = _pieces(client, response, answer)
+            yield answer
+    except httpx.TransportError as error:
+        raise client.unreachable(error) from None
+
+
+def _pieces(client: Client, response: httpx.Response, answer: StreamedAnswer) -> Iterator[str]:
+    for message in EventSource(response).iter_sse():
+        content = message.json()
+        match message.event:
+            case "delta":
+                yield content["text"]
+            case "error":
+                raise failure_from(content["error"])
+            case "done":
+                answer.end = content
+    if not answer.end:
+        raise CommandFailed(
+            f"{client.url} broke the answer off.",
+            exit_code=ExitCode.UNREACHABLE,
+            code="answer_broken_off",
+            hint="Ask again; the API's log may say why.",
+        )

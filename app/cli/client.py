@@ -1,0 +1,196 @@
+"""The API over HTTP: requests, pages, streams, and its errors as `CommandFailed`. Prints nothing."""
+
+import ipaddress
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from app.cli.failures import CommandFailed, ExitCode, LineProblem, Unreachable
+from app.cli.profiles import Connection
+
+Params = Mapping[str, str | int | bool | None]
+
+_TIMEOUT = httpx.Timeout(60, connect=5)
+_GENERATION_TIMEOUT = httpx.Timeout(900, connect=5)
+# A stream that says nothing for so long is dead: the API sends a comment every 15 s.
+_STREAM_TIMEOUT = httpx.Timeout(50, connect=5)
+_TRIES = 3
+_PAGE = 100
+_EXIT_CODES = {
+    401: ExitCode.UNAUTHORIZED,
+    403: ExitCode.UNAUTHORIZED,
+    404: ExitCode.NOT_FOUND,
+    409: ExitCode.CONFLICT,
+    429: ExitCode.BUSY,
+    503: ExitCode.BUSY,
+}
+
+
+class Client:
+    """Speaks to one API. Answers are the API's own JSON."""
+
+    def __init__(self, connection: Connection, *, timeout: httpx.Timeout | float = _TIMEOUT) -> None:
+        self.url = connection.url
+        self._http = httpx.Client(
+            base_url=connection.url,
+            headers=_headers(connection.api_key),
+            timeout=timeout,
+            # A proxy of the environment is for other machines.
+            trust_env=not _is_here(connection.url),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def get(self, path: str, params: Params | None = None) -> Any:
+        """The JSON at a path."""
+        return self._ask("GET", path, params=_given(params)).json()
+
+    def get_text(self, path: str, params: Params | None = None) -> str:
+        """The text at a path."""
+        return self._ask("GET", path, params=_given(params)).text
+
+    def list(self, path: str, *, limit: int | None = None, params: Params | None = None) -> list[Any]:
+        """The items of a list that comes in pages: the first `limit`, or all."""
+        return list(self.iterate(path, limit=limit, params=params))
+
+    def iterate(self, path: str, *, limit: int | None = None, params: Params | None = None) -> Iterator[Any]:
+        """The same, a page at a time."""
+        left = limit
+        after: str | int | None = None
+        while left is None or left > 0:
+            size = _PAGE if left is None else min(left, _PAGE)
+            page = self.get(path, {**(params or {}), "limit": size, "after": after})
+            yield from page["data"]
+            after = page["next"]
+            left = None if left is None else left - len(page["data"])
+            if after is None:
+                return
+
+    def post(self, path: str, body: object = None) -> Any:
+        """Ask for something that may be asked for again: a state, or an answer."""
+        timeout = _GENERATION_TIMEOUT if body is not None else _TIMEOUT
+        return self._ask("POST", path, json=body, timeout=timeout).json()
+
+    def create(self, path: str, body: object) -> Any:
+        """Make one thing, also where the connection breaks and it takes several tries."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        for _ in range(_TRIES - 1):
+            try:
+                return self._request("POST", path, json=body, headers=headers).json()
+            except httpx.ConnectError:
+                break  # nobody is there
+            except httpx.TransportError:
+                continue
+        return self._ask("POST", path, json=body, headers=headers).json()
+
+    def upload(self, path: str, *, files: Any, fields: dict[str, str], key: str) -> Any:
+        """Send a file; `key` says that it is the same upload as one before."""
+        return self._ask("POST", path, files=files, data=fields, headers={"Idempotency-Key": key}).json()
+
+    def delete(self, path: str) -> None:
+        """Delete what is at a path."""
+        self._ask("DELETE", path)
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[httpx.Response]:
+        """An answer that is read as it comes. Raises httpx.TransportError where it breaks off."""
+        timeout = _GENERATION_TIMEOUT if body is not None else _STREAM_TIMEOUT
+        with self._http.stream(
+            method, path, json=body, params=_given(params), headers=headers, timeout=timeout
+        ) as response:
+            if response.is_error:
+                response.read()
+            yield _checked(response)
+
+    def unreachable(self, error: httpx.TransportError) -> Unreachable:
+        """The same in words."""
+        return Unreachable(self.url, _reason(error))
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return self._request(method, path, **options)
+        except httpx.TransportError as error:
+            raise self.unreachable(error) from None
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return _checked(self._http.request(method, path, **options))
+
+
+def segment(name: str) -> str:
+    """A name as one part of a path."""
+    return quote(name, safe="")
+
+
+def failure_from(error: Mapping[str, Any], status: int = 500) -> CommandFailed:
+    """An error of the API, as the failure of a command."""
+    return CommandFailed(
+        str(error.get("message")),
+        exit_code=_EXIT_CODES.get(status, ExitCode.ERROR),
+        code=str(error.get("code")),
+        hint=error.get("hint"),
+        param=error.get("param"),
+        problems=[LineProblem(one["line"], one["message"]) for one in error.get("problems") or []],
+    )
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    if response.is_success:
+        return response
+    try:
+        error = response.json()["error"]
+        error["message"]
+    except (ValueError, KeyError, TypeError):
+        raise CommandFailed(
+            f"{response.url} answered {response.status_code}, and not as Tunesmith does.",
+            exit_code=_EXIT_CODES.get(response.status_code, ExitCode.ERROR),
+            code="not_tunesmith",
+            hint="Is this the address of a Tunesmith API? --url, TUNESMITH_URL or `tunesmith login` set it.",
+        ) from None
+    failure = failure_from(error, response.status_code)
+    if failure.exit_code is ExitCode.UNAUTHORIZED:
+        failure.hint = "Give a key that is in force: --api-key, TUNESMITH_API_KEY or `tunesmith login`. " + (
+            "On the API's machine `tunesmith keys create NAME` makes one."
+        )
+    raise failure
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+def _given(params: Params | None) -> dict[str, str | int | bool]:
+    return {name: value for name, value in (params or {}).items() if value is not None}
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reason(error: httpx.TransportError) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "it took too long"
+    return (str(error) or type(error).__name__).rstrip(".")

@@ -1,0 +1,77 @@
+"""The whole of `tunesmith`: its commands, the options before them, and how they end."""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from app.cli import adapters, chat, datasets, generate, jobs, local, login, models
+from app.cli.failures import CommandFailed
+from app.cli.invocation import Invocation
+from app.cli.output import show_failure
+
+_HELP = """Fine-tune language models and talk to the result, on this machine or on another one.
+
+Exit status: 0 done; 1 the API said no, or the job did not succeed; 2 wrong usage; 3 no API answers;
+4 the key is missing or wrong; 5 there is no such thing; 6 its state does not allow this; 7 busy, try later;
+130 Ctrl-C.
+"""
+
+
+class _Commands(TyperGroup):
+    """Turns what a command could not do into words and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandFailed as failure:
+            show_failure(failure, as_json=isinstance(ctx.obj, Invocation) and ctx.obj.as_json)
+            raise typer.Exit(failure.exit_code) from None
+
+
+cli = typer.Typer(
+    cls=_Commands,
+    help=_HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@cli.callback()
+def tunesmith(
+    context: typer.Context,
+    url: Annotated[str | None, typer.Option(envvar="TUNESMITH_URL", help="Address of the API.")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TUNESMITH_API_KEY",
+            show_envvar=True,
+            help="Key of the API. Better kept by `tunesmith login`: others can see a command line.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(envvar="TUNESMITH_PROFILE", help="Profile of `tunesmith login`.")
+    ] = None,
+) -> None:
+    context.obj = Invocation(url=url, api_key=api_key, profile=profile)
+    context.call_on_close(context.obj.close)
+
+
+cli.command()(local.up)
+cli.command()(local.doctor)
+cli.command(**local.PASSED_ON)(local.backup)
+cli.command(**local.PASSED_ON)(local.restore)
+cli.command(**local.PASSED_ON)(local.keys)
+cli.command("login")(login.log_in)
+cli.command("models")(models.list_models)
+cli.add_typer(datasets.cli, name="datasets")
+cli.add_typer(jobs.cli, name="jobs")
+cli.add_typer(adapters.cli, name="adapters")
+cli.command("generate")(generate.generate)
+cli.command("chat")(chat.chat)
+
+
+def main() -> None:
+    """The `tunesmith` console script."""
+    cli(prog_name="tunesmith")

@@ -1,0 +1,49 @@
+"""What a shell offers for a name that is being typed: what the API knows, or nothing where none answers."""
+
+import typer
+
+from app.cli.client import Client
+from app.cli.failures import CommandFailed
+from app.cli.profiles import find_connection
+
+_SECONDS = 1.0
+_MOST = 100
+
+
+def jobs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Ids and names of jobs."""
+    return _offer(context, incomplete, "/jobs", "state")
+
+
+def datasets(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Ids and names of datasets."""
+    return _offer(context, incomplete, "/datasets", "format")
+
+
+def adapters(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Ids and names of adapters."""
+    return _offer(context, incomplete, "/adapters", "base_model")
+
+
+def models(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Names of base models."""
+    return _offer(context, incomplete, "/models", "state")
+
+
+def speakers(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Whatever can answer."""
+    return adapters(context, incomplete) + models(context, incomplete)
+
+
+def _offer(context: typer.Context, incomplete: str, path: str, about: str) -> list[tuple[str, str]]:
+    given = context.find_root().params
+    try:
+        connection = find_connection(given.get("url"), given.get("api_key"), given.get("profile"))
+        with Client(connection, timeout=_SECONDS) as client:
+            found = client.list(path, limit=_MOST)
+    except CommandFailed:
+        return []
+    # A name is quicker to recognise; an id is offered to who has begun one.
+    names: dict[str, str] = {one["name"]: str(one.get(about) or "") for one in reversed(found)}
+    ids = {one["id"]: one["name"] for one in found if "id" in one and incomplete}
+    return [(name, text) for name, text in (names | ids).items() if name.startswith(incomplete)]

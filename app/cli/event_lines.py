@@ -1,0 +1,86 @@
+"""A job's events as lines of text, and its losses as a row of little bars. Pure."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from app.cli.output import clean, duration_text
+from app.cli.shapes import Event
+
+_BARS = "▁▂▃▄▅▆▇█"
+_INDENT = "\n" + " " * 22
+
+
+def render(event: Event) -> str:
+    """One event as a line: its local time, its kind, what it says."""
+    at = event.at.astimezone()
+    return f"{at:%H:%M:%S}  {event.type:<10}  {clean(describe(event)).replace(chr(10), _INDENT)}"
+
+
+def describe(event: Event) -> str:
+    """What an event says, without its time and kind."""
+    found = event.data
+    match event.type:
+        case "metrics":
+            return _metrics_text(found)
+        case "eval":
+            text = f"step {found['step']}  epoch {found['epoch']:.2f}  eval loss {loss_text(found['loss'])}"
+            return text + _optional("  accuracy {:.3f}", found.get("token_accuracy"))
+        case "checkpoint":
+            return f"step {found['step']} saved"
+        case "state":
+            return _state_text(found)
+        case "warning":
+            return f"{found['message']} ({found['code']})"
+    return str(found.get("message", found))
+
+
+def loss_text(loss: float | None) -> str:
+    """A loss; null in JSON means that it was not a number."""
+    return "nan" if loss is None else f"{loss:.4f}"
+
+
+def sparkline(values: Sequence[float | None], width: int = 40) -> str:
+    """The values as bars, the lowest at the bottom; each bar is the mean of its share of them."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if len(known) > width:
+        edges = [round(place * len(known) / width) for place in range(width + 1)]
+        groups = [known[start:end] for start, end in pairwise(edges)]
+        known = [sum(group) / len(group) for group in groups]
+    if not known:
+        return ""
+    low, span = min(known), max(known) - min(known)
+    places = [round((value - low) / span * (len(_BARS) - 1)) if span else 0 for value in known]
+    return "".join(_BARS[place] for place in places)
+
+
+def _metrics_text(found: dict[str, Any]) -> str:
+    width = len(str(found["total_steps"]))
+    text = f"step {found['step']:>{width}}/{found['total_steps']}  epoch {found['epoch']:.2f}"
+    text += f"  loss {loss_text(found['loss'])}"
+    text += _optional("  lr {:.1e}", found.get("learning_rate"))
+    text += _optional("  grad {:.3f}", found.get("grad_norm"))
+    text += _optional("  {:,.0f} tokens/s", found.get("tokens_per_second"))
+    memory = found.get("memory_bytes")
+    text += _optional("  {:.2f} GiB", memory / 2**30 if memory else None)
+    eta = found.get("eta_seconds")
+    return text + (f"  {duration_text(eta)} left" if eta is not None else "")
+
+
+def _state_text(found: dict[str, Any]) -> str:
+    state, phase = found["state"], found.get("phase")
+    parts = [f"{state}: {phase}" if phase else state]
+    if found.get("attempt"):
+        parts.append(f"attempt {found['attempt']}")
+    if found.get("adapter"):
+        parts.append(f"adapter {found['adapter']}")
+    if found.get("reason"):
+        parts.append(found["reason"])
+    if found.get("error_code"):
+        parts.append(f"({found['error_code']})")
+    return "  ".join(parts)
+
+
+def _optional(template: str, value: float | None) -> str:
+    return "" if value is None else template.format(value)

@@ -1,0 +1,78 @@
+"""The events of a job as they come, without a gap or a double, also while the API restarts."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx
+from httpx_sse import EventSource, SSEError
+
+from app.cli.client import Client
+from app.cli.failures import CommandFailed, ExitCode
+from app.cli.shapes import ENDED, Event
+
+_FIRST_WAIT_SECONDS = 0.25
+_LONGEST_WAIT_SECONDS = 8.0
+_PATIENCE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The stream broke off, and is asked for again in so many seconds."""
+
+    reason: str
+    wait_seconds: float
+
+
+def follow(
+    client: Client, job_id: str, *, after: int = 0, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[Event | Interrupted]:
+    """Events after a seq, until the job has ended.
+
+    Raises CommandFailed: at once where the API says no, and where it does not answer for ten minutes.
+    """
+    silent_seconds = 0.0
+    wait_seconds = _FIRST_WAIT_SECONDS
+    has_ended = False
+    while True:
+        try:
+            for event in _stream(client, job_id, after):
+                after = event.seq
+                silent_seconds, wait_seconds = 0.0, _FIRST_WAIT_SECONDS
+                has_ended = event.type == "state" and event.data["state"] in ENDED
+                yield event
+            failure = CommandFailed("the API closed the stream")
+            if has_ended or _is_over(client, job_id, after):
+                return
+        except httpx.TransportError as error:
+            failure = client.unreachable(error)
+        except CommandFailed as error:
+            # 503 comes from a proxy while the API restarts; anything else would be said again and again.
+            if error.exit_code not in (ExitCode.BUSY, ExitCode.UNREACHABLE):
+                raise
+            failure = error
+        if silent_seconds >= _PATIENCE_SECONDS:
+            raise failure
+        yield Interrupted(failure.message, wait_seconds)
+        sleep(wait_seconds)
+        silent_seconds += wait_seconds
+        wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+
+
+def _stream(client: Client, job_id: str, after: int) -> Iterator[Event]:
+    headers = {"accept": "text/event-stream"} | ({"last-event-id": str(after)} if after else {})
+    with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
+        if response.status_code == httpx.codes.NO_CONTENT:
+            return
+        try:
+            for message in EventSource(response).iter_sse():
+                yield Event.model_validate_json(message.data)
+        except SSEError as error:
+            raise CommandFailed(f"{client.url} sends no events: {error}", code="not_tunesmith") from None
+
+
+def _is_over(client: Client, job_id: str, after: int) -> bool:
+    """Whether the job ended with the last event that came (which this follower may have been told before)."""
+    job = client.get(f"/jobs/{job_id}")
+    left = client.get(f"/jobs/{job_id}/events", {"after": after, "limit": 1})["data"]
+    return job["state"] in ENDED and not left

@@ -1,0 +1,70 @@
+"""Names that people give to things, as the ids that the API takes."""
+
+from pathlib import Path
+from typing import Any
+
+from app.cli.client import Client, segment
+from app.cli.failures import CommandFailed, ExitCode
+from app.cli.output import note
+
+
+def find_job(client: Client, name: str) -> Any:
+    """A job by its id, or the newest of a name. Raises CommandFailed."""
+    return (
+        client.get(f"/jobs/{segment(name)}") if name.startswith("job_") else _find_newest(client, "job", name)
+    )
+
+
+def find_job_id(client: Client, name: str) -> str:
+    """The same, where the id is enough."""
+    return name if name.startswith("job_") else str(find_job(client, name)["id"])
+
+
+def find_dataset(client: Client, name: str) -> Any:
+    """A dataset by its id, or the newest of a name. Raises CommandFailed."""
+    if name.startswith("ds_"):
+        return client.get(f"/datasets/{segment(name)}")
+    return _find_newest(client, "dataset", name)
+
+
+def find_dataset_id(client: Client, name: str) -> str:
+    """The same, where the id is enough."""
+    return name if name.startswith("ds_") else str(find_dataset(client, name)["id"])
+
+
+def find_speaker(client: Client, name: str) -> dict[str, str]:
+    """Who answers: `{"adapter": …}`, or `{"base_model": …}` where no adapter has the name."""
+    if "/" in name:
+        return {"base_model": name}
+    try:
+        return {"adapter": str(client.get(f"/adapters/{segment(name)}")["id"])}
+    except CommandFailed as failure:
+        if failure.exit_code is not ExitCode.NOT_FOUND:
+            raise
+    if any(model["name"] == name for model in client.get("/models")["data"]):
+        return {"base_model": name}
+    raise CommandFailed(
+        f"There is neither an adapter nor a base model {name!r}.",
+        exit_code=ExitCode.NOT_FOUND,
+        code="adapter_not_found",
+        hint="`tunesmith adapters list` and `tunesmith models` show what there is.",
+    )
+
+
+def looks_like_file(name: str) -> bool:
+    """Whether somebody means a file, which may not be there."""
+    return "/" in name or Path(name).suffix.lower() in {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz"}
+
+
+def _find_newest(client: Client, kind: str, name: str) -> Any:
+    found = [one for one in client.iterate(f"/{kind}s") if one["name"] == name]
+    if not found:
+        raise CommandFailed(
+            f"There is no {kind} {name!r}.",
+            exit_code=ExitCode.NOT_FOUND,
+            code=f"{kind}_not_found",
+            hint=f"`tunesmith {kind}s list` shows their ids and names.",
+        )
+    if len(found) > 1:
+        note(f"{len(found)} {kind}s are named {name}; this is the newest, {found[0]['id']}.", "dim")
+    return found[0]

@@ -1,0 +1,152 @@
+"""What people and programs see: tables, fields, JSON, errors. Control characters of others never get out."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from app.cli.failures import CommandFailed
+
+_MOST_PROBLEMS = 20
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+STATE_STYLES = {
+    "queued": "yellow",
+    "running": "cyan",
+    "paused": "magenta",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "bright_black",
+    "ready": "green",
+    "fetching": "cyan",
+}
+
+
+def console() -> Console:
+    """Standard output; made when it is needed, so that a test's own is found."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def error_console() -> Console:
+    """Standard error: whatever is not the answer."""
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def clean(text: str) -> str:
+    """Text of others without what would steer a terminal."""
+    return "".join(char for char in text if char in "\n\t" or (char.isprintable() or char == "\u00a0"))
+
+
+def print_json(answer: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(answer, ensure_ascii=False, indent=2) + "\n")
+
+
+def print_json_line(answer: object) -> None:
+    """One line of JSON, at once."""
+    sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def note(message: str, style: str = "") -> None:
+    """Something for the person that is not the answer."""
+    error_console().print(Text(clean(message), style=style))
+
+
+def show_failure(failure: CommandFailed, *, as_json: bool) -> None:
+    """An error with its hint, on standard error."""
+    if as_json:
+        sys.stderr.write(json.dumps({"error": _as_answer(failure)}, ensure_ascii=False) + "\n")
+        return
+    screen = error_console()
+    screen.print(Text.assemble(("Error: ", "bold red"), clean(failure.message)))
+    for problem in failure.problems[:_MOST_PROBLEMS]:
+        screen.print(Text.assemble((f"  line {problem.line}: ", "bold"), clean(problem.message)))
+    if len(failure.problems) > _MOST_PROBLEMS:
+        screen.print(f"  … and {len(failure.problems) - _MOST_PROBLEMS} more lines")
+    if failure.hint:
+        screen.print(Text.assemble(("Hint: ", "bold yellow"), clean(failure.hint)))
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, empty: str) -> None:
+    """Rows under their headings; `empty` says what to do where there are none. A pipe gets tabs."""
+    listed = [[_cell(value) for value in row] for row in rows]
+    if not listed:
+        return note(empty)
+    if not sys.stdout.isatty():
+        lines = ["\t".join(columns), *("\t".join(cell.plain for cell in row) for row in listed)]
+        sys.stdout.write("\n".join(lines) + "\n")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for place, column in enumerate(columns):
+        # The first one is what other commands take: it is never cut.
+        table.add_column(column, no_wrap=True, overflow="fold" if place == 0 else "ellipsis")
+    for row in listed:
+        table.add_row(*row)
+    console().print(table)
+
+
+def show_fields(fields: Iterable[tuple[str, str | Text | None]]) -> None:
+    """Names and values, one a line; what is None is left out."""
+    shown = [(name, _cell(value)) for name, value in fields if value is not None]
+    width = max(len(name) for name, _ in shown)
+    if not sys.stdout.isatty():
+        sys.stdout.write("".join(f"{name:<{width}}  {value.plain}\n" for name, value in shown))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in shown:
+        table.add_row(name, value)
+    console().print(table)
+
+
+def state_text(state: str, phase: str | None = None) -> Text:
+    """A state in its colour."""
+    return Text(f"{state}: {phase}" if phase else state, style=STATE_STYLES.get(state, ""))
+
+
+def size_text(size: float) -> str:
+    """Bytes for a person."""
+    for unit in _UNITS:
+        if size < 1000 or unit == _UNITS[-1]:
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
+
+
+def duration_text(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def age_text(moment: datetime) -> str:
+    """How long ago, roughly."""
+    seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _cell(value: str | Text) -> Text:
+    if isinstance(value, Text):
+        return value
+    return Text(" ".join(clean(value).split("\n")).replace("\t", " "))
+
+
+def _as_answer(failure: CommandFailed) -> dict[str, object]:
+    answer: dict[str, object] = {
+        "code": failure.code,
+        "message": failure.message,
+        "param": failure.param,
+        "hint": failure.hint,
+    }
+    if failure.problems:
+        answer["problems"] = [{"line": one.line, "message": one.message} for one in failure.problems]
+    return answer

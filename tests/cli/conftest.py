@@ -1,0 +1,64 @@
+"""The command line against the real API on a real socket."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from app.cli import cli
+from app.core.settings import Settings
+from app.main import create_app
+from tests.factories import CHAT_ROW, jsonl
+from tests.fakes import FakeEngine, ServerThread
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No profile and no environment of whoever runs the tests; answers the folder of profiles."""
+    for name in ("TUNESMITH_URL", "TUNESMITH_API_KEY", "TUNESMITH_PROFILE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config"
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[ServerThread]:
+    server = ServerThread(create_app(settings))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def run(api: ServerThread) -> Run:
+    """`tunesmith` with these arguments."""
+
+    def run(*arguments: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(cli, ["--url", api.url, *arguments], input=stdin)
+
+    return run
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    engine = FakeEngine()
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A file of rows."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(jsonl([CHAT_ROW]))
+    return path
+
+
+def json_of(result: Result) -> Any:
+    """The one JSON document of a command that went well."""
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
