@@ -127,7 +127,7 @@ def list_keys(as_json: AsJson = False) -> None:
 def revoke_key(
     key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")], as_json: AsJson = False
 ) -> None:
-    """Make a key worthless, at once."""
+    """Make a key worthless, within a second."""
     try:
         with _migrated_database().transaction() as session:
             keys.revoke(session, key_id)
