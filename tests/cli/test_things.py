@@ -97,6 +97,13 @@ def test_an_answer_that_breaks_off_is_an_error(run: Run, speaking: FakeEngine) -
     assert "Error: Gone." in ended.stderr
 
 
+def test_an_adapter_with_a_slash_in_its_name_is_found(run: Run, database: Database) -> None:
+    with database.transaction() as session:
+        make_adapter(session, name="ft:owner/model:me::1")
+    assert json_of(run("adapters", "show", "ft:owner/model:me::1", "--json"))["state"] == "ready"
+    assert json_of(run("adapters", "rm", "ft:owner/model:me::1", "-y", "--json"))["deleted"]
+
+
 def test_nobody_of_that_name_is_not_found(run: Run) -> None:
     assert run("generate", "nobody", "Who?").exit_code == 5
 
