@@ -28,13 +28,14 @@ from app.api.body_limit import BodyLimitMiddleware
 from app.api.deps import Services
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
-from app.api.openai import chat, completions
+from app.api.openai import chat, completions, fine_tuning
+from app.api.openai import files as openai_files
 from app.api.openai import models as openai_models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
 from app.api.request_metrics import RequestMetrics
 from app.api.requests import RequestMiddleware
 from app.api.webhook_deliverer import Deliverer
-from app.core import deliveries, idempotency, queue, workers
+from app.core import deliveries, files, idempotency, queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.group_commit import GroupCommit
@@ -100,7 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         responses = errors.documented(401, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
-    for module in (openai_models, chat, completions):
+    for module in (openai_models, chat, completions, openai_files, fine_tuning):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )
@@ -150,7 +151,7 @@ async def _sweep(services: Services) -> None:
 
 
 def sweep_once(services: Services) -> None:
-    """Requeue jobs whose lease has expired; forget workers, requests and deliveries of long ago."""
+    """Requeue jobs whose lease has expired; forget what is past its time."""
     settings = services.settings
     with services.database.transaction() as session:
         for job_id, state in queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts):
@@ -159,3 +160,6 @@ def sweep_once(services: Services) -> None:
         workers.forget_dead(session, older_than_seconds=older_than)
         idempotency.prune(session)
         deliveries.prune(session)
+        expired = files.delete_expired(session)
+    for folder in expired:
+        services.store.delete(folder)

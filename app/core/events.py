@@ -169,6 +169,14 @@ def read(
     return [_from_row(row) for row in session.scalars(query.order_by(tables.Event.seq).limit(limit))]
 
 
+def read_newest(session: Session, job_id: str, *, before: int | None, limit: int) -> list[Event]:
+    """Events of a job with a seq below `before`, newest first, at most `limit`."""
+    query = select(tables.Event).where(tables.Event.job_id == job_id)
+    if before is not None:
+        query = query.where(tables.Event.seq < before)
+    return [_from_row(row) for row in session.scalars(query.order_by(tables.Event.seq.desc()).limit(limit))]
+
+
 def read_last(session: Session, job_id: str, *, types: Sequence[str]) -> AnyEventData | None:
     """What the newest event of these types says, or None."""
     query = select(tables.Event).where(tables.Event.job_id == job_id, tables.Event.type.in_(types))

@@ -36,7 +36,8 @@ class Dataset(Table):
     """The rows of a dataset in their stored form, the problems of its other rows, and where they came from.
 
     `size_bytes` and `sha256` are those of the stored rows; the upload's stand in `upload`, a Hub dataset's
-    name and commit in `hub`. Until the rows are there, `format` is null and `artifact` empty.
+    name and commit in `hub`. Until the rows are there, `format` is null and `artifact` empty. `original` is
+    where the upload itself lies, byte for byte; only what came through /v1/files is kept so.
     """
 
     __tablename__ = "datasets"
@@ -55,6 +56,9 @@ class Dataset(Table):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     artifact: Mapped[str] = mapped_column(String(255))
+    original: Mapped[str | None] = mapped_column(String(255))
+    original_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
     created_at: Mapped[datetime]
 
     __table_args__ = (Index("ix_datasets_created_at_id", "created_at", "id"),)
@@ -109,7 +113,12 @@ class Job(Table):
     finished_at: Mapped[datetime | None]
 
     attempts: Mapped[list["Attempt"]] = relationship(order_by="Attempt.number", lazy="selectin")
-    adapter: Mapped["Adapter | None"] = relationship(lazy="selectin", viewonly=True)
+    adapter: Mapped["Adapter | None"] = relationship(
+        primaryjoin="and_(Job.id == foreign(Adapter.job_id), Adapter.step.is_(None))",
+        lazy="selectin",
+        viewonly=True,
+        uselist=False,
+    )
     # Never read through this: it lets a job and its first event be written together, in this order.
     events: Mapped[list["Event"]] = relationship(lazy="raise", passive_deletes="all")
 
@@ -146,15 +155,16 @@ class Event(Table):
 
 
 class Adapter(Table):
-    """A finished LoRA adapter and where its files are."""
+    """A finished LoRA adapter and where its files are; with a `step`, one that a job kept on its way."""
 
     __tablename__ = "adapters"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    name: Mapped[str] = mapped_column(String(80), unique=True)
+    name: Mapped[str] = mapped_column(String(400), unique=True)
     base_model: Mapped[str] = mapped_column(String(200))
     quantization: Mapped[dict[str, Any]]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    step: Mapped[int | None]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     artifact: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime]
