@@ -38,8 +38,8 @@ class Services:
     commits: GroupCommit
 
 
-def get_services(request: Request) -> Services:
-    """The services of the app that received the request."""
+async def get_services(request: Request) -> Services:
+    """The services of the app that received the request. Async, so that it takes no thread of its own."""
     return cast(Services, request.app.state.services)
 
 
