@@ -21,6 +21,7 @@ from app.api import (
     models,
     preflight,
     preview,
+    status,
 )
 from app.api.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.body_limit import BodyLimitMiddleware
@@ -30,12 +31,15 @@ from app.api.event_stream import EventStreams
 from app.api.openai import chat, completions
 from app.api.openai import models as openai_models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
+from app.api.origin_guard import OriginGuardMiddleware
 from app.api.request_metrics import RequestMetrics
 from app.api.requests import RequestMiddleware
+from app.api.security_headers import SecurityHeadersMiddleware
 from app.core import queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.settings import Settings
+from app.dashboard import pages
 
 _FORGET_WORKER_AFTER_LEASES = 20
 _DESCRIPTION = """
@@ -77,19 +81,34 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    # The last one added is the outermost: the shape of errors, an id for every answer, the key, the body.
+    # The last one added is the outermost: headers for browsers, the shape of errors, an id for every answer,
+    # who asks from where, the key, the body.
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
+    app.add_middleware(OriginGuardMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
     app.add_middleware(OpenAIErrors)
-    for module in (hub_datasets, datasets, preview, preflight, jobs, job_history, models, adapters, generate):
-        responses = errors.documented(401, 422)
+    app.add_middleware(SecurityHeadersMiddleware)
+    for module in (
+        hub_datasets,
+        datasets,
+        preview,
+        preflight,
+        jobs,
+        job_history,
+        models,
+        adapters,
+        generate,
+        status,
+    ):
+        responses = errors.documented(401, 403, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
     for module in (openai_models, chat, completions):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )
     app.include_router(health.router)
+    pages.install(app)
     return app
 
 

@@ -47,6 +47,13 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="A key every request must carry.")
     api_key_file: Path | None = Field(None, description="A file that holds the key.")
 
+    allowed_origins: Annotated[list[str], NoDecode] = Field(
+        [], description="Origins whose pages may change things here, comma separated, besides the API's own."
+    )
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        [], description="Names under which an API without a key answers, comma separated, besides loopback."
+    )
+
     max_upload_bytes: int = Field(1 << 30, gt=0, description="Largest dataset upload, in bytes.")
     max_body_bytes: int = Field(4 << 20, gt=0, description="Largest other request body, in bytes.")
     max_dataset_rows: int = Field(1_000_000, gt=0, description="Most rows in one dataset.")
@@ -101,7 +108,7 @@ class Settings(BaseSettings):
         "(packed: small), or `auto`: 16 bits where that fits well.",
     )
 
-    @field_validator("allowed_models", mode="before")
+    @field_validator("allowed_models", "allowed_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return (
