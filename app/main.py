@@ -35,7 +35,7 @@ from app.api.origin_guard import OriginGuardMiddleware
 from app.api.request_metrics import RequestMetrics
 from app.api.requests import RequestMiddleware
 from app.api.security_headers import SecurityHeadersMiddleware
-from app.core import queue, workers
+from app.core import idempotency, queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.settings import Settings
@@ -150,10 +150,11 @@ async def _sweep(services: Services) -> None:
 
 
 def sweep_once(services: Services) -> None:
-    """Requeue jobs whose lease has expired, and forget workers that went long ago."""
+    """Requeue jobs whose lease has expired; forget workers and requests of long ago."""
     settings = services.settings
     with services.database.transaction() as session:
         for job_id, state in queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts):
             _log.warning("The worker of job %s is gone; the job is %s now", job_id, state)
         older_than = settings.lease_seconds * _FORGET_WORKER_AFTER_LEASES
         workers.forget_dead(session, older_than_seconds=older_than)
+        idempotency.prune(session)

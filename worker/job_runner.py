@@ -25,7 +25,7 @@ from app.core.errors import DiskFull, JobFailure, LeaseLost
 from app.core.events import AnyEventData, Metrics, StateChange
 from app.core.queue import Failure, Lease, Progress
 from app.core.settings import Settings
-from app.core.states import JobState, Phase
+from app.core.states import JobState, Phase, StopRequest
 from worker import job_inputs
 from worker.child_process import ChildProcess
 from worker.lease_keeper import LeaseKeeper
@@ -55,7 +55,7 @@ class _Attempt:
     ended: Ended | None = None
     phase: Phase = Phase.PREPARING  # which the claim has recorded
     is_pipe_closed: bool = False
-    cancel_requested: bool = False
+    request: StopRequest | None = None
     kill_at: float | None = None
     was_killed: bool = False
 
@@ -158,13 +158,14 @@ class JobRunner:
         attempt.progress = Progress()
 
     def _stop_if_asked(self, attempt: _Attempt) -> None:
-        """Pass a cancel or the worker's own stop on to the child; kill it when its grace is over."""
-        if not attempt.cancel_requested:
-            attempt.cancel_requested = self._is_cancel_requested(attempt.lease)
+        """Pass a cancel, a pause or the worker's own stop on to the child; kill it when its grace is over."""
+        if attempt.request is not StopRequest.CANCEL:
+            attempt.request = self._find_stop_request(attempt)
         settings = self._settings
-        if attempt.cancel_requested:
+        if attempt.request is StopRequest.CANCEL:
             self._end_child(attempt, settings.cancel_grace_seconds)
-        elif self._stop.is_set():
+        # A pause that was taken back is too late for a child that was told already: it ends, in its own time.
+        elif attempt.request or attempt.was_asked_to_stop or self._stop.is_set():
             self._end_child(attempt, settings.shutdown_grace_seconds)
 
     def _end_child(self, attempt: _Attempt, grace_seconds: float) -> None:
@@ -176,12 +177,12 @@ class JobRunner:
             attempt.was_killed = True
             attempt.child.kill()
 
-    def _is_cancel_requested(self, lease: Lease) -> bool:
+    def _find_stop_request(self, attempt: _Attempt) -> StopRequest | None:
         try:
             with self._database.snapshot() as session:
-                return queue.is_cancel_requested(session, lease)
+                return queue.find_stop_request(session, attempt.lease)
         except DBAPIError:
-            return False  # The lease keeper says it, and the next tick asks again.
+            return attempt.request  # The lease keeper says it, and the next tick asks again.
 
     def _conclude(self, attempt: _Attempt, request: TrainingRequest, keeper: LeaseKeeper) -> None:
         lease, ended = attempt.lease, attempt.ended
@@ -191,14 +192,10 @@ class JobRunner:
         keeper.write(lambda session: queue.record(session, lease, attempt.unrecorded, attempt.progress))
         if ended and ended.outcome is Outcome.FAILED:
             _fail(lease, keeper, _failure(ended))
-        elif attempt.cancel_requested:
-            log.info("Job %s: cancelled", lease.job_id)
-            keeper.write(lambda session: queue.finish_cancelled(session, lease))
         elif attempt.was_asked_to_stop:
-            log.info("Job %s: handed back", lease.job_id)
-            keeper.write(
-                lambda session: queue.hand_back(session, lease, reason="The worker is shutting down.")
-            )
+            log.info("Job %s: stopped, %s", lease.job_id, attempt.request or "handed back")
+            reason = "The worker is shutting down." if self._stop.is_set() else "Resumed while it stopped."
+            keeper.write(lambda session: queue.hand_back(session, lease, reason=reason))
         else:
             self._lose(attempt, keeper)
 

@@ -35,7 +35,7 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_open(scope["path"]):
             try:
-                await to_thread.run_sync(check, self._settings, self._database, _bearer_key(scope))
+                await to_thread.run_sync(check, self._settings, self._database, bearer_key(scope))
             except Unauthorized as error:
                 return await refuse(error, receive, send)
         await self._app(scope, receive, send)
@@ -67,7 +67,8 @@ def _is_open(path: str) -> bool:
     return path in _OPEN_PATHS or is_docs(path) or is_page(path)
 
 
-def _bearer_key(scope: Scope) -> str | None:
+def bearer_key(scope: Scope) -> str | None:
+    """The key that the request carries, in force or not."""
     for name, value in scope["headers"]:
         if name == b"authorization":
             scheme, _, key = value.decode("latin-1").partition(" ")

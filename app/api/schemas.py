@@ -145,6 +145,9 @@ class Job(BaseModel):
     adapter: str | None = Field(description="Id of the finished adapter; `/generate` takes it.")
     error: JobError | None = Field(description="Why the job failed.")
     cancel_requested_at: datetime | None = Field(description="When the job was asked to stop.")
+    pause_requested_at: datetime | None = Field(
+        description="When it was asked to pause; null once it has, or if it is to go on."
+    )
     created_at: datetime = Field(description="When it was submitted.")
     started_at: datetime | None = Field(description="When a worker first took it.")
     finished_at: datetime | None = Field(description="When it ended.")
@@ -163,6 +166,7 @@ class Job(BaseModel):
             adapter=row.adapter.id if row.adapter else None,
             error=_job_error(row),
             cancel_requested_at=row.cancel_requested_at,
+            pause_requested_at=row.pause_requested_at,
             created_at=row.created_at,
             started_at=row.started_at,
             finished_at=row.finished_at,

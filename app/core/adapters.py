@@ -11,7 +11,7 @@ from app.core.ids import derive_id
 from app.core.messages import AdapterRef, BaseModelRef
 from app.core.paging import newest_first
 from app.core.specs import JobSpec, QuantizationSpec
-from app.core.states import JobState
+from app.core.states import ENDED
 
 
 def name_artifact(job_id: str, attempt: int) -> tuple[str, str]:
@@ -68,7 +68,7 @@ def delete(session: Session, id_or_name: str) -> str:
     adapter = get(session, id_or_name)
     waiting = select(tables.Job.id).where(
         tables.Job.spec["continue_from"].as_string() == adapter.id,
-        tables.Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
+        tables.Job.state.not_in(ENDED),
     )
     job_id = session.scalar(waiting.limit(1))
     if job_id:

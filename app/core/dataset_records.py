@@ -21,7 +21,7 @@ from app.core.datasets import Row, read_rows
 from app.core.errors import DatasetInUse, DatasetNotFound, DatasetNotReady
 from app.core.ids import new_id
 from app.core.paging import newest_first
-from app.core.states import DatasetState, JobState
+from app.core.states import ENDED, DatasetState
 
 
 def store_upload(
@@ -47,7 +47,7 @@ def store_upload(
 def store_rows(store: ArtifactStore, rows: Path, *, name: str, found: Inspection) -> tables.Dataset:
     """Put rows in their stored form into the store; the row that names them is the caller's to add."""
     dataset_id = new_id("ds")
-    artifact = f"{_folder(dataset_id)}/rows.jsonl"
+    artifact = f"{folder_of(dataset_id)}/rows.jsonl"
     store.put_file(artifact, rows)
     row = tables.Dataset(id=dataset_id, name=name, state=DatasetState.READY, created_at=datetime.now(UTC))
     describe(row, found, artifact=artifact)
@@ -125,7 +125,7 @@ def delete(session: Session, dataset_id: str) -> str:
             tables.Job.dataset_id == dataset_id,
             tables.Job.spec["validation_dataset"].as_string() == dataset_id,
         ),
-        tables.Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
+        tables.Job.state.not_in(ENDED),
     )
     job_id = session.scalar(waiting.limit(1))
     if job_id:
@@ -134,7 +134,7 @@ def delete(session: Session, dataset_id: str) -> str:
         )
     session.execute(sql_delete(tables.DatasetFetch).where(tables.DatasetFetch.dataset_id == dataset_id))
     session.delete(dataset)
-    return _folder(dataset_id)
+    return folder_of(dataset_id)
 
 
 def open_rows(store: ArtifactStore, dataset: tables.Dataset) -> Iterator[tuple[int, Row]]:
@@ -143,5 +143,6 @@ def open_rows(store: ArtifactStore, dataset: tables.Dataset) -> Iterator[tuple[i
         yield from read_rows(lines)
 
 
-def _folder(dataset_id: str) -> str:
+def folder_of(dataset_id: str) -> str:
+    """The key of a dataset's files in the store."""
     return f"datasets/{dataset_id}"

@@ -14,7 +14,8 @@ TunesmithError
 ├── NotFound
 │   └── JobNotFound, DatasetNotFound, AdapterNotFound
 ├── Conflict                  the thing is in a state that does not allow this
-│   └── JobAlreadyEnded, JobNotRetryable, DatasetInUse, DatasetNotReady, AdapterInUse, NotEmpty
+│   └── JobAlreadyEnded, JobNotRetryable, JobNotPausable, JobNotPaused, DatasetInUse, DatasetNotReady,
+│       AdapterInUse, NotEmpty
 ├── TooLarge
 ├── QueueFull
 ├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
@@ -162,6 +163,18 @@ class JobNotRetryable(Conflict):
     """Only a failed or cancelled job can be retried."""
 
     code = "job_not_retryable"
+
+
+class JobNotPausable(Conflict):
+    """Only a waiting or running job can be paused."""
+
+    code = "job_not_pausable"
+
+
+class JobNotPaused(Conflict):
+    """Only a paused job can be resumed."""
+
+    code = "job_not_paused"
 
 
 class DatasetInUse(Conflict):

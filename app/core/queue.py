@@ -17,7 +17,7 @@ from app.core import events, tables
 from app.core.errors import LeaseLost
 from app.core.events import AnyEventData, StateChange
 from app.core.specs import JobSpec
-from app.core.states import ExitReason, JobState, Phase
+from app.core.states import ExitReason, JobState, Phase, StopRequest
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,18 @@ def heartbeat(session: Session, lease: Lease, *, lease_seconds: float, now: date
     _guarded_update(session, lease, lease_expires_at=(now or _now()) + timedelta(seconds=lease_seconds))
 
 
-def is_cancel_requested(session: Session, lease: Lease) -> bool:
-    """Whether somebody asked for the job to stop. Raises LeaseLost."""
+def find_stop_request(session: Session, lease: Lease) -> StopRequest | None:
+    """What somebody asked of the job, if anything. Raises LeaseLost."""
     row = session.execute(
-        select(tables.Job.cancel_requested_at).where(
+        select(tables.Job.cancel_requested_at, tables.Job.pause_requested_at).where(
             tables.Job.id == lease.job_id, tables.Job.lease_token == lease.token
         )
     ).one_or_none()
     if row is None:
         raise LeaseLost
-    return row.cancel_requested_at is not None
+    if row.cancel_requested_at is not None:
+        return StopRequest.CANCEL
+    return StopRequest.PAUSE if row.pause_requested_at is not None else None
 
 
 def record(
@@ -136,9 +138,16 @@ def finish_cancelled(session: Session, lease: Lease, *, now: datetime | None = N
 
 
 def hand_back(session: Session, lease: Lease, *, reason: str, now: datetime | None = None) -> None:
-    """Put a running job back in the queue because this worker stops. Raises LeaseLost."""
-    if is_cancel_requested(session, lease):
+    """Put a stopped job back in the queue, or end or pause it where somebody asked for that.
+
+    Raises LeaseLost.
+    """
+    request = find_stop_request(session, lease)
+    if request is StopRequest.CANCEL:
         return finish_cancelled(session, lease, now=now)
+    if request is StopRequest.PAUSE:
+        change = StateChange(state=JobState.PAUSED)
+        return _leave(session, lease, change, ExitReason.PAUSED, now or _now(), eta_seconds=None)
     change = StateChange(state=JobState.QUEUED, reason=reason)
     _leave(session, lease, change, ExitReason.HANDED_BACK, now or _now())
 
@@ -182,20 +191,23 @@ def _lose(
     max_lost_attempts: int,
     now: datetime,
 ) -> JobState:
-    """Queue a job whose worker or process is gone again; fail or cancel it where that is due."""
+    """Queue a job whose worker or process is gone again; fail, cancel or pause it where that is due."""
     lease = _present_lease(job)
     lost = job.lost_attempts + 1
     if job.cancel_requested_at is not None:
         _end(session, lease, StateChange(state=JobState.CANCELLED), exit_reason, now)
         return JobState.CANCELLED
+    if job.pause_requested_at is not None:
+        change = StateChange(state=JobState.PAUSED, reason=failure.message)
+        _leave(session, lease, change, exit_reason, now, lost_attempts=lost, eta_seconds=None)
+        return JobState.PAUSED
     if lost >= max_lost_attempts:
         last = Failure(failure.code, f"{failure.message} That was attempt {lost} to end so.", failure.hint)
         change = StateChange(state=JobState.FAILED, reason=last.message, error_code=last.code)
         _end(session, lease, change, exit_reason, now, last)
         return JobState.FAILED
-    session.execute(update(tables.Job).where(tables.Job.id == job.id).values(lost_attempts=lost))
     change = StateChange(state=JobState.QUEUED, reason=failure.message)
-    _leave(session, lease, change, exit_reason, now)
+    _leave(session, lease, change, exit_reason, now, lost_attempts=lost)
     return JobState.QUEUED
 
 
@@ -241,6 +253,7 @@ def _leave(
         phase=None,
         lease_token=None,
         lease_expires_at=None,
+        pause_requested_at=None,
         **columns,
     )
     session.execute(

@@ -8,6 +8,7 @@ class JobState(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -40,14 +41,25 @@ class Phase(StrEnum):
 ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 # running → queued: the lease expired, or the worker handed the job back on its way out.
+# paused → queued: somebody resumed it.
 # failed/cancelled → queued: somebody asked for a retry.
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
-    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset(
+        {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED, JobState.PAUSED}
+    ),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
+
+
+class StopRequest(StrEnum):
+    """What somebody asked of a running job; a cancel goes before a pause."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
 
 
 class ExitReason(StrEnum):
@@ -56,6 +68,7 @@ class ExitReason(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PAUSED = "paused"
     HANDED_BACK = "handed_back"  # the worker was asked to stop
     WORKER_LOST = "worker_lost"  # the lease expired
     PROCESS_DIED = "process_died"  # the training process was killed or crashed

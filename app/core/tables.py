@@ -100,6 +100,7 @@ class Job(Table):
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
     lost_attempts: Mapped[int] = mapped_column(default=0)
     last_event_seq: Mapped[int] = mapped_column(default=0)
 
@@ -188,11 +189,12 @@ class ApiKey(Table):
 
 
 class IdempotencyKey(Table):
-    """What a request with this key made, so that a retry makes nothing new."""
+    """What a request made, so that its repetition makes nothing new; idempotency.py says what the id is."""
 
     __tablename__ = "idempotency_keys"
 
-    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
-    resource_id: Mapped[str] = mapped_column(String(32))
-    created_at: Mapped[datetime]
+    resource_id: Mapped[str] = mapped_column(String(64))
+    retries: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(index=True)

@@ -1,4 +1,4 @@
-"""Adapters' names, datasets in use, keys, idempotency, workers, base models, artifacts and settings."""
+"""Adapters' names, datasets in use, keys, workers, base models, artifacts and settings."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.core import adapters, dataset_records, idempotency, jobs, keys, models, workers
+from app.core import adapters, dataset_records, jobs, keys, models, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database, is_migrated
-from app.core.errors import AdapterNotFound, DatasetInUse, IdempotencyKeyReused, ModelNotAllowed, UnknownModel
+from app.core.errors import AdapterNotFound, DatasetInUse, ModelNotAllowed, UnknownModel
 from app.core.settings import Settings
 from app.core.workers import WorkerReport
 from tests.factories import make_dataset, make_job, make_spec
@@ -54,15 +54,6 @@ def test_keys_are_stored_hashed_and_worthless_once_revoked(database: Database) -
         keys.revoke(session, key.id)
         assert not keys.is_valid(session, secret)
         assert not keys.any_exist(session)
-
-
-def test_an_idempotency_key_is_bound_to_its_body(database: Database) -> None:
-    with database.transaction() as session:
-        assert idempotency.find(session, "k", b"body") is None
-        idempotency.remember(session, "k", b"body", "job_1")
-        assert idempotency.find(session, "k", b"body") == "job_1"
-        with pytest.raises(IdempotencyKeyReused):
-            idempotency.find(session, "k", b"another")
 
 
 def test_a_silent_worker_counts_as_dead_and_is_forgotten(database: Database) -> None:

@@ -8,6 +8,7 @@ import struct
 from typing import Any
 
 PATIENT_TOKENS = 100
+ENDLESS_TOKENS = 7_000
 _GARBAGE = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),
     b"GET / HTTP/9.9\r\n\r\n",
@@ -38,11 +39,11 @@ class Rudeness:
         await asyncio.gather(*patient)
 
     async def _leave_at_once(self) -> None:
-        _, writer = await self._ask(**self._random.choice([{"max_tokens": 30_000}, {"n": 4}]))
+        _, writer = await self._ask(**self._random.choice([{"max_tokens": ENDLESS_TOKENS}, {"n": 4}]))
         await self._reset(writer)
 
     async def _leave_in_mid_answer(self) -> None:
-        reader, writer = await self._ask(max_tokens=30_000)
+        reader, writer = await self._ask(max_tokens=ENDLESS_TOKENS)
         await reader.read(self._random.choice([1, 200, 2000]))
         await self._reset(writer)
 

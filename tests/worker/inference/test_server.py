@@ -68,12 +68,12 @@ def engine(models_folder: Path, adapters_folder: Path, tmp_path_factory) -> Iter
     process.close()
 
 
-def add_long_model(models_folder: Path) -> None:
+def add_long_model(models_folder: Path, context_length: int = 40_000) -> None:
     """The tiny model with a context that takes minutes to fill."""
     folder = models_folder / LONG.name
     shutil.copytree(models_folder / BASE.name, folder, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40_000}))
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context_length}))
 
 
 def start(models_folder: Path, adapters_folder: Path, folder: Path) -> ChildProcess:

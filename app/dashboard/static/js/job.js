@@ -27,6 +27,7 @@ export default function Job({ id, query }) {
       <${Problem} error=${story.error} />
       ${job.error && html`<${Problem} error=${job.error} />`}
       ${job.cancel_requested_at && job.state === "running" && html`<div class="note warn">It stops after its present step.</div>`}
+      ${job.pause_requested_at && job.state === "running" && html`<div class="note warn" role="status">It pauses after its present step.</div>`}
       <${Summary} job=${job} last=${story.last} />
       <${JobCharts} job=${job} curve=${story.curve} version=${story.version} compared=${query.getAll("compare")} />
       <${JobLog} events=${story.lines} total=${story.total} jobId=${job.id} />
@@ -76,7 +77,8 @@ function Controls({ job, onChange }) {
   return html`
     ${job.adapter && html`<a class="button primary" href=${`#/playground?adapter=${job.adapter}`}>Try it</a>`}
     ${job.state === "paused" && html`<${Action} class="primary" onClick=${act("resume")}>Resume<//>`}
-    ${["queued", "running"].includes(job.state) && html`<${Action} onClick=${act("pause")}>Pause<//>`}
+    ${isOn && job.pause_requested_at && html`<${Action} onClick=${act("resume")}>Go on after all<//>`}
+    ${["queued", "running"].includes(job.state) && !job.pause_requested_at && html`<${Action} onClick=${act("pause")}>Pause<//>`}
     ${["failed", "cancelled"].includes(job.state) && html`<${Action} class="primary" onClick=${act("retry", true)}>Retry<//>`}
     <a class="button" href=${`#/new?from=${job.id}`}>Clone and edit</a>
     ${isOn && html`<button type="button" class="danger" onClick=${() => setCancelling(true)}>Cancel</button>`}
