@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
 _FLAGS = [
@@ -21,6 +21,8 @@ _FLAGS = [
 ]
 # What the browser itself says of an answer that is an error, or of none.
 FAILED_REQUEST = "Failed to load resource"
+# The first preview and the first answer wait until a process has loaded the model.
+expect.set_options(timeout=90_000)
 
 
 def find_chromium() -> str:
@@ -73,7 +75,7 @@ def pages(browser: Browser, console: Console) -> Iterator[NewPage]:
     def new_page(**options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(60_000)
         page = context.new_page()
         console.listen(page)
         return page

@@ -41,8 +41,21 @@ export function Preview({ dataset, baseModel, assistantOnly = false, maxLength =
   </div>`;
 }
 
+/** Tokens that follow each other and are all learned, or all not. */
+function toRuns(tokens) {
+  const runs = [];
+  for (const token of tokens) {
+    if (runs.at(-1)?.trained !== token.trained) runs.push({ trained: token.trained, tokens: [] });
+    runs.at(-1).tokens.push(token);
+  }
+  return runs;
+}
+
 const Row = ({ row }) => html`<div class="stack tight">
   <h3>Line ${row.line} <span class="muted small">${row.tokens.length} tokens, ${row.tokens.filter(({ trained }) => trained).length} learned${row.truncated ? ", cut" : ""}</span></h3>
   ${row.problem && html`<div class="note bad">${row.problem}</div>`}
-  <div class="tokens" tabindex="0" role="group" aria-label=${`Tokens of line ${row.line}`}>${row.tokens.map(({ text, id, trained }) => (trained ? html`<mark title=${`token ${id}`}>${text}</mark>` : html`<span class="plain" title=${`token ${id}`}>${text}</span>`))}</div>
+  <div class="tokens" tabindex="0" role="group" aria-label=${`Tokens of line ${row.line}`}>${toRuns(row.tokens).map(({ trained, tokens }) => {
+    const parts = tokens.map(({ text, id }) => html`<span title=${`token ${id}`}>${text}</span>`);
+    return trained ? html`<mark>${parts}</mark>` : html`<span class="plain">${parts}</span>`;
+  })}</div>
 </div>`;
