@@ -5,6 +5,9 @@ import uPlot from "../vendor/uplot.js";
 import { number } from "./format.js";
 import { html } from "./ui.js";
 
+// So few points are shown as points, too.
+const FEW = 40;
+
 const style = document.createElement("link");
 style.rel = "stylesheet";
 style.href = "/dashboard/vendor/uplot.css";
@@ -93,7 +96,7 @@ function options({ lines, height, isLog, format, syncKey, width }) {
         width: 1.8,
         dash: line.dash,
         spanGaps: true,
-        points: { show: line.data[0].length < 40, size: 5, fill: colour(line.colour) },
+        points: { show: (plot, series) => plot.data[series].filter((value) => value != null).length < FEW, size: 5, fill: colour(line.colour) },
         // Where nothing is pointed at, the last one.
         value: (plot, value, series, index) => {
           const shown = index == null ? plot.data[series]?.findLast((one) => one != null) : value;
