@@ -23,19 +23,22 @@ from app.api import (
     preview,
     status,
 )
+from app.api import webhooks as webhook_routes
 from app.api.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.body_limit import BodyLimitMiddleware
 from app.api.deps import Services
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
-from app.api.openai import chat, completions
+from app.api.openai import chat, completions, fine_tuning
+from app.api.openai import files as openai_files
 from app.api.openai import models as openai_models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
 from app.api.origin_guard import OriginGuardMiddleware
 from app.api.request_metrics import RequestMetrics
 from app.api.requests import RequestMiddleware
 from app.api.security_headers import SecurityHeadersMiddleware
-from app.core import idempotency, queue, workers
+from app.api.webhook_deliverer import Deliverer
+from app.core import deliveries, files, idempotency, queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.settings import Settings
@@ -60,6 +63,7 @@ _TAGS = [
     {"name": "Models", "description": "Base models that may be named."},
     {"name": "Adapters", "description": "What finished jobs made."},
     {"name": "Generate", "description": "Text from an adapter or a base model."},
+    {"name": "Webhooks", "description": "Who is told when a job ends."},
     {"name": "OpenAI", "description": "The same for clients of the OpenAI API: base URL `/v1`."},
     {"name": "Service", "description": "Health, readiness, counters."},
 ]
@@ -100,10 +104,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         adapters,
         generate,
         status,
+        webhook_routes,
     ):
         responses = errors.documented(401, 403, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
-    for module in (openai_models, chat, completions):
+    for module in (openai_models, chat, completions, openai_files, fine_tuning):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )
@@ -121,19 +126,22 @@ def _services(settings: Settings) -> Services:
         streams=EventStreams(database),
         engines=EngineClient(),
         request_metrics=RequestMetrics(settings, database),
+        deliverer=Deliverer(database, settings),
     )
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    sweeping = asyncio.create_task(_sweep(services))
+    tasks = [asyncio.create_task(_sweep(services)), asyncio.create_task(services.deliverer.run())]
     try:
         yield
     finally:
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         services.streams.close()
+        await services.deliverer.close()
         await services.engines.close()
         services.database.close()
 
@@ -150,7 +158,7 @@ async def _sweep(services: Services) -> None:
 
 
 def sweep_once(services: Services) -> None:
-    """Requeue jobs whose lease has expired; forget workers and requests of long ago."""
+    """Requeue jobs whose lease has expired; forget what is past its time."""
     settings = services.settings
     with services.database.transaction() as session:
         for job_id, state in queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts):
@@ -158,3 +166,7 @@ def sweep_once(services: Services) -> None:
         older_than = settings.lease_seconds * _FORGET_WORKER_AFTER_LEASES
         workers.forget_dead(session, older_than_seconds=older_than)
         idempotency.prune(session)
+        deliveries.prune(session)
+        expired = files.delete_expired(session)
+    for folder in expired:
+        services.store.delete(folder)

@@ -26,10 +26,10 @@ from app.core.events import AnyEventData, Metrics, StateChange
 from app.core.queue import Failure, Lease, Progress
 from app.core.settings import Settings
 from app.core.states import JobState, Phase, StopRequest
-from worker import job_inputs
+from worker import job_inputs, kept_checkpoints
 from worker.child_process import ChildProcess
 from worker.lease_keeper import LeaseKeeper
-from worker.reports import Advanced, Ended, Happened, Outcome, TrainingRequest, report_adapter
+from worker.reports import Advanced, Ended, Happened, Kept, Outcome, TrainingRequest, report_adapter
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class _Attempt:
     child: ChildProcess
     unrecorded: list[AnyEventData] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
+    kept: list[Kept] = field(default_factory=list)
     ended: Ended | None = None
     phase: Phase = Phase.PREPARING  # which the claim has recorded
     is_pipe_closed: bool = False
@@ -126,6 +127,7 @@ class JobRunner:
                     raise LeaseLost
                 self._record(attempt)
                 self._stop_if_asked(attempt)
+                self._deliver_kept(attempt, keeper)
             attempt.child.wait(self._settings.cancel_grace_seconds)
         finally:
             # Whatever happened here: no child outlives its attempt.
@@ -156,6 +158,11 @@ class JobRunner:
             return
         attempt.unrecorded = []
         attempt.progress = Progress()
+
+    def _deliver_kept(self, attempt: _Attempt, keeper: LeaseKeeper) -> None:
+        """Put the adapters that the job keeps on its way into the store."""
+        while attempt.kept:
+            kept_checkpoints.deliver(self._store, keeper, attempt.lease, attempt.kept.pop(0))
 
     def _stop_if_asked(self, attempt: _Attempt) -> None:
         """Pass a cancel, a pause or the worker's own stop on to the child; kill it when its grace is over."""
@@ -244,6 +251,8 @@ def _apply(attempt: _Attempt, line: bytes) -> None:
     report = report_adapter.validate_json(line)
     if isinstance(report, Ended):
         attempt.ended = report
+    elif isinstance(report, Kept):
+        attempt.kept.append(report)
     elif isinstance(report, Happened):
         attempt.unrecorded.append(report.event)
         if isinstance(report.event, Metrics):

@@ -1,5 +1,6 @@
 """Finished adapters: list, show, download, delete."""
 
+import re
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -33,7 +34,7 @@ def show_adapter(id_or_name: AdapterName, services: ServicesDep) -> Adapter:
 
 
 @router.get(
-    "/{id_or_name}/download",
+    "/{id_or_name:path}/download",
     response_class=StreamingResponse,
     summary="Download an adapter",
     responses=documented(404)
@@ -59,8 +60,10 @@ def download_adapter(
     if not names:
         raise AdapterNotFound(f"The files of adapter {adapter.name!r} are gone.", param="adapter")
     write = archives.zip_chunks if format == "zip" else archives.tar_chunks
-    chunks = write(services.store, adapter.artifact, names, adapter.name)
-    headers = {"content-disposition": f'attachment; filename="{adapter.name}.{format}"'}
+    # The name of one made as OpenAI's clients make it has slashes and colons.
+    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter.name)
+    chunks = write(services.store, adapter.artifact, names, folder)
+    headers = {"content-disposition": f'attachment; filename="{folder}.{format}"'}
     return StreamingResponse(chunks, media_type=_MEDIA_TYPES[format], headers=headers)
 
 

@@ -79,7 +79,7 @@ def upload_dataset(
     """
     if earlier := once.find(find_dataset):
         return earlier
-    with _as_file(services.settings, file.file) as path:
+    with as_file(services.settings, file.file) as path:
         own_name = PurePath(file.filename or "").name[:255] or "dataset"
         row = dataset_records.store_upload(
             services.store,
@@ -165,7 +165,7 @@ def _parse_column_map(text: str | None) -> dict[str, str]:
 
 
 @contextmanager
-def _as_file(settings: Settings, upload: BinaryIO) -> Iterator[Path]:
+def as_file(settings: Settings, upload: BinaryIO) -> Iterator[Path]:
     """The upload as a file with a path, for as long as it is needed."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=settings.data_dir, prefix="upload-", suffix=".jsonl") as copy:

@@ -13,6 +13,7 @@ from fastapi import Depends, Path, Query, Request
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
 from app.api.request_metrics import RequestMetrics
+from app.api.webhook_deliverer import Deliverer
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.settings import Settings
@@ -30,6 +31,7 @@ class Services:
     streams: EventStreams
     engines: EngineClient
     request_metrics: RequestMetrics
+    deliverer: Deliverer
 
 
 def get_services(request: Request) -> Services:

@@ -10,7 +10,7 @@ from app.api.deps import After, JobId, Limit, ServicesDep
 from app.api.errors import documented
 from app.api.idempotency import OnceDep
 from app.api.schemas import Job, Page
-from app.core import continuation, dataset_records, jobs, models
+from app.core import job_inputs, jobs, models
 from app.core.specs import JobSpec
 from app.core.states import JobState
 
@@ -44,7 +44,9 @@ def submit_job(
     """Put a fine-tuning job in the queue. Only `base_model` and `dataset` are needed."""
 
     def make(session: Session) -> Job:
-        row = jobs.submit(session, _hold_inputs(session, spec), max_queued=services.settings.max_queued_jobs)
+        row = jobs.submit(
+            session, job_inputs.hold(session, spec), max_queued=services.settings.max_queued_jobs
+        )
         return Job.from_row(row)
 
     job = once.find(_find)
@@ -84,7 +86,7 @@ def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
 
 @router.post("/{job_id}/pause", status_code=202, summary="Pause a job", responses=documented(404, 409))
 def pause_job(job_id: JobId, services: ServicesDep) -> Job:
-    """Pause a waiting job at once; a running one stops after its step, keeps it, and frees the GPU."""
+    """Pause a waiting job at once; a running one after its step, with a checkpoint: it frees the GPU."""
     with services.database.transaction() as session:
         return Job.from_row(jobs.request_pause(session, job_id))
 
@@ -101,20 +103,9 @@ def retry_job(job_id: JobId, services: ServicesDep) -> Job:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint, where there is one."""
     with services.database.transaction() as session:
         row = jobs.retry(session, job_id)
-        _hold_inputs(session, JobSpec.model_validate(row.spec))
+        job_inputs.hold(session, JobSpec.model_validate(row.spec))
         return Job.from_row(row)
 
 
 def _find(session: Session, job_id: str) -> Job:
     return Job.from_row(jobs.get(session, job_id))
-
-
-def _hold_inputs(session: Session, spec: JobSpec) -> JobSpec:
-    """Keep what the job reads from being deleted; answers the spec with what is left to an adapter filled in.
-
-    Raises DatasetNotFound, DatasetNotReady, AdapterNotFound and AdapterIncompatible.
-    """
-    dataset_records.hold(session, spec.dataset)
-    if spec.validation_dataset:
-        dataset_records.hold(session, spec.validation_dataset, param="validation_dataset")
-    return continuation.resolve(session, spec) if spec.continue_from else spec

@@ -180,6 +180,7 @@ class Adapter(BaseModel):
     name: str = Field(description="The job's name; the API takes it wherever it takes the id.")
     base_model: str = Field(description="The base model it was trained against.")
     job: str | None = Field(description="Id of the job that made it.")
+    step: int | None = Field(description="The step at which the job kept it; null: it is the finished one.")
     size_bytes: int = Field(description="Size of its files.")
     created_at: datetime = Field(description="When its job finished.")
 
@@ -191,6 +192,7 @@ class Adapter(BaseModel):
             name=row.name,
             base_model=row.base_model,
             job=row.job_id,
+            step=row.step,
             size_bytes=row.size_bytes,
             created_at=row.created_at,
         )

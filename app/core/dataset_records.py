@@ -80,8 +80,8 @@ def get(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.
     return dataset
 
 
-def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.Dataset:
-    """A dataset whose rows are there. Raises DatasetNotFound and DatasetNotReady."""
+def get_arrived(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.Dataset:
+    """A dataset, good or bad, of which nothing is to come. Raises DatasetNotFound and DatasetNotReady."""
     dataset = get(session, dataset_id, param=param)
     if dataset.state == DatasetState.FETCHING:
         raise DatasetNotReady(
@@ -89,8 +89,20 @@ def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> t
             param=param,
             hint=f"GET /datasets/{dataset_id} shows when its state is `ready`.",
         )
+    return dataset
+
+
+def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.Dataset:
+    """A dataset whose rows are there. Raises DatasetNotFound and DatasetNotReady."""
+    dataset = get_arrived(session, dataset_id, param=param)
     if dataset.state == DatasetState.FAILED:
         reason = (dataset.error or {}).get("message", "")
+        if dataset.hub is None:
+            raise DatasetNotReady(
+                f"Dataset {dataset_id} can't be trained on: {reason}",
+                param=param,
+                hint="Mend the file and upload it again.",
+            )
         raise DatasetNotReady(
             f"Dataset {dataset_id} could not be fetched: {reason}",
             param=param,
@@ -144,5 +156,6 @@ def open_rows(store: ArtifactStore, dataset: tables.Dataset) -> Iterator[tuple[i
 
 
 def folder_of(dataset_id: str) -> str:
+    """Where the files of a dataset lie in the artifact store."""
     """The key of a dataset's files in the store."""
     return f"datasets/{dataset_id}"

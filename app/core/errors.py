@@ -7,15 +7,16 @@ TunesmithError
 │   ├── ModelNotAllowed
 │   ├── UnknownModel
 │   ├── AdapterIncompatible   the adapter to continue from is of another kind; the message says how
+│   ├── TargetRefused         webhooks do not go there
 │   └── IdempotencyKeyReused  the same key with another body
 ├── Unauthorized              no key, or a wrong one
 ├── Forbidden                 refused because of where it comes from
 │   └── OriginRefused, HostRefused
 ├── NotFound
-│   └── JobNotFound, DatasetNotFound, AdapterNotFound
+│   └── JobNotFound, DatasetNotFound, AdapterNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict                  the thing is in a state that does not allow this
 │   └── JobAlreadyEnded, JobNotRetryable, JobNotPausable, JobNotPaused, DatasetInUse, DatasetNotReady,
-│       AdapterInUse, NotEmpty
+│       AdapterInUse, NotEmpty, WebhookFixed
 ├── TooLarge
 ├── QueueFull
 ├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
@@ -89,6 +90,15 @@ class AdapterIncompatible(InvalidRequest):
     code = "adapter_incompatible"
 
 
+class TargetRefused(InvalidRequest):
+    """Webhooks do not go there."""
+
+    code = "webhook_target_refused"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, param="url", hint=hint)
+
+
 class IdempotencyKeyReused(InvalidRequest):
     """This Idempotency-Key was used with another body."""
 
@@ -146,6 +156,18 @@ class AdapterNotFound(NotFound):
     code = "adapter_not_found"
 
 
+class WebhookNotFound(NotFound):
+    """There is no such webhook."""
+
+    code = "webhook_not_found"
+
+
+class DeliveryNotFound(NotFound):
+    """There is no such delivery."""
+
+    code = "delivery_not_found"
+
+
 class Conflict(TunesmithError):
     """The present state does not allow this."""
 
@@ -199,6 +221,12 @@ class NotEmpty(Conflict):
     """There are rows here already, and a restore would mix with them."""
 
     code = "not_empty"
+
+
+class WebhookFixed(Conflict):
+    """The settings have it so."""
+
+    code = "webhook_fixed"
 
 
 class TooLarge(TunesmithError):

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
-from app.core import tables
+from app.core import deliveries, tables
 from app.core.errors import JobNotFound
 from app.core.states import JobState, Phase
 
@@ -116,7 +116,7 @@ class Event(BaseModel):
 
 
 def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> None:
-    """Record events of a job, in order. Raises JobNotFound."""
+    """Record events of a job, in order; its end is announced to webhooks. Raises JobNotFound."""
     if not entries:
         return
     last_seq = session.scalar(
@@ -143,6 +143,10 @@ def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> No
         for offset, entry in enumerate(entries)
     ]
     session.execute(insert(tables.Event), rows)
+    for entry in entries:
+        # Here, because every road into a state passes here: no end of a job goes untold.
+        if isinstance(entry, StateChange) and entry.state.has_ended:
+            deliveries.announce(session, job_id, entry.state)
 
 
 def read(
@@ -153,6 +157,14 @@ def read(
     if types:
         query = query.where(tables.Event.type.in_(types))
     return [_from_row(row) for row in session.scalars(query.order_by(tables.Event.seq).limit(limit))]
+
+
+def read_newest(session: Session, job_id: str, *, before: int | None, limit: int) -> list[Event]:
+    """Events of a job with a seq below `before`, newest first, at most `limit`."""
+    query = select(tables.Event).where(tables.Event.job_id == job_id)
+    if before is not None:
+        query = query.where(tables.Event.seq < before)
+    return [_from_row(row) for row in session.scalars(query.order_by(tables.Event.seq.desc()).limit(limit))]
 
 
 def read_last(session: Session, job_id: str, *, types: Sequence[str]) -> AnyEventData | None:

@@ -3,9 +3,10 @@
 What a worker does with one stands in queue.py. Nothing here commits: the caller's transaction does.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.core import events, tables
@@ -20,6 +21,7 @@ from app.core.errors import (
 from app.core.events import StateChange
 from app.core.ids import new_id
 from app.core.paging import newest_first
+from app.core.queue import Failure
 from app.core.specs import JobSpec
 from app.core.states import TRANSITIONS, JobState
 
@@ -47,6 +49,19 @@ def submit(session: Session, spec: JobSpec, *, max_queued: int, now: datetime | 
     return job
 
 
+def fail_unstarted(
+    session: Session, job_id: str, failure: Failure, *, now: datetime | None = None
+) -> tables.Job:
+    """Fail a waiting job whose files can't be trained on."""
+    job = _locked(session, job_id)
+    _set_state(job, JobState.FAILED, now or datetime.now(UTC))
+    job.error_code, job.error_message, job.error_hint = failure.code, failure.message, failure.hint
+    session.flush()
+    change = StateChange(state=JobState.FAILED, reason=failure.message, error_code=failure.code)
+    events.append(session, job_id, [change])
+    return get(session, job_id)
+
+
 def get(session: Session, job_id: str) -> tables.Job:
     """The job as the database has it now. Raises JobNotFound."""
     job = session.get(tables.Job, job_id, populate_existing=True)
@@ -56,12 +71,22 @@ def get(session: Session, job_id: str) -> tables.Job:
 
 
 def find_page(
-    session: Session, *, state: JobState | None, after: str | None, limit: int
+    session: Session,
+    *,
+    state: JobState | None = None,
+    metadata: Mapping[str, str] | None = None,
+    after: str | None,
+    limit: int,
 ) -> tuple[list[tables.Job], str | None]:
-    """A page of jobs, newest first, and the cursor of the next page."""
+    """A page of jobs, newest first, and the cursor of the next page.
+
+    `metadata` takes jobs that have all of it; empty: those that have none.
+    """
     query = select(tables.Job)
     if state is not None:
         query = query.where(tables.Job.state == state)
+    if metadata is not None:
+        query = query.where(*_have(metadata))
     return newest_first(session, query, tables.Job, after=after, limit=limit)
 
 
@@ -156,6 +181,13 @@ def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tabl
     session.flush()
     events.append(session, job_id, [StateChange(state=JobState.QUEUED, reason="retry")])
     return get(session, job_id)
+
+
+def _have(metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    column = tables.Job.spec["metadata"]
+    if not metadata:
+        return [or_(column.as_string().is_(None), column.as_string() == "{}")]
+    return [column[key].as_string() == value for key, value in metadata.items()]
 
 
 def _unended(session: Session, job_id: str) -> tables.Job:

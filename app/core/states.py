@@ -20,7 +20,7 @@ class JobState(StrEnum):
 
 
 class DatasetState(StrEnum):
-    """Where a dataset stands; only a Hub dataset is ever anything but ready."""
+    """Where a dataset stands. An upload is ready; one through /v1/files may have failed."""
 
     FETCHING = "fetching"
     READY = "ready"
@@ -42,9 +42,10 @@ ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 # running → queued: the lease expired, or the worker handed the job back on its way out.
 # paused → queued: somebody resumed it.
+# queued → failed: its files can't be trained on.
 # failed/cancelled → queued: somebody asked for a retry.
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
     JobState.RUNNING: frozenset(
         {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED, JobState.PAUSED}
     ),

@@ -36,7 +36,8 @@ class Dataset(Table):
     """The rows of a dataset in their stored form, the problems of its other rows, and where they came from.
 
     `size_bytes` and `sha256` are those of the stored rows; the upload's stand in `upload`, a Hub dataset's
-    name and commit in `hub`. Until the rows are there, `format` is null and `artifact` empty.
+    name and commit in `hub`. Until the rows are there, `format` is null and `artifact` empty. `original` is
+    where the upload itself lies, byte for byte; only what came through /v1/files is kept so.
     """
 
     __tablename__ = "datasets"
@@ -55,6 +56,9 @@ class Dataset(Table):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     artifact: Mapped[str] = mapped_column(String(255))
+    original: Mapped[str | None] = mapped_column(String(255))
+    original_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
     created_at: Mapped[datetime]
 
     __table_args__ = (Index("ix_datasets_created_at_id", "created_at", "id"),)
@@ -109,7 +113,12 @@ class Job(Table):
     finished_at: Mapped[datetime | None]
 
     attempts: Mapped[list["Attempt"]] = relationship(order_by="Attempt.number", lazy="selectin")
-    adapter: Mapped["Adapter | None"] = relationship(lazy="selectin", viewonly=True)
+    adapter: Mapped["Adapter | None"] = relationship(
+        primaryjoin="and_(Job.id == foreign(Adapter.job_id), Adapter.step.is_(None))",
+        lazy="selectin",
+        viewonly=True,
+        uselist=False,
+    )
 
     __table_args__ = (
         Index("ix_jobs_state_created_at", "state", "created_at", "id"),
@@ -144,15 +153,16 @@ class Event(Table):
 
 
 class Adapter(Table):
-    """A finished LoRA adapter and where its files are."""
+    """A finished LoRA adapter and where its files are; with a `step`, one that a job kept on its way."""
 
     __tablename__ = "adapters"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    name: Mapped[str] = mapped_column(String(80), unique=True)
+    name: Mapped[str] = mapped_column(String(400), unique=True)
     base_model: Mapped[str] = mapped_column(String(200))
     quantization: Mapped[dict[str, Any]]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    step: Mapped[int | None]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     artifact: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime]
@@ -186,6 +196,46 @@ class ApiKey(Table):
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+
+
+class Webhook(Table):
+    """Who is told when a job ends, and the secret that signs it; null: the one of the settings."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    url: Mapped[str] = mapped_column(String(2048))
+    secret: Mapped[str | None] = mapped_column(String(255))
+    event_types: Mapped[list[Any]]
+    is_enabled: Mapped[bool]
+    created_at: Mapped[datetime]
+
+
+class WebhookDelivery(Table):
+    """One event for one webhook, and what came of sending it."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))
+    event_type: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(String(32))
+    body: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int]
+    response_status: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    next_attempt_at: Mapped[datetime | None]
+    give_up_at: Mapped[datetime]
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    delivered_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_webhook_deliveries_due", "state", "next_attempt_at"),
+        Index("ix_webhook_deliveries_log", "webhook_id", "created_at", "id"),
+    )
 
 
 class IdempotencyKey(Table):

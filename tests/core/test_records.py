@@ -101,14 +101,17 @@ def test_artifacts_in_an_object_store_are_fetched_whole(tmp_path: Path) -> None:
 def test_settings_come_from_the_environment_and_from_secret_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "key").write_text("secret\n")
+    (tmp_path / "key").write_text("tsk_hidden\n")
     monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("TUNESMITH_API_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("TUNESMITH_WEBHOOK_SECRET_FILE", str(tmp_path / "key"))
     monkeypatch.setenv("TUNESMITH_ALLOWED_MODELS", "a/b, small")
     settings = Settings()
     assert settings.api_key is not None
-    assert settings.api_key.get_secret_value() == "secret"
-    assert "secret" not in repr(settings)
+    assert settings.api_key.get_secret_value() == "tsk_hidden"
+    assert settings.webhook_secret is not None
+    assert settings.webhook_secret.get_secret_value() == "tsk_hidden"
+    assert "tsk_hidden" not in repr(settings)
     assert settings.allowed_models == ["a/b", "small"]
     assert settings.models_folder == tmp_path / "models"
 

@@ -43,6 +43,7 @@ from worker.training.counters import Counters
 from worker.training.early_stopping import StopEarly
 from worker.training.failures import explain
 from worker.training.history import History
+from worker.training.keep_epochs import KeepEpochs
 from worker.training.loss import score_learned_tokens_only
 from worker.training.loss_guard import StopWhenExploded
 from worker.training.rows import PreparedRows, prepare_rows
@@ -103,6 +104,11 @@ def train(attempt: Attempt) -> None:
         train_set=make_dataset(rows.train, packed_length=packed_length),
         eval_set=make_dataset(rows.held_out, packed_length=packed_length) if rows.held_out else None,
     )
+
+    if request.spec.training.keep_checkpoints:
+        trainer.add_callback(
+            KeepEpochs(attempt, tokenizer, lambda: make_record(attempt, tokenizer, rows, trainer))
+        )
 
     attempt.enter(Phase.TRAINING)
     run_trainer(attempt, trainer, newest)
