@@ -41,6 +41,7 @@ from app.api.webhook_deliverer import Deliverer
 from app.core import deliveries, files, idempotency, queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
+from app.core.group_commit import GroupCommit
 from app.core.settings import Settings
 from app.dashboard import pages
 
@@ -127,6 +128,7 @@ def _services(settings: Settings) -> Services:
         engines=EngineClient(),
         request_metrics=RequestMetrics(settings, database),
         deliverer=Deliverer(database, settings),
+        commits=GroupCommit(database),
     )
 
 

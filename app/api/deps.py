@@ -16,6 +16,7 @@ from app.api.request_metrics import RequestMetrics
 from app.api.webhook_deliverer import Deliverer
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
+from app.core.group_commit import GroupCommit
 from app.core.settings import Settings
 
 MAX_PAGE = 200
@@ -32,6 +33,7 @@ class Services:
     engines: EngineClient
     request_metrics: RequestMetrics
     deliverer: Deliverer
+    commits: GroupCommit
 
 
 def get_services(request: Request) -> Services:

@@ -33,6 +33,7 @@ from app.api.auth import bearer_key
 from app.api.deps import ServicesDep
 from app.core import idempotency
 from app.core.database import Database
+from app.core.group_commit import GroupCommit
 from app.core.idempotency import Identity
 
 ARRIVED_AT = "arrived_at"
@@ -55,6 +56,7 @@ class Once:
     """One request, and the database that knows whether it came before."""
 
     database: Database
+    commits: GroupCommit
     request: Identity
 
     def find(self, find: Callable[[Session, str], Made]) -> Made | None:
@@ -62,10 +64,14 @@ class Once:
         if not self.request.may_repeat:
             return None
         with self.database.snapshot() as session:
-            return self._find(session, find)
+            resource_id = idempotency.find(session, self.request)
+            return None if resource_id is None else find(session, resource_id)
 
     def make(self, make: Callable[[Session], Made], *, find: Callable[[Session, str], Made]) -> Made:
-        """What this request made before, or what `make` makes now, in one transaction."""
+        """What this request made before, or what `make` makes now, in one transaction.
+
+        `make` may run twice, the first time for nothing: its effects are those on the session.
+        """
         try:
             return self._make(make, find)
         except IntegrityError:
@@ -76,17 +82,16 @@ class Once:
             raise
 
     def _make(self, make: Callable[[Session], Made], find: Callable[[Session, str], Made]) -> Made:
-        with self.database.transaction() as session:
-            earlier = self._find(session, find)
+        def change(session: Session) -> Made:
+            row = idempotency.find_row(session, self.request)
+            earlier = idempotency.made_by(row, self.request)
             if earlier is not None:
-                return earlier
+                return find(session, earlier)
             made = make(session)
-            idempotency.remember(session, self.request, made.id)
+            idempotency.remember(session, self.request, made.id, row=row)
             return made
 
-    def _find(self, session: Session, find: Callable[[Session, str], Made]) -> Made | None:
-        resource_id = idempotency.find(session, self.request)
-        return None if resource_id is None else find(session, resource_id)
+        return self.commits.run(change)
 
     def _forget_earlier(self) -> None:
         if not self.request.may_repeat:
@@ -117,7 +122,7 @@ async def _identify(
         retries=int(x_stainless_retry_count) if x_stainless_retry_count.isdecimal() else 0,
         arrived_at=getattr(request.state, ARRIVED_AT, datetime.now(UTC)),
     )
-    return Once(services.database, identity)
+    return Once(services.database, services.commits, identity)
 
 
 async def _hash_body(request: Request) -> str:

@@ -44,10 +44,8 @@ def submit_job(
     """Put a fine-tuning job in the queue. Only `base_model` and `dataset` are needed."""
 
     def make(session: Session) -> Job:
-        row = jobs.submit(
-            session, job_inputs.hold(session, spec), max_queued=services.settings.max_queued_jobs
-        )
-        return Job.from_row(row)
+        resolved, max_queued = job_inputs.hold(session, spec), services.settings.max_queued_jobs
+        return Job.from_row(jobs.submit(session, resolved, max_queued=max_queued, flush=False))
 
     job = once.find(_find)
     if job is None:

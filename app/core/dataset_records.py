@@ -113,11 +113,15 @@ def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> t
 
 def hold(session: Session, dataset_id: str, *, param: str = "dataset") -> None:
     """Keep a dataset from being deleted until the transaction ends. Raises as `get_ready` does."""
+    held: set[str] = session.info.setdefault("held_datasets", set())
+    if dataset_id in held:
+        return
     get_ready(session, dataset_id, param=param)
     # PostgreSQL needs the row's lock for it; on SQLite a write transaction is alone anyway.
     session.execute(
         select(tables.Dataset.id).where(tables.Dataset.id == dataset_id).with_for_update(read=True)
     )
+    held.add(dataset_id)
 
 
 def find_page(session: Session, *, after: str | None, limit: int) -> tuple[list[tables.Dataset], str | None]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic_core import from_json
@@ -137,8 +137,7 @@ def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> No
             "at": at,
             "level": _level(entry),
             "type": entry.type,
-            # PostgreSQL refuses NaN in JSON, which `model_dump_json` writes as null.
-            "data": from_json(entry.model_dump_json(exclude={"type"})),
+            "data": _dump(entry),
         }
         for offset, entry in enumerate(entries)
     ]
@@ -147,6 +146,11 @@ def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> No
         # Here, because every road into a state passes here: no end of a job goes untold.
         if isinstance(entry, StateChange) and entry.state.has_ended:
             deliveries.announce(session, job_id, entry.state)
+
+
+def first(entry: AnyEventData) -> tables.Event:
+    """The first event of a job that is not written yet, for its `events`; its `last_event_seq` is then 1."""
+    return tables.Event(seq=1, at=datetime.now(UTC), level=_level(entry), type=entry.type, data=_dump(entry))
 
 
 def read(
@@ -172,6 +176,12 @@ def read_last(session: Session, job_id: str, *, types: Sequence[str]) -> AnyEven
     query = select(tables.Event).where(tables.Event.job_id == job_id, tables.Event.type.in_(types))
     row = session.scalar(query.order_by(tables.Event.seq.desc()).limit(1))
     return _from_row(row).data if row else None
+
+
+def _dump(entry: AnyEventData) -> dict[str, Any]:
+    # PostgreSQL refuses NaN in JSON, which `model_dump_json` writes as null.
+    data: dict[str, Any] = from_json(entry.model_dump_json(exclude={"type"}))
+    return data
 
 
 def _level(entry: AnyEventData) -> Level:

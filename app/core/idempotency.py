@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import delete, insert
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from app.core import tables
@@ -60,7 +60,20 @@ def digest(parts: Iterable[bytes]) -> str:
 
 def find(session: Session, request: Identity, *, now: datetime | None = None) -> str | None:
     """The id of what this request made before, or None. Raises IdempotencyKeyReused."""
-    row = session.get(tables.IdempotencyKey, request.id, populate_existing=True)
+    return made_by(find_row(session, request), request, now=now)
+
+
+def find_row(session: Session, request: Identity) -> tables.IdempotencyKey | None:
+    """What is remembered under the request's id, in force or not."""
+    added: dict[str, tables.IdempotencyKey] = session.info.get("idempotency_keys", {})
+    with session.no_autoflush:  # what this transaction adds is written as a whole, at its end
+        return added.get(request.id) or session.get(tables.IdempotencyKey, request.id)
+
+
+def made_by(
+    row: tables.IdempotencyKey | None, request: Identity, *, now: datetime | None = None
+) -> str | None:
+    """What the row says that this request made before. Raises IdempotencyKeyReused."""
     if row is None or row.created_at < _oldest(request, now or datetime.now(UTC)):
         return None
     if row.body_sha256 != request.body:
@@ -74,17 +87,21 @@ def find(session: Session, request: Identity, *, now: datetime | None = None) ->
     return row.resource_id if request.may_repeat or is_overtaken else None
 
 
-def remember(session: Session, request: Identity, resource_id: str, *, now: datetime | None = None) -> None:
-    """Bind the request to what it made, in the transaction that makes it."""
-    session.execute(delete(tables.IdempotencyKey).where(tables.IdempotencyKey.id == request.id))
-    row = {
-        "id": request.id,
-        "body_sha256": request.body,
-        "resource_id": resource_id,
-        "retries": request.retries,
-        "created_at": now or datetime.now(UTC),
-    }
-    session.execute(insert(tables.IdempotencyKey), row)
+def remember(
+    session: Session,
+    request: Identity,
+    resource_id: str,
+    *,
+    row: tables.IdempotencyKey | None,
+    now: datetime | None = None,
+) -> None:
+    """Bind the request to what it made, in the transaction that makes it; `row` is what `find_row` found."""
+    if row is None:
+        row = tables.IdempotencyKey(id=request.id)
+        session.add(row)
+        session.info.setdefault("idempotency_keys", {})[request.id] = row
+    row.body_sha256, row.resource_id = request.body, resource_id
+    row.retries, row.created_at = request.retries, now or datetime.now(UTC)
 
 
 def forget_earlier(session: Session, request: Identity) -> None:

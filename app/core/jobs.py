@@ -28,11 +28,14 @@ from app.core.states import TRANSITIONS, JobState
 _RETRYABLE = (JobState.FAILED, JobState.CANCELLED)
 
 
-def submit(session: Session, spec: JobSpec, *, max_queued: int, now: datetime | None = None) -> tables.Job:
-    """Put a job at the end of the queue. Raises QueueFull."""
-    waiting = session.scalar(select(func.count()).where(tables.Job.state == JobState.QUEUED)) or 0
-    if waiting >= max_queued:
-        raise QueueFull(f"{waiting} jobs are waiting already.", hint="Try again when some have finished.")
+def submit(
+    session: Session, spec: JobSpec, *, max_queued: int, now: datetime | None = None, flush: bool = True
+) -> tables.Job:
+    """Put a job at the end of the queue. Raises QueueFull.
+
+    Without `flush` its rows wait for the end of the transaction, where those of many are written together.
+    """
+    _count_in(session, max_queued)
     job_id = new_id("job")
     job = tables.Job(
         id=job_id,
@@ -41,11 +44,15 @@ def submit(session: Session, spec: JobSpec, *, max_queued: int, now: datetime | 
         spec=spec.model_dump(mode="json"),
         base_model=spec.base_model,
         dataset_id=spec.dataset,
+        step=0,
+        lost_attempts=0,
+        last_event_seq=1,
         created_at=now or datetime.now(UTC),
     )
+    job.events.add(events.first(StateChange(state=JobState.QUEUED)))
     session.add(job)
-    session.flush()
-    events.append(session, job.id, [StateChange(state=JobState.QUEUED)])
+    if flush:
+        session.flush()
     return job
 
 
@@ -188,6 +195,16 @@ def _have(metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
     if not metadata:
         return [or_(column.as_string().is_(None), column.as_string() == "{}")]
     return [column[key].as_string() == value for key, value in metadata.items()]
+
+
+def _count_in(session: Session, max_queued: int) -> None:
+    """Make room for one more in the queue, which is counted once a transaction. Raises QueueFull."""
+    waiting = session.info.get("queued_jobs")
+    if waiting is None:
+        waiting = session.scalar(select(func.count()).where(tables.Job.state == JobState.QUEUED)) or 0
+    if waiting >= max_queued:
+        raise QueueFull(f"{waiting} jobs are waiting already.", hint="Try again when some have finished.")
+    session.info["queued_jobs"] = waiting + 1
 
 
 def _unended(session: Session, job_id: str) -> tables.Job:

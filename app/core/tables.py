@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, String, Text, TypeDecorator
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, WriteOnlyMapped, mapped_column, relationship
 
 from app.core.states import DatasetState, JobState
 
@@ -119,6 +119,8 @@ class Job(Table):
         viewonly=True,
         uselist=False,
     )
+    # Never loaded: it lets a job and its first event be written together, in this order.
+    events: WriteOnlyMapped["Event"] = relationship(passive_deletes=True)
 
     __table_args__ = (
         Index("ix_jobs_state_created_at", "state", "created_at", "id"),

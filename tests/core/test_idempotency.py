@@ -26,7 +26,8 @@ def found(database: Database, asked: Identity, *, after: timedelta = MINUTE) -> 
 
 def remember(database: Database, made: Identity, resource_id: str = "job_1", at: datetime = NOON) -> None:
     with database.transaction() as session:
-        idempotency.remember(session, made, resource_id, now=at)
+        row = idempotency.find_row(session, made)
+        idempotency.remember(session, made, resource_id, row=row, now=at)
 
 
 def test_a_key_answers_with_what_its_first_request_made(database: Database) -> None:

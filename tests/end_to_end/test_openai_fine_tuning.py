@@ -22,7 +22,8 @@ ROWS = jsonl(
 HI: list[Any] = [{"role": "user", "content": "Say 3"}]
 # Settings of ours among OpenAI's: the tiny model learns in a few seconds.
 QUICK: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "learning_rate_multiplier": 5}
-SLOW: dict[str, Any] = QUICK | {"n_epochs": 1000}
+# An epoch is one step.
+SLOW: dict[str, Any] = QUICK | {"n_epochs": 1000, "batch_size": 24}
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +114,25 @@ def files_in(box: Box, model: str) -> set[str]:
     return {name.rpartition("/")[2] for name in zipfile.ZipFile(io.BytesIO(content)).namelist()}
 
 
-def test_the_async_client_pauses_resumes_and_cancels(url: str, client: openai.OpenAI, box: Box) -> None:
+def test_the_async_client_pauses_a_job_asks_its_checkpoint_resumes_and_cancels(
+    url: str, client: openai.OpenAI, box: Box
+) -> None:
     async def workflow() -> None:
         async with openai.AsyncOpenAI(base_url=url, api_key="none") as async_client:
             file = await async_client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")
             steer = async_client.fine_tuning.jobs
             job = await steer.create(model="tiny-llama", training_file=file.id, method=supervised(**SLOW))
-            await asyncio.to_thread(box.wait_for_step, job.id, 3)
+            await asyncio.to_thread(box.wait_for_step, job.id, 4)
             await steer.pause(job.id)
             paused = await asyncio.to_thread(until, client, job.id, lambda job: job.status == "paused")
             assert paused.finished_at is None
+            kept = [one async for one in steer.checkpoints.list(job.id)]
+            assert len(kept) == 3
+            answer = await async_client.completions.create(
+                model=kept[0].fine_tuned_model_checkpoint, prompt="Say", max_tokens=4
+            )
+            assert answer.usage is not None
+            assert answer.usage.completion_tokens > 0
             reached = box.job(job.id)["progress"]["step"]
             await steer.resume(job.id)
             await asyncio.to_thread(box.wait_for_step, job.id, reached + 3)
@@ -135,18 +145,3 @@ def test_the_async_client_pauses_resumes_and_cancels(url: str, client: openai.Op
             assert steps == sorted(set(steps))
 
     asyncio.run(workflow())
-
-
-def test_a_checkpoint_of_a_paused_job_answers(client: openai.OpenAI, box: Box) -> None:
-    file = client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")
-    job = client.fine_tuning.jobs.create(
-        model="tiny-llama", training_file=file.id, hyperparameters=SLOW | {"batch_size": 24}
-    )
-    list_checkpoints = client.fine_tuning.jobs.checkpoints.list
-    wait_for(lambda: len(list_checkpoints(job.id).data) == 3, "three checkpoints", timeout_seconds=120)
-    client.fine_tuning.jobs.pause(job.id)
-    until(client, job.id, lambda job: job.status == "paused")
-    checkpoint = list_checkpoints(job.id).data[0].fine_tuned_model_checkpoint
-    answer = client.completions.create(model=checkpoint, prompt="Say", max_tokens=4)
-    assert answer.choices[0].text is not None
-    client.fine_tuning.jobs.cancel(job.id)

@@ -15,7 +15,7 @@ from app.api.datasets import as_file
 from app.api.deps import MAX_PAGE, Services, ServicesDep
 from app.api.idempotency import OnceDep
 from app.api.job_history import read_curve
-from app.api.openai.fine_tuning_answers import Page
+from app.api.openai.lists import Page
 from app.api.openai.parameters import refuse
 from app.core import dataset_records, files, tables
 from app.core.dataset_limits import Limits
@@ -113,12 +113,12 @@ def list_files(
 ) -> Page[FileObject]:
     """Files, the newest first. With `purpose` of another kind there are none."""
     if purpose not in (None, files.FINE_TUNE, files.RESULTS):
-        return Page.of([], has_more=False)
+        return Page(data=[], has_more=False)
     with services.database.snapshot() as session:
         found, has_more = files.find_page(
             session, purpose=purpose, order=order, after=after, limit=min(limit, MAX_PAGE)
         )
-    return Page.of([_show(services, file) for file in found], has_more=has_more)
+    return Page(data=[_show(services, file) for file in found], has_more=has_more)
 
 
 @router.get("/{file_id}", summary="Show a file")

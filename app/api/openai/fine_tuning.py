@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session
 from app.api.deps import MAX_PAGE, Services, ServicesDep
 from app.api.idempotency import OnceDep
 from app.api.job_history import read_curve
-from app.api.openai.fine_tuning_answers import FineTuningJob, JobCheckpoint, JobEvent, Page, event_id
+from app.api.openai.fine_tuning_answers import FineTuningJob
 from app.api.openai.fine_tuning_body import CreateBody
+from app.api.openai.fine_tuning_history import JobCheckpoint, JobEvent, event_id
+from app.api.openai.lists import Page
 from app.api.openai.models import find_origin
 from app.core import adapters, events, fine_tuning, job_inputs, jobs, tables
 from app.core.dataset_records import get_arrived
@@ -76,7 +78,7 @@ def list_jobs(
     """Jobs, the newest first. `metadata[key]=value` takes those with it, `metadata=null` those without."""
     with services.database.snapshot() as session:
         rows, cursor = jobs.find_page(session, metadata=_read_metadata(request), after=after, limit=limit)
-        return Page.of([_show(session, row) for row in rows], has_more=cursor is not None)
+        return Page(data=[_show(session, row) for row in rows], has_more=cursor is not None)
 
 
 @router.get("/{job_id}", summary="Show a fine-tuning job")
@@ -114,7 +116,7 @@ def list_events(
         jobs.get(session, job_id)
         found = events.read_newest(session, job_id, before=before, limit=limit + 1)
     shown = [JobEvent.from_event(job_id, event) for event in found[:limit]]
-    return Page.of(shown, has_more=len(found) > limit)
+    return Page(data=shown, has_more=len(found) > limit)
 
 
 @router.get("/{job_id}/checkpoints", summary="Checkpoints of a fine-tuning job")
@@ -131,7 +133,7 @@ def list_checkpoints(
     rest = found[ids.index(after) + 1 :] if after else found
     points = read_curve(services.database, job_id)
     shown = [JobCheckpoint.from_row(adapter, job, points) for adapter in rest[:limit]]
-    return Page.of(shown, has_more=len(rest) > limit)
+    return Page(data=shown, has_more=len(rest) > limit)
 
 
 def _change(services: Services, change: Callable[[Session, str], tables.Job], job_id: str) -> FineTuningJob:
