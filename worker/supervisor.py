@@ -30,6 +30,7 @@ from app.core.queue import Lease
 from app.core.settings import Settings
 from app.core.workers import WorkerReport
 from worker import gpu_sharing
+from worker.device_use import DeviceUse
 from worker.doctor.process import Examination
 from worker.engine_process import ENGINE_MODULE, EngineProcess
 from worker.fetch_runner import FETCHING_MODULE, FetchRunner
@@ -67,6 +68,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._beat_now = threading.Event()
         self._device: dict[str, Any] = {}
+        self._device_use = DeviceUse()
         self._engine = (
             EngineProcess(settings, self._beat_now.set, module=engine_module) if Role.SERVE in roles else None
         )
@@ -168,9 +170,10 @@ class Supervisor:
         """Refresh the worker's row at a third of a lease, and at once when the engine's address changes."""
         while not self._stop.is_set():
             self._beat_now.clear()
+            report = self._report()  # outside of the transaction: it asks the driver
             try:
                 with self._database.transaction() as session:
-                    workers.heartbeat(session, self._report())
+                    workers.heartbeat(session, report)
             except DBAPIError as error:
                 log.warning("The worker's heartbeat failed: %s", error.orig)
             self._beat_now.wait(self._settings.lease_seconds / 3)
@@ -180,7 +183,7 @@ class Supervisor:
         return WorkerReport(
             id=self.id,
             roles=sorted(self._roles),
-            device=self._device,
+            device=self._device | self._device_use.read(self._device.get("kind")),
             engine_url=engine.url if engine else None,
             engine_token=engine.token if engine else None,
             engine_state=engine.read_state() if engine else None,

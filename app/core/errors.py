@@ -11,6 +11,8 @@ TunesmithError
 │   ├── TargetRefused         webhooks do not go there
 │   └── IdempotencyKeyReused  the same key with another body
 ├── Unauthorized              no key, or a wrong one
+├── Forbidden                 refused because of where it comes from
+│   └── OriginRefused, HostRefused
 ├── NotFound
 │   └── JobNotFound, DatasetNotFound, AdapterNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict                  the thing is in a state that does not allow this
@@ -118,6 +120,25 @@ class Unauthorized(TunesmithError):
 
     type = "authentication_error"
     code = "unauthorized"
+
+
+class Forbidden(TunesmithError):
+    """This may not be asked from there."""
+
+    type = "permission_error"
+    code = "forbidden"
+
+
+class OriginRefused(Forbidden):
+    """A page of another origin may not change anything here."""
+
+    code = "origin_refused"
+
+
+class HostRefused(Forbidden):
+    """An API without a key answers only under a name of its own machine."""
+
+    code = "host_refused"
 
 
 class NotFound(TunesmithError):

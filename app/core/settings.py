@@ -51,6 +51,13 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="A key every request must carry.")
     api_key_file: Path | None = Field(None, description="A file that holds the key.")
 
+    allowed_origins: Annotated[list[str], NoDecode] = Field(
+        [], description="Origins whose pages may change things here, comma separated, besides the API's own."
+    )
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        [], description="Names under which an API without a key answers, comma separated, besides loopback."
+    )
+
     webhook_secret: SecretStr | None = Field(None, description="Signs what goes to the settings' webhook.")
     webhook_secret_file: Path | None = Field(None, description="A file that holds that secret.")
     webhook_url: str = Field("", description="A webhook that is told of every job's end.")
@@ -112,7 +119,7 @@ class Settings(BaseSettings):
         "(packed: small), or `auto`: 16 bits where that fits well.",
     )
 
-    @field_validator("allowed_models", mode="before")
+    @field_validator("allowed_models", "allowed_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return (
