@@ -1,4 +1,4 @@
-"""The worker process: registers, keeps the engine running, takes jobs and fetches, leaves in good order.
+"""The worker process: registers, keeps the engine running, takes jobs, fetches and exports, leaves well.
 
 It never imports torch, so that it stays small and nothing a model does can hurt it.
 """
@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from app.core import queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database, is_migrated
+from app.core.export_queue import ExportLease
 from app.core.fetches import FetchLease
 from app.core.preflight import PreflightRequest
 from app.core.queue import Lease
@@ -33,6 +34,7 @@ from worker import gpu_sharing
 from worker.device_use import DeviceUse
 from worker.doctor.process import Examination
 from worker.engine_process import ENGINE_MODULE, EngineProcess
+from worker.export_runner import EXPORTING_MODULE, ExportRunner
 from worker.fetch_runner import FETCHING_MODULE, FetchRunner
 from worker.job_runner import TRAINING_MODULE, JobRunner
 
@@ -59,6 +61,7 @@ class Supervisor:
         training_module: str = TRAINING_MODULE,
         engine_module: str = ENGINE_MODULE,
         fetching_module: str = FETCHING_MODULE,
+        exporting_module: str = EXPORTING_MODULE,
         make_examination: Callable[[Callable[[], None]], Examination] | None = None,
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -80,6 +83,9 @@ class Supervisor:
         self._fetcher = FetchRunner(
             settings, self._database, store, stop=self._stop, fetching_module=fetching_module
         )
+        self._exporter = ExportRunner(
+            settings, self._database, store, stop=self._stop, exporting_module=exporting_module
+        )
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT."""
@@ -92,8 +98,9 @@ class Supervisor:
             self._engine.start()
         threads = [threading.Thread(target=self._beat, daemon=True, name="heartbeat")]
         if Role.TRAIN in self._roles:
-            # Beside the jobs: a dataset is fetched while another job trains.
+            # Beside the jobs: a dataset is fetched, and an adapter exported, while another job trains.
             threads.append(threading.Thread(target=self._take_fetches, daemon=True, name="fetches"))
+            threads.append(threading.Thread(target=self._take_exports, daemon=True, name="exports"))
         for thread in threads:
             thread.start()
         if self._examination:
@@ -150,6 +157,21 @@ class Supervisor:
     def _claim_fetch(self) -> FetchLease | None:
         try:
             return self._fetcher.claim()
+        except DBAPIError as error:
+            log.warning("The database does not answer: %s", error.orig)
+            return None
+
+    def _take_exports(self) -> None:
+        while not self._stop.is_set():
+            lease = self._claim_export()
+            if lease is None:
+                self._stop.wait(_IDLE_SECONDS)
+            else:
+                self._exporter.run(lease)
+
+    def _claim_export(self) -> ExportLease | None:
+        try:
+            return self._exporter.claim()
         except DBAPIError as error:
             log.warning("The database does not answer: %s", error.orig)
             return None

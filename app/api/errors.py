@@ -48,6 +48,7 @@ _DESCRIPTIONS = {
     404: "There is no such thing.",
     409: "The present state does not allow this.",
     413: "The body is larger than the limit.",
+    416: "The range begins behind the end.",
     422: "The request is malformed; `param` names the field.",
     429: "Too many are waiting; `Retry-After` says when to come back.",
     503: "Nothing can answer now; `Retry-After` says when to come back.",

@@ -21,13 +21,13 @@ from trl import SFTTrainer
 from app.core.errors import LossNotFinite, OutOfMemory
 from app.core.events import Checkpoint, Warn
 from app.core.states import Phase
+from worker.folders import appearing
 from worker.reports import Advanced, Happened
 from worker.training import adapter, checkpoints, memory
 from worker.training.batches import EpochSampler, count_tokens
 from worker.training.callbacks import Send
 from worker.training.counters import Counters
 from worker.training.failures import is_out_of_memory
-from worker.training.folders import appearing
 from worker.training.history import History
 from worker.training.memory import Batch
 
