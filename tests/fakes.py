@@ -24,8 +24,8 @@ FINISHED = Finished(
 class ServerThread:
     """An ASGI app on a real socket; connections wait in the backlog until it has started."""
 
-    def __init__(self, app: ASGIApp, **config: Any) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, app: ASGIApp, *, port: int = 0, **config: Any) -> None:
+        self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         options = {"log_level": "critical", "interface": "asgi3", "timeout_graceful_shutdown": 3, **config}
         self._server = uvicorn.Server(uvicorn.Config(app, **options))

@@ -1,6 +1,7 @@
 """`tunesmith adapters`: list, show, download, rm."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
@@ -14,7 +15,8 @@ from app.cli.client import Client, segment
 from app.cli.deletion import Yes, delete_each
 from app.cli.failures import UsageProblem
 from app.cli.invocation import Json, client_of
-from app.cli.output import age_text, error_console, print_json, show_fields, show_table, size_text
+from app.cli.names import find_adapter
+from app.cli.output import age_text, error_console, print_json, show_fields, show_table, size_text, state_text
 from app.cli.shapes import Adapter
 
 cli = typer.Typer(help="What jobs have made: list, show, download, rm.", no_args_is_help=True)
@@ -48,7 +50,7 @@ def list_adapters(
 @cli.command()
 def show(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Where an adapter comes from, and how large it is."""
-    answer = client_of(context).get(f"/adapters/{segment(name)}")
+    answer = find_adapter(client_of(context), name)
     if as_json:
         return print_json(answer)
     found = Adapter.model_validate(answer)
@@ -57,7 +59,10 @@ def show(context: typer.Context, name: Name, as_json: Json = False) -> None:
             ("id", found.id),
             ("name", found.name),
             ("base model", found.base_model),
+            ("state", state_text(found.state)),
             ("job", found.job),
+            ("step", str(found.step) if found.step else None),
+            ("error", found.error.message if found.error else None),
             ("size", size_text(found.size_bytes)),
             ("made", f"{found.created_at.astimezone():%Y-%m-%d %H:%M}"),
         ]
@@ -77,12 +82,14 @@ def download(
 ) -> None:
     """The PEFT folder of an adapter as an archive. Complete or absent: never half a file under its name."""
     client = client_of(context)
-    adapter = Adapter.model_validate(client.get(f"/adapters/{segment(name)}"))
-    path = output or Path(f"{adapter.name}.{archive}")
+    adapter = Adapter.model_validate(find_adapter(client, name))
+    # A name may hold what a file's can't.
+    file_name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', adapter.name)}.{archive}"
+    path = output or Path(file_name)
     if path == _STDOUT:
         return _fetch(client, adapter, archive, sys.stdout.buffer)
     if path.is_dir():
-        path = path / f"{adapter.name}.{archive}"
+        path = path / file_name
     if path.exists() and not force:
         raise UsageProblem(f"{path} is there already.", hint="--force writes over it; -o names another file.")
     partial = path.with_name(path.name + ".partial")
@@ -108,7 +115,9 @@ def remove(
     as_json: Json = False,
 ) -> None:
     """Delete adapters and their files; the jobs that made them stay."""
-    delete_each(client_of(context), "/adapters", "adapter", names, yes=yes, as_json=as_json)
+    client = client_of(context)
+    ids = [name if "/" not in name else str(find_adapter(client, name)["id"]) for name in names]
+    delete_each(client, "/adapters", "adapter", ids, yes=yes, as_json=as_json)
 
 
 def _fetch(client: Client, adapter: Adapter, archive: str, target: BinaryIO) -> None:

@@ -61,9 +61,9 @@ def stream_answer(client: Client, body: dict[str, Any]) -> Iterator[StreamedAnsw
 
 def _pieces(client: Client, response: httpx.Response, answer: StreamedAnswer) -> Iterator[str]:
     for message in EventSource(response).iter_sse():
-        content = message.json()
+        content = message.json() if message.data else {}  # a keep-alive comment comes as an empty message
         match message.event:
-            case "delta":
+            case "delta" if content:
                 yield content["text"]
             case "error":
                 raise failure_from(content["error"])

@@ -1,6 +1,7 @@
 """The API over HTTP: requests, pages, streams, and its errors as `CommandFailed`. Prints nothing."""
 
 import ipaddress
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -193,4 +194,4 @@ def _is_here(url: str) -> bool:
 def _reason(error: httpx.TransportError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "it took too long"
-    return (str(error) or type(error).__name__).rstrip(".")
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error) or type(error).__name__).rstrip(".")

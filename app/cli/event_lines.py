@@ -9,7 +9,8 @@ from app.cli.output import clean, duration_text
 from app.cli.shapes import Event
 
 _BARS = "▁▂▃▄▅▆▇█"
-_INDENT = "\n" + " " * 22
+TEXT_COLUMN = 22
+_INDENT = "\n" + " " * TEXT_COLUMN
 
 
 def render(event: Event) -> str:

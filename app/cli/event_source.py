@@ -12,7 +12,7 @@ from app.cli.failures import CommandFailed, ExitCode
 from app.cli.shapes import ENDED, Event
 
 _FIRST_WAIT_SECONDS = 0.25
-_LONGEST_WAIT_SECONDS = 8.0
+_LONGEST_WAIT_SECONDS = 4.0
 _PATIENCE_SECONDS = 600.0
 
 
@@ -66,7 +66,8 @@ def _stream(client: Client, job_id: str, after: int) -> Iterator[Event]:
             return
         try:
             for message in EventSource(response).iter_sse():
-                yield Event.model_validate_json(message.data)
+                if message.data:  # httpx-sse makes an empty message of a keep-alive comment
+                    yield Event.model_validate_json(message.data)
         except SSEError as error:
             raise CommandFailed(f"{client.url} sends no events: {error}", code="not_tunesmith") from None
 

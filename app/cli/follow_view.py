@@ -17,7 +17,7 @@ from app.cli.event_source import Interrupted
 from app.cli.output import clean, console, duration_text, error_console, state_text
 from app.cli.shapes import Event, Job
 
-_SPARK_WIDTH = 24
+_SPARK_WIDTH = 30
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
@@ -79,6 +79,7 @@ class _Seen:
     total_steps: int | None = None
     epoch: float = 0.0
     losses: dict[int, float | None] = field(default_factory=dict)
+    has_evaluated: bool = False
     eval_loss: float | None = None
     tokens_per_second: float | None = None
     # When the job will be done, by this machine's steady clock.
@@ -116,12 +117,17 @@ class TerminalView:
             case "metrics":
                 self._take_metrics(event)
             case "eval":
-                seen.eval_loss = event.data["loss"]
+                seen.has_evaluated, seen.eval_loss = True, event.data["loss"]
             case "state":
                 self._take_state(event)
         if event.type in ("log", "warning", "eval") or event.level != "info":
             style = {"warning": "yellow", "error": "red"}.get(event.level, "")
-            self._screen.print(Text(event_lines.render(event), style=style))
+            line = event_lines.render(event)
+            grid = Table.grid()  # so that what wraps stands under what it belongs to
+            grid.add_column(no_wrap=True)
+            grid.add_column()
+            grid.add_row(line[: event_lines.TEXT_COLUMN], Text(line[event_lines.TEXT_COLUMN :]))
+            self._screen.print(grid, style=style)
 
     def _take_metrics(self, event: Event) -> None:
         seen, found = self._seen, event.data
@@ -146,7 +152,8 @@ class TerminalView:
         if self._seen.losses:
             lines.append(self._draw_figures())
         if self._seen.trouble:
-            lines.append(Text(f"Connection lost, trying again: {self._seen.trouble}", style="yellow"))
+            trouble = f"Connection lost, trying again: {self._seen.trouble}"
+            lines.append(_one_line(Text(trouble, style="yellow")))
         return Group(*lines)
 
     def _draw_head(self) -> Text:
@@ -159,8 +166,7 @@ class TerminalView:
             head.append(f"  attempt {seen.attempt}")
         if seen.state == "paused":
             head.append(f"  `tunesmith jobs resume {self._job.id}` goes on", style="dim")
-        head.no_wrap, head.overflow = True, "ellipsis"
-        return head
+        return _one_line(head)
 
     def _draw_bar(self) -> Table:
         seen = self._seen
@@ -168,7 +174,9 @@ class TerminalView:
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column(ratio=1)
         grid.add_column(justify="right", no_wrap=True)
-        bar = ProgressBar(total=total or 1, completed=seen.step)
+        bar = ProgressBar(
+            total=total or 1, completed=seen.step, complete_style="cyan", finished_style="green"
+        )
         figures = f"{seen.step}/{total}  {seen.step / total:.0%}" if total else "waiting for the first step"
         grid.add_row(bar, Text(figures))
         return grid
@@ -177,12 +185,17 @@ class TerminalView:
         seen = self._seen
         losses = [seen.losses[step] for step in sorted(seen.losses)]
         line = Text.assemble("loss ", (event_lines.loss_text(losses[-1]), "bold"), " ")
-        line.append(event_lines.sparkline(losses, _SPARK_WIDTH), style="cyan")
-        if seen.eval_loss is not None:
-            line.append(f"  eval {seen.eval_loss:.4f}")
-        line.append(f"  epoch {seen.epoch:.2f}")
+        rest = f"  eval {event_lines.loss_text(seen.eval_loss)}" if seen.has_evaluated else ""
+        rest += f"  epoch {seen.epoch:.2f}"
         if seen.tokens_per_second:
-            line.append(f"  {seen.tokens_per_second:,.0f} tok/s")
+            rest += f"  {seen.tokens_per_second:,.0f} tok/s"
         if seen.ends_at is not None:
-            line.append(f"  {duration_text(seen.ends_at - time.monotonic())} left")
-        return line
+            rest += f"  {duration_text(seen.ends_at - time.monotonic())} left"
+        room = self._screen.width - len(line) - len(rest)
+        line.append(event_lines.sparkline(losses, min(max(room, 1), _SPARK_WIDTH)), style="cyan")
+        return _one_line(line.append(rest))
+
+
+def _one_line(text: Text) -> Text:
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text

@@ -32,16 +32,21 @@ def find_dataset_id(client: Client, name: str) -> str:
     return name if name.startswith("ds_") else str(find_dataset(client, name)["id"])
 
 
+def find_adapter(client: Client, name: str) -> Any:
+    """An adapter by its id or name. Raises CommandFailed."""
+    if "/" in name:  # as OpenAI's clients name theirs; it is no part of a path
+        return _find_newest(client, "adapter", name)
+    return client.get(f"/adapters/{segment(name)}")
+
+
 def find_speaker(client: Client, name: str) -> dict[str, str]:
     """Who answers: `{"adapter": …}`, or `{"base_model": …}` where no adapter has the name."""
-    if "/" in name:
-        return {"base_model": name}
     try:
-        return {"adapter": str(client.get(f"/adapters/{segment(name)}")["id"])}
+        return {"adapter": str(find_adapter(client, name)["id"])}
     except CommandFailed as failure:
         if failure.exit_code is not ExitCode.NOT_FOUND:
             raise
-    if any(model["name"] == name for model in client.get("/models")["data"]):
+    if "/" in name or any(model["name"] == name for model in client.get("/models")["data"]):
         return {"base_model": name}
     raise CommandFailed(
         f"There is neither an adapter nor a base model {name!r}.",

@@ -22,6 +22,7 @@ STATE_STYLES = {
     "cancelled": "bright_black",
     "ready": "green",
     "fetching": "cyan",
+    "importing": "cyan",
 }
 
 

@@ -113,6 +113,9 @@ class Adapter(BaseModel):
     name: str
     base_model: str
     job: str | None = None
+    step: int | None = None
+    state: str = "ready"
+    error: Failure | None = None
     size_bytes: int
     created_at: datetime
 

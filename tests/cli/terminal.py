@@ -1,0 +1,77 @@
+"""A command on a terminal of its own, as a person has it: what it draws is read, keys are typed."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Mapping
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+
+class Terminal:
+    """`tunesmith` with these arguments at 80 columns."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, 80))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "TERM": "xterm-256color", **environment},
+            # Ctrl-C must find it in the foreground of this terminal.
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        os.close(slave)
+        self.raw = ""
+
+    @property
+    def text(self) -> str:
+        """Everything that was drawn so far, without colours and movements."""
+        return _CONTROL.sub("", self.raw).replace("\r", "")
+
+    def wait_for(self, pattern: str, *, timeout_seconds: float = 60) -> None:
+        """Read until the text matches."""
+        deadline = time.monotonic() + timeout_seconds
+        while not re.search(pattern, self.text):
+            assert self._read(deadline), f"{pattern!r} did not come: {self.text}"
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._master, keys.encode())
+
+    def wait(self, *, timeout_seconds: float = 60) -> int:
+        """Read to the end; the exit status."""
+        deadline = time.monotonic() + timeout_seconds
+        while self._read(deadline):
+            pass
+        return self.process.wait(5)
+
+    def close(self) -> None:
+        """End it, however far it is."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
+        try:
+            piece = os.read(self._master, 65_536) if ready else b""
+        except OSError:  # the other side is closed
+            piece = b""
+        self.raw += piece.decode(errors="replace")
+        return bool(piece)
+
+
+def _take_terminal() -> None:
+    import fcntl
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -1,0 +1,128 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.core import events, jobs
+from app.core.database import Database
+from app.core.events import Metrics
+from app.core.messages import TokenDelta
+from tests.cli.terminal import CTRL_C, CTRL_D, Terminal
+from tests.factories import make_adapter, make_job
+from tests.fakes import FINISHED, Act, FakeEngine, ServerThread
+
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def open_terminal(api: ServerThread, own_configuration: Path) -> Iterator[Open]:
+    opened: list[Terminal] = []
+
+    def open_terminal(*arguments: str) -> Terminal:
+        environment = {"TUNESMITH_URL": api.url, "XDG_CONFIG_HOME": str(own_configuration)}
+        opened.append(Terminal(list(arguments), environment))
+        return opened[-1]
+
+    yield open_terminal
+    for terminal in opened:
+        terminal.close()
+
+
+@pytest.fixture
+def job_id(database: Database) -> str:
+    """A job at step 3 of 10."""
+    with database.transaction() as session:
+        job_id = make_job(session, name="helper").id
+        steps = [
+            Metrics(step=step, total_steps=10, epoch=step / 10, loss=2.5 - step / 2, tokens_per_second=1234)
+            for step in (1, 2, 3)
+        ]
+        events.append(session, job_id, steps)
+    return job_id
+
+
+@pytest.fixture
+def chat(open_terminal: Open, engine: FakeEngine, database: Database) -> Terminal:
+    with database.transaction() as session:
+        make_adapter(session)
+    engine.register(database)
+    terminal = open_terminal("chat", "helper")
+    terminal.wait_for("Ask > ")
+    return terminal
+
+
+def test_a_followed_job_has_a_bar_a_curve_and_its_speed(
+    open_terminal: Open, job_id: str, database: Database
+) -> None:
+    terminal = open_terminal("jobs", "follow", job_id)
+    terminal.wait_for(r"━+ +3/10  30%\n *loss 1\.0000 █▅▁  epoch 0\.30  1,234 tok/s")
+    with database.transaction() as session:
+        jobs.request_cancel(session, job_id)
+    assert terminal.wait() == 1
+    assert "helper cancelled" in terminal.text
+    assert max(map(len, terminal.text.splitlines())) <= 80
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
+    open_terminal: Open, job_id: str, database: Database
+) -> None:
+    terminal = open_terminal("jobs", "follow", "helper")
+    terminal.wait_for("3/10")
+    terminal.type(CTRL_C)
+    assert terminal.wait() == 130
+    assert f"The job goes on. `tunesmith jobs follow {job_id}` comes back to it" in terminal.text
+    assert "Traceback" not in terminal.text
+    with database.snapshot() as session:
+        assert jobs.get(session, job_id).cancel_requested_at is None
+
+
+def test_a_pipe_gets_lines_without_control_codes(api: ServerThread, job_id: str, database: Database) -> None:
+    with database.transaction() as session:
+        jobs.request_cancel(session, job_id)
+    ended = subprocess.run(
+        [sys.executable, "-m", "app.cli", "--url", api.url, "jobs", "follow", job_id],
+        env={**os.environ, "TERM": "xterm-256color"},
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert b"step  3/10" in ended.stdout
+    assert b"\x1b" not in ended.stdout + ended.stderr
+
+
+def test_ctrl_c_stops_an_answer_and_what_was_said_is_kept(chat: Terminal, engine: FakeEngine) -> None:
+    engine.scripts = [[TokenDelta(text="Once upon"), Act.HOLD], [TokenDelta(text="Goodbye."), FINISHED]]
+    chat.type("Tell me.\n")
+    chat.wait_for("Once upon")
+    chat.type(CTRL_C)
+    assert engine.lost_its_client.wait(20)
+    chat.wait_for(r"Stopped\.\nAsk > ")
+    chat.type("And then?\n")
+    chat.wait_for(r"Goodbye\.\nAsk > ")
+    said = [turn.content for turn in engine.requests[1].messages or []]
+    assert said == ["Tell me.", "Once upon", "And then?"]
+
+
+def test_ctrl_c_at_the_prompt_throws_the_line_away_and_ctrl_d_leaves(
+    chat: Terminal, engine: FakeEngine
+) -> None:
+    chat.type("Never mind")
+    chat.wait_for("Never mind")
+    chat.type(CTRL_C)
+    chat.wait_for(r"Never mind\S*\nAsk > ")
+    chat.type(CTRL_D)
+    assert chat.wait() == 0
+    assert engine.requests == []
+
+
+def test_deleting_asks_first(open_terminal: Open, database: Database) -> None:
+    with database.transaction() as session:
+        make_adapter(session)
+    terminal = open_terminal("adapters", "rm", "helper")
+    terminal.wait_for(r"Delete adapter helper for good\? \[y/N\]")
+    terminal.type("n\n")
+    assert terminal.wait() == 1
+    assert "Nothing was deleted" in terminal.text
