@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.core.events import Log, Metrics, Warn
+from app.core.events import Evaluation, Log, Metrics, Warn
 from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, Reports, make_rows, run_here
 from worker.reports import Outcome, TrainingRequest
@@ -77,6 +77,8 @@ def test_a_fast_job_learns_what_a_plain_one_does(make_request: MakeRequest, chan
         assert left.tokens == right.tokens
         assert left.token_accuracy == pytest.approx(right.token_accuracy)
         assert left.grad_norm == pytest.approx(right.grad_norm, rel=1e-3)
+    for found, expected in zip(fast.events(Evaluation), plain.events(Evaluation), strict=True):
+        assert found.loss == pytest.approx(expected.loss, rel=1e-4)
 
 
 def test_dropout_draws_what_pefts_layers_draw(
