@@ -1,6 +1,7 @@
 # `make setup` is done by every other target when it is needed.
 PYTHON ?= python3
 MACHINE ?= here
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -28,8 +29,9 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m app check-migrations
 
+# Test files run side by side, each with one torch thread: two at a time would only wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations 15
 
 # The machine's name becomes part of the result's file name.
 bench: $(STAMP)

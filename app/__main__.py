@@ -115,7 +115,7 @@ def list_keys() -> None:
 
 @keys_cli.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")]) -> None:
-    """Make a key worthless, at once."""
+    """Make a key worthless, within a second."""
     try:
         with _migrated_database().transaction() as session:
             keys.revoke(session, key_id)

@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import (
+    adapter_imports,
     adapters,
     datasets,
     errors,
@@ -22,19 +23,24 @@ from app.api import (
     preflight,
     preview,
 )
+from app.api import webhooks as webhook_routes
 from app.api.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.body_limit import BodyLimitMiddleware
 from app.api.deps import Services
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
-from app.api.openai import chat, completions
+from app.api.importer import Importer
+from app.api.openai import chat, completions, fine_tuning
+from app.api.openai import files as openai_files
 from app.api.openai import models as openai_models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
 from app.api.request_metrics import RequestMetrics
 from app.api.requests import RequestMiddleware
-from app.core import queue, workers
+from app.api.webhook_deliverer import Deliverer
+from app.core import deliveries, files, idempotency, queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
+from app.core.group_commit import GroupCommit
 from app.core.settings import Settings
 
 _FORGET_WORKER_AFTER_LEASES = 20
@@ -56,6 +62,7 @@ _TAGS = [
     {"name": "Models", "description": "Base models that may be named."},
     {"name": "Adapters", "description": "What finished jobs made."},
     {"name": "Generate", "description": "Text from an adapter or a base model."},
+    {"name": "Webhooks", "description": "Who is told when a job ends."},
     {"name": "OpenAI", "description": "The same for clients of the OpenAI API: base URL `/v1`."},
     {"name": "Service", "description": "Health, readiness, counters."},
 ]
@@ -82,10 +89,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
     app.add_middleware(OpenAIErrors)
-    for module in (hub_datasets, datasets, preview, preflight, jobs, job_history, models, adapters, generate):
+    for module in (
+        hub_datasets,
+        datasets,
+        preview,
+        preflight,
+        jobs,
+        job_history,
+        models,
+        adapters,
+        adapter_imports,
+        generate,
+        webhook_routes,
+    ):
         responses = errors.documented(401, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
-    for module in (openai_models, chat, completions):
+    for module in (openai_models, chat, completions, openai_files, fine_tuning):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )
@@ -95,26 +114,34 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _services(settings: Settings) -> Services:
     database = Database(settings.database_url)
+    store = ArtifactStore(settings.artifacts_url)
+    engines = EngineClient()
     return Services(
         settings=settings,
         database=database,
-        store=ArtifactStore(settings.artifacts_url),
+        store=store,
         streams=EventStreams(database),
-        engines=EngineClient(),
+        engines=engines,
         request_metrics=RequestMetrics(settings, database),
+        deliverer=Deliverer(database, settings),
+        importer=Importer(database, settings, store, engines),
+        commits=GroupCommit(database),
     )
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    sweeping = asyncio.create_task(_sweep(services))
+    loops = [_sweep(services), services.deliverer.run(), services.importer.run()]
+    tasks = [asyncio.create_task(loop) for loop in loops]
     try:
         yield
     finally:
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         services.streams.close()
+        await services.deliverer.close()
         await services.engines.close()
         services.database.close()
 
@@ -131,10 +158,15 @@ async def _sweep(services: Services) -> None:
 
 
 def sweep_once(services: Services) -> None:
-    """Requeue jobs whose lease has expired, and forget workers that went long ago."""
+    """Requeue jobs whose lease has expired; forget what is past its time."""
     settings = services.settings
     with services.database.transaction() as session:
         for job_id, state in queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts):
             _log.warning("The worker of job %s is gone; the job is %s now", job_id, state)
         older_than = settings.lease_seconds * _FORGET_WORKER_AFTER_LEASES
         workers.forget_dead(session, older_than_seconds=older_than)
+        idempotency.prune(session)
+        deliveries.prune(session)
+        expired = files.delete_expired(session)
+    for folder in expired:
+        services.store.delete(folder)

@@ -4,10 +4,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from app.core.database import Database, migrate
 from app.core.settings import Settings
+
+# A busy machine is slow, and that is no failure.
+hypothesis.settings.register_profile("tunesmith", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("tunesmith")
 
 # Triton reads this when it is first imported. Without a GPU its kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():

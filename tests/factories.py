@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.core import dataset_records, jobs, tables
+from app.core import dataset_records, jobs, tables, webhooks
 from app.core.artifacts import ArtifactStore
 from app.core.dataset_limits import Limits
 from app.core.specs import JobSpec
+from app.core.webhooks import EventType
 
 CHAT_ROW: dict[str, Any] = {
     "messages": [
@@ -31,6 +32,12 @@ def make_spec(**fields: Any) -> JobSpec:
 
 def make_job(session: Session, *, now: datetime | None = None, **fields: Any) -> tables.Job:
     return jobs.submit(session, make_spec(**fields), max_queued=10_000, now=now)
+
+
+def make_webhook(session: Session, *, is_enabled: bool = True, **fields: Any) -> tables.Webhook:
+    defaults = {"url": "https://example.org/hooks", "event_types": list(EventType), "name": ""}
+    webhook = webhooks.create(session, **{**defaults, **fields})
+    return webhooks.change(session, webhook.id, is_enabled=is_enabled)
 
 
 def make_dataset(

@@ -10,7 +10,7 @@ import threading
 from app.core.events import Checkpoint, Log, Metrics
 from app.core.states import Phase
 from worker.child import ParentLink
-from worker.reports import Advanced, Ended, Happened, Outcome, TrainingRequest
+from worker.reports import Advanced, Ended, Happened, Kept, Outcome, TrainingRequest
 
 
 def main() -> None:
@@ -35,6 +35,12 @@ def main() -> None:
     if script == "fails":
         link.send(Ended(outcome=Outcome.FAILED, code="model_gated", message="Gated.", hint="Set HF_TOKEN."))
         return
+    if script == "keeps":
+        for step in (2, 4, 6):
+            folder = request.job_folder / "kept-adapters" / f"step-{step}"
+            folder.mkdir(parents=True)
+            (folder / "adapter_model.safetensors").write_bytes(b"weights of %d" % step)
+            link.send(Kept(step=step, folder=folder))
     if script == "shows-its-inputs":
         assert request.continue_from
         assert request.validation_dataset

@@ -83,7 +83,7 @@ def remove_leftovers(settings: Settings, database: Database, store: ArtifactStor
 
 def remove_checkpoints(job_folder: Path) -> None:
     """Remove what only an interrupted job needs."""
-    for name in ("best-adapters", "checkpoints"):
+    for name in ("best-adapters", "checkpoints", "kept-adapters"):
         shutil.rmtree(job_folder / name, ignore_errors=True)
 
 

@@ -25,11 +25,11 @@ from app.core.errors import DiskFull, JobFailure, LeaseLost
 from app.core.events import AnyEventData, Metrics, StateChange
 from app.core.queue import Failure, Lease, Progress
 from app.core.settings import Settings
-from app.core.states import JobState, Phase
-from worker import job_inputs
+from app.core.states import JobState, Phase, StopRequest
+from worker import job_inputs, kept_checkpoints
 from worker.child_process import ChildProcess
 from worker.lease_keeper import LeaseKeeper
-from worker.reports import Advanced, Ended, Happened, Outcome, TrainingRequest, report_adapter
+from worker.reports import Advanced, Ended, Happened, Kept, Outcome, TrainingRequest, report_adapter
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,11 @@ class _Attempt:
     child: ChildProcess
     unrecorded: list[AnyEventData] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
+    kept: list[Kept] = field(default_factory=list)
     ended: Ended | None = None
     phase: Phase = Phase.PREPARING  # which the claim has recorded
     is_pipe_closed: bool = False
-    cancel_requested: bool = False
+    request: StopRequest | None = None
     kill_at: float | None = None
     was_killed: bool = False
 
@@ -126,6 +127,7 @@ class JobRunner:
                     raise LeaseLost
                 self._record(attempt)
                 self._stop_if_asked(attempt)
+                self._deliver_kept(attempt, keeper)
             attempt.child.wait(self._settings.cancel_grace_seconds)
         finally:
             # Whatever happened here: no child outlives its attempt.
@@ -157,14 +159,20 @@ class JobRunner:
         attempt.unrecorded = []
         attempt.progress = Progress()
 
+    def _deliver_kept(self, attempt: _Attempt, keeper: LeaseKeeper) -> None:
+        """Put the adapters that the job keeps on its way into the store."""
+        while attempt.kept:
+            kept_checkpoints.deliver(self._store, keeper, attempt.lease, attempt.kept.pop(0))
+
     def _stop_if_asked(self, attempt: _Attempt) -> None:
-        """Pass a cancel or the worker's own stop on to the child; kill it when its grace is over."""
-        if not attempt.cancel_requested:
-            attempt.cancel_requested = self._is_cancel_requested(attempt.lease)
+        """Pass a cancel, a pause or the worker's own stop on to the child; kill it when its grace is over."""
+        if attempt.request is not StopRequest.CANCEL:
+            attempt.request = self._find_stop_request(attempt)
         settings = self._settings
-        if attempt.cancel_requested:
+        if attempt.request is StopRequest.CANCEL:
             self._end_child(attempt, settings.cancel_grace_seconds)
-        elif self._stop.is_set():
+        # A pause that was taken back is too late for a child that was told already: it ends, in its own time.
+        elif attempt.request or attempt.was_asked_to_stop or self._stop.is_set():
             self._end_child(attempt, settings.shutdown_grace_seconds)
 
     def _end_child(self, attempt: _Attempt, grace_seconds: float) -> None:
@@ -176,12 +184,12 @@ class JobRunner:
             attempt.was_killed = True
             attempt.child.kill()
 
-    def _is_cancel_requested(self, lease: Lease) -> bool:
+    def _find_stop_request(self, attempt: _Attempt) -> StopRequest | None:
         try:
             with self._database.snapshot() as session:
-                return queue.is_cancel_requested(session, lease)
+                return queue.find_stop_request(session, attempt.lease)
         except DBAPIError:
-            return False  # The lease keeper says it, and the next tick asks again.
+            return attempt.request  # The lease keeper says it, and the next tick asks again.
 
     def _conclude(self, attempt: _Attempt, request: TrainingRequest, keeper: LeaseKeeper) -> None:
         lease, ended = attempt.lease, attempt.ended
@@ -191,14 +199,10 @@ class JobRunner:
         keeper.write(lambda session: queue.record(session, lease, attempt.unrecorded, attempt.progress))
         if ended and ended.outcome is Outcome.FAILED:
             _fail(lease, keeper, _failure(ended))
-        elif attempt.cancel_requested:
-            log.info("Job %s: cancelled", lease.job_id)
-            keeper.write(lambda session: queue.finish_cancelled(session, lease))
         elif attempt.was_asked_to_stop:
-            log.info("Job %s: handed back", lease.job_id)
-            keeper.write(
-                lambda session: queue.hand_back(session, lease, reason="The worker is shutting down.")
-            )
+            log.info("Job %s: stopped, %s", lease.job_id, attempt.request or "handed back")
+            reason = "The worker is shutting down." if self._stop.is_set() else "Resumed while it stopped."
+            keeper.write(lambda session: queue.hand_back(session, lease, reason=reason))
         else:
             self._lose(attempt, keeper)
 
@@ -247,6 +251,8 @@ def _apply(attempt: _Attempt, line: bytes) -> None:
     report = report_adapter.validate_json(line)
     if isinstance(report, Ended):
         attempt.ended = report
+    elif isinstance(report, Kept):
+        attempt.kept.append(report)
     elif isinstance(report, Happened):
         attempt.unrecorded.append(report.event)
         if isinstance(report.event, Metrics):

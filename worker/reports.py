@@ -69,6 +69,14 @@ class Advanced(Message):
     eta_seconds: float | None = None
 
 
+class Kept(Message):
+    """An adapter that the job keeps on its way is complete in a folder."""
+
+    type: Literal["kept"] = "kept"
+    step: int
+    folder: Path
+
+
 class Outcome(StrEnum):
     """How the child ended."""
 
@@ -87,7 +95,7 @@ class Ended(Message):
     hint: str | None = None
 
 
-Report = Annotated[Happened | Advanced | Ended, Field(discriminator="type")]
+Report = Annotated[Happened | Advanced | Kept | Ended, Field(discriminator="type")]
 report_adapter: TypeAdapter[Report] = TypeAdapter(Report)
 STOP = b"stop\n"
 

@@ -1,16 +1,19 @@
-"""Finished adapters: list, show, download, delete."""
+"""Adapters: list, show, download, delete. How one comes here from elsewhere stands in adapter_imports.py."""
 
+import re
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
 from app.api import archives
 from app.api.deps import AdapterName, After, Limit, ServicesDep
 from app.api.errors import documented
 from app.api.schemas import Adapter, Page
-from app.core import adapters
-from app.core.errors import AdapterNotFound
+from app.core import adapter_imports, adapters
+from app.core.errors import AdapterNotFound, AdapterNotReady
+from app.core.states import AdapterState
 
 router = APIRouter(prefix="/adapters", tags=["Adapters"])
 
@@ -18,22 +21,32 @@ _MEDIA_TYPES = {"zip": "application/zip", "tar": "application/x-tar"}
 
 
 @router.get("", summary="List adapters")
-def list_adapters(services: ServicesDep, after: After = None, limit: Limit = 50) -> Page[Adapter]:
-    """Finished adapters, the newest first."""
+def list_adapters(
+    services: ServicesDep,
+    state: Annotated[
+        AdapterState, Query(description="Those that answer, or imports that do not yet, or never will.")
+    ] = AdapterState.READY,
+    after: After = None,
+    limit: Limit = 50,
+) -> Page[Adapter]:
+    """Adapters that answer, the newest first."""
     with services.database.snapshot() as session:
+        if state is not AdapterState.READY:
+            unproved, cursor = adapter_imports.find_page(session, state=state, after=after, limit=limit)
+            return Page(data=[Adapter.from_import(row) for row in unproved], next=cursor)
         rows, cursor = adapters.find_page(session, after=after, limit=limit)
     return Page(data=[Adapter.from_row(row) for row in rows], next=cursor)
 
 
 @router.get("/{id_or_name}", summary="Show an adapter", responses=documented(404))
 def show_adapter(id_or_name: AdapterName, services: ServicesDep) -> Adapter:
-    """An adapter, by its id or its name."""
+    """An adapter, by its id or its name, also one that is being imported."""
     with services.database.snapshot() as session:
-        return Adapter.from_row(adapters.get(session, id_or_name))
+        return find_adapter(session, id_or_name)
 
 
 @router.get(
-    "/{id_or_name}/download",
+    "/{id_or_name:path}/download",
     response_class=StreamingResponse,
     summary="Download an adapter",
     responses=documented(404)
@@ -59,14 +72,30 @@ def download_adapter(
     if not names:
         raise AdapterNotFound(f"The files of adapter {adapter.name!r} are gone.", param="adapter")
     write = archives.zip_chunks if format == "zip" else archives.tar_chunks
-    chunks = write(services.store, adapter.artifact, names, adapter.name)
-    headers = {"content-disposition": f'attachment; filename="{adapter.name}.{format}"'}
+    # The name of one made as OpenAI's clients make it has slashes and colons.
+    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter.name)
+    chunks = write(services.store, adapter.artifact, names, folder)
+    headers = {"content-disposition": f'attachment; filename="{folder}.{format}"'}
     return StreamingResponse(chunks, media_type=_MEDIA_TYPES[format], headers=headers)
 
 
 @router.delete("/{id_or_name}", status_code=204, summary="Delete an adapter", responses=documented(404, 409))
 def delete_adapter(id_or_name: AdapterName, services: ServicesDep) -> None:
-    """Delete an adapter, and its files, that no waiting or running job continues from; its own job stays."""
+    """Delete an adapter, and its files, that no unended job continues from; its own job stays."""
     with services.database.transaction() as session:
-        artifact = adapters.delete(session, id_or_name)
+        try:
+            artifact = adapters.delete(session, id_or_name)
+        except AdapterNotReady:
+            artifact = adapter_imports.delete(session, id_or_name)
     services.store.delete(artifact)
+
+
+def find_adapter(session: Session, id_or_name: str) -> Adapter:
+    """An adapter as the API shows it, or an import. Raises AdapterNotFound."""
+    try:
+        return Adapter.from_row(adapters.get(session, id_or_name))
+    except AdapterNotReady:
+        unproved = adapters.find_import(session, id_or_name)
+        if unproved is None:
+            raise
+        return Adapter.from_import(unproved)

@@ -6,7 +6,7 @@ from app.api.errors import BodyTooLarge, refuse
 from app.core.errors import TooLarge
 from app.core.settings import Settings
 
-_UPLOADS = {("POST", "/datasets")}
+_UPLOADS = {("POST", "/datasets"), ("POST", "/v1/files"), ("POST", "/adapters")}
 
 
 class BodyLimitMiddleware:

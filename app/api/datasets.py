@@ -9,12 +9,16 @@ from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.orm import Session
 
 from app.api import hub_datasets
 from app.api.deps import After, DatasetId, Limit, ServicesDep
 from app.api.errors import documented
+from app.api.hub_datasets import find_dataset
+from app.api.idempotency import Once, OnceDep
 from app.api.schemas import Dataset, Page
-from app.core import dataset_records
+from app.core import dataset_records, tables
+from app.core.artifacts import ArtifactStore
 from app.core.dataset_inspection import OnProblem
 from app.core.dataset_limits import Limits
 from app.core.errors import InvalidRequest
@@ -45,6 +49,7 @@ def upload_dataset(
             "that names a Hub dataset needs `Content-Type: application/json`."
         ),
     ],
+    once: OnceDep,
     services: ServicesDep,
     name: Annotated[
         str | None, Form(min_length=1, max_length=255, description="Default: the file's own name.")
@@ -70,7 +75,9 @@ def upload_dataset(
 
     `curl localhost:8000/datasets -H 'Content-Type: application/json' -d '{"hub_dataset": "owner/name"}'`
     """
-    with _as_file(services.settings, file.file) as path:
+    if earlier := once.find(find_dataset):
+        return earlier
+    with as_file(services.settings, file.file) as path:
         own_name = PurePath(file.filename or "").name[:255] or "dataset"
         row = dataset_records.store_upload(
             services.store,
@@ -80,9 +87,7 @@ def upload_dataset(
             column_map=_parse_column_map(column_map),
             on_problem=on_problem,
         )
-    with services.database.transaction() as session:
-        session.add(row)
-    return Dataset.from_row(row)
+    return _add(once, services.store, row)
 
 
 @router.get("", summary="List datasets")
@@ -97,7 +102,7 @@ def list_datasets(services: ServicesDep, after: After = None, limit: Limit = 50)
 def show_dataset(dataset_id: DatasetId, services: ServicesDep) -> Dataset:
     """Format, rows and columns of a dataset."""
     with services.database.snapshot() as session:
-        return Dataset.from_row(dataset_records.get(session, dataset_id))
+        return find_dataset(session, dataset_id)
 
 
 @router.delete("/{dataset_id}", status_code=204, summary="Delete a dataset", responses=documented(404, 409))
@@ -106,6 +111,23 @@ def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
     with services.database.transaction() as session:
         artifact = dataset_records.delete(session, dataset_id)
     services.store.delete(artifact)
+
+
+def _add(once: Once, store: ArtifactStore, row: tables.Dataset) -> Dataset:
+    """Add the row of an upload; its files go where that fails, or the same request was quicker."""
+
+    def make(session: Session) -> Dataset:
+        session.add(row)
+        session.flush()
+        return Dataset.from_row(row)
+
+    dataset: Dataset | None = None
+    try:
+        dataset = once.make(make, find=find_dataset)
+        return dataset
+    finally:
+        if dataset is None or dataset.id != row.id:
+            store.delete(dataset_records.folder_of(row.id))
 
 
 def _parse_column_map(text: str | None) -> dict[str, str]:
@@ -122,7 +144,7 @@ def _parse_column_map(text: str | None) -> dict[str, str]:
 
 
 @contextmanager
-def _as_file(settings: Settings, upload: BinaryIO) -> Iterator[Path]:
+def as_file(settings: Settings, upload: BinaryIO) -> Iterator[Path]:
     """The upload as a file with a path, for as long as it is needed."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=settings.data_dir, prefix="upload-", suffix=".jsonl") as copy:

@@ -12,9 +12,12 @@ from fastapi import Depends, Path, Query, Request
 
 from app.api.engine_client import EngineClient
 from app.api.event_stream import EventStreams
+from app.api.importer import Importer
 from app.api.request_metrics import RequestMetrics
+from app.api.webhook_deliverer import Deliverer
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
+from app.core.group_commit import GroupCommit
 from app.core.settings import Settings
 
 MAX_PAGE = 200
@@ -30,6 +33,9 @@ class Services:
     streams: EventStreams
     engines: EngineClient
     request_metrics: RequestMetrics
+    deliverer: Deliverer
+    importer: Importer
+    commits: GroupCommit
 
 
 def get_services(request: Request) -> Services:

@@ -60,7 +60,7 @@ _EXAMPLES: dict[str, Example] = {
 class GenerateBody(Sampling):
     """An adapter or a base model; a prompt or messages; how to sample."""
 
-    adapter: str | None = Field(None, max_length=80, description="Id or name of an adapter.")
+    adapter: str | None = Field(None, max_length=400, description="Id or name of an adapter.")
     base_model: str | None = Field(
         None, max_length=200, pattern=MODEL_NAME, description="A base model, to ask it without an adapter."
     )

@@ -5,13 +5,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Response
 from fastapi.routing import APIRoute
 from pydantic import Field
+from sqlalchemy.orm import Session
 from starlette.routing import Match
 from starlette.types import Scope
 
 from app.api.body_limit import is_json
 from app.api.deps import ServicesDep
+from app.api.idempotency import OnceDep
 from app.api.schemas import Dataset
-from app.core import fetches
+from app.core import dataset_records, fetches
 from app.core.dataset_formats import check_column_map
 from app.core.dataset_inspection import OnProblem
 from app.core.fetches import HubSource
@@ -44,11 +46,14 @@ router = APIRouter(prefix="/datasets", tags=["Datasets"], route_class=_JsonRoute
 
 
 @router.post("", status_code=202, summary="Name a Hub dataset", include_in_schema=False)
-def fetch_dataset(body: Annotated[HubDataset, Body()], response: Response, services: ServicesDep) -> Dataset:
+def fetch_dataset(
+    body: Annotated[HubDataset, Body()], once: OnceDep, response: Response, services: ServicesDep
+) -> Dataset:
     """Ask a worker to fetch a dataset of the Hub."""
     check_column_map(body.column_map)
     source = HubSource.model_validate(body.model_dump(include=set(HubSource.model_fields)))
-    with services.database.transaction() as session:
+
+    def make(session: Session) -> Dataset:
         row = fetches.submit(
             session,
             source,
@@ -57,9 +62,16 @@ def fetch_dataset(body: Annotated[HubDataset, Body()], response: Response, servi
             on_problem=body.on_problem,
             max_waiting=services.settings.max_queued_jobs,
         )
-        dataset = Dataset.from_row(row)
+        return Dataset.from_row(row)
+
+    dataset = once.make(make, find=find_dataset)
     response.headers["location"] = f"/datasets/{dataset.id}"
     return dataset
+
+
+def find_dataset(session: Session, dataset_id: str) -> Dataset:
+    """A dataset as the API shows it. Raises DatasetNotFound."""
+    return Dataset.from_row(dataset_records.get(session, dataset_id))
 
 
 def json_body() -> dict[str, Any]:

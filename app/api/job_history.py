@@ -104,7 +104,7 @@ def read_metrics(
     ] = None,
 ) -> object:
     """Training and evaluation loss by step, with learning rate, gradient norm, speed and memory."""
-    points = _read_curve(services.database, job_id)
+    points = read_curve(services.database, job_id)
     if format == "csv" or (format is None and accepts(request, "text/csv")):
         return Response(loss_curve.to_csv(points), media_type="text/csv")
     return LossCurve(data=points)
@@ -119,7 +119,7 @@ def read_metrics(
 )
 def draw_metrics(job_id: JobId, services: ServicesDep) -> Response:
     """The loss curve as an SVG picture, for a browser or a README."""
-    points = _read_curve(services.database, job_id)
+    points = read_curve(services.database, job_id)
     with services.database.snapshot() as session:
         name = jobs.get(session, job_id).name
     return Response(loss_chart.draw(points, title=f"Loss of {name}"), media_type="image/svg+xml")
@@ -155,7 +155,8 @@ def _read_all(database: Database, job_id: str, *types: str) -> Iterator[Event]:
         cursor = found[-1].seq
 
 
-def _read_curve(database: Database, job_id: str) -> list[LossPoint]:
+def read_curve(database: Database, job_id: str) -> list[LossPoint]:
+    """The loss curve of a job, by step. Raises JobNotFound."""
     with database.snapshot() as session:
         jobs.get(session, job_id)
     return loss_curve.from_events(_read_all(database, job_id, "metrics", "eval"))

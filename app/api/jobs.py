@@ -1,16 +1,16 @@
-"""Jobs: submit, list, show, cancel, retry. What a job has done so far stands in job_history.py."""
+"""Jobs: submit, list, show, cancel, pause, resume, retry. What one has done stands in job_history.py."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Response
 from fastapi.openapi.models import Example
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.api.deps import After, JobId, Limit, Services, ServicesDep
+from app.api.deps import After, JobId, Limit, ServicesDep
 from app.api.errors import documented
+from app.api.idempotency import OnceDep
 from app.api.schemas import Job, Page
-from app.core import continuation, dataset_records, idempotency, jobs, models
+from app.core import job_inputs, jobs, models
 from app.core.specs import JobSpec
 from app.core.states import JobState
 
@@ -32,39 +32,25 @@ SPEC_EXAMPLES: dict[str, Example] = {
         },
     },
 }
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        description="Makes a retry safe: the same key with the same body answers with the first job.",
-    ),
-]
-
-
-async def read_body(request: Request) -> bytes:
-    """The body as it was sent; Starlette kept it when FastAPI parsed it."""
-    return await request.body()
 
 
 @router.post("", status_code=202, summary="Submit a job", responses=documented(404, 409, 429))
 def submit_job(
     spec: Annotated[JobSpec, Body(openapi_examples=SPEC_EXAMPLES)],
-    body: Annotated[bytes, Depends(read_body)],
+    once: OnceDep,
     response: Response,
     services: ServicesDep,
-    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Put a fine-tuning job in the queue. Only `base_model` and `dataset` are needed."""
-    with services.database.snapshot() as session:
-        job = _find_earlier(session, idempotency_key, body)
+
+    def make(session: Session) -> Job:
+        resolved, max_queued = job_inputs.hold(session, spec), services.settings.max_queued_jobs
+        return Job.from_row(jobs.submit(session, resolved, max_queued=max_queued, flush=False))
+
+    job = once.find(_find)
     if job is None:
         models.check(spec.base_model, services.settings)
-        try:
-            job = _submit(services, spec, idempotency_key, body)
-        except IntegrityError:
-            # On PostgreSQL two requests with one key may get this far; the other one was first.
-            job = _submit(services, spec, idempotency_key, body)
+        job = once.make(make, find=_find)
     response.headers["location"] = f"/jobs/{job.id}"
     return job
 
@@ -91,9 +77,23 @@ def show_job(job_id: JobId, services: ServicesDep) -> Job:
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=documented(404, 409))
 def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
-    """End a waiting job at once; a running one stops after its present step and keeps its last checkpoint."""
+    """End a waiting or paused job at once; a running one stops after its step and keeps a checkpoint."""
     with services.database.transaction() as session:
         return Job.from_row(jobs.request_cancel(session, job_id))
+
+
+@router.post("/{job_id}/pause", status_code=202, summary="Pause a job", responses=documented(404, 409))
+def pause_job(job_id: JobId, services: ServicesDep) -> Job:
+    """Pause a waiting job at once; a running one after its step, with a checkpoint: it frees the GPU."""
+    with services.database.transaction() as session:
+        return Job.from_row(jobs.request_pause(session, job_id))
+
+
+@router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=documented(404, 409))
+def resume_job(job_id: JobId, services: ServicesDep) -> Job:
+    """Queue a paused job again; it goes on from its last checkpoint, as if it had never stopped."""
+    with services.database.transaction() as session:
+        return Job.from_row(jobs.resume(session, job_id))
 
 
 @router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409))
@@ -101,34 +101,9 @@ def retry_job(job_id: JobId, services: ServicesDep) -> Job:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint, where there is one."""
     with services.database.transaction() as session:
         row = jobs.retry(session, job_id)
-        _hold_inputs(session, JobSpec.model_validate(row.spec))
+        job_inputs.hold(session, JobSpec.model_validate(row.spec))
         return Job.from_row(row)
 
 
-def _submit(services: Services, spec: JobSpec, idempotency_key: str | None, body: bytes) -> Job:
-    with services.database.transaction() as session:
-        earlier = _find_earlier(session, idempotency_key, body)
-        if earlier:
-            return earlier
-        spec = _hold_inputs(session, spec)
-        row = jobs.submit(session, spec, max_queued=services.settings.max_queued_jobs)
-        if idempotency_key:
-            idempotency.remember(session, idempotency_key, body, row.id)
-        return Job.from_row(row)
-
-
-def _hold_inputs(session: Session, spec: JobSpec) -> JobSpec:
-    """Keep what the job reads from being deleted; answers the spec with what is left to an adapter filled in.
-
-    Raises DatasetNotFound, DatasetNotReady, AdapterNotFound and AdapterIncompatible.
-    """
-    dataset_records.hold(session, spec.dataset)
-    if spec.validation_dataset:
-        dataset_records.hold(session, spec.validation_dataset, param="validation_dataset")
-    return continuation.resolve(session, spec) if spec.continue_from else spec
-
-
-def _find_earlier(session: Session, idempotency_key: str | None, body: bytes) -> Job | None:
-    """The job that a request with this key made before."""
-    job_id = idempotency.find(session, idempotency_key, body) if idempotency_key else None
-    return Job.from_row(jobs.get(session, job_id)) if job_id else None
+def _find(session: Session, job_id: str) -> Job:
+    return Job.from_row(jobs.get(session, job_id))

@@ -2,10 +2,12 @@
 
 import logging
 import time
+from datetime import UTC, datetime
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import to_response
+from app.api.idempotency import ARRIVED_AT
 from app.api.request_metrics import RequestMetrics
 from app.core.errors import TunesmithError
 from app.core.ids import new_id
@@ -25,6 +27,7 @@ class RequestMiddleware:
             return await self._app(scope, receive, send)
         request_id = new_id("req")
         started_at = time.perf_counter()
+        scope.setdefault("state", {})[ARRIVED_AT] = datetime.now(UTC)
         has_started = False
 
         async def send_with_id(message: Message) -> None:

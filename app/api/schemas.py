@@ -9,7 +9,7 @@ from app.core import tables
 from app.core.datasets import DatasetFormat
 from app.core.messages import EngineState
 from app.core.specs import JobSpec
-from app.core.states import DatasetState, ExitReason, JobState, Phase
+from app.core.states import AdapterState, DatasetState, ExitReason, JobState, Phase
 
 Item = TypeVar("Item")
 
@@ -143,6 +143,9 @@ class Job(BaseModel):
     adapter: str | None = Field(description="Id of the finished adapter; `/generate` takes it.")
     error: JobError | None = Field(description="Why the job failed.")
     cancel_requested_at: datetime | None = Field(description="When the job was asked to stop.")
+    pause_requested_at: datetime | None = Field(
+        description="When it was asked to pause; null once it has, or if it is to go on."
+    )
     created_at: datetime = Field(description="When it was submitted.")
     started_at: datetime | None = Field(description="When a worker first took it.")
     finished_at: datetime | None = Field(description="When it ended.")
@@ -161,19 +164,33 @@ class Job(BaseModel):
             adapter=row.adapter.id if row.adapter else None,
             error=_job_error(row),
             cancel_requested_at=row.cancel_requested_at,
+            pause_requested_at=row.pause_requested_at,
             created_at=row.created_at,
             started_at=row.started_at,
             finished_at=row.finished_at,
         )
 
 
+class AdapterError(BaseModel):
+    """Why an import failed, or what it waits for."""
+
+    code: str = Field(description="Stable, for programs.")
+    message: str = Field(description="For people.")
+    hint: str | None = Field(description="What to do.")
+
+
 class Adapter(BaseModel):
-    """A finished LoRA adapter."""
+    """A LoRA adapter: finished, or being imported."""
 
     id: str = Field(description="Names the adapter for good.", examples=["ad_4kq1v9x2m7ahc3zt"])
     name: str = Field(description="The job's name; the API takes it wherever it takes the id.")
     base_model: str = Field(description="The base model it was trained against.")
     job: str | None = Field(description="Id of the job that made it.")
+    step: int | None = Field(description="The step at which the job kept it; null: it is the finished one.")
+    state: AdapterState = Field(
+        description="`ready`: it answers. `importing`: it is being proved. `failed`: `error` says why."
+    )
+    error: AdapterError | None = Field(None, description="Of an import: why it failed, or what it waits for.")
     size_bytes: int = Field(description="Size of its files.")
     created_at: datetime = Field(description="When its job finished.")
 
@@ -185,6 +202,23 @@ class Adapter(BaseModel):
             name=row.name,
             base_model=row.base_model,
             job=row.job_id,
+            step=row.step,
+            state=AdapterState.READY,
+            size_bytes=row.size_bytes,
+            created_at=row.created_at,
+        )
+
+    @classmethod
+    def from_import(cls, row: tables.AdapterImport) -> "Adapter":
+        """An import as the API shows it."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            base_model=row.base_model,
+            job=None,
+            step=None,
+            state=AdapterState(row.state),
+            error=AdapterError.model_validate(row.error) if row.error else None,
             size_bytes=row.size_bytes,
             created_at=row.created_at,
         )

@@ -1,4 +1,4 @@
-"""Finished adapters: add, find by id or name, list, delete."""
+"""Adapters, finished or kept at a checkpoint: add, find by id or name, list, delete."""
 
 from datetime import UTC, datetime
 
@@ -6,12 +6,15 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from app.core import tables
-from app.core.errors import AdapterInUse, AdapterNotFound
+from app.core.errors import AdapterInUse, AdapterNotFound, AdapterNotReady
 from app.core.ids import derive_id
 from app.core.messages import AdapterRef, BaseModelRef
 from app.core.paging import newest_first
 from app.core.specs import JobSpec, QuantizationSpec
-from app.core.states import JobState
+from app.core.states import ENDED
+
+# Who owns what is made here, where OpenAI names an organization.
+ORGANIZATION = "tunesmith"
 
 
 def name_artifact(job_id: str, attempt: int) -> tuple[str, str]:
@@ -19,20 +22,35 @@ def name_artifact(job_id: str, attempt: int) -> tuple[str, str]:
 
     Whoever comes after a worker that died between the upload and its last transaction can tell it again.
     """
-    adapter_id = derive_id("ad", f"{job_id}/{attempt}")
-    return adapter_id, f"adapters/{adapter_id}"
+    return _derive(f"{job_id}/{attempt}")
+
+
+def name_checkpoint_artifact(job_id: str, step: int) -> tuple[str, str]:
+    """The same for the adapter of a checkpoint, which is the same one in every attempt."""
+    return _derive(f"{job_id}/step/{step}")
 
 
 def add(
-    session: Session, adapter_id: str, *, spec: JobSpec, job_id: str, artifact: str, size_bytes: int
+    session: Session,
+    adapter_id: str,
+    *,
+    spec: JobSpec,
+    job_id: str,
+    artifact: str,
+    size_bytes: int,
+    step: int | None = None,
 ) -> tables.Adapter:
-    """Add the adapter that a job made. It is called as the job is; a name that is taken gets a number."""
+    """Add an adapter that a job made. A name that is taken gets a number.
+
+    It is called as the job is, or as the spec's `suffix` says; that of a checkpoint says the step.
+    """
     adapter = tables.Adapter(
         id=adapter_id,
-        name=_free_name(session, spec.name or job_id),
+        name=_free_name(session, _name(spec, job_id, step)),
         base_model=spec.base_model,
         quantization=spec.quantization.model_dump(mode="json"),
         job_id=job_id,
+        step=step,
         size_bytes=size_bytes,
         artifact=artifact,
         created_at=datetime.now(UTC),
@@ -42,11 +60,42 @@ def add(
     return adapter
 
 
+def add_imported(session: Session, proved: tables.AdapterImport) -> tables.Adapter:
+    """Add an adapter that was trained elsewhere. A name that was taken meanwhile gets a number."""
+    adapter = tables.Adapter(
+        id=proved.id,
+        name=_free_name(session, proved.name),
+        base_model=proved.base_model,
+        quantization=proved.quantization,
+        origin=proved.origin,
+        size_bytes=proved.size_bytes,
+        artifact=proved.artifact,
+        created_at=datetime.now(UTC),
+    )
+    session.add(adapter)
+    session.flush()
+    return adapter
+
+
+def find_import(session: Session, id_or_name: str) -> tables.AdapterImport | None:
+    """What is being imported, or failed to be, under this id or name; of one name, the newest."""
+    wanted = or_(tables.AdapterImport.id == id_or_name, tables.AdapterImport.name == id_or_name)
+    newest = tables.AdapterImport.created_at.desc()
+    return session.scalar(select(tables.AdapterImport).where(wanted).order_by(newest).limit(1))
+
+
 def get(session: Session, id_or_name: str) -> tables.Adapter:
-    """Raises AdapterNotFound."""
+    """Raises AdapterNotFound, and AdapterNotReady for one that is being imported or failed to be."""
     wanted = or_(tables.Adapter.id == id_or_name, tables.Adapter.name == id_or_name)
     adapter = session.scalar(select(tables.Adapter).where(wanted))
     if adapter is None:
+        unproved = find_import(session, id_or_name)
+        if unproved is not None:
+            raise AdapterNotReady(
+                f"The import of adapter {unproved.name!r} is not done: it is {unproved.state}.",
+                param="adapter",
+                hint=f"GET /adapters/{unproved.id} says more.",
+            )
         raise AdapterNotFound(
             f"There is no adapter {id_or_name!r}.",
             param="adapter",
@@ -60,6 +109,12 @@ def find_page(session: Session, *, after: str | None, limit: int) -> tuple[list[
     return newest_first(session, select(tables.Adapter), tables.Adapter, after=after, limit=limit)
 
 
+def find_checkpoints(session: Session, job_id: str) -> list[tables.Adapter]:
+    """What a job kept on its way, the newest step first."""
+    query = select(tables.Adapter).where(tables.Adapter.job_id == job_id, tables.Adapter.step.is_not(None))
+    return list(session.scalars(query.order_by(tables.Adapter.step.desc())))
+
+
 def delete(session: Session, id_or_name: str) -> str:
     """Remove the row and answer the artifact's key; the files go once the transaction is committed.
 
@@ -68,7 +123,7 @@ def delete(session: Session, id_or_name: str) -> str:
     adapter = get(session, id_or_name)
     waiting = select(tables.Job.id).where(
         tables.Job.spec["continue_from"].as_string() == adapter.id,
-        tables.Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
+        tables.Job.state.not_in(ENDED),
     )
     job_id = session.scalar(waiting.limit(1))
     if job_id:
@@ -85,6 +140,18 @@ def references(adapter: tables.Adapter) -> tuple[BaseModelRef, AdapterRef]:
     quantization = QuantizationSpec.model_validate(adapter.quantization)
     base_model = BaseModelRef(name=adapter.base_model, quantization=quantization)
     return base_model, AdapterRef(id=adapter.id, artifact=adapter.artifact)
+
+
+def _derive(source: str) -> tuple[str, str]:
+    adapter_id = derive_id("ad", source)
+    return adapter_id, f"adapters/{adapter_id}"
+
+
+def _name(spec: JobSpec, job_id: str, step: int | None) -> str:
+    name = spec.name or job_id
+    if spec.suffix is not None:
+        name = f"ft:{spec.base_model}:{ORGANIZATION}:{spec.suffix}:{job_id.rpartition('_')[2]}"
+    return name if step is None else f"{name}:ckpt-step-{step}"
 
 
 def _free_name(session: Session, name: str) -> str:

@@ -108,6 +108,8 @@ def _copy_database(database: Database, path: Path) -> None:
 def _named_artifacts(session: Session) -> Iterator[str]:
     # A dataset that is still being fetched from the Hub has none yet.
     yield from session.scalars(select(tables.Dataset.artifact).where(tables.Dataset.artifact != ""))
+    originals = select(tables.Dataset.original).where(tables.Dataset.original.is_not(None))
+    yield from (original for original in session.scalars(originals) if original)
     yield from session.scalars(select(tables.Adapter.artifact))
 
 

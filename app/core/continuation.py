@@ -24,13 +24,13 @@ def resolve(session: Session, spec: JobSpec) -> JobSpec:
     filled: dict[str, object] = {"continue_from": adapter.id}
     if "quantization" not in spec.model_fields_set:
         filled["quantization"] = QuantizationSpec.model_validate(adapter.quantization)
-    made = _find_spec(session, adapter)
-    if made and "lora" in spec.model_fields_set:
-        _refuse_other_shape(adapter.name, made.lora, spec.lora)
-    elif made:
-        filled["lora"] = made.lora
-    if made and "chat_template" not in spec.model_fields_set:
-        filled["chat_template"] = made.chat_template
+    lora, chat_template = _find_origin(session, adapter)
+    if lora and "lora" in spec.model_fields_set:
+        _refuse_other_shape(adapter.name, lora, spec.lora)
+    elif lora:
+        filled["lora"] = lora
+    if chat_template and "chat_template" not in spec.model_fields_set:
+        filled["chat_template"] = chat_template
     return spec.model_copy(update=filled)
 
 
@@ -46,10 +46,16 @@ def _hold(session: Session, id_or_name: str) -> tables.Adapter:
     return adapter
 
 
-def _find_spec(session: Session, adapter: tables.Adapter) -> JobSpec | None:
-    """What the adapter was made with, where its job is known."""
+def _find_origin(session: Session, adapter: tables.Adapter) -> tuple[LoraSpec | None, str | None]:
+    """LoRA settings and chat template that the adapter was made with, by its job or by its own files."""
     job = session.get(tables.Job, adapter.job_id) if adapter.job_id else None
-    return JobSpec.model_validate(job.spec) if job else None
+    if job:
+        made = JobSpec.model_validate(job.spec)
+        return made.lora, made.chat_template
+    origin = adapter.origin or {}
+    return LoraSpec.model_validate(origin["lora"]) if origin.get("lora") else None, origin.get(
+        "chat_template"
+    )
 
 
 def _refuse_other_shape(name: str, made: LoraSpec, asked: LoraSpec) -> None:

@@ -3,7 +3,7 @@
 Functions elsewhere take a Session and never commit: the edge does, through `transaction()`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = _create_engine(url)
+        self._listeners: dict[str, list[Callable[[], None]]] = {}
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -35,6 +36,13 @@ class Database:
         """
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
+        for topic in session.info.get("news", ()):
+            for listener in self._listeners.get(topic, ()):
+                listener()
+
+    def listen(self, topic: str, listener: Callable[[], None]) -> None:
+        """Call back after each transaction of this process that left news of this topic in `session.info`."""
+        self._listeners.setdefault(topic, []).append(listener)
 
     @contextmanager
     def snapshot(self) -> Iterator[Session]:

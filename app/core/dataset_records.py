@@ -21,7 +21,7 @@ from app.core.datasets import Row, read_rows
 from app.core.errors import DatasetInUse, DatasetNotFound, DatasetNotReady
 from app.core.ids import new_id
 from app.core.paging import newest_first
-from app.core.states import DatasetState, JobState
+from app.core.states import ENDED, DatasetState
 
 
 def store_upload(
@@ -47,7 +47,7 @@ def store_upload(
 def store_rows(store: ArtifactStore, rows: Path, *, name: str, found: Inspection) -> tables.Dataset:
     """Put rows in their stored form into the store; the row that names them is the caller's to add."""
     dataset_id = new_id("ds")
-    artifact = f"{_folder(dataset_id)}/rows.jsonl"
+    artifact = f"{folder_of(dataset_id)}/rows.jsonl"
     store.put_file(artifact, rows)
     row = tables.Dataset(id=dataset_id, name=name, state=DatasetState.READY, created_at=datetime.now(UTC))
     describe(row, found, artifact=artifact)
@@ -80,8 +80,8 @@ def get(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.
     return dataset
 
 
-def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.Dataset:
-    """A dataset whose rows are there. Raises DatasetNotFound and DatasetNotReady."""
+def get_arrived(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.Dataset:
+    """A dataset, good or bad, of which nothing is to come. Raises DatasetNotFound and DatasetNotReady."""
     dataset = get(session, dataset_id, param=param)
     if dataset.state == DatasetState.FETCHING:
         raise DatasetNotReady(
@@ -89,8 +89,20 @@ def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> t
             param=param,
             hint=f"GET /datasets/{dataset_id} shows when its state is `ready`.",
         )
+    return dataset
+
+
+def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.Dataset:
+    """A dataset whose rows are there. Raises DatasetNotFound and DatasetNotReady."""
+    dataset = get_arrived(session, dataset_id, param=param)
     if dataset.state == DatasetState.FAILED:
         reason = (dataset.error or {}).get("message", "")
+        if dataset.hub is None:
+            raise DatasetNotReady(
+                f"Dataset {dataset_id} can't be trained on: {reason}",
+                param=param,
+                hint="Mend the file and upload it again.",
+            )
         raise DatasetNotReady(
             f"Dataset {dataset_id} could not be fetched: {reason}",
             param=param,
@@ -101,11 +113,15 @@ def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> t
 
 def hold(session: Session, dataset_id: str, *, param: str = "dataset") -> None:
     """Keep a dataset from being deleted until the transaction ends. Raises as `get_ready` does."""
+    held: set[str] = session.info.setdefault("held_datasets", set())
+    if dataset_id in held:
+        return
     get_ready(session, dataset_id, param=param)
     # PostgreSQL needs the row's lock for it; on SQLite a write transaction is alone anyway.
     session.execute(
         select(tables.Dataset.id).where(tables.Dataset.id == dataset_id).with_for_update(read=True)
     )
+    held.add(dataset_id)
 
 
 def find_page(session: Session, *, after: str | None, limit: int) -> tuple[list[tables.Dataset], str | None]:
@@ -125,7 +141,7 @@ def delete(session: Session, dataset_id: str) -> str:
             tables.Job.dataset_id == dataset_id,
             tables.Job.spec["validation_dataset"].as_string() == dataset_id,
         ),
-        tables.Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
+        tables.Job.state.not_in(ENDED),
     )
     job_id = session.scalar(waiting.limit(1))
     if job_id:
@@ -134,7 +150,7 @@ def delete(session: Session, dataset_id: str) -> str:
         )
     session.execute(sql_delete(tables.DatasetFetch).where(tables.DatasetFetch.dataset_id == dataset_id))
     session.delete(dataset)
-    return _folder(dataset_id)
+    return folder_of(dataset_id)
 
 
 def open_rows(store: ArtifactStore, dataset: tables.Dataset) -> Iterator[tuple[int, Row]]:
@@ -143,5 +159,7 @@ def open_rows(store: ArtifactStore, dataset: tables.Dataset) -> Iterator[tuple[i
         yield from read_rows(lines)
 
 
-def _folder(dataset_id: str) -> str:
+def folder_of(dataset_id: str) -> str:
+    """Where the files of a dataset lie in the artifact store."""
+    """The key of a dataset's files in the store."""
     return f"datasets/{dataset_id}"

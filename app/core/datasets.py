@@ -74,6 +74,11 @@ def write_row(line: int, row: Row) -> bytes:
     return _encode({"line": line, **_fields(row)}).encode() + b"\n"
 
 
+def write_plain(row: Row) -> bytes:
+    """The row as a line of JSON that an upload may have: without the line where it once stood."""
+    return _encode(_fields(row)).encode(errors="replace") + b"\n"
+
+
 def read_rows(lines: Iterable[bytes]) -> Iterator[tuple[int, Row]]:
     """The rows of a stored dataset, each with its line in the upload."""
     for raw in lines:

@@ -6,13 +6,16 @@ TunesmithError
 │   ├── DatasetInvalid        lines that can't be used, each with its number
 │   ├── ModelNotAllowed
 │   ├── UnknownModel
+│   ├── AdapterInvalid        an upload that is no LoRA adapter, or tries a trick
 │   ├── AdapterIncompatible   the adapter to continue from is of another kind; the message says how
+│   ├── TargetRefused         webhooks do not go there
 │   └── IdempotencyKeyReused  the same key with another body
 ├── Unauthorized              no key, or a wrong one
 ├── NotFound
-│   └── JobNotFound, DatasetNotFound, AdapterNotFound
+│   └── JobNotFound, DatasetNotFound, AdapterNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict                  the thing is in a state that does not allow this
-│   └── JobAlreadyEnded, JobNotRetryable, DatasetInUse, DatasetNotReady, AdapterInUse, NotEmpty
+│   └── JobAlreadyEnded, JobNotRetryable, JobNotPausable, JobNotPaused, DatasetInUse, DatasetNotReady,
+│       AdapterInUse, AdapterNotReady, AdapterNameTaken, NotEmpty, WebhookFixed
 ├── TooLarge
 ├── QueueFull
 ├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
@@ -80,10 +83,28 @@ class UnknownModel(InvalidRequest):
     code = "model_unknown"
 
 
+class AdapterInvalid(InvalidRequest):
+    """The upload is no LoRA adapter that can be used."""
+
+    code = "adapter_invalid"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, param="file", hint=hint)
+
+
 class AdapterIncompatible(InvalidRequest):
     """The job can't continue from this adapter."""
 
     code = "adapter_incompatible"
+
+
+class TargetRefused(InvalidRequest):
+    """Webhooks do not go there."""
+
+    code = "webhook_target_refused"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, param="url", hint=hint)
 
 
 class IdempotencyKeyReused(InvalidRequest):
@@ -124,6 +145,18 @@ class AdapterNotFound(NotFound):
     code = "adapter_not_found"
 
 
+class WebhookNotFound(NotFound):
+    """There is no such webhook."""
+
+    code = "webhook_not_found"
+
+
+class DeliveryNotFound(NotFound):
+    """There is no such delivery."""
+
+    code = "delivery_not_found"
+
+
 class Conflict(TunesmithError):
     """The present state does not allow this."""
 
@@ -141,6 +174,18 @@ class JobNotRetryable(Conflict):
     """Only a failed or cancelled job can be retried."""
 
     code = "job_not_retryable"
+
+
+class JobNotPausable(Conflict):
+    """Only a waiting or running job can be paused."""
+
+    code = "job_not_pausable"
+
+
+class JobNotPaused(Conflict):
+    """Only a paused job can be resumed."""
+
+    code = "job_not_paused"
 
 
 class DatasetInUse(Conflict):
@@ -161,10 +206,28 @@ class AdapterInUse(Conflict):
     code = "adapter_in_use"
 
 
+class AdapterNotReady(Conflict):
+    """The adapter is still being imported, or failed to be."""
+
+    code = "adapter_not_ready"
+
+
+class AdapterNameTaken(Conflict):
+    """Another adapter has this name."""
+
+    code = "adapter_name_taken"
+
+
 class NotEmpty(Conflict):
     """There are rows here already, and a restore would mix with them."""
 
     code = "not_empty"
+
+
+class WebhookFixed(Conflict):
+    """The settings have it so."""
+
+    code = "webhook_fixed"
 
 
 class TooLarge(TunesmithError):

@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic_core import from_json
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
-from app.core import tables
+from app.core import deliveries, tables
 from app.core.errors import JobNotFound
 from app.core.states import JobState, Phase
 
@@ -116,7 +116,7 @@ class Event(BaseModel):
 
 
 def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> None:
-    """Record events of a job, in order. Raises JobNotFound."""
+    """Record events of a job, in order; its end is announced to webhooks. Raises JobNotFound."""
     if not entries:
         return
     last_seq = session.scalar(
@@ -137,12 +137,20 @@ def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> No
             "at": at,
             "level": _level(entry),
             "type": entry.type,
-            # PostgreSQL refuses NaN in JSON, which `model_dump_json` writes as null.
-            "data": from_json(entry.model_dump_json(exclude={"type"})),
+            "data": _dump(entry),
         }
         for offset, entry in enumerate(entries)
     ]
     session.execute(insert(tables.Event), rows)
+    for entry in entries:
+        # Here, because every road into a state passes here: no end of a job goes untold.
+        if isinstance(entry, StateChange) and entry.state.has_ended:
+            deliveries.announce(session, job_id, entry.state)
+
+
+def first(entry: AnyEventData) -> tables.Event:
+    """The first event of a job that is not written yet, for its `events`; its `last_event_seq` is then 1."""
+    return tables.Event(seq=1, at=datetime.now(UTC), level=_level(entry), type=entry.type, data=_dump(entry))
 
 
 def read(
@@ -155,11 +163,25 @@ def read(
     return [_from_row(row) for row in session.scalars(query.order_by(tables.Event.seq).limit(limit))]
 
 
+def read_newest(session: Session, job_id: str, *, before: int | None, limit: int) -> list[Event]:
+    """Events of a job with a seq below `before`, newest first, at most `limit`."""
+    query = select(tables.Event).where(tables.Event.job_id == job_id)
+    if before is not None:
+        query = query.where(tables.Event.seq < before)
+    return [_from_row(row) for row in session.scalars(query.order_by(tables.Event.seq.desc()).limit(limit))]
+
+
 def read_last(session: Session, job_id: str, *, types: Sequence[str]) -> AnyEventData | None:
     """What the newest event of these types says, or None."""
     query = select(tables.Event).where(tables.Event.job_id == job_id, tables.Event.type.in_(types))
     row = session.scalar(query.order_by(tables.Event.seq.desc()).limit(1))
     return _from_row(row).data if row else None
+
+
+def _dump(entry: AnyEventData) -> dict[str, Any]:
+    # PostgreSQL refuses NaN in JSON, which `model_dump_json` writes as null.
+    data: dict[str, Any] = from_json(entry.model_dump_json(exclude={"type"}))
+    return data
 
 
 def _level(entry: AnyEventData) -> Level:

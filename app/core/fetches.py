@@ -1,26 +1,26 @@
 """The durable queue of Hub datasets to fetch: submit, claim, heartbeat, record, finish, fail, hand back.
 
-The pattern is that of queue.py: a claim stamps a fresh lease token and a deadline, and every later write is
-guarded by it. A fetch whose lease has expired is simply claimed again; one whose dataset was deleted is gone,
-which its worker learns as LeaseLost. Nothing here commits, and nothing here knows the Hub.
+Whose a fetch is, is a lease (leases.py). A fetch whose lease has expired is simply claimed again; one whose
+dataset was deleted is gone, which its worker learns as LeaseLost. Nothing here commits or knows the Hub.
 """
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.core import dataset_records, tables
 from app.core.dataset_inspection import Inspection, OnProblem
-from app.core.errors import LeaseLost, QueueFull
+from app.core.errors import QueueFull
 from app.core.ids import new_id
+from app.core.leases import Leases
 from app.core.states import DatasetState
 
+_LEASES = Leases(tables.DatasetFetch, tables.DatasetFetch.dataset_id, "fetch of dataset")
 HUB_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -79,7 +79,7 @@ def submit(
     waiting = session.scalar(select(func.count()).select_from(tables.DatasetFetch)) or 0
     if waiting >= max_waiting:
         raise QueueFull(f"{waiting} datasets are waiting to be fetched already.", hint="Try again later.")
-    now = now or _now()
+    now = now or datetime.now(UTC)
     dataset = tables.Dataset(
         id=new_id("ds"),
         name=name,
@@ -109,35 +109,20 @@ def claim(
     session: Session, *, lease_seconds: float, max_attempts: int, now: datetime | None = None
 ) -> FetchLease | None:
     """Take the oldest fetch that nobody is at, or None; one that was lost too often fails instead."""
-    now = now or _now()
-    is_free = or_(tables.DatasetFetch.lease_token.is_(None), tables.DatasetFetch.lease_expires_at < now)
-    fetch = session.scalar(
-        select(tables.DatasetFetch)
-        .where(is_free)
-        .order_by(tables.DatasetFetch.created_at, tables.DatasetFetch.dataset_id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
+    claimed = _LEASES.claim(
+        session,
+        is_free=_LEASES.is_free(now),
+        lease_seconds=lease_seconds,
+        now=now,
+        attempts=tables.DatasetFetch.attempts + 1,
     )
-    if fetch is None:
+    if claimed is None:
         return None
-    token = secrets.token_hex(16)
-    taken = session.scalar(
-        update(tables.DatasetFetch)
-        .where(tables.DatasetFetch.dataset_id == fetch.dataset_id, is_free)
-        .values(
-            lease_token=token,
-            lease_expires_at=now + timedelta(seconds=lease_seconds),
-            attempts=tables.DatasetFetch.attempts + 1,
-        )
-        .returning(tables.DatasetFetch.attempts)
-        .execution_options(synchronize_session=False)
-    )
-    if taken is None:
-        return None
+    fetch, token = claimed
     hub = dataset_records.get(session, fetch.dataset_id).hub or {}
     source = HubSource.model_validate({key: value for key, value in hub.items() if key != "commit"})
     lease = FetchLease(fetch.dataset_id, token, source, dict(fetch.column_map), OnProblem(fetch.on_problem))
-    if taken > max_attempts:
+    if fetch.attempts > max_attempts:
         fail(session, lease, _lost(max_attempts))
         return None
     return lease
@@ -145,23 +130,19 @@ def claim(
 
 def find_tokens(session: Session) -> set[str]:
     """The tokens of all fetches under way."""
-    return {token for token in session.scalars(select(tables.DatasetFetch.lease_token)) if token}
+    return _LEASES.find_tokens(session)
 
 
 def heartbeat(
     session: Session, lease: FetchLease, *, lease_seconds: float, now: datetime | None = None
 ) -> None:
     """Extend the lease. Raises LeaseLost."""
-    _guarded_update(session, lease, lease_expires_at=(now or _now()) + timedelta(seconds=lease_seconds))
+    _LEASES.extend(session, lease.dataset_id, lease.token, lease_seconds=lease_seconds, now=now)
 
 
 def check(session: Session, lease: FetchLease) -> None:
     """Raise LeaseLost where another worker has the fetch, or the dataset was deleted."""
-    held = select(tables.DatasetFetch.dataset_id).where(
-        tables.DatasetFetch.dataset_id == lease.dataset_id, tables.DatasetFetch.lease_token == lease.token
-    )
-    if session.scalar(held) is None:
-        raise _lease_lost(lease)
+    _LEASES.check(session, lease.dataset_id, lease.token)
 
 
 def record(session: Session, lease: FetchLease, *, commit: str | None, rows: int) -> None:
@@ -191,23 +172,19 @@ def fail(session: Session, lease: FetchLease, error: FetchError) -> None:
 
 def hand_back(session: Session, lease: FetchLease) -> None:
     """Let go of a fetch because this worker stops; it does not count as an attempt. Raises LeaseLost."""
-    attempts = tables.DatasetFetch.attempts - 1
-    _guarded_update(session, lease, lease_token=None, lease_expires_at=None, attempts=attempts)
+    _LEASES.hand_back(session, lease.dataset_id, lease.token)
 
 
 def give_up_attempt(session: Session, lease: FetchLease, error: FetchError, *, max_attempts: int) -> None:
     """The fetching process died: let the fetch be claimed again, or fail it. Raises LeaseLost."""
-    _guarded_update(session, lease, lease_token=lease.token)
-    fetch = session.get(tables.DatasetFetch, lease.dataset_id, populate_existing=True)
-    if fetch and fetch.attempts < max_attempts:
-        _guarded_update(session, lease, lease_token=None, lease_expires_at=None)
-    else:
+    key, token = lease.dataset_id, lease.token
+    if not _LEASES.may_try_again(session, key, token, max_attempts=max_attempts):
         fail(session, lease, error)
 
 
 def _locked(session: Session, lease: FetchLease) -> tables.Dataset:
     """The dataset, for a worker that still has its lease; on PostgreSQL, the fetch's row is locked."""
-    _guarded_update(session, lease, lease_token=lease.token)
+    _LEASES.hold(session, lease.dataset_id, lease.token)
     return dataset_records.get(session, lease.dataset_id)
 
 
@@ -217,32 +194,9 @@ def _end(session: Session, dataset: tables.Dataset, state: DatasetState) -> None
     session.execute(delete(tables.DatasetFetch).where(tables.DatasetFetch.dataset_id == dataset.id))
 
 
-def _guarded_update(session: Session, lease: FetchLease, **columns: object) -> None:
-    changed = session.scalar(
-        update(tables.DatasetFetch)
-        .where(
-            tables.DatasetFetch.dataset_id == lease.dataset_id,
-            tables.DatasetFetch.lease_token == lease.token,
-        )
-        .values(**columns)
-        .returning(tables.DatasetFetch.dataset_id)
-        .execution_options(synchronize_session=False)
-    )
-    if changed is None:
-        raise _lease_lost(lease)
-
-
-def _lease_lost(lease: FetchLease) -> LeaseLost:
-    return LeaseLost(f"The fetch of dataset {lease.dataset_id} is not this worker's any more.")
-
-
 def _lost(attempts: int) -> FetchError:
     return FetchError(
         "worker_lost",
         f"The worker stopped answering while it fetched this dataset, {attempts} times.",
         "Look at the worker's own log; POST /datasets tries again.",
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -8,10 +8,14 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
 
 def new_id(prefix: str) -> str:
     """`job_4kq1v9x2m7ahc3zt`; safe in a URL and as a file name."""
-    return f"{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(16))
+    return _spell(prefix, secrets.token_bytes(10))
 
 
 def derive_id(prefix: str, source: str) -> str:
     """The id that belongs to a source: always the same one, of the same shape."""
-    number = int.from_bytes(hashlib.sha256(source.encode()).digest()[:10])
-    return f"{prefix}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(0, 80, 5))
+    return _spell(prefix, hashlib.sha256(source.encode()).digest()[:10])
+
+
+def _spell(prefix: str, random: bytes) -> str:
+    number = int.from_bytes(random)
+    return f"{prefix}_" + "".join([_ALPHABET[number >> shift & 31] for shift in range(0, 80, 5)])

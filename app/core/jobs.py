@@ -1,27 +1,41 @@
-"""What people ask of a job: submit, find, list, cancel, retry.
+"""What people ask of a job: submit, find, list, cancel, pause, resume, retry.
 
 What a worker does with one stands in queue.py. Nothing here commits: the caller's transaction does.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.core import events, tables
-from app.core.errors import JobAlreadyEnded, JobNotFound, JobNotRetryable, QueueFull
+from app.core.errors import (
+    JobAlreadyEnded,
+    JobNotFound,
+    JobNotPausable,
+    JobNotPaused,
+    JobNotRetryable,
+    QueueFull,
+)
 from app.core.events import StateChange
 from app.core.ids import new_id
 from app.core.paging import newest_first
+from app.core.queue import Failure
 from app.core.specs import JobSpec
 from app.core.states import TRANSITIONS, JobState
 
+_RETRYABLE = (JobState.FAILED, JobState.CANCELLED)
 
-def submit(session: Session, spec: JobSpec, *, max_queued: int, now: datetime | None = None) -> tables.Job:
-    """Put a job at the end of the queue. Raises QueueFull."""
-    waiting = session.scalar(select(func.count()).where(tables.Job.state == JobState.QUEUED)) or 0
-    if waiting >= max_queued:
-        raise QueueFull(f"{waiting} jobs are waiting already.", hint="Try again when some have finished.")
+
+def submit(
+    session: Session, spec: JobSpec, *, max_queued: int, now: datetime | None = None, flush: bool = True
+) -> tables.Job:
+    """Put a job at the end of the queue. Raises QueueFull.
+
+    Without `flush` its rows wait for the end of the transaction, where those of many are written together.
+    """
+    _count_in(session, max_queued)
     job_id = new_id("job")
     job = tables.Job(
         id=job_id,
@@ -30,12 +44,29 @@ def submit(session: Session, spec: JobSpec, *, max_queued: int, now: datetime | 
         spec=spec.model_dump(mode="json"),
         base_model=spec.base_model,
         dataset_id=spec.dataset,
+        step=0,
+        lost_attempts=0,
+        last_event_seq=1,
         created_at=now or datetime.now(UTC),
     )
+    job.events.add(events.first(StateChange(state=JobState.QUEUED)))
     session.add(job)
-    session.flush()
-    events.append(session, job.id, [StateChange(state=JobState.QUEUED)])
+    if flush:
+        session.flush()
     return job
+
+
+def fail_unstarted(
+    session: Session, job_id: str, failure: Failure, *, now: datetime | None = None
+) -> tables.Job:
+    """Fail a waiting job whose files can't be trained on."""
+    job = _locked(session, job_id)
+    _set_state(job, JobState.FAILED, now or datetime.now(UTC))
+    job.error_code, job.error_message, job.error_hint = failure.code, failure.message, failure.hint
+    session.flush()
+    change = StateChange(state=JobState.FAILED, reason=failure.message, error_code=failure.code)
+    events.append(session, job_id, [change])
+    return get(session, job_id)
 
 
 def get(session: Session, job_id: str) -> tables.Job:
@@ -47,12 +78,22 @@ def get(session: Session, job_id: str) -> tables.Job:
 
 
 def find_page(
-    session: Session, *, state: JobState | None, after: str | None, limit: int
+    session: Session,
+    *,
+    state: JobState | None = None,
+    metadata: Mapping[str, str] | None = None,
+    after: str | None,
+    limit: int,
 ) -> tuple[list[tables.Job], str | None]:
-    """A page of jobs, newest first, and the cursor of the next page."""
+    """A page of jobs, newest first, and the cursor of the next page.
+
+    `metadata` takes jobs that have all of it; empty: those that have none.
+    """
     query = select(tables.Job)
     if state is not None:
         query = query.where(tables.Job.state == state)
+    if metadata is not None:
+        query = query.where(*_have(metadata))
     return newest_first(session, query, tables.Job, after=after, limit=limit)
 
 
@@ -69,13 +110,10 @@ def find_oldest_queued_at(session: Session) -> datetime | None:
 
 
 def request_cancel(session: Session, job_id: str, *, now: datetime | None = None) -> tables.Job:
-    """Cancel a waiting job at once; ask the worker of a running one to stop. Raises JobAlreadyEnded."""
+    """Cancel a waiting or paused job at once; ask a running one's worker to stop. Raises JobAlreadyEnded."""
     now = now or datetime.now(UTC)
-    job = _locked(session, job_id)
-    state = JobState(job.state)
-    if state.has_ended:
-        raise JobAlreadyEnded(f"Job {job_id} is {state} already.", hint="GET /jobs/{id} shows how it ended.")
-    if state is JobState.QUEUED:
+    job = _unended(session, job_id)
+    if job.state in (JobState.QUEUED, JobState.PAUSED):
         _set_state(job, JobState.CANCELLED, now)
         events.append(session, job_id, [StateChange(state=JobState.CANCELLED)])
     elif job.cancel_requested_at is None:
@@ -85,13 +123,63 @@ def request_cancel(session: Session, job_id: str, *, now: datetime | None = None
     return get(session, job_id)
 
 
+def request_pause(session: Session, job_id: str, *, now: datetime | None = None) -> tables.Job:
+    """Pause a waiting job at once; ask a running one's worker to stop after its step and keep a checkpoint.
+
+    Raises JobAlreadyEnded and JobNotPausable.
+    """
+    now = now or datetime.now(UTC)
+    job = _unended(session, job_id)
+    if job.state == JobState.PAUSED:
+        raise JobNotPausable(f"Job {job_id} is paused already.", hint=f"POST /jobs/{job_id}/resume goes on.")
+    if job.cancel_requested_at is not None:
+        raise JobNotPausable(
+            f"Job {job_id} is being cancelled.",
+            hint=f"Once it is, POST /jobs/{job_id}/retry goes on with it.",
+        )
+    if job.state == JobState.QUEUED:
+        _set_state(job, JobState.PAUSED, now)
+        events.append(session, job_id, [StateChange(state=JobState.PAUSED)])
+    elif job.pause_requested_at is None:
+        job.pause_requested_at = now
+        events.append(session, job_id, [events.Log(message="Pause requested: stopping after this step.")])
+    session.flush()
+    return get(session, job_id)
+
+
+def resume(session: Session, job_id: str, *, now: datetime | None = None) -> tables.Job:
+    """Queue a paused job again, to go on from its last checkpoint; take back a pause that is only asked for.
+
+    Raises JobNotPaused.
+    """
+    job = _locked(session, job_id)
+    if job.pause_requested_at is not None and job.cancel_requested_at is None:
+        job.pause_requested_at = None
+        events.append(session, job_id, [events.Log(message="The pause is taken back.")])
+    elif job.state == JobState.PAUSED:
+        _set_state(job, JobState.QUEUED, now or datetime.now(UTC))
+        events.append(session, job_id, [StateChange(state=JobState.QUEUED, reason="resumed")])
+    else:
+        state = JobState(job.state)
+        raise JobNotPaused(
+            f"Job {job_id} is {state}, not paused.",
+            hint=f"POST /jobs/{job_id}/retry runs it again."
+            if state in _RETRYABLE
+            else "Only a paused job can be resumed.",
+        )
+    session.flush()
+    return get(session, job_id)
+
+
 def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tables.Job:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint. Raises JobNotRetryable."""
     job = _locked(session, job_id)
-    if JobState(job.state) not in (JobState.FAILED, JobState.CANCELLED):
+    if job.state not in _RETRYABLE:
         raise JobNotRetryable(
             f"Job {job_id} is {job.state}; only a failed or cancelled job can be retried.",
-            hint="Submit a new job with POST /jobs to train again.",
+            hint=f"POST /jobs/{job_id}/resume goes on with it."
+            if job.state == JobState.PAUSED
+            else "Submit a new job with POST /jobs to train again.",
         )
     _set_state(job, JobState.QUEUED, now or datetime.now(UTC))
     job.error_code = job.error_message = job.error_hint = None
@@ -100,6 +188,31 @@ def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tabl
     session.flush()
     events.append(session, job_id, [StateChange(state=JobState.QUEUED, reason="retry")])
     return get(session, job_id)
+
+
+def _have(metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    column = tables.Job.spec["metadata"]
+    if not metadata:
+        return [or_(column.as_string().is_(None), column.as_string() == "{}")]
+    return [column[key].as_string() == value for key, value in metadata.items()]
+
+
+def _count_in(session: Session, max_queued: int) -> None:
+    """Make room for one more in the queue, which is counted once a transaction. Raises QueueFull."""
+    waiting = session.info.get("queued_jobs")
+    if waiting is None:
+        waiting = session.scalar(select(func.count()).where(tables.Job.state == JobState.QUEUED)) or 0
+    if waiting >= max_queued:
+        raise QueueFull(f"{waiting} jobs are waiting already.", hint="Try again when some have finished.")
+    session.info["queued_jobs"] = waiting + 1
+
+
+def _unended(session: Session, job_id: str) -> tables.Job:
+    job = _locked(session, job_id)
+    state = JobState(job.state)
+    if state.has_ended:
+        raise JobAlreadyEnded(f"Job {job_id} is {state} already.", hint="GET /jobs/{id} shows how it ended.")
+    return job
 
 
 def _locked(session: Session, job_id: str) -> tables.Job:

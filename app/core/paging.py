@@ -8,7 +8,15 @@ from sqlalchemy.orm import Session
 from app.core import tables
 from app.core.errors import InvalidRequest
 
-Row = TypeVar("Row", tables.Job, tables.Dataset, tables.Adapter)
+Row = TypeVar(
+    "Row",
+    tables.Job,
+    tables.Dataset,
+    tables.Adapter,
+    tables.AdapterImport,
+    tables.Webhook,
+    tables.WebhookDelivery,
+)
 
 
 def newest_first(

@@ -116,7 +116,9 @@ class DiskFigures(Wire):
     """Space that the job needs on the worker's disk, in bytes."""
 
     checkpoints: int = Field(description="While it runs: two checkpoints and the one being written.")
-    adapter: int = Field(description="The finished adapter with its tokenizer.")
+    adapter: int = Field(
+        description="The finished adapter with its tokenizer, and those of checkpoints that are kept."
+    )
     free: int = Field(description="Free on the disk that holds the worker's data.")
 
 

@@ -1,14 +1,11 @@
 """The durable job queue, as a worker uses it: claim, heartbeat, record, finish, hand back, requeue expired.
 
-A claim stamps the job with a fresh lease token and a deadline. Every later write of that worker is guarded by
-`id AND lease_token`; zero rows changed means another worker owns the job (LeaseLost). The pattern is dstack's
-pipeline lock. What people ask of a job (submit, cancel, retry) stands in jobs.py. Nothing here commits: the
-caller's transaction does.
+Whose a job is, is a lease (leases.py). What people ask of a job (submit, cancel, retry) stands in jobs.py.
+Nothing here commits: the caller's transaction does.
 """
 
-import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -16,8 +13,11 @@ from sqlalchemy.orm import Session
 from app.core import events, tables
 from app.core.errors import LeaseLost
 from app.core.events import AnyEventData, StateChange
+from app.core.leases import RELEASED, Leases
 from app.core.specs import JobSpec
-from app.core.states import ExitReason, JobState, Phase
+from app.core.states import ExitReason, JobState, Phase, StopRequest
+
+_LEASES = Leases(tables.Job, tables.Job.id, "job", tables.Job.state == JobState.RUNNING)
 
 
 @dataclass(frozen=True)
@@ -58,31 +58,19 @@ def claim(
 ) -> Lease | None:
     """Take the oldest waiting job, or None. Safe against other workers on SQLite and PostgreSQL."""
     now = now or _now()
-    job = session.scalar(
-        select(tables.Job)
-        .where(tables.Job.state == JobState.QUEUED)
-        .order_by(tables.Job.created_at, tables.Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
+    claimed = _LEASES.claim(
+        session,
+        is_free=tables.Job.state == JobState.QUEUED,
+        lease_seconds=lease_seconds,
+        now=now,
+        state=JobState.RUNNING,
+        phase=Phase.PREPARING,
+        started_at=func.coalesce(tables.Job.started_at, now),
     )
-    if job is None:
+    if claimed is None:
         return None
-    token = secrets.token_hex(16)
+    job, token = claimed
     number = len(job.attempts) + 1
-    taken = session.scalar(
-        update(tables.Job)
-        .where(tables.Job.id == job.id, tables.Job.state == JobState.QUEUED)
-        .values(
-            state=JobState.RUNNING,
-            phase=Phase.PREPARING,
-            lease_token=token,
-            lease_expires_at=now + timedelta(seconds=lease_seconds),
-            started_at=func.coalesce(tables.Job.started_at, now),
-        )
-        .returning(tables.Job.id)
-    )
-    if taken is None:
-        return None
     session.add(tables.Attempt(job_id=job.id, number=number, worker_id=worker_id, started_at=now))
     events.append(
         session, job.id, [StateChange(state=JobState.RUNNING, phase=Phase.PREPARING, attempt=number)]
@@ -93,19 +81,21 @@ def claim(
 
 def heartbeat(session: Session, lease: Lease, *, lease_seconds: float, now: datetime | None = None) -> None:
     """Extend the lease. Raises LeaseLost."""
-    _guarded_update(session, lease, lease_expires_at=(now or _now()) + timedelta(seconds=lease_seconds))
+    _LEASES.extend(session, lease.job_id, lease.token, lease_seconds=lease_seconds, now=now)
 
 
-def is_cancel_requested(session: Session, lease: Lease) -> bool:
-    """Whether somebody asked for the job to stop. Raises LeaseLost."""
+def find_stop_request(session: Session, lease: Lease) -> StopRequest | None:
+    """What somebody asked of the job, if anything. Raises LeaseLost."""
     row = session.execute(
-        select(tables.Job.cancel_requested_at).where(
+        select(tables.Job.cancel_requested_at, tables.Job.pause_requested_at).where(
             tables.Job.id == lease.job_id, tables.Job.lease_token == lease.token
         )
     ).one_or_none()
     if row is None:
         raise LeaseLost
-    return row.cancel_requested_at is not None
+    if row.cancel_requested_at is not None:
+        return StopRequest.CANCEL
+    return StopRequest.PAUSE if row.pause_requested_at is not None else None
 
 
 def record(
@@ -114,7 +104,7 @@ def record(
     """Write events and progress of a running job. Raises LeaseLost."""
     changes = {k: v for k, v in vars(progress or Progress()).items() if v is not None}
     # Without changes the guard still has to hold, and on PostgreSQL it locks the row.
-    _guarded_update(session, lease, **(changes or {"lease_token": lease.token}))
+    _LEASES.update(session, lease.job_id, lease.token, **(changes or {"lease_token": lease.token}))
     events.append(session, lease.job_id, entries)
 
 
@@ -136,9 +126,16 @@ def finish_cancelled(session: Session, lease: Lease, *, now: datetime | None = N
 
 
 def hand_back(session: Session, lease: Lease, *, reason: str, now: datetime | None = None) -> None:
-    """Put a running job back in the queue because this worker stops. Raises LeaseLost."""
-    if is_cancel_requested(session, lease):
+    """Put a stopped job back in the queue, or end or pause it where somebody asked for that.
+
+    Raises LeaseLost.
+    """
+    request = find_stop_request(session, lease)
+    if request is StopRequest.CANCEL:
         return finish_cancelled(session, lease, now=now)
+    if request is StopRequest.PAUSE:
+        change = StateChange(state=JobState.PAUSED)
+        return _leave(session, lease, change, ExitReason.PAUSED, now or _now(), eta_seconds=None)
     change = StateChange(state=JobState.QUEUED, reason=reason)
     _leave(session, lease, change, ExitReason.HANDED_BACK, now or _now())
 
@@ -158,11 +155,6 @@ def requeue_expired(
 ) -> list[tuple[str, JobState]]:
     """Take running jobs whose lease has expired away from their worker; answers ids and new states."""
     now = now or _now()
-    expired = session.scalars(
-        select(tables.Job)
-        .where(tables.Job.state == JobState.RUNNING, tables.Job.lease_expires_at < now)
-        .with_for_update(skip_locked=True)
-    ).all()
     failure = Failure(
         "worker_lost",
         "The worker stopped answering while it ran this job.",
@@ -170,7 +162,7 @@ def requeue_expired(
     )
     return [
         (job.id, _lose(session, job, ExitReason.WORKER_LOST, failure, max_lost_attempts, now))
-        for job in expired
+        for job in _LEASES.find_expired(session, now)
     ]
 
 
@@ -182,20 +174,23 @@ def _lose(
     max_lost_attempts: int,
     now: datetime,
 ) -> JobState:
-    """Queue a job whose worker or process is gone again; fail or cancel it where that is due."""
+    """Queue a job whose worker or process is gone again; fail, cancel or pause it where that is due."""
     lease = _present_lease(job)
     lost = job.lost_attempts + 1
     if job.cancel_requested_at is not None:
         _end(session, lease, StateChange(state=JobState.CANCELLED), exit_reason, now)
         return JobState.CANCELLED
+    if job.pause_requested_at is not None:
+        change = StateChange(state=JobState.PAUSED, reason=failure.message)
+        _leave(session, lease, change, exit_reason, now, lost_attempts=lost, eta_seconds=None)
+        return JobState.PAUSED
     if lost >= max_lost_attempts:
         last = Failure(failure.code, f"{failure.message} That was attempt {lost} to end so.", failure.hint)
         change = StateChange(state=JobState.FAILED, reason=last.message, error_code=last.code)
         _end(session, lease, change, exit_reason, now, last)
         return JobState.FAILED
-    session.execute(update(tables.Job).where(tables.Job.id == job.id).values(lost_attempts=lost))
     change = StateChange(state=JobState.QUEUED, reason=failure.message)
-    _leave(session, lease, change, exit_reason, now)
+    _leave(session, lease, change, exit_reason, now, lost_attempts=lost)
     return JobState.QUEUED
 
 
@@ -234,13 +229,14 @@ def _leave(
     **columns: object,
 ) -> None:
     """Give up the lease: change the state, close the attempt, say so in an event."""
-    _guarded_update(
+    _LEASES.update(
         session,
-        lease,
+        lease.job_id,
+        lease.token,
         state=change.state,
         phase=None,
-        lease_token=None,
-        lease_expires_at=None,
+        **RELEASED,
+        pause_requested_at=None,
         **columns,
     )
     session.execute(
@@ -249,22 +245,6 @@ def _leave(
         .values(ended_at=now, exit_reason=exit_reason)
     )
     events.append(session, lease.job_id, [change.model_copy(update={"attempt": lease.attempt})])
-
-
-def _guarded_update(session: Session, lease: Lease, **columns: object) -> None:
-    changed = session.scalar(
-        update(tables.Job)
-        .where(
-            tables.Job.id == lease.job_id,
-            tables.Job.lease_token == lease.token,
-            tables.Job.state == JobState.RUNNING,
-        )
-        .values(**columns)
-        .returning(tables.Job.id)
-        .execution_options(synchronize_session=False)
-    )
-    if changed is None:
-        raise LeaseLost(f"Job {lease.job_id} is not this worker's any more.")
 
 
 def _now() -> datetime:

@@ -7,8 +7,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.core import webhook_targets
+from app.core.errors import TargetRefused
+from app.core.webhook_signatures import is_secret
 
 
 class GpuPolicy(StrEnum):
@@ -54,11 +58,18 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="A key every request must carry.")
     api_key_file: Path | None = Field(None, description="A file that holds the key.")
 
-    max_upload_bytes: int = Field(1 << 30, gt=0, description="Largest dataset upload, in bytes.")
+    webhook_secret: SecretStr | None = Field(None, description="Signs what goes to the settings' webhook.")
+    webhook_secret_file: Path | None = Field(None, description="A file that holds that secret.")
+    webhook_url: str = Field("", description="A webhook that is told of every job's end.")
+    webhook_allow_private: bool = Field(
+        False, description="Webhooks may go to loopback, private and link-local networks."
+    )
+
+    max_upload_bytes: int = Field(1 << 30, gt=0, description="Largest upload, in bytes.")
     max_body_bytes: int = Field(4 << 20, gt=0, description="Largest other request body, in bytes.")
     max_dataset_rows: int = Field(1_000_000, gt=0, description="Most rows in one dataset.")
     max_row_bytes: int = Field(16 << 20, gt=0, description="Largest row of a dataset, in bytes.")
-    max_unpacked_bytes: int = Field(8 << 30, gt=0, description="Most that a dataset may unpack to, in bytes.")
+    max_unpacked_bytes: int = Field(8 << 30, gt=0, description="Most that an upload may unpack to, in bytes.")
     max_queued_jobs: int = Field(1000, gt=0, description="Jobs that may wait; one more is refused with 429.")
 
     allowed_models: Annotated[list[str], NoDecode] = Field(
@@ -120,6 +131,25 @@ class Settings(BaseSettings):
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and value.get_secret_value() and not is_secret(value.get_secret_value()):
+            raise ValueError("what follows `whsec_` must be base64")
+        return value if value and value.get_secret_value() else None
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _check_webhook_url(cls, value: str, found: ValidationInfo) -> str:
+        if value:
+            try:
+                webhook_targets.parse(value)
+            except TargetRefused as error:
+                raise ValueError(error.message) from None
+            if not (found.data.get("webhook_secret") or found.data.get("webhook_secret_file")):
+                raise ValueError("set TUNESMITH_WEBHOOK_SECRET too: it signs what is sent")
+        return value
+
     @field_validator("api_key")
     @classmethod
     def _empty_key_is_none(cls, value: SecretStr | None) -> SecretStr | None:
@@ -134,6 +164,8 @@ class Settings(BaseSettings):
         self.artifacts_url = self.artifacts_url or str(self.data_dir / "artifacts")
         if self.api_key_file and not self.api_key:
             self.api_key = SecretStr(self.api_key_file.read_text().strip()) or None
+        if self.webhook_secret_file and not self.webhook_secret:
+            self.webhook_secret = SecretStr(self.webhook_secret_file.read_text().strip())
         return self
 
     @property

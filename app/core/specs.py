@@ -13,10 +13,17 @@ from app.core.template_syntax import find_problem
 # A Hub id (owner/name) or the name of a folder in the models folder; never a path.
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 
+# Of a job or an adapter.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 Auto = Literal["auto"]
 ModuleNames = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)
 ]
+# Without quotes and backslashes: the key becomes part of a path into JSON, which databases quote differently.
+METADATA_KEY = r'^[^"\\\x00-\x1f]+$'
+MetadataKey = Annotated[str, Field(max_length=64, pattern=METADATA_KEY)]
+MetadataValue = Annotated[str, Field(max_length=512)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 Optimizer = Literal[
@@ -135,6 +142,13 @@ class TrainingSpec(Spec):
     neftune_noise_alpha: float | None = Field(None, gt=0, description="NEFTune noise on the embeddings.")
     logging_steps: int = Field(25, ge=1, description="A metrics event every so many steps.")
     save_steps: int = Field(25, ge=1, description="A checkpoint every so many steps.")
+    keep_checkpoints: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Keep the adapter at the end of each epoch, the newest so many of them: they answer, and "
+        "can be downloaded, beside the finished one.",
+    )
     eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps; null: at the end.")
     validation_split: Fraction = Field(0.0, description="Share of the rows held out for evaluation.")
     early_stopping_patience: int | None = Field(
@@ -174,7 +188,7 @@ class JobSpec(Spec):
     )
     continue_from: str | None = Field(
         None,
-        max_length=80,
+        max_length=400,
         description="Id or name of an adapter whose weights the job starts from; `lora`, "
         "`quantization` and `chat_template` are that adapter's where they are left out.",
     )
@@ -182,9 +196,19 @@ class JobSpec(Spec):
         None,
         min_length=1,
         max_length=64,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=NAME,
         description="Name of the job, and of its adapter; an adapter's name that is taken gets a number.",
         examples=["support-bot"],
+    )
+    suffix: str | None = Field(
+        None,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="Names the adapter as OpenAI does, `ft:<base model>:tunesmith:<suffix>:<id>`, instead of "
+        "after the job. May be empty.",
+    )
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(
+        {}, description="Words of your own about the job; `GET /v1/fine_tuning/jobs` filters by them."
     )
     chat_template: str | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""States of jobs and datasets, the phases of a running job, and which job state may follow which."""
+"""States of jobs, datasets and adapters, phases of a running job, and which job state may follow which."""
 
 from enum import StrEnum
 
@@ -8,6 +8,7 @@ class JobState(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -19,10 +20,18 @@ class JobState(StrEnum):
 
 
 class DatasetState(StrEnum):
-    """Where a dataset stands; only a Hub dataset is ever anything but ready."""
+    """Where a dataset stands. An upload is ready; one through /v1/files may have failed."""
 
     FETCHING = "fetching"
     READY = "ready"
+    FAILED = "failed"
+
+
+class AdapterState(StrEnum):
+    """Where an adapter stands; one that a job made is never anything but ready."""
+
+    READY = "ready"
+    IMPORTING = "importing"
     FAILED = "failed"
 
 
@@ -40,14 +49,26 @@ class Phase(StrEnum):
 ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 # running → queued: the lease expired, or the worker handed the job back on its way out.
+# paused → queued: somebody resumed it.
+# queued → failed: its files can't be trained on.
 # failed/cancelled → queued: somebody asked for a retry.
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
-    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RUNNING: frozenset(
+        {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED, JobState.PAUSED}
+    ),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
+
+
+class StopRequest(StrEnum):
+    """What somebody asked of a running job; a cancel goes before a pause."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
 
 
 class ExitReason(StrEnum):
@@ -56,6 +77,7 @@ class ExitReason(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PAUSED = "paused"
     HANDED_BACK = "handed_back"  # the worker was asked to stop
     WORKER_LOST = "worker_lost"  # the lease expired
     PROCESS_DIED = "process_died"  # the training process was killed or crashed

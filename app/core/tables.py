@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, String, Text, TypeDecorator
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, WriteOnlyMapped, mapped_column, relationship
 
 from app.core.states import DatasetState, JobState
 
@@ -36,7 +36,8 @@ class Dataset(Table):
     """The rows of a dataset in their stored form, the problems of its other rows, and where they came from.
 
     `size_bytes` and `sha256` are those of the stored rows; the upload's stand in `upload`, a Hub dataset's
-    name and commit in `hub`. Until the rows are there, `format` is null and `artifact` empty.
+    name and commit in `hub`. Until the rows are there, `format` is null and `artifact` empty. `original` is
+    where the upload itself lies, byte for byte; only what came through /v1/files is kept so.
     """
 
     __tablename__ = "datasets"
@@ -55,6 +56,9 @@ class Dataset(Table):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     artifact: Mapped[str] = mapped_column(String(255))
+    original: Mapped[str | None] = mapped_column(String(255))
+    original_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
     created_at: Mapped[datetime]
 
     __table_args__ = (Index("ix_datasets_created_at_id", "created_at", "id"),)
@@ -100,6 +104,7 @@ class Job(Table):
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
     lost_attempts: Mapped[int] = mapped_column(default=0)
     last_event_seq: Mapped[int] = mapped_column(default=0)
 
@@ -108,7 +113,14 @@ class Job(Table):
     finished_at: Mapped[datetime | None]
 
     attempts: Mapped[list["Attempt"]] = relationship(order_by="Attempt.number", lazy="selectin")
-    adapter: Mapped["Adapter | None"] = relationship(lazy="selectin", viewonly=True)
+    adapter: Mapped["Adapter | None"] = relationship(
+        primaryjoin="and_(Job.id == foreign(Adapter.job_id), Adapter.step.is_(None))",
+        lazy="selectin",
+        viewonly=True,
+        uselist=False,
+    )
+    # Never loaded: it lets a job and its first event be written together, in this order.
+    events: WriteOnlyMapped["Event"] = relationship(passive_deletes=True)
 
     __table_args__ = (
         Index("ix_jobs_state_created_at", "state", "created_at", "id"),
@@ -143,20 +155,48 @@ class Event(Table):
 
 
 class Adapter(Table):
-    """A finished LoRA adapter and where its files are."""
+    """A finished LoRA adapter and where its files are; with a `step`, one that a job kept on its way.
+
+    `origin` holds the LoRA settings and the chat template of one that no job made, as far as they are known.
+    """
 
     __tablename__ = "adapters"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    name: Mapped[str] = mapped_column(String(80), unique=True)
+    name: Mapped[str] = mapped_column(String(400), unique=True)
     base_model: Mapped[str] = mapped_column(String(200))
     quantization: Mapped[dict[str, Any]]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    step: Mapped[int | None]
+    origin: Mapped[dict[str, Any] | None]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     artifact: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime]
 
     __table_args__ = (Index("ix_adapters_created_at_id", "created_at", "id"),)
+
+
+class AdapterImport(Table):
+    """An adapter that was trained elsewhere and is not proved yet, or failed to be.
+
+    `origin` is as in `adapters`; `error` says why it failed, or what it waits for.
+    """
+
+    __tablename__ = "adapter_imports"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), index=True)
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    error: Mapped[dict[str, Any] | None]
+    lost_attempts: Mapped[int] = mapped_column(default=0)
+    base_model: Mapped[str] = mapped_column(String(200))
+    quantization: Mapped[dict[str, Any]]
+    origin: Mapped[dict[str, Any]]
+    artifact: Mapped[str] = mapped_column(String(255))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_adapter_imports_created_at_id", "created_at", "id"),)
 
 
 class Worker(Table):
@@ -187,12 +227,53 @@ class ApiKey(Table):
     revoked_at: Mapped[datetime | None]
 
 
+class Webhook(Table):
+    """Who is told when a job ends, and the secret that signs it; null: the one of the settings."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    url: Mapped[str] = mapped_column(String(2048))
+    secret: Mapped[str | None] = mapped_column(String(255))
+    event_types: Mapped[list[Any]]
+    is_enabled: Mapped[bool]
+    created_at: Mapped[datetime]
+
+
+class WebhookDelivery(Table):
+    """One event for one webhook, and what came of sending it."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))
+    event_type: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(String(32))
+    body: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int]
+    response_status: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    next_attempt_at: Mapped[datetime | None]
+    give_up_at: Mapped[datetime]
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    delivered_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_webhook_deliveries_due", "state", "next_attempt_at"),
+        Index("ix_webhook_deliveries_log", "webhook_id", "created_at", "id"),
+    )
+
+
 class IdempotencyKey(Table):
-    """What a request with this key made, so that a retry makes nothing new."""
+    """What a request made, so that its repetition makes nothing new; idempotency.py says what the id is."""
 
     __tablename__ = "idempotency_keys"
 
-    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
-    resource_id: Mapped[str] = mapped_column(String(32))
-    created_at: Mapped[datetime]
+    resource_id: Mapped[str] = mapped_column(String(64))
+    retries: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(index=True)

@@ -3,7 +3,11 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
+from app.api import auth
+from app.api.auth import AuthMiddleware
 from app.core import keys
 from app.core.database import Database
 from app.core.settings import Settings
@@ -50,7 +54,10 @@ def test_health_and_docs_need_no_key(locked: TestClient, path: str, status: int)
     assert locked.get(path).status_code == status
 
 
-def test_a_made_key_opens_until_it_is_revoked(client: TestClient, database: Database) -> None:
+def test_a_made_key_opens_until_it_is_revoked(
+    client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "LET_IN_SECONDS", 0)
     with database.transaction() as session:
         _, other = keys.create(session, "other")
         key, secret = keys.create(session, "laptop")
@@ -60,6 +67,25 @@ def test_a_made_key_opens_until_it_is_revoked(client: TestClient, database: Data
         keys.revoke(session, key.id)
     assert client.get("/jobs", headers=bearer(secret)).status_code == 401
     assert client.get("/jobs", headers=bearer(other)).status_code == 200
+
+
+def test_a_revoked_key_opens_for_a_second_at_most(settings: Settings, database: Database) -> None:
+    with database.transaction() as session:
+        key, secret = keys.create(session, "laptop")
+    now = 0.0
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("in")(scope, receive, send)
+
+    client = TestClient(AuthMiddleware(answer, settings, database, clock=lambda: now))
+    assert client.get("/jobs", headers=bearer(secret)).status_code == 200
+    with database.transaction() as session:
+        keys.revoke(session, key.id)
+        keys.create(session, "other")
+    now = 0.9
+    assert client.get("/jobs", headers=bearer(secret)).status_code == 200
+    now = 1.1
+    assert client.get("/jobs", headers=bearer(secret)).status_code == 401
 
 
 def test_the_scheme_stands_in_the_openapi_document(client: TestClient) -> None:

@@ -153,10 +153,10 @@ def test_a_waiting_job_is_cancelled_at_once_and_never_claimed(database: Database
 def test_a_running_job_is_asked_to_stop(database: Database) -> None:
     lease = claim_new_job(database)
     with database.transaction() as session:
-        assert not queue.is_cancel_requested(session, lease)
+        assert queue.find_stop_request(session, lease) is None
         jobs.request_cancel(session, lease.job_id)
         jobs.request_cancel(session, lease.job_id)  # twice is no error
-        assert queue.is_cancel_requested(session, lease)
+        assert queue.find_stop_request(session, lease) == "cancel"
         queue.finish_cancelled(session, lease)
     with pytest.raises(JobAlreadyEnded), database.transaction() as session:
         jobs.request_cancel(session, lease.job_id)

@@ -1,4 +1,4 @@
-"""Adapters' names, datasets in use, keys, idempotency, workers, base models, artifacts and settings."""
+"""Adapters' names, datasets in use, keys, workers, base models, artifacts and settings."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.core import adapters, dataset_records, idempotency, jobs, keys, models, workers
+from app.core import adapters, dataset_records, jobs, keys, models, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database, is_migrated
-from app.core.errors import AdapterNotFound, DatasetInUse, IdempotencyKeyReused, ModelNotAllowed, UnknownModel
+from app.core.errors import AdapterNotFound, DatasetInUse, ModelNotAllowed, UnknownModel
 from app.core.settings import Settings
 from app.core.workers import WorkerReport
 from tests.factories import make_dataset, make_job, make_spec
@@ -54,15 +54,6 @@ def test_keys_are_stored_hashed_and_worthless_once_revoked(database: Database) -
         keys.revoke(session, key.id)
         assert not keys.is_valid(session, secret)
         assert not keys.any_exist(session)
-
-
-def test_an_idempotency_key_is_bound_to_its_body(database: Database) -> None:
-    with database.transaction() as session:
-        assert idempotency.find(session, "k", b"body") is None
-        idempotency.remember(session, "k", b"body", "job_1")
-        assert idempotency.find(session, "k", b"body") == "job_1"
-        with pytest.raises(IdempotencyKeyReused):
-            idempotency.find(session, "k", b"another")
 
 
 def test_a_silent_worker_counts_as_dead_and_is_forgotten(database: Database) -> None:
@@ -110,14 +101,17 @@ def test_artifacts_in_an_object_store_are_fetched_whole(tmp_path: Path) -> None:
 def test_settings_come_from_the_environment_and_from_secret_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "key").write_text("secret\n")
+    (tmp_path / "key").write_text("tsk_hidden\n")
     monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("TUNESMITH_API_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("TUNESMITH_WEBHOOK_SECRET_FILE", str(tmp_path / "key"))
     monkeypatch.setenv("TUNESMITH_ALLOWED_MODELS", "a/b, small")
     settings = Settings()
     assert settings.api_key is not None
-    assert settings.api_key.get_secret_value() == "secret"
-    assert "secret" not in repr(settings)
+    assert settings.api_key.get_secret_value() == "tsk_hidden"
+    assert settings.webhook_secret is not None
+    assert settings.webhook_secret.get_secret_value() == "tsk_hidden"
+    assert "tsk_hidden" not in repr(settings)
     assert settings.allowed_models == ["a/b", "small"]
     assert settings.models_folder == tmp_path / "models"
 

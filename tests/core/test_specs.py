@@ -35,7 +35,7 @@ def test_the_defaults_are_the_reference_recipe() -> None:
         ("training", {"optim": "magic"}),
         ("training", {"validation_split": 1}),
         ("training", {"per_device_train_batch_size": 0}),
-        ("continue_from", "x" * 81),
+        ("continue_from", "x" * 401),
         ("quantization", {"bnb_4bit_quant_type": "int4"}),
         ("base_model", "../etc/passwd"),
         ("base_model", "a/b/c"),

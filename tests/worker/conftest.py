@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -39,13 +40,13 @@ def stop() -> threading.Event:
 
 
 @pytest.fixture
-def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callable[[str], Lease]:
+def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callable[..., Lease]:
     """Submits a job whose child follows the named script, and claims it."""
 
-    def submit_and_claim(script: str) -> Lease:
+    def submit_and_claim(script: str, **spec: Any) -> Lease:
         with database.transaction() as session:
             dataset = make_dataset(session, store, tmp_path)
-            make_job(session, name=script, dataset=dataset.id)
+            make_job(session, name=script, dataset=dataset.id, **spec)
             lease = queue.claim(session, "worker", lease_seconds=30)
         assert lease is not None
         return lease

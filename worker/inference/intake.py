@@ -53,7 +53,7 @@ class Intake:
         base_folder = base_model.locate(request.base_model.name, self._models_folder)
         dtype = base_model.compute_dtype(request.base_model.quantization, self._device)
         adapter = self._adapters.get(request.adapter, dtype) if request.adapter else None
-        digest, tokenizer = self._tokenizers.get(_tokenizer_folder(base_folder, adapter))
+        digest, tokenizer = self._tokenizers.get(*_tokenizer_files(base_folder, adapter))
         token_ids = _encode(tokenizer, request)
         _check_bias(tokenizer, request.sampling)
         end_ids = chat_templates.end_token_ids(tokenizer, _generation_eos(base_folder))
@@ -82,13 +82,17 @@ class TokenizerShelf:
         self._tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, folder: Path) -> tuple[str, PreTrainedTokenizerBase]:
-        """A name for the folder's tokenizer, and itself, with a chat template. Raises ModelUnreadable."""
-        digest = _digest(folder)
+    def get(self, folder: Path, template: Path | None = None) -> tuple[str, PreTrainedTokenizerBase]:
+        """A name for the folder's tokenizer, and itself, with a chat template: that of `template`, if given.
+
+        Raises ModelUnreadable.
+        """
+        digest = _digest(folder, template)
         with self._lock:
             if digest not in self._tokenizers:
                 self._tokenizers[digest] = base_model.load_tokenizer(folder)
-                set_template(self._tokenizers[digest], model_type=read_model_type(folder))
+                own = template.read_text() if template else None
+                set_template(self._tokenizers[digest], model_type=read_model_type(folder), wanted=own)
             self._tokenizers.move_to_end(digest)
             while len(self._tokenizers) > _MAX_TOKENIZERS:
                 self._tokenizers.popitem(last=False)
@@ -105,11 +109,17 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     return cast(str, text)
 
 
-def _tokenizer_folder(base_folder: Path, adapter: Adapter | None) -> Path:
-    """The adapter's own where it has one: it was trained with that tokenizer and that chat template."""
-    if adapter is not None and (adapter.folder / "tokenizer_config.json").exists():
-        return adapter.folder
-    return base_folder
+def _tokenizer_files(base_folder: Path, adapter: Adapter | None) -> tuple[Path, Path | None]:
+    """The adapter's own tokenizer where it has one: it was trained with that one and its chat template.
+
+    An imported adapter may bring a template alone.
+    """
+    if adapter is None:
+        return base_folder, None
+    if (adapter.folder / "tokenizer_config.json").exists():
+        return adapter.folder, None
+    template = adapter.folder / "chat_template.jinja"
+    return base_folder, template if template.exists() else None
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> list[int]:
@@ -153,10 +163,10 @@ def _generation_eos(folder: Path) -> int | list[int] | None:
     return None
 
 
-def _digest(folder: Path) -> str:
+def _digest(folder: Path, template: Path | None) -> str:
     digest = hashlib.sha256()
-    for name in _TOKENIZER_FILES:
-        path = folder / name
+    files = {name: folder / name for name in _TOKENIZER_FILES} | ({"template": template} if template else {})
+    for name, path in files.items():
         content = path.read_bytes() if path.exists() else b""
         digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()

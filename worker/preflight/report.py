@@ -80,7 +80,7 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
         device=DeviceFigures(name=device.name, memory_bytes=device.memory_bytes, free_bytes=place.free_bytes),
         fits=settled.fits,
         chosen=_chosen(spec, settled, device, max_length),
-        disk=_disk_figures(shape, settled.memory, folder, place),
+        disk=_disk_figures(shape, settled, folder, place),
         time=guess_time(schedule, reading, shape, settled, device),
         warnings=notices,
     )
@@ -167,12 +167,13 @@ def _chosen(spec: JobSpec, settled: choices.Settled, device: Device, max_length:
     )
 
 
-def _disk_figures(shape: ModelShape, memory: Memory, folder: Path, place: Place) -> DiskFigures:
+def _disk_figures(shape: ModelShape, settled: choices.Settled, folder: Path, place: Place) -> DiskFigures:
+    memory, kept = settled.memory, settled.training.keep_checkpoints
     weights = 4 * shape.trained_weights
     tokenizer = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())
     place.cache_folder.mkdir(parents=True, exist_ok=True)
     return DiskFigures(
         checkpoints=_CHECKPOINTS * (weights + memory.optimizer + memory.paged),
-        adapter=weights + tokenizer,
+        adapter=(1 + kept) * (weights + tokenizer),
         free=shutil.disk_usage(place.cache_folder).free,
     )

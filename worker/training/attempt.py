@@ -44,6 +44,11 @@ class Attempt:
         return self.request.job_folder / "checkpoints"
 
     @property
+    def kept_adapters(self) -> Path:
+        """The adapters of ended epochs, until the worker has taken them."""
+        return self.request.job_folder / "kept-adapters"
+
+    @property
     def best_adapters(self) -> Path:
         """The adapters with the lowest evaluation loss so far, where training may stop early."""
         return self.request.job_folder / "best-adapters"

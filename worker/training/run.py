@@ -44,6 +44,7 @@ from worker.training.early_stopping import StopEarly
 from worker.training.failures import explain
 from worker.training.fast import paths
 from worker.training.history import History
+from worker.training.keep_epochs import KeepEpochs
 from worker.training.loss import score_learned_tokens_only
 from worker.training.loss_guard import StopWhenExploded
 from worker.training.rows import PreparedRows, prepare_rows
@@ -104,6 +105,11 @@ def train(attempt: Attempt) -> None:
         train_set=make_dataset(rows.train, packed_length=packed_length),
         eval_set=make_dataset(rows.held_out, packed_length=packed_length) if rows.held_out else None,
     )
+
+    if request.spec.training.keep_checkpoints:
+        trainer.add_callback(
+            KeepEpochs(attempt, tokenizer, lambda: make_record(attempt, tokenizer, rows, trainer))
+        )
 
     attempt.enter(Phase.TRAINING)
     with paths.set_up(attempt, trainer, request.path):

@@ -18,6 +18,7 @@ _MALFORMED = 422
 # 422 is what a native path says of any malformed request. OpenAI says 400, and 422 only of these.
 _KEEP_422 = {"idempotency_key_reused"}
 _STATUS = {"model_not_allowed": 403, "model_unknown": 404, "model_gated": 403}
+_CODES = {"dataset_not_found": "file_not_found", "dataset_in_use": "file_in_use"}
 _MODEL_NOT_FOUND = {"model_unknown", "adapter_not_found", "model_missing"}
 # The client comes back by itself after these; it need not where only another request can help.
 _NO_RETRY = {409}
@@ -77,7 +78,7 @@ class _Translator:
 def openai_error(content: dict[str, Any]) -> dict[str, Any]:
     """A native error in OpenAI's shape; the hint becomes part of the message."""
     error = content["error"]
-    code, param = error["code"], error["param"]
+    code, param = _CODES.get(error["code"], error["code"]), error["param"]
     if code in _MODEL_NOT_FOUND:
         code, param = "model_not_found", "model"
     message = " ".join(text for text in (error["message"], error["hint"]) if text)

@@ -12,6 +12,7 @@ from app.api.deps import MAX_PAGE, Services, ServicesDep
 from app.api.models import list_models as list_base_models
 from app.core import adapters, models, tables
 from app.core.errors import AdapterNotFound, InvalidRequest
+from app.core.settings import Settings
 from app.core.specs import MODEL_NAME
 
 router = APIRouter(prefix="/models")
@@ -94,6 +95,22 @@ def find_target(services: Services, model: str) -> Target:
             if "/" in model and _MODEL_NAME.fullmatch(model):
                 return find_base_model(session, settings, model)
             raise _not_found(model) from None
+
+
+def find_origin(session: Session, settings: Settings, model: str) -> tuple[str, str | None]:
+    """What a job that names this model trains: a base model, and where it names an adapter, that one's id.
+
+    Raises AdapterNotFound, UnknownModel and ModelNotAllowed.
+    """
+    if models.find_folder(model, settings.models_folder) is None:
+        try:
+            adapter = adapters.get(session, model)
+            return adapter.base_model, adapter.id
+        except AdapterNotFound:
+            if not ("/" in model and _MODEL_NAME.fullmatch(model)):
+                raise _not_found(model) from None
+    models.check(model, settings)
+    return model, None
 
 
 def _base_models(services: Services) -> list[Model]:

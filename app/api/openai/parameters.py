@@ -47,7 +47,7 @@ class CommonBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(
-        min_length=1, max_length=200, description="A base model's name, or an adapter's id or name."
+        min_length=1, max_length=400, description="A base model's name, or an adapter's id or name."
     )
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0: the likeliest token.")
     top_p: float | None = Field(

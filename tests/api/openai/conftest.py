@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from app.core.database import Database
+from tests.api.openai.fine_tuning_jobs import upload
 from tests.factories import make_adapter
 from tests.fakes import FakeEngine
 
@@ -23,3 +24,8 @@ def registered(engine: FakeEngine, database: Database) -> None:
 def openai_client(live: httpx.Client) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=str(live.base_url.join("/v1")), api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+def file_id(openai_client: openai.OpenAI) -> str:
+    return upload(openai_client, 12)

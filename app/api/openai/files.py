@@ -1,0 +1,196 @@
+"""/v1/files: upload, list, show, download and delete. A file is a dataset; result files are loss curves."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import PurePath
+from typing import Annotated, BinaryIO, Literal
+
+from fastapi import APIRouter, File, Form, Path, Query, UploadFile
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+from starlette.responses import Response, StreamingResponse
+
+from app.api import loss_curve
+from app.api.datasets import as_file
+from app.api.deps import MAX_PAGE, Services, ServicesDep
+from app.api.idempotency import OnceDep
+from app.api.job_history import read_curve
+from app.api.openai.lists import Page
+from app.api.openai.parameters import refuse
+from app.core import dataset_records, files, tables
+from app.core.dataset_limits import Limits
+from app.core.datasets import write_plain
+from app.core.errors import DatasetNotFound
+from app.core.states import DatasetState
+
+router = APIRouter(prefix="/files")
+
+MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3600, 2_592_000
+_CHUNK_BYTES = 1 << 20
+_MEDIA_TYPE = "application/octet-stream"
+FileId = Annotated[str, Path(description="The file's id.", examples=["ds_4kq1v9x2m7ahc3zt"])]
+
+
+class FileObject(BaseModel):
+    """A file: an upload, a native dataset, or the loss curve of a finished job."""
+
+    id: str = Field(description="`training_file` takes it, and so does `dataset` of a native job.")
+    object: Literal["file"] = Field("file", description="Always `file`.")
+    bytes: int = Field(description="Its size.")
+    created_at: int = Field(description="When it was made, in seconds since 1970.")
+    expires_at: int | None = Field(None, description="When it will be deleted.")
+    filename: str = Field(description="Its name.")
+    purpose: Literal["fine-tune", "fine-tune-results"] = Field(description="What it is for.")
+    status: Literal["uploaded", "processed", "error"] = Field(
+        description="`uploaded`: a worker still fetches it from the Hub. `error`: that failed."
+    )
+    status_details: str | None = Field(None, description="Why it can't be trained on.")
+
+
+class FileDeleted(BaseModel):
+    """The file is gone."""
+
+    id: str = Field(description="The file's id.")
+    object: Literal["file"] = Field("file", description="Always `file`.")
+    deleted: Literal[True] = Field(True, description="Always true.")
+
+
+@router.post("", summary="Upload a file")
+def upload_file(
+    services: ServicesDep,
+    once: OnceDep,
+    file: Annotated[UploadFile, File(description="JSON lines, or any kind that `POST /datasets` takes.")],
+    purpose: Annotated[str, Form(description="Only `fine-tune`.")],
+    expires_anchor: Annotated[
+        Literal["created_at"] | None, Form(alias="expires_after[anchor]", description="Only `created_at`.")
+    ] = None,
+    expires_seconds: Annotated[
+        int | None,
+        Form(
+            alias="expires_after[seconds]",
+            ge=MIN_EXPIRY_SECONDS,
+            le=MAX_EXPIRY_SECONDS,
+            description="How long to keep it; later than that it goes once no job needs it.",
+        ),
+    ] = None,
+) -> FileObject:
+    """Store a file to train on. One that can't be trained on is taken too: the job that names it fails."""
+    if purpose != files.FINE_TUNE:
+        refuse("purpose", f"{purpose!r} is not supported here; files are for 'fine-tune' alone")
+    earlier = once.find(lambda session, file_id: _show(services, files.get(session, file_id)))
+    if earlier is not None:
+        return earlier
+    keep = timedelta(seconds=expires_seconds) if expires_seconds else None
+    with as_file(services.settings, file.file) as path:
+        row = files.store(
+            services.store,
+            path,
+            name=PurePath(file.filename or "").name[:255] or "file",
+            limits=Limits.from_settings(services.settings),
+            expires_at=datetime.now(UTC) + keep if keep else None,
+        )
+
+    def make(session: Session) -> FileObject:
+        session.add(row)
+        session.flush()
+        return _show(services, row)
+
+    made = once.make(make, find=lambda session, file_id: _show(services, files.get(session, file_id)))
+    if made.id != row.id:
+        services.store.delete(dataset_records.folder_of(row.id))
+    return made
+
+
+@router.get("", summary="List files")
+def list_files(
+    services: ServicesDep,
+    purpose: Annotated[str | None, Query(description="Only files of this purpose.")] = None,
+    order: Annotated[files.Order, Query(description="By the time they were made.")] = "desc",
+    after: Annotated[str | None, Query(max_length=64, description="Id of the last file seen.")] = None,
+    limit: Annotated[
+        int, Query(ge=1, le=10_000, description=f"Most files in the answer, never more than {MAX_PAGE}.")
+    ] = MAX_PAGE,
+) -> Page[FileObject]:
+    """Files, the newest first. With `purpose` of another kind there are none."""
+    if purpose not in (None, files.FINE_TUNE, files.RESULTS):
+        return Page(data=[], has_more=False)
+    with services.database.snapshot() as session:
+        found, has_more = files.find_page(
+            session, purpose=purpose, order=order, after=after, limit=min(limit, MAX_PAGE)
+        )
+    return Page(data=[_show(services, file) for file in found], has_more=has_more)
+
+
+@router.get("/{file_id}", summary="Show a file")
+def show_file(file_id: FileId, services: ServicesDep) -> FileObject:
+    """One file."""
+    with services.database.snapshot() as session:
+        file = files.get(session, file_id)
+    return _show(services, file)
+
+
+@router.get("/{file_id}/content", summary="Download a file", response_class=StreamingResponse)
+def read_file(file_id: FileId, services: ServicesDep) -> Response:
+    """An upload's own bytes; the rows of a native dataset as JSON lines; a loss curve as CSV."""
+    with services.database.snapshot() as session:
+        file = files.get(session, file_id)
+        if isinstance(file, tables.Dataset) and file.original is None:
+            dataset_records.get_ready(session, file_id, param="file_id")
+    if isinstance(file, tables.Job):
+        return Response(_curve(services, file), media_type="text/csv")
+    if file.original is None:
+        rows = dataset_records.open_rows(services.store, file)
+        return StreamingResponse((write_plain(row) for _, row in rows), media_type="application/jsonl")
+    try:
+        return StreamingResponse(_chunks(services.store.open(file.original)), media_type=_MEDIA_TYPE)
+    except FileNotFoundError:
+        raise DatasetNotFound(f"The bytes of file {file_id!r} are gone.", param="file_id") from None
+
+
+@router.delete("/{file_id}", summary="Delete a file")
+def delete_file(file_id: FileId, services: ServicesDep) -> FileDeleted:
+    """Delete a file that no job needs any more."""
+    with services.database.transaction() as session:
+        folder = files.delete(session, file_id)
+    services.store.delete(folder)
+    return FileDeleted(id=file_id)
+
+
+def _show(services: Services, file: files.File) -> FileObject:
+    created_at = int(files.created_at(file).timestamp())
+    if isinstance(file, tables.Job):
+        return FileObject(
+            id=files.result_of(file),
+            bytes=len(_curve(services, file)),
+            created_at=created_at,
+            filename="step_metrics.csv",
+            purpose="fine-tune-results",
+            status="processed",
+        )
+    return FileObject(
+        id=file.id,
+        bytes=file.size_bytes if file.original_bytes is None else file.original_bytes,
+        created_at=created_at,
+        expires_at=int(file.expires_at.timestamp()) if file.expires_at else None,
+        filename=file.name,
+        purpose="fine-tune",
+        status=_status(file),
+        status_details=(file.error or {}).get("message"),
+    )
+
+
+def _status(dataset: tables.Dataset) -> Literal["uploaded", "processed", "error"]:
+    if dataset.state == DatasetState.FETCHING:
+        return "uploaded"
+    # OpenAI takes any upload, and says what is wrong with it when a job is made.
+    return "error" if dataset.state == DatasetState.FAILED and dataset.hub else "processed"
+
+
+def _curve(services: Services, job: tables.Job) -> bytes:
+    return loss_curve.to_csv(read_curve(services.database, job.id)).encode()
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    with stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk

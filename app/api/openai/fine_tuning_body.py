@@ -1,0 +1,156 @@
+"""What POST /v1/fine_tuning/jobs takes, and the native job that it asks for."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.api.openai.parameters import AbsentList, only, refuse
+from app.api.validation import describe
+from app.core import fine_tuning
+from app.core.specs import (
+    JobSpec,
+    LoraSpec,
+    MetadataKey,
+    MetadataValue,
+    QuantizationSpec,
+    TrainingSpec,
+)
+
+Auto = Literal["auto"]
+
+# OpenAI's words, and the setting of ours that says the same.
+_SAME = {
+    "n_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "learning_rate_multiplier": "learning_rate",
+}
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "lora": LoraSpec,
+    "training": TrainingSpec,
+    "quantization": QuantizationSpec,
+}
+
+
+class Hyperparameters(BaseModel):
+    """Each a number or `auto`; beside them any field of the native `lora`, `training` and `quantization`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    n_epochs: Annotated[float, Field(gt=0, le=1000)] | Auto | None = Field(
+        None, description="Passes over the file. auto: 3; more below 34 rows, fewer past 8,333."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto | None = Field(
+        None, description="Rows that an optimizer step learns from. auto: 4."
+    )
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=10_000)] | Auto | None = Field(
+        None, description="Times 2e-4. auto: 1."
+    )
+
+
+class Supervised(BaseModel):
+    """How to train."""
+
+    model_config = ConfigDict(extra="forbid")
+    hyperparameters: Hyperparameters | None = Field(None, description="How to train.")
+
+
+class Method(BaseModel):
+    """The kind of training."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Annotated[str, only("supervised")] = Field("supervised", description="Only `supervised`.")
+    supervised: Supervised | None = Field(None, description="How to train.")
+
+
+class CreateBody(BaseModel):
+    """A fine-tuning job, in OpenAI's words."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(
+        min_length=1, max_length=400, description="A base model's name; or an adapter's, to train it on."
+    )
+    training_file: str = Field(max_length=64, description="Id of a file, or of a native dataset.")
+    validation_file: str | None = Field(None, max_length=64, description="Id of a file to evaluate on.")
+    suffix: str | None = Field(
+        None, max_length=64, pattern=r"^[A-Za-z0-9._-]*$", description="Part of the fine-tuned model's name."
+    )
+    seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Seed of data order and initialisation.")
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = Field(
+        None, description="Words of your own about the job."
+    )
+    method: Method | None = Field(None, description="How to train.")
+    hyperparameters: Hyperparameters | None = Field(
+        None, description="Deprecated: the same as `method.supervised.hyperparameters`, which go before."
+    )
+    integrations: AbsentList = Field(None, description="Only null or empty.")
+
+    name: str | None = Field(None, description="Not OpenAI's. Name of the job.")
+    chat_template: str | None = Field(None, description="Not OpenAI's. As in the native job.")
+    lora: LoraSpec | None = Field(None, description="Not OpenAI's. As in the native job.")
+    quantization: QuantizationSpec | None = Field(None, description="Not OpenAI's. As in the native job.")
+    training: TrainingSpec | None = Field(
+        None, description="Not OpenAI's. As in the native job; goes before what follows from hyperparameters."
+    )
+
+    def as_spec(self, *, base_model: str, continue_from: str | None, rows: int) -> JobSpec:
+        """The native job. Raises InvalidRequest."""
+        asked, place = self._asked()
+        parts = {name: self._part(name, asked, place) for name in _PARTS}
+        self._refuse_twice(asked, parts["training"], place)
+        numbers = {name: value for name in _SAME if (value := getattr(asked, name)) is not None}
+        if self.seed is not None:
+            parts["training"].setdefault("seed", self.seed)
+        parts["training"] = fine_tuning.training_settings(
+            fine_tuning.Hyperparameters(**numbers),
+            parts["training"],
+            rows=rows,
+            is_validated=bool(self.validation_file or parts["training"].get("validation_split")),
+        )
+        given: dict[str, Any] = {
+            "base_model": base_model,
+            "dataset": self.training_file,
+            "validation_dataset": self.validation_file,
+            "continue_from": continue_from,
+            "suffix": self.suffix or "",
+            "metadata": self.metadata or {},
+            "name": self.name,
+            "chat_template": self.chat_template,
+            **{name: part for name, part in parts.items() if part},
+        }
+        return _validated(given)
+
+    def _asked(self) -> tuple[Hyperparameters, str]:
+        """The hyperparameters that count, and where in the body they are."""
+        supervised = self.method.supervised if self.method else None
+        if supervised and supervised.hyperparameters:
+            return supervised.hyperparameters, "method.supervised.hyperparameters"
+        return self.hyperparameters or Hyperparameters(), "hyperparameters"
+
+    def _part(self, name: str, asked: Hyperparameters, place: str) -> dict[str, Any]:
+        """The fields of a native part that were given, among the hyperparameters or as the part itself."""
+        extras = dict(asked.model_extra or {})
+        for field in extras:
+            if not any(field == part or field in model.model_fields for part, model in _PARTS.items()):
+                refuse(f"{place}.{field}", "there is no such hyperparameter, nor such a field of a job")
+        nested = extras.get(name) or {}
+        if not isinstance(nested, dict):
+            refuse(f"{place}.{name}", "it must be a JSON object")
+        fields = {field: value for field, value in extras.items() if field in _PARTS[name].model_fields}
+        own: BaseModel | None = getattr(self, name)
+        return {**fields, **nested, **(own.model_dump(exclude_unset=True) if own else {})}
+
+    @staticmethod
+    def _refuse_twice(asked: Hyperparameters, training: dict[str, Any], place: str) -> None:
+        for theirs, ours in _SAME.items():
+            if getattr(asked, theirs) not in (None, "auto") and ours in training:
+                refuse(f"{place}.{theirs}", f"it says the same as {ours}; give one of them")
+
+
+def _validated(given: dict[str, Any]) -> JobSpec:
+    try:
+        return JobSpec.model_validate(given)
+    except ValidationError as error:
+        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
+        raise describe(problems, body=given, model=JobSpec) from None

@@ -1,0 +1,154 @@
+"""What a fine-tuning job has done, as OpenAI's clients know it: events and checkpoints, from native rows."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from app.api.loss_curve import LossPoint
+from app.core import tables
+from app.core.events import Checkpoint, Evaluation, Event, Level, Log, Metrics, StateChange, Warn
+from app.core.states import JobState
+
+_LEVELS: dict[Level, Literal["info", "warn", "error"]] = {
+    Level.INFO: "info",
+    Level.WARNING: "warn",
+    Level.ERROR: "error",
+}
+_STATE_TEXTS = {
+    JobState.QUEUED: "Files validated, moving job to queued state",
+    JobState.RUNNING: "Fine-tuning job started",
+    JobState.PAUSED: "Fine-tuning job paused",
+    JobState.SUCCEEDED: "The job has successfully completed",
+    JobState.FAILED: "The job failed",
+    JobState.CANCELLED: "The job was cancelled",
+}
+
+
+class JobEvent(BaseModel):
+    """Something that happened to a job."""
+
+    id: str = Field(description="`after` takes it.")
+    object: Literal["fine_tuning.job.event"] = Field("fine_tuning.job.event", description="Always that.")
+    created_at: int = Field(description="When, in seconds since 1970.")
+    level: Literal["info", "warn", "error"] = Field(description="How much it matters.")
+    message: str = Field(description="What happened, for a person.")
+    type: Literal["message", "metrics"] = Field(description="`metrics`: `data` has losses.")
+    data: dict[str, Any] = Field(description="What a program may want of it.")
+
+    @classmethod
+    def from_event(cls, job_id: str, event: Event) -> "JobEvent":
+        """The native event in OpenAI's words."""
+        message, numbers = _told(event)
+        return cls(
+            id=event_id(job_id, event.seq),
+            created_at=int(event.at.timestamp()),
+            level=_LEVELS[event.level],
+            message=message,
+            type="metrics" if numbers else "message",
+            data=numbers or {},
+        )
+
+
+class CheckpointMetrics(BaseModel):
+    """The losses at a checkpoint."""
+
+    step: int = Field(description="Optimizer steps done.")
+    train_loss: float | None = Field(None, description="Mean training loss, as logged last.")
+    train_mean_token_accuracy: float | None = Field(None, description="Of the same steps.")
+    valid_loss: float | None = Field(None, description="Loss on the rows held out, as evaluated last.")
+    valid_mean_token_accuracy: float | None = Field(None, description="Of the same rows.")
+    full_valid_loss: float | None = Field(None, description="The same: all rows are evaluated.")
+    full_valid_mean_token_accuracy: float | None = Field(None, description="The same.")
+
+
+class JobCheckpoint(BaseModel):
+    """An adapter that a job kept on its way, or its finished one."""
+
+    id: str = Field(description="The adapter's id; `after` takes it.")
+    object: Literal["fine_tuning.job.checkpoint"] = Field(
+        "fine_tuning.job.checkpoint", description="Always that."
+    )
+    created_at: int = Field(description="When it was kept, in seconds since 1970.")
+    fine_tuned_model_checkpoint: str = Field(description="Its name; `model` takes it.")
+    fine_tuning_job_id: str = Field(description="The job.")
+    step_number: int = Field(description="Optimizer steps done.")
+    metrics: CheckpointMetrics = Field(description="The losses there.")
+
+    @classmethod
+    def from_row(cls, row: tables.Adapter, job: tables.Job, points: Sequence[LossPoint]) -> "JobCheckpoint":
+        """The checkpoint, with its place in the job's loss curve."""
+        step = job.step if row.step is None else row.step
+        return cls(
+            id=row.id,
+            created_at=int(row.created_at.timestamp()),
+            fine_tuned_model_checkpoint=row.name,
+            fine_tuning_job_id=job.id,
+            step_number=step,
+            metrics=_metrics_at(step, points),
+        )
+
+
+def event_id(job_id: str, seq: int) -> str:
+    """An event's id, which holds its place."""
+    return f"ftevent_{job_id.rpartition('_')[2]}_{seq}"
+
+
+def _told(event: Event) -> tuple[str, dict[str, Any] | None]:
+    """The words, and for a point of the loss curve its numbers."""
+    match event.data:
+        case Metrics() as found:
+            numbers = {
+                "step": found.step,
+                "total_steps": found.total_steps,
+                "train_loss": _number(found.loss),
+                "train_mean_token_accuracy": found.token_accuracy,
+                "learning_rate": found.learning_rate,
+            }
+            return f"Step {found.step}/{found.total_steps}: training loss={found.loss:.2f}", numbers
+        case Evaluation() as found:
+            loss = _number(found.loss)
+            numbers = {
+                "step": found.step,
+                "valid_loss": loss,
+                "valid_mean_token_accuracy": found.token_accuracy,
+                "full_valid_loss": loss,
+                "full_valid_mean_token_accuracy": found.token_accuracy,
+            }
+            return f"Step {found.step}: validation loss={found.loss:.2f}", numbers
+        case Checkpoint(step=step):
+            return f"Checkpoint created at step {step}", None
+        case Log(message=message) | Warn(message=message):
+            return message, None
+        case StateChange() as change:
+            return _state_text(change), None
+
+
+def _state_text(change: StateChange) -> str:
+    if change.adapter:
+        return f"New fine-tuned model created: {change.adapter}"
+    if change.phase and change.attempt is None:
+        return f"The job is {change.phase} now"
+    text = _STATE_TEXTS[change.state]
+    if change.state is JobState.QUEUED and change.reason:
+        text = "Moving job to queued state"
+    return f"{text}: {change.reason}" if change.reason else text
+
+
+def _metrics_at(step: int, points: Sequence[LossPoint]) -> CheckpointMetrics:
+    """The last points up to a step."""
+    train = next((one for one in reversed(points) if one.kind == "train" and one.step <= step), None)
+    valid = next((one for one in reversed(points) if one.kind == "eval" and one.step <= step), None)
+    found = CheckpointMetrics(step=step)
+    if train:
+        found.train_loss, found.train_mean_token_accuracy = _number(train.loss), train.token_accuracy
+    if valid:
+        loss, accuracy = _number(valid.loss), valid.token_accuracy
+        found.valid_loss = found.full_valid_loss = loss
+        found.valid_mean_token_accuracy = found.full_valid_mean_token_accuracy = accuracy
+    return found
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if value == value else None
