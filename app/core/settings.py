@@ -31,6 +31,13 @@ class EngineWeights(StrEnum):
     PACKED = "4bit"
 
 
+class TrainingPath(StrEnum):
+    """How a job computes."""
+
+    AUTO = "auto"
+    PLAIN = "plain"
+
+
 class Settings(BaseSettings):
     """Read once at the start of a process and passed down; nothing else looks at the environment."""
 
@@ -78,6 +85,11 @@ class Settings(BaseSettings):
     gpu_policy: GpuPolicy = Field(GpuPolicy.AUTO, description="How training and serving share the device.")
     lease_seconds: float = Field(30.0, gt=0, description="A worker silent for so long loses its job.")
     max_lost_attempts: int = Field(3, ge=1, description="A job whose worker died so often is failed.")
+    training_path: TrainingPath = Field(
+        TrainingPath.AUTO,
+        description="`auto`: every faster way of computing the same that passes a trial at the job's start; "
+        "`plain`: TRL, PEFT and transformers as they are.",
+    )
     require_gpu: bool = Field(False, description="A worker without a GPU is not ready.")
     cancel_grace_seconds: float = Field(10.0, ge=0, description="How long a cancelled step may go on.")
     shutdown_grace_seconds: float = Field(90.0, ge=0, description="How long a step may go on after SIGTERM.")
