@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from app.core.events import Log, Warn
+from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, make_rows, run_here
 from worker.reports import Outcome
 from worker.training.fast import row_attention
@@ -37,7 +38,8 @@ def test_a_job_takes_every_way_that_applies(
     make_request: MakeRequest, checkpointing: bool, training: dict[str, object]
 ) -> None:
     steps = {"max_steps": 3, "gradient_checkpointing": checkpointing, **training}
-    reports = run_here(make_request(training=steps, rows=make_rows(12), lora={"r": 8}))
+    request = make_request(training=steps, rows=make_rows(12), lora={"r": 8})
+    reports = run_here(request.model_copy(update={"path": TrainingPath.FAST}))
 
     assert reports.ended.outcome is Outcome.FINISHED, reports.ended
     assert [event for event in reports.events(Warn) if event.code == "fast_path_wrong"] == []

@@ -44,6 +44,8 @@ def choose(spec: JobSpec, device: Device, family: Family, path: TrainingPath) ->
     """Everything that may apply."""
     if path is TrainingPath.PLAIN:
         return Choice(left_out=("TUNESMITH_TRAINING_PATH is plain",))
+    if path is TrainingPath.AUTO and device.is_cuda:
+        return Choice(left_out=("not measured on a GPU yet; TUNESMITH_TRAINING_PATH=fast tries them",))
     linears_reason = _why_not_linears(spec, device)
     attention_reason = _why_not_joined(spec, device, family)
     loss_reason = _why_not_one_pass(spec, device, family)

@@ -17,7 +17,7 @@ TURING = CPU.model_copy(update={"kind": "cuda", "name": "T4"})
 
 
 def chosen(spec: dict[str, Any], device: Device, *, family: Family = LLAMA) -> Choice:
-    return choose(make_spec(**spec), device, family, TrainingPath.AUTO)
+    return choose(make_spec(**spec), device, family, TrainingPath.FAST)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,11 @@ def test_one_packed_sequence_is_many_rows() -> None:
 
 def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
     assert not chosen({}, CPU, family=Family(**{**vars(LLAMA), "shapes_logits": True})).one_pass_loss
+
+
+def test_a_gpu_stays_plain_unless_asked_until_the_gain_is_measured() -> None:
+    assert choose(make_spec(), HOPPER, LLAMA, TrainingPath.AUTO).linears is None
+    assert choose(make_spec(), CPU, LLAMA, TrainingPath.AUTO) == chosen({}, CPU)
 
 
 def test_plain_is_plain() -> None:
