@@ -4,7 +4,6 @@ Works on the database directly.
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
 import signal
@@ -24,6 +23,7 @@ from pydantic import ValidationError
 
 from app import backup_commands
 from app.api.deps import Services
+from app.api.origin_guard import is_loopback
 from app.core import keys
 from app.core.database import Database, alembic_config, migrate
 from app.core.errors import TunesmithError
@@ -154,14 +154,6 @@ def check_migrations() -> None:
             raise typer.Exit(1) from None
         finally:
             database.close()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _refuse_unsafe_host(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from app.api import (
     adapters,
     datasets,
     errors,
+    exports,
     generate,
     health,
     hub_datasets,
@@ -22,6 +23,7 @@ from app.api import (
     models,
     preflight,
     preview,
+    status,
 )
 from app.api import webhooks as webhook_routes
 from app.api.auth import DOCS_ASSETS, AuthMiddleware, bearer
@@ -34,14 +36,17 @@ from app.api.openai import chat, completions, fine_tuning
 from app.api.openai import files as openai_files
 from app.api.openai import models as openai_models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
+from app.api.origin_guard import OriginGuardMiddleware
 from app.api.request_metrics import RequestMetrics
 from app.api.requests import RequestMiddleware
+from app.api.security_headers import SecurityHeadersMiddleware
 from app.api.webhook_deliverer import Deliverer
 from app.core import deliveries, files, idempotency, queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.group_commit import GroupCommit
 from app.core.settings import Settings
+from app.dashboard import pages
 
 _FORGET_WORKER_AFTER_LEASES = 20
 _DESCRIPTION = """
@@ -61,6 +66,7 @@ _TAGS = [
     {"name": "Jobs", "description": "Fine-tuning jobs: submit, follow, cancel, retry."},
     {"name": "Models", "description": "Base models that may be named."},
     {"name": "Adapters", "description": "What finished jobs made."},
+    {"name": "Exports", "description": "Adapters in other formats, compared with the live one."},
     {"name": "Generate", "description": "Text from an adapter or a base model."},
     {"name": "Webhooks", "description": "Who is told when a job ends."},
     {"name": "OpenAI", "description": "The same for clients of the OpenAI API: base URL `/v1`."},
@@ -84,11 +90,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    # The last one added is the outermost: the shape of errors, an id for every answer, the key, the body.
+    # The last one added is the outermost: headers for browsers, the shape of errors, an id for every answer,
+    # who asks from where, the key, the body.
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
+    app.add_middleware(OriginGuardMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
     app.add_middleware(OpenAIErrors)
+    app.add_middleware(SecurityHeadersMiddleware)
     for module in (
         hub_datasets,
         datasets,
@@ -99,16 +108,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         models,
         adapters,
         adapter_imports,
+        exports,
         generate,
+        status,
         webhook_routes,
     ):
-        responses = errors.documented(401, 422)
+        responses = errors.documented(401, 403, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
     for module in (openai_models, chat, completions, openai_files, fine_tuning):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )
     app.include_router(health.router)
+    pages.install(app)
     return app
 
 

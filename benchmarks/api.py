@@ -26,7 +26,6 @@ from app.core.states import JobState
 from benchmarks import api_clients
 from benchmarks.api_box import ApiBox
 from benchmarks.api_clients import Load
-from benchmarks.timings import percentile
 
 _RESULTS = Path(__file__).parent / "results"
 _WARM_UP = 200
@@ -85,7 +84,7 @@ def _submit(box: ApiBox, connections: int, count: int, rate: float) -> Row:
         "stored": stored,
         "errors": {status: number for status, number in found["statuses"].items() if status != "202"},
         "per_second": round(count / found["seconds"]),
-        **_milliseconds("answer", found["latencies"]),
+        **found["times"],
         "api_cpu_ms_each": round(used / count * 1e3, 2),
         "api_memory_mib": box.memory_mib(),
         "clients_cpu_seconds": round(found["client_cpu_seconds"], 1),
@@ -121,7 +120,7 @@ def _followed(box: ApiBox, options: argparse.Namespace) -> Row:
         "cores_while_nothing_happens": round((before - quiet_before) / _QUIET_SECONDS, 3),
         "cores_while_events_come": round(used / seconds, 3),
         "cpu_us_each_event_sent": round(used / (options.followers * last_seq) * 1e6, 1),
-        **_milliseconds("late", found["late_seconds"]),
+        **found["times"],
         "clients_cpu_seconds": round(found["client_cpu_seconds"], 1),
     }
 
@@ -140,12 +139,6 @@ def _append(box: ApiBox, job_id: str, rate: float, seconds: float) -> int:
 
 def _run(load: Load) -> dict[str, Any]:
     return api_clients.finish(api_clients.start(load))
-
-
-def _milliseconds(name: str, seconds: list[float]) -> dict[str, float]:
-    return {
-        f"{name}_p{percent}_ms": round(percentile(seconds, percent) * 1e3, 1) for percent in (50, 99, 100)
-    }
 
 
 def _record(machine: str, rows: list[Row]) -> None:

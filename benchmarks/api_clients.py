@@ -17,6 +17,8 @@ from typing import Any
 
 import uvloop
 
+from benchmarks.timings import percentile
+
 _END_OF_HEAD = b"\r\n\r\n"
 _LATE_SAMPLES = 10  # followers that read the time in each event
 
@@ -76,7 +78,7 @@ async def _submit_all(load: Load) -> dict[str, Any]:
     await asyncio.gather(*(submit() for _ in range(load.connections)))
     return {
         "seconds": time.perf_counter() - began,
-        "latencies": seconds,
+        "times": _milliseconds("answer", seconds),
         "statuses": statuses,
         "client_cpu_seconds": time.process_time(),
     }
@@ -100,7 +102,11 @@ async def _follow_all(load: Load) -> dict[str, Any]:
         await connected.acquire()
     print("ready", flush=True)
     counts = await asyncio.gather(*followers)
-    return {"events": counts, "late_seconds": late, "client_cpu_seconds": time.process_time()}
+    return {
+        "events": counts,
+        "times": _milliseconds("late", late),
+        "client_cpu_seconds": time.process_time(),
+    }
 
 
 async def _follow(load: Load, connected: asyncio.Semaphore, late: list[float] | None) -> int:
@@ -127,6 +133,12 @@ def _lateness(piece: bytes) -> list[float]:
     now = time.time()
     stamps = (part.partition(b'"')[0] for part in piece.split(b'"at":"')[1:])
     return [now - datetime.fromisoformat(stamp.decode()).timestamp() for stamp in stamps if len(stamp) > 20]
+
+
+def _milliseconds(name: str, seconds: list[float]) -> dict[str, float]:
+    return {
+        f"{name}_p{percent}_ms": round(percentile(seconds, percent) * 1e3, 1) for percent in (50, 99, 100)
+    }
 
 
 def main() -> None:

@@ -168,17 +168,17 @@ def describe_machine(module: str) -> dict[str, Any]:
     }
 
 
-def build(name: str) -> None:
-    """The checkpoint and its tokenizer, unless they are there."""
+def build(name: str, parent: Path = FOLDER, shape: dict[str, Any] | None = None) -> None:
+    """The checkpoint and its tokenizer, unless they are there; of a shape of MODELS unless one is given."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = FOLDER / "models" / name
+    folder = parent / "models" / name
     if folder.is_dir():
         return
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM._from_config(LlamaConfig(**MODELS[name]), dtype=torch.bfloat16)
+        model = LlamaForCausalLM._from_config(LlamaConfig(**(shape or MODELS[name])), dtype=torch.bfloat16)
     model.save_pretrained(folder)
     del model
     torch.cuda.empty_cache()

@@ -70,7 +70,7 @@ async def _ask(
 ) -> Answer:
     streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
     content = json.dumps(streamed).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     sent_at = time.perf_counter()
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     answer = Answer(sent_at, [], 0)

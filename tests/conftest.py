@@ -33,7 +33,8 @@ def settings(tmp_path: Path, empty_database: Path) -> Settings:
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     (data_dir / "tunesmith.db").write_bytes(empty_database.read_bytes())
-    return Settings(data_dir=data_dir)
+    # The name by which Starlette's test client asks.
+    return Settings(data_dir=data_dir, allowed_hosts=["testserver"])
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, devic
     options = quantization_config(quantization, device)
     linears = linears_to_quantize(model).values()
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
-        list(threads.map(lambda linear: _round_weight(linear, options), linears))
+        list(threads.map(lambda one: one.weight.data.copy_(round_weight(one.weight.data, options)), linears))
     return True
 
 
@@ -145,15 +145,17 @@ def linears_to_quantize(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
-def _round_weight(linear: nn.Linear, options: BitsAndBytesConfig) -> None:
+def round_weight(weight: torch.Tensor, options: BitsAndBytesConfig) -> torch.Tensor:
+    """A weight as it is after its trip through 4 bits, in its own type."""
     packed = bnb.nn.Params4bit(
-        linear.weight.data,
+        weight,
         requires_grad=False,
         compress_statistics=options.bnb_4bit_use_double_quant,
         quant_type=options.bnb_4bit_quant_type,
         quant_storage=options.bnb_4bit_quant_storage,
-    ).to(linear.weight.device)
-    linear.weight.data.copy_(bnb.functional.dequantize_4bit(packed.data, packed.quant_state))
+    ).to(weight.device)
+    rounded: torch.Tensor = bnb.functional.dequantize_4bit(packed.data, packed.quant_state)
+    return rounded
 
 
 def quantization_config(quantization: QuantizationSpec, device: Device) -> BitsAndBytesConfig:

@@ -57,6 +57,7 @@ def make_request(
         models_folder=settings.models_folder,
         job_folder=job_folder,
         output_folder=output_folder(settings, lease),
+        path=settings.training_path,
         last_point=inputs.last_point,
     )
 

@@ -21,7 +21,7 @@ def check_prompts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase)
     for sample in samples:
         line, trained_ids = sample.tokens.line, sample.tokens.input_ids
         try:
-            served_ids = _serve(sample.row, tokenizer)
+            served_ids = render_prompt(sample.row, tokenizer)
         except InvalidRequest as error:
             raise TemplateMismatch(
                 f"Line {line}: serving refuses its prompt: {error.message}", hint=_HINT
@@ -39,7 +39,7 @@ def check_prompts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase)
             )
 
 
-def _serve(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def render_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the model is given when it is asked for the row's answer; for plain text, all of it."""
     match row:
         case Conversation(messages=[_]):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.core.datasets import DatasetFormat
 from app.core.events import AnyEventData, Evaluation, Metrics
-from app.core.settings import EngineWeights, GpuPolicy
+from app.core.settings import EngineWeights, GpuPolicy, TrainingPath
 from app.core.specs import JobSpec
 from app.core.states import Phase
 
@@ -44,6 +44,7 @@ class TrainingRequest(Message):
     models_folder: Path
     job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")
     output_folder: Path = Field(description="Where the finished adapter goes; does not exist yet.")
+    path: TrainingPath = TrainingPath.AUTO
     last_point: CurvePoint | None = Field(
         None, description="The point of the loss curve that was recorded last, by an earlier attempt."
     )

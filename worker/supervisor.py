@@ -1,4 +1,4 @@
-"""The worker process: registers, keeps the engine running, takes jobs and fetches, leaves in good order.
+"""The worker process: registers, keeps the engine running, takes jobs, fetches and exports, leaves well.
 
 It never imports torch, so that it stays small and nothing a model does can hurt it.
 """
@@ -24,14 +24,17 @@ from sqlalchemy.exc import DBAPIError
 from app.core import queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database, is_migrated
+from app.core.export_queue import ExportLease
 from app.core.fetches import FetchLease
 from app.core.preflight import PreflightRequest
 from app.core.queue import Lease
 from app.core.settings import Settings
 from app.core.workers import WorkerReport
 from worker import gpu_sharing
+from worker.device_use import DeviceUse
 from worker.doctor.process import Examination
 from worker.engine_process import ENGINE_MODULE, EngineProcess
+from worker.export_runner import EXPORTING_MODULE, ExportRunner
 from worker.fetch_runner import FETCHING_MODULE, FetchRunner
 from worker.job_runner import TRAINING_MODULE, JobRunner
 
@@ -58,6 +61,7 @@ class Supervisor:
         training_module: str = TRAINING_MODULE,
         engine_module: str = ENGINE_MODULE,
         fetching_module: str = FETCHING_MODULE,
+        exporting_module: str = EXPORTING_MODULE,
         make_examination: Callable[[Callable[[], None]], Examination] | None = None,
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -67,6 +71,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._beat_now = threading.Event()
         self._device: dict[str, Any] = {}
+        self._device_use = DeviceUse()
         self._engine = (
             EngineProcess(settings, self._beat_now.set, module=engine_module) if Role.SERVE in roles else None
         )
@@ -77,6 +82,9 @@ class Supervisor:
         )
         self._fetcher = FetchRunner(
             settings, self._database, store, stop=self._stop, fetching_module=fetching_module
+        )
+        self._exporter = ExportRunner(
+            settings, self._database, store, stop=self._stop, exporting_module=exporting_module
         )
 
     def run(self) -> None:
@@ -90,8 +98,9 @@ class Supervisor:
             self._engine.start()
         threads = [threading.Thread(target=self._beat, daemon=True, name="heartbeat")]
         if Role.TRAIN in self._roles:
-            # Beside the jobs: a dataset is fetched while another job trains.
+            # Beside the jobs: a dataset is fetched, and an adapter exported, while another job trains.
             threads.append(threading.Thread(target=self._take_fetches, daemon=True, name="fetches"))
+            threads.append(threading.Thread(target=self._take_exports, daemon=True, name="exports"))
         for thread in threads:
             thread.start()
         if self._examination:
@@ -152,6 +161,21 @@ class Supervisor:
             log.warning("The database does not answer: %s", error.orig)
             return None
 
+    def _take_exports(self) -> None:
+        while not self._stop.is_set():
+            lease = self._claim_export()
+            if lease is None:
+                self._stop.wait(_IDLE_SECONDS)
+            else:
+                self._exporter.run(lease)
+
+    def _claim_export(self) -> ExportLease | None:
+        try:
+            return self._exporter.claim()
+        except DBAPIError as error:
+            log.warning("The database does not answer: %s", error.orig)
+            return None
+
     def _claim(self) -> Lease | None:
         settings = self._settings
         try:
@@ -168,9 +192,10 @@ class Supervisor:
         """Refresh the worker's row at a third of a lease, and at once when the engine's address changes."""
         while not self._stop.is_set():
             self._beat_now.clear()
+            report = self._report()  # outside of the transaction: it asks the driver
             try:
                 with self._database.transaction() as session:
-                    workers.heartbeat(session, self._report())
+                    workers.heartbeat(session, report)
             except DBAPIError as error:
                 log.warning("The worker's heartbeat failed: %s", error.orig)
             self._beat_now.wait(self._settings.lease_seconds / 3)
@@ -180,7 +205,7 @@ class Supervisor:
         return WorkerReport(
             id=self.id,
             roles=sorted(self._roles),
-            device=self._device,
+            device=self._device | self._device_use.read(self._device.get("kind")),
             engine_url=engine.url if engine else None,
             engine_token=engine.token if engine else None,
             engine_state=engine.read_state() if engine else None,

@@ -14,10 +14,11 @@ from app.core import keys
 from app.core.database import Database
 from app.core.errors import Unauthorized
 from app.core.settings import Settings
+from app.dashboard.pages import is_page
 
 DOCS_ASSETS = "/docs/assets"
 LET_IN_SECONDS = 1.0
-_OPEN_PATHS = {"/health", "/ready", "/docs", "/openapi.json"}
+_OPEN_PATHS = {"/health", "/ready", "/openapi.json"}
 
 # Declares the scheme in the OpenAPI document; AuthMiddleware does the work.
 bearer = HTTPBearer(
@@ -80,8 +81,14 @@ def check(settings: Settings, database: Database, key: str | None) -> None:
     )
 
 
+def is_docs(path: str) -> bool:
+    """Whether a path is of the page that documents the API."""
+    return path == "/docs" or path.startswith(DOCS_ASSETS + "/")
+
+
 def _is_open(path: str) -> bool:
-    return path in _OPEN_PATHS or path.startswith(DOCS_ASSETS + "/")
+    # The dashboard's files hold no secret: what it shows it asks for with a key, as everybody does.
+    return path in _OPEN_PATHS or is_docs(path) or is_page(path)
 
 
 def bearer_key(scope: Scope) -> str | None:

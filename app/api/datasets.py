@@ -10,6 +10,7 @@ from typing import Annotated, Any, BinaryIO
 from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
+from starlette.responses import StreamingResponse
 
 from app.api import hub_datasets
 from app.api.deps import After, DatasetId, Limit, ServicesDep
@@ -21,6 +22,7 @@ from app.core import dataset_records, tables
 from app.core.artifacts import ArtifactStore
 from app.core.dataset_inspection import OnProblem
 from app.core.dataset_limits import Limits
+from app.core.datasets import write_plain
 from app.core.errors import InvalidRequest
 from app.core.settings import Settings
 
@@ -103,6 +105,25 @@ def show_dataset(dataset_id: DatasetId, services: ServicesDep) -> Dataset:
     """Format, rows and columns of a dataset."""
     with services.database.snapshot() as session:
         return find_dataset(session, dataset_id)
+
+
+@router.get(
+    "/{dataset_id}/download",
+    response_class=StreamingResponse,
+    summary="Download a dataset",
+    responses=documented(404, 409)
+    | {200: {"description": "JSON lines.", "content": {"application/jsonl": {"schema": {"type": "string"}}}}},
+)
+def download_dataset(dataset_id: DatasetId, services: ServicesDep) -> StreamingResponse:
+    """The rows that can be used, as JSON lines that may be uploaded again.
+
+    Whatever the file was, each has `messages`, or `prompt` and `completion`, or `text`.
+    """
+    with services.database.snapshot() as session:
+        dataset = dataset_records.get_ready(session, dataset_id)
+    lines = (write_plain(row) for _, row in dataset_records.open_rows(services.store, dataset))
+    headers = {"content-disposition": f'attachment; filename="{dataset_id}.jsonl"'}
+    return StreamingResponse(lines, media_type="application/jsonl", headers=headers)
 
 
 @router.delete("/{dataset_id}", status_code=204, summary="Delete a dataset", responses=documented(404, 409))

@@ -38,8 +38,8 @@ class Services:
     commits: GroupCommit
 
 
-def get_services(request: Request) -> Services:
-    """The services of the app that received the request."""
+async def get_services(request: Request) -> Services:
+    """The services of the app that received the request. Async, so that it takes no thread of its own."""
     return cast(Services, request.app.state.services)
 
 
@@ -52,5 +52,6 @@ ServicesDep = Annotated[Services, Depends(get_services)]
 JobId = Annotated[str, Path(description="The job's id.", examples=["job_4kq1v9x2m7ahc3zt"])]
 DatasetId = Annotated[str, Path(description="The dataset's id.", examples=["ds_4kq1v9x2m7ahc3zt"])]
 AdapterName = Annotated[str, Path(description="The adapter's id or name.", examples=["support-bot"])]
+ExportId = Annotated[str, Path(description="The export's id.", examples=["exp_4kq1v9x2m7ahc3zt"])]
 After = Annotated[str | None, Query(max_length=64, description="`next` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items in the answer.")]

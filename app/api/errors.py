@@ -18,6 +18,7 @@ from app.api.validation import describe
 from app.core.errors import (
     Conflict,
     DatasetInvalid,
+    Forbidden,
     InvalidRequest,
     LeaseLost,
     NotFound,
@@ -32,6 +33,7 @@ from app.core.messages import Failed
 _STATUS: dict[type[TunesmithError], int] = {
     InvalidRequest: 422,
     Unauthorized: 401,
+    Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
     LeaseLost: 409,
@@ -42,9 +44,11 @@ _STATUS: dict[type[TunesmithError], int] = {
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _DESCRIPTIONS = {
     401: "No key, or a wrong one.",
+    403: "A page of another origin asked, or a name that is not this machine's; `hint` names the setting.",
     404: "There is no such thing.",
     409: "The present state does not allow this.",
     413: "The body is larger than the limit.",
+    416: "The range begins behind the end.",
     422: "The request is malformed; `param` names the field.",
     429: "Too many are waiting; `Retry-After` says when to come back.",
     503: "Nothing can answer now; `Retry-After` says when to come back.",

@@ -115,7 +115,7 @@ async def _identify(
 ) -> Once:
     identity = Identity(
         method=request.method,
-        path=request.url.path,
+        path=request.scope["path"],
         body=await _hash_body(request),
         key=idempotency_key,
         client=bearer_key(request.scope),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, Field
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from starlette.responses import StreamingResponse
 
 from app.api import log_lines, loss_chart, loss_curve
@@ -125,9 +125,9 @@ def draw_metrics(job_id: JobId, services: ServicesDep) -> Response:
     return Response(loss_chart.draw(points, title=f"Loss of {name}"), media_type="image/svg+xml")
 
 
-async def _server_sent(services: Services, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+async def _server_sent(services: Services, job_id: str, after: int) -> AsyncIterator[bytes]:
     async for event in services.streams.follow(job_id, after=after):
-        yield ServerSentEvent(event.model_dump_json(), event=event.type, id=str(event.seq), sep="\n")
+        yield f"id: {event.seq}\nevent: {event.type}\ndata: {event.as_json}\n\n".encode()
 
 
 async def _followed_lines(services: Services, job_id: str) -> AsyncIterator[str]:

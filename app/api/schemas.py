@@ -76,6 +76,7 @@ class Dataset(BaseModel):
     )
     rows: int = Field(description="Rows that can be used; those read so far while it is fetched.")
     columns: list[str] = Field(description="Every column that a row has.")
+    size_bytes: int = Field(description="Size of its rows as they are stored; 0 until it is ready.")
     problems: list[Problem] = Field(
         description="Rows that were skipped, or for which it failed; the first hundred."
     )
@@ -94,6 +95,7 @@ class Dataset(BaseModel):
             format=DatasetFormat(row.format) if row.format else None,
             rows=row.rows,
             columns=row.columns,
+            size_bytes=row.size_bytes,
             problems=[Problem.model_validate(problem) for problem in row.problems],
             problem_count=row.problem_count,
             hub=HubOrigin.model_validate(row.hub) if row.hub else None,
@@ -254,7 +256,9 @@ class Worker(BaseModel):
 
     id: str = Field(description="Names the worker in attempts.")
     roles: list[str] = Field(description="`train`, `serve`, or both.")
-    device: dict[str, Any] = Field(description="The device, as the worker describes it.")
+    device: dict[str, Any] = Field(
+        description="The device, as the worker describes it, and what is free of it and how busy it is."
+    )
     engine: EngineState | None = Field(description="What its engine serves.")
     problems: list[str] = Field(description="What is wrong with its machine, as it found at its start.")
     started_at: datetime = Field(description="When the worker started.")

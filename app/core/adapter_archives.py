@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
 from app.core.dataset_limits import describe_bytes
 from app.core.errors import AdapterInvalid
@@ -143,13 +143,13 @@ def _unzipped(archive: Path) -> Iterator[BinaryIO]:
     with archive.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        yield _Careful(gzip.GzipFile(fileobj=file) if is_gzip else file)  # type: ignore[misc]
+        yield cast(BinaryIO, _Careful(gzip.GzipFile(fileobj=file) if is_gzip else file))
 
 
 class _Careful:
     """A file that gives no more than a bounded piece at once."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
 

@@ -92,7 +92,7 @@ def _to_spec(config: _PeftConfig) -> LoraSpec | None:
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
             bias=config.bias,
-            target_modules=sorted(targets) if isinstance(targets, list) else targets,  # type: ignore[arg-type]
+            target_modules=sorted(targets) if isinstance(targets, list) else targets,
             modules_to_save=config.modules_to_save,
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,

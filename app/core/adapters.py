@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from app.core import tables
+from app.core import exports, tables
 from app.core.errors import AdapterInUse, AdapterNotFound, AdapterNotReady
 from app.core.ids import derive_id
 from app.core.messages import AdapterRef, BaseModelRef
@@ -118,7 +118,7 @@ def find_checkpoints(session: Session, job_id: str) -> list[tables.Adapter]:
 def delete(session: Session, id_or_name: str) -> str:
     """Remove the row and answer the artifact's key; the files go once the transaction is committed.
 
-    Raises AdapterNotFound, and AdapterInUse while a job that has not ended starts from it.
+    Raises AdapterNotFound, and AdapterInUse while a job starts from it or an export is made of it.
     """
     adapter = get(session, id_or_name)
     waiting = select(tables.Job.id).where(
@@ -130,6 +130,12 @@ def delete(session: Session, id_or_name: str) -> str:
         raise AdapterInUse(
             f"Job {job_id} continues from adapter {adapter.name!r}.",
             hint=f"Cancel it first: POST /jobs/{job_id}/cancel.",
+        )
+    export_id = exports.find_waiting(session, adapter.id)
+    if export_id:
+        raise AdapterInUse(
+            f"Export {export_id} of adapter {adapter.name!r} has not ended.",
+            hint=f"Cancel it first: POST /exports/{export_id}/cancel.",
         )
     session.delete(adapter)
     return adapter.artifact

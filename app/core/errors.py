@@ -11,11 +11,14 @@ TunesmithError
 │   ├── TargetRefused         webhooks do not go there
 │   └── IdempotencyKeyReused  the same key with another body
 ├── Unauthorized              no key, or a wrong one
+├── Forbidden                 refused because of where it comes from
+│   └── OriginRefused, HostRefused
 ├── NotFound
-│   └── JobNotFound, DatasetNotFound, AdapterNotFound, WebhookNotFound, DeliveryNotFound
+│   └── JobNotFound, DatasetNotFound, AdapterNotFound, ExportNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict                  the thing is in a state that does not allow this
 │   └── JobAlreadyEnded, JobNotRetryable, JobNotPausable, JobNotPaused, DatasetInUse, DatasetNotReady,
-│       AdapterInUse, AdapterNotReady, AdapterNameTaken, NotEmpty, WebhookFixed
+│       AdapterInUse, AdapterNotReady, AdapterNameTaken, NotEmpty, WebhookFixed, ExportNotReady,
+│       ExportAlreadyEnded, ExportNotRetryable, ExportNotEnded
 ├── TooLarge
 ├── QueueFull
 ├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
@@ -25,6 +28,9 @@ TunesmithError
 ├── FetchFailure              why a Hub dataset could not be fetched; recorded with the dataset
 │   └── HubDatasetMissing, HubDatasetGated, UnknownConfig, UnknownSplit, HubDatasetUnfit,
 │       HubDatasetUnreadable, NoRoomForDataset
+├── ExportFailure             why an export failed; recorded with the export
+│   └── ExportMismatch, ExportUnsupported, BaseModelChanged, GgufFamilyUnknown, TokenizerUnfit,
+│       NoRoomForExport, NoMemoryForProof, HubRefused, HubRepositoryExists
 └── JobFailure                why a job failed; recorded with the job
     └── ModelGated, ModelMissing, HubUnreachable, ModelUnreadable, NothingToLearn, OutOfMemory,
         DiskFull, LossNotFinite, LossExploded, AdapterInert, TemplateMismatch, BadTarget, AdapterUnfit
@@ -120,6 +126,25 @@ class Unauthorized(TunesmithError):
     code = "unauthorized"
 
 
+class Forbidden(TunesmithError):
+    """This may not be asked from there."""
+
+    type = "permission_error"
+    code = "forbidden"
+
+
+class OriginRefused(Forbidden):
+    """A page of another origin may not change anything here."""
+
+    code = "origin_refused"
+
+
+class HostRefused(Forbidden):
+    """An API without a key answers only under a name of its own machine."""
+
+    code = "host_refused"
+
+
 class NotFound(TunesmithError):
     """There is no such thing."""
 
@@ -143,6 +168,12 @@ class AdapterNotFound(NotFound):
     """There is no such adapter."""
 
     code = "adapter_not_found"
+
+
+class ExportNotFound(NotFound):
+    """There is no such export."""
+
+    code = "export_not_found"
 
 
 class WebhookNotFound(NotFound):
@@ -216,6 +247,30 @@ class AdapterNameTaken(Conflict):
     """Another adapter has this name."""
 
     code = "adapter_name_taken"
+
+
+class ExportNotReady(Conflict):
+    """The export has no files to download."""
+
+    code = "export_not_ready"
+
+
+class ExportAlreadyEnded(Conflict):
+    """The export has ended."""
+
+    code = "export_already_ended"
+
+
+class ExportNotRetryable(Conflict):
+    """Only a failed or cancelled export can be retried."""
+
+    code = "export_not_retryable"
+
+
+class ExportNotEnded(Conflict):
+    """The export has not ended."""
+
+    code = "export_not_ended"
 
 
 class NotEmpty(Conflict):
@@ -335,6 +390,67 @@ class NoRoomForDataset(FetchFailure):
 
     def __init__(self) -> None:
         super().__init__(hint="Free some space, then POST /datasets again.")
+
+
+class ExportFailure(TunesmithError):
+    """The export failed."""
+
+    type = "export_error"
+    code = "export_failed"
+
+
+class ExportMismatch(ExportFailure):
+    """The files do not answer as the live adapter does."""
+
+    code = "export_mismatch"
+
+
+class ExportUnsupported(ExportFailure):
+    """The format can't hold this adapter."""
+
+    code = "export_unsupported"
+
+
+class BaseModelChanged(ExportFailure):
+    """The base model is not the one that the adapter was trained on."""
+
+    code = "base_model_changed"
+
+
+class GgufFamilyUnknown(ExportFailure):
+    """This family of models can't be written as GGUF."""
+
+    code = "gguf_family_unknown"
+
+
+class TokenizerUnfit(ExportFailure):
+    """The tokenizer and the model do not fit each other, or the format can't hold the tokenizer."""
+
+    code = "tokenizer_unfit"
+
+
+class NoRoomForExport(ExportFailure):
+    """The disk has no room for the export."""
+
+    code = "disk_full"
+
+
+class NoMemoryForProof(ExportFailure):
+    """There is not enough memory to load the model and compare."""
+
+    code = "out_of_memory"
+
+
+class HubRefused(ExportFailure):
+    """The Hub does not take the repository."""
+
+    code = "hub_refused"
+
+
+class HubRepositoryExists(ExportFailure):
+    """The repository exists already."""
+
+    code = "hub_repository_exists"
 
 
 class JobFailure(TunesmithError):

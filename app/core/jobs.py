@@ -48,8 +48,8 @@ def submit(
         lost_attempts=0,
         last_event_seq=1,
         created_at=now or datetime.now(UTC),
+        events=[events.first(StateChange(state=JobState.QUEUED))],
     )
-    job.events.add(events.first(StateChange(state=JobState.QUEUED)))
     session.add(job)
     if flush:
         session.flush()

@@ -14,6 +14,7 @@ Row = TypeVar(
     tables.Dataset,
     tables.Adapter,
     tables.AdapterImport,
+    tables.Export,
     tables.Webhook,
     tables.WebhookDelivery,
 )

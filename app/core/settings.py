@@ -31,6 +31,14 @@ class EngineWeights(StrEnum):
     PACKED = "4bit"
 
 
+class TrainingPath(StrEnum):
+    """How a job computes."""
+
+    AUTO = "auto"
+    FAST = "fast"
+    PLAIN = "plain"
+
+
 class Settings(BaseSettings):
     """Read once at the start of a process and passed down; nothing else looks at the environment."""
 
@@ -50,6 +58,13 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
     api_key: SecretStr | None = Field(None, description="A key every request must carry.")
     api_key_file: Path | None = Field(None, description="A file that holds the key.")
+
+    allowed_origins: Annotated[list[str], NoDecode] = Field(
+        [], description="Origins whose pages may change things here, comma separated, besides the API's own."
+    )
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        [], description="Names under which an API without a key answers, comma separated, besides loopback."
+    )
 
     webhook_secret: SecretStr | None = Field(None, description="Signs what goes to the settings' webhook.")
     webhook_secret_file: Path | None = Field(None, description="A file that holds that secret.")
@@ -71,6 +86,12 @@ class Settings(BaseSettings):
     gpu_policy: GpuPolicy = Field(GpuPolicy.AUTO, description="How training and serving share the device.")
     lease_seconds: float = Field(30.0, gt=0, description="A worker silent for so long loses its job.")
     max_lost_attempts: int = Field(3, ge=1, description="A job whose worker died so often is failed.")
+    training_path: TrainingPath = Field(
+        TrainingPath.AUTO,
+        description="`fast`: every faster way of computing the same that passes a trial at the job's start; "
+        "`plain`: TRL, PEFT and transformers as they are; `auto`: fast on a CPU, plain on a GPU, where no "
+        "gain has been measured yet.",
+    )
     require_gpu: bool = Field(False, description="A worker without a GPU is not ready.")
     cancel_grace_seconds: float = Field(10.0, ge=0, description="How long a cancelled step may go on.")
     shutdown_grace_seconds: float = Field(90.0, ge=0, description="How long a step may go on after SIGTERM.")
@@ -112,7 +133,7 @@ class Settings(BaseSettings):
         "(packed: small), or `auto`: 16 bits where that fits well.",
     )
 
-    @field_validator("allowed_models", mode="before")
+    @field_validator("allowed_models", "allowed_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return (

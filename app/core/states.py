@@ -1,4 +1,4 @@
-"""States of jobs, datasets and adapters, phases of a running job, and which job state may follow which."""
+"""States of jobs, datasets, adapters and exports, and which job state may follow which."""
 
 from enum import StrEnum
 
@@ -33,6 +33,32 @@ class AdapterState(StrEnum):
     READY = "ready"
     IMPORTING = "importing"
     FAILED = "failed"
+
+
+class ExportState(StrEnum):
+    """Where an export stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self not in (ExportState.QUEUED, ExportState.RUNNING)
+
+
+class ExportPhase(StrEnum):
+    """What a running export is doing."""
+
+    PREPARING = "preparing"
+    MERGING = "merging"
+    CONVERTING = "converting"
+    PROVING = "proving"
+    STORING = "storing"
+    PUSHING = "pushing"
 
 
 class Phase(StrEnum):

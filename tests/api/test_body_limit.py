@@ -22,7 +22,7 @@ def small(settings: Settings) -> Iterator[httpx.Client]:
 
 
 def test_an_upload_that_says_it_is_too_large_is_refused_before_it_is_sent(small: httpx.Client) -> None:
-    head = f"POST /datasets HTTP/1.1\r\nHost: x\r\nContent-Length: {LIMIT + 1}\r\n\r\n".encode()
+    head = f"POST /datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LIMIT + 1}\r\n\r\n".encode()
     with socket.create_connection((small.base_url.host, small.base_url.port or 0), timeout=20) as connection:
         connection.sendall(head)
         answer = connection.recv(10_000)
@@ -67,6 +67,6 @@ def test_a_stranger_is_refused_before_the_upload_is_read(settings: Settings) -> 
     server = ServerThread(create_app(settings))
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(b"POST /datasets HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        connection.sendall(b"POST /datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(10_000).startswith(b"HTTP/1.1 401")
     server.stop()

@@ -94,6 +94,16 @@ def test_a_wrong_column_map_names_the_field(client: TestClient, column_map: str)
     assert answer.json()["error"]["param"] == "column_map"
 
 
+def test_a_download_can_be_uploaded_again(client: TestClient) -> None:
+    rows = b'prompt,completion\n"A ""quoted"" question",An answer\n'
+    first = client.post("/datasets", files={"file": ("rows.csv", rows)}).json()
+    answer = client.get(f"/datasets/{first['id']}/download")
+    assert answer.headers["content-disposition"] == f'attachment; filename="{first["id"]}.jsonl"'
+    assert answer.json() == {"prompt": 'A "quoted" question', "completion": "An answer"}
+    again = client.post("/datasets", files={"file": ("rows.jsonl", answer.content)}).json()
+    assert (again["format"], again["rows"]) == (first["format"], 1)
+
+
 def test_the_list_has_pages_with_the_newest_first(client: TestClient) -> None:
     ids = [upload(client, jsonl([CHAT_ROW])).json()["id"] for _ in range(3)]
     first = client.get("/datasets", params={"limit": 2}).json()

@@ -209,7 +209,8 @@ def test_a_client_that_leaves_before_the_first_token_ends_the_work(
 ) -> None:
     body = json.dumps({**ASK, "stream": streamed}).encode()
     head = (
-        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        "POST /generate HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}"
     )
     with socket.create_connection((held.base_url.host, held.base_url.port or 0)) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body)

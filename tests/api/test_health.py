@@ -119,7 +119,7 @@ def test_it_says_what_is_being_loaded_and_who_waits_for_what_is_not(
 
 
 def test_a_database_without_tables_is_not_ready(tmp_path: Path) -> None:
-    with TestClient(create_app(Settings(data_dir=tmp_path))) as client:
+    with TestClient(create_app(Settings(data_dir=tmp_path, allowed_hosts=["testserver"]))) as client:
         answer = client.get("/ready")
     assert answer.status_code == 503
     assert "has not been migrated" in answer.json()["reasons"][0]

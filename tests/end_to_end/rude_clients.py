@@ -13,8 +13,8 @@ _GARBAGE = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),
     b"GET / HTTP/9.9\r\n\r\n",
     b"POST /generate HTTP/1.1\r\nContent-Length: many\r\n\r\n",
-    b"POST /generate HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 200_000 + b"\r\n\r\n",
-    b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nnot a chunk\r\n",
+    b"POST /generate HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 200_000 + b"\r\n\r\n",
+    b"POST /generate HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nnot a chunk\r\n",
     b"\r\n" * 1000,
 ]
 
@@ -95,6 +95,7 @@ class Rudeness:
 
 def _with_head(body: bytes) -> bytes:
     head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        "Content-Type: application/json\r\nConnection: close\r\n"
     )
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

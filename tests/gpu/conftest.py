@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.worker.inference.conftest import adapters_folder, models_folder
+from tests.worker.training.conftest import make_request
 
-__all__ = ["adapters_folder", "models_folder"]
+__all__ = ["adapters_folder", "make_request", "models_folder"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,10 +1,12 @@
-"""Batches of token rows: the dataset that TRL takes, packing, padding, and the order of the rows.
+"""Batches of token rows: the dataset that TRL takes, packing, padding or joining, and the order of the rows.
 
-L: tokens of a row, or of the rows packed into one sequence. B: sequences in a batch.
+L: tokens of a row, or of the rows packed into one sequence. B: sequences in a batch. T: tokens of a batch.
+N: rows in a batch.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, TypedDict
 
 import torch
 from datasets import Dataset, Features, Value
@@ -58,6 +60,23 @@ class Collator:
         return {**batch, "attention_mask": _pad([[1] * len(example["input_ids"]) for example in examples], 0)}
 
 
+class JoiningCollator:
+    """Lays all rows of a batch one after the other: no padding, and attention that knows where rows begin."""
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """A batch on the CPU: `input_ids`, `labels`, `position_ids`, [1, T], and where rows begin in
+        the names that transformers hands on to attention. `sequence_lengths` [B] is for our own use.
+        """
+        lengths = [length for example in examples for length in _row_lengths(example)]
+        ids, labels = ([token for one in examples for token in one[key]] for key in ("input_ids", "labels"))
+        return _joined(
+            torch.tensor([ids]),
+            torch.tensor([labels]),
+            lengths,
+            [len(example["input_ids"]) for example in examples],
+        )
+
+
 class EpochSampler(Sampler[int]):
     """The order of the rows: a function of seed and epoch alone, so that a resumed job sees the same one."""
 
@@ -81,14 +100,60 @@ class EpochSampler(Sampler[int]):
         )
 
 
-def count_tokens(batch: dict[str, torch.Tensor]) -> int:
-    """Tokens of a batch, padding left out."""
+def count_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Tokens of a batch, padding left out; on the batch's device, so that nothing waits for it."""
     if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
+        return batch["attention_mask"].sum()
+    if "sequence_lengths" in batch:
+        return batch["sequence_lengths"].sum()
     positions_BL = batch["position_ids"]
     # Every row has two tokens or more, so what follows the last position above 0 is padding.
     places_L = torch.arange(1, positions_BL.shape[1] + 1, device=positions_BL.device)
-    return int((places_L * (positions_BL > 0)).amax(dim=1).sum())
+    return (places_L * (positions_BL > 0)).amax(dim=1).sum()
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch the model is given."""
+    return {name: value for name, value in batch.items() if name != "sequence_lengths"}
+
+
+def split_joined(batch: Mapping[str, Any], sequences: int) -> list[dict[str, Any]]:
+    """Parts of joined rows, so many sequences each."""
+    sequence_lengths = batch["sequence_lengths"].tolist()
+    starts = batch["cu_seq_lens_q"].tolist()
+    row_lengths = [end - start for start, end in pairwise(starts)]
+    parts, begin = [], 0
+    for place in range(0, len(sequence_lengths), sequences):
+        lengths = sequence_lengths[place : place + sequences]
+        end = begin + sum(lengths)
+        rows = [length for start, length in zip(starts, row_lengths, strict=False) if begin <= start < end]
+        ids_1T, labels_1T = (batch[key][:, begin:end] for key in ("input_ids", "labels"))
+        parts.append(_joined(ids_1T, labels_1T, rows, lengths))
+        begin = end
+    return parts
+
+
+def _row_lengths(example: Example) -> list[int]:
+    return example["seq_lengths"] if "seq_lengths" in example else [len(example["input_ids"])]
+
+
+def _joined(
+    ids_1T: torch.Tensor, labels_1T: torch.Tensor, row_lengths: Sequence[int], sequence_lengths: Sequence[int]
+) -> dict[str, Any]:
+    device = ids_1T.device
+    starts = torch.tensor([0, *accumulate(row_lengths)], dtype=torch.int32, device=device)
+    positions = [place for length in row_lengths for place in range(length)]
+    longest = max(row_lengths)
+    return {
+        "input_ids": ids_1T,
+        "labels": labels_1T,
+        "position_ids": torch.tensor([positions], device=device),
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "sequence_lengths": torch.tensor(sequence_lengths, device=device),
+    }
 
 
 def _pad(rows: list[list[int]], value: int) -> torch.Tensor:

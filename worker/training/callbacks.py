@@ -16,6 +16,7 @@ from worker.device import Device, peak_memory_bytes
 from worker.reports import Advanced, CurvePoint, Happened
 from worker.training.counters import Counters
 from worker.training.history import History
+from worker.training.loss_guard import not_finite
 
 Send = Callable[[BaseModel], None]
 
@@ -57,9 +58,14 @@ class Reporter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # The one place of a step that waits for the device; so what is timed is what it took.
+        self._counters.settle()
         seconds = self._clock() - self._began
         self._recent_seconds.append(seconds)
         self._counters.end_step(seconds)
+        assert self._counters.last_loss is not None
+        if not math.isfinite(self._counters.last_loss):
+            raise not_finite("loss", state.global_step, state.max_steps, args.learning_rate)
         if state.global_step >= state.max_steps:
             control.should_log = True
         self._send(

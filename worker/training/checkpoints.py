@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from worker.training import folders
+from worker import folders
 from worker.training.counters import Counters
 from worker.training.history import History
 

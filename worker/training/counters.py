@@ -1,6 +1,7 @@
 """What is counted over a whole job, so that an interrupted one reports as an undisturbed one does."""
 
-from pydantic import BaseModel, Field
+import torch
+from pydantic import BaseModel, Field, PrivateAttr
 
 
 class Counters(BaseModel):
@@ -8,7 +9,6 @@ class Counters(BaseModel):
 
     tokens: int = Field(0, description="Tokens trained on, padding left out.")
     seconds: float = Field(0.0, description="Time spent in optimizer steps.")
-    step_loss: float = Field(0.0, description="Loss of the present step, as far as it is.")
     first_loss: float | None = Field(None, description="Loss of the first step, before anything was learned.")
     last_loss: float | None = None
     exploded_steps: int = Field(0, description="Steps in a row whose loss was far too high, up to now.")
@@ -26,11 +26,31 @@ class Counters(BaseModel):
         None, description="Rows in a forward pass since memory ran out; None: as the job asks."
     )
     eval_rows_at_once: int | None = None
+    # Of the present step. They stay on the device: to read one there waits for all the work before it.
+    _losses: list[torch.Tensor] = PrivateAttr(default_factory=list)
+    _tokens: list[torch.Tensor] = PrivateAttr(default_factory=list)
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """A pass of the present step is done; its share of the step's loss."""
+        self._losses.append(loss)
+
+    def add_tokens(self, tokens: torch.Tensor) -> None:
+        """A batch of the present step has so many tokens."""
+        self._tokens.append(tokens)
+
+    def forget_losses(self) -> None:
+        """The present step begins anew."""
+        self._losses = []
+
+    def settle(self) -> None:
+        """Read loss and tokens of the step that is done: this waits for the device."""
+        self.last_loss, self._losses = sum(torch.stack(self._losses).tolist()), []
+        self.tokens, self._tokens = self.tokens + sum(torch.stack(self._tokens).tolist()), []
 
     def end_step(self, seconds: float) -> None:
-        """An optimizer step is done."""
+        """An optimizer step is done and settled, in so much time."""
+        assert self.last_loss is not None
         self.seconds += seconds
-        self.last_loss, self.step_loss = self.step_loss, 0.0
         if self.first_loss is None:
             self.first_loss = self.last_loss
         self.window_loss += self.last_loss

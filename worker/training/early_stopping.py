@@ -10,11 +10,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from app.core.events import Log
+from worker.folders import appearing
 from worker.reports import Happened
 from worker.training import adapter, checkpoints
 from worker.training.callbacks import Send
 from worker.training.counters import Counters
-from worker.training.folders import appearing
 
 
 class StopEarly(TrainerCallback):

@@ -1,15 +1,14 @@
 """Why a training child ended, in words for a person. Knows what exceptions the libraries raise for what."""
 
 import errno
-import re
 
 import torch
 
 from app.core.errors import DiskFull, OutOfMemory, TunesmithError
+from worker.redaction import redact
 from worker.reports import Ended, Outcome
 
 _MAX_LENGTH = 2000
-_SECRETS = re.compile(r"hf_\w{8,}|(?<=://)[^/@\s]+(?=@)|(?<=[Bb]earer )\S+")
 # What is no torch.OutOfMemoryError: the CPU's allocator, cuBLAS, and CUDA outside PyTorch's allocator.
 _NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
@@ -28,11 +27,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-
-
-def redact(text: str) -> str:
-    """The text without access tokens and without user names and passwords in URLs."""
-    return _SECRETS.sub("[secret]", text)
 
 
 def _ended(code: str, message: str, hint: str | None) -> Ended:

@@ -9,8 +9,8 @@ import transformers
 from pydantic import BaseModel
 
 from app.core.events import Warn
+from worker.redaction import redact
 from worker.reports import Happened
-from worker.training.failures import redact
 
 _LIBRARIES = ("transformers", "trl", "peft", "accelerate", "bitsandbytes", "torch")
 _MAX_LENGTH = 500

@@ -11,12 +11,21 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from app.core.errors import LossExploded
+from app.core.errors import LossExploded, LossNotFinite
 from worker.training.counters import Counters
 
 STEPS = 20
 _TIMES_FIRST = 3.0
 _TIMES_GUESSING = 0.5
+
+
+def not_finite(thing: str, step: int, total: int, learning_rate: float) -> LossNotFinite:
+    """The error of a loss or an adapter that is NaN or infinite."""
+    return LossNotFinite(
+        f"The {thing} became NaN or infinite at step {step} of {total}.",
+        hint=f"Lower training.learning_rate (it is {learning_rate:g}) or give it a warm-up: "
+        'lr_scheduler_type "cosine", warmup_ratio 0.1.',
+    )
 
 
 class StopWhenExploded(TrainerCallback):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from worker.formatting import IGNORED
+from worker.training import batches
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -28,13 +29,15 @@ def split(batch: Batch, rows: int | None) -> list[Batch]:
     """Parts of at most so many rows, in order; None: the batch as it is."""
     if rows is None or count_rows(batch) <= rows:
         return [batch]
+    if "sequence_lengths" in batch:
+        return list(batches.split_joined(batch, rows))
     parts = {name: tensor.split(rows) for name, tensor in batch.items()}
     return [dict(zip(parts, tensors, strict=True)) for tensors in zip(*parts.values(), strict=True)]
 
 
 def count_rows(batch: Batch) -> int:
     """Sequences in a batch."""
-    return len(batch["input_ids"])
+    return len(batch["sequence_lengths"] if "sequence_lengths" in batch else batch["input_ids"])
 
 
 def count_trained(batch: Batch) -> int:

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
 from app.core.specs import JobSpec
+from worker.folders import appearing
 from worker.template_choice import TemplateSource
 from worker.training import adapter, model_card
-from worker.training.folders import appearing
 
 RECORD = "tunesmith.json"
 _PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")

@@ -42,6 +42,7 @@ from worker.training.callbacks import Reporter, Send, StopWhenAsked
 from worker.training.counters import Counters
 from worker.training.early_stopping import StopEarly
 from worker.training.failures import explain
+from worker.training.fast import paths
 from worker.training.history import History
 from worker.training.keep_epochs import KeepEpochs
 from worker.training.loss import score_learned_tokens_only
@@ -111,7 +112,8 @@ def train(attempt: Attempt) -> None:
         )
 
     attempt.enter(Phase.TRAINING)
-    run_trainer(attempt, trainer, newest)
+    with paths.set_up(attempt, trainer, request.path):
+        run_trainer(attempt, trainer, newest)
 
     attempt.enter(Phase.SAVING)
     record = make_record(attempt, tokenizer, rows, trainer)

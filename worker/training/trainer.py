@@ -6,7 +6,6 @@ the one that smaller passes would have made anyway: weights, optimizer and order
 (transformers' `auto_find_batch_size` begins the whole training anew, with a smaller effective batch.)
 """
 
-import math
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,17 +17,18 @@ from transformers import PrinterCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
-from app.core.errors import LossNotFinite, OutOfMemory
+from app.core.errors import OutOfMemory
 from app.core.events import Checkpoint, Warn
 from app.core.states import Phase
+from worker.folders import appearing
 from worker.reports import Advanced, Happened
 from worker.training import adapter, checkpoints, memory
-from worker.training.batches import EpochSampler, count_tokens
+from worker.training.batches import EpochSampler, count_tokens, model_inputs
 from worker.training.callbacks import Send
 from worker.training.counters import Counters
 from worker.training.failures import is_out_of_memory
-from worker.training.folders import appearing
 from worker.training.history import History
+from worker.training.loss_guard import not_finite
 from worker.training.memory import Batch
 
 Made = TypeVar("Made")
@@ -56,13 +56,13 @@ class AdapterTrainer(SFTTrainer):
     ) -> torch.Tensor:
         """Forward and backward over one batch, in as many passes as memory needs.
 
-        Raises LossNotFinite, and OutOfMemory where a single row is too much.
+        Raises OutOfMemory where a single row is too much.
         """
         if self._step != self.state.global_step:
             self._step, self._step_batches = self.state.global_step, []
             self._random_before_step = memory.RandomState()
         self._step_batches.append(inputs)
-        self.counters.tokens += count_tokens(inputs)
+        self.counters.add_tokens(count_tokens(inputs))
         loss = _unless_out_of_memory(lambda: self._pass_over([inputs], model, num_items_in_batch))
         while loss is None:
             self._begin_step_anew(model)
@@ -70,6 +70,35 @@ class AdapterTrainer(SFTTrainer):
                 lambda: self._pass_over(self._step_batches, model, num_items_in_batch)
             )
         return loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """TRL's loss, without its three waits for the device in each pass: metrics are read when logged."""
+        inputs = model_inputs(inputs)
+        if self.aux_loss_enabled:
+            loss: torch.Tensor = super().compute_loss(model, inputs, False, num_items_in_batch)
+            return loss
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        tokens = outputs.label_mask.sum()
+        divisor = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        with torch.no_grad():
+            metrics["entropy"].append(outputs.entropy.sum() / tokens.clamp(min=1))
+            metrics["mean_token_accuracy"].append(outputs.is_top1.sum() / tokens.clamp(min=1))
+        return -outputs.log_probs.sum() / divisor.clamp(min=1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what TRL gathered since the last time."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, values in metrics.items():
+            metrics[name] = [float(value) for value in values]
+        metrics["num_tokens"] = [float(self.counters.tokens)]
+        super().log(logs, start_time)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -114,7 +143,8 @@ class AdapterTrainer(SFTTrainer):
         if self.counters.exploded_steps:
             return  # It would take the place of one from before the loss exploded.
         if not adapter.is_finite(self.model):
-            raise self._not_finite("adapter")
+            step, total = self.state.global_step, self.state.max_steps
+            raise not_finite("adapter", step, total, self.args.learning_rate)
         parent = Path(self.args.output_dir)
         with appearing(checkpoints.folder_of(parent, self.state.global_step)) as folder:
             adapter.save(self.model, folder)
@@ -136,9 +166,7 @@ class AdapterTrainer(SFTTrainer):
             losses = []
             for part in memory.split(batch, self.counters.train_rows_at_once):
                 losses.append(super().training_step(model, dict(part), items))
-                self.counters.step_loss += losses[-1].item()
-                if not math.isfinite(self.counters.step_loss):
-                    raise self._not_finite("loss")
+                self.counters.add_loss(losses[-1])
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _begin_step_anew(self, model: Any) -> None:
@@ -149,7 +177,7 @@ class AdapterTrainer(SFTTrainer):
             doing=f"Step {self.state.global_step + 1} of {self.state.max_steps}",
         )
         model.zero_grad()
-        self.counters.step_loss = 0.0
+        self.counters.forget_losses()
         self._random_before_step.restore()
 
     def _halve(self, rows_at_once: int | None, batches: Sequence[Batch], *, doing: str) -> int:
@@ -169,14 +197,6 @@ class AdapterTrainer(SFTTrainer):
         )
         self._send(Happened(event=warning))
         return tried // 2
-
-    def _not_finite(self, thing: str) -> LossNotFinite:
-        step, total = self.state.global_step + 1, self.state.max_steps
-        return LossNotFinite(
-            f"The {thing} became NaN or infinite at step {step} of {total}.",
-            hint=f"Lower training.learning_rate (it is {self.args.learning_rate:g}) or give it a warm-up: "
-            'lr_scheduler_type "cosine", warmup_ratio 0.1.',
-        )
 
 
 def _unless_out_of_memory(make: Callable[[], Made]) -> Made | None:

@@ -227,7 +227,7 @@ def test_a_client_that_leaves_ends_the_work_on_all_its_answers(
 ) -> None:
     engine.script = [TokenDelta(text="Hel"), Act.HOLD]
     body = json.dumps({"model": "helper", "messages": HI, "n": 3, "stream": streamed}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     with socket.create_connection((live.base_url.host, live.base_url.port or 0)) as connection:
         connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         assert all(engine.holding.acquire(timeout=10) for _ in range(3))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from app.core.errors import BadTarget
+from worker.redaction import redact
 from worker.reports import Ended, Outcome
-from worker.training.failures import explain, redact
+from worker.training.failures import explain
 
 
 @pytest.mark.parametrize(

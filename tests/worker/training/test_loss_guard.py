@@ -26,7 +26,7 @@ def train(losses: Sequence[float], folder: Path) -> None:
     guard = StopWhenExploded(counters, VOCABULARY)
     args = TrainingArguments(output_dir=str(folder), use_cpu=True)
     for step, loss in enumerate(losses, start=1):
-        counters.step_loss = loss
+        counters.last_loss = loss
         counters.end_step(1.0)
         guard.on_step_end(args, TrainerState(global_step=step), TrainerControl())
 

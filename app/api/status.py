@@ -1,0 +1,118 @@
+"""GET /status: the whole box at a glance. What is missing before it can work stands in health.py."""
+
+import platform
+import shutil
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.api.deps import ServicesDep
+from app.api.schemas import Worker
+from app.core import jobs, tables, workers
+from app.core.settings import Settings
+from app.core.states import JobState
+
+router = APIRouter(tags=["Service"])
+
+_STARTED_AT = datetime.now(UTC)
+
+
+class QueueStatus(BaseModel):
+    """Jobs, counted."""
+
+    by_state: dict[JobState, int] = Field(description="How many jobs are in each state.")
+    oldest_queued_at: datetime | None = Field(
+        description="When the job that waits longest was submitted; null: none waits."
+    )
+    max_queued: int = Field(description="So many may wait; one more is refused.")
+
+
+class Stored(BaseModel):
+    """Things of one kind that are kept."""
+
+    count: int = Field(description="How many there are.")
+    size_bytes: int = Field(description="Size of their files together.")
+
+
+class Disk(BaseModel):
+    """A folder, and the disk that it is on."""
+
+    folder: str = Field(description="What it holds.", examples=["data"])
+    path: str = Field(description="Where it is on the API's machine.")
+    total_bytes: int = Field(description="Size of the disk.")
+    free_bytes: int = Field(description="Free on it.")
+
+
+class Versions(BaseModel):
+    """What runs here; workers tell theirs in `device`."""
+
+    tunesmith: str = Field(description="This program's version.")
+    python: str = Field(description="The API's Python.")
+    database: str = Field(description="The kind of database.", examples=["sqlite", "postgresql"])
+
+
+class Status(BaseModel):
+    """The whole box at a glance."""
+
+    started_at: datetime = Field(description="When this API process started.")
+    versions: Versions = Field(description="What runs here.")
+    workers: list[Worker] = Field(
+        description="Workers that are alive. `device` has its name and memory, and as of the last heartbeat "
+        "`free_bytes`, `utilization_percent` and on a GPU `temperature_celsius`."
+    )
+    queue: QueueStatus = Field(description="Jobs, counted.")
+    datasets: Stored = Field(description="Datasets that are kept.")
+    adapters: Stored = Field(description="Adapters that are kept.")
+    disks: list[Disk] = Field(description="Disks that fill up as jobs run.")
+
+
+@router.get("/status", summary="Status of the box")
+def show_status(services: ServicesDep) -> Status:
+    """Workers and their devices, memory, the queue, what is stored, disks, versions."""
+    settings = services.settings
+    with services.database.snapshot() as session:
+        alive = workers.find_alive(session, lease_seconds=settings.lease_seconds)
+        return Status(
+            started_at=_STARTED_AT,
+            versions=_versions(services.database.engine.dialect.name),
+            workers=[Worker.from_row(row) for row in alive],
+            queue=QueueStatus(
+                by_state=jobs.count_by_state(session),
+                oldest_queued_at=jobs.find_oldest_queued_at(session),
+                max_queued=settings.max_queued_jobs,
+            ),
+            datasets=_count(session, tables.Dataset),
+            adapters=_count(session, tables.Adapter),
+            disks=_disks(settings),
+        )
+
+
+def _versions(database: str) -> Versions:
+    try:
+        own = version("tunesmith")
+    except PackageNotFoundError:  # its image holds the code, not a package
+        own = "0.1.0"
+    return Versions(tunesmith=own, python=platform.python_version(), database=database)
+
+
+def _count(session: Session, table: type[tables.Dataset | tables.Adapter]) -> Stored:
+    count, size = session.execute(select(func.count(), func.coalesce(func.sum(table.size_bytes), 0))).one()
+    return Stored(count=count, size_bytes=int(size))
+
+
+def _disks(settings: Settings) -> list[Disk]:
+    found = [_disk("data", settings.data_dir), _disk("models", settings.models_folder)]
+    return [disk for disk in found if disk]
+
+
+def _disk(folder: str, path: Path) -> Disk | None:
+    try:
+        usage = shutil.disk_usage(path)
+    except OSError:  # a folder that nothing was put into yet
+        return None
+    return Disk(folder=folder, path=str(path), total_bytes=usage.total, free_bytes=usage.free)

@@ -1,0 +1,1 @@
+"""The dashboard: pages that a browser runs, out of static/. They know the API over HTTP only."""

@@ -1,0 +1,35 @@
+"""Serves the dashboard: one page at `/`, which the browser fills from the API; its parts under ASSETS."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+ASSETS = "/dashboard"
+_FOLDER = Path(__file__).with_name("static")
+# A browser asks each time whether a file is still the same: after an upgrade no page is of two versions.
+_CACHE = {"cache-control": "no-cache"}
+
+
+class _Assets(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_CACHE)
+        return response
+
+
+def install(app: FastAPI) -> None:
+    """Serve the dashboard at `/`."""
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    def show_dashboard() -> FileResponse:
+        return FileResponse(_FOLDER / "index.html", headers=_CACHE)
+
+    app.mount(ASSETS, _Assets(directory=_FOLDER), name="dashboard")
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is the dashboard's."""
+    return path == "/" or path.startswith(ASSETS + "/")

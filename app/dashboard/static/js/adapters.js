@@ -1,0 +1,70 @@
+// Finished adapters: where they came from, and what may be done with them.
+
+import { useState } from "../vendor/htm-preact.js";
+import { download, get, getAll, remove } from "./api.js";
+import { ago, bytes, moment } from "./format.js";
+import { Action, Card, Confirm, Empty, html, Loading, Page, Problem, tell, useLoaded } from "./ui.js";
+
+export default function Adapters() {
+  const { value, error, reload } = useLoaded(readAll, [], 10_000);
+  const [doomed, setDoomed] = useState(null);
+  return html`<${Page} title="Adapters">
+    <div class="stack">
+      <${Problem} error=${error} />
+      ${!value && !error && html`<${Loading} />`}
+      ${value?.adapters.length === 0 && html`<${Empty} title="No adapter yet"><p>A job makes one when it has finished.</p><div class="row"><a class="button primary" href="#/new">New job</a></div><//>`}
+      ${value?.adapters.length > 0 && html`<${Card}><table class="cards-on-phone">
+        <caption class="visually-hidden">Finished adapters</caption>
+        <thead><tr><th scope="col">Name</th><th scope="col">Base model</th><th scope="col">Made from</th><th scope="col">Size</th><th scope="col">Made</th><th scope="col"><span class="visually-hidden">What to do</span></th></tr></thead>
+        <tbody>${value.adapters.map((adapter) => html`<${Row} key=${adapter.id} adapter=${adapter} job=${value.jobs.get(adapter.job)} datasets=${value.datasets} onDelete=${() => setDoomed(adapter)} />`)}</tbody>
+      </table><//>`}
+    </div>
+    ${doomed && html`<${Confirm} title=${`Delete the adapter ${doomed.name}?`} label="Delete it for good" onClose=${() => setDoomed(null)}
+      onConfirm=${async () => {
+        await remove(`/adapters/${doomed.id}`);
+        tell(`${doomed.name} is deleted.`, "good");
+        await reload();
+      }}>
+      <p>${`Its files (${bytes(doomed.size_bytes)}) go, and can't be brought back. Requests that name it are answered with 404 from then on. The job that made it stays, with its curves and its log.`}</p>
+      <p class="small muted">Download it first if it may be wanted again.</p>
+    <//>`}
+  <//>`;
+}
+
+/** Adapters, the jobs that made them, and the names of the datasets that those read. */
+async function readAll() {
+  const [adapters, datasets] = await Promise.all([getAll("/adapters"), getAll("/datasets")]);
+  const ids = [...new Set(adapters.map(({ job }) => job).filter(Boolean))];
+  const jobs = await Promise.allSettled(ids.map(readJob));
+  return {
+    adapters,
+    datasets: new Map(datasets.map((dataset) => [dataset.id, dataset])),
+    jobs: new Map(jobs.filter(({ status }) => status === "fulfilled").map(({ value }) => [value.id, value])),
+  };
+}
+
+const known = new Map();
+
+/** A job that made an adapter has ended: it is asked for once. */
+async function readJob(id) {
+  if (!known.has(id)) known.set(id, await get(`/jobs/${id}`));
+  return known.get(id);
+}
+
+function Row({ adapter, job, datasets, onDelete }) {
+  const { id, name } = adapter;
+  const dataset = job && (datasets.get(job.spec.dataset)?.name ?? `${job.spec.dataset}, deleted since`);
+  return html`<tr>
+    <td><strong class="wrap">${name}</strong><div class="small muted mono">${id}</div></td>
+    <td data-label="Base model" class="wrap">${adapter.base_model}</td>
+    <td data-label="Made from" class="wrap">${adapter.job ? html`<a href=${`#/job/${adapter.job}`}>${job?.name ?? adapter.job}</a>` : "imported"}${dataset && html`<div class="small muted">${dataset}</div>`}</td>
+    <td data-label="Size" class="numbers">${bytes(adapter.size_bytes)}</td>
+    <td data-label="Made" title=${moment(adapter.created_at)}>${ago(adapter.created_at)}</td>
+    <td><div class="row">
+      <a class="button small" href=${`#/playground?adapter=${id}`}>Try</a>
+      <a class="button small" href=${`#/new?continue_from=${id}&base_model=${encodeURIComponent(adapter.base_model)}`}>Train on</a>
+      <${Action} class="small" onClick=${() => download(`/adapters/${id}/download`, `${name}.zip`)}>Download<//>
+      <button type="button" class="small danger" aria-label=${`Delete ${name}`} onClick=${onDelete}>Delete</button>
+    </div></td>
+  </tr>`;
+}

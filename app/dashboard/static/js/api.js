@@ -1,0 +1,176 @@
+// The API over HTTP, and the key that it may ask for. The key stays in this browser.
+
+const KEY = "tunesmith.key";
+let askForKey = async () => null;
+let asking = null;
+let isDeclined = false;
+
+/** What went wrong, in the API's own words. */
+export class ApiError extends Error {
+  constructor(status, body) {
+    super(body?.message ?? `The API answered with status ${status}.`);
+    this.status = status;
+    this.code = body?.code ?? null;
+    this.param = body?.param ?? null;
+    this.hint = body?.hint ?? null;
+    this.problems = body?.problems ?? null;
+  }
+}
+
+/** The API can't be reached at all. */
+export class Unreachable extends Error {
+  constructor() {
+    super("The API does not answer.");
+    this.hint = "It may be starting again; this page goes on trying.";
+  }
+}
+
+export const storedKey = () => read(localStorage) ?? read(sessionStorage);
+
+export function keepKey(key, forLater) {
+  forgetKey();
+  (forLater ? localStorage : sessionStorage).setItem(KEY, key);
+  isDeclined = false;
+  announceKey();
+}
+
+export function forgetKey() {
+  localStorage.removeItem(KEY);
+  sessionStorage.removeItem(KEY);
+  announceKey();
+}
+
+/** `ask(message)` answers a promise of true, once a key was given, or of false. */
+export function onKeyNeeded(ask) {
+  askForKey = ask;
+}
+
+function read(storage) {
+  try {
+    return storage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+function announceKey() {
+  dispatchEvent(new CustomEvent("tunesmith:key"));
+}
+
+/** A response that is no error. Asks for a key where one is missing, and tries again with it. */
+export async function send(path, { headers = {}, ...options } = {}) {
+  for (;;) {
+    const key = storedKey();
+    const response = await reach(path, { ...options, headers: { ...headers, ...bearer(key) } });
+    if (response.ok) return response;
+    const error = new ApiError(response.status, await readError(response));
+    if (response.status !== 401) throw error;
+    // Another request may have been given a key meanwhile.
+    if (storedKey() !== key) continue;
+    if (!(await needKey(key ? error.message : ""))) throw error;
+  }
+}
+
+/** The JSON that a path answers with. */
+export async function get(path, options) {
+  return (await send(path, options)).json();
+}
+
+/** POST JSON; answers JSON. */
+export async function post(path, body, { headers = {}, ...options } = {}) {
+  const content = body === undefined ? {} : { body: JSON.stringify(body) };
+  const type = body === undefined ? {} : { "content-type": "application/json" };
+  const response = await send(path, { method: "POST", headers: { ...type, ...headers }, ...content, ...options });
+  return response.status === 204 ? null : response.json();
+}
+
+export const remove = (path) => send(path, { method: "DELETE" });
+
+export const bearer = (key) => (key ? { authorization: `Bearer ${key}` } : {});
+
+/** Every item of a list, page by page. */
+export async function getAll(path, most = 1000) {
+  const found = [];
+  let after = null;
+  do {
+    const cursor = after ? `&after=${encodeURIComponent(after)}` : "";
+    const page = await get(`${path}?limit=200${cursor}`);
+    found.push(...page.data);
+    after = page.next;
+  } while (after && found.length < most);
+  return found;
+}
+
+/** Save what a path answers as a file. A link can't carry the key, so with one the answer is fetched first. */
+export async function download(path, name) {
+  if (!storedKey()) return saveLink(path, name);
+  const blob = await (await send(path)).blob();
+  const url = URL.createObjectURL(blob);
+  saveLink(url, name);
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+}
+
+function saveLink(href, name) {
+  const link = document.createElement("a");
+  link.href = href;
+  link.download = name;
+  link.click();
+}
+
+/** POST a form and hear how much of it has gone; `fetch` does not tell. */
+export async function upload(path, form, onProgress) {
+  for (;;) {
+    const key = storedKey();
+    const request = await sendForm(path, form, key, onProgress);
+    if (request.status >= 200 && request.status < 300) return JSON.parse(request.responseText);
+    const error = new ApiError(request.status, parse(request.responseText)?.error);
+    if (request.status !== 401 || !(await needKey(key ? error.message : ""))) throw error;
+  }
+}
+
+function sendForm(path, form, key, onProgress) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", path);
+    if (key) request.setRequestHeader("authorization", `Bearer ${key}`);
+    request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
+    request.onload = () => resolve(request);
+    request.onerror = () => reject(new Unreachable());
+    request.send(form);
+  });
+}
+
+/** Ask once for all requests that wait; not again after a person has closed the question. */
+function needKey(message) {
+  if (isDeclined) return false;
+  asking ??= askForKey(message).then((isGiven) => {
+    asking = null;
+    isDeclined = !isGiven;
+    announceKey();
+    return isGiven;
+  });
+  return asking;
+}
+
+export const isKeyDeclined = () => isDeclined;
+
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Unreachable();
+  }
+}
+
+async function readError(response) {
+  return parse(await response.text())?.error;
+}
+
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,73 @@
+// Datasets: add, look into, download, delete.
+
+import { useState } from "../vendor/htm-preact.js";
+import { download, get, getAll, remove } from "./api.js";
+import { AddDataset } from "./dataset_add.js";
+import { ago, bytes, count, moment, plural } from "./format.js";
+import { Preview } from "./preview.js";
+import { Action, Card, Confirm, Dialog, Empty, Field, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
+
+export default function Datasets() {
+  const { value, error, reload } = useLoaded(() => getAll("/datasets"), [], 3_000);
+  const [doomed, setDoomed] = useState(null);
+  const [seen, setSeen] = useState(null);
+  return html`<${Page} title="Datasets">
+    <div class="stack">
+      <${Card} title="Add a dataset"><${AddDataset} onAdded=${reload} /><//>
+      <${Problem} error=${error} />
+      ${!value && !error && html`<${Loading} />`}
+      ${value?.length === 0 && html`<${Empty} title="No dataset yet"><p>A file of rows, or one of the Hub: a job learns from it.</p><//>`}
+      ${value?.length > 0 && html`<${Card}><table class="cards-on-phone">
+        <caption class="visually-hidden">Datasets</caption>
+        <thead><tr><th scope="col">Name</th><th scope="col">Rows</th><th scope="col">Size</th><th scope="col">Came from</th><th scope="col">Added</th><th scope="col"><span class="visually-hidden">What to do</span></th></tr></thead>
+        <tbody>${value.map((dataset) => html`<${Row} key=${dataset.id} dataset=${dataset} onPreview=${() => setSeen(dataset)} onDelete=${() => setDoomed(dataset)} />`)}</tbody>
+      </table><//>`}
+    </div>
+    ${seen && html`<${Look} dataset=${seen} onClose=${() => setSeen(null)} />`}
+    ${doomed && html`<${Confirm} title=${`Delete the dataset ${doomed.name}?`} label="Delete it for good" onClose=${() => setDoomed(null)}
+      onConfirm=${async () => {
+        await remove(`/datasets/${doomed.id}`);
+        tell(`${doomed.name} is deleted.`, "good");
+        await reload();
+      }}>
+      <p>${`Its ${plural(doomed.rows, "row")} go, and can't be brought back. Adapters that were made from it stay and go on answering; their jobs can't be retried or cloned with the same rows.`}</p>
+    <//>`}
+  <//>`;
+}
+
+function Row({ dataset, onPreview, onDelete }) {
+  const { id, name, state, hub, error } = dataset;
+  const isReady = state === "ready";
+  return html`<tr>
+    <td><strong class="wrap">${name}</strong><div class="small muted mono">${id}</div>
+      ${!isReady && html`<${State} state=${state} />`}
+      ${error && html`<div class="note bad small"><strong>${error.message}</strong> ${error.hint}</div>`}
+      ${dataset.problem_count > 0 && html`<details class="small"><summary>${`${plural(dataset.problem_count, "row")} left out`}</summary><ul>${dataset.problems.map(({ line, message }) => html`<li key=${line}>Line ${line}: ${message}</li>`)}</ul></details>`}
+    </td>
+    <td data-label="Rows"><span class="numbers">${count(dataset.rows)}</span><div class="small muted">${dataset.format?.replaceAll("_", " ")}</div></td>
+    <td data-label="Size" class="numbers">${isReady ? bytes(dataset.size_bytes) : ""}</td>
+    <td data-label="Came from" class="wrap">${hub ? html`Hub: ${hub.hub_dataset}<div class="small muted">${[hub.config, hub.split, hub.commit?.slice(0, 10)].filter(Boolean).join(", ")}</div>` : "an upload"}</td>
+    <td data-label="Added" title=${moment(dataset.created_at)}>${ago(dataset.created_at)}</td>
+    <td><div class="row">
+      ${isReady && html`<a class="button small" href=${`#/new?dataset=${id}`}>Train</a>
+        <button type="button" class="small" aria-label=${`Preview ${name}`} onClick=${onPreview}>Preview</button>
+        <${Action} class="small" onClick=${() => download(`/datasets/${id}/download`, `${id}.jsonl`)}>Download<//>`}
+      <button type="button" class="small danger" aria-label=${`Delete ${name}`} onClick=${onDelete}>Delete</button>
+    </div></td>
+  </tr>`;
+}
+
+/** Its rows, as the base model that is chosen sees them. */
+function Look({ dataset, onClose }) {
+  const { value, error } = useLoaded(() => get("/models"), []);
+  const [chosen, setChosen] = useState("");
+  const model = chosen || value?.data[0]?.name;
+  return html`<${Dialog} title=${dataset.name} onClose=${onClose}>
+    <${Problem} error=${error} />
+    ${value && html`<${Field} id="look-model" label="As this base model sees it">
+      <select id="look-model" value=${model} onChange=${({ target }) => setChosen(target.value)}>${value.data.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}</select>
+    <//>`}
+    ${model ? html`<${Preview} dataset=${dataset.id} baseModel=${model} />` : value && html`<p class="muted">There is no base model here yet to read them with.</p>`}
+    <div class="row"><button type="button" onClick=${onClose}>Close</button></div>
+  <//>`;
+}

@@ -1,0 +1,133 @@
+// One job: its curves and its log as they come, and what may be done with it.
+
+import { useEffect, useRef, useState } from "../vendor/htm-preact.js";
+import { download, get, post } from "./api.js";
+import { JobCharts } from "./job_charts.js";
+import { JobLog } from "./job_log.js";
+import { between, bytes, count, duration, moment, number } from "./format.js";
+import { Curve } from "./curves.js";
+import { followJob } from "./stream.js";
+import { Action, Card, Confirm, Copy, Facts, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
+
+const EVERY = 2_000;
+const ENDED = ["succeeded", "failed", "cancelled"];
+
+export default function Job({ id, query }) {
+  const { value: job, error, reload } = useLoaded(() => get(`/jobs/${encodeURIComponent(id)}`), [id], EVERY);
+  const [turn, setTurn] = useState(0);
+  const story = useStory(id, turn, reload);
+  if (!job) return html`<${Page} title="Job">${error ? html`<${Problem} error=${error} />` : html`<${Loading} />`}<//>`;
+  const changed = async (isRestarted) => {
+    await reload();
+    if (isRestarted) setTurn(turn + 1);
+  };
+  return html`<${Page} title=${job.name} crumb=${html`<a href="#/jobs">Jobs</a> / ${job.id}`} actions=${html`<${Controls} job=${job} onChange=${changed} />`}>
+    <div class="stack">
+      ${!story.isConnected && html`<div class="note warn" role="status">The connection is gone. What is missed meanwhile is fetched as soon as the API answers again.</div>`}
+      <${Problem} error=${story.error} />
+      ${job.error && html`<${Problem} error=${job.error} />`}
+      ${job.cancel_requested_at && job.state === "running" && html`<div class="note warn">It stops after its present step.</div>`}
+      ${job.pause_requested_at && job.state === "running" && html`<div class="note warn" role="status">It pauses after its present step.</div>`}
+      <${Summary} job=${job} last=${story.last} />
+      <${JobCharts} job=${job} curve=${story.curve} version=${story.version} compared=${query.getAll("compare")} />
+      <${JobLog} events=${story.lines} total=${story.total} jobId=${job.id} />
+      <div class="grid top"><${Attempts} job=${job} /><${Spec} job=${job} /></div>
+    </div>
+  <//>`;
+}
+
+/** Everything that happened to the job, from its event stream. `turn` begins again, after a retry. */
+function useStory(id, turn, onState) {
+  const story = useRef(null);
+  const [version, setVersion] = useState(0);
+  const [isConnected, setConnected] = useState(true);
+  const [error, setError] = useState(null);
+  useEffect(() => {
+    story.current = { curve: new Curve(), lines: [], total: 0, last: null };
+    setError(null);
+    return followJob(id, {
+      onEvents(events) {
+        const { curve, lines } = story.current;
+        for (const event of events) {
+          curve.add(event);
+          if (event.type === "metrics") story.current.last = event.data;
+          lines.push(event);
+        }
+        story.current.total += events.length;
+        story.current.lines = lines.slice(-2_000);
+        if (events.some(({ type }) => type === "state")) onState();
+        setVersion((before) => before + 1);
+      },
+      onConnection: setConnected,
+      onEnd: onState,
+      onError: setError,
+    });
+  }, [id, turn]);
+  const found = story.current ?? { curve: new Curve(), lines: [], total: 0, last: null };
+  return { ...found, version, isConnected, error };
+}
+
+function Controls({ job, onChange }) {
+  const [isCancelling, setCancelling] = useState(false);
+  const act = (verb, isRestarted) => async () => {
+    await post(`/jobs/${job.id}/${verb}`);
+    await onChange(isRestarted);
+  };
+  const isOn = !ENDED.includes(job.state);
+  return html`
+    ${job.adapter && html`<a class="button primary" href=${`#/playground?adapter=${job.adapter}`}>Try it</a>`}
+    ${job.state === "paused" && html`<${Action} class="primary" onClick=${act("resume")}>Resume<//>`}
+    ${isOn && job.pause_requested_at && html`<${Action} onClick=${act("resume")}>Go on after all<//>`}
+    ${["queued", "running"].includes(job.state) && !job.pause_requested_at && html`<${Action} onClick=${act("pause")}>Pause<//>`}
+    ${["failed", "cancelled"].includes(job.state) && html`<${Action} class="primary" onClick=${act("retry", true)}>Retry<//>`}
+    <a class="button" href=${`#/new?from=${job.id}`}>Clone and edit</a>
+    ${isOn && html`<button type="button" class="danger" onClick=${() => setCancelling(true)}>Cancel</button>`}
+    ${isCancelling && html`<${Confirm} title=${`Cancel ${job.name}?`} label="Cancel the job" onClose=${() => setCancelling(false)}
+      onConfirm=${async () => {
+        await act("cancel")();
+        tell("The job was asked to stop.", "good");
+      }}>
+      <p>${job.state === "running" ? "It stops after its present step and keeps its last checkpoint; a retry goes on from there. No adapter is made." : "It leaves the queue. A retry puts it back."}</p>
+    <//>`}`;
+}
+
+function Summary({ job, last }) {
+  const { step, total_steps: total, epoch, loss, eta_seconds: eta } = job.progress;
+  return html`<${Card}>
+    <div class="stack tight">
+      <div class="row apart"><${State} state=${job.state} phase=${job.phase} />
+        <span class="small muted numbers">${total ? `step ${count(step)} of ${count(total)}` : ""}</span></div>
+      <progress value=${step} max=${total ?? 1} aria-label="Steps done"></progress>
+      <${Facts} facts=${[
+        ["Loss", number(loss)],
+        ["Epoch", number(epoch, 3)],
+        job.state === "running" && ["Time left", duration(eta)],
+        ["Time", between(job.started_at, job.finished_at)],
+        last && ["Tokens a second", count(last.tokens_per_second)],
+        last && ["Tokens", count(last.tokens)],
+        last?.memory_bytes && ["Memory", bytes(last.memory_bytes)],
+        ["Submitted", moment(job.created_at)],
+      ]} />
+    </div>
+  <//>`;
+}
+
+const EXITS = { handed_back: "handed back: the worker stopped", worker_lost: "the worker was lost", process_died: "the process died" };
+
+const Attempts = ({ job }) => html`<${Card} title="Attempts">
+  ${job.attempts.length === 0 && html`<p class="muted">None yet: it waits for a worker.</p>`}
+  ${job.attempts.length > 0 && html`<div class="scroll"><table>
+    <thead><tr><th scope="col">#</th><th scope="col">Worker</th><th scope="col">Took</th><th scope="col">Ended</th></tr></thead>
+    <tbody>${job.attempts.map((attempt) => html`<tr key=${attempt.number}>
+      <td>${attempt.number}</td><td class="mono wrap">${attempt.worker}</td>
+      <td>${between(attempt.started_at, attempt.ended_at)}</td>
+      <td>${attempt.exit_reason ? (EXITS[attempt.exit_reason] ?? attempt.exit_reason) : "goes on"}</td>
+    </tr>`)}</tbody></table></div>`}
+<//>`;
+
+function Spec({ job }) {
+  const text = JSON.stringify(job.spec, null, 2);
+  const actions = html`<${Copy} text=${text}>Copy<//>
+    <${Action} class="small" onClick=${() => download(`/jobs/${job.id}/metrics?format=csv`, `${job.name}.csv`)}>Curve as CSV<//>`;
+  return html`<${Card} title="What was asked for" actions=${actions}><pre class="code" tabindex="0" aria-label="The job's specification">${text}</pre><//>`;
+}

@@ -1,0 +1,151 @@
+// A new job: rows, a base model, the recipe's settings, and what they would do, before the button.
+
+import { useMemo, useState } from "../vendor/htm-preact.js";
+import { ApiError, get, getAll, post } from "./api.js";
+import { AddDataset } from "./dataset_add.js";
+import { count } from "./format.js";
+import { Preflight, usePreflight } from "./preflight.js";
+import { Preview } from "./preview.js";
+import { ESSENTIAL, fromSpec, readFields, Setting, toSpec } from "./spec_form.js";
+import { Action, Card, Field, html, Loading, Page, Problem, useLoaded } from "./ui.js";
+
+// These have a place of their own.
+const PLACED = ["base_model", "dataset", "validation_dataset", "continue_from", "name"];
+const GROUPS = [["training", "More of the training"], ["lora", "More of the adapter"], ["quantization", "More of the quantization"], ["", "Chat template"]];
+
+export default function NewJob({ query }) {
+  const { value, error } = useLoaded(() => readAll(query), []);
+  if (!value) return html`<${Page} title="New job">${error ? html`<${Problem} error=${error} />` : html`<${Loading} />`}<//>`;
+  return html`<${Form} ...${value} />`;
+}
+
+async function readAll(query) {
+  const from = query.get("from");
+  const [fields, models, adapters, source] = await Promise.all([
+    readFields(),
+    get("/models"),
+    getAll("/adapters"),
+    from && get(`/jobs/${encodeURIComponent(from)}`),
+  ]);
+  const start = source ? fromSpec(fields, source.spec) : {};
+  for (const name of ["dataset", "base_model", "continue_from"]) if (query.has(name)) start[name] = query.get(name);
+  if (!start.base_model && models.data.length) start.base_model = (models.data.find(({ loaded }) => loaded) ?? models.data[0]).name;
+  return { fields, models, adapters, start };
+}
+
+function Form({ fields, models, adapters, start }) {
+  const [values, setValues] = useState(start);
+  const [failure, setFailure] = useState(null);
+  const change = (path, text) => {
+    setFailure(null);
+    setValues((before) => ({ ...before, [path]: text }));
+  };
+  const spec = useMemo(() => toSpec(fields, values), [values]);
+  const isWhole = Boolean(spec.dataset && spec.base_model);
+  const looked = usePreflight(isWhole ? spec : null);
+  const wrong = findWrong(failure ?? looked.error);
+  const key = useMemo(makeKey, [JSON.stringify(spec)]);
+  const submit = async () => {
+    try {
+      const job = await post("/jobs", spec, { headers: { "idempotency-key": key } });
+      location.hash = `#/job/${job.id}`;
+    } catch (error) {
+      setFailure(error);
+      document.querySelector(`[name="${CSS.escape(error.param ?? "")}"]`)?.focus();
+    }
+  };
+  const shared = { values, onChange: change, wrong };
+  return html`<${Page} title="New job" crumb=${html`<a href="#/jobs">Jobs</a>`}>
+    <div class="columns">
+      <div class="stack">
+        <${Rows} ...${shared} />
+        <${Base} ...${shared} models=${models} adapters=${adapters} />
+        <${Settings} ...${shared} fields=${fields} />
+        ${isWhole && html`<${Card} title="Rows as the model will see them">
+          <${Preview} dataset=${spec.dataset} baseModel=${spec.base_model} assistantOnly=${spec.training?.assistant_only_loss ?? false} maxLength=${spec.training?.max_seq_length} />
+        <//>`}
+      </div>
+      <div class="sticky"><${Card} title="What it would do">
+        <div class="stack">
+          <${Preflight} ...${looked} />
+          ${failure && failure.message !== looked.error?.message && html`<${Problem} error=${failure} />`}
+          <${Action} class="primary" disabled=${!isWhole} onClick=${submit}>Start the job<//>
+        </div>
+      <//></div>
+    </div>
+  <//>`;
+}
+
+/** `{ path: message }` of the field that an error is about. */
+const findWrong = (error) => (error instanceof ApiError && error.param ? { [error.param]: error.message } : {});
+
+/** A retry of the same body makes no second job. */
+const makeKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+function Rows({ values, onChange, wrong }) {
+  const { value: datasets, reload, error } = useLoaded(() => getAll("/datasets"), [], 3_000);
+  const [isAdding, setAdding] = useState(false);
+  const added = async (dataset) => {
+    await reload();
+    onChange("dataset", dataset.id);
+    setAdding(false);
+  };
+  const isOpen = isAdding || datasets?.length === 0;
+  const options = (datasets ?? []).map(({ id, name, rows, state }) => html`<option key=${id} value=${id}>${`${name} · ${state === "ready" ? `${count(rows)} rows` : state} · ${id.slice(-4)}`}</option>`);
+  return html`<${Card} title="Rows to learn from" actions=${datasets?.length > 0 && html`<button type="button" class="small" aria-expanded=${isAdding} onClick=${() => setAdding(!isAdding)}>${isAdding ? "Choose one that is here" : "Add a dataset"}</button>`}>
+    <div class="stack">
+      <${Problem} error=${error} />
+      ${isOpen && html`<${AddDataset} onAdded=${added} />`}
+      <div class="fields">
+        <${Field} id="spec-dataset" label="Dataset" wrong=${wrong.dataset}>
+          <select id="spec-dataset" name="dataset" value=${values.dataset ?? ""} aria-invalid=${wrong.dataset ? "true" : undefined} onChange=${({ target }) => onChange("dataset", target.value)}>
+            <option value="">Choose a dataset</option>${options}
+          </select>
+        <//>
+        <${Field} id="spec-validation-dataset" label="Evaluate on" help="Or hold some rows out, below." wrong=${wrong.validation_dataset}>
+          <select id="spec-validation-dataset" name="validation_dataset" value=${values.validation_dataset ?? ""} aria-describedby="spec-validation-dataset-help" onChange=${({ target }) => onChange("validation_dataset", target.value)}>
+            <option value="">No other dataset</option>${options}
+          </select>
+        <//>
+      </div>
+    </div>
+  <//>`;
+}
+
+function Base({ values, onChange, wrong, models, adapters }) {
+  const set = (path) => ({ target }) => onChange(path, target.value);
+  const help = models.any_hub_model ? "One that is here, or the name of one on the Hub, as owner/name." : "One that is allowed here.";
+  const continued = (event) => {
+    const adapter = adapters.find(({ id }) => id === event.target.value);
+    onChange("continue_from", event.target.value);
+    if (adapter) onChange("base_model", adapter.base_model);
+  };
+  return html`<${Card} title="Base model and name"><div class="fields">
+    <${Field} id="spec-base-model" label="Base model" help=${help} wrong=${wrong.base_model}>
+      <input id="spec-base-model" name="base_model" list="base-models" autocomplete="off" spellcheck="false" value=${values.base_model ?? ""} aria-describedby="spec-base-model-help" aria-invalid=${wrong.base_model ? "true" : undefined} onInput=${set("base_model")} />
+      <datalist id="base-models">${models.data.map(({ name }) => html`<option key=${name} value=${name} />`)}</datalist>
+    <//>
+    <${Field} id="spec-name" label="Name" help="The adapter will be called so. Letters, digits, dots and dashes." wrong=${wrong.name}>
+      <input id="spec-name" name="name" maxlength="64" autocomplete="off" spellcheck="false" placeholder="support-bot" value=${values.name ?? ""} aria-describedby="spec-name-help" aria-invalid=${wrong.name ? "true" : undefined} onInput=${set("name")} />
+    <//>
+    <${Field} id="spec-continue-from" label="Start from" help="An adapter's weights, or none." wrong=${wrong.continue_from}>
+      <select id="spec-continue-from" name="continue_from" value=${values.continue_from ?? ""} aria-describedby="spec-continue-from-help" onChange=${continued}>
+        <option value="">A new adapter</option>${adapters.map(({ id, name }) => html`<option key=${id} value=${id}>${name}</option>`)}
+      </select>
+    <//>
+  </div><//>`;
+}
+
+function Settings({ fields, ...shared }) {
+  const place = (list) => html`<div class="fields">${list.map((field) => html`<${Setting} key=${field.path} field=${field} values=${shared.values} onChange=${shared.onChange} wrong=${shared.wrong[field.path]} />`)}</div>`;
+  const essential = ESSENTIAL.map((path) => fields.find((field) => field.path === path)).filter(Boolean);
+  const rest = fields.filter(({ path }) => !ESSENTIAL.includes(path) && !PLACED.includes(path));
+  return html`<${Card} title="Settings"><div class="stack">
+    <p class="small muted">They stand at the reference recipe; change what you like.</p>
+    ${place(essential)}
+    ${GROUPS.map(([group, title]) => {
+      const found = rest.filter((field) => field.group === group);
+      return found.length > 0 && html`<details key=${group} open=${found.some(({ path }) => shared.wrong[path]) || undefined}><summary>${title}</summary>${place(found)}</details>`;
+    })}
+  </div><//>`;
+}

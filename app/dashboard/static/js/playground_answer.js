@@ -1,0 +1,62 @@
+// One column of the playground: which model, what it says, how fast, and the same request to copy.
+
+import { ApiError, send } from "./api.js";
+import { count, number } from "./format.js";
+import { asCurl, asPython } from "./snippets.js";
+import { readEvents } from "./stream.js";
+import { Copy, Field, html, Problem } from "./ui.js";
+
+export const EMPTY = { text: "", isBusy: false, end: null, error: null };
+
+/** Stream an answer; `show` hears of it as it grows. */
+export async function ask(body, signal, show) {
+  let text = "";
+  show({ ...EMPTY, isBusy: true });
+  try {
+    const response = await send("/generate", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify(body),
+      signal,
+    });
+    for await (const { event, data } of readEvents(response)) {
+      const said = JSON.parse(data);
+      if (event === "error") throw new ApiError(200, said.error);
+      if (event === "done") return show({ ...EMPTY, text, end: said });
+      text += said.text;
+      show({ ...EMPTY, text, isBusy: true });
+    }
+    throw new ApiError(200, { message: "The answer broke off.", hint: "Ask again." });
+  } catch (error) {
+    show({ ...EMPTY, text, error: signal.aborted ? null : error, isStopped: signal.aborted });
+  }
+}
+
+export function Answer({ number: place, target, models, adapters, answer, body, onTarget, onRemove }) {
+  const id = `target-${place}`;
+  return html`<section class="card answer" aria-label=${`Column ${place}`}>
+    <div class="row apart">
+      <${Field} id=${id} label=${`Model ${place}`}>
+        <select id=${id} value=${target} onChange=${({ target: { value } }) => onTarget(value)}>
+          <option value="">Choose one</option>
+          <optgroup label="Base models">${models.map(({ name }) => html`<option key=${name} value=${`base:${name}`}>${name}</option>`)}</optgroup>
+          <optgroup label="Adapters">${adapters.map(({ id: adapter, name }) => html`<option key=${adapter} value=${`adapter:${adapter}`}>${name}</option>`)}</optgroup>
+        </select>
+      <//>
+      ${onRemove && html`<button type="button" class="plain small" aria-label=${`Remove column ${place}`} onClick=${onRemove}>Remove</button>`}
+    </div>
+    <output aria-label=${`Answer ${place}`} aria-busy=${answer.isBusy} tabindex="0">${answer.text || html`<span class="muted">${answer.isBusy ? "…" : answer.end ? "An empty answer." : "Its answer comes here."}</span>`}</output>
+    <${Problem} error=${answer.error} />
+    <p class="small muted numbers">${summary(answer)}</p>
+    ${target && html`<div class="row"><${Copy} text=${() => asCurl("/generate", body())}>Copy as curl<//><${Copy} text=${() => asPython(body())}>Copy as Python<//></div>`}
+  </section>`;
+}
+
+function summary({ end, isBusy, isStopped }) {
+  if (isBusy) return "Answering…";
+  if (isStopped) return "Stopped.";
+  if (!end) return "";
+  const { usage, timings, finish_reason: reason } = end;
+  const why = reason === "length" ? "cut at the most new tokens" : "ended by itself";
+  return `${count(usage.completion_tokens)} tokens, ${number(timings.tokens_per_second, 3)} a second, first after ${Math.round((timings.queued_seconds + timings.first_token_seconds) * 1000)} ms, ${why}`;
+}

@@ -1,0 +1,106 @@
+// The box: workers and their devices, the queue, disks, versions.
+
+import { get, Unreachable } from "./api.js";
+import { ago, bytes, count, percent, plural } from "./format.js";
+import { Card, Facts, html, Loading, Page, Problem, State, useLoaded } from "./ui.js";
+
+export default function Status() {
+  const { value, error } = useLoaded(readAll, [], 3_000);
+  return html`<${Page} title="Status">
+    <div class="stack">
+      <${Problem} error=${error} />
+      ${!value && !error && html`<${Loading} />`}
+      ${value && html`<${Box} ...${value} />`}
+    </div>
+  <//>`;
+}
+
+async function readAll() {
+  const [status, readiness] = await Promise.all([get("/status"), readReadiness()]);
+  return { status, readiness };
+}
+
+/** An answer of 503 says what is missing. */
+async function readReadiness() {
+  try {
+    return await (await fetch("/ready")).json();
+  } catch {
+    throw new Unreachable();
+  }
+}
+
+const Box = ({ status, readiness }) => html`
+  <div class=${`note ${readiness.ready ? "good" : "warn"}`} role="status">
+    <strong>${readiness.ready ? "Ready: jobs run and models answer." : "Not ready yet."}</strong>
+    ${readiness.reasons.map((reason) => html`<div key=${reason}>${reason}</div>`)}
+  </div>
+  <div class="grid">
+    ${status.workers.map((worker) => html`<${Worker} key=${worker.id} worker=${worker} />`)}
+    ${status.workers.length === 0 && html`<${Card} title="No worker"><p class="muted">Start one: python -m worker</p><//>`}
+    <${Queue} queue=${status.queue} />
+    <${Card} title="Kept here"><${Facts} facts=${[
+      ["Datasets", `${count(status.datasets.count)}, ${bytes(status.datasets.size_bytes)}`],
+      ["Adapters", `${count(status.adapters.count)}, ${bytes(status.adapters.size_bytes)}`],
+    ]} />
+    <//>
+    <${Card} title="Disk"><div class="stack">${gather(status.disks).map((disk) => html`<${Disk} key=${disk.folder} disk=${disk} />`)}</div><//>
+    <${Card} title="Versions"><${Facts} facts=${[
+      ["Tunesmith", status.versions.tunesmith],
+      ["Python", status.versions.python],
+      ["Database", status.versions.database],
+      ["API started", ago(status.started_at)],
+    ]} /><p class="small"><a href="/docs">Every call of the API</a></p><//>
+  </div>`;
+
+function Worker({ worker }) {
+  const { device, engine } = worker;
+  const used = device.memory_bytes - device.free_bytes;
+  const bases = engine?.bases ?? [];
+  return html`<${Card} title=${device.name ?? "Worker"}>
+    <div class="stack">
+      ${worker.problems.map((problem) => html`<div key=${problem} class="note bad">${problem}</div>`)}
+      ${device.free_bytes != null && html`<${Use} label="Memory" used=${used} total=${device.memory_bytes} />`}
+      <${Facts} facts=${[
+        ["Does", worker.roles.join(", ")],
+        device.utilization_percent != null && ["Busy", `${device.utilization_percent}%`],
+        device.temperature_celsius != null && ["Temperature", `${device.temperature_celsius} °C`],
+        ["torch", device.torch_version],
+        ["Heard of", ago(worker.heartbeat_at)],
+      ]} />
+      ${engine && html`<ul class="list small">
+        ${bases.map((base) => html`<li key=${base.base_model.name}><${State} state="loaded" /> ${base.base_model.name}, ${base.weight_bits} bits, ${plural(base.adapters.length, "adapter")} beside it</li>`)}
+        ${engine.loading && html`<li><${State} state="loading" /> ${engine.loading.base_model.name}</li>`}
+        ${engine.paused_by && html`<li><${State} state="paused" /> Serving waits for <a href=${`#/job/${engine.paused_by}`}>a job</a></li>`}
+        ${engine.shares_with && html`<li>Shares the device with <a href=${`#/job/${engine.shares_with}`}>a job</a></li>`}
+        ${engine.waiting.map(({ base_model: base, count: waiting }) => html`<li key=${base.name}>${plural(waiting, "request")} for ${base.name} ${waiting === 1 ? "waits" : "wait"}</li>`)}
+        ${bases.length === 0 && !engine.loading && !engine.paused_by && html`<li class="muted">No base model is loaded; the first request loads one.</li>`}
+      </ul>`}
+      <p class="small muted mono wrap">${worker.id}</p>
+    </div>
+  <//>`;
+}
+
+const Queue = ({ queue }) => html`<${Card} title="Jobs">
+  <div class="stack">
+    <${Facts} facts=${Object.entries(queue.by_state).map(([state, found]) => [state, count(found)])} />
+    ${queue.oldest_queued_at && html`<p class="small muted">The one that waits longest was submitted ${ago(queue.oldest_queued_at)}.</p>`}
+  </div>
+<//>`;
+
+/** Folders on one disk are told once. */
+function gather(disks) {
+  const found = new Map();
+  for (const disk of disks) {
+    const same = found.get(disk.total_bytes);
+    if (same) found.set(disk.total_bytes, { ...same, folder: `${same.folder} and ${disk.folder}`, path: `${same.path}\n${disk.path}` });
+    else found.set(disk.total_bytes, disk);
+  }
+  return [...found.values()];
+}
+
+const Disk = ({ disk }) => html`<div><${Use} label=${`Folder of ${disk.folder}`} used=${disk.total_bytes - disk.free_bytes} total=${disk.total_bytes} /><p class="small muted mono wrap">${disk.path}</p></div>`;
+
+const Use = ({ label, used, total }) => html`<div class="stack tight">
+  <div class="row apart small"><span>${label}</span><span class="muted numbers">${bytes(used)} of ${bytes(total)}, ${percent(used / total)}</span></div>
+  <div class="meter" role="img" aria-label=${`${label}: ${bytes(used)} of ${bytes(total)} used`}><span class=${used / total > 0.9 ? "fill-2" : "fill-1"} style=${{ width: `${(used / total) * 100}%` }}></span></div>
+</div>`;

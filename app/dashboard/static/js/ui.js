@@ -1,0 +1,170 @@
+// The parts that pages are made of. Text goes into the document as text alone.
+
+import { html, useCallback, useEffect, useRef, useState } from "../vendor/htm-preact.js";
+
+export { html };
+
+/** What `load` answers, again every so many milliseconds while the page is seen. Keeps the last value on error. */
+export function useLoaded(load, keys = [], every = 0) {
+  const [found, setFound] = useState({ value: null, error: null });
+  const turn = useRef(0);
+  const reload = useCallback(async () => {
+    const own = ++turn.current;
+    try {
+      const value = await load();
+      if (own === turn.current) setFound({ value, error: null });
+    } catch (error) {
+      if (own === turn.current) setFound((before) => ({ value: before.value, error }));
+    }
+  }, keys);
+  useEffect(() => {
+    let timer = 0;
+    let isOver = false;
+    const again = async () => {
+      if (!document.hidden) await reload();
+      if (every && !isOver) timer = setTimeout(again, every);
+    };
+    again();
+    return () => {
+      isOver = true;
+      turn.current += 1;
+      clearTimeout(timer);
+    };
+  }, [reload, every]);
+  return { ...found, reload };
+}
+
+export function Page({ title, crumb, actions, children }) {
+  const heading = useRef(null);
+  useEffect(() => heading.current?.focus({ preventScroll: true }), []);
+  useEffect(() => {
+    document.title = `${title} · Tunesmith`;
+  }, [title]);
+  return html`
+    <div class="page-head">
+      <div>${crumb && html`<p class="crumb muted">${crumb}</p>`}<h1 tabindex="-1" ref=${heading}>${title}</h1></div>
+      <div class="row">${actions}</div>
+    </div>
+    ${children}`;
+}
+
+export const Card = ({ title, actions, children, ...rest }) => html`
+  <section class="card" ...${rest}>
+    ${title && html`<header><h2>${title}</h2><div class="row">${actions}</div></header>`}
+    ${children}
+  </section>`;
+
+export const State = ({ state, phase }) =>
+  html`<span class=${`state ${state}`}>${phase ? `${state}: ${phase}` : state.replaceAll("_", " ")}</span>`;
+
+export function Problem({ error, children }) {
+  if (!error) return null;
+  return html`<div class="note bad" role="alert">
+    <strong>${error.message}</strong>${error.hint && html` <span>${error.hint}</span>`} ${children}
+  </div>`;
+}
+
+export const Empty = ({ title, children }) => html`<div class="card empty"><h2>${title}</h2>${children}</div>`;
+
+export const Loading = () => html`<p class="muted" aria-busy="true">Loading…</p>`;
+
+export const Facts = ({ facts }) => html`<dl class="facts">
+  ${facts.filter(Boolean).map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value ?? "–"}</dd></div>`)}
+</dl>`;
+
+/** A button that is busy while what it began goes on, and tells what went wrong. */
+export function Action({ onClick, children, ...rest }) {
+  const [isBusy, setBusy] = useState(false);
+  const act = async () => {
+    setBusy(true);
+    try {
+      await onClick();
+    } catch (error) {
+      tell(`${error.message} ${error.hint ?? ""}`, "bad");
+    } finally {
+      setBusy(false);
+    }
+  };
+  return html`<button type="button" ...${rest} disabled=${isBusy || rest.disabled} aria-busy=${isBusy} onClick=${act}>${children}</button>`;
+}
+
+/** The browser's own modal dialog: it holds the focus, and Escape closes it. */
+export function Dialog({ title, onClose, children }) {
+  const dialog = useRef(null);
+  useEffect(() => {
+    dialog.current.showModal();
+  }, []);
+  return html`<dialog ref=${dialog} aria-labelledby="dialog-title" onClose=${onClose}>
+    <div class="stack"><h2 id="dialog-title">${title}</h2>${children}</div>
+  </dialog>`;
+}
+
+/** Asks before something is lost, and says what. */
+export const Confirm = ({ title, children, label, onConfirm, onClose }) => html`
+  <${Dialog} title=${title} onClose=${onClose}>
+    ${children}
+    <div class="row">
+      <button type="button" onClick=${onClose}>Keep it</button>
+      <${Action} class="primary danger" onClick=${async () => {
+        try {
+          await onConfirm();
+        } finally {
+          onClose();
+        }
+      }}>${label}<//>
+    </div>
+  <//>`;
+
+export function Copy({ text, children }) {
+  return html`<${Action} class="small" onClick=${async () => {
+    await copy(typeof text === "function" ? text() : text);
+    tell("Copied.", "good");
+  }}>${children}<//>`;
+}
+
+async function copy(text) {
+  // A page that came over plain HTTP from another machine has no clipboard of its own.
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
+/** A short word in the corner, read aloud too. */
+export function tell(message, kind = "") {
+  dispatchEvent(new CustomEvent("tunesmith:tell", { detail: { message, kind } }));
+}
+
+export function Toasts() {
+  const [toasts, setToasts] = useState([]);
+  useEffect(() => {
+    let last = 0;
+    const show = ({ detail }) => {
+      const toast = { id: ++last, ...detail };
+      setToasts((before) => [...before.slice(-3), toast]);
+      setTimeout(() => setToasts((before) => before.filter(({ id }) => id !== toast.id)), 6_000);
+    };
+    addEventListener("tunesmith:tell", show);
+    return () => removeEventListener("tunesmith:tell", show);
+  }, []);
+  return html`<div class="toasts" role="status" aria-live="polite">
+    ${toasts.map(({ id, message, kind }) => html`<div key=${id} class=${`note ${kind}`}>${message}</div>`)}
+  </div>`;
+}
+
+/** A label, its field, what it is for, and what is wrong with it. */
+export function Field({ label, help, wrong, id, isChanged, children }) {
+  return html`<div class="field">
+    <label for=${id} class=${isChanged ? "changed" : ""}>${label}</label>
+    ${children}
+    ${wrong && html`<p class="wrong" id=${`${id}-wrong`}>${wrong}</p>`}
+    ${help && html`<p class="help" id=${`${id}-help`}>${help}</p>`}
+  </div>`;
+}
+
+export const Tabs = ({ label, value, options, onChange }) => html`<div class="tabs" role="group" aria-label=${label}>
+  ${options.map(([key, name]) => html`<button type="button" key=${key} aria-pressed=${value === key} onClick=${() => onChange(key)}>${name}</button>`)}
+</div>`;

@@ -1,0 +1,108 @@
+"""The setups that benchmarks/training.py measures, and the rows they train on."""
+
+import dataclasses
+import random
+from typing import Any, Literal
+
+# Lengths of rows as those of the data that the issue's figures are from: mean 166, 95th percentile 449.
+_MEDIAN_LOG, _SPREAD_LOG = 4.793, 0.799
+_SHORTEST, LONGEST = 8, 2048
+ROWS = 4000
+
+TINY: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 8192,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """One line of the table. `code`: whose training loop."""
+
+    name: str
+    code: Literal["trl", "plain", "auto"] = "auto"
+    r: int = 64
+    dropout: float = 0.1
+    all_linear: bool = False
+    batch: int = 4
+    length: int = 2048
+    packing: bool = False
+    checkpointing: bool = False
+    optim: str = "paged_adamw_32bit"
+    bf16: bool = True
+    double_quantized: bool = False
+    liger: bool = False
+
+    def spec(self, model: str, steps: int) -> dict[str, Any]:
+        """The job."""
+        return {
+            "base_model": model,
+            "dataset": "ds_benchmark",
+            "lora": {
+                "r": self.r,
+                "dropout": self.dropout,
+                "target_modules": "all-linear" if self.all_linear else ["q_proj", "v_proj"],
+            },
+            "quantization": {"bnb_4bit_use_double_quant": self.double_quantized},
+            "training": {
+                "per_device_train_batch_size": self.batch,
+                "gradient_checkpointing": self.checkpointing,
+                "optim": self.optim,
+                "packing": self.packing,
+                "max_seq_length": self.length,
+                "max_steps": steps,
+                "logging_steps": 1,
+                "save_steps": 100_000,
+                **({} if self.bf16 else {"bf16": False, "fp16": True}),
+            },
+        }
+
+
+def _packed(name: str, **options: Any) -> Setup:
+    given = {"r": 16, "dropout": 0.0, "all_linear": True, "optim": "adamw_torch_fused", **options}
+    return Setup(name, packing=True, **given)
+
+
+_DEFAULTS: dict[str, Any] = {"r": 16, "dropout": 0.0, "all_linear": True, "optim": "adamw_torch_fused"}
+SETUPS = [
+    Setup("recipe, TRL", "trl"),
+    Setup("recipe, plain, fp16", "plain", bf16=False),
+    Setup("recipe, plain", "plain"),
+    Setup("recipe"),
+    Setup("recipe, Liger", liger=True),
+    Setup("defaults, TRL, checkpointed", "trl", checkpointing=True, **_DEFAULTS),
+    Setup("defaults, TRL", "trl", **_DEFAULTS),
+    _packed("packed, plain", code="plain"),
+    _packed("packed"),
+    _packed("packed, paged AdamW", optim="paged_adamw_32bit"),
+    _packed("packed, Liger", liger=True),
+    _packed("packed, checkpointed, plain", code="plain", checkpointing=True),
+    _packed("packed, checkpointed", checkpointing=True),
+    _packed("packed, checkpointed, Liger", checkpointing=True, liger=True),
+    _packed("packed, r 64", r=64),
+    _packed("packed, dropout", dropout=0.1),
+    _packed("one row of 2,048", batch=1, checkpointing=True, double_quantized=True, optim="paged_adamw_8bit"),
+    _packed(
+        "one row of 8,192",
+        batch=1,
+        length=8192,
+        checkpointing=True,
+        double_quantized=True,
+        optim="paged_adamw_8bit",
+    ),
+]
+
+
+def draw_rows(count: int, vocabulary: int, *, longest: int = LONGEST) -> list[list[int]]:
+    """Rows of random tokens with lengths like those of the data."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(count):
+        length = min(longest, max(_SHORTEST, round(draw.lognormvariate(_MEDIAN_LOG, _SPREAD_LOG))))
+        rows.append([draw.randrange(3, vocabulary) for _ in range(length)])
+    return rows

@@ -1,0 +1,74 @@
+"""What benchmarks/training.py sees of a training step: its time, its tokens, its kernels."""
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from worker.training.batches import count_tokens
+
+_LARGEST_KERNELS = 12
+
+
+class Watch(TrainerCallback):
+    """Times whole steps, the device's work included, and profiles the last one."""
+
+    def __init__(self, trainer: SFTTrainer, is_cuda: bool) -> None:
+        self._is_cuda = is_cuda
+        self._profiler: torch.profiler.profile | None = None
+        self.seconds: list[float] = []
+        self.tokens: list[int] = []
+        self.profile: dict[str, Any] | None = None
+        self._training_step = trainer.training_step
+        trainer.training_step = self._count
+
+    def _count(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **options: Any) -> torch.Tensor:
+        self.tokens[-1] += int(count_tokens(inputs))
+        return self._training_step(model, inputs, *rest, **options)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The clock starts when the device has nothing to do."""
+        self.tokens.append(0)
+        if state.global_step == state.max_steps - 1:
+            kinds = [torch.profiler.ProfilerActivity.CPU]
+            kinds += [torch.profiler.ProfilerActivity.CUDA] if self._is_cuda else []
+            self._profiler = torch.profiler.profile(activities=kinds, acc_events=True)
+            self._profiler.start()
+        self._wait()
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """And stops when the device is done."""
+        self._wait()
+        self.seconds.append(time.perf_counter() - self._began)
+        if self._profiler is not None:
+            self._profiler.stop()
+            self.profile = summarize_profile(self._profiler, is_cuda=self._is_cuda)
+            self._profiler = None
+
+    def _wait(self) -> None:
+        if self._is_cuda:
+            torch.cuda.synchronize()
+
+
+def summarize_profile(profiler: torch.profiler.profile, *, is_cuda: bool) -> dict[str, Any]:
+    """How many kernels (on a CPU: operators) a step launches, their time, and those that take the most."""
+    kind = torch.autograd.DeviceType.CUDA if is_cuda else torch.autograd.DeviceType.CPU
+    events = [event for event in profiler.key_averages() if event.device_type == kind]
+
+    def milliseconds(event: Any) -> float:
+        return (event.self_device_time_total if is_cuda else event.self_cpu_time_total) / 1e3
+
+    largest = sorted(events, key=milliseconds, reverse=True)[:_LARGEST_KERNELS]
+    return {
+        "kind": "kernels" if is_cuda else "operators",
+        "count": sum(event.count for event in events),
+        "ms": round(sum(map(milliseconds, events)), 2),
+        "largest": [
+            {"name": event.key[:120], "count": event.count, "ms": round(milliseconds(event), 2)}
+            for event in largest
+        ],
+    }

@@ -1,0 +1,51 @@
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+
+from app.core import workers
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.settings import Settings
+from app.core.workers import WorkerReport
+from app.main import create_app
+from tests.factories import make_adapter, make_dataset, make_job
+
+
+def test_an_empty_box_tells_its_versions_and_disks(client: TestClient, settings: Settings) -> None:
+    status = client.get("/status").json()
+    assert status["versions"]["database"] == "sqlite"
+    assert status["workers"] == []
+    assert set(status["queue"]["by_state"].values()) == {0}
+    assert status["queue"]["oldest_queued_at"] is None
+    # There is no models folder yet.
+    assert [(disk["folder"], disk["path"]) for disk in status["disks"]] == [("data", str(settings.data_dir))]
+    assert 0 < status["disks"][0]["free_bytes"] <= status["disks"][0]["total_bytes"]
+
+
+def test_what_is_there_is_counted(client: TestClient, database: Database, settings: Settings) -> None:
+    with database.transaction() as session:
+        dataset = make_dataset(session, ArtifactStore(settings.artifacts_url), settings.data_dir)
+        size = dataset.size_bytes
+        make_adapter(session, size_bytes=12)
+        make_adapter(session, id="ad_1", name="other", size_bytes=30)
+        make_job(session)
+    status = client.get("/status").json()
+    assert status["datasets"] == {"count": 1, "size_bytes": size}
+    assert status["adapters"] == {"count": 2, "size_bytes": 42}
+    assert status["queue"]["by_state"]["queued"] == 1
+    assert status["queue"]["oldest_queued_at"]
+
+
+def test_workers_are_shown_without_the_engine_s_token(client: TestClient, database: Database) -> None:
+    device = {"kind": "cpu", "name": "CPU", "memory_bytes": 8, "free_bytes": 3}
+    report = WorkerReport("worker-1", ["train"], device=device, engine_token="secret")
+    with database.transaction() as session:
+        workers.heartbeat(session, report)
+    answer = client.get("/status")
+    assert answer.json()["workers"][0]["device"] == device
+    assert "secret" not in answer.text
+
+
+def test_it_needs_a_key_where_there_is_one(settings: Settings) -> None:
+    settings.api_key = SecretStr("open sesame")
+    with TestClient(create_app(settings)) as client:
+        assert client.get("/status").status_code == 401

@@ -1,0 +1,102 @@
+"""A real browser for the tests: the system's Chromium, and pages whose console is listened to."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+AXE = Path(__file__).with_name("vendor") / "axe.min.js"
+_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# What the browser itself says of an answer that is an error, or of none.
+FAILED_REQUEST = "Failed to load resource"
+# The first preview and the first answer wait until a process has loaded the model.
+expect.set_options(timeout=90_000)
+
+
+def find_chromium() -> str:
+    """Its path; the test fails where there is none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.fail(
+            "The dashboard is tested in a real browser, and there is no Chromium here. Install it: "
+            "`apt-get install -y chromium` on Debian."
+        )
+    return found
+
+
+@contextmanager
+def launch() -> Iterator[Browser]:
+    """Chromium, until the block ends."""
+    path = find_chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+class Console:
+    """What a page said in its console; `allowed` is what a test expects of it."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.allowed: list[str] = []
+
+    def listen(self, page: Page) -> None:
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.messages.append(f"uncaught: {error}"))
+
+    def unexpected(self) -> list[str]:
+        return [said for said in self.messages if not any(known in said for known in self.allowed)]
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        self.messages.append(f"{message.type}: {message.text} ({message.location.get('url', '')})")
+
+
+NewPage = Callable[..., Page]
+
+
+@contextmanager
+def pages(browser: Browser, console: Console) -> Iterator[NewPage]:
+    """Makes pages, each in a fresh profile, and closes them all at the end."""
+    contexts = []
+
+    def new_page(**options: Any) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        console.listen(page)
+        return page
+
+    yield new_page
+    for context in contexts:
+        context.close()
+
+
+def serious_faults(page: Page) -> list[str]:
+    """What axe finds serious or critical; it runs beside the page's own policy, not under it."""
+    session = page.context.new_cdp_session(page)
+    session.send("Runtime.evaluate", {"expression": AXE.read_text()})
+    run = "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations)"
+    answer = session.send(
+        "Runtime.evaluate", {"expression": run, "awaitPromise": True, "returnByValue": True}
+    )
+    assert "exceptionDetails" not in answer, answer
+    return [
+        f"{fault['id']}: {fault['help']}: {node['html'][:200]} {node['failureSummary']}"
+        for fault in answer["result"]["value"]
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]

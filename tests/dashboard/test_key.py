@@ -1,0 +1,100 @@
+"""The dashboard of an API that wants a key, in a real browser. No worker is needed for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+from pydantic import SecretStr
+from starlette.responses import HTMLResponse
+
+from app.core.database import Database
+from app.core.settings import Settings
+from app.main import create_app
+from tests.dashboard.browser import FAILED_REQUEST, Console, NewPage, serious_faults
+from tests.factories import make_job
+from tests.fakes import ServerThread
+
+KEY = "open sesame"
+
+
+@pytest.fixture
+def url(settings: Settings, database: Database) -> Iterator[str]:
+    with database.transaction() as session:
+        make_job(session, name="locked-away")
+    settings.api_key = SecretStr(KEY)
+    server = ServerThread(create_app(settings))
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def page(new_page: NewPage, console: Console) -> Page:
+    # The browser tells every 401.
+    console.allowed = [FAILED_REQUEST]
+    return new_page()
+
+
+def give(page: Page, key: str) -> None:
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Use this key").click()
+
+
+def test_the_key_is_asked_for_once_and_kept_here_alone(url: str, page: Page) -> None:
+    page.goto(url)
+    expect(page.get_by_role("dialog")).to_contain_text("This API needs a key")
+    assert serious_faults(page) == []
+    give(page, "wrong")
+    expect(page.get_by_role("dialog")).to_contain_text("This key is not in force.")
+    give(page, KEY)
+    expect(page.get_by_text("locked-away")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("locked-away")).to_be_visible()
+    assert page.context.cookies() == []
+    page.get_by_role("button", name="Forget the key").click()
+    expect(page.get_by_role("dialog")).to_contain_text("This API needs a key")
+
+
+def test_who_closes_the_question_is_not_asked_again_until_they_want(url: str, page: Page) -> None:
+    page.goto(url)
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("alert")).to_contain_text("A key is needed")
+    page.get_by_role("link", name="Datasets").click()
+    expect(page.locator("h1")).to_have_text("Datasets")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.get_by_role("button", name="Give the key").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def test_live_events_and_downloads_carry_the_key(url: str, page: Page) -> None:
+    page.goto(url)
+    give(page, KEY)
+    page.get_by_text("locked-away").click()
+    expect(page.get_by_role("log")).to_contain_text("queued")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Download").click()
+    assert "queued" in Path(saved.value.path()).read_text()
+
+
+def test_a_page_of_another_origin_changes_nothing(
+    settings: Settings, new_page: NewPage, console: Console
+) -> None:
+    api, other = ServerThread(create_app(settings)), ServerThread(HTMLResponse("<h1>Another page</h1>"))
+    page = new_page()
+    page.goto(other.url)
+    send = """async ([url, mode]) => {
+        const form = new FormData();
+        form.set("file", new File(['{"text": "a row"}'], "rows.jsonl"));
+        await fetch(`${url}/datasets`, { method: "POST", body: form, mode }).catch(() => null);
+    }"""
+    console.allowed = [FAILED_REQUEST]
+    page.evaluate(send, [api.url, "no-cors"])
+    listed = page.request.get(f"{api.url}/datasets").json()
+    # The same from the own page is stored.
+    page.goto(api.url)
+    page.evaluate(send, [api.url, "same-origin"])
+    stored = page.request.get(f"{api.url}/datasets").json()
+    api.stop()
+    other.stop()
+    assert (len(listed["data"]), len(stored["data"])) == (0, 1)

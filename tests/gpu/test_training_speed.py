@@ -1,0 +1,47 @@
+"""The fast ways of training on a GPU: the kernel that only runs there, and a job that takes them all."""
+
+import pytest
+import torch
+
+from app.core.events import Log, Warn
+from app.core.settings import TrainingPath
+from tests.worker.training.conftest import MakeRequest, make_rows, run_here
+from worker.reports import Outcome
+from worker.training.fast import row_attention
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("key_heads", [8, 2])
+def test_flash_attention_is_that_of_each_row_alone(key_heads: int, window: int | None) -> None:
+    torch.manual_seed(0)
+    lengths = [37, 1, 200, 16]
+    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
+    heads = [
+        torch.randn(sum(lengths), count, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for count in (8, key_heads, key_heads)
+    ]
+    weighing = torch.randn(sum(lengths), 8, 64, device="cuda")
+    results = []
+    for kernel, dtype in ((row_attention.flash, torch.bfloat16), (row_attention.row_by_row, torch.float32)):
+        output = kernel(*(one.to(dtype) for one in heads), starts, 200, scale=0.125, window=window)
+        gradients = torch.autograd.grad((output.float() * weighing).sum(), heads)
+        results.append([output, *gradients])
+
+    for found, expected in zip(*results, strict=True):
+        error = (found.float() - expected.float()).norm() / expected.float().norm()
+        assert error.item() < 0.02
+
+
+@pytest.mark.parametrize("training", [{}, {"packing": True, "max_seq_length": 64}], ids=["rows", "packed"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_job_takes_every_way_that_applies(
+    make_request: MakeRequest, checkpointing: bool, training: dict[str, object]
+) -> None:
+    steps = {"max_steps": 3, "gradient_checkpointing": checkpointing, **training}
+    request = make_request(training=steps, rows=make_rows(12), lora={"r": 8})
+    reports = run_here(request.model_copy(update={"path": TrainingPath.FAST}))
+
+    assert reports.ended.outcome is Outcome.FINISHED, reports.ended
+    assert [event for event in reports.events(Warn) if event.code == "fast_path_wrong"] == []
+    said = [event.message for event in reports.events(Log) if event.message.startswith("Fast ways")]
+    assert "LoRA in one function; batches without padding, attention flash." in said[0]

@@ -1,0 +1,62 @@
+"""Adapters on the tiny model with random weights, each in a PEFT folder; nothing is trained."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests.tiny_model import NAME
+from worker import base_model
+
+MakeAdapter = Callable[..., Path]
+PROMPTS = [[0, 5, 9, 40, 77, 130], [0, 200, 31, 8], [0, 12, 13, 14, 15, 16, 17, 18]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        yield
+
+
+@pytest.fixture
+def base(models_folder: Path) -> Path:
+    return models_folder / NAME
+
+
+@pytest.fixture
+def make_adapter(tmp_path: Path, base: Path) -> MakeAdapter:
+    """Makes a PEFT folder; options are LoraConfig's."""
+
+    def make(folder: Path | None = None, *, on: Path = base, **options: Any) -> Path:
+        return save_adapter(on, folder or tmp_path / "adapter", **options)
+
+    return make
+
+
+def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
+    """An adapter whose every trained number is random, and big enough to be seen."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
+    with warnings.catch_warnings():
+        # PEFT warns of tied embeddings, of which one is trained: that is what the tests are about.
+        warnings.simplefilter("ignore", UserWarning)
+        adapted = get_peft_model(model, LoraConfig(**settings))
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            spread = 0.02 if "magnitude" in name or "modules_to_save" in name else 0.1
+            parameter.data += spread * torch.randn_like(parameter)
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    base_model.load_tokenizer(base).save_pretrained(folder)
+    return folder

@@ -1,0 +1,17 @@
+"""An exporting child that writes half of what it should and then waits for its end."""
+
+import os
+import sys
+import threading
+
+from app.core.states import ExportPhase
+from worker.child import ParentLink
+from worker.exports.reports import Exporting, ExportRequest
+
+if __name__ == "__main__":
+    link = ParentLink(int(sys.argv[1]))
+    request = link.read_request(ExportRequest)
+    link.watch(on_stop=lambda: os._exit(0))
+    link.send(Exporting(phase=ExportPhase.MERGING, progress=0.5))
+    (request.folder / "half").write_bytes(b"half")
+    threading.Event().wait()

@@ -1,0 +1,200 @@
+"""What becomes of an export when its child, its worker or its row goes away; with real children."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from app.core import export_queue, exports, tables
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.export_queue import ExportLease
+from app.core.export_specs import export_spec_adapter
+from app.core.settings import Settings
+from app.core.specs import QuantizationSpec
+from tests.factories import make_adapter
+from tests.tiny_model import NAME
+from tests.waiting import wait_for
+from tests.worker.exports.conftest import save_adapter
+from worker.export_runner import ExportRunner
+
+SCRIPTED = "tests.worker.exports.scripted_export"
+
+
+@pytest.fixture
+def export_settings(settings: Settings, models_folder: Path) -> Settings:
+    return settings.model_copy(update={"models_dir": models_folder, "cancel_grace_seconds": 5.0})
+
+
+@pytest.fixture
+def runner(
+    export_settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event
+) -> ExportRunner:
+    """Its children make half an export and then wait."""
+    return ExportRunner(export_settings, database, store, stop=stop, exporting_module=SCRIPTED)
+
+
+@pytest.fixture
+def submit(database: Database, store: ArtifactStore, base: Path, tmp_path: Path) -> Callable[..., str]:
+    """Submits an export of a real adapter; answers the export's id."""
+    store.put_folder("adapters/ad_0000000000000000", save_adapter(base, tmp_path / "made"))
+    with database.transaction() as session:
+        quantization = QuantizationSpec().model_dump(mode="json")
+        adapter = make_adapter(session, base_model=NAME, quantization=quantization)
+
+    def submit_export(**spec: Any) -> str:
+        with database.transaction() as session:
+            wanted = export_spec_adapter.validate_python(spec or {"format": "merged"})
+            return exports.submit(session, adapter, wanted, max_waiting=10).id
+
+    return submit_export
+
+
+@pytest.fixture
+def started(runner: ExportRunner, submit: Callable[..., str], export_settings: Settings) -> "Started":
+    submit()
+    return Started(runner, export_settings)
+
+
+class Started:
+    """An export that is run in a thread, and whose child has written half of it."""
+
+    def __init__(self, runner: ExportRunner, settings: Settings) -> None:
+        lease = runner.claim()
+        assert lease is not None
+        self.lease: ExportLease = lease
+        self.root = settings.data_dir / "exports"
+        self._thread = threading.Thread(target=runner.run, args=(lease,))
+        self._thread.start()
+        wait_for(lambda: (self.root / lease.export_id / lease.token / "half").exists(), "half an export")
+
+    def child(self) -> psutil.Process:
+        found = psutil.Process().children()
+        [process] = [one for one in found if SCRIPTED in one.cmdline()]
+        return process
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+def row_of(database: Database, export_id: str) -> tables.Export:
+    with database.snapshot() as session:
+        return exports.get(session, export_id)
+
+
+def assert_nothing_is_left(started: Started, store: ArtifactStore) -> None:
+    assert not (started.root / started.lease.export_id / started.lease.token).exists()
+    assert store.list_files("exports") == []
+
+
+def test_a_cancelled_export_leaves_nothing(
+    started: Started, database: Database, store: ArtifactStore, runner: ExportRunner
+) -> None:
+    with database.transaction() as session:
+        exports.cancel(session, started.lease.export_id)
+    started.join()
+    runner.remove_leftovers()
+
+    assert row_of(database, started.lease.export_id).state == "cancelled"
+    assert_nothing_is_left(started, store)
+    assert list(started.root.iterdir()) == []
+
+
+def test_a_child_that_is_killed_leaves_the_export_to_the_next_attempt(
+    started: Started, database: Database, store: ArtifactStore
+) -> None:
+    os.kill(started.child().pid, signal.SIGKILL)
+    started.join()
+
+    row = row_of(database, started.lease.export_id)
+    assert (row.state, row.attempts, row.files) == ("queued", 1, [])
+    assert_nothing_is_left(started, store)
+
+
+def test_a_worker_that_stops_hands_the_export_back(
+    started: Started, database: Database, store: ArtifactStore, stop: threading.Event
+) -> None:
+    stop.set()
+    started.join()
+
+    row = row_of(database, started.lease.export_id)
+    assert (row.state, row.attempts) == ("queued", 0)
+    assert_nothing_is_left(started, store)
+
+
+def test_what_a_killed_worker_left_is_removed(
+    runner: ExportRunner, export_settings: Settings, store: ArtifactStore, tmp_path: Path
+) -> None:
+    folder = export_settings.data_dir / "exports" / "exp_0000000000000000" / "token"
+    folder.mkdir(parents=True)
+    (tmp_path / "half").write_bytes(b"x")
+    store.put_file("exports/exp_0000000000000000/token/half", tmp_path / "half")
+
+    runner.remove_leftovers()
+
+    assert not folder.parent.exists()
+    assert store.list_files("exports") == []
+
+
+def test_a_merge_is_kept_while_an_attempt_may_need_it(
+    runner: ExportRunner, export_settings: Settings, database: Database, submit: Callable[..., str]
+) -> None:
+    merged = export_settings.data_dir / "exports" / submit() / "merged"
+    merged.mkdir(parents=True)
+    runner.remove_leftovers()
+    assert merged.exists()
+
+    with database.transaction() as session:
+        exports.cancel(session, merged.parent.name)
+    runner.remove_leftovers()
+    assert not merged.exists()
+
+
+def test_an_export_is_made_stored_and_named_last(
+    export_settings: Settings,
+    database: Database,
+    store: ArtifactStore,
+    stop: threading.Event,
+    submit: Callable[..., str],
+) -> None:
+    export_id = submit(format="gguf", type="q8_0")
+    runner = ExportRunner(export_settings, database, store, stop=stop)
+    lease = runner.claim()
+    assert lease is not None
+
+    runner.run(lease)
+
+    row = row_of(database, export_id)
+    assert (row.state, row.error) == ("succeeded", None)
+    assert row.agreement is not None
+    assert row.artifact == lease.artifact
+    assert store.list_files(lease.artifact) == [file["name"] for file in row.files]
+    assert list((export_settings.data_dir / "exports").iterdir()) == []
+
+
+def test_a_failed_export_says_why(
+    export_settings: Settings,
+    database: Database,
+    store: ArtifactStore,
+    stop: threading.Event,
+    submit: Callable[..., str],
+) -> None:
+    export_id = submit()
+    nowhere = export_settings.model_copy(update={"models_dir": export_settings.data_dir / "empty"})
+    runner = ExportRunner(nowhere, database, store, stop=stop)
+    lease = runner.claim()
+    assert lease is not None
+
+    runner.run(lease)
+
+    row = row_of(database, export_id)
+    assert row.state == "failed"
+    assert (row.error or {})["code"] == "model_missing"
+    with database.snapshot() as session:
+        assert export_queue.find_tokens(session) == set()

@@ -1,0 +1,93 @@
+"""What may be used for a spec on a device: a table."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from app.core.settings import TrainingPath
+from tests.factories import make_spec
+from worker.device import Device
+from worker.training.fast.choice import Choice, Family, choose
+
+LLAMA = Family("llama", takes_attention=True, changes_attention=False, head_width=128, shapes_logits=False)
+CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.13.0")
+HOPPER = CPU.model_copy(update={"kind": "cuda", "name": "H100", "supports_bf16": True})
+TURING = CPU.model_copy(update={"kind": "cuda", "name": "T4"})
+
+
+def chosen(spec: dict[str, Any], device: Device, *, family: Family = LLAMA) -> Choice:
+    return choose(make_spec(**spec), device, family, TrainingPath.FAST)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        (CPU, (torch.float32, "row by row", True)),
+        (HOPPER, (torch.bfloat16, "flash", False)),
+        (TURING, (torch.float16, None, False)),
+    ],
+    ids=["cpu", "hopper", "turing"],
+)
+def test_the_recipe_on_each_device(device: Device, expected: tuple[torch.dtype, str | None, bool]) -> None:
+    choice = chosen({}, device)
+
+    assert (choice.linears, choice.attention, choice.one_pass_loss) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"lora": {"use_dora": True}}, "DoRA"),
+        ({"lora": {"bias": "lora_only"}}, "lora.bias lora_only"),
+        ({"quantization": {"bnb_4bit_compute_dtype": "float16"}}, "compute in different types"),
+        ({"training": {"bf16": False, "fp16": False}}, "compute in different types"),
+    ],
+    ids=["dora", "bias", "types", "no mixed precision"],
+)
+def test_linears_that_stay_pefts_own(spec: dict[str, Any], reason: str) -> None:
+    choice = chosen(spec, HOPPER)
+
+    assert choice.linears is None
+    assert any(line.startswith("LoRA in one function") and reason in line for line in choice.left_out)
+
+
+@pytest.mark.parametrize(
+    ("training", "changes", "reason"),
+    [
+        ({"per_device_train_batch_size": 1}, {}, "one row in a batch"),
+        ({"neftune_noise_alpha": 5.0}, {}, "NEFTune"),
+        ({}, {"takes_attention": False}, "does not let its attention be replaced"),
+        ({}, {"changes_attention": True}, "attention of its own kind"),
+        ({}, {"head_width": 512}, "heads up to 256"),
+    ],
+    ids=["one row", "neftune", "own attention", "odd attention", "wide heads"],
+)
+def test_batches_that_stay_padded(training: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
+    family = Family(**{**vars(LLAMA), **changes})
+
+    choice = chosen({"training": training}, HOPPER, family=family)
+
+    assert choice.attention is None
+    assert any(line.startswith("batches without padding") and reason in line for line in choice.left_out)
+
+
+def test_one_packed_sequence_is_many_rows() -> None:
+    assert (
+        chosen({"training": {"per_device_train_batch_size": 1, "packing": True}}, HOPPER).attention == "flash"
+    )
+
+
+def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
+    assert not chosen({}, CPU, family=Family(**{**vars(LLAMA), "shapes_logits": True})).one_pass_loss
+
+
+def test_a_gpu_stays_plain_unless_asked_until_the_gain_is_measured() -> None:
+    assert choose(make_spec(), HOPPER, LLAMA, TrainingPath.AUTO).linears is None
+    assert choose(make_spec(), CPU, LLAMA, TrainingPath.AUTO) == chosen({}, CPU)
+
+
+def test_plain_is_plain() -> None:
+    assert choose(make_spec(), HOPPER, LLAMA, TrainingPath.PLAIN) == Choice(
+        left_out=("TUNESMITH_TRAINING_PATH is plain",)
+    )

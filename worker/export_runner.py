@@ -1,0 +1,250 @@
+"""Runs one claimed export: starts its child, stores the files, says truthfully how it ended.
+
+The child never touches the database; this process owns the lease and does all the writing. Knows no torch.
+"""
+
+import errno
+import logging
+import queue as stdlib_queue
+import shutil
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from app.core import adapters, dataset_records, export_queue, exports, tables
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.errors import ExportFailure, LeaseLost, NoRoomForExport, NotFound, TunesmithError
+from app.core.export_queue import ExportLease, ExportResult
+from app.core.export_results import Agreement
+from app.core.queue import Failure
+from app.core.settings import Settings
+from app.core.specs import QuantizationSpec
+from app.core.states import ExportPhase
+from worker.child_process import ChildProcess
+from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest, export_report_adapter
+from worker.lease_keeper import LeaseKeeper
+
+log = logging.getLogger(__name__)
+
+EXPORTING_MODULE = "worker.exports.run"
+_TICK_SECONDS = 0.5
+_MERGED = "merged"
+# An empty list of devices: the GPU is training's. Threads beside it give way (see run.py).
+_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    adapter: tables.Adapter
+    dataset: tables.Dataset | None
+
+
+class ExportRunner:
+    """Makes exports, one at a time, until it is told to stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        store: ArtifactStore,
+        *,
+        stop: threading.Event,
+        exporting_module: str = EXPORTING_MODULE,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._stop = stop
+        self._module = exporting_module
+        self._root = settings.data_dir / "exports"
+
+    def claim(self) -> ExportLease | None:
+        """The next export to run, or None."""
+        settings = self._settings
+        with self._database.transaction() as session:
+            return export_queue.claim(
+                session, lease_seconds=settings.lease_seconds, max_attempts=settings.max_lost_attempts
+            )
+
+    def run(self, lease: ExportLease) -> None:
+        """Run one export to its end and record how it ended. Only a lost lease leaves no record."""
+        log.info("%s: adapter %s as %s", _name(lease), lease.adapter_id, lease.spec.format)
+        seconds = self._settings.lease_seconds
+        renew = partial(export_queue.heartbeat, lease=lease, lease_seconds=seconds)
+        with LeaseKeeper(self._database, _name(lease), seconds, renew) as keeper:
+            try:
+                self.remove_leftovers()
+                self._folder(lease).mkdir(parents=True)
+                self._export(lease, self._make_request(lease), keeper)
+            except LeaseLost:
+                log.warning("%s: cancelled, deleted, or another worker's now; files dropped", _name(lease))
+            except Exception as error:  # the boundary: whatever it was, it must not stay `running`
+                log.exception("%s: the worker failed", _name(lease))
+                self._fail(lease, keeper, _failure(error))
+            finally:
+                shutil.rmtree(self._folder(lease), ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove what workers left that died, and merged models that no attempt will need."""
+        with self._database.snapshot() as session:
+            tokens = export_queue.find_tokens(session)
+            resumable = export_queue.find_resumable(session)
+            artifacts = export_queue.find_artifacts(session)
+        for folder in self._root.glob("*"):
+            if folder.name not in resumable:
+                shutil.rmtree(folder, ignore_errors=True)
+            for part in folder.glob("*"):
+                if part.is_dir() and part.name != _MERGED and part.name not in tokens:
+                    shutil.rmtree(part, ignore_errors=True)
+        for key in {"exports/" + "/".join(path.split("/")[:2]) for path in self._store.list_files("exports")}:
+            if key not in artifacts and key.rsplit("/", 1)[-1] not in tokens:
+                self._store.delete(key)
+
+    def _folder(self, lease: ExportLease) -> Path:
+        return self._root / lease.export_id / lease.token
+
+    def _make_request(self, lease: ExportLease) -> ExportRequest:
+        """What the child is told. Raises ExportFailure where the adapter is gone."""
+        with self._database.snapshot() as session:
+            inputs = _find_inputs(session, lease)
+        try:
+            cache = self._settings.data_dir / "cache"
+            folder = self._store.fetch(inputs.adapter.artifact, cache)
+            dataset = self._store.fetch(inputs.dataset.artifact, cache) if inputs.dataset else None
+        except FileNotFoundError as error:
+            raise ExportFailure(f"The artifact store has lost {error}.") from error
+        return ExportRequest(
+            spec=lease.spec,
+            adapter_id=lease.adapter_id,
+            adapter_name=inputs.adapter.name,
+            adapter_folder=folder,
+            base_model=inputs.adapter.base_model,
+            quantization=QuantizationSpec.model_validate(inputs.adapter.quantization),
+            models_folder=self._settings.models_folder,
+            dataset=dataset,
+            folder=self._folder(lease),
+            merged=self._root / lease.export_id / _MERGED,
+        )
+
+    def _export(self, lease: ExportLease, request: ExportRequest, keeper: LeaseKeeper) -> None:
+        log_path = self._settings.data_dir / "logs" / "exports.log"
+        child = ChildProcess(self._module, request, log_path, environment=_ENVIRONMENT)
+        try:
+            ended = self._follow(lease, child, keeper)
+            child.wait(self._settings.cancel_grace_seconds)
+        finally:
+            child.kill()
+            child.close()
+        if isinstance(ended, Exported):
+            self._deliver(lease, ended, keeper)
+        elif isinstance(ended, ExportFailed):
+            failure = Failure(ended.code, ended.message, ended.hint)
+            self._fail(lease, keeper, failure, ended.agreement)
+        elif self._stop.is_set():
+            keeper.write(lambda session: export_queue.hand_back(session, lease))
+        else:
+            self._lose(lease, child, keeper)
+
+    def _follow(
+        self, lease: ExportLease, child: ChildProcess, keeper: LeaseKeeper
+    ) -> Exported | ExportFailed | None:
+        """The child's last report; None where it died without one, or the worker was told to stop."""
+        while not self._stop.is_set():
+            try:
+                line = child.reports.get(timeout=_TICK_SECONDS)
+            except stdlib_queue.Empty:
+                self._check(lease, keeper)
+                continue
+            if line is None:
+                return None
+            report = export_report_adapter.validate_json(line)
+            if not isinstance(report, Exporting):
+                return report
+            self._check(lease, keeper, report)
+        return None
+
+    def _check(self, lease: ExportLease, keeper: LeaseKeeper, report: Exporting | None = None) -> None:
+        """Write down how far the child is, where it said so. Raises LeaseLost."""
+        if keeper.is_lost:
+            raise LeaseLost
+        try:
+            if report:
+                with self._database.transaction() as session:
+                    export_queue.record(session, lease, phase=report.phase, progress=report.progress)
+            else:
+                with self._database.snapshot() as session:
+                    export_queue.check(session, lease)
+        except DBAPIError as error:
+            log.warning("%s: the database does not answer: %s", _name(lease), error.orig)
+
+    def _deliver(self, lease: ExportLease, exported: Exported, keeper: LeaseKeeper) -> None:
+        """Put the files into the store, then name them in a transaction."""
+        result = ExportResult(
+            files=exported.files,
+            agreement=exported.agreement,
+            notes=exported.notes,
+            url=exported.url,
+        )
+        try:
+            for done, file in enumerate(exported.files):
+                storing = Exporting(phase=ExportPhase.STORING, progress=done / len(exported.files))
+                self._check(lease, keeper, storing)
+                self._store.put_file(f"{lease.artifact}/{file.name}", exported.folder / file.name)
+            keeper.write(lambda session: export_queue.finish(session, lease, result))
+        except BaseException:
+            self._store.delete(lease.artifact)
+            raise
+        shutil.rmtree(self._root / lease.export_id, ignore_errors=True)
+        log.info("%s: ready", _name(lease))
+
+    def _lose(self, lease: ExportLease, child: ChildProcess, keeper: LeaseKeeper) -> None:
+        """The child died without a word."""
+        last = (child.log_tail().strip().splitlines() or ["it printed nothing"])[-1]
+        message = f"The exporting process ended with status {child.exit_status} before it was done: {last}"
+        failure = Failure("process_died", message, "POST /exports/{id}/retry tries again.")
+        log.warning("%s: %s", _name(lease), message)
+        most = self._settings.max_lost_attempts
+        keeper.write(lambda session: export_queue.give_up_attempt(session, lease, failure, max_attempts=most))
+
+    def _fail(
+        self,
+        lease: ExportLease,
+        keeper: LeaseKeeper,
+        failure: Failure,
+        agreement: Agreement | None = None,
+    ) -> None:
+        log.warning("%s: failed, %s: %s", _name(lease), failure.code, failure.message)
+        keeper.write(lambda session: export_queue.fail(session, lease, failure, agreement=agreement))
+
+
+def _find_inputs(session: Session, lease: ExportLease) -> _Inputs:
+    """The adapter, and the rows that it was trained on where they are still here. Raises ExportFailure."""
+    try:
+        adapter = adapters.get(session, exports.get(session, lease.export_id).adapter_id)
+    except NotFound as error:
+        raise ExportFailure("The adapter was deleted before the export began.") from error
+    job = session.get(tables.Job, adapter.job_id) if adapter.job_id else None
+    if job is None:
+        return _Inputs(adapter, None)
+    try:
+        return _Inputs(adapter, dataset_records.get_ready(session, job.dataset_id))
+    except TunesmithError:
+        return _Inputs(adapter, None)
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = NoRoomForExport(hint="Free some space, then retry: a complete merge is kept.")
+        return Failure(full.code, full.message, full.hint)
+    if isinstance(error, TunesmithError):
+        return Failure(error.code, error.message, error.hint)
+    return Failure("export_failed", f"The worker failed: {error}", "See the worker's log.")
+
+
+def _name(lease: ExportLease) -> str:
+    return f"Export {lease.export_id}"

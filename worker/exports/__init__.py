@@ -1,0 +1,3 @@
+"""Adapters on their way out: merged, converted, compared with the live adapter. Knows neither training nor
+serving.
+"""

@@ -1,0 +1,73 @@
+"""How well two models agree, and how well they must. Pure.
+
+L: positions. V: the vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from app.core.export_results import Threshold
+from app.core.export_specs import BaseWeights, ExportSpec, GgufSpec, GgufType
+
+_SIXTEEN_BITS = Threshold(max_mean_kl=0.02, min_greedy_match=0.9, must_keep_adapter=True)
+_BY_TYPE = {
+    GgufType.Q8_0: Threshold(max_mean_kl=0.05, min_greedy_match=0.85, must_keep_adapter=True),
+    GgufType.Q5_1: Threshold(max_mean_kl=0.25, min_greedy_match=0.7, must_keep_adapter=False),
+    GgufType.Q5_0: Threshold(max_mean_kl=0.25, min_greedy_match=0.7, must_keep_adapter=False),
+    GgufType.Q4_1: Threshold(max_mean_kl=0.6, min_greedy_match=0.55, must_keep_adapter=False),
+    GgufType.Q4_0: Threshold(max_mean_kl=0.6, min_greedy_match=0.55, must_keep_adapter=False),
+}
+# 4-bit rounding of the base, which the adapter learned to live with, is taken away again: as far off as 4-bit
+# weights are from 16-bit ones.
+_ORIGINAL_BASE = Threshold(max_mean_kl=0.6, min_greedy_match=0.55, must_keep_adapter=False)
+
+
+def find_threshold(spec: ExportSpec, *, trained_in_4bit: bool) -> Threshold:
+    """What an export of this format must reach, the looser one where two reasons apply."""
+    found = _BY_TYPE.get(spec.type, _SIXTEEN_BITS) if isinstance(spec, GgufSpec) else _SIXTEEN_BITS
+    is_original = getattr(spec, "base", None) is BaseWeights.ORIGINAL
+    if is_original and getattr(spec, "content", "merged") == "adapter":
+        is_original = False
+    return _ORIGINAL_BASE if is_original and trained_in_4bit else found
+
+
+class Tally:
+    """Sums over the positions of many prompts."""
+
+    def __init__(self) -> None:
+        self.positions = 0
+        self.max_difference = 0.0
+        self._difference = 0.0
+        self._kl = 0.0
+        self._matches = 0
+
+    def add(self, live_LV: torch.Tensor, found_LV: torch.Tensor) -> None:
+        """Compare the logits of one prompt's positions."""
+        difference_LV = (live_LV - found_LV).abs()
+        live, found = live_LV.log_softmax(-1), found_LV.log_softmax(-1)
+        self.positions += len(live_LV)
+        self.max_difference = max(self.max_difference, difference_LV.max().item())
+        self._difference += difference_LV.mean(-1).sum().item()
+        self._kl += (live.exp() * (live - found)).sum(-1).clamp(min=0).sum().item()
+        self._matches += int((live_LV.argmax(-1) == found_LV.argmax(-1)).sum())
+
+    @property
+    def mean_difference(self) -> float:
+        """Of all logits."""
+        return self._difference / self.positions
+
+    @property
+    def mean_kl(self) -> float:
+        """Of all positions, in nats."""
+        return self._kl / self.positions
+
+    @property
+    def greedy_match(self) -> float:
+        """Share of positions."""
+        return self._matches / self.positions
+
+
+def share_equal(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
+    """How many of the answers are the same."""
+    return sum(list(one) == list(other) for one, other in zip(first, second, strict=True)) / len(first)

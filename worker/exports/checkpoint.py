@@ -1,0 +1,171 @@
+"""A model's safetensors on the disk: read tensor by tensor, written shard by shard.
+
+Never more than one tensor is in memory, whatever the model's size. The format is that of
+https://github.com/huggingface/safetensors: a length, a JSON header, and the bytes in its order.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from app.core.errors import ModelUnreadable
+
+_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that is to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+class Checkpoint:
+    """The tensors in a folder, by name. Raises ModelUnreadable where the files are not what they should
+    be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        try:
+            for path in _find_files(folder):
+                self._read_header(path)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ModelUnreadable(f"The weights in {folder.name!r} can't be read: {error}") from error
+        if not self._files:
+            raise ModelUnreadable(f"There are no safetensors in {folder.name!r}.")
+
+    @property
+    def tensors(self) -> list[TensorSpec]:
+        """All of them, in the order of the files."""
+        return [TensorSpec(name, shape) for name, shape in self._shapes.items()]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers all tensors hold."""
+        return sum(tensor.elements for tensor in self.tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor."""
+        return self._shapes[name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor. The file is mapped for it alone: pages that were read before do not stay in memory."""
+        with safe_open(self._files[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    def _read_header(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                view = file.get_slice(name)
+                if view.get_dtype() not in _DTYPES:
+                    raise ValueError(f"{name} is of type {view.get_dtype()}, not a floating-point number")
+                self._files[name] = path
+                self._shapes[name] = tuple(view.get_shape())
+
+
+def _find_files(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if index.is_file():
+        names = json.loads(index.read_text())["weight_map"].values()
+        return [folder / name for name in dict.fromkeys(names)]
+    single = folder / SINGLE_FILE
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def split_into_shards(
+    tensors: Sequence[TensorSpec], bytes_per_element: int, max_shard_bytes: int
+) -> list[list[TensorSpec]]:
+    """The tensors in their order, a new shard where the next one would be too large."""
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        size = tensor.elements * bytes_per_element
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += size
+    return shards
+
+
+def shard_names(count: int, stem: str, suffix: str) -> list[str]:
+    """File names as transformers looks for them."""
+    if count == 1:
+        return [f"{stem}{suffix}"]
+    return [f"{stem}-{number:05}-of-{count:05}{suffix}" for number in range(1, count + 1)]
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: Sequence[TensorSpec],
+    read: Callable[[str], torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    announce: Callable[[int], None] = lambda elements: None,
+) -> None:
+    """Write the tensors that `read` gives, one after the other, and the index of the shards.
+
+    `announce` gets the numbers written so far.
+    """
+    shards = split_into_shards(tensors, dtype.itemsize, max_shard_bytes)
+    names = shard_names(len(shards), "model", ".safetensors")
+    written = 0
+    for name, shard in zip(names, shards, strict=True):
+        with (folder / name).open("wb") as file:
+            file.write(_header(shard, dtype))
+            for tensor in shard:
+                # numpy knows no bfloat16, but bytes it knows.
+                numbers = read(tensor.name).to(dtype).contiguous().view(-1)
+                file.write(numbers.view(torch.uint8).numpy().data)
+                written += tensor.elements
+                announce(written)
+    if len(shards) > 1:
+        total = written * dtype.itemsize
+        write_index(folder / INDEX_FILE, dict(zip(names, shards, strict=True)), total)
+
+
+def write_index(path: Path, shards: Mapping[str, Sequence[TensorSpec]], total_bytes: int) -> None:
+    """Which tensor stands in which file."""
+    weight_map = {tensor.name: name for name, shard in shards.items() for tensor in shard}
+    content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _header(shard: Sequence[TensorSpec], dtype: torch.dtype) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in shard:
+        end = offset + tensor.elements * dtype.itemsize
+        entries[tensor.name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    # The weights begin at a multiple of eight.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

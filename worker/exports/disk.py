@@ -1,0 +1,45 @@
+"""How much disk an export takes, checked before it starts."""
+
+import shutil
+from pathlib import Path
+
+import gguf
+from gguf import GGMLQuantizationType
+
+from app.core.errors import NoRoomForExport
+from app.core.export_specs import AdapterArchive, ExportSpec, GgufLoraSpec, GgufSpec, HubSpec, PytorchBinSpec
+
+# Headers, tokenizer, and what other programs write meanwhile.
+_SPARE_BYTES = 64 << 20
+
+
+def count_bytes(spec: ExportSpec, *, elements: int, adapter_bytes: int, has_merged: bool) -> int:
+    """The most that an export has on the disk at one time: what it makes, and its copy in the artifact
+    store.
+    """
+    merged = 0 if has_merged else elements * 2
+    match spec:
+        case AdapterArchive() | HubSpec(content="adapter"):
+            return 4 * adapter_bytes + _SPARE_BYTES
+        case GgufLoraSpec():
+            # To prove it, a GGUF file of the base model is made.
+            return elements * 2 + 4 * adapter_bytes + _SPARE_BYTES
+        case GgufSpec():
+            block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[spec.type.name]]
+            return merged + 2 * elements * size // block + _SPARE_BYTES
+        case PytorchBinSpec():
+            return merged + 2 * elements * 2 + _SPARE_BYTES
+        case HubSpec():
+            return merged + _SPARE_BYTES
+        case _:
+            return merged + elements * 2 + _SPARE_BYTES
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise NoRoomForExport where the disk has less."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NoRoomForExport(
+            f"The export takes {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free.",
+            hint="Free some space (DELETE /exports/{id} removes old exports), then retry.",
+        )

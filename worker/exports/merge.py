@@ -1,0 +1,186 @@
+"""The adapter merged into its base model, tensor by tensor, on the CPU, without loading the model.
+
+Memory is that of the adapter and of a few copies of the largest tensor, whatever the model's size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+from app.core.errors import BaseModelChanged, ExportUnsupported, ModelUnreadable
+from worker.base_model import linears_to_quantize, round_weight
+from worker.exports.adapter_weights import AdapterWeights
+from worker.exports.checkpoint import Checkpoint, TensorSpec, write_checkpoint
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """What the base model's own code says of it; no weights."""
+
+    config: PreTrainedConfig
+    model: PreTrainedModel  # on the device `meta`
+
+    @property
+    def output_weight(self) -> str | None:
+        """The name of the output layer's weight."""
+        output = self.model.get_output_embeddings()
+        return self._name_of(output) if output is not None else None
+
+    @property
+    def input_weight(self) -> str:
+        """The name of the embedding's weight."""
+        return self._name_of(self.model.get_input_embeddings())
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether both are one and the same."""
+        return bool(self.config.get_text_config().tie_word_embeddings)
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """All modules by their names."""
+        return dict(self.model.named_modules())
+
+    def _name_of(self, wanted: nn.Module) -> str:
+        return next(f"{name}.weight" for name, module in self.modules.items() if module is wanted)
+
+
+def read_shape(folder: Path) -> BaseShape:
+    """Raises ModelUnreadable, and ExportUnsupported for a base model whose own weights are quantized."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
+    if getattr(config, "quantization_config", None):
+        raise ExportUnsupported(
+            f"The base model {folder.name!r} holds quantized weights, into which nothing can be merged.",
+            hint="Train on the 16-bit model it was made from; or export the adapter alone.",
+        )
+    return BaseShape(config, model)
+
+
+@dataclass(frozen=True)
+class Merger:
+    """Gives every tensor of the merged model. Without `rounding`, base weights stay as they are."""
+
+    checkpoint: Checkpoint
+    shape: BaseShape
+    adapter: AdapterWeights
+    rounding: BitsAndBytesConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Raises BaseModelChanged where the adapter does not fit the base model."""
+        for module, change in self.adapter.changes.items():
+            name = f"{module}.weight"
+            if name in (self.shape.output_weight, self.shape.input_weight):
+                raise ExportUnsupported(
+                    "An adapter on the embeddings or on the output layer (lm_head) can't be merged.",
+                    hint="lora.target_modules names layers to train instead. modules_to_save can be merged.",
+                )
+            rows, columns = change.B_OR.shape[0], change.A_RI.shape[1]
+            found = self._find_shape(name, module)
+            if found != (rows, columns):
+                self._refuse(f"{module} is {_by(found)} there, and {_by((rows, columns))} in the adapter")
+        for name, tensor in self.adapter.replaced.items():
+            if name not in self.checkpoint and name != self.shape.output_weight:
+                self._refuse(f"there is no {name}")
+            if name in self.checkpoint and self.checkpoint.shape(name) != tuple(tensor.shape):
+                self._refuse(f"{name} has another shape")
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether input and output embeddings are still one; training one of the two whole parts them."""
+        trained = {self.shape.input_weight, self.shape.output_weight} & set(self.adapter.replaced)
+        return self.shape.is_tied and not trained
+
+    @property
+    def tensors(self) -> list[TensorSpec]:
+        """What the merged model consists of."""
+        output, found = self.shape.output_weight, self.checkpoint.tensors
+        if output is None or not self.shape.is_tied:
+            return found
+        # A checkpoint may hold the tied output layer a second time.
+        found = [tensor for tensor in found if tensor.name != output]
+        if self.is_tied:
+            return found
+        return [*found, TensorSpec(output, self.checkpoint.shape(self.shape.input_weight))]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor of the merged model. Raises ExportUnsupported where it is not finite."""
+        if name in self.adapter.replaced:
+            return self.adapter.replaced[name]
+        module = name.removesuffix(".weight")
+        source = name
+        if name == self.shape.output_weight and self.shape.is_tied:
+            source = self.shape.input_weight
+        weight = self.checkpoint.read(source)
+        change = self.adapter.changes.get(module) if name.endswith(".weight") else None
+        is_rounded = self.rounding is not None and module in self._rounded
+        if change is None and not is_rounded:
+            return weight
+        is_transposed = isinstance(self.shape.modules.get(module), Conv1D)
+        weight = weight.T if is_transposed else weight
+        if is_rounded:
+            assert self.rounding is not None
+            weight = round_weight(weight.float().contiguous(), self.rounding)
+        if change:
+            weight = change.apply(weight)
+        return weight.T if is_transposed else weight
+
+    @cached_property
+    def _rounded(self) -> frozenset[str]:
+        return frozenset(linears_to_quantize(self.shape.model))
+
+    def _find_shape(self, name: str, module: str) -> tuple[int, ...]:
+        if name not in self.checkpoint:
+            self._refuse(f"there is no {module}")
+        found = self.checkpoint.shape(name)
+        return found[::-1] if isinstance(self.shape.modules.get(module), Conv1D) else found
+
+    def _refuse(self, reason: str) -> None:
+        raise BaseModelChanged(
+            f"The adapter does not fit the base model in {self.checkpoint.folder.name!r}: {reason}.",
+            hint="Put the base model that it was trained on back into the models folder.",
+        )
+
+
+def merge(
+    merger: Merger,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    announce: Callable[[int], None] = lambda elements: None,
+) -> None:
+    """Write the merged model's weights into the folder. Raises ExportUnsupported."""
+
+    def read(name: str) -> torch.Tensor:
+        tensor = merger.read(name).to(dtype)
+        if not tensor.isfinite().all():
+            raise ExportUnsupported(
+                f"{name} does not fit into {str(dtype).removeprefix('torch.')}: it becomes infinite.",
+                hint='Ask for dtype "bfloat16".',
+            )
+        return tensor
+
+    write_checkpoint(
+        folder, merger.tensors, read, dtype=dtype, max_shard_bytes=max_shard_bytes, announce=announce
+    )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " by ".join(str(size) for size in shape)

@@ -1,0 +1,76 @@
+"""What stands beside a merged model's weights: config, generation config, tokenizer, chat template,
+license.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from app.core.errors import TokenizerUnfit
+from worker import base_model
+from worker.exports.merge import BaseShape
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"),
+)
+_BASE_FILES = ("generation_config.json", "LICENSE*")
+
+
+def output_dtype(wanted: str, config: Any) -> torch.dtype:
+    """`auto`: the base model's own type where it has 16 bits, else bfloat16."""
+    if wanted != "auto":
+        chosen: torch.dtype = getattr(torch, wanted)
+        return chosen
+    own = config.get_text_config().dtype or config.dtype
+    return torch.float16 if own in (torch.float16, "float16") else torch.bfloat16
+
+
+def load_tokenizer(adapter: Path, base: Path, shape: BaseShape) -> PreTrainedTokenizerBase:
+    """The tokenizer that the adapter was trained with. Raises TokenizerUnfit where the model lacks a
+    token's row.
+    """
+    tokenizer = base_model.load_tokenizer(find_tokenizer(adapter, base))
+    rows = shape.config.get_text_config().vocab_size
+    unknown = [token for token, number in tokenizer.get_vocab().items() if number >= rows]
+    if unknown:
+        shown = ", ".join(repr(token) for token in sorted(unknown)[:5])
+        raise TokenizerUnfit(
+            f"The tokenizer has {len(unknown)} tokens that the model has no row for: {shown}.",
+            hint="Tokens were added to the tokenizer and not to the model's embeddings. Remove them, or "
+            "train on a base model that has rows for them.",
+        )
+    return tokenizer
+
+
+def find_tokenizer(adapter: Path, base: Path) -> Path:
+    """The folder whose tokenizer counts: the adapter's, which has the chat template of the training."""
+    return adapter if (adapter / "tokenizer_config.json").is_file() else base
+
+
+def write_surroundings(folder: Path, *, base: Path, adapter: Path, dtype: torch.dtype, is_tied: bool) -> None:
+    """Everything but weights and model card."""
+    config: dict[str, Any] = json.loads((base / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    if not is_tied:
+        config["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for pattern in _BASE_FILES:
+        for path in base.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    for name in _TOKENIZER_FILES:
+        source = find_tokenizer(adapter, base) / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+
+
+def copy_surroundings(source: Path, target: Path) -> None:
+    """What `write_surroundings` wrote, for the same weights in another format."""
+    for path in source.iterdir():
+        if path.suffix not in (".safetensors", ".bin") and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, target / path.name)

@@ -1,0 +1,48 @@
+"""The prompts on which an export and the live adapter are compared: rows of the training, and a few fixed
+ones.
+"""
+
+from itertools import islice
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from app.core import datasets
+from app.core.datasets import Message
+from app.core.errors import InvalidRequest
+from worker.chat_templates import encode_plain, encode_rendered, render
+from worker.prompt_check import render_prompt
+
+_ROWS = 4
+_FIXED = (
+    "What can you help me with?",
+    "List three numbers and say why you chose them.",
+    "Write one sentence about the sea.",
+    "def add(a, b):",
+)
+
+
+def collect_prompts(tokenizer: PreTrainedTokenizerBase, dataset: Path | None) -> list[list[int]]:
+    """Token ids of each prompt, as serving renders it."""
+    fixed = [_render_fixed(tokenizer, text) for text in _FIXED]
+    found = [*(_read_rows(tokenizer, dataset) if dataset else []), *fixed]
+    return [prompt for prompt in found if prompt]
+
+
+def _read_rows(tokenizer: PreTrainedTokenizerBase, dataset: Path) -> list[list[int]]:
+    prompts = []
+    with dataset.open("rb") as lines:
+        for _line, row in islice(datasets.read_rows(lines), _ROWS):
+            try:
+                prompts.append(render_prompt(row, tokenizer))
+            except InvalidRequest:
+                continue  # a row that the template refuses was not trained on either
+    return prompts
+
+
+def _render_fixed(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    try:
+        rendered = render(tokenizer, [Message("user", text)], add_generation_prompt=True)
+    except InvalidRequest:
+        return encode_plain(tokenizer, text)
+    return encode_rendered(tokenizer, rendered)

@@ -1,0 +1,33 @@
+"""A merged model as `pytorch_model*.bin`. Pickles are written here and loaded back with `weights_only`
+alone.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from worker.exports.checkpoint import Checkpoint, shard_names, split_into_shards, write_index
+
+INDEX_FILE = "pytorch_model.bin.index.json"
+
+
+def write_bin(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    announce: Callable[[int], None] = lambda elements: None,
+) -> None:
+    """Write the checkpoint's tensors; one shard is in memory at a time."""
+    shards = split_into_shards(checkpoint.tensors, dtype.itemsize, max_shard_bytes)
+    names = shard_names(len(shards), "pytorch_model", ".bin")
+    written = 0
+    for name, shard in zip(names, shards, strict=True):
+        # A copy: torch.save would write the whole file that a mapped tensor is a part of.
+        torch.save({tensor.name: checkpoint.read(tensor.name).clone() for tensor in shard}, folder / name)
+        written += sum(tensor.elements for tensor in shard)
+        announce(written)
+    if len(shards) > 1:
+        write_index(folder / INDEX_FILE, dict(zip(names, shards, strict=True)), written * dtype.itemsize)

@@ -1,0 +1,65 @@
+"""What the worker and an exporting child say to each other, as JSON lines over two pipes. Knows no torch."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from app.core.export_results import Agreement, ExportedFile
+from app.core.export_specs import ExportSpec
+from app.core.specs import QuantizationSpec
+from app.core.states import ExportPhase
+from worker.reports import Message
+
+
+class ExportRequest(Message):
+    """Everything an exporting child needs to know."""
+
+    spec: ExportSpec
+    adapter_id: str
+    adapter_name: str
+    adapter_folder: Path
+    base_model: str
+    quantization: QuantizationSpec
+    models_folder: Path
+    dataset: Path | None = Field(None, description="Rows that the adapter was trained on, for prompts.")
+    folder: Path = Field(description="The attempt's own folder, empty now; removed after it.")
+    merged: Path = Field(description="Where a complete merged model is kept between attempts.")
+
+    @property
+    def merge_record(self) -> Path:
+        """Says what the merged model was made of."""
+        return self.merged.with_suffix(".json")
+
+
+class Exporting(Message):
+    """How far the export is."""
+
+    type: Literal["exporting"] = "exporting"
+    phase: ExportPhase
+    progress: float = Field(0.0, description="Of this phase, from 0 to 1.")
+
+
+class Exported(Message):
+    """The files are complete and proved. The child's last report."""
+
+    type: Literal["exported"] = "exported"
+    folder: Path = Field(description="Where they are.")
+    files: list[ExportedFile]
+    agreement: Agreement
+    notes: list[str]
+    url: str | None = Field(None, description="Where they were pushed to.")
+
+
+class ExportFailed(Message):
+    """There will be no files. The child's last report."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+    hint: str | None = None
+    agreement: Agreement | None = None
+
+
+ExportReport = Annotated[Exporting | Exported | ExportFailed, Field(discriminator="type")]
+export_report_adapter: TypeAdapter[ExportReport] = TypeAdapter(ExportReport)

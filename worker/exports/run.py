@@ -1,0 +1,217 @@
+"""The exporting child: `python -m worker.exports.run <report_fd>`. An adapter in, proved files out.
+
+It runs on the CPU alone and gives way to all else. It has no database and no artifact store: what
+it makes goes to the worker, which owns the lease.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from app.core.errors import ExportFailure, ModelMissing, NoRoomForExport, OutOfMemory, TunesmithError
+from app.core.export_results import Agreement, ExportedFile
+from app.core.export_specs import BaseWeights, GgufLoraSpec, GgufSpec, HubSpec, PytorchBinSpec
+from app.core.models import find_folder
+from app.core.states import ExportPhase
+from worker import base_model
+from worker.child import ParentLink
+from worker.exports import card, disk, hub, making, proof
+from worker.exports.agreement import find_threshold
+from worker.exports.making import Made, Materials
+from worker.exports.prompts import collect_prompts
+from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest
+from worker.redaction import redact
+
+log = logging.getLogger(__name__)
+
+_NICENESS = 10
+_CHUNK_BYTES = 1 << 20
+_MAX_MESSAGE = 2000
+
+Send = Callable[[BaseModel], None]
+
+
+def main(report_fd: int) -> None:
+    """Export, and report how it ended."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.nice(_NICENESS)
+    link = ParentLink(report_fd)
+    request = link.read_request(ExportRequest)
+    # Nothing of use is lost: a complete merge has its name already, and the worker removes the rest.
+    link.watch(on_stop=lambda: os._exit(0))
+    link.send(run(request, link.send))
+    # The thread that reads standard input holds its lock; the interpreter's own way out would abort over it.
+    os._exit(0)
+
+
+def run(request: ExportRequest, send: Send) -> Exported | ExportFailed:
+    """One export; the answer is the report that ends it."""
+    found: list[Agreement] = []
+    try:
+        return _export(request, _Announcer(send), found)
+    except Exception as error:  # the boundary of the export: whatever it was, the export must say it
+        log.exception("The export failed")
+        known = _explain(error)
+        return ExportFailed(
+            code=known.code,
+            message=redact(known.message)[:_MAX_MESSAGE],
+            hint=known.hint,
+            agreement=found[0] if found else None,
+        )
+
+
+class _Announcer:
+    """Says how far the export is, at each hundredth."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._last: tuple[ExportPhase, int] | None = None
+
+    def __call__(self, phase: ExportPhase, progress: float) -> None:
+        now = (phase, int(100 * progress))
+        if now != self._last:
+            self._last = now
+            self._send(Exporting(phase=phase, progress=round(progress, 2)))
+
+
+def _export(request: ExportRequest, announce: _Announcer, found: list[Agreement]) -> Exported:
+    spec = request.spec
+    announce(ExportPhase.PREPARING, 0.0)
+    if isinstance(spec, HubSpec):
+        hub.check(spec.repository, update=spec.update)
+    base = _locate(request)
+    materials = Materials.gather(request, base, announce)
+    adapter_bytes = sum(path.stat().st_size for path in request.adapter_folder.iterdir())
+    elements = materials.checkpoint.elements
+    disk.check_room(
+        request.folder,
+        disk.count_bytes(
+            spec, elements=elements, adapter_bytes=adapter_bytes, has_merged=materials.has_merged
+        ),
+    )
+    made = making.make(materials)
+    agreement = _prove(materials, made)
+    found.append(agreement)
+    proof.check(agreement)
+    notes = _notes(materials, agreement)
+    _write_card(materials, made, agreement, notes)
+    url = None
+    if isinstance(spec, HubSpec):
+        announce(ExportPhase.PUSHING, 0.0)
+        url = hub.push(
+            made.folder,
+            spec.repository,
+            private=spec.private,
+            update=spec.update,
+            message=f"{request.adapter_name}, exported by Tunesmith",
+        )
+    return Exported(
+        folder=made.folder,
+        files=[] if url else _describe_files(made.folder),
+        agreement=agreement,
+        notes=notes,
+        url=url,
+    )
+
+
+def _locate(request: ExportRequest) -> Path:
+    """The base model's folder. Raises ModelMissing, ModelGated, HubUnreachable."""
+    name = request.base_model
+    if "/" not in name and find_folder(name, request.models_folder) is None:
+        raise ModelMissing(
+            f"The base model {name!r} of this adapter is gone.",
+            hint="Put it back into the models folder, then retry.",
+        )
+    return base_model.locate(name, request.models_folder)
+
+
+def _prove(materials: Materials, made: Made) -> Agreement:
+    request, elements = materials.request, materials.checkpoint.elements
+    materials.announce(ExportPhase.PROVING, 0.0)
+    prompts = collect_prompts(materials.tokenizer, request.dataset)
+    live = proof.observe(
+        materials.base, request.adapter_folder, request.quantization, prompts, elements=elements
+    )
+    materials.announce(ExportPhase.PROVING, 0.5)
+    threshold = find_threshold(request.spec, trained_in_4bit=request.quantization.load_in_4bit)
+    return proof.compare(live, made.load, threshold, loaded_with=made.loaded_with)
+
+
+def _base_weights(materials: Materials) -> BaseWeights | None:
+    """None: it was not trained in 4 bits, or is not merged."""
+    base: BaseWeights | None = getattr(materials.request.spec, "base", None)
+    return base if materials.request.quantization.load_in_4bit and materials.weights is not None else None
+
+
+def _notes(materials: Materials, agreement: Agreement) -> list[str]:
+    """What a person should know of the files."""
+    notes = []
+    base = _base_weights(materials)
+    if base is not None:
+        notes.append(card.EXPLAINED[base])
+    if agreement.mean_kl > agreement.adapter_kl / 2:
+        notes.append(
+            f"The files are {agreement.mean_kl:.2g} nats away from the live adapter; the base model "
+            f"without it is "
+            f"{agreement.adapter_kl:.2g} away: what the adapter learned may drown in the rounding."
+        )
+    spec, config = materials.request.spec, materials.shape.config
+    if isinstance(spec, GgufSpec | GgufLoraSpec) and config.model_type == "mistral" and config.sliding_window:
+        notes.append(
+            f"llama.cpp gives this model no sliding window: beyond {config.sliding_window} tokens it differs."
+        )
+    if isinstance(spec, PytorchBinSpec):
+        notes.append("These files are pickles: load them with weights_only=True.")
+    return notes
+
+
+def _write_card(materials: Materials, made: Made, agreement: Agreement, notes: list[str]) -> None:
+    """Only whole models get one; an adapter has its own."""
+    if materials.weights is None or isinstance(materials.request.spec, GgufLoraSpec):
+        return
+    base = _base_weights(materials)
+    (made.folder / card.CARD).write_text(
+        card.write_card(
+            name=materials.name,
+            base_model=materials.request.base_model,
+            base=base,
+            agreement=agreement,
+            notes=[note for note in notes if base is None or note != card.EXPLAINED[base]],
+            library="gguf" if isinstance(materials.request.spec, GgufSpec) else "transformers",
+        )
+    )
+
+
+def _describe_files(folder: Path) -> list[ExportedFile]:
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return [ExportedFile(name=p.name, size_bytes=p.stat().st_size, sha256=_hash(p)) for p in paths]
+
+
+def _hash(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def _explain(error: Exception) -> TunesmithError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoRoomForExport(hint="Free some space, then retry: a complete merge is kept.")
+    if getattr(error, "code", "") == NoRoomForExport.code:
+        return NoRoomForExport(hint="Free some space, then retry: a complete merge is kept.")
+    if isinstance(error, TunesmithError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("The machine has no memory left.", hint="Free some memory, then retry.")
+    return ExportFailure(f"{type(error).__name__}: {error}", hint="See the worker's log of exports.")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

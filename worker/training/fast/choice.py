@@ -1,0 +1,130 @@
+"""Which fast ways a job may take: a pure function of spec, device and what is known of the model's family.
+
+That they compute the same is not believed here but tried, when the job starts (check.py).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from app.core.settings import TrainingPath
+from app.core.specs import JobSpec
+from worker import choices
+from worker.base_model import compute_dtype
+from worker.device import Device
+
+AttentionKernel = Literal["flash", "row by row"]
+_WIDEST_HEAD = 256
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the model's configuration says."""
+
+    name: str
+    takes_attention: bool  # lets its attention be replaced
+    changes_attention: bool  # by soft caps, sinks, dropout or layers that are no attention
+    head_width: int
+    shapes_logits: bool  # by a soft cap or a scale
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fast ways of a job, and why the others are not taken, a clause each."""
+
+    linears: torch.dtype | None = None  # the type of the products
+    attention: AttentionKernel | None = None  # None: padded batches, the model's own attention
+    one_pass_loss: bool = False
+    left_out: tuple[str, ...] = ()
+
+
+def choose(spec: JobSpec, device: Device, family: Family, path: TrainingPath) -> Choice:
+    """Everything that may apply."""
+    if path is TrainingPath.PLAIN:
+        return Choice(left_out=("TUNESMITH_TRAINING_PATH is plain",))
+    if path is TrainingPath.AUTO and device.is_cuda:
+        return Choice(left_out=("not measured on a GPU yet; TUNESMITH_TRAINING_PATH=fast tries them",))
+    linears_reason = _why_not_linears(spec, device)
+    attention_reason = _why_not_joined(spec, device, family)
+    loss_reason = _why_not_one_pass(spec, device, family)
+    reasons = [
+        f"{name} ({reason})"
+        for name, reason in (
+            ("LoRA in one function", linears_reason),
+            ("batches without padding", attention_reason),
+            ("the loss in one pass", loss_reason),
+        )
+        if reason
+    ]
+    return Choice(
+        linears=None if linears_reason else products_dtype(spec, device),
+        attention=None if attention_reason else "flash" if device.is_cuda else "row by row",
+        one_pass_loss=not loss_reason,
+        left_out=tuple(reasons),
+    )
+
+
+def describe_family(model: PreTrainedModel) -> Family:
+    """Read off a loaded model."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or [])
+    odd = any(getattr(config, name, None) for name in ("attn_logit_softcapping", "attention_dropout"))
+    scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    heads = getattr(config, "num_attention_heads", None) or 1
+    return Family(
+        name=config.model_type,
+        takes_attention=bool(getattr(model, "_supports_attention_backend", False)),
+        changes_attention=odd or not kinds <= {"full_attention", "sliding_attention"},
+        head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        shapes_logits=any(getattr(config, name, None) is not None for name in scales),
+    )
+
+
+def products_dtype(spec: JobSpec, device: Device) -> torch.dtype | None:
+    """The type that base and adapters both compute in; None where they differ."""
+    fp16, bf16 = choices.mixed_precision(spec.training, device)
+    adapters = torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
+    return adapters if compute_dtype(choices.quantization(spec, device), device) is adapters else None
+
+
+def _why_not_linears(spec: JobSpec, device: Device) -> str | None:
+    if spec.lora.use_dora:
+        return "DoRA"
+    if spec.lora.bias != "none":
+        return f"lora.bias {spec.lora.bias}"
+    if products_dtype(spec, device) is None:
+        return "base and adapters compute in different types"
+    return None
+
+
+def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None:
+    if spec.training.neftune_noise_alpha:
+        return "NEFTune's noise depends on the length of a row"
+    if spec.training.per_device_train_batch_size == 1 and not spec.training.packing:
+        return "one row in a batch"
+    if not family.takes_attention:
+        return f"{family.name} does not let its attention be replaced"
+    if family.changes_attention:
+        return f"{family.name} has attention of its own kind"
+    if not device.is_cuda:
+        return None
+    if not device.supports_bf16:
+        return "PyTorch's varlen_attn needs a GPU from Ampere up"
+    if (
+        products_dtype(spec, device) not in (torch.float16, torch.bfloat16)
+        or family.head_width > _WIDEST_HEAD
+    ):
+        return f"PyTorch's varlen_attn computes in 16 bits, with heads up to {_WIDEST_HEAD}"
+    return None
+
+
+def _why_not_one_pass(spec: JobSpec, device: Device, family: Family) -> str | None:
+    if device.is_cuda:
+        return "on a GPU TRL has a kernel for it"
+    if spec.lora.modules_to_save:
+        return "the output layer may be trained"
+    if family.shapes_logits:
+        return f"{family.name} scales its logits"
+    return None
