@@ -41,7 +41,7 @@ def follow(
                 silent_seconds, wait_seconds = 0.0, _FIRST_WAIT_SECONDS
                 has_ended = event.type == "state" and event.data["state"] in ENDED
                 yield event
-            failure = CommandFailed("the API closed the stream")
+            failure = CommandFailed("The API closed the stream.")
             if has_ended or _is_over(client, job_id, after):
                 return
         except httpx.TransportError as error:

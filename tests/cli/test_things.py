@@ -43,6 +43,12 @@ def test_columns_of_ones_own_are_named(run: Run, tmp_path: Path) -> None:
     assert json_of(run("datasets", "add", str(path), *columns, "--json"))["format"] == "prompt_completion"
 
 
+def test_a_hub_dataset_is_named_and_need_not_be_waited_for(run: Run) -> None:
+    options = ["--split", "test", "--column", "prompt=question", "--skip-problems", "--no-wait"]
+    dataset = json_of(run("datasets", "add", "--hub", "owner/name", *options, "--json"))
+    assert (dataset["state"], dataset["hub"]["split"]) == ("fetching", "test")
+
+
 def test_bad_rows_are_listed_by_line(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n{"text": 3}\n')
