@@ -106,6 +106,10 @@ def test_files_that_are_spread_over_folders_are_refused(tmp_path: Path) -> None:
     assert "several folders" in refusal(tmp_path, zipped(dict([(f"a/{first[0]}", first[1]), second])))
 
 
-@pytest.mark.parametrize("raw", [b"", b"junk" * 1000, b"\x1f\x8bjunk", zipped(peft_files())[:-40]])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"junk" * 1000, b"\x1f\x8bjunk", zipped(peft_files())[:-40]],
+    ids=["empty", "junk", "no gzip", "half a zip"],
+)
 def test_what_is_no_archive_is_refused(tmp_path: Path, raw: bytes) -> None:
     assert refusal(tmp_path, raw)

@@ -97,6 +97,8 @@ PACKED = gzip.compress(jsonl([QUESTION] * 5000))
         (b"prompt,completion\n", "The file names columns but has no rows."),
         (b"question;answer\na;b\n", "The columns 'question', 'answer' fit no known format."),
     ],
+    # Packed files hold the time they were made at, and every process must find the same tests.
+    ids=lambda value: value if isinstance(value, str) else "file",
 )
 def test_what_is_no_dataset_is_refused_with_what_it_is(raw: bytes, said: str) -> None:
     assert refusal(raw).startswith(said)
