@@ -23,7 +23,7 @@ from app.core.artifacts import ArtifactStore
 from app.core.database import Database, migrate
 from app.core.row_copy import copy_rows, one_state
 from app.core.settings import Settings
-from app.core.states import JobState
+from app.core.states import AdapterState, JobState
 
 DATABASE, ARTIFACTS, JOBS, MANIFEST = "tunesmith.db", "artifacts", "jobs", "manifest.json"
 FORMAT = 1
@@ -111,6 +111,8 @@ def _named_artifacts(session: Session) -> Iterator[str]:
     originals = select(tables.Dataset.original).where(tables.Dataset.original.is_not(None))
     yield from (original for original in session.scalars(originals) if original)
     yield from session.scalars(select(tables.Adapter.artifact))
+    unproved = tables.AdapterImport.state == AdapterState.IMPORTING
+    yield from session.scalars(select(tables.AdapterImport.artifact).where(unproved))
 
 
 def _hold_artifact(store: ArtifactStore, artifact: str, staging: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.core import backup, dataset_records, fetches, queue, tables
+from app.core import adapter_imports, backup, dataset_records, fetches, queue, tables
 from app.core.artifacts import ArtifactStore
 from app.core.backup import write_backup
 from app.core.database import Database
@@ -18,6 +18,7 @@ from app.core.dataset_inspection import OnProblem
 from app.core.errors import BackupUnusable, NotEmpty
 from app.core.restore import restore_backup
 from app.core.settings import Settings
+from app.core.specs import QuantizationSpec
 from tests.factories import make_adapter, make_dataset, make_job
 
 
@@ -178,6 +179,33 @@ def test_a_dataset_that_is_being_fetched_is_fetched_again_where_it_is_restored(
     there.close()
     assert lease
     assert (lease.dataset_id, lease.source) == (dataset_id, source)
+
+
+def test_an_adapter_that_is_being_imported_comes_with_its_files(
+    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
+) -> None:
+    adapter_id, artifact = adapter_imports.name_artifact()
+    (tmp_path / "weights").write_bytes(b"weights")
+    store.put_file(f"{artifact}/adapter_model.safetensors", tmp_path / "weights")
+    with database.transaction() as session:
+        adapter_imports.submit(
+            session,
+            adapter_id,
+            name="mine",
+            base_model="owner/model",
+            quantization=QuantizationSpec(),
+            lora=None,
+            chat_template=None,
+            artifact=artifact,
+            size_bytes=7,
+            max_waiting=1,
+        )
+    restore_backup(empty, io.BytesIO(take(settings)))
+    restored = Database(empty.database_url)
+    with restored.snapshot() as session:
+        assert adapter_imports.find_unproved(session) == [adapter_id]
+    restored.close()
+    assert ArtifactStore(empty.artifacts_url).list_files(artifact) == ["adapter_model.safetensors"]
 
 
 def test_an_artifact_that_the_store_has_lost_is_named(
