@@ -1,24 +1,24 @@
 """The durable queue of exports, as a worker uses it: claim, heartbeat, record, finish, fail, hand back.
 
-The pattern is that of queue.py: a claim stamps a fresh lease token and a deadline, and every later write is
-guarded by it. An export whose lease has expired is claimed again; one that was cancelled or deleted has no
-lease, which its worker learns as LeaseLost. Nothing here commits.
+Built on leases.py. An export whose lease has expired is claimed again; one that was cancelled or deleted has
+no lease, which its worker learns as LeaseLost. Nothing here commits.
 """
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from app.core import tables
-from app.core.errors import LeaseLost
 from app.core.export_results import Agreement, ExportedFile
 from app.core.export_specs import ExportSpec, export_spec_adapter
+from app.core.leases import RELEASED, Leases
 from app.core.queue import Failure
 from app.core.states import ExportPhase, ExportState
+
+_LEASES = Leases(tables.Export, tables.Export.id, "export")
 
 
 @dataclass(frozen=True)
@@ -50,41 +50,27 @@ def claim(
     session: Session, *, lease_seconds: float, max_attempts: int, now: datetime | None = None
 ) -> ExportLease | None:
     """Take the oldest export that nobody is at, or None; one that was lost too often fails instead."""
-    now = now or _now()
+    now = now or datetime.now(UTC)
     is_free = or_(
         tables.Export.state == ExportState.QUEUED,
         and_(tables.Export.state == ExportState.RUNNING, tables.Export.lease_expires_at < now),
     )
-    export_id = session.scalar(
-        select(tables.Export.id)
-        .where(is_free)
-        .order_by(tables.Export.created_at, tables.Export.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
+    claimed = _LEASES.claim(
+        session,
+        is_free=is_free,
+        lease_seconds=lease_seconds,
+        now=now,
+        state=ExportState.RUNNING,
+        phase=ExportPhase.PREPARING,
+        progress=0.0,
+        attempts=tables.Export.attempts + 1,
+        started_at=now,
     )
-    if export_id is None:
+    if claimed is None:
         return None
-    token = secrets.token_hex(16)
-    taken = session.scalar(
-        update(tables.Export)
-        .where(tables.Export.id == export_id, is_free)
-        .values(
-            state=ExportState.RUNNING,
-            phase=ExportPhase.PREPARING,
-            progress=0.0,
-            lease_token=token,
-            lease_expires_at=now + timedelta(seconds=lease_seconds),
-            attempts=tables.Export.attempts + 1,
-            started_at=now,
-        )
-        .returning(tables.Export.attempts)
-        .execution_options(synchronize_session=False)
-    )
-    if taken is None:
-        return None
-    row = session.get_one(tables.Export, export_id, populate_existing=True)
-    lease = ExportLease(export_id, token, row.adapter_id, export_spec_adapter.validate_python(row.spec))
-    if taken > max_attempts:
+    row, token = claimed
+    lease = ExportLease(row.id, token, row.adapter_id, export_spec_adapter.validate_python(row.spec))
+    if row.attempts > max_attempts:
         fail(session, lease, _lost(max_attempts), now=now)
         return None
     return lease
@@ -94,21 +80,17 @@ def heartbeat(
     session: Session, lease: ExportLease, *, lease_seconds: float, now: datetime | None = None
 ) -> None:
     """Extend the lease. Raises LeaseLost."""
-    _guarded_update(session, lease, lease_expires_at=(now or _now()) + timedelta(seconds=lease_seconds))
+    _LEASES.extend(session, lease.export_id, lease.token, lease_seconds=lease_seconds, now=now)
 
 
 def check(session: Session, lease: ExportLease) -> None:
     """Raise LeaseLost where the export was cancelled, deleted, or taken by another worker."""
-    held = select(tables.Export.id).where(
-        tables.Export.id == lease.export_id, tables.Export.lease_token == lease.token
-    )
-    if session.scalar(held) is None:
-        raise _lease_lost(lease)
+    _LEASES.check(session, lease.export_id, lease.token)
 
 
 def record(session: Session, lease: ExportLease, *, phase: ExportPhase, progress: float) -> None:
     """Write down how far the export is. Raises LeaseLost."""
-    _guarded_update(session, lease, phase=phase, progress=progress)
+    _LEASES.update(session, lease.export_id, lease.token, phase=phase, progress=progress)
 
 
 def finish(
@@ -161,7 +143,7 @@ def give_up_attempt(session: Session, lease: ExportLease, failure: Failure, *, m
 
 def find_tokens(session: Session) -> set[str]:
     """The tokens of all exports under way."""
-    return {token for token in session.scalars(select(tables.Export.lease_token)) if token}
+    return _LEASES.find_tokens(session)
 
 
 def find_resumable(session: Session) -> set[str]:
@@ -177,30 +159,14 @@ def find_artifacts(session: Session) -> set[str]:
 
 def _requeue(session: Session, lease: ExportLease, **columns: object) -> None:
     free: dict[str, object] = {"state": ExportState.QUEUED, "phase": None, "progress": 0.0}
-    _guarded_update(session, lease, **free, lease_token=None, lease_expires_at=None, **columns)
+    _LEASES.update(session, lease.export_id, lease.token, **RELEASED, **free, **columns)
 
 
 def _end(
     session: Session, lease: ExportLease, state: ExportState, now: datetime | None, **columns: object
 ) -> None:
-    over: dict[str, object] = {"state": state, "phase": None, "finished_at": now or _now()}
-    _guarded_update(session, lease, **over, lease_token=None, lease_expires_at=None, **columns)
-
-
-def _guarded_update(session: Session, lease: ExportLease, **columns: object) -> None:
-    changed = session.scalar(
-        update(tables.Export)
-        .where(tables.Export.id == lease.export_id, tables.Export.lease_token == lease.token)
-        .values(**columns)
-        .returning(tables.Export.id)
-        .execution_options(synchronize_session=False)
-    )
-    if changed is None:
-        raise _lease_lost(lease)
-
-
-def _lease_lost(lease: ExportLease) -> LeaseLost:
-    return LeaseLost(f"Export {lease.export_id} is not this worker's any more.")
+    over: dict[str, object] = {"state": state, "phase": None, "finished_at": now or datetime.now(UTC)}
+    _LEASES.update(session, lease.export_id, lease.token, **RELEASED, **over, **columns)
 
 
 def _lost(attempts: int) -> Failure:
@@ -209,7 +175,3 @@ def _lost(attempts: int) -> Failure:
         f"The worker stopped answering during this export, {attempts} times.",
         "Look at the worker's own log; POST /exports/{id}/retry tries again.",
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

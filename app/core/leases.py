@@ -20,7 +20,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from app.core import tables
 from app.core.errors import LeaseLost
 
-Work = TypeVar("Work", tables.Job, tables.DatasetFetch)
+Work = TypeVar("Work", tables.Job, tables.DatasetFetch, tables.Export)
 
 RELEASED: dict[str, None] = {"lease_token": None, "lease_expires_at": None}
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -112,9 +113,11 @@ def test_the_rows_of_this_hosts_dead_workers_are_forgotten(start_worker: Start, 
         f"{host}-{os.getpid()}-bbbbbb",
         "other-host-1-cccccc",
     )
+    # However long a worker takes to start, they still look alive by then.
+    soon = datetime.now(UTC) + timedelta(minutes=5)
     with database.transaction() as session:
         for worker_id in (dead, alive, elsewhere):
-            workers.heartbeat(session, WorkerReport(worker_id, ["serve"]))
+            workers.heartbeat(session, WorkerReport(worker_id, ["serve"]), now=soon)
     start_worker()
     wait_for(lambda: dead not in ids(), "the dead worker to be forgotten")
     assert {alive, elsewhere} <= ids()
