@@ -18,10 +18,12 @@ from tests.worker.test_job_runner import running, wait_for_step
 from tests.worker.training.conftest import make_rows
 from worker.job_runner import JobRunner
 
+# Enough to be paused in the middle of, also where the worker is slow to hear of it.
+STEPS = 200
 SPEC: dict[str, Any] = {
     "base_model": NAME,
     "lora": {"r": 4, "dropout": 0.1},
-    "training": {"max_steps": 60, "logging_steps": 1, "save_steps": 1000, "learning_rate": 1e-2},
+    "training": {"max_steps": STEPS, "logging_steps": 1, "save_steps": 1000, "learning_rate": 1e-2},
 }
 
 
@@ -61,12 +63,12 @@ def test_a_paused_and_resumed_job_has_the_curve_and_weights_of_an_undisturbed_on
             jobs.request_pause(session, lease.job_id)
     paused = job_of(database, lease)
     assert paused.state == "paused"
-    assert 0 < paused.step < 60
+    assert 0 < paused.step < STEPS
 
     with database.transaction() as session:
         jobs.resume(session, disturbed)
     runner.run(claim(database))
 
-    assert [point["step"] for point in points(database, disturbed)] == list(range(1, 61))
+    assert [point["step"] for point in points(database, disturbed)] == list(range(1, STEPS + 1))
     assert points(database, disturbed) == points(database, undisturbed)
     assert weights(database, store, disturbed) == weights(database, store, undisturbed)
