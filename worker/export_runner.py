@@ -5,7 +5,6 @@ The child never touches the database; this process owns the lease and does all t
 
 import errno
 import logging
-import queue as stdlib_queue
 import shutil
 import threading
 from dataclasses import dataclass
@@ -26,13 +25,13 @@ from app.core.settings import Settings
 from app.core.specs import QuantizationSpec
 from app.core.states import ExportPhase
 from worker.child_process import ChildProcess
+from worker.child_watch import last_words, watch
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest, export_report_adapter
 from worker.lease_keeper import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
 EXPORTING_MODULE = "worker.exports.run"
-_TICK_SECONDS = 0.5
 _MERGED = "merged"
 # An empty list of devices: the GPU is training's. Threads beside it give way (see run.py).
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
@@ -134,12 +133,13 @@ class ExportRunner:
     def _export(self, lease: ExportLease, request: ExportRequest, keeper: LeaseKeeper) -> None:
         log_path = self._settings.data_dir / "logs" / "exports.log"
         child = ChildProcess(self._module, request, log_path, environment=_ENVIRONMENT)
-        try:
-            ended = self._follow(lease, child, keeper)
-            child.wait(self._settings.cancel_grace_seconds)
-        finally:
-            child.kill()
-            child.close()
+        ended = watch(
+            child,
+            stop=self._stop,
+            grace_seconds=self._settings.cancel_grace_seconds,
+            take=lambda line: self._take(lease, line, keeper),
+            look=lambda: self._check(lease, keeper),
+        )
         if isinstance(ended, Exported):
             self._deliver(lease, ended, keeper)
         elif isinstance(ended, ExportFailed):
@@ -150,22 +150,12 @@ class ExportRunner:
         else:
             self._lose(lease, child, keeper)
 
-    def _follow(
-        self, lease: ExportLease, child: ChildProcess, keeper: LeaseKeeper
-    ) -> Exported | ExportFailed | None:
-        """The child's last report; None where it died without one, or the worker was told to stop."""
-        while not self._stop.is_set():
-            try:
-                line = child.reports.get(timeout=_TICK_SECONDS)
-            except stdlib_queue.Empty:
-                self._check(lease, keeper)
-                continue
-            if line is None:
-                return None
-            report = export_report_adapter.validate_json(line)
-            if not isinstance(report, Exporting):
-                return report
-            self._check(lease, keeper, report)
+    def _take(self, lease: ExportLease, line: bytes, keeper: LeaseKeeper) -> Exported | ExportFailed | None:
+        """Write down how far the child is, or answer that it has ended."""
+        report = export_report_adapter.validate_json(line)
+        if not isinstance(report, Exporting):
+            return report
+        self._check(lease, keeper, report)
         return None
 
     def _check(self, lease: ExportLease, keeper: LeaseKeeper, report: Exporting | None = None) -> None:
@@ -204,8 +194,7 @@ class ExportRunner:
 
     def _lose(self, lease: ExportLease, child: ChildProcess, keeper: LeaseKeeper) -> None:
         """The child died without a word."""
-        last = (child.log_tail().strip().splitlines() or ["it printed nothing"])[-1]
-        message = f"The exporting process ended with status {child.exit_status} before it was done: {last}"
+        message = f"The exporting process {last_words(child)}"
         failure = Failure("process_died", message, "POST /exports/{id}/retry tries again.")
         log.warning("%s: %s", _name(lease), message)
         most = self._settings.max_lost_attempts

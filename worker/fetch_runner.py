@@ -5,7 +5,6 @@ The child never touches the database; this process owns the lease and does all t
 
 import errno
 import logging
-import queue as stdlib_queue
 import shutil
 import threading
 from functools import partial
@@ -22,13 +21,13 @@ from app.core.errors import LeaseLost, NoRoomForDataset
 from app.core.fetches import FetchError, FetchLease
 from app.core.settings import Settings
 from worker.child_process import ChildProcess
+from worker.child_watch import last_words, watch
 from worker.fetching.reports import Fetched, FetchFailed, Fetching, FetchRequest, fetch_report_adapter
 from worker.lease_keeper import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
 FETCHING_MODULE = "worker.fetching.run"
-_TICK_SECONDS = 0.5
 
 
 class FetchRunner:
@@ -98,12 +97,13 @@ class FetchRunner:
         caches = {name: str(request.folder / "cache") for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE")}
         log_path = self._settings.data_dir / "logs" / "fetches.log"
         child = ChildProcess(self._module, request, log_path, environment=caches)
-        try:
-            ended = self._follow(lease, child, keeper)
-            child.wait(self._settings.cancel_grace_seconds)
-        finally:
-            child.kill()
-            child.close()
+        ended = watch(
+            child,
+            stop=self._stop,
+            grace_seconds=self._settings.cancel_grace_seconds,
+            take=lambda line: self._take(lease, line, keeper),
+            look=lambda: self._check(lease, keeper),
+        )
         if isinstance(ended, Fetched):
             self._deliver(lease, request, ended.found, keeper)
         elif isinstance(ended, FetchFailed):
@@ -115,22 +115,12 @@ class FetchRunner:
         else:
             self._lose(lease, child, keeper)
 
-    def _follow(
-        self, lease: FetchLease, child: ChildProcess, keeper: LeaseKeeper
-    ) -> Fetched | FetchFailed | None:
-        """The child's last report; None where it died without one, or the worker was told to stop."""
-        while not self._stop.is_set():
-            try:
-                line = child.reports.get(timeout=_TICK_SECONDS)
-            except stdlib_queue.Empty:
-                self._check(lease, keeper)
-                continue
-            if line is None:
-                return None
-            report = fetch_report_adapter.validate_json(line)
-            if not isinstance(report, Fetching):
-                return report
-            self._check(lease, keeper, report)
+    def _take(self, lease: FetchLease, line: bytes, keeper: LeaseKeeper) -> Fetched | FetchFailed | None:
+        """Write down how far the child is, or answer that it has ended."""
+        report = fetch_report_adapter.validate_json(line)
+        if not isinstance(report, Fetching):
+            return report
+        self._check(lease, keeper, report)
         return None
 
     def _check(self, lease: FetchLease, keeper: LeaseKeeper, report: Fetching | None = None) -> None:
@@ -168,8 +158,7 @@ class FetchRunner:
 
     def _lose(self, lease: FetchLease, child: ChildProcess, keeper: LeaseKeeper) -> None:
         """The child died without a word."""
-        last = (child.log_tail().strip().splitlines() or ["it printed nothing"])[-1]
-        message = f"The fetching process ended with status {child.exit_status} before it was done: {last}"
+        message = f"The fetching process {last_words(child)}"
         failure = FetchError("process_died", message, "POST /datasets tries again.")
         log.warning("Dataset %s: %s", lease.dataset_id, message)
         most = self._settings.max_lost_attempts

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from pydantic_core import from_json
@@ -24,8 +24,6 @@ from sqlalchemy.exc import DBAPIError
 from app.core import queue, workers
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database, is_migrated
-from app.core.export_queue import ExportLease
-from app.core.fetches import FetchLease
 from app.core.preflight import PreflightRequest
 from app.core.queue import Lease
 from app.core.settings import Settings
@@ -41,6 +39,8 @@ from worker.job_runner import TRAINING_MODULE, JobRunner
 log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 1.0  # between looks at an empty queue
+
+Work = TypeVar("Work")
 
 
 class Role(StrEnum):
@@ -99,14 +99,15 @@ class Supervisor:
         threads = [threading.Thread(target=self._beat, daemon=True, name="heartbeat")]
         if Role.TRAIN in self._roles:
             # Beside the jobs: a dataset is fetched, and an adapter exported, while another job trains.
-            threads.append(threading.Thread(target=self._take_fetches, daemon=True, name="fetches"))
-            threads.append(threading.Thread(target=self._take_exports, daemon=True, name="exports"))
+            for name, beside in (("fetches", self._fetcher), ("exports", self._exporter)):
+                work = (beside.claim, beside.run)
+                threads.append(threading.Thread(target=self._take, args=work, daemon=True, name=name))
         for thread in threads:
             thread.start()
         if self._examination:
             self._examination.start()
         try:
-            self._take_jobs()
+            self._take(self._claim_job, self._runner.run)
         finally:
             self._stop.set()
             self._beat_now.set()
@@ -138,55 +139,26 @@ class Supervisor:
         with self._database.snapshot() as session:
             return gpu_sharing.find_request(session, job_id)
 
-    def _take_jobs(self) -> None:
+    def _take(self, claim: Callable[[], Work | None], run: Callable[[Work], None]) -> None:
+        """Claim and run one kind of work until the worker is told to stop."""
         while not self._stop.is_set():
-            lease = self._claim()
+            try:
+                lease = claim()
+            except DBAPIError as error:
+                log.warning("The database does not answer: %s", error.orig)
+                lease = None
             if lease is None:
                 self._stop.wait(_IDLE_SECONDS)
             else:
-                self._runner.run(lease)
+                run(lease)
 
-    def _take_fetches(self) -> None:
-        while not self._stop.is_set():
-            lease = self._claim_fetch()
-            if lease is None:
-                self._stop.wait(_IDLE_SECONDS)
-            else:
-                self._fetcher.run(lease)
-
-    def _claim_fetch(self) -> FetchLease | None:
-        try:
-            return self._fetcher.claim()
-        except DBAPIError as error:
-            log.warning("The database does not answer: %s", error.orig)
-            return None
-
-    def _take_exports(self) -> None:
-        while not self._stop.is_set():
-            lease = self._claim_export()
-            if lease is None:
-                self._stop.wait(_IDLE_SECONDS)
-            else:
-                self._exporter.run(lease)
-
-    def _claim_export(self) -> ExportLease | None:
-        try:
-            return self._exporter.claim()
-        except DBAPIError as error:
-            log.warning("The database does not answer: %s", error.orig)
-            return None
-
-    def _claim(self) -> Lease | None:
+    def _claim_job(self) -> Lease | None:
         settings = self._settings
-        try:
-            with self._database.transaction() as session:
-                queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts)
-                if Role.TRAIN not in self._roles:
-                    return None
-                return queue.claim(session, self.id, lease_seconds=settings.lease_seconds)
-        except DBAPIError as error:
-            log.warning("The database does not answer: %s", error.orig)
-            return None
+        with self._database.transaction() as session:
+            queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts)
+            if Role.TRAIN not in self._roles:
+                return None
+            return queue.claim(session, self.id, lease_seconds=settings.lease_seconds)
 
     def _beat(self) -> None:
         """Refresh the worker's row at a third of a lease, and at once when the engine's address changes."""
