@@ -74,13 +74,27 @@ def observe(
     cut = [list(prompt)[:PROMPT_TOKENS] for prompt in prompts]
     answers = [_answer(model, prompt) for prompt in cut]
     logits = [_read_logits(model, prompt + answer) for prompt, answer in zip(cut, answers, strict=True)]
-    plain = Tally()
-    with model.disable_adapter():
-        for prompt, answer, live in zip(cut, answers, logits, strict=True):
-            plain.add(live, _read_logits(model, prompt + answer))
+    plain = _compare_without_adapter(model, cut, answers, logits)
     del model
     gc.collect()
     return Live(cut, answers, logits, plain.mean_kl, dtype)
+
+
+def _compare_without_adapter(
+    model: PeftModel,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    logits: Sequence[torch.Tensor],
+) -> Tally:
+    """How far the base model is from the live adapter, on the adapter's answers."""
+    plain = Tally()
+    with warnings.catch_warnings():
+        # Trained biases stay in a model whose adapter is disabled: the distance is that of all the rest.
+        warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias", UserWarning)
+        with model.disable_adapter():
+            for prompt, answer, live in zip(prompts, answers, logits, strict=True):
+                plain.add(live, _read_logits(model, prompt + answer))
+    return plain
 
 
 def load_live(base: Path, adapter: Path, quantization: QuantizationSpec, dtype: torch.dtype) -> PeftModel:
@@ -89,7 +103,7 @@ def load_live(base: Path, adapter: Path, quantization: QuantizationSpec, dtype: 
     model = base_model.load_for_serving(base, computed, _cpu())
     with warnings.catch_warnings():
         # Where one of two tied embeddings is trained, PEFT fears for the merge. That is what is proved here.
-        warnings.filterwarnings("ignore", "Model with .tie_word_embeddings", UserWarning)
+        warnings.filterwarnings("ignore", "Model has .tie_word_embeddings", UserWarning)
         return PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).eval()
 
 
