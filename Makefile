@@ -31,7 +31,7 @@ check: $(STAMP)
 
 # Test files run side by side, each with one torch thread: two at a time would only wait for each other.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 15
 
 # The machine's name becomes part of the result's file name.
 bench: $(STAMP)

@@ -185,6 +185,7 @@ def test_the_webhook_of_the_settings_is_signed_with_their_secret(
 ) -> None:
     own = Settings(
         data_dir=settings.data_dir,
+        allowed_hosts=settings.allowed_hosts,
         webhook_url=receiver.url,
         webhook_secret="whsec_c2VjcmV0",
         webhook_allow_private=True,

@@ -56,7 +56,7 @@ TRAINING_CASES: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "logging_nan_inf_filter", False),
 ]
 # These shape the rows or the callbacks; test_formatting.py and test_run.py see to them.
-ELSEWHERE = {"early_stopping_patience"}
+ELSEWHERE = {"early_stopping_patience", "keep_checkpoints"}
 
 
 @pytest.mark.parametrize(("fields", "setting", "value"), TRAINING_CASES)
