@@ -4,6 +4,7 @@ Works on the database directly.
 """
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -82,6 +83,9 @@ def serve(context: typer.Context) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # each look at the schema would write two lines
     _refuse_unsafe_host(settings)
     app = create_app(settings)
+    # What is here by now stays: the collector need not look through it again and again while requests come.
+    gc.collect()
+    gc.freeze()
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -58,7 +58,7 @@ def finish(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
 
 async def _submit_all(load: Load) -> dict[str, Any]:
     content = json.dumps(load.body).encode()
-    head = f"POST {load.path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: application/json\r\n"
+    head = f"POST {load.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
     numbers = itertools.count()
     seconds: list[float] = []
@@ -113,7 +113,7 @@ async def _follow(load: Load, connected: asyncio.Semaphore, late: list[float] | 
     """Read events until the stream ends; how many there were. The first one says that it is connected."""
     reader, writer = await asyncio.open_connection("127.0.0.1", load.port)
     writer.write(
-        f"GET {load.path} HTTP/1.1\r\nHost: benchmark\r\nAccept: text/event-stream\r\n"
+        f"GET {load.path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
         "Connection: close\r\n\r\n".encode()
     )
     events, tail = 0, b""
