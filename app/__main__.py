@@ -4,7 +4,6 @@ Works on the database directly.
 """
 
 import asyncio
-import gc
 import json
 import logging
 import signal
@@ -83,9 +82,6 @@ def serve(context: typer.Context) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # each look at the schema would write two lines
     _refuse_unsafe_host(settings)
     app = create_app(settings)
-    # What is here by now stays: the collector need not look through it again and again while requests come.
-    gc.collect()
-    gc.freeze()
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -70,7 +70,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     monkeypatch.setenv(PLAN_FOLDER, str(tmp_path / "plan"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     make_tiny_model(tmp_path / "models")
-    box = Box(tmp_path, tmp_path / "models", lease_seconds="3", max_lost_attempts="50")
+    box = Box(tmp_path, tmp_path / "models", lease_seconds="6", max_lost_attempts="50")
     yield box
     box.close()
 
