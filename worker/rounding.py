@@ -11,36 +11,45 @@ from bitsandbytes import functional
 from bitsandbytes.functional import QuantState
 from transformers import BitsAndBytesConfig
 
-# Of QLoRA's double quantization (bitsandbytes' quantize_4bit).
+# Numbers that share a scale, and scales that do: bitsandbytes' own, as QLoRA has them.
+_BLOCK = 64
 _STATISTICS_BLOCK = 256
-# A multiple of every block of numbers that shares a scale: rows so many at a time begin with a new block.
-_ROW_STEP = 64
 _NUMBERS_AT_A_TIME = 1 << 19
 
 
 def rows_at_a_time(columns: int) -> int:
-    """How many rows of a matrix to work on together, so that memory stays small and quick."""
-    return max(1, _NUMBERS_AT_A_TIME // (columns * _ROW_STEP)) * _ROW_STEP
+    """How many rows of a matrix to work on together, so that memory stays small and quick.
+
+    So many begin with a new block, whatever the columns.
+    """
+    return max(1, _NUMBERS_AT_A_TIME // (columns * _BLOCK)) * _BLOCK
 
 
 def round_rows(
     weight_OI: torch.Tensor, options: BitsAndBytesConfig, dtype: torch.dtype
 ) -> Iterator[torch.Tensor]:
-    """The weight as it is after its trip, in blocks of `rows_at_a_time` rows."""
-    packed, scales = [], []
-    for rows in weight_OI.split(rows_at_a_time(weight_OI.shape[1])):
+    """The weight as it is after its trip, in pieces of `rows_at_a_time` rows."""
+    pieces = weight_OI.split(rows_at_a_time(weight_OI.shape[1]))
+    # Allocated before the pieces' large temporaries: what outlives those leaves a heap full of holes.
+    packed = torch.empty(_count(weight_OI.numel(), 2), 1, dtype=torch.uint8)
+    scales = torch.empty(_count(weight_OI.numel(), _BLOCK))
+    for first, rows in _enumerate(pieces):
         numbers, state = functional.quantize_4bit(
-            rows.contiguous(),
-            quant_type=options.bnb_4bit_quant_type,
-            quant_storage=options.bnb_4bit_quant_storage,
+            rows.contiguous(), blocksize=_BLOCK, quant_type=options.bnb_4bit_quant_type
         )
-        packed.append((numbers, state))
-        scales.append(state.absmax)
-    all_scales = torch.cat(scales)
+        _part(packed, first, rows, 2).copy_(numbers)
+        _part(scales, first, rows, _BLOCK).copy_(state.absmax)
     if options.bnb_4bit_use_double_quant:
-        all_scales = _round_statistics(all_scales)
-    for (numbers, state), own in zip(packed, all_scales.split([len(one) for one in scales]), strict=True):
-        yield functional.dequantize_4bit(numbers, _with_scales(state, own, dtype))
+        scales = _round_statistics(scales)
+    for first, rows in _enumerate(pieces):
+        state = QuantState(
+            absmax=_part(scales, first, rows, _BLOCK),
+            shape=rows.shape,
+            dtype=dtype,
+            blocksize=_BLOCK,
+            quant_type=options.bnb_4bit_quant_type,
+        )
+        yield functional.dequantize_4bit(_part(packed, first, rows, 2), state)
 
 
 def round_weight(weight_OI: torch.Tensor, options: BitsAndBytesConfig) -> None:
@@ -57,11 +66,18 @@ def _round_statistics(scales: torch.Tensor) -> torch.Tensor:
     return functional.dequantize_blockwise(numbers, state) + offset
 
 
-def _with_scales(state: QuantState, scales: torch.Tensor, dtype: torch.dtype) -> QuantState:
-    return QuantState(
-        absmax=scales,
-        shape=state.shape,
-        dtype=dtype,
-        blocksize=state.blocksize,
-        quant_type=state.quant_type,
-    )
+def _enumerate(pieces: tuple[torch.Tensor, ...]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each with how many numbers are before it."""
+    first = 0
+    for piece in pieces:
+        yield first, piece
+        first += piece.numel()
+
+
+def _part(of: torch.Tensor, first: int, piece: torch.Tensor, numbers_each: int) -> torch.Tensor:
+    """What belongs to a piece, of a buffer with one entry for so many numbers."""
+    return of[first // numbers_each : _count(first + piece.numel(), numbers_each)]
+
+
+def _count(numbers: int, each: int) -> int:
+    return -(-numbers // each)
