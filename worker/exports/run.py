@@ -19,7 +19,7 @@ from app.core.export_results import Agreement, ExportedFile
 from app.core.export_specs import BaseWeights, GgufLoraSpec, GgufSpec, HubSpec, PytorchBinSpec
 from app.core.models import find_folder
 from app.core.states import ExportPhase
-from worker import base_model
+from worker import base_model, fingerprint
 from worker.child import ParentLink
 from worker.exports import card, disk, hub, making, proof
 from worker.exports.agreement import find_threshold
@@ -121,14 +121,16 @@ def _export(request: ExportRequest, announce: _Announcer, found: list[Agreement]
 
 
 def _locate(request: ExportRequest) -> Path:
-    """The base model's folder. Raises ModelMissing, ModelGated, HubUnreachable."""
+    """The base model's folder. Raises ModelMissing, ModelGated, HubUnreachable, BaseModelChanged."""
     name = request.base_model
     if "/" not in name and find_folder(name, request.models_folder) is None:
         raise ModelMissing(
             f"The base model {name!r} of this adapter is gone.",
             hint="Put it back into the models folder, then retry.",
         )
-    return base_model.locate(name, request.models_folder)
+    folder = base_model.locate(name, request.models_folder)
+    fingerprint.check_base(request.adapter_folder, folder, name)
+    return folder
 
 
 def _prove(materials: Materials, made: Made) -> Agreement:

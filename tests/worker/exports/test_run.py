@@ -1,5 +1,6 @@
 """What the exporting child makes and refuses, run in this process on the tiny model."""
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from tests.worker.exports.conftest import MakeAdapter
 from worker.exports import disk, making, proof
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
 from worker.exports.run import run
+from worker.fingerprint import take_fingerprint
 
 Export = Callable[..., Exported | ExportFailed]
 
@@ -213,6 +215,28 @@ def test_a_base_model_that_is_gone_is_named(
     assert ended.code == "model_missing"
     assert "'gone'" in ended.message
     assert ended.hint
+
+
+@pytest.mark.parametrize("format", ["adapter", "merged", "gguf_lora"])
+def test_other_weights_under_the_base_models_name_are_noticed(
+    make_request: Callable[..., ExportRequest],
+    make_adapter: MakeAdapter,
+    base: Path,
+    tmp_path: Path,
+    format: str,
+) -> None:
+    adapter = make_adapter()
+    (adapter / "tunesmith.json").write_text(json.dumps({"base_weights": take_fingerprint(base)}))
+    changed = shutil.copytree(base, tmp_path / "models" / base.name)
+    weights = load_file(changed / "model.safetensors")
+    save_file({name: 1.01 * tensor for name, tensor in weights.items()}, changed / "model.safetensors")
+    request = make_request(adapter, format=format)
+
+    ended = failed(run(request.model_copy(update={"models_folder": changed.parent}), lambda report: None))
+
+    assert ended.code == "base_model_changed"
+    assert f"'{base.name}' has other weights now" in ended.message
+    assert list(request.folder.iterdir()) == []
 
 
 def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(
