@@ -17,7 +17,7 @@ class Device(BaseModel):
     kind: str = Field(description="`cuda` or `cpu`.")
     name: str
     memory_bytes: int = Field(description="All of the device's memory.")
-    supports_bf16: bool
+    supports_bf16: bool = Field(description="Whether it multiplies bfloat16 as fast as its other types.")
     torch_version: str
 
     @property
@@ -48,7 +48,7 @@ def find_device() -> Device:
         kind="cpu",
         name=f"CPU, {torch.get_num_threads()} threads",
         memory_bytes=psutil.virtual_memory().total,
-        supports_bf16=False,
+        supports_bf16=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
         torch_version=torch.__version__,
     )
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from app.core.specs import JobSpec
 from tests.factories import make_spec
-from worker.choices import Rows, Settled, precision, quantization, settle
+from worker.choices import Rows, Settled, find_slow_products, precision, quantization, settle
 from worker.device import Device
 from worker.estimate import ModelShape, Precision
 from worker.model_shape import shape_of
@@ -103,6 +103,24 @@ def test_compute_dtype_is_that_of_mixed_precision(
     device: Device, fields: dict[str, Any], expected: str
 ) -> None:
     assert quantization(make_spec(**fields), device).bnb_4bit_compute_dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "is_slow"),
+    [
+        (CPU, "auto", False),
+        (CPU, "bfloat16", True),
+        (CPU, "float16", True),
+        (CPU.model_copy(update={"supports_bf16": True}), "bfloat16", False),
+        (TURING, "bfloat16", False),
+    ],
+)
+def test_products_that_a_cpu_has_no_instructions_for_are_named(
+    device: Device, dtype: str, is_slow: bool
+) -> None:
+    spec = make_spec(quantization={"bnb_4bit_compute_dtype": dtype})
+
+    assert (dtype in (find_slow_products(spec, device) or "")) is is_slow
 
 
 @pytest.mark.parametrize(

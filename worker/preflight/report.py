@@ -56,6 +56,8 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
         notices.append(NO_TEMPLATE)
     if place.is_busy:
         notices.append(_BUSY)
+    if slow := choices.find_slow_products(spec, device):
+        notices.append(Notice(code="slow_products", message=slow))
     lengths = [len(row.input_ids) for row in reading.train]
     packed_length = max_length if spec.training.packing else None
     rows = choices.Rows.measure(

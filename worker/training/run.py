@@ -86,6 +86,8 @@ def train(attempt: Attempt) -> None:
     attempt.enter(Phase.PREPARING)
     choices.mixed_precision(request.spec.training, device)
     choices.check_modules_to_save(request.spec, device)
+    if slow := choices.find_slow_products(request.spec, device):
+        attempt.warn("slow_products", slow)
     folder = base_model.locate(request.spec.base_model, request.models_folder, attempt.say)
     tokenizer = base_model.load_tokenizer(folder)
     max_length = choices.max_seq_length(request.spec.training, base_model.read_context_length(folder))
