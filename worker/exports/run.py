@@ -174,6 +174,8 @@ def _notes(materials: Materials, agreement: Agreement) -> list[str]:
         notes.append(
             f"llama.cpp gives this model no sliding window: beyond {config.sliding_window} tokens it differs."
         )
+    if isinstance(spec, GgufLoraSpec) and materials.request.quantization.load_in_4bit:
+        notes.append(card.EXPLAINED_LORA)
     if isinstance(spec, PytorchBinSpec):
         notes.append("These files are pickles: load them with weights_only=True.")
     return notes

@@ -11,11 +11,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from app.core.export_specs import export_spec_adapter
 from app.core.specs import QuantizationSpec
 from tests.worker.exports.conftest import MakeAdapter
+from worker import base_model
+from worker.device import find_device
 from worker.exports import disk, making, proof
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
 from worker.exports.run import run
@@ -103,6 +105,18 @@ def test_a_lora_file_is_proved_on_a_gguf_base(export: Export) -> None:
     assert [file.name for file in ended.files] == ["helper-lora-f16.gguf"]
     assert ended.agreement.mean_kl < 1e-4
     assert ended.agreement.adapter_kl > 1e-3
+
+
+def test_a_lora_file_says_which_base_it_was_compared_on_and_can_bring_it(export: Export, base: Path) -> None:
+    ended = succeeded(export(format="gguf_lora", with_base=True))
+
+    assert [file.name for file in ended.files] == ["helper-base.gguf", "helper-lora-f16.gguf"]
+    assert "trained on 4-bit base weights" in ended.notes[0]
+    config = AutoConfig.from_pretrained(ended.folder, gguf_file="helper-base.gguf")
+    brought = proof.load_gguf(ended.folder / "helper-base.gguf", config, torch.float32)
+    served = base_model.load_for_serving(base, QuantizationSpec(), find_device())
+    found, expected = (one.model.layers[1].mlp.down_proj.weight for one in (brought, served))
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-4)
 
 
 def test_an_archive_unpacks_to_a_peft_folder(export: Export, base: Path, tmp_path: Path) -> None:
