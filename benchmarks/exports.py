@@ -1,114 +1,143 @@
-"""Merging: peak memory beside its bound (1.3 times the largest shard plus the adapter), and MB a second.
+"""Merging a 7B model: peak memory beside its bound (1.3 times the largest shard plus the adapter), and MB/s.
 
-`python -m benchmarks.exports --folder DIR [--layers N] [--hidden N]` writes a synthetic Llama of random
-weights in many shards and a random adapter, and merges both in another process. NF4 rounding is on.
+    python -m benchmarks.exports --folder DIR
+
+Writes a Llama-2-7B of random weights and an adapter into the folder (it takes 41 GB at the most), makes each
+export in a process of its own with the code of the real exporting child, up to the proof, and writes
+`benchmarks/results/exports-<machine>.json`. The folder is removed.
+
+Memory is what Linux calls RssAnon, looked at every few milliseconds from outside: pages that are the
+process's own. Pages of mapped files are not in it: the system drops them when it needs room.
+`peak_resident_mb` (VmHWM) has them too.
 """
 
 import argparse
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import torch
-from peft import LoraConfig
-from safetensors.torch import save_file
-from transformers import LlamaConfig
+from benchmarks.export_inputs import Shape, make_adapter, make_base
 
-from app.core.specs import QuantizationSpec
-from worker import base_model
-from worker.device import find_device
-from worker.exports.adapter_weights import read_adapter
-from worker.exports.checkpoint import Checkpoint, TensorSpec, write_checkpoint
-from worker.exports.merge import Merger, merge, read_shape
+_RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "transformers", "safetensors", "bitsandbytes")
+_SETTINGS = [(output, base) for base in ("original", "dequantized") for output in ("merged", "pytorch_bin")]
+_LOOK_SECONDS = 0.003
 
-_RANK = 16
-_SHARDS = 12
+Row = dict[str, Any]
 
 
 def main() -> None:
-    """Make the inputs, merge them in another process, print what that took."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--merge", action="store_true", help=argparse.SUPPRESS)
+    """Make the inputs, measure every setting, record the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="must not exist; removed at the end")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--mlp", type=int, default=11008)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--shard-bytes", type=int, default=5_000_000_000)
+    parser.add_argument("--machine", default=f"cpu-{os.cpu_count()}-cores", help="name of the results' file")
     options = parser.parse_args()
-    base, adapter = options.folder / "base", options.folder / "adapter"
-    if options.merge:
-        print(json.dumps(_measure(base, adapter, options.folder / "merged")))
-        return
-    _make_base(base, layers=options.layers, hidden=options.hidden)
-    _make_adapter(base, adapter)
-    command = [sys.executable, "-m", "benchmarks.exports", "--folder", str(options.folder), "--merge"]
-    print(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    options.folder.mkdir(parents=True)
+    try:
+        shape = Shape(options.layers, options.hidden, options.mlp, options.vocabulary)
+        make_base(options.folder / "base", shape, options.shard_bytes)
+        make_adapter(options.folder / "base", options.folder / "adapter", options.rank)
+        rows: list[Row] = []
+        for output, base in _SETTINGS:
+            rows.append(_measure(options.folder, output, base, options.shard_bytes))
+            print(json.dumps(rows[-1]), flush=True)
+            _record(options, rows)
+    finally:
+        shutil.rmtree(options.folder)
 
 
-def _make_base(folder: Path, *, layers: int, hidden: int) -> None:
-    folder.mkdir(parents=True)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        vocab_size=8000,
-        dtype="bfloat16",
-    )
-    config.save_pretrained(folder)
-    model = read_shape(folder).model
-    tensors = [TensorSpec(name, tuple(weight.shape)) for name, weight in model.state_dict().items()]
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    size = sum(tensor.elements for tensor in tensors) * 2
-    write_checkpoint(
-        folder,
-        tensors,
-        lambda name: torch.randn(shapes[name]) * 0.02,
-        dtype=torch.bfloat16,
-        max_shard_bytes=size // _SHARDS,
-    )
-
-
-def _make_adapter(base: Path, folder: Path) -> None:
-    folder.mkdir()
-    targets = [tensor for tensor in Checkpoint(base).tensors if tensor.name.endswith("proj.weight")]
-    weights = {}
-    for tensor in targets:
-        stem = f"base_model.model.{tensor.name.removesuffix('.weight')}"
-        weights[f"{stem}.lora_A.weight"] = torch.randn(_RANK, tensor.shape[1]) * 0.02
-        weights[f"{stem}.lora_B.weight"] = torch.randn(tensor.shape[0], _RANK) * 0.02
-    save_file(weights, folder / "adapter_model.safetensors")
-    LoraConfig(r=_RANK, lora_alpha=32, target_modules="all-linear").save_pretrained(str(folder))
-
-
-def _measure(base: Path, adapter: Path, merged: Path) -> dict[str, object]:
-    shutil.rmtree(merged, ignore_errors=True)
-    merged.mkdir()
-    rounding = base_model.quantization_config(QuantizationSpec(), find_device())
-    before = _peak_bytes()
+def _measure(folder: Path, output: str, base: str, shard_bytes: int) -> Row:
+    """One export in a process of its own. A pickle begins with the merged model of the row before it."""
+    command = [sys.executable, "-m", "benchmarks.export_child", str(folder), output, base, str(shard_bytes)]
+    load = os.getloadavg()[0]
     began = time.monotonic()
-    merger = Merger(Checkpoint(base), read_shape(base), read_adapter(adapter), rounding)
-    shards = [path.stat().st_size for path in base.glob("*.safetensors")]
-    merge(merger, merged, dtype=torch.bfloat16, max_shard_bytes=max(shards))
-    seconds = time.monotonic() - began
-    adapter_bytes = (adapter / "adapter_model.safetensors").stat().st_size
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        peak = _watch(child)
+        assert child.stdout is not None
+        said = json.loads(child.stdout.read())
+    if child.returncode:
+        raise SystemExit(child.returncode)
+    shards = [path.stat().st_size for path in (folder / "base").glob("*.safetensors")]
+    adapter = (folder / "adapter" / "adapter_model.safetensors").stat().st_size
+    bound = 1.3 * max(shards) + adapter
     return {
-        "model_mb": round(sum(shards) / 1e6),
+        "output": output,
+        "base": base,
+        "model_mb": _mb(sum(shards)),
         "shards": len(shards),
-        "largest_shard_mb": round(max(shards) / 1e6),
-        "adapter_mb": round(adapter_bytes / 1e6),
-        "bound_mb": round((1.3 * max(shards) + adapter_bytes) / 1e6),
-        "peak_above_imports_mb": round((_peak_bytes() - before) / 1e6),
-        "process_before_mb": round(before / 1e6),
-        "seconds": round(seconds, 1),
-        "mb_per_second": round(sum(shards) / 1e6 / seconds, 1),
+        "largest_shard_mb": _mb(max(shards)),
+        "adapter_mb": _mb(adapter),
+        "bound_mb": _mb(bound),
+        "peak_mb": _mb(peak),
+        "peak_above_imports_mb": _mb(peak - said["imports"]),
+        "peak_resident_mb": _mb(said["resident"]),
+        "within_bound": peak < bound,
+        "seconds": round(said["seconds"], 1),
+        "mb_per_second": round(sum(shards) / 1e6 / said["seconds"], 1),
+        "process_seconds": round(time.monotonic() - began, 1),
+        "load_average": load,
     }
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _watch(child: "subprocess.Popen[str]") -> int:
+    """The most anonymous memory that the process has had, in bytes, when it has ended."""
+    peak = 0
+    while child.poll() is None:
+        peak = max(peak, anonymous_bytes(child.pid))
+        time.sleep(_LOOK_SECONDS)
+    return peak
+
+
+def anonymous_bytes(pid: int | str) -> int:
+    """RssAnon of a process; 0 when it is gone."""
+    return read_status(pid, "RssAnon")
+
+
+def read_status(pid: int | str, name: str) -> int:
+    """A line of /proc/PID/status, in bytes; 0 where there is none."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def _mb(size: float) -> int:
+    return round(size / 1e6)
+
+
+def _record(options: argparse.Namespace, rows: list[Row]) -> None:
+    names = ("layers", "hidden", "mlp", "vocabulary", "rank", "shard_bytes")
+    shape = {name: getattr(options, name) for name in names}
+    arguments = [f"--{name.replace('_', '-')} {value}" for name, value in shape.items()]
+    report = {
+        "device": "CPU",
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "python": sys.version.split()[0],
+        "command": " ".join(["python -m benchmarks.exports --folder DIR", *arguments]),
+        "at": datetime.now(UTC).date().isoformat(),
+        "memory": "peak_mb: RssAnon of the whole process, imports included; peak_resident_mb: VmHWM, which "
+        "counts clean pages of mapped files",
+        "shape": shape,
+        "rows": rows,
+    }
+    _RESULTS.mkdir(exist_ok=True)
+    (_RESULTS / f"exports-{options.machine}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fixtures every test may use: settings in a fresh folder, and a migrated database in a real file."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,17 @@ hypothesis.settings.load_profile("tunesmith")
 # Triton reads this when it is first imported. Without a GPU its kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """Trainers collect garbage a few times a run: without this they walk through all imported modules each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """nanobind counts at exit what was frozen as leaked, and says so at length."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

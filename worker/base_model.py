@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from bitsandbytes.nn import Linear4bit
 from huggingface_hub import snapshot_download
@@ -36,6 +35,7 @@ from app.core.errors import HubUnreachable, ModelGated, ModelMissing, ModelUnrea
 from app.core.models import find_folder
 from app.core.specs import QuantizationSpec
 from worker.device import Device
+from worker.rounding import round_weight
 
 # Weights as pickles (*.bin, *.pt) and Python files are never fetched.
 _DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
@@ -130,7 +130,7 @@ def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, devic
     options = quantization_config(quantization, device)
     linears = linears_to_quantize(model).values()
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
-        list(threads.map(lambda one: one.weight.data.copy_(round_weight(one.weight.data, options)), linears))
+        list(threads.map(lambda one: round_weight(one.weight.data, options), linears))
     return True
 
 
@@ -143,19 +143,6 @@ def linears_to_quantize(model: PreTrainedModel) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, skipped)
     }
-
-
-def round_weight(weight: torch.Tensor, options: BitsAndBytesConfig) -> torch.Tensor:
-    """A weight as it is after its trip through 4 bits, in its own type."""
-    packed = bnb.nn.Params4bit(
-        weight,
-        requires_grad=False,
-        compress_statistics=options.bnb_4bit_use_double_quant,
-        quant_type=options.bnb_4bit_quant_type,
-        quant_storage=options.bnb_4bit_quant_storage,
-    ).to(weight.device)
-    rounded: torch.Tensor = bnb.functional.dequantize_4bit(packed.data, packed.quant_state)
-    return rounded
 
 
 def quantization_config(quantization: QuantizationSpec, device: Device) -> BitsAndBytesConfig:

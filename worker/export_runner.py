@@ -3,10 +3,13 @@
 The child never touches the database; this process owns the lease and does all the writing. Knows no torch.
 """
 
+import contextlib
 import errno
 import logging
+import math
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 
 EXPORTING_MODULE = "worker.exports.run"
 _MERGED = "merged"
+_SWEEP_SECONDS = 60.0
 # An empty list of devices: the GPU is training's. Threads beside it give way (see run.py).
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -61,14 +65,19 @@ class ExportRunner:
         self._stop = stop
         self._module = exporting_module
         self._root = settings.data_dir / "exports"
+        self._swept_at = -math.inf
 
     def claim(self) -> ExportLease | None:
-        """The next export to run, or None."""
+        """The next export to run, or None; then what nobody needs is removed, now and then."""
         settings = self._settings
         with self._database.transaction() as session:
-            return export_queue.claim(
+            lease = export_queue.claim(
                 session, lease_seconds=settings.lease_seconds, max_attempts=settings.max_lost_attempts
             )
+        if lease is None and time.monotonic() - self._swept_at >= _SWEEP_SECONDS:
+            self._swept_at = time.monotonic()
+            self._sweep()
+        return lease
 
     def run(self, lease: ExportLease) -> None:
         """Run one export to its end and record how it ended. Only a lost lease leaves no record."""
@@ -84,25 +93,36 @@ class ExportRunner:
                 log.warning("%s: cancelled, deleted, or another worker's now; files dropped", _name(lease))
             except Exception as error:  # the boundary: whatever it was, it must not stay `running`
                 log.exception("%s: the worker failed", _name(lease))
-                self._fail(lease, keeper, _failure(error))
+                with contextlib.suppress(LeaseLost):
+                    self._fail(lease, keeper, _failure(error))
             finally:
                 shutil.rmtree(self._folder(lease), ignore_errors=True)
+                self._swept_at = -math.inf
 
     def remove_leftovers(self) -> None:
         """Remove what workers left that died, and merged models that no attempt will need."""
+        # Looked at before the rows: what an export makes that begins meanwhile is not taken for a leftover.
+        parts = [part for part in self._root.glob("*/*") if part.is_dir() and part.name != _MERGED]
+        folders = list(self._root.glob("*"))
+        keys = {"exports/" + "/".join(path.split("/")[:2]) for path in self._store.list_files("exports")}
         with self._database.snapshot() as session:
             tokens = export_queue.find_tokens(session)
             resumable = export_queue.find_resumable(session)
             artifacts = export_queue.find_artifacts(session)
-        for folder in self._root.glob("*"):
-            if folder.name not in resumable:
-                shutil.rmtree(folder, ignore_errors=True)
-            for part in folder.glob("*"):
-                if part.is_dir() and part.name != _MERGED and part.name not in tokens:
-                    shutil.rmtree(part, ignore_errors=True)
-        for key in {"exports/" + "/".join(path.split("/")[:2]) for path in self._store.list_files("exports")}:
-            if key not in artifacts and key.rsplit("/", 1)[-1] not in tokens:
+        unneeded = [part for part in parts if part.name not in tokens]
+        unneeded += [folder for folder in folders if folder.name not in resumable]
+        for path in unneeded:
+            shutil.rmtree(path, ignore_errors=True)
+        for key in keys - artifacts:
+            if key.rsplit("/", 1)[-1] not in tokens:
                 self._store.delete(key)
+
+    def _sweep(self) -> None:
+        """Give back the room of what died, was cancelled or deleted."""
+        try:
+            self.remove_leftovers()
+        except Exception:  # the store may be away; exports are claimed all the same
+            log.exception("What dead exports left could not be removed")
 
     def _folder(self, lease: ExportLease) -> Path:
         return self._root / lease.export_id / lease.token
@@ -237,6 +257,8 @@ class ExportRunner:
         agreement: Agreement | None = None,
     ) -> None:
         log.warning("%s: failed, %s: %s", _name(lease), failure.code, failure.message)
+        # First of all: the database may be on the disk that this export has filled.
+        shutil.rmtree(self._folder(lease), ignore_errors=True)
         keeper.write(lambda session: export_queue.fail(session, lease, failure, agreement=agreement))
 
 

@@ -5,7 +5,7 @@ Only safetensors are read, and what is not understood is refused by name. R: ran
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,14 @@ class LoraChange:
     scale: float
     magnitude_O: torch.Tensor | None = None
 
+    def of_rows(self, first: int, last: int) -> "LoraChange":
+        """What some outputs of the layer become."""
+        magnitude_O = None if self.magnitude_O is None else self.magnitude_O[first:last]
+        return replace(self, B_OR=self.B_OR[first:last], magnitude_O=magnitude_O)
+
     def apply(self, weight_OI: torch.Tensor) -> torch.Tensor:
         """The merged weight, in float32 (LoRA: Hu et al. 2021; DoRA: Liu et al. 2024, equation 5)."""
-        merged_OI = weight_OI.float().addmm_(self.B_OR.float(), self.A_RI.float(), alpha=self.scale)
+        merged_OI = torch.addmm(weight_OI.float(), self.B_OR.float(), self.A_RI.float(), alpha=self.scale)
         if self.magnitude_O is not None:
             merged_OI *= (self.magnitude_O.float() / merged_OI.norm(dim=1))[:, None]
         return merged_OI

@@ -1,12 +1,12 @@
 """A model's safetensors on the disk: read tensor by tensor, written shard by shard.
 
-Never more than one tensor is in memory, whatever the model's size. The format is that of
-https://github.com/huggingface/safetensors: a length, a JSON header, and the bytes in its order.
+Never more than one tensor is in memory, whatever the model's size, and some rows of one that is written. The
+format is that of https://github.com/huggingface/safetensors: a length, a JSON header, the bytes in its order.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,14 @@ class Checkpoint:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
+    def read_together(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Several tensors, each file mapped once: they are in memory no more than the system likes."""
+        found: dict[str, torch.Tensor] = {}
+        for path in dict.fromkeys(self._files[name] for name in names):
+            with safe_open(path, framework="pt") as file:
+                found |= {name: file.get_tensor(name) for name in names if self._files[name] == path}
+        return found
+
     def _read_header(self, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
@@ -120,13 +128,13 @@ def shard_names(count: int, stem: str, suffix: str) -> list[str]:
 def write_checkpoint(
     folder: Path,
     tensors: Sequence[TensorSpec],
-    read: Callable[[str], torch.Tensor],
+    read_rows: Callable[[str], Iterable[torch.Tensor]],
     *,
     dtype: torch.dtype,
     max_shard_bytes: int,
     announce: Callable[[int], None] = lambda elements: None,
 ) -> None:
-    """Write the tensors that `read` gives, one after the other, and the index of the shards.
+    """Write the tensors that `read_rows` gives in pieces, one after the other, and the index of the shards.
 
     `announce` gets the numbers written so far.
     """
@@ -137,9 +145,10 @@ def write_checkpoint(
         with (folder / name).open("wb") as file:
             file.write(_header(shard, dtype))
             for tensor in shard:
-                # numpy knows no bfloat16, but bytes it knows.
-                numbers = read(tensor.name).to(dtype).contiguous().view(-1)
-                file.write(numbers.view(torch.uint8).numpy().data)
+                for rows in read_rows(tensor.name):
+                    # numpy knows no bfloat16, but bytes it knows.
+                    numbers = rows.to(dtype).contiguous().view(-1)
+                    file.write(numbers.view(torch.uint8).numpy().data)
                 written += tensor.elements
                 announce(written)
     if len(shards) > 1:

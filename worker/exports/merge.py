@@ -1,9 +1,11 @@
-"""The adapter merged into its base model, tensor by tensor, on the CPU, without loading the model.
+"""The adapter merged into its base model, some rows at a time, on the CPU, without loading the model.
 
-Memory is that of the adapter and of a few copies of the largest tensor, whatever the model's size.
+Memory is that of the adapter and a few megabytes, and half a byte for each number of the tensor that is
+rounded just now, whatever the model's size. O: outputs, I: inputs of a linear layer.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +22,10 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from app.core.errors import BaseModelChanged, ExportUnsupported, ModelUnreadable
-from worker.base_model import linears_to_quantize, round_weight
-from worker.exports.adapter_weights import AdapterWeights
+from worker.base_model import linears_to_quantize
+from worker.exports.adapter_weights import AdapterWeights, LoraChange
 from worker.exports.checkpoint import Checkpoint, TensorSpec, write_checkpoint
+from worker.rounding import round_rows, rows_at_a_time
 
 
 @dataclass(frozen=True)
@@ -120,26 +123,45 @@ class Merger:
         return [*found, TensorSpec(output, self.checkpoint.shape(self.shape.input_weight))]
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor of the merged model. Raises ExportUnsupported where it is not finite."""
-        if name in self.adapter.replaced:
-            return self.adapter.replaced[name]
+        """One tensor of the merged model, whole."""
+        first, *others = self.read_rows(name)
+        return torch.cat([first, *others]) if others else first
+
+    def read_rows(self, name: str) -> Iterator[torch.Tensor]:
+        """One tensor of the merged model in blocks of some rows: in order, and each made when it is asked
+        for.
+        """
         module = name.removesuffix(".weight")
-        source = name
-        if name == self.shape.output_weight and self.shape.is_tied:
-            source = self.shape.input_weight
-        weight = self.checkpoint.read(source)
         change = self.adapter.changes.get(module) if name.endswith(".weight") else None
         is_rounded = self.rounding is not None and module in self._rounded
-        if change is None and not is_rounded:
-            return weight
-        is_transposed = isinstance(self.shape.modules.get(module), Conv1D)
-        weight = weight.T if is_transposed else weight
+        weight = self._read_source(name)
+        if name in self.adapter.replaced or (change is None and not is_rounded):
+            yield weight
+        elif isinstance(self.shape.modules.get(module), Conv1D):
+            # Its outputs are columns on the disk: no block of rows is whole before all are.
+            yield torch.cat(list(self._change_rows(weight.T, change, is_rounded=is_rounded))).T
+        else:
+            yield from self._change_rows(weight, change, is_rounded=is_rounded)
+
+    def _read_source(self, name: str) -> torch.Tensor:
+        """What the adapter's training began with, or put in its place."""
+        if name in self.adapter.replaced:
+            return self.adapter.replaced[name]
+        is_output = name == self.shape.output_weight and self.shape.is_tied
+        return self.checkpoint.read(self.shape.input_weight if is_output else name)
+
+    def _change_rows(
+        self, weight_OI: torch.Tensor, change: LoraChange | None, *, is_rounded: bool
+    ) -> Iterator[torch.Tensor]:
+        blocks: Iterable[torch.Tensor] = weight_OI.split(rows_at_a_time(weight_OI.shape[1]))
         if is_rounded:
             assert self.rounding is not None
-            weight = round_weight(weight.float().contiguous(), self.rounding)
-        if change:
-            weight = change.apply(weight)
-        return weight.T if is_transposed else weight
+            blocks = round_rows(weight_OI, self.rounding, torch.float32)
+        first = 0
+        for block in blocks:
+            last = first + len(block)
+            yield change.of_rows(first, last).apply(block) if change else block
+            first = last
 
     @cached_property
     def _rounded(self) -> frozenset[str]:
@@ -168,17 +190,19 @@ def merge(
 ) -> None:
     """Write the merged model's weights into the folder. Raises ExportUnsupported."""
 
-    def read(name: str) -> torch.Tensor:
-        tensor = merger.read(name).to(dtype)
-        if not tensor.isfinite().all():
-            raise ExportUnsupported(
-                f"{name} does not fit into {str(dtype).removeprefix('torch.')}: it becomes infinite.",
-                hint='Ask for dtype "bfloat16".',
-            )
-        return tensor
+    def read_rows(name: str) -> Iterator[torch.Tensor]:
+        for block in merger.read_rows(name):
+            for rows in block.split(rows_at_a_time(math.prod(block.shape[1:]))):
+                finite = rows.to(dtype)
+                if not finite.isfinite().all():
+                    raise ExportUnsupported(
+                        f"{name} does not fit into {str(dtype).removeprefix('torch.')}: it becomes infinite.",
+                        hint='Ask for dtype "bfloat16".',
+                    )
+                yield finite
 
     write_checkpoint(
-        folder, merger.tensors, read, dtype=dtype, max_shard_bytes=max_shard_bytes, announce=announce
+        folder, merger.tensors, read_rows, dtype=dtype, max_shard_bytes=max_shard_bytes, announce=announce
     )
 
 

@@ -20,13 +20,12 @@ def write_bin(
     max_shard_bytes: int,
     announce: Callable[[int], None] = lambda elements: None,
 ) -> None:
-    """Write the checkpoint's tensors; one shard is in memory at a time."""
+    """Write the checkpoint's tensors. They are mapped files: none needs to stay in memory."""
     shards = split_into_shards(checkpoint.tensors, dtype.itemsize, max_shard_bytes)
     names = shard_names(len(shards), "pytorch_model", ".bin")
     written = 0
     for name, shard in zip(names, shards, strict=True):
-        # A copy: torch.save would write the whole file that a mapped tensor is a part of.
-        torch.save({tensor.name: checkpoint.read(tensor.name).clone() for tensor in shard}, folder / name)
+        torch.save(checkpoint.read_together([tensor.name for tensor in shard]), folder / name)
         written += sum(tensor.elements for tensor in shard)
         announce(written)
     if len(shards) > 1:

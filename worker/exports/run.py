@@ -4,7 +4,6 @@ It runs on the CPU alone and gives way to all else. It has no database and no ar
 it makes goes to the worker, which owns the lease.
 """
 
-import errno
 import hashlib
 import logging
 import os
@@ -14,7 +13,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from app.core.errors import ExportFailure, ModelMissing, NoRoomForExport, OutOfMemory, TunesmithError
+from app.core.errors import (
+    DiskFull,
+    ExportFailure,
+    ModelMissing,
+    NoRoomForExport,
+    OutOfMemory,
+    TunesmithError,
+)
 from app.core.export_results import Agreement, ExportedFile
 from app.core.export_specs import BaseWeights, GgufLoraSpec, GgufSpec, PytorchBinSpec
 from app.core.models import find_folder
@@ -26,6 +32,7 @@ from worker.exports.agreement import find_threshold
 from worker.exports.making import Made, Materials
 from worker.exports.prompts import collect_prompts
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest
+from worker.folders import is_disk_full
 from worker.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -67,7 +74,7 @@ def run(request: ExportRequest, send: Send, push: hub.Push | None = None) -> Exp
         return _export(request, _Announcer(send), push or hub.Push.of(request.spec), found)
     except Exception as error:  # the boundary of the export: whatever it was, the export must say it
         log.exception("The export failed")
-        known = _explain(error)
+        known = _explain(error, request.folder)
         return ExportFailed(
             code=known.code,
             message=redact(known.message)[:_MAX_MESSAGE],
@@ -211,13 +218,12 @@ def _hash(path: Path) -> str:
     return total.hexdigest()
 
 
-def _explain(error: Exception) -> TunesmithError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoRoomForExport(hint="Free some space, then retry: a complete merge is kept.")
-    if getattr(error, "code", "") == NoRoomForExport.code:
-        return NoRoomForExport(hint="Free some space, then retry: a complete merge is kept.")
-    if isinstance(error, TunesmithError):
+def _explain(error: Exception, folder: Path) -> TunesmithError:
+    if isinstance(error, TunesmithError) and not isinstance(error, DiskFull):
         return error
+    # Asked while what was written is still there: torch.save says no more than that writing failed.
+    if isinstance(error, DiskFull) or is_disk_full(folder):
+        return NoRoomForExport(hint="Free some space, then retry: a complete merge is kept.")
     if isinstance(error, MemoryError):
         return OutOfMemory("The machine has no memory left.", hint="Free some memory, then retry.")
     return ExportFailure(f"{type(error).__name__}: {error}", hint="See the worker's log of exports.")

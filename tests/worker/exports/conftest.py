@@ -10,8 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from app.core.export_specs import export_spec_adapter
+from app.core.specs import QuantizationSpec
 from tests.tiny_model import NAME
 from worker import base_model
+from worker.exports.reports import Exported, ExportFailed, ExportRequest
 
 MakeAdapter = Callable[..., Path]
 PROMPTS = [[0, 5, 9, 40, 77, 130], [0, 200, 31, 8], [0, 12, 13, 14, 15, 16, 17, 18]]
@@ -43,6 +46,36 @@ def make_adapter(tmp_path: Path, base: Path) -> MakeAdapter:
         return save_adapter(on, folder or tmp_path / "adapter", **options)
 
     return make
+
+
+@pytest.fixture
+def make_request(tmp_path: Path, base: Path) -> Callable[..., ExportRequest]:
+    def make(adapter: Path, *, folder: str = "export", **spec: Any) -> ExportRequest:
+        attempt = tmp_path / folder / "attempt"
+        attempt.mkdir(parents=True)
+        return ExportRequest(
+            spec=export_spec_adapter.validate_python(spec),
+            adapter_id="ad_0000000000000000",
+            adapter_name="helper",
+            adapter_folder=adapter,
+            base_model=base.name,
+            quantization=QuantizationSpec(),
+            models_folder=base.parent,
+            folder=attempt,
+            merged=tmp_path / folder / "merged",
+        )
+
+    return make
+
+
+def succeeded(ended: Exported | ExportFailed) -> Exported:
+    assert isinstance(ended, Exported), ended
+    return ended
+
+
+def failed(ended: Exported | ExportFailed) -> ExportFailed:
+    assert isinstance(ended, ExportFailed), ended
+    return ended
 
 
 def save_adapter(base: Path, folder: Path, **options: Any) -> Path:

@@ -157,6 +157,17 @@ def test_what_a_killed_worker_left_is_removed(
     assert store.list_files("exports") == []
 
 
+def test_an_idle_worker_gives_back_the_room_of_what_nobody_needs(
+    runner: ExportRunner, export_settings: Settings
+) -> None:
+    merged = export_settings.data_dir / "exports" / "exp_0000000000000000" / "merged"
+    merged.mkdir(parents=True)
+
+    assert runner.claim() is None
+
+    assert not merged.parent.exists()
+
+
 def test_a_merge_is_kept_while_an_attempt_may_need_it(
     runner: ExportRunner, export_settings: Settings, database: Database, submit: Callable[..., str]
 ) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from app.core.export_specs import export_spec_adapter
 from app.core.specs import QuantizationSpec
-from tests.worker.exports.conftest import MakeAdapter
+from tests.worker.exports.conftest import MakeAdapter, failed, succeeded
 from worker import base_model
 from worker.device import find_device
 from worker.exports import disk, making, proof
@@ -27,41 +27,11 @@ Export = Callable[..., Exported | ExportFailed]
 
 
 @pytest.fixture
-def make_request(tmp_path: Path, base: Path) -> Callable[..., ExportRequest]:
-    def make(adapter: Path, *, folder: str = "export", **spec: Any) -> ExportRequest:
-        attempt = tmp_path / folder / "attempt"
-        attempt.mkdir(parents=True)
-        return ExportRequest(
-            spec=export_spec_adapter.validate_python(spec),
-            adapter_id="ad_0000000000000000",
-            adapter_name="helper",
-            adapter_folder=adapter,
-            base_model=base.name,
-            quantization=QuantizationSpec(),
-            models_folder=base.parent,
-            folder=attempt,
-            merged=tmp_path / folder / "merged",
-        )
-
-    return make
-
-
-@pytest.fixture
 def export(make_request: Callable[..., ExportRequest], make_adapter: MakeAdapter) -> Export:
     def export_now(*, adapter: dict[str, Any] | None = None, **spec: Any) -> Exported | ExportFailed:
         return run(make_request(make_adapter(**(adapter or {})), **spec), lambda report: None)
 
     return export_now
-
-
-def succeeded(ended: Exported | ExportFailed) -> Exported:
-    assert isinstance(ended, Exported), ended
-    return ended
-
-
-def failed(ended: Exported | ExportFailed) -> ExportFailed:
-    assert isinstance(ended, ExportFailed), ended
-    return ended
 
 
 def test_a_merged_model_is_a_folder_that_anyone_loads(export: Export) -> None:
@@ -277,6 +247,7 @@ def test_too_little_disk_is_told_before_anything_is_written(
     ended = failed(run(request, lambda report: None))
 
     assert ended.code == "disk_full"
+    assert "GB of disk" in ended.message
     assert list(request.folder.iterdir()) == []
 
 

@@ -1,7 +1,6 @@
 """Checkpoints: complete or absent, checked before they are used, and whole on a disk that is full."""
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from app.core.events import Checkpoint, Log, Metrics, Warn
+from tests.small_disk import FILLER, fill, make_room, mounted
 from tests.worker.training.conftest import MakeRequest, Reports, following, run_here
 from worker.reports import Advanced, Happened, Outcome, TrainingRequest
 
@@ -128,13 +128,10 @@ def is_after(report: BaseModel, *, step: int) -> bool:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB, on which ENOSPC is the system's own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small file system needs root: the full disk is NOT tested")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", megabytes=8) as is_mounted:
+        if not is_mounted:
+            pytest.skip("mounting a small file system needs root: the full disk is NOT tested")
+        yield tmp_path / "disk"
 
 
 @pytest.mark.parametrize("room", [0, 40_000, 200_000])
@@ -143,19 +140,18 @@ def test_a_disk_that_fills_up_fails_the_job_and_keeps_the_last_checkpoints(
 ) -> None:
     request = make_request(**SPEC)
     request = request.model_copy(update={"job_folder": small_disk / "job"})
-    filler = small_disk / "filler"
 
-    def fill(report: BaseModel) -> bool:
+    def fill_it(report: BaseModel) -> bool:
         if isinstance(report, Happened) and report.event == Checkpoint(step=2):
-            filler.write_bytes(bytes(free_bytes(small_disk) - room))
+            fill(small_disk, room)
         return False
 
-    reports = run_here(request, stop_when=fill)
+    reports = run_here(request, stop_when=fill_it)
 
     assert reports.ended.code == "disk_full"
     assert "retry" in (reports.ended.hint or "")
     assert checkpoints(request) == ["checkpoint-1", "checkpoint-2"]
-    filler.unlink()
+    make_room(small_disk)
     again = run_here(following(request, reports))
     assert any("checkpoint of step 2" in event.message for event in again.events(Log))
     assert weights(request) == undisturbed
@@ -166,19 +162,13 @@ def test_a_disk_that_is_full_when_the_adapter_is_saved_costs_no_training(
 ) -> None:
     request = make_request(**SPEC)
     request = request.model_copy(update={"output_folder": small_disk / "adapter"})
-    filler = small_disk / "filler"
-    filler.write_bytes(bytes(free_bytes(small_disk) - 40_000))
+    fill(small_disk, room=40_000)
 
     reports = run_here(request)
 
     assert reports.ended.code == "disk_full"
-    assert list(small_disk.iterdir()) == [filler]
-    filler.unlink()
+    assert [path.name for path in small_disk.iterdir()] == [FILLER]
+    make_room(small_disk)
     again = run_here(following(request, reports))
     assert not again.events(Metrics)
     assert weights(request) == undisturbed
-
-
-def free_bytes(folder: Path) -> int:
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_bsize

@@ -1,0 +1,97 @@
+"""What a merge holds in memory, counted in bytes of live tensors; mapped files are not counted."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from app.core.specs import QuantizationSpec
+from tests.worker.exports.conftest import save_adapter
+from worker import base_model
+from worker.device import find_device
+from worker.exports.adapter_weights import read_adapter
+from worker.exports.checkpoint import Checkpoint
+from worker.exports.merge import Merger, merge, read_shape
+from worker.exports.pytorch_bin import write_bin
+
+LAYERS = 12
+SHARD_BYTES = 8_000_000
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
+    """A model in bfloat16 of 38 MB, in shards, with an adapter beside it."""
+    folder = tmp_path_factory.mktemp("large")
+    with torch.device("cpu"):
+        config = LlamaConfig(
+            hidden_size=384,
+            intermediate_size=1024,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=6,
+            vocab_size=320,
+            dtype="bfloat16",
+        )
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder / "base", max_shard_size=SHARD_BYTES)
+    base_model.load_tokenizer(models_folder / "tiny-llama").save_pretrained(folder / "base")
+    save_adapter(folder / "base", folder / "adapter")
+    return folder
+
+
+def peak_bytes(work: Callable[[], object], inputs: Path) -> int:
+    """The most that tensors hold at one time, beside the inputs' files, which are mapped and not read."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    events = seen.profiler.kineto_results.events()
+    mapped = {path.stat().st_size for path in inputs.rglob("*.safetensors")}
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = itertools.accumulate(change for _, change in changes if abs(change) not in mapped)
+    return max(held, default=0)
+
+
+def merge_large(large: Path, folder: Path, *, is_rounded: bool) -> None:
+    rounding = base_model.quantization_config(QuantizationSpec(), find_device()) if is_rounded else None
+    base = large / "base"
+    merger = Merger(Checkpoint(base), read_shape(base), read_adapter(large / "adapter"), rounding)
+    folder.mkdir()
+    merge(merger, folder, dtype=torch.bfloat16, max_shard_bytes=SHARD_BYTES)
+
+
+def bound(large: Path) -> float:
+    """1.3 times the largest shard, and the adapter."""
+    shards = [path.stat().st_size for path in (large / "base").glob("*.safetensors")]
+    assert sum(shards) > 4 * max(shards)
+    return 1.3 * max(shards) + (large / "adapter" / "adapter_model.safetensors").stat().st_size
+
+
+def test_a_model_that_is_held_is_over_the_bound(large: Path) -> None:
+    checkpoint = Checkpoint(large / "base")
+
+    held = peak_bytes(lambda: [checkpoint.read(one.name).clone() for one in checkpoint.tensors], large)
+
+    assert held == 2 * checkpoint.elements > 2 * bound(large)
+
+
+@pytest.mark.parametrize("is_rounded", [False, True], ids=["original", "dequantized"])
+def test_a_merge_holds_less_than_a_shard_and_the_adapter(
+    is_rounded: bool, large: Path, tmp_path: Path
+) -> None:
+    peak = peak_bytes(lambda: merge_large(large, tmp_path / "merged", is_rounded=is_rounded), large)
+
+    assert 0 < peak < bound(large)
+
+
+def test_pickles_are_written_from_mapped_files(large: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(large / "base")
+
+    peak = peak_bytes(
+        lambda: write_bin(checkpoint, tmp_path, dtype=torch.bfloat16, max_shard_bytes=SHARD_BYTES), large
+    )
+
+    written = sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
+    assert peak < SHARD_BYTES / 10
+    assert written < 1.1 * 2 * checkpoint.elements
