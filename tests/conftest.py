@@ -21,7 +21,7 @@ if not Path("/dev/nvidiactl").exists():
 
 
 def pytest_collection_finish() -> None:
-    """Trainers collect garbage a few times a run: without this they walk through all imported modules each time."""
+    """Trainers collect garbage several times a run; without this they walk through every imported module."""
     gc.collect()
     gc.freeze()
 
