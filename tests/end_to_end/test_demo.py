@@ -1,4 +1,5 @@
-"""The demo's path on the real small model, with real processes: what `make demo` shows must be true.
+"""The demo's path on the real small model, with real processes: what `make demo` shows must be true, and what
+it makes must leave in every format.
 
 Half of the demo's epochs teach enough for that.
 """
@@ -7,15 +8,39 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import gguf
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.end_to_end.box import Box
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 ROWS = [json.loads(line) for line in (EXAMPLES / "tunesmith-help.jsonl").read_text().splitlines()]
+QUESTIONS = json.loads((EXAMPLES / "demo-questions.json").read_text())
+FORMATS: dict[str, dict[str, Any]] = {
+    "merged": {"format": "merged"},
+    "bin": {"format": "pytorch_bin"},
+    "f16": {"format": "gguf", "type": "f16"},
+    "q8_0": {"format": "gguf", "type": "q8_0"},
+    "lora": {"format": "gguf_lora", "with_base": True},
+}
+NAME = "tunesmith-help"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The box in which the demo's job has succeeded."""
+
+    box: Box
+    job: dict[str, Any]
+    folder: Path
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +51,122 @@ def models_dir() -> Path:
     return folder
 
 
-@pytest.fixture
-def box(tmp_path: Path, models_dir: Path) -> Iterator[Box]:
-    box = Box(tmp_path, models_dir)
-    yield box
-    box.close()
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Demo]:
+    """It trains for minutes, so that every test looks at the same adapter."""
+    folder = tmp_path_factory.mktemp("demo")
+    box = Box(folder, models_dir)
+    try:
+        box.start_api()
+        box.start_worker()
+        job_spec = json.loads((EXAMPLES / "demo-job.json").read_text())
+        job_spec["training"]["num_train_epochs"] /= 2
+        job_id = box.submit(**job_spec, dataset=box.upload(ROWS))
+        job = box.wait_for_state(job_id, "succeeded", "failed", timeout_seconds=1400)
+        assert job["state"] == "succeeded", job["error"]
+        yield Demo(box, job, folder)
+    finally:
+        box.close()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_adapter_learns_what_the_rows_teach(box: Box) -> None:
-    box.start_api()
-    box.start_worker()
-    job_spec = json.loads((EXAMPLES / "demo-job.json").read_text())
-    job_spec["training"]["num_train_epochs"] /= 2
-    job_id = box.submit(**job_spec, dataset=box.upload(ROWS))
-    job = box.wait_for_state(job_id, "succeeded", "failed", timeout_seconds=1400)
-    assert job["state"] == "succeeded", job["error"]
-    losses = [event["data"]["loss"] for event in box.events(job_id, "metrics")]
+def test_the_adapter_learns_what_the_rows_teach(demo: Demo) -> None:
+    box, job = demo.box, demo.job
+    losses = [event["data"]["loss"] for event in box.events(job["id"], "metrics")]
     assert losses[-1] < losses[0] / 3
     question = "How do I stop a running job?"
     assert all(question != row["messages"][0]["content"] for row in ROWS)
-    assert "/cancel" not in box.answer(question, base_model=job_spec["base_model"])
+    assert "/cancel" not in box.answer(question, base_model=job["base_model"])
     assert "/jobs/{id}/cancel" in box.answer(question, adapter=job["adapter"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_every_format_answers_the_demos_questions_as_the_live_adapter_does(demo: Demo) -> None:
+    live = [demo.box.answer(question, adapter=demo.job["adapter"]) for question in QUESTIONS]
+    base = [demo.box.answer(question, base_model=demo.job["base_model"]) for question in QUESTIONS]
+    assert all(one != other for one, other in zip(live, base, strict=True))
+
+    folders = export_all(demo)
+
+    tokenizer = AutoTokenizer.from_pretrained(folders["merged"])
+    for name, folder in folders.items():
+        model = load(name, folder)
+        assert [answer(model, tokenizer, question) for question in QUESTIONS] == live, name
+
+
+def export_all(demo: Demo) -> dict[str, Path]:
+    """What is downloaded of each format, in a folder of its own."""
+    box, asked = demo.box, {}
+    for name, spec in FORMATS.items():
+        sent = box.client.post(f"/adapters/{demo.job['adapter']}/exports", json=spec)
+        asked[name] = box.get_good(sent)["id"]
+    return {name: download(demo, export_id) for name, export_id in asked.items()}
+
+
+def download(demo: Demo, export_id: str) -> Path:
+    """Wait for an export and fetch its files."""
+
+    def look() -> dict[str, Any] | None:
+        found: dict[str, Any] = demo.box.get_good(demo.box.client.get(f"/exports/{export_id}"))
+        return found if found["state"] in ("succeeded", "failed") else None
+
+    export = wait_for(look, "the export", timeout_seconds=600)
+    assert export["state"] == "succeeded", export["error"]
+    folder = demo.folder / export_id
+    folder.mkdir()
+    for file in export["files"]:
+        wanted = {"file": file["name"]}
+        with demo.box.client.stream("GET", f"/exports/{export_id}/download", params=wanted) as response:
+            assert response.status_code == 200
+            with (folder / file["name"]).open("wb") as target:
+                for chunk in response.iter_bytes():
+                    target.write(chunk)
+    return folder
+
+
+def load(name: str, folder: Path) -> PreTrainedModel:
+    """The files as anyone loads them: nothing of Tunesmith's is used."""
+    if name in ("merged", "bin"):
+        kind = {"use_safetensors": name == "merged"}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **kind)
+    else:
+        file = f"{NAME}-base.gguf" if name == "lora" else f"{NAME}-{name}.gguf"
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    if name == "lora":
+        add_lora(model, folder / f"{NAME}-lora-f16.gguf")
+    return model.eval()
+
+
+@torch.no_grad()
+def add_lora(model: PreTrainedModel, path: Path) -> None:
+    """What llama.cpp does with `--lora`: W + alpha / rank · B A."""
+    reader = gguf.GGUFReader(path)
+    tensors = {one.name: torch.tensor(gguf.dequantize(one.data, one.tensor_type)) for one in reader.tensors}
+    alpha = reader.get_field("adapter.lora.alpha").contents()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
+    added = 0
+    for parameter_name, weight in model.named_parameters():
+        name = names.get_name(parameter_name, (".weight",))
+        if f"{name}.lora_a" not in tensors:
+            continue
+        A, B = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
+        change = alpha / len(A) * B @ A
+        if name.endswith(("attn_q.weight", "attn_k.weight")):
+            # llama.cpp rotates neighbours, transformers halves of a head.
+            pairs = change.reshape(-1, model.config.head_dim // 2, 2, change.shape[1])
+            change = pairs.transpose(1, 2).reshape(change.shape)
+        weight += change
+        added += 1
+    assert added == len(tensors) / 2
+
+
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    """One greedy answer, as the demo asks for it."""
+    messages = [{"role": "user", "content": question}]
+    prompt = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    made = model.generate(**prompt, max_new_tokens=60, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+    return str(tokenizer.decode(made[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))

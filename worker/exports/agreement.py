@@ -3,8 +3,6 @@
 L: positions. V: the vocabulary.
 """
 
-from collections.abc import Sequence
-
 import torch
 
 from app.core.export_results import Threshold
@@ -66,8 +64,3 @@ class Tally:
     def greedy_match(self) -> float:
         """Share of positions."""
         return self._matches / self.positions
-
-
-def share_equal(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
-    """How many of the answers are the same."""
-    return sum(list(one) == list(other) for one, other in zip(first, second, strict=True)) / len(first)
