@@ -144,6 +144,14 @@ def weights(box: Box, adapter: str) -> bytes:
         return archive.read(name)
 
 
+def is_alive(pid: int) -> bool:
+    """What was killed stays a zombie until whoever started it looks."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def check_story(job: dict[str, Any], plan: Plan) -> None:
     """The attempts say what happened to them."""
     reasons = [attempt["exit_reason"] for attempt in job["attempts"]]
@@ -154,13 +162,13 @@ def check_story(job: dict[str, Any], plan: Plan) -> None:
         if death.appointment.target == Target.CHILD and reason == "worker_lost":
             # Another job's death took the worker along before it had written down that the child was gone.
             worker_pid = int(job["attempts"][death.attempt - 1]["worker"].split("-")[-2])
-            assert not psutil.pid_exists(worker_pid), death
+            wait_for(lambda pid=worker_pid: not is_alive(pid), f"the worker of {death} to be gone")
         elif death.appointment.target == Target.CHILD:
             assert reason == "process_died", death
         elif death.appointment.stage != Stage.DELIVERING:
             assert reason == "worker_lost", death
         # In delivery the last transaction may have been committed already.
-        assert not psutil.pid_exists(death.pid), death
+        wait_for(lambda pid=death.pid: not is_alive(pid), f"{death}")
 
 
 @pytest.mark.timeout(1000)
