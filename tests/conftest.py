@@ -19,9 +19,12 @@ hypothesis.settings.load_profile("tunesmith")
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# As the worker's children have it.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
 
 def pytest_collection_finish() -> None:
-    """Trainers collect garbage a few times a run: without this they walk through all imported modules each time."""
+    """Trainers collect garbage several times a run; without this they walk through every imported module."""
     gc.collect()
     gc.freeze()
 

@@ -26,7 +26,7 @@ from app.core.export_results import Agreement
 from app.core.queue import Failure
 from app.core.settings import Settings
 from app.core.specs import QuantizationSpec
-from app.core.states import ExportPhase
+from app.core.states import ExportPhase, ExportState
 from worker.child_process import ChildProcess
 from worker.child_watch import last_words, watch
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest, export_report_adapter
@@ -157,8 +157,8 @@ class ExportRunner:
             child,
             stop=self._stop,
             grace_seconds=self._settings.cancel_grace_seconds,
-            take=lambda line: self._take(lease, line, keeper),
-            look=lambda: self._check(lease, keeper),
+            take=lambda line: self._take(lease, line, keeper, child),
+            look=lambda: self._check_or_stop(lease, keeper, child),
         )
         if isinstance(ended, Exported):
             self._deliver(lease, ended, keeper)
@@ -170,13 +170,42 @@ class ExportRunner:
         else:
             self._lose(lease, child, keeper)
 
-    def _take(self, lease: ExportLease, line: bytes, keeper: LeaseKeeper) -> Exported | ExportFailed | None:
+    def _take(
+        self, lease: ExportLease, line: bytes, keeper: LeaseKeeper, child: ChildProcess
+    ) -> Exported | ExportFailed | None:
         """Write down how far the child is, or answer that it has ended."""
         report = export_report_adapter.validate_json(line)
         if not isinstance(report, Exporting):
             return report
-        self._check(lease, keeper, report)
+        self._check_or_stop(lease, keeper, child, report)
         return None
+
+    def _check_or_stop(
+        self,
+        lease: ExportLease,
+        keeper: LeaseKeeper,
+        child: ChildProcess,
+        report: Exporting | None = None,
+    ) -> None:
+        """Let the child of an export that was cancelled take back what it began at the Hub. Raises
+        LeaseLost.
+        """
+        try:
+            self._check(lease, keeper, report)
+        except LeaseLost:
+            # Where another worker is at it now, what there is at the Hub is no longer this one's.
+            if not self._is_run_elsewhere(lease):
+                child.ask_to_stop()
+                child.wait(self._settings.cancel_grace_seconds)
+            raise
+
+    def _is_run_elsewhere(self, lease: ExportLease) -> bool:
+        try:
+            with self._database.snapshot() as session:
+                row = session.get(tables.Export, lease.export_id)
+        except DBAPIError:
+            return True
+        return row is not None and not ExportState(row.state).has_ended
 
     def _check(self, lease: ExportLease, keeper: LeaseKeeper, report: Exporting | None = None) -> None:
         """Write down how far the child is, where it said so. Raises LeaseLost."""

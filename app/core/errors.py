@@ -29,11 +29,12 @@ TunesmithError
 │   └── HubDatasetMissing, HubDatasetGated, UnknownConfig, UnknownSplit, HubDatasetUnfit,
 │       HubDatasetUnreadable, NoRoomForDataset
 ├── ExportFailure             why an export failed; recorded with the export
-│   └── ExportMismatch, ExportUnsupported, BaseModelChanged, GgufFamilyUnknown, TokenizerUnfit,
-│       NoRoomForExport, NoMemoryForProof, HubRefused, HubRepositoryExists
+│   └── ExportMismatch, ExportUnsupported, GgufFamilyUnknown, TokenizerUnfit, NoRoomForExport,
+│       NoMemoryForProof, HubRefused, HubRepositoryExists
 └── JobFailure                why a job failed; recorded with the job
-    └── ModelGated, ModelMissing, HubUnreachable, ModelUnreadable, NothingToLearn, OutOfMemory,
-        DiskFull, LossNotFinite, LossExploded, AdapterInert, TemplateMismatch, BadTarget, AdapterUnfit
+    └── ModelGated, ModelMissing, HubUnreachable, BaseModelChanged, ModelUnreadable, NothingToLearn,
+        OutOfMemory, DiskFull, LossNotFinite, LossExploded, AdapterInert, TemplateMismatch, BadTarget,
+        AdapterUnfit
 """
 
 from typing import ClassVar
@@ -411,12 +412,6 @@ class ExportUnsupported(ExportFailure):
     code = "export_unsupported"
 
 
-class BaseModelChanged(ExportFailure):
-    """The base model is not the one that the adapter was trained on."""
-
-    code = "base_model_changed"
-
-
 class GgufFamilyUnknown(ExportFailure):
     """This family of models can't be written as GGUF."""
 
@@ -476,6 +471,12 @@ class HubUnreachable(JobFailure):
     """The model hub can't be reached."""
 
     code = "hub_unreachable"
+
+
+class BaseModelChanged(JobFailure):
+    """The base model is not the one that the adapter was trained on."""
+
+    code = "base_model_changed"
 
 
 class ModelUnreadable(JobFailure):

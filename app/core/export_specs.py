@@ -81,6 +81,9 @@ class GgufLoraSpec(_Spec):
 
     format: Literal["gguf_lora"]
     type: Literal["f16", "f32"] = Field("f16", description="Type of the weights.")
+    with_base: bool = Field(
+        False, description="Also a GGUF file of the base weights that the adapter was trained against."
+    )
 
 
 class HubSpec(_Sharded):

@@ -48,6 +48,11 @@ EXPLAINED = {
     "4 bits had changed, and the adapter had learned to live with, is not there.",
     None: "The adapter was trained on base weights that were not quantized, and is merged into them.",
 }
+EXPLAINED_LORA = (
+    "The adapter was trained on 4-bit base weights, and was compared on a GGUF file of those weights as they "
+    'are after their trip through 4 bits; "with_base" makes that file. On one of the base model\'s own '
+    "weights it answers only nearly as the live adapter does."
+)
 
 
 def write_card(

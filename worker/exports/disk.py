@@ -21,9 +21,9 @@ def count_bytes(spec: ExportSpec, *, elements: int, adapter_bytes: int, has_merg
     match spec:
         case AdapterArchive() | HubSpec(content="adapter"):
             return 4 * adapter_bytes + _SPARE_BYTES
-        case GgufLoraSpec():
+        case GgufLoraSpec(with_base=with_base):
             # To prove it, a GGUF file of the base model is made.
-            return elements * 2 + 4 * adapter_bytes + _SPARE_BYTES
+            return elements * 2 * (3 if with_base else 1) + 4 * adapter_bytes + _SPARE_BYTES
         case GgufSpec():
             block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[spec.type.name]]
             return merged + 2 * elements * size // block + _SPARE_BYTES

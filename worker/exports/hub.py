@@ -5,12 +5,14 @@ else's.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-from app.core.errors import HubRefused, HubRepositoryExists, HubUnreachable
+from app.core.errors import HubRefused, HubRepositoryExists, HubUnreachable, TunesmithError
+from app.core.export_specs import ExportSpec, HubSpec
 from worker.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -18,40 +20,76 @@ log = logging.getLogger(__name__)
 _NO_NETWORK = {"TransportError", "ConnectionError", "TimeoutError"}
 
 
-def check(repository: str, *, update: bool) -> None:
-    """What can be told before hours of work. Raises HubRefused, HubRepositoryExists, HubUnreachable."""
-    if get_token() is None:
-        raise HubRefused(
-            "The worker has no token for the Hub.",
-            hint="Set HF_TOKEN for the worker to a token with write rights, and start it again.",
-        )
-    with _explained(repository):
-        if HfApi().repo_exists(repository) and not update:
-            raise _exists(repository)
+@dataclass
+class Push:
+    """A folder on its way to a repository. The files appear there in one commit, or not at all."""
+
+    repository: str
+    private: bool
+    update: bool
+    _is_made_here: bool = False
+
+    @classmethod
+    def of(cls, spec: ExportSpec) -> "Push | None":
+        """The push that an export ends with, where it does."""
+        if not isinstance(spec, HubSpec):
+            return None
+        return cls(spec.repository, spec.private, spec.update)
+
+    def check(self) -> None:
+        """What can be told before hours of work. Raises HubRefused, HubRepositoryExists, HubUnreachable."""
+        if get_token() is None:
+            raise HubRefused(
+                "The worker has no token for the Hub.",
+                hint="Set HF_TOKEN for the worker to a token with write rights, and start it again.",
+            )
+        with _explained(self.repository):
+            api = HfApi()
+            if api.whoami().get("auth", {}).get("accessToken", {}).get("role") == "read":
+                raise _unwritable(self.repository)
+            self._find(api)
+
+    def run(self, folder: Path, message: str) -> str:
+        """Push the folder; answers the repository's address. A repository made for it is removed where it
+        fails. Raises HubRefused, HubRepositoryExists, HubUnreachable.
+        """
+        api = HfApi()
+        try:
+            with _explained(self.repository):
+                if not self._find(api):
+                    self._is_made_here = True  # Before it is: whoever stops this removes it.
+                    api.create_repo(self.repository, private=self.private)
+                api.upload_folder(repo_id=self.repository, folder_path=folder, commit_message=message)
+                _check_sizes(api, self.repository, folder)
+        except BaseException:
+            self.undo()
+            raise
+        self._is_made_here = False
+        return f"{api.endpoint}/{self.repository}"
+
+    def undo(self) -> None:
+        """Remove the repository, where it was made for this push and the push did not succeed."""
+        if self._is_made_here:
+            self._is_made_here = False
+            with suppress(Exception):
+                HfApi().delete_repo(self.repository, missing_ok=True)
+
+    def _find(self, api: HfApi) -> bool:
+        """Whether the repository is there and may be pushed to. Raises HubRepositoryExists."""
+        try:
+            found = api.model_info(self.repository)
+        except RepositoryNotFoundError:
+            return False
+        # An attempt that was killed leaves an empty one behind; nobody else's may be more public than asked.
+        is_left_over = not _list_files(found) and (found.private or not self.private)
+        if not self.update and not is_left_over:
+            raise _exists(self.repository)
+        return True
 
 
-def push(folder: Path, repository: str, *, private: bool, update: bool, message: str) -> str:
-    """Push the folder; answers the repository's address. A repository that it made is removed where it fails.
-
-    Raises HubRefused, HubRepositoryExists, HubUnreachable.
-    """
-    api = HfApi()
-    with _explained(repository):
-        is_new = not api.repo_exists(repository)
-        if not is_new and not update:
-            raise _exists(repository)
-        if is_new:
-            api.create_repo(repository, private=private)
-    try:
-        with _explained(repository):
-            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
-            _check_sizes(api, repository, folder)
-    except BaseException:
-        if is_new:
-            with suppress(HfHubHTTPError):
-                api.delete_repo(repository)
-        raise
-    return f"{api.endpoint}/{repository}"
+def _list_files(found: ModelInfo) -> list[str]:
+    """What is in a repository but for the file that the Hub makes."""
+    return [file.rfilename for file in found.siblings or [] if file.rfilename != ".gitattributes"]
 
 
 def _check_sizes(api: HfApi, repository: str, folder: Path) -> None:
@@ -68,16 +106,25 @@ def _explained(repository: str) -> Iterator[None]:
     """Turn what the Hub's client raises into words for a person."""
     try:
         yield
-    except HFValidationError as error:
-        raise HubRefused(f"The Hub takes no repository named {repository!r}: {error}") from error
-    except HfHubHTTPError as error:
-        raise _explain(error, repository) from error
     except Exception as error:
-        if _NO_NETWORK & {cls.__name__ for cls in type(error).__mro__}:
-            raise HubUnreachable(
-                f"The Hub can't be reached: {redact(str(error))}", hint="Check the network, then retry."
-            ) from error
-        raise
+        # Of a large file it says which one could not be sent, and hides why.
+        reason = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+        known = _name(reason, repository)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _name(error: BaseException, repository: str) -> TunesmithError | None:
+    if isinstance(error, HFValidationError):
+        return HubRefused(f"The Hub takes no repository named {repository!r}: {error}")
+    if isinstance(error, HfHubHTTPError):
+        return _explain(error, repository)
+    if _NO_NETWORK & {cls.__name__ for cls in type(error).__mro__}:
+        return HubUnreachable(
+            f"The Hub can't be reached: {redact(str(error))}", hint="Check the network, then retry."
+        )
+    return None
 
 
 def _explain(error: HfHubHTTPError, repository: str) -> HubRefused | HubRepositoryExists | HubUnreachable:
@@ -85,14 +132,18 @@ def _explain(error: HfHubHTTPError, repository: str) -> HubRefused | HubReposito
     if status == 409:
         return _exists(repository)
     if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
-        return HubRefused(
-            f"The worker's token may not write to {repository}.",
-            hint="HF_TOKEN must be a token with write rights to that owner's repositories.",
-        )
+        return _unwritable(repository)
     if status >= 500:
         return HubUnreachable(f"The Hub does not answer: HTTP {status}.", hint="Retry later.")
     reason = redact(error.server_message or f"HTTP {status}")
     return HubRefused(f"The Hub refuses the repository {repository!r}: {reason}")
+
+
+def _unwritable(repository: str) -> HubRefused:
+    return HubRefused(
+        f"The worker's token may not write to {repository}.",
+        hint="HF_TOKEN must be a token with write rights to that owner's repositories.",
+    )
 
 
 def _exists(repository: str) -> HubRepositoryExists:

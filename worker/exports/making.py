@@ -223,18 +223,18 @@ def _make_gguf_lora(materials: Materials, spec: GgufLoraSpec) -> Made:
     lora = gguf_lora.LoraFile(path)
     applied = materials.request.folder / "applied.gguf"
     bare = AdapterWeights({}, {}, alpha=1.0, use_rslora=False)
-    source = Merger(materials.checkpoint, materials.shape, bare, materials.rounding)
-    write_gguf(
-        source,
-        applied,
+    write = partial(
+        write_gguf,
+        Merger(materials.checkpoint, materials.shape, bare, materials.rounding),
         layout=materials.layout,
         tokenizer=materials.tokenizer,
-        title=materials.name,
         type=GgufType.BF16 if materials.dtype is torch.bfloat16 else GgufType.F16,
-        change=lora.apply,
         announce=materials.progress(ExportPhase.CONVERTING, materials.checkpoint.elements),
     )
+    write(applied, title=materials.name, change=lora.apply)
     lora.check_applied()
+    if spec.with_base:
+        write(path.with_name(f"{materials.name}-base.gguf"), title=materials.request.base_model)
     return Made(
         path.parent,
         partial(proof.load_gguf, applied, materials.layout.run_as),

@@ -22,10 +22,10 @@ from app.core.errors import (
     TunesmithError,
 )
 from app.core.export_results import Agreement, ExportedFile
-from app.core.export_specs import BaseWeights, GgufLoraSpec, GgufSpec, HubSpec, PytorchBinSpec
+from app.core.export_specs import BaseWeights, GgufLoraSpec, GgufSpec, PytorchBinSpec
 from app.core.models import find_folder
 from app.core.states import ExportPhase
-from worker import base_model
+from worker import base_model, fingerprint
 from worker.child import ParentLink
 from worker.exports import card, disk, hub, making, proof
 from worker.exports.agreement import find_threshold
@@ -47,21 +47,31 @@ Send = Callable[[BaseModel], None]
 def main(report_fd: int) -> None:
     """Export, and report how it ended."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx", "httpx2"):
+        # The Hub's client logs every address, and those that files are sent to carry signatures.
+        logging.getLogger(name).setLevel(logging.WARNING)
     os.nice(_NICENESS)
     link = ParentLink(report_fd)
     request = link.read_request(ExportRequest)
     # Nothing of use is lost: a complete merge has its name already, and the worker removes the rest.
-    link.watch(on_stop=lambda: os._exit(0))
-    link.send(run(request, link.send))
+    push = hub.Push.of(request.spec)
+    link.watch(on_stop=lambda: _stop(push))
+    link.send(run(request, link.send, push))
     # The thread that reads standard input holds its lock; the interpreter's own way out would abort over it.
     os._exit(0)
 
 
-def run(request: ExportRequest, send: Send) -> Exported | ExportFailed:
+def _stop(push: hub.Push | None) -> None:
+    if push is not None:
+        push.undo()
+    os._exit(0)
+
+
+def run(request: ExportRequest, send: Send, push: hub.Push | None = None) -> Exported | ExportFailed:
     """One export; the answer is the report that ends it."""
     found: list[Agreement] = []
     try:
-        return _export(request, _Announcer(send), found)
+        return _export(request, _Announcer(send), push or hub.Push.of(request.spec), found)
     except Exception as error:  # the boundary of the export: whatever it was, the export must say it
         log.exception("The export failed")
         known = _explain(error, request.folder)
@@ -87,11 +97,13 @@ class _Announcer:
             self._send(Exporting(phase=phase, progress=round(progress, 2)))
 
 
-def _export(request: ExportRequest, announce: _Announcer, found: list[Agreement]) -> Exported:
+def _export(
+    request: ExportRequest, announce: _Announcer, push: hub.Push | None, found: list[Agreement]
+) -> Exported:
     spec = request.spec
     announce(ExportPhase.PREPARING, 0.0)
-    if isinstance(spec, HubSpec):
-        hub.check(spec.repository, update=spec.update)
+    if push is not None:
+        push.check()
     base = _locate(request)
     materials = Materials.gather(request, base, announce)
     adapter_bytes = sum(path.stat().st_size for path in request.adapter_folder.iterdir())
@@ -109,15 +121,9 @@ def _export(request: ExportRequest, announce: _Announcer, found: list[Agreement]
     notes = _notes(materials, agreement)
     _write_card(materials, made, agreement, notes)
     url = None
-    if isinstance(spec, HubSpec):
+    if push is not None:
         announce(ExportPhase.PUSHING, 0.0)
-        url = hub.push(
-            made.folder,
-            spec.repository,
-            private=spec.private,
-            update=spec.update,
-            message=f"{request.adapter_name}, exported by Tunesmith",
-        )
+        url = push.run(made.folder, f"{request.adapter_name}, exported by Tunesmith")
     return Exported(
         folder=made.folder,
         files=[] if url else _describe_files(made.folder),
@@ -128,14 +134,16 @@ def _export(request: ExportRequest, announce: _Announcer, found: list[Agreement]
 
 
 def _locate(request: ExportRequest) -> Path:
-    """The base model's folder. Raises ModelMissing, ModelGated, HubUnreachable."""
+    """The base model's folder. Raises ModelMissing, ModelGated, HubUnreachable, BaseModelChanged."""
     name = request.base_model
     if "/" not in name and find_folder(name, request.models_folder) is None:
         raise ModelMissing(
             f"The base model {name!r} of this adapter is gone.",
             hint="Put it back into the models folder, then retry.",
         )
-    return base_model.locate(name, request.models_folder)
+    folder = base_model.locate(name, request.models_folder)
+    fingerprint.check_base(request.adapter_folder, folder, name)
+    return folder
 
 
 def _prove(materials: Materials, made: Made) -> Agreement:
@@ -173,6 +181,8 @@ def _notes(materials: Materials, agreement: Agreement) -> list[str]:
         notes.append(
             f"llama.cpp gives this model no sliding window: beyond {config.sliding_window} tokens it differs."
         )
+    if isinstance(spec, GgufLoraSpec) and materials.request.quantization.load_in_4bit:
+        notes.append(card.EXPLAINED_LORA)
     if isinstance(spec, PytorchBinSpec):
         notes.append("These files are pickles: load them with weights_only=True.")
     return notes

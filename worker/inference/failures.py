@@ -3,6 +3,7 @@
 import logging
 
 from app.core.errors import (
+    BaseModelChanged,
     HubUnreachable,
     InvalidRequest,
     ModelGated,
@@ -45,7 +46,7 @@ class EngineStopping(Unavailable):
 
 def failed(error: Exception) -> Failed:
     """The error as a reply; one that nobody foresaw is logged and not shown."""
-    if isinstance(error, InvalidRequest | ModelGated):
+    if isinstance(error, InvalidRequest | ModelGated | BaseModelChanged):
         return _failed("invalid", error)
     if isinstance(error, NotFound | ModelMissing):
         return _failed("not_found", error)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from app.core.errors import InvalidRequest
 from app.core.messages import GenerateRequest, Sampling
-from worker import base_model, chat_templates
+from worker import base_model, chat_templates, fingerprint
 from worker.device import Device
 from worker.inference.adapters import Adapter, AdapterShelf
 from worker.inference.grammars import GrammarShelf
@@ -47,12 +47,15 @@ class Intake:
     def prepare(self, request: GenerateRequest) -> Prompt:
         """The prompt, with its adapter in memory.
 
-        Raises InvalidRequest, NotFound, AdapterUnsupported, and what finding and reading a base model raises.
+        Raises InvalidRequest, NotFound, AdapterUnsupported, BaseModelChanged, and what finding and reading a
+        base model raises.
         """
         received_at = time.monotonic()
         base_folder = base_model.locate(request.base_model.name, self._models_folder)
         dtype = base_model.compute_dtype(request.base_model.quantization, self._device)
         adapter = self._adapters.get(request.adapter, dtype) if request.adapter else None
+        if adapter:
+            fingerprint.check_base(adapter.folder, base_folder, request.base_model.name)
         digest, tokenizer = self._tokenizers.get(*_tokenizer_files(base_folder, adapter))
         token_ids = _encode(tokenizer, request)
         _check_bias(tokenizer, request.sampling)

@@ -1,9 +1,7 @@
 """Puts a base model on the device, ready to answer: how its weights are held, and how much cache it gets."""
 
 import gc
-import json
 import logging
-import struct
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ from app.core.settings import EngineWeights
 from app.core.specs import QuantizationSpec
 from worker import base_model
 from worker.device import Device, free_memory_bytes
+from worker.fingerprint import read_header
 from worker.inference.model_runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
 from worker.reports import EngineRequest
 
@@ -109,9 +108,4 @@ def _unpacked_bytes(folder: Path, quantization: QuantizationSpec, device: Device
 
 
 def _count_weights(path: Path) -> int:
-    """How many numbers a safetensors file holds, from its header (github.com/huggingface/safetensors)."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
-    return sum(int(torch.Size(shape).numel()) for shape in shapes)
+    return sum(int(torch.Size(tensor.shape).numel()) for tensor in read_header(path).values())

@@ -8,12 +8,12 @@ from peft import PeftModel
 from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
+from app.core.adapter_archives import RECORD
 from app.core.specs import JobSpec
 from worker.folders import appearing
 from worker.template_choice import TemplateSource
 from worker.training import adapter, model_card
 
-RECORD = "tunesmith.json"
 _PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 _TEMPLATE_SOURCES = {
     TemplateSource.JOB: "the job's own",
@@ -57,6 +57,7 @@ class Record(BaseModel):
 
     job: str
     spec: JobSpec
+    base_weights: str = Field(description="Their fingerprint: see worker/fingerprint.py.")
     dataset: DatasetOrigin
     chat_template: TemplateOrigin
     unserved: list[str] = Field(description="What in the adapter Tunesmith's engine can't apply.")

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig
 
 from app.core.states import Phase
-from worker import base_model, choices
+from worker import base_model, choices, fingerprint
 from worker.chat_templates import template_sha256
 from worker.child import ParentLink
 from worker.device import find_device, peak_memory_bytes
@@ -94,6 +94,7 @@ def train(attempt: Attempt) -> None:
     rows = prepare_rows(attempt, tokenizer, folder, max_length)
 
     attempt.enter(Phase.LOADING)
+    base_weights = fingerprint.take_fingerprint(folder)
     packed_length = max_length if request.spec.training.packing else None
     training = passes.settle(attempt, folder, rows.train, packed_length)
     settings = config.trainer_config(training, device, attempt.checkpoints)
@@ -110,7 +111,9 @@ def train(attempt: Attempt) -> None:
 
     if request.spec.training.keep_checkpoints:
         trainer.add_callback(
-            KeepEpochs(attempt, tokenizer, lambda: make_record(attempt, tokenizer, rows, trainer))
+            KeepEpochs(
+                attempt, tokenizer, lambda: make_record(attempt, base_weights, tokenizer, rows, trainer)
+            )
         )
 
     attempt.enter(Phase.TRAINING)
@@ -118,7 +121,7 @@ def train(attempt: Attempt) -> None:
         run_trainer(attempt, trainer, newest)
 
     attempt.enter(Phase.SAVING)
-    record = make_record(attempt, tokenizer, rows, trainer)
+    record = make_record(attempt, base_weights, tokenizer, rows, trainer)
     size_bytes = output.write(request.output_folder, trainer.model, tokenizer, record)
     attempt.say(f"The adapter is saved: {size_bytes / 1e6:.1f} MB.")
 
@@ -149,6 +152,7 @@ def load(attempt: Attempt, folder: Path) -> PeftModel:
     quantization = choices.quantization(spec, attempt.device)
     model = adapter.attach(base_model.load_model(folder, quantization, attempt.device), spec)
     if start:
+        fingerprint.check_base(start, folder, spec.base_model)
         continuing.start_from(model, start)
         attempt.say(f"The adapter starts from the weights of {spec.continue_from}.")
     trained, total = model.get_nb_trainable_parameters()
@@ -250,13 +254,18 @@ def is_trained(newest: Path, counters: Counters, patience: int | None) -> bool:
 
 
 def make_record(
-    attempt: Attempt, tokenizer: PreTrainedTokenizerBase, rows: PreparedRows, trainer: AdapterTrainer
+    attempt: Attempt,
+    base_weights: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: PreparedRows,
+    trainer: AdapterTrainer,
 ) -> output.Record:
     """Where the adapter comes from."""
     request, counters = attempt.request, trainer.counters
     return output.Record(
         job=request.job_id,
         spec=request.spec,
+        base_weights=base_weights,
         dataset=output.DatasetOrigin(
             id=request.spec.dataset,
             name=request.dataset_name,

@@ -106,6 +106,21 @@ def test_a_cancelled_export_leaves_nothing(
     assert list(started.root.iterdir()) == []
 
 
+@pytest.mark.parametrize("is_run_elsewhere", [False, True])
+def test_a_child_may_undo_its_work_unless_another_worker_is_at_it(
+    started: Started, database: Database, is_run_elsewhere: bool
+) -> None:
+    with database.transaction() as session:
+        if is_run_elsewhere:
+            exports.get(session, started.lease.export_id).lease_token = "another"
+        else:
+            exports.cancel(session, started.lease.export_id)
+    started.join()
+
+    asked = started.root / started.lease.export_id / "asked"
+    assert asked.exists() is not is_run_elsewhere
+
+
 def test_a_child_that_is_killed_leaves_the_export_to_the_next_attempt(
     started: Started, database: Database, store: ArtifactStore
 ) -> None:

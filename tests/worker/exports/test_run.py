@@ -1,5 +1,6 @@
 """What the exporting child makes and refuses, run in this process on the tiny model."""
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -10,13 +11,17 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from app.core.export_specs import export_spec_adapter
+from app.core.specs import QuantizationSpec
 from tests.worker.exports.conftest import MakeAdapter, failed, succeeded
+from worker import base_model
+from worker.device import find_device
 from worker.exports import disk, making, proof
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
 from worker.exports.run import run
+from worker.fingerprint import take_fingerprint
 
 Export = Callable[..., Exported | ExportFailed]
 
@@ -70,6 +75,18 @@ def test_a_lora_file_is_proved_on_a_gguf_base(export: Export) -> None:
     assert [file.name for file in ended.files] == ["helper-lora-f16.gguf"]
     assert ended.agreement.mean_kl < 1e-4
     assert ended.agreement.adapter_kl > 1e-3
+
+
+def test_a_lora_file_says_which_base_it_was_compared_on_and_can_bring_it(export: Export, base: Path) -> None:
+    ended = succeeded(export(format="gguf_lora", with_base=True))
+
+    assert [file.name for file in ended.files] == ["helper-base.gguf", "helper-lora-f16.gguf"]
+    assert "trained on 4-bit base weights" in ended.notes[0]
+    config = AutoConfig.from_pretrained(ended.folder, gguf_file="helper-base.gguf")
+    brought = proof.load_gguf(ended.folder / "helper-base.gguf", config, torch.float32)
+    served = base_model.load_for_serving(base, QuantizationSpec(), find_device())
+    found, expected = (one.model.layers[1].mlp.down_proj.weight for one in (brought, served))
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-4)
 
 
 def test_an_archive_unpacks_to_a_peft_folder(export: Export, base: Path, tmp_path: Path) -> None:
@@ -182,6 +199,28 @@ def test_a_base_model_that_is_gone_is_named(
     assert ended.code == "model_missing"
     assert "'gone'" in ended.message
     assert ended.hint
+
+
+@pytest.mark.parametrize("format", ["adapter", "merged", "gguf_lora"])
+def test_other_weights_under_the_base_models_name_are_noticed(
+    make_request: Callable[..., ExportRequest],
+    make_adapter: MakeAdapter,
+    base: Path,
+    tmp_path: Path,
+    format: str,
+) -> None:
+    adapter = make_adapter()
+    (adapter / "tunesmith.json").write_text(json.dumps({"base_weights": take_fingerprint(base)}))
+    changed = shutil.copytree(base, tmp_path / "models" / base.name)
+    weights = load_file(changed / "model.safetensors")
+    save_file({name: 1.01 * tensor for name, tensor in weights.items()}, changed / "model.safetensors")
+    request = make_request(adapter, format=format)
+
+    ended = failed(run(request.model_copy(update={"models_folder": changed.parent}), lambda report: None))
+
+    assert ended.code == "base_model_changed"
+    assert f"'{base.name}' has other weights now" in ended.message
+    assert list(request.folder.iterdir()) == []
 
 
 def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(

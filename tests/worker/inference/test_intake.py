@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from app.core.artifacts import ArtifactStore
-from app.core.errors import InvalidRequest, NotFound
+from app.core.errors import BaseModelChanged, InvalidRequest, NotFound
 from app.core.messages import AdapterRef, BaseModelRef, ChatMessage, GenerateRequest, OutputSchema, Sampling
 from app.core.specs import QuantizationSpec
 from worker.base_model import load_tokenizer
 from worker.device import find_device
 from worker.inference import intake as intake_module
 from worker.inference.adapters import AdapterShelf
+from worker.inference.failures import failed
 from worker.inference.intake import Intake
 
 BASE = BaseModelRef(name="tiny-llama", quantization=QuantizationSpec(load_in_4bit=False))
@@ -88,6 +89,14 @@ def test_a_request_needs_one_thing_to_go_on_from(intake, options):
 def test_unknown_adapter_is_not_found(intake):
     with pytest.raises(NotFound):
         intake.prepare(make_request(prompt="a", adapter="nowhere"))
+
+
+def test_an_adapter_is_not_applied_to_other_weights_than_those_it_was_trained_on(intake, artifacts):
+    (artifacts / "plain" / "tunesmith.json").write_text('{"base_weights": "sampled-1:other"}')
+
+    with pytest.raises(BaseModelChanged, match="'tiny-llama' has other weights now") as caught:
+        intake.prepare(make_request(prompt="a", adapter="plain"))
+    assert failed(caught.value).kind == "invalid"
 
 
 def test_seed_is_kept_or_made(intake):

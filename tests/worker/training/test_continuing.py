@@ -57,6 +57,17 @@ def test_an_adapter_of_another_shape_is_refused_with_what_differs(
     assert ended.hint
 
 
+def test_an_adapter_of_a_base_model_that_changed_is_refused(
+    make_request: MakeRequest, finished: TrainingRequest
+) -> None:
+    path = finished.output_folder / "tunesmith.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_weights": "sampled-1:other"}))
+
+    ended = run_here(continued(make_request(**SPEC), finished.output_folder)).ended
+
+    assert (ended.outcome, ended.code) == (Outcome.FAILED, "base_model_changed")
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_an_adapter_that_is_damaged_is_refused(
     make_request: MakeRequest, finished: TrainingRequest, name: str

@@ -13,6 +13,7 @@ from app.core.events import Checkpoint, Evaluation, Metrics, Warn
 from app.core.states import Phase
 from tests.tiny_model import NAME
 from tests.worker.training.conftest import MakeRequest, Reports, following, make_rows, run_here
+from worker.fingerprint import take_fingerprint
 from worker.reports import Advanced, Outcome, TrainingRequest
 
 SHORT: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-2}
@@ -87,6 +88,7 @@ def test_the_record_says_where_the_adapter_comes_from(make_request: MakeRequest)
 
     record = json.loads((request.output_folder / "tunesmith.json").read_text())
     assert record["spec"] == request.spec.model_dump(mode="json")
+    assert record["base_weights"] == take_fingerprint(request.models_folder / NAME)
     assert record["dataset"]["sha256"] == request.dataset_sha256
     assert {"torch", "transformers", "peft", "python"} <= record["versions"].keys()
     assert record["metrics"]["steps"] == 3

@@ -1,0 +1,177 @@
+"""Pushes to the Hub by the real exporting child, as the worker runs it."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.core import exports, tables
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.export_queue import ExportLease
+from app.core.export_specs import export_spec_adapter
+from app.core.settings import Settings
+from app.core.specs import QuantizationSpec
+from tests.factories import make_adapter
+from tests.tiny_model import NAME
+from tests.worker.exports.conftest import save_adapter
+from tests.writable_hub import READER, SIGNATURE, WRITER, WritableHub
+from worker.export_runner import EXPORTING_MODULE, ExportRunner
+
+REPOSITORY = "me/helper"
+
+
+@pytest.fixture
+def the_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
+    made = WritableHub()
+    monkeypatch.setenv("HF_ENDPOINT", made.url)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def export_settings(settings: Settings, models_folder: Path) -> Settings:
+    return settings.model_copy(update={"models_dir": models_folder, "cancel_grace_seconds": 20.0})
+
+
+@pytest.fixture
+def runner(
+    export_settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event
+) -> ExportRunner:
+    return ExportRunner(export_settings, database, store, stop=stop)
+
+
+@pytest.fixture
+def submit(database: Database, store: ArtifactStore, base: Path, tmp_path: Path) -> Callable[..., str]:
+    """Submits a push of a real adapter; answers the export's id."""
+    store.put_folder("adapters/ad_0000000000000000", save_adapter(base, tmp_path / "made"))
+    with database.transaction() as session:
+        quantization = QuantizationSpec().model_dump(mode="json")
+        adapter = make_adapter(session, base_model=NAME, quantization=quantization)
+
+    def submit_push(**spec: str) -> str:
+        wanted = {"format": "hub", "repository": REPOSITORY, **spec}
+        with database.transaction() as session:
+            made = exports.submit(
+                session, adapter, export_spec_adapter.validate_python(wanted), max_waiting=10
+            )
+            return made.id
+
+    return submit_push
+
+
+def claimed(runner: ExportRunner) -> ExportLease:
+    lease = runner.claim()
+    assert lease is not None
+    return lease
+
+
+def row_of(database: Database, export_id: str) -> tables.Export:
+    with database.snapshot() as session:
+        return exports.get(session, export_id)
+
+
+def code_of(row: tables.Export) -> str | None:
+    return row.error["code"] if row.error else None
+
+
+def child() -> psutil.Process:
+    [found] = [one for one in psutil.Process().children() if EXPORTING_MODULE in one.cmdline()]
+    return found
+
+
+def run_until_upload(runner: ExportRunner, the_hub: WritableHub) -> threading.Thread:
+    """Run the export in a thread; it is in the middle of a large file now."""
+    the_hub.is_held = True
+    thread = threading.Thread(target=runner.run, args=(claimed(runner),))
+    thread.start()
+    assert the_hub.has_held.wait(120)
+    return thread
+
+
+def end(thread: threading.Thread) -> None:
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_a_merged_model_is_pushed_whole_in_one_commit(
+    the_hub: WritableHub,
+    runner: ExportRunner,
+    submit: Callable[..., str],
+    database: Database,
+    store: ArtifactStore,
+    export_settings: Settings,
+) -> None:
+    export_id = submit(content="merged")
+
+    runner.run(claimed(runner))
+
+    row = row_of(database, export_id)
+    assert (row.state, row.error, row.url) == ("succeeded", None, f"{the_hub.url}/{REPOSITORY}")
+    [commit] = the_hub.commits
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(commit)
+    assert the_hub.private[REPOSITORY]
+    assert (row.files, store.list_files("exports")) == ([], [])
+    log = (export_settings.data_dir / "logs" / "exports.log").read_text()
+    assert WRITER not in log
+    assert SIGNATURE not in log
+
+
+@pytest.mark.parametrize(("token", "code"), [(READER, "hub_refused"), (WRITER, "hub_repository_exists")])
+def test_what_can_be_told_is_told_before_anything_is_made(
+    the_hub: WritableHub,
+    runner: ExportRunner,
+    submit: Callable[..., str],
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str,
+    code: str,
+) -> None:
+    the_hub.repositories[REPOSITORY] = {"README.md": b"someone's"}
+    monkeypatch.setenv("HF_TOKEN", token)
+    export_id = submit()
+
+    runner.run(claimed(runner))
+
+    row = row_of(database, export_id)
+    assert (row.state, code_of(row), row.phase, row.agreement) == ("failed", code, None, None)
+    assert the_hub.repositories[REPOSITORY] == {"README.md": b"someone's"}
+
+
+def test_a_push_that_is_cancelled_leaves_no_repository(
+    the_hub: WritableHub, runner: ExportRunner, submit: Callable[..., str], database: Database
+) -> None:
+    export_id = submit()
+    running = run_until_upload(runner, the_hub)
+
+    with database.transaction() as session:
+        exports.cancel(session, export_id)
+    end(running)
+
+    assert row_of(database, export_id).state == "cancelled"
+    assert (the_hub.repositories, the_hub.commits) == ({}, [])
+
+
+def test_a_push_that_is_killed_is_made_by_the_next_attempt(
+    the_hub: WritableHub, runner: ExportRunner, submit: Callable[..., str], database: Database
+) -> None:
+    export_id = submit()
+    running = run_until_upload(runner, the_hub)
+    os.kill(child().pid, signal.SIGKILL)
+    end(running)
+    assert (row_of(database, export_id).state, the_hub.commits) == ("queued", [])
+
+    the_hub.is_held = False
+    runner.run(claimed(runner))
+
+    row = row_of(database, export_id)
+    assert (row.state, row.error) == ("succeeded", None)
+    assert len(the_hub.commits) == 1
+    assert "adapter_model.safetensors" in the_hub.repositories[REPOSITORY]
