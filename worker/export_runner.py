@@ -86,7 +86,7 @@ class ExportRunner:
         renew = partial(export_queue.heartbeat, lease=lease, lease_seconds=seconds)
         with LeaseKeeper(self._database, _name(lease), seconds, renew) as keeper:
             try:
-                self.remove_leftovers()
+                self._sweep()
                 self._folder(lease).mkdir(parents=True)
                 self._export(lease, self._make_request(lease), keeper)
             except LeaseLost:

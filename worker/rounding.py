@@ -1,6 +1,6 @@
 """A weight's trip through 4 bits and back, some rows at a time: bit for bit what bitsandbytes' own way gives.
 
-That way (`Params4bit`) takes some twenty bytes for each number of the weight on a CPU; this one half a byte
+That way (`Params4bit`) takes fourteen bytes for each number of the weight on a CPU; this one half a byte
 and a few megabytes. O: outputs, I: inputs of a linear layer.
 """
 
