@@ -1,7 +1,7 @@
 # `make setup` is done by every other target when it is needed.
 PYTHON ?= python3
 MACHINE ?= here
-TEST_PROCESSES ?= 1
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,7 +29,6 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m app check-migrations
 
-# TEST_PROCESSES=2 takes half the time on an idle machine; tests that kill processes then meet a starved one.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 15
 

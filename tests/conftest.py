@@ -19,6 +19,9 @@ hypothesis.settings.load_profile("tunesmith")
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# As the worker's children have it.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
 
 def pytest_collection_finish() -> None:
     """Trainers collect garbage several times a run; without this they walk through every imported module."""

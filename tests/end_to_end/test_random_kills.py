@@ -70,7 +70,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     monkeypatch.setenv(PLAN_FOLDER, str(tmp_path / "plan"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     make_tiny_model(tmp_path / "models")
-    box = Box(tmp_path, tmp_path / "models", lease_seconds="3", max_lost_attempts="50")
+    box = Box(tmp_path, tmp_path / "models", lease_seconds="8", max_lost_attempts="50")
     yield box
     box.close()
 
@@ -129,7 +129,7 @@ class Keeper:
             except httpx.TransportError:
                 return False
 
-        wait_for(have_ended, "every job to end", timeout_seconds=500)
+        wait_for(have_ended, "every job to end", timeout_seconds=900)
 
 
 def curve(box: Box, job_id: str) -> list[dict[str, Any]]:
@@ -163,7 +163,7 @@ def check_story(job: dict[str, Any], plan: Plan) -> None:
         assert not psutil.pid_exists(death.pid), death
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1000)
 def test_twenty_deaths_change_nothing(box: Box, tmp_path: Path, seed: int) -> None:
     plan = Plan(tmp_path / "plan")
     for name, appointments in make_appointments(random.Random(seed)).items():
