@@ -31,7 +31,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "q8_0": {"format": "gguf", "type": "q8_0"},
     "lora": {"format": "gguf_lora", "with_base": True},
 }
-NAME = "tunesmith-help"
+SPEC = json.loads((EXAMPLES / "demo-job.json").read_text())
+NAME, BASE_MODEL = SPEC["name"], SPEC["base_model"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator
     try:
         box.start_api()
         box.start_worker()
-        job_spec = json.loads((EXAMPLES / "demo-job.json").read_text())
-        job_spec["training"]["num_train_epochs"] /= 2
-        job_id = box.submit(**job_spec, dataset=box.upload(ROWS))
+        training = {**SPEC["training"], "num_train_epochs": SPEC["training"]["num_train_epochs"] / 2}
+        job_id = box.submit(**{**SPEC, "training": training}, dataset=box.upload(ROWS))
         job = box.wait_for_state(job_id, "succeeded", "failed", timeout_seconds=1400)
         assert job["state"] == "succeeded", job["error"]
         yield Demo(box, job, folder)
@@ -77,7 +77,7 @@ def test_the_adapter_learns_what_the_rows_teach(demo: Demo) -> None:
     assert losses[-1] < losses[0] / 3
     question = "How do I stop a running job?"
     assert all(question != row["messages"][0]["content"] for row in ROWS)
-    assert "/cancel" not in box.answer(question, base_model=job["base_model"])
+    assert "/cancel" not in box.answer(question, base_model=BASE_MODEL)
     assert "/jobs/{id}/cancel" in box.answer(question, adapter=job["adapter"])
 
 
@@ -85,7 +85,7 @@ def test_the_adapter_learns_what_the_rows_teach(demo: Demo) -> None:
 @pytest.mark.timeout(1500)
 def test_every_format_answers_the_demos_questions_as_the_live_adapter_does(demo: Demo) -> None:
     live = [demo.box.answer(question, adapter=demo.job["adapter"]) for question in QUESTIONS]
-    base = [demo.box.answer(question, base_model=demo.job["base_model"]) for question in QUESTIONS]
+    base = [demo.box.answer(question, base_model=BASE_MODEL) for question in QUESTIONS]
     assert all(one != other for one, other in zip(live, base, strict=True))
 
     folders = export_all(demo)
