@@ -31,6 +31,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "q8_0": {"format": "gguf", "type": "q8_0"},
     "lora": {"format": "gguf_lora", "with_base": True},
 }
+# One of an answer's 60 tokens may be as good as another one; 8 bits are less sure.
+LEAST_SHARE = {"merged": 0.97, "bin": 0.97, "f16": 0.97, "lora": 0.97, "q8_0": 0.9}
 SPEC = json.loads((EXAMPLES / "demo-job.json").read_text())
 NAME, BASE_MODEL = SPEC["name"], SPEC["base_model"]
 
@@ -83,17 +85,21 @@ def test_the_adapter_learns_what_the_rows_teach(demo: Demo) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_every_format_answers_the_demos_questions_as_the_live_adapter_does(demo: Demo) -> None:
-    live = [demo.box.answer(question, adapter=demo.job["adapter"]) for question in QUESTIONS]
-    base = [demo.box.answer(question, base_model=BASE_MODEL) for question in QUESTIONS]
-    assert all(one != other for one, other in zip(live, base, strict=True))
+def test_every_format_answers_the_demos_questions_as_the_live_adapter_does(
+    demo: Demo, models_dir: Path
+) -> None:
+    live = {question: demo.box.answer(question, adapter=demo.job["adapter"]) for question in QUESTIONS}
 
     folders = export_all(demo)
 
     tokenizer = AutoTokenizer.from_pretrained(folders["merged"])
     for name, folder in folders.items():
         model = load(name, folder)
-        assert [answer(model, tokenizer, question) for question in QUESTIONS] == live, name
+        for question, said in live.items():
+            assert share_of_first_choices(model, tokenizer, question, said) > LEAST_SHARE[name], (name, said)
+    base = AutoModelForCausalLM.from_pretrained(models_dir / BASE_MODEL, dtype=torch.float32)
+    for question, said in live.items():
+        assert share_of_first_choices(base, tokenizer, question, said) < min(LEAST_SHARE.values()), said
 
 
 def export_all(demo: Demo) -> dict[str, Path]:
@@ -162,11 +168,16 @@ def add_lora(model: PreTrainedModel, path: Path) -> None:
     assert added == len(tensors) / 2
 
 
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-    """One greedy answer, as the demo asks for it."""
+@torch.no_grad()
+def share_of_first_choices(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, said: str
+) -> float:
+    """How much of an answer the model would have chosen, token by token, after what came before."""
     messages = [{"role": "user", "content": question}]
-    prompt = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    prompt_ids, said_ids = (
+        tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids for text in (prompt, said)
     )
-    made = model.generate(**prompt, max_new_tokens=60, do_sample=False, eos_token_id=tokenizer.eos_token_id)
-    return str(tokenizer.decode(made[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+    logits = model(torch.cat([prompt_ids, said_ids], dim=1)).logits
+    chosen = logits[0, prompt_ids.shape[1] - 1 : -1].argmax(dim=-1)
+    return float((chosen == said_ids[0]).float().mean())
