@@ -9,7 +9,7 @@ Found = TypeVar("Found")
 _STEP_SECONDS = 0.05
 
 
-def wait_for(look: Callable[[], Found], what: str, *, timeout_seconds: float = 60) -> Found:
+def wait_for(look: Callable[[], Found], what: str, *, timeout_seconds: float = 180) -> Found:
     """The first true thing that `look` answers; fails with `what` was waited for."""
     tick = threading.Event()
     for _ in range(int(timeout_seconds / _STEP_SECONDS)):

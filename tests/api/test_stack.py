@@ -110,7 +110,7 @@ def test_tunesmith_up_ends_cleanly(settings: Settings, port: int, number: signal
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = threading.Timer(60, up.kill)
+    deadline = threading.Timer(180, up.kill)
     deadline.start()
     assert up.stdout
     lines = list(itertools.takewhile(lambda line: line and line != "Ctrl-C stops it.\n", up.stdout))

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -38,7 +39,7 @@ class Terminal:
         """Everything that was drawn so far, without colours and movements."""
         return _CONTROL.sub("", self.raw).replace("\r", "")
 
-    def wait_for(self, pattern: str, *, timeout_seconds: float = 60) -> None:
+    def wait_for(self, pattern: str, *, timeout_seconds: float = 180) -> None:
         """Read until the text matches."""
         deadline = time.monotonic() + timeout_seconds
         while not re.search(pattern, self.text):
@@ -48,7 +49,7 @@ class Terminal:
         """Press keys."""
         os.write(self._master, keys.encode())
 
-    def wait(self, *, timeout_seconds: float = 60) -> int:
+    def wait(self, *, timeout_seconds: float = 180) -> int:
         """Read to the end; the exit status."""
         deadline = time.monotonic() + timeout_seconds
         while self._read(deadline):
@@ -75,3 +76,5 @@ def _take_terminal() -> None:
     import fcntl
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # A test run that a shell has put into the background ignores it, and so would all its children.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -22,7 +22,7 @@ _FLAGS = [
 # What the browser itself says of an answer that is an error, or of none.
 FAILED_REQUEST = "Failed to load resource"
 # The first preview and the first answer wait until a process has loaded the model.
-expect.set_options(timeout=90_000)
+expect.set_options(timeout=180_000)
 
 
 def find_chromium() -> str:
@@ -75,7 +75,7 @@ def pages(browser: Browser, console: Console) -> Iterator[NewPage]:
     def new_page(**options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(180_000)
         page = context.new_page()
         console.listen(page)
         return page

@@ -80,7 +80,7 @@ def endless(stack: Stack) -> Iterator[str]:
     stack.box.wait_for_step(job, 2)
     yield job
     stack.box.client.post(f"/jobs/{job}/cancel")
-    stack.box.wait_for_state(job, "cancelled", "failed", timeout_seconds=60)
+    stack.box.wait_for_state(job, "cancelled", "failed")
 
 
 def upload(page: Page, name: str, rows: bytes) -> None:
@@ -129,9 +129,9 @@ def test_a_person_uploads_looks_submits_watches_and_compares(
 
     expect(page.locator("h1")).to_have_text("mine")
     curve = page.get_by_role("img", name="Loss by optimizer step")
-    expect(curve).to_have_attribute("aria-label", re.compile(r"training: (?!120 )\d+ points"), timeout=60_000)
-    expect(curve).to_have_attribute("aria-label", re.compile("training: 120 points"), timeout=60_000)
-    expect(page.locator(".state.succeeded")).to_be_visible(timeout=60_000)
+    expect(curve).to_have_attribute("aria-label", re.compile(r"training: (?!120 )\d+ points"))
+    expect(curve).to_have_attribute("aria-label", re.compile("training: 120 points"))
+    expect(page.locator(".state.succeeded")).to_be_visible()
     assert (stack.box.client.get("/jobs").json()["data"][0]["spec"]["lora"]["r"]) == 4
 
     page.get_by_role("link", name="Try it").click()
@@ -141,7 +141,7 @@ def test_a_person_uploads_looks_submits_watches_and_compares(
     page.get_by_role("button", name="Ask all").click()
     for place in (1, 2):
         column = page.get_by_label(f"Column {place}")
-        expect(column.get_by_text("tokens,")).to_be_visible(timeout=60_000)
+        expect(column.get_by_text("tokens,")).to_be_visible()
     assert page.get_by_label("Model 1").input_value() == f"base:{NAME}"
     assert page.get_by_label("Model 2").input_value().startswith("adapter:ad_")
     shown = page.get_by_label("Answer 1").inner_text()
@@ -162,7 +162,7 @@ def test_a_copied_request_runs_as_it_is(stack: Stack, new_page: NewPage, way: st
     expect(page.get_by_text("Copied.")).to_be_visible()
     text = page.evaluate("navigator.clipboard.readText()")
     command = ["bash", "-c", text] if way == "curl" else [sys.executable, "-c", text]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert ran.returncode == 0, ran.stderr
     if way == "curl":
         done = json.loads(ran.stdout.strip().splitlines()[-1].removeprefix("data: "))
@@ -190,15 +190,15 @@ def test_a_curve_goes_on_over_a_restart_of_the_api_without_a_gap_or_a_double(
 def test_a_job_is_paused_resumed_and_cancelled(stack: Stack, page: Page, endless: str) -> None:
     stack.open(page, f"job/{endless}")
     page.get_by_role("button", name="Pause").click()
-    expect(page.locator(".state.paused")).to_be_visible(timeout=60_000)
+    expect(page.locator(".state.paused")).to_be_visible()
     page.get_by_role("button", name="Resume").click()
-    expect(page.locator(".state.running")).to_be_visible(timeout=60_000)
+    expect(page.locator(".state.running")).to_be_visible()
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.get_by_role("dialog")).to_contain_text("keeps its last checkpoint")
     page.get_by_role("button", name="Cancel the job").click()
-    expect(page.locator(".state.cancelled")).to_be_visible(timeout=60_000)
+    expect(page.locator(".state.cancelled")).to_be_visible()
     page.get_by_role("button", name="Retry").click()
-    expect(page.locator(".state.running")).to_be_visible(timeout=60_000)
+    expect(page.locator(".state.running")).to_be_visible()
 
 
 def test_a_job_is_compared_with_another_and_cloned(stack: Stack, page: Page) -> None:

@@ -1,6 +1,7 @@
 """A merged model as one GGUF file for llama.cpp, written with the `gguf` package tensor by tensor."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -90,15 +91,15 @@ def write_tensors(
         shape = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.type)
         size = int(np.prod(shape))
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), size, raw_dtype=tensor.type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
     written = 0
-    for tensor in planned:
-        writer.write_tensor_data(encode(tensor.read(), tensor.type))
-        written += int(np.prod(tensor.shape))
-        announce(written)
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in planned:
+            writer.write_tensor_data(encode(tensor.read(), tensor.type))
+            written += int(np.prod(tensor.shape))
+            announce(written)
 
 
 def plan_tensor(name: str, tensor: torch.Tensor, type: GGMLQuantizationType) -> _Planned:
