@@ -109,6 +109,8 @@ def test_tunesmith_up_ends_cleanly(settings: Settings, port: int, number: signal
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A test run that a shell has put into the background ignores it, and so would all its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = threading.Timer(180, up.kill)
     deadline.start()

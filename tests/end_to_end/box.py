@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.children import find_children
 from tests.factories import jsonl
 from tests.waiting import wait_for
 
@@ -107,9 +108,7 @@ class Box:
     @staticmethod
     def child(process: Process, module: str) -> psutil.Process | None:
         """The process's child that runs a module."""
-        children = psutil.Process(process.pid).children()
-        alive = (child for child in children if child.status() != psutil.STATUS_ZOMBIE)
-        return next((child for child in alive if module in child.cmdline()), None)
+        return next(iter(find_children(module, of=process.pid)), None)
 
     def close(self) -> None:
         """End everything."""

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 
 from app.core import adapters, events, jobs, queue
@@ -17,6 +16,7 @@ from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.queue import Lease
 from app.core.settings import Settings
+from tests.children import find_children
 from tests.worker.job_runs import job_of
 from worker.job_runner import JobRunner
 
@@ -201,9 +201,5 @@ def test_a_full_disk_at_the_delivery_fails_the_job_and_leaves_no_half_of_an_adap
 
 def _child_pid() -> int:
     """The one training child of this process."""
-    [child] = [
-        process
-        for process in psutil.Process().children()
-        if process.status() != psutil.STATUS_ZOMBIE and "tests.scripted_training" in process.cmdline()
-    ]
+    [child] = find_children("tests.scripted_training")
     return int(child.pid)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 
 from app.core import jobs, tables, workers
@@ -17,6 +16,7 @@ from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.settings import Settings
 from app.core.workers import WorkerReport
+from tests.children import find_children
 from tests.factories import make_dataset, make_job
 from tests.waiting import wait_for
 
@@ -70,11 +70,6 @@ def wait_for_step(database: Database, job_id: str) -> None:
     wait_for(lambda: job(database, job_id).step, "a first step")
 
 
-def children(process: subprocess.Popen[bytes], module: str) -> list[psutil.Process]:
-    found = psutil.Process(process.pid).children()
-    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE and module in child.cmdline()]
-
-
 def test_two_workers_share_the_queue_and_run_no_job_twice(
     start_worker: Start, submit: Callable[..., list[str]], database: Database
 ) -> None:
@@ -92,7 +87,7 @@ def test_a_killed_worker_takes_its_child_along_and_its_job_is_run_again(
     [job_id] = submit("waits-once")
     first = start_worker()
     wait_for_step(database, job_id)
-    [child] = children(first, "tests.scripted_training")
+    [child] = find_children("tests.scripted_training", of=first.pid)
     first.kill()
     child.wait(30)
     start_worker()
@@ -150,7 +145,7 @@ def test_the_engine_is_advertised_paused_while_a_job_runs_and_restarted_when_it_
     before = wait_for(engine, "the engine").engine_url
     [job_id] = submit("waits")
     wait_for(lambda: engine(job_id), "serving to pause")
-    [child] = children(worker, "tests.scripted_engine")
+    [child] = find_children("tests.scripted_engine", of=worker.pid)
     child.kill()
     again = wait_for(
         lambda: row if (row := engine(job_id)) and row.engine_url != before else None, "a new engine"

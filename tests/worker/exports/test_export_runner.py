@@ -17,6 +17,7 @@ from app.core.export_queue import ExportLease
 from app.core.export_specs import export_spec_adapter
 from app.core.settings import Settings
 from app.core.specs import QuantizationSpec
+from tests.children import find_children
 from tests.factories import make_adapter
 from tests.tiny_model import NAME
 from tests.waiting import wait_for
@@ -74,8 +75,7 @@ class Started:
         wait_for(lambda: (self.root / lease.export_id / lease.token / "half").exists(), "half an export")
 
     def child(self) -> psutil.Process:
-        found = psutil.Process().children()
-        [process] = [one for one in found if SCRIPTED in one.cmdline()]
+        [process] = find_children(SCRIPTED)
         return process
 
     def join(self) -> None:

@@ -16,6 +16,7 @@ from app.core.export_queue import ExportLease
 from app.core.export_specs import export_spec_adapter
 from app.core.settings import Settings
 from app.core.specs import QuantizationSpec
+from tests.children import find_children
 from tests.factories import make_adapter
 from tests.tiny_model import NAME
 from tests.worker.exports.conftest import save_adapter
@@ -83,7 +84,7 @@ def code_of(row: tables.Export) -> str | None:
 
 
 def child() -> psutil.Process:
-    [found] = [one for one in psutil.Process().children() if EXPORTING_MODULE in one.cmdline()]
+    [found] = find_children(EXPORTING_MODULE)
     return found
 
 

@@ -17,6 +17,7 @@ from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.fetches import FetchLease
 from app.core.settings import Settings
+from tests.children import find_children
 from tests.hub import FakeHub
 from worker.fetch_runner import FETCHING_MODULE, FetchRunner
 
@@ -46,8 +47,7 @@ def running(runner: FetchRunner, hub: FakeHub, submit: Submit) -> Iterator[Fetch
 
 
 def child() -> psutil.Process:
-    found = psutil.Process().children()
-    [process] = [one for one in found if FETCHING_MODULE in one.cmdline()]
+    [process] = find_children(FETCHING_MODULE)
     return process
 
 

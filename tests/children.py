@@ -1,0 +1,15 @@
+"""Child processes, by the module that they run."""
+
+import psutil
+
+
+def find_children(module: str, *, of: int | None = None) -> list[psutil.Process]:
+    """Those of a process, by default of this one, that are alive. A zombie has no command line any more."""
+    found = []
+    for child in psutil.Process(of).children():
+        try:
+            if module in child.cmdline():
+                found.append(child)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
