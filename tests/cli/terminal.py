@@ -10,6 +10,7 @@ import sys
 import termios
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -44,6 +45,17 @@ class Terminal:
         deadline = time.monotonic() + timeout_seconds
         while not re.search(pattern, self.text):
             assert self._read(deadline), f"{pattern!r} did not come: {self.text}"
+
+    def interrupt_prompt(self, pattern: str) -> None:
+        """Press Ctrl-C until the text matches.
+
+        Python takes one that comes just before readline waits for a key only with the next key.
+        """
+        for _ in range(10):
+            self.type(CTRL_C)
+            with suppress(AssertionError):
+                return self.wait_for(pattern, timeout_seconds=10)
+        self.wait_for(pattern, timeout_seconds=0)
 
     def type(self, keys: str) -> None:
         """Press keys."""
