@@ -10,10 +10,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from app.core.export_specs import export_spec_adapter
+from app.core import exports
+from app.core.artifacts import ArtifactStore
+from app.core.database import Database
+from app.core.export_specs import GgufType, export_spec_adapter
 from app.core.specs import QuantizationSpec
+from tests.factories import make_adapter as make_adapter_row
 from tests.tiny_model import NAME
 from worker import base_model
+from worker.exports.checkpoint import Checkpoint
+from worker.exports.gguf_families import Layout
+from worker.exports.gguf_file import write_gguf
+from worker.exports.merge import read_shape
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
 
 MakeAdapter = Callable[..., Path]
@@ -66,6 +74,35 @@ def make_request(tmp_path: Path, base: Path) -> Callable[..., ExportRequest]:
         )
 
     return make
+
+
+@pytest.fixture
+def submit(database: Database, store: ArtifactStore, base: Path, tmp_path: Path) -> Callable[..., str]:
+    """Submits an export of a real adapter; answers the export's id."""
+    store.put_folder("adapters/ad_0000000000000000", save_adapter(base, tmp_path / "made"))
+    with database.transaction() as session:
+        quantization = QuantizationSpec().model_dump(mode="json")
+        adapter = make_adapter_row(session, base_model=NAME, quantization=quantization)
+
+    def submit_export(*, format: str = "merged", **spec: Any) -> str:
+        wanted = export_spec_adapter.validate_python({"format": format, **spec})
+        with database.transaction() as session:
+            return exports.submit(session, adapter, wanted, max_waiting=10).id
+
+    return submit_export
+
+
+def write_gguf_of(model: Path, path: Path, type: GgufType = GgufType.F16) -> Path:
+    """A model's own weights as GGUF."""
+    write_gguf(
+        Checkpoint(model),
+        path,
+        layout=Layout.of(read_shape(model).config),
+        tokenizer=base_model.load_tokenizer(model),
+        title="tiny",
+        type=type,
+    )
+    return path
 
 
 def succeeded(ended: Exported | ExportFailed) -> Exported:

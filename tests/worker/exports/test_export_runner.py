@@ -5,7 +5,6 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -14,14 +13,9 @@ from app.core import export_queue, exports, tables
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.export_queue import ExportLease
-from app.core.export_specs import export_spec_adapter
 from app.core.settings import Settings
-from app.core.specs import QuantizationSpec
 from tests.children import find_children
-from tests.factories import make_adapter
-from tests.tiny_model import NAME
 from tests.waiting import wait_for
-from tests.worker.exports.conftest import save_adapter
 from worker.export_runner import ExportRunner
 
 SCRIPTED = "tests.worker.exports.scripted_export"
@@ -38,22 +32,6 @@ def runner(
 ) -> ExportRunner:
     """Its children make half an export and then wait."""
     return ExportRunner(export_settings, database, store, stop=stop, exporting_module=SCRIPTED)
-
-
-@pytest.fixture
-def submit(database: Database, store: ArtifactStore, base: Path, tmp_path: Path) -> Callable[..., str]:
-    """Submits an export of a real adapter; answers the export's id."""
-    store.put_folder("adapters/ad_0000000000000000", save_adapter(base, tmp_path / "made"))
-    with database.transaction() as session:
-        quantization = QuantizationSpec().model_dump(mode="json")
-        adapter = make_adapter(session, base_model=NAME, quantization=quantization)
-
-    def submit_export(**spec: Any) -> str:
-        with database.transaction() as session:
-            wanted = export_spec_adapter.validate_python(spec or {"format": "merged"})
-            return exports.submit(session, adapter, wanted, max_waiting=10).id
-
-    return submit_export
 
 
 @pytest.fixture

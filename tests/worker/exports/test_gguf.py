@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from app.core.errors import GgufFamilyUnknown, TokenizerUnfit
 from app.core.export_specs import GgufType
 from tests.worker.exports import families
-from tests.worker.exports.conftest import MakeAdapter
+from tests.worker.exports.conftest import MakeAdapter, write_gguf_of
 from worker import base_model
 from worker.exports import proof
 from worker.exports.adapter_weights import read_adapter
@@ -25,21 +25,9 @@ from worker.exports.merge import read_shape
 IDS = torch.tensor([[1, 260, 262, 270, 280, 290, 300, 310]])
 
 
-def write(model: Path, path: Path, type: GgufType = GgufType.F16) -> Path:
-    write_gguf(
-        Checkpoint(model),
-        path,
-        layout=Layout.of(read_shape(model).config),
-        tokenizer=base_model.load_tokenizer(model),
-        title="tiny",
-        type=type,
-    )
-    return path
-
-
 def read_back(model: Path, path: Path, type: GgufType = GgufType.F16) -> PreTrainedModel:
     layout = Layout.of(read_shape(model).config)
-    return proof.load_gguf(write(model, path, type), layout.run_as, torch.float32)
+    return proof.load_gguf(write_gguf_of(model, path, type), layout.run_as, torch.float32)
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -79,7 +67,7 @@ def test_llama_3_scales_its_rope_by_a_tensor(tmp_path: Path) -> None:
         "llama", tmp_path / "model", families.byte_level_tokenizer(), rope_parameters=families.LLAMA3_ROPE
     )
 
-    reader = gguf.GGUFReader(write(model, tmp_path / "model.gguf"))
+    reader = gguf.GGUFReader(write_gguf_of(model, tmp_path / "model.gguf"))
 
     [factors] = [tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
     assert factors[0] == pytest.approx(1.0)
@@ -95,7 +83,7 @@ def test_an_unknown_family_and_scaling_are_refused(tmp_path: Path) -> None:
         rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
     )
     with pytest.raises(GgufFamilyUnknown, match="dynamic"):
-        write(model, tmp_path / "model.gguf")
+        write_gguf_of(model, tmp_path / "model.gguf")
     config = read_shape(model).config
     config.model_type = "mamba"
     with pytest.raises(GgufFamilyUnknown, match="mamba"):
@@ -107,7 +95,7 @@ def test_tokens_kinds_and_template_stand_in_the_file(tmp_path: Path) -> None:
     tokenizer = families.sentencepiece_tokenizer()
     model = families.make_family("llama", tmp_path / "model", tokenizer, vocab_size=len(tokenizer) + 3)
 
-    reader = gguf.GGUFReader(write(model, tmp_path / "model.gguf"))
+    reader = gguf.GGUFReader(write_gguf_of(model, tmp_path / "model.gguf"))
 
     def value(key: str) -> object:
         field = reader.get_field(key)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -13,13 +14,8 @@ from app.core import exports, tables
 from app.core.artifacts import ArtifactStore
 from app.core.database import Database
 from app.core.export_queue import ExportLease
-from app.core.export_specs import export_spec_adapter
 from app.core.settings import Settings
-from app.core.specs import QuantizationSpec
 from tests.children import find_children
-from tests.factories import make_adapter
-from tests.tiny_model import NAME
-from tests.worker.exports.conftest import save_adapter
 from tests.writable_hub import READER, SIGNATURE, WRITER, WritableHub
 from worker.export_runner import EXPORTING_MODULE, ExportRunner
 
@@ -50,22 +46,9 @@ def runner(
 
 
 @pytest.fixture
-def submit(database: Database, store: ArtifactStore, base: Path, tmp_path: Path) -> Callable[..., str]:
-    """Submits a push of a real adapter; answers the export's id."""
-    store.put_folder("adapters/ad_0000000000000000", save_adapter(base, tmp_path / "made"))
-    with database.transaction() as session:
-        quantization = QuantizationSpec().model_dump(mode="json")
-        adapter = make_adapter(session, base_model=NAME, quantization=quantization)
-
-    def submit_push(**spec: str) -> str:
-        wanted = {"format": "hub", "repository": REPOSITORY, **spec}
-        with database.transaction() as session:
-            made = exports.submit(
-                session, adapter, export_spec_adapter.validate_python(wanted), max_waiting=10
-            )
-            return made.id
-
-    return submit_push
+def push(submit: Callable[..., str]) -> Callable[..., str]:
+    """Submits a push; answers the export's id."""
+    return partial(submit, format="hub", repository=REPOSITORY)
 
 
 def claimed(runner: ExportRunner) -> ExportLease:
@@ -105,12 +88,12 @@ def end(thread: threading.Thread) -> None:
 def test_a_merged_model_is_pushed_whole_in_one_commit(
     the_hub: WritableHub,
     runner: ExportRunner,
-    submit: Callable[..., str],
+    push: Callable[..., str],
     database: Database,
     store: ArtifactStore,
     export_settings: Settings,
 ) -> None:
-    export_id = submit(content="merged")
+    export_id = push(content="merged")
 
     runner.run(claimed(runner))
 
@@ -129,7 +112,7 @@ def test_a_merged_model_is_pushed_whole_in_one_commit(
 def test_what_can_be_told_is_told_before_anything_is_made(
     the_hub: WritableHub,
     runner: ExportRunner,
-    submit: Callable[..., str],
+    push: Callable[..., str],
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
     token: str,
@@ -137,7 +120,7 @@ def test_what_can_be_told_is_told_before_anything_is_made(
 ) -> None:
     the_hub.repositories[REPOSITORY] = {"README.md": b"someone's"}
     monkeypatch.setenv("HF_TOKEN", token)
-    export_id = submit()
+    export_id = push()
 
     runner.run(claimed(runner))
 
@@ -147,9 +130,9 @@ def test_what_can_be_told_is_told_before_anything_is_made(
 
 
 def test_a_push_that_is_cancelled_leaves_no_repository(
-    the_hub: WritableHub, runner: ExportRunner, submit: Callable[..., str], database: Database
+    the_hub: WritableHub, runner: ExportRunner, push: Callable[..., str], database: Database
 ) -> None:
-    export_id = submit()
+    export_id = push()
     running = run_until_upload(runner, the_hub)
 
     with database.transaction() as session:
@@ -161,9 +144,9 @@ def test_a_push_that_is_cancelled_leaves_no_repository(
 
 
 def test_a_push_that_is_killed_is_made_by_the_next_attempt(
-    the_hub: WritableHub, runner: ExportRunner, submit: Callable[..., str], database: Database
+    the_hub: WritableHub, runner: ExportRunner, push: Callable[..., str], database: Database
 ) -> None:
-    export_id = submit()
+    export_id = push()
     running = run_until_upload(runner, the_hub)
     os.kill(child().pid, signal.SIGKILL)
     end(running)

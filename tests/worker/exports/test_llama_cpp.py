@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from app.core.export_specs import GgufType
 from app.core.specs import QuantizationSpec
 from tests.worker.exports import families
-from tests.worker.exports.conftest import MakeAdapter
-from worker import base_model
+from tests.worker.exports.conftest import MakeAdapter, write_gguf_of
 from worker.exports import proof
 from worker.exports.adapter_weights import read_adapter
-from worker.exports.checkpoint import Checkpoint
 from worker.exports.gguf_families import Layout
-from worker.exports.gguf_file import write_gguf
 from worker.exports.gguf_lora import write_gguf_lora
 from worker.exports.merge import read_shape
 
@@ -44,18 +40,6 @@ TEXTS = [
 ]
 
 
-def write(model: Path, path: Path, type: GgufType = GgufType.F16) -> Path:
-    write_gguf(
-        Checkpoint(model),
-        path,
-        layout=Layout.of(read_shape(model).config),
-        tokenizer=base_model.load_tokenizer(model),
-        title="tiny",
-        type=type,
-    )
-    return path
-
-
 def logits(path: Path, **options: Any) -> torch.Tensor:
     model = llama_cpp.Llama(str(path), n_ctx=128, n_threads=1, logits_all=True, verbose=False, **options)
     model.eval(IDS)
@@ -73,7 +57,7 @@ def difference(found: torch.Tensor, model: torch.nn.Module) -> float:
 def test_llama_cpp_computes_what_transformers_computes(family: str, tmp_path: Path) -> None:
     model = families.make_family(family, tmp_path / "model", families.byte_level_tokenizer())
 
-    found = logits(write(model, tmp_path / "model.gguf"))
+    found = logits(write_gguf_of(model, tmp_path / "model.gguf"))
 
     assert difference(found, proof.load_safetensors(model, torch.float32)) < 1e-2
 
@@ -82,7 +66,7 @@ def test_llama_cpp_scales_rope_as_llama_3_does(tmp_path: Path) -> None:
     tokenizer = families.byte_level_tokenizer()
     model = families.make_family("llama", tmp_path / "model", tokenizer, rope_parameters=families.LLAMA3_ROPE)
 
-    found = logits(write(model, tmp_path / "model.gguf"))
+    found = logits(write_gguf_of(model, tmp_path / "model.gguf"))
 
     assert difference(found, proof.load_safetensors(model, torch.float32)) < 1e-2
 
@@ -97,7 +81,7 @@ def test_llama_cpp_applies_a_lora_file_as_peft_does(
     layout = Layout.of(read_shape(model).config)
     write_gguf_lora(read_adapter(adapter), tmp_path / "lora.gguf", layout=layout, title="tiny", type="f32")
 
-    found = logits(write(model, tmp_path / "model.gguf"), lora_path=str(tmp_path / "lora.gguf"))
+    found = logits(write_gguf_of(model, tmp_path / "model.gguf"), lora_path=str(tmp_path / "lora.gguf"))
 
     live = proof.load_live(model, adapter, QuantizationSpec(load_in_4bit=False), torch.float32)
     assert difference(found, live) < 1e-2
@@ -110,7 +94,9 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(kind: str, tmp_path: Path) 
     tokenizer = getattr(families, f"{kind}_tokenizer")()
     model = families.make_family("llama", tmp_path / "model", tokenizer)
 
-    found = llama_cpp.Llama(str(write(model, tmp_path / "model.gguf")), vocab_only=True, verbose=False)
+    found = llama_cpp.Llama(
+        str(write_gguf_of(model, tmp_path / "model.gguf")), vocab_only=True, verbose=False
+    )
 
     for text in TEXTS:
         ids = found.tokenize(text.encode(), add_bos=False, special=True)
