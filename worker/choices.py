@@ -64,7 +64,7 @@ def find_slow_products(spec: JobSpec, device: Device) -> str | None:
         return None
     name = str(dtype).removeprefix("torch.")
     return (
-        f"{device.name} has no instructions for products in {name}: they take many times as long as in "
+        f"This CPU has no instructions for products in {name}: they take many times as long as in "
         'float32. Leave quantization.bnb_4bit_compute_dtype on "auto".'
     )
 
