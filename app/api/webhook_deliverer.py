@@ -133,6 +133,6 @@ class Deliverer:
         with self._database.transaction() as session:
             is_ours = deliveries.record(session, claim, outcome)
         if not is_ours:
-            _log.warning("Delivery %s took longer than its lease", claim.delivery_id)
+            _log.warning("Delivery %s took longer than its lease, or was asked for again", claim.delivery_id)
         elif outcome.error:
             _log.info("Delivery %s of webhook %s: %s", claim.delivery_id, claim.webhook_id, outcome.error)

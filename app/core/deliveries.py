@@ -145,14 +145,17 @@ def wait_seconds(attempts: int, chance: float) -> float:
 def send_again(
     session: Session, webhook_id: str, delivery_id: str, *, now: datetime | None = None
 ) -> tables.WebhookDelivery:
-    """Make a delivery due now, whatever came of it, for another day of attempts. Raises DeliveryNotFound."""
+    """Make a delivery due now, whatever came of it, for another day of attempts.
+
+    An attempt under way loses its claim: were its end recorded, "delivered" would take the place of what was
+    asked for here. Raises DeliveryNotFound.
+    """
     now = now or datetime.now(UTC)
     delivery = get(session, webhook_id, delivery_id, lock=True)
     delivery.state = DeliveryState.PENDING
     delivery.attempts = 0
     delivery.give_up_at = now + GIVE_UP_AFTER
-    if delivery.lease_token is None:  # else an attempt is under way, and its end says what comes next
-        delivery.next_attempt_at = now
+    delivery.lease_token, delivery.next_attempt_at = None, now
     session.flush()
     session.info.setdefault("news", set()).add(NEWS)
     return delivery

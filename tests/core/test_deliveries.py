@@ -231,6 +231,19 @@ def test_what_is_sent_again_has_another_day(database: Database) -> None:
     assert (delivery.state, delivery.attempts) == (DeliveryState.PENDING, 1)
 
 
+def test_what_is_asked_for_again_while_it_is_sent_is_sent_twice(database: Database) -> None:
+    with database.transaction() as session:
+        webhook_id = make_webhook(session).id
+    announce(database)
+    (first,) = claim(database, NOON)
+    with database.transaction() as session:
+        deliveries.send_again(session, webhook_id, first.delivery_id, now=NOON + SECOND)
+    assert not record(database, first, DONE, NOON + SECOND)
+    (again,) = claim(database, NOON + SECOND)
+    assert again.delivery_id == first.delivery_id
+    assert record(database, again, DONE, NOON + SECOND)
+
+
 def test_a_delivery_belongs_to_its_webhook(database: Database) -> None:
     with database.transaction() as session:
         make_webhook(session)
