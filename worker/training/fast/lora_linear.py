@@ -3,7 +3,9 @@
 PEFT adds an adapter with six kernels of its own and keeps what lies between them. Here every sum and every
 scaling is the epilogue of a matrix product (`addmm` with alpha and beta), the products with A are one for all
 layers, and autograd keeps the input and the products with A, which are as narrow as the rank. That a LoRA
-layer's backward pass needs no more is shown in Unsloth (unsloth.ai/blog, "manual autograd").
+layer's backward pass needs no more is shown in Unsloth (unsloth.ai/blog, "manual autograd"). The narrow
+product always comes first and the wide one is added to it: wide ones are bound by arithmetic and read their
+summand meanwhile, narrow ones are bound by memory.
 
 T: tokens. I: inputs. O: outputs of a layer. R: the rank; S: the ranks of all layers together.
 """
@@ -13,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.nn import functional
 
 
 class Weight(Protocol):
@@ -69,14 +70,13 @@ class _LoraLinears(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         ctx.set_materialize_grads(False)
         with torch.autocast(x_TI.device.type, enabled=False):
-            masks = [_draw_mask(x_TI, layer.dropout) for layer in layers]
-            inner_TS = _down(x_TI, layers, masks, adapters)
+            inner_TS, masks = _down(x_TI, layers, adapters)
             outputs = []
             for layer, b_OR, inner_TR in zip(
                 layers, adapters.b_OR, inner_TS.split(adapters.ranks, dim=1), strict=True
             ):
-                y_TO = functional.linear(x_TI, layer.weight.read(x_TI.dtype), layer.bias_O)
-                outputs.append(y_TO.addmm_(inner_TR, b_OR.t(), alpha=layer.scaling))
+                y_TO = _scaled_product(inner_TR, b_OR.t(), layer.scaling, plus=layer.bias_O)
+                outputs.append(y_TO.addmm_(x_TI, layer.weight.read(x_TI.dtype).t()))
         ctx.save_for_backward(x_TI, inner_TS, *masks)
         ctx.layers, ctx.adapters = layers, adapters
         return tuple(outputs)
@@ -106,36 +106,29 @@ class _LoraLinears(torch.autograd.Function):
         return grad_x_TI, None, None, *gradients
 
 
-def _draw_mask(x_TI: torch.Tensor, dropout: float) -> torch.Tensor | None:
-    """Where dropout keeps the input; None: everywhere."""
-    return torch.native_dropout(x_TI, dropout, True)[1] if dropout else None
-
-
-def _keep(x_TI: torch.Tensor, mask_TI: torch.Tensor, dropout: float) -> torch.Tensor:
-    return (x_TI * mask_TI).mul_(1 / (1 - dropout))
+def _keep(x_TI: torch.Tensor, mask_TI: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    """What dropout leaves of the input, where it was drawn already; None: all."""
+    if mask_TI is None:
+        return x_TI
+    kept_TI: torch.Tensor = torch.ops.aten.native_dropout_backward(x_TI, mask_TI, 1 / (1 - dropout))
+    return kept_TI
 
 
 def _down(
-    x_TI: torch.Tensor,
-    layers: Sequence[Layer],
-    masks: Sequence[torch.Tensor | None],
-    adapters: Adapters,
-) -> torch.Tensor:
-    """The products with A, side by side, [T, S]."""
-    if all(mask is None for mask in masks):
-        return torch.mm(x_TI, adapters.a_SI.t())
+    x_TI: torch.Tensor, layers: Sequence[Layer], adapters: Adapters
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """The products with A, side by side, [T, S], and where each layer's dropout kept the input; None:
+    everywhere."""
+    if not any(layer.dropout for layer in layers):
+        return torch.mm(x_TI, adapters.a_SI.t()), [None] * len(layers)
     inner_TS = x_TI.new_empty(len(x_TI), len(adapters.a_SI))
-    parts = zip(
-        layers,
-        masks,
-        adapters.a_SI.split(adapters.ranks),
-        inner_TS.split(adapters.ranks, dim=1),
-        strict=True,
-    )
-    for layer, mask_TI, a_RI, inner_TR in parts:
-        kept_TI = x_TI if mask_TI is None else _keep(x_TI, mask_TI, layer.dropout)
+    masks: list[torch.Tensor | None] = []
+    parts = (adapters.a_SI.split(adapters.ranks), inner_TS.split(adapters.ranks, dim=1))
+    for layer, a_RI, inner_TR in zip(layers, *parts, strict=True):
+        kept_TI, mask_TI = torch.native_dropout(x_TI, layer.dropout, True) if layer.dropout else (x_TI, None)
+        masks.append(mask_TI)
         torch.mm(kept_TI, a_RI.t(), out=inner_TR)
-    return inner_TS
+    return inner_TS, masks
 
 
 def _grad_of_a(
@@ -150,8 +143,7 @@ def _grad_of_a(
         return torch.mm(grad_inner_TS.t(), x_TI).split(ranks)
     grads = []
     for layer, mask_TI, grad_inner_TR in zip(layers, masks, grad_inner_TS.split(ranks, dim=1), strict=True):
-        kept_TI = x_TI if mask_TI is None else _keep(x_TI, mask_TI, layer.dropout)
-        grads.append(torch.mm(grad_inner_TR.t(), kept_TI))
+        grads.append(torch.mm(grad_inner_TR.t(), _keep(x_TI, mask_TI, layer.dropout)))
     return grads
 
 
@@ -163,34 +155,44 @@ def _grad_of_input(
     masks: Sequence[torch.Tensor | None],
     adapters: Adapters,
 ) -> torch.Tensor:
-    """[T, I], through the weights and through the adapters of all layers."""
-    grad_x_TI: torch.Tensor | None = None
+    """[T, I], through the adapters and through the weights of all layers."""
+    grad_x_TI = _grad_through_adapters(grad_inner_TS, layers, masks, adapters)
     for layer, grad_TO in zip(layers, grads_TO, strict=True):
-        if grad_TO is None:
-            continue
-        weight_OI = layer.weight.read(x_TI.dtype)
-        grad_x_TI = (
-            torch.mm(grad_TO, weight_OI) if grad_x_TI is None else grad_x_TI.addmm_(grad_TO, weight_OI)
-        )
-    assert grad_x_TI is not None
+        if grad_TO is not None:
+            grad_x_TI.addmm_(grad_TO, layer.weight.read(x_TI.dtype))
+    return grad_x_TI
+
+
+def _grad_through_adapters(
+    grad_inner_TS: torch.Tensor,
+    layers: Sequence[Layer],
+    masks: Sequence[torch.Tensor | None],
+    adapters: Adapters,
+) -> torch.Tensor:
+    """[T, I], new memory."""
     if all(mask is None for mask in masks):
-        return grad_x_TI.addmm_(grad_inner_TS, adapters.a_SI)
-    parts = zip(
-        layers,
-        masks,
-        adapters.a_SI.split(adapters.ranks),
-        grad_inner_TS.split(adapters.ranks, dim=1),
-        strict=True,
+        return torch.mm(grad_inner_TS, adapters.a_SI)
+    parts = (adapters.a_SI.split(adapters.ranks), grad_inner_TS.split(adapters.ranks, dim=1))
+    grads_TI = (
+        _keep(torch.mm(grad_inner_TR, a_RI), mask_TI, layer.dropout)
+        for layer, mask_TI, a_RI, grad_inner_TR in zip(layers, masks, *parts, strict=True)
     )
-    for layer, mask_TI, a_RI, grad_inner_TR in parts:
-        through_a_TI = torch.mm(grad_inner_TR, a_RI)
-        grad_x_TI += through_a_TI if mask_TI is None else _keep(through_a_TI, mask_TI, layer.dropout)
+    grad_x_TI = next(grads_TI)
+    for grad_TI in grads_TI:
+        grad_x_TI += grad_TI
     return grad_x_TI
 
 
 def _scaled_product(
-    left: torch.Tensor, right: torch.Tensor, scale: float, *, out: torch.Tensor | None = None
+    left: torch.Tensor,
+    right: torch.Tensor,
+    scale: float,
+    *,
+    plus: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One product whose epilogue scales it; with beta 0 the summand is not read."""
+    """One product whose epilogue scales it and adds to it; with beta 0 the summand is not read."""
+    if plus is not None:
+        return torch.addmm(plus, left, right, alpha=scale, out=out)
     unread = left.new_empty(()) if out is None else out
     return torch.addmm(unread, left, right, beta=0, alpha=scale, out=out)
