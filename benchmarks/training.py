@@ -10,6 +10,7 @@ The figures count real tokens: padding left out.
 """
 
 import argparse
+import dataclasses
 import gc
 import json
 import statistics
@@ -45,7 +46,6 @@ from worker.training.fast import paths
 from worker.training.loss import score_learned_tokens_only
 from worker.training.trainer import AdapterTrainer
 
-WARM_UP = 3
 # What an H100 reaches in large bfloat16 products; the share of it is what TRAINING figures are told in.
 PEAK_TFLOPS = 790.0
 SHAPES = {"llama-7b": estimate_settings.SEVEN_B, "tiny": TINY}
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--setups", nargs="+", choices=[setup.name for setup in SETUPS], metavar="SETUP")
     parser.add_argument("--shape", choices=SHAPES, default="llama-7b")
-    parser.add_argument("--steps", type=int, default=12, help=f"the first {WARM_UP} are not counted")
+    parser.add_argument("--steps", type=int, help="of every setup, in place of its own; 2 are not counted")
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--longest", type=int, default=LONGEST, help="tokens of a row")
     parser.add_argument("--folder", type=Path, default=estimate_settings.FOLDER, help="for the base model")
@@ -67,9 +67,12 @@ def main() -> None:
     options = parser.parse_args()
     measure(
         options.out,
-        [setup for setup in SETUPS if not options.setups or setup.name in options.setups],
+        [
+            dataclasses.replace(setup, steps=options.steps, warm_up=2) if options.steps else setup
+            for setup in SETUPS
+            if not options.setups or setup.name in options.setups
+        ],
         shape=options.shape,
-        steps=options.steps,
         row_ids=draw_rows(options.rows, SHAPES[options.shape]["vocab_size"], longest=options.longest),
         folder=options.folder,
         seconds=options.seconds,
@@ -81,7 +84,6 @@ def measure(
     setups: list[Setup],
     *,
     shape: str,
-    steps: int,
     row_ids: list[list[int]],
     folder: Path,
     seconds: float,
@@ -90,7 +92,7 @@ def measure(
     began = time.monotonic()
     score_learned_tokens_only()
     estimate_settings.build(shape, folder, SHAPES[shape])
-    bench = Bench(folder, shape, steps, row_ids)
+    bench = Bench(folder, shape, row_ids)
     lines: list[dict[str, Any]] = []
     for setup in setups:
         if time.monotonic() - began > seconds:
@@ -106,10 +108,9 @@ def measure(
 class Bench:
     """A base model in memory, one for each kind of quantization that is asked for."""
 
-    def __init__(self, folder: Path, shape: str, steps: int, row_ids: list[list[int]]) -> None:
+    def __init__(self, folder: Path, shape: str, row_ids: list[list[int]]) -> None:
         self._folder = folder
         self._shape = shape
-        self._steps = steps
         self._rows = [TokenRow(line, ids, [IGNORED, *ids[1:]]) for line, ids in enumerate(row_ids)]
         self._device = find_device()
         self._loaded: tuple[Any, PreTrainedModel] | None = None
@@ -130,15 +131,14 @@ class Bench:
                 torch.cuda.empty_cache()
 
     def _train(self, setup: Setup) -> dict[str, Any]:
-        spec = JobSpec.model_validate(setup.spec(self._shape, self._steps))
+        spec = JobSpec.model_validate(setup.spec(self._shape))
         said: list[str] = []
-        attempt = self._make_attempt(spec, said)
+        attempt = self._make_attempt(spec, said, is_alone=setup.alone)
         base = self._load(spec)
-        if setup.liger:
-            apply_liger(base)
+        base.gradient_checkpointing_disable()  # whatever the setup before has left
         model = adapter.attach(base, spec)
         trainer, undo = self._make_trainer(setup, attempt, model)
-        watch = Watch(trainer, self._device.is_cuda)
+        watch = Watch(trainer, self._device.is_cuda, setup.warm_up)
         trainer.add_callback(watch)
         if self._device.is_cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -147,9 +147,7 @@ class Bench:
             trainer.train()
         seconds = time.monotonic() - began
         model.unload()
-        if setup.liger:
-            self._loaded = None  # its modules are not the model's own any more
-        return {**self._summarize(watch, trainer), "seconds_in_all": round(seconds, 1), "said": said}
+        return {**self._summarize(setup, watch, trainer), "seconds_in_all": round(seconds, 1), "said": said}
 
     def _make_trainer(self, setup: Setup, attempt: Attempt, model: PeftModel) -> tuple[SFTTrainer, ExitStack]:
         spec, folder = attempt.request.spec, self._folder / "models" / self._shape
@@ -184,7 +182,7 @@ class Bench:
             self.weights = count_weights(model)
         return self._loaded[1]
 
-    def _make_attempt(self, spec: JobSpec, said: list[str]) -> Attempt:
+    def _make_attempt(self, spec: JobSpec, said: list[str], *, is_alone: bool) -> Attempt:
         work = self._folder / "jobs" / "training"
         request = TrainingRequest(
             job_id="job_benchmark",
@@ -196,6 +194,7 @@ class Bench:
             models_folder=self._folder / "models",
             job_folder=work,
             output_folder=work / "adapter",
+            is_alone=is_alone,
         )
 
         def send(report: Any) -> None:
@@ -204,15 +203,12 @@ class Bench:
 
         return Attempt(request, self._device, send, threading.Event())
 
-    def _summarize(self, watch: Watch, trainer: SFTTrainer) -> dict[str, Any]:
-        counted = range(WARM_UP, len(watch.seconds))
-        if watch.profile:
-            counted = range(WARM_UP, len(watch.seconds) - 1)  # the last step was profiled
-        seconds = [watch.seconds[step] for step in counted]
-        tokens = [watch.tokens[step] for step in counted]
+    def _summarize(self, setup: Setup, watch: Watch, trainer: SFTTrainer) -> dict[str, Any]:
+        seconds = watch.seconds[setup.warm_up : -1]  # the last step was profiled
+        tokens = watch.tokens[setup.warm_up : -1]
         speed = sum(tokens) / sum(seconds)
         return {
-            "ms_a_step": round(statistics.median(seconds) * 1e3, 1),
+            "ms_a_step": round(statistics.mean(seconds) * 1e3, 1),
             "ms_of_steps": [round(second * 1e3, 1) for second in watch.seconds],
             "tokens_a_step": round(statistics.mean(tokens)),
             "tokens_per_second": round(speed),
@@ -227,13 +223,6 @@ def count_weights(model: PreTrainedModel) -> int:
     """Weights of all linear layers: the N of 4N model FLOPs for a token of QLoRA."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return sum(linear.in_features * linear.out_features for linear in linears)
-
-
-def apply_liger(model: PreTrainedModel) -> None:
-    """Put Liger's norms, rotary angles and SwiGLU into the model; its loss is not needed beside TRL's."""
-    from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
-
-    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def _line(line: dict[str, Any]) -> str:

@@ -36,9 +36,11 @@ class Setup:
     optim: str = "paged_adamw_32bit"
     bf16: bool = True
     double_quantized: bool = False
-    liger: bool = False
+    alone: bool = False  # nobody serves on the device meanwhile
+    steps: int = 16
+    warm_up: int = 5  # steps that are not counted
 
-    def spec(self, model: str, steps: int) -> dict[str, Any]:
+    def spec(self, model: str) -> dict[str, Any]:
         """The job."""
         return {
             "base_model": model,
@@ -55,8 +57,8 @@ class Setup:
                 "optim": self.optim,
                 "packing": self.packing,
                 "max_seq_length": self.length,
-                "max_steps": steps,
-                "logging_steps": 1,
+                "max_steps": self.steps,
+                "logging_steps": 5,
                 "save_steps": 100_000,
                 **({} if self.bf16 else {"bf16": False, "fp16": True}),
             },
@@ -73,17 +75,18 @@ SETUPS = [
     Setup("recipe, TRL", "trl"),
     Setup("recipe, plain, fp16", "plain", bf16=False),
     Setup("recipe, plain", "plain"),
-    Setup("recipe"),
-    Setup("recipe, Liger", liger=True),
+    # Until most sizes of batches have come twice.
+    Setup("recipe", steps=90, warm_up=50),
+    Setup("recipe, alone", steps=90, warm_up=50, alone=True),
     Setup("defaults, TRL, checkpointed", "trl", checkpointing=True, **_DEFAULTS),
     Setup("defaults, TRL", "trl", **_DEFAULTS),
     _packed("packed, plain", code="plain"),
     _packed("packed"),
+    _packed("packed, alone", alone=True),
     _packed("packed, paged AdamW", optim="paged_adamw_32bit"),
-    _packed("packed, Liger", liger=True),
     _packed("packed, checkpointed, plain", code="plain", checkpointing=True),
     _packed("packed, checkpointed", checkpointing=True),
-    _packed("packed, checkpointed, Liger", checkpointing=True, liger=True),
+    _packed("packed, in 8 GB", checkpointing=True, double_quantized=True, optim="paged_adamw_8bit"),
     _packed("packed, r 64", r=64),
     _packed("packed, dropout", dropout=0.1),
     _packed("one row of 2,048", batch=1, checkpointing=True, double_quantized=True, optim="paged_adamw_8bit"),

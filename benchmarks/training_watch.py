@@ -10,40 +10,54 @@ from trl import SFTTrainer
 
 from worker.training.batches import count_tokens
 
-_LARGEST_KERNELS = 12
+_LARGEST_KERNELS = 40
 
 
 class Watch(TrainerCallback):
-    """Times whole steps, the device's work included, and profiles the last one."""
+    """Times the steps between the first few and the last, which is profiled.
 
-    def __init__(self, trainer: SFTTrainer, is_cuda: bool) -> None:
+    The device is waited for at both ends alone: between them steps follow one another as in any job.
+    """
+
+    def __init__(self, trainer: SFTTrainer, is_cuda: bool, warm_up: int) -> None:
         self._is_cuda = is_cuda
+        self._warm_up = warm_up
+        self._began = 0.0
         self._profiler: torch.profiler.profile | None = None
         self.seconds: list[float] = []
-        self.tokens: list[int] = []
+        self._tokens: list[list[torch.Tensor]] = []
         self.profile: dict[str, Any] | None = None
         self._training_step = trainer.training_step
         trainer.training_step = self._count
 
+    @property
+    def tokens(self) -> list[int]:
+        """Of every step."""
+        return [sum(int(count) for count in counts) for counts in self._tokens]
+
     def _count(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **options: Any) -> torch.Tensor:
-        self.tokens[-1] += int(count_tokens(inputs))
+        self._tokens[-1].append(count_tokens(inputs))  # to read it would wait for the device
         return self._training_step(model, inputs, *rest, **options)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The clock starts when the device has nothing to do."""
-        self.tokens.append(0)
+        self._tokens.append([])
+        if state.global_step in (0, self._warm_up, state.max_steps - 1):
+            self._wait()
+            self._began = time.perf_counter()
         if state.global_step == state.max_steps - 1:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             kinds += [torch.profiler.ProfilerActivity.CUDA] if self._is_cuda else []
             self._profiler = torch.profiler.profile(activities=kinds, acc_events=True)
             self._profiler.start()
-        self._wait()
-        self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """And stops when the device is done."""
-        self._wait()
-        self.seconds.append(time.perf_counter() - self._began)
+        if state.global_step >= state.max_steps - 1:
+            self._wait()
+        now = time.perf_counter()
+        self.seconds.append(now - self._began)
+        self._began = now
         if self._profiler is not None:
             self._profiler.stop()
             self.profile = summarize_profile(self._profiler, is_cuda=self._is_cuda)
@@ -57,7 +71,12 @@ class Watch(TrainerCallback):
 def summarize_profile(profiler: torch.profiler.profile, *, is_cuda: bool) -> dict[str, Any]:
     """How many kernels (on a CPU: operators) a step launches, their time, and those that take the most."""
     kind = torch.autograd.DeviceType.CUDA if is_cuda else torch.autograd.DeviceType.CPU
-    events = [event for event in profiler.key_averages() if event.device_type == kind]
+    events = [
+        event
+        for event in profiler.key_averages()
+        # A named range (the optimizer's step) covers kernels that are here themselves.
+        if event.device_type == kind and not getattr(event, "is_user_annotation", False)
+    ]
 
     def milliseconds(event: Any) -> float:
         return (event.self_device_time_total if is_cuda else event.self_cpu_time_total) / 1e3

@@ -1,8 +1,8 @@
 """Whether a job trains beside serving or in its place, as the GPU policy says. Knows no torch."""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from sqlalchemy.orm import Session
@@ -26,17 +26,23 @@ class Engine(Protocol):
     def paused(self, job_id: str) -> AbstractContextManager[None]: ...
 
 
+@contextmanager
 def make_room(
     engine: Engine, job_id: str, describe: Describe, *, policy: GpuPolicy, is_gpu: bool
-) -> AbstractContextManager[None]:
-    """The device for a job, for as long as the context lasts; where nobody knows whether both fit, alone."""
+) -> Iterator[bool]:
+    """The device for a job, for as long as the context lasts; where nobody knows whether both fit, alone.
+    Answers whether it is alone."""
     if policy is GpuPolicy.COEXIST or (policy is GpuPolicy.AUTO and not is_gpu):
-        return nullcontext()
+        yield False
+        return
     room = _find_room(engine, describe) if policy is GpuPolicy.AUTO else None
     if room is not None and room.fits:
         log.info("Job %s: trains beside serving; it needs %.1f GB", job_id, room.bytes / 1e9)
-        return engine.sharing(job_id, room.bytes)
-    return engine.paused(job_id)
+        with engine.sharing(job_id, room.bytes):
+            yield False
+    else:
+        with engine.paused(job_id):
+            yield True
 
 
 def _find_room(engine: Engine, describe: Describe) -> Room | None:

@@ -40,8 +40,8 @@ _TICK_SECONDS = 0.5
 class Device(Protocol):
     """Lends the device to a job."""
 
-    def lend(self, job_id: str) -> AbstractContextManager[None]:
-        """Makes room on the device, for as long as the context lasts."""
+    def lend(self, job_id: str) -> AbstractContextManager[bool]:
+        """Makes room on the device, for as long as the context lasts; answers whether all of it is free."""
 
 
 @dataclass
@@ -102,7 +102,8 @@ class JobRunner:
         try:
             job_inputs.remove_leftovers(self._settings, self._database, self._store, lease)
             request = job_inputs.make_request(self._settings, self._database, self._store, lease)
-            with self._device.lend(lease.job_id):
+            with self._device.lend(lease.job_id) as is_alone:
+                request = request.model_copy(update={"is_alone": is_alone})
                 attempt = self._train(lease, request, keeper)
             self._conclude(attempt, request, keeper)
         except LeaseLost:

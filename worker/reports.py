@@ -45,6 +45,7 @@ class TrainingRequest(Message):
     job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")
     output_folder: Path = Field(description="Where the finished adapter goes; does not exist yet.")
     path: TrainingPath = TrainingPath.AUTO
+    is_alone: bool = Field(False, description="The device is the job's alone for as long as it trains.")
     last_point: CurvePoint | None = Field(
         None, description="The point of the loss curve that was recorded last, by an earlier attempt."
     )

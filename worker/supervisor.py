@@ -121,10 +121,10 @@ class Supervisor:
             log.info("Worker %s has stopped", self.id)
 
     @contextmanager
-    def lend(self, job_id: str) -> Iterator[None]:
-        """Make room for a job on the device, as the GPU policy says."""
+    def lend(self, job_id: str) -> Iterator[bool]:
+        """Make room for a job on the device, as the GPU policy says; whether the job has it for itself."""
         if self._engine is None:
-            yield
+            yield False  # another worker may serve on it
             return
         with gpu_sharing.make_room(
             self._engine,
@@ -132,8 +132,8 @@ class Supervisor:
             lambda: self._describe(job_id),
             policy=self._settings.gpu_policy,
             is_gpu=self._device.get("kind") == "cuda",
-        ):
-            yield
+        ) as is_alone:
+            yield is_alone
 
     def _describe(self, job_id: str) -> PreflightRequest:
         with self._database.snapshot() as session:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.core.events import Log, Warn
+from app.core.events import Log, Metrics, Warn
 from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, make_rows, run_here
 from worker.reports import Outcome
@@ -37,11 +37,16 @@ def test_flash_attention_is_that_of_each_row_alone(key_heads: int, window: int |
 def test_a_job_takes_every_way_that_applies(
     make_request: MakeRequest, checkpointing: bool, training: dict[str, object]
 ) -> None:
-    steps = {"max_steps": 3, "gradient_checkpointing": checkpointing, **training}
-    request = make_request(training=steps, rows=make_rows(12), lora={"r": 8})
-    reports = run_here(request.model_copy(update={"path": TrainingPath.FAST}))
+    # Enough of them that sizes come again, and graphs are replayed.
+    steps = {"max_steps": 9, "logging_steps": 1, "gradient_checkpointing": checkpointing, **training}
+    spec = {"training": steps, "rows": make_rows(12), "lora": {"r": 8, "dropout": 0.0}}
+    reports = run_here(make_request("fast", **spec))
+    plain = run_here(make_request("plain", **spec).model_copy(update={"path": TrainingPath.PLAIN}))
 
     assert reports.ended.outcome is Outcome.FINISHED, reports.ended
-    assert [event for event in reports.events(Warn) if event.code == "fast_path_wrong"] == []
+    assert [event.message for event in reports.events(Warn) if event.code == "fast_path_wrong"] == []
     said = [event.message for event in reports.events(Log) if event.message.startswith("Fast ways")]
-    assert "LoRA in one function; batches without padding, attention flash." in said[0]
+    ways = ["LoRA in one function", "Liger's kernels", "batches without padding, attention flash"]
+    assert "; ".join(ways if checkpointing else [*ways, "CUDA graphs for short batches"]) + "." in said[0]
+    losses, expected = ([event.loss for event in one.events(Metrics)] for one in (reports, plain))
+    assert losses == pytest.approx(expected, rel=0.02)

@@ -15,9 +15,9 @@ class FreeDevice:
         self.lent_to: list[str] = []
 
     @contextmanager
-    def lend(self, job_id: str) -> Iterator[None]:
+    def lend(self, job_id: str) -> Iterator[bool]:
         self.lent_to.append(job_id)
-        yield
+        yield False
 
 
 def claim(database: Database) -> Lease:

@@ -14,9 +14,9 @@ from app.core.errors import LossNotFinite
 from app.core.events import Evaluation, Metrics
 from worker.device import Device, peak_memory_bytes
 from worker.reports import Advanced, CurvePoint, Happened
-from worker.training.counters import Counters
+from worker.training.counters import Counters, Launched
 from worker.training.history import History
-from worker.training.loss_guard import not_finite
+from worker.training.loss_guard import LossGuard
 
 Send = Callable[[BaseModel], None]
 
@@ -32,6 +32,7 @@ class Reporter(TrainerCallback):
         send: Send,
         counters: Counters,
         history: History,
+        guard: LossGuard,
         device: Device,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -39,9 +40,11 @@ class Reporter(TrainerCallback):
         self._send = send
         self._counters = counters
         self._history = history
+        self._guard = guard
         self._device = device
         self._clock = clock
         self._began = 0.0
+        self._launched: deque[tuple[Launched, int, float | None]] = deque()  # with step and epoch
         self._recent_seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._logged = (counters.tokens, counters.seconds)
 
@@ -53,30 +56,45 @@ class Reporter(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._began = self._clock()
+        if not self._launched:
+            self._began = self._clock()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # The one place of a step that waits for the device; so what is timed is what it took.
-        self._counters.settle()
-        seconds = self._clock() - self._began
-        self._recent_seconds.append(seconds)
-        self._counters.end_step(seconds)
-        assert self._counters.last_loss is not None
-        if not math.isfinite(self._counters.last_loss):
-            raise not_finite("loss", state.global_step, state.max_steps, args.learning_rate)
         if state.global_step >= state.max_steps:
             control.should_log = True
-        self._send(
-            Advanced(
-                step=state.global_step,
-                total_steps=state.max_steps,
-                epoch=state.epoch,
-                loss=self._counters.last_loss,
-                eta_seconds=self._eta_seconds(state),
+        self._launched.append((self._counters.launched(), state.global_step, state.epoch))
+        is_looked_at = control.should_log or control.should_evaluate or control.should_save
+        # A GPU is given the next step while it does this one.
+        ahead = 1 if self._device.is_cuda and not is_looked_at and not control.should_training_stop else 0
+        self._settle(args, state, ahead)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._settle(args, state, ahead=0)
+
+    def _settle(self, args: TrainingArguments, state: TrainerState, ahead: int) -> None:
+        """Wait for all steps but the last `ahead`: the one place of a step that waits for the device, so
+        what is timed is what it took."""
+        while len(self._launched) > ahead:
+            launched, step, epoch = self._launched.popleft()
+            loss, tokens = launched.wait()
+            now = self._clock()
+            seconds, self._began = now - self._began, now
+            self._recent_seconds.append(seconds)
+            self._counters.end_step(loss, tokens, seconds)
+            self._guard.check(step, state.max_steps, args.learning_rate)
+            self._send(
+                Advanced(
+                    step=step,
+                    total_steps=state.max_steps,
+                    epoch=epoch,
+                    loss=loss,
+                    eta_seconds=self._eta_seconds(step, state.max_steps),
+                )
             )
-        )
 
     def on_log(
         self,
@@ -102,7 +120,7 @@ class Reporter(TrainerCallback):
                 tokens=self._counters.tokens,
                 tokens_per_second=self._tokens_per_second(),
                 memory_bytes=peak_memory_bytes(self._device),
-                eta_seconds=self._eta_seconds(state),
+                eta_seconds=self._eta_seconds(state.global_step, state.max_steps),
             )
         )
 
@@ -126,11 +144,11 @@ class Reporter(TrainerCallback):
         self._history.add(point)
         self._send(Happened(event=point))
 
-    def _eta_seconds(self, state: TrainerState) -> float | None:
+    def _eta_seconds(self, step: int, total: int) -> float | None:
         if not self._recent_seconds:
             return None
         mean = sum(self._recent_seconds) / len(self._recent_seconds)
-        return (state.max_steps - state.global_step) * mean
+        return (total - step) * mean
 
     def _tokens_per_second(self) -> float | None:
         tokens, seconds = self._counters.tokens, self._counters.seconds
@@ -139,7 +157,7 @@ class Reporter(TrainerCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """Ends training after the present optimizer step, with a checkpoint."""
+    """Ends training after the present optimizer step, with a checkpoint. Stands before the Reporter."""
 
     def __init__(self, asked: threading.Event) -> None:
         self._asked = asked

@@ -1,5 +1,7 @@
 """What is counted over a whole job, so that an interrupted one reports as an undisturbed one does."""
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import BaseModel, Field, PrivateAttr
 
@@ -42,18 +44,20 @@ class Counters(BaseModel):
         """The present step begins anew."""
         self._losses = []
 
-    def settle(self) -> None:
-        """Read loss and tokens of the step that is done: this waits for the device."""
-        self.last_loss, self._losses = sum(torch.stack(self._losses).tolist()), []
-        self.tokens, self._tokens = self.tokens + sum(torch.stack(self._tokens).tolist()), []
+    def launched(self) -> "Launched":
+        """Everything of the present step has been given to the device."""
+        launched = Launched(self._losses, self._tokens)
+        self._losses, self._tokens = [], []
+        return launched
 
-    def end_step(self, seconds: float) -> None:
-        """An optimizer step is done and settled, in so much time."""
-        assert self.last_loss is not None
+    def end_step(self, loss: float, tokens: int, seconds: float) -> None:
+        """An optimizer step is done, in so much time."""
+        self.last_loss = loss
+        self.tokens += tokens
         self.seconds += seconds
         if self.first_loss is None:
-            self.first_loss = self.last_loss
-        self.window_loss += self.last_loss
+            self.first_loss = loss
+        self.window_loss += loss
         self.window_steps += 1
 
     def end_window(self) -> float:
@@ -61,3 +65,26 @@ class Counters(BaseModel):
         self.logged_loss = self.window_loss / self.window_steps
         self.window_loss, self.window_steps = 0.0, 0
         return self.logged_loss
+
+
+class Launched:
+    """Loss and tokens of a step, on their way from the device: later steps can be launched meanwhile."""
+
+    def __init__(self, losses: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]) -> None:
+        self._passes = len(losses)
+        values = torch.stack([value.detach().double() for value in (*losses, *tokens)])
+        self._ready: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+        else:
+            self._values = values
+
+    def wait(self) -> tuple[float, int]:
+        """Loss and tokens, when the device has done the step."""
+        if self._ready:
+            self._ready.synchronize()
+        values = self._values.tolist()
+        return sum(values[: self._passes]), round(sum(values[self._passes :]))

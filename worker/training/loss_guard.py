@@ -1,4 +1,4 @@
-"""Stops a job whose loss has exploded, before it overwrites its good checkpoints.
+"""Stops a job whose loss is no number or has exploded, before it overwrites its good checkpoints.
 
 The rule is made to be wrong seldom rather than early. For 20 steps on end, more than any spike lasts that an
 adapter recovers from, the loss must be above three times that of the first step, which was taken before
@@ -7,9 +7,6 @@ may triple and mean nothing, and to an odd base model the rows may be noise from
 """
 
 import math
-from typing import Any
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from app.core.errors import LossExploded, LossNotFinite
 from worker.training.counters import Counters
@@ -28,25 +25,26 @@ def not_finite(thing: str, step: int, total: int, learning_rate: float) -> LossN
     )
 
 
-class StopWhenExploded(TrainerCallback):
-    """Counts steps whose loss is far too high; stands behind the Reporter, which ends the step."""
+class LossGuard:
+    """Looks at the loss of every step, and counts those that are far too high."""
 
     def __init__(self, counters: Counters, vocabulary: int) -> None:
         self._counters = counters
         self._guessing = math.log(vocabulary)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def check(self, step: int, total: int, learning_rate: float) -> None:
+        """A step has ended. Raises LossNotFinite and LossExploded."""
         counters = self._counters
         assert counters.first_loss is not None
         assert counters.last_loss is not None
+        if not math.isfinite(counters.last_loss):
+            raise not_finite("loss", step, total, learning_rate)
         limit = max(_TIMES_FIRST * counters.first_loss, _TIMES_GUESSING * self._guessing)
         counters.exploded_steps = counters.exploded_steps + 1 if counters.last_loss > limit else 0
         if counters.exploded_steps >= STEPS:
             raise LossExploded(
                 f"The loss has been above {limit:.1f} for {STEPS} steps, {counters.last_loss:.1f} at step "
-                f"{state.global_step}; it began at {counters.first_loss:.2f}, and a model that only guesses "
-                f"has {self._guessing:.1f}. The last checkpoint from before is kept.",
-                hint=f"Lower training.learning_rate (it is {args.learning_rate:g}).",
+                f"{step}; it began at {counters.first_loss:.2f}, and a model that only guesses has "
+                f"{self._guessing:.1f}. The last checkpoint from before is kept.",
+                hint=f"Lower training.learning_rate (it is {learning_rate:g}).",
             )

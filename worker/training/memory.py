@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
@@ -9,6 +10,16 @@ from worker.formatting import IGNORED
 from worker.training import batches
 
 Batch = Mapping[str, torch.Tensor]
+
+
+class SpareMemory(Protocol):
+    """Memory that makes training faster and nothing else."""
+
+    def release(self) -> bool:
+        """Give it back, and take no more; whether there was any."""
+
+    def refresh(self) -> None:
+        """What passes compute with lies elsewhere now."""
 
 
 class RandomState:

@@ -46,7 +46,7 @@ from worker.training.fast import paths
 from worker.training.history import History
 from worker.training.keep_epochs import KeepEpochs
 from worker.training.loss import score_learned_tokens_only
-from worker.training.loss_guard import StopWhenExploded
+from worker.training.loss_guard import LossGuard
 from worker.training.rows import PreparedRows, prepare_rows
 from worker.training.trainer import AdapterTrainer
 
@@ -190,10 +190,10 @@ def make_trainer(
     history = checkpoints.read_history(newest) if newest else History()
     for point in history.find_unrecorded(attempt.request.last_point):
         attempt.send(Happened(event=point))
+    guard = LossGuard(counters, model.get_base_model().config.get_text_config().vocab_size)
     callbacks = [
-        Reporter(attempt.send, counters, history, attempt.device),
-        StopWhenExploded(counters, model.get_base_model().config.get_text_config().vocab_size),
         StopWhenAsked(attempt.asked_to_stop),
+        Reporter(attempt.send, counters, history, guard, attempt.device),
         open_tensorboard(attempt, newest),
     ]
     patience = attempt.request.spec.training.early_stopping_patience

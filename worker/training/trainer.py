@@ -47,6 +47,7 @@ class AdapterTrainer(SFTTrainer):
         self._step: int | None = None
         self._step_batches: list[Batch] = []
         self._random_before_step = memory.RandomState()
+        self.spare_memory: list[memory.SpareMemory] = []
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
         adapter.trainable_to_float32(self.model)
@@ -170,12 +171,16 @@ class AdapterTrainer(SFTTrainer):
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _begin_step_anew(self, model: Any) -> None:
-        """Forget what was done of the present step, and take fewer rows at once from now on."""
-        self.counters.train_rows_at_once = self._halve(
-            self.counters.train_rows_at_once,
-            self._step_batches,
-            doing=f"Step {self.state.global_step + 1} of {self.state.max_steps}",
-        )
+        """Forget what was done of the present step; from now on, no spare memory is used, or fewer rows."""
+        released = [spare.release() for spare in self.spare_memory]
+        if any(released):
+            memory.free()
+        else:
+            self.counters.train_rows_at_once = self._halve(
+                self.counters.train_rows_at_once,
+                self._step_batches,
+                doing=f"Step {self.state.global_step + 1} of {self.state.max_steps}",
+            )
         model.zero_grad()
         self.counters.forget_losses()
         self._random_before_step.restore()

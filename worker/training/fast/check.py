@@ -3,6 +3,7 @@
 A new adapter's B is zero, and with it all that a wrong A could do; so B gets small random numbers meanwhile.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from peft import PeftModel
 from worker.training.batches import Example
 from worker.training.memory import RandomState
 
-# How far apart two ways of computing the same may come out, in the Euclidean norm.
+# How far apart two ways of computing the same may come out, in the Euclidean norm. In 16 bits a deep model
+# amplifies rounding (32 random layers: 6%), so there two plain ways are compared, too: a fast one may be
+# twice as far off as they are, up to a limit.
 _TOLERANCE = 1e-3
 _TOLERANCE_IN_16_BITS = 0.05
+_MOST_TOLERANCE_IN_16_BITS = 0.2
 ROWS = 3
 _LONGEST = 48
 # Gradients in float16 would vanish without; no other type minds.
@@ -61,15 +65,20 @@ def find_difference(plain: Pass, fast: Pass, tolerance: float) -> str | None:
     """What differs by more than rounding, in words; None: nothing does."""
     if plain.gradients.keys() != fast.gradients.keys():
         return "gradients are missing"
-    names = sorted(plain.gradients)
-    away = _norm([fast.gradients[name] - plain.gradients[name] for name in names])
-    of = _norm([plain.gradients[name] for name in names])
     # Written so that a NaN fails too.
     if not abs(fast.loss - plain.loss) <= tolerance * abs(plain.loss):
         return f"the loss is {fast.loss:.6g} and should be {plain.loss:.6g}"
-    if not away <= tolerance * of:
-        return f"the gradients are off by {away / of:.2g} of their norm"
+    if not (away := distance(plain, fast)) <= tolerance:
+        return f"the gradients are off by {away:.2g} of their norm, {tolerance:.2g} would be rounding"
     return None
+
+
+def distance(plain: Pass, other: Pass) -> float:
+    """How far the gradients are apart, as a share of their norm."""
+    names = sorted(plain.gradients)
+    away = _norm([other.gradients[name] - plain.gradients[name] for name in names])
+    of = _norm([plain.gradients[name] for name in names])
+    return away / of if of else math.inf * away if away else 0.0
 
 
 @contextmanager
@@ -92,10 +101,16 @@ def probing(model: PeftModel) -> Iterator[None]:
         random.restore()
 
 
-def tolerance_of(model: PeftModel, mixed: str) -> float:
-    """The tolerance for a model under mixed precision (accelerate's word for it)."""
-    in_32_bits = mixed == "no" and model.dtype is torch.float32
-    return _TOLERANCE if in_32_bits else _TOLERANCE_IN_16_BITS
+def computes_in_32_bits(model: PeftModel, mixed: str) -> bool:
+    """Whether nothing is rounded to 16 bits under this mixed precision (accelerate's word for it)."""
+    return mixed == "no" and model.dtype is torch.float32
+
+
+def find_tolerance(plain: Pass, plain_too: Pass | None) -> float:
+    """How far off a fast way may be. `plain_too`: the same in other shapes; None: there is no rounding."""
+    if plain_too is None:
+        return _TOLERANCE
+    return min(max(_TOLERANCE_IN_16_BITS, 2 * distance(plain, plain_too)), _MOST_TOLERANCE_IN_16_BITS)
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:

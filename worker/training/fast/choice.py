@@ -14,9 +14,12 @@ from app.core.specs import JobSpec
 from worker import choices
 from worker.base_model import compute_dtype
 from worker.device import Device
+from worker.training.fast import liger
 
 AttentionKernel = Literal["flash", "row by row"]
 _WIDEST_HEAD = 256
+# Of a batch that a CUDA graph is worth while for: beyond it the GPU is busy while kernels are launched.
+MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -37,24 +40,31 @@ class Choice:
     linears: torch.dtype | None = None  # the type of the products
     attention: AttentionKernel | None = None  # None: padded batches, the model's own attention
     one_pass_loss: bool = False
+    liger: bool = False
+    graphs: bool = False
+    kept_weights: bool = False  # where memory is left
     left_out: tuple[str, ...] = ()
 
 
-def choose(spec: JobSpec, device: Device, family: Family, path: TrainingPath) -> Choice:
-    """Everything that may apply."""
+def choose(
+    spec: JobSpec, device: Device, family: Family, path: TrainingPath, *, is_alone: bool = False
+) -> Choice:
+    """Everything that may apply. `is_alone`: nobody else waits for the device's memory."""
     if path is TrainingPath.PLAIN:
         return Choice(left_out=("TUNESMITH_TRAINING_PATH is plain",))
-    if path is TrainingPath.AUTO and device.is_cuda:
-        return Choice(left_out=("not measured on a GPU yet; TUNESMITH_TRAINING_PATH=fast tries them",))
     linears_reason = _why_not_linears(spec, device)
     attention_reason = _why_not_joined(spec, device, family)
     loss_reason = _why_not_one_pass(spec, device, family)
+    liger_reason = liger.find_reason_against(family.name) if device.is_cuda else None
+    graphs_reason = _why_not_graphs(spec, attention_reason) if device.is_cuda else None
     reasons = [
         f"{name} ({reason})"
         for name, reason in (
             ("LoRA in one function", linears_reason),
             ("batches without padding", attention_reason),
             ("the loss in one pass", loss_reason),
+            ("Liger's kernels", liger_reason),
+            ("CUDA graphs", graphs_reason),
         )
         if reason
     ]
@@ -62,6 +72,9 @@ def choose(spec: JobSpec, device: Device, family: Family, path: TrainingPath) ->
         linears=None if linears_reason else products_dtype(spec, device),
         attention=None if attention_reason else "flash" if device.is_cuda else "row by row",
         one_pass_loss=not loss_reason,
+        liger=device.is_cuda and not liger_reason,
+        graphs=device.is_cuda and not graphs_reason,
+        kept_weights=is_alone and device.is_cuda and not linears_reason and spec.quantization.load_in_4bit,
         left_out=tuple(reasons),
     )
 
@@ -117,6 +130,19 @@ def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None
         or family.head_width > _WIDEST_HEAD
     ):
         return f"PyTorch's varlen_attn computes in 16 bits, with heads up to {_WIDEST_HEAD}"
+    return None
+
+
+def _why_not_graphs(spec: JobSpec, attention_reason: str | None) -> str | None:
+    training = spec.training
+    if attention_reason:
+        return "batches are padded"
+    if training.gradient_checkpointing:
+        return "activations are computed again"
+    assert not choices.is_open(training)
+    rows, length = training.per_device_train_batch_size, training.max_seq_length
+    if training.packing and (length is None or int(rows) * length > MOST_TOKENS):
+        return "batches are long enough to keep the GPU busy"
     return None
 
 

@@ -26,13 +26,26 @@ _ADAPTER = "default"
 
 
 class FourBitWeight:
-    """Unpacked each time it is read: the largest saving of QLoRA is that it is not kept."""
+    """Unpacked each time it is read: the largest saving of QLoRA is that it is not kept. Unless there is
+    memory to spare."""
 
     def __init__(self, linear: Linear4bit) -> None:
         self._linear = linear
+        self._kept_OI: torch.Tensor | None = None
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [O, I]."""
+        return self._unpack(dtype) if self._kept_OI is None else self._kept_OI
+
+    def keep(self, dtype: torch.dtype) -> None:
+        """From now on read what is unpacked here."""
+        self._kept_OI = self._unpack(dtype)
+
+    def forget(self) -> None:
+        """From now on unpack again."""
+        self._kept_OI = None
+
+    def _unpack(self, dtype: torch.dtype) -> torch.Tensor:
         weight = self._linear.weight
         return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
 
@@ -68,6 +81,11 @@ class Group:
         self._weights = [_weight_of(layer.get_base_layer()) for layer in layers]
         self._adapters: Adapters | None = None
         self._pending: _Pending | None = None
+
+    @property
+    def packed_weights(self) -> list[FourBitWeight]:
+        """Those that are in 4 bits."""
+        return [weight for weight in self._weights if isinstance(weight, FourBitWeight)]
 
     def begin_pass(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Forget the last pass; answers what must be copied for this one: (to, from)."""
@@ -119,6 +137,8 @@ class FastLinears:
 
     def __init__(self, model: PeftModel, dtype: torch.dtype) -> None:
         """`dtype`: of the products of base and adapters, which must be one."""
+        self._dtype = dtype
+        self._keeps_weights = False
         self._groups: list[Group] = []
         self._forwards: list[tuple[LoraLayer, Callable[..., torch.Tensor]]] = []
         self._hook = model.register_forward_pre_hook(self._begin_pass)
@@ -129,6 +149,26 @@ class FastLinears:
                 self._forwards.append((layer, _make_forward(layer, group, place)))
         self.layers = len(self._forwards)
         self._put_in()
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What it would take to keep all 4-bit weights unpacked."""
+        layers = [layer.get_base_layer() for layer, _forward in self._forwards]
+        packed = [base for base in layers if isinstance(base, Linear4bit)]
+        return sum(base.in_features * base.out_features for base in packed) * self._dtype.itemsize
+
+    def keep_weights(self) -> None:
+        """Unpack every weight once, and not in every pass."""
+        self._keeps_weights = True
+        for weight in self._packed_weights():
+            weight.keep(self._dtype)
+
+    def forget_weights(self) -> bool:
+        """Give that memory back; whether there was any."""
+        had_any, self._keeps_weights = self._keeps_weights, False
+        for weight in self._packed_weights():
+            weight.forget()
+        return had_any
 
     def remove(self) -> None:
         """Leave the model as PEFT made it."""
@@ -149,6 +189,9 @@ class FastLinears:
         if copies:
             # All in one launch: kernels of their own for so many small matrices would take longer than them.
             torch._foreach_copy_([to for to, _from in copies], [origin for _to, origin in copies])
+
+    def _packed_weights(self) -> list[FourBitWeight]:
+        return [weight for group in self._groups for weight in group.packed_weights]
 
     def _put_in(self) -> None:
         for layer, forward in self._forwards:

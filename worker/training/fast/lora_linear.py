@@ -59,31 +59,77 @@ def lora_linears(
     `parameters` are A and B of every layer in turn, which get the gradients. Layers with dropout draw a mask
     each, in their order, from the same random numbers that PEFT's layers draw.
     """
-    outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(x_TI, tuple(layers), adapters, *parameters)
+    kept = _Kept()
+    if x_TI.requires_grad:
+        x_TI = _KeepInput.apply(x_TI, layers, adapters, kept)
+    outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(x_TI, tuple(layers), adapters, kept, *parameters)
     return outputs
+
+
+@dataclass
+class _Kept:
+    """Whose saved tensors the backward pass reads: input, products with A, masks. `inner_TS` is there until
+    the forward pass has read it."""
+
+    ctx: Any = None
+    inner_TS: torch.Tensor | None = None
+
+    def compute(self, ctx: Any, x_TI: torch.Tensor, layers: Sequence[Layer], adapters: Adapters) -> None:
+        with torch.autocast(x_TI.device.type, enabled=False):
+            self.inner_TS, masks = _down(x_TI, layers, adapters)
+        ctx.save_for_backward(x_TI, self.inner_TS, *masks)
+        self.ctx = ctx
+
+
+class _KeepInput(torch.autograd.Function):
+    """Hands the input on and keeps what the backward pass needs, before the layers compute anything.
+
+    Where activations are computed again, PyTorch stops as soon as all that is kept is there: the output of
+    a decoder layer's last product, which nobody keeps, is not computed a second time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TI: torch.Tensor, layers: Sequence[Layer], adapters: Adapters, kept: _Kept
+    ) -> torch.Tensor:
+        kept.compute(ctx, x_TI, layers, adapters)
+        return x_TI.view_as(x_TI)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TI: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return grad_TI, None, None, None
 
 
 class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TI: torch.Tensor, layers: tuple[Layer, ...], adapters: Adapters, *parameters: torch.Tensor
+        ctx: Any,
+        x_TI: torch.Tensor,
+        layers: tuple[Layer, ...],
+        adapters: Adapters,
+        kept: _Kept,
+        *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         ctx.set_materialize_grads(False)
+        if kept.ctx is None:  # an input without a gradient
+            kept.compute(ctx, x_TI, layers, adapters)
+        inner_TS, kept.inner_TS = kept.inner_TS, None
+        assert inner_TS is not None
         with torch.autocast(x_TI.device.type, enabled=False):
-            inner_TS, masks = _down(x_TI, layers, adapters)
             outputs = []
             for layer, b_OR, inner_TR in zip(
                 layers, adapters.b_OR, inner_TS.split(adapters.ranks, dim=1), strict=True
             ):
                 y_TO = _scaled_product(inner_TR, b_OR.t(), layer.scaling, plus=layer.bias_O)
                 outputs.append(y_TO.addmm_(x_TI, layer.weight.read(x_TI.dtype).t()))
-        ctx.save_for_backward(x_TI, inner_TS, *masks)
         ctx.layers, ctx.adapters = layers, adapters
+        if kept.ctx is not ctx:
+            ctx.kept = kept.ctx
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads_TO: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        x_TI, inner_TS, *masks = ctx.saved_tensors
+        x_TI, inner_TS, *masks = getattr(ctx, "kept", ctx).saved_tensors
         layers, adapters, ranks = ctx.layers, ctx.adapters, ctx.adapters.ranks
         gradients: list[torch.Tensor | None] = []
         with torch.autocast(x_TI.device.type, enabled=False):
@@ -103,7 +149,7 @@ class _LoraLinears(torch.autograd.Function):
                 grad_x_TI = _grad_of_input(x_TI, grads_TO, grad_inner_TS, layers, masks, adapters)
         for grad_a_RI, grad_b_OR in zip(grad_as, grad_bs, strict=True):
             gradients += [grad_a_RI, grad_b_OR] if grad_b_OR is not None else [None, None]
-        return grad_x_TI, None, None, *gradients
+        return grad_x_TI, None, None, None, *gradients
 
 
 def _keep(x_TI: torch.Tensor, mask_TI: torch.Tensor | None, dropout: float) -> torch.Tensor:

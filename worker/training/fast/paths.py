@@ -4,10 +4,11 @@ One event says what is used, and why the rest is not. What fails its trial is ta
 """
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any, Literal
 
 import torch
 from trl.trainer import utils as trl_utils
@@ -15,11 +16,14 @@ from trl.trainer import utils as trl_utils
 from app.core.settings import TrainingPath
 from worker.training.attempt import Attempt
 from worker.training.batches import Collator, Example, JoiningCollator, model_inputs
-from worker.training.fast import check, row_attention
+from worker.training.fast import check, liger, row_attention
 from worker.training.fast.check import Pass
 from worker.training.fast.choice import AttentionKernel, Choice, choose, describe_family
+from worker.training.fast.decoder_graphs import GraphedDecoder
+from worker.training.fast.kept_weights import KeepWeights
 from worker.training.fast.linears import FastLinears
 from worker.training.fast.one_pass_loss import LogProbFunction
+from worker.training.memory import SpareMemory
 from worker.training.trainer import AdapterTrainer
 
 _KERNELS: dict[AttentionKernel, row_attention.Kernel] = {
@@ -28,14 +32,18 @@ _KERNELS: dict[AttentionKernel, row_attention.Kernel] = {
 }
 
 
+Layout = Literal["padded", "alone", "joined"]
+
+
 @dataclass(frozen=True)
 class Way:
-    """A fast way: on while its context is. `keeps_places`: a token lies where it lies in a padded batch, so
-    that even dropout can be compared."""
+    """A fast way: on while its context is. Where it takes a padded batch, even dropout can be compared.
+    `passes`: how often a batch must come until it is computed this way."""
 
     name: str
     context: AbstractContextManager[None]
-    keeps_places: bool = True
+    layout: Layout = "padded"
+    passes: int = 1
 
 
 @dataclass
@@ -50,7 +58,8 @@ class Taken:
 def set_up(attempt: Attempt, trainer: AdapterTrainer, path: TrainingPath) -> ExitStack:
     """Take every fast way that applies and is right; the answer, when closed, undoes it."""
     family = describe_family(trainer.model.get_base_model())
-    choice = choose(attempt.request.spec, attempt.device, family, path)
+    request = attempt.request
+    choice = choose(request.spec, attempt.device, family, path, is_alone=request.is_alone)
     taken = take(trainer, choice)
     if taken.wrong:
         attempt.warn(
@@ -69,12 +78,11 @@ def take(trainer: AdapterTrainer, choice: Choice) -> Taken:
         return taken
     trial = Trial(trainer, check.make_examples(list(islice(trainer.train_dataset, check.ROWS))))
     with check.probing(trainer.model):
-        # With dropout as the job has it, and without.
-        plain = {is_training: trial.run(is_training=is_training) for is_training in (True, False)}
+        trial.run_plainly()
         for way in ways:
             with ExitStack() as attempted:
                 attempted.enter_context(way.context)
-                reason = trial.find_reason(way, plain[way.keeps_places])
+                reason = trial.find_reason(way)
                 if reason is None:
                     taken.used.append(way.name)
                     taken.stack.push(attempted.pop_all())
@@ -87,13 +95,19 @@ def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[Way]:
     """The ways that a choice names."""
     ways = []
     if choice.linears is not None:
-        ways.append(Way("LoRA in one function", _linears(trainer, choice.linears)))
+        ways.append(
+            Way("LoRA in one function", _linears(trainer, choice.linears, keeps_weights=choice.kept_weights))
+        )
+    if choice.liger:
+        ways.append(Way("Liger's kernels", liger.applied(trainer.model)))
     if choice.one_pass_loss:
         ways.append(Way("the loss in one pass", _one_pass_loss()))
     if choice.attention is not None:
         joined = _joined_rows(trainer, _KERNELS[choice.attention])
         name = f"batches without padding, attention {choice.attention}"
-        ways.append(Way(name, joined, keeps_places=False))
+        ways.append(Way(name, joined, "joined"))
+    if choice.graphs:
+        ways.append(Way("CUDA graphs for short batches", _graphs(trainer), "joined", passes=2))
     return ways
 
 
@@ -104,40 +118,68 @@ class Trial:
         self._trainer = trainer
         self._examples = examples
         self._padding = Collator(trainer.processing_class.pad_token_id)
+        self._plain: dict[bool, Pass] = {}
+        self._tolerance = 0.0
 
-    def run(self, *, is_training: bool, is_joined: bool = False) -> Pass:
-        """One pass, with what is on now."""
+    def run_plainly(self) -> None:
+        """What every way is compared with: with dropout as the job has it (True), and without."""
         trainer = self._trainer
-        collate = JoiningCollator() if is_joined else self._padding
-        batch = trainer._prepare_inputs(model_inputs(collate(self._examples)))
-        trainer.model.train(is_training)
+        self._plain = {is_training: self._run("padded", is_training) for is_training in (True, False)}
+        is_exact = check.computes_in_32_bits(trainer.model, trainer.accelerator.mixed_precision)
+        alone = None if is_exact else self._run("alone", is_training=False)
+        self._tolerance = check.find_tolerance(self._plain[False], alone)
 
-        def compute_loss() -> torch.Tensor:
-            with trainer.accelerator.autocast():
-                loss: torch.Tensor = trainer.model(**batch, use_cache=False, fused_lm_head=True).loss
-            return loss
-
-        return check.run_pass(trainer.model, compute_loss)
-
-    def find_reason(self, way: Way, plain: Pass) -> str | None:
+    def find_reason(self, way: Way) -> str | None:
         """Why a way that is on now must not be used; None: it computes what the plain one does."""
+        is_training = way.layout == "padded"
         try:
-            found = self.run(is_training=way.keeps_places, is_joined=not way.keeps_places)
+            for _ in range(way.passes):
+                found = self._run(way.layout, is_training)
         # A model's own code, a kernel or a library may fail in any way; then it trains as it always did.
         except Exception as error:
             traceback.print_exc()
             return f"{type(error).__name__}: {error}"
-        mixed = self._trainer.accelerator.mixed_precision
-        return check.find_difference(plain, found, check.tolerance_of(self._trainer.model, mixed))
+        return check.find_difference(self._plain[is_training], found, self._tolerance)
+
+    def _run(self, layout: Layout, is_training: bool) -> Pass:
+        """Loss and gradients of all rows, with what is on now."""
+        trainer = self._trainer
+        batches = [
+            trainer._prepare_inputs(model_inputs(collate(examples)))
+            for collate, examples in self._lay_out(layout)
+        ]
+        trainer.model.train(is_training)
+
+        def compute_loss() -> torch.Tensor:
+            with trainer.accelerator.autocast():
+                outputs = [trainer.model(**batch, use_cache=False, fused_lm_head=True) for batch in batches]
+            tokens = torch.stack([output.label_mask.sum() for output in outputs])
+            loss: torch.Tensor = (
+                torch.stack([output.loss for output in outputs]) * tokens
+            ).sum() / tokens.sum()
+            return loss
+
+        return check.run_pass(trainer.model, compute_loss)
+
+    def _lay_out(
+        self, layout: Layout
+    ) -> list[tuple[Callable[[list[Example]], dict[str, Any]], list[Example]]]:
+        if layout == "alone":
+            return [(self._padding, [example]) for example in self._examples]
+        return [(self._padding if layout == "padded" else JoiningCollator(), self._examples)]
 
 
 @contextmanager
-def _linears(trainer: AdapterTrainer, dtype: torch.dtype) -> Iterator[None]:
+def _linears(trainer: AdapterTrainer, dtype: torch.dtype, *, keeps_weights: bool) -> Iterator[None]:
     fast = FastLinears(trainer.model, dtype)
-    try:
+    with ExitStack() as stack:
+        stack.callback(fast.remove)
+        if keeps_weights:
+            keeper = KeepWeights(fast, trainer.spare_memory)
+            trainer.add_callback(keeper)
+            stack.callback(trainer.remove_callback, keeper)
+            stack.enter_context(_spare(trainer, keeper))
         yield
-    finally:
-        fast.remove()
 
 
 @contextmanager
@@ -148,6 +190,24 @@ def _one_pass_loss() -> Iterator[None]:
         yield
     finally:
         trl_utils._ChunkedLogProbFunction = plain
+
+
+@contextmanager
+def _graphs(trainer: AdapterTrainer) -> Iterator[None]:
+    graphed = GraphedDecoder(trainer.model)
+    with ExitStack() as stack:
+        stack.callback(graphed.remove)
+        stack.enter_context(_spare(trainer, graphed))
+        yield
+
+
+@contextmanager
+def _spare(trainer: AdapterTrainer, memory: SpareMemory) -> Iterator[None]:
+    trainer.spare_memory.append(memory)
+    try:
+        yield
+    finally:
+        trainer.spare_memory.remove(memory)
 
 
 @contextmanager

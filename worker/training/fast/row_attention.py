@@ -60,8 +60,8 @@ def register(kernel: Kernel) -> None:
             raise NotImplementedError(f"row attention with {', '.join(unknown) or 'dropout or a batch'}")
         if cu_seq_lens_q is None or max_length_q is None:
             raise NotImplementedError("this model does not hand on where rows begin")
-        # transformers: [1, heads, T, D].
-        q_THD, k_TKD, v_TKD = (heads[0].transpose(0, 1) for heads in (query, key, value))
+        # transformers: [1, heads, T, D]. The gradient of an index would be a copy among zeros.
+        q_THD, k_TKD, v_TKD = (heads.squeeze(0).transpose(0, 1) for heads in (query, key, value))
         scale = q_THD.shape[-1] ** -0.5 if scaling is None else scaling
         o_THD = kernel(q_THD, k_TKD, v_TKD, cu_seq_lens_q, max_length_q, scale=scale, window=sliding_window)
         return o_THD[None], None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from worker.training.fast.linears import FastLinears, find_groups
 from worker.training.fast.lora_linear import Adapters, Layer, lora_linears
@@ -20,8 +21,10 @@ class Kept:
     """A weight that is there."""
 
     weight_OI: torch.Tensor
+    reads: int = 0
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
+        self.reads += 1
         return self.weight_OI.to(dtype)
 
 
@@ -277,3 +280,28 @@ def test_an_output_that_nobody_uses_has_no_gradient() -> None:
     assert block.q_proj.lora_A["default"].weight.grad is None
     assert block.v_proj.lora_A["default"].weight.grad.any()
     assert x.grad is not None
+
+
+def test_a_last_output_that_nobody_keeps_is_not_computed_again() -> None:
+    first, last = Kept(torch.randn(6, 4)), Kept(torch.randn(4, 6))
+    shapes = [(2, 4), (6, 2), (2, 6), (4, 2)]
+    parameters = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    adapters = [
+        Adapters(a_RI.detach(), (b_OR.detach(),))
+        for a_RI, b_OR in zip(parameters[::2], parameters[1::2], strict=True)
+    ]
+    x_TI = torch.randn(3, 4, requires_grad=True)
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        (y,) = lora_linears(x, [Layer(first, None, 0.5, 0.0)], adapters[0], parameters[:2])
+        (z,) = lora_linears(y.sin(), [Layer(last, None, 0.5, 0.0)], adapters[1], parameters[2:])
+        return x + z
+
+    expected = torch.autograd.grad(compute(x_TI).sum(), [x_TI, *parameters])
+    first.reads = last.reads = 0
+    output = checkpoint(compute, x_TI, use_reentrant=False)
+    found = torch.autograd.grad(output.sum(), [x_TI, *parameters])
+
+    assert (first.reads, last.reads) == (3, 2)
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right)

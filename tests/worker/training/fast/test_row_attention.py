@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -15,28 +14,14 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from tests.factories import make_spec
 from tests.tiny_model import NAME
-from worker.base_model import load_model
-from worker.device import find_device
-from worker.formatting import IGNORED, TokenRow
-from worker.training import adapter, memory
+from tests.worker.training.fast.conftest import draw_rows, losses_and_gradients
+from worker.training import memory
 from worker.training.batches import Collator, JoiningCollator, count_tokens, make_dataset, model_inputs
 from worker.training.config import CHECKPOINTING
 from worker.training.fast import row_attention
 
 LENGTHS = [5, 1, 9, 3]
-
-
-def draw_rows(lengths: list[int], *, masked: tuple[int, ...] = ()) -> list[TokenRow]:
-    """Rows of random tokens; those at `masked` have nothing to learn."""
-    random = torch.Generator().manual_seed(0)
-    rows = []
-    for place, length in enumerate(lengths):
-        ids = torch.randint(5, 60, (length,), generator=random).tolist()
-        labels = [IGNORED] * length if place in masked else [IGNORED, *ids[1:]]
-        rows.append(TokenRow(place, ids, labels))
-    return rows
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -79,33 +64,6 @@ def test_the_gpus_kernel_is_asked_for_causal_rows(monkeypatch: pytest.MonkeyPatc
     assert asked == {"scale": 0.5, "window_size": (-1, 0), "heads": (4, 4, 4), "rest": (starts, starts, 4, 4)}
     row_attention.flash(q_THD, k_TKD, k_TKD, starts, 4, scale=0.5, window=3)
     assert asked["window_size"] == (2, 0)
-
-
-@pytest.fixture
-def model(models_folder: Path) -> PeftModel:
-    spec = make_spec(lora={"r": 4, "dropout": 0.0, "target_modules": "all-linear"})
-    model = adapter.attach(load_model(models_folder / NAME, spec.quantization, find_device()), spec)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.05)
-    return model.train()
-
-
-def sum_of_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    logits_BLV = model(
-        **{k: v for k, v in model_inputs(batch).items() if k != "labels"}, use_cache=False
-    ).logits
-    labels_BL = batch["labels"]
-    return functional.cross_entropy(
-        logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-
-
-def losses_and_gradients(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
-    model.zero_grad()
-    loss = sum_of_losses(model, batch)
-    loss.backward()
-    return [loss.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)]
 
 
 @pytest.mark.parametrize("packed_length", [None, 12], ids=["rows", "packed"])

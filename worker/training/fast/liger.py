@@ -1,0 +1,53 @@
+"""Liger's kernels in a model of a family that it knows: norms, rotary angles, SwiGLU; taken out again whole.
+
+Its losses are left alone: TRL has its own. Liger puts what it has into the modules and into the family's
+module of transformers; both are remembered.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+
+_MISSING = object()
+
+
+def find_reason_against(family: str) -> str | None:
+    """Why Liger can't be used for this model type; None: it can."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    return None if family in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger does not know {family}"
+
+
+@contextmanager
+def applied(model: PeftModel) -> Iterator[None]:
+    """Within it the base model computes with Liger's kernels."""
+    from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+
+    base = model.get_base_model()
+    # Copies of what each namespace holds: Liger replaces functions, classes and methods by name.
+    namespaces = [vars(sys.modules[type(base).__module__]), *(vars(module) for module in base.modules())]
+    before = [dict(names) for names in namespaces]
+    _apply_liger_kernel_to_instance(model=base, cross_entropy=False, fused_linear_cross_entropy=False)
+    replaced = [
+        {name: old.get(name, _MISSING) for name, value in new.items() if old.get(name, _MISSING) is not value}
+        for old, new in zip(before, namespaces, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for names, old in zip(namespaces, replaced, strict=True):
+            _restore(names, old)
+
+
+def _restore(names: dict[str, Any], old: dict[str, Any]) -> None:
+    for name, value in old.items():
+        if value is _MISSING:
+            names.pop(name, None)
+        else:
+            names[name] = value
