@@ -133,6 +133,8 @@ class ServingBox:
                 httpx.get(f"http://127.0.0.1:{self.port}/health", trust_env=False)
                 return
             except httpx.TransportError:
+                if self._api.poll() is not None:
+                    break
                 time.sleep(0.1)
         sys.exit(f"The API did not start:\n{(self._folder / 'api.log').read_text()}")
 

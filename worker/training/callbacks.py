@@ -68,14 +68,14 @@ class Reporter(TrainerCallback):
         is_looked_at = control.should_log or control.should_evaluate or control.should_save
         # A GPU is given the next step while it does this one.
         ahead = 1 if self._device.is_cuda and not is_looked_at and not control.should_training_stop else 0
-        self._settle(args, state, ahead)
+        self.settle(args, state, ahead)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._settle(args, state, ahead=0)
+        self.settle(args, state)
 
-    def _settle(self, args: TrainingArguments, state: TrainerState, ahead: int) -> None:
+    def settle(self, args: TrainingArguments, state: TrainerState, ahead: int = 0) -> None:
         """Wait for all steps but the last `ahead`: the one place of a step that waits for the device, so
         what is timed is what it took."""
         while len(self._launched) > ahead:
@@ -157,15 +157,17 @@ class Reporter(TrainerCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """Ends training after the present optimizer step, with a checkpoint. Stands before the Reporter."""
+    """Ends training after the present optimizer step, with a checkpoint. Stands behind the Reporter."""
 
-    def __init__(self, asked: threading.Event) -> None:
+    def __init__(self, asked: threading.Event, reporter: Reporter) -> None:
         self._asked = asked
+        self._reporter = reporter
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._asked.is_set():
+            self._reporter.settle(args, state)
             control.should_save = True
             control.should_training_stop = True
 

@@ -191,9 +191,10 @@ def make_trainer(
     for point in history.find_unrecorded(attempt.request.last_point):
         attempt.send(Happened(event=point))
     guard = LossGuard(counters, model.get_base_model().config.get_text_config().vocab_size)
+    reporter = Reporter(attempt.send, counters, history, guard, attempt.device)
     callbacks = [
-        StopWhenAsked(attempt.asked_to_stop),
-        Reporter(attempt.send, counters, history, guard, attempt.device),
+        reporter,
+        StopWhenAsked(attempt.asked_to_stop, reporter),
         open_tensorboard(attempt, newest),
     ]
     patience = attempt.request.spec.training.early_stopping_patience

@@ -9,8 +9,10 @@ pass under way. The split into two graphs with an autograd function around them 
 T: tokens of the batch. S: tokens of the size it is padded to. N: rows. H: width of a hidden state.
 """
 
+import gc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +30,23 @@ _SPARE_BYTES = 2 << 30
 Work = Callable[[], None]
 
 
+@contextmanager
+def own_stream() -> Iterator[None]:
+    """Within it everything runs on another stream than the default one, which graphs can't be recorded on.
+
+    Autograd remembers the stream that a parameter's gradient was first added up on; a graph that is recorded
+    on another one fails where that is the default stream. So passes that are not recorded run here, too.
+    """
+    gc.collect()  # what is left of earlier passes
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        try:
+            yield
+        finally:
+            torch.cuda.synchronize()
+
+
 class Recorder(Protocol):
     """Makes something that can be repeated of work on fixed memory, and tells what memory is left."""
 
@@ -39,17 +58,18 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs in one pool."""
+    """CUDA graphs in one pool. The present stream must be one of its own: `own_stream`."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.current_stream()
         self._largest = 0
 
     def record(self, work: Work) -> Work:
         """Record a graph."""
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process may allocate meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
 

@@ -5,6 +5,7 @@ module of transformers; both are remembered.
 """
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ def applied(model: PeftModel) -> Iterator[None]:
     """Within it the base model computes with Liger's kernels."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
+    # It warns of every backend that it finds no package for.
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)
     base = model.get_base_model()
     # Copies of what each namespace holds: Liger replaces functions, classes and methods by name.
     namespaces = [vars(sys.modules[type(base).__module__]), *(vars(module) for module in base.modules())]

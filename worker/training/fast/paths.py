@@ -19,7 +19,7 @@ from worker.training.batches import Collator, Example, JoiningCollator, model_in
 from worker.training.fast import check, liger, row_attention
 from worker.training.fast.check import Pass
 from worker.training.fast.choice import AttentionKernel, Choice, choose, describe_family
-from worker.training.fast.decoder_graphs import GraphedDecoder
+from worker.training.fast.decoder_graphs import GraphedDecoder, own_stream
 from worker.training.fast.kept_weights import KeepWeights
 from worker.training.fast.linears import FastLinears
 from worker.training.fast.one_pass_loss import LogProbFunction
@@ -194,8 +194,9 @@ def _one_pass_loss() -> Iterator[None]:
 
 @contextmanager
 def _graphs(trainer: AdapterTrainer) -> Iterator[None]:
-    graphed = GraphedDecoder(trainer.model)
     with ExitStack() as stack:
+        stack.enter_context(own_stream())
+        graphed = GraphedDecoder(trainer.model)
         stack.callback(graphed.remove)
         stack.enter_context(_spare(trainer, graphed))
         yield

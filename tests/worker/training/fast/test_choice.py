@@ -82,8 +82,30 @@ def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
     assert not chosen({}, CPU, family=Family(**{**vars(LLAMA), "shapes_logits": True})).one_pass_loss
 
 
-def test_a_gpu_stays_plain_unless_asked_until_the_gain_is_measured() -> None:
-    assert choose(make_spec(), HOPPER, LLAMA, TrainingPath.AUTO).linears is None
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        ({"gradient_checkpointing": False}, None),
+        ({"gradient_checkpointing": True}, "activations are computed again"),
+        ({"gradient_checkpointing": False, "neftune_noise_alpha": 5.0}, "batches are padded"),
+        ({"gradient_checkpointing": False, "packing": True}, "batches are long enough"),
+        ({"gradient_checkpointing": False, "packing": True, "max_seq_length": 2048}, "batches are long"),
+        ({"gradient_checkpointing": False, "packing": True, "max_seq_length": 512}, None),
+    ],
+)
+def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | None) -> None:
+    choice = chosen({"training": training}, HOPPER)
+
+    assert choice.graphs == (reason is None)
+    assert reason is None or any(reason in line for line in choice.left_out)
+
+
+@pytest.mark.parametrize("device", [CPU, HOPPER], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_unpacked_weights_are_kept_on_a_gpu_that_is_not_shared(device: Device, is_alone: bool) -> None:
+    choice = choose(make_spec(), device, LLAMA, TrainingPath.AUTO, is_alone=is_alone)
+
+    assert choice.kept_weights == (is_alone and device is HOPPER)
     assert choose(make_spec(), CPU, LLAMA, TrainingPath.AUTO) == chosen({}, CPU)
 
 

@@ -1,0 +1,94 @@
+"""From the start of a job's process to the end of its first step, phase by phase, with a 7B shape in NF4.
+
+    python -m benchmarks.job_start OUT                    the checkpoint is written first, so it is in memory
+    python -m benchmarks.job_start OUT --shape tiny       on a CPU, to see that it runs
+
+What a job does before it has a GPU (claim, dataset to the worker) is milliseconds and not counted.
+"""
+
+import argparse
+import json
+import random
+import string
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from app.core.datasets import DatasetFormat
+from app.core.specs import JobSpec
+from benchmarks import estimate_settings
+from benchmarks.training_setups import ROWS, TINY
+from worker.child_process import ChildProcess
+from worker.job_runner import TRAINING_MODULE
+from worker.reports import Advanced, Ended, TrainingRequest, report_adapter
+
+_SHAPES = {"llama-7b": estimate_settings.SEVEN_B, "tiny": TINY}
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shape", choices=_SHAPES, default="llama-7b")
+    parser.add_argument("--folder", type=Path, default=estimate_settings.FOLDER, help="for the base model")
+    options = parser.parse_args()
+    estimate_settings.build(options.shape, options.folder, _SHAPES[options.shape])
+    described = estimate_settings.describe_machine("benchmarks.job_start")
+    with tempfile.TemporaryDirectory() as scratch:
+        # The first one also reads the libraries from the disk.
+        runs = [measure(options.shape, options.folder, Path(scratch) / str(run)) for run in range(2)]
+    options.out.write_text(json.dumps({**described, "shape": options.shape, "runs": runs}, indent=1) + "\n")
+    for run in runs:
+        print(run)
+
+
+def measure(shape: str, folder: Path, work: Path) -> dict[str, float]:
+    """When each phase began and the first step ended, in seconds."""
+    work.mkdir()
+    draw = random.Random(0)
+    rows = [
+        {"line": line, "text": "".join(draw.choices(string.ascii_letters, k=166))} for line in range(ROWS)
+    ]
+    (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec: dict[str, Any] = {
+        "base_model": shape,
+        "dataset": "ds_benchmark",
+        "training": {"max_steps": 3, "gradient_checkpointing": False, "max_seq_length": 2048},
+    }
+    request = TrainingRequest(
+        job_id="job_benchmark",
+        attempt=1,
+        spec=JobSpec.model_validate(spec),
+        dataset=work / "rows.jsonl",
+        dataset_format=DatasetFormat.TEXT,
+        dataset_sha256="",
+        models_folder=folder / "models",
+        job_folder=work / "job",
+        output_folder=work / "adapter",
+    )
+    began = time.monotonic()
+    child = ChildProcess(TRAINING_MODULE, request, work / "log")
+    found: dict[str, float] = {}
+    try:
+        while (line := child.reports.get(timeout=300)) is not None:
+            report = report_adapter.validate_json(line)
+            if isinstance(report, Ended) and report.message:
+                raise SystemExit(report.message)
+            if not isinstance(report, Advanced):
+                continue
+            name = f"step {report.step}" if report.step else str(report.phase or "")
+            if name:
+                found.setdefault(name, round(time.monotonic() - began, 2))
+            if report.step:
+                return found
+    finally:
+        child.kill()
+        child.close()
+    raise SystemExit(child.log_tail())
+
+
+if __name__ == "__main__":
+    main()
