@@ -76,8 +76,8 @@ SETUPS = [
     Setup("recipe, plain, fp16", "plain", bf16=False),
     Setup("recipe, plain", "plain"),
     # Until most sizes of batches have come twice.
-    Setup("recipe", steps=90, warm_up=50),
-    Setup("recipe, alone", steps=90, warm_up=50, alone=True),
+    Setup("recipe", steps=160, warm_up=110),
+    Setup("recipe, alone", steps=160, warm_up=110, alone=True),
     Setup("defaults, TRL, checkpointed", "trl", checkpointing=True, **_DEFAULTS),
     Setup("defaults, TRL", "trl", **_DEFAULTS),
     _packed("packed, plain", code="plain"),

@@ -1,14 +1,24 @@
 """Tests here need a CUDA device. Elsewhere they are skipped, and the report says so."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 from tests.worker.inference.conftest import adapters_folder, models_folder
 from tests.worker.training.conftest import make_request
 
 __all__ = ["adapters_folder", "make_request", "models_folder"]
+
+
+@pytest.fixture(autouse=True)
+def own_rotation() -> Iterator[None]:
+    """The engine puts a kernel that knows no gradients into transformers' module; no job trains beside it."""
+    own = modeling_llama.apply_rotary_pos_emb
+    yield
+    modeling_llama.apply_rotary_pos_emb = own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

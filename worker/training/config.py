@@ -69,6 +69,8 @@ def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> 
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_pin_memory=device.is_cuda,
+        # Else every batch that is sent to a GPU waits for all steps before it.
+        accelerator_config={"non_blocking": device.is_cuda},
         # TensorBoard is written by a callback of our own, which knows the folder.
         report_to="none",
         disable_tqdm=True,
