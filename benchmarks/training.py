@@ -169,7 +169,7 @@ class Bench:
         trainer = run.make_trainer(
             attempt, model, tokenizer, settings, newest=None, train_set=rows, eval_set=None
         )
-        path = TrainingPath.PLAIN if setup.code == "plain" else TrainingPath.FAST
+        path = TrainingPath.PLAIN if setup.code == "plain" else TrainingPath.AUTO
         return trainer, paths.set_up(attempt, trainer, path)
 
     def _load(self, spec: JobSpec) -> PreTrainedModel:

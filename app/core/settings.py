@@ -35,7 +35,6 @@ class TrainingPath(StrEnum):
     """How a job computes."""
 
     AUTO = "auto"
-    FAST = "fast"
     PLAIN = "plain"
 
 

@@ -16,6 +16,7 @@ from tests.worker.training.conftest import MakeRequest, Reports, following, make
 from worker.reports import Advanced, Outcome, TrainingRequest
 from worker.training import memory
 from worker.training.counters import Counters
+from worker.training.trainer import AdapterTrainer
 
 TRAINING: dict[str, Any] = {
     "max_steps": 6,
@@ -157,3 +158,39 @@ def test_a_batch_is_split_in_order() -> None:
 
     assert [part["input_ids"].tolist() for part in parts] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9]]]
     assert memory.split(batch, None) == memory.split(batch, 5) == [batch]
+
+
+class Spare:
+    """Spare memory that is there once."""
+
+    def __init__(self) -> None:
+        self.released: list[bool] = []
+
+    def release(self) -> bool:
+        self.released.append(not self.released)
+        return self.released[-1]
+
+    def refresh(self) -> None: ...
+
+
+def test_spare_memory_is_given_back_before_passes_get_smaller(
+    make_request: MakeRequest, scarce: Scarce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, short = make_request("undisturbed", **SPEC), make_request("short", **SPEC)
+    whole = run_here(undisturbed)
+    spares = [Spare(), Spare()]
+    make = AdapterTrainer.__init__
+
+    def make_with_spares(self: AdapterTrainer, **options: Any) -> None:
+        make(self, **options)
+        self.spare_memory.extend(spares)
+
+    monkeypatch.setattr(AdapterTrainer, "__init__", make_with_spares)
+    scarce(2, 1)
+
+    reports = run_here(short)
+
+    # Both, the first time; then there is none, and the passes are halved.
+    assert [spare.released for spare in spares] == [[True, False], [True, False]]
+    assert len(shortages(reports)) == 1
+    assert losses(reports) == pytest.approx(losses(whole), rel=1e-4)

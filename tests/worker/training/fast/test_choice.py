@@ -17,7 +17,7 @@ TURING = CPU.model_copy(update={"kind": "cuda", "name": "T4"})
 
 
 def chosen(spec: dict[str, Any], device: Device, *, family: Family = LLAMA) -> Choice:
-    return choose(make_spec(**spec), device, family, TrainingPath.FAST)
+    return choose(make_spec(**spec), device, family, TrainingPath.AUTO)
 
 
 @pytest.mark.parametrize(
