@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from app.core.errors import OutOfMemory
-from app.core.events import Checkpoint, Warn
+from app.core.events import Checkpoint, Log, Warn
 from app.core.states import Phase
 from worker.folders import appearing
 from worker.reports import Advanced, Happened
@@ -51,6 +51,10 @@ class AdapterTrainer(SFTTrainer):
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
         adapter.trainable_to_float32(self.model)
+
+    def say(self, line: str) -> None:
+        """A line in the job's log."""
+        self._send(Happened(event=Log(message=line)))
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -175,6 +179,10 @@ class AdapterTrainer(SFTTrainer):
         released = [spare.release() for spare in self.spare_memory]
         if any(released):
             memory.free()
+            self.say(
+                f"Step {self.state.global_step + 1} ran out of memory and is repeated without the memory that "
+                "only made it faster (recorded graphs, unpacked weights)."
+            )
         else:
             self.counters.train_rows_at_once = self._halve(
                 self.counters.train_rows_at_once,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from trl import SFTTrainer
 
-from app.core.events import Evaluation, Metrics, Warn
+from app.core.events import Evaluation, Log, Metrics, Warn
 from tests.worker.training.conftest import MakeRequest, Reports, following, make_rows, run_here
 from worker.reports import Advanced, Outcome, TrainingRequest
 from worker.training import memory
@@ -192,5 +192,6 @@ def test_spare_memory_is_given_back_before_passes_get_smaller(
 
     # Both, the first time; then there is none, and the passes are halved.
     assert [spare.released for spare in spares] == [[True, False], [True, False]]
-    assert len(shortages(reports)) == 1
+    said = [event.message for event in reports.events(Log) if "repeated without the memory" in event.message]
+    assert (len(said), len(shortages(reports))) == (1, 1)
     assert losses(reports) == pytest.approx(losses(whole), rel=1e-4)

@@ -10,6 +10,7 @@ T: tokens of the batch. S: tokens of the size it is padded to. N: rows. H: width
 """
 
 import gc
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -195,6 +196,7 @@ class GraphedDecoder:
         self._recorder: Recorder | None = recorder or CudaRecorder()
         self._seen: Counter[Size] = Counter()
         self._recordings: dict[Size, Recording] = {}
+        self._has_recorded = False
         vars(self._decoder)["forward"] = self._forward
 
     def remove(self) -> None:
@@ -232,11 +234,22 @@ class GraphedDecoder:
         if self._recorder is None or self._seen[size] < 2:
             return None
         recording = Recording(self._plain, self._parameters, size)
-        if not recording.record(self._recorder):
+        if not self._record(recording, self._recorder):
             self._recorder = None
             return None
         self._recordings[size] = recording
+        self._has_recorded = True
         return recording
+
+    def _record(self, recording: Recording, recorder: Recorder) -> bool:
+        try:
+            return recording.record(recorder)
+        except RuntimeError:
+            if not self._has_recorded:
+                raise  # the trial of graphs wants to know
+            # The model may do something in training that can't be recorded; it goes on as before.
+            traceback.print_exc()
+            return False
 
 
 class _Replay(torch.autograd.Function):

@@ -5,7 +5,7 @@ a job needs is seen in its first steps; what is free beyond that may as well be 
 as memory runs out (trainer.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,12 @@ _SPARE_BYTES = 4 << 30
 class KeepWeights(TrainerCallback):
     """Looks once, after the first steps. `spare` is all spare memory of the trainer."""
 
-    def __init__(self, linears: FastLinears, spare: Sequence[SpareMemory]) -> None:
+    def __init__(
+        self, linears: FastLinears, spare: Sequence[SpareMemory], say: Callable[[str], None]
+    ) -> None:
         self._linears = linears
         self._spare = spare
+        self._say = say
         self._steps = 0
 
     def on_step_end(
@@ -34,6 +37,10 @@ class KeepWeights(TrainerCallback):
         self._steps += 1
         if self._steps == _AFTER_STEPS and has_room(self._linears.unpacked_bytes):
             self._linears.keep_weights()
+            self._say(
+                f"The device is this job's alone: {self._linears.unpacked_bytes / 1e9:.1f} GB of weights stay "
+                "unpacked from here on."
+            )
             for spare in self._spare:
                 spare.refresh()
 

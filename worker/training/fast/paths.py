@@ -175,7 +175,7 @@ def _linears(trainer: AdapterTrainer, dtype: torch.dtype, *, keeps_weights: bool
     with ExitStack() as stack:
         stack.callback(fast.remove)
         if keeps_weights:
-            keeper = KeepWeights(fast, trainer.spare_memory)
+            keeper = KeepWeights(fast, trainer.spare_memory, trainer.say)
             trainer.add_callback(keeper)
             stack.callback(trainer.remove_callback, keeper)
             stack.enter_context(_spare(trainer, keeper))

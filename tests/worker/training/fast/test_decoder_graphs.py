@@ -18,8 +18,11 @@ class Repeater:
     def __init__(self, room: int = 100) -> None:
         self.room = room
         self.recorded = 0
+        self.fails = False
 
     def record(self, work: Work) -> Work:
+        if self.fails:
+            raise RuntimeError("operation failed during capture")
         self.recorded += 1
         work()
         return torch.enable_grad()(work)
@@ -98,6 +101,35 @@ def test_without_room_and_after_release_it_computes_as_before(joined_model: Peft
     assert_equal(losses_and_gradients(joined_model, batch), expected[0])
     assert recorder.recorded == 2
     assert not graphed.release()
+    graphed.remove()
+
+
+def test_what_cannot_be_recorded_later_is_computed_as_before(joined_model: PeftModel) -> None:
+    batches = [join([5, 2]), join([140])]
+    expected = [losses_and_gradients(joined_model, batch) for batch in batches]
+    recorder = Repeater()
+    graphed = GraphedDecoder(joined_model, recorder)
+    for _ in range(2):
+        losses_and_gradients(joined_model, batches[0])
+
+    recorder.fails = True
+    for _ in range(3):
+        for batch, of_the_batch in zip(batches, expected, strict=True):
+            assert_equal(losses_and_gradients(joined_model, batch), of_the_batch)
+
+    assert recorder.recorded == 2
+    graphed.remove()
+
+
+def test_the_first_recording_says_why_it_fails(joined_model: PeftModel) -> None:
+    recorder = Repeater()
+    recorder.fails = True
+    graphed = GraphedDecoder(joined_model, recorder)
+    losses_and_gradients(joined_model, join([5, 2]))
+
+    with pytest.raises(RuntimeError, match="capture"):
+        losses_and_gradients(joined_model, join([5, 2]))
+
     graphed.remove()
 
 

@@ -61,7 +61,8 @@ def test_it_looks_for_room_once_after_the_first_steps(
     asked: list[int] = []
     monkeypatch.setattr(kept_weights, "has_room", lambda more: asked.append(more) or has_room)
     graphs = Watcher()
-    keeper = KeepWeights(linears, [graphs])
+    said: list[str] = []
+    keeper = KeepWeights(linears, [graphs], said.append)
 
     for _ in range(2):
         end_step(keeper)
@@ -70,13 +71,13 @@ def test_it_looks_for_room_once_after_the_first_steps(
         end_step(keeper)
 
     assert asked == [linears.unpacked_bytes]
-    assert graphs.refreshed == has_room
+    assert graphs.refreshed == len(said) == has_room
     assert keeper.release() == has_room
 
 
 def test_once_memory_ran_out_it_looks_no_more(linears: FastLinears, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_weights, "has_room", lambda more: True)
-    keeper = KeepWeights(linears, [])
+    keeper = KeepWeights(linears, [], print)
     assert not keeper.release()
 
     for _ in range(5):
