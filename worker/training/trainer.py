@@ -180,8 +180,8 @@ class AdapterTrainer(SFTTrainer):
         if any(released):
             memory.free()
             self.say(
-                f"Step {self.state.global_step + 1} ran out of memory and is repeated without the memory that "
-                "only made it faster (recorded graphs, unpacked weights)."
+                f"Step {self.state.global_step + 1} ran out of memory and is repeated without the memory "
+                "that only made it faster (recorded graphs, unpacked weights)."
             )
         else:
             self.counters.train_rows_at_once = self._halve(

@@ -38,8 +38,8 @@ class KeepWeights(TrainerCallback):
         if self._steps == _AFTER_STEPS and has_room(self._linears.unpacked_bytes):
             self._linears.keep_weights()
             self._say(
-                f"The device is this job's alone: {self._linears.unpacked_bytes / 1e9:.1f} GB of weights stay "
-                "unpacked from here on."
+                f"The device is this job's alone: {self._linears.unpacked_bytes / 1e9:.1f} GB of weights "
+                "stay unpacked from here on."
             )
             for spare in self._spare:
                 spare.refresh()
