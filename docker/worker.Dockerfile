@@ -6,7 +6,8 @@ FROM ${PYTHON_IMAGE} AS requirements
 ARG TORCH_VARIANT=cuda
 WORKDIR /build
 COPY docker/requirements.py pyproject.toml ./
-RUN python requirements.py worker postgres $([ "$TORCH_VARIANT" = cpu ] || echo gpu) < pyproject.toml > requirements.txt
+RUN if [ "$TORCH_VARIANT" = cuda ]; then set -- gpu; fi; \
+    python requirements.py worker postgres "$@" < pyproject.toml > requirements.txt
 
 FROM ${PYTHON_IMAGE} AS packages
 # An index whose torch is preferred to PyPI's, which is the CUDA build: PyTorch's own for CPUs, say.
