@@ -79,7 +79,10 @@ def take(trainer: AdapterTrainer, choice: Choice) -> Taken:
     trial = Trial(trainer, check.make_examples(list(islice(trainer.train_dataset, check.ROWS))))
     with check.probing(trainer.model):
         trial.run_plainly()
+        is_joined_wrong = False
         for way in ways:
+            if way.layout == "joined" and is_joined_wrong:
+                continue  # batches stay padded, and it is for others
             with ExitStack() as attempted:
                 attempted.enter_context(way.context)
                 reason = trial.find_reason(way)
@@ -88,6 +91,7 @@ def take(trainer: AdapterTrainer, choice: Choice) -> Taken:
                     taken.stack.push(attempted.pop_all())
                 else:
                     taken.wrong.append(f"{way.name} ({reason})")
+                    is_joined_wrong = way.layout == "joined"
     return taken
 
 
