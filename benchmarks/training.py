@@ -135,7 +135,7 @@ class Bench:
         said: list[str] = []
         attempt = self._make_attempt(spec, said, is_alone=setup.alone)
         base = self._load(spec)
-        base.gradient_checkpointing_disable()  # whatever the setup before has left
+        getattr(base, f"{config.CHECKPOINTING}_disable")()  # the setup before may have left it on
         model = adapter.attach(base, spec)
         trainer, undo = self._make_trainer(setup, attempt, model)
         watch = Watch(trainer, self._device.is_cuda, setup.warm_up)

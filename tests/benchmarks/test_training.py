@@ -1,34 +1,35 @@
 """The training benchmark runs on a CPU, and its setups learn the same."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from trl.trainer import utils as trl_utils
 
-from benchmarks.training import WARM_UP, measure
+from benchmarks.training import measure
 from benchmarks.training_setups import SETUPS, draw_rows
 
 
 def test_setups_are_measured_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trl_utils, "_use_triton", trl_utils._use_triton)  # put back afterwards
-    names = ["recipe, TRL", "recipe, plain", "recipe", "recipe, Liger"]
-    setups = [setup for setup in SETUPS if setup.name in names]
-    out, steps = tmp_path / "out.json", WARM_UP + 2
+    names = ["recipe, TRL", "recipe, plain", "recipe"]
+    setups = [replace(setup, steps=6, warm_up=2) for setup in SETUPS if setup.name in names]
+    out = tmp_path / "out.json"
 
     rows = draw_rows(20, 300, longest=40)
-    measure(out, setups, shape="tiny", steps=steps, row_ids=rows, folder=tmp_path, seconds=600)
+    measure(out, setups, shape="tiny", row_ids=rows, folder=tmp_path, seconds=600)
 
     found = json.loads(out.read_text())
     lines = {line["name"]: line for line in found["measured"]}
     assert list(lines) == names
     assert found["device"] == "CPU"
-    assert "liger_kernel" in lines["recipe, Liger"]["failure"]  # it needs a GPU
-    measured = [lines[name] for name in names[:3]]
+    measured = [lines[name] for name in names]
     for line in measured:
-        assert len(line["losses"]) == len(line["ms_of_steps"]) == steps
+        assert len(line["ms_of_steps"]) == 6
         assert line["tokens_a_step"] == measured[0]["tokens_a_step"] > 0
-        assert line["losses"] == pytest.approx(measured[0]["losses"], rel=1e-2)
+        # Of steps 1 and 5; this worker also logs the last one.
+        assert line["losses"][:2] == pytest.approx(measured[0]["losses"], rel=1e-2)
         assert line["profile"]["count"] > 100
     assert lines["recipe"]["said"][-1].startswith("Fast ways of training: LoRA in one function;")
 
