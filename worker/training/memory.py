@@ -56,6 +56,12 @@ def count_trained(batch: Batch) -> int:
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
+def free_beside_peak(growth: float = 1.0) -> int:
+    """Bytes of a GPU that nobody has, beside `growth` times the largest pass of this process so far."""
+    free_bytes, _total = torch.cuda.mem_get_info()
+    return int(free_bytes + torch.cuda.memory_reserved() - growth * torch.cuda.max_memory_allocated())
+
+
 def free() -> None:
     """Give back what a failed pass has left; its exception, which held the tensors, must be gone by now."""
     gc.collect()

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from worker.training import memory
 from worker.training.fast.choice import MOST_TOKENS
 
 _INPUTS = {"input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
@@ -77,9 +78,7 @@ class CudaRecorder:
     def has_room(self, kept_bytes: int) -> bool:
         """Whether it fits beside the largest pass that there was."""
         self._largest = max(self._largest, kept_bytes)
-        free, _total = torch.cuda.mem_get_info()
-        ours = free + torch.cuda.memory_reserved()
-        return torch.cuda.max_memory_allocated() + self._largest + _SPARE_BYTES <= ours
+        return memory.free_beside_peak() >= self._largest + _SPARE_BYTES
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ as memory runs out (trainer.py).
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from worker.training import memory
 from worker.training.fast.linears import FastLinears
 from worker.training.memory import SpareMemory
 
@@ -35,7 +35,9 @@ class KeepWeights(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._steps += 1
-        if self._steps == _AFTER_STEPS and has_room(self._linears.unpacked_bytes):
+        if self._steps != _AFTER_STEPS:
+            return
+        if memory.free_beside_peak(_GROWTH) >= self._linears.unpacked_bytes + _SPARE_BYTES:
             self._linears.keep_weights()
             self._say(
                 f"The device is this job's alone: {self._linears.unpacked_bytes / 1e9:.1f} GB of weights "
@@ -51,10 +53,3 @@ class KeepWeights(TrainerCallback):
 
     def refresh(self) -> None:
         """Nothing here depends on where anything lies."""
-
-
-def has_room(more_bytes: int) -> bool:
-    """Whether so much is free beside what the largest pass has taken."""
-    free, _total = torch.cuda.mem_get_info()
-    ours = free + torch.cuda.memory_reserved()
-    return _GROWTH * torch.cuda.max_memory_allocated() + more_bytes + _SPARE_BYTES <= ours

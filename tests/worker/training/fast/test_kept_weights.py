@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.worker.training.fast.conftest import draw_rows, losses_and_gradients
+from worker.training import memory
 from worker.training.batches import Collator, make_dataset
 from worker.training.fast import kept_weights
 from worker.training.fast.kept_weights import KeepWeights
@@ -58,8 +59,9 @@ def test_kept_weights_compute_the_same(model: PeftModel, linears: FastLinears) -
 def test_it_looks_for_room_once_after_the_first_steps(
     linears: FastLinears, has_room: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(kept_weights, "has_room", lambda more: asked.append(more) or has_room)
+    asked: list[float] = []
+    free_bytes = linears.unpacked_bytes + kept_weights._SPARE_BYTES - (not has_room)
+    monkeypatch.setattr(memory, "free_beside_peak", lambda growth: asked.append(growth) or free_bytes)
     graphs = Watcher()
     said: list[str] = []
     keeper = KeepWeights(linears, [graphs], said.append)
@@ -70,13 +72,13 @@ def test_it_looks_for_room_once_after_the_first_steps(
     for _ in range(5):
         end_step(keeper)
 
-    assert asked == [linears.unpacked_bytes]
+    assert asked == [kept_weights._GROWTH]
     assert graphs.refreshed == len(said) == has_room
     assert keeper.release() == has_room
 
 
 def test_once_memory_ran_out_it_looks_no_more(linears: FastLinears, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_weights, "has_room", lambda more: True)
+    monkeypatch.setattr(memory, "free_beside_peak", lambda growth: 1 << 60)
     keeper = KeepWeights(linears, [], print)
     assert not keeper.release()
 
