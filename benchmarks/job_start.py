@@ -1,4 +1,6 @@
-"""From the start of a job's process to the end of its first step, phase by phase, with a 7B shape in NF4.
+"""From a job's request to the end of its first step, phase by phase, with a 7B shape in NF4.
+
+Once with a process that is started for the job, and once with one that has been waiting (worker/standby.py).
 
     python -m benchmarks.job_start OUT                    the checkpoint is written first, so it is in memory
     python -m benchmarks.job_start OUT --shape tiny       on a CPU, to see that it runs
@@ -15,13 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from app.core.datasets import DatasetFormat
 from app.core.specs import JobSpec
 from benchmarks import estimate_settings
 from benchmarks.training_setups import ROWS, TINY
 from worker.child_process import ChildProcess
-from worker.job_runner import TRAINING_MODULE
 from worker.reports import Advanced, Ended, TrainingRequest, report_adapter
+from worker.standby import TRAINING_MODULE
 
 _SHAPES = {"llama-7b": estimate_settings.SEVEN_B, "tiny": TINY}
 
@@ -39,15 +43,39 @@ def main() -> None:
     described = estimate_settings.describe_machine("benchmarks.job_start")
     with tempfile.TemporaryDirectory() as scratch:
         # The first one also reads the libraries from the disk.
-        runs = [measure(options.shape, options.folder, Path(scratch) / str(run)) for run in range(2)]
-    options.out.write_text(json.dumps({**described, "shape": options.shape, "runs": runs}, indent=1) + "\n")
-    for run in runs:
-        print(run)
+        runs = {
+            kind: [
+                measure(options.shape, options.folder, Path(scratch) / f"{kind}-{run}", waits=waits)
+                for run in range(2)
+            ]
+            for kind, waits in (("new", False), ("waited", True))
+        }
+    options.out.write_text(json.dumps({**described, "shape": options.shape, **runs}, indent=1) + "\n")
+    for kind, found in runs.items():
+        for run in found:
+            print(kind, run)
 
 
-def measure(shape: str, folder: Path, work: Path) -> dict[str, float]:
-    """When each phase began and the first step ended, in seconds."""
+def measure(shape: str, folder: Path, work: Path, *, waits: bool) -> dict[str, float]:
+    """When each phase began and the first step ended, in seconds after the process was started, or after one
+    that waited was given its request; of that one also what it took to get there."""
     work.mkdir()
+    request = _make_request(shape, folder, work)
+    began = time.monotonic()
+    child = ChildProcess(TRAINING_MODULE, None if waits else request, work / "log")
+    before: dict[str, float] = {}
+    try:
+        if waits:
+            before = _read_until_it_waits(child)
+            began = time.monotonic()
+            child.begin(request, work / "attempt.log")
+        return before | _read_to_the_first_step(child, began)
+    finally:
+        child.kill()
+        child.close()
+
+
+def _make_request(shape: str, folder: Path, work: Path) -> TrainingRequest:
     draw = random.Random(0)
     rows = [
         {"line": line, "text": "".join(draw.choices(string.ascii_letters, k=166))} for line in range(ROWS)
@@ -58,7 +86,7 @@ def measure(shape: str, folder: Path, work: Path) -> dict[str, float]:
         "dataset": "ds_benchmark",
         "training": {"max_steps": 3, "gradient_checkpointing": False, "max_seq_length": 2048},
     }
-    request = TrainingRequest(
+    return TrainingRequest(
         job_id="job_benchmark",
         attempt=1,
         spec=JobSpec.model_validate(spec),
@@ -69,24 +97,31 @@ def measure(shape: str, folder: Path, work: Path) -> dict[str, float]:
         job_folder=work / "job",
         output_folder=work / "adapter",
     )
+
+
+def _read_until_it_waits(child: ChildProcess) -> dict[str, float]:
     began = time.monotonic()
-    child = ChildProcess(TRAINING_MODULE, request, work / "log")
+    if child.reports.get(timeout=300) is None:
+        raise SystemExit(child.log_tail())
+    return {
+        "before: imports": round(time.monotonic() - began, 2),
+        "before: resident GB": round(psutil.Process(child.pid).memory_info().rss / 1e9, 3),
+    }
+
+
+def _read_to_the_first_step(child: ChildProcess, began: float) -> dict[str, float]:
     found: dict[str, float] = {}
-    try:
-        while (line := child.reports.get(timeout=300)) is not None:
-            report = report_adapter.validate_json(line)
-            if isinstance(report, Ended) and report.message:
-                raise SystemExit(report.message)
-            if not isinstance(report, Advanced):
-                continue
-            name = f"step {report.step}" if report.step else str(report.phase or "")
-            if name:
-                found.setdefault(name, round(time.monotonic() - began, 2))
-            if report.step:
-                return found
-    finally:
-        child.kill()
-        child.close()
+    while (line := child.reports.get(timeout=300)) is not None:
+        report = report_adapter.validate_json(line)
+        if isinstance(report, Ended) and report.message:
+            raise SystemExit(report.message)
+        if not isinstance(report, Advanced):
+            continue
+        name = f"step {report.step}" if report.step else str(report.phase or "")
+        if name:
+            found.setdefault(name, round(time.monotonic() - began, 2))
+        if report.step:
+            return found
     raise SystemExit(child.log_tail())
 
 

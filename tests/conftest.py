@@ -19,6 +19,9 @@ hypothesis.settings.load_profile("tunesmith")
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Most tests start a worker for a single job: a process that waits for the next one would only slow them down.
+os.environ["TUNESMITH_TRAINING_STANDBY"] = "false"
+
 # As the worker's children have it.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 

@@ -20,6 +20,9 @@ def main() -> None:
     script = request.spec.name
     link.watch(on_stop=(lambda: None) if script == "ignores-stop" else stop.set)
     link.send(Advanced(phase=Phase.TRAINING, total_steps=10))
+    if script == "dies-before-its-first-step":
+        os._exit(9)
+    link.send(Advanced(step=1, total_steps=10, loss=2.5))
     link.send(Happened(event=Metrics(step=1, total_steps=10, epoch=0.1, loss=2.5, tokens=100)))
     if script in ("waits", "ignores-stop") or (script == "waits-once" and request.attempt == 1):
         stop.wait()

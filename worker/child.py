@@ -23,8 +23,11 @@ class ParentLink:
         self._requests = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
 
     def read_request(self, kind: type[Request]) -> Request:
-        """The first line of standard input."""
-        return kind.model_validate_json(self._requests.readline())
+        """The first line of standard input; dies where the worker is gone before it asked for anything."""
+        line = self._requests.readline()
+        if not line:
+            os._exit(1)
+        return kind.model_validate_json(line)
 
     def watch(self, on_stop: Callable[[], None]) -> None:
         """Call `on_stop`, in another thread, when the worker says so; die when the worker is gone."""

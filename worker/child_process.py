@@ -25,13 +25,13 @@ class ChildProcess:
     """A Python module running in a process of its own.
 
     Its reports arrive as raw lines in `reports`; None there means that it closed the pipe, which it does at
-    the latest when it dies. Everything it prints goes to a log file.
+    the latest when it dies. Everything it prints goes to a log file. Without a request it waits for one.
     """
 
     def __init__(
         self,
         module: str,
-        request: BaseModel,
+        request: BaseModel | None,
         log_path: Path,
         *,
         environment: Mapping[str, str] | None = None,
@@ -52,7 +52,8 @@ class ChildProcess:
                 start_new_session=True,
             )
         os.close(write_fd)
-        self._write(request.model_dump_json().encode() + b"\n")
+        if request is not None:
+            self._ask(request)
         threading.Thread(target=self._read, args=(read_fd,), daemon=True, name=f"{module} reports").start()
 
     @property
@@ -64,6 +65,18 @@ class ChildProcess:
     def exit_status(self) -> int | None:
         """None while it runs; negative: the signal that killed it."""
         return self._process.poll()
+
+    def begin(self, request: BaseModel, log_path: Path) -> bool:
+        """Give a child that waits its request; answers whether it was alive to get it. Raises OSError.
+
+        Its log is moved, and goes on: what it printed while it waited is the beginning of this one.
+        """
+        if self.exit_status is not None:
+            return False
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.log_path.replace(log_path)
+        self.log_path = log_path
+        return self._ask(request)
 
     def ask_to_stop(self) -> None:
         """Tell the child to finish its present step and end."""
@@ -93,12 +106,17 @@ class ChildProcess:
             log.seek(max(0, log.seek(0, os.SEEK_END) - max_bytes))
             return log.read().decode(errors="replace")
 
-    def _write(self, line: bytes) -> None:
+    def _ask(self, request: BaseModel) -> bool:
+        return self._write(request.model_dump_json().encode() + b"\n")
+
+    def _write(self, line: bytes) -> bool:
         assert self._process.stdin is not None
-        # A broken pipe means that it is dead already; its exit status tells.
-        with contextlib.suppress(BrokenPipeError):
+        try:
             self._process.stdin.write(line)
             self._process.stdin.flush()
+        except BrokenPipeError:
+            return False  # it is dead already; its exit status tells
+        return True
 
     def _read(self, read_fd: int) -> None:
         with os.fdopen(read_fd, "rb") as lines:

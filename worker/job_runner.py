@@ -30,10 +30,10 @@ from worker import job_inputs, kept_checkpoints
 from worker.child_process import ChildProcess
 from worker.lease_keeper import LeaseKeeper
 from worker.reports import Advanced, Ended, Happened, Kept, Outcome, TrainingRequest, report_adapter
+from worker.standby import Standby
 
 log = logging.getLogger(__name__)
 
-TRAINING_MODULE = "worker.training.run"
 _TICK_SECONDS = 0.5
 
 
@@ -55,6 +55,7 @@ class _Attempt:
     kept: list[Kept] = field(default_factory=list)
     ended: Ended | None = None
     phase: Phase = Phase.PREPARING  # which the claim has recorded
+    has_stepped: bool = False  # with a loss: when training begins, the step is told that it begins from
     is_pipe_closed: bool = False
     request: StopRequest | None = None
     kill_at: float | None = None
@@ -75,15 +76,15 @@ class JobRunner:
         store: ArtifactStore,
         device: Device,
         *,
+        standby: Standby,
         stop: threading.Event,
-        training_module: str = TRAINING_MODULE,
     ) -> None:
         self._settings = settings
         self._database = database
         self._store = store
         self._device = device
+        self._standby = standby
         self._stop = stop
-        self._training_module = training_module
 
     def run(self, lease: Lease) -> None:
         """Run one attempt to its end and record how it ended. Only a lost lease leaves no record."""
@@ -120,7 +121,7 @@ class JobRunner:
     def _train(self, lease: Lease, request: TrainingRequest, keeper: LeaseKeeper) -> _Attempt:
         """Start the child and stay with it until it is gone."""
         log_path = request.job_folder / f"attempt-{lease.attempt}.log"
-        attempt = _Attempt(lease, ChildProcess(self._training_module, request, log_path))
+        attempt = _Attempt(lease, self._standby.start(request, log_path))
         try:
             while not attempt.is_pipe_closed:
                 self._read_reports(attempt)
@@ -128,6 +129,9 @@ class JobRunner:
                     raise LeaseLost
                 self._record(attempt)
                 self._stop_if_asked(attempt)
+                # Not earlier: until its first step a job needs the processor itself.
+                if attempt.has_stepped and not self._stop.is_set():
+                    self._standby.prepare()
                 self._deliver_kept(attempt, keeper)
             attempt.child.wait(self._settings.cancel_grace_seconds)
         finally:
@@ -258,7 +262,8 @@ def _apply(attempt: _Attempt, line: bytes) -> None:
         attempt.unrecorded.append(report.event)
         if isinstance(report.event, Metrics):
             attempt.progress = _merge(attempt.progress, report.event)
-    else:
+    elif isinstance(report, Advanced):
+        attempt.has_stepped |= report.loss is not None
         if report.phase not in (None, attempt.phase):
             attempt.phase = report.phase
             attempt.unrecorded.append(StateChange(state=JobState.RUNNING, phase=report.phase))

@@ -1,8 +1,9 @@
 """What the worker and its children say to each other, as JSON lines over two pipes. Knows no torch.
 
-The worker writes one request to a child's standard input (TrainingRequest or EngineRequest), and later
-perhaps the line `stop`; end of file there means the worker is gone. The child answers on a pipe of its own: a
-training child with Reports, the engine with one Listening and then any number of StateChanged.
+The worker writes one request to a child's standard input (TrainingRequest or EngineRequest), perhaps long
+after its start, and later perhaps the line `stop`; end of file there means the worker is gone. The child
+answers on a pipe of its own: a training child with Reports, the engine with one Listening and then any number
+of StateChanged.
 """
 
 from enum import StrEnum
@@ -51,6 +52,12 @@ class TrainingRequest(Message):
     )
 
 
+class Waiting(Message):
+    """Everything is imported; what the child does next depends on its request."""
+
+    type: Literal["waiting"] = "waiting"
+
+
 class Happened(Message):
     """An event to record."""
 
@@ -96,7 +103,7 @@ class Ended(Message):
     hint: str | None = None
 
 
-Report = Annotated[Happened | Advanced | Kept | Ended, Field(discriminator="type")]
+Report = Annotated[Waiting | Happened | Advanced | Kept | Ended, Field(discriminator="type")]
 report_adapter: TypeAdapter[Report] = TypeAdapter(Report)
 STOP = b"stop\n"
 

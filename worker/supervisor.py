@@ -34,7 +34,8 @@ from worker.doctor.process import Examination
 from worker.engine_process import ENGINE_MODULE, EngineProcess
 from worker.export_runner import EXPORTING_MODULE, ExportRunner
 from worker.fetch_runner import FETCHING_MODULE, FetchRunner
-from worker.job_runner import TRAINING_MODULE, JobRunner
+from worker.job_runner import JobRunner
+from worker.standby import TRAINING_MODULE, Standby, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,9 @@ class Supervisor:
         )
         store = ArtifactStore(settings.artifacts_url)
         self._examination = make_examination(self._beat_now.set) if make_examination else None
+        self._standby = Standby(settings, self.id, module=training_module)
         self._runner = JobRunner(
-            settings, self._database, store, self, stop=self._stop, training_module=training_module
+            settings, self._database, store, self, standby=self._standby, stop=self._stop
         )
         self._fetcher = FetchRunner(
             settings, self._database, store, stop=self._stop, fetching_module=fetching_module
@@ -107,10 +109,11 @@ class Supervisor:
         if self._examination:
             self._examination.start()
         try:
-            self._take(self._claim_job, self._runner.run)
+            self._take(self._claim_job, self._runner.run, rest=self._prepare_for_the_next_job)
         finally:
             self._stop.set()
             self._beat_now.set()
+            self._standby.close()
             for thread in threads:
                 thread.join()
             if self._examination:
@@ -139,8 +142,18 @@ class Supervisor:
         with self._database.snapshot() as session:
             return gpu_sharing.find_request(session, job_id)
 
-    def _take(self, claim: Callable[[], Work | None], run: Callable[[Work], None]) -> None:
-        """Claim and run one kind of work until the worker is told to stop."""
+    def _prepare_for_the_next_job(self) -> None:
+        # Not while the engine starts: whoever waits for it would wait longer.
+        if Role.TRAIN in self._roles and (self._engine is None or self._engine.url):
+            self._standby.prepare()
+
+    def _take(
+        self,
+        claim: Callable[[], Work | None],
+        run: Callable[[Work], None],
+        rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Claim and run one kind of work until the worker is told to stop; `rest` where there is none."""
         while not self._stop.is_set():
             try:
                 lease = claim()
@@ -148,6 +161,7 @@ class Supervisor:
                 log.warning("The database does not answer: %s", error.orig)
                 lease = None
             if lease is None:
+                rest()
                 self._stop.wait(_IDLE_SECONDS)
             else:
                 run(lease)
@@ -186,6 +200,7 @@ class Supervisor:
 
     def _forget_dead_neighbours(self) -> None:
         """Remove the rows of this host's workers that were killed: for one more lease, they look alive."""
+        remove_leftovers(self._settings, _was_killed_here)
         try:
             with self._database.transaction() as session:
                 alive = workers.find_alive(session, lease_seconds=self._settings.lease_seconds)

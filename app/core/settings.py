@@ -91,6 +91,9 @@ class Settings(BaseSettings):
         "`plain`: TRL, PEFT and transformers as they are; `auto`: fast on a CPU, plain on a GPU, where no "
         "gain has been measured yet.",
     )
+    training_standby: bool = Field(
+        True, description="A training process that has imported everything waits for the next job."
+    )
     require_gpu: bool = Field(False, description="A worker without a GPU is not ready.")
     cancel_grace_seconds: float = Field(10.0, ge=0, description="How long a cancelled step may go on.")
     shutdown_grace_seconds: float = Field(90.0, ge=0, description="How long a step may go on after SIGTERM.")

@@ -17,6 +17,7 @@ from tests.factories import make_dataset, make_job
 from tests.tiny_model import NAME, make_tiny_model
 from tests.worker.job_runs import FreeDevice
 from worker.job_runner import JobRunner
+from worker.standby import Standby
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +58,5 @@ def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callabl
 @pytest.fixture
 def runner(settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event) -> JobRunner:
     brisk = settings.model_copy(update={"cancel_grace_seconds": 0.5, "shutdown_grace_seconds": 0.5})
-    return JobRunner(
-        brisk, database, store, FreeDevice(), stop=stop, training_module="tests.scripted_training"
-    )
+    standby = Standby(brisk, "worker", module="tests.scripted_training")
+    return JobRunner(brisk, database, store, FreeDevice(), standby=standby, stop=stop)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 from app.core import jobs, tables, workers
@@ -21,6 +22,7 @@ from tests.factories import make_dataset, make_job
 from tests.waiting import wait_for
 
 Start = Callable[..., subprocess.Popen[bytes]]
+TRAINING = "tests.scripted_training"
 
 
 @pytest.fixture
@@ -32,10 +34,11 @@ def start_worker(settings: Settings, tmp_path: Path) -> Iterator[Start]:
         "TUNESMITH_GPU_POLICY": "pause_serving",
     }
 
-    def start(*arguments: str) -> subprocess.Popen[bytes]:
+    def start(*arguments: str, standby: bool = False) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.scripted_worker", *arguments]
+        own = environment | {"TUNESMITH_TRAINING_STANDBY": str(standby)}
         with (tmp_path / "worker.log").open("ab") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=own, stdout=log, stderr=log)
         started.append(process)
         return process
 
@@ -87,7 +90,7 @@ def test_a_killed_worker_takes_its_child_along_and_its_job_is_run_again(
     [job_id] = submit("waits-once")
     first = start_worker()
     wait_for_step(database, job_id)
-    [child] = find_children("tests.scripted_training", of=first.pid)
+    [child] = find_children(TRAINING, of=first.pid)
     first.kill()
     child.wait(30)
     start_worker()
@@ -130,6 +133,45 @@ def test_sigterm_hands_the_job_back_and_exits_0(
     assert (found.state, found.attempts[0].exit_reason) == ("queued", "handed_back")
     with database.snapshot() as session:
         assert workers.find_alive(session, lease_seconds=1000) == []
+
+
+def find_waiting(worker: subprocess.Popen[bytes]) -> psutil.Process | None:
+    return next(iter(find_children(TRAINING, of=worker.pid)), None)
+
+
+def test_a_process_waits_where_there_is_no_job_and_the_next_one_gets_it(
+    start_worker: Start, submit: Callable[..., list[str]], database: Database, settings: Settings
+) -> None:
+    worker = start_worker("--serve", standby=True)
+    waiting = wait_for(lambda: find_waiting(worker), "a process that waits")
+    [job_id] = submit("waits")
+    wait_for_step(database, job_id)
+    wait_for(lambda: len(find_children(TRAINING, of=worker.pid)) == 2, "the one for the job after it")
+    with database.transaction() as session:
+        jobs.request_cancel(session, job_id)
+    wait_for_state(database, job_id, "cancelled")
+    assert not waiting.is_running()
+    [after_it] = find_children(TRAINING, of=worker.pid)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    assert not after_it.is_running()
+    assert list(settings.job_folder("any").parent.glob("standby-*")) == []
+
+
+def test_a_killed_worker_takes_the_process_that_waits_along(start_worker: Start, settings: Settings) -> None:
+    def logs() -> list[str]:
+        return [path.name for path in settings.job_folder("any").parent.glob("standby-*")]
+
+    first = start_worker(standby=True)
+    waiting = wait_for(lambda: find_waiting(first), "a process that waits")
+    first.kill()
+    first.wait()
+    waiting.wait(30)
+    [left] = logs()
+    second = start_worker(standby=True)
+    wait_for(lambda: find_waiting(second), "another one")
+    assert left not in logs()
+    assert len(logs()) == 1
 
 
 def test_the_engine_is_advertised_paused_while_a_job_runs_and_restarted_when_it_dies(

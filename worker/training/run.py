@@ -49,12 +49,13 @@ from worker.training.loss import score_learned_tokens_only
 from worker.training.loss_guard import LossGuard
 from worker.training.rows import PreparedRows, prepare_rows
 from worker.training.trainer import AdapterTrainer
+from worker.training.waiting import wait_for_request
 
 
 def main() -> None:
     """Run the attempt that the request on standard input describes."""
     link = ParentLink(int(sys.argv[1]))
-    request = link.read_request(TrainingRequest)
+    request = wait_for_request(link)
     asked_to_stop = threading.Event()
     link.watch(on_stop=asked_to_stop.set)
     library_log.attach(link.send)

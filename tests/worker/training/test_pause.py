@@ -17,6 +17,7 @@ from tests.worker.job_runs import FreeDevice, claim, job_of
 from tests.worker.test_job_runner import running, wait_for_step
 from tests.worker.training.conftest import make_rows
 from worker.job_runner import JobRunner
+from worker.standby import Standby
 
 # Enough to be paused in the middle of, also where the worker is slow to hear of it.
 STEPS = 200
@@ -30,7 +31,8 @@ SPEC: dict[str, Any] = {
 @pytest.fixture
 def runner(settings: Settings, database: Database, store: ArtifactStore, models_folder: Path) -> JobRunner:
     here = settings.model_copy(update={"models_dir": models_folder})
-    return JobRunner(here, database, store, FreeDevice(), stop=threading.Event())
+    standby = Standby(here, "worker")
+    return JobRunner(here, database, store, FreeDevice(), standby=standby, stop=threading.Event())
 
 
 def points(database: Database, job_id: str) -> list[dict[str, Any]]:
