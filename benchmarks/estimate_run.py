@@ -59,16 +59,24 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         reserved = allocator.peak_reserved()
         graphs = [spare for spare in trainer.spare_memory if isinstance(spare, GraphedDecoder)]
         recordings = sum(decoder.recordings for decoder in graphs)
+        peak = max(*watch.peaks, allocator.take_peak())
+        with_spare = allocator.allocated()
+        for spare in trainer.spare_memory:
+            spare.release()
+        memory.free()
+        staying = allocator.allocated()
     return {
         "name": setting.name,
         "path": setting.path,
         "said": said,
-        "peak_allocated_bytes": max(*watch.peaks, allocator.take_peak()),
+        "peak_allocated_bytes": peak,
+        "peak_needed_bytes": watch.find_needed(staying),
         "peak_reserved_bytes": reserved,
         "peak_loading_bytes": peak_loading,
         "peak_trial_bytes": peak_trial,
         "loaded_bytes": loaded,
         "graphs": recordings,
+        "spare_bytes": with_spare - staying,
         "passes": watch.passes,
         "seconds": round(seconds, 2),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
@@ -109,15 +117,26 @@ class Watch:
     def __init__(self, trainer: AdapterTrainer, allocator: Allocator) -> None:
         self.passes: list[dict[str, int]] = []
         self.peaks: list[int] = []
+        self._trainer = trainer
         self._allocator = allocator
         self._compute_loss: Callable[..., Any] = trainer.compute_loss
         self._training_step: Callable[..., Any] = trainer.training_step
         trainer.compute_loss, trainer.training_step = self._forward, self._whole
 
+    def find_needed(self, staying: int) -> int:
+        """The peak without spare memory: what lay there when a step began, beside `staying` bytes."""
+        needed = 0
+        began: dict[int, int] = {}
+        for entry in self.passes:
+            spare = max(0, began.setdefault(entry["step"], entry["before"]) - staying)
+            needed = max(needed, max(entry["forward_peak"], entry["backward_peak"]) - spare)
+        return needed
+
     def _forward(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self._take_peak()
         before = self._allocator.allocated()
         entry = {
+            "step": self._trainer.state.global_step,
             "sequences": memory.count_rows(inputs),
             # Laid out as the model gets them: padding counts.
             "tokens": inputs["input_ids"].numel(),
