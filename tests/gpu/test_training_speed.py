@@ -12,7 +12,10 @@ from worker.training.fast import row_attention
 
 @pytest.mark.parametrize("window", [None, 8])
 @pytest.mark.parametrize("key_heads", [8, 2])
-def test_flash_attention_is_that_of_each_row_alone(key_heads: int, window: int | None) -> None:
+@pytest.mark.parametrize("attend", [row_attention.tiled, row_attention.flash])
+def test_attention_is_that_of_each_row_alone(
+    attend: row_attention.Kernel, key_heads: int, window: int | None
+) -> None:
     torch.manual_seed(0)
     lengths = [37, 1, 200, 16]
     starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
@@ -22,7 +25,7 @@ def test_flash_attention_is_that_of_each_row_alone(key_heads: int, window: int |
     ]
     weighing = torch.randn(sum(lengths), 8, 64, device="cuda")
     results = []
-    for kernel, dtype in ((row_attention.flash, torch.bfloat16), (row_attention.row_by_row, torch.float32)):
+    for kernel, dtype in ((attend, torch.bfloat16), (row_attention.row_by_row, torch.float32)):
         output = kernel(*(one.to(dtype) for one in heads), starts, 200, scale=0.125, window=window)
         gradients = torch.autograd.grad((output.float() * weighing).sum(), heads)
         results.append([output, *gradients])
@@ -46,7 +49,11 @@ def test_a_job_takes_every_way_that_applies(
     assert reports.ended.outcome is Outcome.FINISHED, reports.ended
     assert [event.message for event in reports.events(Warn) if event.code == "fast_path_wrong"] == []
     said = [event.message for event in reports.events(Log) if event.message.startswith("Fast ways")]
-    ways = ["LoRA in one function", "Liger's kernels", "batches without padding, attention flash"]
+    ways = [
+        "LoRA in one function, weights unpacked by one kernel",
+        "Liger's kernels",
+        "batches without padding, attention tiles of rows",
+    ]
     assert "; ".join(ways if checkpointing else [*ways, "CUDA graphs for short batches"]) + "." in said[0]
     losses, expected = ([event.loss for event in one.events(Metrics)] for one in (reports, plain))
     assert losses == pytest.approx(expected, rel=0.02)

@@ -16,7 +16,8 @@ from worker.base_model import compute_dtype
 from worker.device import Device
 from worker.training.fast import liger
 
-AttentionKernel = Literal["flash", "row by row"]
+AttentionKernel = Literal["tiles of rows", "flash", "row by row"]
+_GPU_KERNELS: tuple[AttentionKernel, ...] = ("tiles of rows", "flash")
 _WIDEST_HEAD = 256
 # Of a batch that a CUDA graph is worth while for: beyond it the GPU is busy while kernels are launched.
 MOST_TOKENS = 4096
@@ -38,7 +39,8 @@ class Choice:
     """The fast ways of a job, and why the others are not taken, a clause each."""
 
     linears: torch.dtype | None = None  # the type of the products
-    attention: AttentionKernel | None = None  # None: padded batches, the model's own attention
+    unpacks_in_one_kernel: bool = False
+    attention: tuple[AttentionKernel, ...] = ()  # the best first; none: padded batches, the model's own
     one_pass_loss: bool = False
     liger: bool = False
     graphs: bool = False
@@ -70,7 +72,8 @@ def choose(
     ]
     return Choice(
         linears=None if linears_reason else products_dtype(spec, device),
-        attention=None if attention_reason else "flash" if device.is_cuda else "row by row",
+        unpacks_in_one_kernel=device.is_cuda and spec.quantization.load_in_4bit,
+        attention=() if attention_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
         one_pass_loss=not loss_reason,
         liger=device.is_cuda and not liger_reason,
         graphs=device.is_cuda and not graphs_reason,
@@ -115,7 +118,7 @@ def _why_not_linears(spec: JobSpec, device: Device) -> str | None:
 def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None:
     if spec.training.neftune_noise_alpha:
         return "NEFTune's noise depends on the length of a row"
-    if spec.training.per_device_train_batch_size == 1 and not spec.training.packing:
+    if spec.training.per_device_train_batch_size == 1 and not spec.training.packing and not device.is_cuda:
         return "one row in a batch"
     if not family.takes_attention:
         return f"{family.name} does not let its attention be replaced"
@@ -124,12 +127,12 @@ def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None
     if not device.is_cuda:
         return None
     if not device.supports_bf16:
-        return "PyTorch's varlen_attn needs a GPU from Ampere up"
+        return "attention within rows needs a GPU from Ampere up"
     if (
         products_dtype(spec, device) not in (torch.float16, torch.bfloat16)
         or family.head_width > _WIDEST_HEAD
     ):
-        return f"PyTorch's varlen_attn computes in 16 bits, with heads up to {_WIDEST_HEAD}"
+        return f"attention within rows is computed in 16 bits, with heads up to {_WIDEST_HEAD}"
     return None
 
 

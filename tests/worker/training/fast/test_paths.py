@@ -166,3 +166,24 @@ def test_a_kernel_that_fails_here_is_not_used(
 
     assert "RuntimeError: no kernel image is available" in warned(reports)[0]
     assert losses(reports)
+
+
+def test_what_fails_makes_room_for_what_stands_in_for_it(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_given: Any, **_options: Any) -> torch.Tensor:
+        raise RuntimeError("out of shared memory")
+
+    monkeypatch.setitem(paths._KERNELS, "tiles of rows", failing)
+    choose = paths.choose
+    monkeypatch.setattr(
+        paths,
+        "choose",
+        lambda *given, **named: replace(choose(*given, **named), attention=("tiles of rows", "row by row")),
+    )
+
+    reports = run_here(make_request(**SPEC))
+
+    assert "attention tiles of rows (RuntimeError: out of shared memory)" in warned(reports)[0]
+    assert "attention row by row" in said(reports)
+    assert losses(reports)
