@@ -5,11 +5,11 @@ import importlib.metadata
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 FOLDER = Path("/dev/shm/tunesmith-benchmark")
 STEPS = 3
-PROCESSES = 3
+PROCESSES = 4  # at a time, where the device has the memory
 PADDED_SHARE = 0.5  # ragged rows are between so much of the length and all of it
 SHORT_ROW = 166  # the mean row of TRAINING.md's data, for packing
 
@@ -52,6 +52,9 @@ class Setting:
     optim: str = "paged_adamw_32bit"
     accumulation: int = 1
     model: str = "llama-7b"
+    path: Literal["auto", "plain"] = "auto"
+    steps: int = STEPS
+    gigabytes: int = 20  # to set aside for it on a device that others are measured on meanwhile
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -68,7 +71,7 @@ class Setting:
                 "gradient_accumulation_steps": self.accumulation,
                 "gradient_checkpointing": self.checkpointing,
                 "optim": self.optim,
-                "max_steps": STEPS,
+                "max_steps": self.steps,
                 "max_seq_length": self.length,
                 "packing": self.rows == "packed",
                 "logging_steps": 1,
@@ -78,32 +81,30 @@ class Setting:
         }
 
 
-RECIPE_FP16 = {"fp16": True, "bf16": False}
+_FP16 = {"fp16": True, "bf16": False}
+_ALL: dict[str, Any] = {"targets": "all-linear"}
+_DEFAULTS: dict[str, Any] = {"r": 16, "targets": "all-linear", "dropout": 0.0, "optim": "adamw_torch_fused"}
+_SMALL: dict[str, Any] = {
+    "optim": "paged_adamw_8bit",
+    "quantization": {"bnb_4bit_use_double_quant": True},
+    "gigabytes": 12,
+}
+_PLAIN: dict[str, Any] = {"path": "plain"}
+_ONE_ROW: dict[str, Any] = {"r": 8, "targets": "all-linear", "dropout": 0, "optim": "adamw_torch"}
+_GROUPED: dict[str, Any] = {"r": 16, "targets": "all-linear", "model": "llama-1b-grouped", "gigabytes": 16}
+
 SETTINGS = [
     Setting("recipe", True, 4, 512, "ragged", False),
-    Setting("recipe, checkpointed", True, 4, 512, "ragged", True),
-    Setting(
-        "one long row",
-        True,
-        1,
-        2048,
-        "equal",
-        False,
-        r=8,
-        targets="all-linear",
-        dropout=0,
-        optim="adamw_torch",
-    ),
-    Setting("all linear", True, 2, 1024, "ragged", False, targets="all-linear", optim="adamw_torch"),
-    Setting(
-        "all linear, checkpointed", True, 2, 1024, "ragged", True, targets="all-linear", optim="adamw_torch"
-    ),
-    Setting("packed", True, 4, 2048, "packed", False, r=8),
-    Setting("packed, checkpointed", True, 4, 2048, "packed", True, r=8),
-    Setting("fp16", True, 4, 512, "ragged", False, training=RECIPE_FP16),
-    Setting("packed, all linear", False, 4, 1024, "packed", False, r=8, targets="all-linear", dropout=0.05),
-    Setting("one long row, checkpointed", False, 1, 2048, "equal", True),
-    Setting("packed, all linear, checkpointed", False, 4, 2048, "packed", True, targets="all-linear"),
+    Setting("recipe, checkpointed", True, 4, 512, "ragged", True, gigabytes=12),
+    Setting("one long row", True, 1, 2048, "equal", False, **_ONE_ROW),
+    Setting("all linear", True, 2, 1024, "ragged", False, optim="adamw_torch", gigabytes=26, **_ALL),
+    Setting("all linear, checkpointed", True, 2, 1024, "ragged", True, optim="adamw_torch", **_ALL),
+    Setting("packed", True, 4, 2048, "packed", False, r=8, gigabytes=50),
+    Setting("packed, checkpointed", True, 4, 2048, "packed", True, r=8, gigabytes=14),
+    Setting("fp16", True, 4, 512, "ragged", False, training=_FP16),
+    Setting("packed, all linear", False, 4, 1024, "packed", False, r=8, dropout=0.05, gigabytes=38, **_ALL),
+    Setting("one long row, checkpointed", False, 1, 2048, "equal", True, gigabytes=12),
+    Setting("packed, all linear, checkpointed", False, 4, 2048, "packed", True, gigabytes=14, **_ALL),
     Setting("accumulating", False, 2, 512, "ragged", False, r=8, optim="adamw_torch_fused", accumulation=2),
     Setting(
         "fp16 over bfloat16",
@@ -112,7 +113,8 @@ SETTINGS = [
         512,
         "ragged",
         False,
-        training=RECIPE_FP16,
+        gigabytes=24,
+        training=_FP16,
         quantization={"bnb_4bit_compute_dtype": "bfloat16"},
     ),
     Setting(
@@ -123,34 +125,53 @@ SETTINGS = [
         "ragged",
         False,
         r=16,
-        targets="all-linear",
+        gigabytes=36,
         quantization={"load_in_4bit": False},
+        **_ALL,
     ),
+    Setting("small card", False, 1, 512, "equal", True, **_SMALL),
+    Setting("small card, 2,048 tokens", False, 1, 2048, "equal", True, r=16, gigabytes=12, **_ALL),
+    Setting("grouped heads", False, 4, 1024, "ragged", False, **_GROUPED),
+    Setting("grouped heads, checkpointed", False, 4, 1024, "ragged", True, **_GROUPED),
+    # What the fast ways are made for.
+    Setting("defaults", False, 4, 1024, "ragged", False, gigabytes=32, **_DEFAULTS),
+    Setting("defaults, packed", True, 4, 2048, "packed", False, gigabytes=46, **_DEFAULTS),
+    Setting("defaults, packed, checkpointed", True, 4, 2048, "packed", True, gigabytes=14, **_DEFAULTS),
     Setting(
-        "small card",
-        False,
-        1,
-        512,
-        "equal",
-        True,
-        optim="paged_adamw_8bit",
-        quantization={"bnb_4bit_use_double_quant": True},
-    ),
-    Setting("small card, 2,048 tokens", False, 1, 2048, "equal", True, r=16, targets="all-linear"),
-    Setting(
-        "grouped heads", False, 4, 1024, "ragged", False, r=16, targets="all-linear", model="llama-1b-grouped"
-    ),
-    Setting(
-        "grouped heads, checkpointed",
+        "defaults, packed, dropout",
         False,
         4,
+        2048,
+        "packed",
+        False,
+        gigabytes=56,
+        **{**_DEFAULTS, "dropout": 0.1},
+    ),
+    Setting("8,192 tokens, checkpointed", False, 1, 8192, "packed", True, **{**_DEFAULTS, **_SMALL}),
+    Setting("recipe, long rows", False, 4, 1500, "ragged", False, gigabytes=30),
+    # Enough steps for most sizes to come twice.
+    Setting("recipe, recorded", True, 4, 512, "ragged", False, steps=30, gigabytes=28),
+    Setting("recipe, long rows, recorded", False, 4, 1200, "ragged", False, steps=24, gigabytes=46),
+    Setting("defaults, recorded", False, 4, 512, "ragged", False, steps=24, gigabytes=36, **_DEFAULTS),
+    Setting("grouped heads, packed", False, 4, 2048, "packed", False, **{**_GROUPED, "dropout": 0.0}),
+    # As PEFT, TRL and transformers compute it.
+    Setting("recipe, plain", True, 4, 512, "ragged", False, **_PLAIN),
+    Setting("one long row, plain", True, 1, 2048, "equal", False, **_ONE_ROW, **_PLAIN),
+    Setting(
+        "all linear, plain",
+        True,
+        2,
         1024,
         "ragged",
-        True,
-        r=16,
-        targets="all-linear",
-        model="llama-1b-grouped",
+        False,
+        optim="adamw_torch",
+        gigabytes=27,
+        **_ALL,
+        **_PLAIN,
     ),
+    Setting("packed, checkpointed, plain", True, 4, 2048, "packed", True, r=8, gigabytes=14, **_PLAIN),
+    Setting("defaults, packed, plain", False, 4, 2048, "packed", False, gigabytes=58, **_DEFAULTS, **_PLAIN),
+    Setting("grouped heads, plain", False, 4, 1024, "ragged", False, **_GROUPED, **_PLAIN),
 ]
 
 

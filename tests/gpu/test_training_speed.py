@@ -1,5 +1,7 @@
 """The fast ways of training on a GPU: the kernel that only runs there, and a job that takes them all."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,11 +10,15 @@ from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, make_rows, run_here
 from worker.reports import Outcome
 from worker.training.fast import row_attention
+from worker.training.trainer import AdapterTrainer
 
 
 @pytest.mark.parametrize("window", [None, 8])
 @pytest.mark.parametrize("key_heads", [8, 2])
-def test_flash_attention_is_that_of_each_row_alone(key_heads: int, window: int | None) -> None:
+@pytest.mark.parametrize("attend", [row_attention.tiled, row_attention.flash])
+def test_attention_is_that_of_each_row_alone(
+    attend: row_attention.Kernel, key_heads: int, window: int | None
+) -> None:
     torch.manual_seed(0)
     lengths = [37, 1, 200, 16]
     starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
@@ -22,7 +28,7 @@ def test_flash_attention_is_that_of_each_row_alone(key_heads: int, window: int |
     ]
     weighing = torch.randn(sum(lengths), 8, 64, device="cuda")
     results = []
-    for kernel, dtype in ((row_attention.flash, torch.bfloat16), (row_attention.row_by_row, torch.float32)):
+    for kernel, dtype in ((attend, torch.bfloat16), (row_attention.row_by_row, torch.float32)):
         output = kernel(*(one.to(dtype) for one in heads), starts, 200, scale=0.125, window=window)
         gradients = torch.autograd.grad((output.float() * weighing).sum(), heads)
         results.append([output, *gradients])
@@ -46,7 +52,32 @@ def test_a_job_takes_every_way_that_applies(
     assert reports.ended.outcome is Outcome.FINISHED, reports.ended
     assert [event.message for event in reports.events(Warn) if event.code == "fast_path_wrong"] == []
     said = [event.message for event in reports.events(Log) if event.message.startswith("Fast ways")]
-    ways = ["LoRA in one function", "Liger's kernels", "batches without padding, attention flash"]
+    ways = [
+        "LoRA in one function, weights unpacked by one kernel",
+        "Liger's kernels",
+        "batches without padding, attention tiles of rows",
+    ]
     assert "; ".join(ways if checkpointing else [*ways, "CUDA graphs for short batches"]) + "." in said[0]
     losses, expected = ([event.loss for event in one.events(Metrics)] for one in (reports, plain))
     assert losses == pytest.approx(expected, rel=0.02)
+
+
+def test_a_step_does_not_wait_for_the_device(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the batch to the end of the backward pass: PyTorch raises where the CPU would wait."""
+    plain = AdapterTrainer.training_step
+
+    def watched(trainer: AdapterTrainer, *given: Any, **named: Any) -> torch.Tensor:
+        torch.cuda.set_sync_debug_mode("error" if trainer.state.global_step else "default")
+        try:
+            return plain(trainer, *given, **named)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", watched)
+    # Recording a graph may wait; with checkpoints there are none.
+    training = {"max_steps": 4, "gradient_checkpointing": True}
+    reports = run_here(make_request(training=training, rows=make_rows(12)))
+
+    assert reports.ended.outcome is Outcome.FINISHED, reports.ended

@@ -16,7 +16,8 @@ from worker.base_model import compute_dtype
 from worker.device import Device
 from worker.training.fast import liger
 
-AttentionKernel = Literal["flash", "row by row"]
+AttentionKernel = Literal["tiles of rows", "flash", "row by row"]
+_GPU_KERNELS: tuple[AttentionKernel, ...] = ("tiles of rows", "flash")
 _WIDEST_HEAD = 256
 # Of a batch that a CUDA graph is worth while for: beyond it the GPU is busy while kernels are launched.
 MOST_TOKENS = 4096
@@ -31,6 +32,7 @@ class Family:
     changes_attention: bool  # by soft caps, sinks, dropout or layers that are no attention
     head_width: int
     shapes_logits: bool  # by a soft cap or a scale
+    adds_losses: bool  # of how its experts are chosen
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,14 @@ class Choice:
     """The fast ways of a job, and why the others are not taken, a clause each."""
 
     linears: torch.dtype | None = None  # the type of the products
-    attention: AttentionKernel | None = None  # None: padded batches, the model's own attention
+    unpacks_in_one_kernel: bool = False
+    attention: tuple[AttentionKernel, ...] = ()  # the best first; none: padded batches, the model's own
+    known_targets: bool = False  # where batches are joined
     one_pass_loss: bool = False
     liger: bool = False
     graphs: bool = False
     kept_weights: bool = False  # where memory is left
+    unwaiting_optimizer: bool = False
     left_out: tuple[str, ...] = ()
 
 
@@ -52,6 +57,7 @@ def choose(
     """Everything that may apply. `is_alone`: nobody else waits for the device's memory."""
     if path is TrainingPath.PLAIN:
         return Choice(left_out=("TUNESMITH_TRAINING_PATH is plain",))
+    optimizer = spec.training.optim
     linears_reason = _why_not_linears(spec, device)
     attention_reason = _why_not_joined(spec, device, family)
     loss_reason = _why_not_one_pass(spec, device, family)
@@ -70,11 +76,14 @@ def choose(
     ]
     return Choice(
         linears=None if linears_reason else products_dtype(spec, device),
-        attention=None if attention_reason else "flash" if device.is_cuda else "row by row",
+        unpacks_in_one_kernel=device.is_cuda and spec.quantization.load_in_4bit,
+        attention=() if attention_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
+        known_targets=not attention_reason and not family.shapes_logits and not family.adds_losses,
         one_pass_loss=not loss_reason,
         liger=device.is_cuda and not liger_reason,
         graphs=device.is_cuda and not graphs_reason,
         kept_weights=is_alone and device.is_cuda and not linears_reason and spec.quantization.load_in_4bit,
+        unwaiting_optimizer=device.is_cuda and ("paged" in optimizer or "bnb" in optimizer),
         left_out=tuple(reasons),
     )
 
@@ -84,7 +93,13 @@ def describe_family(model: PreTrainedModel) -> Family:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
     odd = any(getattr(config, name, None) for name in ("attn_logit_softcapping", "attention_dropout"))
-    scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    scales = (
+        "final_logit_softcapping",
+        "logit_scale",
+        "logits_scaling",
+        "lm_head_multiplier",
+        "output_multiplier",
+    )
     heads = getattr(config, "num_attention_heads", None) or 1
     return Family(
         name=config.model_type,
@@ -92,6 +107,7 @@ def describe_family(model: PreTrainedModel) -> Family:
         changes_attention=odd or not kinds <= {"full_attention", "sliding_attention"},
         head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         shapes_logits=any(getattr(config, name, None) is not None for name in scales),
+        adds_losses=bool(getattr(config, "output_router_logits", False)),
     )
 
 
@@ -115,7 +131,7 @@ def _why_not_linears(spec: JobSpec, device: Device) -> str | None:
 def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None:
     if spec.training.neftune_noise_alpha:
         return "NEFTune's noise depends on the length of a row"
-    if spec.training.per_device_train_batch_size == 1 and not spec.training.packing:
+    if spec.training.per_device_train_batch_size == 1 and not spec.training.packing and not device.is_cuda:
         return "one row in a batch"
     if not family.takes_attention:
         return f"{family.name} does not let its attention be replaced"
@@ -124,12 +140,12 @@ def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None
     if not device.is_cuda:
         return None
     if not device.supports_bf16:
-        return "PyTorch's varlen_attn needs a GPU from Ampere up"
+        return "attention within rows needs a GPU from Ampere up"
     if (
         products_dtype(spec, device) not in (torch.float16, torch.bfloat16)
         or family.head_width > _WIDEST_HEAD
     ):
-        return f"PyTorch's varlen_attn computes in 16 bits, with heads up to {_WIDEST_HEAD}"
+        return f"attention within rows is computed in 16 bits, with heads up to {_WIDEST_HEAD}"
     return None
 
 

@@ -198,6 +198,11 @@ class GraphedDecoder:
         self._has_recorded = False
         vars(self._decoder)["forward"] = self._forward
 
+    @property
+    def recordings(self) -> int:
+        """How many sizes are recorded."""
+        return len(self._recordings)
+
     def remove(self) -> None:
         """Leave the decoder as it was."""
         vars(self._decoder).pop("forward", None)

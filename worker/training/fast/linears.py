@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraOverDense
@@ -24,30 +24,34 @@ from worker.training.fast.lora_linear import Adapters, Layer, lora_linears
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _ADAPTER = "default"
 
+# The weight [O, I] of packed bytes, in the type that their state names.
+Unpack = Callable[[torch.Tensor, QuantState], torch.Tensor]
+
 
 class FourBitWeight:
     """Unpacked each time it is read: the largest saving of QLoRA is that it is not kept. Unless there is
     memory to spare."""
 
-    def __init__(self, linear: Linear4bit) -> None:
+    def __init__(self, linear: Linear4bit, unpack: Unpack) -> None:
         self._linear = linear
+        self._unpack = unpack
         self._kept_OI: torch.Tensor | None = None
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [O, I]."""
-        return self._unpack(dtype) if self._kept_OI is None else self._kept_OI
+        return self._make(dtype) if self._kept_OI is None else self._kept_OI
 
     def keep(self, dtype: torch.dtype) -> None:
         """From now on read what is unpacked here."""
-        self._kept_OI = self._unpack(dtype)
+        self._kept_OI = self._make(dtype)
 
     def forget(self) -> None:
         """From now on unpack again."""
         self._kept_OI = None
 
-    def _unpack(self, dtype: torch.dtype) -> torch.Tensor:
+    def _make(self, dtype: torch.dtype) -> torch.Tensor:
         weight = self._linear.weight
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+        return self._unpack(weight.data, weight.quant_state).to(dtype)
 
 
 class DenseWeight:
@@ -72,13 +76,13 @@ class _Pending:
 class Group:
     """LoRA layers that are called one after the other with one input: the first computes for all."""
 
-    def __init__(self, layers: Sequence[LoraLayer], dtype: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[LoraLayer], dtype: torch.dtype, unpack: Unpack) -> None:
         self._layers = list(layers)
         self._dtype = dtype
         self._parameters = [
             matrix[_ADAPTER].weight for layer in layers for matrix in (layer.lora_A, layer.lora_B)
         ]
-        self._weights = [_weight_of(layer.get_base_layer()) for layer in layers]
+        self._weights = [_weight_of(layer.get_base_layer(), unpack) for layer in layers]
         self._adapters: Adapters | None = None
         self._pending: _Pending | None = None
 
@@ -135,7 +139,7 @@ class Group:
 class FastLinears:
     """The LoRA function in a model."""
 
-    def __init__(self, model: PeftModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: PeftModel, dtype: torch.dtype, unpack: Unpack = dequantize_4bit) -> None:
         """`dtype`: of the products of base and adapters, which must be one."""
         self._dtype = dtype
         self._keeps_weights = False
@@ -143,7 +147,7 @@ class FastLinears:
         self._forwards: list[tuple[LoraLayer, Callable[..., torch.Tensor]]] = []
         self._hook = model.register_forward_pre_hook(self._begin_pass)
         for layers in find_groups(model):
-            group = Group(layers, dtype)
+            group = Group(layers, dtype, unpack)
             self._groups.append(group)
             for place, layer in enumerate(layers):
                 self._forwards.append((layer, _make_forward(layer, group, place)))
@@ -256,8 +260,8 @@ def _empty_adapters(
     return Adapters(a_SI, tuple(torch.empty_like(b_OR, dtype=dtype) for b_OR in matrices_b))
 
 
-def _weight_of(base: nn.Linear) -> FourBitWeight | DenseWeight:
-    return FourBitWeight(base) if isinstance(base, Linear4bit) else DenseWeight(base)
+def _weight_of(base: nn.Linear, unpack: Unpack) -> FourBitWeight | DenseWeight:
+    return FourBitWeight(base, unpack) if isinstance(base, Linear4bit) else DenseWeight(base)
 
 
 def _bias_of(layer: LoraLayer, dtype: torch.dtype) -> torch.Tensor | None:

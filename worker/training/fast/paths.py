@@ -5,28 +5,30 @@ One event says what is used, and why the rest is not. What fails its trial is ta
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from trl.trainer import utils as trl_utils
 
 from app.core.settings import TrainingPath
 from worker.training.attempt import Attempt
 from worker.training.batches import Collator, Example, JoiningCollator, model_inputs
-from worker.training.fast import check, liger, row_attention
+from worker.training.fast import check, known_targets, liger, optimizer_waits, row_attention
 from worker.training.fast.check import Pass
 from worker.training.fast.choice import AttentionKernel, Choice, choose, describe_family
 from worker.training.fast.decoder_graphs import GraphedDecoder, own_stream
 from worker.training.fast.kept_weights import KeepWeights
-from worker.training.fast.linears import FastLinears
+from worker.training.fast.linears import FastLinears, Unpack
 from worker.training.fast.one_pass_loss import LogProbFunction
 from worker.training.memory import SpareMemory
 from worker.training.trainer import AdapterTrainer
 
 _KERNELS: dict[AttentionKernel, row_attention.Kernel] = {
+    "tiles of rows": row_attention.tiled,
     "flash": row_attention.flash,
     "row by row": row_attention.row_by_row,
 }
@@ -61,6 +63,9 @@ def set_up(attempt: Attempt, trainer: AdapterTrainer, path: TrainingPath) -> Exi
     request = attempt.request
     choice = choose(request.spec, attempt.device, family, path, is_alone=request.is_alone)
     taken = take(trainer, choice)
+    if choice.unwaiting_optimizer:
+        taken.stack.enter_context(optimizer_waits.left_out())
+        taken.used.append("an optimizer that does not wait")
     if taken.wrong:
         attempt.warn(
             "fast_path_wrong", f"Not used, since a trial of it failed here: {'; '.join(taken.wrong)}."
@@ -80,39 +85,64 @@ def take(trainer: AdapterTrainer, choice: Choice) -> Taken:
     with check.probing(trainer.model):
         trial.run_plainly()
         is_joined_wrong = False
-        for way in ways:
-            if way.layout == "joined" and is_joined_wrong:
+        for alternatives in ways:
+            if alternatives[0].layout == "joined" and is_joined_wrong:
                 continue  # batches stay padded, and it is for others
-            with ExitStack() as attempted:
-                attempted.enter_context(way.context)
-                reason = trial.find_reason(way)
-                if reason is None:
-                    taken.used.append(way.name)
-                    taken.stack.push(attempted.pop_all())
-                else:
-                    taken.wrong.append(f"{way.name} ({reason})")
-                    is_joined_wrong = way.layout == "joined"
+            if not any(_try(way, trial, taken) for way in alternatives):
+                is_joined_wrong = alternatives[0].layout == "joined"
     return taken
 
 
-def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[Way]:
-    """The ways that a choice names."""
+def _try(way: Way, trial: "Trial", taken: Taken) -> bool:
+    """Take a way if it is right."""
+    with ExitStack() as attempted:
+        attempted.enter_context(way.context)
+        reason = trial.find_reason(way)
+        if reason is None:
+            taken.used.append(way.name)
+            taken.stack.push(attempted.pop_all())
+        else:
+            taken.wrong.append(f"{way.name} ({reason})")
+    return reason is None
+
+
+def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[list[Way]]:
+    """The ways that a choice names, each with those that stand in for it where it is wrong."""
     ways = []
     if choice.linears is not None:
         ways.append(
-            Way("LoRA in one function", _linears(trainer, choice.linears, keeps_weights=choice.kept_weights))
+            [
+                Way(name, _linears(trainer, choice.linears, unpack, keeps_weights=choice.kept_weights))
+                for name, unpack in _unpackings(choice)
+            ]
         )
     if choice.liger:
-        ways.append(Way("Liger's kernels", liger.applied(trainer.model)))
+        ways.append([Way("Liger's kernels", liger.applied(trainer.model))])
     if choice.one_pass_loss:
-        ways.append(Way("the loss in one pass", _one_pass_loss()))
-    if choice.attention is not None:
-        joined = _joined_rows(trainer, _KERNELS[choice.attention])
-        name = f"batches without padding, attention {choice.attention}"
-        ways.append(Way(name, joined, "joined"))
+        ways.append([Way("the loss in one pass", _one_pass_loss())])
+    if choice.attention:
+        ways.append(
+            [
+                Way(
+                    f"batches without padding, attention {kernel}",
+                    _joined_rows(trainer, _KERNELS[kernel], tells_targets=choice.known_targets),
+                    "joined",
+                )
+                for kernel in choice.attention
+            ]
+        )
     if choice.graphs:
-        ways.append(Way("CUDA graphs for short batches", _graphs(trainer), "joined", passes=2))
+        ways.append([Way("CUDA graphs for short batches", _graphs(trainer), "joined", passes=2)])
     return ways
+
+
+def _unpackings(choice: Choice) -> Iterator[tuple[str, Unpack]]:
+    """How 4-bit weights may be unpacked: bitsandbytes' way stands in for a kernel of our own."""
+    if choice.unpacks_in_one_kernel:
+        from worker.training.fast.kernels.unpacking import unpack  # needs Triton
+
+        yield "LoRA in one function, weights unpacked by one kernel", unpack
+    yield "LoRA in one function", dequantize_4bit
 
 
 class Trial:
@@ -170,12 +200,14 @@ class Trial:
     ) -> list[tuple[Callable[[list[Example]], dict[str, Any]], list[Example]]]:
         if layout == "alone":
             return [(self._padding, [example]) for example in self._examples]
-        return [(self._padding if layout == "padded" else JoiningCollator(), self._examples)]
+        return [(self._padding if layout == "padded" else self._trainer.data_collator, self._examples)]
 
 
 @contextmanager
-def _linears(trainer: AdapterTrainer, dtype: torch.dtype, *, keeps_weights: bool) -> Iterator[None]:
-    fast = FastLinears(trainer.model, dtype)
+def _linears(
+    trainer: AdapterTrainer, dtype: torch.dtype, unpack: Unpack, *, keeps_weights: bool
+) -> Iterator[None]:
+    fast = FastLinears(trainer.model, dtype, unpack)
     with ExitStack() as stack:
         stack.callback(fast.remove)
         if keeps_weights:
@@ -216,14 +248,17 @@ def _spare(trainer: AdapterTrainer, memory: SpareMemory) -> Iterator[None]:
 
 
 @contextmanager
-def _joined_rows(trainer: AdapterTrainer, kernel: row_attention.Kernel) -> Iterator[None]:
+def _joined_rows(
+    trainer: AdapterTrainer, kernel: row_attention.Kernel, *, tells_targets: bool
+) -> Iterator[None]:
     row_attention.register(kernel)
     model = trainer.model.get_base_model()
     attention, collator = model.config._attn_implementation, trainer.data_collator
     model.set_attn_implementation(row_attention.NAME)
-    trainer.data_collator = JoiningCollator()
+    trainer.data_collator = JoiningCollator(tells_targets=tells_targets)
     try:
-        yield
+        with known_targets.applied(trainer.model) if tells_targets else nullcontext():
+            yield
     finally:
         model.set_attn_implementation(attention)
         trainer.data_collator = collator

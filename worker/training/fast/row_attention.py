@@ -1,8 +1,8 @@
 """Attention for rows that lie one after the other in one sequence, none of which reads another.
 
 Nothing is padded and no mask is made. transformers hands over where rows begin (its own names for it, those
-of flash attention: `cu_seq_lens_q`, `max_length_q`); what computes one row is a parameter: PyTorch's
-`varlen_attn` on a GPU, row by row on a CPU.
+of flash attention: `cu_seq_lens_q`, `max_length_q`); what computes the rows is a parameter: kernels of our
+own (kernels/rows.py) or PyTorch's `varlen_attn` on a GPU, row by row on a CPU.
 
 T: tokens of all rows. H: query heads. K: key heads. D: width of a head. N: rows. L: tokens of one row.
 """
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "tunesmith_rows"
 # What changes attention and is not computed here; the check at a job's start would find each.
@@ -38,7 +37,11 @@ class Kernel(Protocol):
 
 
 def register(kernel: Kernel) -> None:
-    """Make transformers know the name."""
+    """Make transformers know the name.
+
+    No mask goes with it: rows are kept apart by where they begin, and a mask that transformers knew of, even
+    none, it would look for on the device.
+    """
 
     def attend(
         module: nn.Module,
@@ -67,7 +70,6 @@ def register(kernel: Kernel) -> None:
         return o_THD[None], None
 
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def row_by_row(
@@ -85,6 +87,22 @@ def row_by_row(
     lengths = [end - start for start, end in itertools.pairwise(ends)]
     rows = zip(*(heads.split(lengths) for heads in (q_THD, k_TKD, v_TKD)), strict=True)
     return torch.cat([_attend_row(*row, scale=scale, window=window) for row in rows])
+
+
+def tiled(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    *,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """Tiles of rows, in Triton, which only a GPU's installation brings for sure."""
+    from worker.training.fast.kernels.rows import attend
+
+    return attend(q_THD, k_TKD, v_TKD, starts, scale=scale, window=window)
 
 
 def flash(
@@ -131,7 +149,3 @@ def _attend_row(
         enable_gqa=q_HLD.shape[1] != k_KLD.shape[1],
     )
     return o_HLD[0].transpose(0, 1)
-
-
-def _no_mask(*_arguments: Any, **_options: Any) -> None:
-    """Rows are kept apart by where they begin."""

@@ -10,7 +10,14 @@ from tests.factories import make_spec
 from worker.device import Device
 from worker.training.fast.choice import Choice, Family, choose
 
-LLAMA = Family("llama", takes_attention=True, changes_attention=False, head_width=128, shapes_logits=False)
+LLAMA = Family(
+    "llama",
+    takes_attention=True,
+    changes_attention=False,
+    head_width=128,
+    shapes_logits=False,
+    adds_losses=False,
+)
 CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.13.0")
 HOPPER = CPU.model_copy(update={"kind": "cuda", "name": "H100", "supports_bf16": True})
 TURING = CPU.model_copy(update={"kind": "cuda", "name": "T4"})
@@ -23,13 +30,15 @@ def chosen(spec: dict[str, Any], device: Device, *, family: Family = LLAMA) -> C
 @pytest.mark.parametrize(
     ("device", "expected"),
     [
-        (CPU, (torch.float32, "row by row", True)),
-        (HOPPER, (torch.bfloat16, "flash", False)),
-        (TURING, (torch.float16, None, False)),
+        (CPU, (torch.float32, ("row by row",), True)),
+        (HOPPER, (torch.bfloat16, ("tiles of rows", "flash"), False)),
+        (TURING, (torch.float16, (), False)),
     ],
     ids=["cpu", "hopper", "turing"],
 )
-def test_the_recipe_on_each_device(device: Device, expected: tuple[torch.dtype, str | None, bool]) -> None:
+def test_the_recipe_on_each_device(
+    device: Device, expected: tuple[torch.dtype, tuple[str, ...], bool]
+) -> None:
     choice = chosen({}, device)
 
     assert (choice.linears, choice.attention, choice.one_pass_loss) == expected
@@ -55,27 +64,31 @@ def test_linears_that_stay_pefts_own(spec: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("training", "changes", "reason"),
     [
-        ({"per_device_train_batch_size": 1}, {}, "one row in a batch"),
         ({"neftune_noise_alpha": 5.0}, {}, "NEFTune"),
         ({}, {"takes_attention": False}, "does not let its attention be replaced"),
         ({}, {"changes_attention": True}, "attention of its own kind"),
         ({}, {"head_width": 512}, "heads up to 256"),
     ],
-    ids=["one row", "neftune", "own attention", "odd attention", "wide heads"],
+    ids=["neftune", "own attention", "odd attention", "wide heads"],
 )
 def test_batches_that_stay_padded(training: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
     family = Family(**{**vars(LLAMA), **changes})
 
     choice = chosen({"training": training}, HOPPER, family=family)
 
-    assert choice.attention is None
+    assert not choice.attention
     assert any(line.startswith("batches without padding") and reason in line for line in choice.left_out)
 
 
-def test_one_packed_sequence_is_many_rows() -> None:
-    assert (
-        chosen({"training": {"per_device_train_batch_size": 1, "packing": True}}, HOPPER).attention == "flash"
-    )
+@pytest.mark.parametrize(
+    ("device", "packing", "is_joined"),
+    [(CPU, False, False), (CPU, True, True), (HOPPER, False, True)],
+    ids=["nothing to join", "packed", "for graphs"],
+)
+def test_one_sequence_in_a_batch(device: Device, packing: bool, is_joined: bool) -> None:
+    choice = chosen({"training": {"per_device_train_batch_size": 1, "packing": packing}}, device)
+
+    assert bool(choice.attention) == is_joined
 
 
 def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
@@ -98,6 +111,14 @@ def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | No
 
     assert choice.graphs == (reason is None)
     assert reason is None or any(reason in line for line in choice.left_out)
+
+
+@pytest.mark.parametrize("in_4_bits", [True, False])
+def test_a_kernel_unpacks_what_is_packed_on_a_gpu(in_4_bits: bool) -> None:
+    spec = {"quantization": {"load_in_4bit": in_4_bits}}
+
+    assert chosen(spec, HOPPER).unpacks_in_one_kernel == in_4_bits
+    assert not chosen(spec, CPU).unpacks_in_one_kernel
 
 
 @pytest.mark.parametrize("device", [CPU, HOPPER], ids=["cpu", "gpu"])

@@ -86,7 +86,7 @@ def test_dropout_draws_what_pefts_layers_draw(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where rows lie as in a padded batch, a job with dropout has the losses of a plain one, too."""
-    monkeypatch.setattr(paths, "_joined_rows", lambda trainer, kernel: paths.ExitStack())
+    monkeypatch.setattr(paths, "_joined_rows", lambda *_given, **_options: paths.ExitStack())
     spec = SPEC | {"lora": {"r": 4, "dropout": 0.3}}
 
     fast = run_here(make_request("fast", **spec))
@@ -165,4 +165,25 @@ def test_a_kernel_that_fails_here_is_not_used(
     reports = run_here(make_request(**SPEC))
 
     assert "RuntimeError: no kernel image is available" in warned(reports)[0]
+    assert losses(reports)
+
+
+def test_what_fails_makes_room_for_what_stands_in_for_it(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_given: Any, **_options: Any) -> torch.Tensor:
+        raise RuntimeError("out of shared memory")
+
+    monkeypatch.setitem(paths._KERNELS, "tiles of rows", failing)
+    choose = paths.choose
+    monkeypatch.setattr(
+        paths,
+        "choose",
+        lambda *given, **named: replace(choose(*given, **named), attention=("tiles of rows", "row by row")),
+    )
+
+    reports = run_here(make_request(**SPEC))
+
+    assert "attention tiles of rows (RuntimeError: out of shared memory)" in warned(reports)[0]
+    assert "attention row by row" in said(reports)
     assert losses(reports)

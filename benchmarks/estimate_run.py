@@ -1,0 +1,202 @@
+"""One setting of benchmarks/estimate.py, trained as the training child trains: what memory it takes."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.core.datasets import DatasetFormat
+from app.core.events import Log, Warn
+from app.core.settings import TrainingPath
+from app.core.specs import JobSpec
+from benchmarks.estimate_settings import PADDED_SHARE, SHORT_ROW, Setting
+from worker import base_model
+from worker.device import find_device
+from worker.formatting import IGNORED, TokenRow
+from worker.reports import Happened, TrainingRequest
+from worker.training import config, memory, run
+from worker.training.attempt import Attempt
+from worker.training.batches import count_tokens, make_dataset
+from worker.training.fast import paths
+from worker.training.fast.decoder_graphs import GraphedDecoder
+from worker.training.loss import score_learned_tokens_only
+from worker.training.trainer import AdapterTrainer
+
+
+def train(setting: Setting, parent: Path) -> dict[str, Any]:
+    """Train the steps of a setting by the path that it names, on the model that lies under `parent`."""
+    score_learned_tokens_only()
+    said: list[str] = []
+    folder = parent / "models" / setting.model
+    attempt = _make_attempt(setting, parent, said)
+    model = run.load(attempt, folder)
+    allocator = Allocator(attempt.device.is_cuda)
+    loaded, peak_loading = allocator.allocated(), allocator.take_peak()
+    spec = attempt.request.spec
+    trainer = run.make_trainer(
+        attempt,
+        model,
+        base_model.load_tokenizer(folder),
+        config.trainer_config(spec.training, attempt.device, attempt.checkpoints),
+        newest=None,
+        train_set=make_dataset(
+            _rows(setting, model.config.vocab_size),
+            packed_length=setting.length if setting.rows == "packed" else None,
+        ),
+        eval_set=None,
+    )
+    with paths.set_up(attempt, trainer, attempt.request.path):
+        peak_trial = allocator.take_peak()
+        watch = Watch(trainer, allocator)
+        began = time.monotonic()
+        trainer.train()
+        allocator.wait()
+        seconds = time.monotonic() - began
+        reserved = allocator.peak_reserved()
+        graphs = [spare for spare in trainer.spare_memory if isinstance(spare, GraphedDecoder)]
+        recordings = sum(decoder.recordings for decoder in graphs)
+        peak = max(*watch.peaks, allocator.take_peak())
+        with_spare = allocator.allocated()
+        for spare in trainer.spare_memory:
+            spare.release()
+        memory.free()
+        staying = allocator.allocated()
+    return {
+        "name": setting.name,
+        "path": setting.path,
+        "said": said,
+        "peak_allocated_bytes": peak,
+        "peak_needed_bytes": watch.find_needed(staying),
+        "peak_reserved_bytes": reserved,
+        "peak_loading_bytes": peak_loading,
+        "peak_trial_bytes": peak_trial,
+        "loaded_bytes": loaded,
+        "graphs": recordings,
+        "spare_bytes": with_spare - staying,
+        "passes": watch.passes,
+        "seconds": round(seconds, 2),
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+class Allocator:
+    """PyTorch's memory on a GPU; on a CPU, which does not count, everything is 0."""
+
+    def __init__(self, is_cuda: bool) -> None:
+        self._is_cuda = is_cuda
+
+    def allocated(self) -> int:
+        """Now."""
+        return torch.cuda.memory_allocated() if self._is_cuda else 0
+
+    def take_peak(self) -> int:
+        """The most since the last call."""
+        if not self._is_cuda:
+            return 0
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+    def peak_reserved(self) -> int:
+        """The most that was held in the last pass: what graphs keep counts."""
+        return torch.cuda.max_memory_reserved() if self._is_cuda else 0
+
+    def wait(self) -> None:
+        """Until the device has done everything."""
+        if self._is_cuda:
+            torch.cuda.synchronize()
+
+
+class Watch:
+    """Reads the allocator before and after the forward and the backward pass of every batch."""
+
+    def __init__(self, trainer: AdapterTrainer, allocator: Allocator) -> None:
+        self.passes: list[dict[str, int]] = []
+        self.peaks: list[int] = []
+        self._trainer = trainer
+        self._allocator = allocator
+        self._compute_loss: Callable[..., Any] = trainer.compute_loss
+        self._training_step: Callable[..., Any] = trainer.training_step
+        trainer.compute_loss, trainer.training_step = self._forward, self._whole
+
+    def find_needed(self, staying: int) -> int:
+        """The peak without spare memory: what lay there when a step began, beside `staying` bytes."""
+        needed = 0
+        began: dict[int, int] = {}
+        for entry in self.passes:
+            spare = max(0, began.setdefault(entry["step"], entry["before"]) - staying)
+            needed = max(needed, max(entry["forward_peak"], entry["backward_peak"]) - spare)
+        return needed
+
+    def _forward(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self._take_peak()
+        before = self._allocator.allocated()
+        entry = {
+            "step": self._trainer.state.global_step,
+            "sequences": memory.count_rows(inputs),
+            # Laid out as the model gets them: padding counts.
+            "tokens": inputs["input_ids"].numel(),
+            "real_tokens": int(count_tokens(inputs)),
+            "scored": memory.count_trained(inputs),
+            "before": before,
+        }
+        loss = self._compute_loss(model, inputs, *args, **kwargs)
+        self.passes.append(
+            {**entry, "after_forward": self._allocator.allocated(), "forward_peak": self._take_peak()}
+        )
+        return loss
+
+    def _whole(self, *args: Any, **kwargs: Any) -> Any:
+        loss = self._training_step(*args, **kwargs)
+        self.passes[-1]["backward_peak"] = self._take_peak()
+        return loss
+
+    def _take_peak(self) -> int:
+        self.peaks.append(self._allocator.take_peak())
+        return self.peaks[-1]
+
+
+def _make_attempt(setting: Setting, parent: Path, said: list[str]) -> Attempt:
+    def send(report: Any) -> None:
+        if isinstance(report, Happened) and isinstance(report.event, Log | Warn):
+            said.append(report.event.message)
+
+    work = parent / "jobs" / setting.name.replace(" ", "-")
+    request = TrainingRequest(
+        job_id="job_benchmark",
+        attempt=1,
+        spec=JobSpec.model_validate(setting.spec()),
+        dataset=parent,
+        dataset_format=DatasetFormat.TEXT,
+        dataset_sha256="",
+        models_folder=parent / "models",
+        job_folder=work,
+        output_folder=work / "adapter",
+        path=TrainingPath(setting.path),
+    )
+    return Attempt(request, find_device(), send, threading.Event())
+
+
+def _rows(setting: Setting, vocabulary: int) -> list[TokenRow]:
+    draw = random.Random(0)
+    count = setting.steps * setting.batch * setting.accumulation
+    if setting.rows == "packed":
+        count *= setting.length // SHORT_ROW
+    lengths = [setting.length] * count
+    if setting.rows == "ragged":
+        low = int(setting.length * PADDED_SHARE)
+        lengths = [
+            setting.length if index % setting.batch == 0 else draw.randint(low, setting.length)
+            for index in range(count)
+        ]
+    if setting.rows == "packed":
+        lengths = [draw.randint(SHORT_ROW // 3, SHORT_ROW * 5 // 3) for _ in range(count)]
+    rows = []
+    for line, length in enumerate(lengths, start=1):
+        ids = [draw.randrange(3, vocabulary) for _ in range(length)]
+        rows.append(TokenRow(line, ids, [IGNORED, *ids[1:]]))
+    return rows

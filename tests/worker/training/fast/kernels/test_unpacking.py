@@ -1,0 +1,23 @@
+"""Weights unpacked by one kernel are bitsandbytes' own, to the last bit."""
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+from worker.training.fast.kernels.unpacking import unpack
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("double", [False, True], ids=["once", "double"])
+@pytest.mark.parametrize("shape", [(48, 256), (3, 64), (5, 7)], ids=["many blocks", "few", "a part of one"])
+def test_a_weight_is_what_bitsandbytes_makes_of_it(
+    device: torch.device, shape: tuple[int, int], double: bool, kind: str
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape, device=device) * 0.02 + 0.01
+    packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=double)
+
+    found = unpack(packed, state)
+
+    assert found.shape == shape
+    assert torch.equal(found, dequantize_4bit(packed, state))
