@@ -102,8 +102,8 @@ def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
         ({"gradient_checkpointing": True}, "activations are computed again"),
         ({"gradient_checkpointing": False, "neftune_noise_alpha": 5.0}, "batches are padded"),
         ({"gradient_checkpointing": False, "packing": True}, "batches are long enough"),
-        ({"gradient_checkpointing": False, "packing": True, "max_seq_length": 4096}, "batches are long"),
-        ({"gradient_checkpointing": False, "packing": True, "max_seq_length": 2048}, None),
+        ({"gradient_checkpointing": False, "packing": True, "max_seq_length": 2048}, "batches are long"),
+        ({"gradient_checkpointing": False, "packing": True, "max_seq_length": 512}, None),
     ],
 )
 def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | None) -> None:
@@ -113,9 +113,12 @@ def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | No
     assert reason is None or any(reason in line for line in choice.left_out)
 
 
-def test_kernels_of_our_own_are_for_a_gpu() -> None:
-    assert chosen({}, HOPPER).own_kernels
-    assert not chosen({}, CPU).own_kernels
+@pytest.mark.parametrize("in_4_bits", [True, False])
+def test_a_kernel_unpacks_what_is_packed_on_a_gpu(in_4_bits: bool) -> None:
+    spec = {"quantization": {"load_in_4bit": in_4_bits}}
+
+    assert chosen(spec, HOPPER).unpacks_in_one_kernel == in_4_bits
+    assert not chosen(spec, CPU).unpacks_in_one_kernel
 
 
 @pytest.mark.parametrize("device", [CPU, HOPPER], ids=["cpu", "gpu"])
