@@ -57,6 +57,7 @@ def test_a_job_takes_every_way_that_applies(
     ways = [
         "LoRA in one function, weights unpacked by one kernel",
         "Liger's kernels",
+        "additions within other kernels",
         "batches without padding, attention tiles of rows",
     ]
     ways += [] if checkpointing else ["CUDA graphs for short batches"]
