@@ -19,6 +19,8 @@ from worker.training.fast import liger
 AttentionKernel = Literal["tiles of rows", "flash", "row by row"]
 _GPU_KERNELS: tuple[AttentionKernel, ...] = ("tiles of rows", "flash")
 _WIDEST_HEAD = 256
+# Their decoder layers' `forward` is the same to the letter in transformers 5.17 to 5.23.
+_LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")
 # Of a batch that a CUDA graph is worth while for: beyond it the GPU is busy while kernels are launched.
 MOST_TOKENS = 4096
 
@@ -45,6 +47,7 @@ class Choice:
     known_targets: bool = False  # where batches are joined
     one_pass_loss: bool = False
     liger: bool = False
+    residuals: bool = False
     graphs: bool = False
     kept_weights: bool = False  # where memory is left
     unwaiting_optimizer: bool = False
@@ -81,6 +84,7 @@ def choose(
         known_targets=not attention_reason and not family.shapes_logits and not family.adds_losses,
         one_pass_loss=not loss_reason,
         liger=device.is_cuda and not liger_reason,
+        residuals=device.is_cuda and family.name in _LIKE_LLAMA,
         graphs=device.is_cuda and not graphs_reason,
         kept_weights=is_alone and device.is_cuda and not linears_reason and spec.quantization.load_in_4bit,
         unwaiting_optimizer=device.is_cuda and ("paged" in optimizer or "bnb" in optimizer),

@@ -85,6 +85,7 @@ class Group:
         self._weights = [_weight_of(layer.get_base_layer(), unpack) for layer in layers]
         self._adapters: Adapters | None = None
         self._pending: _Pending | None = None
+        self._summand: torch.Tensor | None = None
 
     @property
     def packed_weights(self) -> list[FourBitWeight]:
@@ -93,7 +94,7 @@ class Group:
 
     def begin_pass(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Forget the last pass; answers what must be copied for this one: (to, from)."""
-        self._pending = None
+        self._pending = self._summand = None
         if self._adapters is None:
             self._adapters = _empty_adapters(self._parameters[0::2], self._parameters[1::2], self._dtype)
         copies = [
@@ -101,6 +102,18 @@ class Group:
             *zip(self._adapters.b_OR, self._parameters[1::2], strict=True),
         ]
         return [(copy, parameter.detach()) for copy, parameter in copies]
+
+    def add_next(self, summand: torch.Tensor) -> bool:
+        """Add this to the next output, where the layer is alone; False: it is not."""
+        if len(self._layers) > 1:
+            return False
+        self._summand = summand
+        return True
+
+    def take_summand(self) -> torch.Tensor | None:
+        """What the present output shall have added."""
+        summand, self._summand = self._summand, None
+        return summand
 
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
         """What the layer at this place of the group makes of the input."""
@@ -132,8 +145,12 @@ class Group:
             for layer, weight in zip(self._layers, self._weights, strict=True)
         ]
         x_TI = x.reshape(-1, x.shape[-1]).to(self._dtype)
-        outputs = lora_linears(x_TI, parts, self._adapters, self._parameters)
-        return [y_TO.view(*x.shape[:-1], -1).to(x.dtype) for y_TO in outputs]
+        summand = self.take_summand()
+        is_fused = summand is not None and summand.dtype is self._dtype is x.dtype and parts[0].bias_O is None
+        summand_TO = summand.reshape(len(x_TI), -1) if summand is not None and is_fused else None
+        outputs = lora_linears(x_TI, parts, self._adapters, self._parameters, summand_TO)
+        shaped = [y_TO.view(*x.shape[:-1], -1).to(x.dtype) for y_TO in outputs]
+        return shaped if summand is None or is_fused else [summand + shaped[0]]
 
 
 class FastLinears:
@@ -145,12 +162,14 @@ class FastLinears:
         self._keeps_weights = False
         self._groups: list[Group] = []
         self._forwards: list[tuple[LoraLayer, Callable[..., torch.Tensor]]] = []
+        self._group_of: dict[nn.Module, Group] = {}
         self._hook = model.register_forward_pre_hook(self._begin_pass)
         for layers in find_groups(model):
             group = Group(layers, dtype, unpack)
             self._groups.append(group)
             for place, layer in enumerate(layers):
                 self._forwards.append((layer, _make_forward(layer, group, place)))
+                self._group_of[layer] = group
         self.layers = len(self._forwards)
         self._put_in()
 
@@ -173,6 +192,12 @@ class FastLinears:
         for weight in self._packed_weights():
             weight.forget()
         return had_any
+
+    def add_next(self, layer: nn.Module, summand: torch.Tensor) -> bool:
+        """Make the next call of a layer add this to its output; False: it is none of these layers, or not
+        alone in its group."""
+        group = self._group_of.get(layer)
+        return group is not None and "forward" in vars(layer) and group.add_next(summand)
 
     def remove(self) -> None:
         """Leave the model as PEFT made it."""
@@ -246,7 +271,8 @@ def _make_forward(layer: LoraLayer, group: Group, place: int) -> Callable[..., t
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if args or kwargs or not group.takes(x):
             output: torch.Tensor = plain(layer, x, *args, **kwargs)
-            return output
+            summand = group.take_summand()
+            return output if summand is None else summand + output
         return group.output(place, x)
 
     return forward

@@ -53,8 +53,10 @@ def lora_linears(
     layers: Sequence[Layer],
     adapters: Adapters,
     parameters: Sequence[torch.Tensor],
+    summand_TO: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """What every layer makes of the input, [T, O] each.
+    """What every layer makes of the input, [T, O] each. `summand_TO` is added to the output of a layer that
+    is alone and has no bias.
 
     `parameters` are A and B of every layer in turn, which get the gradients. Layers with dropout draw a mask
     each, in their order, from the same random numbers that PEFT's layers draw.
@@ -62,7 +64,9 @@ def lora_linears(
     kept = _Kept()
     if x_TI.requires_grad:
         x_TI = _KeepInput.apply(x_TI, layers, adapters, kept)
-    outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(x_TI, tuple(layers), adapters, kept, *parameters)
+    outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(
+        x_TI, tuple(layers), adapters, kept, summand_TO, *parameters
+    )
     return outputs
 
 
@@ -108,6 +112,7 @@ class _LoraLinears(torch.autograd.Function):
         layers: tuple[Layer, ...],
         adapters: Adapters,
         kept: _Kept,
+        summand_TO: torch.Tensor | None,
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         ctx.set_materialize_grads(False)
@@ -120,7 +125,8 @@ class _LoraLinears(torch.autograd.Function):
             for layer, b_OR, inner_TR in zip(
                 layers, adapters.b_OR, inner_TS.split(adapters.ranks, dim=1), strict=True
             ):
-                y_TO = _scaled_product(inner_TR, b_OR.t(), layer.scaling, plus=layer.bias_O)
+                plus = layer.bias_O if summand_TO is None else summand_TO
+                y_TO = _scaled_product(inner_TR, b_OR.t(), layer.scaling, plus=plus)
                 outputs.append(y_TO.addmm_(x_TI, layer.weight.read(x_TI.dtype).t()))
         ctx.layers, ctx.adapters = layers, adapters
         if kept.ctx is not ctx:
@@ -149,7 +155,8 @@ class _LoraLinears(torch.autograd.Function):
                 grad_x_TI = _grad_of_input(x_TI, grads_TO, grad_inner_TS, layers, masks, adapters)
         for grad_a_RI, grad_b_OR in zip(grad_as, grad_bs, strict=True):
             gradients += [grad_a_RI, grad_b_OR] if grad_b_OR is not None else [None, None]
-        return grad_x_TI, None, None, None, *gradients
+        grad_summand_TO = grads_TO[0] if ctx.needs_input_grad[4] else None
+        return grad_x_TI, None, None, None, grad_summand_TO, *gradients
 
 
 def _keep(x_TI: torch.Tensor, mask_TI: torch.Tensor | None, dropout: float) -> torch.Tensor:

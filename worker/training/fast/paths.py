@@ -7,17 +7,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from torch import nn
 from trl.trainer import utils as trl_utils
 
 from app.core.settings import TrainingPath
 from worker.training.attempt import Attempt
 from worker.training.batches import Collator, Example, JoiningCollator, model_inputs
-from worker.training.fast import check, known_targets, liger, optimizer_waits, row_attention
+from worker.training.fast import bnb_optimizer, check, known_targets, liger, row_attention
 from worker.training.fast.check import Pass
 from worker.training.fast.choice import AttentionKernel, Choice, choose, describe_family
 from worker.training.fast.decoder_graphs import GraphedDecoder, own_stream
@@ -64,7 +66,7 @@ def set_up(attempt: Attempt, trainer: AdapterTrainer, path: TrainingPath) -> Exi
     choice = choose(request.spec, attempt.device, family, path, is_alone=request.is_alone)
     taken = take(trainer, choice)
     if choice.unwaiting_optimizer:
-        taken.stack.enter_context(optimizer_waits.left_out())
+        taken.stack.enter_context(bnb_optimizer.in_order(trainer))
         taken.used.append("an optimizer that does not wait")
     if taken.wrong:
         attempt.warn(
@@ -109,15 +111,18 @@ def _try(way: Way, trial: "Trial", taken: Taken) -> bool:
 def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[list[Way]]:
     """The ways that a choice names, each with those that stand in for it where it is wrong."""
     ways = []
+    linears: list[FastLinears] = []
     if choice.linears is not None:
         ways.append(
-            [
-                Way(name, _linears(trainer, choice.linears, unpack, keeps_weights=choice.kept_weights))
-                for name, unpack in _unpackings(choice)
-            ]
+            [Way(name, _linears(trainer, linears, choice, unpack)) for name, unpack in _unpackings(choice)]
         )
     if choice.liger:
         ways.append([Way("Liger's kernels", liger.applied(trainer.model))])
+    if choice.residuals:
+        from worker.training.fast import residuals  # needs Triton
+
+        added = residuals.applied(trainer.model, partial(_add_next, linears))
+        ways.append([Way("additions within other kernels", added)])
     if choice.one_pass_loss:
         ways.append([Way("the loss in one pass", _one_pass_loss())])
     if choice.attention:
@@ -205,17 +210,24 @@ class Trial:
 
 @contextmanager
 def _linears(
-    trainer: AdapterTrainer, dtype: torch.dtype, unpack: Unpack, *, keeps_weights: bool
+    trainer: AdapterTrainer, present: list[FastLinears], choice: Choice, unpack: Unpack
 ) -> Iterator[None]:
-    fast = FastLinears(trainer.model, dtype, unpack)
+    assert choice.linears is not None
+    fast = FastLinears(trainer.model, choice.linears, unpack)
     with ExitStack() as stack:
         stack.callback(fast.remove)
-        if keeps_weights:
+        present.append(fast)
+        stack.callback(present.remove, fast)
+        if choice.kept_weights:
             keeper = KeepWeights(fast, trainer.spare_memory, trainer.say)
             trainer.add_callback(keeper)
             stack.callback(trainer.remove_callback, keeper)
             stack.enter_context(_spare(trainer, keeper))
         yield
+
+
+def _add_next(linears: list[FastLinears], layer: nn.Module, summand: torch.Tensor) -> bool:
+    return any(fast.add_next(layer, summand) for fast in linears)
 
 
 @contextmanager

@@ -1,0 +1,80 @@
+"""The residual stream of a decoder without additions of their own.
+
+What a layer adds to the stream is added by the product that makes it, where that is a LoRA layer; and the
+two gradients that meet before a norm meet in the norm's kernel (the idea is Liger-Kernel's fused addition and
+norm). For families whose decoder layer is Llama's.
+
+T: tokens. H: the hidden size.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from worker.training.fast.kernels import norms
+
+# Makes the next call of a module add this to its output; answers False where it can't.
+AddNext = Callable[[nn.Module, torch.Tensor], bool]
+
+
+@contextmanager
+def applied(model: PeftModel, add_next: AddNext) -> Iterator[None]:
+    """Within it the decoder's layers compute so."""
+    layers = [module for module in model.get_base_model().modules() if _is_layer(module)]
+    for layer in layers:
+        vars(layer)["forward"] = _make_forward(layer, add_next)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    parts = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+    return {name for name, _child in module.named_children()} == parts
+
+
+def _make_forward(layer: Any, add_next: AddNext) -> Callable[..., torch.Tensor]:
+    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        normed, stream = _norm(hidden_states, layer.input_layernorm)
+        is_added = add_next(layer.self_attn.o_proj, stream)
+        output, _weights = layer.self_attn(normed, *args, **kwargs)
+        stream = output if is_added else stream + output
+        normed, stream = _norm(stream, layer.post_attention_layernorm)
+        is_added = add_next(layer.mlp.down_proj, stream)
+        output = layer.mlp(normed)
+        return output if is_added else stream + output
+
+    return forward
+
+
+def _norm(stream: torch.Tensor, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The normed stream, and the stream; what reads it from now on has its gradient added in the norm's."""
+    if stream.dtype != module.weight.dtype:
+        return module(stream), stream
+    normed, passed = _NormAndPass.apply(stream, module.weight, module.variance_epsilon)
+    return normed, passed
+
+
+class _NormAndPass(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, stream: torch.Tensor, weight_H: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x_TH = stream.reshape(-1, stream.shape[-1])
+        normed_TH, scale_T = norms.norm(x_TH, weight_H, epsilon)
+        ctx.save_for_backward(x_TH, weight_H, scale_T)
+        return normed_TH.view(stream.shape), stream.view_as(stream)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor, passed: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_TH, weight_H, scale_T = ctx.saved_tensors
+        grad_TH, passed_TH = (one.reshape(x_TH.shape).contiguous() for one in (grad, passed))
+        grad_x_TH = norms.gradient(grad_TH, passed_TH, x_TH, weight_H, scale_T)
+        return grad_x_TH.view(grad.shape), None, None
