@@ -153,13 +153,16 @@ def _describe_device() -> dict[str, int]:
 
 
 def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
+    """The estimate for the largest batch that was measured."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    from app.core.settings import TrainingPath
     from app.core.specs import JobSpec
-    from worker import choices
+    from worker import fitting
     from worker.device import Device
     from worker.estimate import Batch, estimate
+    from worker.fast_ways import describe_family
     from worker.model_shape import shape_of
 
     device = Device(kind="cuda", name="", memory_bytes=0, supports_bf16=True, torch_version=torch.__version__)
@@ -167,14 +170,23 @@ def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**MODELS[setting.model]))
     shape = shape_of(model, spec.lora)
-    if "passes" in line and "tokens" in line["passes"][0]:
-        largest = max(line["passes"], key=lambda entry: entry["tokens"])
-        sequences, length, scored = largest["sequences"], setting.length, largest["scored"]
-    else:
+    job = fitting.Job(spec, device, shape, describe_family(model), TrainingPath(line.get("path", "plain")))
+    plan, is_joined = fitting.make_plan(job, spec.training)
+    if "path" not in line:
         sequences, length = max(line["batch_shapes"], key=lambda shape: shape[0] * shape[1])
-        scored = line["scored_tokens"]
-    batch = Batch(sequences, length, scored, has_mask=setting.rows != "equal")
-    return estimate(shape, choices.make_plan(spec, device, checkpointing=setting.checkpointing), batch)
+        return estimate(
+            shape, plan, Batch(sequences, length, line["scored_tokens"], has_mask=setting.rows != "equal")
+        )
+    largest = max(line["passes"], key=lambda entry: entry["tokens"])
+    sequences, tokens = largest["sequences"], largest["tokens"]
+    batch = Batch(
+        sequences,
+        tokens // sequences,
+        largest["scored"],
+        has_mask=setting.rows != "equal" and not is_joined,
+        joined_tokens=tokens if is_joined else None,
+    )
+    return estimate(shape, plan, batch)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         ),
         eval_set=None,
     )
-    with paths.set_up(attempt, trainer, attempt.request.path):
+    with paths.set_up(attempt, trainer, spec.training, attempt.request.path):
         peak_trial = allocator.take_peak()
         watch = Watch(trainer, allocator)
         began = time.monotonic()

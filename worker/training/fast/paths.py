@@ -15,11 +15,12 @@ from bitsandbytes.functional import dequantize_4bit
 from trl.trainer import utils as trl_utils
 
 from app.core.settings import TrainingPath
+from app.core.specs import TrainingSpec
+from worker.fast_ways import AttentionKernel, Choice, choose, describe_family
 from worker.training.attempt import Attempt
 from worker.training.batches import Collator, Example, JoiningCollator, model_inputs
 from worker.training.fast import check, liger, row_attention
 from worker.training.fast.check import Pass
-from worker.training.fast.choice import AttentionKernel, Choice, choose, describe_family
 from worker.training.fast.decoder_graphs import GraphedDecoder, own_stream
 from worker.training.fast.kept_weights import KeepWeights
 from worker.training.fast.linears import FastLinears, Unpack
@@ -57,11 +58,16 @@ class Taken:
     stack: ExitStack = field(default_factory=ExitStack)
 
 
-def set_up(attempt: Attempt, trainer: AdapterTrainer, path: TrainingPath) -> ExitStack:
-    """Take every fast way that applies and is right; the answer, when closed, undoes it."""
+def set_up(
+    attempt: Attempt, trainer: AdapterTrainer, training: TrainingSpec, path: TrainingPath
+) -> ExitStack:
+    """Take every fast way that applies and is right; the answer, when closed, undoes it.
+
+    `training`: the spec's, without `auto` in its passes.
+    """
     family = describe_family(trainer.model.get_base_model())
-    request = attempt.request
-    choice = choose(request.spec, attempt.device, family, path, is_alone=request.is_alone)
+    spec = attempt.request.spec.model_copy(update={"training": training})
+    choice = choose(spec, attempt.device, family, path, is_alone=attempt.request.is_alone)
     taken = take(trainer, choice)
     if taken.wrong:
         attempt.warn(

@@ -1,8 +1,10 @@
 """Which fast ways a job may take: a pure function of spec, device and what is known of the model's family.
 
-That they compute the same is not believed here but tried, when the job starts (check.py).
+The trainer takes them, and the memory estimate reckons with them. That they compute the same is not believed
+here but tried, when the job starts (training/fast/check.py).
 """
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +16,6 @@ from app.core.specs import JobSpec
 from worker import choices
 from worker.base_model import compute_dtype
 from worker.device import Device
-from worker.training.fast import liger
 
 AttentionKernel = Literal["tiles of rows", "flash", "row by row"]
 _GPU_KERNELS: tuple[AttentionKernel, ...] = ("tiles of rows", "flash")
@@ -51,13 +52,17 @@ class Choice:
 def choose(
     spec: JobSpec, device: Device, family: Family, path: TrainingPath, *, is_alone: bool = False
 ) -> Choice:
-    """Everything that may apply. `is_alone`: nobody else waits for the device's memory."""
+    """Everything that may apply to a spec without `auto` in its passes.
+
+    `is_alone`: nobody else waits for the device's memory.
+    """
+    assert not choices.is_open(spec.training)
     if path is TrainingPath.PLAIN:
         return Choice(left_out=("TUNESMITH_TRAINING_PATH is plain",))
     linears_reason = _why_not_linears(spec, device)
     attention_reason = _why_not_joined(spec, device, family)
     loss_reason = _why_not_one_pass(spec, device, family)
-    liger_reason = liger.find_reason_against(family.name) if device.is_cuda else None
+    liger_reason = _why_not_liger(family) if device.is_cuda else None
     graphs_reason = _why_not_graphs(spec, attention_reason) if device.is_cuda else None
     reasons = [
         f"{name} ({reason})"
@@ -83,7 +88,7 @@ def choose(
 
 
 def describe_family(model: PreTrainedModel) -> Family:
-    """Read off a loaded model."""
+    """Read off a model, loaded or without weights."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
     odd = any(getattr(config, name, None) for name in ("attn_logit_softcapping", "attention_dropout"))
@@ -115,6 +120,14 @@ def _why_not_linears(spec: JobSpec, device: Device) -> str | None:
     return None
 
 
+def _why_not_liger(family: Family) -> str | None:
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    return None if family.name in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger does not know {family.name}"
+
+
 def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None:
     if spec.training.neftune_noise_alpha:
         return "NEFTune's noise depends on the length of a row"
@@ -142,7 +155,6 @@ def _why_not_graphs(spec: JobSpec, attention_reason: str | None) -> str | None:
         return "batches are padded"
     if training.gradient_checkpointing:
         return "activations are computed again"
-    assert not choices.is_open(training)
     rows, length = training.per_device_train_batch_size, training.max_seq_length
     if training.packing and (length is None or int(rows) * length > MOST_TOKENS):
         return "batches are long enough to keep the GPU busy"
