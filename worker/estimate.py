@@ -242,7 +242,7 @@ def passing_in_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:
     unpacked = shape.largest_linear * precision.model if plan.quantization.load_in_4bit else 0
     if plan.fast.liger:
         # The gradients of gate and up lie where these did; dropout needs a copy of the MLP's product.
-        copies = 2 if plan.fast.linears and plan.lora.dropout else 1
+        copies = 1 if plan.fast.linears and not plan.lora.dropout else 2
         width = copies * shape.mlp_width + shape.hidden
         return batch.tokens * width * precision.residual + unpacked
     return batch.tokens * (2 * shape.mlp_width * precision.residual + shape.hidden * _FLOAT32) + unpacked

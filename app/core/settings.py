@@ -87,9 +87,8 @@ class Settings(BaseSettings):
     max_lost_attempts: int = Field(3, ge=1, description="A job whose worker died so often is failed.")
     training_path: TrainingPath = Field(
         TrainingPath.AUTO,
-        description="`fast`: every faster way of computing the same that passes a trial at the job's start; "
-        "`plain`: TRL, PEFT and transformers as they are; `auto`: fast on a CPU, plain on a GPU, where no "
-        "gain has been measured yet.",
+        description="`auto`: every faster way of computing the same that applies and passes a trial at the "
+        "job's start; `plain`: TRL, PEFT and transformers as they are.",
     )
     require_gpu: bool = Field(False, description="A worker without a GPU is not ready.")
     cancel_grace_seconds: float = Field(10.0, ge=0, description="How long a cancelled step may go on.")
