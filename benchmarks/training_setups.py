@@ -86,7 +86,7 @@ SETUPS = [
     _packed("packed, paged AdamW", optim="paged_adamw_32bit"),
     _packed("packed, checkpointed, plain", code="plain", checkpointing=True),
     _packed("packed, checkpointed", checkpointing=True),
-    _packed("packed, in 8 GB", checkpointing=True, double_quantized=True, optim="paged_adamw_8bit"),
+    _packed("packed, in 8 GB", checkpointing=True, double_quantized=True, optim="adamw_bnb_8bit"),
     _packed("packed, r 64", r=64),
     _packed("packed, dropout", dropout=0.1),
     _packed("one row of 2,048", batch=1, checkpointing=True, double_quantized=True, optim="paged_adamw_8bit"),

@@ -33,6 +33,7 @@ class Family:
     changes_attention: bool  # by soft caps, sinks, dropout or layers that are no attention
     head_width: int
     shapes_logits: bool  # by a soft cap or a scale
+    adds_losses: bool  # of how its experts are chosen
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ class Choice:
     linears: torch.dtype | None = None  # the type of the products
     unpacks_in_one_kernel: bool = False
     attention: tuple[AttentionKernel, ...] = ()  # the best first; none: padded batches, the model's own
+    known_targets: bool = False  # where batches are joined
     one_pass_loss: bool = False
     liger: bool = False
     graphs: bool = False
     kept_weights: bool = False  # where memory is left
+    unwaiting_optimizer: bool = False
     left_out: tuple[str, ...] = ()
 
 
@@ -59,6 +62,7 @@ def choose(
     assert not choices.is_open(spec.training)
     if path is TrainingPath.PLAIN:
         return Choice(left_out=("TUNESMITH_TRAINING_PATH is plain",))
+    optimizer = spec.training.optim
     linears_reason = _why_not_linears(spec, device)
     attention_reason = _why_not_joined(spec, device, family)
     loss_reason = _why_not_one_pass(spec, device, family)
@@ -79,10 +83,12 @@ def choose(
         linears=None if linears_reason else products_dtype(spec, device),
         unpacks_in_one_kernel=device.is_cuda and spec.quantization.load_in_4bit,
         attention=() if attention_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
+        known_targets=not attention_reason and not family.shapes_logits and not family.adds_losses,
         one_pass_loss=not loss_reason,
         liger=device.is_cuda and not liger_reason,
         graphs=device.is_cuda and not graphs_reason,
         kept_weights=is_alone and device.is_cuda and not linears_reason and spec.quantization.load_in_4bit,
+        unwaiting_optimizer=device.is_cuda and ("paged" in optimizer or "bnb" in optimizer),
         left_out=tuple(reasons),
     )
 
@@ -92,7 +98,13 @@ def describe_family(model: PreTrainedModel) -> Family:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
     odd = any(getattr(config, name, None) for name in ("attn_logit_softcapping", "attention_dropout"))
-    scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    scales = (
+        "final_logit_softcapping",
+        "logit_scale",
+        "logits_scaling",
+        "lm_head_multiplier",
+        "output_multiplier",
+    )
     heads = getattr(config, "num_attention_heads", None) or 1
     return Family(
         name=config.model_type,
@@ -100,6 +112,7 @@ def describe_family(model: PreTrainedModel) -> Family:
         changes_attention=odd or not kinds <= {"full_attention", "sliding_attention"},
         head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         shapes_logits=any(getattr(config, name, None) is not None for name in scales),
+        adds_losses=bool(getattr(config, "output_router_logits", False)),
     )
 
 

@@ -1,5 +1,7 @@
 """The fast ways of training on a GPU: the kernel that only runs there, and a job that takes them all."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, make_rows, run_here
 from worker.reports import Outcome
 from worker.training.fast import row_attention
+from worker.training.trainer import AdapterTrainer
 
 
 @pytest.mark.parametrize("window", [None, 8])
@@ -57,3 +60,24 @@ def test_a_job_takes_every_way_that_applies(
     assert "; ".join(ways if checkpointing else [*ways, "CUDA graphs for short batches"]) + "." in said[0]
     losses, expected = ([event.loss for event in one.events(Metrics)] for one in (reports, plain))
     assert losses == pytest.approx(expected, rel=0.02)
+
+
+def test_a_step_does_not_wait_for_the_device(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the batch to the end of the backward pass: PyTorch raises where the CPU would wait."""
+    plain = AdapterTrainer.training_step
+
+    def watched(trainer: AdapterTrainer, *given: Any, **named: Any) -> torch.Tensor:
+        torch.cuda.set_sync_debug_mode("error" if trainer.state.global_step else "default")
+        try:
+            return plain(trainer, *given, **named)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", watched)
+    # Recording a graph may wait; with checkpoints there are none.
+    training = {"max_steps": 4, "gradient_checkpointing": True}
+    reports = run_here(make_request(training=training, rows=make_rows(12)))
+
+    assert reports.ended.outcome is Outcome.FINISHED, reports.ended

@@ -63,9 +63,15 @@ class Collator:
 class JoiningCollator:
     """Lays all rows of a batch one after the other: no padding, and attention that knows where rows begin."""
 
+    def __init__(self, *, tells_targets: bool = False) -> None:
+        self._tells_targets = tells_targets
+
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """A batch on the CPU: `input_ids`, `labels`, `position_ids`, [1, T], and where rows begin in
         the names that transformers hands on to attention. `sequence_lengths` [B] is for our own use.
+
+        Where it tells targets, S tokens are learned: `learned` [S] are the places whose next token is, and
+        `targets` [S] those tokens.
         """
         lengths = [length for example in examples for length in _row_lengths(example)]
         ids, labels = ([token for one in examples for token in one[key]] for key in ("input_ids", "labels"))
@@ -74,6 +80,7 @@ class JoiningCollator:
             torch.tensor([labels]),
             lengths,
             [len(example["input_ids"]) for example in examples],
+            tells_targets=self._tells_targets,
         )
 
 
@@ -128,7 +135,7 @@ def split_joined(batch: Mapping[str, Any], sequences: int) -> list[dict[str, Any
         end = begin + sum(lengths)
         rows = [length for start, length in zip(starts, row_lengths, strict=False) if begin <= start < end]
         ids_1T, labels_1T = (batch[key][:, begin:end] for key in ("input_ids", "labels"))
-        parts.append(_joined(ids_1T, labels_1T, rows, lengths))
+        parts.append(_joined(ids_1T, labels_1T, rows, lengths, tells_targets="targets" in batch))
         begin = end
     return parts
 
@@ -138,12 +145,21 @@ def _row_lengths(example: Example) -> list[int]:
 
 
 def _joined(
-    ids_1T: torch.Tensor, labels_1T: torch.Tensor, row_lengths: Sequence[int], sequence_lengths: Sequence[int]
+    ids_1T: torch.Tensor,
+    labels_1T: torch.Tensor,
+    row_lengths: Sequence[int],
+    sequence_lengths: Sequence[int],
+    *,
+    tells_targets: bool,
 ) -> dict[str, Any]:
     device = ids_1T.device
     starts = torch.tensor([0, *accumulate(row_lengths)], dtype=torch.int32, device=device)
     positions = [place for length in row_lengths for place in range(length)]
     longest = max(row_lengths)
+    told = {}
+    if tells_targets:
+        learned = (labels_1T[0, 1:] != IGNORED).nonzero()[:, 0]
+        told = {"learned": learned, "targets": labels_1T[0, 1:][learned]}
     return {
         "input_ids": ids_1T,
         "labels": labels_1T,
@@ -153,6 +169,7 @@ def _joined(
         "max_length_q": longest,
         "max_length_k": longest,
         "sequence_lengths": torch.tensor(sequence_lengths, device=device),
+        **told,
     }
 
 

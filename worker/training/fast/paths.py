@@ -5,7 +5,7 @@ One event says what is used, and why the rest is not. What fails its trial is ta
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from app.core.specs import TrainingSpec
 from worker.fast_ways import AttentionKernel, Choice, choose, describe_family
 from worker.training.attempt import Attempt
 from worker.training.batches import Collator, Example, JoiningCollator, model_inputs
-from worker.training.fast import check, liger, row_attention
+from worker.training.fast import check, known_targets, liger, optimizer_waits, row_attention
 from worker.training.fast.check import Pass
 from worker.training.fast.decoder_graphs import GraphedDecoder, own_stream
 from worker.training.fast.kept_weights import KeepWeights
@@ -69,6 +69,9 @@ def set_up(
     spec = attempt.request.spec.model_copy(update={"training": training})
     choice = choose(spec, attempt.device, family, path, is_alone=attempt.request.is_alone)
     taken = take(trainer, choice)
+    if choice.unwaiting_optimizer:
+        taken.stack.enter_context(optimizer_waits.left_out())
+        taken.used.append("an optimizer that does not wait")
     if taken.wrong:
         attempt.warn(
             "fast_path_wrong", f"Not used, since a trial of it failed here: {'; '.join(taken.wrong)}."
@@ -128,7 +131,7 @@ def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[list[Way]]:
             [
                 Way(
                     f"batches without padding, attention {kernel}",
-                    _joined_rows(trainer, _KERNELS[kernel]),
+                    _joined_rows(trainer, _KERNELS[kernel], tells_targets=choice.known_targets),
                     "joined",
                 )
                 for kernel in choice.attention
@@ -203,7 +206,7 @@ class Trial:
     ) -> list[tuple[Callable[[list[Example]], dict[str, Any]], list[Example]]]:
         if layout == "alone":
             return [(self._padding, [example]) for example in self._examples]
-        return [(self._padding if layout == "padded" else JoiningCollator(), self._examples)]
+        return [(self._padding if layout == "padded" else self._trainer.data_collator, self._examples)]
 
 
 @contextmanager
@@ -251,14 +254,17 @@ def _spare(trainer: AdapterTrainer, memory: SpareMemory) -> Iterator[None]:
 
 
 @contextmanager
-def _joined_rows(trainer: AdapterTrainer, kernel: row_attention.Kernel) -> Iterator[None]:
+def _joined_rows(
+    trainer: AdapterTrainer, kernel: row_attention.Kernel, *, tells_targets: bool
+) -> Iterator[None]:
     row_attention.register(kernel)
     model = trainer.model.get_base_model()
     attention, collator = model.config._attn_implementation, trainer.data_collator
     model.set_attn_implementation(row_attention.NAME)
-    trainer.data_collator = JoiningCollator()
+    trainer.data_collator = JoiningCollator(tells_targets=tells_targets)
     try:
-        yield
+        with known_targets.applied(trainer.model) if tells_targets else nullcontext():
+            yield
     finally:
         model.set_attn_implementation(attention)
         trainer.data_collator = collator

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "tunesmith_rows"
 # What changes attention and is not computed here; the check at a job's start would find each.
@@ -38,7 +37,11 @@ class Kernel(Protocol):
 
 
 def register(kernel: Kernel) -> None:
-    """Make transformers know the name."""
+    """Make transformers know the name.
+
+    No mask goes with it: rows are kept apart by where they begin, and a mask that transformers knew of, even
+    none, it would look for on the device.
+    """
 
     def attend(
         module: nn.Module,
@@ -67,7 +70,6 @@ def register(kernel: Kernel) -> None:
         return o_THD[None], None
 
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def row_by_row(
@@ -147,7 +149,3 @@ def _attend_row(
         enable_gqa=q_HLD.shape[1] != k_KLD.shape[1],
     )
     return o_HLD[0].transpose(0, 1)
-
-
-def _no_mask(*_arguments: Any, **_options: Any) -> None:
-    """Rows are kept apart by where they begin."""

@@ -86,7 +86,7 @@ def test_dropout_draws_what_pefts_layers_draw(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where rows lie as in a padded batch, a job with dropout has the losses of a plain one, too."""
-    monkeypatch.setattr(paths, "_joined_rows", lambda trainer, kernel: paths.ExitStack())
+    monkeypatch.setattr(paths, "_joined_rows", lambda *_given, **_options: paths.ExitStack())
     spec = SPEC | {"lora": {"r": 4, "dropout": 0.3}}
 
     fast = run_here(make_request("fast", **spec))

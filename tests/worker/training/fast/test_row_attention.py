@@ -143,15 +143,16 @@ def test_a_padded_batch_is_refused() -> None:
 
 @pytest.mark.parametrize("packed_length", [None, 10], ids=["rows", "packed"])
 def test_parts_of_a_joined_batch_are_what_joining_their_sequences_gives(packed_length: int | None) -> None:
-    examples = list(make_dataset(draw_rows([5, 2, 9, 3, 4]), packed_length=packed_length))
-    batch = JoiningCollator()(examples)
+    examples = list(make_dataset(draw_rows([5, 2, 9, 3, 4], masked=(1,)), packed_length=packed_length))
+    collate = JoiningCollator(tells_targets=True)
+    batch = collate(examples)
 
     parts = memory.split(batch, 2)
 
     assert memory.count_rows(batch) == len(examples)
     assert int(count_tokens(batch)) == sum(int(count_tokens(part)) for part in parts) == 23
     for place, part in enumerate(parts):
-        expected = JoiningCollator()(examples[2 * place : 2 * place + 2])
+        expected = collate(examples[2 * place : 2 * place + 2])
         assert {k: torch.as_tensor(v).tolist() for k, v in part.items()} == {
             k: torch.as_tensor(v).tolist() for k, v in expected.items()
         }
