@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 
@@ -9,7 +10,8 @@ from app.core.events import Log, Metrics, Warn
 from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, make_rows, run_here
 from worker.reports import Outcome
-from worker.training.fast import row_attention
+from worker.training.fast import optimizer_waits, row_attention
+from worker.training.fast.decoder_graphs import own_stream
 from worker.training.trainer import AdapterTrainer
 
 
@@ -81,3 +83,18 @@ def test_a_step_does_not_wait_for_the_device(
     reports = run_here(make_request(training=training, rows=make_rows(12)))
 
     assert reports.ended.outcome is Outcome.FINISHED, reports.ended
+
+
+@pytest.mark.parametrize("make", [bnb.optim.PagedAdamW32bit, bnb.optim.AdamW8bit, torch.optim.AdamW])
+def test_an_optimizer_waits_for_gradients_that_are_still_being_computed(make: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(1 << 20, device="cuda"))
+    optimizer = make([weight], lr=0.1, weight_decay=0.0)
+
+    with own_stream(), optimizer_waits.left_out():
+        for _ in range(2):
+            torch.cuda._sleep(200_000_000)
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+            weight.grad.fill_(torch.nan)  # as when its memory is used again
+
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, 0.8), rtol=0, atol=1e-3)

@@ -17,7 +17,14 @@ from worker.training.batches import EpochSampler
 
 GIGABYTE = 10**9
 PLAIN = TrainingPath.PLAIN
-LLAMA = Family("llama", takes_attention=True, changes_attention=False, head_width=128, shapes_logits=False)
+LLAMA = Family(
+    "llama",
+    takes_attention=True,
+    changes_attention=False,
+    head_width=128,
+    shapes_logits=False,
+    adds_losses=False,
+)
 AMPERE = Device(kind="cuda", name="A100", memory_bytes=1, supports_bf16=True, torch_version="2.11.0")
 ROWS = Rows(longest=512, shortest=100, count=1000, scored=500)
 LONG_ROWS = Rows(longest=2048, shortest=2048, count=1000, scored=2000)
