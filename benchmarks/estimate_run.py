@@ -16,6 +16,7 @@ from app.core.specs import JobSpec
 from benchmarks.estimate_settings import PADDED_SHARE, SHORT_ROW, Setting
 from worker import base_model
 from worker.device import find_device
+from worker.estimate import CUDA_CONTEXT
 from worker.formatting import IGNORED, TokenRow
 from worker.reports import Happened, TrainingRequest
 from worker.training import config, memory, run
@@ -33,6 +34,8 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
     said: list[str] = []
     folder = parent / "models" / setting.model
     attempt = _make_attempt(setting, parent, said)
+    if setting.card_gibibytes:
+        _pretend(setting.card_gibibytes << 30)
     model = run.load(attempt, folder)
     allocator = Allocator(attempt.device.is_cuda)
     loaded, peak_loading = allocator.allocated(), allocator.take_peak()
@@ -81,6 +84,14 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
+
+
+def _pretend(card_bytes: int) -> None:
+    """From now on the device is as large as a card of so many bytes, of which CUDA itself takes some."""
+    _free_bytes, total_bytes = torch.cuda.mem_get_info()
+    usable_bytes = card_bytes - CUDA_CONTEXT
+    torch.cuda.set_per_process_memory_fraction(usable_bytes / total_bytes)
+    torch.cuda.mem_get_info = lambda *_device: (usable_bytes - torch.cuda.memory_reserved(), card_bytes)
 
 
 class Allocator:

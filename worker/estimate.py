@@ -28,7 +28,7 @@ _PAGED_FROM = 100_000
 _EIGHT_BITS_FROM = 4096
 _STATE_BLOCK = 256
 # Measured on an H200 (benchmarks/results/estimate-h200.json): the driver's own, and cuBLAS's scratch space.
-_CUDA_CONTEXT = 640 << 20
+CUDA_CONTEXT = 640 << 20
 _CUDA_WORKSPACE = 64 << 20
 _CPU_PROCESS = 900 << 20
 
@@ -131,7 +131,7 @@ def estimate(shape: ModelShape, plan: Plan, batch: Batch) -> Memory:
         lora=shape.trained_weights * (_FLOAT32 * 2 + (plan.precision.products if plan.fast.linears else 0)),
         optimizer=optimizer,
         activations=activation_bytes(shape, plan, batch),
-        overhead=_CUDA_CONTEXT + _CUDA_WORKSPACE if plan.is_cuda else _CPU_PROCESS,
+        overhead=CUDA_CONTEXT + _CUDA_WORKSPACE if plan.is_cuda else _CPU_PROCESS,
         paged=paged,
     )
 

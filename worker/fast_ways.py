@@ -41,6 +41,7 @@ class Choice:
     """The fast ways of a job, and why the others are not taken, a clause each."""
 
     linears: torch.dtype | None = None  # the type of the products
+    draws_pefts_masks: bool = True  # where dropout has rows that lie as PEFT has them
     unpacks_in_one_kernel: bool = False
     attention: tuple[AttentionKernel, ...] = ()  # the best first; none: padded batches, the model's own
     known_targets: bool = False  # where batches are joined
@@ -81,6 +82,8 @@ def choose(
     ]
     return Choice(
         linears=None if linears_reason else products_dtype(spec, device),
+        # Over unquantized weights PEFT drops out of a float32 copy, for which a GPU draws other numbers.
+        draws_pefts_masks=spec.quantization.load_in_4bit or not device.is_cuda,
         unpacks_in_one_kernel=device.is_cuda and spec.quantization.load_in_4bit,
         attention=() if attention_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
         known_targets=not attention_reason and not family.shapes_logits and not family.adds_losses,

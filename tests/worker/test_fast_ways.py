@@ -120,10 +120,11 @@ def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | No
 
 
 @pytest.mark.parametrize("in_4_bits", [True, False])
-def test_a_kernel_unpacks_what_is_packed_on_a_gpu(in_4_bits: bool) -> None:
+def test_a_gpu_unpacks_in_a_kernel_and_draws_other_masks_over_what_is_not_packed(in_4_bits: bool) -> None:
     spec = {"quantization": {"load_in_4bit": in_4_bits}}
 
     assert chosen(spec, HOPPER).unpacks_in_one_kernel == in_4_bits
+    assert chosen(spec, HOPPER).draws_pefts_masks == in_4_bits
     assert not chosen(spec, CPU).unpacks_in_one_kernel
 
 

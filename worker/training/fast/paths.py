@@ -87,7 +87,8 @@ def take(trainer: AdapterTrainer, choice: Choice) -> Taken:
     ways = make_ways(trainer, choice)
     if not ways:
         return taken
-    trial = Trial(trainer, check.make_examples(list(islice(trainer.train_dataset, check.ROWS))))
+    examples = check.make_examples(list(islice(trainer.train_dataset, check.ROWS)))
+    trial = Trial(trainer, examples, compares_dropout=choice.draws_pefts_masks)
     with check.probing(trainer.model):
         trial.run_plainly()
         is_joined_wrong = False
@@ -152,10 +153,11 @@ def _unpackings(choice: Choice) -> Iterator[tuple[str, Unpack]]:
 
 
 class Trial:
-    """Passes over a few rows."""
+    """Passes over a few rows. `compares_dropout`: of a padded batch, every way drops out the same."""
 
-    def __init__(self, trainer: AdapterTrainer, examples: list[Example]) -> None:
+    def __init__(self, trainer: AdapterTrainer, examples: list[Example], *, compares_dropout: bool) -> None:
         self._trainer = trainer
+        self._compares_dropout = compares_dropout
         self._examples = examples
         self._padding = Collator(trainer.processing_class.pad_token_id)
         self._plain: dict[bool, Pass] = {}
@@ -171,7 +173,7 @@ class Trial:
 
     def find_reason(self, way: Way) -> str | None:
         """Why a way that is on now must not be used; None: it computes what the plain one does."""
-        is_training = way.layout == "padded"
+        is_training = way.layout == "padded" and self._compares_dropout
         try:
             for _ in range(way.passes):
                 found = self._run(way.layout, is_training)
