@@ -21,7 +21,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from worker.fast_ways import MOST_TOKENS
@@ -29,6 +28,7 @@ from worker.training import memory
 
 _INPUTS = {"input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 _SPARE_BYTES = 2 << 30
+_TILED_TOKENS = 2048
 
 Work = Callable[[], None]
 
@@ -43,37 +43,11 @@ def own_stream() -> Iterator[None]:
     gc.collect()  # what is left of earlier passes
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    own = torch.cuda.Stream()
-    with torch.cuda.stream(own), optimizers_in_turn(own, torch.cuda.default_stream()):
+    with torch.cuda.stream(torch.cuda.Stream()):
         try:
             yield
         finally:
             torch.cuda.synchronize()
-
-
-class Stream(Protocol):
-    """Work of a device, in order."""
-
-    def wait_stream(self, stream: Any) -> None:
-        """What comes next here waits for what is there now."""
-
-
-@contextmanager
-def optimizers_in_turn(own: Stream, default: Stream) -> Iterator[None]:
-    """Within it an optimizer's step comes after all that is on our stream, and what follows after the step.
-
-    bitsandbytes launches its steps on the default stream whatever the present one is, and PyTorch's other
-    streams have no order with that: gradients were read before they were there.
-    """
-    hooks = [
-        register_optimizer_step_pre_hook(lambda *_step: default.wait_stream(own)),
-        register_optimizer_step_post_hook(lambda *_step: own.wait_stream(default)),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class Recorder(Protocol):
@@ -119,7 +93,7 @@ class Size:
     @classmethod
     def of(cls, tokens: int, rows: int, is_training: bool) -> "Size":
         """The smallest that the batch fits in: tokens in steps of 128, as products are tiled, later 256."""
-        step = 128 if tokens <= MOST_TOKENS // 2 else 256
+        step = 128 if tokens <= _TILED_TOKENS else 256
         return cls(-(-tokens // step) * step, 1 << (rows - 1).bit_length(), is_training)
 
 

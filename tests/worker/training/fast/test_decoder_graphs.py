@@ -9,7 +9,7 @@ from peft import PeftModel
 from tests.worker.training.fast.conftest import draw_rows, losses_and_gradients
 from worker.training.batches import JoiningCollator, make_dataset
 from worker.training.fast import row_attention
-from worker.training.fast.decoder_graphs import GraphedDecoder, Size, Work, optimizers_in_turn
+from worker.training.fast.decoder_graphs import GraphedDecoder, Size, Work
 
 
 class Repeater:
@@ -160,25 +160,3 @@ def test_an_evaluation_is_not_recorded(joined_model: PeftModel) -> None:
 )
 def test_sizes(tokens: int, rows: int, expected: tuple[int, int]) -> None:
     assert Size.of(tokens, rows, True) == Size(*expected, True)
-
-
-def test_a_step_of_an_optimizer_comes_after_its_gradients_and_before_what_follows() -> None:
-    waits: list[str] = []
-
-    class Stream:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def wait_stream(self, stream: "Stream") -> None:
-            waits.append(f"{self.name} waits for {stream.name}")
-
-    class Optimizer(torch.optim.SGD):
-        def step(self, closure: None = None) -> None:  # type: ignore[override]
-            waits.append("step")
-
-    optimizer = Optimizer([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-    with optimizers_in_turn(Stream("ours"), Stream("default")):
-        optimizer.step()
-    optimizer.step()
-
-    assert waits == ["default waits for ours", "step", "ours waits for default", "step"]

@@ -197,21 +197,28 @@ def _forward_kernel(
     peak = tl.full((OWN,), float("-inf"), tl.float32)
     total = tl.zeros((OWN,), tl.float32)
     output = tl.zeros((OWN, DIMENSION_BLOCK), tl.float32)
-    for other_first in range(_first_seen(first, WINDOW, OTHERS), tl.minimum(length, first + OWN), OTHERS):
-        other = other_first + tl.arange(0, OTHERS)
-        is_other = (other < length)[:, None] & is_column
-        key = tl.load(keys + other[:, None] * key_token_stride + columns, mask=is_other, other=0.0)
-        value = tl.load(values + other[:, None] * value_token_stride + columns, mask=is_other, other=0.0)
-        score = tl.dot(query, key.trans()) * log2_scale
-        score = tl.where(_sees(own[:, None], other, length, WINDOW), score, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(score, 1))
-        # A tile of which a query sees nothing, which a window can bring, leaves no peak.
-        safe_peak = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-        weight = tl.exp2(score - safe_peak[:, None])
-        shrink = tl.exp2(peak - safe_peak)
-        total = total * shrink + tl.sum(weight, 1)
-        output = tl.dot(weight.to(value.dtype), value, output * shrink[:, None])
-        peak = new_peak
+    seen, whole_end = _seen_keys(first, WINDOW, OTHERS)
+    for is_edge in tl.static_range(2):
+        begin_others = whole_end if is_edge else seen
+        end_others = tl.minimum(length, first + OWN) if is_edge else whole_end
+        for other_first in range(begin_others, end_others, OTHERS):
+            other = other_first + tl.arange(0, OTHERS)
+            is_other = (other < length)[:, None] & is_column
+            key = tl.load(keys + other[:, None] * key_token_stride + columns, mask=is_other, other=0.0)
+            value = tl.load(values + other[:, None] * value_token_stride + columns, mask=is_other, other=0.0)
+            score = tl.dot(query, key.trans()) * log2_scale
+            if is_edge:
+                score = tl.where(_sees(own[:, None], other, length, WINDOW), score, float("-inf"))
+            new_peak = tl.maximum(peak, tl.max(score, 1))
+            safe_peak = new_peak
+            if WINDOW > 0:
+                # A tile of which a query sees nothing leaves no peak.
+                safe_peak = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+            weight = tl.exp2(score - safe_peak[:, None])
+            shrink = tl.exp2(peak - safe_peak)
+            total = total * shrink + tl.sum(weight, 1)
+            output = tl.dot(weight.to(value.dtype), value, output * shrink[:, None])
+            peak = new_peak
     # Behind the end of the row nothing was seen.
     total = tl.where(is_own, total, 1.0)
     output_at = ((begin + own).to(tl.int64)[:, None] * HEADS + head) * DIMENSION + columns
@@ -277,15 +284,21 @@ def _grad_queries_kernel(
     values += begin.to(tl.int64) * value_token_stride + (head // GROUP) * value_head_stride
 
     grad_query = tl.zeros((OWN, DIMENSION_BLOCK), tl.float32)
-    for other_first in range(_first_seen(first, WINDOW, OTHERS), tl.minimum(length, first + OWN), OTHERS):
-        other = other_first + tl.arange(0, OTHERS)
-        is_other = (other < length)[:, None] & is_column
-        key = tl.load(keys + other[:, None] * key_token_stride + columns, mask=is_other, other=0.0)
-        value = tl.load(values + other[:, None] * value_token_stride + columns, mask=is_other, other=0.0)
-        score = tl.dot(query, key.trans()) * log2_scale
-        weight = tl.where(_sees(own[:, None], other, length, WINDOW), tl.exp2(score - log[:, None]), 0.0)
-        grad_score = weight * (tl.dot(grad, value.trans()) - mean[:, None])
-        grad_query = tl.dot(grad_score.to(key.dtype), key, grad_query)
+    seen, whole_end = _seen_keys(first, WINDOW, OTHERS)
+    for is_edge in tl.static_range(2):
+        begin_others = whole_end if is_edge else seen
+        end_others = tl.minimum(length, first + OWN) if is_edge else whole_end
+        for other_first in range(begin_others, end_others, OTHERS):
+            other = other_first + tl.arange(0, OTHERS)
+            is_other = (other < length)[:, None] & is_column
+            key = tl.load(keys + other[:, None] * key_token_stride + columns, mask=is_other, other=0.0)
+            value = tl.load(values + other[:, None] * value_token_stride + columns, mask=is_other, other=0.0)
+            score = tl.dot(query, key.trans()) * log2_scale
+            weight = tl.exp2(score - log[:, None])
+            if is_edge:
+                weight = tl.where(_sees(own[:, None], other, length, WINDOW), weight, 0.0)
+            grad_score = weight * (tl.dot(grad, value.trans()) - mean[:, None])
+            grad_query = tl.dot(grad_score.to(key.dtype), key, grad_query)
     tl.store(grad_queries + output_at, grad_query * scale, mask=is_loaded)
 
 
@@ -341,30 +354,35 @@ def _grad_keys_kernel(
     end = length
     if WINDOW > 0:
         end = tl.minimum(length, first + OWN + WINDOW - 1)
+    edge_end = end if WINDOW > 0 else tl.minimum(end, first + OWN)
     for place in range(GROUP):
         head = key_head * GROUP + place
         head_queries = queries + begin.to(tl.int64) * query_token_stride + head * query_head_stride
         head_grads = grads + begin.to(tl.int64) * grad_token_stride + head * grad_head_stride
         number_at = head.to(tl.int64) * tokens + begin
-        for other_first in range(first // OTHERS * OTHERS, end, OTHERS):
-            other = other_first + tl.arange(0, OTHERS)
-            is_other = other < length
-            is_query = is_other[:, None] & is_column
-            query = tl.load(
-                head_queries + other[:, None] * query_token_stride + columns, mask=is_query, other=0.0
-            )
-            grad = tl.load(
-                head_grads + other[:, None] * grad_token_stride + columns, mask=is_query, other=0.0
-            )
-            log = tl.load(logs + number_at + other, mask=is_other, other=0.0)
-            mean = tl.load(means + number_at + other, mask=is_other, other=0.0)
-            score = tl.dot(key, query.trans()) * log2_scale
-            weight = tl.where(
-                _sees(other, own[:, None], length, WINDOW) & is_other, tl.exp2(score - log), 0.0
-            )
-            grad_value = tl.dot(weight.to(grad.dtype), grad, grad_value)
-            grad_score = weight * (tl.dot(value, grad.trans()) - mean)
-            grad_key = tl.dot(grad_score.to(query.dtype), query, grad_key)
+        for is_edge in tl.static_range(2):
+            begin_others = first if is_edge else edge_end
+            end_others = edge_end if is_edge else end
+            for other_first in range(begin_others, end_others, OTHERS):
+                other = other_first + tl.arange(0, OTHERS)
+                is_other = other < length
+                is_query = is_other[:, None] & is_column
+                query = tl.load(
+                    head_queries + other[:, None] * query_token_stride + columns, mask=is_query, other=0.0
+                )
+                grad = tl.load(
+                    head_grads + other[:, None] * grad_token_stride + columns, mask=is_query, other=0.0
+                )
+                log = tl.load(logs + number_at + other, mask=is_other, other=0.0)
+                mean = tl.load(means + number_at + other, mask=is_other, other=0.0)
+                score = tl.dot(key, query.trans()) * log2_scale
+                # Behind the end of the row gradients are 0, and with them all that follows.
+                weight = tl.exp2(score - log)
+                if is_edge:
+                    weight = tl.where(_sees(other, own[:, None], length, WINDOW), weight, 0.0)
+                grad_value = tl.dot(weight.to(grad.dtype), grad, grad_value)
+                grad_score = weight * (tl.dot(value, grad.trans()) - mean)
+                grad_key = tl.dot(grad_score.to(query.dtype), query, grad_key)
     GROUPS: tl.constexpr = HEADS // GROUP
     grad_at = (token * GROUPS + key_head) * DIMENSION + columns
     tl.store(grad_keys + grad_at, grad_key * scale, mask=is_loaded)
@@ -388,12 +406,14 @@ def _find_tile(starts, rows, tile, ROWS_BLOCK: tl.constexpr, OWN: tl.constexpr):
 
 
 @triton.jit
-def _first_seen(first, WINDOW: tl.constexpr, OTHERS: tl.constexpr):
-    """Where to begin to read keys for queries from `first` on."""
+def _seen_keys(first, WINDOW: tl.constexpr, OTHERS: tl.constexpr):
+    """Which keys queries from `first` on see: where to begin, and up to where every one of them sees all."""
     seen = 0
+    whole_end = first
     if WINDOW > 0:
         seen = tl.maximum(0, first - WINDOW + 1) // OTHERS * OTHERS
-    return seen
+        whole_end = seen
+    return seen, whole_end
 
 
 @triton.jit

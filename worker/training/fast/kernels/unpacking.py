@@ -33,6 +33,7 @@ def unpack(packed: torch.Tensor, state: QuantState) -> torch.Tensor:
         BLOCK_BYTES=state.blocksize // 2,
         SCALE_BLOCK=second.blocksize if second else 0,
         num_warps=_WARPS,
+        enable_fp_fusion=False,  # bitsandbytes rounds between product and sum
     )
     return weight_OI
 

@@ -28,17 +28,17 @@ def draw(lengths: list[int], heads: int, key_heads: int, width: int, device: tor
     ("heads", "key_heads", "width"), [(2, 2, 16), (4, 2, 24), (2, 1, 32)], ids=["plain", "odd", "shared"]
 )
 def test_outputs_and_gradients_are_those_of_each_row_alone(
-    device: torch.device, heads: int, key_heads: int, width: int, window: int | None
+    device: torch.device, tolerance: float, heads: int, key_heads: int, width: int, window: int | None
 ) -> None:
     inputs, starts, grad = draw(LENGTHS, heads, key_heads, width, device)
     expected = row_attention.row_by_row(*inputs, starts, max(LENGTHS), scale=0.3, window=window)
 
     found = rows.attend(*inputs, starts, scale=0.3, window=window)
 
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     gradients = (torch.autograd.grad(one, inputs, grad) for one in (found, expected))
     for left, right in zip(*gradients, strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
 
 def test_rows_that_are_not_there_cost_nothing_and_change_nothing(device: torch.device) -> None:
