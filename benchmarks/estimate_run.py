@@ -59,7 +59,6 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         trainer.train()
         allocator.wait()
         seconds = time.monotonic() - began
-        reserved = allocator.peak_reserved()
         graphs = [spare for spare in trainer.spare_memory if isinstance(spare, GraphedDecoder)]
         recordings = sum(decoder.recordings for decoder in graphs)
         peak = max(*watch.peaks, allocator.take_peak())
@@ -74,7 +73,7 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         "said": said,
         "peak_allocated_bytes": peak,
         "peak_needed_bytes": watch.find_needed(staying),
-        "peak_reserved_bytes": reserved,
+        "peak_reserved_bytes": allocator.most_reserved,
         "peak_loading_bytes": peak_loading,
         "peak_trial_bytes": peak_trial,
         "loaded_bytes": loaded,
@@ -99,6 +98,7 @@ class Allocator:
 
     def __init__(self, is_cuda: bool) -> None:
         self._is_cuda = is_cuda
+        self.most_reserved = 0  # what graphs keep counts
 
     def allocated(self) -> int:
         """Now."""
@@ -109,12 +109,9 @@ class Allocator:
         if not self._is_cuda:
             return 0
         peak = torch.cuda.max_memory_allocated()
+        self.most_reserved = max(self.most_reserved, torch.cuda.max_memory_reserved())
         torch.cuda.reset_peak_memory_stats()
         return peak
-
-    def peak_reserved(self) -> int:
-        """The most that was held in the last pass: what graphs keep counts."""
-        return torch.cuda.max_memory_reserved() if self._is_cuda else 0
 
     def wait(self) -> None:
         """Until the device has done everything."""

@@ -9,7 +9,7 @@ T: tokens of a batch, padding counted. L: tokens of its longest sequence. H: the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.core.specs import LoraSpec, Optimizer, QuantizationSpec
 
@@ -27,7 +27,7 @@ _SECOND_SCALE_BLOCK = 256
 _PAGED_FROM = 100_000
 _EIGHT_BITS_FROM = 4096
 _STATE_BLOCK = 256
-# Measured on an H200 (benchmarks/results/estimate-h200.json): the driver's own, and cuBLAS's scratch space.
+# Measured on an H100 (benchmarks/results/estimate-h100.json): the driver's own, and cuBLAS's scratch space.
 CUDA_CONTEXT = 640 << 20
 _CUDA_WORKSPACE = 64 << 20
 _CPU_PROCESS = 900 << 20
@@ -101,6 +101,11 @@ class Memory:
         return self.weights + self.lora + self.optimizer + self.activations + self.overhead
 
 
+# As training/fast/check.py makes it, rows padded and rows alone.
+_TRIAL = Batch(sequences=3, length=48, scored=85, has_mask=True)
+_TRIAL_ALONE = Batch(sequences=3, length=48, scored=85, has_mask=False, joined_tokens=48 + 24 + 16)
+
+
 @dataclass(frozen=True)
 class FastWays:
     """What a job computes otherwise than PEFT and transformers do; joined rows are told by the batch."""
@@ -124,13 +129,19 @@ class Plan:
 
 
 def estimate(shape: ModelShape, plan: Plan, batch: Batch) -> Memory:
-    """The peak, which is in the backward pass. The adapter's share counts its gradients."""
+    """The peak, which is in the backward pass, or in the trial of the fast ways, which has no optimizer yet.
+
+    The adapter's share counts its gradients.
+    """
     optimizer, paged = optimizer_bytes(shape.trained_sizes, plan.optimizer, is_cuda=plan.is_cuda)
+    activations = activation_bytes(shape, plan, batch)
+    if plan.fast != FastWays():
+        activations = max(activations, trial_bytes(shape, plan) - optimizer)
     return Memory(
         weights=weight_bytes(shape, plan.quantization, plan.precision),
         lora=shape.trained_weights * (_FLOAT32 * 2 + (plan.precision.products if plan.fast.linears else 0)),
         optimizer=optimizer,
-        activations=activation_bytes(shape, plan, batch),
+        activations=activations,
         overhead=CUDA_CONTEXT + _CUDA_WORKSPACE if plan.is_cuda else _CPU_PROCESS,
         paged=paged,
     )
@@ -187,6 +198,17 @@ def activation_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
         return kept + max(in_loss, in_layer)
     gradients = shape.trained_weights * _FLOAT32
     return max(kept + in_loss - gradients, max(kept, gradients) + in_layer - gradients)
+
+
+def trial_bytes(shape: ModelShape, plan: Plan) -> int:
+    """At a job's start: the gradients of two plain passes, every B as it was, and what a plain pass keeps.
+
+    With checkpointing that pass is the one over rows alone, which is made without.
+    """
+    plain = replace(plan, fast=FastWays())
+    batch = _TRIAL_ALONE if plan.checkpointing else _TRIAL
+    gradients = shape.trained_weights * _FLOAT32 * 5 // 2
+    return gradients + shape.layers * saved_by_layer(shape, plain, batch)
 
 
 def saved_by_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:

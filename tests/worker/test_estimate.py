@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from app.core.specs import LoraSpec, QuantizationSpec
-from benchmarks.estimate import SETTINGS, estimate_line
+from benchmarks.estimate import SETTINGS, estimate_line, find_needed, find_peak
 from tests.tiny_model import NAME
 from worker.base_model import load_model
 from worker.device import find_device
@@ -33,7 +33,7 @@ from worker.training.batches import JoiningCollator, model_inputs
 from worker.training.fast import row_attention
 from worker.training.fast.linears import FastLinears
 
-RESULTS = Path("benchmarks/results/estimate-h200.json")
+FOUND = json.loads(Path("benchmarks/results/estimate-h100.json").read_text())
 FLOAT32 = Precision(model=4, products=4, residual=4)
 BFLOAT16 = Precision(model=2, products=2, residual=2)
 
@@ -235,12 +235,15 @@ def test_two_16_bit_types_cost_more_than_one() -> None:
     )
 
 
-@pytest.mark.parametrize("line", json.loads(RESULTS.read_text())["measured"], ids=lambda line: line["name"])
+@pytest.mark.parametrize("line", FOUND["measured"], ids=lambda line: line["name"])
 def test_measured_peaks_are_within_a_tenth(line: Any) -> None:
-    """benchmarks/estimate.py measured them on an H200; a change of the arithmetic must still meet them."""
-    found = json.loads(RESULTS.read_text())
+    """benchmarks/estimate.py measured them on an H100; a change of the arithmetic must still meet them.
+
+    A peak holds recorded graphs, too, which are there where memory is; what a job needs is met more closely.
+    """
     setting = next(setting for setting in SETTINGS if setting.name == line["name"])
 
     total = estimate_line(setting, line).total
 
-    assert total == pytest.approx(line["peak_allocated_bytes"] + found["context_bytes"], rel=0.1)
+    assert total == pytest.approx(find_peak(line) + FOUND["context_bytes"], rel=0.1)
+    assert total == pytest.approx(find_needed(line) + FOUND["context_bytes"], rel=0.05)
