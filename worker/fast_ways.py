@@ -21,7 +21,7 @@ AttentionKernel = Literal["tiles of rows", "flash", "row by row"]
 _GPU_KERNELS: tuple[AttentionKernel, ...] = ("tiles of rows", "flash")
 _WIDEST_HEAD = 256
 # Of a batch that a CUDA graph is worth while for: beyond it the GPU is busy while kernels are launched.
-MOST_TOKENS = 8192
+MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Choice:
 
     linears: torch.dtype | None = None  # the type of the products
     draws_pefts_masks: bool = True  # where dropout has rows that lie as PEFT has them
-    own_kernels: bool = False  # for adapters and packed weights
+    unpacks_in_one_kernel: bool = False
     attention: tuple[AttentionKernel, ...] = ()  # the best first; none: padded batches, the model's own
     known_targets: bool = False  # where batches are joined
     one_pass_loss: bool = False
@@ -84,7 +84,7 @@ def choose(
         linears=None if linears_reason else products_dtype(spec, device),
         # Over unquantized weights PEFT drops out of a float32 copy, for which a GPU draws other numbers.
         draws_pefts_masks=spec.quantization.load_in_4bit or not device.is_cuda,
-        own_kernels=device.is_cuda,
+        unpacks_in_one_kernel=device.is_cuda and spec.quantization.load_in_4bit,
         attention=() if attention_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
         known_targets=not attention_reason and not family.shapes_logits and not family.adds_losses,
         one_pass_loss=not loss_reason,

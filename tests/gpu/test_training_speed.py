@@ -55,7 +55,7 @@ def test_a_job_takes_every_way_that_applies(
     assert [event.message for event in reports.events(Warn) if event.code == "fast_path_wrong"] == []
     said = [event.message for event in reports.events(Log) if event.message.startswith("Fast ways")]
     ways = [
-        "LoRA in one function with kernels of its own",
+        "LoRA in one function, weights unpacked by one kernel",
         "Liger's kernels",
         "batches without padding, attention tiles of rows",
     ]

@@ -108,8 +108,8 @@ def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
         ({"gradient_checkpointing": True}, "activations are computed again"),
         ({"neftune_noise_alpha": 5.0}, "batches are padded"),
         ({"packing": True}, "batches are long enough"),
-        ({"packing": True, "max_seq_length": 4096}, "batches are long"),
-        ({"packing": True, "max_seq_length": 2048}, None),
+        ({"packing": True, "max_seq_length": 2048}, "batches are long"),
+        ({"packing": True, "max_seq_length": 512}, None),
     ],
 )
 def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | None) -> None:
@@ -120,16 +120,12 @@ def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | No
 
 
 @pytest.mark.parametrize("in_4_bits", [True, False])
-def test_a_gpu_draws_other_masks_over_what_is_not_packed(in_4_bits: bool) -> None:
+def test_a_gpu_unpacks_in_a_kernel_and_draws_other_masks_over_what_is_not_packed(in_4_bits: bool) -> None:
     spec = {"quantization": {"load_in_4bit": in_4_bits}}
 
+    assert chosen(spec, HOPPER).unpacks_in_one_kernel == in_4_bits
     assert chosen(spec, HOPPER).draws_pefts_masks == in_4_bits
-    assert chosen(spec, CPU).draws_pefts_masks
-
-
-def test_kernels_of_our_own_are_for_a_gpu() -> None:
-    assert chosen({}, HOPPER).own_kernels
-    assert not chosen({}, CPU).own_kernels
+    assert not chosen(spec, CPU).unpacks_in_one_kernel
 
 
 @pytest.mark.parametrize(("name", "is_known"), [("llama", True), ("gpt2", False)])

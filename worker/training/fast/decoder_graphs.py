@@ -28,7 +28,6 @@ from worker.training import memory
 
 _INPUTS = {"input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 _SPARE_BYTES = 2 << 30
-_TILED_TOKENS = 2048
 
 Work = Callable[[], None]
 
@@ -93,7 +92,7 @@ class Size:
     @classmethod
     def of(cls, tokens: int, rows: int, is_training: bool) -> "Size":
         """The smallest that the batch fits in: tokens in steps of 128, as products are tiled, later 256."""
-        step = 128 if tokens <= _TILED_TOKENS else 256
+        step = 128 if tokens <= MOST_TOKENS // 2 else 256
         return cls(-(-tokens // step) * step, 1 << (rows - 1).bit_length(), is_training)
 
 

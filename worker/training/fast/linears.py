@@ -18,13 +18,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as LoraOver4Bit
 from torch import nn
 
-from worker.training.fast.lora_linear import (
-    Adapters,
-    GradientsThroughB,
-    Layer,
-    gradients_through_b,
-    lora_linears,
-)
+from worker.training.fast.lora_linear import Adapters, Layer, lora_linears
 
 # Layers that every known family calls with one and the same input, in this order.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -32,14 +26,6 @@ _ADAPTER = "default"
 
 # The weight [O, I] of packed bytes, in the type that their state names.
 Unpack = Callable[[torch.Tensor, QuantState], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """What computes the parts that kernels of our own may do faster: here by libraries."""
-
-    unpack: Unpack = dequantize_4bit
-    gradients_through_b: GradientsThroughB = gradients_through_b
 
 
 class FourBitWeight:
@@ -90,14 +76,13 @@ class _Pending:
 class Group:
     """LoRA layers that are called one after the other with one input: the first computes for all."""
 
-    def __init__(self, layers: Sequence[LoraLayer], dtype: torch.dtype, kernels: Kernels) -> None:
+    def __init__(self, layers: Sequence[LoraLayer], dtype: torch.dtype, unpack: Unpack) -> None:
         self._layers = list(layers)
-        self._kernels = kernels
         self._dtype = dtype
         self._parameters = [
             matrix[_ADAPTER].weight for layer in layers for matrix in (layer.lora_A, layer.lora_B)
         ]
-        self._weights = [_weight_of(layer.get_base_layer(), kernels.unpack) for layer in layers]
+        self._weights = [_weight_of(layer.get_base_layer(), unpack) for layer in layers]
         self._adapters: Adapters | None = None
         self._pending: _Pending | None = None
 
@@ -110,9 +95,7 @@ class Group:
         """Forget the last pass; answers what must be copied for this one: (to, from)."""
         self._pending = None
         if self._adapters is None:
-            self._adapters = _empty_adapters(
-                self._parameters[0::2], self._parameters[1::2], self._dtype, self._kernels.gradients_through_b
-            )
+            self._adapters = _empty_adapters(self._parameters[0::2], self._parameters[1::2], self._dtype)
         copies = [
             *zip(self._adapters.a_SI.split(self._adapters.ranks), self._parameters[0::2], strict=True),
             *zip(self._adapters.b_OR, self._parameters[1::2], strict=True),
@@ -156,7 +139,7 @@ class Group:
 class FastLinears:
     """The LoRA function in a model."""
 
-    def __init__(self, model: PeftModel, dtype: torch.dtype, kernels: Kernels = Kernels()) -> None:
+    def __init__(self, model: PeftModel, dtype: torch.dtype, unpack: Unpack = dequantize_4bit) -> None:
         """`dtype`: of the products of base and adapters, which must be one."""
         self._dtype = dtype
         self._keeps_weights = False
@@ -164,7 +147,7 @@ class FastLinears:
         self._forwards: list[tuple[LoraLayer, Callable[..., torch.Tensor]]] = []
         self._hook = model.register_forward_pre_hook(self._begin_pass)
         for layers in find_groups(model):
-            group = Group(layers, dtype, kernels)
+            group = Group(layers, dtype, unpack)
             self._groups.append(group)
             for place, layer in enumerate(layers):
                 self._forwards.append((layer, _make_forward(layer, group, place)))
@@ -270,16 +253,11 @@ def _make_forward(layer: LoraLayer, group: Group, place: int) -> Callable[..., t
 
 
 def _empty_adapters(
-    matrices_a: Sequence[torch.Tensor],
-    matrices_b: Sequence[torch.Tensor],
-    dtype: torch.dtype,
-    gradients_through_b: GradientsThroughB,
+    matrices_a: Sequence[torch.Tensor], matrices_b: Sequence[torch.Tensor], dtype: torch.dtype
 ) -> Adapters:
     ranks = sum(len(a_RI) for a_RI in matrices_a)
     a_SI = matrices_a[0].new_empty(ranks, matrices_a[0].shape[1], dtype=dtype)
-    return Adapters(
-        a_SI, tuple(torch.empty_like(b_OR, dtype=dtype) for b_OR in matrices_b), gradients_through_b
-    )
+    return Adapters(a_SI, tuple(torch.empty_like(b_OR, dtype=dtype) for b_OR in matrices_b))
 
 
 def _weight_of(base: nn.Linear, unpack: Unpack) -> FourBitWeight | DenseWeight:

@@ -34,34 +34,6 @@ class Layer:
     dropout: float
 
 
-class GradientsThroughB(Protocol):
-    """The gradients on both sides of a product with B: that of the product with A goes to `out_TR`."""
-
-    def __call__(
-        self,
-        grad_TO: torch.Tensor,
-        inner_TR: torch.Tensor,
-        b_OR: torch.Tensor,
-        scaling: float,
-        *,
-        out_TR: torch.Tensor,
-    ) -> torch.Tensor:
-        """That of B, [O, R]."""
-
-
-def gradients_through_b(
-    grad_TO: torch.Tensor,
-    inner_TR: torch.Tensor,
-    b_OR: torch.Tensor,
-    scaling: float,
-    *,
-    out_TR: torch.Tensor,
-) -> torch.Tensor:
-    """By a product each; on a GPU kernels/adapter_gradients.py may stand in for it."""
-    _scaled_product(grad_TO, b_OR, scaling, out=out_TR)
-    return _scaled_product(grad_TO.t(), inner_TR, scaling)
-
-
 @dataclass(frozen=True)
 class Adapters:
     """The adapters in the type of the products. They are read again in the backward pass: never changed
@@ -69,7 +41,6 @@ class Adapters:
 
     a_SI: torch.Tensor
     b_OR: tuple[torch.Tensor, ...]
-    gradients_through_b: GradientsThroughB = gradients_through_b
 
     @property
     def ranks(self) -> list[int]:
@@ -170,15 +141,8 @@ class _LoraLinears(torch.autograd.Function):
                 if grad_TO is None:
                     grad_bs.append(None)
                     continue
-                grad_bs.append(
-                    adapters.gradients_through_b(
-                        grad_TO,
-                        inners[place],
-                        adapters.b_OR[place],
-                        layer.scaling,
-                        out_TR=grad_inners[place],
-                    )
-                )
+                _scaled_product(grad_TO, adapters.b_OR[place], layer.scaling, out=grad_inners[place])
+                grad_bs.append(_scaled_product(grad_TO.t(), inners[place], layer.scaling))
             grad_as = _grad_of_a(x_TI, grad_inner_TS, layers, masks, ranks)
             grad_x_TI = None
             if ctx.needs_input_grad[0]:

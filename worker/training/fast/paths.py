@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from trl.trainer import utils as trl_utils
 
 from app.core.settings import TrainingPath
@@ -22,7 +23,7 @@ from worker.training.fast import bnb_optimizer, check, known_targets, liger, row
 from worker.training.fast.check import Pass
 from worker.training.fast.decoder_graphs import GraphedDecoder, own_stream
 from worker.training.fast.kept_weights import KeepWeights
-from worker.training.fast.linears import FastLinears, Kernels
+from worker.training.fast.linears import FastLinears, Unpack
 from worker.training.fast.one_pass_loss import LogProbFunction
 from worker.training.memory import SpareMemory
 from worker.training.trainer import AdapterTrainer
@@ -118,8 +119,8 @@ def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[list[Way]]:
     if choice.linears is not None:
         ways.append(
             [
-                Way(name, _linears(trainer, choice.linears, kernels, keeps_weights=choice.kept_weights))
-                for name, kernels in _kernels(choice)
+                Way(name, _linears(trainer, choice.linears, unpack, keeps_weights=choice.kept_weights))
+                for name, unpack in _unpackings(choice)
             ]
         )
     if choice.liger:
@@ -142,16 +143,13 @@ def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[list[Way]]:
     return ways
 
 
-def _kernels(choice: Choice) -> Iterator[tuple[str, Kernels]]:
-    """What LoRA may be computed with: libraries stand in for kernels of our own."""
-    if choice.own_kernels:
-        from worker.training.fast.kernels import adapter_gradients, unpacking  # need Triton
+def _unpackings(choice: Choice) -> Iterator[tuple[str, Unpack]]:
+    """How 4-bit weights may be unpacked: bitsandbytes' way stands in for a kernel of our own."""
+    if choice.unpacks_in_one_kernel:
+        from worker.training.fast.kernels.unpacking import unpack  # needs Triton
 
-        yield (
-            "LoRA in one function with kernels of its own",
-            Kernels(unpacking.unpack, adapter_gradients.in_one_look),
-        )
-    yield "LoRA in one function", Kernels()
+        yield "LoRA in one function, weights unpacked by one kernel", unpack
+    yield "LoRA in one function", dequantize_4bit
 
 
 class Trial:
@@ -215,9 +213,9 @@ class Trial:
 
 @contextmanager
 def _linears(
-    trainer: AdapterTrainer, dtype: torch.dtype, kernels: Kernels, *, keeps_weights: bool
+    trainer: AdapterTrainer, dtype: torch.dtype, unpack: Unpack, *, keeps_weights: bool
 ) -> Iterator[None]:
-    fast = FastLinears(trainer.model, dtype, kernels)
+    fast = FastLinears(trainer.model, dtype, unpack)
     with ExitStack() as stack:
         stack.callback(fast.remove)
         if keeps_weights:

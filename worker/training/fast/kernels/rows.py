@@ -29,9 +29,9 @@ class _Tiles:
 
 
 # Measured on an H100 with heads of 128.
-_FORWARD = _Tiles(64, 32, 4, 3)
-_QUERIES = _Tiles(64, 32, 4, 3)
-_KEYS = _Tiles(64, 64, 4, 2)
+_FORWARD = _Tiles(64, 64, 4, 3)
+_QUERIES = _Tiles(64, 64, 4, 2)
+_KEYS = _Tiles(64, 32, 4, 4)
 
 
 def attend(
