@@ -104,22 +104,33 @@ def table(path: Path) -> None:
             # The total counts the context, which PyTorch's own figure leaves out.
             memory = estimate_line(setting, line)
             line["estimate"] = {**dataclasses.asdict(memory), "total": memory.total}
-            line["error"] = round(memory.total / (line["peak_allocated_bytes"] + context_bytes) - 1, 4)
+            line["error"] = round(memory.total / (find_peak(line) + context_bytes) - 1, 4)
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{found['device']}, torch {found['versions']['torch']}; GB, context {context_bytes / 1e9:.2f}")
-    print(f"{'setting':40}{'fitted':>7}{'peak':>8}{'estimate':>10}{'error':>8}{'reserved':>10}")
+    print(f"{'setting':34}{'fitted':>7}{'peak':>8}{'spare':>7}{'estimate':>10}{'error':>8}{'reserved':>10}")
     for line in found["measured"]:
         print(_line(line, context_bytes))
 
 
 def _line(line: dict[str, Any], context_bytes: int) -> str:
     fitted = "yes" if line["setting"]["fitted"] else ""
-    start = f"{line['name']:40}{fitted:>7}"
+    start = f"{line['name']:34}{fitted:>7}"
     if "estimate" not in line:
         return f"{start} {line['failure'][-60:]}"
-    peak, reserved = line["peak_allocated_bytes"] + context_bytes, line["peak_reserved_bytes"] + context_bytes
-    total = line["estimate"]["total"]
-    return f"{start}{peak / 1e9:8.2f}{total / 1e9:10.2f}{line['error']:8.1%}{reserved / 1e9:10.2f}"
+    peak, reserved = find_peak(line) + context_bytes, line["peak_reserved_bytes"] + context_bytes
+    spare, total = find_peak(line) - find_needed(line), line["estimate"]["total"]
+    figures = f"{peak / 1e9:8.2f}{spare / 1e9:7.2f}{total / 1e9:10.2f}{line['error']:8.1%}"
+    return f"{start}{figures}{reserved / 1e9:10.2f}"
+
+
+def find_peak(line: dict[str, Any]) -> int:
+    """The most that a job had allocated, in the trial of the fast ways or in training."""
+    return max(int(line[name]) for name in ("peak_trial_bytes", "peak_allocated_bytes"))
+
+
+def find_needed(line: dict[str, Any]) -> int:
+    """The same without what is given back when memory runs short."""
+    return max(int(line[name]) for name in ("peak_trial_bytes", "peak_needed_bytes"))
 
 
 def _call(*arguments: str) -> str:
@@ -153,13 +164,16 @@ def _describe_device() -> dict[str, int]:
 
 
 def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
+    """The estimate for the largest batch that was measured."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    from app.core.settings import TrainingPath
     from app.core.specs import JobSpec
-    from worker import choices
+    from worker import fitting
     from worker.device import Device
     from worker.estimate import Batch, estimate
+    from worker.fast_ways import describe_family
     from worker.model_shape import shape_of
 
     device = Device(kind="cuda", name="", memory_bytes=0, supports_bf16=True, torch_version=torch.__version__)
@@ -167,14 +181,18 @@ def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**MODELS[setting.model]))
     shape = shape_of(model, spec.lora)
-    if "passes" in line and "tokens" in line["passes"][0]:
-        largest = max(line["passes"], key=lambda entry: entry["tokens"])
-        sequences, length, scored = largest["sequences"], setting.length, largest["scored"]
-    else:
-        sequences, length = max(line["batch_shapes"], key=lambda shape: shape[0] * shape[1])
-        scored = line["scored_tokens"]
-    batch = Batch(sequences, length, scored, has_mask=setting.rows != "equal")
-    return estimate(shape, choices.make_plan(spec, device, checkpointing=setting.checkpointing), batch)
+    job = fitting.Job(spec, device, shape, describe_family(model), TrainingPath(setting.path))
+    plan, is_joined = fitting.make_plan(job, spec.training)
+    largest = max(line["passes"], key=lambda entry: entry["tokens"])
+    sequences, tokens = largest["sequences"], largest["tokens"]
+    batch = Batch(
+        sequences,
+        tokens // sequences,
+        largest["scored"],
+        has_mask=setting.rows != "equal" and not is_joined,
+        joined_tokens=tokens if is_joined else None,
+    )
+    return estimate(shape, plan, batch)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from app.core.specs import JobSpec
 from benchmarks.estimate_settings import PADDED_SHARE, SHORT_ROW, Setting
 from worker import base_model
 from worker.device import find_device
+from worker.estimate import CUDA_CONTEXT
 from worker.formatting import IGNORED, TokenRow
 from worker.reports import Happened, TrainingRequest
 from worker.training import config, memory, run
@@ -33,6 +34,8 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
     said: list[str] = []
     folder = parent / "models" / setting.model
     attempt = _make_attempt(setting, parent, said)
+    if setting.card_gibibytes:
+        _pretend(setting.card_gibibytes << 30)
     model = run.load(attempt, folder)
     allocator = Allocator(attempt.device.is_cuda)
     loaded, peak_loading = allocator.allocated(), allocator.take_peak()
@@ -49,14 +52,13 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         ),
         eval_set=None,
     )
-    with paths.set_up(attempt, trainer, attempt.request.path):
+    with paths.set_up(attempt, trainer, spec.training, attempt.request.path):
         peak_trial = allocator.take_peak()
         watch = Watch(trainer, allocator)
         began = time.monotonic()
         trainer.train()
         allocator.wait()
         seconds = time.monotonic() - began
-        reserved = allocator.peak_reserved()
         graphs = [spare for spare in trainer.spare_memory if isinstance(spare, GraphedDecoder)]
         recordings = sum(decoder.recordings for decoder in graphs)
         peak = max(*watch.peaks, allocator.take_peak())
@@ -71,7 +73,7 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         "said": said,
         "peak_allocated_bytes": peak,
         "peak_needed_bytes": watch.find_needed(staying),
-        "peak_reserved_bytes": reserved,
+        "peak_reserved_bytes": allocator.most_reserved,
         "peak_loading_bytes": peak_loading,
         "peak_trial_bytes": peak_trial,
         "loaded_bytes": loaded,
@@ -83,11 +85,20 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
     }
 
 
+def _pretend(card_bytes: int) -> None:
+    """From now on the device is as large as a card of so many bytes, of which CUDA itself takes some."""
+    _free_bytes, total_bytes = torch.cuda.mem_get_info()
+    usable_bytes = card_bytes - CUDA_CONTEXT
+    torch.cuda.set_per_process_memory_fraction(usable_bytes / total_bytes)
+    torch.cuda.mem_get_info = lambda *_device: (usable_bytes - torch.cuda.memory_reserved(), card_bytes)
+
+
 class Allocator:
     """PyTorch's memory on a GPU; on a CPU, which does not count, everything is 0."""
 
     def __init__(self, is_cuda: bool) -> None:
         self._is_cuda = is_cuda
+        self.most_reserved = 0  # what graphs keep counts
 
     def allocated(self) -> int:
         """Now."""
@@ -98,12 +109,9 @@ class Allocator:
         if not self._is_cuda:
             return 0
         peak = torch.cuda.max_memory_allocated()
+        self.most_reserved = max(self.most_reserved, torch.cuda.max_memory_reserved())
         torch.cuda.reset_peak_memory_stats()
         return peak
-
-    def peak_reserved(self) -> int:
-        """The most that was held in the last pass: what graphs keep counts."""
-        return torch.cuda.max_memory_reserved() if self._is_cuda else 0
 
     def wait(self) -> None:
         """Until the device has done everything."""

@@ -170,7 +170,7 @@ class Bench:
             attempt, model, tokenizer, settings, newest=None, train_set=rows, eval_set=None
         )
         path = TrainingPath.PLAIN if setup.code == "plain" else TrainingPath.AUTO
-        return trainer, paths.set_up(attempt, trainer, path)
+        return trainer, paths.set_up(attempt, trainer, spec.training, path)
 
     def _load(self, spec: JobSpec) -> PreTrainedModel:
         quantization = choices.quantization(spec, self._device)

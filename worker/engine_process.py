@@ -180,6 +180,7 @@ class EngineProcess:
             switch_wait_seconds=settings.engine_switch_wait_seconds,
             weights=settings.engine_weights,
             gpu_policy=settings.gpu_policy,
+            training_path=settings.training_path,
         )
 
     def _call(self, method: str, path: str, *, timeout: float, json: object = None) -> httpx.Response | None:

@@ -1,13 +1,15 @@
 """How much memory a job will need, in arithmetic alone: shapes, settings and a batch in, bytes out.
 
 It follows what the training child really does: TRL's loss in tiles of the vocabulary, PyTorch's attention,
-float32 adapters under autocast. benchmarks/estimate.py measures against it. Knows no model and no device.
+float32 adapters under autocast, and the fast ways that the job takes (training/fast). Memory that only makes
+training faster, and is given back when it runs short, is not counted: recorded graphs, weights kept unpacked.
+benchmarks/estimate.py measures against it. Knows no model and no device.
 
 T: tokens of a batch, padding counted. L: tokens of its longest sequence. H: the hidden size. V: vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.core.specs import LoraSpec, Optimizer, QuantizationSpec
 
@@ -25,8 +27,8 @@ _SECOND_SCALE_BLOCK = 256
 _PAGED_FROM = 100_000
 _EIGHT_BITS_FROM = 4096
 _STATE_BLOCK = 256
-# Measured on an H200 (benchmarks/results/estimate-h200.json): the driver's own, and cuBLAS's scratch space.
-_CUDA_CONTEXT = 640 << 20
+# Measured on an H100 (benchmarks/results/estimate-h100.json): the driver's own, and cuBLAS's scratch space.
+CUDA_CONTEXT = 640 << 20
 _CUDA_WORKSPACE = 64 << 20
 _CPU_PROCESS = 900 << 20
 
@@ -74,11 +76,12 @@ class Batch:
     length: int
     scored: int
     has_mask: bool
+    joined_tokens: int | None = None  # where rows lie one after the other, without padding and mask
 
     @property
     def tokens(self) -> int:
         """Padding counted."""
-        return self.sequences * self.length
+        return self.sequences * self.length if self.joined_tokens is None else self.joined_tokens
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,19 @@ class Memory:
         return self.weights + self.lora + self.optimizer + self.activations + self.overhead
 
 
+# As training/fast/check.py makes it, rows padded and rows alone.
+_TRIAL = Batch(sequences=3, length=48, scored=85, has_mask=True)
+_TRIAL_ALONE = Batch(sequences=3, length=48, scored=85, has_mask=False, joined_tokens=48 + 24 + 16)
+
+
+@dataclass(frozen=True)
+class FastWays:
+    """What a job computes otherwise than PEFT and transformers do; joined rows are told by the batch."""
+
+    linears: bool = False  # LoRA in one function
+    liger: bool = False  # norms and gated MLPs, without copies between their parts
+
+
 @dataclass(frozen=True)
 class Plan:
     """The settings of a job that memory hangs on."""
@@ -109,17 +125,24 @@ class Plan:
     checkpointing: bool
     accumulates: bool  # several batches in an optimizer step
     is_cuda: bool
+    fast: FastWays = FastWays()
 
 
 def estimate(shape: ModelShape, plan: Plan, batch: Batch) -> Memory:
-    """The peak, which is in the backward pass. The adapter's share counts its gradients."""
+    """The peak, which is in the backward pass, or in the trial of the fast ways, which has no optimizer yet.
+
+    The adapter's share counts its gradients.
+    """
     optimizer, paged = optimizer_bytes(shape.trained_sizes, plan.optimizer, is_cuda=plan.is_cuda)
+    activations = activation_bytes(shape, plan, batch)
+    if plan.fast != FastWays():
+        activations = max(activations, trial_bytes(shape, plan) - optimizer)
     return Memory(
         weights=weight_bytes(shape, plan.quantization, plan.precision),
-        lora=shape.trained_weights * _FLOAT32 * 2,
+        lora=shape.trained_weights * (_FLOAT32 * 2 + (plan.precision.products if plan.fast.linears else 0)),
         optimizer=optimizer,
-        activations=activation_bytes(shape, plan, batch),
-        overhead=_CUDA_CONTEXT + _CUDA_WORKSPACE if plan.is_cuda else _CPU_PROCESS,
+        activations=activations,
+        overhead=CUDA_CONTEXT + _CUDA_WORKSPACE if plan.is_cuda else _CPU_PROCESS,
         paged=paged,
     )
 
@@ -164,8 +187,10 @@ def activation_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
     in_layer = passing_in_layer(shape, plan, batch)
     kept = shape.layers * layer
     if plan.checkpointing:
-        kept = shape.layers * batch.tokens * shape.hidden * plan.precision.residual
-        in_layer += layer
+        layer_input = batch.tokens * shape.hidden * plan.precision.residual
+        kept = shape.layers * layer_input
+        # Liger's norm keeps what checkpointing keeps anyway.
+        in_layer += layer - (layer_input if plan.fast.liger else 0)
     if batch.has_mask:
         kept += batch.sequences * batch.length * batch.length
     in_loss = loss_bytes(shape, plan, batch)
@@ -175,11 +200,22 @@ def activation_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
     return max(kept + in_loss - gradients, max(kept, gradients) + in_layer - gradients)
 
 
+def trial_bytes(shape: ModelShape, plan: Plan) -> int:
+    """At a job's start: the gradients of two plain passes, every B as it was, and what a plain pass keeps.
+
+    With checkpointing that pass is the one over rows alone, which is made without.
+    """
+    plain = replace(plan, fast=FastWays())
+    batch = _TRIAL_ALONE if plan.checkpointing else _TRIAL
+    gradients = shape.trained_weights * _FLOAT32 * 5 // 2
+    return gradients + shape.layers * saved_by_layer(shape, plain, batch)
+
+
 def saved_by_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:
     """What autograd keeps of one decoder layer, in the order of its forward pass."""
     tokens, precision = batch.tokens, plan.precision
-    # A norm computes in float32, and keeps that copy of its input.
-    norms = tokens * shape.norm_width * _FLOAT32
+    # A norm computes in float32, and keeps that copy of its input; Liger's keeps the input.
+    norms = tokens * shape.norm_width * (precision.residual if plan.fast.liger else _FLOAT32)
     # Under a mask grouped keys and values are repeated for every head.
     key_width = shape.query_width if batch.has_mask else shape.key_width
     attention = tokens * (2 * shape.query_width + 2 * key_width) * precision.products
@@ -187,14 +223,21 @@ def saved_by_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:
     if batch.has_mask:
         aligned = -(-batch.length // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
         attention += batch.sequences * batch.length * aligned * precision.products
-    # gate, activation(gate) and up; without a gate, the activation's input and output.
-    mlp = tokens * shape.mlp_width * precision.residual * (3 if shape.is_gated else 2)
+    # gate, activation(gate) and up; without a gate, the activation's input and output. Liger: gate and up.
+    parts = 3 if shape.is_gated and not plan.fast.liger else 2
+    mlp = tokens * shape.mlp_width * precision.residual * parts
     return norms + attention + mlp + _saved_by_adapters(shape, plan, tokens)
 
 
 def _saved_by_adapters(shape: ModelShape, plan: Plan, tokens: int) -> int:
-    """In one layer: inputs, what dropout left of them, the products with A, and 16-bit copies of A and B."""
+    """In one layer: inputs, what dropout left of them, the products with A, and 16-bit copies of A and B.
+
+    The fast way keeps an input once and one byte for each number that dropout may drop.
+    """
     products = plan.precision.products
+    if plan.fast.linears:
+        masks = shape.adapted_inputs if plan.lora.dropout else 0
+        return tokens * ((shape.shared_inputs + shape.ranks) * products + masks) // shape.layers
     if plan.lora.dropout:
         inputs = shape.adapted_inputs * (products + (1 if plan.is_cuda else _FLOAT32))
     else:
@@ -208,7 +251,8 @@ def _saved_by_adapters(shape: ModelShape, plan: Plan, tokens: int) -> int:
 def loss_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
     """The last norm, the output layer and the loss at their worst; logits exist in tiles alone."""
     products = plan.precision.products
-    hidden = batch.tokens * shape.hidden * _FLOAT32 + batch.scored * shape.hidden * products
+    norm = plan.precision.residual if plan.fast.liger else _FLOAT32
+    hidden = batch.tokens * shape.hidden * norm + batch.scored * shape.hidden * products
     tile = min(batch.scored, _TILE_TOKENS) * _TILE_VOCABULARY * products
     gradient = batch.scored * shape.hidden * (_FLOAT32 + products)
     return hidden + tile * (1 if plan.is_cuda else _CPU_TILES) + gradient
@@ -218,4 +262,9 @@ def passing_in_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:
     """Gradients inside a layer at their worst, which is in the MLP, and one matrix unpacked from 4 bits."""
     precision = plan.precision
     unpacked = shape.largest_linear * precision.model if plan.quantization.load_in_4bit else 0
+    if plan.fast.liger:
+        # The gradients of gate and up lie where these did; dropout needs a copy of the MLP's product.
+        copies = 1 if plan.fast.linears and not plan.lora.dropout else 2
+        width = copies * shape.mlp_width + shape.hidden
+        return batch.tokens * width * precision.residual + unpacked
     return batch.tokens * (2 * shape.mlp_width * precision.residual + shape.hidden * _FLOAT32) + unpacked

@@ -22,15 +22,15 @@ from worker.estimate import ModelShape
 _OUTPUT_PROJECTIONS = {"o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "dense_4h_to_h", "w2"}
 
 
-def read_shape(folder: Path, spec: LoraSpec) -> ModelShape:
-    """The shape of the base model in a folder with this adapter. Raises ModelUnreadable, BadTarget."""
+def read_model(folder: Path) -> PreTrainedModel:
+    """The base model in a folder, without its weights. Raises ModelUnreadable."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return model
     except (OSError, ValueError, KeyError) as error:
         raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
-    return shape_of(model, spec)
 
 
 def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:

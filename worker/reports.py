@@ -126,6 +126,7 @@ class EngineRequest(Message):
     switch_wait_seconds: float = 600.0
     weights: EngineWeights = EngineWeights.AUTO
     gpu_policy: GpuPolicy = GpuPolicy.AUTO
+    training_path: TrainingPath = TrainingPath.AUTO
 
 
 class Listening(Message):

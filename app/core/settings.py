@@ -87,9 +87,8 @@ class Settings(BaseSettings):
     max_lost_attempts: int = Field(3, ge=1, description="A job whose worker died so often is failed.")
     training_path: TrainingPath = Field(
         TrainingPath.AUTO,
-        description="`fast`: every faster way of computing the same that passes a trial at the job's start; "
-        "`plain`: TRL, PEFT and transformers as they are; `auto`: fast on a CPU, plain on a GPU, where no "
-        "gain has been measured yet.",
+        description="`auto`: every faster way of computing the same that applies and passes a trial at the "
+        "job's start; `plain`: TRL, PEFT and transformers as they are.",
     )
     training_standby: bool = Field(
         True, description="A training process that has imported everything waits for the next job."

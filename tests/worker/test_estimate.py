@@ -12,12 +12,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from app.core.specs import LoraSpec, QuantizationSpec
-from benchmarks.estimate import SETTINGS, estimate_line
+from benchmarks.estimate import SETTINGS, estimate_line, find_needed, find_peak
 from tests.tiny_model import NAME
 from worker.base_model import load_model
 from worker.device import find_device
 from worker.estimate import (
     Batch,
+    FastWays,
     ModelShape,
     Plan,
     Precision,
@@ -27,9 +28,12 @@ from worker.estimate import (
     weight_bytes,
 )
 from worker.lora import attach
-from worker.model_shape import read_shape, shape_of
+from worker.model_shape import read_model, shape_of
+from worker.training.batches import JoiningCollator, model_inputs
+from worker.training.fast import row_attention
+from worker.training.fast.linears import FastLinears
 
-RESULTS = Path("benchmarks/results/estimate-h200.json")
+FOUND = json.loads(Path("benchmarks/results/estimate-h100.json").read_text())
 FLOAT32 = Precision(model=4, products=4, residual=4)
 BFLOAT16 = Precision(model=2, products=2, residual=2)
 
@@ -83,7 +87,7 @@ def test_weights_are_those_of_the_loaded_model(models_folder: Path, load_in_4bit
         for state in [module.weight.quant_state]
     ]
 
-    shape = read_shape(models_folder / NAME, LoraSpec())
+    shape = shape_of(read_model(models_folder / NAME), LoraSpec())
 
     counted = sum(parameter.nbytes for parameter in model.parameters()) + sum(scales)
     assert weight_bytes(shape, quantization, FLOAT32) == pytest.approx(counted, rel=1e-3 if double else 0)
@@ -102,7 +106,7 @@ def test_lora_is_that_of_peft(models_folder: Path, fields: dict[str, Any]) -> No
     model = adapted(AutoModelForCausalLM.from_pretrained(models_folder / NAME), lora)
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
 
-    shape = read_shape(models_folder / NAME, lora)
+    shape = shape_of(read_model(models_folder / NAME), lora)
     memory = estimate(shape, make_plan(lora=lora), Batch(1, 8, 7, has_mask=False))
 
     assert shape.trained_sizes == tuple(trained)
@@ -135,30 +139,46 @@ def test_nothing_is_paged_on_a_cpu() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("layout", ["equal", "masked", "joined"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
-def test_saved_activations_are_those_that_autograd_saves(targets: Any, dropout: float, masked: bool) -> None:
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "LoRA in one function"])
+def test_saved_activations_are_those_that_autograd_saves(
+    targets: Any, dropout: float, layout: str, fast: bool
+) -> None:
     """In 16 bits, as on a GPU: the same model, once counted and once run."""
     lora = LoraSpec(r=16, dropout=dropout, target_modules=targets)
     fields = {"hidden_size": 128, "intermediate_size": 320, "num_key_value_heads": 4}
-    plan = make_plan(lora=lora, quantization=QuantizationSpec(load_in_4bit=False), is_cuda=False)
-    batch = Batch(2, 64, 126, has_mask=masked)
+    plan = make_plan(
+        lora=lora,
+        quantization=QuantizationSpec(load_in_4bit=False),
+        is_cuda=False,
+        fast=FastWays(linears=fast),
+    )
+    batch = Batch(2, 64, 126, has_mask=layout == "masked", joined_tokens=120 if layout == "joined" else None)
 
-    saved = count_saved(AutoModelForCausalLM.from_config(config_of(**fields)), lora, batch)
+    saved = count_saved(AutoModelForCausalLM.from_config(config_of(**fields)), lora, batch, fast=fast)
 
     shape = make_shape(lora, **fields)
     last_norm = batch.tokens * shape.hidden * 4
-    mask = batch.tokens * batch.length if masked else 0
+    mask = batch.tokens * batch.length if batch.has_mask else 0
     expected = shape.layers * saved_by_layer(shape, plan, batch) + last_norm + mask
-    assert expected == pytest.approx(saved, rel=0.01)
+    # Rotary angles are kept once, and counted nowhere.
+    assert expected == pytest.approx(saved, rel=0.015)
 
 
-def count_saved(model: PreTrainedModel, lora: LoraSpec, batch: Batch) -> int:
+def count_saved(model: PreTrainedModel, lora: LoraSpec, batch: Batch, *, fast: bool) -> int:
     """Bytes of every storage that autograd keeps in the forward pass, the weights' own left out."""
     model = adapted(model.to(torch.bfloat16), lora).train()
     model.enable_input_require_grads()
-    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    inputs = joined_inputs(model, batch) if batch.joined_tokens else padded_inputs(batch)
+    own: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
+    if fast:
+        linears = FastLinears(model, torch.bfloat16)
+        linears._begin_pass(model, None)
+        groups = [group._adapters for group in linears._groups if group._adapters is not None]
+        own += [copy for adapters in groups for copy in (adapters.a_SI, *adapters.b_OR)]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in own}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -167,13 +187,31 @@ def count_saved(model: PreTrainedModel, lora: LoraSpec, batch: Batch) -> int:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    mask = torch.ones(batch.sequences, batch.length, dtype=torch.long)
-    mask[0, -9:] = 0 if batch.has_mask else 1
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16):
-        output = model.get_base_model().model(input_ids=torch.ones_like(mask), attention_mask=mask)
+        output = model.get_base_model().model(**inputs)
     assert output.last_hidden_state.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def padded_inputs(batch: Batch) -> dict[str, Any]:
+    mask = torch.ones(batch.sequences, batch.length, dtype=torch.long)
+    mask[0, -9:] = 0 if batch.has_mask else 1
+    return {"input_ids": torch.ones_like(mask), "attention_mask": mask}
+
+
+def joined_inputs(model: PeftModel, batch: Batch) -> dict[str, Any]:
+    """One row, whose attention keeps what that of a GPU does: no copies."""
+    row_attention.register(
+        lambda q, k, v, _starts, _longest, *, scale, window: row_attention._attend_row(
+            q, k, v, scale=scale, window=window
+        )
+    )
+    model.get_base_model().set_attn_implementation(row_attention.NAME)
+    assert batch.joined_tokens
+    ids = [1] * batch.joined_tokens
+    inputs = model_inputs(JoiningCollator()([{"input_ids": ids, "labels": ids}]))
+    return {name: value for name, value in inputs.items() if name != "labels"}
 
 
 def test_checkpointing_takes_less() -> None:
@@ -197,12 +235,15 @@ def test_two_16_bit_types_cost_more_than_one() -> None:
     )
 
 
-@pytest.mark.parametrize("line", json.loads(RESULTS.read_text())["measured"], ids=lambda line: line["name"])
+@pytest.mark.parametrize("line", FOUND["measured"], ids=lambda line: line["name"])
 def test_measured_peaks_are_within_a_tenth(line: Any) -> None:
-    """benchmarks/estimate.py measured them on an H200; a change of the arithmetic must still meet them."""
-    found = json.loads(RESULTS.read_text())
+    """benchmarks/estimate.py measured them on an H100; a change of the arithmetic must still meet them.
+
+    A peak holds recorded graphs, too, which are there where memory is; what a job needs is met more closely.
+    """
     setting = next(setting for setting in SETTINGS if setting.name == line["name"])
 
     total = estimate_line(setting, line).total
 
-    assert total == pytest.approx(line["peak_allocated_bytes"] + found["context_bytes"], rel=0.1)
+    assert total == pytest.approx(find_peak(line) + FOUND["context_bytes"], rel=0.1)
+    assert total == pytest.approx(find_needed(line) + FOUND["context_bytes"], rel=0.05)

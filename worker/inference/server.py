@@ -146,6 +146,7 @@ def _place(request: EngineRequest, device: Device, free_bytes: int, *, is_busy: 
         device=device,
         free_bytes=free_bytes,
         is_busy=is_busy,
+        path=request.training_path,
     )
 
 

@@ -13,6 +13,7 @@ from app.core.datasets import Row, read_rows
 from app.core.errors import DatasetNotFound
 from app.core.models import find_folder
 from app.core.preflight import DatasetRef, Notice
+from app.core.settings import TrainingPath
 from worker import base_model
 from worker.device import Device
 from worker.template_choice import TemplateSource, read_model_type, set_template
@@ -34,6 +35,7 @@ class Place(BaseModel):
     device: Device
     free_bytes: int
     is_busy: bool
+    path: TrainingPath
 
     def find_model(self, name: str) -> tuple[Path, list[Notice]]:
         """A folder with the model's config and tokenizer, and a word where its weights are not here yet.

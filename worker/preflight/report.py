@@ -21,10 +21,9 @@ from app.core.preflight import (
     TokenFigures,
 )
 from app.core.specs import JobSpec
-from worker import base_model, choices
+from worker import base_model, choices, fitting
 from worker.device import Device
 from worker.estimate import Memory, ModelShape
-from worker.model_shape import read_shape
 from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer
 from worker.preflight.reading import Reading, read_dataset
 from worker.preflight.schedule import Schedule, make_schedule, pack_lengths
@@ -60,11 +59,11 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
         notices.append(Notice(code="slow_products", message=slow))
     lengths = [len(row.input_ids) for row in reading.train]
     packed_length = max_length if spec.training.packing else None
-    rows = choices.Rows.measure(
+    rows = fitting.Rows.measure(
         lengths, [row.trained_tokens for row in reading.train], packed_length=packed_length
     )
-    shape = read_shape(folder, spec.lora)
-    settled = choices.settle(spec, device, shape, rows, free_bytes=place.free_bytes)
+    job = fitting.Job.read(spec, device, folder, place.path)
+    settled = fitting.settle(job, rows, free_bytes=place.free_bytes)
     sequences = pack_lengths(lengths, packed_length) if packed_length else lengths
     schedule = make_schedule(sequences, settled.training, sample_of=reading.scale)
     answer = Preflight(
@@ -82,8 +81,8 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
         device=DeviceFigures(name=device.name, memory_bytes=device.memory_bytes, free_bytes=place.free_bytes),
         fits=settled.fits,
         chosen=_chosen(spec, settled, device, max_length),
-        disk=_disk_figures(shape, settled, folder, place),
-        time=guess_time(schedule, reading, shape, settled, device),
+        disk=_disk_figures(job.shape, settled, folder, place),
+        time=guess_time(schedule, reading, job.shape, settled, device),
         warnings=notices,
     )
     return answer.model_copy(update={"warnings": [*notices, *warn_of(answer, spec.training)]})
@@ -109,7 +108,7 @@ def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:
 
 
 def guess_time(
-    schedule: Schedule, reading: Reading, shape: ModelShape, settled: choices.Settled, device: Device
+    schedule: Schedule, reading: Reading, shape: ModelShape, settled: fitting.Settled, device: Device
 ) -> TimeFigures:
     """Four operations for each weight and token, six where activations are computed twice."""
     tokens = schedule.epochs * reading.whole(sum(len(row.input_ids) for row in reading.train))
@@ -153,7 +152,7 @@ def _memory_figures(memory: Memory) -> MemoryFigures:
     )
 
 
-def _chosen(spec: JobSpec, settled: choices.Settled, device: Device, max_length: int) -> Chosen:
+def _chosen(spec: JobSpec, settled: fitting.Settled, device: Device, max_length: int) -> Chosen:
     fp16, bf16 = choices.mixed_precision(spec.training, device)
     dtype = base_model.compute_dtype(choices.quantization(spec, device), device)
     training = settled.training
@@ -169,7 +168,7 @@ def _chosen(spec: JobSpec, settled: choices.Settled, device: Device, max_length:
     )
 
 
-def _disk_figures(shape: ModelShape, settled: choices.Settled, folder: Path, place: Place) -> DiskFigures:
+def _disk_figures(shape: ModelShape, settled: fitting.Settled, folder: Path, place: Place) -> DiskFigures:
     memory, kept = settled.memory, settled.training.keep_checkpoints
     weights = 4 * shape.trained_weights
     tokenizer = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())

@@ -1,13 +1,16 @@
-"""What the job's passes through the model are, where the spec leaves them to `auto`: from the estimate."""
+"""What the job's passes through the model are, where the spec leaves them to `auto`: from the estimate.
+
+It is of the fast ways that the job is about to try. Where a trial fails, the plain way may need more than
+there is: then the trainer halves the rows of a pass (trainer.py).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from app.core.specs import TrainingSpec
-from worker import choices
+from worker import choices, fitting
 from worker.device import free_memory_bytes
 from worker.formatting import TokenRow
-from worker.model_shape import read_shape
 from worker.training.attempt import Attempt
 
 
@@ -21,14 +24,14 @@ def settle(
     spec, device = attempt.request.spec, attempt.device
     if not choices.is_open(spec.training):
         return spec.training
-    measured = choices.Rows.measure(
+    measured = fitting.Rows.measure(
         [len(row.input_ids) for row in rows],
         [row.trained_tokens for row in rows],
         packed_length=packed_length,
     )
-    shape = read_shape(folder, spec.lora)
+    job = fitting.Job.read(spec, device, folder, attempt.request.path)
     free_bytes = free_memory_bytes(device)
-    settled = choices.settle(spec, device, shape, measured, free_bytes=free_bytes)
+    settled = fitting.settle(job, measured, free_bytes=free_bytes)
     training, total = settled.training, settled.memory.total
     checkpointing = "with" if training.gradient_checkpointing else "without"
     gigabytes = f"about {total / 1e9:.1f} GB at the peak, of {free_bytes / 1e9:.1f} GB free"

@@ -118,7 +118,7 @@ def train(attempt: Attempt) -> None:
         )
 
     attempt.enter(Phase.TRAINING)
-    with paths.set_up(attempt, trainer, request.path):
+    with paths.set_up(attempt, trainer, training, request.path):
         run_trainer(attempt, trainer, newest)
 
     attempt.enter(Phase.SAVING)

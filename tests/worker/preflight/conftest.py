@@ -9,6 +9,7 @@ import pytest
 
 from app.core.datasets import Conversation, Message, Row, write_row
 from app.core.preflight import DatasetRef, PreflightRequest
+from app.core.settings import TrainingPath
 from tests.factories import make_spec
 from tests.tiny_model import NAME
 from worker.child_process import ChildProcess
@@ -43,6 +44,7 @@ def place(models_folder: Path, tmp_path: Path) -> Place:
         device=find_device(),
         free_bytes=64 << 30,
         is_busy=False,
+        path=TrainingPath.AUTO,
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from app.core.datasets import Completion, PlainText, Row
 from app.core.errors import BadTarget, DatasetNotFound, InvalidRequest, NothingToLearn
 from app.core.preflight import Preflight, PreflightRequest
+from app.core.settings import TrainingPath
 from tests.worker.preflight.conftest import GPU, Ask, Store, chat, make_rows
 from worker.preflight import place as places
 from worker.preflight.place import Place
@@ -149,6 +150,15 @@ def test_a_job_that_does_not_fit_is_told_so(ask: Ask, place: Place) -> None:
     assert answer.chosen.gradient_checkpointing
     assert answer.chosen.mixed_precision == answer.chosen.compute_dtype.replace("bfloat16", "bf16")
     assert "memory_short" in codes(answer)
+
+
+def test_memory_is_that_of_the_path_that_jobs_take(ask: Ask, place: Place) -> None:
+    large = place.model_copy(update={"device": GPU, "free_bytes": GPU.memory_bytes})
+
+    fast, plain = (run_preflight(ask(), large.model_copy(update={"path": path})) for path in TrainingPath)
+
+    assert fast.memory.activations < plain.memory.activations
+    assert fast.memory.weights == plain.memory.weights
 
 
 def test_what_is_chosen_and_needed_is_said(ask: Ask, place: Place) -> None:

@@ -4,7 +4,7 @@ A new adapter's B is zero, and with it all that a wrong A could do; so B gets sm
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -76,8 +76,8 @@ def find_difference(plain: Pass, fast: Pass, tolerance: float) -> str | None:
 def distance(plain: Pass, other: Pass) -> float:
     """How far the gradients are apart, as a share of their norm."""
     names = sorted(plain.gradients)
-    away = _norm([other.gradients[name] - plain.gradients[name] for name in names])
-    of = _norm([plain.gradients[name] for name in names])
+    away = _norm(other.gradients[name] - plain.gradients[name] for name in names)
+    of = _norm(plain.gradients[name] for name in names)
     return away / of if of else math.inf * away if away else 0.0
 
 
@@ -113,5 +113,6 @@ def find_tolerance(plain: Pass, plain_too: Pass | None) -> float:
     return min(max(_TOLERANCE_IN_16_BITS, 2 * distance(plain, plain_too)), _MOST_TOLERANCE_IN_16_BITS)
 
 
-def _norm(tensors: list[torch.Tensor]) -> float:
-    return float(torch.stack([tensor.float().norm() for tensor in tensors]).norm()) if tensors else 0.0
+def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    norms = [tensor.float().norm() for tensor in tensors]
+    return float(torch.stack(norms).norm()) if norms else 0.0

@@ -23,8 +23,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from worker.fast_ways import MOST_TOKENS
 from worker.training import memory
-from worker.training.fast.choice import MOST_TOKENS
 
 _INPUTS = {"input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 _SPARE_BYTES = 2 << 30

@@ -4,7 +4,6 @@ Its losses are left alone: TRL has its own. Liger puts what it has into the modu
 module of transformers; both are remembered.
 """
 
-import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
@@ -14,15 +13,6 @@ from typing import Any
 from peft import PeftModel
 
 _MISSING = object()
-
-
-def find_reason_against(family: str) -> str | None:
-    """Why Liger can't be used for this model type; None: it can."""
-    if importlib.util.find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed"
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
-    return None if family in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger does not know {family}"
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from torch import nn
 from trl.trainer import utils as trl_utils
 
 from app.core.settings import TrainingPath
+from app.core.specs import TrainingSpec
+from worker.fast_ways import AttentionKernel, Choice, choose, describe_family
 from worker.training.attempt import Attempt
 from worker.training.batches import Collator, Example, JoiningCollator, model_inputs
 from worker.training.fast import bnb_optimizer, check, known_targets, liger, row_attention
 from worker.training.fast.check import Pass
-from worker.training.fast.choice import AttentionKernel, Choice, choose, describe_family
 from worker.training.fast.decoder_graphs import GraphedDecoder, own_stream
 from worker.training.fast.kept_weights import KeepWeights
 from worker.training.fast.linears import FastLinears, Unpack
@@ -59,11 +60,16 @@ class Taken:
     stack: ExitStack = field(default_factory=ExitStack)
 
 
-def set_up(attempt: Attempt, trainer: AdapterTrainer, path: TrainingPath) -> ExitStack:
-    """Take every fast way that applies and is right; the answer, when closed, undoes it."""
+def set_up(
+    attempt: Attempt, trainer: AdapterTrainer, training: TrainingSpec, path: TrainingPath
+) -> ExitStack:
+    """Take every fast way that applies and is right; the answer, when closed, undoes it.
+
+    `training`: the spec's, without `auto` in its passes.
+    """
     family = describe_family(trainer.model.get_base_model())
-    request = attempt.request
-    choice = choose(request.spec, attempt.device, family, path, is_alone=request.is_alone)
+    spec = attempt.request.spec.model_copy(update={"training": training})
+    choice = choose(spec, attempt.device, family, path, is_alone=attempt.request.is_alone)
     taken = take(trainer, choice)
     if choice.unwaiting_optimizer:
         taken.stack.enter_context(bnb_optimizer.in_order(trainer))
@@ -83,7 +89,8 @@ def take(trainer: AdapterTrainer, choice: Choice) -> Taken:
     ways = make_ways(trainer, choice)
     if not ways:
         return taken
-    trial = Trial(trainer, check.make_examples(list(islice(trainer.train_dataset, check.ROWS))))
+    examples = check.make_examples(list(islice(trainer.train_dataset, check.ROWS)))
+    trial = Trial(trainer, examples, compares_dropout=choice.draws_pefts_masks)
     with check.probing(trainer.model):
         trial.run_plainly()
         is_joined_wrong = False
@@ -151,10 +158,11 @@ def _unpackings(choice: Choice) -> Iterator[tuple[str, Unpack]]:
 
 
 class Trial:
-    """Passes over a few rows."""
+    """Passes over a few rows. `compares_dropout`: of a padded batch, every way drops out the same."""
 
-    def __init__(self, trainer: AdapterTrainer, examples: list[Example]) -> None:
+    def __init__(self, trainer: AdapterTrainer, examples: list[Example], *, compares_dropout: bool) -> None:
         self._trainer = trainer
+        self._compares_dropout = compares_dropout
         self._examples = examples
         self._padding = Collator(trainer.processing_class.pad_token_id)
         self._plain: dict[bool, Pass] = {}
@@ -170,7 +178,7 @@ class Trial:
 
     def find_reason(self, way: Way) -> str | None:
         """Why a way that is on now must not be used; None: it computes what the plain one does."""
-        is_training = way.layout == "padded"
+        is_training = way.layout == "padded" and self._compares_dropout
         try:
             for _ in range(way.passes):
                 found = self._run(way.layout, is_training)

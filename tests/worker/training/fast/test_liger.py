@@ -29,8 +29,3 @@ def test_a_model_is_left_as_it_was(model: PeftModel) -> None:
         for name in old
     )
     assert base.training
-
-
-def test_families_that_it_knows() -> None:
-    assert liger.find_reason_against("llama") is None
-    assert liger.find_reason_against("gpt2") == "Liger does not know gpt2"

@@ -95,6 +95,29 @@ def test_dropout_draws_what_pefts_layers_draw(
     assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
 
 
+@pytest.mark.parametrize("draws_pefts_masks", [True, False])
+def test_other_masks_are_no_fault_where_they_are_expected(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, draws_pefts_masks: bool
+) -> None:
+    def draw(*given: Any) -> Any:
+        torch.rand(1)
+        return native_dropout(*given)
+
+    native_dropout = torch.native_dropout
+    monkeypatch.setattr(torch, "native_dropout", draw)
+    choose = paths.choose
+    monkeypatch.setattr(
+        paths,
+        "choose",
+        lambda *given, **named: replace(choose(*given, **named), draws_pefts_masks=draws_pefts_masks),
+    )
+
+    reports = run_here(make_request(**(SPEC | {"lora": {"r": 4, "dropout": 0.3}})))
+
+    assert ("LoRA in one function" in said(reports)) is not draws_pefts_masks
+    assert ("LoRA in one function (" in "".join(warned(reports))) is draws_pefts_masks
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from app.core.settings import TrainingPath
+from app.core.specs import JobSpec
 from tests.factories import make_spec
 from worker.device import Device
-from worker.training.fast.choice import Choice, Family, choose
+from worker.fast_ways import Choice, Family, choose
 
 LLAMA = Family(
     "llama",
@@ -23,8 +24,13 @@ HOPPER = CPU.model_copy(update={"kind": "cuda", "name": "H100", "supports_bf16":
 TURING = CPU.model_copy(update={"kind": "cuda", "name": "T4"})
 
 
+def settled_spec(**fields: Any) -> JobSpec:
+    training = {"gradient_checkpointing": False, **fields.pop("training", {})}
+    return make_spec(training=training, **fields)
+
+
 def chosen(spec: dict[str, Any], device: Device, *, family: Family = LLAMA) -> Choice:
-    return choose(make_spec(**spec), device, family, TrainingPath.AUTO)
+    return choose(settled_spec(**spec), device, family, TrainingPath.AUTO)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +104,12 @@ def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
 @pytest.mark.parametrize(
     ("training", "reason"),
     [
-        ({"gradient_checkpointing": False}, None),
+        ({}, None),
         ({"gradient_checkpointing": True}, "activations are computed again"),
-        ({"gradient_checkpointing": False, "neftune_noise_alpha": 5.0}, "batches are padded"),
-        ({"gradient_checkpointing": False, "packing": True}, "batches are long enough"),
-        ({"gradient_checkpointing": False, "packing": True, "max_seq_length": 2048}, "batches are long"),
-        ({"gradient_checkpointing": False, "packing": True, "max_seq_length": 512}, None),
+        ({"neftune_noise_alpha": 5.0}, "batches are padded"),
+        ({"packing": True}, "batches are long enough"),
+        ({"packing": True, "max_seq_length": 2048}, "batches are long"),
+        ({"packing": True, "max_seq_length": 512}, None),
     ],
 )
 def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | None) -> None:
@@ -114,23 +120,32 @@ def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | No
 
 
 @pytest.mark.parametrize("in_4_bits", [True, False])
-def test_a_kernel_unpacks_what_is_packed_on_a_gpu(in_4_bits: bool) -> None:
+def test_a_gpu_unpacks_in_a_kernel_and_draws_other_masks_over_what_is_not_packed(in_4_bits: bool) -> None:
     spec = {"quantization": {"load_in_4bit": in_4_bits}}
 
     assert chosen(spec, HOPPER).unpacks_in_one_kernel == in_4_bits
+    assert chosen(spec, HOPPER).draws_pefts_masks == in_4_bits
     assert not chosen(spec, CPU).unpacks_in_one_kernel
+
+
+@pytest.mark.parametrize(("name", "is_known"), [("llama", True), ("gpt2", False)])
+def test_liger_is_for_families_that_it_knows(name: str, is_known: bool) -> None:
+    choice = chosen({}, HOPPER, family=Family(**{**vars(LLAMA), "name": name}))
+
+    assert choice.liger is is_known
+    assert is_known or "Liger's kernels (Liger does not know gpt2)" in choice.left_out
 
 
 @pytest.mark.parametrize("device", [CPU, HOPPER], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("is_alone", [True, False])
 def test_unpacked_weights_are_kept_on_a_gpu_that_is_not_shared(device: Device, is_alone: bool) -> None:
-    choice = choose(make_spec(), device, LLAMA, TrainingPath.AUTO, is_alone=is_alone)
+    choice = choose(settled_spec(), device, LLAMA, TrainingPath.AUTO, is_alone=is_alone)
 
     assert choice.kept_weights == (is_alone and device is HOPPER)
-    assert choose(make_spec(), CPU, LLAMA, TrainingPath.AUTO) == chosen({}, CPU)
+    assert choose(settled_spec(), CPU, LLAMA, TrainingPath.AUTO) == chosen({}, CPU)
 
 
 def test_plain_is_plain() -> None:
-    assert choose(make_spec(), HOPPER, LLAMA, TrainingPath.PLAIN) == Choice(
+    assert choose(settled_spec(), HOPPER, LLAMA, TrainingPath.PLAIN) == Choice(
         left_out=("TUNESMITH_TRAINING_PATH is plain",)
     )

@@ -1,8 +1,10 @@
 """Which fast ways a job may take: a pure function of spec, device and what is known of the model's family.
 
-That they compute the same is not believed here but tried, when the job starts (check.py).
+The trainer takes them, and the memory estimate reckons with them. That they compute the same is not believed
+here but tried, when the job starts (training/fast/check.py).
 """
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +16,6 @@ from app.core.specs import JobSpec
 from worker import choices
 from worker.base_model import compute_dtype
 from worker.device import Device
-from worker.training.fast import liger
 
 AttentionKernel = Literal["tiles of rows", "flash", "row by row"]
 _GPU_KERNELS: tuple[AttentionKernel, ...] = ("tiles of rows", "flash")
@@ -42,6 +43,7 @@ class Choice:
     """The fast ways of a job, and why the others are not taken, a clause each."""
 
     linears: torch.dtype | None = None  # the type of the products
+    draws_pefts_masks: bool = True  # where dropout has rows that lie as PEFT has them
     unpacks_in_one_kernel: bool = False
     attention: tuple[AttentionKernel, ...] = ()  # the best first; none: padded batches, the model's own
     known_targets: bool = False  # where batches are joined
@@ -57,14 +59,18 @@ class Choice:
 def choose(
     spec: JobSpec, device: Device, family: Family, path: TrainingPath, *, is_alone: bool = False
 ) -> Choice:
-    """Everything that may apply. `is_alone`: nobody else waits for the device's memory."""
+    """Everything that may apply to a spec without `auto` in its passes.
+
+    `is_alone`: nobody else waits for the device's memory.
+    """
+    assert not choices.is_open(spec.training)
     if path is TrainingPath.PLAIN:
         return Choice(left_out=("TUNESMITH_TRAINING_PATH is plain",))
     optimizer = spec.training.optim
     linears_reason = _why_not_linears(spec, device)
     attention_reason = _why_not_joined(spec, device, family)
     loss_reason = _why_not_one_pass(spec, device, family)
-    liger_reason = liger.find_reason_against(family.name) if device.is_cuda else None
+    liger_reason = _why_not_liger(family) if device.is_cuda else None
     graphs_reason = _why_not_graphs(spec, attention_reason) if device.is_cuda else None
     reasons = [
         f"{name} ({reason})"
@@ -79,6 +85,8 @@ def choose(
     ]
     return Choice(
         linears=None if linears_reason else products_dtype(spec, device),
+        # Over unquantized weights PEFT drops out of a float32 copy, for which a GPU draws other numbers.
+        draws_pefts_masks=spec.quantization.load_in_4bit or not device.is_cuda,
         unpacks_in_one_kernel=device.is_cuda and spec.quantization.load_in_4bit,
         attention=() if attention_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
         known_targets=not attention_reason and not family.shapes_logits and not family.adds_losses,
@@ -93,7 +101,7 @@ def choose(
 
 
 def describe_family(model: PreTrainedModel) -> Family:
-    """Read off a loaded model."""
+    """Read off a model, loaded or without weights."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
     odd = any(getattr(config, name, None) for name in ("attn_logit_softcapping", "attention_dropout"))
@@ -132,6 +140,14 @@ def _why_not_linears(spec: JobSpec, device: Device) -> str | None:
     return None
 
 
+def _why_not_liger(family: Family) -> str | None:
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    return None if family.name in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger does not know {family.name}"
+
+
 def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None:
     if spec.training.neftune_noise_alpha:
         return "NEFTune's noise depends on the length of a row"
@@ -159,7 +175,6 @@ def _why_not_graphs(spec: JobSpec, attention_reason: str | None) -> str | None:
         return "batches are padded"
     if training.gradient_checkpointing:
         return "activations are computed again"
-    assert not choices.is_open(training)
     rows, length = training.per_device_train_batch_size, training.max_seq_length
     if training.packing and (length is None or int(rows) * length > MOST_TOKENS):
         return "batches are long enough to keep the GPU busy"
