@@ -16,7 +16,7 @@ from worker.training.memory import RandomState
 
 # How far apart two ways of computing the same may come out, in the Euclidean norm. In 16 bits a deep model
 # amplifies rounding (32 random layers: 6%), so there two plain ways are compared, too: a fast one may be
-# twice as far off as they are, up to a limit.
+# three times as far off as they are, up to a limit. (Those round alike where a row is not padded.)
 _TOLERANCE = 1e-3
 _TOLERANCE_IN_16_BITS = 0.05
 _MOST_TOLERANCE_IN_16_BITS = 0.2
@@ -110,7 +110,7 @@ def find_tolerance(plain: Pass, plain_too: Pass | None) -> float:
     """How far off a fast way may be. `plain_too`: the same in other shapes; None: there is no rounding."""
     if plain_too is None:
         return _TOLERANCE
-    return min(max(_TOLERANCE_IN_16_BITS, 2 * distance(plain, plain_too)), _MOST_TOLERANCE_IN_16_BITS)
+    return min(max(_TOLERANCE_IN_16_BITS, 3 * distance(plain, plain_too)), _MOST_TOLERANCE_IN_16_BITS)
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:
