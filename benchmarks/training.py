@@ -17,7 +17,7 @@ import statistics
 import threading
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from app.core.events import Log, Warn
 from app.core.settings import TrainingPath
 from app.core.specs import JobSpec
 from benchmarks import estimate_settings
+from benchmarks.chip_watch import ChipWatch, measure_products
 from benchmarks.training_setups import LONGEST, ROWS, SETUPS, TINY, Setup, draw_rows
 from benchmarks.training_watch import Watch
 from worker import base_model, choices
@@ -94,6 +95,7 @@ def measure(
     estimate_settings.build(shape, folder, SHAPES[shape])
     bench = Bench(folder, shape, row_ids)
     lines: list[dict[str, Any]] = []
+    products = measure_products() if torch.cuda.is_available() else None
     for setup in setups:
         if time.monotonic() - began > seconds:
             lines.append({"name": setup.name, "failure": "there was no time left"})
@@ -102,6 +104,7 @@ def measure(
         print(_line(lines[-1]), flush=True)
         described = estimate_settings.describe_machine("benchmarks.training")
         found = {**described, "shape": shape, "weights": bench.weights, "peak_tflops": PEAK_TFLOPS}
+        found["large_products"] = products
         out.write_text(json.dumps({**found, "measured": lines}, indent=1) + "\n")
 
 
@@ -143,11 +146,16 @@ class Bench:
         if self._device.is_cuda:
             torch.cuda.reset_peak_memory_stats()
         began = time.monotonic()
-        with undo:
+        with undo, ChipWatch() if self._device.is_cuda else nullcontext() as chip:
             trainer.train()
         seconds = time.monotonic() - began
         model.unload()
-        return {**self._summarize(setup, watch, trainer), "seconds_in_all": round(seconds, 1), "said": said}
+        return {
+            **self._summarize(setup, watch, trainer),
+            "chip": chip.summary() if chip else None,
+            "seconds_in_all": round(seconds, 1),
+            "said": said,
+        }
 
     def _make_trainer(self, setup: Setup, attempt: Attempt, model: PeftModel) -> tuple[SFTTrainer, ExitStack]:
         spec, folder = attempt.request.spec, self._folder / "models" / self._shape
