@@ -1,7 +1,7 @@
 """The memory estimate against measured peaks, on models with random weights.
 
     python -m benchmarks.estimate measure OUT                    every setting
-    python -m benchmarks.estimate measure OUT --settings recipe  some of them, by name
+    python -m benchmarks.estimate measure OUT --settings recipe  some of them, by name; what OUT holds stays
     python -m benchmarks.estimate table FILE                     anywhere: beside them, the estimate
 
 On a GPU, `measure` trains a few steps for each setting, in a fresh process each, with the training child's
@@ -60,13 +60,14 @@ def measure(out: Path, settings: list[Setting]) -> None:
         _call("build", name)
     device = json.loads(_call("device"))
     room = Room(device["memory_bytes"])
-    lines: dict[str, dict[str, Any]] = {}
+    before = json.loads(out.read_text())["measured"] if out.exists() else []
+    lines: dict[str, dict[str, Any]] = {line["name"]: line for line in before}
     with ThreadPoolExecutor(PROCESSES) as threads:
         # The largest first: small ones fill up what is left beside them.
         ordered = sorted(settings, key=lambda setting: -setting.gigabytes)
         for line in as_completed(threads.submit(_measure_one, setting, room) for setting in ordered):
             lines[line.result()["name"]] = line.result()
-            measured = [lines[setting.name] for setting in settings if setting.name in lines]
+            measured = [lines[setting.name] for setting in SETTINGS if setting.name in lines]
             found = {"context_bytes": device["context_bytes"], "measured": measured}
             out.write_text(json.dumps({**describe_machine("benchmarks.estimate"), **found}, indent=1))
 
@@ -106,7 +107,10 @@ def table(path: Path) -> None:
             line["estimate"] = {**dataclasses.asdict(memory), "total": memory.total}
             line["error"] = round(memory.total / (find_peak(line) + context_bytes) - 1, 4)
     path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{found['device']}, torch {found['versions']['torch']}; GB, context {context_bytes / 1e9:.2f}")
+    devices = sorted({line.get("device", found["device"]) for line in found["measured"]})
+    print(
+        f"{' and '.join(devices)}, torch {found['versions']['torch']}; GB, context {context_bytes / 1e9:.2f}"
+    )
     print(f"{'setting':34}{'fitted':>7}{'peak':>8}{'spare':>7}{'estimate':>10}{'error':>8}{'reserved':>10}")
     for line in found["measured"]:
         print(_line(line, context_bytes))

@@ -70,6 +70,7 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
     return {
         "name": setting.name,
         "path": setting.path,
+        "device": attempt.device.name,
         "said": said,
         "peak_allocated_bytes": peak,
         "peak_needed_bytes": watch.find_needed(staying),
