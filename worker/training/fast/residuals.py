@@ -9,16 +9,20 @@ T: tokens. H: the hidden size.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from worker.training.fast.kernels import norms
 
 # Makes the next call of a module add this to its output; answers False where it can't.
 AddNext = Callable[[nn.Module, torch.Tensor], bool]
+# transformers 5.23 checkpoints within the `forward` that is hidden here, releases before it around it.
+_CHECKPOINTS_IN_FORWARD = "__call__" not in vars(GradientCheckpointingLayer)
 
 
 @contextmanager
@@ -40,7 +44,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _make_forward(layer: Any, add_next: AddNext) -> Callable[..., torch.Tensor]:
-    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def compute(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         normed, stream = _norm(hidden_states, layer.input_layernorm)
         is_added = add_next(layer.self_attn.o_proj, stream)
         output, _weights = layer.self_attn(normed, *args, **kwargs)
@@ -49,6 +53,12 @@ def _make_forward(layer: Any, add_next: AddNext) -> Callable[..., torch.Tensor]:
         is_added = add_next(layer.mlp.down_proj, stream)
         output = layer.mlp(normed)
         return output if is_added else stream + output
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if not (_CHECKPOINTS_IN_FORWARD and layer.gradient_checkpointing and layer.training):
+            return compute(*args, **kwargs)
+        output: torch.Tensor = layer._gradient_checkpointing_func(partial(compute, **kwargs), *args)
+        return output
 
     return forward
 

@@ -52,6 +52,7 @@ def test_losses_and_gradients_stay(models_folder: Path, targets: str | list[str]
     layers = model.config.num_hidden_layers
     adding = {"all-linear": 2, "o_proj": 1, "q_proj": 0}[targets if isinstance(targets, str) else targets[0]]
     assert sum(added[: 2 * layers]) == adding * layers
+    assert len(added) == 2 * layers * (2 if checkpoints else 1)
     for left, right in zip(found, expected, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
     again = losses_and_gradients(model, batch)
