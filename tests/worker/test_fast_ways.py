@@ -8,17 +8,10 @@ import torch
 from app.core.settings import TrainingPath
 from app.core.specs import JobSpec
 from tests.factories import make_spec
+from tests.worker.llama_family import LLAMA
 from worker.device import Device
 from worker.fast_ways import Choice, Family, choose
 
-LLAMA = Family(
-    "llama",
-    takes_attention=True,
-    changes_attention=False,
-    head_width=128,
-    shapes_logits=False,
-    adds_losses=False,
-)
 CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.13.0")
 HOPPER = CPU.model_copy(update={"kind": "cuda", "name": "H100", "supports_bf16": True})
 TURING = CPU.model_copy(update={"kind": "cuda", "name": "T4"})

@@ -8,23 +8,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from app.core.settings import TrainingPath
 from tests.factories import make_spec
+from tests.worker.llama_family import LLAMA
 from worker.device import Device
 from worker.estimate import ModelShape
-from worker.fast_ways import Family
 from worker.fitting import Job, Rows, Settled, find_largest, settle
 from worker.model_shape import shape_of
 from worker.training.batches import EpochSampler
 
 GIGABYTE = 10**9
 PLAIN = TrainingPath.PLAIN
-LLAMA = Family(
-    "llama",
-    takes_attention=True,
-    changes_attention=False,
-    head_width=128,
-    shapes_logits=False,
-    adds_losses=False,
-)
 AMPERE = Device(kind="cuda", name="A100", memory_bytes=1, supports_bf16=True, torch_version="2.11.0")
 ROWS = Rows(longest=512, shortest=100, count=1000, scored=500)
 LONG_ROWS = Rows(longest=2048, shortest=2048, count=1000, scored=2000)

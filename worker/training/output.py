@@ -10,9 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.adapter_archives import RECORD
 from app.core.specs import JobSpec
+from worker.chat_templates import template_sha256
+from worker.device import peak_memory_bytes
 from worker.folders import appearing
 from worker.template_choice import TemplateSource
 from worker.training import adapter, model_card
+from worker.training.attempt import Attempt
+from worker.training.rows import PreparedRows
+from worker.training.trainer import AdapterTrainer
 
 _PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 _TEMPLATE_SOURCES = {
@@ -64,6 +69,42 @@ class Record(BaseModel):
     device: str
     versions: dict[str, str]
     metrics: FinalMetrics
+
+
+def make_record(
+    attempt: Attempt,
+    base_weights: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: PreparedRows,
+    trainer: AdapterTrainer,
+) -> Record:
+    """Where the adapter comes from."""
+    request, counters = attempt.request, trainer.counters
+    return Record(
+        job=request.job_id,
+        spec=request.spec,
+        base_weights=base_weights,
+        dataset=DatasetOrigin(
+            id=request.spec.dataset,
+            name=request.dataset_name,
+            sha256=request.dataset_sha256,
+            training_rows=len(rows.train),
+            evaluation_rows=len(rows.held_out),
+        ),
+        chat_template=TemplateOrigin(source=rows.template_source, sha256=template_sha256(tokenizer)),
+        unserved=adapter.find_unserved(trainer.model),
+        device=attempt.device.name,
+        versions=versions(),
+        metrics=FinalMetrics(
+            steps=trainer.state.global_step,
+            epochs=trainer.state.epoch or 0.0,
+            tokens=counters.tokens,
+            training_seconds=round(counters.seconds, 3),
+            loss=counters.logged_loss,
+            eval_loss=counters.evaluated_loss if counters.best_loss is None else counters.best_loss,
+            peak_memory_bytes=peak_memory_bytes(attempt.device),
+        ),
+    )
 
 
 def write(folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> int:

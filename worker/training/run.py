@@ -20,9 +20,8 @@ from trl import SFTConfig
 
 from app.core.states import Phase
 from worker import base_model, choices, fingerprint
-from worker.chat_templates import template_sha256
 from worker.child import ParentLink
-from worker.device import find_device, peak_memory_bytes
+from worker.device import find_device
 from worker.reports import Ended, Happened, Outcome, TrainingRequest
 from worker.training import (
     adapter,
@@ -47,7 +46,7 @@ from worker.training.history import History
 from worker.training.keep_epochs import KeepEpochs
 from worker.training.loss import score_learned_tokens_only
 from worker.training.loss_guard import LossGuard
-from worker.training.rows import PreparedRows, prepare_rows
+from worker.training.rows import prepare_rows
 from worker.training.trainer import AdapterTrainer
 from worker.training.waiting import wait_for_request
 
@@ -113,7 +112,9 @@ def train(attempt: Attempt) -> None:
     if request.spec.training.keep_checkpoints:
         trainer.add_callback(
             KeepEpochs(
-                attempt, tokenizer, lambda: make_record(attempt, base_weights, tokenizer, rows, trainer)
+                attempt,
+                tokenizer,
+                lambda: output.make_record(attempt, base_weights, tokenizer, rows, trainer),
             )
         )
 
@@ -122,7 +123,7 @@ def train(attempt: Attempt) -> None:
         run_trainer(attempt, trainer, newest)
 
     attempt.enter(Phase.SAVING)
-    record = make_record(attempt, base_weights, tokenizer, rows, trainer)
+    record = output.make_record(attempt, base_weights, tokenizer, rows, trainer)
     size_bytes = output.write(request.output_folder, trainer.model, tokenizer, record)
     attempt.say(f"The adapter is saved: {size_bytes / 1e6:.1f} MB.")
 
@@ -253,42 +254,6 @@ def is_trained(newest: Path, counters: Counters, patience: int | None) -> bool:
         return True
     state = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
     return state.global_step >= state.max_steps
-
-
-def make_record(
-    attempt: Attempt,
-    base_weights: str,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: PreparedRows,
-    trainer: AdapterTrainer,
-) -> output.Record:
-    """Where the adapter comes from."""
-    request, counters = attempt.request, trainer.counters
-    return output.Record(
-        job=request.job_id,
-        spec=request.spec,
-        base_weights=base_weights,
-        dataset=output.DatasetOrigin(
-            id=request.spec.dataset,
-            name=request.dataset_name,
-            sha256=request.dataset_sha256,
-            training_rows=len(rows.train),
-            evaluation_rows=len(rows.held_out),
-        ),
-        chat_template=output.TemplateOrigin(source=rows.template_source, sha256=template_sha256(tokenizer)),
-        unserved=adapter.find_unserved(trainer.model),
-        device=attempt.device.name,
-        versions=output.versions(),
-        metrics=output.FinalMetrics(
-            steps=trainer.state.global_step,
-            epochs=trainer.state.epoch or 0.0,
-            tokens=counters.tokens,
-            training_seconds=round(counters.seconds, 3),
-            loss=counters.logged_loss,
-            eval_loss=counters.evaluated_loss if counters.best_loss is None else counters.best_loss,
-            peak_memory_bytes=peak_memory_bytes(attempt.device),
-        ),
-    )
 
 
 def take_base(attempt: Attempt, trainer: AdapterTrainer, folder: Path) -> PreTrainedModel:

@@ -1,0 +1,12 @@
+"""Llama, as the choice of fast ways sees a model's family."""
+
+from worker.fast_ways import Family
+
+LLAMA = Family(
+    "llama",
+    takes_attention=True,
+    changes_attention=False,
+    head_width=128,
+    shapes_logits=False,
+    adds_losses=False,
+)
