@@ -138,7 +138,9 @@ class Bench:
         said: list[str] = []
         attempt = self._make_attempt(spec, said, is_alone=setup.alone)
         base = self._load(spec)
-        getattr(base, f"{config.CHECKPOINTING}_disable")()  # the setup before may have left it on
+        # The setup before may have left them on.
+        getattr(base, f"{config.CHECKPOINTING}_disable")()
+        base.disable_input_require_grads()
         model = adapter.attach(base, spec)
         trainer, undo = self._make_trainer(setup, attempt, model)
         watch = Watch(trainer, self._device.is_cuda, setup.warm_up)

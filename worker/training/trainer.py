@@ -49,6 +49,9 @@ class AdapterTrainer(SFTTrainer):
         self._random_before_step = memory.RandomState()
         self.spare_memory: list[memory.SpareMemory] = []
         super().__init__(**options)
+        # TRL asks for a gradient of what is embedded, which only reentrant checkpoints need: the first layer
+        # would have to compute it.
+        self.model.get_base_model().disable_input_require_grads()
         self.remove_callback(PrinterCallback)
         adapter.trainable_to_float32(self.model)
 

@@ -5,12 +5,13 @@ scaling is the epilogue of a matrix product (`addmm` with alpha and beta), the p
 layers, and autograd keeps the input and the products with A, which are as narrow as the rank. That a LoRA
 layer's backward pass needs no more is shown in Unsloth (unsloth.ai/blog, "manual autograd"). The narrow
 product always comes first and the wide one is added to it: wide ones are bound by arithmetic and read their
-summand meanwhile, narrow ones are bound by memory.
+summand meanwhile, narrow ones are bound by memory. Where the input has room for the products with A behind
+each row, and the weight comes with B behind it, both products are one, a little longer: nothing is added.
 
 T: tokens. I: inputs. O: outputs of a layer. R: the rank; S: the ranks of all layers together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,12 +27,14 @@ class Weight(Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """One LoRA layer but for its adapter."""
+    """One LoRA layer but for its adapter. `read_beside`, of all layers of an input or of none: the weight
+    with B behind it [O, I + S], where the input is the first part of rows [T, I + S] whose rest is free."""
 
     weight: Weight
     bias_O: torch.Tensor | None
     scaling: float
     dropout: float
+    read_beside: Callable[[torch.dtype], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,11 @@ class _Kept:
 
     def compute(self, ctx: Any, x_TI: torch.Tensor, layers: Sequence[Layer], adapters: Adapters) -> None:
         with torch.autocast(x_TI.device.type, enabled=False):
-            self.inner_TS, masks = _down(x_TI, layers, adapters)
+            inner_TS = x_TI.new_empty(len(x_TI), len(adapters.a_SI))
+            if layers[0].read_beside is not None:
+                inner_TS = _with_room(x_TI, adapters)[:, x_TI.shape[1] :]
+            masks = _write_down(x_TI, layers, adapters, out=inner_TS)
+        self.inner_TS = inner_TS
         ctx.save_for_backward(x_TI, self.inner_TS, *masks)
         self.ctx = ctx
 
@@ -121,13 +128,12 @@ class _LoraLinears(torch.autograd.Function):
         inner_TS, kept.inner_TS = kept.inner_TS, None
         assert inner_TS is not None
         with torch.autocast(x_TI.device.type, enabled=False):
-            outputs = []
-            for layer, b_OR, inner_TR in zip(
-                layers, adapters.b_OR, inner_TS.split(adapters.ranks, dim=1), strict=True
-            ):
-                plus = layer.bias_O if summand_TO is None else summand_TO
-                y_TO = _scaled_product(inner_TR, b_OR.t(), layer.scaling, plus=plus)
-                outputs.append(y_TO.addmm_(x_TI, layer.weight.read(x_TI.dtype).t()))
+            outputs = [
+                _up(x_TI, layer, inner_TR, b_OR, adapters, summand_TO)
+                for layer, b_OR, inner_TR in zip(
+                    layers, adapters.b_OR, inner_TS.split(adapters.ranks, dim=1), strict=True
+                )
+            ]
         ctx.layers, ctx.adapters = layers, adapters
         if kept.ctx is not ctx:
             ctx.kept = kept.ctx
@@ -148,7 +154,7 @@ class _LoraLinears(torch.autograd.Function):
                     grad_bs.append(None)
                     continue
                 _scaled_product(grad_TO, adapters.b_OR[place], layer.scaling, out=grad_inners[place])
-                grad_bs.append(_scaled_product(grad_TO.t(), inners[place], layer.scaling))
+                grad_bs.append(torch.mm(grad_TO.t(), inners[place]))
             grad_as = _grad_of_a(x_TI, grad_inner_TS, layers, masks, ranks)
             grad_x_TI = None
             if ctx.needs_input_grad[0]:
@@ -167,21 +173,45 @@ def _keep(x_TI: torch.Tensor, mask_TI: torch.Tensor | None, dropout: float) -> t
     return kept_TI
 
 
-def _down(
-    x_TI: torch.Tensor, layers: Sequence[Layer], adapters: Adapters
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """The products with A, side by side, [T, S], and where each layer's dropout kept the input; None:
-    everywhere."""
-    if not any(layer.dropout for layer in layers):
-        return torch.mm(x_TI, adapters.a_SI.t()), [None] * len(layers)
-    inner_TS = x_TI.new_empty(len(x_TI), len(adapters.a_SI))
+def _with_room(x_TI: torch.Tensor, adapters: Adapters) -> torch.Tensor:
+    """The rows [T, I + S] that an input with room is the first part of."""
+    length = x_TI.shape[1] + len(adapters.a_SI)
+    assert len(x_TI) == 1 or x_TI.stride() == (length, 1)
+    # Not as a view: what is written to the rest changes the input for nobody, and autograd would say so.
+    return x_TI.data.as_strided((len(x_TI), length), (length, 1))
+
+
+def _write_down(
+    x_TI: torch.Tensor, layers: Sequence[Layer], adapters: Adapters, out: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """Write the scaled products with A, side by side, [T, S]; answers where each layer's dropout kept the
+    input, None: everywhere."""
+    if not any(layer.dropout for layer in layers) and len({layer.scaling for layer in layers}) == 1:
+        _scaled_product(x_TI, adapters.a_SI.t(), layers[0].scaling, out=out)
+        return [None] * len(layers)
     masks: list[torch.Tensor | None] = []
-    parts = (adapters.a_SI.split(adapters.ranks), inner_TS.split(adapters.ranks, dim=1))
+    parts = (adapters.a_SI.split(adapters.ranks), out.split(adapters.ranks, dim=1))
     for layer, a_RI, inner_TR in zip(layers, *parts, strict=True):
         kept_TI, mask_TI = torch.native_dropout(x_TI, layer.dropout, True) if layer.dropout else (x_TI, None)
         masks.append(mask_TI)
-        torch.mm(kept_TI, a_RI.t(), out=inner_TR)
-    return inner_TS, masks
+        _scaled_product(kept_TI, a_RI.t(), layer.scaling, out=inner_TR)
+    return masks
+
+
+def _up(
+    x_TI: torch.Tensor,
+    layer: Layer,
+    inner_TR: torch.Tensor,
+    b_OR: torch.Tensor,
+    adapters: Adapters,
+    summand_TO: torch.Tensor | None,
+) -> torch.Tensor:
+    """The output of a layer, [T, O]."""
+    plus = layer.bias_O if summand_TO is None else summand_TO
+    if layer.read_beside is not None:
+        return _product(_with_room(x_TI, adapters), layer.read_beside(x_TI.dtype).t(), plus)
+    y_TO = _product(inner_TR, b_OR.t(), plus)
+    return y_TO.addmm_(x_TI, layer.weight.read(x_TI.dtype).t())
 
 
 def _grad_of_a(
@@ -236,16 +266,12 @@ def _grad_through_adapters(
     return grad_x_TI
 
 
+def _product(left: torch.Tensor, right: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:
+    return torch.mm(left, right) if plus is None else torch.addmm(plus, left, right)
+
+
 def _scaled_product(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    scale: float,
-    *,
-    plus: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    left: torch.Tensor, right: torch.Tensor, scale: float, *, out: torch.Tensor
 ) -> torch.Tensor:
-    """One product whose epilogue scales it and adds to it; with beta 0 the summand is not read."""
-    if plus is not None:
-        return torch.addmm(plus, left, right, alpha=scale, out=out)
-    unread = left.new_empty(()) if out is None else out
-    return torch.addmm(unread, left, right, beta=0, alpha=scale, out=out)
+    """One product whose epilogue scales it; what is there is not read."""
+    return torch.addmm(out, left, right, beta=0, alpha=scale, out=out)

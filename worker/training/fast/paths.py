@@ -7,12 +7,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from torch import nn
 from trl.trainer import utils as trl_utils
 
@@ -25,8 +23,9 @@ from worker.training.fast import bnb_optimizer, check, known_targets, liger, row
 from worker.training.fast.check import Pass
 from worker.training.fast.decoder_graphs import GraphedDecoder, own_stream
 from worker.training.fast.kept_weights import KeepWeights
-from worker.training.fast.linears import FastLinears, Unpack
+from worker.training.fast.linears import FastLinears
 from worker.training.fast.one_pass_loss import LogProbFunction
+from worker.training.fast.weights import BITSANDBYTES, Unpacking
 from worker.training.memory import SpareMemory
 from worker.training.trainer import AdapterTrainer
 
@@ -118,18 +117,20 @@ def _try(way: Way, trial: "Trial", taken: Taken) -> bool:
 def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[list[Way]]:
     """The ways that a choice names, each with those that stand in for it where it is wrong."""
     ways = []
-    linears: list[FastLinears] = []
+    linears = _PresentLinears()
     if choice.linears is not None:
         ways.append(
-            [Way(name, _linears(trainer, linears, choice, unpack)) for name, unpack in _unpackings(choice)]
+            [
+                Way(name, _linears(trainer, linears, choice, unpacking))
+                for name, unpacking in _unpackings(choice)
+            ]
         )
     if choice.liger:
         ways.append([Way("Liger's kernels", liger.applied(trainer.model))])
     if choice.residuals:
         from worker.training.fast import residuals  # needs Triton
 
-        added = residuals.applied(trainer.model, partial(_add_next, linears))
-        ways.append([Way("additions within other kernels", added)])
+        ways.append([Way("additions within other kernels", residuals.applied(trainer.model, linears))])
     if choice.one_pass_loss:
         ways.append([Way("the loss in one pass", _one_pass_loss())])
     if choice.attention:
@@ -148,13 +149,14 @@ def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[list[Way]]:
     return ways
 
 
-def _unpackings(choice: Choice) -> Iterator[tuple[str, Unpack]]:
+def _unpackings(choice: Choice) -> Iterator[tuple[str, Unpacking]]:
     """How 4-bit weights may be unpacked: bitsandbytes' way stands in for a kernel of our own."""
     if choice.unpacks_in_one_kernel:
-        from worker.training.fast.kernels.unpacking import unpack  # needs Triton
+        from worker.training.fast.kernels import unpacking  # needs Triton
 
-        yield "LoRA in one function, weights unpacked by one kernel", unpack
-    yield "LoRA in one function", dequantize_4bit
+        ours = Unpacking(unpacking.unpack, unpacking.unpack_beside)
+        yield "LoRA in one function, weights unpacked by one kernel", ours
+    yield "LoRA in one function", BITSANDBYTES
 
 
 class Trial:
@@ -216,26 +218,35 @@ class Trial:
         return [(self._padding if layout == "padded" else self._trainer.data_collator, self._examples)]
 
 
+@dataclass
+class _PresentLinears:
+    """The LoRA function for ways that build on it, as far as it is in the model."""
+
+    fast: FastLinears | None = None
+
+    def add_next(self, layer: nn.Module, summand: torch.Tensor) -> bool:
+        return self.fast is not None and self.fast.add_next(layer, summand)
+
+    def room_before(self, *layers: nn.Module) -> int:
+        return self.fast.room_before(*layers) if self.fast else 0
+
+
 @contextmanager
 def _linears(
-    trainer: AdapterTrainer, present: list[FastLinears], choice: Choice, unpack: Unpack
+    trainer: AdapterTrainer, present: _PresentLinears, choice: Choice, unpacking: Unpacking
 ) -> Iterator[None]:
     assert choice.linears is not None
-    fast = FastLinears(trainer.model, choice.linears, unpack)
+    fast = FastLinears(trainer.model, choice.linears, unpacking)
     with ExitStack() as stack:
         stack.callback(fast.remove)
-        present.append(fast)
-        stack.callback(present.remove, fast)
+        present.fast = fast
+        stack.callback(setattr, present, "fast", None)
         if choice.kept_weights:
             keeper = KeepWeights(fast, trainer.spare_memory, trainer.say)
             trainer.add_callback(keeper)
             stack.callback(trainer.remove_callback, keeper)
             stack.enter_context(_spare(trainer, keeper))
         yield
-
-
-def _add_next(linears: list[FastLinears], layer: nn.Module, summand: torch.Tensor) -> bool:
-    return any(fast.add_next(layer, summand) for fast in linears)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 What a layer adds to the stream is added by the product that makes it, where that is a LoRA layer; and the
 two gradients that meet before a norm meet in the norm's kernel (the idea is Liger-Kernel's fused addition and
-norm). For families whose decoder layer is Llama's.
+norm). Norms leave room behind each row for what LoRA layers make of it. For families whose decoder layer is
+Llama's.
 
 T: tokens. H: the hidden size.
 """
@@ -10,27 +11,36 @@ T: tokens. H: the hidden size.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from worker.training.fast.group import lend_room
 from worker.training.fast.kernels import norms
 
-# Makes the next call of a module add this to its output; answers False where it can't.
-AddNext = Callable[[nn.Module, torch.Tensor], bool]
 # transformers 5.23 checkpoints within the `forward` that is hidden here, releases before it around it.
 _CHECKPOINTS_IN_FORWARD = "__call__" not in vars(GradientCheckpointingLayer)
 
 
+class Linears(Protocol):
+    """LoRA layers that can do more than they are called for."""
+
+    def add_next(self, layer: nn.Module, summand: torch.Tensor) -> bool:
+        """Make the next call of a layer add this to its output; False: it can't."""
+
+    def room_before(self, *layers: nn.Module) -> int:
+        """How many elements these layers' one input should have free behind each row; 0: none."""
+
+
 @contextmanager
-def applied(model: PeftModel, add_next: AddNext) -> Iterator[None]:
+def applied(model: PeftModel, linears: Linears) -> Iterator[None]:
     """Within it the decoder's layers compute so."""
     layers = [module for module in model.get_base_model().modules() if _is_layer(module)]
     for layer in layers:
-        vars(layer)["forward"] = _make_forward(layer, add_next)
+        vars(layer)["forward"] = _make_forward(layer, linears)
     try:
         yield
     finally:
@@ -43,15 +53,18 @@ def _is_layer(module: nn.Module) -> bool:
     return {name for name, _child in module.named_children()} == parts
 
 
-def _make_forward(layer: Any, add_next: AddNext) -> Callable[..., torch.Tensor]:
+def _make_forward(layer: Any, linears: Linears) -> Callable[..., torch.Tensor]:
     def compute(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        normed, stream = _norm(hidden_states, layer.input_layernorm)
-        is_added = add_next(layer.self_attn.o_proj, stream)
-        output, _weights = layer.self_attn(normed, *args, **kwargs)
+        attention, mlp = layer.self_attn, layer.mlp
+        room = linears.room_before(attention.q_proj, attention.k_proj, attention.v_proj)
+        normed, stream = _norm(hidden_states, layer.input_layernorm, room)
+        is_added = linears.add_next(attention.o_proj, stream)
+        output, _weights = attention(normed, *args, **kwargs)
         stream = output if is_added else stream + output
-        normed, stream = _norm(stream, layer.post_attention_layernorm)
-        is_added = add_next(layer.mlp.down_proj, stream)
-        output = layer.mlp(normed)
+        room = linears.room_before(mlp.gate_proj, mlp.up_proj)
+        normed, stream = _norm(stream, layer.post_attention_layernorm, room)
+        is_added = linears.add_next(mlp.down_proj, stream)
+        output = mlp(normed)
         return output if is_added else stream + output
 
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -63,21 +76,23 @@ def _make_forward(layer: Any, add_next: AddNext) -> Callable[..., torch.Tensor]:
     return forward
 
 
-def _norm(stream: torch.Tensor, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _norm(stream: torch.Tensor, module: Any, room: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The normed stream, and the stream; what reads it from now on has its gradient added in the norm's."""
     if stream.dtype != module.weight.dtype:
         return module(stream), stream
-    normed, passed = _NormAndPass.apply(stream, module.weight, module.variance_epsilon)
+    normed, passed = _NormAndPass.apply(stream, module.weight, module.variance_epsilon, room)
+    if room:
+        lend_room(normed, room)
     return normed, passed
 
 
 class _NormAndPass(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, stream: torch.Tensor, weight_H: torch.Tensor, epsilon: float
+        ctx: Any, stream: torch.Tensor, weight_H: torch.Tensor, epsilon: float, room: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x_TH = stream.reshape(-1, stream.shape[-1])
-        normed_TH, scale_T = norms.norm(x_TH, weight_H, epsilon)
+        normed_TH, scale_T = norms.norm(x_TH, weight_H, epsilon, room=room)
         ctx.save_for_backward(x_TH, weight_H, scale_T)
         return normed_TH.view(stream.shape), stream.view_as(stream)
 
@@ -87,4 +102,4 @@ class _NormAndPass(torch.autograd.Function):
         x_TH, weight_H, scale_T = ctx.saved_tensors
         grad_TH, passed_TH = (one.reshape(x_TH.shape).contiguous() for one in (grad, passed))
         grad_x_TH = norms.gradient(grad_TH, passed_TH, x_TH, weight_H, scale_T)
-        return grad_x_TH.view(grad.shape), None, None
+        return grad_x_TH.view(grad.shape), None, None, None

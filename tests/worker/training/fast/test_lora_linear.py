@@ -1,5 +1,6 @@
 """The LoRA function against PEFT's own layers and against float32: outputs, gradients, and what is kept."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +29,26 @@ class Kept:
         return self.weight_OI.to(dtype)
 
 
+class Roomy(torch.autograd.Function):
+    """The input, with room behind each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: torch.Tensor, room: int) -> torch.Tensor:
+        tokens, inputs = x_TI.shape
+        roomy_TI = x_TI.new_empty(tokens, inputs + room)[:, :inputs]
+        return roomy_TI.copy_(x_TI)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TI: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad_TI, None
+
+
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     found, expected = found.detach().float(), expected.detach().float()
     return float((found - expected).norm() / expected.norm())
 
 
+@pytest.mark.parametrize("has_room", [False, True], ids=["added", "beside"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
@@ -45,7 +61,13 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     ],
 )
 def test_it_computes_what_float32_says(
-    tokens: int, inputs: int, outputs: list[int], ranks: list[int], dropout: float, dtype: torch.dtype
+    tokens: int,
+    inputs: int,
+    outputs: list[int],
+    ranks: list[int],
+    dropout: float,
+    dtype: torch.dtype,
+    has_room: bool,
 ) -> None:
     random = torch.Generator().manual_seed(0)
 
@@ -62,11 +84,16 @@ def test_it_computes_what_float32_says(
     ]
 
     def fast(x: torch.Tensor, params: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        adapters = Adapters(
-            torch.cat([m.detach().to(dtype) for m in params[0::2]]),
-            tuple(m.detach().to(dtype) for m in params[1::2]),
-        )
-        return lora_linears(x, layers, adapters, params)
+        copies = [m.detach().to(dtype) for m in params]
+        adapters = Adapters(torch.cat(copies[0::2]), tuple(copies[1::2]))
+        if not has_room:
+            return lora_linears(x, layers, adapters, params)
+        columns = torch.block_diag(*copies[1::2]).split(outputs)
+        beside = [
+            dataclasses.replace(layer, read_beside=torch.cat([weight, b], dim=1).to)
+            for layer, weight, b in zip(layers, weights, columns, strict=True)
+        ]
+        return lora_linears(Roomy.apply(x, sum(ranks)), beside, adapters, params)
 
     def reference(x: torch.Tensor, params: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         found = []

@@ -15,11 +15,13 @@ from worker.training import adapter
 from worker.training.batches import Collator, make_dataset
 from worker.training.config import CHECKPOINTING
 from worker.training.fast import residuals
+from worker.training.fast.kernels import unpacking
 from worker.training.fast.linears import FastLinears
+from worker.training.fast.weights import Columns, FourBitWeight, Unpacking
 
 
-def make_model(models_folder: Path, targets: str | list[str]) -> PeftModel:
-    spec = make_spec(lora={"r": 4, "dropout": 0.0, "target_modules": targets})
+def make_model(models_folder: Path, targets: str | list[str], r: int = 4) -> PeftModel:
+    spec = make_spec(lora={"r": r, "dropout": 0.0, "target_modules": targets})
     model = adapter.attach(load_model(models_folder / NAME, spec.quantization, find_device()), spec)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -27,25 +29,32 @@ def make_model(models_folder: Path, targets: str | list[str]) -> PeftModel:
     return model.train()
 
 
+def checkpoint(model: PeftModel) -> None:
+    model.enable_input_require_grads()
+    getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
+
+
 @pytest.mark.parametrize("checkpoints", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize(
     "targets", ["all-linear", ["q_proj", "v_proj"], ["o_proj", "up_proj"]], ids=["all", "some", "one adds"]
 )
-def test_losses_and_gradients_stay(models_folder: Path, targets: str | list[str], checkpoints: bool) -> None:
+def test_losses_and_gradients_stay(
+    models_folder: Path, targets: str | list[str], checkpoints: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model(models_folder, targets)
     if checkpoints:
-        model.enable_input_require_grads()
-        getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
+        checkpoint(model)
     batch = Collator(0)(list(make_dataset(draw_rows([5, 9, 3]))))
     expected = losses_and_gradients(model, batch)
     added: list[bool] = []
     fast = FastLinears(model, torch.float32)
 
     def add_next(layer: torch.nn.Module, summand: torch.Tensor) -> bool:
-        added.append(fast.add_next(layer, summand))
+        added.append(FastLinears.add_next(fast, layer, summand))
         return added[-1]
 
-    with residuals.applied(model, add_next):
+    monkeypatch.setattr(fast, "add_next", add_next)
+    with residuals.applied(model, fast):
         found = losses_and_gradients(model, batch)
 
     fast.remove()
@@ -59,13 +68,55 @@ def test_losses_and_gradients_stay(models_folder: Path, targets: str | list[str]
     assert all(torch.equal(left, right) for left, right in zip(again, expected, strict=True))
 
 
+@pytest.mark.parametrize("is_kept", [False, True], ids=["unpacked", "kept"])
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["once", "checkpointed"])
+@pytest.mark.parametrize(
+    ("targets", "used"),
+    [("all-linear", [24, 16]), (["q_proj", "v_proj"], [16, 0]), (["up_proj"], [0, 8])],
+    ids=["all", "some", "one"],
+)
+def test_norms_leave_room_for_products_with_a(
+    models_folder: Path,
+    targets: str | list[str],
+    used: list[int],
+    checkpoints: bool,
+    is_kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside each other: input and products, weight and B."""
+    model = make_model(models_folder, targets, r=8)
+    if checkpoints:
+        checkpoint(model)
+    batch = Collator(0)(list(make_dataset(draw_rows([5, 9, 3]))))
+    expected = losses_and_gradients(model, batch)
+    fast = FastLinears(model, torch.float32, Unpacking(unpacking.unpack, unpacking.unpack_beside))
+    if is_kept:
+        fast.keep_weights()
+    read = []
+
+    def read_beside(weight: FourBitWeight, columns: Columns, dtype: torch.dtype) -> torch.Tensor:
+        read.append(columns.count)
+        return original(weight, columns, dtype)
+
+    original = FourBitWeight.read_beside
+    monkeypatch.setattr(FourBitWeight, "read_beside", read_beside)
+
+    with residuals.applied(model, fast):
+        found = losses_and_gradients(model, batch)
+
+    fast.remove()
+    assert sorted(set(read)) == sorted({count for count in used if count})
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
 def test_layers_that_are_taken_out_add_nothing(models_folder: Path) -> None:
     model = make_model(models_folder, "all-linear")
     batch = Collator(0)(list(make_dataset(draw_rows([5, 9]))))
     expected = losses_and_gradients(model, batch)
     fast = FastLinears(model, torch.float32)
 
-    with residuals.applied(model, fast.add_next), fast.off():
+    with residuals.applied(model, fast), fast.off():
         found = losses_and_gradients(model, batch)
 
     for left, right in zip(found, expected, strict=True):

@@ -12,10 +12,13 @@ import triton.language as tl
 _WARPS = 8
 
 
-def norm(x_TH: torch.Tensor, weight_H: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The normed input, and what each token was divided by, inverted, [T] in float32."""
+def norm(
+    x_TH: torch.Tensor, weight_H: torch.Tensor, epsilon: float, *, room: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The normed input, and what each token was divided by, inverted, [T] in float32. Behind each row of the
+    first so many elements in memory are free."""
     tokens, width = x_TH.shape
-    normed_TH = torch.empty_like(x_TH)
+    normed_TH = x_TH.new_empty(tokens, width + room)[:, :width]
     scale_T = torch.empty(tokens, dtype=torch.float32, device=x_TH.device)
     _norm_kernel[(tokens,)](
         x_TH,
@@ -23,6 +26,7 @@ def norm(x_TH: torch.Tensor, weight_H: torch.Tensor, epsilon: float) -> tuple[to
         normed_TH,
         scale_T,
         width,
+        width + room,
         epsilon,
         BLOCK=triton.next_power_of_2(width),
         num_warps=_WARPS,
@@ -55,15 +59,16 @@ def gradient(
 
 
 @triton.jit
-def _norm_kernel(x, weight, normed, scales, width, epsilon, BLOCK: tl.constexpr):
+def _norm_kernel(x, weight, normed, scales, width, normed_stride, epsilon, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * width
+    normed_row = tl.program_id(0).to(tl.int64) * normed_stride
     columns = tl.arange(0, BLOCK)
     is_column = columns < width
     rounded = tl.load(x + row + columns, mask=is_column, other=0.0)
     value = rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value) / width + epsilon)
     factor = tl.load(weight + columns, mask=is_column, other=0.0)
-    tl.store(normed + row + columns, (value * scale).to(rounded.dtype) * factor, mask=is_column)
+    tl.store(normed + normed_row + columns, (value * scale).to(rounded.dtype) * factor, mask=is_column)
     tl.store(scales + tl.program_id(0), scale)
 
 

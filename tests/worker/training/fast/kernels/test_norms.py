@@ -7,8 +7,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from worker.training.fast.kernels import norms
 
 
+@pytest.mark.parametrize("room", [0, 24])
 @pytest.mark.parametrize("width", [64, 48], ids=["whole", "odd"])
-def test_a_norm_and_its_gradient(device: torch.device, width: int) -> None:
+def test_a_norm_and_its_gradient(device: torch.device, width: int, room: int) -> None:
     torch.manual_seed(0)
     module = LlamaRMSNorm(width, eps=1e-5).to(device)
     torch.nn.init.normal_(module.weight)
@@ -16,9 +17,10 @@ def test_a_norm_and_its_gradient(device: torch.device, width: int) -> None:
     x_TH.requires_grad_()
     expected_TH = module(x_TH)
 
-    found_TH, scale_T = norms.norm(x_TH.detach(), module.weight.detach(), 1e-5)
+    found_TH, scale_T = norms.norm(x_TH.detach(), module.weight.detach(), 1e-5, room=room)
     found_grad = norms.gradient(grad_TH, passed_TH, x_TH.detach(), module.weight.detach(), scale_T)
 
+    assert found_TH.stride() == (width + room, 1)
     torch.testing.assert_close(found_TH, expected_TH)
     (expected_grad,) = torch.autograd.grad([expected_TH, x_TH * 1], [x_TH], [grad_TH, passed_TH])
     torch.testing.assert_close(found_grad, expected_grad, rtol=1e-4, atol=1e-5)

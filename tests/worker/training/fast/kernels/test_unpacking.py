@@ -4,7 +4,8 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-from worker.training.fast.kernels.unpacking import unpack
+from worker.training.fast.kernels.unpacking import unpack, unpack_beside
+from worker.training.fast.weights import Columns
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -21,3 +22,21 @@ def test_a_weight_is_what_bitsandbytes_makes_of_it(
 
     assert found.shape == shape
     assert torch.equal(found, dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["once", "double"])
+@pytest.mark.parametrize(("rank", "first", "count"), [(8, 16, 24), (16, 0, 16), (3, 0, 8)])
+def test_b_lies_behind_the_weight_with_nothing_beside_it(
+    device: torch.device, rank: int, first: int, count: int, double: bool
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(70, 128, device=device)
+    b_OR = torch.randn(70, rank, device=device)
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
+
+    found = unpack_beside(packed, state, Columns(b_OR, first, count))
+
+    assert torch.equal(found[:, :128], dequantize_4bit(packed, state))
+    expected = torch.zeros(70, count, device=device)
+    expected[:, first : first + rank] = b_OR
+    assert torch.equal(found[:, 128:], expected)

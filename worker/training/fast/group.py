@@ -1,0 +1,190 @@
+"""LoRA layers of a PeftModel that read one input, as the function of lora_linear.py wants them.
+
+T: tokens. I: inputs. O: outputs of a layer. R: the rank of a layer. S: of all together.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from worker.training.fast.lora_linear import Adapters, Layer, lora_linears
+from worker.training.fast.weights import Columns, DenseWeight, FourBitWeight, Unpacking, weight_of
+
+ADAPTER = "default"
+# From about so many columns on a longer product takes more time than the short one it stands for.
+_MOST_BESIDE = 256
+# Rows of 16-bit numbers must begin at multiples of 16 bytes.
+_BESIDE_MULTIPLE = 8
+_ROOM = "_tunesmith_room"
+
+
+def lend_room(x: torch.Tensor, room: int) -> None:
+    """Behind each row of this input, and of no view of it, so many elements in memory are free."""
+    setattr(x, _ROOM, room)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """`first_column`: where its products with A begin among those of all."""
+
+    layer: LoraLayer
+    weight: FourBitWeight | DenseWeight
+    a_RI: nn.Parameter
+    b_OR: nn.Parameter
+    first_column: int
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """What the first layer of a group has computed for the others."""
+
+    x: torch.Tensor
+    outputs: dict[int, torch.Tensor]
+
+
+class Group:
+    """LoRA layers that are called one after the other with one input: the first computes for all."""
+
+    def __init__(self, layers: Sequence[LoraLayer], dtype: torch.dtype, unpacking: Unpacking) -> None:
+        self._dtype = dtype
+        matrices_a = [layer.lora_A[ADAPTER].weight for layer in layers]
+        *first_columns, self._columns = accumulate((len(a_RI) for a_RI in matrices_a), initial=0)
+        self._members = [
+            _Member(
+                layer,
+                weight_of(layer.get_base_layer(), unpacking),
+                a_RI,
+                layer.lora_B[ADAPTER].weight,
+                first_column,
+            )
+            for layer, a_RI, first_column in zip(layers, matrices_a, first_columns, strict=True)
+        ]
+        self._adapters: Adapters | None = None
+        self._pending: _Pending | None = None
+        self._summand: torch.Tensor | None = None
+
+    @property
+    def room(self) -> int:
+        """How many elements should be free behind each row of an input, for the products with A; 0: none."""
+        is_worth_it = self._columns <= _MOST_BESIDE and self._columns % _BESIDE_MULTIPLE == 0
+        takes_columns = all(member.weight.takes_columns for member in self._members)
+        return self._columns if is_worth_it and takes_columns else 0
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What it would take to keep all 4-bit weights unpacked."""
+        elements = (
+            weight.outputs * (weight.inputs + self.room) for _member, weight in self._four_bit_members()
+        )
+        return sum(elements) * self._dtype.itemsize
+
+    def keep_weights(self) -> None:
+        """Unpack every 4-bit weight once, and not in every pass."""
+        for _member, weight in self._four_bit_members():
+            weight.keep(self._dtype, self.room)
+
+    def forget_weights(self) -> bool:
+        """Give that memory back; whether there was any."""
+        were_kept = [weight.forget() for _member, weight in self._four_bit_members()]
+        return any(were_kept)
+
+    def begin_pass(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Forget the last pass; answers what must be copied for this one: (to, from)."""
+        self._pending = self._summand = None
+        if self._adapters is None:
+            self._adapters = self._empty_adapters()
+        matrices_a = self._adapters.a_SI.split(self._adapters.ranks)
+        copies = []
+        for member, a_RI, b_OR in zip(self._members, matrices_a, self._adapters.b_OR, strict=True):
+            copies += [(a_RI, member.a_RI.detach()), (b_OR, member.b_OR.detach())]
+        for member, weight in self._four_bit_members():
+            columns = weight.kept_columns(member.first_column, member.b_OR.shape[1])
+            if columns is not None:
+                copies.append((columns, member.b_OR.detach()))
+        return copies
+
+    def add_next(self, summand: torch.Tensor) -> bool:
+        """Add this to the next output, where the layer is alone; False: it is not."""
+        if len(self._members) > 1:
+            return False
+        self._summand = summand
+        return True
+
+    def take_summand(self) -> torch.Tensor | None:
+        """What the present output shall have added."""
+        summand, self._summand = self._summand, None
+        return summand
+
+    def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
+        """What the layer at this place of the group makes of the input."""
+        if self._pending is not None and self._pending.x is x and place in self._pending.outputs:
+            output = self._pending.outputs.pop(place)
+            if not self._pending.outputs:
+                self._pending = None
+            return output
+        outputs = dict(enumerate(self._compute(x)))
+        output = outputs.pop(place)
+        self._pending = _Pending(x, outputs) if outputs else None
+        return output
+
+    def takes(self, x: torch.Tensor) -> bool:
+        """Whether base and adapters compute in one type here, as the function does."""
+        device = x.device.type
+        is_mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_mixed else self._members[0].a_RI.dtype
+        return (
+            dtype == self._dtype
+            and self._adapters is not None
+            and not any(member.layer.disable_adapters or member.layer.merged for member in self._members)
+        )
+
+    def _compute(self, x: torch.Tensor) -> list[torch.Tensor]:
+        assert self._adapters is not None
+        # Once: who computes with this input again must not write over what is kept of it.
+        has_room = vars(x).pop(_ROOM, 0) == self._columns and x.dtype is self._dtype
+        layers = [
+            self._describe(member, b_OR, has_room)
+            for member, b_OR in zip(self._members, self._adapters.b_OR, strict=True)
+        ]
+        x_TI = x.reshape(-1, x.shape[-1]).to(self._dtype)
+        summand = self.take_summand()
+        is_fused = (
+            summand is not None and summand.dtype is self._dtype is x.dtype and layers[0].bias_O is None
+        )
+        summand_TO = summand.reshape(len(x_TI), -1) if summand is not None and is_fused else None
+        parameters = [matrix for member in self._members for matrix in (member.a_RI, member.b_OR)]
+        outputs = lora_linears(x_TI, layers, self._adapters, parameters, summand_TO)
+        shaped = [y_TO.view(*x.shape[:-1], -1).to(x.dtype) for y_TO in outputs]
+        return shaped if summand is None or is_fused else [summand + shaped[0]]
+
+    def _describe(self, member: _Member, b_OR: torch.Tensor, has_room: bool) -> Layer:
+        layer, weight = member.layer, member.weight
+        read_beside = None
+        if has_room and isinstance(weight, FourBitWeight):
+            read_beside = partial(weight.read_beside, Columns(b_OR, member.first_column, self._columns))
+        bias_O = layer.get_base_layer().bias
+        dropout = layer.lora_dropout[ADAPTER]
+        return Layer(
+            weight,
+            None if bias_O is None else bias_O.detach().to(self._dtype),
+            layer.scaling[ADAPTER],
+            dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
+            read_beside,
+        )
+
+    def _four_bit_members(self) -> Iterator[tuple[_Member, FourBitWeight]]:
+        for member in self._members:
+            if isinstance(member.weight, FourBitWeight):
+                yield member, member.weight
+
+    def _empty_adapters(self) -> Adapters:
+        matrices_a = [member.a_RI for member in self._members]
+        a_SI = matrices_a[0].new_empty(self._columns, matrices_a[0].shape[1], dtype=self._dtype)
+        return Adapters(
+            a_SI, tuple(torch.empty_like(member.b_OR, dtype=self._dtype) for member in self._members)
+        )
