@@ -12,8 +12,15 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from worker.training.fast.lora_linear import Adapters, Layer, lora_linears
-from worker.training.fast.weights import Columns, DenseWeight, FourBitWeight, Unpacking, weight_of
+from worker.training.fast.lora_linear import Adapters, Layer, NarrowProducts, lora_linears
+from worker.training.fast.weights import (
+    BITSANDBYTES,
+    Columns,
+    DenseWeight,
+    FourBitWeight,
+    Unpacking,
+    weight_of,
+)
 
 ADAPTER = "default"
 # From about so many columns on a longer product takes more time than the short one it stands for.
@@ -21,6 +28,17 @@ _MOST_BESIDE = 256
 # Rows of 16-bit numbers must begin at multiples of 16 bytes.
 _BESIDE_MULTIPLE = 8
 _ROOM = "_tunesmith_room"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What weights are unpacked by, and products with B made by; None: PyTorch's."""
+
+    unpacking: Unpacking
+    narrow: NarrowProducts | None
+
+
+LIBRARIES = Kernels(BITSANDBYTES, None)
 
 
 def lend_room(x: torch.Tensor, room: int) -> None:
@@ -50,14 +68,20 @@ class _Pending:
 class Group:
     """LoRA layers that are called one after the other with one input: the first computes for all."""
 
-    def __init__(self, layers: Sequence[LoraLayer], dtype: torch.dtype, unpacking: Unpacking) -> None:
+    def __init__(
+        self,
+        layers: Sequence[LoraLayer],
+        dtype: torch.dtype,
+        kernels: Kernels,
+    ) -> None:
         self._dtype = dtype
+        self._narrow = kernels.narrow
         matrices_a = [layer.lora_A[ADAPTER].weight for layer in layers]
         *first_columns, self._columns = accumulate((len(a_RI) for a_RI in matrices_a), initial=0)
         self._members = [
             _Member(
                 layer,
-                weight_of(layer.get_base_layer(), unpacking),
+                weight_of(layer.get_base_layer(), kernels.unpacking),
                 a_RI,
                 layer.lora_B[ADAPTER].weight,
                 first_column,
@@ -67,6 +91,11 @@ class Group:
         self._adapters: Adapters | None = None
         self._pending: _Pending | None = None
         self._summand: torch.Tensor | None = None
+
+    @property
+    def layers(self) -> list[LoraLayer]:
+        """In the order in which they are called."""
+        return [member.layer for member in self._members]
 
     @property
     def room(self) -> int:
@@ -158,7 +187,7 @@ class Group:
         )
         summand_TO = summand.reshape(len(x_TI), -1) if summand is not None and is_fused else None
         parameters = [matrix for member in self._members for matrix in (member.a_RI, member.b_OR)]
-        outputs = lora_linears(x_TI, layers, self._adapters, parameters, summand_TO)
+        outputs = lora_linears(x_TI, layers, self._adapters, parameters, summand_TO, self._narrow)
         shaped = [y_TO.view(*x.shape[:-1], -1).to(x.dtype) for y_TO in outputs]
         return shaped if summand is None or is_fused else [summand + shaped[0]]
 

@@ -16,8 +16,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as LoraOver4Bit
 from torch import nn
 
-from worker.training.fast.group import ADAPTER, Group
-from worker.training.fast.weights import BITSANDBYTES, Unpacking
+from worker.training.fast.frozen_linear import FrozenLinear
+from worker.training.fast.group import ADAPTER, LIBRARIES, Group, Kernels
 
 # Layers that every known family calls with one and the same input, in this order.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -26,35 +26,42 @@ _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class FastLinears:
     """The LoRA function in a model."""
 
-    def __init__(self, model: PeftModel, dtype: torch.dtype, unpacking: Unpacking = BITSANDBYTES) -> None:
+    def __init__(self, model: PeftModel, dtype: torch.dtype, kernels: Kernels = LIBRARIES) -> None:
         """`dtype`: of the products of base and adapters, which must be one."""
         self._dtype = dtype
-        self._groups: list[Group] = []
-        self._forwards: list[tuple[LoraLayer, Callable[..., torch.Tensor]]] = []
-        self._group_of: dict[nn.Module, Group] = {}
+        self._groups = [Group(layers, dtype, kernels) for layers in find_groups(model)]
+        self._group_of = {layer: group for group in self._groups for layer in group.layers}
+        self._forwards: list[tuple[nn.Module, Callable[..., torch.Tensor]]] = [
+            (layer, _make_forward(layer, group, place))
+            for group in self._groups
+            for place, layer in enumerate(group.layers)
+        ]
+        self._frozen: list[FrozenLinear] = []
+        if kernels.unpacking.beside is not None:
+            for layer in _find_frozen(model):
+                frozen = FrozenLinear(layer, dtype, kernels.unpacking)
+                self._frozen.append(frozen)
+                self._forwards.append((layer, frozen.forward))
         self._hook = model.register_forward_pre_hook(self._begin_pass)
-        for layers in find_groups(model):
-            group = Group(layers, dtype, unpacking)
-            self._groups.append(group)
-            for place, layer in enumerate(layers):
-                self._forwards.append((layer, _make_forward(layer, group, place)))
-                self._group_of[layer] = group
-        self.layers = len(self._forwards)
         self._put_in()
 
     @property
     def unpacked_bytes(self) -> int:
         """What it would take to keep all 4-bit weights unpacked."""
-        return sum(group.unpacked_bytes for group in self._groups)
+        frozen = sum(layer.weight.outputs * layer.weight.inputs for layer in self._frozen)
+        return frozen * self._dtype.itemsize + sum(group.unpacked_bytes for group in self._groups)
 
     def keep_weights(self) -> None:
         """Unpack every weight once, and not in every pass."""
         for group in self._groups:
             group.keep_weights()
+        for frozen in self._frozen:
+            frozen.weight.keep(self._dtype, 0)
 
     def forget_weights(self) -> bool:
         """Give that memory back; whether there was any."""
         were_kept = [group.forget_weights() for group in self._groups]
+        were_kept += [frozen.weight.forget() for frozen in self._frozen]
         return any(were_kept)
 
     def room_before(self, *layers: nn.Module) -> int:
@@ -84,9 +91,12 @@ class FastLinears:
 
     def _begin_pass(self, _module: nn.Module, _arguments: Any) -> None:
         copies = [copy for group in self._groups for copy in group.begin_pass()]
-        if copies:
-            # All in one launch: kernels of their own for so many small matrices would take longer than them.
-            torch._foreach_copy_([to for to, _from in copies], [origin for _to, origin in copies])
+        # All in one launch: kernels of their own for so many small matrices would take longer than them. What
+        # lies apart, behind weights that are kept, would make PyTorch copy all one by one.
+        for is_whole in (True, False):
+            some = [(to, origin) for to, origin in copies if to.is_contiguous() == is_whole]
+            if some:
+                torch._foreach_copy_([to for to, _from in some], [origin for _to, origin in some])
 
     def _group_in_use(self, layer: nn.Module) -> Group | None:
         return self._group_of.get(layer) if "forward" in vars(layer) else None
@@ -98,6 +108,11 @@ class FastLinears:
     def _take_out(self) -> None:
         for layer, _forward in self._forwards:
             vars(layer).pop("forward", None)
+
+
+def _find_frozen(model: nn.Module) -> list[Linear4bit]:
+    adapted = {module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer)}
+    return [module for module in model.modules() if type(module) is Linear4bit and module not in adapted]
 
 
 def find_groups(model: nn.Module) -> list[list[LoraLayer]]:

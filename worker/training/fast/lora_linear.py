@@ -25,6 +25,26 @@ class Weight(Protocol):
         """The weight [O, I]."""
 
 
+class NarrowProducts(Protocol):
+    """Kernels for products with B, up to some ranks (kernels/narrow_products.py)."""
+
+    MOST_RANKS_ADDED: int
+    MOST_RANKS_LOOKED_AT: int
+
+    def add(self, summand_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
+        """summand + inner @ B^T, [T, O]."""
+
+    def gradients(
+        self,
+        grad_TO: torch.Tensor,
+        inner_TR: torch.Tensor,
+        b_OR: torch.Tensor,
+        scaling: float,
+        out_TR: torch.Tensor,
+    ) -> torch.Tensor:
+        """The gradient of B [O, R]; scaling times that of `inner` is written to `out_TR`."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One LoRA layer but for its adapter. `read_beside`, of all layers of an input or of none: the weight
@@ -57,9 +77,10 @@ def lora_linears(
     adapters: Adapters,
     parameters: Sequence[torch.Tensor],
     summand_TO: torch.Tensor | None = None,
+    narrow: NarrowProducts | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """What every layer makes of the input, [T, O] each. `summand_TO` is added to the output of a layer that
-    is alone and has no bias.
+    is alone and has no bias. `narrow`: None: PyTorch's products.
 
     `parameters` are A and B of every layer in turn, which get the gradients. Layers with dropout draw a mask
     each, in their order, from the same random numbers that PEFT's layers draw.
@@ -68,7 +89,7 @@ def lora_linears(
     if x_TI.requires_grad:
         x_TI = _KeepInput.apply(x_TI, layers, adapters, kept)
     outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(
-        x_TI, tuple(layers), adapters, kept, summand_TO, *parameters
+        x_TI, tuple(layers), adapters, kept, narrow, summand_TO, *parameters
     )
     return outputs
 
@@ -119,6 +140,7 @@ class _LoraLinears(torch.autograd.Function):
         layers: tuple[Layer, ...],
         adapters: Adapters,
         kept: _Kept,
+        narrow: NarrowProducts | None,
         summand_TO: torch.Tensor | None,
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
@@ -129,12 +151,12 @@ class _LoraLinears(torch.autograd.Function):
         assert inner_TS is not None
         with torch.autocast(x_TI.device.type, enabled=False):
             outputs = [
-                _up(x_TI, layer, inner_TR, b_OR, adapters, summand_TO)
+                _up(x_TI, layer, inner_TR, b_OR, adapters, summand_TO, narrow)
                 for layer, b_OR, inner_TR in zip(
                     layers, adapters.b_OR, inner_TS.split(adapters.ranks, dim=1), strict=True
                 )
             ]
-        ctx.layers, ctx.adapters = layers, adapters
+        ctx.layers, ctx.adapters, ctx.narrow = layers, adapters, narrow
         if kept.ctx is not ctx:
             ctx.kept = kept.ctx
         return tuple(outputs)
@@ -153,16 +175,18 @@ class _LoraLinears(torch.autograd.Function):
                 if grad_TO is None:
                     grad_bs.append(None)
                     continue
-                _scaled_product(grad_TO, adapters.b_OR[place], layer.scaling, out=grad_inners[place])
-                grad_bs.append(torch.mm(grad_TO.t(), inners[place]))
+                b_OR, to_TR = adapters.b_OR[place], grad_inners[place]
+                grad_bs.append(
+                    _grads_through_b(grad_TO, inners[place], b_OR, layer.scaling, to_TR, ctx.narrow)
+                )
             grad_as = _grad_of_a(x_TI, grad_inner_TS, layers, masks, ranks)
             grad_x_TI = None
             if ctx.needs_input_grad[0]:
                 grad_x_TI = _grad_of_input(x_TI, grads_TO, grad_inner_TS, layers, masks, adapters)
         for grad_a_RI, grad_b_OR in zip(grad_as, grad_bs, strict=True):
             gradients += [grad_a_RI, grad_b_OR] if grad_b_OR is not None else [None, None]
-        grad_summand_TO = grads_TO[0] if ctx.needs_input_grad[4] else None
-        return grad_x_TI, None, None, None, grad_summand_TO, *gradients
+        grad_summand_TO = grads_TO[0] if ctx.needs_input_grad[5] else None
+        return grad_x_TI, None, None, None, None, grad_summand_TO, *gradients
 
 
 def _keep(x_TI: torch.Tensor, mask_TI: torch.Tensor | None, dropout: float) -> torch.Tensor:
@@ -205,13 +229,32 @@ def _up(
     b_OR: torch.Tensor,
     adapters: Adapters,
     summand_TO: torch.Tensor | None,
+    narrow: NarrowProducts | None,
 ) -> torch.Tensor:
     """The output of a layer, [T, O]."""
     plus = layer.bias_O if summand_TO is None else summand_TO
     if layer.read_beside is not None:
         return _product(_with_room(x_TI, adapters), layer.read_beside(x_TI.dtype).t(), plus)
-    y_TO = _product(inner_TR, b_OR.t(), plus)
+    if narrow and summand_TO is not None and b_OR.shape[1] <= narrow.MOST_RANKS_ADDED:
+        y_TO = narrow.add(summand_TO, inner_TR, b_OR)
+    else:
+        y_TO = _product(inner_TR, b_OR.t(), plus)
     return y_TO.addmm_(x_TI, layer.weight.read(x_TI.dtype).t())
+
+
+def _grads_through_b(
+    grad_TO: torch.Tensor,
+    inner_TR: torch.Tensor,
+    b_OR: torch.Tensor,
+    scaling: float,
+    out_TR: torch.Tensor,
+    narrow: NarrowProducts | None,
+) -> torch.Tensor:
+    """That of B, [O, R]; that of the products with A is written to `out_TR`."""
+    if narrow and b_OR.shape[1] <= narrow.MOST_RANKS_LOOKED_AT and grad_TO.stride(1) == 1:
+        return narrow.gradients(grad_TO, inner_TR, b_OR, scaling, out_TR)
+    _scaled_product(grad_TO, b_OR, scaling, out=out_TR)
+    return _gradient(grad_TO.t(), inner_TR)
 
 
 def _grad_of_a(
@@ -223,10 +266,10 @@ def _grad_of_a(
 ) -> Sequence[torch.Tensor]:
     """[R, I] for every layer."""
     if all(mask is None for mask in masks):
-        return torch.mm(grad_inner_TS.t(), x_TI).split(ranks)
+        return _gradient(grad_inner_TS.t(), x_TI).split(ranks)
     grads = []
     for layer, mask_TI, grad_inner_TR in zip(layers, masks, grad_inner_TS.split(ranks, dim=1), strict=True):
-        grads.append(torch.mm(grad_inner_TR.t(), _keep(x_TI, mask_TI, layer.dropout)))
+        grads.append(_gradient(grad_inner_TR.t(), _keep(x_TI, mask_TI, layer.dropout)))
     return grads
 
 
@@ -264,6 +307,13 @@ def _grad_through_adapters(
     for grad_TI in grads_TI:
         grad_x_TI += grad_TI
     return grad_x_TI
+
+
+def _gradient(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """A product that becomes the gradient of a parameter: in float32, as they are, where PyTorch has that."""
+    if left.is_cuda and left.dtype.itemsize == 2:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left, right)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:

@@ -22,10 +22,11 @@ from worker.training.batches import Collator, Example, JoiningCollator, model_in
 from worker.training.fast import bnb_optimizer, check, known_targets, liger, row_attention
 from worker.training.fast.check import Pass
 from worker.training.fast.decoder_graphs import GraphedDecoder, own_stream
+from worker.training.fast.group import LIBRARIES, Kernels
 from worker.training.fast.kept_weights import KeepWeights
 from worker.training.fast.linears import FastLinears
 from worker.training.fast.one_pass_loss import LogProbFunction
-from worker.training.fast.weights import BITSANDBYTES, Unpacking
+from worker.training.fast.weights import Unpacking
 from worker.training.memory import SpareMemory
 from worker.training.trainer import AdapterTrainer
 
@@ -120,10 +121,7 @@ def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[list[Way]]:
     linears = _PresentLinears()
     if choice.linears is not None:
         ways.append(
-            [
-                Way(name, _linears(trainer, linears, choice, unpacking))
-                for name, unpacking in _unpackings(choice)
-            ]
+            [Way(name, _linears(trainer, linears, choice, kernels)) for name, kernels in _kernels(choice)]
         )
     if choice.liger:
         ways.append([Way("Liger's kernels", liger.applied(trainer.model))])
@@ -149,14 +147,14 @@ def make_ways(trainer: AdapterTrainer, choice: Choice) -> list[list[Way]]:
     return ways
 
 
-def _unpackings(choice: Choice) -> Iterator[tuple[str, Unpacking]]:
-    """How 4-bit weights may be unpacked: bitsandbytes' way stands in for a kernel of our own."""
+def _kernels(choice: Choice) -> Iterator[tuple[str, Kernels]]:
+    """What the LoRA function may be made of: libraries stand in for kernels of our own."""
     if choice.unpacks_in_one_kernel:
-        from worker.training.fast.kernels import unpacking  # needs Triton
+        from worker.training.fast.kernels import narrow_products, unpacking  # need Triton
 
-        ours = Unpacking(unpacking.unpack, unpacking.unpack_beside)
+        ours = Kernels(Unpacking(unpacking.unpack, unpacking.unpack_beside), narrow_products)
         yield "LoRA in one function, weights unpacked by one kernel", ours
-    yield "LoRA in one function", BITSANDBYTES
+    yield "LoRA in one function", LIBRARIES
 
 
 class Trial:
@@ -233,10 +231,10 @@ class _PresentLinears:
 
 @contextmanager
 def _linears(
-    trainer: AdapterTrainer, present: _PresentLinears, choice: Choice, unpacking: Unpacking
+    trainer: AdapterTrainer, present: _PresentLinears, choice: Choice, kernels: Kernels
 ) -> Iterator[None]:
     assert choice.linears is not None
-    fast = FastLinears(trainer.model, choice.linears, unpacking)
+    fast = FastLinears(trainer.model, choice.linears, kernels)
     with ExitStack() as stack:
         stack.callback(fast.remove)
         present.fast = fast

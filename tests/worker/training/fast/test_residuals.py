@@ -15,7 +15,8 @@ from worker.training import adapter
 from worker.training.batches import Collator, make_dataset
 from worker.training.config import CHECKPOINTING
 from worker.training.fast import residuals
-from worker.training.fast.kernels import unpacking
+from worker.training.fast.group import Kernels
+from worker.training.fast.kernels import narrow_products, unpacking
 from worker.training.fast.linears import FastLinears
 from worker.training.fast.weights import Columns, FourBitWeight, Unpacking
 
@@ -89,7 +90,8 @@ def test_norms_leave_room_for_products_with_a(
         checkpoint(model)
     batch = Collator(0)(list(make_dataset(draw_rows([5, 9, 3]))))
     expected = losses_and_gradients(model, batch)
-    fast = FastLinears(model, torch.float32, Unpacking(unpacking.unpack, unpacking.unpack_beside))
+    kernels = Kernels(Unpacking(unpacking.unpack, unpacking.unpack_beside), narrow_products)
+    fast = FastLinears(model, torch.float32, kernels)
     if is_kept:
         fast.keep_weights()
     read = []
