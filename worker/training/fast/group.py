@@ -99,9 +99,14 @@ class Group:
 
     @property
     def room(self) -> int:
-        """How many elements should be free behind each row of an input, for the products with A; 0: none."""
+        """How many elements should be free behind each row of an input, for the products with A; 0: none.
+
+        PyTorch draws other dropout masks for rows that lie apart than for PEFT's.
+        """
         is_worth_it = self._columns <= _MOST_BESIDE and self._columns % _BESIDE_MULTIPLE == 0
-        takes_columns = all(member.weight.takes_columns for member in self._members)
+        takes_columns = all(
+            member.weight.takes_columns and not _dropout_of(member.layer) for member in self._members
+        )
         return self._columns if is_worth_it and takes_columns else 0
 
     @property
@@ -197,12 +202,11 @@ class Group:
         if has_room and isinstance(weight, FourBitWeight):
             read_beside = partial(weight.read_beside, Columns(b_OR, member.first_column, self._columns))
         bias_O = layer.get_base_layer().bias
-        dropout = layer.lora_dropout[ADAPTER]
         return Layer(
             weight,
             None if bias_O is None else bias_O.detach().to(self._dtype),
             layer.scaling[ADAPTER],
-            dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
+            _dropout_of(layer),
             read_beside,
         )
 
@@ -217,3 +221,8 @@ class Group:
         return Adapters(
             a_SI, tuple(torch.empty_like(member.b_OR, dtype=self._dtype) for member in self._members)
         )
+
+
+def _dropout_of(layer: LoraLayer) -> float:
+    dropout = layer.lora_dropout[ADAPTER]
+    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
