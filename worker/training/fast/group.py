@@ -27,7 +27,6 @@ ADAPTER = "default"
 _MOST_BESIDE = 256
 # Rows of 16-bit numbers must begin at multiples of 16 bytes.
 _BESIDE_MULTIPLE = 8
-_ROOM = "_tunesmith_room"
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,6 @@ class Kernels:
 
 
 LIBRARIES = Kernels(BITSANDBYTES, None)
-
-
-def lend_room(x: torch.Tensor, room: int) -> None:
-    """Behind each row of this input, and of no view of it, so many elements in memory are free."""
-    setattr(x, _ROOM, room)
 
 
 @dataclass(frozen=True)
@@ -91,36 +85,44 @@ class Group:
         self._adapters: Adapters | None = None
         self._pending: _Pending | None = None
         self._summand: torch.Tensor | None = None
+        # Whether inputs come with room, and gradients of the output: weights that are kept must have it too.
+        self._lies_beside = self._lies_above = False
 
     @property
     def layers(self) -> list[LoraLayer]:
         """In the order in which they are called."""
         return [member.layer for member in self._members]
 
-    @property
-    def room(self) -> int:
-        """How many elements should be free behind each row of an input, for the products with A; 0: none.
+    def room_before(self) -> int:
+        """How many elements should be free behind each row of the next input, for the products with A; 0:
+        none.
 
         PyTorch draws other dropout masks for rows that lie apart than for PEFT's.
         """
-        is_worth_it = self._columns <= _MOST_BESIDE and self._columns % _BESIDE_MULTIPLE == 0
-        takes_columns = all(
-            member.weight.takes_columns and not _dropout_of(member.layer) for member in self._members
-        )
-        return self._columns if is_worth_it and takes_columns else 0
+        self._lies_beside = self._takes_room()
+        return self._columns if self._lies_beside else 0
+
+    def room_behind(self) -> int:
+        """How many elements should be free behind each row of the output's gradient, where the layer is
+        alone; 0: none."""
+        self._lies_above = len(self._members) == 1 and self._takes_room()
+        return self._columns if self._lies_above else 0
 
     @property
     def unpacked_bytes(self) -> int:
         """What it would take to keep all 4-bit weights unpacked."""
+        rows, columns = self._kept_room()
         elements = (
-            weight.outputs * (weight.inputs + self.room) for _member, weight in self._four_bit_members()
+            (weight.outputs + rows) * (weight.inputs + columns)
+            for _member, weight in self._four_bit_members()
         )
         return sum(elements) * self._dtype.itemsize
 
     def keep_weights(self) -> None:
         """Unpack every 4-bit weight once, and not in every pass."""
+        rows, columns = self._kept_room()
         for _member, weight in self._four_bit_members():
-            weight.keep(self._dtype, self.room)
+            weight.keep(self._dtype, rows=rows, columns=columns)
 
     def forget_weights(self) -> bool:
         """Give that memory back; whether there was any."""
@@ -137,9 +139,10 @@ class Group:
         for member, a_RI, b_OR in zip(self._members, matrices_a, self._adapters.b_OR, strict=True):
             copies += [(a_RI, member.a_RI.detach()), (b_OR, member.b_OR.detach())]
         for member, weight in self._four_bit_members():
-            columns = weight.kept_columns(member.first_column, member.b_OR.shape[1])
-            if columns is not None:
+            if (columns := weight.kept_columns(member.first_column, member.b_OR.shape[1])) is not None:
                 copies.append((columns, member.b_OR.detach()))
+            if (rows := weight.kept_rows()) is not None:
+                copies.append((rows, member.a_RI.detach()))
         return copies
 
     def add_next(self, summand: torch.Tensor) -> bool:
@@ -178,29 +181,29 @@ class Group:
         )
 
     def _compute(self, x: torch.Tensor) -> list[torch.Tensor]:
-        assert self._adapters is not None
-        # Once: who computes with this input again must not write over what is kept of it.
-        has_room = vars(x).pop(_ROOM, 0) == self._columns and x.dtype is self._dtype
+        adapters = self._adapters
+        assert adapters is not None
         layers = [
-            self._describe(member, b_OR, has_room)
-            for member, b_OR in zip(self._members, self._adapters.b_OR, strict=True)
+            self._describe(member, adapters.a_SI, b_OR)
+            for member, b_OR in zip(self._members, adapters.b_OR, strict=True)
         ]
-        x_TI = x.reshape(-1, x.shape[-1]).to(self._dtype)
         summand = self.take_summand()
         is_fused = (
             summand is not None and summand.dtype is self._dtype is x.dtype and layers[0].bias_O is None
         )
-        summand_TO = summand.reshape(len(x_TI), -1) if summand is not None and is_fused else None
         parameters = [matrix for member in self._members for matrix in (member.a_RI, member.b_OR)]
-        outputs = lora_linears(x_TI, layers, self._adapters, parameters, summand_TO, self._narrow)
-        shaped = [y_TO.view(*x.shape[:-1], -1).to(x.dtype) for y_TO in outputs]
-        return shaped if summand is None or is_fused else [summand + shaped[0]]
+        outputs = lora_linears(
+            x.to(self._dtype), layers, adapters, parameters, summand if is_fused else None, self._narrow
+        )
+        cast = [y.to(x.dtype) for y in outputs]
+        return cast if summand is None or is_fused else [summand + cast[0]]
 
-    def _describe(self, member: _Member, b_OR: torch.Tensor, has_room: bool) -> Layer:
+    def _describe(self, member: _Member, a_SI: torch.Tensor, b_OR: torch.Tensor) -> Layer:
         layer, weight = member.layer, member.weight
-        read_beside = None
-        if has_room and isinstance(weight, FourBitWeight):
-            read_beside = partial(weight.read_beside, Columns(b_OR, member.first_column, self._columns))
+        read_beside = read_above = None
+        if isinstance(weight, FourBitWeight) and weight.has_kernels:
+            columns = Columns(b_OR, member.first_column, self._columns)
+            read_beside, read_above = partial(weight.read_beside, columns), partial(weight.read_above, a_SI)
         bias_O = layer.get_base_layer().bias
         return Layer(
             weight,
@@ -208,7 +211,19 @@ class Group:
             layer.scaling[ADAPTER],
             _dropout_of(layer),
             read_beside,
+            read_above,
         )
+
+    def _takes_room(self) -> bool:
+        return (
+            self._columns <= _MOST_BESIDE
+            and self._columns % _BESIDE_MULTIPLE == 0
+            and all(member.weight.has_kernels and not _dropout_of(member.layer) for member in self._members)
+        )
+
+    def _kept_room(self) -> tuple[int, int]:
+        """Rows below and columns behind a weight that is kept."""
+        return self._columns * self._lies_above, self._columns * self._lies_beside
 
     def _four_bit_members(self) -> Iterator[tuple[_Member, FourBitWeight]]:
         for member in self._members:

@@ -56,7 +56,7 @@ class FastLinears:
         for group in self._groups:
             group.keep_weights()
         for frozen in self._frozen:
-            frozen.weight.keep(self._dtype, 0)
+            frozen.weight.keep(self._dtype)
 
     def forget_weights(self) -> bool:
         """Give that memory back; whether there was any."""
@@ -65,9 +65,14 @@ class FastLinears:
         return any(were_kept)
 
     def room_before(self, *layers: nn.Module) -> int:
-        """How many elements these layers' one input should have free behind each row; 0: none."""
+        """How many elements these layers' next input should have free behind each row; 0: none."""
         groups = [group for layer in layers if (group := self._group_in_use(layer))]
-        return groups[0].room if groups else 0
+        return groups[0].room_before() if groups else 0
+
+    def room_behind(self, layer: nn.Module) -> int:
+        """How many elements the gradient of this layer's output should have free behind each row; 0: none."""
+        group = self._group_in_use(layer)
+        return group.room_behind() if group else 0
 
     def add_next(self, layer: nn.Module, summand: torch.Tensor) -> bool:
         """Make the next call of a layer add this to its output; False: it is none of these layers, or not

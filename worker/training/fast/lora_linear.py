@@ -5,8 +5,9 @@ scaling is the epilogue of a matrix product (`addmm` with alpha and beta), the p
 layers, and autograd keeps the input and the products with A, which are as narrow as the rank. That a LoRA
 layer's backward pass needs no more is shown in Unsloth (unsloth.ai/blog, "manual autograd"). The narrow
 product always comes first and the wide one is added to it: wide ones are bound by arithmetic and read their
-summand meanwhile, narrow ones are bound by memory. Where the input has room for the products with A behind
-each row, and the weight comes with B behind it, both products are one, a little longer: nothing is added.
+summand meanwhile, narrow ones are bound by memory. Where there is room behind each row of the input, the
+products with A lie there and B behind the weight, and both products are one, a little longer. So it is with
+the gradient of an output, its product with B, and A below the weight.
 
 T: tokens. I: inputs. O: outputs of a layer. R: the rank; S: the ranks of all layers together.
 """
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+
+from worker.training.fast import room
 
 
 class Weight(Protocol):
@@ -47,14 +50,15 @@ class NarrowProducts(Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """One LoRA layer but for its adapter. `read_beside`, of all layers of an input or of none: the weight
-    with B behind it [O, I + S], where the input is the first part of rows [T, I + S] whose rest is free."""
+    """One LoRA layer but for its adapter. `read_beside`: the weight with B behind it [O, I + S].
+    `read_above`: the weight with A below it [O + S, I]. None: it can't be read so."""
 
     weight: Weight
     bias_O: torch.Tensor | None
     scaling: float
     dropout: float
     read_beside: Callable[[torch.dtype], torch.Tensor] | None = None
+    read_above: Callable[[torch.dtype], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,26 +75,37 @@ class Adapters:
         return [b_OR.shape[1] for b_OR in self.b_OR]
 
 
+@dataclass(frozen=True)
+class _Group:
+    """What a pass needs beside tensors with gradients. `is_beside`: the input has room for the products
+    with A."""
+
+    layers: tuple[Layer, ...]
+    adapters: Adapters
+    narrow: NarrowProducts | None
+    is_beside: bool
+
+
 def lora_linears(
-    x_TI: torch.Tensor,
+    x: torch.Tensor,
     layers: Sequence[Layer],
     adapters: Adapters,
     parameters: Sequence[torch.Tensor],
-    summand_TO: torch.Tensor | None = None,
+    summand: torch.Tensor | None = None,
     narrow: NarrowProducts | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """What every layer makes of the input, [T, O] each. `summand_TO` is added to the output of a layer that
-    is alone and has no bias. `narrow`: None: PyTorch's products.
+    """What every layer makes of the input [..., I], [..., O] each. `summand` is added to the output of a
+    layer that is alone and has no bias. `narrow`: None: PyTorch's products.
 
     `parameters` are A and B of every layer in turn, which get the gradients. Layers with dropout draw a mask
     each, in their order, from the same random numbers that PEFT's layers draw.
     """
-    kept = _Kept()
-    if x_TI.requires_grad:
-        x_TI = _KeepInput.apply(x_TI, layers, adapters, kept)
-    outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(
-        x_TI, tuple(layers), adapters, kept, narrow, summand_TO, *parameters
-    )
+    can_lie_beside = all(layer.read_beside is not None for layer in layers)
+    is_beside = room.take(x) == len(adapters.a_SI) and can_lie_beside
+    group, kept = _Group(tuple(layers), adapters, narrow, is_beside), _Kept()
+    if x.requires_grad:
+        x = _KeepInput.apply(x, group, kept)
+    outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(x, group, kept, summand, *parameters)
     return outputs
 
 
@@ -102,14 +117,17 @@ class _Kept:
     ctx: Any = None
     inner_TS: torch.Tensor | None = None
 
-    def compute(self, ctx: Any, x_TI: torch.Tensor, layers: Sequence[Layer], adapters: Adapters) -> None:
-        with torch.autocast(x_TI.device.type, enabled=False):
-            inner_TS = x_TI.new_empty(len(x_TI), len(adapters.a_SI))
-            if layers[0].read_beside is not None:
-                inner_TS = _with_room(x_TI, adapters)[:, x_TI.shape[1] :]
-            masks = _write_down(x_TI, layers, adapters, out=inner_TS)
+    def compute(self, ctx: Any, x: torch.Tensor, group: _Group) -> None:
+        x_TI = x.reshape(-1, x.shape[-1])
+        ranks = len(group.adapters.a_SI)
+        with torch.autocast(x.device.type, enabled=False):
+            if group.is_beside:
+                inner_TS = room.widen(x_TI, ranks)[:, x_TI.shape[1] :]
+            else:
+                inner_TS = x_TI.new_empty(len(x_TI), ranks)
+            masks = _write_down(x_TI, group.layers, group.adapters, out=inner_TS)
         self.inner_TS = inner_TS
-        ctx.save_for_backward(x_TI, self.inner_TS, *masks)
+        ctx.save_for_backward(x_TI, inner_TS, *masks)
         self.ctx = ctx
 
 
@@ -121,72 +139,76 @@ class _KeepInput(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x_TI: torch.Tensor, layers: Sequence[Layer], adapters: Adapters, kept: _Kept
-    ) -> torch.Tensor:
-        kept.compute(ctx, x_TI, layers, adapters)
-        return x_TI.view_as(x_TI)
+    def forward(ctx: Any, x: torch.Tensor, group: _Group, kept: _Kept) -> torch.Tensor:
+        kept.compute(ctx, x, group)
+        return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad_TI: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return grad_TI, None, None, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return grad, None, None
 
 
 class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x_TI: torch.Tensor,
-        layers: tuple[Layer, ...],
-        adapters: Adapters,
+        x: torch.Tensor,
+        group: _Group,
         kept: _Kept,
-        narrow: NarrowProducts | None,
-        summand_TO: torch.Tensor | None,
+        summand: torch.Tensor | None,
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         ctx.set_materialize_grads(False)
         if kept.ctx is None:  # an input without a gradient
-            kept.compute(ctx, x_TI, layers, adapters)
+            kept.compute(ctx, x, group)
         inner_TS, kept.inner_TS = kept.inner_TS, None
         assert inner_TS is not None
-        with torch.autocast(x_TI.device.type, enabled=False):
+        x_TI = x.reshape(-1, x.shape[-1])
+        summand_TO = None if summand is None else summand.reshape(len(x_TI), -1).contiguous()
+        inners = inner_TS.split(group.adapters.ranks, dim=1)
+        with torch.autocast(x.device.type, enabled=False):
             outputs = [
-                _up(x_TI, layer, inner_TR, b_OR, adapters, summand_TO, narrow)
-                for layer, b_OR, inner_TR in zip(
-                    layers, adapters.b_OR, inner_TS.split(adapters.ranks, dim=1), strict=True
-                )
+                _up(x_TI, layer, inner_TR, b_OR, group, summand_TO)
+                for layer, b_OR, inner_TR in zip(group.layers, group.adapters.b_OR, inners, strict=True)
             ]
-        ctx.layers, ctx.adapters, ctx.narrow = layers, adapters, narrow
+        ctx.group = group
         if kept.ctx is not ctx:
             ctx.kept = kept.ctx
-        return tuple(outputs)
+        return tuple(y_TO.view(*x.shape[:-1], -1) for y_TO in outputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads_TO: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         x_TI, inner_TS, *masks = getattr(ctx, "kept", ctx).saved_tensors
-        layers, adapters, ranks = ctx.layers, ctx.adapters, ctx.adapters.ranks
-        gradients: list[torch.Tensor | None] = []
+        layers, adapters = ctx.group.layers, ctx.group.adapters
+        grads_TO = [None if grad is None else grad.reshape(len(x_TI), -1) for grad in grads]
         with torch.autocast(x_TI.device.type, enabled=False):
-            # The gradient of every product with A, scaled; a layer whose output was not used has none.
-            grad_inner_TS = torch.zeros_like(inner_TS) if None in grads_TO else torch.empty_like(inner_TS)
-            inners, grad_inners = inner_TS.split(ranks, dim=1), grad_inner_TS.split(ranks, dim=1)
-            grad_bs: list[torch.Tensor | None] = []
-            for place, (layer, grad_TO) in enumerate(zip(layers, grads_TO, strict=True)):
-                if grad_TO is None:
-                    grad_bs.append(None)
-                    continue
-                b_OR, to_TR = adapters.b_OR[place], grad_inners[place]
-                grad_bs.append(
-                    _grads_through_b(grad_TO, inners[place], b_OR, layer.scaling, to_TR, ctx.narrow)
-                )
-            grad_as = _grad_of_a(x_TI, grad_inner_TS, layers, masks, ranks)
-            grad_x_TI = None
+            wide_TW = _take_room(grads[0], grads_TO[0], ctx.group) if len(layers) == 1 else None
+            if wide_TW is not None:
+                grad_inner_TS = wide_TW[:, -inner_TS.shape[1] :]
+            else:
+                # A layer whose output was not used has no gradient.
+                grad_inner_TS = torch.zeros_like(inner_TS) if None in grads else torch.empty_like(inner_TS)
+            grad_bs = _grads_through_b(grads_TO, inner_TS, grad_inner_TS, ctx.group)
+            grad_as = _grad_of_a(x_TI, grad_inner_TS, layers, masks, adapters.ranks)
+            grad_x = None
             if ctx.needs_input_grad[0]:
-                grad_x_TI = _grad_of_input(x_TI, grads_TO, grad_inner_TS, layers, masks, adapters)
+                if wide_TW is not None:
+                    grad_x = torch.mm(wide_TW, layers[0].read_above(x_TI.dtype))
+                else:
+                    grad_x = _grad_of_input(x_TI, grads_TO, grad_inner_TS, layers, masks, adapters)
+                grad_x = grad_x.view(*next(grad for grad in grads if grad is not None).shape[:-1], -1)
+        gradients: list[torch.Tensor | None] = []
         for grad_a_RI, grad_b_OR in zip(grad_as, grad_bs, strict=True):
             gradients += [grad_a_RI, grad_b_OR] if grad_b_OR is not None else [None, None]
-        grad_summand_TO = grads_TO[0] if ctx.needs_input_grad[5] else None
-        return grad_x_TI, None, None, None, None, grad_summand_TO, *gradients
+        return grad_x, None, None, grads[0] if ctx.needs_input_grad[3] else None, *gradients
+
+
+def _take_room(grad: torch.Tensor | None, grad_TO: torch.Tensor | None, group: _Group) -> torch.Tensor | None:
+    """The gradient of a layer's output with room for its product with B, [T, O + R]; None: there is none."""
+    (layer,), ranks = group.layers, len(group.adapters.a_SI)
+    if grad is None or grad_TO is None or room.take(grad) != ranks or layer.read_above is None:
+        return None
+    return None if layer.dropout else room.widen(grad_TO, ranks)
 
 
 def _keep(x_TI: torch.Tensor, mask_TI: torch.Tensor | None, dropout: float) -> torch.Tensor:
@@ -195,14 +217,6 @@ def _keep(x_TI: torch.Tensor, mask_TI: torch.Tensor | None, dropout: float) -> t
         return x_TI
     kept_TI: torch.Tensor = torch.ops.aten.native_dropout_backward(x_TI, mask_TI, 1 / (1 - dropout))
     return kept_TI
-
-
-def _with_room(x_TI: torch.Tensor, adapters: Adapters) -> torch.Tensor:
-    """The rows [T, I + S] that an input with room is the first part of."""
-    length = x_TI.shape[1] + len(adapters.a_SI)
-    assert len(x_TI) == 1 or x_TI.stride() == (length, 1)
-    # Not as a view: what is written to the rest changes the input for nobody, and autograd would say so.
-    return x_TI.data.as_strided((len(x_TI), length), (length, 1))
 
 
 def _write_down(
@@ -227,14 +241,15 @@ def _up(
     layer: Layer,
     inner_TR: torch.Tensor,
     b_OR: torch.Tensor,
-    adapters: Adapters,
+    group: _Group,
     summand_TO: torch.Tensor | None,
-    narrow: NarrowProducts | None,
 ) -> torch.Tensor:
     """The output of a layer, [T, O]."""
-    plus = layer.bias_O if summand_TO is None else summand_TO
-    if layer.read_beside is not None:
-        return _product(_with_room(x_TI, adapters), layer.read_beside(x_TI.dtype).t(), plus)
+    plus, narrow = layer.bias_O if summand_TO is None else summand_TO, group.narrow
+    if group.is_beside:
+        assert layer.read_beside is not None
+        x_TW = room.widen(x_TI, len(group.adapters.a_SI))
+        return _product(x_TW, layer.read_beside(x_TI.dtype).t(), plus)
     if narrow and summand_TO is not None and b_OR.shape[1] <= narrow.MOST_RANKS_ADDED:
         y_TO = narrow.add(summand_TO, inner_TR, b_OR)
     else:
@@ -243,18 +258,26 @@ def _up(
 
 
 def _grads_through_b(
-    grad_TO: torch.Tensor,
-    inner_TR: torch.Tensor,
-    b_OR: torch.Tensor,
-    scaling: float,
-    out_TR: torch.Tensor,
-    narrow: NarrowProducts | None,
-) -> torch.Tensor:
-    """That of B, [O, R]; that of the products with A is written to `out_TR`."""
-    if narrow and b_OR.shape[1] <= narrow.MOST_RANKS_LOOKED_AT and grad_TO.stride(1) == 1:
-        return narrow.gradients(grad_TO, inner_TR, b_OR, scaling, out_TR)
-    _scaled_product(grad_TO, b_OR, scaling, out=out_TR)
-    return _gradient(grad_TO.t(), inner_TR)
+    grads_TO: Sequence[torch.Tensor | None],
+    inner_TS: torch.Tensor,
+    grad_inner_TS: torch.Tensor,
+    group: _Group,
+) -> list[torch.Tensor | None]:
+    """That of every B, [O, R]; those of the products with A are written to `grad_inner_TS`, scaled."""
+    ranks, narrow = group.adapters.ranks, group.narrow
+    parts = (inner_TS.split(ranks, dim=1), grad_inner_TS.split(ranks, dim=1))
+    found: list[torch.Tensor | None] = []
+    for layer, b_OR, grad_TO, inner_TR, out_TR in zip(
+        group.layers, group.adapters.b_OR, grads_TO, *parts, strict=True
+    ):
+        if grad_TO is None:
+            found.append(None)
+        elif narrow and b_OR.shape[1] <= narrow.MOST_RANKS_LOOKED_AT and grad_TO.stride(1) == 1:
+            found.append(narrow.gradients(grad_TO, inner_TR, b_OR, layer.scaling, out_TR))
+        else:
+            _scaled_product(grad_TO, b_OR, layer.scaling, out=out_TR)
+            found.append(_gradient(grad_TO.t(), inner_TR))
+    return found
 
 
 def _grad_of_a(

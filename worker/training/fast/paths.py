@@ -152,7 +152,8 @@ def _kernels(choice: Choice) -> Iterator[tuple[str, Kernels]]:
     if choice.unpacks_in_one_kernel:
         from worker.training.fast.kernels import narrow_products, unpacking  # need Triton
 
-        ours = Kernels(Unpacking(unpacking.unpack, unpacking.unpack_beside), narrow_products)
+        unpack = Unpacking(unpacking.unpack, unpacking.unpack_beside, unpacking.unpack_above)
+        ours = Kernels(unpack, narrow_products)
         yield "LoRA in one function, weights unpacked by one kernel", ours
     yield "LoRA in one function", LIBRARIES
 
@@ -227,6 +228,9 @@ class _PresentLinears:
 
     def room_before(self, *layers: nn.Module) -> int:
         return self.fast.room_before(*layers) if self.fast else 0
+
+    def room_behind(self, layer: nn.Module) -> int:
+        return self.fast.room_behind(layer) if self.fast else 0
 
 
 @contextmanager

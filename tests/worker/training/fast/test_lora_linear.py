@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from worker.training.fast import room
 from worker.training.fast.linears import FastLinears, find_groups
 from worker.training.fast.lora_linear import Adapters, Layer, lora_linears
 
@@ -33,14 +34,28 @@ class Roomy(torch.autograd.Function):
     """The input, with room behind each row."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: torch.Tensor, room: int) -> torch.Tensor:
+    def forward(ctx: Any, x_TI: torch.Tensor, free: int) -> torch.Tensor:
         tokens, inputs = x_TI.shape
-        roomy_TI = x_TI.new_empty(tokens, inputs + room)[:, :inputs]
-        return roomy_TI.copy_(x_TI)
+        return x_TI.new_empty(tokens, inputs + free)[:, :inputs].copy_(x_TI)
 
     @staticmethod
     def backward(ctx: Any, grad_TI: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad_TI, None
+
+
+class RoomyGradient(torch.autograd.Function):
+    """The output, whose gradient has room behind each row."""
+
+    @staticmethod
+    def forward(ctx: Any, y_TO: torch.Tensor, free: int) -> torch.Tensor:
+        ctx.free = free
+        return y_TO.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_TO: torch.Tensor) -> tuple[torch.Tensor, None]:
+        tokens, outputs = grad_TO.shape
+        roomy_TO = grad_TO.new_empty(tokens, outputs + ctx.free)[:, :outputs].copy_(grad_TO)
+        return room.lend(roomy_TO, ctx.free), None
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -90,10 +105,16 @@ def test_it_computes_what_float32_says(
             return lora_linears(x, layers, adapters, params)
         columns = torch.block_diag(*copies[1::2]).split(outputs)
         beside = [
-            dataclasses.replace(layer, read_beside=torch.cat([weight, b], dim=1).to)
+            dataclasses.replace(
+                layer,
+                read_beside=torch.cat([weight, b], dim=1).to,
+                read_above=torch.cat([weight, adapters.a_SI]).to,
+            )
             for layer, weight, b in zip(layers, weights, columns, strict=True)
         ]
-        return lora_linears(Roomy.apply(x, sum(ranks)), beside, adapters, params)
+        total = sum(ranks)
+        ys = lora_linears(room.lend(Roomy.apply(x, total), total), beside, adapters, params)
+        return [RoomyGradient.apply(y, total) for y in ys]
 
     def reference(x: torch.Tensor, params: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         found = []

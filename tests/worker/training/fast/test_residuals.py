@@ -1,6 +1,9 @@
 """A decoder without additions of its own has the losses and gradients of transformers' layers."""
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from worker.training.fast import residuals
 from worker.training.fast.group import Kernels
 from worker.training.fast.kernels import narrow_products, unpacking
 from worker.training.fast.linears import FastLinears
-from worker.training.fast.weights import Columns, FourBitWeight, Unpacking
+from worker.training.fast.weights import FourBitWeight, Unpacking
 
 
 def make_model(models_folder: Path, targets: str | list[str], r: int = 4) -> PeftModel:
@@ -69,45 +72,63 @@ def test_losses_and_gradients_stay(
     assert all(torch.equal(left, right) for left, right in zip(again, expected, strict=True))
 
 
+def watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[Any], object]) -> None:
+    """Look at what a method of weights is asked for."""
+    original = getattr(FourBitWeight, name)
+
+    def method(weight: FourBitWeight, asked: Any, dtype: torch.dtype) -> torch.Tensor:
+        look(asked)
+        found: torch.Tensor = original(weight, asked, dtype)
+        return found
+
+    monkeypatch.setattr(FourBitWeight, name, method)
+
+
 @pytest.mark.parametrize("is_kept", [False, True], ids=["unpacked", "kept"])
 @pytest.mark.parametrize("checkpoints", [False, True], ids=["once", "checkpointed"])
 @pytest.mark.parametrize(
-    ("targets", "used"),
-    [("all-linear", [24, 16]), (["q_proj", "v_proj"], [16, 0]), (["up_proj"], [0, 8])],
-    ids=["all", "some", "one"],
+    ("targets", "beside", "above"),
+    # Behind the last layer is no norm that would leave room.
+    [
+        ("all-linear", {24: 6, 16: 4}, 3),
+        (["q_proj", "v_proj"], {16: 4}, 0),
+        (["up_proj", "down_proj"], {8: 2}, 1),
+    ],
+    ids=["all", "some", "two"],
 )
 def test_norms_leave_room_for_products_with_a(
     models_folder: Path,
     targets: str | list[str],
-    used: list[int],
+    beside: dict[int, int],
+    above: int,
     checkpoints: bool,
     is_kept: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Beside each other: input and products, weight and B."""
+    """Beside each other: input and products, weight and B; and so with gradients, weight and A."""
     model = make_model(models_folder, targets, r=8)
     if checkpoints:
         checkpoint(model)
     batch = Collator(0)(list(make_dataset(draw_rows([5, 9, 3]))))
     expected = losses_and_gradients(model, batch)
-    kernels = Kernels(Unpacking(unpacking.unpack, unpacking.unpack_beside), narrow_products)
+    unpack = Unpacking(unpacking.unpack, unpacking.unpack_beside, unpacking.unpack_above)
+    kernels = Kernels(unpack, narrow_products)
     fast = FastLinears(model, torch.float32, kernels)
     if is_kept:
+        with residuals.applied(model, fast):
+            losses_and_gradients(model, batch)
         fast.keep_weights()
-    read = []
-
-    def read_beside(weight: FourBitWeight, columns: Columns, dtype: torch.dtype) -> torch.Tensor:
-        read.append(columns.count)
-        return original(weight, columns, dtype)
-
-    original = FourBitWeight.read_beside
-    monkeypatch.setattr(FourBitWeight, "read_beside", read_beside)
+    read_beside, read_above = Counter[int](), Counter[int]()
+    watch(monkeypatch, "read_beside", lambda columns: read_beside.update([columns.count]))
+    watch(monkeypatch, "read_above", lambda a_SI: read_above.update([len(a_SI)]))
 
     with residuals.applied(model, fast):
         found = losses_and_gradients(model, batch)
 
     fast.remove()
-    assert sorted(set(read)) == sorted({count for count in used if count})
+    passes = 2 if checkpoints else 1
+    assert read_beside == {count: passes * reads for count, reads in beside.items()}
+    assert read_above.total() == above
     for left, right in zip(found, expected, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 

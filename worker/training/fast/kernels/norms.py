@@ -40,10 +40,13 @@ def gradient(
     x_TH: torch.Tensor,
     weight_H: torch.Tensor,
     scale_T: torch.Tensor,
+    *,
+    room: int = 0,
 ) -> torch.Tensor:
-    """The gradient of the input: through the norm, from `grad_TH`, plus the one that came past it."""
+    """The gradient of the input: through the norm, from `grad_TH`, plus the one that came past it, whose rows
+    may lie apart. Behind each row of what is answered so many elements in memory are free."""
     tokens, width = x_TH.shape
-    grad_x_TH = torch.empty_like(x_TH)
+    grad_x_TH = x_TH.new_empty(tokens, width + room)[:, :width]
     _gradient_kernel[(tokens,)](
         grad_TH,
         passed_TH,
@@ -52,6 +55,8 @@ def gradient(
         scale_T,
         grad_x_TH,
         width,
+        passed_TH.stride(0),
+        width + room,
         BLOCK=triton.next_power_of_2(width),
         num_warps=_WARPS,
     )
@@ -60,27 +65,34 @@ def gradient(
 
 @triton.jit
 def _norm_kernel(x, weight, normed, scales, width, normed_stride, epsilon, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * width
-    normed_row = tl.program_id(0).to(tl.int64) * normed_stride
+    token = tl.program_id(0).to(tl.int64)
+    row = token * width
     columns = tl.arange(0, BLOCK)
     is_column = columns < width
     rounded = tl.load(x + row + columns, mask=is_column, other=0.0)
     value = rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value) / width + epsilon)
     factor = tl.load(weight + columns, mask=is_column, other=0.0)
-    tl.store(normed + normed_row + columns, (value * scale).to(rounded.dtype) * factor, mask=is_column)
+    tl.store(
+        normed + token * normed_stride + columns, (value * scale).to(rounded.dtype) * factor, mask=is_column
+    )
     tl.store(scales + tl.program_id(0), scale)
 
 
 @triton.jit
-def _gradient_kernel(grads, passed, x, weight, scales, grad_x, width, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * width
+def _gradient_kernel(
+    grads, passed, x, weight, scales, grad_x, width, passed_stride, grad_x_stride, BLOCK: tl.constexpr
+):
+    token = tl.program_id(0).to(tl.int64)
+    row = token * width
     columns = tl.arange(0, BLOCK)
     is_column = columns < width
     scale = tl.load(scales + tl.program_id(0))
     value = tl.load(x + row + columns, mask=is_column, other=0.0).to(tl.float32) * scale
     factor = tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
     grad = tl.load(grads + row + columns, mask=is_column, other=0.0).to(tl.float32) * factor
-    past = tl.load(passed + row + columns, mask=is_column, other=0.0).to(tl.float32)
+    past = tl.load(passed + token * passed_stride + columns, mask=is_column, other=0.0).to(tl.float32)
     through = scale * (grad - value * (tl.sum(value * grad) / width))
-    tl.store(grad_x + row + columns, (through + past).to(grad_x.dtype.element_ty), mask=is_column)
+    tl.store(
+        grad_x + token * grad_x_stride + columns, (through + past).to(grad_x.dtype.element_ty), mask=is_column
+    )

@@ -22,19 +22,34 @@ def unpack(packed: torch.Tensor, state: QuantState) -> torch.Tensor:
     """The weight [O, I] in the type that the state names."""
     if state.shape.numel() % state.blocksize:
         return dequantize_4bit(packed, state)  # its last block is not whole
-    return _launch(packed, state, None)
+    weight_OI = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
+    _launch(packed, state, weight_OI, None)
+    return weight_OI
 
 
 def unpack_beside(packed: torch.Tensor, state: QuantState, columns: Columns) -> torch.Tensor:
-    """The weight with columns behind it, [O, I + S]. Its rows must be whole blocks."""
-    assert state.shape[1] % state.blocksize == 0
-    return _launch(packed, state, columns)
+    """The weight with B behind it, [O, I + S]. Its rows must be whole blocks."""
+    outputs, inputs = state.shape
+    assert inputs % state.blocksize == 0
+    weight = torch.empty(outputs, inputs + columns.count, dtype=state.dtype, device=packed.device)
+    _launch(packed, state, weight, columns)
+    return weight
 
 
-def _launch(packed: torch.Tensor, state: QuantState, columns: Columns | None) -> torch.Tensor:
+def unpack_above(packed: torch.Tensor, state: QuantState, a_SI: torch.Tensor) -> torch.Tensor:
+    """The weight with A below it, [O + S, I]. Its rows must be whole blocks."""
+    outputs, inputs = state.shape
+    assert inputs % state.blocksize == 0
+    weight = torch.empty(outputs + len(a_SI), inputs, dtype=state.dtype, device=packed.device)
+    _launch(packed, state, weight, None)
+    weight[outputs:] = a_SI
+    return weight
+
+
+def _launch(packed: torch.Tensor, state: QuantState, weight: torch.Tensor, columns: Columns | None) -> None:
+    """Write a weight to the first rows of this memory; `columns`: and those behind it."""
     outputs, inputs = state.shape
     count = columns.count if columns else 0
-    weight = torch.empty(outputs, inputs + count, dtype=state.dtype, device=packed.device)
     blocks = outputs * inputs // state.blocksize
     programs = triton.cdiv(blocks, _BLOCKS)
     second = state.state2 if state.nested else None
@@ -61,7 +76,6 @@ def _launch(packed: torch.Tensor, state: QuantState, columns: Columns | None) ->
         num_warps=_WARPS,
         enable_fp_fusion=False,  # bitsandbytes rounds between product and sum
     )
-    return weight
 
 
 @triton.jit(do_not_specialize=["programs", "first_column"])

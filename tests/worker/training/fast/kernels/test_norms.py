@@ -18,9 +18,11 @@ def test_a_norm_and_its_gradient(device: torch.device, width: int, room: int) ->
     expected_TH = module(x_TH)
 
     found_TH, scale_T = norms.norm(x_TH.detach(), module.weight.detach(), 1e-5, room=room)
-    found_grad = norms.gradient(grad_TH, passed_TH, x_TH.detach(), module.weight.detach(), scale_T)
+    apart_TH = torch.cat([passed_TH, torch.full_like(passed_TH, 7)], dim=1)[:, :width]
+    found_grad = norms.gradient(grad_TH, apart_TH, x_TH.detach(), module.weight.detach(), scale_T, room=room)
 
     assert found_TH.stride() == (width + room, 1)
     torch.testing.assert_close(found_TH, expected_TH)
     (expected_grad,) = torch.autograd.grad([expected_TH, x_TH * 1], [x_TH], [grad_TH, passed_TH])
+    assert found_grad.stride() == (width + room, 1)
     torch.testing.assert_close(found_grad, expected_grad, rtol=1e-4, atol=1e-5)

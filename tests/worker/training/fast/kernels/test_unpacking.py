@@ -4,7 +4,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-from worker.training.fast.kernels.unpacking import unpack, unpack_beside
+from worker.training.fast.kernels.unpacking import unpack, unpack_above, unpack_beside
 from worker.training.fast.weights import Columns
 
 
@@ -40,3 +40,13 @@ def test_b_lies_behind_the_weight_with_nothing_beside_it(
     expected = torch.zeros(70, count, device=device)
     expected[:, first : first + rank] = b_OR
     assert torch.equal(found[:, 128:], expected)
+
+
+def test_a_lies_below_the_weight(device: torch.device) -> None:
+    torch.manual_seed(0)
+    packed, state = quantize_4bit(torch.randn(70, 128, device=device), quant_type="nf4")
+    a_SI = torch.randn(8, 128, device=device)
+
+    found = unpack_above(packed, state, a_SI)
+
+    assert torch.equal(found, torch.cat([dequantize_4bit(packed, state), a_SI]))
