@@ -58,7 +58,6 @@ class Setup:
                 "packing": self.packing,
                 "max_seq_length": self.length,
                 "max_steps": self.steps,
-                "logging_steps": 5,
                 "save_steps": 100_000,
                 **({} if self.bf16 else {"bf16": False, "fp16": True}),
             },

@@ -47,6 +47,16 @@ class NarrowProducts(Protocol):
     ) -> torch.Tensor:
         """The gradient of B [O, R]; scaling times that of `inner` is written to `out_TR`."""
 
+    def through_dropout(
+        self,
+        grad_inner_TS: torch.Tensor,
+        a_SI: torch.Tensor,
+        masks: Sequence[torch.Tensor | None],
+        scales: Sequence[float],
+        ranks: Sequence[int],
+    ) -> torch.Tensor:
+        """The sum over layers of mask * (grad_inner @ A) * scale, [T, I]; a mask of None keeps all."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -195,7 +205,7 @@ class _LoraLinears(torch.autograd.Function):
                 if wide_TW is not None:
                     grad_x = torch.mm(wide_TW, layers[0].read_above(x_TI.dtype))
                 else:
-                    grad_x = _grad_of_input(x_TI, grads_TO, grad_inner_TS, layers, masks, adapters)
+                    grad_x = _grad_of_input(x_TI, grads_TO, grad_inner_TS, masks, ctx.group)
                 grad_x = grad_x.view(*next(grad for grad in grads if grad is not None).shape[:-1], -1)
         gradients: list[torch.Tensor | None] = []
         for grad_a_RI, grad_b_OR in zip(grad_as, grad_bs, strict=True):
@@ -300,27 +310,27 @@ def _grad_of_input(
     x_TI: torch.Tensor,
     grads_TO: Sequence[torch.Tensor | None],
     grad_inner_TS: torch.Tensor,
-    layers: Sequence[Layer],
     masks: Sequence[torch.Tensor | None],
-    adapters: Adapters,
+    group: _Group,
 ) -> torch.Tensor:
     """[T, I], through the adapters and through the weights of all layers."""
-    grad_x_TI = _grad_through_adapters(grad_inner_TS, layers, masks, adapters)
-    for layer, grad_TO in zip(layers, grads_TO, strict=True):
+    grad_x_TI = _grad_through_adapters(grad_inner_TS, masks, group)
+    for layer, grad_TO in zip(group.layers, grads_TO, strict=True):
         if grad_TO is not None:
             grad_x_TI.addmm_(grad_TO, layer.weight.read(x_TI.dtype))
     return grad_x_TI
 
 
 def _grad_through_adapters(
-    grad_inner_TS: torch.Tensor,
-    layers: Sequence[Layer],
-    masks: Sequence[torch.Tensor | None],
-    adapters: Adapters,
+    grad_inner_TS: torch.Tensor, masks: Sequence[torch.Tensor | None], group: _Group
 ) -> torch.Tensor:
     """[T, I], new memory."""
+    adapters, layers = group.adapters, group.layers
     if all(mask is None for mask in masks):
         return torch.mm(grad_inner_TS, adapters.a_SI)
+    if group.narrow:
+        scales = [1 / (1 - layer.dropout) for layer in layers]
+        return group.narrow.through_dropout(grad_inner_TS, adapters.a_SI, masks, scales, adapters.ranks)
     parts = (adapters.a_SI.split(adapters.ranks), grad_inner_TS.split(adapters.ranks, dim=1))
     grads_TI = (
         _keep(torch.mm(grad_inner_TR, a_RI), mask_TI, layer.dropout)

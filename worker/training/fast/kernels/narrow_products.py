@@ -7,6 +7,11 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.training.fast.kernels import dropout_gradients
+
+# With the two below all that the LoRA function asks for.
+through_dropout = dropout_gradients.through_adapters
+
 # Ranks up to which each function is faster than products of cuBLAS.
 MOST_RANKS_ADDED = 128
 MOST_RANKS_LOOKED_AT = 32
