@@ -28,8 +28,8 @@ def test_setups_are_measured_beside_each_other(tmp_path: Path, monkeypatch: pyte
     for line in measured:
         assert len(line["ms_of_steps"]) == 6
         assert line["tokens_a_step"] == measured[0]["tokens_a_step"] > 0
-        # Of steps 1 and 5; this worker also logs the last one.
-        assert line["losses"][:2] == pytest.approx(measured[0]["losses"], rel=1e-2)
+        # Of the first step; this worker also logs the last one.
+        assert line["losses"][:1] == pytest.approx(measured[0]["losses"], rel=1e-2)
         assert line["profile"]["count"] > 100
     assert lines["recipe"]["said"][-1].startswith("Fast ways of training: LoRA in one function;")
 

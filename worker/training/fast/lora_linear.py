@@ -57,6 +57,16 @@ class NarrowProducts(Protocol):
     ) -> torch.Tensor:
         """The sum over layers of mask * (grad_inner @ A) * scale, [T, I]; a mask of None keeps all."""
 
+    def grads_of_a_under_dropout(
+        self,
+        x_TI: torch.Tensor,
+        grad_inner_TS: torch.Tensor,
+        masks: Sequence[torch.Tensor | None],
+        scales: Sequence[float],
+        ranks: Sequence[int],
+    ) -> list[torch.Tensor]:
+        """Of each of up to three layers grad_inner^T @ (mask * x) * scale, [R, I]."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -189,7 +199,7 @@ class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         x_TI, inner_TS, *masks = getattr(ctx, "kept", ctx).saved_tensors
-        layers, adapters = ctx.group.layers, ctx.group.adapters
+        layers = ctx.group.layers
         grads_TO = [None if grad is None else grad.reshape(len(x_TI), -1) for grad in grads]
         with torch.autocast(x_TI.device.type, enabled=False):
             wide_TW = _take_room(grads[0], grads_TO[0], ctx.group) if len(layers) == 1 else None
@@ -199,7 +209,7 @@ class _LoraLinears(torch.autograd.Function):
                 # A layer whose output was not used has no gradient.
                 grad_inner_TS = torch.zeros_like(inner_TS) if None in grads else torch.empty_like(inner_TS)
             grad_bs = _grads_through_b(grads_TO, inner_TS, grad_inner_TS, ctx.group)
-            grad_as = _grad_of_a(x_TI, grad_inner_TS, layers, masks, adapters.ranks)
+            grad_as = _grads_of_a(x_TI, grad_inner_TS, masks, ctx.group)
             grad_x = None
             if ctx.needs_input_grad[0]:
                 if wide_TW is not None:
@@ -290,20 +300,25 @@ def _grads_through_b(
     return found
 
 
-def _grad_of_a(
-    x_TI: torch.Tensor,
-    grad_inner_TS: torch.Tensor,
-    layers: Sequence[Layer],
-    masks: Sequence[torch.Tensor | None],
-    ranks: list[int],
+def _grads_of_a(
+    x_TI: torch.Tensor, grad_inner_TS: torch.Tensor, masks: Sequence[torch.Tensor | None], group: _Group
 ) -> Sequence[torch.Tensor]:
     """[R, I] for every layer."""
+    layers, ranks = group.layers, group.adapters.ranks
     if all(mask is None for mask in masks):
         return _gradient(grad_inner_TS.t(), x_TI).split(ranks)
-    grads = []
-    for layer, mask_TI, grad_inner_TR in zip(layers, masks, grad_inner_TS.split(ranks, dim=1), strict=True):
-        grads.append(_gradient(grad_inner_TR.t(), _keep(x_TI, mask_TI, layer.dropout)))
-    return grads
+    if group.narrow:
+        return group.narrow.grads_of_a_under_dropout(x_TI, grad_inner_TS, masks, _scales(layers), ranks)
+    parts = zip(layers, masks, grad_inner_TS.split(ranks, dim=1), strict=True)
+    return [
+        _gradient(grad_inner_TR.t(), _keep(x_TI, mask_TI, layer.dropout))
+        for layer, mask_TI, grad_inner_TR in parts
+    ]
+
+
+def _scales(layers: Sequence[Layer]) -> list[float]:
+    """What dropout multiplies by that which it keeps."""
+    return [1 / (1 - layer.dropout) for layer in layers]
 
 
 def _grad_of_input(
@@ -329,8 +344,8 @@ def _grad_through_adapters(
     if all(mask is None for mask in masks):
         return torch.mm(grad_inner_TS, adapters.a_SI)
     if group.narrow:
-        scales = [1 / (1 - layer.dropout) for layer in layers]
-        return group.narrow.through_dropout(grad_inner_TS, adapters.a_SI, masks, scales, adapters.ranks)
+        scales, ranks = _scales(layers), adapters.ranks
+        return group.narrow.through_dropout(grad_inner_TS, adapters.a_SI, masks, scales, ranks)
     parts = (adapters.a_SI.split(adapters.ranks), grad_inner_TS.split(adapters.ranks, dim=1))
     grads_TI = (
         _keep(torch.mm(grad_inner_TR, a_RI), mask_TI, layer.dropout)

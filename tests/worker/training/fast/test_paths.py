@@ -141,8 +141,8 @@ def test_what_does_not_apply_is_left_out_with_a_reason(
 def test_a_function_that_is_wrong_here_is_found_and_not_used(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = lora_linear._grad_of_a
-    monkeypatch.setattr(lora_linear, "_grad_of_a", lambda *given: [1.1 * grad for grad in right(*given)])
+    right = lora_linear._grads_of_a
+    monkeypatch.setattr(lora_linear, "_grads_of_a", lambda *given: [1.1 * grad for grad in right(*given)])
     fast = run_here(make_request("fast", **SPEC))
 
     monkeypatch.undo()

@@ -1,10 +1,12 @@
-"""The gradient of LoRA layers' input under dropout: masks are read where they are used, and no gradient that
-a mask was not yet applied to is ever written.
+"""Gradients of LoRA layers under dropout: masks are read where they are used, and no input or gradient is
+written only to be masked.
 
-Bound by memory: for three layers in bfloat16 5 bytes for each input, where products, masking and adding up
-one after the other move 33.
+Bound by memory. For three layers in bfloat16 the gradient of the input takes 5 bytes for each input, where
+products, masking and adding up one after the other move 33; those of A take 5 and sums of parts, where
+masking and a product for each layer move 21.
 
-T: tokens. I: inputs. S: the ranks of all layers together, one layer's after the other's.
+T: tokens. I: inputs. R: the rank of a layer. S: the ranks of all layers together, one layer's after the
+other's. P: parts of the tokens.
 """
 
 from collections.abc import Sequence
@@ -13,8 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
-_TOKENS, _INPUTS = 64, 128
+# Tokens and inputs of a tile.
+_TOKENS, _INPUTS = 64, 64
 _WARPS = 4
+_STAGES = 3
+# So many programs fill a large GPU; a fixed number, so that sums do not depend on which.
+_PROGRAMS = 512
 # The least that a product of tiles takes, and the most of a rank that is gone through at once.
 _LEAST_RANKS, _MOST_RANKS = 16, 64
 
@@ -35,19 +41,65 @@ def through_adapters(
     _through_adapters_kernel[(triton.cdiv(inputs, _INPUTS), triton.cdiv(tokens, _TOKENS))](
         grad_inner_TS,
         a_SI,
-        tuple(None if mask_TI is None else mask_TI.contiguous() for mask_TI in masks),
+        _contiguous(masks),
         grad_x_TI,
         tokens,
         inputs,
         grad_inner_TS.stride(0),
         SCALES=tuple(scales),
         RANKS=tuple(ranks),
-        RANKS_AT_ONCE=min(_MOST_RANKS, max(_LEAST_RANKS, triton.next_power_of_2(max(ranks)))),
+        RANKS_AT_ONCE=_ranks_at_once(ranks),
         TOKENS=_TOKENS,
         INPUTS=_INPUTS,
         num_warps=_WARPS,
     )
     return grad_x_TI
+
+
+def of_a(
+    x_TI: torch.Tensor,
+    grad_inner_TS: torch.Tensor,
+    masks: Sequence[torch.Tensor | None],
+    scales: Sequence[float],
+    ranks: Sequence[int],
+) -> list[torch.Tensor]:
+    """Of each of up to three layers grad_inner^T @ (mask * x) * scale, [R, I] in float32.
+
+    Each part of the tokens has sums of its own, which are then added up: the same each time.
+    """
+    tokens, inputs = x_TI.shape
+    columns, steps = triton.cdiv(inputs, _INPUTS), triton.cdiv(tokens, _TOKENS)
+    steps_per_part = triton.cdiv(steps, triton.cdiv(_PROGRAMS, columns))
+    parts, at_once = triton.cdiv(steps, steps_per_part), _ranks_at_once(ranks)
+    sums_PSI = torch.empty(parts, sum(ranks), inputs, dtype=torch.float32, device=x_TI.device)
+    _of_a_kernel[(triton.cdiv(max(ranks), at_once), columns, parts)](
+        x_TI,
+        grad_inner_TS,
+        _contiguous(masks),
+        sums_PSI,
+        tokens,
+        inputs,
+        x_TI.stride(0),
+        grad_inner_TS.stride(0),
+        steps_per_part * _TOKENS,
+        SCALES=tuple(scales),
+        RANKS=tuple(ranks),
+        ALL_RANKS=sum(ranks),
+        RANKS_AT_ONCE=at_once,
+        TOKENS=_TOKENS,
+        INPUTS=_INPUTS,
+        num_warps=_WARPS,
+        num_stages=_STAGES,
+    )
+    return list(sums_PSI.sum(0).split(list(ranks)))
+
+
+def _contiguous(masks: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:
+    return tuple(None if mask_TI is None else mask_TI.contiguous() for mask_TI in masks)
+
+
+def _ranks_at_once(ranks: Sequence[int]) -> int:
+    return min(_MOST_RANKS, max(_LEAST_RANKS, triton.next_power_of_2(max(ranks))))
 
 
 @triton.jit(do_not_specialize=["token_count"])
@@ -73,7 +125,7 @@ def _through_adapters_kernel(
     before = 0
     for layer in tl.static_range(len(RANKS)):
         product = tl.zeros([TOKENS, INPUTS], tl.float32)
-        for first in tl.static_range(0, RANKS[layer], RANKS_AT_ONCE):
+        for first in range(0, RANKS[layer], RANKS_AT_ONCE):
             rank = first + tl.arange(0, RANKS_AT_ONCE)
             is_rank = rank < RANKS[layer]
             grad_at = tokens * grad_inner_stride + before + rank[None, :]
@@ -87,3 +139,58 @@ def _through_adapters_kernel(
         total += product * SCALES[layer]
         before += RANKS[layer]
     tl.store(grad_x + places, total.to(grad_x.dtype.element_ty), mask=has_token & has_input)
+
+
+@triton.jit(do_not_specialize=["token_count", "part_tokens"])
+def _of_a_kernel(
+    x,
+    grad_inner,
+    masks,
+    sums,
+    token_count,
+    input_count,
+    x_stride,
+    grad_inner_stride,
+    part_tokens,
+    SCALES: tl.constexpr,
+    RANKS: tl.constexpr,
+    ALL_RANKS: tl.constexpr,
+    RANKS_AT_ONCE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    INPUTS: tl.constexpr,
+):
+    ranks = tl.program_id(0) * RANKS_AT_ONCE + tl.arange(0, RANKS_AT_ONCE)
+    inputs = tl.program_id(1) * INPUTS + tl.arange(0, INPUTS)[None, :]
+    part = tl.program_id(2)
+    has_input = inputs < input_count
+    first_sum = tl.zeros([RANKS_AT_ONCE, INPUTS], tl.float32)
+    second_sum = tl.zeros([RANKS_AT_ONCE, INPUTS], tl.float32)
+    third_sum = tl.zeros([RANKS_AT_ONCE, INPUTS], tl.float32)
+    for step in range(0, part_tokens, TOKENS):
+        tokens = (part * part_tokens + step + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
+        has_token = tokens < token_count
+        is_there = has_token & has_input
+        x_tile = tl.load(x + tokens * x_stride + inputs, mask=is_there, other=0.0)
+        before = 0
+        for layer in tl.static_range(len(RANKS)):
+            is_rank = (ranks < RANKS[layer])[None, :]
+            grad_at = tokens * grad_inner_stride + before + ranks[None, :]
+            grad = tl.load(grad_inner + grad_at, mask=has_token & is_rank, other=0.0)
+            kept = x_tile
+            if masks[layer] is not None:
+                is_kept = tl.load(masks[layer] + tokens * input_count + inputs, mask=is_there, other=0)
+                kept = tl.where(is_kept, x_tile, 0.0)
+            kept = kept.to(grad.dtype)
+            if layer == 0:
+                first_sum = tl.dot(grad.trans(), kept, first_sum, input_precision="ieee")
+            elif layer == 1:
+                second_sum = tl.dot(grad.trans(), kept, second_sum, input_precision="ieee")
+            else:
+                third_sum = tl.dot(grad.trans(), kept, third_sum, input_precision="ieee")
+            before += RANKS[layer]
+    before = 0
+    for layer in tl.static_range(len(RANKS)):
+        total = first_sum if layer == 0 else second_sum if layer == 1 else third_sum
+        at = (part * ALL_RANKS + before + ranks).to(tl.int64)[:, None] * input_count + inputs
+        tl.store(sums + at, total * SCALES[layer], mask=(ranks < RANKS[layer])[:, None] & has_input)
+        before += RANKS[layer]
