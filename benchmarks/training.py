@@ -138,9 +138,9 @@ class Bench:
         said: list[str] = []
         attempt = self._make_attempt(spec, said, is_alone=setup.alone)
         base = self._load(spec)
-        # The setup before may have left them on.
+        # Setups before may have left checkpointing on, and hooks that ask for a gradient of what is embedded.
         getattr(base, f"{config.CHECKPOINTING}_disable")()
-        base.disable_input_require_grads()
+        base.get_input_embeddings()._forward_hooks.clear()
         model = adapter.attach(base, spec)
         trainer, undo = self._make_trainer(setup, attempt, model)
         watch = Watch(trainer, self._device.is_cuda, setup.warm_up)

@@ -5,21 +5,46 @@ gradient is added up in memory, so the same comes out each time; heads may share
 gradients from what is computed again, as in FlashAttention-2 (Dao 2023); dK and dV apart from dQ as in
 Triton's own tutorial of it. Sums are in float32, logarithms to base 2.
 
-One program has one tile of a row and one head. Strides are those of tokens and heads; the last one is 1.
+One program has one tile of a row and one head; a table says which. Strides are those of tokens and heads; the
+last one is 1.
 """
 
 import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["rows", "tokens"])
+@triton.jit(do_not_specialize=["rows", "tile_count"])
+def tile_kernel(starts, tiles, rows, tile_count, OWN: tl.constexpr, BLOCK: tl.constexpr):
+    """Write the table: one program for each row."""
+    row = tl.program_id(0)
+    before = row * 0
+    for first in range(0, row, BLOCK):
+        other = first + tl.arange(0, BLOCK)
+        begins = tl.load(starts + other, mask=other < row, other=0)
+        ends = tl.load(starts + other + 1, mask=other < row, other=0)
+        before += tl.sum((ends - begins + OWN - 1) // OWN, 0)
+    begin = tl.load(starts + row)
+    length = tl.load(starts + row + 1) - begin
+    own_count = (length + OWN - 1) // OWN
+    # The last row says of all tiles behind its own that there are none.
+    count = tl.where(row == rows - 1, tile_count - before, own_count)
+    for first in range(0, count, BLOCK):
+        tile = first + tl.arange(0, BLOCK)
+        at = 3 * (before + tile)
+        is_here = tile < count
+        tl.store(tiles + at, tile * 0 + begin, mask=is_here)
+        tl.store(tiles + at + 1, tl.where(tile < own_count, length, 0), mask=is_here)
+        tl.store(tiles + at + 2, tile * OWN, mask=is_here)
+
+
+@triton.jit(do_not_specialize=["tokens"])
 def forward_kernel(
     queries,
     keys,
     values,
     outputs,
     logs,
-    starts,
+    tiles,
     log2_scale,
     tokens,
     query_token_stride,
@@ -28,8 +53,6 @@ def forward_kernel(
     key_head_stride,
     value_token_stride,
     value_head_stride,
-    rows,
-    ROWS_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIMENSION: tl.constexpr,
@@ -40,7 +63,7 @@ def forward_kernel(
 ):
     """One tile of queries of one head. (heads, tiles)"""
     head = tl.program_id(0)
-    begin, length, first = _find_tile(starts, rows, tl.program_id(1), ROWS_BLOCK, OWN)
+    begin, length, first = _read_tile(tiles, tl.program_id(1))
     if first >= length:
         return
     own = first + tl.arange(0, OWN)
@@ -84,7 +107,7 @@ def forward_kernel(
     tl.store(logs + head.to(tl.int64) * tokens + begin + own, peak + tl.log2(total), mask=is_own)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens"])
+@triton.jit(do_not_specialize=["tokens"])
 def grad_queries_kernel(
     queries,
     keys,
@@ -94,7 +117,7 @@ def grad_queries_kernel(
     logs,
     means,
     grad_queries,
-    starts,
+    tiles,
     scale,
     log2_scale,
     tokens,
@@ -106,8 +129,6 @@ def grad_queries_kernel(
     value_head_stride,
     grad_token_stride,
     grad_head_stride,
-    rows,
-    ROWS_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIMENSION: tl.constexpr,
@@ -119,7 +140,7 @@ def grad_queries_kernel(
     """The gradient of one tile of queries of one head; leaves the mean of every query's gradients of weights,
     which is its output times the output's gradient. (heads, tiles)"""
     head = tl.program_id(0)
-    begin, length, first = _find_tile(starts, rows, tl.program_id(1), ROWS_BLOCK, OWN)
+    begin, length, first = _read_tile(tiles, tl.program_id(1))
     if first >= length:
         return
     own = first + tl.arange(0, OWN)
@@ -160,7 +181,7 @@ def grad_queries_kernel(
     tl.store(grad_queries + output_at, grad_query * scale, mask=is_loaded)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens"])
+@triton.jit(do_not_specialize=["tokens"])
 def grad_keys_kernel(
     queries,
     keys,
@@ -170,7 +191,7 @@ def grad_keys_kernel(
     means,
     grad_keys,
     grad_values,
-    starts,
+    tiles,
     scale,
     log2_scale,
     tokens,
@@ -182,8 +203,6 @@ def grad_keys_kernel(
     value_head_stride,
     grad_token_stride,
     grad_head_stride,
-    rows,
-    ROWS_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIMENSION: tl.constexpr,
@@ -194,7 +213,7 @@ def grad_keys_kernel(
 ):
     """The gradients of one tile of keys and values, from all heads that read them. (key heads, tiles)"""
     key_head = tl.program_id(0)
-    begin, length, first = _find_tile(starts, rows, tl.program_id(1), ROWS_BLOCK, OWN)
+    begin, length, first = _read_tile(tiles, tl.program_id(1))
     if first >= length:
         return
     own = first + tl.arange(0, OWN)
@@ -248,19 +267,10 @@ def grad_keys_kernel(
 
 
 @triton.jit
-def _find_tile(starts, rows, tile, ROWS_BLOCK: tl.constexpr, OWN: tl.constexpr):
+def _read_tile(tiles, tile):
     """Where the tile's row begins, its length, and the tile's first place in it; a length of 0: there is no
     such tile."""
-    places = tl.arange(0, ROWS_BLOCK)
-    begins = tl.load(starts + places, mask=places < rows, other=0)
-    ends = tl.load(starts + places + 1, mask=places < rows, other=0)
-    tiles = (ends - begins + OWN - 1) // OWN
-    tiles_up_to = tl.cumsum(tiles, 0)
-    is_row = (tiles_up_to > tile) & (tiles_up_to - tiles <= tile)
-    begin = tl.sum(tl.where(is_row, begins, 0), 0)
-    length = tl.sum(tl.where(is_row, ends - begins, 0), 0)
-    tiles_before = tl.sum(tl.where(is_row, tiles_up_to - tiles, 0), 0)
-    return begin, length, (tile - tiles_before) * OWN
+    return tl.load(tiles + 3 * tile), tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
 
 
 @triton.jit

@@ -9,25 +9,32 @@ from typing import Any
 import torch
 import triton
 
-from worker.training.fast.kernels.row_tiles import forward_kernel, grad_keys_kernel, grad_queries_kernel
+from worker.training.fast.kernels.row_tiles import (
+    forward_kernel,
+    grad_keys_kernel,
+    grad_queries_kernel,
+    tile_kernel,
+)
 
 _LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
-class _Tiles:
-    """How a kernel cuts its work: a program holds `own` tokens and walks over others, so many at a time."""
+class _Work:
+    """How a kernel does its work: a program walks over so many others at a time."""
 
-    own: int
     others: int
     warps: int
     stages: int
 
 
+# Tokens that a program holds.
+_OWN = 64
 # Measured on an H100 with heads of 128.
-_FORWARD = _Tiles(64, 64, 4, 3)
-_QUERIES = _Tiles(64, 64, 4, 2)
-_KEYS = _Tiles(64, 32, 4, 4)
+_FORWARD = _Work(64, 4, 3)
+_QUERIES = _Work(64, 4, 2)
+_KEYS = _Work(32, 4, 4)
+_ROWS_AT_ONCE = 128
 
 
 def attend(
@@ -59,26 +66,27 @@ class _Attend(torch.autograd.Function):
         tokens, heads, _ = q_THD.shape
         o_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
         logs_HT = torch.empty(heads, tokens, dtype=torch.float32, device=q_THD.device)
-        forward_kernel[_grid(heads, tokens, starts, _FORWARD)](
+        tiles = _make_tiles(starts, tokens)
+        forward_kernel[(heads, len(tiles))](
             q_THD,
             k_TKD,
             v_TKD,
             o_THD,
             logs_HT,
-            starts,
+            tiles,
             scale * _LOG2_E,
             tokens,
             *_strides(q_THD, k_TKD, v_TKD),
-            **_constants(q_THD, k_TKD, starts, window, _FORWARD),
+            **_constants(q_THD, k_TKD, window, _FORWARD),
         )
-        ctx.save_for_backward(q_THD, k_TKD, v_TKD, o_THD, logs_HT, starts)
+        ctx.save_for_backward(q_THD, k_TKD, v_TKD, o_THD, logs_HT, tiles)
         ctx.scale, ctx.window = scale, window
         return o_THD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_THD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q_THD, k_TKD, v_TKD, o_THD, logs_HT, starts = ctx.saved_tensors
+        q_THD, k_TKD, v_TKD, o_THD, logs_HT, tiles = ctx.saved_tensors
         grad_THD = _with_whole_heads(grad_THD)
         tokens, heads, _ = q_THD.shape
         grad_q_THD = torch.empty_like(o_THD)
@@ -86,9 +94,9 @@ class _Attend(torch.autograd.Function):
             torch.empty_like(k_TKD, memory_format=torch.contiguous_format) for _ in "kv"
         )
         means_HT = torch.empty_like(logs_HT)
-        shared = (starts, ctx.scale, ctx.scale * _LOG2_E, tokens)
+        shared = (tiles, ctx.scale, ctx.scale * _LOG2_E, tokens)
         strides = (*_strides(q_THD, k_TKD, v_TKD), *grad_THD.stride()[:2])
-        grad_queries_kernel[_grid(heads, tokens, starts, _QUERIES)](
+        grad_queries_kernel[(heads, len(tiles))](
             q_THD,
             k_TKD,
             v_TKD,
@@ -99,9 +107,9 @@ class _Attend(torch.autograd.Function):
             grad_q_THD,
             *shared,
             *strides,
-            **_constants(q_THD, k_TKD, starts, ctx.window, _QUERIES),
+            **_constants(q_THD, k_TKD, ctx.window, _QUERIES),
         )
-        grad_keys_kernel[_grid(k_TKD.shape[1], tokens, starts, _KEYS)](
+        grad_keys_kernel[(k_TKD.shape[1], len(tiles))](
             q_THD,
             k_TKD,
             v_TKD,
@@ -112,7 +120,7 @@ class _Attend(torch.autograd.Function):
             grad_v_TKD,
             *shared,
             *strides,
-            **_constants(q_THD, k_TKD, starts, ctx.window, _KEYS),
+            **_constants(q_THD, k_TKD, ctx.window, _KEYS),
         )
         return grad_q_THD, grad_k_TKD, grad_v_TKD, None, None, None
 
@@ -125,26 +133,27 @@ def _strides(*tensors: torch.Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
 
-def _grid(heads: int, tokens: int, starts: torch.Tensor, tiles: _Tiles) -> tuple[int, int]:
-    """Every row may end in a tile that is not full; programs beyond the last tile have nothing to do."""
-    return heads, tokens // tiles.own + len(starts) - 1
+def _make_tiles(starts: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Of every tile where its row begins, the row's length, and the tile's first place in it.
+
+    Every row may end in a tile that is not full; tiles beyond the last have nothing to do.
+    """
+    rows = len(starts) - 1
+    tiles = torch.empty(tokens // _OWN + rows, 3, dtype=torch.int32, device=starts.device)
+    tile_kernel[(rows,)](starts, tiles, rows, len(tiles), OWN=_OWN, BLOCK=_ROWS_AT_ONCE)
+    return tiles
 
 
-def _constants(
-    q_THD: torch.Tensor, k_TKD: torch.Tensor, starts: torch.Tensor, window: int, tiles: _Tiles
-) -> dict[str, Any]:
-    dimension, rows = q_THD.shape[2], len(starts) - 1
+def _constants(q_THD: torch.Tensor, k_TKD: torch.Tensor, window: int, work: _Work) -> dict[str, Any]:
+    dimension = q_THD.shape[2]
     return {
-        "rows": rows,
-        # Few different ones, since each is compiled.
-        "ROWS_BLOCK": max(64, triton.next_power_of_2(rows)),
         "HEADS": q_THD.shape[1],
         "GROUP": q_THD.shape[1] // k_TKD.shape[1],
         "DIMENSION": dimension,
         "DIMENSION_BLOCK": max(16, triton.next_power_of_2(dimension)),
         "WINDOW": window,
-        "OWN": tiles.own,
-        "OTHERS": tiles.others,
-        "num_warps": tiles.warps,
-        "num_stages": tiles.stages,
+        "OWN": _OWN,
+        "OTHERS": work.others,
+        "num_warps": work.warps,
+        "num_stages": work.stages,
     }

@@ -64,3 +64,13 @@ def test_gradients_may_come_in_any_layout(device: torch.device) -> None:
     expected = torch.autograd.grad(output, inputs, torch.ones_like(output))
     for left, right in zip(found, expected, strict=True):
         torch.testing.assert_close(left, right)
+
+
+def test_more_rows_than_are_counted_at_once(device: torch.device) -> None:
+    lengths = [1 + place % 3 for place in range(300)] + [100]
+    inputs, starts, _grad = draw(lengths, 1, 1, 16, device)
+
+    found = rows.attend(*inputs, starts, scale=0.25, window=None)
+
+    expected = row_attention.row_by_row(*inputs, starts, max(lengths), scale=0.25, window=None)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
