@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Sampler
-from transformers import PrinterCallback
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
@@ -34,6 +40,16 @@ from worker.training.memory import Batch
 Made = TypeVar("Made")
 
 
+class _NoGradientOfEmbeddings(TrainerCallback):
+    """TRL and transformers ask for a gradient of what is embedded, which only reentrant checkpoints need, and
+    none here are: the first layer would compute it for nobody."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kwargs["model"].get_base_model().disable_input_require_grads()
+
+
 class AdapterTrainer(SFTTrainer):
     """Trains the adapter of a PeftModel.
 
@@ -49,9 +65,9 @@ class AdapterTrainer(SFTTrainer):
         self._random_before_step = memory.RandomState()
         self.spare_memory: list[memory.SpareMemory] = []
         super().__init__(**options)
-        # TRL asks for a gradient of what is embedded, which only reentrant checkpoints need: the first layer
-        # would have to compute it.
+        # Before training begins transformers asks as TRL just did, and would forget of the first hook.
         self.model.get_base_model().disable_input_require_grads()
+        self.add_callback(_NoGradientOfEmbeddings())
         self.remove_callback(PrinterCallback)
         adapter.trainable_to_float32(self.model)
 

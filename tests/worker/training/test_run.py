@@ -15,6 +15,7 @@ from tests.tiny_model import NAME
 from tests.worker.training.conftest import MakeRequest, Reports, following, make_rows, run_here
 from worker.fingerprint import take_fingerprint
 from worker.reports import Advanced, Outcome, TrainingRequest
+from worker.training.trainer import AdapterTrainer
 
 SHORT: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-2}
 
@@ -45,6 +46,29 @@ def test_a_job_reports_its_way_to_a_proven_adapter(make_request: MakeRequest) ->
     steps = [report for report in reports if isinstance(report, Advanced) and report.step]
     assert [(report.step, report.total_steps) for report in steps] == [(1, 3), (2, 3), (3, 3)]
     assert not reports.events(Warn)
+
+
+def test_checkpoints_ask_for_no_gradient_of_what_is_embedded(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[bool] = []
+    train = AdapterTrainer.training_step
+
+    def training_step(self: AdapterTrainer, model: Any, inputs: Any, *rest: Any) -> torch.Tensor:
+        embedded.append(model.get_input_embeddings()(inputs["input_ids"]).requires_grad)
+        return train(self, model, inputs, *rest)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", training_step)
+    kept, checkpointed = (
+        run_here(
+            make_request(f"job-{checkpoints}", training={**SHORT, "gradient_checkpointing": checkpoints})
+        )
+        for checkpoints in (False, True)
+    )
+
+    assert embedded == [False] * 6
+    losses = [[event.loss for event in reports.events(Metrics)] for reports in (kept, checkpointed)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_metrics_hold_what_a_person_looks_at(make_request: MakeRequest) -> None:
