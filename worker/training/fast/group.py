@@ -12,7 +12,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from worker.training.fast.lora_linear import Adapters, Layer, NarrowProducts, lora_linears
+from worker.training.fast.lora_layers import Adapters, Layer, NarrowProducts
+from worker.training.fast.lora_linear import lora_linears
 from worker.training.fast.weights import (
     BITSANDBYTES,
     Columns,

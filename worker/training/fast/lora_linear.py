@@ -12,98 +12,14 @@ the gradient of an output, its product with B, and A below the weight.
 T: tokens. I: inputs. O: outputs of a layer. R: the rank; S: the ranks of all layers together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from worker.training.fast import room
-
-
-class Weight(Protocol):
-    """A frozen weight, however it is held."""
-
-    def read(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight [O, I]."""
-
-
-class NarrowProducts(Protocol):
-    """Kernels for products with B, up to some ranks (kernels/narrow_products.py)."""
-
-    MOST_RANKS_ADDED: int
-    MOST_RANKS_LOOKED_AT: int
-
-    def add(self, summand_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
-        """summand + inner @ B^T, [T, O]."""
-
-    def gradients(
-        self,
-        grad_TO: torch.Tensor,
-        inner_TR: torch.Tensor,
-        b_OR: torch.Tensor,
-        scaling: float,
-        out_TR: torch.Tensor,
-    ) -> torch.Tensor:
-        """The gradient of B [O, R]; scaling times that of `inner` is written to `out_TR`."""
-
-    def through_dropout(
-        self,
-        grad_inner_TS: torch.Tensor,
-        a_SI: torch.Tensor,
-        masks: Sequence[torch.Tensor | None],
-        scales: Sequence[float],
-        ranks: Sequence[int],
-    ) -> torch.Tensor:
-        """The sum over layers of mask * (grad_inner @ A) * scale, [T, I]; a mask of None keeps all."""
-
-    def grads_of_a_under_dropout(
-        self,
-        x_TI: torch.Tensor,
-        grad_inner_TS: torch.Tensor,
-        masks: Sequence[torch.Tensor | None],
-        scales: Sequence[float],
-        ranks: Sequence[int],
-    ) -> list[torch.Tensor]:
-        """Of each of up to three layers grad_inner^T @ (mask * x) * scale, [R, I]."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One LoRA layer but for its adapter. `read_beside`: the weight with B behind it [O, I + S].
-    `read_above`: the weight with A below it [O + S, I]. None: it can't be read so."""
-
-    weight: Weight
-    bias_O: torch.Tensor | None
-    scaling: float
-    dropout: float
-    read_beside: Callable[[torch.dtype], torch.Tensor] | None = None
-    read_above: Callable[[torch.dtype], torch.Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """The adapters in the type of the products. They are read again in the backward pass: never changed
-    between the two. `a_SI` holds the A of all layers, one below the other."""
-
-    a_SI: torch.Tensor
-    b_OR: tuple[torch.Tensor, ...]
-
-    @property
-    def ranks(self) -> list[int]:
-        """Of every layer."""
-        return [b_OR.shape[1] for b_OR in self.b_OR]
-
-
-@dataclass(frozen=True)
-class _Group:
-    """What a pass needs beside tensors with gradients. `is_beside`: the input has room for the products
-    with A."""
-
-    layers: tuple[Layer, ...]
-    adapters: Adapters
-    narrow: NarrowProducts | None
-    is_beside: bool
+from worker.training.fast.lora_layers import Adapters, Call, Layer, NarrowProducts
 
 
 def lora_linears(
@@ -122,10 +38,10 @@ def lora_linears(
     """
     can_lie_beside = all(layer.read_beside is not None for layer in layers)
     is_beside = room.take(x) == len(adapters.a_SI) and can_lie_beside
-    group, kept = _Group(tuple(layers), adapters, narrow, is_beside), _Kept()
+    call, kept = Call(tuple(layers), adapters, narrow, is_beside), _Kept()
     if x.requires_grad:
-        x = _KeepInput.apply(x, group, kept)
-    outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(x, group, kept, summand, *parameters)
+        x = _KeepInput.apply(x, call, kept)
+    outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(x, call, kept, summand, *parameters)
     return outputs
 
 
@@ -137,15 +53,15 @@ class _Kept:
     ctx: Any = None
     inner_TS: torch.Tensor | None = None
 
-    def compute(self, ctx: Any, x: torch.Tensor, group: _Group) -> None:
+    def compute(self, ctx: Any, x: torch.Tensor, call: Call) -> None:
         x_TI = x.reshape(-1, x.shape[-1])
-        ranks = len(group.adapters.a_SI)
+        ranks = len(call.adapters.a_SI)
         with torch.autocast(x.device.type, enabled=False):
-            if group.is_beside:
+            if call.is_beside:
                 inner_TS = room.widen(x_TI, ranks)[:, x_TI.shape[1] :]
             else:
                 inner_TS = x_TI.new_empty(len(x_TI), ranks)
-            masks = _write_down(x_TI, group.layers, group.adapters, out=inner_TS)
+            masks = _write_down(x_TI, call.layers, call.adapters, out=inner_TS)
         self.inner_TS = inner_TS
         ctx.save_for_backward(x_TI, inner_TS, *masks)
         self.ctx = ctx
@@ -159,8 +75,8 @@ class _KeepInput(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: _Group, kept: _Kept) -> torch.Tensor:
-        kept.compute(ctx, x, group)
+    def forward(ctx: Any, x: torch.Tensor, call: Call, kept: _Kept) -> torch.Tensor:
+        kept.compute(ctx, x, call)
         return x.view_as(x)
 
     @staticmethod
@@ -173,25 +89,25 @@ class _LoraLinears(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        group: _Group,
+        call: Call,
         kept: _Kept,
         summand: torch.Tensor | None,
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         ctx.set_materialize_grads(False)
         if kept.ctx is None:  # an input without a gradient
-            kept.compute(ctx, x, group)
+            kept.compute(ctx, x, call)
         inner_TS, kept.inner_TS = kept.inner_TS, None
         assert inner_TS is not None
         x_TI = x.reshape(-1, x.shape[-1])
         summand_TO = None if summand is None else summand.reshape(len(x_TI), -1).contiguous()
-        inners = inner_TS.split(group.adapters.ranks, dim=1)
+        inners = inner_TS.split(call.adapters.ranks, dim=1)
         with torch.autocast(x.device.type, enabled=False):
             outputs = [
-                _up(x_TI, layer, inner_TR, b_OR, group, summand_TO)
-                for layer, b_OR, inner_TR in zip(group.layers, group.adapters.b_OR, inners, strict=True)
+                _up(x_TI, layer, inner_TR, b_OR, call, summand_TO)
+                for layer, b_OR, inner_TR in zip(call.layers, call.adapters.b_OR, inners, strict=True)
             ]
-        ctx.group = group
+        ctx.call = call
         if kept.ctx is not ctx:
             ctx.kept = kept.ctx
         return tuple(y_TO.view(*x.shape[:-1], -1) for y_TO in outputs)
@@ -199,23 +115,23 @@ class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         x_TI, inner_TS, *masks = getattr(ctx, "kept", ctx).saved_tensors
-        layers = ctx.group.layers
+        layers = ctx.call.layers
         grads_TO = [None if grad is None else grad.reshape(len(x_TI), -1) for grad in grads]
         with torch.autocast(x_TI.device.type, enabled=False):
-            wide_TW = _take_room(grads[0], grads_TO[0], ctx.group) if len(layers) == 1 else None
+            wide_TW = _take_room(grads[0], grads_TO[0], ctx.call) if len(layers) == 1 else None
             if wide_TW is not None:
                 grad_inner_TS = wide_TW[:, -inner_TS.shape[1] :]
             else:
                 # A layer whose output was not used has no gradient.
                 grad_inner_TS = torch.zeros_like(inner_TS) if None in grads else torch.empty_like(inner_TS)
-            grad_bs = _grads_through_b(grads_TO, inner_TS, grad_inner_TS, ctx.group)
-            grad_as = _grads_of_a(x_TI, grad_inner_TS, masks, ctx.group)
+            grad_bs = _grads_through_b(grads_TO, inner_TS, grad_inner_TS, ctx.call)
+            grad_as = _grads_of_a(x_TI, grad_inner_TS, masks, ctx.call)
             grad_x = None
             if ctx.needs_input_grad[0]:
                 if wide_TW is not None:
                     grad_x = torch.mm(wide_TW, layers[0].read_above(x_TI.dtype))
                 else:
-                    grad_x = _grad_of_input(x_TI, grads_TO, grad_inner_TS, masks, ctx.group)
+                    grad_x = _grad_of_input(x_TI, grads_TO, grad_inner_TS, masks, ctx.call)
                 grad_x = grad_x.view(*next(grad for grad in grads if grad is not None).shape[:-1], -1)
         gradients: list[torch.Tensor | None] = []
         for grad_a_RI, grad_b_OR in zip(grad_as, grad_bs, strict=True):
@@ -223,9 +139,9 @@ class _LoraLinears(torch.autograd.Function):
         return grad_x, None, None, grads[0] if ctx.needs_input_grad[3] else None, *gradients
 
 
-def _take_room(grad: torch.Tensor | None, grad_TO: torch.Tensor | None, group: _Group) -> torch.Tensor | None:
+def _take_room(grad: torch.Tensor | None, grad_TO: torch.Tensor | None, call: Call) -> torch.Tensor | None:
     """The gradient of a layer's output with room for its product with B, [T, O + R]; None: there is none."""
-    (layer,), ranks = group.layers, len(group.adapters.a_SI)
+    (layer,), ranks = call.layers, len(call.adapters.a_SI)
     if grad is None or grad_TO is None or room.take(grad) != ranks or layer.read_above is None:
         return None
     return None if layer.dropout else room.widen(grad_TO, ranks)
@@ -261,14 +177,14 @@ def _up(
     layer: Layer,
     inner_TR: torch.Tensor,
     b_OR: torch.Tensor,
-    group: _Group,
+    call: Call,
     summand_TO: torch.Tensor | None,
 ) -> torch.Tensor:
     """The output of a layer, [T, O]."""
-    plus, narrow = layer.bias_O if summand_TO is None else summand_TO, group.narrow
-    if group.is_beside:
+    plus, narrow = layer.bias_O if summand_TO is None else summand_TO, call.narrow
+    if call.is_beside:
         assert layer.read_beside is not None
-        x_TW = room.widen(x_TI, len(group.adapters.a_SI))
+        x_TW = room.widen(x_TI, len(call.adapters.a_SI))
         return _product(x_TW, layer.read_beside(x_TI.dtype).t(), plus)
     if narrow and summand_TO is not None and b_OR.shape[1] <= narrow.MOST_RANKS_ADDED:
         y_TO = narrow.add(summand_TO, inner_TR, b_OR)
@@ -281,14 +197,14 @@ def _grads_through_b(
     grads_TO: Sequence[torch.Tensor | None],
     inner_TS: torch.Tensor,
     grad_inner_TS: torch.Tensor,
-    group: _Group,
+    call: Call,
 ) -> list[torch.Tensor | None]:
     """That of every B, [O, R]; those of the products with A are written to `grad_inner_TS`, scaled."""
-    ranks, narrow = group.adapters.ranks, group.narrow
+    ranks, narrow = call.adapters.ranks, call.narrow
     parts = (inner_TS.split(ranks, dim=1), grad_inner_TS.split(ranks, dim=1))
     found: list[torch.Tensor | None] = []
     for layer, b_OR, grad_TO, inner_TR, out_TR in zip(
-        group.layers, group.adapters.b_OR, grads_TO, *parts, strict=True
+        call.layers, call.adapters.b_OR, grads_TO, *parts, strict=True
     ):
         if grad_TO is None:
             found.append(None)
@@ -301,14 +217,14 @@ def _grads_through_b(
 
 
 def _grads_of_a(
-    x_TI: torch.Tensor, grad_inner_TS: torch.Tensor, masks: Sequence[torch.Tensor | None], group: _Group
+    x_TI: torch.Tensor, grad_inner_TS: torch.Tensor, masks: Sequence[torch.Tensor | None], call: Call
 ) -> Sequence[torch.Tensor]:
     """[R, I] for every layer."""
-    layers, ranks = group.layers, group.adapters.ranks
+    layers, ranks = call.layers, call.adapters.ranks
     if all(mask is None for mask in masks):
         return _gradient(grad_inner_TS.t(), x_TI).split(ranks)
-    if group.narrow:
-        return group.narrow.grads_of_a_under_dropout(x_TI, grad_inner_TS, masks, _scales(layers), ranks)
+    if call.narrow:
+        return call.narrow.grads_of_a_under_dropout(x_TI, grad_inner_TS, masks, _scales(layers), ranks)
     parts = zip(layers, masks, grad_inner_TS.split(ranks, dim=1), strict=True)
     return [
         _gradient(grad_inner_TR.t(), _keep(x_TI, mask_TI, layer.dropout))
@@ -326,26 +242,26 @@ def _grad_of_input(
     grads_TO: Sequence[torch.Tensor | None],
     grad_inner_TS: torch.Tensor,
     masks: Sequence[torch.Tensor | None],
-    group: _Group,
+    call: Call,
 ) -> torch.Tensor:
     """[T, I], through the adapters and through the weights of all layers."""
-    grad_x_TI = _grad_through_adapters(grad_inner_TS, masks, group)
-    for layer, grad_TO in zip(group.layers, grads_TO, strict=True):
+    grad_x_TI = _grad_through_adapters(grad_inner_TS, masks, call)
+    for layer, grad_TO in zip(call.layers, grads_TO, strict=True):
         if grad_TO is not None:
             grad_x_TI.addmm_(grad_TO, layer.weight.read(x_TI.dtype))
     return grad_x_TI
 
 
 def _grad_through_adapters(
-    grad_inner_TS: torch.Tensor, masks: Sequence[torch.Tensor | None], group: _Group
+    grad_inner_TS: torch.Tensor, masks: Sequence[torch.Tensor | None], call: Call
 ) -> torch.Tensor:
     """[T, I], new memory."""
-    adapters, layers = group.adapters, group.layers
+    adapters, layers = call.adapters, call.layers
     if all(mask is None for mask in masks):
         return torch.mm(grad_inner_TS, adapters.a_SI)
-    if group.narrow:
+    if call.narrow:
         scales, ranks = _scales(layers), adapters.ranks
-        return group.narrow.through_dropout(grad_inner_TS, adapters.a_SI, masks, scales, ranks)
+        return call.narrow.through_dropout(grad_inner_TS, adapters.a_SI, masks, scales, ranks)
     parts = (adapters.a_SI.split(adapters.ranks), grad_inner_TS.split(adapters.ranks, dim=1))
     grads_TI = (
         _keep(torch.mm(grad_inner_TR, a_RI), mask_TI, layer.dropout)

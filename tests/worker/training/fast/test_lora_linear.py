@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from worker.training.fast import room
 from worker.training.fast.kernels import narrow_products
 from worker.training.fast.linears import FastLinears, find_groups
-from worker.training.fast.lora_linear import Adapters, Layer, lora_linears
+from worker.training.fast.lora_layers import Adapters, Layer
+from worker.training.fast.lora_linear import lora_linears
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
