@@ -31,6 +31,8 @@ def test_setups_are_measured_beside_each_other(tmp_path: Path, monkeypatch: pyte
         # Of the first step; this worker also logs the last one.
         assert line["losses"][:1] == pytest.approx(measured[0]["losses"], rel=1e-2)
         assert line["profile"]["count"] > 100
+    # The mean of steps 2 to 6, after the adapter has learned something.
+    assert lines["recipe"]["losses"][1] == pytest.approx(lines["recipe, plain"]["losses"][1], rel=1e-3)
     assert lines["recipe"]["said"][-1].startswith("Fast ways of training: LoRA in one function;")
 
 

@@ -23,7 +23,7 @@ class FrozenLinear:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output."""
         if not (x.dtype is self._layer.compute_dtype is self._dtype):
-            output: torch.Tensor = type(self._layer).forward(self._layer, x)
+            output: torch.Tensor = type(self._layer).forward(self._layer, x.contiguous())
             return output
         output = _Frozen.apply(x, self.weight, self._layer.bias)
         return output

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import Literal
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -100,13 +101,14 @@ class Group:
 
         PyTorch draws other dropout masks for rows that lie apart than for PEFT's.
         """
-        self._lies_beside = self._takes_room()
+        self._lies_beside = self._takes_room() and not self._is_kept_without("columns")
         return self._columns if self._lies_beside else 0
 
     def room_behind(self) -> int:
         """How many elements should be free behind each row of the output's gradient, where the layer is
         alone; 0: none."""
-        self._lies_above = len(self._members) == 1 and self._takes_room()
+        is_alone = len(self._members) == 1
+        self._lies_above = is_alone and self._takes_room() and not self._is_kept_without("rows")
         return self._columns if self._lies_above else 0
 
     @property
@@ -172,7 +174,9 @@ class Group:
 
     def takes(self, x: torch.Tensor) -> bool:
         """Whether base and adapters compute in one type here, as the function does."""
-        device = x.device.type
+        return self._takes_calls(x.device.type)
+
+    def _takes_calls(self, device: str) -> bool:
         is_mixed = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if is_mixed else self._members[0].a_RI.dtype
         return (
@@ -219,12 +223,19 @@ class Group:
         return (
             self._columns <= _MOST_BESIDE
             and self._columns % _BESIDE_MULTIPLE == 0
+            and self._takes_calls(self._members[0].a_RI.device.type)
             and all(member.weight.has_kernels and not _dropout_of(member.layer) for member in self._members)
         )
 
     def _kept_room(self) -> tuple[int, int]:
-        """Rows below and columns behind a weight that is kept."""
+        """Rows below and columns behind a weight that is kept. An evaluation of a job with dropout asks for
+        room, too, but its training never does."""
+        if any(_dropout_of(member.layer, in_training=True) for member in self._members):
+            return 0, 0
         return self._columns * self._lies_above, self._columns * self._lies_beside
+
+    def _is_kept_without(self, room: Literal["rows", "columns"]) -> bool:
+        return any(weight.is_kept_without(room) for _member, weight in self._four_bit_members())
 
     def _four_bit_members(self) -> Iterator[tuple[_Member, FourBitWeight]]:
         for member in self._members:
@@ -239,6 +250,8 @@ class Group:
         )
 
 
-def _dropout_of(layer: LoraLayer) -> float:
+def _dropout_of(layer: LoraLayer, *, in_training: bool | None = None) -> float:
+    """Of a training pass or another one; None: of the present one."""
     dropout = layer.lora_dropout[ADAPTER]
-    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+    is_training = dropout.training if in_training is None else in_training
+    return dropout.p if isinstance(dropout, nn.Dropout) and is_training else 0.0

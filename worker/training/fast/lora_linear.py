@@ -116,6 +116,8 @@ class _LoraLinears(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         x_TI, inner_TS, *masks = getattr(ctx, "kept", ctx).saved_tensors
         layers = ctx.call.layers
+        if all(grad is None for grad in grads):
+            return (None,) * (4 + 2 * len(layers))
         grads_TO = [None if grad is None else grad.reshape(len(x_TI), -1) for grad in grads]
         with torch.autocast(x_TI.device.type, enabled=False):
             wide_TW = _take_room(grads[0], grads_TO[0], ctx.call) if len(layers) == 1 else None

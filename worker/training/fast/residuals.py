@@ -60,7 +60,8 @@ def _is_layer(module: nn.Module) -> bool:
 def _make_forward(layer: Any, linears: Linears) -> Callable[..., torch.Tensor]:
     def compute(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         attention, mlp = layer.self_attn, layer.mlp
-        # The layer before this one is as it: what its last product made is what comes in.
+        # What comes in was made by the down_proj of the layer before, which is taken to be as this layer's:
+        # where its rank is another one the room is not used.
         rooms = _Rooms(
             linears.room_before(attention.q_proj, attention.k_proj, attention.v_proj),
             linears.room_behind(mlp.down_proj),

@@ -23,7 +23,7 @@ def take(matrix: torch.Tensor) -> int:
 
 
 def widen(matrix_TI: torch.Tensor, room: int) -> torch.Tensor:
-    """Whole rows [T, I + room], of which the matrix is the first part."""
+    """Whole rows [T, I + room], of which the matrix is the first part. Only for who took that room."""
     length = matrix_TI.shape[1] + room
     assert len(matrix_TI) == 1 or matrix_TI.stride() == (length, 1)
     # Not as a view: what is written behind rows changes the matrix for nobody, and autograd would say so.

@@ -5,6 +5,7 @@ I: inputs. O: outputs. R: the rank. S: the ranks of all layers that read one inp
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
@@ -99,6 +100,12 @@ class FourBitWeight:
         if self._kept is None or len(self._kept) == self.outputs:
             return None
         return self._kept[self.outputs :, : self.inputs]
+
+    def is_kept_without(self, room: Literal["rows", "columns"]) -> bool:
+        """Whether it is kept, but not with these below or behind it."""
+        if self._kept is None:
+            return False
+        return len(self._kept) == self.outputs if room == "rows" else self._kept.shape[1] == self.inputs
 
     def forget(self) -> bool:
         """From now on unpack again; whether it was kept."""

@@ -125,12 +125,44 @@ def test_norms_leave_room_for_products_with_a(
     with residuals.applied(model, fast):
         found = losses_and_gradients(model, batch)
 
+    # Of a weight that is kept, what lies beside it is of the pass before until it is copied anew.
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.mul_(1.5)
+    with residuals.applied(model, fast):
+        found_later = losses_and_gradients(model, batch)
+
     fast.remove()
-    passes = 2 if checkpoints else 1
+    expected_later = losses_and_gradients(model, batch)
+    passes = 4 if checkpoints else 2
     assert read_beside == {count: passes * reads for count, reads in beside.items()}
-    assert read_above.total() == above
-    for left, right in zip(found, expected, strict=True):
+    assert read_above.total() == 2 * above
+    for left, right in zip([*found, *found_later], [*expected, *expected_later], strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("r", "room"), [(8, 24), (3, 0), (96, 0)], ids=["fits", "no multiple", "too many"])
+def test_room_is_asked_for_where_it_serves(models_folder: Path, r: int, room: int) -> None:
+    model = make_model(models_folder, "all-linear", r=r)
+    unpack = Unpacking(unpacking.unpack, unpacking.unpack_beside, unpacking.unpack_above)
+    fast = FastLinears(model, torch.float32, Kernels(unpack, narrow_products))
+    attention = model.get_submodule("base_model.model.model.layers.0.self_attn")
+    layers = attention.q_proj, attention.k_proj, attention.v_proj
+    assert fast.room_before(*layers) == 0  # before any pass PEFT computes
+
+    fast._begin_pass(model, None)
+
+    assert fast.room_before(*layers) == room
+    with model.disable_adapter():
+        assert fast.room_before(*layers) == 0
+    for layer in layers:
+        layer.lora_dropout["default"] = torch.nn.Dropout(0.2)
+    assert fast.room_before(*layers) == 0
+    model.eval()
+    assert fast.room_before(*layers) == room
+    fast.keep_weights()
+    assert fast.room_before(*layers) == 0  # kept as training reads them
 
 
 def test_layers_that_are_taken_out_add_nothing(models_folder: Path) -> None:
