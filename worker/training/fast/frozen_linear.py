@@ -1,7 +1,4 @@
-"""A 4-bit linear layer without an adapter: unpacked by the same kernel as others, and its weight may be kept.
-
-For few tokens bitsandbytes multiplies with the packed weight; rows that lie apart it takes for others.
-"""
+"""A 4-bit linear layer without an adapter: unpacked by the same kernel as others, and it may be kept so."""
 
 from typing import Any
 
@@ -23,7 +20,7 @@ class FrozenLinear:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output."""
         if not (x.dtype is self._layer.compute_dtype is self._dtype):
-            output: torch.Tensor = type(self._layer).forward(self._layer, x.contiguous())
+            output: torch.Tensor = type(self._layer).forward(self._layer, x)
             return output
         output = _Frozen.apply(x, self.weight, self._layer.bias)
         return output
