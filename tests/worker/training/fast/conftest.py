@@ -16,6 +16,13 @@ from worker.formatting import IGNORED, TokenRow
 from worker.training import adapter
 from worker.training.batches import model_inputs
 
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    found, expected = found.detach().float(), expected.detach().float()
+    return float((found - expected).norm() / expected.norm())
+
 
 def draw_rows(lengths: list[int], *, masked: tuple[int, ...] = ()) -> list[TokenRow]:
     """Rows of random tokens; those at `masked` have nothing to learn."""

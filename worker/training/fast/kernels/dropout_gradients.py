@@ -25,7 +25,7 @@ _PROGRAMS = 512
 _LEAST_RANKS, _MOST_RANKS = 16, 64
 
 
-def through_adapters(
+def through_dropout(
     grad_inner_TS: torch.Tensor,
     a_SI: torch.Tensor,
     masks: Sequence[torch.Tensor | None],
@@ -56,7 +56,7 @@ def through_adapters(
     return grad_x_TI
 
 
-def of_a(
+def grads_of_a_under_dropout(
     x_TI: torch.Tensor,
     grad_inner_TS: torch.Tensor,
     masks: Sequence[torch.Tensor | None],

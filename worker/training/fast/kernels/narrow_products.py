@@ -10,8 +10,8 @@ import triton.language as tl
 from worker.training.fast.kernels import dropout_gradients
 
 # With the two below all that the LoRA function asks for.
-through_dropout = dropout_gradients.through_adapters
-grads_of_a_under_dropout = dropout_gradients.of_a
+through_dropout = dropout_gradients.through_dropout
+grads_of_a_under_dropout = dropout_gradients.grads_of_a_under_dropout
 
 # Ranks up to which each function is faster than products of cuBLAS.
 MOST_RANKS_ADDED = 128

@@ -32,8 +32,8 @@ def test_masks_apply_where_they_were_drawn(
     masks = [torch.rand(tokens, inputs, device=device) >= p if p else None for p in dropouts]
     scales = [1 / (1 - p) for p in dropouts]
 
-    found_TI = dropout_gradients.through_adapters(grad_inner_TS, a_SI, masks, scales, ranks)
-    found_of_a = dropout_gradients.of_a(x_TI, grad_inner_TS, masks, scales, ranks)
+    found_TI = dropout_gradients.through_dropout(grad_inner_TS, a_SI, masks, scales, ranks)
+    found_of_a = dropout_gradients.grads_of_a_under_dropout(x_TI, grad_inner_TS, masks, scales, ranks)
 
     expected_TI = torch.zeros(tokens, inputs, device=device)
     for grad_TR, a_RI, mask_TI, scale, found_RI in zip(
