@@ -34,7 +34,7 @@ test: $(STAMP)
 
 # The machine's name becomes part of the result's file name.
 bench: $(STAMP)
-	$(BIN)/python -m worker.demo_model --models-dir data/models
+	$(BIN)/python -m worker.models.demo_model --models-dir data/models
 	$(BIN)/python -m benchmarks.serving --model data/models/SmolLM2-135M-Instruct --machine $(MACHINE) \
 		--batches 1 16 --adapters 0 8 --prompt-tokens 64 --new-tokens 48
 	$(BIN)/python -m benchmarks.relay

@@ -23,12 +23,12 @@ from pydantic import ValidationError
 
 from app import backup_commands
 from app.api.deps import Services
-from app.api.origin_guard import is_loopback
-from app.core import keys
-from app.core.database import Database, alembic_config, migrate
+from app.api.http.origin_guard import is_loopback
 from app.core.errors import TunesmithError
 from app.core.settings import Settings
-from app.core.tables import ApiKey
+from app.core.storage import keys
+from app.core.storage.database import Database, alembic_config, migrate
+from app.core.storage.tables import ApiKeyRow
 from app.main import create_app
 
 _SHUTDOWN_GRACE_SECONDS = 10
@@ -173,7 +173,7 @@ def _refuse_unsafe_host(settings: Settings) -> None:
     raise typer.Exit(_REFUSED)
 
 
-def _key_json(key: ApiKey) -> dict[str, str | None]:
+def _key_json(key: ApiKeyRow) -> dict[str, str | None]:
     revoked_at = key.revoked_at.isoformat() if key.revoked_at else None
     return {
         "id": key.id,

@@ -8,10 +8,10 @@ from typing import Annotated, BinaryIO, NoReturn
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.backup import write_backup
 from app.core.errors import TunesmithError
-from app.core.restore import restore_backup
 from app.core.settings import Settings
+from app.core.storage.backup import write_backup
+from app.core.storage.restore import restore_backup
 
 _STREAM = Path("-")
 _Tar = Annotated[Path, typer.Argument(help="The tar; `-` for the standard stream.")]

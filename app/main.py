@@ -9,43 +9,36 @@ from anyio import to_thread
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import (
-    adapter_imports,
-    adapters,
-    datasets,
-    errors,
-    exports,
-    generate,
-    health,
-    hub_datasets,
-    job_history,
-    jobs,
-    models,
-    preflight,
-    preview,
-    status,
-)
-from app.api import webhooks as webhook_routes
-from app.api.auth import DOCS_ASSETS, AuthMiddleware, bearer
-from app.api.body_limit import BodyLimitMiddleware
+from app.api import base_models, health, status
+from app.api.adapters import imports as adapter_imports, routes as adapter_routes
+from app.api.adapters.importer import Importer
+from app.api.datasets import hub as hub_datasets, preview, routes as dataset_routes
 from app.api.deps import Services
-from app.api.engine_client import EngineClient
-from app.api.event_stream import EventStreams
-from app.api.importer import Importer
-from app.api.openai import chat, completions, fine_tuning
-from app.api.openai import files as openai_files
-from app.api.openai import models as openai_models
+from app.api.exports import routes as export_routes
+from app.api.generate import routes as generate_routes
+from app.api.generate.engine_client import EngineClient
+from app.api.http import errors
+from app.api.http.auth import DOCS_ASSETS, AuthMiddleware, bearer
+from app.api.http.body_limit import BodyLimitMiddleware
+from app.api.http.origin_guard import OriginGuardMiddleware
+from app.api.http.request_metrics import RequestMetrics
+from app.api.http.requests import RequestMiddleware
+from app.api.http.security_headers import SecurityHeadersMiddleware
+from app.api.jobs import history as job_history, preflight, routes as job_routes
+from app.api.jobs.event_stream import EventStreams
+from app.api.openai import chat, completions, files as openai_files, fine_tuning, models as openai_models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
-from app.api.origin_guard import OriginGuardMiddleware
-from app.api.request_metrics import RequestMetrics
-from app.api.requests import RequestMiddleware
-from app.api.security_headers import SecurityHeadersMiddleware
-from app.api.webhook_deliverer import Deliverer
-from app.core import deliveries, files, idempotency, queue, workers
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
-from app.core.group_commit import GroupCommit
+from app.api.webhooks import routes as webhook_routes
+from app.api.webhooks.deliverer import Deliverer
+from app.core.datasets import openai_files as files
+from app.core.engine import workers
+from app.core.jobs import queue
 from app.core.settings import Settings
+from app.core.storage import idempotency
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
+from app.core.storage.group_commit import GroupCommit
+from app.core.webhooks import deliveries
 from app.dashboard import pages
 
 _FORGET_WORKER_AFTER_LEASES = 20
@@ -100,16 +93,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(SecurityHeadersMiddleware)
     for module in (
         hub_datasets,
-        datasets,
+        dataset_routes,
         preview,
         preflight,
-        jobs,
+        job_routes,
         job_history,
-        models,
-        adapters,
+        base_models,
+        adapter_routes,
         adapter_imports,
-        exports,
-        generate,
+        export_routes,
+        generate_routes,
         status,
         webhook_routes,
     ):

@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from app.core import events, jobs
-from app.core.events import Metrics
-from app.core.specs import JobSpec
-from app.core.states import JobState
+from app.core.jobs import events, records as job_records
+from app.core.jobs.events import Metrics
+from app.core.specs.job import JobSpec
+from app.core.specs.states import JobState
 from benchmarks import api_clients
 from benchmarks.api_box import ApiBox
 from benchmarks.api_clients import Load
@@ -77,7 +77,7 @@ def _submit(box: ApiBox, connections: int, count: int, rate: float) -> Row:
     found = _run(Load(box.port, connections, "/jobs", body, count=count, rate=rate))
     used = box.cpu_seconds() - before
     with box.database.snapshot() as session:
-        stored = jobs.count_by_state(session)[JobState.QUEUED] - _WARM_UP
+        stored = job_records.count_by_state(session)[JobState.QUEUED] - _WARM_UP
     return {
         "connections": connections,
         "submissions": count,
@@ -96,7 +96,7 @@ def _followed(box: ApiBox, options: argparse.Namespace) -> Row:
     memory_without = box.memory_mib()
     with box.database.transaction() as session:
         spec = JobSpec(base_model="owner/model", dataset=box.add_dataset())
-        job_id = jobs.submit(session, spec, max_queued=10).id
+        job_id = job_records.submit(session, spec, max_queued=10).id
     process = api_clients.start(Load(box.port, options.followers, f"/jobs/{job_id}/events"))
     assert process.stdout
     process.stdout.readline()
@@ -134,7 +134,7 @@ def _append(box: ApiBox, job_id: str, rate: float, seconds: float) -> int:
         with box.database.transaction() as session:
             events.append(session, job_id, [entry])
     with box.database.transaction() as session:
-        return jobs.request_cancel(session, job_id).last_event_seq
+        return job_records.request_cancel(session, job_id).last_event_seq
 
 
 def _run(load: Load) -> dict[str, Any]:

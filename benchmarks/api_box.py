@@ -10,11 +10,11 @@ from types import TracebackType
 import httpx
 import psutil
 
-from app.core import dataset_records
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database, migrate
-from app.core.dataset_limits import Limits
+from app.core.datasets import records as dataset_records
+from app.core.datasets.limits import Limits
 from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database, migrate
 
 _START_SECONDS = 60
 _MOST_JOBS = 10_000_000

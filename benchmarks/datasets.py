@@ -23,9 +23,9 @@ from typing import Any
 
 import duckdb
 
-from app.core.dataset_inspection import inspect
-from app.core.dataset_limits import Limits
-from app.core.datasets import read_rows
+from app.core.datasets.inspection import inspect
+from app.core.datasets.limits import Limits
+from app.core.datasets.rows import read_rows
 
 _RESULTS = Path(__file__).parent / "results"
 _KINDS = ("jsonl", "json", "csv", "parquet", "gzip")

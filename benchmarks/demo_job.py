@@ -15,13 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from app.core.dataset_inspection import inspect
-from app.core.dataset_limits import Limits
-from app.core.events import Metrics
-from app.core.specs import JobSpec
-from worker.child_process import ChildProcess
-from worker.device import find_device
-from worker.reports import Ended, Happened, TrainingRequest, report_adapter
+from app.core.datasets.inspection import inspect
+from app.core.datasets.limits import Limits
+from app.core.jobs.events import Metrics
+from app.core.specs.job import JobSpec
+from worker.models.device import find_device
+from worker.processes.child_process import ChildProcess
+from worker.processes.reports import Ended, Happened, TrainingRequest, report_adapter
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")

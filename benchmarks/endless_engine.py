@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Any
 
-from worker import chat_templates
-from worker.inference import intake, server
+from worker.inference import preprocessing, server
+from worker.templates import renderer
 
 
 def letter_decoder(tokenizer: Any, decode: Any) -> Any:
@@ -18,15 +18,15 @@ def letter_decoder(tokenizer: Any, decode: Any) -> Any:
 
 
 def _without_end() -> None:
-    decode, decoders = intake.decode, {}
+    decode, decoders = preprocessing.decode, {}
 
     def decode_letters(tokenizer: Any, token_ids: list[int]) -> str:
         if id(tokenizer) not in decoders:
             decoders[id(tokenizer)] = letter_decoder(tokenizer, decode)
         return str(decoders[id(tokenizer)](token_ids))
 
-    intake.decode = decode_letters
-    chat_templates.end_token_ids = lambda *_: set()
+    preprocessing.decode = decode_letters
+    renderer.end_token_ids = lambda *_: set()
 
 
 if __name__ == "__main__":

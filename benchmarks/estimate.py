@@ -173,20 +173,20 @@ def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from app.core.settings import TrainingPath
-    from app.core.specs import JobSpec
-    from worker import fitting
-    from worker.device import Device
-    from worker.estimate import Batch, estimate
-    from worker.fast_ways import describe_family
-    from worker.model_shape import shape_of
+    from app.core.specs.job import JobSpec
+    from worker.models.device import Device
+    from worker.planning import batch_size
+    from worker.planning.memory_estimate import Batch, estimate
+    from worker.planning.model_shape import shape_of
+    from worker.planning.optimizations import describe_family
 
     device = Device(kind="cuda", name="", memory_bytes=0, supports_bf16=True, torch_version=torch.__version__)
     spec = JobSpec.model_validate(setting.spec())
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**MODELS[setting.model]))
     shape = shape_of(model, spec.lora)
-    job = fitting.Job(spec, device, shape, describe_family(model), TrainingPath(setting.path))
-    plan, is_joined = fitting.make_plan(job, spec.training)
+    job = batch_size.Job(spec, device, shape, describe_family(model), TrainingPath(setting.path))
+    plan, is_joined = batch_size.make_plan(job, spec.training)
     largest = max(line["passes"], key=lambda entry: entry["tokens"])
     sequences, tokens = largest["sequences"], largest["tokens"]
     batch = Batch(

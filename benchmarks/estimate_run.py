@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from app.core.datasets import DatasetFormat
-from app.core.events import Log, Warn
+from app.core.datasets.rows import DatasetFormat
+from app.core.jobs.events import Log, Warn
 from app.core.settings import TrainingPath
-from app.core.specs import JobSpec
+from app.core.specs.job import JobSpec
 from benchmarks.estimate_settings import PADDED_SHARE, SHORT_ROW, Setting
-from worker import base_model
-from worker.device import find_device
-from worker.estimate import CUDA_CONTEXT
-from worker.formatting import IGNORED, TokenRow
-from worker.reports import Happened, TrainingRequest
+from worker.models import base_model
+from worker.models.device import find_device
+from worker.planning.memory_estimate import CUDA_CONTEXT
+from worker.processes.reports import Happened, TrainingRequest
+from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import config, memory, run
 from worker.training.attempt import Attempt
 from worker.training.batches import count_tokens, make_dataset
-from worker.training.fast import paths
-from worker.training.fast.decoder_graphs import GraphedDecoder
 from worker.training.loss import score_learned_tokens_only
+from worker.training.optimizations import apply
+from worker.training.optimizations.decoder_graphs import GraphedDecoder
 from worker.training.trainer import AdapterTrainer
 
 
@@ -52,7 +52,7 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         ),
         eval_set=None,
     )
-    with paths.set_up(attempt, trainer, spec.training, attempt.request.path):
+    with apply.set_up(attempt, trainer, spec.training, attempt.request.path):
         peak_trial = allocator.take_peak()
         watch = Watch(trainer, allocator)
         began = time.monotonic()

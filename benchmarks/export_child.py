@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from app.core.export_specs import export_spec_adapter
-from app.core.specs import QuantizationSpec
+from app.core.specs.export import export_spec_adapter
+from app.core.specs.job import QuantizationSpec
 from benchmarks.exports import anonymous_bytes, read_status
-from worker.exports import making
-from worker.exports.making import Materials
+from worker.exports import formats as making
+from worker.exports.formats import Materials
 from worker.exports.reports import ExportRequest
 from worker.exports.run import _NICENESS
 

@@ -1,6 +1,6 @@
 """From a job's request to the end of its first step, phase by phase, with a 7B shape in NF4.
 
-Once with a process that is started for the job, and once with one that has been waiting (worker/standby.py).
+Once with a process started for the job, and once with a prewarmed one (worker/processes/prewarmed.py).
 
     python -m benchmarks.job_start OUT                    the checkpoint is written first, so it is in memory
     python -m benchmarks.job_start OUT --shape tiny       on a CPU, to see that it runs
@@ -19,13 +19,13 @@ from typing import Any
 
 import psutil
 
-from app.core.datasets import DatasetFormat
-from app.core.specs import JobSpec
+from app.core.datasets.rows import DatasetFormat
+from app.core.specs.job import JobSpec
 from benchmarks import estimate_settings
 from benchmarks.training_setups import ROWS, TINY
-from worker.child_process import ChildProcess
-from worker.reports import Advanced, Ended, TrainingRequest, report_adapter
-from worker.standby import TRAINING_MODULE
+from worker.processes.child_process import ChildProcess
+from worker.processes.prewarmed import TRAINING_MODULE
+from worker.processes.reports import Advanced, Ended, TrainingRequest, report_adapter
 
 _SHAPES = {"llama-7b": estimate_settings.SEVEN_B, "tiny": TINY}
 

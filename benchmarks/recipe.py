@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.core.datasets import DatasetFormat, PlainText, write_row
-from app.core.events import Log, Metrics, Warn
-from app.core.specs import JobSpec
+from app.core.datasets.rows import DatasetFormat, PlainText, write_row
+from app.core.jobs.events import Log, Metrics, Warn
+from app.core.specs.job import JobSpec
 from benchmarks.estimate_settings import FOLDER, build, describe_machine
-from worker.child_process import ChildProcess
-from worker.reports import Ended, Happened, TrainingRequest, report_adapter
+from worker.processes.child_process import ChildProcess
+from worker.processes.reports import Ended, Happened, TrainingRequest, report_adapter
 
 ROWS = 80
 

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from app.core.messages import BaseModelRef
-from app.core.specs import QuantizationSpec
+from app.core.engine.messages import BaseModelRef
+from app.core.specs.job import QuantizationSpec
 from benchmarks.relay_engine import STEPS_PER_SECOND
 from benchmarks.serving_box import ServingBox, Setup
 from benchmarks.streaming_clients import Load, ask

@@ -9,11 +9,11 @@ import time
 import uvicorn
 import uvloop
 
-from app.core.messages import EngineState, Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
-from worker.child import ParentLink
-from worker.inference.sequence import Prompt, Sequence
+from app.core.engine.messages import EngineState, Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
+from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.service import Clients, Service
-from worker.reports import EngineRequest, Listening
+from worker.processes.child import ParentLink
+from worker.processes.reports import EngineRequest, Listening
 
 STEPS_PER_SECOND = 94  # times 64 streams: 6,000 tokens a second
 

@@ -21,9 +21,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from app.core.messages import BaseModelRef
+from app.core.engine.messages import BaseModelRef
 from app.core.settings import EngineWeights
-from app.core.specs import QuantizationSpec
+from app.core.specs.job import QuantizationSpec
 from benchmarks.estimate_settings import describe_machine
 
 _RESULTS = Path(__file__).parent / "results"
@@ -106,7 +106,7 @@ def through_http(options: Options) -> Iterator[Row]:
     """A running API and a running engine."""
     from benchmarks.serving_box import ServingBox, Setup
     from benchmarks.serving_http import HttpBench
-    from worker.base_model import load_tokenizer
+    from worker.models.base_model import load_tokenizer
 
     folders = options.adapter_folders
     names = [folder.name for folder in folders]

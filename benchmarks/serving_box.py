@@ -14,13 +14,14 @@ from typing import Any
 import httpx
 import psutil
 
-from app.core import tables, workers
-from app.core.database import Database, migrate
-from app.core.messages import BaseModelRef
+from app.core.engine import workers
+from app.core.engine.messages import BaseModelRef
+from app.core.engine.workers import WorkerReport
 from app.core.settings import EngineWeights, Settings
-from app.core.workers import WorkerReport
-from worker.child_process import ChildProcess
-from worker.reports import EngineRequest, Listening
+from app.core.storage import tables
+from app.core.storage.database import Database, migrate
+from worker.processes.child_process import ChildProcess
+from worker.processes.reports import EngineRequest, Listening
 
 _TOKEN = "benchmark"
 _START_SECONDS = 300
@@ -116,8 +117,8 @@ class ServingBox:
                 session.add(self._adapter(number, name))
         database.close()
 
-    def _adapter(self, number: int, name: str) -> tables.Adapter:
-        return tables.Adapter(
+    def _adapter(self, number: int, name: str) -> tables.AdapterRow:
+        return tables.AdapterRow(
             id=f"ad_{number:016}",
             name=name,
             base_model=self._setup.base.name,

@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.core.messages import BaseModelRef, Finished, Reply, Sampling
-from app.core.specs import QuantizationSpec
+from app.core.engine.messages import BaseModelRef, Finished, Reply, Sampling
+from app.core.specs.job import QuantizationSpec
 from benchmarks.serving_inputs import prompts
 from benchmarks.timings import summarize
-from worker import base_model
-from worker.device import find_device
-from worker.inference.adapters import Adapter, read_adapter
+from worker.inference.adapters.cache import Adapter, read_adapter
+from worker.inference.batching.scheduler import Scheduler
+from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
-from worker.inference.intake import decode
-from worker.inference.model_runner import ModelRunner
-from worker.inference.scheduler import Scheduler
-from worker.inference.sequence import Prompt, Sequence
+from worker.inference.model.runner import ModelRunner
+from worker.inference.preprocessing import decode
+from worker.models import base_model
+from worker.models.device import find_device
 
 
 @dataclass

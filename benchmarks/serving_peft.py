@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from app.core.messages import BaseModelRef
+from app.core.engine.messages import BaseModelRef
 from benchmarks.serving_inputs import prompts
-from worker import base_model
-from worker.device import find_device
+from worker.models import base_model
+from worker.models.device import find_device
 
 
 class PeftBench:

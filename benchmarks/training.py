@@ -28,23 +28,24 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from app.core.datasets import DatasetFormat
-from app.core.events import Log, Warn
+from app.core.datasets.rows import DatasetFormat
+from app.core.jobs.events import Log, Warn
 from app.core.settings import TrainingPath
-from app.core.specs import JobSpec
+from app.core.specs.job import JobSpec
 from benchmarks import estimate_settings
-from benchmarks.chip_watch import ChipWatch, measure_products
+from benchmarks.gpu_monitor import ChipWatch, measure_products
 from benchmarks.training_setups import LONGEST, ROWS, SETUPS, TINY, Setup, draw_rows
 from benchmarks.training_watch import Watch
-from worker import base_model, choices
-from worker.device import find_device
-from worker.formatting import IGNORED, TokenRow
-from worker.reports import Happened, TrainingRequest
+from worker.models import base_model
+from worker.models.device import find_device
+from worker.planning import automatic_settings
+from worker.processes.reports import Happened, TrainingRequest
+from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter, config, run
 from worker.training.attempt import Attempt
 from worker.training.batches import Collator, make_dataset
-from worker.training.fast import paths
 from worker.training.loss import score_learned_tokens_only
+from worker.training.optimizations import apply
 from worker.training.trainer import AdapterTrainer
 
 # What an H100 reaches in large bfloat16 products; the share of it is what TRAINING figures are told in.
@@ -180,10 +181,10 @@ class Bench:
             attempt, model, tokenizer, settings, newest=None, train_set=rows, eval_set=None
         )
         path = TrainingPath.PLAIN if setup.code == "plain" else TrainingPath.AUTO
-        return trainer, paths.set_up(attempt, trainer, spec.training, path)
+        return trainer, apply.set_up(attempt, trainer, spec.training, path)
 
     def _load(self, spec: JobSpec) -> PreTrainedModel:
-        quantization = choices.quantization(spec, self._device)
+        quantization = automatic_settings.quantization(spec, self._device)
         if self._loaded is None or self._loaded[0] != quantization:
             self._loaded = None
             gc.collect()

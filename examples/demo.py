@@ -34,7 +34,9 @@ def main() -> None:
     options = parser.parse_args()
     say(1, f"Making sure of the base model {JOB['base_model']}")
     models_dir = options.data_dir / "models"
-    subprocess.run([sys.executable, "-m", "worker.demo_model", "--models-dir", str(models_dir)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "worker.models.demo_model", "--models-dir", str(models_dir)], check=True
+    )
     say(2, "Starting the API and the worker")
     with Stack(port=options.port, data_dir=options.data_dir) as stack:
         stack.start()

@@ -1,11 +1,11 @@
-"""Runs migrations on the connection that `app.core.database` passes in, or on the settings' database."""
+"""Runs migrations on the connection that `app.core.storage.database` passes in, or on the settings' one."""
 
 from alembic import context
 from sqlalchemy import Connection
 
-from app.core.database import Database
 from app.core.settings import Settings
-from app.core.tables import Table, UtcDateTime
+from app.core.storage.database import Database
+from app.core.storage.tables import Table, UtcDateTime
 
 
 def _render_item(kind: str, item: object, _context: object) -> str | bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from app.core.database import Database, migrate
 from app.core.settings import Settings
+from app.core.storage.database import Database, migrate
 
 # A busy machine is slow, and that is no failure.
 hypothesis.settings.register_profile("tunesmith", hypothesis.settings.default, deadline=None)

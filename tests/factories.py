@@ -8,11 +8,14 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.core import dataset_records, jobs, tables, webhooks
-from app.core.artifacts import ArtifactStore
-from app.core.dataset_limits import Limits
-from app.core.specs import JobSpec
-from app.core.webhooks import EventType
+from app.core.datasets import records as dataset_records
+from app.core.datasets.limits import Limits
+from app.core.jobs import records as job_records
+from app.core.specs.job import JobSpec
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+from app.core.webhooks import subscriptions
+from app.core.webhooks.subscriptions import EventType
 
 CHAT_ROW: dict[str, Any] = {
     "messages": [
@@ -30,19 +33,19 @@ def make_spec(**fields: Any) -> JobSpec:
     return JobSpec.model_validate({"base_model": "owner/model", "dataset": "ds_0000000000000000", **fields})
 
 
-def make_job(session: Session, *, now: datetime | None = None, **fields: Any) -> tables.Job:
-    return jobs.submit(session, make_spec(**fields), max_queued=10_000, now=now)
+def make_job(session: Session, *, now: datetime | None = None, **fields: Any) -> tables.JobRow:
+    return job_records.submit(session, make_spec(**fields), max_queued=10_000, now=now)
 
 
-def make_webhook(session: Session, *, is_enabled: bool = True, **fields: Any) -> tables.Webhook:
+def make_webhook(session: Session, *, is_enabled: bool = True, **fields: Any) -> tables.WebhookRow:
     defaults = {"url": "https://example.org/hooks", "event_types": list(EventType), "name": ""}
-    webhook = webhooks.create(session, **{**defaults, **fields})
-    return webhooks.change(session, webhook.id, is_enabled=is_enabled)
+    webhook = subscriptions.create(session, **{**defaults, **fields})
+    return subscriptions.change(session, webhook.id, is_enabled=is_enabled)
 
 
 def make_dataset(
     session: Session, store: ArtifactStore, folder: Path, rows: Iterable[object] = (CHAT_ROW,)
-) -> tables.Dataset:
+) -> tables.DatasetRow:
     path = folder / "rows.jsonl"
     path.write_bytes(jsonl(rows))
     dataset = dataset_records.store_upload(store, path, name="rows.jsonl", limits=Limits())
@@ -51,7 +54,7 @@ def make_dataset(
     return dataset
 
 
-def make_adapter(session: Session, **fields: Any) -> tables.Adapter:
+def make_adapter(session: Session, **fields: Any) -> tables.AdapterRow:
     defaults: dict[str, Any] = {
         "id": "ad_0000000000000000",
         "name": "helper",
@@ -61,7 +64,7 @@ def make_adapter(session: Session, **fields: Any) -> tables.Adapter:
         "artifact": "adapters/ad_0000000000000000",
         "created_at": datetime.now(UTC),
     }
-    adapter = tables.Adapter(**{**defaults, **fields})
+    adapter = tables.AdapterRow(**{**defaults, **fields})
     session.add(adapter)
     session.flush()
     return adapter

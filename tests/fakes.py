@@ -9,10 +9,10 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.core import workers
-from app.core.database import Database
-from app.core.messages import EngineState, Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
-from app.core.workers import WorkerReport
+from app.core.engine import workers
+from app.core.engine.messages import EngineState, Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
+from app.core.engine.workers import WorkerReport
+from app.core.storage.database import Database
 
 FINISHED = Finished(
     finish_reason="stop",

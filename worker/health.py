@@ -7,9 +7,10 @@ import socket
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core import tables, workers
-from app.core.database import Database
+from app.core.engine import workers
 from app.core.settings import Settings
+from app.core.storage import tables
+from app.core.storage.database import Database
 
 
 def find_complaint(settings: Settings) -> str | None:
@@ -29,7 +30,7 @@ def find_complaint(settings: Settings) -> str | None:
     return next((complaint for worker in here if (complaint := _complain(worker))), None)
 
 
-def _complain(worker: tables.Worker) -> str | None:
+def _complain(worker: tables.WorkerRow) -> str | None:
     if worker.problems:
         return " ".join(worker.problems)
     if "serve" in worker.roles and worker.engine_url is None:

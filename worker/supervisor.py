@@ -21,21 +21,22 @@ import psutil
 from pydantic_core import from_json
 from sqlalchemy.exc import DBAPIError
 
-from app.core import queue, workers
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database, is_migrated
-from app.core.preflight import PreflightRequest
-from app.core.queue import Lease
+from app.core.engine import workers
+from app.core.engine.preflight import PreflightRequest
+from app.core.engine.workers import WorkerReport
+from app.core.jobs import queue
+from app.core.jobs.queue import Lease
 from app.core.settings import Settings
-from app.core.workers import WorkerReport
-from worker import gpu_sharing
-from worker.device_use import DeviceUse
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database, is_migrated
 from worker.doctor.process import Examination
-from worker.engine_process import ENGINE_MODULE, EngineProcess
-from worker.export_runner import EXPORTING_MODULE, ExportRunner
-from worker.fetch_runner import FETCHING_MODULE, FetchRunner
-from worker.job_runner import JobRunner
-from worker.standby import TRAINING_MODULE, Standby, remove_leftovers
+from worker.planning import gpu_sharing
+from worker.processes.engine_process import ENGINE_MODULE, EngineProcess
+from worker.processes.gpu_stats import DeviceUse
+from worker.processes.prewarmed import TRAINING_MODULE, Standby, remove_leftovers
+from worker.runners.exports import EXPORTING_MODULE, ExportRunner
+from worker.runners.fetches import FETCHING_MODULE, FetchRunner
+from worker.runners.jobs import JobRunner
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ def _was_killed_here(worker_id: str) -> bool:
 
 def _probe_device() -> dict[str, Any]:
     """Ask a short-lived process: importing torch here would cost memory, on the GPU too."""
-    probe = subprocess.run([sys.executable, "-m", "worker.device"], capture_output=True, check=False)
+    probe = subprocess.run([sys.executable, "-m", "worker.models.device"], capture_output=True, check=False)
     if probe.returncode != 0:
         log.error("No device could be found: %s", probe.stderr.decode(errors="replace")[-1000:])
         return {}

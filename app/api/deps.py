@@ -10,15 +10,15 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query, Request
 
-from app.api.engine_client import EngineClient
-from app.api.event_stream import EventStreams
-from app.api.importer import Importer
-from app.api.request_metrics import RequestMetrics
-from app.api.webhook_deliverer import Deliverer
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
-from app.core.group_commit import GroupCommit
+from app.api.adapters.importer import Importer
+from app.api.generate.engine_client import EngineClient
+from app.api.http.request_metrics import RequestMetrics
+from app.api.jobs.event_stream import EventStreams
+from app.api.webhooks.deliverer import Deliverer
 from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
+from app.core.storage.group_commit import GroupCommit
 
 MAX_PAGE = 200
 

@@ -8,14 +8,15 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.api.auth import bearer
 from app.api.deps import ServicesDep
-from app.api.engine_client import EngineClient
-from app.api.errors import documented
+from app.api.generate.engine_client import EngineClient
+from app.api.http.auth import bearer
+from app.api.http.errors import documented
 from app.api.schemas import Worker
-from app.core import tables, workers
-from app.core.database import Database, is_migrated
+from app.core.engine import workers
 from app.core.settings import Settings
+from app.core.storage import tables
+from app.core.storage.database import Database, is_migrated
 
 router = APIRouter(tags=["Service"])
 
@@ -89,7 +90,7 @@ async def _any_is_there(client: EngineClient, engines: list[tuple[str, str | Non
     return any(await asyncio.gather(*(client.is_there(url, token) for url, token in engines)))
 
 
-def _missing(alive: list[tables.Worker]) -> list[str]:
+def _missing(alive: list[tables.WorkerRow]) -> list[str]:
     if not alive:
         return ["No worker is alive: start one with `python -m worker`."]
     serving = [worker for worker in alive if "serve" in worker.roles]

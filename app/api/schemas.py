@@ -5,11 +5,11 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from app.core import tables
-from app.core.datasets import DatasetFormat
-from app.core.messages import EngineState
-from app.core.specs import JobSpec
-from app.core.states import AdapterState, DatasetState, ExitReason, JobState, Phase
+from app.core.datasets.rows import DatasetFormat
+from app.core.engine.messages import EngineState
+from app.core.specs.job import JobSpec
+from app.core.specs.states import AdapterState, DatasetState, ExitReason, JobState, Phase
+from app.core.storage import tables
 
 Item = TypeVar("Item")
 
@@ -86,7 +86,7 @@ class Dataset(BaseModel):
     created_at: datetime = Field(description="When it was uploaded or asked for.")
 
     @classmethod
-    def from_row(cls, row: tables.Dataset) -> "Dataset":
+    def from_row(cls, row: tables.DatasetRow) -> "Dataset":
         """The dataset as the API shows it."""
         return cls(
             id=row.id,
@@ -153,7 +153,7 @@ class Job(BaseModel):
     finished_at: datetime | None = Field(description="When it ended.")
 
     @classmethod
-    def from_row(cls, row: tables.Job) -> "Job":
+    def from_row(cls, row: tables.JobRow) -> "Job":
         """The job as the API shows it."""
         return cls(
             id=row.id,
@@ -197,7 +197,7 @@ class Adapter(BaseModel):
     created_at: datetime = Field(description="When its job finished.")
 
     @classmethod
-    def from_row(cls, row: tables.Adapter) -> "Adapter":
+    def from_row(cls, row: tables.AdapterRow) -> "Adapter":
         """The adapter as the API shows it."""
         return cls(
             id=row.id,
@@ -211,7 +211,7 @@ class Adapter(BaseModel):
         )
 
     @classmethod
-    def from_import(cls, row: tables.AdapterImport) -> "Adapter":
+    def from_import(cls, row: tables.AdapterImportRow) -> "Adapter":
         """An import as the API shows it."""
         return cls(
             id=row.id,
@@ -265,7 +265,7 @@ class Worker(BaseModel):
     heartbeat_at: datetime = Field(description="When it was last heard of.")
 
     @classmethod
-    def from_row(cls, row: tables.Worker) -> "Worker":
+    def from_row(cls, row: tables.WorkerRow) -> "Worker":
         """The worker as the API shows it: neither the engine's address nor its token."""
         return cls(
             id=row.id,
@@ -278,7 +278,7 @@ class Worker(BaseModel):
         )
 
 
-def _progress(row: tables.Job) -> Progress:
+def _progress(row: tables.JobRow) -> Progress:
     return Progress(
         step=row.step,
         total_steps=row.total_steps,
@@ -288,7 +288,7 @@ def _progress(row: tables.Job) -> Progress:
     )
 
 
-def _attempt(row: tables.Attempt) -> Attempt:
+def _attempt(row: tables.AttemptRow) -> Attempt:
     return Attempt(
         number=row.number,
         worker=row.worker_id,
@@ -298,7 +298,7 @@ def _attempt(row: tables.Attempt) -> Attempt:
     )
 
 
-def _job_error(row: tables.Job) -> JobError | None:
+def _job_error(row: tables.JobRow) -> JobError | None:
     if row.error_code is None:
         return None
     return JobError(code=row.error_code, message=row.error_message or "", hint=row.error_hint)

@@ -13,9 +13,11 @@ from sqlalchemy.orm import Session
 
 from app.api.deps import ServicesDep
 from app.api.schemas import Worker
-from app.core import jobs, tables, workers
+from app.core.engine import workers
+from app.core.jobs import records as job_records
 from app.core.settings import Settings
-from app.core.states import JobState
+from app.core.specs.states import JobState
+from app.core.storage import tables
 
 router = APIRouter(tags=["Service"])
 
@@ -82,12 +84,12 @@ def show_status(services: ServicesDep) -> Status:
             versions=_versions(services.database.engine.dialect.name),
             workers=[Worker.from_row(row) for row in alive],
             queue=QueueStatus(
-                by_state=jobs.count_by_state(session),
-                oldest_queued_at=jobs.find_oldest_queued_at(session),
+                by_state=job_records.count_by_state(session),
+                oldest_queued_at=job_records.find_oldest_queued_at(session),
                 max_queued=settings.max_queued_jobs,
             ),
-            datasets=_count(session, tables.Dataset),
-            adapters=_count(session, tables.Adapter),
+            datasets=_count(session, tables.DatasetRow),
+            adapters=_count(session, tables.AdapterRow),
             disks=_disks(settings),
         )
 
@@ -100,7 +102,7 @@ def _versions(database: str) -> Versions:
     return Versions(tunesmith=own, python=platform.python_version(), database=database)
 
 
-def _count(session: Session, table: type[tables.Dataset | tables.Adapter]) -> Stored:
+def _count(session: Session, table: type[tables.DatasetRow | tables.AdapterRow]) -> Stored:
     count, size = session.execute(select(func.count(), func.coalesce(func.sum(table.size_bytes), 0))).one()
     return Stored(count=count, size_bytes=int(size))
 

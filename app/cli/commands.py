@@ -5,9 +5,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import adapters, chat, datasets, generate, jobs, local, login, models
+from app.cli import adapters, local, login, models
+from app.cli.datasets import commands as dataset_commands
 from app.cli.failures import CommandFailed
+from app.cli.generate import chat, commands as generate_commands
 from app.cli.invocation import Invocation
+from app.cli.jobs import commands as job_commands
 from app.cli.output import show_failure
 
 _HELP = """Fine-tune language models and talk to the result, on this machine or on another one.
@@ -65,10 +68,10 @@ cli.command(**local.PASSED_ON)(local.restore)
 cli.command(**local.PASSED_ON)(local.keys)
 cli.command("login")(login.log_in)
 cli.command("models")(models.list_models)
-cli.add_typer(datasets.cli, name="datasets")
-cli.add_typer(jobs.cli, name="jobs")
+cli.add_typer(dataset_commands.cli, name="datasets")
+cli.add_typer(job_commands.cli, name="jobs")
 cli.add_typer(adapters.cli, name="adapters")
-cli.command("generate")(generate.generate)
+cli.command("generate")(generate_commands.generate)
 cli.command("chat")(chat.chat)
 
 

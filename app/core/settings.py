@@ -10,9 +10,9 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.core import webhook_targets
-from app.core.errors import TargetRefused
-from app.core.webhook_signatures import is_secret
+from app.core import net
+from app.core.errors.webhooks import TargetRefused
+from app.core.net import is_secret
 
 
 class GpuPolicy(StrEnum):
@@ -153,7 +153,7 @@ class Settings(BaseSettings):
     def _check_webhook_url(cls, value: str, found: ValidationInfo) -> str:
         if value:
             try:
-                webhook_targets.parse(value)
+                net.parse(value)
             except TargetRefused as error:
                 raise ValueError(error.message) from None
             if not (found.data.get("webhook_secret") or found.data.get("webhook_secret_file")):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.waiting import wait_for
-from worker import demo_model
+from worker.models import demo_model
 
 from . import engine
 from .engine import Compose

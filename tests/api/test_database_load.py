@@ -1,9 +1,9 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from app.core import events, jobs
-from app.core.database import Database
-from app.core.events import Log
+from app.core.jobs import events, records as job_records
+from app.core.jobs.events import Log
+from app.core.storage.database import Database
 from tests.factories import make_job
 
 WRITERS, READERS, ROUNDS = 25, 25, 20
@@ -26,7 +26,7 @@ def test_sqlite_holds_under_fifty_readers_and_writers_at_once(database: Database
         gate.wait(30)
         for _round in range(ROUNDS):
             with database.snapshot() as session:
-                last_seq = jobs.get(session, shared).last_event_seq
+                last_seq = job_records.get(session, shared).last_event_seq
                 found = events.read(session, shared, limit=10_000)
             assert [event.seq for event in found] == list(range(1, last_seq + 1))
 
@@ -37,4 +37,4 @@ def test_sqlite_holds_under_fifty_readers_and_writers_at_once(database: Database
         for done in work:
             done.result()
     with database.snapshot() as session:
-        assert jobs.get(session, shared).last_event_seq == 1 + WRITERS * ROUNDS
+        assert job_records.get(session, shared).last_event_seq == 1 + WRITERS * ROUNDS

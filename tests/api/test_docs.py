@@ -5,10 +5,10 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
-from app.api.generate import GenerateBody
+from app.api.generate.routes import GenerateBody
 from app.api.openai.chat import ChatBody
 from app.api.openai.completions import CompletionBody
-from app.core.specs import JobSpec
+from app.core.specs.job import JobSpec
 
 
 @pytest.fixture

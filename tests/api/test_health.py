@@ -5,12 +5,12 @@ from typing import Any
 from fastapi.testclient import TestClient
 from starlette.responses import PlainTextResponse
 
-from app.core import workers
-from app.core.database import Database
-from app.core.messages import BaseModelRef, EngineState, LoadingBase, ServedBase, WaitingRequests
+from app.core.engine import workers
+from app.core.engine.messages import BaseModelRef, EngineState, LoadingBase, ServedBase, WaitingRequests
+from app.core.engine.workers import WorkerReport
 from app.core.settings import Settings
-from app.core.specs import QuantizationSpec
-from app.core.workers import WorkerReport
+from app.core.specs.job import QuantizationSpec
+from app.core.storage.database import Database
 from app.main import create_app
 from tests.factories import make_job
 from tests.fakes import FakeEngine, ServerThread

@@ -1,11 +1,11 @@
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from app.core import workers
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
+from app.core.engine import workers
+from app.core.engine.workers import WorkerReport
 from app.core.settings import Settings
-from app.core.workers import WorkerReport
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
 from app.main import create_app
 from tests.factories import make_adapter, make_dataset, make_job
 

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from app.cli.profiles import Connection, find_connection, write_profile
-from app.core import keys
-from app.core.database import Database
+from app.core.storage import keys
+from app.core.storage.database import Database
 from tests.cli.conftest import Run, json_of
 from tests.fakes import ServerThread
 

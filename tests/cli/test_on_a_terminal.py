@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.core import events, jobs
-from app.core.database import Database
-from app.core.events import Metrics
-from app.core.messages import TokenDelta
+from app.core.engine.messages import TokenDelta
+from app.core.jobs import events, records as job_records
+from app.core.jobs.events import Metrics
+from app.core.storage.database import Database
 from tests.cli.terminal import CTRL_C, CTRL_D, Terminal
 from tests.factories import make_adapter, make_job
 from tests.fakes import FINISHED, Act, FakeEngine, ServerThread
@@ -60,7 +60,7 @@ def test_a_followed_job_has_a_bar_a_curve_and_its_speed(
     terminal = open_terminal("jobs", "follow", job_id)
     terminal.wait_for(r"━+ +3/10  30%\n *loss 1\.0000 █▅▁  epoch 0\.30  1,234 tok/s")
     with database.transaction() as session:
-        jobs.request_cancel(session, job_id)
+        job_records.request_cancel(session, job_id)
     assert terminal.wait() == 1
     assert "helper cancelled" in terminal.text
     assert max(map(len, terminal.text.splitlines())) <= 80
@@ -76,12 +76,12 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
     assert f"The job goes on. `tunesmith jobs follow {job_id}` comes back to it" in terminal.text
     assert "Traceback" not in terminal.text
     with database.snapshot() as session:
-        assert jobs.get(session, job_id).cancel_requested_at is None
+        assert job_records.get(session, job_id).cancel_requested_at is None
 
 
 def test_a_pipe_gets_lines_without_control_codes(api: ServerThread, job_id: str, database: Database) -> None:
     with database.transaction() as session:
-        jobs.request_cancel(session, job_id)
+        job_records.request_cancel(session, job_id)
     ended = subprocess.run(
         [sys.executable, "-m", "app.cli", "--url", api.url, "jobs", "follow", job_id],
         env={**os.environ, "TERM": "xterm-256color"},

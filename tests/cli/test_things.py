@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
-from app.core.messages import Failed, TokenDelta
+from app.core.engine.messages import Failed, TokenDelta
 from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
 from tests.cli.conftest import Run, json_of
 from tests.factories import make_adapter
 from tests.fakes import FINISHED, FakeEngine

@@ -8,8 +8,8 @@ from playwright.sync_api import Page, expect
 from pydantic import SecretStr
 from starlette.responses import HTMLResponse
 
-from app.core.database import Database
 from app.core.settings import Settings
+from app.core.storage.database import Database
 from app.main import create_app
 from tests.dashboard.browser import FAILED_REQUEST, Console, NewPage, serious_faults
 from tests.factories import make_job

@@ -50,7 +50,9 @@ class Demo:
 def models_dir() -> Path:
     """The folder `make demo` fills, so that the model is fetched once."""
     folder = ROOT / "data" / "models"
-    subprocess.run([sys.executable, "-m", "worker.demo_model", "--models-dir", str(folder)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "worker.models.demo_model", "--models-dir", str(folder)], check=True
+    )
     return folder
 
 

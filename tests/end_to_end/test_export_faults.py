@@ -8,19 +8,19 @@ from typing import Any
 import psutil
 import pytest
 
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
 from app.core.settings import Settings
-from app.core.specs import QuantizationSpec
+from app.core.specs.job import QuantizationSpec
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
 from tests.end_to_end.box import Box, Process
 from tests.factories import make_adapter
-from tests.held import FOLDER, Appointments
+from tests.scripted.held import FOLDER, Appointments
 from tests.small_disk import fill, make_room, mounted
 from tests.tiny_model import NAME, make_tiny_model
 from tests.waiting import wait_for
 from tests.worker.exports.conftest import save_adapter
 
-CHILD = "tests.end_to_end.held_export"
+CHILD = "tests.end_to_end.processes.held_export"
 # More than what an export wants to leave to others.
 MEGABYTES = 160
 
@@ -46,7 +46,7 @@ class Stand:
         database.close()
 
     def start_worker(self) -> Process:
-        return self.box.start_worker(wait=False, module="tests.end_to_end.held_worker")
+        return self.box.start_worker(wait=False, module="tests.end_to_end.processes.held_worker")
 
     def submit(self, **spec: Any) -> str:
         return str(self.box.get_good(self.box.client.post("/adapters/helper/exports", json=spec))["id"])

@@ -13,10 +13,10 @@ import openai
 import pydantic
 import pytest
 
-from app.core import workers
-from app.core.database import Database, migrate
+from app.core.engine import workers
+from app.core.engine.workers import WorkerReport
 from app.core.settings import Settings
-from app.core.workers import WorkerReport
+from app.core.storage.database import Database, migrate
 from app.main import create_app
 from tests.factories import make_adapter
 from tests.fakes import ServerThread

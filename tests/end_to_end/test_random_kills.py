@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.box import Box, Process
-from tests.end_to_end.mortal import PLAN_FOLDER, Appointment, Plan, Stage, Target
+from tests.end_to_end.processes.fault_injection import PLAN_FOLDER, Appointment, Plan, Stage, Target
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
 
@@ -119,7 +119,7 @@ class Keeper:
             self._plan.write_pids([process.pid for process in (self._api, *self._workers)])
 
     def _start_worker(self) -> Process:
-        return self._box.start_worker(wait=False, module="tests.end_to_end.mortal_worker")
+        return self._box.start_worker(wait=False, module="tests.end_to_end.processes.fault_injected_worker")
 
     def wait_for_jobs(self, job_ids: list[str]) -> None:
         def have_ended() -> bool:

@@ -11,8 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from app.core.database import Database
-from app.core.workers import find_alive
+from app.core.engine.workers import find_alive
+from app.core.storage.database import Database
 from tests.end_to_end.box import Box, Process
 from tests.end_to_end.rude_clients import PATIENT_TOKENS, Rudeness
 from tests.factories import make_adapter

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from app.core.messages import BaseModelRef, Finished, Sampling
-from app.core.specs import QuantizationSpec
+from app.core.engine.messages import BaseModelRef, Finished, Sampling
+from app.core.specs.job import QuantizationSpec
 from tests.worker.inference.fakes import Mailbox
-from worker.device import find_device
+from worker.inference.batching.scheduler import Scheduler
+from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
 from worker.inference.loading import load_runner
-from worker.inference.scheduler import Scheduler
-from worker.inference.sequence import Prompt, Sequence
-from worker.reports import EngineRequest
+from worker.models.device import find_device
+from worker.processes.reports import EngineRequest
 
 
 @pytest.fixture

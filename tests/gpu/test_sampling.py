@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from app.core.messages import Sampling
-from worker.inference.sampling import Sampler
+from app.core.engine.messages import Sampling
+from worker.inference.sampling.sampler import Sampler
 
 VOCABULARY = 1000
 SETTINGS = (

@@ -8,17 +8,17 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from app.core.messages import BaseModelRef, Sampling
-from app.core.specs import QuantizationSpec
+from app.core.engine.messages import BaseModelRef, Sampling
+from app.core.specs.job import QuantizationSpec
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox
-from worker.base_model import load_for_serving
-from worker.device import find_device
-from worker.inference.adapters import read_adapter
+from worker.inference.adapters.cache import read_adapter
+from worker.inference.batching.scheduler import Scheduler
+from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
-from worker.inference.model_runner import ModelRunner
-from worker.inference.scheduler import Scheduler
-from worker.inference.sequence import Prompt, Sequence
+from worker.inference.model.runner import ModelRunner
+from worker.models.base_model import load_for_serving
+from worker.models.device import find_device
 
 NEW_TOKENS = 12
 # Log-probabilities of one token, computed in two ways.

@@ -7,19 +7,19 @@ import pytest
 import torch
 from bitsandbytes.optim import optimizer
 
-from app.core.events import Log, Metrics, Warn
+from app.core.jobs.events import Log, Metrics, Warn
 from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, make_rows, run_here
-from worker.reports import Outcome
-from worker.training.fast import bnb_optimizer, row_attention
+from worker.processes.reports import Outcome
+from worker.training.optimizations import bnb_optimizer, varlen_attention
 from worker.training.trainer import AdapterTrainer
 
 
 @pytest.mark.parametrize("window", [None, 8])
 @pytest.mark.parametrize("key_heads", [8, 2])
-@pytest.mark.parametrize("attend", [row_attention.tiled, row_attention.flash])
+@pytest.mark.parametrize("attend", [varlen_attention.tiled, varlen_attention.flash])
 def test_attention_is_that_of_each_row_alone(
-    attend: row_attention.Kernel, key_heads: int, window: int | None
+    attend: varlen_attention.Kernel, key_heads: int, window: int | None
 ) -> None:
     torch.manual_seed(0)
     lengths = [37, 1, 200, 16]
@@ -30,7 +30,7 @@ def test_attention_is_that_of_each_row_alone(
     ]
     weighing = torch.randn(sum(lengths), 8, 64, device="cuda")
     results = []
-    for kernel, dtype in ((attend, torch.bfloat16), (row_attention.row_by_row, torch.float32)):
+    for kernel, dtype in ((attend, torch.bfloat16), (varlen_attention.row_by_row, torch.float32)):
         output = kernel(*(one.to(dtype) for one in heads), starts, 200, scale=0.125, window=window)
         gradients = torch.autograd.grad((output.float() * weighing).sum(), heads)
         results.append([output, *gradients])

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from app.core import queue
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
-from app.core.queue import Lease
+from app.core.jobs import queue
+from app.core.jobs.queue import Lease
 from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
 from tests.factories import make_dataset, make_job
 from tests.tiny_model import NAME, make_tiny_model
-from tests.worker.job_runs import FreeDevice
-from worker.job_runner import JobRunner
-from worker.standby import Standby
+from tests.worker.runners.job_runs import FreeDevice
+from worker.processes.prewarmed import Standby
+from worker.runners.jobs import JobRunner
 
 
 @pytest.fixture(scope="session")
@@ -58,5 +58,5 @@ def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callabl
 @pytest.fixture
 def runner(settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event) -> JobRunner:
     brisk = settings.model_copy(update={"cancel_grace_seconds": 0.5, "shutdown_grace_seconds": 0.5})
-    standby = Standby(brisk, "worker", module="tests.scripted_training")
+    standby = Standby(brisk, "worker", module="tests.scripted.training")
     return JobRunner(brisk, database, store, FreeDevice(), standby=standby, stop=stop)

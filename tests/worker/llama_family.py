@@ -1,6 +1,6 @@
 """Llama, as the choice of fast ways sees a model's family."""
 
-from worker.fast_ways import Family
+from worker.planning.optimizations import Family
 
 LLAMA = Family(
     "llama",

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from app.core import workers
-from app.core.database import Database
-from app.core.messages import EngineState
+from app.core.engine import workers
+from app.core.engine.messages import EngineState
+from app.core.engine.workers import WorkerReport
 from app.core.settings import Settings
-from app.core.workers import WorkerReport
+from app.core.storage.database import Database
 from worker import health
 
 HERE = f"{socket.gethostname()}-1-abcdef"

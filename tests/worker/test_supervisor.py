@@ -12,17 +12,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.core import jobs, tables, workers
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
+from app.core.engine import workers
+from app.core.engine.workers import WorkerReport
+from app.core.jobs import records as job_records
 from app.core.settings import Settings
-from app.core.workers import WorkerReport
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
 from tests.children import find_children
 from tests.factories import make_dataset, make_job
 from tests.waiting import wait_for
 
 Start = Callable[..., subprocess.Popen[bytes]]
-TRAINING = "tests.scripted_training"
+TRAINING = "tests.scripted.training"
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def start_worker(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     }
 
     def start(*arguments: str, standby: bool = False) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.scripted_worker", *arguments]
+        command = [sys.executable, "-m", "tests.scripted.worker", *arguments]
         own = environment | {"TUNESMITH_TRAINING_STANDBY": str(standby)}
         with (tmp_path / "worker.log").open("ab") as log:
             process = subprocess.Popen(command, env=own, stdout=log, stderr=log)
@@ -58,12 +60,12 @@ def submit(settings: Settings, database: Database, tmp_path: Path) -> Callable[.
     return submit_jobs
 
 
-def job(database: Database, job_id: str) -> tables.Job:
+def job(database: Database, job_id: str) -> tables.JobRow:
     with database.snapshot() as session:
-        return jobs.get(session, job_id)
+        return job_records.get(session, job_id)
 
 
-def wait_for_state(database: Database, job_id: str, state: str) -> tables.Job:
+def wait_for_state(database: Database, job_id: str, state: str) -> tables.JobRow:
     return wait_for(
         lambda: found if (found := job(database, job_id)).state == state else None, f"{job_id} to be {state}"
     )
@@ -148,7 +150,7 @@ def test_a_process_waits_where_there_is_no_job_and_the_next_one_gets_it(
     wait_for_step(database, job_id)
     wait_for(lambda: len(find_children(TRAINING, of=worker.pid)) == 2, "the one for the job after it")
     with database.transaction() as session:
-        jobs.request_cancel(session, job_id)
+        job_records.request_cancel(session, job_id)
     wait_for_state(database, job_id, "cancelled")
     assert not waiting.is_running()
     [after_it] = find_children(TRAINING, of=worker.pid)
@@ -177,7 +179,7 @@ def test_a_killed_worker_takes_the_process_that_waits_along(start_worker: Start,
 def test_the_engine_is_advertised_paused_while_a_job_runs_and_restarted_when_it_dies(
     start_worker: Start, submit: Callable[..., list[str]], database: Database
 ) -> None:
-    def engine(paused_by: str | None = None) -> tables.Worker | None:
+    def engine(paused_by: str | None = None) -> tables.WorkerRow | None:
         with database.snapshot() as session:
             alive = workers.find_alive(session, lease_seconds=1000, role="serve")
         up = [row for row in alive if row.engine_url and row.engine_state]
@@ -187,14 +189,14 @@ def test_the_engine_is_advertised_paused_while_a_job_runs_and_restarted_when_it_
     before = wait_for(engine, "the engine").engine_url
     [job_id] = submit("waits")
     wait_for(lambda: engine(job_id), "serving to pause")
-    [child] = find_children("tests.scripted_engine", of=worker.pid)
+    [child] = find_children("tests.scripted.engine", of=worker.pid)
     child.kill()
     again = wait_for(
         lambda: row if (row := engine(job_id)) and row.engine_url != before else None, "a new engine"
     )
     assert again.engine_state is not None
     with database.transaction() as session:
-        jobs.request_cancel(session, job_id)
+        job_records.request_cancel(session, job_id)
     wait_for(engine, "serving to go on")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0

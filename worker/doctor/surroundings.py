@@ -9,9 +9,9 @@ from huggingface_hub import constants, get_token
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core import models
-from app.core.database import Database, is_migrated
+from app.core.engine import base_models
 from app.core.settings import Settings
+from app.core.storage.database import Database, is_migrated
 from worker.doctor.findings import Finding, failure, ok, warning
 
 _GIB = 1 << 30
@@ -73,7 +73,7 @@ def examine_models(settings: Settings) -> Finding:
     """The base models that are here; a Hub model comes when it is first named."""
     folder = settings.models_folder
     try:
-        found = [model.name for model in models.find_local(settings)]
+        found = [model.name for model in base_models.find_local(settings)]
     except OSError as error:
         return failure("models", f"{folder} can't be read: {error.strerror}.", "TUNESMITH_MODELS_DIR.")
     cached = sorted(path.name for path in Path(constants.HF_HUB_CACHE).glob("models--*"))

@@ -14,7 +14,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from app.core.errors import ExportUnsupported
+from app.core.errors.exports import ExportUnsupported
 
 _PREFIX = "base_model.model."
 # These say how an adapter was trained, not how it is applied; or they are read below.

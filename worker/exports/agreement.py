@@ -5,8 +5,8 @@ L: positions. V: the vocabulary.
 
 import torch
 
-from app.core.export_results import Threshold
-from app.core.export_specs import BaseWeights, ExportSpec, GgufSpec, GgufType
+from app.core.exports.results import Threshold
+from app.core.specs.export import BaseWeights, ExportSpec, GgufSpec, GgufType
 
 _SIXTEEN_BITS = Threshold(max_mean_kl=0.02, min_greedy_match=0.9, must_keep_adapter=True)
 _BY_TYPE = {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from app.core.errors import ModelUnreadable
+from app.core.errors.base_models import ModelUnreadable
 
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import gguf
 from gguf import GGMLQuantizationType
 
-from app.core.errors import NoRoomForExport
-from app.core.export_specs import AdapterArchive, ExportSpec, GgufLoraSpec, GgufSpec, HubSpec, PytorchBinSpec
+from app.core.errors.exports import NoRoomForExport
+from app.core.specs.export import AdapterArchive, ExportSpec, GgufLoraSpec, GgufSpec, HubSpec, PytorchBinSpec
 
 # Headers, tokenizer, and what other programs write meanwhile.
 _SPARE_BYTES = 64 << 20

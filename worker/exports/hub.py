@@ -11,9 +11,11 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-from app.core.errors import HubRefused, HubRepositoryExists, HubUnreachable, TunesmithError
-from app.core.export_specs import ExportSpec, HubSpec
-from worker.redaction import redact
+from app.core.errors import TunesmithError
+from app.core.errors.base_models import HubUnreachable
+from app.core.errors.exports import HubRefused, HubRepositoryExists
+from app.core.specs.export import ExportSpec, HubSpec
+from worker.processes.redaction import redact
 
 log = logging.getLogger(__name__)
 

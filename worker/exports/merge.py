@@ -21,11 +21,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from app.core.errors import BaseModelChanged, ExportUnsupported, ModelUnreadable
-from worker.base_model import linears_to_quantize
+from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
+from app.core.errors.exports import ExportUnsupported
 from worker.exports.adapter_weights import AdapterWeights, LoraChange
 from worker.exports.checkpoint import Checkpoint, TensorSpec, write_checkpoint
-from worker.rounding import round_rows, rows_at_a_time
+from worker.models.base_model import linears_to_quantize
+from worker.models.nf4_roundtrip import round_rows, rows_at_a_time
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from app.core.errors import TokenizerUnfit
-from worker import base_model
+from app.core.errors.exports import TokenizerUnfit
 from worker.exports.merge import BaseShape
+from worker.models import base_model
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),

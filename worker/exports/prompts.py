@@ -7,11 +7,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core import datasets
-from app.core.datasets import Message
+from app.core.datasets import rows as datasets
+from app.core.datasets.rows import Message
 from app.core.errors import InvalidRequest
-from worker.chat_templates import encode_plain, encode_rendered, render
-from worker.prompt_check import render_prompt
+from worker.templates.prompt_check import render_prompt
+from worker.templates.renderer import encode_plain, encode_rendered, render
 
 _ROWS = 4
 _FIXED = (

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from app.core.export_results import Agreement, ExportedFile
-from app.core.export_specs import ExportSpec
-from app.core.specs import QuantizationSpec
-from app.core.states import ExportPhase
-from worker.reports import Message
+from app.core.exports.results import Agreement, ExportedFile
+from app.core.specs.export import ExportSpec
+from app.core.specs.job import QuantizationSpec
+from app.core.specs.states import ExportPhase
+from worker.processes.reports import Message
 
 
 class ExportRequest(Message):

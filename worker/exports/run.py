@@ -13,27 +13,23 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from app.core.errors import (
-    DiskFull,
-    ExportFailure,
-    ModelMissing,
-    NoRoomForExport,
-    OutOfMemory,
-    TunesmithError,
-)
-from app.core.export_results import Agreement, ExportedFile
-from app.core.export_specs import BaseWeights, GgufLoraSpec, GgufSpec, PytorchBinSpec
-from app.core.models import find_folder
-from app.core.states import ExportPhase
-from worker import base_model, fingerprint
-from worker.child import ParentLink
-from worker.exports import card, disk, hub, making, proof
+from app.core.engine.base_models import find_folder
+from app.core.errors import TunesmithError
+from app.core.errors.base_models import ModelMissing
+from app.core.errors.exports import ExportFailure, NoRoomForExport
+from app.core.errors.jobs import DiskFull, OutOfMemory
+from app.core.exports.results import Agreement, ExportedFile
+from app.core.specs.export import BaseWeights, GgufLoraSpec, GgufSpec, PytorchBinSpec
+from app.core.specs.states import ExportPhase
+from worker.atomic_folders import is_disk_full
+from worker.exports import disk, formats as making, hub, model_card as card, verification
 from worker.exports.agreement import find_threshold
-from worker.exports.making import Made, Materials
+from worker.exports.formats import Made, Materials
 from worker.exports.prompts import collect_prompts
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest
-from worker.folders import is_disk_full
-from worker.redaction import redact
+from worker.models import base_model, fingerprint
+from worker.processes.child import ParentLink
+from worker.processes.redaction import redact
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +113,7 @@ def _export(
     made = making.make(materials)
     agreement = _prove(materials, made)
     found.append(agreement)
-    proof.check(agreement)
+    verification.check(agreement)
     notes = _notes(materials, agreement)
     _write_card(materials, made, agreement, notes)
     url = None
@@ -150,12 +146,12 @@ def _prove(materials: Materials, made: Made) -> Agreement:
     request, elements = materials.request, materials.checkpoint.elements
     materials.announce(ExportPhase.PROVING, 0.0)
     prompts = collect_prompts(materials.tokenizer, request.dataset)
-    live = proof.observe(
+    live = verification.observe(
         materials.base, request.adapter_folder, request.quantization, prompts, elements=elements
     )
     materials.announce(ExportPhase.PROVING, 0.5)
     threshold = find_threshold(request.spec, trained_in_4bit=request.quantization.load_in_4bit)
-    return proof.compare(live, made.load, threshold, loaded_with=made.loaded_with)
+    return verification.compare(live, made.load, threshold, loaded_with=made.loaded_with)
 
 
 def _base_weights(materials: Materials) -> BaseWeights | None:

@@ -10,16 +10,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from app.core.errors import (
+from app.core.datasets.fetches import HubSource
+from app.core.errors import TunesmithError
+from app.core.errors.base_models import HubUnreachable
+from app.core.errors.datasets import (
     DatasetInvalid,
     FetchFailure,
     HubDatasetGated,
     HubDatasetMissing,
     HubDatasetUnreadable,
-    HubUnreachable,
-    TunesmithError,
 )
-from app.core.fetches import HubSource
 from worker.fetching.reports import FetchFailed
 
 # By name: the Hub's client has changed its HTTP library from version to version.

@@ -11,10 +11,10 @@ import datasets
 from datasets import DatasetBuilder, IterableDataset
 from huggingface_hub import HfApi
 
-from app.core.dataset_formats import quoted
-from app.core.dataset_problems import Record
-from app.core.errors import DatasetInvalid, HubDatasetUnfit, UnknownConfig, UnknownSplit
-from app.core.fetches import HubSource
+from app.core.datasets.fetches import HubSource
+from app.core.datasets.formats import quoted
+from app.core.datasets.problems import Record
+from app.core.errors.datasets import DatasetInvalid, HubDatasetUnfit, UnknownConfig, UnknownSplit
 
 _READERS = ("arrow", "csv", "json", "parquet", "text")
 _READER_PACKAGE = "datasets.packaged_modules."

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from app.core.dataset_inspection import Inspection, OnProblem
-from app.core.dataset_limits import Limits
-from app.core.fetches import HubSource
-from worker.reports import Message
+from app.core.datasets.fetches import HubSource
+from app.core.datasets.inspection import Inspection, OnProblem
+from app.core.datasets.limits import Limits
+from worker.processes.reports import Message
 
 
 class FetchRequest(Message):

@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from app.core.dataset_inspection import Inspection, inspect_hub_table, refuse_problems
-from app.core.dataset_problems import Record
-from app.core.errors import FetchFailure, NoRoomForDataset, TunesmithError
-from worker.child import ParentLink
+from app.core.datasets.inspection import Inspection, inspect_hub_table, refuse_problems
+from app.core.datasets.problems import Record
+from app.core.errors import TunesmithError
+from app.core.errors.datasets import FetchFailure, NoRoomForDataset
 from worker.fetching.failures import explain, to_report
 from worker.fetching.hub_table import HubTable, find_commit, open_table
 from worker.fetching.reports import Fetched, Fetching, FetchRequest
+from worker.processes.child import ParentLink
 
 _REPORT_SECONDS = 1.0
 

@@ -13,13 +13,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app.core.errors import EngineFailed, GpuTaken, OutOfMemory, QueueFull, TunesmithError
-from app.core.messages import BaseModelRef, EngineState, LoadingBase, Reply
-from worker.inference.batch import Batch, Runner, RunnerBroken
+from app.core.engine.messages import BaseModelRef, EngineState, LoadingBase, Reply
+from app.core.errors import QueueFull, TunesmithError
+from app.core.errors.engine import EngineFailed, GpuTaken
+from app.core.errors.jobs import OutOfMemory
+from worker.inference.batching.batch import Batch, Runner, RunnerBroken
+from worker.inference.batching.scheduler import Scheduler
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine_state import describe, news
 from worker.inference.failures import BaseModelBusy, EngineStopping, failed
-from worker.inference.scheduler import Scheduler
-from worker.inference.sequence import Sequence
 
 _PAUSE_GRACE_SECONDS = 5.0
 _PAUSED_RETRY_AFTER_SECONDS = 30

@@ -1,8 +1,8 @@
 """What an engine serves, as its clients see it. Knows no torch."""
 
-from app.core.messages import BaseModelRef, EngineState, ServedBase, WaitingRequests
-from worker.inference.lane import Lane
-from worker.inference.scheduler import Scheduler
+from app.core.engine.messages import BaseModelRef, EngineState, ServedBase, WaitingRequests
+from worker.inference.batching.model_batch import Lane
+from worker.inference.batching.scheduler import Scheduler
 
 
 def describe(scheduler: Scheduler, weight_bits: dict[Lane, int]) -> EngineState:

@@ -2,19 +2,10 @@
 
 import logging
 
-from app.core.errors import (
-    BaseModelChanged,
-    HubUnreachable,
-    InvalidRequest,
-    ModelGated,
-    ModelMissing,
-    NotFound,
-    OutOfMemory,
-    QueueFull,
-    TunesmithError,
-    Unavailable,
-)
-from app.core.messages import Failed
+from app.core.engine.messages import Failed
+from app.core.errors import InvalidRequest, NotFound, QueueFull, TunesmithError, Unavailable
+from app.core.errors.base_models import BaseModelChanged, HubUnreachable, ModelGated, ModelMissing
+from app.core.errors.jobs import OutOfMemory
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_SECONDS = 5

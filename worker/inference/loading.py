@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from app.core.errors import OutOfMemory
-from app.core.messages import BaseModelRef
+from app.core.engine.messages import BaseModelRef
+from app.core.errors.jobs import OutOfMemory
 from app.core.settings import EngineWeights
-from app.core.specs import QuantizationSpec
-from worker import base_model
-from worker.device import Device, free_memory_bytes
-from worker.fingerprint import read_header
-from worker.inference.model_runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
-from worker.reports import EngineRequest
+from app.core.specs.job import QuantizationSpec
+from worker.inference.model.runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
+from worker.models import base_model
+from worker.models.device import Device, free_memory_bytes
+from worker.models.fingerprint import read_header
+from worker.processes.reports import EngineRequest
 
 # Unpacked weights may take so much of what is free on a GPU; caches, adapters and graphs need the rest.
 _COMFORTABLE_SHARE = 0.6

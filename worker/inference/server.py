@@ -17,19 +17,19 @@ import uvicorn
 import uvloop
 from transformers.utils import logging as transformers_logging
 
-from app.core.artifacts import ArtifactStore
 from app.core.settings import GpuPolicy
-from worker.child import ParentLink
-from worker.device import Device, find_device, free_memory_bytes
-from worker.inference.adapters import AdapterShelf
+from app.core.storage.artifacts import ArtifactStore
+from worker.inference.adapters.cache import AdapterShelf
+from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine, Options
-from worker.inference.intake import Intake
 from worker.inference.loading import load_runner
-from worker.inference.scheduler import Scheduler
+from worker.inference.preprocessing import Intake
 from worker.inference.service import Clients, Service
+from worker.models.device import Device, find_device, free_memory_bytes
 from worker.preflight.place import Place
 from worker.preflight.service import PreflightService
-from worker.reports import EngineRequest, Listening, StateChanged
+from worker.processes.child import ParentLink
+from worker.processes.reports import EngineRequest, Listening, StateChanged
 
 _SHELF_BYTES = 4 << 30
 # Adapters of a higher rank, long prompts, recordings of steps.

@@ -16,12 +16,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from app.core.engine.messages import Failed, Finished, GenerateRequest, Reply, join_deltas
 from app.core.errors import QueueFull
-from app.core.messages import Failed, Finished, GenerateRequest, Reply, join_deltas
-from worker.http_answers import as_json, is_authorized, malformed, unauthorized
+from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
 from worker.inference.failures import failed
-from worker.inference.sequence import Prompt, Sequence
+from worker.processes.http_replies import as_json, is_authorized, malformed, unauthorized
 
 _PREPARING_THREADS = 16
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
-from app.core.artifacts import ArtifactStore
-from app.core.datasets import Row, read_rows
-from app.core.errors import DatasetNotFound
-from app.core.models import find_folder
-from app.core.preflight import DatasetRef, Notice
+from app.core.datasets.rows import Row, read_rows
+from app.core.engine.base_models import find_folder
+from app.core.engine.preflight import DatasetRef, Notice
+from app.core.errors.datasets import DatasetNotFound
 from app.core.settings import TrainingPath
-from worker import base_model
-from worker.device import Device
-from worker.template_choice import TemplateSource, read_model_type, set_template
+from app.core.storage.artifacts import ArtifactStore
+from worker.models import base_model
+from worker.models.device import Device
+from worker.templates.choice import TemplateSource, read_model_type, set_template
 
 MAX_ROWS = 20_000
 MAX_BYTES = 64 << 20

@@ -14,7 +14,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from app.core.errors import EngineFailed, QueueFull
+from app.core.errors import QueueFull
+from app.core.errors.engine import EngineFailed
 
 MAX_WAITING = 16
 

@@ -4,15 +4,16 @@ import itertools
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets import Row
+from app.core.datasets.rows import Row
+from app.core.engine.preflight import Preview, PreviewRequest, PreviewRow, PreviewToken
 from app.core.errors import InvalidRequest
-from app.core.preflight import Preview, PreviewRequest, PreviewRow, PreviewToken
-from app.core.specs import TrainingSpec
-from worker import base_model, choices
-from worker.formatting import IGNORED, encode_row
+from app.core.specs.job import TrainingSpec
+from worker.models import base_model
+from worker.planning import automatic_settings
 from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer, open_rows
 from worker.preflight.token_text import token_texts
-from worker.template_choice import TemplateSource
+from worker.templates.choice import TemplateSource
+from worker.templates.token_rows import IGNORED, encode_row
 
 
 def run_preview(request: PreviewRequest, place: Place) -> Preview:
@@ -22,7 +23,7 @@ def run_preview(request: PreviewRequest, place: Place) -> Preview:
     if source is TemplateSource.PLAIN:
         notices.append(NO_TEMPLATE)
     training = TrainingSpec(max_seq_length=request.max_seq_length)
-    max_length = choices.max_seq_length(training, base_model.read_context_length(folder))
+    max_length = automatic_settings.max_seq_length(training, base_model.read_context_length(folder))
     later = (pair for pair in open_rows(place, request.dataset) if pair[0] > request.after)
     rows = list(itertools.islice(later, request.limit + 1))
     shown = [

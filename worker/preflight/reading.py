@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets import Conversation
-from app.core.errors import InvalidRequest, NothingToLearn
-from app.core.preflight import DatasetRef, PreflightRequest
-from worker.formatting import Formatted, TokenRow, format_rows, hold_out
+from app.core.datasets.rows import Conversation
+from app.core.engine.preflight import DatasetRef, PreflightRequest
+from app.core.errors import InvalidRequest
+from app.core.errors.jobs import NothingToLearn
 from worker.preflight.place import Place, open_rows, sampling_step
-from worker.prompt_check import check_prompts
+from worker.templates.prompt_check import check_prompts
+from worker.templates.token_rows import Formatted, TokenRow, format_rows, hold_out
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.core.preflight import (
+from app.core.engine.preflight import (
     MAX_LINES,
     Chosen,
     DeviceFigures,
@@ -20,15 +20,16 @@ from app.core.preflight import (
     TimeFigures,
     TokenFigures,
 )
-from app.core.specs import JobSpec
-from worker import base_model, choices, fitting
-from worker.device import Device
-from worker.estimate import Memory, ModelShape
+from app.core.specs.job import JobSpec
+from worker.models import base_model
+from worker.models.device import Device
+from worker.planning import automatic_settings, batch_size
+from worker.planning.memory_estimate import Memory, ModelShape
 from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer
 from worker.preflight.reading import Reading, read_dataset
 from worker.preflight.schedule import Schedule, make_schedule, pack_lengths
 from worker.preflight.warn import warn_of
-from worker.template_choice import TemplateSource
+from worker.templates.choice import TemplateSource
 
 _SHORTEST_BUCKET = 32
 _CHECKPOINTS = 3  # two are kept while the next is written
@@ -45,25 +46,25 @@ _BUSY = Notice(
 def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
     """Raises what the job itself would fail with: InvalidRequest, NothingToLearn, BadTarget, ModelMissing…"""
     spec, device = request.spec, place.device
-    choices.mixed_precision(spec.training, device)
-    choices.check_modules_to_save(spec, device)
+    automatic_settings.mixed_precision(spec.training, device)
+    automatic_settings.check_modules_to_save(spec, device)
     folder, notices = place.find_model(spec.base_model)
     tokenizer, source = load_tokenizer(folder, spec.chat_template)
-    max_length = choices.max_seq_length(spec.training, base_model.read_context_length(folder))
+    max_length = automatic_settings.max_seq_length(spec.training, base_model.read_context_length(folder))
     reading = read_dataset(request, place, tokenizer, max_length)
     if source is TemplateSource.PLAIN and reading.has_conversations:
         notices.append(NO_TEMPLATE)
     if place.is_busy:
         notices.append(_BUSY)
-    if slow := choices.find_slow_products(spec, device):
+    if slow := automatic_settings.find_slow_products(spec, device):
         notices.append(Notice(code="slow_products", message=slow))
     lengths = [len(row.input_ids) for row in reading.train]
     packed_length = max_length if spec.training.packing else None
-    rows = fitting.Rows.measure(
+    rows = batch_size.Rows.measure(
         lengths, [row.trained_tokens for row in reading.train], packed_length=packed_length
     )
-    job = fitting.Job.read(spec, device, folder, place.path)
-    settled = fitting.settle(job, rows, free_bytes=place.free_bytes)
+    job = batch_size.Job.read(spec, device, folder, place.path)
+    settled = batch_size.settle(job, rows, free_bytes=place.free_bytes)
     sequences = pack_lengths(lengths, packed_length) if packed_length else lengths
     schedule = make_schedule(sequences, settled.training, sample_of=reading.scale)
     answer = Preflight(
@@ -108,7 +109,7 @@ def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:
 
 
 def guess_time(
-    schedule: Schedule, reading: Reading, shape: ModelShape, settled: fitting.Settled, device: Device
+    schedule: Schedule, reading: Reading, shape: ModelShape, settled: batch_size.Settled, device: Device
 ) -> TimeFigures:
     """Four operations for each weight and token, six where activations are computed twice."""
     tokens = schedule.epochs * reading.whole(sum(len(row.input_ids) for row in reading.train))
@@ -152,9 +153,9 @@ def _memory_figures(memory: Memory) -> MemoryFigures:
     )
 
 
-def _chosen(spec: JobSpec, settled: fitting.Settled, device: Device, max_length: int) -> Chosen:
-    fp16, bf16 = choices.mixed_precision(spec.training, device)
-    dtype = base_model.compute_dtype(choices.quantization(spec, device), device)
+def _chosen(spec: JobSpec, settled: batch_size.Settled, device: Device, max_length: int) -> Chosen:
+    fp16, bf16 = automatic_settings.mixed_precision(spec.training, device)
+    dtype = base_model.compute_dtype(automatic_settings.quantization(spec, device), device)
     training = settled.training
     return Chosen.model_validate(
         {
@@ -168,7 +169,7 @@ def _chosen(spec: JobSpec, settled: fitting.Settled, device: Device, max_length:
     )
 
 
-def _disk_figures(shape: ModelShape, settled: fitting.Settled, folder: Path, place: Place) -> DiskFigures:
+def _disk_figures(shape: ModelShape, settled: batch_size.Settled, folder: Path, place: Place) -> DiskFigures:
     memory, kept = settled.memory, settled.training.keep_checkpoints
     weights = 4 * shape.trained_weights
     tokenizer = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())

@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets import Dataset, Features, Value
-from datasets import Sequence as ListOf
+from datasets import Dataset, Features, Sequence as ListOf, Value
 
-from app.core.specs import TrainingSpec
-from worker.row_order import order_rows, pack
+from app.core.specs.job import TrainingSpec
+from worker.planning.row_order import order_rows, pack
 
 _LENGTHS_ONLY = Features({"input_ids": ListOf(Value("int8"))})
 

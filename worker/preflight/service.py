@@ -10,23 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.core.errors import (
-    HubUnreachable,
-    InvalidRequest,
-    JobFailure,
-    ModelMissing,
-    NotFound,
-    QueueFull,
-    TunesmithError,
-    Unavailable,
-)
-from app.core.messages import Failed
-from app.core.preflight import PreflightRequest, PreviewRequest
-from worker.http_answers import as_json, is_authorized, malformed, unauthorized
+from app.core.engine.messages import Failed
+from app.core.engine.preflight import PreflightRequest, PreviewRequest
+from app.core.errors import InvalidRequest, NotFound, QueueFull, TunesmithError, Unavailable
+from app.core.errors.base_models import HubUnreachable, ModelMissing
+from app.core.errors.jobs import JobFailure
 from worker.preflight.place import Place
 from worker.preflight.pool import SideProcess
 from worker.preflight.preview import run_preview
 from worker.preflight.report import find_room, run_preflight
+from worker.processes.http_replies import as_json, is_authorized, malformed, unauthorized
 
 _log = logging.getLogger(__name__)
 _STATUS = {"invalid": 422, "not_found": 404, "unavailable": 503, "internal": 500}

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from app.core.preflight import Lines, Notice, Preflight
-from app.core.specs import TrainingSpec
+from app.core.engine.preflight import Lines, Notice, Preflight
+from app.core.specs.job import TrainingSpec
 
 _MUCH_PADDING = 0.4
 _FEW_STEPS = 10

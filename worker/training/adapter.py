@@ -7,8 +7,8 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, set_seed
 
-from app.core.specs import JobSpec
-from worker import lora
+from app.core.specs.job import JobSpec
+from worker.models import lora
 
 WEIGHTS = "adapter_model.safetensors"
 

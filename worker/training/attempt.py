@@ -4,11 +4,11 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.core.events import Log, Warn
-from app.core.states import Phase
-from worker.device import Device
-from worker.reports import Advanced, Happened, TrainingRequest
-from worker.training.callbacks import Send
+from app.core.jobs.events import Log, Warn
+from app.core.specs.states import Phase
+from worker.models.device import Device
+from worker.processes.reports import Advanced, Happened, TrainingRequest
+from worker.training.progress.callbacks import Send
 
 
 class Stopped(Exception):

@@ -9,12 +9,11 @@ from itertools import accumulate, pairwise
 from typing import Any, TypedDict
 
 import torch
-from datasets import Dataset, Features, Value
-from datasets import Sequence as ListOf
+from datasets import Dataset, Features, Sequence as ListOf, Value
 from torch.utils.data import Sampler
 
-from worker.formatting import IGNORED, TokenRow
-from worker.row_order import order_rows, pack
+from worker.planning.row_order import order_rows, pack
+from worker.templates.token_rows import IGNORED, TokenRow
 
 _FEATURES = Features({"input_ids": ListOf(Value("int32")), "labels": ListOf(Value("int32"))})
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from trl import SFTConfig
 
-from app.core.specs import TrainingSpec
-from worker.choices import is_open, mixed_precision
-from worker.device import Device
+from app.core.specs.job import TrainingSpec
+from worker.models.device import Device
+from worker.planning.automatic_settings import is_open, mixed_precision
 
 # transformers 5.23 renamed the field and warns of the old name; 5.17 knows only the old one.
 _FIELDS = {field.name for field in dataclasses.fields(SFTConfig)}

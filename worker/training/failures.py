@@ -4,9 +4,10 @@ import errno
 
 import torch
 
-from app.core.errors import DiskFull, OutOfMemory, TunesmithError
-from worker.redaction import redact
-from worker.reports import Ended, Outcome
+from app.core.errors import TunesmithError
+from app.core.errors.jobs import DiskFull, OutOfMemory
+from worker.processes.redaction import redact
+from worker.processes.reports import Ended, Outcome
 
 _MAX_LENGTH = 2000
 # What is no torch.OutOfMemoryError: the CPU's allocator, cuBLAS, and CUDA outside PyTorch's allocator.

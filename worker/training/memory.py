@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from worker.formatting import IGNORED
+from worker.templates.token_rows import IGNORED
 from worker.training import batches
 
 Batch = Mapping[str, torch.Tensor]

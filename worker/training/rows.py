@@ -5,12 +5,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core import datasets
-from app.core.datasets import DatasetFormat
-from app.core.errors import InvalidRequest, NothingToLearn
-from worker.formatting import Formatted, Sample, TokenRow, format_rows, hold_out
-from worker.prompt_check import check_prompts
-from worker.template_choice import TemplateSource, read_model_type, set_template
+from app.core.datasets import rows as datasets
+from app.core.datasets.rows import DatasetFormat
+from app.core.errors import InvalidRequest
+from app.core.errors.jobs import NothingToLearn
+from worker.templates.choice import TemplateSource, read_model_type, set_template
+from worker.templates.prompt_check import check_prompts
+from worker.templates.token_rows import Formatted, Sample, TokenRow, format_rows, hold_out
 from worker.training.attempt import Attempt
 
 _LINES_SHOWN = 20

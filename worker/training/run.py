@@ -18,34 +18,28 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig
 
-from app.core.states import Phase
-from worker import base_model, choices, fingerprint
-from worker.child import ParentLink
-from worker.device import find_device
-from worker.reports import Ended, Happened, Outcome, TrainingRequest
-from worker.training import (
-    adapter,
-    checkpoints,
-    config,
-    continuing,
-    early_stopping,
-    library_log,
-    output,
-    passes,
-    proof,
-)
+from app.core.specs.states import Phase
+from worker.models import base_model, fingerprint
+from worker.models.device import find_device
+from worker.planning import automatic_settings
+from worker.processes.child import ParentLink
+from worker.processes.reports import Ended, Happened, Outcome, TrainingRequest
+from worker.training import adapter, automatic_settings as passes, config
 from worker.training.attempt import Attempt, Stopped
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, make_dataset
-from worker.training.callbacks import Reporter, Send, StopWhenAsked
-from worker.training.counters import Counters
-from worker.training.early_stopping import StopEarly
+from worker.training.checkpoints import continuation as continuing, early_stopping, store as checkpoints
+from worker.training.checkpoints.early_stopping import StopEarly
+from worker.training.checkpoints.epoch_checkpoints import KeepEpochs
 from worker.training.failures import explain
-from worker.training.fast import paths
-from worker.training.history import History
-from worker.training.keep_epochs import KeepEpochs
 from worker.training.loss import score_learned_tokens_only
-from worker.training.loss_guard import LossGuard
+from worker.training.optimizations import apply
+from worker.training.output import folder as output, verification as proof
+from worker.training.progress import library_log
+from worker.training.progress.callbacks import Reporter, Send, StopWhenAsked
+from worker.training.progress.counters import Counters
+from worker.training.progress.history import History
+from worker.training.progress.loss_guard import LossGuard
 from worker.training.rows import prepare_rows
 from worker.training.trainer import AdapterTrainer
 from worker.training.waiting import wait_for_request
@@ -84,13 +78,15 @@ def train(attempt: Attempt) -> None:
     """From the request to a proven adapter in the output folder. Raises Stopped and TunesmithError."""
     request, device = attempt.request, attempt.device
     attempt.enter(Phase.PREPARING)
-    choices.mixed_precision(request.spec.training, device)
-    choices.check_modules_to_save(request.spec, device)
-    if slow := choices.find_slow_products(request.spec, device):
+    automatic_settings.mixed_precision(request.spec.training, device)
+    automatic_settings.check_modules_to_save(request.spec, device)
+    if slow := automatic_settings.find_slow_products(request.spec, device):
         attempt.warn("slow_products", slow)
     folder = base_model.locate(request.spec.base_model, request.models_folder, attempt.say)
     tokenizer = base_model.load_tokenizer(folder)
-    max_length = choices.max_seq_length(request.spec.training, base_model.read_context_length(folder))
+    max_length = automatic_settings.max_seq_length(
+        request.spec.training, base_model.read_context_length(folder)
+    )
     rows = prepare_rows(attempt, tokenizer, folder, max_length)
 
     attempt.enter(Phase.LOADING)
@@ -119,7 +115,7 @@ def train(attempt: Attempt) -> None:
         )
 
     attempt.enter(Phase.TRAINING)
-    with paths.set_up(attempt, trainer, training, request.path):
+    with apply.set_up(attempt, trainer, training, request.path):
         run_trainer(attempt, trainer, newest)
 
     attempt.enter(Phase.SAVING)
@@ -151,7 +147,7 @@ def find_checkpoint(attempt: Attempt) -> Path | None:
 def load(attempt: Attempt, folder: Path) -> PeftModel:
     """The base model with a new adapter on it, or with a copy of the one that the job continues from."""
     spec, start = attempt.request.spec, attempt.request.continue_from
-    quantization = choices.quantization(spec, attempt.device)
+    quantization = automatic_settings.quantization(spec, attempt.device)
     model = adapter.attach(base_model.load_model(folder, quantization, attempt.device), spec)
     if start:
         fingerprint.check_base(start, folder, spec.base_model)
@@ -262,7 +258,7 @@ def take_base(attempt: Attempt, trainer: AdapterTrainer, folder: Path) -> PreTra
     if lora.bias == "none" and not lora.modules_to_save:
         return trainer.model.unload()
     trainer.model.cpu()
-    quantization = choices.quantization(attempt.request.spec, attempt.device)
+    quantization = automatic_settings.quantization(attempt.request.spec, attempt.device)
     return base_model.load_model(folder, quantization, attempt.device)
 
 

@@ -23,19 +23,20 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
-from app.core.errors import OutOfMemory
-from app.core.events import Checkpoint, Log, Warn
-from app.core.states import Phase
-from worker.folders import appearing
-from worker.reports import Advanced, Happened
-from worker.training import adapter, checkpoints, memory
+from app.core.errors.jobs import OutOfMemory
+from app.core.jobs.events import Checkpoint, Log, Warn
+from app.core.specs.states import Phase
+from worker.atomic_folders import appearing
+from worker.processes.reports import Advanced, Happened
+from worker.training import adapter, memory
 from worker.training.batches import EpochSampler, count_tokens, model_inputs
-from worker.training.callbacks import Send
-from worker.training.counters import Counters
+from worker.training.checkpoints import store as checkpoints
 from worker.training.failures import is_out_of_memory
-from worker.training.history import History
-from worker.training.loss_guard import not_finite
 from worker.training.memory import Batch
+from worker.training.progress.callbacks import Send
+from worker.training.progress.counters import Counters
+from worker.training.progress.history import History
+from worker.training.progress.loss_guard import not_finite
 
 Made = TypeVar("Made")
 

@@ -9,8 +9,8 @@ import importlib
 
 import torch
 
-from worker.child import ParentLink
-from worker.reports import TrainingRequest, Waiting
+from worker.processes.child import ParentLink
+from worker.processes.reports import TrainingRequest, Waiting
 
 # What the libraries import when it is first needed: 0.2 s for the reference recipe's family, 0.5 s for Liger,
 # which only a GPU runs. Other families cost about as much each, and are left until they are asked for.

@@ -8,14 +8,14 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
-from app.api.answer_events import EventStream
-from app.api.answers import CLIENT_GONE, Answer, Answers, Target, collect, repeat, unless_gone
 from app.api.deps import Services
-from app.api.errors import EngineRefusal, dumps, error_content, refusal_content
+from app.api.generate.answer_events import EventStream
+from app.api.generate.answers import CLIENT_GONE, Answer, Answers, Target, collect, repeat, unless_gone
+from app.api.http.errors import EngineRefusal, dumps, error_content, refusal_content
 from app.api.openai.errors import openai_error
 from app.api.openai.parameters import MAX_CHOICES, CommonBody, refuse
+from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
 from app.core.errors import TunesmithError
-from app.core.messages import Finished, GenerateRequest, TokenDelta
 
 
 class Usage(BaseModel):

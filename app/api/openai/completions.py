@@ -7,15 +7,15 @@ from fastapi import APIRouter, Body, Request
 from fastapi.openapi.models import Example
 from pydantic import BaseModel, Field
 
-from app.api.answers import Answer
 from app.api.deps import Services, ServicesDep
+from app.api.generate.answers import Answer
+from app.api.generate.response_format import ResponseFormat, output_schema
 from app.api.openai.answering import Question, Usage, respond
 from app.api.openai.logprobs import CompletionLogprobs, CompletionLogprobsWriter
 from app.api.openai.models import find_target
 from app.api.openai.parameters import MAX_CHOICES, MAX_NEW_TOKENS, CommonBody, Off, only, refuse
-from app.api.response_format import ResponseFormat, output_schema
-from app.core.ids import new_id
-from app.core.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
+from app.core.engine.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
+from app.core.storage.ids import new_id
 
 router = APIRouter()
 

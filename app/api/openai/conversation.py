@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.openai.parameters import Absent, AbsentList
-from app.core.messages import ChatMessage
+from app.core.engine.messages import ChatMessage
 
 
 class TextPart(BaseModel):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import dumps
+from app.api.http.errors import dumps
 
 PREFIX = "/v1/"
 _MALFORMED = 422

@@ -10,18 +10,19 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response, StreamingResponse
 
-from app.api import loss_curve
-from app.api.datasets import as_file
+from app.api.datasets.routes import as_file
 from app.api.deps import MAX_PAGE, Services, ServicesDep
-from app.api.idempotency import OnceDep
-from app.api.job_history import read_curve
+from app.api.http.idempotency import OnceDep
+from app.api.jobs import loss_curve
+from app.api.jobs.history import read_curve
 from app.api.openai.lists import Page
 from app.api.openai.parameters import refuse
-from app.core import dataset_records, files, tables
-from app.core.dataset_limits import Limits
-from app.core.datasets import write_plain
-from app.core.errors import DatasetNotFound
-from app.core.states import DatasetState
+from app.core.datasets import openai_files, records as dataset_records
+from app.core.datasets.limits import Limits
+from app.core.datasets.rows import write_plain
+from app.core.errors.datasets import DatasetNotFound
+from app.core.specs.states import DatasetState
+from app.core.storage import tables
 
 router = APIRouter(prefix="/files")
 
@@ -75,14 +76,14 @@ def upload_file(
     ] = None,
 ) -> FileObject:
     """Store a file to train on. One that can't be trained on is taken too: the job that names it fails."""
-    if purpose != files.FINE_TUNE:
+    if purpose != openai_files.FINE_TUNE:
         refuse("purpose", f"{purpose!r} is not supported here; files are for 'fine-tune' alone")
-    earlier = once.find(lambda session, file_id: _show(services, files.get(session, file_id)))
+    earlier = once.find(lambda session, file_id: _show(services, openai_files.get(session, file_id)))
     if earlier is not None:
         return earlier
     keep = timedelta(seconds=expires_seconds) if expires_seconds else None
     with as_file(services.settings, file.file) as path:
-        row = files.store(
+        row = openai_files.store(
             services.store,
             path,
             name=PurePath(file.filename or "").name[:255] or "file",
@@ -95,7 +96,7 @@ def upload_file(
         session.flush()
         return _show(services, row)
 
-    made = once.make(make, find=lambda session, file_id: _show(services, files.get(session, file_id)))
+    made = once.make(make, find=lambda session, file_id: _show(services, openai_files.get(session, file_id)))
     if made.id != row.id:
         services.store.delete(dataset_records.folder_of(row.id))
     return made
@@ -105,17 +106,17 @@ def upload_file(
 def list_files(
     services: ServicesDep,
     purpose: Annotated[str | None, Query(description="Only files of this purpose.")] = None,
-    order: Annotated[files.Order, Query(description="By the time they were made.")] = "desc",
+    order: Annotated[openai_files.Order, Query(description="By the time they were made.")] = "desc",
     after: Annotated[str | None, Query(max_length=64, description="Id of the last file seen.")] = None,
     limit: Annotated[
         int, Query(ge=1, le=10_000, description=f"Most files in the answer, never more than {MAX_PAGE}.")
     ] = MAX_PAGE,
 ) -> Page[FileObject]:
     """Files, the newest first. With `purpose` of another kind there are none."""
-    if purpose not in (None, files.FINE_TUNE, files.RESULTS):
+    if purpose not in (None, openai_files.FINE_TUNE, openai_files.RESULTS):
         return Page(data=[], has_more=False)
     with services.database.snapshot() as session:
-        found, has_more = files.find_page(
+        found, has_more = openai_files.find_page(
             session, purpose=purpose, order=order, after=after, limit=min(limit, MAX_PAGE)
         )
     return Page(data=[_show(services, file) for file in found], has_more=has_more)
@@ -125,7 +126,7 @@ def list_files(
 def show_file(file_id: FileId, services: ServicesDep) -> FileObject:
     """One file."""
     with services.database.snapshot() as session:
-        file = files.get(session, file_id)
+        file = openai_files.get(session, file_id)
     return _show(services, file)
 
 
@@ -133,10 +134,10 @@ def show_file(file_id: FileId, services: ServicesDep) -> FileObject:
 def read_file(file_id: FileId, services: ServicesDep) -> Response:
     """An upload's own bytes; the rows of a native dataset as JSON lines; a loss curve as CSV."""
     with services.database.snapshot() as session:
-        file = files.get(session, file_id)
-        if isinstance(file, tables.Dataset) and file.original is None:
+        file = openai_files.get(session, file_id)
+        if isinstance(file, tables.DatasetRow) and file.original is None:
             dataset_records.get_ready(session, file_id, param="file_id")
-    if isinstance(file, tables.Job):
+    if isinstance(file, tables.JobRow):
         return Response(_curve(services, file), media_type="text/csv")
     if file.original is None:
         rows = dataset_records.open_rows(services.store, file)
@@ -151,16 +152,16 @@ def read_file(file_id: FileId, services: ServicesDep) -> Response:
 def delete_file(file_id: FileId, services: ServicesDep) -> FileDeleted:
     """Delete a file that no job needs any more."""
     with services.database.transaction() as session:
-        folder = files.delete(session, file_id)
+        folder = openai_files.delete(session, file_id)
     services.store.delete(folder)
     return FileDeleted(id=file_id)
 
 
-def _show(services: Services, file: files.File) -> FileObject:
-    created_at = int(files.created_at(file).timestamp())
-    if isinstance(file, tables.Job):
+def _show(services: Services, file: openai_files.File) -> FileObject:
+    created_at = int(openai_files.created_at(file).timestamp())
+    if isinstance(file, tables.JobRow):
         return FileObject(
-            id=files.result_of(file),
+            id=openai_files.result_of(file),
             bytes=len(_curve(services, file)),
             created_at=created_at,
             filename="step_metrics.csv",
@@ -179,14 +180,14 @@ def _show(services: Services, file: files.File) -> FileObject:
     )
 
 
-def _status(dataset: tables.Dataset) -> Literal["uploaded", "processed", "error"]:
+def _status(dataset: tables.DatasetRow) -> Literal["uploaded", "processed", "error"]:
     if dataset.state == DatasetState.FETCHING:
         return "uploaded"
     # OpenAI takes any upload, and says what is wrong with it when a job is made.
     return "error" if dataset.state == DatasetState.FAILED and dataset.hub else "processed"
 
 
-def _curve(services: Services, job: tables.Job) -> bytes:
+def _curve(services: Services, job: tables.JobRow) -> bytes:
     return loss_curve.to_csv(read_curve(services.database, job.id)).encode()
 
 

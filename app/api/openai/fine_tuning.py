@@ -9,18 +9,20 @@ from fastapi.openapi.models import Example
 from sqlalchemy.orm import Session
 
 from app.api.deps import MAX_PAGE, Services, ServicesDep
-from app.api.idempotency import OnceDep
-from app.api.job_history import read_curve
+from app.api.http.idempotency import OnceDep
+from app.api.jobs.history import read_curve
 from app.api.openai.fine_tuning_answers import FineTuningJob
 from app.api.openai.fine_tuning_body import CreateBody
 from app.api.openai.fine_tuning_history import JobCheckpoint, JobEvent, event_id
 from app.api.openai.lists import Page
 from app.api.openai.models import find_origin
-from app.core import adapters, events, fine_tuning, job_inputs, jobs, tables
-from app.core.dataset_records import get_arrived
+from app.core.adapters import records as adapter_records
+from app.core.datasets.records import get_arrived
 from app.core.errors import InvalidRequest
-from app.core.events import Metrics
-from app.core.specs import METADATA_KEY
+from app.core.jobs import events, fine_tuning, inputs as job_inputs, records as job_records
+from app.core.jobs.events import Metrics
+from app.core.specs.job import METADATA_KEY
+from app.core.storage import tables
 
 router = APIRouter(prefix="/fine_tuning/jobs")
 
@@ -65,8 +67,8 @@ def create_job(
         spec = body.as_spec(base_model=base_model, continue_from=adapter_id, rows=training.rows)
         if failure is None:
             spec = job_inputs.hold(session, spec)
-        row = jobs.submit(session, spec, max_queued=settings.max_queued_jobs)
-        return _show(session, jobs.fail_unstarted(session, row.id, failure) if failure else row)
+        row = job_records.submit(session, spec, max_queued=settings.max_queued_jobs)
+        return _show(session, job_records.fail_unstarted(session, row.id, failure) if failure else row)
 
     return once.find(_find) or once.make(make, find=_find)
 
@@ -77,7 +79,9 @@ def list_jobs(
 ) -> Page[FineTuningJob]:
     """Jobs, the newest first. `metadata[key]=value` takes those with it, `metadata=null` those without."""
     with services.database.snapshot() as session:
-        rows, cursor = jobs.find_page(session, metadata=_read_metadata(request), after=after, limit=limit)
+        rows, cursor = job_records.find_page(
+            session, metadata=_read_metadata(request), after=after, limit=limit
+        )
         return Page(data=[_show(session, row) for row in rows], has_more=cursor is not None)
 
 
@@ -91,19 +95,19 @@ def show_job(job_id: JobId, services: ServicesDep) -> FineTuningJob:
 @router.post("/{job_id}/cancel", summary="Cancel a fine-tuning job")
 def cancel_job(job_id: JobId, services: ServicesDep) -> FineTuningJob:
     """End a job; a running one stops after its step."""
-    return _change(services, jobs.request_cancel, job_id)
+    return _change(services, job_records.request_cancel, job_id)
 
 
 @router.post("/{job_id}/pause", summary="Pause a fine-tuning job")
 def pause_job(job_id: JobId, services: ServicesDep) -> FineTuningJob:
     """Pause a job; a running one stops after its step, with a checkpoint, and frees the GPU."""
-    return _change(services, jobs.request_pause, job_id)
+    return _change(services, job_records.request_pause, job_id)
 
 
 @router.post("/{job_id}/resume", summary="Resume a fine-tuning job")
 def resume_job(job_id: JobId, services: ServicesDep) -> FineTuningJob:
     """Queue a paused job again; it goes on as if it had never stopped."""
-    return _change(services, jobs.resume, job_id)
+    return _change(services, job_records.resume, job_id)
 
 
 @router.get("/{job_id}/events", summary="Events of a fine-tuning job")
@@ -113,7 +117,7 @@ def list_events(
     """What happened to a job, the newest first."""
     before = _seq_of(job_id, after) if after else None
     with services.database.snapshot() as session:
-        jobs.get(session, job_id)
+        job_records.get(session, job_id)
         found = events.read_newest(session, job_id, before=before, limit=limit + 1)
     shown = [JobEvent.from_event(job_id, event) for event in found[:limit]]
     return Page(data=shown, has_more=len(found) > limit)
@@ -125,8 +129,8 @@ def list_checkpoints(
 ) -> Page[JobCheckpoint]:
     """The adapters that the job kept at the ends of epochs, and its finished one; the newest first."""
     with services.database.snapshot() as session:
-        job = jobs.get(session, job_id)
-        found = ([job.adapter] if job.adapter else []) + adapters.find_checkpoints(session, job_id)
+        job = job_records.get(session, job_id)
+        found = ([job.adapter] if job.adapter else []) + adapter_records.find_checkpoints(session, job_id)
     ids = [adapter.id for adapter in found]
     if after is not None and after not in ids:
         raise _bad_cursor(after)
@@ -136,16 +140,18 @@ def list_checkpoints(
     return Page(data=shown, has_more=len(rest) > limit)
 
 
-def _change(services: Services, change: Callable[[Session, str], tables.Job], job_id: str) -> FineTuningJob:
+def _change(
+    services: Services, change: Callable[[Session, str], tables.JobRow], job_id: str
+) -> FineTuningJob:
     with services.database.transaction() as session:
         return _show(session, change(session, job_id))
 
 
 def _find(session: Session, job_id: str) -> FineTuningJob:
-    return _show(session, jobs.get(session, job_id))
+    return _show(session, job_records.get(session, job_id))
 
 
-def _show(session: Session, row: tables.Job) -> FineTuningJob:
+def _show(session: Session, row: tables.JobRow) -> FineTuningJob:
     last = events.read_last(session, row.id, types=["metrics"])
     return FineTuningJob.from_row(row, trained_tokens=last.tokens if isinstance(last, Metrics) else None)
 

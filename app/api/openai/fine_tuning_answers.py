@@ -5,10 +5,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.core import files, fine_tuning, tables
-from app.core.adapters import ORGANIZATION
-from app.core.specs import JobSpec
-from app.core.states import JobState
+from app.core.adapters.records import ORGANIZATION
+from app.core.datasets import openai_files
+from app.core.jobs import fine_tuning
+from app.core.specs.job import JobSpec
+from app.core.specs.states import JobState
+from app.core.storage import tables
 
 
 class HyperparametersUsed(BaseModel):
@@ -67,7 +69,7 @@ class FineTuningJob(BaseModel):
     spec: JobSpec = Field(description="Not OpenAI's. Every setting of the native job.")
 
     @classmethod
-    def from_row(cls, row: tables.Job, *, trained_tokens: int | None) -> "FineTuningJob":
+    def from_row(cls, row: tables.JobRow, *, trained_tokens: int | None) -> "FineTuningJob":
         """The job; `trained_tokens` as its events have it."""
         spec, state = JobSpec.model_validate(row.spec), JobState(row.state)
         used = _used(spec)
@@ -83,7 +85,7 @@ class FineTuningJob(BaseModel):
             validation_file=spec.validation_dataset,
             hyperparameters=used,
             method=MethodUsed(supervised=SupervisedUsed(hyperparameters=used)),
-            result_files=[files.result_of(row)] if state is JobState.SUCCEEDED else [],
+            result_files=[openai_files.result_of(row)] if state is JobState.SUCCEEDED else [],
             seed=spec.training.seed,
             trained_tokens=trained_tokens if state.has_ended else None,
             error=_error(row),
@@ -104,7 +106,7 @@ def _used(spec: JobSpec) -> HyperparametersUsed:
     return HyperparametersUsed.model_validate(vars(used))
 
 
-def _error(row: tables.Job) -> JobError | None:
+def _error(row: tables.JobRow) -> JobError | None:
     if row.error_code is None:
         return None
     message = row.error_message or ""
@@ -112,7 +114,7 @@ def _error(row: tables.Job) -> JobError | None:
     return JobError(code=row.error_code, message=text, param=fine_tuning.param_of(row.error_code, message))
 
 
-def _estimated_finish(row: tables.Job) -> int | None:
+def _estimated_finish(row: tables.JobRow) -> int | None:
     if row.state != JobState.RUNNING or row.eta_seconds is None:
         return None
     return _seconds(datetime.now(UTC) + timedelta(seconds=row.eta_seconds))

@@ -5,17 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.api.http.validation import describe
 from app.api.openai.parameters import AbsentList, only, refuse
-from app.api.validation import describe
-from app.core import fine_tuning
-from app.core.specs import (
-    JobSpec,
-    LoraSpec,
-    MetadataKey,
-    MetadataValue,
-    QuantizationSpec,
-    TrainingSpec,
-)
+from app.core.jobs import fine_tuning
+from app.core.specs.job import JobSpec, LoraSpec, MetadataKey, MetadataValue, QuantizationSpec, TrainingSpec
 
 Auto = Literal["auto"]
 

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.loss_curve import LossPoint
-from app.core import tables
-from app.core.events import Checkpoint, Evaluation, Event, Level, Log, Metrics, StateChange, Warn
-from app.core.states import JobState
+from app.api.jobs.loss_curve import LossPoint
+from app.core.jobs.events import Checkpoint, Evaluation, Event, Level, Log, Metrics, StateChange, Warn
+from app.core.specs.states import JobState
+from app.core.storage import tables
 
 _LEVELS: dict[Level, Literal["info", "warn", "error"]] = {
     Level.INFO: "info",
@@ -76,7 +76,9 @@ class JobCheckpoint(BaseModel):
     metrics: CheckpointMetrics = Field(description="The losses there.")
 
     @classmethod
-    def from_row(cls, row: tables.Adapter, job: tables.Job, points: Sequence[LossPoint]) -> "JobCheckpoint":
+    def from_row(
+        cls, row: tables.AdapterRow, job: tables.JobRow, points: Sequence[LossPoint]
+    ) -> "JobCheckpoint":
         """The checkpoint, with its place in the job's loss curve."""
         step = job.step if row.step is None else row.step
         return cls(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
-from app.core.messages import MadeToken, TokenProbability
+from app.core.engine.messages import MadeToken, TokenProbability
 
 
 class TopLogprob(BaseModel):

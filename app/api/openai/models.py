@@ -7,13 +7,16 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from app.api.answers import Target, find_adapter, find_base_model
+from app.api.base_models import list_models as list_base_models
 from app.api.deps import MAX_PAGE, Services, ServicesDep
-from app.api.models import list_models as list_base_models
-from app.core import adapters, models, tables
-from app.core.errors import AdapterNotFound, InvalidRequest
+from app.api.generate.answers import Target, find_adapter, find_base_model
+from app.core.adapters import records as adapter_records
+from app.core.engine import base_models as models
+from app.core.errors import InvalidRequest
+from app.core.errors.adapters import AdapterNotFound
 from app.core.settings import Settings
-from app.core.specs import MODEL_NAME
+from app.core.specs.job import MODEL_NAME
+from app.core.storage import tables
 
 router = APIRouter(prefix="/models")
 
@@ -75,7 +78,7 @@ def delete_model(model: ModelName, services: ServicesDep) -> ModelDeleted:
     if any(found.id == model for found in _base_models(services)):
         raise InvalidRequest(f"{model!r} is a base model; only adapters can be deleted.", param="model")
     with services.database.transaction() as session:
-        artifact = adapters.delete(session, _get_adapter(session, model).id)
+        artifact = adapter_records.delete(session, _get_adapter(session, model).id)
     services.store.delete(artifact)
     return ModelDeleted(id=model)
 
@@ -104,7 +107,7 @@ def find_origin(session: Session, settings: Settings, model: str) -> tuple[str, 
     """
     if models.find_folder(model, settings.models_folder) is None:
         try:
-            adapter = adapters.get(session, model)
+            adapter = adapter_records.get(session, model)
             return adapter.base_model, adapter.id
         except AdapterNotFound:
             if not ("/" in model and _MODEL_NAME.fullmatch(model)):
@@ -118,22 +121,22 @@ def _base_models(services: Services) -> list[Model]:
     return [Model(id=model.name, created=0, owned_by=model.source) for model in found]
 
 
-def _all_adapters(session: Session) -> list[tables.Adapter]:
-    rows, cursor = adapters.find_page(session, after=None, limit=MAX_PAGE)
+def _all_adapters(session: Session) -> list[tables.AdapterRow]:
+    rows, cursor = adapter_records.find_page(session, after=None, limit=MAX_PAGE)
     while cursor is not None:
-        page, cursor = adapters.find_page(session, after=cursor, limit=MAX_PAGE)
+        page, cursor = adapter_records.find_page(session, after=cursor, limit=MAX_PAGE)
         rows += page
     return rows
 
 
-def _get_adapter(session: Session, id_or_name: str) -> tables.Adapter:
+def _get_adapter(session: Session, id_or_name: str) -> tables.AdapterRow:
     try:
-        return adapters.get(session, id_or_name)
+        return adapter_records.get(session, id_or_name)
     except AdapterNotFound:
         raise _not_found(id_or_name) from None
 
 
-def _adapter(row: tables.Adapter, taken: set[str]) -> Model:
+def _adapter(row: tables.AdapterRow, taken: set[str]) -> Model:
     """By its name; by its id where a base model has that name."""
     return Model(
         id=row.id if row.name in taken else row.name,

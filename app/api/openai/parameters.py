@@ -7,8 +7,8 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from app.core.engine.messages import MAX_LOGIT_BIAS, Sampling
 from app.core.errors import InvalidRequest
-from app.core.messages import MAX_LOGIT_BIAS, Sampling
 
 MAX_CHOICES = 128
 MAX_NEW_TOKENS = 32768

@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from app.core.database import Database
+from app.core.storage.database import Database
 from tests.api.openai.fine_tuning_jobs import upload
 from tests.factories import make_adapter
 from tests.fakes import FakeEngine

@@ -4,9 +4,10 @@ from typing import Any
 
 import openai
 
-from app.core import adapters, queue
-from app.core.database import Database
-from app.core.queue import Lease
+from app.core.adapters import records as adapter_records
+from app.core.jobs import queue
+from app.core.jobs.queue import Lease
+from app.core.storage.database import Database
 from tests.factories import CHAT_ROW, jsonl
 
 
@@ -29,11 +30,11 @@ def finish(database: Database, lease: Lease, *, checkpoints: tuple[int, ...] = (
     with database.transaction() as session:
         for step in (*checkpoints, None):
             make_ids = (
-                adapters.name_artifact(lease.job_id, lease.attempt)
+                adapter_records.name_artifact(lease.job_id, lease.attempt)
                 if step is None
-                else adapters.name_checkpoint_artifact(lease.job_id, step)
+                else adapter_records.name_checkpoint_artifact(lease.job_id, step)
             )
-            adapter = adapters.add(
+            adapter = adapter_records.add(
                 session,
                 make_ids[0],
                 spec=lease.spec,

@@ -8,8 +8,8 @@ import httpx
 import openai
 import pytest
 
-from app.api import answer_events, answers
-from app.core.messages import MadeToken, TokenDelta, TokenProbability
+from app.api.generate import answer_events, answers
+from app.core.engine.messages import MadeToken, TokenDelta, TokenProbability
 from tests.fakes import FINISHED, Act, FakeEngine
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]

@@ -5,7 +5,7 @@ from typing import Any
 import openai
 import pytest
 
-from app.core.messages import MadeToken, TokenDelta, TokenProbability
+from app.core.engine.messages import MadeToken, TokenDelta, TokenProbability
 from tests.fakes import FINISHED, FakeEngine
 
 

@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.openai import chat
-from app.core import keys
-from app.core.database import Database
-from app.core.messages import Failed, TokenDelta
+from app.core.engine.messages import Failed, TokenDelta
 from app.core.settings import Settings
+from app.core.storage import keys
+from app.core.storage.database import Database
 from app.main import create_app
 from tests.fakes import FINISHED, Act, FakeEngine
 

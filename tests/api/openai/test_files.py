@@ -10,12 +10,13 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
-from app.core import files, jobs, queue
-from app.core.artifacts import ArtifactStore
-from app.core.backup import write_backup
-from app.core.database import Database
-from app.core.events import Metrics
+from app.core.datasets import openai_files
+from app.core.jobs import queue, records as job_records
+from app.core.jobs.events import Metrics
 from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.backup import write_backup
+from app.core.storage.database import Database
 from tests.factories import CHAT_ROW, jsonl, make_dataset, make_job
 
 ROWS = jsonl([CHAT_ROW] * 12)
@@ -79,7 +80,7 @@ def test_files_for_anything_else_are_refused(openai_client: openai.OpenAI) -> No
 
 def test_pages_are_stable_while_files_are_added(openai_client: openai.OpenAI, database: Database) -> None:
     ids = [upload(openai_client, name=f"{number}.jsonl").id for number in range(4)]
-    ids.append(files.result_of(tables_job(database, succeed_job(database))))
+    ids.append(openai_files.result_of(tables_job(database, succeed_job(database))))
     seen = []
     for file in openai_client.files.list(limit=2):
         seen.append(file.id)
@@ -93,13 +94,13 @@ def test_pages_are_stable_while_files_are_added(openai_client: openai.OpenAI, da
 
 def tables_job(database: Database, job_id: str) -> Any:
     with database.snapshot() as session:
-        return jobs.get(session, job_id)
+        return job_records.get(session, job_id)
 
 
 def test_files_are_listed_by_purpose(openai_client: openai.OpenAI, database: Database) -> None:
     uploaded, job_id = upload(openai_client), succeed_job(database)
     results = list(openai_client.files.list(purpose="fine-tune-results"))
-    assert [file.id for file in results] == [files.result_of(tables_job(database, job_id))]
+    assert [file.id for file in results] == [openai_files.result_of(tables_job(database, job_id))]
     assert [file.id for file in openai_client.files.list(purpose="fine-tune")] == [uploaded.id]
     assert list(openai_client.files.list(purpose="batch")) == []
 
@@ -148,10 +149,10 @@ def test_a_file_expires_once_no_job_needs_it(openai_client: openai.OpenAI, datab
     later = datetime.now(UTC) + timedelta(hours=2)
     with database.transaction() as session:
         job_id = make_job(session, dataset=file.id).id
-        assert files.delete_expired(session) == []
-        assert files.delete_expired(session, now=later) == []
-        jobs.request_cancel(session, job_id)
-        assert files.delete_expired(session, now=later) == [f"datasets/{file.id}"]
+        assert openai_files.delete_expired(session) == []
+        assert openai_files.delete_expired(session, now=later) == []
+        job_records.request_cancel(session, job_id)
+        assert openai_files.delete_expired(session, now=later) == [f"datasets/{file.id}"]
     with pytest.raises(openai.NotFoundError):
         openai_client.files.retrieve(file.id)
 

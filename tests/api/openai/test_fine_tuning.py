@@ -6,8 +6,8 @@ import httpx
 import openai
 import pytest
 
-from app.core import jobs
-from app.core.database import Database
+from app.core.jobs import records as job_records
+from app.core.storage.database import Database
 from tests.api.openai.fine_tuning_jobs import claim, create, finish, supervised, upload
 from tests.factories import make_job
 from tests.fakes import FakeEngine
@@ -143,7 +143,7 @@ def test_the_file_of_a_paused_job_is_kept(
         openai_client.files.delete(file_id)
     assert caught.value.code == "file_in_use"
     with database.transaction() as session:
-        jobs.request_cancel(session, job.id)
+        job_records.request_cancel(session, job.id)
     assert openai_client.files.delete(file_id).deleted
 
 

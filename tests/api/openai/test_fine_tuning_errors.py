@@ -9,9 +9,10 @@ import openai
 import pytest
 from pydantic import SecretStr
 
-from app.core import deliveries, jobs, queue
-from app.core.database import Database
+from app.core.jobs import queue, records as job_records
 from app.core.settings import Settings
+from app.core.storage.database import Database
+from app.core.webhooks import deliveries
 from app.main import create_app
 from tests.api.openai.fine_tuning_jobs import create, supervised, upload
 from tests.factories import CHAT_ROW, jsonl, make_webhook
@@ -118,7 +119,7 @@ def test_a_full_queue_is_a_rate_limit_that_says_when_to_come_back(settings: Sett
 def test_a_defect_of_the_server_is_an_error_of_the_server(
     openai_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "find_page", None)
+    monkeypatch.setattr(job_records, "find_page", None)
     with pytest.raises(openai.InternalServerError) as caught:
         openai_client.fine_tuning.jobs.list()
     assert caught.value.request_id in str(caught.value)

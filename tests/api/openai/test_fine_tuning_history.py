@@ -4,10 +4,10 @@ import httpx
 import openai
 import pytest
 
-from app.core import queue
-from app.core.database import Database
-from app.core.events import Checkpoint, Evaluation, Log, Metrics, Warn
-from app.core.queue import Failure
+from app.core.jobs import queue
+from app.core.jobs.events import Checkpoint, Evaluation, Log, Metrics, Warn
+from app.core.storage.database import Database
+from app.core.work.failures import Failure
 from tests.api.openai.fine_tuning_jobs import claim, create, finish
 from tests.factories import make_adapter, make_job
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from app.core.database import Database
-from app.core.messages import BaseModelRef, EngineState
+from app.core.engine.messages import BaseModelRef, EngineState
 from app.core.settings import Settings
-from app.core.specs import QuantizationSpec
+from app.core.specs.job import QuantizationSpec
+from app.core.storage.database import Database
 from tests.factories import make_adapter, make_job
 from tests.fakes import FakeEngine
 

@@ -10,19 +10,19 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from app.core import exports
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
-from app.core.export_specs import GgufType, export_spec_adapter
-from app.core.specs import QuantizationSpec
+from app.core.exports import records as export_records
+from app.core.specs.export import GgufType, export_spec_adapter
+from app.core.specs.job import QuantizationSpec
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
 from tests.factories import make_adapter as make_adapter_row
 from tests.tiny_model import NAME
-from worker import base_model
 from worker.exports.checkpoint import Checkpoint
-from worker.exports.gguf_families import Layout
-from worker.exports.gguf_file import write_gguf
+from worker.exports.gguf.families import Layout
+from worker.exports.gguf.file import write_gguf
 from worker.exports.merge import read_shape
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
+from worker.models import base_model
 
 MakeAdapter = Callable[..., Path]
 PROMPTS = [[0, 5, 9, 40, 77, 130], [0, 200, 31, 8], [0, 12, 13, 14, 15, 16, 17, 18]]
@@ -87,7 +87,7 @@ def submit(database: Database, store: ArtifactStore, base: Path, tmp_path: Path)
     def submit_export(*, format: str = "merged", **spec: Any) -> str:
         wanted = export_spec_adapter.validate_python({"format": format, **spec})
         with database.transaction() as session:
-            return exports.submit(session, adapter, wanted, max_waiting=10).id
+            return export_records.submit(session, adapter, wanted, max_waiting=10).id
 
     return submit_export
 

@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from app.core.export_specs import export_spec_adapter
-from app.core.specs import QuantizationSpec
+from app.core.specs.export import export_spec_adapter
+from app.core.specs.job import QuantizationSpec
 from tests.worker.exports import families
 from tests.worker.exports.conftest import MakeAdapter
 from worker.exports.reports import Exported, ExportFailed, ExportRequest

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.core.states import ExportPhase
+from app.core.specs.states import ExportPhase
 from tests.small_disk import FILLER, fill, make_room, mounted
 from tests.worker.exports.conftest import MakeAdapter, failed, succeeded
 from worker.exports.reports import Exporting, ExportRequest

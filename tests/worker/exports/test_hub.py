@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from app.core.errors import HubRefused, HubRepositoryExists, HubUnreachable
-from tests.writable_hub import NARROW, READER, WRITER, WritableHub
+from app.core.errors.base_models import HubUnreachable
+from app.core.errors.exports import HubRefused, HubRepositoryExists
+from tests.servers.writable_hub import NARROW, READER, WRITER, WritableHub
 from worker.exports import hub
 from worker.exports.hub import Push
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.core import exports, tables
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
-from app.core.export_queue import ExportLease
+from app.core.exports import records as export_records
+from app.core.exports.queue import ExportLease
 from app.core.settings import Settings
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
 from tests.children import find_children
-from tests.writable_hub import READER, SIGNATURE, WRITER, WritableHub
-from worker.export_runner import EXPORTING_MODULE, ExportRunner
+from tests.servers.writable_hub import READER, SIGNATURE, WRITER, WritableHub
+from worker.runners.exports import EXPORTING_MODULE, ExportRunner
 
 REPOSITORY = "me/helper"
 
@@ -57,12 +58,12 @@ def claimed(runner: ExportRunner) -> ExportLease:
     return lease
 
 
-def row_of(database: Database, export_id: str) -> tables.Export:
+def row_of(database: Database, export_id: str) -> tables.ExportRow:
     with database.snapshot() as session:
-        return exports.get(session, export_id)
+        return export_records.get(session, export_id)
 
 
-def code_of(row: tables.Export) -> str | None:
+def code_of(row: tables.ExportRow) -> str | None:
     return row.error["code"] if row.error else None
 
 
@@ -136,7 +137,7 @@ def test_a_push_that_is_cancelled_leaves_no_repository(
     running = run_until_upload(runner, the_hub)
 
     with database.transaction() as session:
-        exports.cancel(session, export_id)
+        export_records.cancel(session, export_id)
     end(running)
 
     assert row_of(database, export_id).state == "cancelled"

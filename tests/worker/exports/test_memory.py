@@ -9,14 +9,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from app.core.specs import QuantizationSpec
+from app.core.specs.job import QuantizationSpec
 from tests.worker.exports.conftest import save_adapter
-from worker import base_model
-from worker.device import find_device
 from worker.exports.adapter_weights import read_adapter
 from worker.exports.checkpoint import Checkpoint
 from worker.exports.merge import Merger, merge, read_shape
 from worker.exports.pytorch_bin import write_bin
+from worker.models import base_model
+from worker.models.device import find_device
 
 LAYERS = 12
 SHARD_BYTES = 8_000_000

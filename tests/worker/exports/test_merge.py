@@ -8,17 +8,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from app.core.errors import BaseModelChanged, ExportUnsupported
-from app.core.export_results import Agreement, Threshold
-from app.core.specs import QuantizationSpec
+from app.core.errors.base_models import BaseModelChanged
+from app.core.errors.exports import ExportUnsupported
+from app.core.exports.results import Agreement, Threshold
+from app.core.specs.job import QuantizationSpec
 from tests.worker.exports.conftest import PROMPTS, MakeAdapter
-from worker import base_model
-from worker.device import find_device
-from worker.exports import proof
+from worker.exports import verification
 from worker.exports.adapter_weights import read_adapter
 from worker.exports.checkpoint import Checkpoint
 from worker.exports.merge import Merger, merge, read_shape
 from worker.exports.model_files import write_surroundings
+from worker.models import base_model
+from worker.models.device import find_device
 
 ANY = Threshold(max_mean_kl=1.0, min_greedy_match=0.0, must_keep_adapter=False)
 UNQUANTIZED = QuantizationSpec(load_in_4bit=False)
@@ -35,9 +36,9 @@ def merge_into(folder: Path, base: Path, adapter: Path, *, in_4bit: bool = False
 
 
 def agree(folder: Path, base: Path, adapter: Path, quantization: QuantizationSpec = UNQUANTIZED) -> Agreement:
-    live = proof.observe(base, adapter, quantization, PROMPTS, elements=1)
-    return proof.compare(
-        live, lambda dtype: proof.load_safetensors(folder, dtype), ANY, loaded_with="transformers"
+    live = verification.observe(base, adapter, quantization, PROMPTS, elements=1)
+    return verification.compare(
+        live, lambda dtype: verification.load_safetensors(folder, dtype), ANY, loaded_with="transformers"
     )
 
 

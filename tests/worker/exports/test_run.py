@@ -13,15 +13,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from app.core.export_specs import export_spec_adapter
-from app.core.specs import QuantizationSpec
+from app.core.specs.export import export_spec_adapter
+from app.core.specs.job import QuantizationSpec
 from tests.worker.exports.conftest import MakeAdapter, failed, succeeded
-from worker import base_model
-from worker.device import find_device
-from worker.exports import disk, making, proof
+from worker.exports import disk, formats as making, verification
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
 from worker.exports.run import run
-from worker.fingerprint import take_fingerprint
+from worker.models import base_model
+from worker.models.device import find_device
+from worker.models.fingerprint import take_fingerprint
 
 Export = Callable[..., Exported | ExportFailed]
 
@@ -83,7 +83,7 @@ def test_a_lora_file_says_which_base_it_was_compared_on_and_can_bring_it(export:
     assert [file.name for file in ended.files] == ["helper-base.gguf", "helper-lora-f16.gguf"]
     assert "trained on 4-bit base weights" in ended.notes[0]
     config = AutoConfig.from_pretrained(ended.folder, gguf_file="helper-base.gguf")
-    brought = proof.load_gguf(ended.folder / "helper-base.gguf", config, torch.float32)
+    brought = verification.load_gguf(ended.folder / "helper-base.gguf", config, torch.float32)
     served = base_model.load_for_serving(base, QuantizationSpec(), find_device())
     found, expected = (one.model.layers[1].mlp.down_proj.weight for one in (brought, served))
     torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-4)
@@ -106,8 +106,8 @@ def test_files_that_answer_otherwise_are_not_handed_out(
         save_file({name: tensor.flip(0) for name, tensor in load_file(path).items()}, path, {"format": "pt"})
         return load(folder, dtype)
 
-    load = proof.load_safetensors
-    monkeypatch.setattr(proof, "load_safetensors", damage)
+    load = verification.load_safetensors
+    monkeypatch.setattr(verification, "load_safetensors", damage)
 
     ended = failed(run(make_request(make_adapter(), format="merged"), lambda report: None))
 
@@ -123,7 +123,7 @@ def test_a_merge_that_lost_the_adapter_is_a_mismatch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        proof,
+        verification,
         "load_safetensors",
         lambda folder, dtype: AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval(),
     )
@@ -252,10 +252,10 @@ def test_too_little_disk_is_told_before_anything_is_written(
 
 
 def test_too_little_memory_for_the_proof_is_told() -> None:
-    assert proof.choose_dtype(1000, 10_000) is torch.float32
-    assert proof.choose_dtype(1000, 3000) is torch.bfloat16
-    with pytest.raises(proof.NoMemoryForProof, match="memory"):
-        proof.choose_dtype(1000, 1000)
+    assert verification.choose_dtype(1000, 10_000) is torch.float32
+    assert verification.choose_dtype(1000, 3000) is torch.bfloat16
+    with pytest.raises(verification.NoMemoryForProof, match="memory"):
+        verification.choose_dtype(1000, 1000)
 
 
 @pytest.mark.parametrize("name", ["ft:owner/model:tunesmith::x1", "../../etc", "bot"])

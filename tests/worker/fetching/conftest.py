@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from app.core import fetches, tables
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
-from app.core.dataset_inspection import OnProblem
-from app.core.fetches import HubSource
+from app.core.datasets import fetches
+from app.core.datasets.fetches import HubSource
+from app.core.datasets.inspection import OnProblem
 from app.core.settings import Settings
-from tests.hub import FakeHub
-from worker.fetch_runner import FetchRunner
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
+from tests.servers.hub import FakeHub
+from worker.runners.fetches import FetchRunner
 
-Fetch = Callable[..., tables.Dataset]
+Fetch = Callable[..., tables.DatasetRow]
 
 
 @pytest.fixture
@@ -59,13 +60,13 @@ def submit(database: Database) -> Callable[..., str]:
 def fetch(database: Database, runner: FetchRunner, submit: Callable[..., str]) -> Fetch:
     """Names a dataset, fetches it, and answers its row."""
 
-    def fetch_to_the_end(**source: Any) -> tables.Dataset:
+    def fetch_to_the_end(**source: Any) -> tables.DatasetRow:
         dataset_id = submit(**source)
         lease = runner.claim()
         assert lease is not None
         runner.run(lease)
         with database.snapshot() as session:
-            dataset = session.get(tables.Dataset, dataset_id)
+            dataset = session.get(tables.DatasetRow, dataset_id)
         assert dataset is not None
         return dataset
 

@@ -6,13 +6,13 @@ from typing import Any
 import datasets
 import pytest
 
-from app.core import dataset_records
-from app.core.artifacts import ArtifactStore
-from app.core.dataset_inspection import OnProblem
-from app.core.datasets import Completion, Conversation
+from app.core.datasets import records as dataset_records
+from app.core.datasets.inspection import OnProblem
+from app.core.datasets.rows import Completion, Conversation
 from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
 from tests.factories import CHAT_ROW, jsonl
-from tests.hub import TOKEN, FakeHub, parquet
+from tests.servers.hub import TOKEN, FakeHub, parquet
 from tests.worker.fetching.conftest import Fetch
 
 TWO_CONFIGS = b"""---

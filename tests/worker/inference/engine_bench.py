@@ -3,8 +3,8 @@
 import threading
 
 from tests.worker.inference.fakes import FakeRunner, Mailbox, make_sequence
+from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine, Options
-from worker.inference.scheduler import Scheduler
 
 
 class Bench:

@@ -3,10 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from app.core.messages import BaseModelRef, Failed, Finished, Reply, Sampling, TokenDelta
-from app.core.specs import QuantizationSpec
-from worker.inference.lane import Capacity, Move, Prefill
-from worker.inference.sequence import LoadedAdapter, Made, Prompt, Sequence
+from app.core.engine.messages import BaseModelRef, Failed, Finished, Reply, Sampling, TokenDelta
+from app.core.specs.job import QuantizationSpec
+from worker.inference.batching.model_batch import Capacity, Move, Prefill
+from worker.inference.batching.sequence import LoadedAdapter, Made, Prompt, Sequence
 
 END = 0
 

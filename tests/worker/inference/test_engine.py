@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from app.core.errors import InvalidRequest, OutOfMemory
-from app.core.messages import Failed, Finished
+from app.core.engine.messages import Failed, Finished
+from app.core.errors import InvalidRequest
+from app.core.errors.jobs import OutOfMemory
 from tests.worker.inference.engine_bench import Bench
 from tests.worker.inference.fakes import END, FakeRunner, make_capacity, make_sequence
-from worker.inference.batch import RunnerBroken
-from worker.inference.sequence import Sequence
+from worker.inference.batching.batch import RunnerBroken
+from worker.inference.batching.sequence import Sequence
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import threading
 
 import pytest
 
-from app.core.errors import InvalidRequest, OutOfMemory
-from app.core.messages import Finished
+from app.core.engine.messages import Finished
+from app.core.errors import InvalidRequest
+from app.core.errors.jobs import OutOfMemory
 from tests.worker.inference.engine_bench import Bench
 from tests.worker.inference.fakes import FakeRunner, make_base, make_capacity, make_sequence
+from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine
-from worker.inference.scheduler import Scheduler
 
 
 @pytest.fixture

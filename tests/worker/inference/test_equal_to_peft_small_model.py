@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.worker.inference.conftest import peft_warnings_ignored, save_adapter
 from tests.worker.inference.test_equal_to_peft import BASE, Request, generate, play, vary
-from worker.base_model import load_for_serving
-from worker.demo_model import NAME
-from worker.device import find_device
-from worker.inference.adapters import Adapter, read_adapter
-from worker.inference.model_runner import ModelRunner
+from worker.inference.adapters.cache import Adapter, read_adapter
+from worker.inference.model.runner import ModelRunner
+from worker.models.base_model import load_for_serving
+from worker.models.demo_model import NAME
+from worker.models.device import find_device
 
 ROOT = Path(__file__).parents[3]
 ADAPTERS: dict[str, dict[str, object]] = {
@@ -33,7 +33,9 @@ pytestmark = pytest.mark.slow
 def model_folder() -> Path:
     """The model of `make demo`."""
     models = ROOT / "data" / "models"
-    subprocess.run([sys.executable, "-m", "worker.demo_model", "--models-dir", str(models)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "worker.models.demo_model", "--models-dir", str(models)], check=True
+    )
     return models / NAME
 
 

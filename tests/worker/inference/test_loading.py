@@ -4,20 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from app.core.errors import OutOfMemory
-from app.core.messages import BaseModelRef
+from app.core.engine.messages import BaseModelRef
+from app.core.errors.jobs import OutOfMemory
 from app.core.settings import EngineWeights
-from app.core.specs import QuantizationSpec
+from app.core.specs.job import QuantizationSpec
 from tests.worker.inference.fakes import Mailbox
-from tests.worker.inference.test_equal_to_peft import Request as Asked
-from tests.worker.inference.test_equal_to_peft import as_sequence
-from worker.device import Device, find_device
+from tests.worker.inference.test_equal_to_peft import Request as Asked, as_sequence
 from worker.inference import loading
-from worker.inference.adapters import read_adapter
+from worker.inference.adapters.cache import read_adapter
+from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine
 from worker.inference.loading import keeps_packed, load_runner
-from worker.inference.scheduler import Scheduler
-from worker.reports import EngineRequest
+from worker.models.device import Device, find_device
+from worker.processes.reports import EngineRequest
 
 PACKED = QuantizationSpec()
 WHOLE = QuantizationSpec(load_in_4bit=False)
@@ -69,7 +68,7 @@ def test_a_base_model_larger_than_the_memory_is_refused_before_it_is_read(models
 
 def test_settings_reach_the_runner_and_lanes_share_the_cache(models_folder, monkeypatch):
     monkeypatch.setattr(loading, "free_memory_bytes", lambda _: 10**9)
-    monkeypatch.setattr("worker.inference.model_runner.free_memory_bytes", lambda _: 2 * 10**6)
+    monkeypatch.setattr("worker.inference.model.runner.free_memory_bytes", lambda _: 2 * 10**6)
     reference = BaseModelRef(name="tiny-llama", quantization=WHOLE)
     pages = []
     for lanes in (1, 2):

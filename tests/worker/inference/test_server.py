@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.core.messages import (
+from app.core.engine.messages import (
     AdapterRef,
     BaseModelRef,
     ChatMessage,
@@ -24,9 +24,9 @@ from app.core.messages import (
     TokenDelta,
     reply_adapter,
 )
-from app.core.specs import QuantizationSpec
-from worker.child_process import ChildProcess
-from worker.reports import EngineRequest, Listening
+from app.core.specs.job import QuantizationSpec
+from worker.processes.child_process import ChildProcess
+from worker.processes.reports import EngineRequest, Listening
 
 TOKEN = "secret"
 BASE = BaseModelRef(name="tiny-llama", quantization=QuantizationSpec(load_in_4bit=False))

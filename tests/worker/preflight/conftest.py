@@ -7,15 +7,15 @@ from typing import Any
 import httpx
 import pytest
 
-from app.core.datasets import Conversation, Message, Row, write_row
-from app.core.preflight import DatasetRef, PreflightRequest
+from app.core.datasets.rows import Conversation, Message, Row, write_row
+from app.core.engine.preflight import DatasetRef, PreflightRequest
 from app.core.settings import TrainingPath
 from tests.factories import make_spec
 from tests.tiny_model import NAME
-from worker.child_process import ChildProcess
-from worker.device import Device, find_device
+from worker.models.device import Device, find_device
 from worker.preflight.place import Place
-from worker.reports import EngineRequest, Listening
+from worker.processes.child_process import ChildProcess
+from worker.processes.reports import EngineRequest, Listening
 
 TOKEN = "secret"
 GPU = Device(kind="cuda", name="A100", memory_bytes=80 << 30, supports_bf16=True, torch_version="2.11.0")

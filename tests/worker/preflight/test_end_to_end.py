@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.core import workers
-from app.core.database import Database
+from app.core.engine import workers
+from app.core.engine.workers import WorkerReport
 from app.core.settings import Settings
-from app.core.workers import WorkerReport
+from app.core.storage.database import Database
 from app.main import create_app
 from tests.factories import CHAT_ROW, jsonl
 from tests.tiny_model import NAME

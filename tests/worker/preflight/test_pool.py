@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core.errors import EngineFailed, QueueFull
+from app.core.errors import QueueFull
+from app.core.errors.engine import EngineFailed
 from worker.preflight import pool
 from worker.preflight.pool import SideProcess
 

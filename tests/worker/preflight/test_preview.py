@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets import Completion, Conversation, Message, PlainText, Row
-from app.core.preflight import Preview, PreviewRequest
+from app.core.datasets.rows import Completion, Conversation, Message, PlainText, Row
+from app.core.engine.preflight import Preview, PreviewRequest
 from tests.tiny_model import NAME
 from tests.worker.preflight.conftest import Store, chat, make_rows
-from worker import base_model
-from worker.formatting import IGNORED, format_rows
+from worker.models import base_model
 from worker.preflight.place import Place
 from worker.preflight.preview import run_preview
 from worker.preflight.token_text import token_texts
+from worker.templates.token_rows import IGNORED, format_rows
 
 ROWS: list[Row] = [
     chat("How do I cancel a job?"),

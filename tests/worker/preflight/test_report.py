@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
-from app.core.datasets import Completion, PlainText, Row
-from app.core.errors import BadTarget, DatasetNotFound, InvalidRequest, NothingToLearn
-from app.core.preflight import Preflight, PreflightRequest
+from app.core.datasets.rows import Completion, PlainText, Row
+from app.core.engine.preflight import Preflight, PreflightRequest
+from app.core.errors import InvalidRequest
+from app.core.errors.datasets import DatasetNotFound
+from app.core.errors.jobs import BadTarget, NothingToLearn
 from app.core.settings import TrainingPath
 from tests.worker.preflight.conftest import GPU, Ask, Store, chat, make_rows
 from worker.preflight import place as places
 from worker.preflight.place import Place
 from worker.preflight.report import run_preflight
-from worker.reports import Advanced, TrainingRequest
+from worker.processes.reports import Advanced, TrainingRequest
 from worker.training.run import run
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.core.datasets import Completion, Row, write_row
-from app.core.messages import Failed
-from app.core.preflight import DatasetRef, Preflight, PreflightRequest, Preview, PreviewRequest, Room
+from app.core.datasets.rows import Completion, Row, write_row
+from app.core.engine.messages import Failed
+from app.core.engine.preflight import DatasetRef, Preflight, PreflightRequest, Preview, PreviewRequest, Room
 from tests.factories import make_spec
 from tests.tiny_model import NAME
 from tests.worker.preflight.conftest import RunningEngine, make_rows

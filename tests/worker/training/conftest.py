@@ -9,13 +9,13 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from app.core.dataset_inspection import inspect
-from app.core.dataset_limits import Limits
-from app.core.events import Evaluation, Metrics
+from app.core.datasets.inspection import inspect
+from app.core.datasets.limits import Limits
+from app.core.jobs.events import Evaluation, Metrics
 from tests.factories import jsonl, make_spec
 from tests.tiny_model import NAME
-from worker.child_process import ChildProcess
-from worker.reports import Ended, Happened, Report, TrainingRequest, report_adapter
+from worker.processes.child_process import ChildProcess
+from worker.processes.reports import Ended, Happened, Report, TrainingRequest, report_adapter
 from worker.training.run import run
 
 TOPICS = ["cancel a job", "read its events", "send a dataset", "see the adapter", "post to the jobs endpoint"]

@@ -9,12 +9,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from app.core.events import Log, Warn
+from app.core.jobs.events import Log, Warn
 from tests.tiny_model import NAME
 from tests.worker.training.conftest import MakeRequest, run_here
-from worker.inference.adapters import read_adapter
+from worker.inference.adapters.cache import read_adapter
 from worker.inference.failures import AdapterUnsupported
-from worker.reports import Advanced, Outcome
+from worker.processes.reports import Advanced, Outcome
 
 SHORT: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-2, "save_steps": 1}
 SERVED: list[dict[str, Any]] = [{"use_rslora": True}, {"target_modules": "all-linear", "use_rslora": True}]

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from app.core.events import Evaluation, Metrics, Warn
+from app.core.jobs.events import Evaluation, Metrics, Warn
 from tests.tiny_model import CONTEXT_LENGTH
 from tests.worker.training.conftest import MakeRequest, Reports, make_rows, run_here
-from worker.reports import Outcome
+from worker.processes.reports import Outcome
 
 SHORT: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-2, "logging_steps": 1}
 

@@ -8,12 +8,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from app.core.errors import InvalidRequest
-from app.core.specs import QuantizationSpec
+from app.core.specs.job import QuantizationSpec
 from tests.factories import make_spec
 from tests.tiny_model import NAME
-from worker.base_model import load_model
-from worker.device import find_device
-from worker.formatting import IGNORED, TokenRow
+from worker.models.base_model import load_model
+from worker.models.device import find_device
+from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter
 from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, EpochSampler, count_tokens, make_dataset

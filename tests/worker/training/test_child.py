@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.core.events import Checkpoint, Metrics
+from app.core.jobs.events import Checkpoint, Metrics
 from tests.worker.training.conftest import Child, MakeRequest, following, run_here
-from worker.reports import Advanced, Happened, Outcome, TrainingRequest
+from worker.processes.reports import Advanced, Happened, Outcome, TrainingRequest
 
 StartChild = Callable[[TrainingRequest], Child]
 # Slow enough for a signal to arrive in mid-training, quick enough for a test.

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from app.core.errors import InvalidRequest
-from app.core.specs import LoraSpec, QuantizationSpec, TrainingSpec
+from app.core.specs.job import LoraSpec, QuantizationSpec, TrainingSpec
 from tests.factories import make_spec
-from worker.base_model import quantization_config
-from worker.choices import check_modules_to_save, max_seq_length, mixed_precision
-from worker.device import Device
-from worker.lora import lora_config
+from worker.models.base_model import quantization_config
+from worker.models.device import Device
+from worker.models.lora import lora_config
+from worker.planning.automatic_settings import check_modules_to_save, max_seq_length, mixed_precision
 from worker.training.config import CHECKPOINTING, trainer_config
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.11.0")

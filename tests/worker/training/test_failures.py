@@ -5,9 +5,9 @@ import errno
 import pytest
 import torch
 
-from app.core.errors import BadTarget
-from worker.redaction import redact
-from worker.reports import Ended, Outcome
+from app.core.errors.jobs import BadTarget
+from worker.processes.redaction import redact
+from worker.processes.reports import Ended, Outcome
 from worker.training.failures import explain
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from trl.trainer import utils as trl_utils
 
-from app.core.events import Metrics
+from app.core.jobs.events import Metrics
 from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, run_here
-from worker.reports import TrainingRequest
+from worker.processes.reports import TrainingRequest
 from worker.training.loss import score_learned_tokens_only
 
 TRAINING = {"max_steps": 3, "logging_steps": 1, "learning_rate": 1e-2, "assistant_only_loss": True}

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from trl import SFTTrainer
 
-from app.core.events import Evaluation, Log, Metrics, Warn
+from app.core.jobs.events import Evaluation, Log, Metrics, Warn
 from tests.worker.training.conftest import MakeRequest, Reports, following, make_rows, run_here
-from worker.reports import Advanced, Outcome, TrainingRequest
+from worker.processes.reports import Advanced, Outcome, TrainingRequest
 from worker.training import memory
-from worker.training.counters import Counters
+from worker.training.progress.counters import Counters
 from worker.training.trainer import AdapterTrainer
 
 TRAINING: dict[str, Any] = {

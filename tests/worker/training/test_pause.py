@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 
-from app.core import adapters, events, jobs
-from app.core.artifacts import ArtifactStore
-from app.core.database import Database
-from app.core.events import Event, Metrics
+from app.core.adapters import records as adapter_records
+from app.core.jobs import events, records as job_records
+from app.core.jobs.events import Event, Metrics
 from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
 from tests.factories import make_dataset, make_job
 from tests.tiny_model import NAME
-from tests.worker.job_runs import FreeDevice, claim, job_of
-from tests.worker.test_job_runner import running, wait_for_step
+from tests.worker.runners.job_runs import FreeDevice, claim, job_of
+from tests.worker.runners.test_jobs import running, wait_for_step
 from tests.worker.training.conftest import make_rows
-from worker.job_runner import JobRunner
-from worker.standby import Standby
+from worker.processes.prewarmed import Standby
+from worker.runners.jobs import JobRunner
 
 # Enough to be paused in the middle of, also where the worker is slow to hear of it.
 STEPS = 200
@@ -46,7 +47,7 @@ def points(database: Database, job_id: str) -> list[dict[str, Any]]:
 
 def weights(database: Database, store: ArtifactStore, job_id: str) -> bytes:
     with database.snapshot() as session:
-        adapter = adapters.get(session, job_id)
+        adapter = adapter_records.get(session, job_id)
     with store.open(f"{adapter.artifact}/adapter_model.safetensors") as file:
         return file.read()
 
@@ -62,13 +63,13 @@ def test_a_paused_and_resumed_job_has_the_curve_and_weights_of_an_undisturbed_on
     with running(runner, lease):
         wait_for_step(database, lease)
         with database.transaction() as session:
-            jobs.request_pause(session, lease.job_id)
+            job_records.request_pause(session, lease.job_id)
     paused = job_of(database, lease)
     assert paused.state == "paused"
     assert 0 < paused.step < STEPS
 
     with database.transaction() as session:
-        jobs.resume(session, disturbed)
+        job_records.resume(session, disturbed)
     runner.run(claim(database))
 
     assert [point["step"] for point in points(database, disturbed)] == list(range(1, STEPS + 1))

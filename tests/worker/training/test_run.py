@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.core.events import Checkpoint, Evaluation, Metrics, Warn
-from app.core.states import Phase
+from app.core.jobs.events import Checkpoint, Evaluation, Metrics, Warn
+from app.core.specs.states import Phase
 from tests.tiny_model import NAME
 from tests.worker.training.conftest import MakeRequest, Reports, following, make_rows, run_here
-from worker.fingerprint import take_fingerprint
-from worker.reports import Advanced, Outcome, TrainingRequest
+from worker.models.fingerprint import take_fingerprint
+from worker.processes.reports import Advanced, Outcome, TrainingRequest
 from worker.training.trainer import AdapterTrainer
 
 SHORT: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-2}

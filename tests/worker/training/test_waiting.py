@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.worker.training.conftest import MakeRequest, Reports, run_here
-from worker.child_process import ChildProcess
-from worker.reports import Outcome, Waiting, report_adapter
-from worker.standby import TRAINING_MODULE
+from worker.processes.child_process import ChildProcess
+from worker.processes.prewarmed import TRAINING_MODULE
+from worker.processes.reports import Outcome, Waiting, report_adapter
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Routes of adapters and of their imports."""

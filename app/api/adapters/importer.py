@@ -1,0 +1,151 @@
+"""Proves imported adapters for as long as the API lives: each has to answer, through the engine that serves.
+
+The engine reads the files as it will for every request, refuses what it can't apply, and says how likely it
+finds the next tokens with the adapter and without. So the proof needs no copy of the base model, and it takes
+its turn like any other request. Several API processes may prove the same one; the first to finish wins.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from anyio import to_thread
+
+from app.api.generate.answers import Answers, Target, collect
+from app.api.generate.engine_client import EngineClient, find_engine
+from app.api.http.errors import EngineRefusal
+from app.core.adapters import imports as adapter_imports
+from app.core.engine.messages import ChatMessage, Failed, GenerateRequest, MadeToken, Sampling
+from app.core.errors import TunesmithError, Unavailable
+from app.core.errors.engine import EngineFailed
+from app.core.errors.jobs import AdapterInert
+from app.core.settings import Settings
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
+
+_POLL_SECONDS = 2.0
+_MESSAGES = [ChatMessage(role="user", content="How do I list the files of a folder?")]
+_SAMPLING = Sampling(max_new_tokens=8, temperature=0, logprobs=20)
+_FINAL = ("invalid", "not_found")
+_LONGEST_WAIT_SECONDS = 60.0
+_log = logging.getLogger(__name__)
+
+
+class Importer:
+    """The loop, and one proof. `wake` may be called from any thread."""
+
+    def __init__(
+        self, database: Database, settings: Settings, store: ArtifactStore, engines: EngineClient
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._store = store
+        self._engines = engines
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
+        self._waits: dict[str, tuple[float, float]] = {}  # when it is due again, and how long it waited
+
+    def wake(self) -> None:
+        """There is something to prove."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def run(self) -> None:
+        """Prove until cancelled. What waits for an engine is tried again and again."""
+        self._loop = asyncio.get_running_loop()
+        while True:
+            try:
+                for adapter_id in await to_thread.run_sync(self._find_unproved):
+                    await self._prove_in_turn(adapter_id)
+            except Exception:
+                # The boundary of the loop: one that fails must not be the last.
+                _log.exception("Imported adapters can't be proved now")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._woken.wait()
+            self._woken.clear()
+
+    async def _prove_in_turn(self, adapter_id: str) -> None:
+        """One that could not be proved before has to wait, longer each time."""
+        now = time.monotonic()
+        due_at, wait_seconds = self._waits.get(adapter_id, (now, _POLL_SECONDS / 2))
+        if due_at <= now:
+            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+            self._waits[adapter_id] = (now + wait_seconds, wait_seconds)
+            await self.prove(adapter_id)
+
+    async def prove(self, adapter_id: str) -> None:
+        """Ask the engine, and write down what came of it."""
+        try:
+            target = await to_thread.run_sync(self._find_target, adapter_id)
+            if target is None:
+                return  # deleted, or proved by another process
+            await self._compare(target)
+        except EngineRefusal as refusal:
+            kind = refusal.failed.kind
+            await to_thread.run_sync(
+                self._refuse, adapter_id, refusal.failed, kind in _FINAL, kind == "internal"
+            )
+        except EngineFailed as error:
+            await to_thread.run_sync(self._refuse, adapter_id, error, False, True)
+        except Unavailable as error:
+            await to_thread.run_sync(self._refuse, adapter_id, error, False, False)
+        except TunesmithError as error:
+            await to_thread.run_sync(self._refuse, adapter_id, error, True, False)
+        else:
+            await to_thread.run_sync(self._finish, adapter_id)
+
+    async def _compare(self, target: Target) -> None:
+        """Raise AdapterInert where the engine says the same with the adapter and without."""
+        plain = GenerateRequest(base_model=target.base_model, messages=_MESSAGES, sampling=_SAMPLING)
+        adapted = plain.model_copy(update={"adapter": target.adapter})
+        # One after the other: a refusal is the adapter's own, or else its base model's.
+        said = [await self._ask(target, request) for request in (adapted, plain)]
+        if said[0] == said[1]:
+            raise AdapterInert(
+                "The adapter does not change what the model says.", hint="Was it trained on this base model?"
+            )
+
+    async def _ask(self, target: Target, request: GenerateRequest) -> list[MadeToken]:
+        answers = Answers(self._engines, target.engine, [request])
+        try:
+            (answer,) = await collect(answers)
+        finally:
+            await answers.close()
+        return answer.tokens or []
+
+    def _find_unproved(self) -> list[str]:
+        with self._database.snapshot() as session:
+            return adapter_imports.find_unproved(session)
+
+    def _find_target(self, adapter_id: str) -> Target | None:
+        with self._database.snapshot() as session:
+            row = session.get(tables.AdapterImportRow, adapter_id)
+            if row is None:
+                return None
+            base_model, adapter = adapter_imports.references(row)
+            engine = find_engine(session, self._settings, base_model=base_model.name)
+            return Target(engine, base_model, adapter)
+
+    def _refuse(
+        self, adapter_id: str, error: TunesmithError | Failed, is_final: bool, is_suspect: bool
+    ) -> None:
+        """Fail the import, or let it wait; one whose engine broke too often may be what broke it."""
+        reason = {"code": error.code, "message": error.message, "hint": error.hint}
+        artifact: str | None = None
+        with self._database.transaction() as session:
+            lost = adapter_imports.wait(session, adapter_id, reason, is_lost=is_suspect)
+            if is_final or lost >= self._settings.max_lost_attempts:
+                artifact = adapter_imports.fail(session, adapter_id, reason)
+        if artifact:
+            _log.warning("Adapter %s can't be used: %s", adapter_id, error.message)
+            self._store.delete(artifact)
+
+    def _finish(self, adapter_id: str) -> None:
+        with self._database.transaction() as session:
+            adapter = adapter_imports.finish(session, adapter_id)
+        if adapter is not None:
+            _log.info("Adapter %s was imported", adapter_id)

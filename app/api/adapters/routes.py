@@ -1,0 +1,101 @@
+"""Adapters: list, show, download, delete. How one comes here from elsewhere stands in adapter_imports.py."""
+
+import re
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from sqlalchemy.orm import Session
+from starlette.responses import StreamingResponse
+
+from app.api.adapters import archives
+from app.api.deps import AdapterName, After, Limit, ServicesDep
+from app.api.http.errors import documented
+from app.api.schemas import Adapter, Page
+from app.core.adapters import imports as adapter_imports, records as adapter_records
+from app.core.errors.adapters import AdapterNotFound, AdapterNotReady
+from app.core.specs.states import AdapterState
+
+router = APIRouter(prefix="/adapters", tags=["Adapters"])
+
+_MEDIA_TYPES = {"zip": "application/zip", "tar": "application/x-tar"}
+
+
+@router.get("", summary="List adapters")
+def list_adapters(
+    services: ServicesDep,
+    state: Annotated[
+        AdapterState, Query(description="Those that answer, or imports that do not yet, or never will.")
+    ] = AdapterState.READY,
+    after: After = None,
+    limit: Limit = 50,
+) -> Page[Adapter]:
+    """Adapters that answer, the newest first."""
+    with services.database.snapshot() as session:
+        if state is not AdapterState.READY:
+            unproved, cursor = adapter_imports.find_page(session, state=state, after=after, limit=limit)
+            return Page(data=[Adapter.from_import(row) for row in unproved], next=cursor)
+        rows, cursor = adapter_records.find_page(session, after=after, limit=limit)
+    return Page(data=[Adapter.from_row(row) for row in rows], next=cursor)
+
+
+@router.get("/{id_or_name}", summary="Show an adapter", responses=documented(404))
+def show_adapter(id_or_name: AdapterName, services: ServicesDep) -> Adapter:
+    """An adapter, by its id or its name, also one that is being imported."""
+    with services.database.snapshot() as session:
+        return find_adapter(session, id_or_name)
+
+
+@router.get(
+    "/{id_or_name:path}/download",
+    response_class=StreamingResponse,
+    summary="Download an adapter",
+    responses=documented(404)
+    | {
+        200: {
+            "description": "The PEFT folder.",
+            "content": {media_type: {} for media_type in _MEDIA_TYPES.values()},
+        }
+    },
+)
+def download_adapter(
+    id_or_name: AdapterName,
+    services: ServicesDep,
+    format: Annotated[Literal["zip", "tar"], Query(description="Kind of archive.")] = "zip",
+) -> StreamingResponse:
+    """The adapter's folder, as PEFT reads it: `PeftModel.from_pretrained(base, folder)`.
+
+    `curl -OJ localhost:8000/adapters/support-bot/download`
+    """
+    with services.database.snapshot() as session:
+        adapter = adapter_records.get(session, id_or_name)
+    names = services.store.list_files(adapter.artifact)
+    if not names:
+        raise AdapterNotFound(f"The files of adapter {adapter.name!r} are gone.", param="adapter")
+    write = archives.zip_chunks if format == "zip" else archives.tar_chunks
+    # The name of one made as OpenAI's clients make it has slashes and colons.
+    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter.name)
+    chunks = write(services.store, adapter.artifact, names, folder)
+    headers = {"content-disposition": f'attachment; filename="{folder}.{format}"'}
+    return StreamingResponse(chunks, media_type=_MEDIA_TYPES[format], headers=headers)
+
+
+@router.delete("/{id_or_name}", status_code=204, summary="Delete an adapter", responses=documented(404, 409))
+def delete_adapter(id_or_name: AdapterName, services: ServicesDep) -> None:
+    """Delete an adapter, and its files, that no unended job continues from; its own job stays."""
+    with services.database.transaction() as session:
+        try:
+            artifact = adapter_records.delete(session, id_or_name)
+        except AdapterNotReady:
+            artifact = adapter_imports.delete(session, id_or_name)
+    services.store.delete(artifact)
+
+
+def find_adapter(session: Session, id_or_name: str) -> Adapter:
+    """An adapter as the API shows it, or an import. Raises AdapterNotFound."""
+    try:
+        return Adapter.from_row(adapter_records.get(session, id_or_name))
+    except AdapterNotReady:
+        unproved = adapter_records.find_import(session, id_or_name)
+        if unproved is None:
+            raise
+        return Adapter.from_import(unproved)

@@ -1,0 +1,65 @@
+"""Base models that may be named: those in the models folder, those on the allow-list, those loaded now."""
+
+from typing import Literal, TypedDict
+
+from fastapi import APIRouter
+
+from app.api.deps import ServicesDep
+from app.api.schemas import Model, Models
+from app.core.engine import base_models, workers
+from app.core.engine.base_models import LocalModel
+from app.core.engine.messages import EngineState
+
+State = Literal["loaded", "loading", "on_disk", "on_hub"]
+
+
+class _InEngines(TypedDict):
+    loaded: bool
+    state: State
+    waiting: int
+
+
+router = APIRouter(prefix="/models", tags=["Models"])
+
+
+@router.get("", summary="List base models")
+def list_models(services: ServicesDep) -> Models:
+    """Base models that a job or `/generate` may name, with their limits."""
+    settings = services.settings
+    with services.database.snapshot() as session:
+        serving = workers.find_alive(session, lease_seconds=settings.lease_seconds, role="serve")
+    states = [EngineState.model_validate(worker.engine_state) for worker in serving if worker.engine_state]
+    named = {*settings.allowed_models, *(name for state in states for name in _names(state))}
+    local = base_models.find_local(settings)
+    listed = [_local(model, states) for model in local]
+    elsewhere = sorted(name for name in named - {model.name for model in local} if "/" in name)
+    listed += [Model(name=name, source="hub", **_in_engines(name, "on_hub", states)) for name in elsewhere]
+    return Models(data=listed, next=None, any_hub_model=not settings.allowed_models)
+
+
+def _names(state: EngineState) -> list[str]:
+    loading = [state.loading.base_model] if state.loading else []
+    return [base.name for base in (*state.loaded, *loading)]
+
+
+def _local(model: LocalModel, states: list[EngineState]) -> Model:
+    return Model(
+        name=model.name,
+        source="local",
+        architecture=model.architecture,
+        context_length=model.context_length,
+        size_bytes=model.size_bytes,
+        **_in_engines(model.name, "on_disk", states),
+    )
+
+
+def _in_engines(name: str, elsewhere: State, states: list[EngineState]) -> _InEngines:
+    """What the engines say of a base model; `elsewhere`: where it is when none of them has it."""
+    is_loaded = any(base.name == name for state in states for base in state.loaded)
+    is_loading = any(state.loading and state.loading.base_model.name == name for state in states)
+    counts = [one.count for state in states for one in state.waiting if one.base_model.name == name]
+    return {
+        "loaded": is_loaded,
+        "state": "loaded" if is_loaded else "loading" if is_loading else elsewhere,
+        "waiting": sum(counts),
+    }

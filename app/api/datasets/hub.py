@@ -1,0 +1,86 @@
+"""POST /datasets with a JSON body: name a dataset of the Hub. A worker fetches it, never this process."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Response
+from fastapi.routing import APIRoute
+from pydantic import Field
+from sqlalchemy.orm import Session
+from starlette.routing import Match
+from starlette.types import Scope
+
+from app.api.deps import ServicesDep
+from app.api.http.body_limit import is_json
+from app.api.http.idempotency import OnceDep
+from app.api.schemas import Dataset
+from app.core.datasets import fetches, records as dataset_records
+from app.core.datasets.fetches import HubSource
+from app.core.datasets.formats import check_column_map
+from app.core.datasets.inspection import OnProblem
+
+
+class HubDataset(HubSource):
+    """A dataset of the Hub, and how to read it."""
+
+    name: str | None = Field(
+        None, min_length=1, max_length=255, description="Default: the dataset's name on the Hub."
+    )
+    column_map: dict[str, str] = Field(
+        {}, description='Its columns for those of a format: `{"prompt": "question"}`.'
+    )
+    on_problem: OnProblem = Field(
+        OnProblem.REFUSE, description="What to do where some rows can't be used.", examples=["refuse", "skip"]
+    )
+
+
+class _JsonRoute(APIRoute):
+    """Matches a JSON body alone: with any other, the path means an upload."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        return (match, found) if is_json(scope) else (Match.NONE, {})
+
+
+# Before the upload's route, and not in the schema: OpenAPI knows one operation a path, which is the upload's.
+router = APIRouter(prefix="/datasets", tags=["Datasets"], route_class=_JsonRoute)
+
+
+@router.post("", status_code=202, summary="Name a Hub dataset", include_in_schema=False)
+def fetch_dataset(
+    body: Annotated[HubDataset, Body()], once: OnceDep, response: Response, services: ServicesDep
+) -> Dataset:
+    """Ask a worker to fetch a dataset of the Hub."""
+    check_column_map(body.column_map)
+    source = HubSource.model_validate(body.model_dump(include=set(HubSource.model_fields)))
+
+    def make(session: Session) -> Dataset:
+        row = fetches.submit(
+            session,
+            source,
+            name=body.name or body.hub_dataset,
+            column_map=body.column_map,
+            on_problem=body.on_problem,
+            max_waiting=services.settings.max_queued_jobs,
+        )
+        return Dataset.from_row(row)
+
+    dataset = once.make(make, find=find_dataset)
+    response.headers["location"] = f"/datasets/{dataset.id}"
+    return dataset
+
+
+def find_dataset(session: Session, dataset_id: str) -> Dataset:
+    """A dataset as the API shows it. Raises DatasetNotFound."""
+    return Dataset.from_row(dataset_records.get(session, dataset_id))
+
+
+def json_body() -> dict[str, Any]:
+    """For `openapi_extra=` of the upload's route: that it takes this JSON body, too."""
+    schema = HubDataset.model_json_schema()
+    definitions = schema.pop("$defs")
+    on_problem = schema["properties"]["on_problem"]
+    # The document holds definitions of its own; the one that is needed here is the upload form's, too.
+    on_problem.pop("$ref")
+    on_problem |= {"type": "string", "enum": definitions["OnProblem"]["enum"]}
+    example = {"hub_dataset": "HuggingFaceH4/no_robots", "split": "train"}
+    return {"requestBody": {"content": {"application/json": {"schema": schema, "example": example}}}}

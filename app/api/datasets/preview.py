@@ -1,0 +1,69 @@
+"""GET /datasets/{id}/preview: rows as a base model will see them, each token marked trained or not."""
+
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Query
+
+from app.api.deps import DatasetId, Services, ServicesDep
+from app.api.generate.engine_client import Engine, find_engine
+from app.api.http.errors import EngineRefusal, documented
+from app.api.jobs.preflight import find_dataset
+from app.core.engine import base_models
+from app.core.engine.messages import Failed
+from app.core.engine.preflight import DatasetRef, Preview, PreviewRequest
+from app.core.specs.job import MODEL_NAME
+
+router = APIRouter(prefix="/datasets", tags=["Datasets"])
+
+_MOST_ROWS = 50
+
+
+@router.get("/{dataset_id}/preview", summary="Preview a dataset", responses=documented(404, 409, 503))
+async def preview_dataset(
+    dataset_id: DatasetId,
+    services: ServicesDep,
+    base_model: Annotated[
+        str,
+        Query(
+            max_length=200,
+            pattern=MODEL_NAME,
+            description="The model whose chat template and tokens are shown.",
+            examples=["SmolLM2-135M-Instruct"],
+        ),
+    ],
+    limit: Annotated[int, Query(ge=1, le=_MOST_ROWS, description="Most rows in the answer.")] = 5,
+    after: Annotated[int, Query(ge=0, description="`next` of the page before: a line of the file.")] = 0,
+    assistant_only_loss: Annotated[
+        bool, Query(description="Mark as a job with this setting would train.")
+    ] = False,
+    max_seq_length: Annotated[
+        int | None, Query(ge=8, description="Cut as a job with this setting would cut.")
+    ] = None,
+) -> Preview:
+    """Rows rendered with the model's template, token by token, as training will read them."""
+
+    def prepare() -> tuple[PreviewRequest, Engine]:
+        base_models.check(base_model, services.settings)
+        reference, engine = _find(services, dataset_id, base_model)
+        request = PreviewRequest(
+            base_model=base_model,
+            dataset=reference,
+            after=after,
+            limit=limit,
+            assistant_only_loss=assistant_only_loss,
+            max_seq_length=max_seq_length,
+        )
+        return request, engine
+
+    request, engine = await to_thread.run_sync(prepare)
+    answer = await services.engines.ask(engine, "/preview", request, Preview)
+    if isinstance(answer, Failed):
+        raise EngineRefusal(answer)
+    return answer
+
+
+def _find(services: Services, dataset_id: str, base_model: str) -> tuple[DatasetRef, Engine]:
+    with services.database.snapshot() as session:
+        dataset = find_dataset(session, dataset_id)
+        return dataset, find_engine(session, services.settings, base_model=base_model)

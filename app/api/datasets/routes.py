@@ -1,0 +1,175 @@
+"""Datasets: upload, list, show, delete. Those of the Hub are named in hub_datasets.py."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from shutil import copyfileobj
+from typing import Annotated, Any, BinaryIO
+
+from fastapi import APIRouter, File, Form, UploadFile
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.orm import Session
+from starlette.responses import StreamingResponse
+
+from app.api.datasets import hub as hub_datasets
+from app.api.datasets.hub import find_dataset
+from app.api.deps import After, DatasetId, Limit, ServicesDep
+from app.api.http.errors import documented
+from app.api.http.idempotency import Once, OnceDep
+from app.api.schemas import Dataset, Page
+from app.core.datasets import records as dataset_records
+from app.core.datasets.inspection import OnProblem
+from app.core.datasets.limits import Limits
+from app.core.datasets.rows import write_plain
+from app.core.errors import InvalidRequest
+from app.core.settings import Settings
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+
+router = APIRouter(prefix="/datasets", tags=["Datasets"])
+
+_COPY_BYTES = 1 << 20
+
+
+_FETCHING: dict[int | str, dict[str, Any]] = {
+    202: {"model": Dataset, "description": "A Hub dataset was named: a worker fetches it."}
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Upload a dataset, or name one of the Hub",
+    responses=documented(413, 429) | _FETCHING,
+    openapi_extra=hub_datasets.json_body(),
+)
+def upload_dataset(
+    file: Annotated[
+        UploadFile,
+        File(
+            description="The rows, `curl -F file=@rows.jsonl`; their kind of file is recognised. A JSON body "
+            "that names a Hub dataset needs `Content-Type: application/json`."
+        ),
+    ],
+    once: OnceDep,
+    services: ServicesDep,
+    name: Annotated[
+        str | None, Form(min_length=1, max_length=255, description="Default: the file's own name.")
+    ] = None,
+    column_map: Annotated[
+        str | None, Form(description='Your columns for those of a format: `{"prompt": "question"}`.')
+    ] = None,
+    on_problem: Annotated[
+        OnProblem, Form(description="What to do where some rows can't be used.")
+    ] = OnProblem.REFUSE,
+) -> Dataset:
+    """Store a file of rows: JSON lines, a JSON array, CSV, TSV or Parquet, plain or packed with gzip.
+
+    Its columns say its format: `messages`; or `prompt` and `completion`; or `text`; or `instruction` and
+    `output`; or `conversations`; `column_map` says what others mean. A file with a bad row is refused, with
+    every bad row and what is wrong, unless `on_problem` is `skip`.
+
+    `curl -F file=@rows.csv -F 'column_map={"prompt": "question"}' localhost:8000/datasets`
+
+    With a JSON body, a dataset of the Hub is named instead: `hub_dataset`, and perhaps `config`, `split` and
+    `revision`. The answer is 202 at once; a worker fetches the rows, and `GET /datasets/{id}` shows when its
+    `state` is `ready`, or `failed` with the `error`.
+
+    `curl localhost:8000/datasets -H 'Content-Type: application/json' -d '{"hub_dataset": "owner/name"}'`
+    """
+    if earlier := once.find(find_dataset):
+        return earlier
+    with as_file(services.settings, file.file) as path:
+        own_name = PurePath(file.filename or "").name[:255] or "dataset"
+        row = dataset_records.store_upload(
+            services.store,
+            path,
+            name=name or own_name,
+            limits=Limits.from_settings(services.settings),
+            column_map=_parse_column_map(column_map),
+            on_problem=on_problem,
+        )
+    return _add(once, services.store, row)
+
+
+@router.get("", summary="List datasets")
+def list_datasets(services: ServicesDep, after: After = None, limit: Limit = 50) -> Page[Dataset]:
+    """Datasets, the newest first."""
+    with services.database.snapshot() as session:
+        rows, cursor = dataset_records.find_page(session, after=after, limit=limit)
+    return Page(data=[Dataset.from_row(row) for row in rows], next=cursor)
+
+
+@router.get("/{dataset_id}", summary="Show a dataset", responses=documented(404))
+def show_dataset(dataset_id: DatasetId, services: ServicesDep) -> Dataset:
+    """Format, rows and columns of a dataset."""
+    with services.database.snapshot() as session:
+        return find_dataset(session, dataset_id)
+
+
+@router.get(
+    "/{dataset_id}/download",
+    response_class=StreamingResponse,
+    summary="Download a dataset",
+    responses=documented(404, 409)
+    | {200: {"description": "JSON lines.", "content": {"application/jsonl": {"schema": {"type": "string"}}}}},
+)
+def download_dataset(dataset_id: DatasetId, services: ServicesDep) -> StreamingResponse:
+    """The rows that can be used, as JSON lines that may be uploaded again.
+
+    Whatever the file was, each has `messages`, or `prompt` and `completion`, or `text`.
+    """
+    with services.database.snapshot() as session:
+        dataset = dataset_records.get_ready(session, dataset_id)
+    lines = (write_plain(row) for _, row in dataset_records.open_rows(services.store, dataset))
+    headers = {"content-disposition": f'attachment; filename="{dataset_id}.jsonl"'}
+    return StreamingResponse(lines, media_type="application/jsonl", headers=headers)
+
+
+@router.delete("/{dataset_id}", status_code=204, summary="Delete a dataset", responses=documented(404, 409))
+def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
+    """Delete a dataset that no waiting or running job needs. One that is being fetched is fetched no more."""
+    with services.database.transaction() as session:
+        artifact = dataset_records.delete(session, dataset_id)
+    services.store.delete(artifact)
+
+
+def _add(once: Once, store: ArtifactStore, row: tables.DatasetRow) -> Dataset:
+    """Add the row of an upload; its files go where that fails, or the same request was quicker."""
+
+    def make(session: Session) -> Dataset:
+        session.add(row)
+        session.flush()
+        return Dataset.from_row(row)
+
+    dataset: Dataset | None = None
+    try:
+        dataset = once.make(make, find=find_dataset)
+        return dataset
+    finally:
+        if dataset is None or dataset.id != row.id:
+            store.delete(dataset_records.folder_of(row.id))
+
+
+def _parse_column_map(text: str | None) -> dict[str, str]:
+    if not text:
+        return {}
+    try:
+        return TypeAdapter(dict[str, str]).validate_json(text)
+    except ValidationError:
+        raise InvalidRequest(
+            "column_map must be a JSON object of text.",
+            param="column_map",
+            hint='For example {"prompt": "question", "completion": "answer"}.',
+        ) from None
+
+
+@contextmanager
+def as_file(settings: Settings, upload: BinaryIO) -> Iterator[Path]:
+    """The upload as a file with a path, for as long as it is needed."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=settings.data_dir, prefix="upload-", suffix=".jsonl") as copy:
+        copyfileobj(upload, copy, _COPY_BYTES)
+        copy.flush()
+        yield Path(copy.name)

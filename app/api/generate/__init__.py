@@ -1,0 +1,1 @@
+"""Generation: the route, and the client of the engine."""

@@ -1,0 +1,202 @@
+"""What is asked of which engine, and what comes back: one answer, or several at a time, as they are made.
+
+However it ends, the connections to the engine are closed, and with them the work ends. Knows no shape of an
+answer: `/generate` and the OpenAI surface give it theirs.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio
+from fastapi import Request
+from sqlalchemy.orm import Session
+
+from app.api.generate.engine_client import Engine, EngineClient, find_engine
+from app.api.http.errors import EngineRefusal
+from app.core.adapters import records as adapter_records
+from app.core.engine import base_models
+from app.core.engine.messages import (
+    AdapterRef,
+    BaseModelRef,
+    Failed,
+    Finished,
+    GenerateRequest,
+    MadeToken,
+    Reply,
+    Sampling,
+    TokenDelta,
+)
+from app.core.settings import Settings
+from app.core.specs.job import QuantizationSpec
+
+Result = TypeVar("Result")
+Numbered = tuple[int, TokenDelta | Finished]
+
+CLIENT_GONE = 499  # nginx's number for it; nobody reads the answer, but the counters do
+# So long the status of a stream is held back: the engine may say no. Then the client must hear something.
+_FIRST_REPLY_SECONDS = 10
+_MAX_UNREAD = 64
+_SEED_STEP = 0x1E3779B97F4A7C15
+_MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """Who answers."""
+
+    engine: Engine
+    base_model: BaseModelRef
+    adapter: AdapterRef | None
+
+
+def find_adapter(session: Session, settings: Settings, id_or_name: str) -> Target:
+    """An adapter and an engine. Raises AdapterNotFound and NoEngine."""
+    base_model, adapter = adapter_records.references(adapter_records.get(session, id_or_name))
+    return Target(find_engine(session, settings, base_model=base_model.name), base_model, adapter)
+
+
+def find_base_model(session: Session, settings: Settings, name: str) -> Target:
+    """A base model and an engine. Raises ModelNotAllowed, UnknownModel and NoEngine."""
+    base_models.check(name, settings)
+    engine = find_engine(session, settings, base_model=name)
+    # As it stands in memory: asking for another quantization would load it again.
+    loaded = next((one for one in engine.state.loaded if one.name == name), None)
+    return Target(engine, loaded or BaseModelRef(name=name, quantization=QuantizationSpec()), None)
+
+
+def repeat(request: GenerateRequest, count: int) -> list[GenerateRequest]:
+    """The request so many times over, each with a seed of its own that follows from the first one's."""
+    return [_with_seed(request, request.sampling, index) for index in range(count)]
+
+
+def _with_seed(request: GenerateRequest, sampling: Sampling, index: int) -> GenerateRequest:
+    if sampling.seed is None or index == 0:
+        return request
+    seed = (sampling.seed + index * _SEED_STEP) & _MAX_SEED
+    return request.model_copy(update={"sampling": sampling.model_copy(update={"seed": seed})})
+
+
+class Answers:
+    """The replies to requests of one engine, each with the number of its request, until all are finished.
+
+    Raises EngineRefusal when the engine says no to any of them, and EngineFailed. Must be closed.
+    """
+
+    def __init__(self, engines: EngineClient, engine: Engine, requests: Sequence[GenerateRequest]) -> None:
+        self._replies = _merge([engines.stream(engine, request) for request in requests])
+        self._first: asyncio.Task[Numbered] | None = None
+
+    async def begin(self) -> bool:
+        """Wait for the first reply, but not for long. Raises what it is, where it is a refusal; else True."""
+        self._first = asyncio.create_task(self._next())
+        await asyncio.wait({self._first}, timeout=_FIRST_REPLY_SECONDS)
+        if self._first.done():
+            self._first.result()
+        return True
+
+    async def __aiter__(self) -> AsyncIterator[Numbered]:
+        if self._first is not None:
+            # To await the task itself would pass a cancellation on, again and again, while it cleans up.
+            await asyncio.wait({self._first})
+            yield self._first.result()
+        async for numbered in self._replies:
+            yield numbered
+
+    async def close(self) -> None:
+        """End the work that is not yet done."""
+        if self._first is not None:
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
+        await self._replies.aclose()
+
+    async def _next(self) -> Numbered:
+        return await anext(self._replies)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, whole. `tokens` where log-probabilities were asked for."""
+
+    text: str
+    tokens: list[MadeToken] | None
+    finished: Finished
+
+
+async def collect(answers: Answers) -> list[Answer]:
+    """All answers, in the order of their requests. Raises as Answers does."""
+    deltas: dict[int, list[TokenDelta]] = {}
+    ends: dict[int, Finished] = {}
+    async for index, reply in answers:
+        if isinstance(reply, Finished):
+            ends[index] = reply
+        else:
+            deltas.setdefault(index, []).append(reply)
+    return [_whole(deltas.get(index, []), ends[index]) for index in sorted(ends)]
+
+
+def _whole(deltas: Sequence[TokenDelta], finished: Finished) -> Answer:
+    tokens = [token for delta in deltas for token in delta.tokens or []]
+    return Answer("".join(delta.text for delta in deltas), tokens or None, finished)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result of the work, or None where the client went away first; then the work is cancelled."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_wait_until_gone(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _merge(streams: Sequence[AsyncGenerator[Reply, None]]) -> AsyncGenerator[Numbered, None]:
+    """Everything that comes through the streams, in the order in which it comes."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for only_reply in only:
+                yield 0, _unless_failed(only_reply)
+        return
+    arrived: asyncio.Queue[tuple[int, Reply | Exception]] = asyncio.Queue(_MAX_UNREAD)
+    reading = [asyncio.create_task(_forward(*numbered, arrived)) for numbered in enumerate(streams)]
+    open_count = len(streams)
+    try:
+        while open_count:
+            index, reply = await arrived.get()
+            if isinstance(reply, Exception):
+                raise reply
+            open_count -= isinstance(reply, Finished)
+            yield index, _unless_failed(reply)
+    finally:
+        with anyio.CancelScope(shield=True):
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+
+
+async def _forward(
+    index: int, stream: AsyncGenerator[Reply, None], arrived: asyncio.Queue[tuple[int, Reply | Exception]]
+) -> None:
+    try:
+        async for reply in stream:
+            await arrived.put((index, reply))
+    except Exception as error:
+        await arrived.put((index, error))
+    finally:
+        await stream.aclose()
+
+
+def _unless_failed(reply: Reply) -> TokenDelta | Finished:
+    if isinstance(reply, Failed):
+        raise EngineRefusal(reply)
+    return reply
+
+
+async def _wait_until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,214 @@
+"""Turns errors into HTTP, all of one shape: {"error": {"type", "code", "message", "param", "hint"}}."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Receive, Send
+
+from app.api.http.validation import describe
+from app.api.schemas import ErrorAnswer
+from app.core.engine.messages import Failed
+from app.core.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    TooLarge,
+    TunesmithError,
+    Unavailable,
+)
+from app.core.errors.access import Forbidden, Unauthorized
+from app.core.errors.datasets import DatasetInvalid
+from app.core.errors.work import LeaseLost
+
+_STATUS: dict[type[TunesmithError], int] = {
+    InvalidRequest: 422,
+    Unauthorized: 401,
+    Forbidden: 403,
+    NotFound: 404,
+    Conflict: 409,
+    LeaseLost: 409,
+    TooLarge: 413,
+    QueueFull: 429,
+    Unavailable: 503,
+}
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_DESCRIPTIONS = {
+    401: "No key, or a wrong one.",
+    403: "A page of another origin asked, or a name that is not this machine's; `hint` names the setting.",
+    404: "There is no such thing.",
+    409: "The present state does not allow this.",
+    413: "The body is larger than the limit.",
+    416: "The range begins behind the end.",
+    422: "The request is malformed; `param` names the field.",
+    429: "Too many are waiting; `Retry-After` says when to come back.",
+    503: "Nothing can answer now; `Retry-After` says when to come back.",
+}
+_QUEUE_FULL_RETRY_SECONDS = 30
+_FAILED_KINDS: dict[str, type[TunesmithError]] = {
+    "invalid": InvalidRequest,
+    "not_found": NotFound,
+    "busy": QueueFull,
+    "unavailable": Unavailable,
+    "internal": TunesmithError,
+}
+_COMES_BACK = (Unavailable, QueueFull)
+_DRAIN_SECONDS = 1.0
+_DRAIN_BYTES = 8 << 20
+
+
+class EngineRefusal(Exception):
+    """The engine gave no answer, or no more of it, and said why."""
+
+    def __init__(self, failed: Failed) -> None:
+        self.failed = failed
+        super().__init__(failed.message)
+
+
+class BodyTooLarge(HTTPException):
+    """The body went over the limit while it was read.
+
+    FastAPI lets no other kind of exception than HTTPException through there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(413)
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of the app leave in the one shape."""
+
+    @app.exception_handler(TunesmithError)
+    async def _tunesmith_error(_request: Request, error: TunesmithError) -> Response:
+        return to_response(error)
+
+    @app.exception_handler(EngineRefusal)
+    async def _engine_refusal(_request: Request, refusal: EngineRefusal) -> Response:
+        return refusal_response(refusal.failed)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation_error(request: Request, error: RequestValidationError) -> Response:
+        model = _body_model(request)
+        return to_response(describe(list(error.errors()), body=error.body, model=model))
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, BodyTooLarge):
+            raise error  # for the middleware that counts, which can also close the connection
+        return _http_response(request, error)
+
+
+def to_response(error: TunesmithError) -> Response:
+    """The HTTP answer to an error."""
+    status = next((_STATUS[cls] for cls in type(error).__mro__ if cls in _STATUS), 500)
+    return _response(status, error_content(error), _headers(error))
+
+
+def refusal_response(failed: Failed) -> Response:
+    """The HTTP answer when the engine gave none."""
+    kind = _FAILED_KINDS[failed.kind]
+    headers = {"retry-after": str(failed.retry_after_seconds or 5)} if kind in _COMES_BACK else {}
+    return _response(_STATUS.get(kind, 500), refusal_content(failed), headers)
+
+
+def error_content(error: TunesmithError) -> dict[str, Any]:
+    """An error in the one shape."""
+    content = _content(error.type, error.code, error.message, error.param, error.hint)
+    if isinstance(error, DatasetInvalid):
+        content["error"]["problems"] = error.problems
+    return content
+
+
+def refusal_content(failed: Failed) -> dict[str, Any]:
+    """What the engine said, in the one shape; its own code is kept."""
+    return _content(_FAILED_KINDS[failed.kind].type, failed.code, failed.message, failed.param, failed.hint)
+
+
+def dumps(content: object) -> str:
+    """JSON that any client can read: an unpaired surrogate, which UTF-8 can't hold, becomes `?`."""
+    return _encoder.encode(content).encode(errors="replace").decode()
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For `responses=`: the errors a route may answer, with their shape."""
+    return {status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in statuses}
+
+
+async def refuse(error: TunesmithError, receive: Receive, send: Send) -> None:
+    """Answer before the body was read, and close the connection.
+
+    A little more of the body is read first: a socket closed with unread bytes is reset, and the reset may
+    overtake the answer.
+    """
+    response = to_response(error)
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    drained = 0
+    with anyio.move_on_after(_DRAIN_SECONDS):
+        while drained < _DRAIN_BYTES:
+            message = await receive()
+            drained += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                break
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _http_response(request: Request, error: HTTPException) -> Response:
+    method, path = request.method, request.url.path
+    match error.status_code:
+        case 404:
+            return to_response(NotFound(f"There is no route {method} {path}.", hint="GET /docs lists them."))
+        case 405:
+            allowed = _allowed_methods(request)
+            message = f"{method} is not possible on {path}."
+            content = _content(
+                "invalid_request_error", "method_not_allowed", message, None, f"Allowed: {allowed}."
+            )
+            return _response(405, content, {"allow": allowed})
+        case 400:
+            return to_response(InvalidRequest(f"The body can't be read: {error.detail}."))
+    content = _content("invalid_request_error", "http_error", str(error.detail), None, None)
+    return _response(error.status_code, content, error.headers or {})
+
+
+def _content(type_: str, code: str, message: str, param: str | None, hint: str | None) -> dict[str, Any]:
+    return {"error": {"type": type_, "code": code, "message": message, "param": param, "hint": hint}}
+
+
+def _response(status: int, content: dict[str, Any], headers: Mapping[str, str]) -> Response:
+    return Response(dumps(content), status, dict(headers), media_type="application/json")
+
+
+def _headers(error: TunesmithError) -> dict[str, str]:
+    if isinstance(error, Unauthorized):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, Unavailable):
+        return {"retry-after": str(error.retry_after_seconds)}
+    if isinstance(error, QueueFull):
+        return {"retry-after": str(_QUEUE_FULL_RETRY_SECONDS)}
+    return {}
+
+
+def _allowed_methods(request: Request) -> str:
+    """The methods of every route with this path; Starlette names those of the first one alone."""
+    scopes = [{**request.scope, "method": method} for method in ("DELETE", "GET", "PATCH", "POST", "PUT")]
+    routes = request.app.routes
+    return ", ".join(
+        scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    )
+
+
+def _body_model(request: Request) -> type[BaseModel] | None:
+    """The class of the JSON body that the matched route takes."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    annotation = getattr(getattr(field, "field_info", None), "annotation", None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -1,0 +1,108 @@
+"""Refuses what a page of another origin asks a browser to do here. Other programs pass untouched.
+
+An API without keys trusts whoever reaches its loopback address, and a browser on that machine does, with any
+page open in it. Such a page can send a form or an upload without reading the answer: so requests that change
+something must come from this origin. Or it gives its own name this machine's address: so without a key `Host`
+must be a name of this machine. A page can't change what its browser says of it. See docs/decisions/0016.
+"""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from anyio import to_thread
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.http.errors import refuse
+from app.core.errors.access import Forbidden, HostRefused, OriginRefused
+from app.core.settings import Settings
+from app.core.storage import keys
+from app.core.storage.database import Database
+
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
+_OWN_SITE = {"same-origin", "none"}  # none: a person typed the address
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class OriginGuardMiddleware:
+    """Answers 403 before a key is looked at or any of the body is read."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
+        self._app = app
+        self._settings = settings
+        self._database = database
+        self._hosts = {
+            host.lower() for host in (settings.host, settings.published_host, *settings.allowed_hosts)
+        }
+        self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                if scope["method"] not in _SAFE_METHODS:
+                    self._check_origin(headers)
+                await self._check_host(headers)
+            except Forbidden as error:
+                return await refuse(error, receive, send)
+        await self._app(scope, receive, send)
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Raise OriginRefused where a browser says that a page of another origin asks."""
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if origin is None and site is None:
+            return  # no browser: curl, the openai client
+        if origin and origin.lower() in self._origins:
+            return
+        if site in _OWN_SITE or (site is None and origin and _is_same(origin, headers.get("host", ""))):
+            return
+        raise OriginRefused(
+            f"A page of {origin or 'another site'} may not change anything here.",
+            hint="Where that page is yours, or a proxy of yours stands before the API, add its origin to "
+            "TUNESMITH_ALLOWED_ORIGINS, for example https://box.example.",
+        )
+
+    async def _check_host(self, headers: Headers) -> None:
+        """Raise HostRefused where an API without a key is asked under a name that is not this machine's."""
+        host = _host_name(headers.get("host", ""))
+        if is_loopback(host) or host in self._hosts or self._settings.api_key:
+            return
+        if await to_thread.run_sync(self._any_key_exists):
+            return
+        raise HostRefused(
+            f"This API has no key, and answers only under a name of this machine, not {host!r}.",
+            hint="Ask http://127.0.0.1, add the name to TUNESMITH_ALLOWED_HOSTS, or set TUNESMITH_API_KEY.",
+        )
+
+    def _any_key_exists(self) -> bool:
+        with self._database.snapshot() as session:
+            return keys.any_exist(session)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address can only mean this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _is_same(origin: str, host: str) -> bool:
+    """Whether an origin is the one that was asked. The scheme is left out: a proxy may have ended TLS."""
+    try:
+        parts = urlsplit(origin)
+        if not parts.hostname:
+            return False
+        default = _DEFAULT_PORTS.get(parts.scheme)
+        asked = urlsplit(f"{parts.scheme}://{host}")
+        return (parts.hostname, parts.port or default) == (asked.hostname, asked.port or default)
+    except ValueError:
+        return False
+
+
+def _host_name(host: str) -> str:
+    """`Host` without its port and an IPv6 address's brackets; empty where it is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,1 @@
+"""Routes of jobs, their events, logs and loss curves."""

@@ -1,0 +1,69 @@
+"""POST /jobs/preflight: what a job would do. The engine's process works it out; nothing is started."""
+
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Body
+from sqlalchemy.orm import Session
+
+from app.api.deps import Services, ServicesDep
+from app.api.generate.engine_client import Engine, find_engine
+from app.api.http.errors import EngineRefusal, documented
+from app.api.jobs.routes import SPEC_EXAMPLES
+from app.core.datasets import records as dataset_records
+from app.core.engine import base_models
+from app.core.engine.messages import Failed
+from app.core.engine.preflight import DatasetRef, Preflight, PreflightRequest
+from app.core.jobs import continuation, speeds
+from app.core.specs.job import JobSpec
+
+router = APIRouter(prefix="/jobs", tags=["Jobs"])
+
+
+@router.post("/preflight", summary="Look at a job before it starts", responses=documented(404, 409, 503))
+async def preflight(
+    spec: Annotated[JobSpec, Body(openapi_examples=SPEC_EXAMPLES)], services: ServicesDep
+) -> Preflight:
+    """Tokens, cut and dropped rows, steps, memory, disk and time of a job; the body is that of `POST /jobs`.
+
+    A job that can't run answers with the error that it would fail with. `warnings` says what should be known
+    before it starts. Large datasets are read in part.
+    """
+    request, engine, speed = await to_thread.run_sync(_prepare, services, spec)
+    answer = await services.engines.ask(engine, "/preflight", request, Preflight)
+    if isinstance(answer, Failed):
+        raise EngineRefusal(answer)
+    return _with_measured_speed(answer, speed) if speed else answer
+
+
+def _prepare(services: Services, spec: JobSpec) -> tuple[PreflightRequest, Engine, float | None]:
+    base_models.check(spec.base_model, services.settings)
+    with services.database.snapshot() as session:
+        dataset = find_dataset(session, spec.dataset)
+        validation_dataset = None
+        if spec.validation_dataset:
+            validation_dataset = find_dataset(session, spec.validation_dataset, param="validation_dataset")
+        if spec.continue_from:
+            spec = continuation.resolve(session, spec)
+        engine = find_engine(session, services.settings, base_model=spec.base_model)
+        speed = speeds.find_tokens_per_second(session, spec)
+    request = PreflightRequest(spec=spec, dataset=dataset, validation_dataset=validation_dataset)
+    return request, engine, speed
+
+
+def find_dataset(session: Session, dataset_id: str, *, param: str = "dataset") -> DatasetRef:
+    """Where an engine finds a dataset. Raises DatasetNotFound and DatasetNotReady."""
+    dataset = dataset_records.get_ready(session, dataset_id, param=param)
+    return DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes)
+
+
+def _with_measured_speed(answer: Preflight, tokens_per_second: float) -> Preflight:
+    tokens = answer.time.seconds * answer.time.tokens_per_second
+    measured = answer.time.model_copy(
+        update={
+            "seconds": tokens / tokens_per_second,
+            "tokens_per_second": tokens_per_second,
+            "basis": "measured",
+        }
+    )
+    return answer.model_copy(update={"time": measured})

@@ -1,0 +1,1 @@
+"""Routes of webhooks, and the task that sends their deliveries."""

@@ -1,0 +1,1 @@
+"""`tunesmith datasets`: commands and uploads."""

@@ -1,0 +1,96 @@
+"""Files of rows on their way to the API: each content is uploaded once, however often it is asked for."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from app.cli.client import Client
+from app.cli.failures import CommandFailed, ExitCode, UsageProblem
+from app.cli.jobs.job_files import JobFile
+from app.cli.names import find_dataset_id, looks_like_file
+from app.cli.output import error_console, note
+
+_READ_BYTES = 1 << 20
+_DATASET_FIELDS = ("dataset", "validation_dataset")
+
+
+def upload(client: Client, path: Path, fields: dict[str, str]) -> Any:
+    """The dataset of a file; the one of an earlier upload of the same content within a day."""
+    with _open(path) as file:
+        key = _content_key(file, path.name, fields)
+    try:
+        return _send(client, path, fields, key)
+    except CommandFailed as failure:
+        if failure.exit_code is not ExitCode.NOT_FOUND:
+            raise
+        # The earlier upload was deleted since; its key still stands for it.
+        return _send(client, path, fields, f"cli-{uuid.uuid4()}")
+
+
+def fill_in_datasets(client: Client, job_file: JobFile) -> dict[str, Any]:
+    """The job's body with ids for names and files; files are uploaded."""
+    body = dict(job_file.body)
+    for field in _DATASET_FIELDS:
+        named = body.get(field)
+        if isinstance(named, str) and not named.startswith("ds_"):
+            try:
+                body[field] = _find_or_upload(client, job_file.folder, named)
+            except CommandFailed as failure:
+                failure.param = field
+                raise job_file.place(failure) from None
+    return body
+
+
+def _find_or_upload(client: Client, folder: Path, named: str) -> str:
+    for path in (folder / named, Path(named)):
+        if path.is_file():
+            dataset = upload(client, path, {})
+            note(f"{path}: {dataset['rows']} rows, {dataset['id']}", "dim")
+            return str(dataset["id"])
+    if looks_like_file(named):
+        try:
+            return find_dataset_id(client, named)  # a dataset is often named like its file
+        except CommandFailed as failure:
+            if failure.exit_code is ExitCode.NOT_FOUND:
+                failure.message = f"There is neither a file nor a dataset {named!r}."
+                failure.hint = f"Files are looked for in {folder.resolve()} and in the current folder."
+            raise
+    return find_dataset_id(client, named)
+
+
+def _send(client: Client, path: Path, fields: dict[str, str], key: str) -> Any:
+    with _open(path) as file, _watched(file, path) as watched:
+        return client.upload("/datasets", files={"file": (path.name, watched)}, fields=fields, key=key)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UsageProblem(f"{path} can't be read: {error.strerror}.") from None
+    with file:
+        yield file
+
+
+@contextmanager
+def _watched(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+    """The file with a bar on the terminal, for as long as it is being sent."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    screen = error_console()
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        size = path.stat().st_size
+        yield progress.wrap_file(file, total=size, description=f"Uploading {path.name}")
+
+
+def _content_key(file: BinaryIO, name: str, fields: dict[str, str]) -> str:
+    total = hashlib.sha256(json.dumps([name, sorted(fields.items())]).encode())
+    while piece := file.read(_READ_BYTES):
+        total.update(piece)
+    return f"cli-{total.hexdigest()}"

@@ -1,0 +1,1 @@
+"""`tunesmith generate` and `tunesmith chat`."""

@@ -1,0 +1,136 @@
+"""`tunesmith chat`: the recipe's "Ask >" loop, with a memory."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import typer
+
+from app.cli.client import Client
+from app.cli.failures import CommandFailed, ExitCode
+from app.cli.generate.answers import (
+    MaxNewTokens,
+    Seed,
+    Stop,
+    StreamedAnswer,
+    System,
+    Temperature,
+    TopP,
+    sampling,
+    stream_answer,
+)
+from app.cli.generate.commands import Speaker, write_pieces
+from app.cli.invocation import Json, client_of
+from app.cli.names import find_speaker
+from app.cli.output import note, print_json_line, show_failure
+
+PROMPT = "Ask > "
+_HELP = "/reset forgets the conversation; /exit or Ctrl-D leaves; Ctrl-C stops an answer."
+_FATAL = (ExitCode.UNREACHABLE, ExitCode.UNAUTHORIZED, ExitCode.NOT_FOUND)
+
+
+def chat(
+    context: typer.Context,
+    model: Speaker,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    as_json: Json = False,
+) -> None:
+    """Talk to an adapter or a base model; it remembers what was said.
+
+    Reads questions from a pipe too, a line each; --json answers with a line of JSON for each.
+    """
+    client = client_of(context)
+    how = sampling(max_new_tokens, temperature, top_p, seed=seed, stop=stop)
+    conversation = Conversation(client, find_speaker(client, model) | how, system)
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - gives input() its editing and history
+        note(f"Talking to {model}. {_HELP}", "dim")
+    while (question := _read_question()) is not None:
+        match question.strip():
+            case "":
+                continue
+            case "/exit" | "/quit":
+                return
+            case "/reset":
+                conversation.reset()
+                note("Forgotten.", "dim")
+            case "/help":
+                note(_HELP, "dim")
+            case command if command.startswith("/"):
+                note(f"There is no {command.split()[0]}. {_HELP}", "yellow")
+            case text:
+                _ask(conversation, text, as_json=as_json)
+
+
+class Conversation:
+    """What was said so far, and to whom."""
+
+    def __init__(self, client: Client, settings: dict[str, object], system: str | None) -> None:
+        self._client = client
+        self._settings = settings
+        self._system = [{"role": "system", "content": system}] if system else []
+        self.turns: list[dict[str, str]] = []
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.turns = []
+
+    def ask(self, question: str, *, as_json: bool) -> None:
+        """Ask, and write the answer as it comes. What was said of an interrupted answer is kept.
+
+        Raises CommandFailed and KeyboardInterrupt; a question without any answer is not remembered.
+        """
+        asked = [*self.turns, {"role": "user", "content": question}]
+        said: list[str] = []
+        try:
+            body = {**self._settings, "messages": [*self._system, *asked]}
+            with stream_answer(self._client, body) as answer:
+                kept = StreamedAnswer(_keep(answer, said), answer.end)
+                if as_json:
+                    text = "".join(kept.pieces)
+                    print_json_line({"text": text, **answer.end})
+                else:
+                    write_pieces(kept)
+        finally:
+            if said:
+                self.turns = [*asked, {"role": "assistant", "content": "".join(said)}]
+
+
+def _keep(answer: StreamedAnswer, said: list[str]) -> Iterator[str]:
+    for piece in answer.pieces:
+        said.append(piece)
+        yield piece
+
+
+def _ask(conversation: Conversation, question: str, *, as_json: bool) -> None:
+    try:
+        conversation.ask(question, as_json=as_json)
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+        note("Stopped.", "dim")
+    except CommandFailed as failure:
+        if failure.exit_code in _FATAL or not sys.stdin.isatty():
+            raise
+        if failure.code == "context_length_exceeded":
+            failure.hint = "The conversation has grown too long for the model: /reset forgets it."
+        show_failure(failure, as_json=as_json)
+
+
+def _read_question() -> str | None:
+    """A line that was typed; None at the end. Ctrl-C throws the line away."""
+    while True:
+        try:
+            if not sys.stdin.isatty():
+                return sys.stdin.readline() or None
+            return input(PROMPT)
+        except EOFError:
+            sys.stdout.write("\n")
+            return None
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")

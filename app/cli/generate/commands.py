@@ -1,0 +1,87 @@
+"""`tunesmith generate`: one question, one answer."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from app.cli import completions
+from app.cli.failures import UsageProblem
+from app.cli.generate.answers import (
+    MaxNewTokens,
+    Seed,
+    Stop,
+    StreamedAnswer,
+    System,
+    Temperature,
+    TopP,
+    sampling,
+    stream_answer,
+)
+from app.cli.invocation import Json, client_of
+from app.cli.names import find_speaker
+from app.cli.output import clean, note, print_json
+
+Speaker = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Adapter (name or id), or base model.", autocompletion=completions.speakers
+    ),
+]
+
+
+def generate(
+    context: typer.Context,
+    model: Speaker,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The question; `-` or nothing: standard input.", show_default=False)
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
+    ] = False,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    as_json: Json = False,
+) -> None:
+    """Ask an adapter or a base model once."""
+    client = client_of(context)
+    body: dict[str, Any] = sampling(max_new_tokens, temperature, top_p, seed=seed, stop=stop)
+    body |= _question(_text(prompt), raw=raw, system=system) | find_speaker(client, model)
+    if as_json:
+        return print_json(client.post("/generate", body))
+    with stream_answer(client, body) as answer:
+        write_pieces(answer)
+    if answer.end["finish_reason"] == "length":
+        note(f"Cut at {max_new_tokens} tokens; --max-new-tokens allows more.", "dim")
+
+
+def write_pieces(answer: StreamedAnswer) -> str:
+    """Write an answer as it comes; answers the whole of it."""
+    said = ""
+    for piece in answer.pieces:
+        said += piece
+        sys.stdout.write(clean(piece))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return said
+
+
+def _text(prompt: str | None) -> str:
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise UsageProblem("There is no question.", hint='For example `tunesmith generate helper "How …?"`.')
+    return sys.stdin.read().rstrip("\n")
+
+
+def _question(text: str, *, raw: bool, system: str | None) -> dict[str, Any]:
+    if raw:
+        if system is not None:
+            raise UsageProblem("--raw takes the text as it is: there is no place for --system in it.")
+        return {"prompt": text}
+    turns = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*turns, {"role": "user", "content": text}]}

@@ -1,0 +1,1 @@
+"""`tunesmith jobs`: commands, job files, and the views of a job."""

@@ -1,0 +1,187 @@
+"""Jobs, their curves and what they would do, as people see them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.text import Text
+
+from app.cli.jobs.event_lines import loss_text, sparkline
+from app.cli.output import (
+    age_text,
+    clean,
+    console,
+    duration_text,
+    note,
+    show_fields,
+    show_table,
+    size_text,
+    state_text,
+)
+from app.cli.shapes import Attempt, Job, LossPoint, Preflight
+
+_BAR_WIDTH = 40
+
+
+def show_list(jobs: Sequence[Job]) -> None:
+    """One line a job."""
+    rows = [
+        (
+            job.id,
+            job.name if job.name != job.id else "",
+            state_text(job.state),
+            _steps(job),
+            loss_text(job.progress.loss) if job.progress.loss is not None else "",
+            age_text(job.created_at),
+        )
+        for job in jobs
+    ]
+    show_table(
+        ("ID", "NAME", "STATE", "STEPS", "LOSS", "SUBMITTED"),
+        rows,
+        empty="There is no such job: `tunesmith jobs submit FILE` makes one.",
+    )
+
+
+def show(job: Job, curve: Sequence[LossPoint]) -> None:
+    """All about one job."""
+    training = [point.loss for point in curve if point.kind == "train"]
+    evaluation = [point.loss for point in curve if point.kind == "eval"]
+    eta = job.progress.eta_seconds
+    show_fields(
+        [
+            ("id", job.id),
+            ("name", job.name),
+            ("state", state_text(job.state, job.phase)),
+            ("asked for", _asked_for(job)),
+            ("base model", str(job.spec["base_model"])),
+            ("dataset", str(job.spec["dataset"])),
+            ("steps", _steps(job) or None),
+            ("loss", f"{loss_text(training[-1])}  {sparkline(training)}" if training else None),
+            ("eval loss", f"{loss_text(evaluation[-1])}  {sparkline(evaluation)}" if evaluation else None),
+            ("time left", duration_text(eta) if eta is not None and job.state == "running" else None),
+            ("adapter", job.adapter),
+            ("submitted", _moment(job.created_at)),
+            ("started", _moment(job.started_at)),
+            ("ended", _moment(job.finished_at)),
+            *((f"attempt {attempt.number}", _attempt_text(attempt)) for attempt in job.attempts),
+        ]
+    )
+    _show_error(job)
+
+
+def show_end(job: Job, adapter: str | None) -> None:
+    """How a job that was followed ended."""
+    screen = console()
+    took = ""
+    if job.started_at and job.finished_at:
+        took = f" in {duration_text((job.finished_at - job.started_at).total_seconds())}"
+    screen.print(Text.assemble((clean(job.name), "bold"), " ", state_text(job.state), took))
+    _show_error(job)
+    if adapter:
+        screen.print(Text.assemble("Talk to it: ", (f"tunesmith chat {adapter}", "bold")))
+    elif job.state in ("failed", "cancelled"):
+        note(f"`tunesmith jobs retry {job.id}` goes on from its last checkpoint.", "dim")
+
+
+def change_text(job: Job) -> str:
+    """What has become of a job after a change was asked for."""
+    asked = _asked_for(job)
+    return f"{job.state}, {asked}" if asked else job.state
+
+
+def show_curve(points: Sequence[LossPoint]) -> None:
+    """The curve as bars, and as figures."""
+    training = [point.loss for point in points if point.kind == "train"]
+    if training:
+        note(f"loss {loss_text(training[0])} {sparkline(training, 60)} {loss_text(training[-1])}")
+    rows = [
+        (
+            str(point.step),
+            f"{point.epoch:.2f}",
+            point.kind,
+            loss_text(point.loss),
+            f"{point.learning_rate:.1e}" if point.learning_rate is not None else "",
+            f"{point.grad_norm:.3f}" if point.grad_norm is not None else "",
+            f"{point.tokens_per_second:,.0f}" if point.tokens_per_second else "",
+        )
+        for point in points
+    ]
+    show_table(
+        ("STEP", "EPOCH", "KIND", "LOSS", "RATE", "GRAD", "TOK/S"), rows, empty="No step has been logged yet."
+    )
+
+
+def show_preflight(found: Preflight) -> None:
+    """What a job would do."""
+    measured = "as the last one went" if found.time["basis"] == "measured" else "a guess"
+    share = found.memory["total"] / max(1, found.device["free_bytes"])
+    truncated, dropped = found.truncated["count"], found.dropped["count"]
+    show_fields(
+        [
+            ("rows", f"{found.training_rows:,} to train on, {found.evaluation_rows:,} to evaluate on"),
+            ("sampled", f"{found.sampled_rows:,} of them were read" if found.sampled_rows else None),
+            (
+                "tokens",
+                f"{found.tokens['total']:,} an epoch, {found.trained_token_share:.0%} learned from; "
+                f"a row has {found.tokens['mean']:.0f}, at most {found.tokens['max']:,}",
+            ),
+            (
+                "cut rows",
+                f"{truncated:,} of more than {found.chosen['max_seq_length']:,}" if truncated else None,
+            ),
+            ("left out", f"{dropped:,} rows without a token to learn from" if dropped else None),
+            ("steps", f"{found.optimizer_steps:,}"),
+            ("time", f"about {duration_text(found.time['seconds'])} ({measured})"),
+            ("device", str(found.device["name"])),
+            ("memory", _memory_bar(share, fits=found.fits)),
+            ("", f"{size_text(found.memory['total'])} of {size_text(found.device['free_bytes'])} free"),
+            (
+                "disk",
+                f"{size_text(found.disk['checkpoints'] + found.disk['adapter'])} of "
+                f"{size_text(found.disk['free'])} free",
+            ),
+        ]
+    )
+    for warning in found.warnings:
+        note(f"Warning: {warning.message}", "yellow")
+    if not found.fits:
+        note(
+            "It does not fit: a smaller max_seq_length or batch, or gradient_checkpointing, needs less.",
+            "red",
+        )
+
+
+def _memory_bar(share: float, *, fits: bool) -> Text:
+    filled = min(_BAR_WIDTH, max(1, round(share * _BAR_WIDTH)))
+    bar = Text("█" * filled, style="green" if fits else "red")
+    return bar.append("░" * (_BAR_WIDTH - filled), style="dim").append(f" {share:.0%}")
+
+
+def _steps(job: Job) -> str:
+    total = job.progress.total_steps
+    return f"{job.progress.step}/{total}" if total else ""
+
+
+def _asked_for(job: Job) -> str | None:
+    if job.has_ended:
+        return None
+    if job.cancel_requested_at:
+        return "to be cancelled after its step"
+    return "to be paused after its step" if job.pause_requested_at else None
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else None
+
+
+def _attempt_text(attempt: Attempt) -> str:
+    ended = attempt.exit_reason.replace("_", " ") if attempt.exit_reason else "goes on"
+    return f"{ended}, by {attempt.worker} since {_moment(attempt.started_at)}"
+
+
+def _show_error(job: Job) -> None:
+    if job.error is None:
+        return
+    note(f"{job.error.message} ({job.error.code})", "red")
+    if job.error.hint:
+        note(f"Hint: {job.error.hint}", "yellow")

@@ -1,0 +1,1 @@
+"""Adapters: records, uploaded archives and their files, imports."""

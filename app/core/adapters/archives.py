@@ -1,0 +1,199 @@
+"""Unpacks a PEFT folder that somebody packed elsewhere: a zip or a tar, gzipped or not. Trusts nothing in it.
+
+Only the files that a LoRA adapter is made of are written, under their own plain names, into one flat folder;
+no path of the archive is ever joined to one of ours. What else lies there is passed over, but an archive that
+tries a trick is refused whole.
+"""
+
+import gzip
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, BinaryIO, cast
+
+from app.core.datasets.limits import describe_bytes
+from app.core.errors.adapters import AdapterInvalid
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+TEMPLATE = "chat_template.jinja"
+RECORD = "tunesmith.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_KEPT = frozenset(
+    {CONFIG, WEIGHTS, TEMPLATE, RECORD, TOKENIZER_CONFIG, "README.md"}
+    | {"tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"}
+    | {"vocab.json", "vocab.txt", "merges.txt"}
+)
+_PICKLES = (".bin", ".pt", ".pth", ".pkl")
+_MAX_ENTRIES = 10_000
+_MAX_TEXT_BYTES = 64 << 20  # of a file that is not the weights
+_CHUNK_BYTES = 1 << 20
+# tarfile reads a header's extensions at once, whatever size they claim.
+_MAX_READ_BYTES = 8 << 20
+_HINT = "Send the folder that PEFT's save_pretrained wrote, as a zip or a tar."
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A regular file of an archive."""
+
+    path: PurePosixPath
+    size_bytes: int
+    source: IO[bytes] | None  # None where it is not wanted
+
+
+def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
+    """Write the adapter's files into a folder that is there and empty.
+
+    They may lie at the top of the archive or in one folder of it. Raises AdapterInvalid.
+    """
+    names: dict[str, PurePosixPath] = {}
+    pickles: list[str] = []
+    parents: set[PurePosixPath] = set()
+    total = 0
+    try:
+        for number, entry in enumerate(_entries(archive), start=1):
+            total += entry.size_bytes
+            if number > _MAX_ENTRIES or total > max_bytes:
+                raise _too_large(max_bytes)
+            if entry.path.name.endswith(_PICKLES):
+                pickles.append(entry.path.name)
+            if entry.source is None:
+                continue
+            if entry.path.name in names:
+                raise AdapterInvalid(
+                    f"The archive holds {entry.path.name} twice: {names[entry.path.name]} and {entry.path}.",
+                    hint="Pack one adapter alone.",
+                )
+            names[entry.path.name] = entry.path
+            parents.add(entry.path.parent)
+            _copy(entry, folder)
+    except _BROKEN as error:
+        raise AdapterInvalid(f"The archive can't be read: {error}.", hint="Pack it again.") from error
+    except RuntimeError as error:  # zipfile says so of a password
+        raise AdapterInvalid(f"The archive can't be read: {error}.", hint="Pack it without one.") from error
+    _check_whole(names, parents, pickles)
+
+
+def _check_whole(names: dict[str, PurePosixPath], parents: set[PurePosixPath], pickles: list[str]) -> None:
+    if WEIGHTS not in names and pickles:
+        raise AdapterInvalid(
+            f"The archive holds {pickles[0]}, a pickle, and no {WEIGHTS}: pickles can run code.",
+            hint="Load it with PEFT where you trust it, and save it again: that writes safetensors.",
+        )
+    missing = [name for name in (CONFIG, WEIGHTS) if name not in names]
+    if missing:
+        raise AdapterInvalid(f"The archive has no {missing[0]}.", hint=_HINT)
+    if len(parents) > 1:
+        raise AdapterInvalid(
+            f"The adapter's files lie in several folders: {', '.join(sorted(map(str, parents)))}.",
+            hint="Pack one adapter alone, without checkpoints.",
+        )
+
+
+def _entries(archive: Path) -> Iterator[_Entry]:
+    """Every regular file. Raises AdapterInvalid for what is no file, folder or honest path."""
+    if zipfile.is_zipfile(archive):
+        yield from _zip_entries(archive)
+    else:
+        yield from _tar_entries(archive)
+
+
+def _zip_entries(archive: Path) -> Iterator[_Entry]:
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            path = _checked(member.filename)
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _unsafe(member.filename, "is a link or a device")
+            if member.is_dir():
+                continue
+            if not _is_wanted(path):
+                yield _Entry(path, member.file_size, None)
+                continue
+            with opened.open(member) as source:
+                yield _Entry(path, member.file_size, source)
+
+
+def _tar_entries(archive: Path) -> Iterator[_Entry]:
+    with _unzipped(archive) as plain:
+        try:
+            opened = tarfile.open(fileobj=plain, mode="r:")  # noqa: SIM115  (closed below)
+        except tarfile.ReadError as error:
+            raise AdapterInvalid("This is neither a zip nor a tar.", hint=_HINT) from error
+        with opened:
+            for member in opened:
+                # Names of folders may say "./"; nothing is ever made of them.
+                path = _checked(member.name)
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise _unsafe(member.name, "is a link or a device")
+                yield _Entry(path, member.size, opened.extractfile(member) if _is_wanted(path) else None)
+
+
+@contextmanager
+def _unzipped(archive: Path) -> Iterator[BinaryIO]:
+    with archive.open("rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield cast(BinaryIO, _Careful(gzip.GzipFile(fileobj=file) if is_gzip else file))
+
+
+class _Careful:
+    """A file that gives no more than a bounded piece at once."""
+
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_READ_BYTES:
+            raise AdapterInvalid("The archive's headers are far too large.", hint="Pack it again.")
+        return self._file.read(size)
+
+
+def _checked(name: str) -> PurePosixPath:
+    """The path of an entry, where it stays inside of the archive. Raises AdapterInvalid."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise _unsafe(name, "leads out of it")
+    return path
+
+
+def _is_wanted(path: PurePosixPath) -> bool:
+    """Whether it is one of the adapter's files, at the top or in one folder."""
+    return path.name in _KEPT and len(path.parts) <= 2 and path.parts[0] != "__MACOSX"
+
+
+def _copy(entry: _Entry, folder: Path) -> None:
+    assert entry.source is not None
+    if entry.path.name != WEIGHTS and entry.size_bytes > _MAX_TEXT_BYTES:
+        raise AdapterInvalid(
+            f"{entry.path.name} has more than {describe_bytes(_MAX_TEXT_BYTES)}.", hint=_HINT
+        )
+    left = entry.size_bytes
+    with (folder / entry.path.name).open("xb") as target:
+        # What an entry says of its size is what counts: a zip may unpack to more.
+        while left and (piece := entry.source.read(min(left, _CHUNK_BYTES))):
+            target.write(piece)
+            left -= len(piece)
+    if left or entry.source.read(1):
+        raise AdapterInvalid(f"{entry.path} is not as long as the archive says.", hint="Pack it again.")
+
+
+def _unsafe(name: str, what: str) -> AdapterInvalid:
+    return AdapterInvalid(f"The archive's entry {name[:200]!r} {what}.", hint=_HINT)
+
+
+def _too_large(max_bytes: int) -> AdapterInvalid:
+    return AdapterInvalid(
+        f"The archive unpacks to more than {describe_bytes(max_bytes)} or {_MAX_ENTRIES:,} files.",
+        hint="Send the adapter without checkpoints, or raise TUNESMITH_MAX_UNPACKED_BYTES.",
+    )

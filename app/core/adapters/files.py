@@ -1,0 +1,163 @@
+"""What the files of a LoRA adapter say of it, read as plain JSON and bytes: no ML library, nothing executed.
+
+Whether the weights fit the base model only the engine can tell; here they must be whole and change something.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.core.adapters.archives import CONFIG, RECORD, WEIGHTS
+from app.core.errors.adapters import AdapterInvalid
+from app.core.specs.job import LoraSpec, QuantizationSpec
+
+_MAX_HEADER_BYTES = 25 << 20
+_CHUNK_BYTES = 1 << 20
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_HINT = "Save it again with PEFT's save_pretrained."
+
+
+class _PeftConfig(BaseModel):
+    """What is read of adapter_config.json; the engine checks the rest of it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    peft_type: Literal["LORA"]
+    task_type: Literal["CAUSAL_LM"] | None = None
+    base_model_name_or_path: str | None = None
+    r: Annotated[int, Field(ge=1, le=1024)]
+    lora_alpha: Annotated[float, Field(gt=0, strict=False)]
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
+    bias: Literal["none", "all", "lora_only"] = "none"
+    target_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: dict[str, Any] | None = None
+    alpha_pattern: dict[str, Any] | None = None
+    layers_to_transform: list[int] | int | None = None
+    auto_mapping: dict[str, Any] | None = None
+
+
+class _Tensor(BaseModel):
+    """One entry of a safetensors header."""
+
+    model_config = ConfigDict(strict=True)
+
+    dtype: str
+    shape: list[Annotated[int, Field(ge=0)]]
+    data_offsets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an adapter says of itself. `lora` where a job could be told the same; None: it is more special."""
+
+    base_model: str | None
+    lora: LoraSpec | None
+    quantization: QuantizationSpec | None
+
+
+def describe(folder: Path) -> Description:
+    """Read a PEFT folder. Raises AdapterInvalid, also for weights that are broken or change nothing."""
+    try:
+        config = _PeftConfig.model_validate_json((folder / CONFIG).read_bytes())
+    except ValidationError as error:
+        raise AdapterInvalid(f"{CONFIG}: {_first(error)}.", hint="Only LoRA adapters are taken.") from error
+    _check_weights(folder / WEIGHTS)
+    return Description(config.base_model_name_or_path, _to_spec(config), _recorded_quantization(folder))
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors(include_url=False)[0]
+    place = ".".join(map(str, found["loc"]))
+    return f"{place}: {found['msg']}" if place else found["msg"]
+
+
+def _to_spec(config: _PeftConfig) -> LoraSpec | None:
+    """The adapter's settings as a job's, where a job has all of them."""
+    if config.rank_pattern or config.alpha_pattern or config.layers_to_transform is not None:
+        return None
+    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+        return None  # a regular expression
+    targets = config.target_modules
+    try:
+        return LoraSpec(
+            r=config.r,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            bias=config.bias,
+            target_modules=sorted(targets) if isinstance(targets, list) else targets,
+            modules_to_save=config.modules_to_save,
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+        )
+    except ValidationError:
+        return None
+
+
+def _recorded_quantization(folder: Path) -> QuantizationSpec | None:
+    """What Tunesmith itself wrote beside an adapter that it made."""
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+        return QuantizationSpec.model_validate(record["spec"]["quantization"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _check_weights(path: Path) -> None:
+    """Raise AdapterInvalid where a tensor is missing its bytes, or all updates are zero."""
+    tensors, start = _read_header(path)
+    size = path.stat().st_size - start
+    for name, tensor in tensors.items():
+        count = 1
+        for length in tensor.shape:
+            count *= length
+        begin, end = tensor.data_offsets
+        if tensor.dtype not in _ITEM_BYTES:
+            raise AdapterInvalid(f"{WEIGHTS}: {name!r} is of type {tensor.dtype}, not a float.", hint=_HINT)
+        if not begin <= end <= size or end - begin != count * _ITEM_BYTES[tensor.dtype]:
+            raise AdapterInvalid(
+                f"{WEIGHTS}: the bytes of {name!r} are not all there.", hint="Pack it again."
+            )
+    updates = [tensor for name, tensor in tensors.items() if ".lora_B." in name]
+    if not updates:
+        raise AdapterInvalid(f"{WEIGHTS} holds no weights of a LoRA adapter (lora_A, lora_B).", hint=_HINT)
+    others = [name for name in tensors if ".lora_" not in name]
+    if not others and not any(_has_content(path, start, tensor) for tensor in updates):
+        raise AdapterInvalid(
+            "Every lora_B of the adapter is zero: it changes nothing.",
+            hint="Was it saved before it was trained?",
+        )
+
+
+def _read_header(path: Path) -> tuple[dict[str, _Tensor], int]:
+    """Tensors by name, and where their bytes begin (the format: huggingface.co/docs/safetensors)."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError("its header is too long")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {name: _Tensor.model_validate(tensor) for name, tensor in header.items()}, 8 + length
+    except (ValueError, struct.error, AttributeError, RecursionError) as error:
+        raise AdapterInvalid(f"{WEIGHTS} is no safetensors file.", hint=_HINT) from error
+
+
+def _has_content(path: Path, start: int, tensor: _Tensor) -> bool:
+    return any(piece.strip(b"\0") for piece in _read(path, start, tensor))
+
+
+def _read(path: Path, start: int, tensor: _Tensor) -> Iterator[bytes]:
+    begin, end = tensor.data_offsets
+    with path.open("rb") as file:
+        file.seek(start + begin)
+        while begin < end and (piece := file.read(min(end - begin, _CHUNK_BYTES))):
+            begin += len(piece)
+            yield piece

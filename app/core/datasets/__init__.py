@@ -1,0 +1,1 @@
+"""Datasets: formats, inspection, records, limits, fetches from the Hub, and OpenAI's files."""

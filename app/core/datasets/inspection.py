@@ -1,0 +1,283 @@
+"""Inspect rows: read them once, check every one, and write those that can be used in their stored form.
+
+Memory does not grow with the file. Knows no database and no network.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from app.core.datasets.formats import (
+    BadRow,
+    Layout,
+    UnknownColumns,
+    check_column_map,
+    check_mapped_columns,
+    choose_layout,
+    parse_row,
+)
+from app.core.datasets.limits import Limits, too_large, too_long
+from app.core.datasets.problems import Record
+from app.core.datasets.readers.csv_files import CsvRecords, sniff_delimiter
+from app.core.datasets.readers.json_files import read_lines, read_values
+from app.core.datasets.readers.parquet_files import ParquetRecords
+from app.core.datasets.readers.sources import Container, Source, open_source
+from app.core.datasets.rows import DatasetFormat, Problem, Row, write_row
+from app.core.errors.datasets import DatasetInvalid
+
+MAX_PROBLEMS = 100
+_MAX_COLUMNS = 200
+_MAX_COLUMN_CHARACTERS = 200
+_PROBLEMS_IN_MESSAGE = 5
+_TABLES = (Container.PARQUET, Container.HUB)
+_EXPECTED = (
+    '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} or '
+    '{"prompt": "…", "completion": "…"} or {"text": "…"}'
+)
+
+
+class OnProblem(StrEnum):
+    """What becomes of an upload in which some rows can't be used."""
+
+    REFUSE = "refuse"
+    SKIP = "skip"
+
+
+@dataclass
+class Upload:
+    """The file as it came; of it, only this is kept."""
+
+    container: Container
+    compression: str | None
+    encoding: str | None
+    size_bytes: int
+    sha256: str
+    column_map: dict[str, str]
+    delimiter: str | None = None
+
+
+@dataclass
+class Inspection:
+    """What was found in an upload, and what was written of it."""
+
+    upload: Upload
+    format: DatasetFormat | None = None
+    columns: list[str] = field(default_factory=list)
+    rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    problem_count: int = 0
+    size_bytes: int = 0
+    sha256: str = ""
+
+
+class RecordTable(Protocol):
+    """Records whose columns are known before they are read."""
+
+    columns: list[str]
+
+    def read(self, columns: Sequence[str]) -> Iterator[Record]:
+        """The records, numbered from 1, with these columns alone."""
+
+
+def inspect(
+    upload: Path, stored: Path, *, limits: Limits, column_map: Mapping[str, str] | None = None
+) -> Inspection:
+    """Read an upload and write its usable rows to `stored`, for `datasets.read_rows`.
+
+    `column_map` gives the file's own column for columns of a format: {"prompt": "question"}.
+    Raises DatasetInvalid where nothing can be made of the file: it is empty, binary, damaged, too large, its
+    columns fit no format or several.
+    """
+    column_map = column_map or {}
+    check_column_map(column_map)
+    with open_source(upload, limits) as source, stored.open("wb") as target:
+        inspector = _Inspector(_describe(upload, source, column_map), target, limits, column_map)
+        inspector.take_all(inspector.open(source))
+    return inspector.found
+
+
+def inspect_hub_table(
+    table: RecordTable, stored: Path, *, limits: Limits, column_map: Mapping[str, str]
+) -> Inspection:
+    """Do with a table of the Hub as `inspect` does with an upload. Raises also what reading raises."""
+    check_column_map(column_map)
+    upload = Upload(Container.HUB, None, None, 0, "", _printable_map(column_map))
+    with stored.open("wb") as target:
+        inspector = _Inspector(upload, target, limits, column_map)
+        inspector.take_all(inspector.open_table(table))
+    return inspector.found
+
+
+def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE) -> None:
+    """Raise DatasetInvalid, with every problem and its line, where there is any and none may be skipped.
+
+    Skipping needs a row that is left.
+    """
+    if not found.problem_count or (found.rows and on_problem is OnProblem.SKIP):
+        return
+    total = found.rows + found.problem_count
+    count = f"{found.problem_count} of {total} rows" if total > 1 else "The only row"
+    shown = " ".join(_in_words(problem, found) for problem in found.problems[:_PROBLEMS_IN_MESSAGE])
+    unshown = found.problem_count - _PROBLEMS_IN_MESSAGE
+    is_hub = found.upload.container is Container.HUB
+    mend = "Mend them in the dataset's repository." if is_hub else "Mend them and upload again."
+    skip = " Or leave them out: on_problem=skip." if found.rows else ""
+    raise DatasetInvalid(
+        f"{count} can't be used. {shown}" + (f" … and {unshown} more." if unshown > 0 else ""),
+        problems=[{"line": problem.line, "message": problem.message} for problem in found.problems],
+        hint=f"{mend}{skip} A row looks like {_EXPECTED}.",
+    )
+
+
+class _Inspector:
+    """Takes the records of one upload and keeps count."""
+
+    def __init__(
+        self, upload: Upload, target: BinaryIO, limits: Limits, column_map: Mapping[str, str]
+    ) -> None:
+        self.found = Inspection(upload)
+        self._target = target
+        self._limits = limits
+        self._column_map = column_map
+        self._layout: Layout | None = None
+        self._columns: dict[str, None] = {}
+        self._no_layout: DatasetInvalid | None = None
+        self._sha256 = hashlib.sha256()
+
+    def take_all(self, records: Iterable[Record]) -> None:
+        """Take every record. Raises DatasetInvalid where nothing can be made of them."""
+        for line, record in records:
+            parsed = record if isinstance(record, Problem) else self._parse(line, record)
+            if isinstance(parsed, Problem):
+                self._add_problem(parsed)
+            else:
+                self._write(line, parsed)
+            if self.found.rows + self.found.problem_count > self._limits.max_rows:
+                raise DatasetInvalid(
+                    f"The {self._noun} has more than {self._limits.max_rows} rows.",
+                    hint="Split it, or raise TUNESMITH_MAX_DATASET_ROWS.",
+                )
+        self._conclude()
+
+    @property
+    def _noun(self) -> str:
+        return "split" if self.found.upload.container is Container.HUB else "file"
+
+    def open_table(self, table: RecordTable) -> Iterator[Record]:
+        """The records of a table, with the columns that are used."""
+        layout = self._choose_layout(table.columns)
+        return table.read([name for name in table.columns if name in layout.names.values()])
+
+    def open(self, source: Source) -> Iterator[Record]:
+        """The records of an upload."""
+        match source.container:
+            case Container.JSONL:
+                return read_lines(source.stream, self._limits)
+            case Container.JSON:
+                return read_values(source.text, self._limits)
+            case Container.CSV:
+                return self._open_csv(source)
+            case Container.PARQUET:
+                return self.open_table(ParquetRecords(source.path, self._limits))
+            case Container.HUB:
+                raise AssertionError("no upload is of this kind")
+
+    def _open_csv(self, source: Source) -> Iterator[Record]:
+        delimiter = sniff_delimiter(source.sample)
+        self.found.upload.delimiter = delimiter
+        table = CsvRecords(source.text, delimiter, self._limits)
+        try:
+            self._choose_layout(table.columns)
+        except UnknownColumns as error:
+            said = "The file was read as CSV: its first line names the columns."
+            error.hint = f"{said} {error.hint}" if error.hint else said
+            raise
+        return table.read()
+
+    def _choose_layout(self, columns: list[str]) -> Layout:
+        """The layout of a file whose columns are known before its rows."""
+        self._columns = dict.fromkeys(columns)
+        check_mapped_columns(columns, self._column_map)
+        self._layout = choose_layout(columns, self._column_map)
+        return self._layout
+
+    def _parse(self, line: int, record: dict[str, Any]) -> Row | Problem:
+        if not record.keys() <= self._columns.keys() and len(self._columns) < _MAX_COLUMNS:
+            self._columns.update(dict.fromkeys(record))
+        try:
+            if self._layout is None:
+                self._layout = choose_layout(record, self._column_map)
+            return parse_row(record, self._layout)
+        except BadRow as error:
+            return Problem(line, str(error))
+        except UnknownColumns as error:
+            # Some later row may have columns that fit; if none has, this is why the file is refused.
+            self._no_layout = self._no_layout or error
+            return Problem(line, error.message[0].lower() + error.message[1:])
+
+    def _add_problem(self, problem: Problem) -> None:
+        self.found.problem_count += 1
+        if len(self.found.problems) < MAX_PROBLEMS:
+            self.found.problems.append(problem)
+        elif self._no_layout and self._layout is None:
+            raise self._no_layout
+
+    def _write(self, line: int, row: Row) -> None:
+        raw = write_row(line, row)
+        # Other readers count what they read; in a table, a row has no length before this.
+        if self.found.upload.container in _TABLES and len(raw) > self._limits.max_row_bytes:
+            self._add_problem(Problem(line, too_long(self._limits)))
+            return
+        self.found.rows += 1
+        self.found.size_bytes += len(raw)
+        if self.found.size_bytes > self._limits.max_unpacked_bytes:
+            raise too_large(self._limits)
+        self._sha256.update(raw)
+        self._target.write(raw)
+
+    def _conclude(self) -> None:
+        found = self.found
+        if self._layout is None and self._no_layout:
+            raise self._no_layout
+        if not found.rows and not found.problem_count:
+            raise DatasetInvalid(
+                f"The {self._noun} names columns but has no rows."
+                if self._columns
+                else f"The {self._noun} is empty.",
+                hint=f"A row looks like {_EXPECTED}.",
+            )
+        if len(self._columns) < _MAX_COLUMNS:
+            check_mapped_columns(self._columns, self._column_map)
+        found.format = self._layout.format if self._layout else None
+        found.columns = [_printable(name) for name in list(self._columns)[:_MAX_COLUMNS]]
+        found.sha256 = self._sha256.hexdigest()
+
+
+def _describe(path: Path, source: Source, column_map: Mapping[str, str]) -> Upload:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Upload(
+        container=source.container,
+        compression="gzip" if source.is_gzip else None,
+        encoding=source.encoding,
+        size_bytes=path.stat().st_size,
+        sha256=sha256,
+        column_map=_printable_map(column_map),
+    )
+
+
+def _printable_map(column_map: Mapping[str, str]) -> dict[str, str]:
+    return {key: _printable(name) for key, name in column_map.items()}
+
+
+def _printable(name: str) -> str:
+    """A column's name as text that every database and every client takes."""
+    return name.encode("utf-8", "backslashreplace").decode()[:_MAX_COLUMN_CHARACTERS]
+
+
+def _in_words(problem: Problem, found: Inspection) -> str:
+    place = "Row" if found.upload.container in _TABLES else "Line"
+    return f"{place} {problem.line}: {problem.message}"

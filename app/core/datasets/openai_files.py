@@ -1,0 +1,149 @@
+"""Files as OpenAI's clients know them. A file is a dataset; a finished job's loss curve is one too.
+
+The upload's own bytes are kept beside the rows. A file that can't be trained on is a dataset that has failed:
+a job that names it fails, and says why. Result files have no row: they are made of a job's events when read.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import func, literal, select, tuple_, union_all
+from sqlalchemy.orm import Session
+
+from app.core.datasets import records as dataset_records
+from app.core.datasets.limits import Limits
+from app.core.errors import InvalidRequest
+from app.core.errors.datasets import DatasetInUse, DatasetInvalid, DatasetNotFound
+from app.core.specs.states import DatasetState, JobState
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.ids import new_id
+
+FINE_TUNE, RESULTS = "fine-tune", "fine-tune-results"
+INVALID_FORMAT = "invalid_file_format"
+_RESULT_PREFIX, _JOB_PREFIX = "res_", "job_"
+
+Order = Literal["asc", "desc"]
+File = tables.DatasetRow | tables.JobRow
+
+
+def store(
+    store: ArtifactStore, upload: Path, *, name: str, limits: Limits, expires_at: datetime | None = None
+) -> tables.DatasetRow:
+    """Put an upload into the store, whatever is in it; the row that names it is the caller's to add."""
+    try:
+        row = dataset_records.store_upload(store, upload, name=name, limits=limits)
+    except DatasetInvalid as error:
+        row = _unusable(name, error)
+    row.original = f"{dataset_records.folder_of(row.id)}/original"
+    row.original_bytes = upload.stat().st_size
+    row.expires_at = expires_at
+    store.put_file(row.original, upload)
+    return row
+
+
+def get(session: Session, file_id: str, *, param: str = "file_id") -> File:
+    """A dataset, or the job whose loss curve the file is. Raises DatasetNotFound."""
+    job_id = _job_of_result(file_id)
+    job = session.get(tables.JobRow, job_id) if job_id else None
+    if job is not None and job.state == JobState.SUCCEEDED:
+        return job
+    dataset = session.get(tables.DatasetRow, file_id)
+    if dataset is None:
+        raise DatasetNotFound(f"There is no file {file_id!r}.", param=param, hint="GET /v1/files lists them.")
+    return dataset
+
+
+def result_of(job: tables.JobRow) -> str:
+    """The id of a job's result file."""
+    return _RESULT_PREFIX + job.id.removeprefix(_JOB_PREFIX)
+
+
+def find_page(
+    session: Session, *, purpose: str | None, order: Order, after: str | None, limit: int
+) -> tuple[Sequence[File], bool]:
+    """A page of files, and whether there are more. Raises InvalidRequest where `after` names nothing."""
+    found = _all_files(purpose).subquery()
+    key = tuple_(found.c.created_at, found.c.id)
+    query = select(found.c.id)
+    if after is not None:
+        last = tuple_(*_place_of(session, after))
+        query = query.where(key < last if order == "desc" else key > last)
+    columns = [found.c.created_at, found.c.id]
+    query = query.order_by(*(column.desc() if order == "desc" else column for column in columns))
+    ids = list(session.scalars(query.limit(limit + 1)))
+    return [get(session, file_id) for file_id in ids[:limit]], len(ids) > limit
+
+
+def delete(session: Session, file_id: str) -> str:
+    """Remove the row and answer its files' key; they go once the transaction is committed.
+
+    Raises DatasetNotFound, DatasetInUse, and InvalidRequest for a result file.
+    """
+    if isinstance(get(session, file_id), tables.JobRow):
+        raise InvalidRequest(f"{file_id} belongs to its job and can't be deleted.", param="file_id")
+    return dataset_records.delete(session, file_id)
+
+
+def delete_expired(session: Session, *, now: datetime | None = None) -> list[str]:
+    """Remove files whose time has come, but for those that a job needs; answers keys as `delete` does."""
+    query = select(tables.DatasetRow.id).where(tables.DatasetRow.expires_at <= (now or datetime.now(UTC)))
+    gone = []
+    for dataset_id in session.scalars(query).all():
+        try:
+            gone.append(dataset_records.delete(session, dataset_id))
+        except DatasetInUse:
+            continue  # when its job has ended
+    return gone
+
+
+def created_at(file: File) -> datetime:
+    """When a file came to be."""
+    return file.created_at if isinstance(file, tables.DatasetRow) else file.finished_at or file.created_at
+
+
+def _job_of_result(file_id: str) -> str | None:
+    is_result = file_id.startswith(_RESULT_PREFIX)
+    return _JOB_PREFIX + file_id.removeprefix(_RESULT_PREFIX) if is_result else None
+
+
+def _place_of(session: Session, file_id: str) -> tuple[datetime, str]:
+    try:
+        return created_at(get(session, file_id)), file_id
+    except DatasetNotFound:
+        raise InvalidRequest(
+            f"The cursor {file_id!r} names nothing that exists.",
+            param="after",
+            hint="Start again without `after`.",
+        ) from None
+
+
+def _unusable(name: str, error: DatasetInvalid) -> tables.DatasetRow:
+    return tables.DatasetRow(
+        id=new_id("ds"),
+        name=name,
+        state=DatasetState.FAILED,
+        error={"code": INVALID_FORMAT, "message": error.message, "hint": error.hint},
+        rows=0,
+        columns=[],
+        problems=error.problems,
+        problem_count=len(error.problems),
+        upload={},
+        size_bytes=0,
+        sha256="",
+        artifact="",
+        created_at=datetime.now(UTC),
+    )
+
+
+def _all_files(purpose: str | None) -> Any:
+    job_part = func.substr(tables.JobRow.id, len(_JOB_PREFIX) + 1)
+    parts: dict[str, Any] = {
+        FINE_TUNE: select(tables.DatasetRow.id.label("id"), tables.DatasetRow.created_at.label("created_at")),
+        RESULTS: select(
+            (literal(_RESULT_PREFIX) + job_part).label("id"), tables.JobRow.finished_at.label("created_at")
+        ).where(tables.JobRow.state == JobState.SUCCEEDED),
+    }
+    return union_all(*(part for name, part in parts.items() if purpose in (None, name)))

@@ -1,0 +1,81 @@
+"""Strict JSON for dataset rows: a repeated key is an error, and whatever is wrong has one short message."""
+
+import json
+from typing import Any
+
+from app.core.datasets.problems import repeated
+
+_MAX_DIGITS = 400  # Python refuses to read an integer of more than some thousand; no row needs one.
+
+
+class BadJson(ValueError):
+    """Text that is not JSON, or not what a row may hold; the message is a sentence.
+
+    `position` is the character where reading stopped; None where it stopped nowhere in particular.
+    """
+
+    def __init__(self, message: str, position: int | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+class RepeatedKey(BadJson):
+    """One object has the same key twice, so one of the values would be lost."""
+
+
+def decode_json(text: str) -> object:
+    """The one value that the text holds. Raises BadJson."""
+    try:
+        return _strict.decode(text)
+    except json.JSONDecodeError as error:
+        raise BadJson(f"not valid JSON: {error.msg} at column {error.colno}.", error.pos) from None
+    except RecursionError:
+        raise BadJson("the JSON is nested too deeply.") from None
+
+
+def decode_json_at(text: str, start: int) -> tuple[object, int]:
+    """The value that begins at a character, and the character after it.
+
+    The value of an object with a repeated key is the error itself. Raises BadJson where there is no value.
+    """
+    try:
+        try:
+            return _strict.raw_decode(text, start)
+        except RepeatedKey as error:
+            return error, _lenient.raw_decode(text, start)[1]
+    except json.JSONDecodeError as error:
+        raise BadJson(f"not valid JSON: {error.msg}.", error.pos) from None
+    except RecursionError:
+        raise BadJson("the JSON is nested too deeply.") from None
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    if value == []:
+        return "an empty list"
+    kinds: dict[type, str] = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return kinds.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = repeated(key for key, _ in pairs)
+        raise RepeatedKey(f"the key {twice[0][:60]!r} is there twice in one object. Keep one of them.")
+    return record
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < _MAX_DIGITS else float(digits)
+
+
+_strict = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
+_lenient = json.JSONDecoder(parse_int=_integer)

@@ -1,0 +1,166 @@
+"""Datasets as rows of the database and files of the artifact store: add, find, list, delete, open.
+
+How the rows of a Hub dataset get here stands in fetches.py.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import delete as sql_delete, or_, select
+from sqlalchemy.orm import Session
+
+from app.core.datasets.inspection import Inspection, OnProblem, inspect, refuse_problems
+from app.core.datasets.limits import Limits
+from app.core.datasets.rows import Row, read_rows
+from app.core.errors.datasets import DatasetInUse, DatasetNotFound, DatasetNotReady
+from app.core.specs.states import ENDED, DatasetState
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.ids import new_id
+from app.core.storage.paging import newest_first
+
+
+def store_upload(
+    store: ArtifactStore,
+    upload: Path,
+    *,
+    name: str,
+    limits: Limits,
+    column_map: Mapping[str, str] | None = None,
+    on_problem: OnProblem = OnProblem.REFUSE,
+) -> tables.DatasetRow:
+    """Inspect an upload and put its rows into the store; the row that names them is the caller's to add.
+
+    The rows lie beside the upload until they are complete. Raises DatasetInvalid.
+    """
+    with tempfile.TemporaryDirectory(dir=upload.parent, prefix="rows-") as folder:
+        rows = Path(folder) / "rows.jsonl"
+        found = inspect(upload, rows, limits=limits, column_map=column_map)
+        refuse_problems(found, on_problem)
+        return store_rows(store, rows, name=name, found=found)
+
+
+def store_rows(store: ArtifactStore, rows: Path, *, name: str, found: Inspection) -> tables.DatasetRow:
+    """Put rows in their stored form into the store; the row that names them is the caller's to add."""
+    dataset_id = new_id("ds")
+    artifact = f"{folder_of(dataset_id)}/rows.jsonl"
+    store.put_file(artifact, rows)
+    row = tables.DatasetRow(id=dataset_id, name=name, state=DatasetState.READY, created_at=datetime.now(UTC))
+    describe(row, found, artifact=artifact)
+    return row
+
+
+def describe(row: tables.DatasetRow, found: Inspection, *, artifact: str) -> None:
+    """Write down what was found in the rows, and where they are now."""
+    assert found.format is not None
+    row.format = found.format
+    row.rows = found.rows
+    row.columns = found.columns
+    row.problems = [{"line": problem.line, "message": problem.message} for problem in found.problems]
+    row.problem_count = found.problem_count
+    row.upload = asdict(found.upload)
+    row.size_bytes = found.size_bytes
+    row.sha256 = found.sha256
+    row.artifact = artifact
+
+
+def get(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.DatasetRow:
+    """Raises DatasetNotFound; `param` is the field that named it."""
+    dataset = session.get(tables.DatasetRow, dataset_id)
+    if dataset is None:
+        raise DatasetNotFound(
+            f"There is no dataset {dataset_id!r}.",
+            param=param,
+            hint="GET /datasets lists them; POST /datasets adds one.",
+        )
+    return dataset
+
+
+def get_arrived(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.DatasetRow:
+    """A dataset, good or bad, of which nothing is to come. Raises DatasetNotFound and DatasetNotReady."""
+    dataset = get(session, dataset_id, param=param)
+    if dataset.state == DatasetState.FETCHING:
+        raise DatasetNotReady(
+            f"Dataset {dataset_id} is still being fetched from the Hub.",
+            param=param,
+            hint=f"GET /datasets/{dataset_id} shows when its state is `ready`.",
+        )
+    return dataset
+
+
+def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.DatasetRow:
+    """A dataset whose rows are there. Raises DatasetNotFound and DatasetNotReady."""
+    dataset = get_arrived(session, dataset_id, param=param)
+    if dataset.state == DatasetState.FAILED:
+        reason = (dataset.error or {}).get("message", "")
+        if dataset.hub is None:
+            raise DatasetNotReady(
+                f"Dataset {dataset_id} can't be trained on: {reason}",
+                param=param,
+                hint="Mend the file and upload it again.",
+            )
+        raise DatasetNotReady(
+            f"Dataset {dataset_id} could not be fetched: {reason}",
+            param=param,
+            hint="POST /datasets fetches it again under a new id.",
+        )
+    return dataset
+
+
+def hold(session: Session, dataset_id: str, *, param: str = "dataset") -> None:
+    """Keep a dataset from being deleted until the transaction ends. Raises as `get_ready` does."""
+    held: set[str] = session.info.setdefault("held_datasets", set())
+    if dataset_id in held:
+        return
+    get_ready(session, dataset_id, param=param)
+    # PostgreSQL needs the row's lock for it; on SQLite a write transaction is alone anyway.
+    session.execute(
+        select(tables.DatasetRow.id).where(tables.DatasetRow.id == dataset_id).with_for_update(read=True)
+    )
+    held.add(dataset_id)
+
+
+def find_page(
+    session: Session, *, after: str | None, limit: int
+) -> tuple[list[tables.DatasetRow], str | None]:
+    """A page of datasets, newest first, and the cursor of the next page."""
+    return newest_first(session, select(tables.DatasetRow), tables.DatasetRow, after=after, limit=limit)
+
+
+def delete(session: Session, dataset_id: str) -> str:
+    """Remove the row and answer its files' key; they go once the transaction is committed.
+
+    A fetch that is under way ends: its worker finds its lease gone. Raises DatasetNotFound, and DatasetInUse
+    while a job that has not ended needs it.
+    """
+    dataset = get(session, dataset_id)
+    waiting = select(tables.JobRow.id).where(
+        or_(
+            tables.JobRow.dataset_id == dataset_id,
+            tables.JobRow.spec["validation_dataset"].as_string() == dataset_id,
+        ),
+        tables.JobRow.state.not_in(ENDED),
+    )
+    job_id = session.scalar(waiting.limit(1))
+    if job_id:
+        raise DatasetInUse(
+            f"Job {job_id} needs dataset {dataset_id}.", hint=f"Cancel it first: POST /jobs/{job_id}/cancel."
+        )
+    session.execute(sql_delete(tables.DatasetFetchRow).where(tables.DatasetFetchRow.dataset_id == dataset_id))
+    session.delete(dataset)
+    return folder_of(dataset_id)
+
+
+def open_rows(store: ArtifactStore, dataset: tables.DatasetRow) -> Iterator[tuple[int, Row]]:
+    """The dataset's rows with their line numbers, read as a stream."""
+    with store.open(dataset.artifact) as lines:
+        yield from read_rows(lines)
+
+
+def folder_of(dataset_id: str) -> str:
+    """Where the files of a dataset lie in the artifact store."""
+    """The key of a dataset's files in the store."""
+    return f"datasets/{dataset_id}"

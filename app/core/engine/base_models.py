@@ -1,0 +1,85 @@
+"""Base models that may be named: folders in the models folder and Hub ids, against the allow-list.
+
+Reads `config.json` as plain JSON; loading a model is the worker's business.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.core.errors.base_models import ModelNotAllowed, UnknownModel
+from app.core.settings import Settings
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A Hugging Face folder in the models folder."""
+
+    name: str
+    path: Path
+    architecture: str | None
+    context_length: int | None
+    size_bytes: int
+
+
+def find_local(settings: Settings) -> list[LocalModel]:
+    """The models in the models folder, by name."""
+    found = [_describe(config) for config in _configs(settings.models_folder)]
+    return [model for model in found if is_allowed(model.name, settings)]
+
+
+def find_folder(name: str, models_folder: Path) -> Path | None:
+    """The folder of a local model, or None: then the name is a Hub id.
+
+    The name is compared with what the folder holds and never joined to a path.
+    """
+    return next((config.parent for config in _configs(models_folder) if config.parent.name == name), None)
+
+
+def check(name: str, settings: Settings) -> None:
+    """Raise ModelNotAllowed or UnknownModel where this base model can't be used."""
+    if not is_allowed(name, settings):
+        allowed = ", ".join(settings.allowed_models)
+        raise ModelNotAllowed(
+            f"The base model {name!r} is not allowed here.", param="base_model", hint=f"Allowed: {allowed}."
+        )
+    if "/" not in name and find_folder(name, settings.models_folder) is None:
+        here = ", ".join(model.name for model in find_local(settings)) or "none yet"
+        raise UnknownModel(
+            f"There is no base model {name!r} in the models folder.",
+            param="base_model",
+            hint=f"In the models folder: {here}. A Hub model is named with its owner, as in "
+            "'HuggingFaceTB/SmolLM2-135M-Instruct'.",
+        )
+
+
+def is_allowed(name: str, settings: Settings) -> bool:
+    """Whether the allow-list, when there is one, holds the model."""
+    return not settings.allowed_models or name in settings.allowed_models
+
+
+def _configs(folder: Path) -> list[Path]:
+    configs = folder.glob("*/config.json") if folder.is_dir() else []
+    return sorted(path for path in configs if not path.parent.name.startswith("."))
+
+
+def _describe(config_path: Path) -> LocalModel:
+    config = _read_config(config_path)
+    folder = config_path.parent
+    architectures = config.get("architectures") or [None]
+    return LocalModel(
+        name=folder.name,
+        path=folder,
+        architecture=architectures[0],
+        context_length=config.get("max_position_embeddings"),
+        size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

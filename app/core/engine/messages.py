@@ -1,0 +1,231 @@
+"""What the API and the engine say to each other, so that what is inside the engine can be replaced.
+
+The API POSTs a GenerateRequest to `{engine_url}/generate` with the engine's token and reads JSON lines back:
+any number of TokenDelta, then one Finished or one Failed. Closing the connection cancels the work.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from app.core.specs.job import QuantizationSpec
+
+MAX_LOGIT_BIAS = 300
+MAX_TOP_LOGPROBS = 20
+
+
+class Wire(BaseModel):
+    """Refuses what it does not know: both sides are of one version."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ChatMessage(Wire):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
+    content: str = Field(description="What is said.")
+
+
+class Sampling(Wire):
+    """How tokens are chosen."""
+
+    max_new_tokens: int = Field(256, ge=1, le=32768, description="Most tokens to make.")
+    temperature: float = Field(0.7, ge=0, le=2, description="0: always the likeliest token (greedy).")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the likeliest tokens with this much probability."
+    )
+    top_k: int = Field(0, ge=0, description="Sample from so many likeliest tokens; 0: from all.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Leave out tokens less probable than this share of the likeliest one."
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=10, description="Above 1: what prompt or answer said becomes less likely."
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken from the score of every token that the answer has."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="The same, as often as the answer has the token."
+    )
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = Field(
+        {}, max_length=MAX_LOGIT_BIAS, description="Added to the scores of tokens, by token id."
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Say the log-probability of each token made and of so many of the likeliest instead: the "
+        "model's own, before bias, penalties and temperature.",
+    )
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="The same seed gives the same text.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], max_length=16, description="Texts that end the answer; they are not part of it."
+    )
+
+
+class AdapterRef(Wire):
+    """An adapter and where its files are in the artifact store."""
+
+    id: str
+    artifact: str
+
+
+class BaseModelRef(Wire):
+    """A base model and how its weights were quantized when adapters were trained against them."""
+
+    name: str = Field(description="A Hub id or the name of a local model.")
+    quantization: QuantizationSpec
+
+    @property
+    def key(self) -> str:
+        """The same for equal ones."""
+        return self.model_dump_json()
+
+
+class OutputSchema(Wire):
+    """JSON that an answer must be. `strict`: refuse a schema with keywords that can't be kept to."""
+
+    model_config = ConfigDict(frozen=True)
+    source: str
+    strict: bool
+
+
+class GenerateRequest(Wire):
+    """One answer to make: of `prompt` (taken as it is), of `prompt_ids` (tokens), or of `messages` (rendered
+    with the chat template).
+    """
+
+    base_model: BaseModelRef
+    adapter: AdapterRef | None = None
+    prompt: str | None = None
+    prompt_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    messages: list[ChatMessage] | None = None
+    sampling: Sampling = Sampling()
+    output_schema: OutputSchema | None = None
+
+
+class Usage(Wire):
+    """Tokens read and made."""
+
+    prompt_tokens: int = Field(description="Tokens read.")
+    completion_tokens: int = Field(description="Tokens made.")
+
+
+class Timings(Wire):
+    """Where the time went, in seconds."""
+
+    queued_seconds: float = Field(description="Waiting, and loading the base model or the adapter.")
+    first_token_seconds: float = Field(description="From the start of the work to the first token.")
+    total_seconds: float = Field(description="From the request to the last token.")
+    tokens_per_second: float = Field(description="Tokens made a second, once the first was there.")
+
+
+class TokenProbability(Wire):
+    """A token and how probable the model found it."""
+
+    token_id: int = Field(description="The token's id.")
+    bytes: list[int] = Field(description="Its bytes; a character may be spread over several tokens.")
+    logprob: float = Field(description="The natural logarithm of its probability.")
+
+
+class MadeToken(TokenProbability):
+    """A token of the answer, and what else was likely in its place."""
+
+    top: list[TokenProbability] = Field(description="The likeliest tokens, as many as were asked for.")
+
+
+class TokenDelta(Wire):
+    """Text that was just made; never half a character. `tokens` are those it is made of, where asked for."""
+
+    type: Literal["delta"] = "delta"
+    text: str
+    tokens: list[MadeToken] | None = None
+
+
+class Finished(Wire):
+    """The answer is complete."""
+
+    type: Literal["finished"] = "finished"
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+    timings: Timings
+
+
+class Failed(Wire):
+    """There is no answer, or no more of it. `kind` says which HTTP status it is."""
+
+    type: Literal["failed"] = "failed"
+    kind: Literal["invalid", "not_found", "busy", "unavailable", "internal"]
+    code: str
+    message: str
+    param: str | None = None
+    hint: str | None = None
+    retry_after_seconds: int | None = None
+
+
+Reply = Annotated[TokenDelta | Finished | Failed, Field(discriminator="type")]
+reply_adapter: TypeAdapter[Reply] = TypeAdapter(Reply)
+
+
+def join_deltas(replies: list[Reply]) -> list[Reply]:
+    """The same replies, deltas that follow each other made one: what has waited together goes on together."""
+    joined: list[Reply] = []
+    for reply in replies:
+        last = joined[-1] if joined else None
+        if isinstance(last, TokenDelta) and isinstance(reply, TokenDelta):
+            tokens = [*(last.tokens or []), *(reply.tokens or [])]
+            joined[-1] = TokenDelta(text=last.text + reply.text, tokens=tokens or None)
+        else:
+            joined.append(reply)
+    return joined
+
+
+class ServedBase(Wire):
+    """A base model that an engine holds."""
+
+    base_model: BaseModelRef
+    weight_bits: int = Field(
+        description="4: packed as QLoRA packs them; else unpacked once, or never packed."
+    )
+    adapters: list[str] = Field([], description="Ids of the adapters loaded on it.")
+
+
+class LoadingBase(Wire):
+    """A base model that an engine is loading; until it is there, requests for it wait."""
+
+    base_model: BaseModelRef
+    since: datetime = Field(description="When loading began.")
+
+
+class WaitingRequests(Wire):
+    """How many requests wait for which base model, loaded or not."""
+
+    base_model: BaseModelRef
+    count: int = Field(description="How many.")
+
+
+class EngineState(Wire):
+    """What the engine serves now; it stands in the worker's row."""
+
+    base_model: BaseModelRef | None = Field(None, description="The base model that was used last.")
+    adapters: list[str] = Field([], description="Ids of the adapters that are loaded, on whichever base.")
+    bases: list[ServedBase] = Field(
+        [], description="Base models that are loaded, the one used last at the end."
+    )
+    loading: LoadingBase | None = Field(None, description="The base model that is being loaded.")
+    waiting: list[WaitingRequests] = Field([], description="Requests that have not begun.")
+    paused_by: str | None = Field(
+        None, description="Id of the job that has the GPU, while serving is paused."
+    )
+    shares_with: str | None = Field(
+        None,
+        description="Id of the job that trains on the GPU beside serving.",
+    )
+
+    @property
+    def loaded(self) -> list[BaseModelRef]:
+        """Base models that answer at once, the one used last first."""
+        bases = [base.base_model for base in reversed(self.bases)]
+        return bases or ([self.base_model] if self.base_model else [])

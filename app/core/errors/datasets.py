@@ -1,0 +1,85 @@
+"""Errors of datasets: unusable uploads, states that do not allow a call, failed fetches from the Hub."""
+
+from app.core.errors import Conflict, InvalidRequest, NotFound, TunesmithError
+
+
+class DatasetInvalid(InvalidRequest):
+    """The dataset can't be used."""
+
+    code = "dataset_invalid"
+
+    def __init__(
+        self, message: str, *, problems: list[dict[str, object]] | None = None, hint: str | None = None
+    ):
+        super().__init__(message, param="file", hint=hint)
+        self.problems = problems or []
+
+
+class DatasetNotFound(NotFound):
+    """There is no such dataset."""
+
+    code = "dataset_not_found"
+
+
+class DatasetInUse(Conflict):
+    """A job that has not ended needs this dataset."""
+
+    code = "dataset_in_use"
+
+
+class DatasetNotReady(Conflict):
+    """The rows of this dataset are not there."""
+
+    code = "dataset_not_ready"
+
+
+class FetchFailure(TunesmithError):
+    """The dataset could not be fetched."""
+
+    type = "fetch_error"
+    code = "fetch_failed"
+
+
+class HubDatasetMissing(FetchFailure):
+    """There is no such dataset on the Hub."""
+
+    code = "hub_dataset_missing"
+
+
+class HubDatasetGated(FetchFailure):
+    """The dataset is gated."""
+
+    code = "hub_dataset_gated"
+
+
+class UnknownConfig(FetchFailure):
+    """The dataset has no such configuration."""
+
+    code = "config_unknown"
+
+
+class UnknownSplit(FetchFailure):
+    """The dataset has no such split."""
+
+    code = "split_unknown"
+
+
+class HubDatasetUnfit(FetchFailure):
+    """The dataset is of a kind that can't be trained on."""
+
+    code = "hub_dataset_unfit"
+
+
+class HubDatasetUnreadable(FetchFailure):
+    """The dataset's files can't be read."""
+
+    code = "hub_dataset_unreadable"
+
+
+class NoRoomForDataset(FetchFailure):
+    """The disk is full."""
+
+    code = "disk_full"
+
+    def __init__(self) -> None:
+        super().__init__(hint="Free some space, then POST /datasets again.")

@@ -1,0 +1,1 @@
+"""Exports of adapters: requests, the queue of workers, results."""

@@ -1,0 +1,1 @@
+"""Jobs: requests, the queue of workers, events, inputs, continuation, OpenAI's fine-tuning."""

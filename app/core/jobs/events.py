@@ -1,0 +1,205 @@
+"""Typed job events: append and read. Rows are `(job_id, seq, at, level, type, data)`.
+
+Appending numbers the events through the job's own row, so `seq` has no gaps and no two writers share one.
+"""
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic_core import from_json
+from sqlalchemy import insert, select, update
+from sqlalchemy.orm import Session
+
+from app.core.errors.jobs import JobNotFound
+from app.core.specs.states import JobState, Phase
+from app.core.storage import tables
+from app.core.webhooks import deliveries
+
+# JSON has no NaN: a loss that is not a number is written as null.
+Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+
+
+class Level(StrEnum):
+    """How much an event matters."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class EventData(BaseModel):
+    """What an event says; the subclass is its type."""
+
+    model_config = ConfigDict(extra="forbid")
+    level: ClassVar[Level] = Level.INFO
+
+
+class Log(EventData):
+    """A line for the person who watches."""
+
+    type: Literal["log"] = "log"
+    message: str = Field(description="What happened.")
+
+
+class Metrics(EventData):
+    """One logged optimizer step. Loss is the mean since the last one; times are seconds, memory is bytes."""
+
+    type: Literal["metrics"] = "metrics"
+    step: int = Field(description="Optimizer steps done.")
+    total_steps: int = Field(description="Optimizer steps in all.")
+    epoch: float = Field(description="Passes over the dataset done.")
+    loss: Loss = Field(description="Mean training loss since the last such event.")
+    grad_norm: float | None = Field(None, description="Norm of the gradients before they were clipped.")
+    learning_rate: float | None = Field(None, description="At this step.")
+    token_accuracy: float | None = Field(None, description="Share of tokens whose likeliest guess was right.")
+    tokens: int = Field(0, description="Tokens seen since the start of the job, padding left out.")
+    tokens_per_second: float | None = Field(None, description="Training speed.")
+    memory_bytes: int | None = Field(None, description="Peak device memory; on a CPU, of the process.")
+    eta_seconds: float | None = Field(None, description="About how long the job still takes.")
+
+
+class Evaluation(EventData):
+    """The loss on the rows held out."""
+
+    type: Literal["eval"] = "eval"
+    step: int = Field(description="Optimizer steps done.")
+    epoch: float = Field(description="Passes over the dataset done.")
+    loss: Loss = Field(description="Mean loss on the rows held out.")
+    token_accuracy: float | None = Field(None, description="Share of tokens whose likeliest guess was right.")
+
+
+class Checkpoint(EventData):
+    """A complete checkpoint is on disk; an interrupted job goes on from it."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    step: int = Field(description="Optimizer steps done.")
+
+
+class Warn(EventData):
+    """Something the person should know; the job goes on."""
+
+    level: ClassVar[Level] = Level.WARNING
+    type: Literal["warning"] = "warning"
+    code: str = Field(description="A stable word for programs.")
+    message: str = Field(description="What happened, for a person.")
+
+
+class StateChange(EventData):
+    """The job entered a state, or a running job entered a phase."""
+
+    type: Literal["state"] = "state"
+    state: JobState
+    phase: Phase | None = Field(None, description="What a running job does now.")
+    attempt: int | None = Field(None, description="Which try this is about.")
+    reason: str | None = Field(None, description="Why, for a person.")
+    error_code: str | None = Field(None, description="Why the job failed, as a stable word.")
+    adapter: str | None = Field(None, description="Name of the adapter that the job made.")
+
+
+AnyEventData = Annotated[
+    Log | Metrics | Evaluation | Checkpoint | Warn | StateChange, Field(discriminator="type")
+]
+_EVENT_DATA: TypeAdapter[AnyEventData] = TypeAdapter(AnyEventData)
+
+
+class Event(BaseModel):
+    """One event as it was recorded."""
+
+    seq: int = Field(description="Counts from 1 within the job; `after=seq` and `Last-Event-ID` take it.")
+    at: datetime = Field(description="When it was recorded.")
+    level: Level
+    type: str = Field(description="The kind of event; `data` has the fields of that kind.")
+    data: AnyEventData = Field(description="What the event says.")
+
+    @cached_property
+    def as_json(self) -> str:
+        """In one line; made once, however many follow the job."""
+        return self.model_dump_json()
+
+
+def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> None:
+    """Record events of a job, in order; its end is announced to webhooks. Raises JobNotFound."""
+    if not entries:
+        return
+    last_seq = session.scalar(
+        update(tables.JobRow)
+        .where(tables.JobRow.id == job_id)
+        .values(last_event_seq=tables.JobRow.last_event_seq + len(entries))
+        .returning(tables.JobRow.last_event_seq)
+        .execution_options(synchronize_session=False)
+    )
+    if last_seq is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    at = datetime.now(UTC)
+    first_seq = last_seq - len(entries) + 1
+    rows = [
+        {
+            "job_id": job_id,
+            "seq": first_seq + offset,
+            "at": at,
+            "level": _level(entry),
+            "type": entry.type,
+            "data": _dump(entry),
+        }
+        for offset, entry in enumerate(entries)
+    ]
+    session.execute(insert(tables.EventRow), rows)
+    for entry in entries:
+        # Here, because every road into a state passes here: no end of a job goes untold.
+        if isinstance(entry, StateChange) and entry.state.has_ended:
+            deliveries.announce(session, job_id, entry.state)
+
+
+def first(entry: AnyEventData) -> tables.EventRow:
+    """The first event of a job that is not written yet, for its `events`; its `last_event_seq` is then 1."""
+    return tables.EventRow(
+        seq=1, at=datetime.now(UTC), level=_level(entry), type=entry.type, data=_dump(entry)
+    )
+
+
+def read(
+    session: Session, job_id: str, *, after: int = 0, limit: int = 100, types: Sequence[str] = ()
+) -> list[Event]:
+    """Events of a job with a seq above `after`, oldest first, at most `limit`."""
+    query = select(tables.EventRow).where(tables.EventRow.job_id == job_id, tables.EventRow.seq > after)
+    if types:
+        query = query.where(tables.EventRow.type.in_(types))
+    return [_from_row(row) for row in session.scalars(query.order_by(tables.EventRow.seq).limit(limit))]
+
+
+def read_newest(session: Session, job_id: str, *, before: int | None, limit: int) -> list[Event]:
+    """Events of a job with a seq below `before`, newest first, at most `limit`."""
+    query = select(tables.EventRow).where(tables.EventRow.job_id == job_id)
+    if before is not None:
+        query = query.where(tables.EventRow.seq < before)
+    return [
+        _from_row(row) for row in session.scalars(query.order_by(tables.EventRow.seq.desc()).limit(limit))
+    ]
+
+
+def read_last(session: Session, job_id: str, *, types: Sequence[str]) -> AnyEventData | None:
+    """What the newest event of these types says, or None."""
+    query = select(tables.EventRow).where(tables.EventRow.job_id == job_id, tables.EventRow.type.in_(types))
+    row = session.scalar(query.order_by(tables.EventRow.seq.desc()).limit(1))
+    return _from_row(row).data if row else None
+
+
+def _dump(entry: AnyEventData) -> dict[str, Any]:
+    # PostgreSQL refuses NaN in JSON, which `model_dump_json` writes as null.
+    data: dict[str, Any] = from_json(entry.model_dump_json(exclude={"type"}))
+    return data
+
+
+def _level(entry: AnyEventData) -> Level:
+    failed = isinstance(entry, StateChange) and entry.state is JobState.FAILED
+    return Level.ERROR if failed else entry.level
+
+
+def _from_row(row: tables.EventRow) -> Event:
+    data = _EVENT_DATA.validate_python({"type": row.type, **row.data})
+    return Event(seq=row.seq, at=row.at, level=Level(row.level), type=row.type, data=data)

@@ -1,0 +1,131 @@
+"""OpenAI's hyperparameters as training settings, and what its fine-tuning asks of a file. Pure.
+
+docs/openai.md shows the rules as a table. The number of epochs for `auto` is the rule that OpenAI published
+(its cookbook on preparing data for fine-tuning): a small file is read more often, a large one once.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.core.datasets.openai_files import INVALID_FORMAT
+from app.core.specs.job import TrainingSpec
+from app.core.specs.states import DatasetState
+from app.core.storage import tables
+from app.core.work.failures import Failure
+
+MIN_ROWS = 10
+KEPT_CHECKPOINTS = 3
+BASE_LEARNING_RATE = 2e-4
+AUTO_BATCH_SIZE = 4
+_TARGET_EPOCHS, _MOST_EPOCHS = 3, 25
+_FEWEST_ROWS_READ, _MOST_ROWS_READ = 100, 25_000
+_MOST_POINTS = 500
+_ROWS_IN_A_PASS = 4
+_LINES_TOLD = 5
+
+INVALID_COUNT = "invalid_n_examples"
+_CODES = (INVALID_FORMAT, INVALID_COUNT)
+_INVALID = "The job failed due to an invalid {kind} file."
+
+Auto = Literal["auto"]
+FileKind = Literal["training", "validation"]
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Each a number, or `auto`."""
+
+    n_epochs: float | Auto = "auto"
+    batch_size: int | Auto = "auto"
+    learning_rate_multiplier: float | Auto = "auto"
+
+
+def training_settings(
+    asked: Hyperparameters, given: dict[str, Any], *, rows: int, is_validated: bool
+) -> dict[str, Any]:
+    """The settings of TrainingSpec that follow for a file of so many rows; those in `given` go before."""
+    batch = AUTO_BATCH_SIZE if asked.batch_size == "auto" else asked.batch_size
+    multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
+    epochs = auto_epochs(rows) if asked.n_epochs == "auto" else asked.n_epochs
+    settings = {
+        "num_train_epochs": epochs,
+        **_passes(batch),
+        "learning_rate": BASE_LEARNING_RATE * multiplier,
+        "keep_checkpoints": KEPT_CHECKPOINTS,
+        **given,
+    }
+    epoch_steps = max(1, math.ceil(rows / effective_batch(TrainingSpec.model_construct(**settings))))
+    total_steps = max(1, math.ceil(epoch_steps * settings["num_train_epochs"]))
+    follows: dict[str, Any] = {"logging_steps": math.ceil(total_steps / _MOST_POINTS)}
+    if is_validated:
+        follows["eval_steps"] = epoch_steps
+    return follows | settings
+
+
+def hyperparameters(training: TrainingSpec) -> Hyperparameters:
+    """What a job's settings are in OpenAI's words."""
+    return Hyperparameters(
+        n_epochs=_whole(training.num_train_epochs),
+        batch_size=effective_batch(training),
+        learning_rate_multiplier=float(f"{training.learning_rate / BASE_LEARNING_RATE:.6g}"),
+    )
+
+
+def auto_epochs(rows: int) -> int:
+    """Three, but more for so few rows that it would read less than 100, and fewer past 25,000."""
+    if rows * _TARGET_EPOCHS < _FEWEST_ROWS_READ:
+        return min(_MOST_EPOCHS, _FEWEST_ROWS_READ // max(1, rows))
+    if rows * _TARGET_EPOCHS > _MOST_ROWS_READ:
+        return max(1, _MOST_ROWS_READ // rows)
+    return _TARGET_EPOCHS
+
+
+def effective_batch(training: TrainingSpec) -> int:
+    """Rows that an optimizer step learns from."""
+    rows = training.per_device_train_batch_size
+    return (_ROWS_IN_A_PASS if rows == "auto" else rows) * training.gradient_accumulation_steps
+
+
+def find_failure(dataset: tables.DatasetRow, kind: FileKind) -> Failure | None:
+    """Why a job can't be trained with this file, in OpenAI's words and codes; None where it can."""
+    start = _INVALID.format(kind=kind)
+    if dataset.state == DatasetState.FAILED:
+        error = dataset.error or {}
+        lines = [
+            f"Line {problem['line']}: {problem['message']}" for problem in dataset.problems[:_LINES_TOLD]
+        ]
+        told = " ".join(lines) or error.get("message", "")
+        rest = dataset.problem_count - len(lines)
+        more = f" … and {rest} more." if lines and rest > 0 else ""
+        return Failure(INVALID_FORMAT, f"{start} Invalid file format. {told}{more}", error.get("hint"))
+    if kind == "training" and dataset.rows < MIN_ROWS:
+        examples = "1 example" if dataset.rows == 1 else f"{dataset.rows} examples"
+        return Failure(
+            INVALID_COUNT,
+            f"{start} Training file has {examples}, but must have at least {MIN_ROWS} examples.",
+            "Add rows and upload the file again; POST /jobs, the native API, takes any number.",
+        )
+    return None
+
+
+def param_of(code: str, message: str) -> str | None:
+    """Which file the failure of a job is about, where it is about one."""
+    kinds: tuple[FileKind, ...] = ("training", "validation")
+    named = (kind for kind in kinds if message.startswith(_INVALID.format(kind=kind)))
+    return next((f"{kind}_file" for kind in named), None) if code in _CODES else None
+
+
+def _passes(batch: int) -> dict[str, Any]:
+    """A batch as passes: of 4 rows, or as many as memory takes, where 4 divides it; else of fewer."""
+    if batch % _ROWS_IN_A_PASS == 0:
+        return {
+            "per_device_train_batch_size": "auto",
+            "gradient_accumulation_steps": batch // _ROWS_IN_A_PASS,
+        }
+    rows = next(size for size in (3, 2, 1) if batch % size == 0)
+    return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": batch // rows}
+
+
+def _whole(number: float) -> float:
+    return int(number) if number == int(number) else number

@@ -1,0 +1,244 @@
+"""The durable job queue, as a worker uses it: claim, heartbeat, record, finish, hand back, requeue expired.
+
+Whose a job is, is a lease (leases.py). What people ask of a job (submit, cancel, retry) stands in jobs.py.
+Nothing here commits: the caller's transaction does.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.core.errors.work import LeaseLost
+from app.core.jobs import events
+from app.core.jobs.events import AnyEventData, StateChange
+from app.core.specs.job import JobSpec
+from app.core.specs.states import ExitReason, JobState, Phase, StopRequest
+from app.core.storage import tables
+from app.core.work.failures import Failure
+from app.core.work.leases import RELEASED, Leases
+
+_LEASES = Leases(tables.JobRow, tables.JobRow.id, "job", tables.JobRow.state == JobState.RUNNING)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A worker's right to run one attempt at a job."""
+
+    job_id: str
+    token: str
+    attempt: int
+    worker_id: str
+    spec: JobSpec
+    dataset_id: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running job is; None leaves the recorded value."""
+
+    phase: Phase | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    eta_seconds: float | None = None
+
+
+def claim(
+    session: Session, worker_id: str, *, lease_seconds: float, now: datetime | None = None
+) -> Lease | None:
+    """Take the oldest waiting job, or None. Safe against other workers on SQLite and PostgreSQL."""
+    now = now or _now()
+    claimed = _LEASES.claim(
+        session,
+        is_free=tables.JobRow.state == JobState.QUEUED,
+        lease_seconds=lease_seconds,
+        now=now,
+        state=JobState.RUNNING,
+        phase=Phase.PREPARING,
+        started_at=func.coalesce(tables.JobRow.started_at, now),
+    )
+    if claimed is None:
+        return None
+    job, token = claimed
+    number = len(job.attempts) + 1
+    session.add(tables.AttemptRow(job_id=job.id, number=number, worker_id=worker_id, started_at=now))
+    events.append(
+        session, job.id, [StateChange(state=JobState.RUNNING, phase=Phase.PREPARING, attempt=number)]
+    )
+    spec = JobSpec.model_validate(job.spec)
+    return Lease(job.id, token, number, worker_id, spec, job.dataset_id)
+
+
+def heartbeat(session: Session, lease: Lease, *, lease_seconds: float, now: datetime | None = None) -> None:
+    """Extend the lease. Raises LeaseLost."""
+    _LEASES.extend(session, lease.job_id, lease.token, lease_seconds=lease_seconds, now=now)
+
+
+def find_stop_request(session: Session, lease: Lease) -> StopRequest | None:
+    """What somebody asked of the job, if anything. Raises LeaseLost."""
+    row = session.execute(
+        select(tables.JobRow.cancel_requested_at, tables.JobRow.pause_requested_at).where(
+            tables.JobRow.id == lease.job_id, tables.JobRow.lease_token == lease.token
+        )
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost
+    if row.cancel_requested_at is not None:
+        return StopRequest.CANCEL
+    return StopRequest.PAUSE if row.pause_requested_at is not None else None
+
+
+def record(
+    session: Session, lease: Lease, entries: list[AnyEventData], progress: Progress | None = None
+) -> None:
+    """Write events and progress of a running job. Raises LeaseLost."""
+    changes = {k: v for k, v in vars(progress or Progress()).items() if v is not None}
+    # Without changes the guard still has to hold, and on PostgreSQL it locks the row.
+    _LEASES.update(session, lease.job_id, lease.token, **(changes or {"lease_token": lease.token}))
+    events.append(session, lease.job_id, entries)
+
+
+def succeed(session: Session, lease: Lease, *, adapter_name: str, now: datetime | None = None) -> None:
+    """End the job as succeeded; its adapter row is added by the caller in this transaction."""
+    change = StateChange(state=JobState.SUCCEEDED, adapter=adapter_name)
+    _end(session, lease, change, ExitReason.SUCCEEDED, now)
+
+
+def fail(session: Session, lease: Lease, failure: Failure, *, now: datetime | None = None) -> None:
+    """End the job as failed, with the reason. Raises LeaseLost."""
+    change = StateChange(state=JobState.FAILED, reason=failure.message, error_code=failure.code)
+    _end(session, lease, change, ExitReason.FAILED, now, failure)
+
+
+def finish_cancelled(session: Session, lease: Lease, *, now: datetime | None = None) -> None:
+    """End the job as cancelled. Raises LeaseLost."""
+    _end(session, lease, StateChange(state=JobState.CANCELLED), ExitReason.CANCELLED, now)
+
+
+def hand_back(session: Session, lease: Lease, *, reason: str, now: datetime | None = None) -> None:
+    """Put a stopped job back in the queue, or end or pause it where somebody asked for that.
+
+    Raises LeaseLost.
+    """
+    request = find_stop_request(session, lease)
+    if request is StopRequest.CANCEL:
+        return finish_cancelled(session, lease, now=now)
+    if request is StopRequest.PAUSE:
+        change = StateChange(state=JobState.PAUSED)
+        return _leave(session, lease, change, ExitReason.PAUSED, now or _now(), eta_seconds=None)
+    change = StateChange(state=JobState.QUEUED, reason=reason)
+    _leave(session, lease, change, ExitReason.HANDED_BACK, now or _now())
+
+
+def give_up_attempt(
+    session: Session, lease: Lease, failure: Failure, *, max_lost_attempts: int, now: datetime | None = None
+) -> JobState:
+    """The training process died: queue the job again, or fail it when that happened too often."""
+    job = session.get(tables.JobRow, lease.job_id, populate_existing=True)
+    if job is None or job.lease_token != lease.token:
+        raise LeaseLost
+    return _lose(session, job, ExitReason.PROCESS_DIED, failure, max_lost_attempts, now or _now())
+
+
+def requeue_expired(
+    session: Session, *, max_lost_attempts: int, now: datetime | None = None
+) -> list[tuple[str, JobState]]:
+    """Take running jobs whose lease has expired away from their worker; answers ids and new states."""
+    now = now or _now()
+    failure = Failure(
+        "worker_lost",
+        "The worker stopped answering while it ran this job.",
+        "Look at the worker's own log; POST /jobs/{id}/retry goes on from the last checkpoint.",
+    )
+    return [
+        (job.id, _lose(session, job, ExitReason.WORKER_LOST, failure, max_lost_attempts, now))
+        for job in _LEASES.find_expired(session, now)
+    ]
+
+
+def _lose(
+    session: Session,
+    job: tables.JobRow,
+    exit_reason: ExitReason,
+    failure: Failure,
+    max_lost_attempts: int,
+    now: datetime,
+) -> JobState:
+    """Queue a job whose worker or process is gone again; fail, cancel or pause it where that is due."""
+    lease = _present_lease(job)
+    lost = job.lost_attempts + 1
+    if job.cancel_requested_at is not None:
+        _end(session, lease, StateChange(state=JobState.CANCELLED), exit_reason, now)
+        return JobState.CANCELLED
+    if job.pause_requested_at is not None:
+        change = StateChange(state=JobState.PAUSED, reason=failure.message)
+        _leave(session, lease, change, exit_reason, now, lost_attempts=lost, eta_seconds=None)
+        return JobState.PAUSED
+    if lost >= max_lost_attempts:
+        last = Failure(failure.code, f"{failure.message} That was attempt {lost} to end so.", failure.hint)
+        change = StateChange(state=JobState.FAILED, reason=last.message, error_code=last.code)
+        _end(session, lease, change, exit_reason, now, last)
+        return JobState.FAILED
+    change = StateChange(state=JobState.QUEUED, reason=failure.message)
+    _leave(session, lease, change, exit_reason, now, lost_attempts=lost)
+    return JobState.QUEUED
+
+
+def _present_lease(job: tables.JobRow) -> Lease:
+    """The lease that the job's row names, whoever holds it."""
+    last = job.attempts[-1]
+    spec = JobSpec.model_validate(job.spec)
+    return Lease(job.id, job.lease_token or "", last.number, last.worker_id, spec, job.dataset_id)
+
+
+def _end(
+    session: Session,
+    lease: Lease,
+    change: StateChange,
+    exit_reason: ExitReason,
+    now: datetime | None,
+    failure: Failure | None = None,
+) -> None:
+    now = now or _now()
+    columns: dict[str, object] = {"finished_at": now, "eta_seconds": None}
+    if failure:
+        columns |= {
+            "error_code": failure.code,
+            "error_message": failure.message,
+            "error_hint": failure.hint,
+        }
+    _leave(session, lease, change, exit_reason, now, **columns)
+
+
+def _leave(
+    session: Session,
+    lease: Lease,
+    change: StateChange,
+    exit_reason: ExitReason,
+    now: datetime,
+    **columns: object,
+) -> None:
+    """Give up the lease: change the state, close the attempt, say so in an event."""
+    _LEASES.update(
+        session,
+        lease.job_id,
+        lease.token,
+        state=change.state,
+        phase=None,
+        **RELEASED,
+        pause_requested_at=None,
+        **columns,
+    )
+    session.execute(
+        update(tables.AttemptRow)
+        .where(tables.AttemptRow.job_id == lease.job_id, tables.AttemptRow.number == lease.attempt)
+        .values(ended_at=now, exit_reason=exit_reason)
+    )
+    events.append(session, lease.job_id, [change.model_copy(update={"attempt": lease.attempt})])
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,48 @@
+"""How fast finished jobs trained: what the next one like them may expect. Knows no device."""
+
+from statistics import median
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.core.jobs import events
+from app.core.jobs.events import Metrics
+from app.core.specs.job import JobSpec
+from app.core.specs.states import JobState
+from app.core.storage import tables
+
+_JOBS_LOOKED_AT = 20
+_EVENTS_READ = 1000
+
+
+def find_tokens_per_second(session: Session, spec: JobSpec) -> float | None:
+    """The speed of the last finished job of the same base model, packing and quantization, or None."""
+    finished = (
+        select(tables.JobRow)
+        .where(tables.JobRow.base_model == spec.base_model, tables.JobRow.state == JobState.SUCCEEDED)
+        .order_by(tables.JobRow.finished_at.desc())
+        .limit(_JOBS_LOOKED_AT)
+    )
+    for job in session.scalars(finished):
+        if _is_alike(JobSpec.model_validate(job.spec), spec):
+            speed = _read_speed(session, job.id)
+            if speed:
+                return speed
+    return None
+
+
+def _is_alike(one: JobSpec, other: JobSpec) -> bool:
+    return (
+        one.training.packing == other.training.packing
+        and one.quantization.load_in_4bit == other.quantization.load_in_4bit
+    )
+
+
+def _read_speed(session: Session, job_id: str) -> float | None:
+    """The median, as the first steps are slow."""
+    found = [
+        event.data.tokens_per_second
+        for event in events.read(session, job_id, limit=_EVENTS_READ, types=["metrics"])
+        if isinstance(event.data, Metrics) and event.data.tokens_per_second
+    ]
+    return median(found) if found else None

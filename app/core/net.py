@@ -1,0 +1,107 @@
+"""Network addresses that webhooks may go to, and the signatures that they carry.
+
+A name is judged by the addresses that it resolves to, both when a webhook is registered and at each attempt,
+where the connection goes to the very address that was judged: a name that resolves to another address later
+gains nothing. Secrets and signatures are those of standardwebhooks.com, which OpenAI's clients verify.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import socket
+
+import httpx
+
+from app.core.errors.webhooks import TargetRefused
+
+MAX_URL = 2048
+_PREFIX = "whsec_"
+_SECRET_BYTES = 32
+_PORTS = {"http": 80, "https": 443}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def parse(text: str) -> httpx.URL:
+    """An address that a webhook may have. Raises TargetRefused."""
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, ValueError):
+        raise TargetRefused("This is not a URL.", hint="For example https://example.org/hooks.") from None
+    if url.scheme not in _PORTS or not url.host:
+        raise TargetRefused("A webhook needs an http or https URL.", hint="Prefer https.")
+    if url.port is not None and not 0 < url.port < 1 << 16:
+        raise TargetRefused(f"There is no port {url.port}.")
+    if url.userinfo:
+        raise TargetRefused("A webhook's URL can't hold a password.", hint="Check the signature instead.")
+    if url.fragment:
+        raise TargetRefused("A webhook's URL can't have a part after `#`: it would not be sent.")
+    return url
+
+
+def resolve(url: httpx.URL, *, allow_private: bool) -> list[str]:
+    """The addresses of a URL's host that may be connected to, in the system's order. Waits for DNS.
+
+    Raises TargetRefused where there is none.
+    """
+    host = url.raw_host.decode("ascii")
+    try:
+        found = socket.getaddrinfo(host, url.port or _PORTS[url.scheme], type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise TargetRefused(f"The host {host} has no address.", hint="Look at its name.") from None
+    addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+    allowed = [address for address in addresses if allow_private or is_public(address)]
+    if not allowed:
+        raise TargetRefused(
+            f"The host {host} is on a loopback, private or link-local network.",
+            hint="TUNESMITH_WEBHOOK_ALLOW_PRIVATE=true allows it.",
+        )
+    return allowed
+
+
+def is_public(address: str) -> bool:
+    """Whether an address belongs to the internet at large."""
+    parsed = _unwrapped(ipaddress.ip_address(address.partition("%")[0]))
+    return parsed.is_global and not parsed.is_multicast
+
+
+def _unwrapped(address: _Address) -> _Address:
+    """The IPv4 address that an IPv6 address stands for, where it does."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+def new_secret() -> str:
+    """256 random bits as `whsec_<base64>`."""
+    return _PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+
+
+def sign(secret: str, delivery_id: str, timestamp: int, body: str) -> dict[str, str]:
+    """The three headers that a receiver checks; `timestamp` is that of this attempt, in Unix seconds."""
+    signed = f"{delivery_id}.{timestamp}.{body}".encode()
+    signature = base64.b64encode(hmac.new(_key(secret), signed, hashlib.sha256).digest()).decode()
+    return {
+        "webhook-id": delivery_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{signature}",
+    }
+
+
+def is_secret(text: str) -> bool:
+    """Whether one can sign with it: `whsec_` and base64, or any text without that beginning."""
+    try:
+        return bool(_key(text))
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _key(secret: str) -> bytes:
+    if secret.startswith(_PREFIX):
+        return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    return secret.encode()

@@ -1,0 +1,243 @@
+"""What a job is asked to do: the recipe's settings under their own names, validated.
+
+Field names and defaults are those of the reference recipe (Llama-2-7b-chat with NF4 QLoRA). The worker turns
+a spec into trainer settings in `worker/training/config.py`; nothing here knows an ML library.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from app.core.specs.template_syntax import find_problem
+
+# A Hub id (owner/name) or the name of a folder in the models folder; never a path.
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
+
+# Of a job or an adapter.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Auto = Literal["auto"]
+ModuleNames = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)
+]
+# Without quotes and backslashes: the key becomes part of a path into JSON, which databases quote differently.
+METADATA_KEY = r'^[^"\\\x00-\x1f]+$'
+MetadataKey = Annotated[str, Field(max_length=64, pattern=METADATA_KEY)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+Optimizer = Literal[
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adamw_bnb_8bit",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+]
+Scheduler = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+]
+
+
+class Spec(BaseModel):
+    """Refuses what it does not know, so that a typing error is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LoraSpec(Spec):
+    """The low-rank adapter (Hu et al. 2021; the names are PEFT's)."""
+
+    r: int = Field(64, ge=1, le=1024, description="Rank of the update matrices.")
+    alpha: float = Field(16, gt=0, description="Scale: the update is multiplied by alpha / r.")
+    dropout: Fraction = Field(0.1, description="Dropout on the adapter's input while training.")
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained too.")
+    target_modules: ModuleNames | Literal["all-linear"] | None = Field(
+        None,
+        description="Modules that get an adapter: names, `all-linear`, or null: PEFT's choice.",
+        examples=["all-linear", ["q_proj", "v_proj"]],
+    )
+    modules_to_save: ModuleNames | None = Field(
+        None,
+        description="Modules that are trained whole and saved with the adapter. Such an adapter can be "
+        "downloaded, not served here yet.",
+        examples=[["lm_head"]],
+    )
+    use_rslora: bool = Field(
+        False,
+        description="Rank-stabilized LoRA: the update is multiplied by alpha / √r (Kalajdzievski 2023).",
+    )
+    use_dora: bool = Field(
+        False,
+        description="DoRA: magnitude and direction are trained apart (Liu et al. 2024). Such an adapter can "
+        "be downloaded, not served here yet.",
+    )
+
+
+class QuantizationSpec(Spec):
+    """How the frozen base model is held in memory (Dettmers et al. 2023; the names are bitsandbytes')."""
+
+    load_in_4bit: bool = Field(
+        True, description="4-bit base weights (QLoRA). False: 16-bit, or 32-bit on a CPU."
+    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The 4-bit number format.")
+    bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="Type of the matrix products. auto: bfloat16 where the device has it, else float16; "
+        "float32 on a CPU.",
+    )
+    bnb_4bit_use_double_quant: bool = Field(False, description="Quantize the quantization constants as well.")
+
+
+class TrainingSpec(Spec):
+    """The training run (the names are transformers' TrainingArguments')."""
+
+    num_train_epochs: float = Field(1, gt=0, le=1000, description="Passes over the dataset.")
+    max_steps: int = Field(-1, ge=-1, description="Optimizer steps; -1: as many as the epochs make.")
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = Field(
+        4,
+        description="Rows in one forward pass. auto: an optimizer step learns from 4 times "
+        "gradient_accumulation_steps rows, in the passes that are fastest of those that fit the memory.",
+    )
+    per_device_eval_batch_size: int = Field(4, ge=1, le=1024, description="Rows in one evaluation pass.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=4096, description="Forward passes in an optimizer step."
+    )
+    gradient_checkpointing: bool | Auto = Field(
+        "auto", description="Recompute activations in the backward pass: less memory, more time."
+    )
+    optim: Optimizer = Field("paged_adamw_32bit", description="Optimizer.")
+    learning_rate: float = Field(2e-4, gt=0, le=10, description="Peak learning rate.")
+    weight_decay: float = Field(0.001, ge=0, description="Decoupled weight decay.")
+    lr_scheduler_type: Scheduler = Field("constant", description="How the learning rate changes.")
+    warmup_ratio: Fraction = Field(
+        0.03, description="Share of the steps that warm up, where the scheduler does."
+    )
+    max_grad_norm: float = Field(0.3, ge=0, description="Gradients are clipped to this norm; 0: never.")
+    fp16: bool | Auto = Field("auto", description="Mixed precision in float16.")
+    bf16: bool | Auto = Field(
+        "auto", description="Mixed precision in bfloat16. auto: where the device has it."
+    )
+    group_by_length: bool = Field(True, description="Put rows of like length into one batch: less padding.")
+    max_seq_length: int | None = Field(
+        None,
+        ge=8,
+        description="Rows are cut to so many tokens; null: the base model's own context, at most 2048.",
+    )
+    packing: bool = Field(False, description="Fill every sequence with several rows.")
+    assistant_only_loss: bool = Field(
+        False,
+        description="Learn from the assistant's turns alone. (prompt + completion rows always learn from "
+        "the completion alone.)",
+    )
+    neftune_noise_alpha: float | None = Field(None, gt=0, description="NEFTune noise on the embeddings.")
+    logging_steps: int = Field(25, ge=1, description="A metrics event every so many steps.")
+    save_steps: int = Field(25, ge=1, description="A checkpoint every so many steps.")
+    keep_checkpoints: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Keep the adapter at the end of each epoch, the newest so many of them: they answer, and "
+        "can be downloaded, beside the finished one.",
+    )
+    eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps; null: at the end.")
+    validation_split: Fraction = Field(0.0, description="Share of the rows held out for evaluation.")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Stop after so many evaluations without a better loss."
+    )
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of data order, initialisation and dropout.")
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        if self.fp16 is True and self.bf16 is True:
+            raise ValueError(
+                "fp16 and bf16 exclude each other: set one of them to false or leave both on auto"
+            )
+        if self.max_steps == 0:
+            raise ValueError(
+                "max_steps is 0: use -1 for as many steps as the epochs make, or a positive number"
+            )
+        return self
+
+
+class JobSpec(Spec):
+    """A fine-tuning job. Only `base_model` and `dataset` are needed; the rest is the reference recipe."""
+
+    base_model: str = Field(
+        pattern=MODEL_NAME,
+        max_length=200,
+        description="A Hub id, or the name of a folder in the models folder (`GET /models`).",
+        examples=["SmolLM2-135M-Instruct", "NousResearch/Llama-2-7b-chat-hf"],
+    )
+    dataset: str = Field(
+        max_length=64, description="Id of an uploaded dataset.", examples=["ds_4kq1v9x2m7ahc3zt"]
+    )
+    validation_dataset: str | None = Field(
+        None,
+        max_length=64,
+        description="Id of an uploaded dataset to evaluate on, instead of training.validation_split.",
+    )
+    continue_from: str | None = Field(
+        None,
+        max_length=400,
+        description="Id or name of an adapter whose weights the job starts from; `lora`, "
+        "`quantization` and `chat_template` are that adapter's where they are left out.",
+    )
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        pattern=NAME,
+        description="Name of the job, and of its adapter; an adapter's name that is taken gets a number.",
+        examples=["support-bot"],
+    )
+    suffix: str | None = Field(
+        None,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="Names the adapter as OpenAI does, `ft:<base model>:tunesmith:<suffix>:<id>`, instead of "
+        "after the job. May be empty.",
+    )
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(
+        {}, description="Words of your own about the job; `GET /v1/fine_tuning/jobs` filters by them."
+    )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=32_768,
+        description="A chat template (Jinja) instead of the base model's own; it stays with the adapter. "
+        "`{% generation %}` markers may enclose what the assistant writes.",
+    )
+    lora: LoraSpec = LoraSpec()
+    quantization: QuantizationSpec = QuantizationSpec()
+    training: TrainingSpec = TrainingSpec()
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_is_readable(cls, template: str | None) -> str | None:
+        problem = None if template is None else find_problem(template)
+        if problem:
+            raise ValueError(f"the chat template can't be read: {problem}")
+        return template
+
+    @model_validator(mode="after")
+    def _evaluation_has_rows(self) -> Self:
+        training = self.training
+        if self.validation_dataset and training.validation_split:
+            raise ValueError("validation_dataset and training.validation_split exclude each other")
+        needs_rows = [name for name in ("early_stopping_patience", "eval_steps") if getattr(training, name)]
+        if needs_rows and not (self.validation_dataset or training.validation_split):
+            raise ValueError(
+                f"training.{needs_rows[0]} needs rows to evaluate on: set training.validation_split, for "
+                "example 0.1, or validation_dataset"
+            )
+        return self

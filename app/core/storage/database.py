@@ -1,0 +1,107 @@
+"""The database connection, short transactions, and migrations; SQLite and PostgreSQL alike.
+
+Functions elsewhere take a Session and never commit: the edge does, through `transaction()`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.orm import Session
+
+_MIGRATIONS = Path(__file__).parents[3] / "migrations"
+_BUSY_TIMEOUT_SECONDS = 30
+
+
+class Database:
+    """A pool of connections and two ways to use one: `transaction()` to write, `snapshot()` to read."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _create_engine(url)
+        self._listeners: dict[str, list[Callable[[], None]]] = {}
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session that commits at the end, or rolls back on an error.
+
+        On SQLite it takes the write lock at the start (BEGIN IMMEDIATE): a read that turns into a write in
+        mid-transaction would fail at once, without waiting, where another connection wrote in between.
+        """
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+        for topic in session.info.get("news", ()):
+            for listener in self._listeners.get(topic, ()):
+                listener()
+
+    def listen(self, topic: str, listener: Callable[[], None]) -> None:
+        """Call back after each transaction of this process that left news of this topic in `session.info`."""
+        self._listeners.setdefault(topic, []).append(listener)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A session that reads one consistent state and takes no write lock."""
+        reading = self.engine.execution_options(read_only=True)
+        with Session(reading, expire_on_commit=False) as session:
+            yield session
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+def migrate(url: str) -> None:
+    """Bring the schema to the newest version; makes the SQLite file and its folder when there is none."""
+    path = make_url(url).database
+    if url.startswith("sqlite") and path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    database = Database(url)
+    try:
+        with database.engine.begin() as connection:
+            command.upgrade(alembic_config(connection), "head")
+    finally:
+        database.close()
+
+
+def is_migrated(database: Database) -> bool:
+    """Whether the schema is the one this code was written for."""
+    with database.engine.execution_options(read_only=True).connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    return current == ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration, bound to an open connection when one is given."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _create_engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(
+        url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS}, pool_size=20, max_overflow=60
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions by itself: _begin_sqlite does
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,74 @@
+"""Many small changes in one transaction: beginning and committing costs more than a change does.
+
+A thread that brings a change while another one commits waits for its turn, and then takes along all that came
+meanwhile. So a change waits no longer than for the commits before it, and is in the database when its caller
+goes on. In SQLite's own queue for the write lock, threads would pass each other for seconds.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy.orm import Session
+
+from app.core.storage.database import Database
+
+Result = TypeVar("Result")
+_MOST_AT_ONCE = 100
+
+
+class GroupCommit:
+    """The changes of one process that wait for the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: deque[_Change] = deque()
+        self._turn = threading.Lock()
+
+    def run(self, change: Callable[[Session], Result]) -> Result:
+        """Run a change in a transaction that commits, perhaps with others; answers or raises what it does.
+
+        It may run twice: where one of a group raises, each is run again in a transaction of its own.
+        """
+        mine = _Change(change)
+        self._waiting.append(mine)
+        while not mine.is_done:
+            with self._turn:
+                if not mine.is_done:
+                    count = min(len(self._waiting), _MOST_AT_ONCE)
+                    self._commit([self._waiting.popleft() for _ in range(count)])
+        if mine.error is not None:
+            raise mine.error
+        result: Result = mine.result
+        return result
+
+    def _commit(self, changes: list["_Change"]) -> None:
+        try:
+            results = self._try(changes)
+        except Exception as error:
+            if len(changes) == 1:
+                changes[0].end(error=error)
+            else:
+                for change in changes:
+                    self._commit([change])
+        else:
+            for change, result in zip(changes, results, strict=True):
+                change.end(result)
+
+    def _try(self, changes: list["_Change"]) -> list[Any]:
+        with self._database.transaction() as session:
+            return [change.make(session) for change in changes]
+
+
+class _Change:
+    """What one caller wants, and what came of it."""
+
+    def __init__(self, make: Callable[[Session], Any]) -> None:
+        self.make = make
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.is_done = False
+
+    def end(self, result: Any = None, *, error: Exception | None = None) -> None:
+        self.result, self.error, self.is_done = result, error, True

@@ -1,0 +1,100 @@
+"""Brings a backup into an empty Tunesmith, on SQLite or PostgreSQL, on a folder or an object store.
+
+Files come first, rows last and in one transaction: what is interrupted leaves no row without its file.
+"""
+
+import json
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from app.core.errors.storage import BackupUnusable, NotEmpty
+from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.backup import ARTIFACTS, DATABASE, FORMAT, JOBS, MANIFEST
+from app.core.storage.database import Database, migrate
+from app.core.storage.row_copy import copy_rows, is_empty, one_state
+
+
+def restore_backup(settings: Settings, source: BinaryIO) -> None:
+    """Read the tar from a stream and put everything in its place.
+
+    Raises NotEmpty where rows are there already, BackupUnusable where the tar is not a whole backup.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    migrate(settings.database_url)
+    database = Database(settings.database_url)
+    try:
+        _refuse_rows(database)
+        with tempfile.TemporaryDirectory(dir=settings.data_dir, prefix="restore-") as scratch:
+            staging = Path(scratch)
+            _unpack(source, staging)
+            # A backup of an older version comes up to this one before its rows are read.
+            migrate(f"sqlite:///{staging / DATABASE}")
+            _place_artifacts(ArtifactStore(settings.artifacts_url), staging / ARTIFACTS)
+            _place_jobs(settings, staging / JOBS)
+            _place_rows(database, staging / DATABASE)
+    finally:
+        database.close()
+
+
+def _refuse_rows(database: Database) -> None:
+    with one_state(database) as connection:
+        if not is_empty(connection):
+            raise NotEmpty(hint="Restore into a new data folder or volume, and a new database.")
+
+
+def _unpack(source: BinaryIO, staging: Path) -> None:
+    count = 0
+    try:
+        with tarfile.open(fileobj=source, mode="r|*") as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content is None or not _is_ours(member.name):
+                    raise BackupUnusable(f"This is not a backup of Tunesmith: it holds {member.name!r}.")
+                path = staging / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+                count += 1
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise BackupUnusable(f"The backup can't be read: {error}") from error
+    _check_manifest(staging / MANIFEST, count - 1)
+
+
+def _is_ours(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return ".." not in parts and (name in (DATABASE, MANIFEST) or parts[0] in (ARTIFACTS, JOBS))
+
+
+def _check_manifest(path: Path, files: int) -> None:
+    if not path.is_file():
+        raise BackupUnusable("The backup is not whole: its end is missing.")
+    manifest = json.loads(path.read_text())
+    if manifest["format"] != FORMAT or manifest["files"] != files:
+        raise BackupUnusable(
+            f"The backup is not whole, or of another version: {manifest}, {files} files found."
+        )
+
+
+def _place_artifacts(store: ArtifactStore, folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.put_file(path.relative_to(folder).as_posix(), path)
+            path.unlink()  # so that the disk needs no room for two of everything
+
+
+def _place_jobs(settings: Settings, folder: Path) -> None:
+    for source in folder.glob("*"):
+        shutil.copytree(source, settings.job_folder(source.name), dirs_exist_ok=True)
+
+
+def _place_rows(database: Database, path: Path) -> None:
+    backup = Database(f"sqlite:///{path}")
+    try:
+        with one_state(backup) as source, database.engine.begin() as target:
+            copy_rows(source, target)
+    finally:
+        backup.close()

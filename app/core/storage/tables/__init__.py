@@ -1,0 +1,32 @@
+"""The rows of the database, one module a noun. What may happen to them is in the modules that own each noun.
+
+Every class of a row ends in `Row`. All are imported here, so that the metadata of `Table` is complete.
+"""
+
+from app.core.storage.tables.adapters import AdapterImportRow, AdapterRow
+from app.core.storage.tables.base import Table, UtcDateTime
+from app.core.storage.tables.datasets import DatasetFetchRow, DatasetRow
+from app.core.storage.tables.exports import ExportRow
+from app.core.storage.tables.idempotency import IdempotencyKeyRow
+from app.core.storage.tables.jobs import AttemptRow, EventRow, JobRow
+from app.core.storage.tables.keys import ApiKeyRow
+from app.core.storage.tables.webhooks import WebhookDeliveryRow, WebhookRow
+from app.core.storage.tables.workers import WorkerRow
+
+__all__ = [
+    "AdapterImportRow",
+    "AdapterRow",
+    "ApiKeyRow",
+    "AttemptRow",
+    "DatasetFetchRow",
+    "DatasetRow",
+    "EventRow",
+    "ExportRow",
+    "IdempotencyKeyRow",
+    "JobRow",
+    "Table",
+    "UtcDateTime",
+    "WebhookDeliveryRow",
+    "WebhookRow",
+    "WorkerRow",
+]

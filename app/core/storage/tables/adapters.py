@@ -1,0 +1,54 @@
+"""Rows of adapters, and of imports that have not become adapters yet."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.storage.tables.base import Table
+
+
+class AdapterRow(Table):
+    """A finished LoRA adapter and where its files are; with a `step`, one that a job kept on its way.
+
+    `origin` holds the LoRA settings and the chat template of one that no job made, as far as they are known.
+    """
+
+    __tablename__ = "adapters"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(400), unique=True)
+    base_model: Mapped[str] = mapped_column(String(200))
+    quantization: Mapped[dict[str, Any]]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    step: Mapped[int | None]
+    origin: Mapped[dict[str, Any] | None]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    artifact: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_adapters_created_at_id", "created_at", "id"),)
+
+
+class AdapterImportRow(Table):
+    """An adapter that was trained elsewhere and is not proved yet, or failed to be.
+
+    `origin` is as in `adapters`; `error` says why it failed, or what it waits for.
+    """
+
+    __tablename__ = "adapter_imports"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), index=True)
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    error: Mapped[dict[str, Any] | None]
+    lost_attempts: Mapped[int] = mapped_column(default=0)
+    base_model: Mapped[str] = mapped_column(String(200))
+    quantization: Mapped[dict[str, Any]]
+    origin: Mapped[dict[str, Any]]
+    artifact: Mapped[str] = mapped_column(String(255))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_adapter_imports_created_at_id", "created_at", "id"),)

@@ -1,0 +1,56 @@
+"""Rows of datasets, and of what is still to be fetched from the Hub."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.specs.states import DatasetState
+from app.core.storage.tables.base import Table
+
+
+class DatasetRow(Table):
+    """The rows of a dataset in their stored form, the problems of its other rows, and where they came from.
+
+    `size_bytes` and `sha256` are those of the stored rows; the upload's stand in `upload`, a Hub dataset's
+    name and commit in `hub`. Until the rows are there, `format` is null and `artifact` empty. `original` is
+    where the upload itself lies, byte for byte; only what came through /v1/files is kept so.
+    """
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    state: Mapped[str] = mapped_column(String(16), default=DatasetState.READY)
+    error: Mapped[dict[str, Any] | None]
+    hub: Mapped[dict[str, Any] | None]
+    format: Mapped[str | None] = mapped_column(String(32))
+    rows: Mapped[int]
+    columns: Mapped[list[Any]]
+    problems: Mapped[list[Any]]
+    problem_count: Mapped[int]
+    upload: Mapped[dict[str, Any]]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    artifact: Mapped[str] = mapped_column(String(255))
+    original: Mapped[str | None] = mapped_column(String(255))
+    original_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    created_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_datasets_created_at_id", "created_at", "id"),)
+
+
+class DatasetFetchRow(Table):
+    """What is still to be done for a dataset in the state `fetching`, and the lease of the worker at it."""
+
+    __tablename__ = "dataset_fetches"
+
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), primary_key=True)
+    column_map: Mapped[dict[str, Any]]
+    on_problem: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(default=0)
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    lease_expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(index=True)

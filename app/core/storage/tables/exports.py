@@ -1,0 +1,44 @@
+"""Rows of exports."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.storage.tables.base import Table
+
+
+class ExportRow(Table):
+    """An adapter on its way into another format, the lease of the worker at it, and the files it became.
+
+    It outlives its adapter: name and base model stand here too.
+    """
+
+    __tablename__ = "exports"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    adapter_id: Mapped[str] = mapped_column(String(32), index=True)
+    adapter_name: Mapped[str] = mapped_column(String(400))
+    base_model: Mapped[str] = mapped_column(String(200))
+    spec: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    phase: Mapped[str | None] = mapped_column(String(16))
+    progress: Mapped[float] = mapped_column(default=0.0)
+    agreement: Mapped[dict[str, Any] | None]
+    notes: Mapped[list[Any]]
+    files: Mapped[list[Any]]
+    url: Mapped[str | None] = mapped_column(String(255))
+    artifact: Mapped[str | None] = mapped_column(String(255))
+    error: Mapped[dict[str, Any] | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    lease_expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_exports_state_created_at", "state", "created_at", "id"),
+        Index("ix_exports_created_at_id", "created_at", "id"),
+    )

@@ -1,0 +1,25 @@
+"""Rows of running workers."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.storage.tables.base import Table
+
+
+class WorkerRow(Table):
+    """A running worker process, as it described itself at its last heartbeat."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    roles: Mapped[list[Any]]
+    device: Mapped[dict[str, Any]]
+    engine_url: Mapped[str | None] = mapped_column(String(255))
+    engine_token: Mapped[str | None] = mapped_column(String(64))
+    engine_state: Mapped[dict[str, Any] | None]
+    problems: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]

@@ -1,0 +1,1 @@
+"""Webhooks: subscriptions, and deliveries of events to them."""

@@ -1,0 +1,242 @@
+"""The outbox of webhooks: announce, claim, record, send again, prune.
+
+A delivery's row is written in the transaction that ends the job, so that neither can be without the other. A
+claim moves the next attempt behind a lease: where the process dies, the delivery is due again by itself. The
+result is guarded by the claim's token. A delivery may arrive twice, always with the same id; it is never
+lost. Nothing here commits: the caller's transaction does.
+"""
+
+import json
+import random
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from sqlalchemy import ColumnElement, delete, exists, select
+from sqlalchemy.orm import Session
+
+from app.core.errors.webhooks import DeliveryNotFound
+from app.core.specs.states import JobState
+from app.core.storage import tables
+from app.core.storage.ids import new_id
+from app.core.storage.paging import newest_first
+from app.core.webhooks import subscriptions
+from app.core.webhooks.subscriptions import EventType
+
+# A database tells its listeners of this once what was announced is committed.
+NEWS = "deliveries"
+LEASE_SECONDS = 30.0
+FIRST_WAIT_SECONDS = 5.0
+GIVE_UP_AFTER = timedelta(hours=24)
+KEEP = timedelta(days=30)
+TEST_JOB_ID = "job_0000000000000000"
+_JITTER = 0.2
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery stands."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to make one attempt at a delivery."""
+
+    delivery_id: str
+    token: str
+    webhook_id: str
+    body: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one attempt went: the status that was answered, and why it does not count."""
+
+    status: int | None
+    error: str | None
+
+
+def announce(session: Session, job_id: str, state: JobState, *, now: datetime | None = None) -> None:
+    """A job has ended: write a delivery for every webhook that wants to know."""
+    event_type, now = EventType.of(state), now or datetime.now(UTC)
+    enabled = select(tables.WebhookRow.id, tables.WebhookRow.event_types).where(tables.WebhookRow.is_enabled)
+    # Held, so that none is deleted before its delivery is committed.
+    found = session.execute(enabled.with_for_update(read=True))
+    receivers = [webhook_id for webhook_id, types in found if event_type in types]
+    if not receivers:
+        return
+    body = _body(event_type, job_id, now)
+    for webhook_id in receivers:
+        session.add(_delivery(webhook_id, event_type, job_id, body, now))
+    session.flush()
+    session.info.setdefault("news", set()).add(NEWS)
+
+
+def start_test(
+    session: Session, webhook_id: str, event_type: EventType, *, now: datetime | None = None
+) -> Claim:
+    """A delivery that names no real job, claimed for its one attempt. Raises WebhookNotFound."""
+    now = now or datetime.now(UTC)
+    subscriptions.get(session, webhook_id)
+    body = _body(event_type, TEST_JOB_ID, now)
+    delivery = _delivery(webhook_id, event_type, None, body, now, give_up_at=now)
+    session.add(delivery)
+    session.flush()
+    return _claim(delivery, now)
+
+
+def is_any_due(session: Session, *, busy: Collection[str] = (), now: datetime | None = None) -> bool:
+    """Whether there is something to claim."""
+    return session.scalar(select(exists().where(*_is_due(busy, now or datetime.now(UTC))))) or False
+
+
+def claim(
+    session: Session, *, limit: int, each: int, busy: Collection[str] = (), now: datetime | None = None
+) -> list[Claim]:
+    """Take deliveries that are due, the longest due first: `each` at most of a webhook, none of busy ones."""
+    now = now or datetime.now(UTC)
+    due = session.scalars(
+        select(tables.WebhookDeliveryRow)
+        .where(*_is_due(busy, now))
+        .order_by(tables.WebhookDeliveryRow.next_attempt_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    taken: list[Claim] = []
+    for delivery in due:
+        if sum(claim.webhook_id == delivery.webhook_id for claim in taken) < each:
+            taken.append(_claim(delivery, now))
+    session.flush()
+    return taken
+
+
+def record(session: Session, claim: Claim, outcome: Outcome, *, now: datetime | None = None) -> bool:
+    """Write down how an attempt went; False where the claim has run out, and the delivery is another's."""
+    now = now or datetime.now(UTC)
+    delivery = session.scalar(
+        select(tables.WebhookDeliveryRow)
+        .where(
+            tables.WebhookDeliveryRow.id == claim.delivery_id,
+            tables.WebhookDeliveryRow.lease_token == claim.token,
+        )
+        .with_for_update()
+    )
+    if delivery is None:
+        return False
+    delivery.lease_token = None
+    delivery.response_status, delivery.error = outcome.status, outcome.error
+    if outcome.error is None:
+        delivery.state, delivery.next_attempt_at, delivery.delivered_at = DeliveryState.DELIVERED, None, now
+        return True
+    delivery.next_attempt_at = now + timedelta(seconds=wait_seconds(delivery.attempts, random.random()))
+    if delivery.next_attempt_at > delivery.give_up_at:
+        delivery.state, delivery.next_attempt_at = DeliveryState.GIVEN_UP, None
+    return True
+
+
+def wait_seconds(attempts: int, chance: float) -> float:
+    """Twice as long after each attempt, a fifth more or less by `chance` in [0, 1)."""
+    return FIRST_WAIT_SECONDS * 2.0 ** (attempts - 1) * (1 + _JITTER * (2 * chance - 1))
+
+
+def send_again(
+    session: Session, webhook_id: str, delivery_id: str, *, now: datetime | None = None
+) -> tables.WebhookDeliveryRow:
+    """Make a delivery due now, whatever came of it, for another day of attempts.
+
+    An attempt under way loses its claim: were its end recorded, "delivered" would take the place of what was
+    asked for here. Raises DeliveryNotFound.
+    """
+    now = now or datetime.now(UTC)
+    delivery = get(session, webhook_id, delivery_id, lock=True)
+    delivery.state = DeliveryState.PENDING
+    delivery.attempts = 0
+    delivery.give_up_at = now + GIVE_UP_AFTER
+    delivery.lease_token, delivery.next_attempt_at = None, now
+    session.flush()
+    session.info.setdefault("news", set()).add(NEWS)
+    return delivery
+
+
+def get(
+    session: Session, webhook_id: str, delivery_id: str, *, lock: bool = False
+) -> tables.WebhookDeliveryRow:
+    """A delivery of this webhook. Raises DeliveryNotFound."""
+    delivery = session.get(tables.WebhookDeliveryRow, delivery_id, with_for_update=lock or None)
+    if delivery is None or delivery.webhook_id != webhook_id:
+        raise DeliveryNotFound(
+            f"Webhook {webhook_id} has no delivery {delivery_id!r}.",
+            hint=f"GET /webhooks/{webhook_id}/deliveries lists them.",
+        )
+    return delivery
+
+
+def find_page(
+    session: Session, webhook_id: str, *, after: str | None, limit: int
+) -> tuple[list[tables.WebhookDeliveryRow], str | None]:
+    """A page of a webhook's deliveries, newest first, and the next page's cursor. Raises WebhookNotFound."""
+    subscriptions.get(session, webhook_id)
+    query = select(tables.WebhookDeliveryRow).where(tables.WebhookDeliveryRow.webhook_id == webhook_id)
+    return newest_first(session, query, tables.WebhookDeliveryRow, after=after, limit=limit)
+
+
+def prune(session: Session, *, now: datetime | None = None) -> None:
+    """Remove deliveries of long ago."""
+    before = (now or datetime.now(UTC)) - KEEP
+    session.execute(delete(tables.WebhookDeliveryRow).where(tables.WebhookDeliveryRow.created_at < before))
+
+
+def _is_due(busy: Collection[str], now: datetime) -> list[ColumnElement[bool]]:
+    enabled = select(tables.WebhookRow.id).where(tables.WebhookRow.is_enabled)
+    return [
+        tables.WebhookDeliveryRow.state == DeliveryState.PENDING,
+        tables.WebhookDeliveryRow.next_attempt_at <= now,
+        tables.WebhookDeliveryRow.webhook_id.in_(enabled),
+        tables.WebhookDeliveryRow.webhook_id.not_in(busy),
+    ]
+
+
+def _claim(delivery: tables.WebhookDeliveryRow, now: datetime) -> Claim:
+    delivery.lease_token = secrets.token_hex(16)
+    delivery.next_attempt_at = now + timedelta(seconds=LEASE_SECONDS)
+    delivery.attempts += 1
+    return Claim(delivery.id, delivery.lease_token, delivery.webhook_id, delivery.body)
+
+
+def _delivery(
+    webhook_id: str,
+    event_type: EventType,
+    job_id: str | None,
+    body: str,
+    now: datetime,
+    give_up_at: datetime | None = None,
+) -> tables.WebhookDeliveryRow:
+    return tables.WebhookDeliveryRow(
+        id=new_id("whd"),
+        webhook_id=webhook_id,
+        event_type=event_type,
+        job_id=job_id,
+        body=body,
+        state=DeliveryState.PENDING,
+        attempts=0,
+        next_attempt_at=now,
+        give_up_at=give_up_at or now + GIVE_UP_AFTER,
+        created_at=now,
+    )
+
+
+def _body(event_type: EventType, job_id: str, now: datetime) -> str:
+    """What is sent, to the byte: every attempt signs the same."""
+    event = {
+        "id": new_id("evt"),
+        "object": "event",
+        "created_at": int(now.timestamp()),
+        "type": event_type,
+        "data": {"id": job_id},
+    }
+    return json.dumps(event, separators=(",", ":"))

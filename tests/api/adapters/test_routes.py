@@ -1,0 +1,109 @@
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api.deps import Services
+from app.core.engine.messages import EngineState
+from app.core.storage.database import Database
+from tests.factories import make_adapter
+from tests.fakes import FakeEngine
+
+FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 9000, "empty": b""}
+
+
+@pytest.fixture
+def adapter(services: Services, tmp_path: Path) -> str:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    with services.database.transaction() as session:
+        row = make_adapter(session)
+    services.store.put_folder(row.artifact, folder)
+    return row.id
+
+
+def test_adapters_are_listed(client: TestClient, adapter: str) -> None:
+    (listed,) = client.get("/adapters").json()["data"]
+    assert listed["id"] == adapter
+    assert set(listed) >= {"id", "name", "base_model", "job", "size_bytes", "created_at"}
+
+
+def test_an_adapter_is_shown_by_id_or_name(client: TestClient, adapter: str) -> None:
+    assert client.get("/adapters/helper").json() == client.get(f"/adapters/{adapter}").json()
+
+
+def test_a_zip_holds_the_folder(client: TestClient, adapter: str) -> None:
+    answer = client.get(f"/adapters/{adapter}/download")
+    assert answer.headers["content-disposition"] == 'attachment; filename="helper.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            f"helper/{name}": content for name, content in FILES.items()
+        }
+
+
+def test_a_tar_holds_the_folder(client: TestClient, adapter: str) -> None:
+    answer = client.get(f"/adapters/{adapter}/download", params={"format": "tar"})
+    assert answer.headers["content-disposition"] == 'attachment; filename="helper.tar"'
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        members = {member.name: archive.extractfile(member) for member in archive}
+        found = {name: file.read() for name, file in members.items() if file}
+    assert found == {f"helper/{name}": content for name, content in FILES.items()}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_download_is_the_same_each_time(client: TestClient, adapter: str, kind: str) -> None:
+    first, second = (client.get(f"/adapters/helper/download?format={kind}").content for _ in range(2))
+    assert first == second
+
+
+def test_a_deleted_adapter_is_gone_with_its_files(
+    client: TestClient, services: Services, adapter: str
+) -> None:
+    assert client.delete("/adapters/helper").status_code == 204
+    assert client.get(f"/adapters/{adapter}").status_code == 404
+    assert services.store.list_files(f"adapters/{adapter}") == []
+
+
+def test_a_deleted_adapter_is_never_asked_though_an_engine_holds_it(
+    client: TestClient, adapter: str, engine: FakeEngine, database: Database
+) -> None:
+    engine.register(database, EngineState(adapters=[adapter]))
+    ask = {"adapter": adapter, "prompt": "Hello"}
+    assert client.post("/generate", json=ask).status_code == 200
+    client.delete(f"/adapters/{adapter}")
+    answers = [client.post("/generate", json={**ask, "adapter": name}) for name in (adapter, "helper")]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert len(engine.requests) == 1
+
+
+def test_an_adapter_without_files_can_not_be_downloaded(client: TestClient, database: Database) -> None:
+    with database.transaction() as session:
+        make_adapter(session)
+    assert client.get("/adapters/helper/download").status_code == 404
+
+
+def test_an_unknown_adapter_is_not_found(client: TestClient) -> None:
+    answer = client.get("/adapters/nobody")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "adapter_not_found"
+
+
+def test_a_name_with_slashes_downloads_under_a_name_that_is_no_path(
+    client: TestClient, database: Database, services: Services
+) -> None:
+    folder = services.settings.data_dir / "folder"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    services.store.put_folder("adapters/ad_1", folder)
+    with database.transaction() as session:
+        make_adapter(session, id="ad_1", name="ft:owner/model:tunesmith::x", artifact="adapters/ad_1")
+    answer = client.get("/adapters/ft:owner%2Fmodel:tunesmith::x/download")
+    assert answer.headers["content-disposition"] == 'attachment; filename="ft-owner-model-tunesmith-x.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["ft-owner-model-tunesmith-x/adapter_model.safetensors"]

@@ -1,0 +1,257 @@
+"""POST /jobs/preflight and GET /datasets/{id}/preview against an engine that answers what it is told."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+
+from app.api.deps import Services
+from app.core.engine import workers
+from app.core.engine.messages import Failed, Wire
+from app.core.engine.preflight import (
+    Chosen,
+    DeviceFigures,
+    DiskFigures,
+    LengthBucket,
+    Lines,
+    MemoryFigures,
+    Preflight,
+    PreflightRequest,
+    Preview,
+    PreviewRequest,
+    TimeFigures,
+    TokenFigures,
+)
+from app.core.engine.workers import WorkerReport
+from app.core.jobs import events, records as job_records
+from app.core.jobs.events import Metrics
+from app.core.specs.states import JobState
+from app.core.storage.database import Database
+from tests.factories import CHAT_ROW, make_adapter, make_dataset, make_job
+from tests.fakes import ServerThread
+
+MODEL = "owner/model"
+ANSWER = Preflight(
+    rows=10,
+    sampled_rows=None,
+    training_rows=10,
+    evaluation_rows=0,
+    tokens=TokenFigures(
+        total=1000, mean=100, p50=90, p95=190, max=200, histogram=[LengthBucket(up_to=256, rows=10)]
+    ),
+    trained_token_share=0.5,
+    truncated=Lines(count=0, lines=[]),
+    dropped=Lines(count=0, lines=[]),
+    optimizer_steps=3,
+    padding_share=0.1,
+    memory=MemoryFigures(weights=1, lora=1, optimizer=1, activations=1, overhead=1, total=5, paged=0),
+    device=DeviceFigures(name="CPU", memory_bytes=10, free_bytes=9),
+    fits=True,
+    chosen=Chosen(
+        gradient_checkpointing=False,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        compute_dtype="float32",
+        mixed_precision="none",
+        max_seq_length=256,
+    ),
+    disk=DiskFigures(checkpoints=1, adapter=1, free=10),
+    time=TimeFigures(seconds=100, tokens_per_second=10, basis="guess"),
+    warnings=[],
+)
+
+
+class FakePreflight:
+    """Answers every request with `answer`, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.answer: Wire | None = ANSWER
+        self.asked: list[tuple[str, bytes, str]] = []
+        self._server = ServerThread(self._app, lifespan="off")
+
+    def register(self, database: Database) -> None:
+        report = WorkerReport("worker-1", ["serve"], engine_url=self._server.url, engine_token="secret")
+        with database.transaction() as session:
+            workers.heartbeat(session, report)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        while (message := await receive()).get("more_body"):
+            body += message["body"]
+        token = dict(scope["headers"])[b"authorization"].decode()
+        self.asked.append((scope["path"], body + message["body"], token))
+        content = self.answer.model_dump_json().encode() if self.answer else b"nonsense"
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": content})
+
+
+@pytest.fixture
+def engine(services: Services) -> Iterator[FakePreflight]:
+    engine = FakePreflight()
+    engine.register(services.database)
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture
+def dataset(services: Services, tmp_path: Path) -> str:
+    with services.database.transaction() as session:
+        return make_dataset(session, services.store, tmp_path).id
+
+
+def ask(client: TestClient, dataset: str, **fields: Any) -> Any:
+    return client.post("/jobs/preflight", json={"base_model": MODEL, "dataset": dataset, **fields})
+
+
+def test_preflight_passes_the_job_on(client: TestClient, engine: FakePreflight, dataset: str) -> None:
+    response = ask(client, dataset, lora={"r": 8})
+
+    assert response.json() == ANSWER.model_dump(mode="json")
+    path, body, token = engine.asked[0]
+    request = PreflightRequest.model_validate_json(body)
+    assert (path, token) == ("/preflight", "Bearer secret")
+    assert (request.spec.lora.r, request.dataset.rows) == (8, 1)
+    assert request.dataset.size_bytes > 0
+
+
+def test_preflight_passes_the_other_inputs_on(
+    client: TestClient, engine: FakePreflight, services: Services, dataset: str, tmp_path: Path
+) -> None:
+    with services.database.transaction() as session:
+        other = make_dataset(session, services.store, tmp_path, [CHAT_ROW] * 3).id
+        adapter = make_adapter(session, base_model=MODEL).id
+
+    ask(client, dataset, validation_dataset=other, continue_from="helper")
+
+    request = PreflightRequest.model_validate_json(engine.asked[0][1])
+    assert request.validation_dataset is not None
+    assert (request.validation_dataset.rows, request.spec.continue_from) == (3, adapter)
+
+
+def test_preview_passes_its_parameters_on(client: TestClient, engine: FakePreflight, dataset: str) -> None:
+    engine.answer = Preview(data=[], next=None, warnings=[])
+    parameters = {"base_model": MODEL, "limit": 3, "after": 7, "assistant_only_loss": True}
+
+    response = client.get(f"/datasets/{dataset}/preview", params=parameters)
+
+    assert response.json() == {"data": [], "next": None, "warnings": []}
+    request = PreviewRequest.model_validate_json(engine.asked[0][1])
+    assert (request.limit, request.after, request.assistant_only_loss) == (3, 7, True)
+
+
+@pytest.mark.parametrize("path", ["preflight", "preview"])
+def test_without_a_worker_nothing_can_be_said(client: TestClient, dataset: str, path: str) -> None:
+    if path == "preflight":
+        response = ask(client, dataset)
+    else:
+        response = client.get(f"/datasets/{dataset}/preview", params={"base_model": MODEL})
+
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "no_engine"
+    assert "python -m worker" in response.json()["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("invalid", 422), ("not_found", 404), ("unavailable", 503), ("internal", 500)]
+)
+def test_a_refusal_keeps_its_code(
+    client: TestClient, engine: FakePreflight, dataset: str, kind: Any, status: int
+) -> None:
+    engine.status = status
+    engine.answer = Failed(kind=kind, code="bad_target_modules", message="No.", hint="Yes.")
+
+    response = ask(client, dataset)
+
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert (error["code"], error["message"], error["hint"]) == ("bad_target_modules", "No.", "Yes.")
+
+
+def test_an_answer_that_is_not_understood(client: TestClient, engine: FakePreflight, dataset: str) -> None:
+    engine.answer = None
+
+    response = ask(client, dataset)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_failed")
+
+
+def test_an_engine_that_is_gone(client: TestClient, services: Services, dataset: str) -> None:
+    report = WorkerReport("worker-1", ["serve"], engine_url="http://127.0.0.1:9", engine_token="secret")
+    with services.database.transaction() as session:
+        workers.heartbeat(session, report)
+
+    assert ask(client, dataset).json()["error"]["code"] == "engine_failed"
+
+
+def test_a_dead_workers_row_does_not_hide_the_living_engine(
+    client: TestClient, services: Services, engine: FakePreflight, dataset: str
+) -> None:
+    report = WorkerReport("worker-0", ["serve"], engine_url="http://127.0.0.1:9", engine_token="secret")
+    with services.database.transaction() as session:
+        workers.heartbeat(session, report)
+
+    assert ask(client, dataset).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"dataset": "ds_nothing"}, 404),
+        ({"validation_dataset": "ds_nothing"}, 404),
+        ({"continue_from": "nothing"}, 404),
+        ({"base_model": "no-such-folder"}, 422),
+        ({"lora": {"r": 0}}, 422),
+        ({"surprise": 1}, 422),
+    ],
+)
+def test_what_no_job_could_be_is_refused_first(
+    client: TestClient, engine: FakePreflight, dataset: str, fields: dict[str, Any], status: int
+) -> None:
+    assert ask(client, **{"dataset": dataset, **fields}).status_code == status
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("parameters", [{}, {"base_model": "../x"}, {"base_model": MODEL, "limit": 0}])
+def test_a_preview_of_nothing_is_refused(client: TestClient, dataset: str, parameters: Any) -> None:
+    assert client.get(f"/datasets/{dataset}/preview", params=parameters).status_code == 422
+
+
+def finish_job(services: Services, speeds: list[float | None], **spec: Any) -> None:
+    with services.database.transaction() as session:
+        job = make_job(session, base_model=MODEL, **spec)
+        job.state, job.finished_at = JobState.SUCCEEDED, job.created_at
+        points = [
+            Metrics(step=step, total_steps=9, epoch=1, loss=1, tokens_per_second=speed)
+            for step, speed in enumerate(speeds)
+        ]
+        events.append(session, job.id, points)
+        assert job_records.get(session, job.id).state == JobState.SUCCEEDED
+
+
+def test_time_comes_from_the_last_job_like_it(
+    client: TestClient, services: Services, engine: FakePreflight, dataset: str
+) -> None:
+    finish_job(services, [1.0, 20.0, 25.0, None])
+    finish_job(services, [7000.0], training={"packing": True})
+
+    assert ask(client, dataset).json()["time"] == {
+        "seconds": 50.0,
+        "tokens_per_second": 20.0,
+        "basis": "measured",
+    }
+
+
+def test_other_jobs_say_nothing_of_the_time(
+    client: TestClient, services: Services, engine: FakePreflight, dataset: str
+) -> None:
+    finish_job(services, [20.0], quantization={"load_in_4bit": False})
+    finish_job(services, [None])
+
+    assert ask(client, dataset).json()["time"]["basis"] == "guess"

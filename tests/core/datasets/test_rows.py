@@ -1,0 +1,45 @@
+"""The stored form of rows."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from app.core.datasets.rows import (
+    Completion,
+    Conversation,
+    Message,
+    PlainText,
+    Problem,
+    Row,
+    read_rows,
+    write_row,
+)
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), text, st.sampled_from([0, 1]))
+conversations = st.builds(Conversation, st.lists(messages, min_size=1, max_size=4).map(tuple))
+
+
+@given(st.one_of(st.builds(PlainText, text), st.builds(Completion, text, text), conversations))
+def test_a_stored_row_is_read_as_it_was_and_takes_one_line(row: Row) -> None:
+    raw = write_row(7, row)
+    assert raw.count(b"\n") == 1
+    assert list(read_rows([raw])) == [(7, row)]
+
+
+@pytest.mark.parametrize(
+    ("row", "stored"),
+    [
+        (PlainText("ü\n"), '{"line":3,"text":"ü\\n"}\n'),
+        (Completion("p", "c"), '{"line":3,"prompt":"p","completion":"c"}\n'),
+        (
+            Conversation((Message("assistant", "a", weight=0),)),
+            '{"line":3,"messages":[{"role":"assistant","content":"a","weight":0}]}\n',
+        ),
+    ],
+)
+def test_the_stored_form_is_json_lines(row: Row, stored: str) -> None:
+    assert write_row(3, row).decode() == stored
+
+
+def test_a_problem_reads_as_a_sentence() -> None:
+    assert str(Problem(14, "'text' is empty.")) == "Line 14: 'text' is empty."

@@ -1,0 +1,23 @@
+from hypothesis import given, strategies as st
+
+from app.core.engine.messages import Failed, MadeToken, Reply, TokenDelta, join_deltas
+
+TOKEN = MadeToken(token_id=1, bytes=[97], logprob=-1, top=[])
+FAILED = Failed(kind="internal", code="x", message="x")
+
+
+def test_deltas_that_wait_together_become_one_with_all_their_tokens() -> None:
+    first, second = TokenDelta(text="a", tokens=[TOKEN]), TokenDelta(text="b", tokens=[TOKEN, TOKEN])
+    assert join_deltas([first, second, FAILED]) == [TokenDelta(text="ab", tokens=[TOKEN] * 3), FAILED]
+
+
+def test_without_log_probabilities_there_are_no_tokens() -> None:
+    assert join_deltas([TokenDelta(text="a"), TokenDelta(text="b")]) == [TokenDelta(text="ab")]
+
+
+@given(st.lists(st.one_of(st.text().map(lambda text: TokenDelta(text=text)), st.just(FAILED))))
+def test_no_text_and_no_end_is_lost_or_moved(replies: list[Reply]) -> None:
+    def told(replies: list[Reply]) -> str:
+        return "".join(reply.text if isinstance(reply, TokenDelta) else "<end>" for reply in replies)
+
+    assert told(join_deltas(replies)) == told(replies)

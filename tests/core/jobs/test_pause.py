@@ -1,0 +1,179 @@
+"""Pausing and resuming a job, in the queue's terms."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.core.adapters import records as adapter_records
+from app.core.datasets import records as dataset_records
+from app.core.errors.adapters import AdapterInUse
+from app.core.errors.datasets import DatasetInUse
+from app.core.errors.jobs import JobAlreadyEnded, JobNotPausable, JobNotPaused, JobNotRetryable
+from app.core.jobs import events, queue, records as job_records
+from app.core.jobs.events import StateChange
+from app.core.jobs.queue import Lease
+from app.core.settings import Settings
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
+from app.core.work.failures import Failure
+from tests.factories import make_adapter, make_dataset, make_job
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=31)
+
+
+def claim(session: Session) -> Lease:
+    lease = queue.claim(session, "worker", lease_seconds=30, now=NOW)
+    assert lease is not None
+    return lease
+
+
+def claim_new_job(session: Session) -> Lease:
+    make_job(session, now=NOW)
+    return claim(session)
+
+
+def pause(session: Session, lease: Lease) -> tables.JobRow:
+    job_records.request_pause(session, lease.job_id)
+    queue.hand_back(session, lease, reason="stopped")
+    return job_records.get(session, lease.job_id)
+
+
+def reasons(job: tables.JobRow) -> list[str | None]:
+    return [attempt.exit_reason for attempt in job.attempts]
+
+
+def test_a_waiting_job_is_paused_at_once_and_not_claimed_until_it_is_resumed(database: Database) -> None:
+    with database.transaction() as session:
+        job_id = make_job(session).id
+        assert job_records.request_pause(session, job_id).state == "paused"
+        assert queue.claim(session, "worker", lease_seconds=30) is None
+        assert job_records.resume(session, job_id).state == "queued"
+        assert claim(session).job_id == job_id
+
+
+def test_a_running_job_is_asked_to_pause_and_its_attempt_says_so(database: Database) -> None:
+    with database.transaction() as session:
+        lease = claim_new_job(session)
+        assert queue.find_stop_request(session, lease) is None
+        asked = job_records.request_pause(session, lease.job_id)
+        job_records.request_pause(session, lease.job_id)  # twice is no error
+        assert (asked.state, queue.find_stop_request(session, lease)) == ("running", "pause")
+        queue.hand_back(session, lease, reason="stopped")
+        job = job_records.get(session, lease.job_id)
+        assert (job.state, job.pause_requested_at, job.lease_token, job.finished_at) == (
+            ("paused", None, None, None)
+        )
+        assert (reasons(job), job.lost_attempts) == (["paused"], 0)
+
+
+def test_a_resumed_job_goes_on_with_its_next_attempt(database: Database) -> None:
+    with database.transaction() as session:
+        job = pause(session, claim_new_job(session))
+        job_records.resume(session, job.id)
+        assert claim(session).attempt == 2
+
+
+def test_a_pause_that_is_taken_back_in_time_changes_nothing(database: Database) -> None:
+    with database.transaction() as session:
+        lease = claim_new_job(session)
+        job_records.request_pause(session, lease.job_id)
+        assert job_records.resume(session, lease.job_id).state == "running"
+        assert queue.find_stop_request(session, lease) is None
+
+
+def test_a_child_that_stopped_for_a_pause_taken_back_is_queued_again(database: Database) -> None:
+    with database.transaction() as session:
+        lease = claim_new_job(session)
+        job_records.request_pause(session, lease.job_id)
+        job_records.resume(session, lease.job_id)
+        queue.hand_back(session, lease, reason="Resumed while it stopped.")
+        job = job_records.get(session, lease.job_id)
+        assert (job.state, reasons(job)) == ("queued", ["handed_back"])
+
+
+def test_a_job_whose_worker_is_lost_during_a_pause_is_paused(database: Database) -> None:
+    with database.transaction() as session:
+        lease = claim_new_job(session)
+        job_records.request_pause(session, lease.job_id)
+        found = queue.requeue_expired(session, max_lost_attempts=1, now=LATER)
+        job = job_records.get(session, lease.job_id)
+        assert (found, reasons(job)) == ([(lease.job_id, "paused")], ["worker_lost"])
+        assert job.lost_attempts == 1
+
+
+def test_a_child_that_dies_during_a_pause_leaves_a_paused_job(database: Database) -> None:
+    with database.transaction() as session:
+        lease = claim_new_job(session)
+        job_records.request_pause(session, lease.job_id)
+        died = Failure("process_died", "It died.")
+        assert queue.give_up_attempt(session, lease, died, max_lost_attempts=3) == "paused"
+
+
+def test_a_paused_job_is_cancelled_at_once(database: Database) -> None:
+    with database.transaction() as session:
+        job = job_records.request_cancel(session, pause(session, claim_new_job(session)).id)
+        assert job.state == "cancelled"
+        assert job.finished_at is not None
+
+
+def test_a_cancel_goes_before_a_pause(database: Database) -> None:
+    with database.transaction() as session:
+        lease = claim_new_job(session)
+        job_records.request_pause(session, lease.job_id)
+        job_records.request_cancel(session, lease.job_id)
+        with pytest.raises(JobNotPausable, match="being cancelled"):
+            job_records.request_pause(session, lease.job_id)
+        with pytest.raises(JobNotPaused):
+            job_records.resume(session, lease.job_id)
+        queue.hand_back(session, lease, reason="stopped")
+        assert job_records.get(session, lease.job_id).state == "cancelled"
+
+
+def test_a_refusal_says_what_to_do_instead(database: Database) -> None:
+    with database.transaction() as session:
+        job_id = make_job(session).id
+        with pytest.raises(JobNotPaused, match="queued"):
+            job_records.resume(session, job_id)
+        job_records.request_pause(session, job_id)
+        for refused, error in (
+            (job_records.request_pause, JobNotPausable),
+            (job_records.retry, JobNotRetryable),
+        ):
+            with pytest.raises(error) as caught:
+                refused(session, job_id)  # type: ignore[operator]
+            assert "/resume" in (caught.value.hint or "")
+        job_records.request_cancel(session, job_id)
+        with pytest.raises(JobAlreadyEnded):
+            job_records.request_pause(session, job_id)
+        with pytest.raises(JobNotPaused) as ended:
+            job_records.resume(session, job_id)
+        assert "/retry" in (ended.value.hint or "")
+
+
+def test_what_a_paused_job_reads_is_not_deleted(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    store = ArtifactStore(settings.artifacts_url)
+    with database.transaction() as session:
+        dataset, adapter = make_dataset(session, store, tmp_path), make_adapter(session)
+        job = make_job(session, dataset=dataset.id, continue_from=adapter.id)
+        job_records.request_pause(session, job.id)
+        with pytest.raises(DatasetInUse):
+            dataset_records.delete(session, dataset.id)
+        with pytest.raises(AdapterInUse):
+            adapter_records.delete(session, adapter.id)
+
+
+def test_the_story_of_a_pause_is_told_by_events(database: Database) -> None:
+    with database.transaction() as session:
+        job = pause(session, claim_new_job(session))
+        job_records.resume(session, job.id)
+        told = [event.data for event in events.read(session, job.id, after=2)]
+    assert [one.state for one in told if isinstance(one, StateChange)] == ["paused", "queued"]
+    assert [one.message for one in told if isinstance(one, events.Log)] == [
+        "Pause requested: stopping after this step."
+    ]

@@ -1,0 +1,96 @@
+"""Which addresses webhooks may go to."""
+
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from app.core import net
+from app.core.errors.webhooks import TargetRefused
+
+
+def stub_dns(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    def answer(_host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("ftp://example.org", "http or https"),
+        ("example.org/hooks", "http or https"),
+        ("https://", "http or https"),
+        ("https://user:password@example.org", "password"),
+        ("https://example.org/#part", "#"),
+        ("https://example.org:99999", "no port"),
+        ("https://[::1", "not a URL"),
+    ],
+)
+def test_what_is_no_target_is_refused_in_words(url: str, said: str) -> None:
+    with pytest.raises(TargetRefused, match=said):
+        net.parse(url)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::1",
+        "::",
+        "fe80::1%eth0",
+        "fd00::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "64:ff9b::a01:203",
+        "2002:a01:203::1",
+    ],
+)
+def test_an_address_inside_is_not_public(address: str) -> None:
+    assert not net.is_public(address)
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
+def test_an_address_of_the_internet_is_public(address: str) -> None:
+    assert net.is_public(address)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "2130706433", "0x7f.1", "localhost", "[::1]", "[::ffff:7f00:1]"]
+)
+def test_loopback_is_refused_however_it_is_written(host: str) -> None:
+    with pytest.raises(TargetRefused, match="loopback"):
+        net.resolve(httpx.URL(f"http://{host}/"), allow_private=False)
+
+
+def test_loopback_is_reached_where_that_is_allowed() -> None:
+    assert net.resolve(httpx.URL("http://127.0.0.1:1/"), allow_private=True) == ["127.0.0.1"]
+
+
+def test_a_name_with_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_dns(monkeypatch, "10.0.0.1")
+    with pytest.raises(TargetRefused, match="private"):
+        net.resolve(httpx.URL("https://inside.example"), allow_private=False)
+
+
+def test_only_the_public_addresses_of_a_name_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_dns(monkeypatch, "10.0.0.1", "1.1.1.1")
+    assert net.resolve(httpx.URL("https://both.example"), allow_private=False) == ["1.1.1.1"]
+
+
+def test_a_name_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(TargetRefused, match="no address"):
+        net.resolve(httpx.URL("https://nowhere.example"), allow_private=False)

@@ -1,0 +1,45 @@
+"""An engine that answers only what the worker asks of it, as a real process on real pipes and HTTP."""
+
+import json
+import os
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from app.core.engine.messages import EngineState
+from worker.processes.child import ParentLink
+from worker.processes.reports import EngineRequest, Listening
+
+state = EngineState()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self._answer(state.model_dump_json().encode())
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length) or b"{}")
+        state.paused_by = body.get("job_id") if self.path == "/pause" else None
+        self._answer(b"{}")
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def main() -> None:
+    link = ParentLink(int(sys.argv[1]))
+    request = link.read_request(EngineRequest)
+    server = ThreadingHTTPServer((request.host, request.port), Handler)
+    link.watch(on_stop=lambda: os._exit(0))
+    link.send(Listening(port=server.server_port))
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,0 @@
-"""An examination that always finds the same: `python -m tests.scripted_doctor --json`."""
-
-from worker.doctor.findings import failure, findings_adapter, ok
-
-if __name__ == "__main__":
-    print(findings_adapter.dump_json([ok("disk", "much"), failure("GPU", "none.")]).decode())

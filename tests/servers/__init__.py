@@ -1,0 +1,1 @@
+"""HTTP servers that stand in for others: the Hub, the receiver of a webhook."""

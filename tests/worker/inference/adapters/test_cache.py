@@ -1,0 +1,126 @@
+"""Adapters are applied whole or refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.core.engine.messages import AdapterRef
+from app.core.errors import NotFound
+from app.core.specs.job import QuantizationSpec
+from app.core.storage.artifacts import ArtifactStore
+from tests.worker.inference.conftest import save_adapter
+from worker.inference.adapters.cache import AdapterShelf, read_adapter
+from worker.inference.adapters.lora_weights import LoraSlots
+from worker.inference.failures import AdapterUnsupported
+from worker.inference.model.linears import group_linears
+from worker.models.base_model import load_for_serving
+from worker.models.device import find_device
+
+
+@pytest.fixture
+def folder(adapters_folder: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoiled."""
+    return Path(shutil.copytree(adapters_folder / "attention", tmp_path / "adapter"))
+
+
+def configure(folder: Path, **changes: object) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"something_new": 1}, "something_new"),
+    ],
+)
+def test_settings_that_can_not_be_applied_are_refused_by_name(folder, changes, word):
+    configure(folder, **changes)
+
+    with pytest.raises(AdapterUnsupported, match=word):
+        read_adapter("ad", folder)
+
+
+def test_real_dora_adapter_is_refused(models_folder, tmp_path):
+    folder = save_adapter(models_folder / "tiny-llama", tmp_path / "dora", use_dora=True, r=2)
+
+    with pytest.raises(AdapterUnsupported, match="use_dora"):
+        read_adapter("ad", folder)
+
+
+def test_embedding_adapter_is_refused(models_folder, tmp_path):
+    targets = ["embed_tokens", "q_proj"]
+    folder = save_adapter(models_folder / "tiny-llama", tmp_path / "e", r=2, target_modules=targets)
+
+    with pytest.raises(AdapterUnsupported, match="lora_embedding"):
+        read_adapter("ad", folder)
+
+
+def test_weights_that_are_not_finite_are_refused(folder):
+    weights = load_file(folder / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = torch.nan
+    save_file(weights, folder / "adapter_model.safetensors")
+
+    with pytest.raises(AdapterUnsupported, match="not finite"):
+        read_adapter("ad", folder)
+
+
+def test_file_that_is_no_safetensors_is_refused(folder):
+    (folder / "adapter_model.safetensors").write_bytes(b"pickle")
+
+    with pytest.raises(AdapterUnsupported, match="can't be read"):
+        read_adapter("ad", folder)
+
+
+def test_adapter_of_another_base_model_is_refused(folder, models_folder):
+    weights = load_file(folder / "adapter_model.safetensors")
+    narrow = {
+        name: tensor[:, :-1].contiguous() if "lora_A" in name else tensor for name, tensor in weights.items()
+    }
+    save_file(narrow, folder / "adapter_model.safetensors")
+    device = find_device()
+    model = load_for_serving(models_folder / "tiny-llama", QuantizationSpec(load_in_4bit=False), device)
+    slots = LoraSlots(model, group_linears(model), count=1, dtype=model.dtype)
+
+    with pytest.raises(AdapterUnsupported, match="63 inputs") as caught:
+        slots.load(1, read_adapter("ad", folder))
+    assert "another base model" in (caught.value.hint or "")
+
+
+def test_missing_artifact_is_not_found(tmp_path):
+    shelf = AdapterShelf(ArtifactStore(str(tmp_path)), tmp_path / "cache", max_bytes=1)
+
+    with pytest.raises(NotFound, match="ad_1"):
+        shelf.get(AdapterRef(id="ad_1", artifact="adapters/ad_1"))
+
+
+def test_shelf_keeps_the_latest_within_its_bytes(adapters_folder, tmp_path):
+    shelf = AdapterShelf(ArtifactStore(str(adapters_folder)), tmp_path / "cache", max_bytes=20_000)
+    attention = AdapterRef(id="a", artifact="attention")
+    first = shelf.get(attention)
+
+    assert shelf.get(attention) is first
+    shelf.get(AdapterRef(id="b", artifact="everything"))
+    assert shelf.get(attention) is not first
+
+
+def test_adapter_in_an_object_store_is_copied_once(adapters_folder, tmp_path):
+    store = ArtifactStore("memory://adapters")
+    store.put_folder("ad_9", adapters_folder / "attention")
+    shelf = AdapterShelf(store, tmp_path / "cache", max_bytes=1 << 30)
+
+    adapter = shelf.get(AdapterRef(id="ad_9", artifact="ad_9"))
+
+    assert adapter.folder == tmp_path / "cache" / "ad_9"
+    assert adapter.rank == 4

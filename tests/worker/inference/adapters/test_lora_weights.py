@@ -1,0 +1,60 @@
+"""LoRA by kernels (here in Triton's interpreter), by dense products, and by plain torch: one sum."""
+
+import pytest
+import torch
+from torch import nn
+
+from worker.inference.adapters.cache import Adapter, LoraPair
+from worker.inference.adapters.lora_weights import LoraSlots
+from worker.inference.model.linears import group_linears
+
+WIDTHS = {"layer.q_proj": 48, "layer.k_proj": 16, "layer.v_proj": 16}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_slots(*, uses_kernels: bool) -> tuple[nn.ModuleDict, LoraSlots]:
+    torch.manual_seed(0)
+    layer = nn.ModuleDict({name[6:]: nn.Linear(32, width) for name, width in WIDTHS.items()})
+    model = nn.ModuleDict({"layer": layer}).to(DEVICE)
+    slots = LoraSlots(model, group_linears(model), count=3, dtype=torch.float32, uses_kernels=uses_kernels)
+    return model, slots
+
+
+def make_adapter(tmp_path, name: str, rank: int, targets: list[str]) -> Adapter:
+    pairs = {
+        target: LoraPair(torch.randn(rank, 32) / 5, torch.randn(rank, WIDTHS[target]) / 5)
+        for target in targets
+    }
+    return Adapter(name, tmp_path, pairs)
+
+
+@pytest.mark.parametrize("count", [1, 5, 40, 200], ids=["one", "few", "many", "a prompt's"])
+@torch.inference_mode()
+def test_kernels_add_what_plain_torch_adds(count, tmp_path):
+    adapters = [
+        make_adapter(tmp_path, "all", 4, list(WIDTHS)),
+        make_adapter(tmp_path, "wide", 20, ["layer.q_proj", "layer.v_proj"]),
+    ]
+    x_1NI = torch.randn(1, count, 32, device=DEVICE)
+    slots_N = torch.randint(0, 3, (count,), device=DEVICE)
+    answers = []
+    for uses_kernels in (False, True):
+        model, slots = make_slots(uses_kernels=uses_kernels)
+        for slot, adapter in enumerate(adapters, start=1):
+            slots.load(slot, adapter)
+        slots.select(set(slots_N.tolist()), slots_N)
+        slots.begin(count)
+        answers.append([linear(x_1NI) for linear in model["layer"].values()])
+
+    torch.testing.assert_close(answers[1], answers[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_without_an_adapter_in_the_batch_nothing_is_added(tmp_path):
+    model, slots = make_slots(uses_kernels=True)
+    x_1NI = torch.randn(1, 5, 32, device=DEVICE)
+    expected = [linear(x_1NI) for linear in model["layer"].values()]
+    slots.load(1, make_adapter(tmp_path, "all", 4, list(WIDTHS)))
+    slots.select({0}, torch.zeros(5, dtype=torch.long, device=DEVICE))
+
+    torch.testing.assert_close([linear(x_1NI) for linear in model["layer"].values()], expected)

@@ -1,0 +1,52 @@
+"""Slots of adapters: least recently used goes, pinned stays."""
+
+from worker.inference.adapters.slots import AdapterSlots, Pin
+
+
+def test_the_bare_base_needs_no_slot():
+    assert AdapterSlots(1).pin(None) == Pin(slot=0, must_load=False)
+
+
+def test_an_adapter_is_loaded_once():
+    slots = AdapterSlots(2)
+
+    assert [slots.pin("a"), slots.pin("a")] == [Pin(1, must_load=True), Pin(1, must_load=False)]
+
+
+def test_least_recently_used_makes_room():
+    slots = AdapterSlots(2)
+    for adapter_id in ("a", "b", "a"):
+        slots.pin(adapter_id)
+        slots.unpin(adapter_id)
+
+    assert slots.pin("c") == Pin(2, must_load=True)
+    assert slots.resident == ["a", "c"]
+
+
+def test_pinned_adapter_is_never_put_out():
+    slots = AdapterSlots(2)
+    slots.pin("a")
+    slots.pin("b")
+    slots.unpin("b")
+
+    slots.pin("c")
+
+    assert slots.resident == ["a", "c"]
+
+
+def test_no_room_while_every_slot_is_pinned():
+    slots = AdapterSlots(1)
+    slots.pin("a")
+
+    assert not slots.has_room_for("b")
+    assert slots.has_room_for("a")
+    assert slots.has_room_for(None)
+
+
+def test_slot_of_a_failed_load_is_free_again():
+    slots = AdapterSlots(1)
+    slots.pin("a")
+
+    slots.forget("a")
+
+    assert slots.pin("b") == Pin(1, must_load=True)

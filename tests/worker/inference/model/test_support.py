@@ -1,0 +1,123 @@
+"""Models of other kinds come out right or are refused; never wrong."""
+
+import pytest
+import torch
+import transformers
+
+from app.core.engine.messages import Sampling
+from tests.worker.inference.fakes import Mailbox, make_base
+from worker.inference.batching.scheduler import Scheduler
+from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.engine import Engine
+from worker.inference.failures import ModelUnsupported
+from worker.inference.model import support as model_support
+from worker.inference.model.runner import ModelRunner
+from worker.models.device import find_device
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+}
+
+
+def make_model(kind: str, **options: object) -> transformers.PreTrainedModel:
+    model_class = getattr(transformers, f"{kind}ForCausalLM")
+    config = model_class.config_class(**{**SIZES, **options})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+MODELS = {
+    "Llama": {},
+    "Mistral": {"sliding_window": 8},
+    "Qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "Qwen3": {},
+    "Gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
+    "Gemma3": {"sliding_window": 8, "query_pre_attn_scalar": 8},
+    "Phi3": {"pad_token_id": 0},
+    "Olmo2": {},
+    "Mixtral": {"num_local_experts": 4, "sliding_window": 8},
+    "Starcoder2": {"sliding_window": 8},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_model_answers_as_transformers_does(kind):
+    model = make_model(kind, **MODELS[kind])
+    prompts = [[5, 6, 7], list(range(3, 40))]
+    expected = [generate(model, prompt) for prompt in prompts]
+
+    assert answer(model, prompts) == expected
+
+
+def generate(model: transformers.PreTrainedModel, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=30,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return made[0, ids.shape[1] :].tolist()
+
+
+def answer(model: transformers.PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
+    runner = ModelRunner(model, find_device(), adapter_slot_count=1)
+    engine = Engine(lambda _: runner, Mailbox().deliver, Scheduler(max_waiting=9, adapter_slot_count=1))
+    sequences = [
+        Sequence(Prompt(make_base(), None, prompt, Sampling(temperature=0, max_new_tokens=30), 0, (), str))
+        for prompt in prompts
+    ]
+    for sequence in sequences:
+        engine.submit(sequence)
+    for _ in range(32):
+        engine.step()
+    return [sequence.token_ids for sequence in sequences]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("Bloom", {}),
+        ("Qwen3Next", {"layer_types": ["linear_attention", "full_attention"], "num_experts": 4}),
+        ("Mamba", {"state_size": 4}),
+    ],
+)
+def test_model_that_does_not_fit_is_refused(kind, options):
+    with pytest.raises(ModelUnsupported):
+        model_support.adopt(make_model(kind, **options))
+
+
+def test_model_that_comes_out_wrong_is_refused(monkeypatch):
+    model = make_model("Llama")
+    monkeypatch.setattr(
+        model_support.attention, "_repeated", lambda states, groups: states.repeat(groups, 1, 1)
+    )
+
+    with pytest.raises(ModelUnsupported, match="comes out wrong"):
+        model_support.adopt(model)
+
+
+def test_context_ends_where_angles_would_depend_on_the_batch():
+    rope = {
+        "rope_type": "dynamic",
+        "factor": 4.0,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 32,
+    }
+
+    assert model_support.context_length(make_model("Llama", rope_parameters=rope)) == 32
+    assert model_support.context_length(make_model("Llama")) == 128

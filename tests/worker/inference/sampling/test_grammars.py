@@ -1,0 +1,123 @@
+"""Whatever a model would say, what it may say keeps to the schema."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from app.core.engine.messages import OutputSchema
+from app.core.errors import InvalidRequest
+from worker.inference.sampling.grammars import GrammarShelf, SchemaGrammar
+from worker.models.base_model import load_tokenizer
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+END_IDS = {2, 3}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(models_folder: Path):
+    return load_tokenizer(models_folder / "tiny-llama")
+
+
+def compile_schema(tokenizer, schema: object, *, strict: bool = True) -> SchemaGrammar:
+    asked = OutputSchema(source=json.dumps(schema), strict=strict)
+    return GrammarShelf().get(asked, tokenizer, tokenizer_digest="", end_ids=END_IDS)
+
+
+def token_ids(words) -> list[int]:
+    return [index for index in range(32 * len(words)) if words[index // 32] >> (index % 32) & 1]
+
+
+def say(grammar: SchemaGrammar, rng: random.Random) -> list[int]:
+    """A random walk through what is allowed, up to an end token."""
+    matcher, said = grammar.start(), []
+    while (choice := rng.choice(token_ids(matcher.allowed()))) not in END_IDS:
+        said.append(choice)
+        matcher.take(choice)
+    return said
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_anything_allowed_that_ends_keeps_to_the_schema(tokenizer, seed):
+    said = say(compile_schema(tokenizer, PERSON), random.Random(seed))
+
+    person = json.loads(tokenizer.decode(said))
+
+    assert set(person) == {"name", "age", "tags"}
+    assert len(person["name"]) <= 8
+    assert person["age"] in range(151)
+    assert set(person["tags"]) <= {"a", "b"}
+    assert len(person["tags"]) <= 2
+
+
+def test_the_end_is_allowed_exactly_where_the_schema_is_kept_to(tokenizer):
+    matcher = compile_schema(tokenizer, {"enum": [1, 12]}).start()
+    assert not END_IDS & set(token_ids(matcher.allowed()))
+
+    matcher.take(tokenizer.convert_tokens_to_ids("1"))
+    assert set(token_ids(matcher.allowed())) > END_IDS
+
+    matcher.take(tokenizer.convert_tokens_to_ids("2"))
+    assert set(token_ids(matcher.allowed())) == END_IDS
+
+
+def test_answers_of_one_grammar_do_not_disturb_each_other(tokenizer):
+    grammar = compile_schema(tokenizer, {"enum": [12]})
+    first, second = grammar.start(), grammar.start()
+
+    first.take(tokenizer.convert_tokens_to_ids("1"))
+
+    assert token_ids(second.allowed()) == token_ids(grammar.start().allowed())
+    assert token_ids(first.allowed()) != token_ids(second.allowed())
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        {"$ref": "#/nowhere"},
+        {"type": "string", "pattern": "("},
+        {"type": "array", "uniqueItems": True},
+        [1],
+    ],
+)
+def test_a_schema_that_can_not_be_kept_to_is_refused(tokenizer, schema):
+    with pytest.raises(InvalidRequest) as caught:
+        compile_schema(tokenizer, schema)
+
+    assert caught.value.param == "response_format"
+
+
+def test_what_is_not_strict_passes_over_keywords_that_are_not_known(tokenizer):
+    grammar = compile_schema(tokenizer, {"type": "array", "uniqueItems": True}, strict=False)
+
+    assert isinstance(json.loads(tokenizer.decode(say(grammar, random.Random(0)))), list)
+
+
+def test_blanks_between_tokens_come_to_an_end(tokenizer):
+    matcher = compile_schema(tokenizer, PERSON).start()
+    matcher.take(tokenizer.convert_tokens_to_ids("{"))
+    blank = tokenizer.convert_tokens_to_ids("Ġ")
+
+    for _ in range(32):
+        assert blank in token_ids(matcher.allowed())
+        matcher.take(blank)
+
+    assert blank not in token_ids(matcher.allowed())
+
+
+def test_a_tokenizer_without_an_end_is_refused(tokenizer):
+    schema = OutputSchema(source="{}", strict=True)
+
+    with pytest.raises(InvalidRequest):
+        GrammarShelf().get(schema, tokenizer, tokenizer_digest="", end_ids=())

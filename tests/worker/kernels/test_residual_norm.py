@@ -1,0 +1,30 @@
+"""A norm and what comes past it, against transformers' own module and autograd."""
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from worker.kernels import residual_norm
+
+
+@pytest.mark.parametrize("room", [0, 24])
+@pytest.mark.parametrize("width", [64, 48], ids=["whole", "odd"])
+def test_a_norm_and_its_gradient(device: torch.device, width: int, room: int) -> None:
+    torch.manual_seed(0)
+    module = LlamaRMSNorm(width, eps=1e-5).to(device)
+    torch.nn.init.normal_(module.weight)
+    x_TH, grad_TH, passed_TH = (torch.randn(5, width, device=device) for _ in range(3))
+    x_TH.requires_grad_()
+    expected_TH = module(x_TH)
+
+    found_TH, scale_T = residual_norm.norm(x_TH.detach(), module.weight.detach(), 1e-5, room=room)
+    apart_TH = torch.cat([passed_TH, torch.full_like(passed_TH, 7)], dim=1)[:, :width]
+    found_grad = residual_norm.gradient(
+        grad_TH, apart_TH, x_TH.detach(), module.weight.detach(), scale_T, room=room
+    )
+
+    assert found_TH.stride() == (width + room, 1)
+    torch.testing.assert_close(found_TH, expected_TH)
+    (expected_grad,) = torch.autograd.grad([expected_TH, x_TH * 1], [x_TH], [grad_TH, passed_TH])
+    assert found_grad.stride() == (width + room, 1)
+    torch.testing.assert_close(found_grad, expected_grad, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,144 @@
+"""What may be used for a spec on a device: a table."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from app.core.settings import TrainingPath
+from app.core.specs.job import JobSpec
+from tests.factories import make_spec
+from tests.worker.llama_family import LLAMA
+from worker.models.device import Device
+from worker.planning.optimizations import Choice, Family, choose
+
+CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.13.0")
+HOPPER = CPU.model_copy(update={"kind": "cuda", "name": "H100", "supports_bf16": True})
+TURING = CPU.model_copy(update={"kind": "cuda", "name": "T4"})
+
+
+def settled_spec(**fields: Any) -> JobSpec:
+    training = {"gradient_checkpointing": False, **fields.pop("training", {})}
+    return make_spec(training=training, **fields)
+
+
+def chosen(spec: dict[str, Any], device: Device, *, family: Family = LLAMA) -> Choice:
+    return choose(settled_spec(**spec), device, family, TrainingPath.AUTO)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        (CPU, (torch.float32, ("row by row",), True)),
+        (HOPPER, (torch.bfloat16, ("tiles of rows", "flash"), False)),
+        (TURING, (torch.float16, (), False)),
+    ],
+    ids=["cpu", "hopper", "turing"],
+)
+def test_the_recipe_on_each_device(
+    device: Device, expected: tuple[torch.dtype, tuple[str, ...], bool]
+) -> None:
+    choice = chosen({}, device)
+
+    assert (choice.linears, choice.attention, choice.one_pass_loss) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"lora": {"use_dora": True}}, "DoRA"),
+        ({"lora": {"bias": "lora_only"}}, "lora.bias lora_only"),
+        ({"quantization": {"bnb_4bit_compute_dtype": "float16"}}, "compute in different types"),
+        ({"training": {"bf16": False, "fp16": False}}, "compute in different types"),
+    ],
+    ids=["dora", "bias", "types", "no mixed precision"],
+)
+def test_linears_that_stay_pefts_own(spec: dict[str, Any], reason: str) -> None:
+    choice = chosen(spec, HOPPER)
+
+    assert choice.linears is None
+    assert any(line.startswith("LoRA in one function") and reason in line for line in choice.left_out)
+
+
+@pytest.mark.parametrize(
+    ("training", "changes", "reason"),
+    [
+        ({"neftune_noise_alpha": 5.0}, {}, "NEFTune"),
+        ({}, {"takes_attention": False}, "does not let its attention be replaced"),
+        ({}, {"changes_attention": True}, "attention of its own kind"),
+        ({}, {"head_width": 512}, "heads up to 256"),
+    ],
+    ids=["neftune", "own attention", "odd attention", "wide heads"],
+)
+def test_batches_that_stay_padded(training: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
+    family = Family(**{**vars(LLAMA), **changes})
+
+    choice = chosen({"training": training}, HOPPER, family=family)
+
+    assert not choice.attention
+    assert any(line.startswith("batches without padding") and reason in line for line in choice.left_out)
+
+
+@pytest.mark.parametrize(
+    ("device", "packing", "is_joined"),
+    [(CPU, False, False), (CPU, True, True), (HOPPER, False, True)],
+    ids=["nothing to join", "packed", "for graphs"],
+)
+def test_one_sequence_in_a_batch(device: Device, packing: bool, is_joined: bool) -> None:
+    choice = chosen({"training": {"per_device_train_batch_size": 1, "packing": packing}}, device)
+
+    assert bool(choice.attention) == is_joined
+
+
+def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
+    assert not chosen({}, CPU, family=Family(**{**vars(LLAMA), "shapes_logits": True})).one_pass_loss
+
+
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        ({}, None),
+        ({"gradient_checkpointing": True}, "activations are computed again"),
+        ({"neftune_noise_alpha": 5.0}, "batches are padded"),
+        ({"packing": True}, "batches are long enough"),
+        ({"packing": True, "max_seq_length": 2048}, "batches are long"),
+        ({"packing": True, "max_seq_length": 512}, None),
+    ],
+)
+def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | None) -> None:
+    choice = chosen({"training": training}, HOPPER)
+
+    assert choice.graphs == (reason is None)
+    assert reason is None or any(reason in line for line in choice.left_out)
+
+
+@pytest.mark.parametrize("in_4_bits", [True, False])
+def test_a_gpu_unpacks_in_a_kernel_and_draws_other_masks_over_what_is_not_packed(in_4_bits: bool) -> None:
+    spec = {"quantization": {"load_in_4bit": in_4_bits}}
+
+    assert chosen(spec, HOPPER).unpacks_in_one_kernel == in_4_bits
+    assert chosen(spec, HOPPER).draws_pefts_masks == in_4_bits
+    assert not chosen(spec, CPU).unpacks_in_one_kernel
+
+
+@pytest.mark.parametrize(("name", "is_known"), [("llama", True), ("gpt2", False)])
+def test_liger_is_for_families_that_it_knows(name: str, is_known: bool) -> None:
+    choice = chosen({}, HOPPER, family=Family(**{**vars(LLAMA), "name": name}))
+
+    assert choice.liger is is_known
+    assert is_known or "Liger's kernels (Liger does not know gpt2)" in choice.left_out
+
+
+@pytest.mark.parametrize("device", [CPU, HOPPER], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_unpacked_weights_are_kept_on_a_gpu_that_is_not_shared(device: Device, is_alone: bool) -> None:
+    choice = choose(settled_spec(), device, LLAMA, TrainingPath.AUTO, is_alone=is_alone)
+
+    assert choice.kept_weights == (is_alone and device is HOPPER)
+    assert choose(settled_spec(), CPU, LLAMA, TrainingPath.AUTO) == chosen({}, CPU)
+
+
+def test_plain_is_plain() -> None:
+    assert choose(settled_spec(), HOPPER, LLAMA, TrainingPath.PLAIN) == Choice(
+        left_out=("TUNESMITH_TRAINING_PATH is plain",)
+    )

@@ -1,0 +1,77 @@
+"""What an attempt begins with: files of its own, and none of those of earlier attempts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.adapters import records as adapter_records
+from app.core.jobs import events
+from app.core.jobs.queue import Lease
+from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
+from tests.factories import make_dataset, make_job
+from tests.worker.runners.job_runs import claim, job_of
+from worker.runners.jobs import JobRunner
+
+
+def test_what_a_dead_worker_left_is_removed(
+    runner: JobRunner,
+    claimed: Callable[[str], Lease],
+    database: Database,
+    store: ArtifactStore,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    first = claimed("dies-once")
+    runner.run(first)
+    undelivered = settings.job_folder(first.job_id) / "attempt-1-adapter"
+    undelivered.mkdir()
+    (undelivered / "weights").write_bytes(b"weights")
+    store.put_folder(adapter_records.name_artifact(first.job_id, 1)[1], undelivered)
+    checkpoints = settings.job_folder(first.job_id) / "checkpoints"
+    runner.run(claim(database))
+    assert len(store.list_files("adapters")) == 1
+    assert not undelivered.exists()
+
+    # Killed after its last transaction, a worker leaves checkpoints behind.
+    checkpoints.mkdir()
+    runner.run(claimed("finishes"))
+    assert not checkpoints.exists()
+
+
+def test_the_child_is_told_where_the_adapter_to_continue_from_is(
+    runner: JobRunner,
+    claimed: Callable[[str], Lease],
+    database: Database,
+    store: ArtifactStore,
+    tmp_path: Path,
+) -> None:
+    runner.run(claimed("finishes"))
+    with database.transaction() as session:
+        adapter = adapter_records.get(session, "finishes")
+        dataset, validation = (make_dataset(session, store, tmp_path) for _ in range(2))
+        spec: dict[str, Any] = {"continue_from": adapter.id, "validation_dataset": validation.id}
+        make_job(session, name="shows-its-inputs", dataset=dataset.id, **spec)
+    lease = claim(database)
+    runner.run(lease)
+    with database.snapshot() as session:
+        found = [event.data.message for event in events.read(session, lease.job_id) if event.type == "log"]  # type: ignore[union-attr]
+    assert found == [f"{adapter.artifact}/adapter_model.safetensors", validation.artifact]
+
+
+@pytest.mark.parametrize("kind", ["dataset", "validation_dataset", "continue_from"])
+def test_whatever_is_deleted_meanwhile_is_named(
+    runner: JobRunner, database: Database, store: ArtifactStore, tmp_path: Path, kind: str
+) -> None:
+    with database.transaction() as session:
+        present = make_dataset(session, store, tmp_path).id
+        make_job(session, **{"dataset": present, kind: "gone_0123"})
+    lease = claim(database)
+    runner.run(lease)
+    job = job_of(database, lease)
+    assert (job.state, job.error_code) == ("failed", "job_failed")
+    assert "deleted before the job began" in (job.error_message or "")
+    assert "gone_0123" in (job.error_message or "")

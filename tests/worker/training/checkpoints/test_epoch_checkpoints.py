@@ -1,0 +1,46 @@
+"""The adapters at the ends of epochs, as folders of their own."""
+
+from typing import Any
+
+from tests.worker.training.checkpoints.test_resume import at_step
+from tests.worker.training.conftest import MakeRequest, run_here
+from worker.processes.reports import Kept, Outcome
+
+# Ten rows in passes of four: three steps an epoch.
+TRAINING: dict[str, Any] = {"num_train_epochs": 3, "keep_checkpoints": 3, "learning_rate": 1e-2}
+
+
+def test_every_epoch_but_the_last_leaves_an_adapter_that_can_be_served(make_request: MakeRequest) -> None:
+    request = make_request(training=TRAINING)
+
+    reports = run_here(request)
+
+    kept = [report for report in reports if isinstance(report, Kept)]
+    assert [report.step for report in kept] == [3, 6]
+    finished = {path.name for path in request.output_folder.iterdir()}
+    weights = [(report.folder / "adapter_model.safetensors").read_bytes() for report in kept]
+    assert all({path.name for path in report.folder.iterdir()} == finished for report in kept)
+    assert len({*weights, (request.output_folder / "adapter_model.safetensors").read_bytes()}) == 3
+
+
+def test_keeping_changes_neither_losses_nor_weights(make_request: MakeRequest) -> None:
+    plain, keeping = (
+        make_request("plain", training={**TRAINING, "keep_checkpoints": 0}),
+        make_request("keeping", training=TRAINING),
+    )
+    assert not any(isinstance(report, Kept) for report in run_here(plain))
+    run_here(keeping)
+    one, other = ((request.output_folder / "adapter_model.safetensors") for request in (plain, keeping))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_job_that_is_stopped_in_mid_epoch_keeps_nothing_half_way(make_request: MakeRequest) -> None:
+    request = make_request(training=TRAINING)
+
+    first = run_here(request, stop_when=at_step(4))
+    second = run_here(request)
+
+    assert first.ended.outcome is Outcome.STOPPED
+    kept = [[report.step for report in reports if isinstance(report, Kept)] for reports in (first, second)]
+    # What the worker has not taken away is named again.
+    assert kept == [[3], [3, 6]]

@@ -1,0 +1,183 @@
+"""The LoRA function against float32: outputs, gradients, and what is computed again."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tests.worker.training.optimizations.conftest import TOLERANCE, relative_error
+from worker.kernels import low_rank_matmul
+from worker.training.optimizations.lora import room
+from worker.training.optimizations.lora.function import lora_linears
+from worker.training.optimizations.lora.layers import Adapters, Layer
+
+
+@dataclass
+class Kept:
+    """A weight that is there."""
+
+    weight_OI: torch.Tensor
+    reads: int = 0
+
+    def read(self, dtype: torch.dtype) -> torch.Tensor:
+        self.reads += 1
+        return self.weight_OI.to(dtype)
+
+
+class Roomy(torch.autograd.Function):
+    """The input, with room behind each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: torch.Tensor, free: int) -> torch.Tensor:
+        tokens, inputs = x_TI.shape
+        return x_TI.new_empty(tokens, inputs + free)[:, :inputs].copy_(x_TI)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TI: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad_TI, None
+
+
+class RoomyGradient(torch.autograd.Function):
+    """The output, whose gradient has room behind each row."""
+
+    @staticmethod
+    def forward(ctx: Any, y_TO: torch.Tensor, free: int) -> torch.Tensor:
+        ctx.free = free
+        return y_TO.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_TO: torch.Tensor) -> tuple[torch.Tensor, None]:
+        tokens, outputs = grad_TO.shape
+        roomy_TO = grad_TO.new_empty(tokens, outputs + ctx.free)[:, :outputs].copy_(grad_TO)
+        return room.lend(roomy_TO, ctx.free), None
+
+
+@pytest.mark.parametrize("has_room", [False, True], ids=["added", "beside"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "outputs", "ranks"),
+    [
+        (7, 24, [16], [4]),
+        (1, 8, [8, 12], [1, 3]),
+        (33, 64, [64, 16, 16], [8, 8, 8]),
+        (5, 16, [48, 48], [64, 64]),
+    ],
+)
+def test_it_computes_what_float32_says(
+    tokens: int,
+    inputs: int,
+    outputs: list[int],
+    ranks: list[int],
+    dropout: float,
+    dtype: torch.dtype,
+    has_room: bool,
+) -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random) / shape[-1] ** 0.5
+
+    x_TI = draw(tokens, inputs).to(dtype)
+    weights = [draw(width, inputs).to(dtype) for width in outputs]
+    biases = [draw(width).to(dtype) if place % 2 else None for place, width in enumerate(outputs)]
+    matrices = [m for r, o in zip(ranks, outputs, strict=True) for m in (draw(r, inputs), draw(o, r))]
+    weighing = [draw(tokens, width).to(dtype) for width in outputs]
+    layers = [
+        Layer(Kept(w), b, 0.25 + i, dropout) for i, (w, b) in enumerate(zip(weights, biases, strict=True))
+    ]
+
+    def fast(x: torch.Tensor, params: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        copies = [m.detach().to(dtype) for m in params]
+        adapters = Adapters(torch.cat(copies[0::2]), tuple(copies[1::2]))
+        if not has_room:
+            return lora_linears(x, layers, adapters, params)
+        columns = torch.block_diag(*copies[1::2]).split(outputs)
+        beside = [
+            dataclasses.replace(
+                layer,
+                read_beside=torch.cat([weight, b], dim=1).to,
+                read_above=torch.cat([weight, adapters.a_SI]).to,
+            )
+            for layer, weight, b in zip(layers, weights, columns, strict=True)
+        ]
+        total = sum(ranks)
+        # The interpreter takes bfloat16 for integers.
+        narrow = low_rank_matmul if dtype is torch.float32 else None
+        roomy = room.lend(Roomy.apply(x, total), total)
+        ys = lora_linears(roomy, beside, adapters, params, narrow=narrow)
+        return [RoomyGradient.apply(y, total) for y in ys]
+
+    def reference(x: torch.Tensor, params: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        found = []
+        for layer, a_RI, b_OR in zip(layers, params[0::2], params[1::2], strict=True):
+            weight_OI, bias_O = layer.weight.read(torch.float32), layer.bias_O
+            kept = nn.functional.dropout(x, dropout) if dropout else x
+            plain = nn.functional.linear(x, weight_OI, None if bias_O is None else bias_O.float())
+            found.append(plain + kept @ a_RI.t() @ b_OR.t() * layer.scaling)
+        return found
+
+    results = []
+    for compute, x in ((fast, x_TI), (reference, x_TI.float())):
+        x = x.clone().requires_grad_()
+        params = [matrix.clone().requires_grad_() for matrix in matrices]
+        torch.manual_seed(5)
+        ys = compute(x, params)
+        sum((y.float() * w.float()).sum() for y, w in zip(ys, weighing, strict=True)).backward()  # type: ignore
+        results.append([*ys, x.grad, *(param.grad for param in params)])
+    for found, expected in zip(*results, strict=True):
+        assert relative_error(found, expected) <= TOLERANCE[dtype]
+
+
+def test_a_last_output_that_nobody_keeps_is_not_computed_again() -> None:
+    first, last = Kept(torch.randn(6, 4)), Kept(torch.randn(4, 6))
+    shapes = [(2, 4), (6, 2), (2, 6), (4, 2)]
+    parameters = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    adapters = [
+        Adapters(a_RI.detach(), (b_OR.detach(),))
+        for a_RI, b_OR in zip(parameters[::2], parameters[1::2], strict=True)
+    ]
+    x_TI = torch.randn(3, 4, requires_grad=True)
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        (y,) = lora_linears(x, [Layer(first, None, 0.5, 0.0)], adapters[0], parameters[:2])
+        (z,) = lora_linears(y.sin(), [Layer(last, None, 0.5, 0.0)], adapters[1], parameters[2:])
+        return x + z
+
+    expected = torch.autograd.grad(compute(x_TI).sum(), [x_TI, *parameters])
+    first.reads = last.reads = 0
+    output = checkpoint(compute, x_TI, use_reentrant=False)
+    found = torch.autograd.grad(output.sum(), [x_TI, *parameters])
+
+    assert (first.reads, last.reads) == (3, 2)
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+class NoGradient(torch.autograd.Function):
+    """Hands its input on, and no gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor) -> torch.Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> None:
+        return None
+
+
+def test_where_no_output_has_a_gradient_nothing_has() -> None:
+    x_TI = torch.randn(3, 4, requires_grad=True)
+    parameters = [torch.randn(shape, requires_grad=True) for shape in ((2, 4), (6, 2))]
+    adapters = Adapters(parameters[0].detach(), (parameters[1].detach(),))
+    (y,) = lora_linears(x_TI, [Layer(Kept(torch.randn(6, 4)), None, 0.5, 0.0)], adapters, parameters)
+
+    (NoGradient.apply(y).sum() + x_TI.sum()).backward()
+
+    assert torch.equal(x_TI.grad, torch.ones(3, 4))
+    assert [parameter.grad for parameter in parameters] == [None, None]

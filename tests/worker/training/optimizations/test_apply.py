@@ -1,0 +1,213 @@
+"""A job takes what applies and is right, says so, and trains as it would without."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.core.jobs.events import Evaluation, Log, Metrics, Warn
+from app.core.settings import TrainingPath
+from tests.worker.training.conftest import MakeRequest, Reports, make_rows, run_here
+from worker.processes.reports import Outcome, TrainingRequest
+from worker.training.optimizations import apply, varlen_attention
+from worker.training.optimizations.lora import function as lora_linear
+
+TRAINING: dict[str, Any] = {"max_steps": 4, "logging_steps": 1, "learning_rate": 1e-2, "save_steps": 2}
+SPEC: dict[str, Any] = {
+    "lora": {"r": 4, "dropout": 0.0, "target_modules": "all-linear"},
+    "training": TRAINING,
+    "rows": make_rows(12),
+}
+
+
+def plainly(request: TrainingRequest) -> TrainingRequest:
+    return request.model_copy(update={"path": TrainingPath.PLAIN})
+
+
+def said(reports: Reports) -> str:
+    [line] = [event.message for event in reports.events(Log) if event.message.startswith("Fast ways")]
+    return line
+
+
+def warned(reports: Reports) -> list[str]:
+    return [event.message for event in reports.events(Warn) if event.code == "fast_path_wrong"]
+
+
+def losses(reports: Reports) -> list[float]:
+    assert reports.ended.outcome is Outcome.FINISHED, reports.ended
+    return [event.loss for event in reports.events(Metrics)]
+
+
+def weights(request: TrainingRequest) -> dict[str, torch.Tensor]:
+    return load_file(request.output_folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"training": {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}},
+        {"training": {"packing": True, "max_seq_length": 64}},
+        {"training": {"validation_split": 0.3, "eval_steps": 2}},
+        {"lora": {"use_rslora": True, "target_modules": ["q_proj", "v_proj"]}},
+        {"quantization": {"load_in_4bit": False}},
+        {"quantization": {"bnb_4bit_use_double_quant": True}},
+    ],
+    ids=["rows", "checkpointed", "packed", "evaluated", "rslora", "dense", "double"],
+)
+def test_a_fast_job_learns_what_a_plain_one_does(make_request: MakeRequest, changes: dict[str, Any]) -> None:
+    spec = {
+        **SPEC,
+        "lora": SPEC["lora"] | changes.get("lora", {}),
+        "training": TRAINING | changes.get("training", {}),
+        "quantization": changes.get("quantization", {}),
+    }
+    fast_request, plain_request = make_request("fast", **spec), plainly(make_request("plain", **spec))
+
+    fast, plain = run_here(fast_request), run_here(plain_request)
+
+    assert said(fast) == (
+        "Fast ways of training: LoRA in one function; the loss in one pass; "
+        "batches without padding, attention row by row."
+    )
+    assert said(plain) == "Fast ways of training: none. Not used: TUNESMITH_TRAINING_PATH is plain."
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
+    torch.testing.assert_close(weights(fast_request), weights(plain_request), rtol=1e-2, atol=1e-4)
+    for left, right in zip(fast.events(Metrics), plain.events(Metrics), strict=True):
+        assert left.tokens == right.tokens
+        assert left.token_accuracy == pytest.approx(right.token_accuracy)
+        assert left.grad_norm == pytest.approx(right.grad_norm, rel=1e-3)
+    for found, expected in zip(fast.events(Evaluation), plain.events(Evaluation), strict=True):
+        assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
+def test_dropout_draws_what_pefts_layers_draw(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rows lie as in a padded batch, a job with dropout has the losses of a plain one, too."""
+    monkeypatch.setattr(apply, "_joined_rows", lambda *_given, **_options: apply.ExitStack())
+    spec = SPEC | {"lora": {"r": 4, "dropout": 0.3}}
+
+    fast = run_here(make_request("fast", **spec))
+
+    plain = run_here(plainly(make_request("plain", **spec)))
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
+
+
+@pytest.mark.parametrize("draws_pefts_masks", [True, False])
+def test_other_masks_are_no_fault_where_they_are_expected(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, draws_pefts_masks: bool
+) -> None:
+    def draw(*given: Any) -> Any:
+        torch.rand(1)
+        return native_dropout(*given)
+
+    native_dropout = torch.native_dropout
+    monkeypatch.setattr(torch, "native_dropout", draw)
+    choose = apply.choose
+    monkeypatch.setattr(
+        apply,
+        "choose",
+        lambda *given, **named: replace(choose(*given, **named), draws_pefts_masks=draws_pefts_masks),
+    )
+
+    reports = run_here(make_request(**(SPEC | {"lora": {"r": 4, "dropout": 0.3}})))
+
+    assert ("LoRA in one function" in said(reports)) is not draws_pefts_masks
+    assert ("LoRA in one function (" in "".join(warned(reports))) is draws_pefts_masks
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"lora": {"r": 4, "use_dora": True}}, "LoRA in one function (DoRA)"),
+        ({"lora": {"r": 4, "bias": "all"}}, "LoRA in one function (lora.bias all)"),
+        ({"lora": {"r": 4, "modules_to_save": ["lm_head"]}}, "the loss in one pass (the output layer may be"),
+        ({"training": TRAINING | {"neftune_noise_alpha": 5.0}}, "without padding (NEFTune's noise depends"),
+    ],
+    ids=["dora", "bias", "modules_to_save", "neftune"],
+)
+def test_what_does_not_apply_is_left_out_with_a_reason(
+    make_request: MakeRequest, changes: dict[str, Any], reason: str
+) -> None:
+    reports = run_here(make_request(**(SPEC | changes)))
+
+    assert reason in said(reports).partition("Not used: ")[2]
+    assert warned(reports) == []
+    assert losses(reports)
+
+
+def test_a_function_that_is_wrong_here_is_found_and_not_used(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = lora_linear._grads_of_a
+    monkeypatch.setattr(lora_linear, "_grads_of_a", lambda *given: [1.1 * grad for grad in right(*given)])
+    fast = run_here(make_request("fast", **SPEC))
+
+    monkeypatch.undo()
+    plain = run_here(plainly(make_request("plain", **SPEC)))
+    [warning] = warned(fast)
+    assert "LoRA in one function (the gradients are off by" in warning
+    assert "LoRA in one function" not in said(fast)
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_a_kernel_that_lets_rows_read_each_other_is_found_and_not_used(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaking(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: Any, longest: int, **options: Any
+    ) -> Any:
+        one_row = torch.tensor([0, len(q)], dtype=torch.int32)
+        return varlen_attention.row_by_row(q, k, v, one_row, len(q), **options)
+
+    monkeypatch.setitem(apply._KERNELS, "row by row", leaking)
+    choose = apply.choose
+    # Graphs would be next; where batches stay padded they are not even begun.
+    monkeypatch.setattr(
+        apply, "choose", lambda *given, **named: replace(choose(*given, **named), graphs=True)
+    )
+
+    reports = run_here(make_request(**SPEC))
+
+    [warning] = warned(reports)
+    assert warning.startswith("Not used, since a trial of it failed here: batches without padding")
+    assert said(reports) == "Fast ways of training: LoRA in one function; the loss in one pass."
+    assert losses(reports)
+
+
+def test_a_kernel_that_fails_here_is_not_used(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_given: Any, **_options: Any) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setitem(apply._KERNELS, "row by row", failing)
+
+    reports = run_here(make_request(**SPEC))
+
+    assert "RuntimeError: no kernel image is available" in warned(reports)[0]
+    assert losses(reports)
+
+
+def test_what_fails_makes_room_for_what_stands_in_for_it(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_given: Any, **_options: Any) -> torch.Tensor:
+        raise RuntimeError("out of shared memory")
+
+    monkeypatch.setitem(apply._KERNELS, "tiles of rows", failing)
+    choose = apply.choose
+    monkeypatch.setattr(
+        apply,
+        "choose",
+        lambda *given, **named: replace(choose(*given, **named), attention=("tiles of rows", "row by row")),
+    )
+
+    reports = run_here(make_request(**SPEC))
+
+    assert "attention tiles of rows (RuntimeError: out of shared memory)" in warned(reports)[0]
+    assert "attention row by row" in said(reports)
+    assert losses(reports)

@@ -1,0 +1,162 @@
+"""Short batches, padded to a few sizes and repeated: here what is recorded is computed again each time."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from peft import PeftModel
+
+from tests.worker.training.optimizations.conftest import draw_rows, losses_and_gradients
+from worker.training.batches import JoiningCollator, make_dataset
+from worker.training.optimizations import varlen_attention
+from worker.training.optimizations.decoder_graphs import GraphedDecoder, Size, Work
+
+
+class Repeater:
+    """Repeats work by doing it; counts what is recorded, and has room for so much."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.room = room
+        self.recorded = 0
+        self.fails = False
+
+    def record(self, work: Work) -> Work:
+        if self.fails:
+            raise RuntimeError("operation failed during capture")
+        self.recorded += 1
+        work()
+        return torch.enable_grad()(work)
+
+    def has_room(self, kept_bytes: int) -> bool:
+        self.room -= 1
+        return self.room >= 0
+
+
+def join(lengths: list[int], *, masked: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
+    return JoiningCollator()(list(make_dataset(draw_rows(lengths, masked=masked))))
+
+
+@pytest.fixture
+def joined_model(model: PeftModel) -> Iterator[PeftModel]:
+    varlen_attention.register(varlen_attention.row_by_row)
+    model.get_base_model().set_attn_implementation(varlen_attention.NAME)
+    yield model
+    assert "forward" not in vars(model.get_base_model().base_model)
+
+
+def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(found) == len(expected) > 20
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_and_gradients_are_those_of_the_batch_alone(joined_model: PeftModel) -> None:
+    batches = [join([5, 2, 9, 3]), join([4, 40, 1]), join([128]), join([7, 2], masked=(0,)), join([3])]
+    expected = [losses_and_gradients(joined_model, batch) for batch in batches]
+    recorder = Repeater()
+    graphed = GraphedDecoder(joined_model, recorder)
+
+    rounds = [[losses_and_gradients(joined_model, batch) for batch in batches] for _ in range(3)]
+
+    graphed.remove()
+    for found in rounds:
+        for one, of_the_batch in zip(found, expected, strict=True):
+            assert_equal(one, of_the_batch)
+    # One size has four rows at most, three batches have one of their own; each is two graphs.
+    assert recorder.recorded == 2 * len({(128, 4), (128, 1), (128, 2)})
+
+
+def test_gradients_of_several_batches_add_up(joined_model: PeftModel) -> None:
+    batch, other = join([5, 2]), join([4, 30])
+    parts = [losses_and_gradients(joined_model, one)[1:] for one in (batch, other)]
+    graphed = GraphedDecoder(joined_model, Repeater())
+    for one in (batch, batch):
+        losses_and_gradients(joined_model, one)
+
+    losses_and_gradients(joined_model, batch)
+    kept = [weight.grad for weight in joined_model.parameters() if weight.grad is not None]
+    before = [grad.clone() for grad in kept]
+    zero_grad, joined_model.zero_grad = joined_model.zero_grad, lambda: None
+    losses_and_gradients(joined_model, other)
+    found = [weight.grad for weight in joined_model.parameters() if weight.grad is not None]
+
+    joined_model.zero_grad = zero_grad
+    graphed.remove()
+    assert_equal(before, parts[0])
+    assert_equal(found, [left + right for left, right in zip(*parts, strict=True)])
+
+
+def test_without_room_and_after_release_it_computes_as_before(joined_model: PeftModel) -> None:
+    batch, longer = join([5, 2]), join([140])
+    expected = [losses_and_gradients(joined_model, one) for one in (batch, longer)]
+    recorder = Repeater(room=1)
+    graphed = GraphedDecoder(joined_model, recorder)
+    for _ in range(3):
+        for one, of_the_batch in zip((batch, longer), expected, strict=True):
+            assert_equal(losses_and_gradients(joined_model, one), of_the_batch)
+    assert recorder.recorded == 2
+
+    assert graphed.release()
+
+    assert_equal(losses_and_gradients(joined_model, batch), expected[0])
+    assert recorder.recorded == 2
+    assert not graphed.release()
+    graphed.remove()
+
+
+def test_what_cannot_be_recorded_later_is_computed_as_before(joined_model: PeftModel) -> None:
+    batches = [join([5, 2]), join([140])]
+    expected = [losses_and_gradients(joined_model, batch) for batch in batches]
+    recorder = Repeater()
+    graphed = GraphedDecoder(joined_model, recorder)
+    for _ in range(2):
+        losses_and_gradients(joined_model, batches[0])
+
+    recorder.fails = True
+    for _ in range(3):
+        for batch, of_the_batch in zip(batches, expected, strict=True):
+            assert_equal(losses_and_gradients(joined_model, batch), of_the_batch)
+
+    assert recorder.recorded == 2
+    graphed.remove()
+
+
+def test_the_first_recording_says_why_it_fails(joined_model: PeftModel) -> None:
+    recorder = Repeater()
+    recorder.fails = True
+    graphed = GraphedDecoder(joined_model, recorder)
+    losses_and_gradients(joined_model, join([5, 2]))
+
+    with pytest.raises(RuntimeError, match="capture"):
+        losses_and_gradients(joined_model, join([5, 2]))
+
+    graphed.remove()
+
+
+def test_an_evaluation_is_not_recorded(joined_model: PeftModel) -> None:
+    recorder = Repeater()
+    graphed = GraphedDecoder(joined_model, recorder)
+    batch = join([5, 2])
+    inputs = {name: batch[name] for name in batch if name not in ("labels", "sequence_lengths")}
+
+    with torch.no_grad():
+        for _ in range(3):
+            joined_model(**inputs, use_cache=False)
+
+    graphed.remove()
+    assert recorder.recorded == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "expected"),
+    [
+        (1, 1, (128, 1)),
+        (128, 3, (128, 4)),
+        (129, 4, (256, 4)),
+        (2048, 5, (2048, 8)),
+        (2049, 8, (2304, 8)),
+        (4096, 1, (4096, 1)),
+    ],
+)
+def test_sizes(tokens: int, rows: int, expected: tuple[int, int]) -> None:
+    assert Size.of(tokens, rows, True) == Size(*expected, True)

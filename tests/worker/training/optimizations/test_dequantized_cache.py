@@ -1,0 +1,94 @@
+"""Weights that stay unpacked: the same numbers, looked at once, given back when memory runs out."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from tests.worker.training.optimizations.conftest import draw_rows, losses_and_gradients
+from worker.models.frozen_weights import FourBitWeight
+from worker.training import memory
+from worker.training.batches import Collator, make_dataset
+from worker.training.optimizations import dequantized_cache
+from worker.training.optimizations.dequantized_cache import KeepWeights
+from worker.training.optimizations.lora.linears import FastLinears
+
+
+class Watcher:
+    """Spare memory that only counts."""
+
+    refreshed = 0
+
+    def release(self) -> bool:
+        return False
+
+    def refresh(self) -> None:
+        self.refreshed += 1
+
+
+@pytest.fixture
+def linears(model: PeftModel) -> Iterator[FastLinears]:
+    linears = FastLinears(model, torch.float32)
+    yield linears
+    linears.remove()
+
+
+def is_kept(weight: FourBitWeight) -> bool:
+    first, second = (weight.read(torch.float32) for _ in range(2))
+    return first.data_ptr() == second.data_ptr()
+
+
+def end_step(keeper: KeepWeights) -> None:
+    keeper.on_step_end(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
+
+
+def test_kept_weights_compute_the_same(model: PeftModel, linears: FastLinears) -> None:
+    batch = Collator(0)(list(make_dataset(draw_rows([5, 2, 9]))))
+    expected = losses_and_gradients(model, batch)
+    packed = [weight for group in linears._groups for _member, weight in group._four_bit_members()]
+    assert len(packed) == 14
+
+    linears.keep_weights()
+
+    assert linears.unpacked_bytes == sum(weight.read(torch.float32).nbytes for weight in packed)
+    assert all(is_kept(weight) for weight in packed)
+    for left, right in zip(losses_and_gradients(model, batch), expected, strict=True):
+        assert torch.equal(left, right)
+    assert linears.forget_weights()
+    assert not linears.forget_weights()
+    assert not any(is_kept(weight) for weight in packed)
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_it_looks_for_room_once_after_the_first_steps(
+    linears: FastLinears, has_room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    free_bytes = linears.unpacked_bytes + dequantized_cache._SPARE_BYTES - (not has_room)
+    monkeypatch.setattr(memory, "free_beside_peak", lambda growth: asked.append(growth) or free_bytes)
+    graphs = Watcher()
+    said: list[str] = []
+    keeper = KeepWeights(linears, [graphs], said.append)
+
+    for _ in range(2):
+        end_step(keeper)
+    assert asked == []
+    for _ in range(5):
+        end_step(keeper)
+
+    assert asked == [dequantized_cache._GROWTH]
+    assert graphs.refreshed == len(said) == has_room
+    assert keeper.release() == has_room
+
+
+def test_once_memory_ran_out_it_looks_no_more(linears: FastLinears, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_beside_peak", lambda growth: 1 << 60)
+    keeper = KeepWeights(linears, [], print)
+    assert not keeper.release()
+
+    for _ in range(5):
+        end_step(keeper)
+
+    assert not linears.forget_weights()

@@ -1,0 +1,97 @@
+"""Chat templates of whole jobs: which is taken, what is kept of it, and that serving uses the same."""
+
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.datasets.rows import Message
+from app.core.jobs.events import Warn
+from tests.tiny_model import NAME, TEMPLATE
+from tests.worker.training.conftest import MakeRequest, run_here
+from worker.inference.preprocessing import TokenizerShelf
+from worker.processes.reports import Advanced, Outcome, TrainingRequest
+from worker.templates.families import TEMPLATES
+from worker.templates.renderer import render
+
+SHORT: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-2}
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '[' + message['role'] + ']' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}"
+    "{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+def test_the_jobs_template_is_kept_with_the_adapter_and_named(make_request: MakeRequest) -> None:
+    request = make_request(training=SHORT, chat_template=CHAT_TEMPLATE)
+
+    assert run_here(request).ended.outcome is Outcome.FINISHED
+
+    record = json.loads((request.output_folder / "tunesmith.json").read_text())
+    kept = (request.output_folder / "chat_template.jinja").read_bytes()
+    assert kept.decode() == CHAT_TEMPLATE
+    assert record["chat_template"] == {"source": "job", "sha256": sha256(kept).hexdigest()}
+
+
+def test_serving_renders_with_the_jobs_template(make_request: MakeRequest) -> None:
+    request = make_request(training=SHORT, chat_template=CHAT_TEMPLATE)
+    run_here(request)
+
+    _, tokenizer = TokenizerShelf().get(request.output_folder)
+
+    prompt = render(tokenizer, [Message("user", "How?")], add_generation_prompt=True)
+    assert prompt == "<|begin|>[user]How?[assistant]"
+
+
+def test_a_template_of_no_use_fails_the_job_before_the_model_is_loaded(make_request: MakeRequest) -> None:
+    wrong = CHAT_TEMPLATE.replace("'[assistant]'", "'[model]'")
+
+    reports = run_here(make_request(training=SHORT, chat_template=wrong))
+
+    assert reports.ended.code == "invalid_request"
+    assert "unlike the beginning" in (reports.ended.message or "")
+    assert not [report for report in reports if isinstance(report, Advanced) and report.phase == "loading"]
+
+
+def test_a_model_whose_prompts_are_not_what_it_is_trained_on_fails_at_once(
+    make_request: MakeRequest, tmp_path: Path
+) -> None:
+    thinking = TEMPLATE.replace("assistant\\n'", "assistant\\n<think>'")
+
+    reports = run_here(with_template(make_request(training=SHORT), tmp_path, thinking))
+
+    assert reports.ended.code == "template_mismatch"
+    assert "<think>" in (reports.ended.message or "")
+
+
+@pytest.mark.parametrize(
+    ("own", "source", "template"), [(None, "family", TEMPLATES["chatml"]), (TEMPLATE, "model", TEMPLATE)]
+)
+def test_a_base_model_is_trained_and_served_with_its_own_template_or_its_familys(
+    make_request: MakeRequest, tmp_path: Path, own: str | None, source: str, template: str
+) -> None:
+    request = with_template(make_request(training=SHORT), tmp_path, own)
+
+    reports = run_here(request)
+
+    record = json.loads((request.output_folder / "tunesmith.json").read_text())
+    assert record["chat_template"]["source"] == source
+    assert not reports.events(Warn)
+    shelf = TokenizerShelf()
+    for folder in (request.models_folder / NAME, request.output_folder):
+        _, tokenizer = shelf.get(folder)
+        assert tokenizer.chat_template == template
+
+
+def with_template(request: TrainingRequest, folder: Path, template: str | None) -> TrainingRequest:
+    """The request, for a copy of its base model with another template or without any."""
+    model = folder / "models" / NAME
+    shutil.copytree(request.models_folder / NAME, model)
+    (model / "chat_template.jinja").unlink()
+    if template is not None:
+        (model / "chat_template.jinja").write_text(template)
+    return request.model_copy(update={"models_folder": model.parent})

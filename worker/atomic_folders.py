@@ -1,0 +1,61 @@
+"""Folders that are there whole or not at all, also after a crash, a power cut or on a full disk."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.core.errors.jobs import DiskFull
+
+_PARTIAL = ".partial"
+_PROBE_BYTES = 1 << 20
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to fill that takes its name once everything in it is on the disk. Raises DiskFull."""
+    staging = folder.with_name(folder.name + _PARTIAL)
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        for path in [*staging.rglob("*"), staging]:
+            _flush(path)
+    except BaseException as error:
+        # To be asked before room is made: torch.save says no more than that writing failed.
+        is_full = isinstance(error, Exception) and is_disk_full(staging)
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_full:
+            raise DiskFull() from error
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+    _flush(folder.parent)
+
+
+def remove_partial(parent: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for leftover in parent.glob(f"*{_PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def is_disk_full(folder: Path) -> bool:
+    """Whether the disk, or the user's share of it, takes no more."""
+    probe = folder / ".probe"
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""LoRA adapters of the engine: read from the store, and held in slots on the device."""

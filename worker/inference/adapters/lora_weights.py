@@ -1,0 +1,217 @@
+"""LoRA weights of several adapters on the device; each token of a batch goes through its own adapter.
+
+On a GPU the first matrices of all slots ride along in the base model's own product, as further lines of its
+weights: they are few beside it, and cost less so than a product of their own. A kernel does the second.
+Elsewhere it is two dense products a group of layers, y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO, where the
+columns C are those from the first to the last slot in use and the mask leaves each token its own adapter's.
+Slot 0 is no adapter. (S-LoRA and Punica gather weights instead.)
+Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from worker.inference.adapters.cache import Adapter, LoraPair
+from worker.inference.failures import AdapterUnsupported
+from worker.inference.model.linears import Group
+
+_RANK_STEP = 16
+# For so many tokens cuBLAS is faster than the kernel, as long as there are not too many columns.
+_DENSE_FROM_TOKENS = 128
+_DENSE_COLUMNS = 256
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which adapter each token of a forward pass goes through: on the device, and which there are at all."""
+
+    slots_N: torch.Tensor
+    used: list[int]
+    is_mixed: bool
+    _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
+
+    def own_columns(self, first_slot: int, last_slot: int, columns_per_slot: int) -> torch.Tensor:
+        """Shape [N, C], true where a column, of those of these slots, is of the token's own slot."""
+        key = (first_slot, last_slot, columns_per_slot)
+        if key not in self._masks:
+            slots_S = torch.arange(first_slot, last_slot + 1, device=self.slots_N.device)
+            columns = len(slots_S) * columns_per_slot
+            slots_C = slots_S.repeat_interleave(columns_per_slot, output_size=columns)
+            self._masks[key] = self.slots_N[:, None] == slots_C
+        return self._masks[key]
+
+
+class LoraSlots:
+    """Slots 1 to `count`. A group of layers is only touched once an adapter targets one of them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[Group],
+        *,
+        count: int,
+        dtype: torch.dtype,
+        uses_kernels: bool = False,
+    ) -> None:
+        self.selection: Selection | None = None
+        # Changes whenever tensors were replaced: what was captured of them before is of no use then.
+        self.layout_version = 0
+        self.count = count
+        self.dtype = dtype
+        self.rank = 0
+        self.uses_kernels = uses_kernels
+        self._modules = dict(model.named_modules())
+        self._groups = {name: group for group in groups for name in group.names}
+        self._lora: dict[Group, GroupLora] = {}
+
+    def prepare(self, rank: int) -> None:
+        """Make room for adapters of this rank on every layer but the output layer, before one comes."""
+        self._widen(rank)
+        for name, group in self._groups.items():
+            if not name.endswith("lm_head"):
+                self._adopt(group)
+
+    def load(self, slot: int, adapter: Adapter) -> None:
+        """Put an adapter's weights into a slot, over what was there. Raises AdapterUnsupported."""
+        for name, pair in adapter.pairs.items():
+            self._check(name, pair)
+        self._widen(adapter.rank)
+        for name in adapter.pairs:
+            self._adopt(self._groups[name])
+        for group, lora in self._lora.items():
+            lora.fill(slot - 1, [adapter.pairs.get(name) for name in group.names])
+
+    def select(self, used: set[int], slots_N: torch.Tensor) -> None:
+        """Say which slot each token of the next forward pass uses, and which of them are used at all."""
+        adapters = sorted(used - {0})
+        self.selection = Selection(slots_N, adapters, is_mixed=len(used) > 1) if adapters else None
+
+    def begin(self, token_count: int) -> None:
+        """A forward pass of so many tokens begins. What was computed for the one before must not be used."""
+        if self.selection is not None:
+            slots_N = self.selection.slots_N[:token_count]
+            self.selection = Selection(slots_N, self.selection.used, self.selection.is_mixed)
+
+    def _check(self, name: str, pair: LoraPair) -> None:
+        module = self._modules.get(name)
+        if module is None:
+            raise AdapterUnsupported(
+                f"The adapter targets {name!r}, which the base model does not have.",
+                hint="It was trained on another base model.",
+            )
+        if name not in self._groups:
+            raise AdapterUnsupported(f"The adapter targets {name!r}, which is not a linear layer.")
+        assert isinstance(module, nn.Linear)
+        inputs, outputs = pair.A_RI.shape[1], pair.B_RO.shape[1]
+        if (inputs, outputs) != (module.in_features, module.out_features):
+            raise AdapterUnsupported(
+                f"The adapter's weights for {name!r} take {inputs} inputs to {outputs} outputs; the base "
+                f"model's layer takes {module.in_features} to {module.out_features}.",
+                hint="It was trained on another base model.",
+            )
+
+    def _widen(self, rank: int) -> None:
+        """Make room for a larger rank in every slot."""
+        rank = -(-rank // _RANK_STEP) * _RANK_STEP
+        if rank > self.rank:
+            self.rank = rank
+            for lora in self._lora.values():
+                lora.widen()
+            self.layout_version += 1
+
+    def _adopt(self, group: Group) -> None:
+        if group not in self._lora:
+            self._lora[group] = group.update = GroupLora(group, self)
+            self.layout_version += 1
+
+
+class GroupLora:
+    """The adapters' weights for one group of layers."""
+
+    def __init__(self, group: Group, slots: LoraSlots) -> None:
+        self._group = group
+        self._slots = slots
+        self._A_MSRI, self._B_SRO = self._stacks()
+        self._starts = [sum(group.widths[:index]) for index in range(len(group.widths))]
+        self._tiles_T3: torch.Tensor | None = None
+        if slots.uses_kernels:
+            from worker.kernels import batched_lora
+
+            tiles = batched_lora.output_tiles(group.widths)
+            self._tiles_T3 = torch.tensor(tiles, dtype=torch.int32, device=group.device)
+
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """The group's outputs, each token's with what its adapter adds."""
+        selection = self._slots.selection
+        if selection is None:
+            return self._group.weights.product(x_NI)
+        if self._tiles_T3 is not None:
+            from worker.kernels import batched_lora
+
+            y_NO, inner_NC = self._group.weights.product_and_tail(x_NI)
+            if len(x_NI) > _DENSE_FROM_TOKENS and self._slots.count * self._slots.rank <= _DENSE_COLUMNS:
+                self._add_dense(y_NO, inner_NC, selection)
+                return y_NO
+            return batched_lora.expand(y_NO, inner_NC, selection.slots_N, self._B_SRO, self._tiles_T3)
+        y_NO = self._group.weights.product(x_NI)
+        for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
+            self._update(layer, part_NO, x_NI, selection)
+        return y_NO
+
+    def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
+        """Write a slot; without a pair, and beyond its rank, it is zero."""
+        for layer, pair in enumerate(pairs):
+            rank = pair.rank if pair is not None else 0
+            outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
+            A_RI, B_RO = self._A_MSRI[layer, index], self._B_SRO[index, :, outputs]
+            if rank < self._slots.rank:
+                A_RI[rank:].zero_()
+                B_RO[rank:].zero_()
+            if pair is not None:
+                A_RI[:rank].copy_(pair.A_RI, non_blocking=True)
+                B_RO[:rank].copy_(pair.B_RO, non_blocking=True)
+
+    def widen(self) -> None:
+        """Move the weights to stacks of the rank that the slots have now."""
+        old_A_MSRI, old_B_SRO = self._A_MSRI.clone(), self._B_SRO
+        self._A_MSRI, self._B_SRO = self._stacks()
+        self._A_MSRI[:, :, : old_A_MSRI.shape[2]] = old_A_MSRI
+        self._B_SRO[:, : old_B_SRO.shape[1]] = old_B_SRO
+
+    def _add_dense(self, y_NO: torch.Tensor, inner_NC: torch.Tensor, selection: Selection) -> None:
+        """For many tokens: with the columns of all slots, and zeros where they are not a token's own."""
+        columns = self._slots.count * self._slots.rank
+        own_NC = selection.own_columns(1, self._slots.count, self._slots.rank)
+        parts = zip(
+            y_NO.split(self._group.widths, -1),
+            inner_NC.split(columns, -1),
+            self._B_SRO.flatten(0, 1).split(self._group.widths, -1),
+            strict=True,
+        )
+        for part_NO, layer_NC, B_CO in parts:
+            part_NO.addmm_(layer_NC.where(own_NC, 0), B_CO)
+
+    def _update(self, layer: int, y_NO: torch.Tensor, x_NI: torch.Tensor, selection: Selection) -> None:
+        slots = slice(selection.used[0] - 1, selection.used[-1])
+        outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
+        inner_NC = functional.linear(x_NI, self._A_MSRI[layer, slots].flatten(0, 1))
+        if selection.is_mixed:
+            # Chosen, not multiplied: an infinity in another token's columns must not become a NaN here.
+            own_NC = selection.own_columns(selection.used[0], selection.used[-1], self._slots.rank)
+            inner_NC = inner_NC.where(own_NC, 0)
+        y_NO.addmm_(inner_NC, self._B_SRO[slots, :, outputs].flatten(0, 1))
+
+    def _stacks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        group, slots = self._group, self._slots
+        shape = (len(group.widths), slots.count, slots.rank, group.input_width)
+        if slots.uses_kernels:
+            A_MSRI = group.weights.reserve(shape[0] * shape[1] * shape[2]).view(shape)
+        else:
+            A_MSRI = torch.zeros(shape, dtype=slots.dtype, device=group.device)
+        B_SRO = torch.zeros(
+            slots.count, slots.rank, sum(group.widths), dtype=slots.dtype, device=group.device
+        )
+        return A_MSRI, B_SRO

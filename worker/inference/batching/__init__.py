@@ -1,0 +1,1 @@
+"""Batching without torch: the scheduler, sequences, and the blocks of the KV cache."""

@@ -1,0 +1,138 @@
+"""Whether the engine can serve a base model: look at its configuration, then compute a few tokens both ways.
+
+A model that would come out wrong is refused when it is loaded, with the reason.
+Shape letters: N tokens, V vocabulary.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from worker.inference.failures import ModelUnsupported
+from worker.inference.model import attention
+from worker.inference.model.kv_cache import KVCache
+from worker.inference.model.linears import Group, group_linears
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# With these, the angles of a whole batch follow its longest row once that is beyond the original context.
+_BATCH_DEPENDENT_ROPES = {"dynamic", "longrope"}
+_PROBE_LENGTH = 12
+# How far apart, in the Euclidean norm, two ways to compute the same logits may come out.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What the engine made of a model."""
+
+    groups: list[Group]
+    bytes_per_token: int
+    uses_kernels: bool
+
+
+def adopt(model: PreTrainedModel) -> Adopted:
+    """Put the paged attention and the grouped linear layers into a model. Raises ModelUnsupported."""
+    _refuse(model)
+    vocabulary_size = model.config.get_text_config().vocab_size
+    ids_N = torch.arange(_PROBE_LENGTH, device=model.device) % vocabulary_size
+    with torch.inference_mode():
+        expected_NV = model(input_ids=ids_N[None], use_cache=False).logits[0].float()
+        model.set_attn_implementation(attention.NAME)
+        if model.config._attn_implementation != attention.NAME:
+            raise ModelUnsupported(f"{_name(model)} does not let its attention be replaced.")
+        groups = group_linears(model)
+        uses_kernels = model.device.type == "cuda" and _takes_kernels(model, ids_N, expected_NV, groups)
+        cache, found_NV = _probe(model, ids_N, uses_kernels)
+    error = _error(found_NV, expected_NV)
+    # Written so that a NaN fails too.
+    if not error <= _TOLERANCE[model.dtype]:
+        raise ModelUnsupported(f"{_name(model)} comes out wrong in the engine (relative error {error:.2g}).")
+    return Adopted(groups, cache.bytes_per_token, uses_kernels)
+
+
+def _takes_kernels(
+    model: PreTrainedModel, ids_N: torch.Tensor, expected_NV: torch.Tensor, groups: list[Group]
+) -> bool:
+    """Whether the kernels can be compiled here, and are right for this model."""
+    try:
+        from worker.inference.model import fused
+
+        replaced = fused.install(model)
+        for group in groups:
+            group.weights.use_kernels()
+        error = _error(_probe(model, ids_N, uses_kernels=True)[1], expected_NV)
+    except ModelUnsupported:
+        raise
+    # Triton has many ways to say that there is no compiler or that a shape does not fit.
+    except Exception as failure:
+        _log.warning("The kernels can't be used, so generation is slower: %s", failure, exc_info=True)
+        return False
+    _log.info("Kernels for attention and LoRA, and in the place of %s", ", ".join(replaced) or "nothing")
+    if not error <= _TOLERANCE[model.dtype]:
+        _log.warning("The kernels are wrong for this model (error %.2g), so generation is slower", error)
+        return False
+    return True
+
+
+def _error(found_NV: torch.Tensor, expected_NV: torch.Tensor) -> float:
+    return float((found_NV - expected_NV).norm() / expected_NV.norm())
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Most tokens that one sequence may have."""
+    config = model.config.get_text_config()
+    lengths = [int(getattr(config, "max_position_embeddings", None) or 2048)]
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *(value for value in ropes.values() if isinstance(value, dict))):
+        if rope.get("rope_type") in _BATCH_DEPENDENT_ROPES:
+            lengths.append(int(rope.get("original_max_position_embeddings") or lengths[0]))
+    return min(lengths)
+
+
+def _refuse(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    layer_types = set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES
+    if layer_types:
+        raise ModelUnsupported(f"{_name(model)} has layers of type {', '.join(sorted(layer_types))}.")
+    if config.is_encoder_decoder or getattr(config, "num_kv_shared_layers", None):
+        raise ModelUnsupported(f"{_name(model)} has attention that is not plainly causal.")
+
+
+def _probe(model: PreTrainedModel, ids_N: torch.Tensor, uses_kernels: bool) -> tuple[KVCache, torch.Tensor]:
+    """Logits [N, V] of the paged path: two pieces of a prompt, then token by token."""
+    cache = KVCache(page_count=2)
+    tables_11 = torch.ones(1, 1, dtype=torch.int32, device=ids_N.device)
+    logits = []
+    for start, end in [(0, 5), (5, 9), *((start, start + 1) for start in range(9, _PROBE_LENGTH))]:
+        positions = torch.arange(start, end, device=ids_N.device)
+        pieces = [attention.Piece(0, start, end - start)] if end - start > 1 else []
+        step = attention.Step(cache, tables_11, torch.zeros_like(positions), positions, pieces, end)
+        if uses_kernels:
+            step.use_kernels()
+        output = model(
+            input_ids=ids_N[None, start:end], position_ids=positions[None], use_cache=False, step=step
+        )
+        logits.append(output.logits[0].float())
+        _check_windows(model, step)
+    return cache, torch.cat(logits)
+
+
+def _check_windows(model: PreTrainedModel, step: attention.Step) -> None:
+    """A probe is shorter than any window, so a window that never reached the attention would go unseen."""
+    layer_types = getattr(model.config.get_text_config(), "layer_types", None) or []
+    missing = [
+        index
+        for index, window in step.windows.items()
+        if index < len(layer_types) and layer_types[index] == "sliding_attention" and window is None
+    ]
+    if missing or not step.windows:
+        raise ModelUnsupported(f"{_name(model)} keeps its sliding window or its attention to itself.")
+
+
+def _name(model: PreTrainedModel) -> str:
+    return type(model).__name__

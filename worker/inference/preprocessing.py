@@ -1,0 +1,176 @@
+"""Turns a request into a prompt the engine can run: finds the files, renders, tokenizes, checks.
+
+It may wait for a disk, an object store or the Hub, so it runs in threads of its own, never in the engine's.
+"""
+
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase, TokenizersBackend
+
+from app.core.engine.messages import GenerateRequest, Sampling
+from app.core.errors import InvalidRequest
+from worker.inference.adapters.cache import Adapter, AdapterShelf
+from worker.inference.batching.sequence import Prompt
+from worker.inference.sampling.grammars import GrammarShelf
+from worker.inference.sampling.token_bytes import make_token_bytes
+from worker.models import base_model, fingerprint
+from worker.models.device import Device
+from worker.templates import renderer
+from worker.templates.choice import read_model_type, set_template
+
+_MAX_TOKENIZERS = 64
+_PLAIN_DECODE = TokenizersBackend._decode
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "config.json"),
+)
+
+
+class Intake:
+    """Safe to call from many threads."""
+
+    def __init__(self, models_folder: Path, adapters: AdapterShelf, device: Device) -> None:
+        self._models_folder = models_folder
+        self._adapters = adapters
+        self._device = device
+        self._tokenizers = TokenizerShelf()
+        self._grammars = GrammarShelf()
+
+    def prepare(self, request: GenerateRequest) -> Prompt:
+        """The prompt, with its adapter in memory.
+
+        Raises InvalidRequest, NotFound, AdapterUnsupported, BaseModelChanged, and what finding and reading a
+        base model raises.
+        """
+        received_at = time.monotonic()
+        base_folder = base_model.locate(request.base_model.name, self._models_folder)
+        dtype = base_model.compute_dtype(request.base_model.quantization, self._device)
+        adapter = self._adapters.get(request.adapter, dtype) if request.adapter else None
+        if adapter:
+            fingerprint.check_base(adapter.folder, base_folder, request.base_model.name)
+        digest, tokenizer = self._tokenizers.get(*_tokenizer_files(base_folder, adapter))
+        token_ids = _encode(tokenizer, request)
+        _check_bias(tokenizer, request.sampling)
+        end_ids = renderer.end_token_ids(tokenizer, _generation_eos(base_folder))
+        seed, schema = request.sampling.seed, request.output_schema
+        return Prompt(
+            base_model=request.base_model,
+            adapter=adapter,
+            token_ids=token_ids,
+            sampling=request.sampling,
+            seed=secrets.randbits(63) if seed is None else seed,
+            end_ids=end_ids,
+            decode=partial(decode, tokenizer),
+            context_ids=token_ids if request.messages is None else (),
+            received_at=received_at,
+            token_bytes=make_token_bytes(tokenizer) if request.sampling.logprobs is not None else None,
+            grammar=self._grammars.get(schema, tokenizer, tokenizer_digest=digest, end_ids=end_ids)
+            if schema
+            else None,
+        )
+
+
+class TokenizerShelf:
+    """The latest tokenizers, shared by folders that hold the same files. Safe to call from many threads."""
+
+    def __init__(self) -> None:
+        self._tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, folder: Path, template: Path | None = None) -> tuple[str, PreTrainedTokenizerBase]:
+        """A name for the folder's tokenizer, and itself, with a chat template: that of `template`, if given.
+
+        Raises ModelUnreadable.
+        """
+        digest = _digest(folder, template)
+        with self._lock:
+            if digest not in self._tokenizers:
+                self._tokenizers[digest] = base_model.load_tokenizer(folder)
+                own = template.read_text() if template else None
+                set_template(self._tokenizers[digest], model_type=read_model_type(folder), wanted=own)
+            self._tokenizers.move_to_end(digest)
+            while len(self._tokenizers) > _MAX_TOKENIZERS:
+                self._tokenizers.popitem(last=False)
+            return digest, self._tokenizers[digest]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """The text of these tokens, special ones left out, as transformers decodes it."""
+    kind = type(tokenizer)
+    if kind.decode is PreTrainedTokenizerBase.decode and getattr(kind, "_decode", None) is _PLAIN_DECODE:
+        # What it would come to: transformers' checks of its arguments take three times as long as decoding.
+        return cast(str, cast(Any, tokenizer).backend_tokenizer.decode(token_ids, skip_special_tokens=True))
+    text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return cast(str, text)
+
+
+def _tokenizer_files(base_folder: Path, adapter: Adapter | None) -> tuple[Path, Path | None]:
+    """The adapter's own tokenizer where it has one: it was trained with that one and its chat template.
+
+    An imported adapter may bring a template alone.
+    """
+    if adapter is None:
+        return base_folder, None
+    if (adapter.folder / "tokenizer_config.json").exists():
+        return adapter.folder, None
+    template = adapter.folder / "chat_template.jinja"
+    return base_folder, template if template.exists() else None
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> list[int]:
+    if sum(one is not None for one in (request.prompt, request.prompt_ids, request.messages)) != 1:
+        raise InvalidRequest("Send either `prompt` or `messages`.", param="prompt")
+    if request.prompt_ids is not None:
+        token_ids = _known(tokenizer, request.prompt_ids, param="prompt")
+    elif request.messages is not None:
+        text = renderer.render(tokenizer, request.messages, add_generation_prompt=True)
+        token_ids = renderer.encode_rendered(tokenizer, text)
+    else:
+        token_ids = renderer.encode_plain(tokenizer, request.prompt or "")
+    if not token_ids:
+        raise InvalidRequest(
+            "The prompt is empty: the model needs at least one token to go on from.", param="prompt"
+        )
+    return token_ids
+
+
+def _check_bias(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
+    _known(tokenizer, sampling.logit_bias, param="logit_bias")
+
+
+def _known(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], *, param: str) -> list[int]:
+    """The ids. Raises InvalidRequest for one that the tokenizer does not have."""
+    ids = list(token_ids)
+    unknown = next((token_id for token_id in ids if token_id >= len(tokenizer)), None)
+    if unknown is not None:
+        raise InvalidRequest(f"There is no token {unknown}: the tokenizer has {len(tokenizer)}.", param=param)
+    return ids
+
+
+def _generation_eos(folder: Path) -> int | list[int] | None:
+    """End tokens as the model's generation settings name them, or else its configuration."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        settings: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if settings.get("eos_token_id") is not None:
+            found: int | list[int] = settings["eos_token_id"]
+            return found
+    return None
+
+
+def _digest(folder: Path, template: Path | None) -> str:
+    digest = hashlib.sha256()
+    files = {name: folder / name for name in _TOKENIZER_FILES} | ({"template": template} if template else {})
+    for name, path in files.items():
+        content = path.read_bytes() if path.exists() else b""
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""From scores to text: logits processors, sampling, grammars, detokenization."""

@@ -1,0 +1,1 @@
+"""Triton kernels of training and serving. They take tensors only; each has a PyTorch equivalent elsewhere."""

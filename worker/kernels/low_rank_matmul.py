@@ -1,0 +1,212 @@
+"""Products with B of a LoRA layer: as narrow as the rank, so bound by what they read and write.
+
+T: tokens. O: outputs of the layer. R: the rank.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from worker.kernels import dropout_gradients
+
+# With the two below all that the LoRA function asks for.
+through_dropout = dropout_gradients.through_dropout
+grads_of_a_under_dropout = dropout_gradients.grads_of_a_under_dropout
+
+# Ranks up to which each function is faster than products of cuBLAS.
+MOST_RANKS_ADDED = 128
+MOST_RANKS_LOOKED_AT = 32
+# Tokens and outputs of a tile.
+_ADDED = (64, 128)
+_LOOKED_AT = (256, 64)
+_SUMMED = 1024
+_STAGES = 3
+# So many programs keep the largest GPUs busy, and leave few sums to add up.
+_PROGRAMS = 128
+_LEAST_RANKS = 16  # that a tile's product can have
+
+
+def add(summand_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
+    """summand + inner @ B^T, [T, O], new memory. (`addmm` copies the summand first.)"""
+    tokens, width = summand_TO.shape
+    sum_TO = torch.empty_like(summand_TO)
+    own_tokens, own_outputs = _ADDED
+    _add_kernel[(triton.cdiv(width, own_outputs), triton.cdiv(tokens, own_tokens))](
+        summand_TO,
+        inner_TR,
+        b_OR,
+        sum_TO,
+        tokens,
+        width,
+        inner_TR.stride(0),
+        RANK=b_OR.shape[1],
+        RANKS=_padded(b_OR.shape[1]),
+        TOKENS=own_tokens,
+        OUTPUTS=own_outputs,
+        num_warps=4,
+    )
+    return sum_TO
+
+
+def gradients(
+    grad_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor, scaling: float, out_TR: torch.Tensor
+) -> torch.Tensor:
+    """From the gradient of inner @ B^T that of B, [O, R] in float32; scaling times that of `inner` is
+    written to `out_TR`.
+
+    Both need the whole gradient of the output, which is read once. Each program adds up over the tokens and
+    over the outputs that it looks at; a second kernel adds up those sums, always in the same order.
+    """
+    tokens, width = grad_TO.shape
+    rank = b_OR.shape[1]
+    own_tokens, own_outputs = _LOOKED_AT
+    token_blocks = triton.cdiv(tokens, own_tokens)
+    tiles = triton.cdiv(width, own_outputs)
+    chunk = triton.cdiv(tiles, triton.cdiv(_PROGRAMS, token_blocks))
+    chunks = triton.cdiv(tiles, chunk)
+    inner_sums = torch.empty(chunks, tokens, rank, dtype=torch.float32, device=grad_TO.device)
+    b_sums = torch.empty(token_blocks, width, rank, dtype=torch.float32, device=grad_TO.device)
+    _look_kernel[(token_blocks, chunks)](
+        grad_TO,
+        inner_TR,
+        b_OR,
+        inner_sums,
+        b_sums,
+        tokens,
+        width,
+        grad_TO.stride(0),
+        inner_TR.stride(0),
+        chunk * own_outputs,
+        RANK=rank,
+        RANKS=_padded(rank),
+        TOKENS=own_tokens,
+        OUTPUTS=own_outputs,
+        STAGES=_STAGES,
+        num_warps=8,
+    )
+    grad_b_OR = torch.empty(width, rank, dtype=torch.float32, device=grad_TO.device)
+    b_programs = triton.cdiv(width * rank, _SUMMED)
+    _sum_kernel[(b_programs + triton.cdiv(tokens * rank, _SUMMED),)](
+        inner_sums,
+        b_sums,
+        out_TR,
+        grad_b_OR,
+        scaling,
+        chunks,
+        token_blocks,
+        tokens * rank,
+        width * rank,
+        out_TR.stride(0),
+        b_programs,
+        RANK=rank,
+        ELEMENTS=_SUMMED,
+        num_warps=4,
+    )
+    return grad_b_OR
+
+
+def _padded(rank: int) -> int:
+    padded: int = max(_LEAST_RANKS, triton.next_power_of_2(rank))
+    return padded
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _add_kernel(
+    summands,
+    inners,
+    matrix_b,
+    sums,
+    tokens,
+    width,
+    inner_stride,
+    RANK: tl.constexpr,
+    RANKS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    rank = tl.arange(0, RANKS)
+    is_token, is_output, is_rank = token[:, None] < tokens, output < width, rank < RANK
+    row = token.to(tl.int64)[:, None]
+    inner = tl.load(inners + row * inner_stride + rank, mask=is_token & is_rank, other=0.0)
+    b = tl.load(matrix_b + output[:, None] * RANK + rank, mask=is_output[:, None] & is_rank, other=0.0)
+    at = row * width + output
+    summand = tl.load(summands + at, mask=is_token & is_output, other=0.0).to(tl.float32)
+    total = tl.dot(inner, b.trans(), summand, input_precision="ieee")
+    tl.store(sums + at, total.to(sums.dtype.element_ty), mask=is_token & is_output)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _look_kernel(
+    grads,
+    inners,
+    matrix_b,
+    inner_sums,
+    b_sums,
+    tokens,
+    width,
+    grad_stride,
+    inner_stride,
+    chunk,
+    RANK: tl.constexpr,
+    RANKS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One block of tokens, one chunk of outputs."""
+    block, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    token = block * TOKENS + tl.arange(0, TOKENS)[:, None]
+    rank = tl.arange(0, RANKS)
+    is_token, is_rank = token < tokens, rank < RANK
+    inner = tl.load(inners + token * inner_stride + rank, mask=is_token & is_rank, other=0.0)
+    inner_sum = tl.zeros((TOKENS, RANKS), tl.float32)
+    first = tl.program_id(1) * chunk
+    for begin in tl.range(first, tl.minimum(first + chunk, width), OUTPUTS, num_stages=STAGES):
+        output = begin + tl.arange(0, OUTPUTS)
+        is_output = output < width
+        grad = tl.load(grads + token * grad_stride + output, mask=is_token & is_output, other=0.0)
+        is_b = is_output[:, None] & is_rank
+        b = tl.load(matrix_b + output[:, None] * RANK + rank, mask=is_b, other=0.0)
+        inner_sum = tl.dot(grad, b, inner_sum, input_precision="ieee")
+        b_sum = tl.dot(grad.trans(), inner, input_precision="ieee")
+        tl.store(b_sums + (block * width + output[:, None]) * RANK + rank, b_sum, mask=is_b)
+    tl.store(inner_sums + (part * tokens + token) * RANK + rank, inner_sum, mask=is_token & is_rank)
+
+
+@triton.jit(do_not_specialize=["inner_parts", "b_parts", "inner_count", "b_programs"])
+def _sum_kernel(
+    inner_sums,
+    b_sums,
+    grad_inners,
+    grad_b,
+    scaling,
+    inner_parts,
+    b_parts,
+    inner_count,
+    b_count,
+    inner_stride,
+    b_programs,
+    RANK: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    """The first `b_programs` add up what is of B, those behind them what is of the products with A."""
+    if tl.program_id(0) < b_programs:
+        element = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS)
+        tl.store(
+            grad_b + element, _total(b_sums, element, b_parts, b_count, ELEMENTS), mask=element < b_count
+        )
+    else:
+        element = (tl.program_id(0) - b_programs) * ELEMENTS + tl.arange(0, ELEMENTS)
+        total = _total(inner_sums, element, inner_parts, inner_count, ELEMENTS) * scaling
+        at = (element // RANK).to(tl.int64) * inner_stride + element % RANK
+        tl.store(grad_inners + at, total.to(grad_inners.dtype.element_ty), mask=element < inner_count)
+
+
+@triton.jit
+def _total(sums, element, parts, count, ELEMENTS: tl.constexpr):
+    total = tl.zeros((ELEMENTS,), tl.float32)
+    for part in range(parts):
+        total += tl.load(sums + tl.cast(part, tl.int64) * count + element, mask=element < count, other=0.0)
+    return total

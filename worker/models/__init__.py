@@ -1,0 +1,1 @@
+"""Devices, base models and their weights, quantized or not; adapters as PEFT writes them."""

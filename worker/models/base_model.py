@@ -1,0 +1,246 @@
+"""Find a base model, load it and its tokenizer: one way for training, serving and exports.
+
+A base model is a folder in the models folder or a Hub id. Only safetensors are loaded, and no remote code.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from app.core.engine.base_models import find_folder
+from app.core.errors.base_models import HubUnreachable, ModelGated, ModelMissing, ModelUnreadable
+from app.core.specs.job import QuantizationSpec
+from worker.models.device import Device
+from worker.models.nf4_roundtrip import round_weight
+
+# Weights as pickles (*.bin, *.pt) and Python files are never fetched.
+_DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
+_HUB_FILES = ["*.safetensors", *_DESCRIPTION]
+
+Announce = Callable[[str], None]
+
+
+def locate(name: str, models_folder: Path, announce: Announce = lambda line: None) -> Path:
+    """The model's folder on this machine, downloaded from the Hub when it is not there yet.
+
+    `announce` gets a line at each tenth of the download. Raises ModelMissing, ModelGated, HubUnreachable.
+    """
+    return find_folder(name, models_folder) or _download(name, announce)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, with a pad token. Raises ModelUnreadable."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnreadable(f"The tokenizer in {folder.name!r} can't be loaded: {error}") from error
+    if tokenizer.pad_token is None:
+        # Padding is masked by position, never by id, so that eos stays a token to learn.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def read_context_length(folder: Path) -> int | None:
+    """How many tokens the model can read, where it says so. Raises ModelUnreadable."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
+def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> PreTrainedModel:
+    """The base model as training uses it: 4-bit or not, frozen, on the device. Raises ModelUnreadable."""
+    options: dict[str, Any] = {"dtype": compute_dtype(quantization, device)}
+    if quantization.load_in_4bit:
+        options["quantization_config"] = quantization_config(quantization, device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map={"": device.torch},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnreadable(
+            f"The base model in {folder.name!r} can't be loaded: {error}",
+            hint="It must be a causal language model with safetensors weights and no code of its own.",
+        ) from error
+    model.requires_grad_(False)
+    _keep_weights_trainable(model)
+    return model
+
+
+def load_for_serving(
+    folder: Path, quantization: QuantizationSpec, device: Device, *, keeps_4bit: bool = False
+) -> PreTrainedModel:
+    """The base model as serving uses it: 4-bit weights are put back to 16 bits (32 on a CPU), once.
+
+    These are the very values that the adapter was trained against, without the cost of unpacking them at each
+    step. With `keeps_4bit` they stay as they are, for a device that has no room for more.
+    Raises ModelUnreadable.
+    """
+    if not quantization.load_in_4bit or keeps_4bit:
+        return load_model(folder, quantization, device).eval()
+    dtype = compute_dtype(quantization, device)
+    if not device.is_cuda:
+        unquantized = quantization.model_copy(
+            update={"load_in_4bit": False, "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
+        )
+        model = load_model(folder, unquantized, device)
+        if _round_to_4bit(model, quantization, device):
+            return model.eval()
+    return load_model(folder, quantization, device).dequantize(dtype=dtype).eval()
+
+
+def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, device: Device) -> bool:
+    """Put every weight that QLoRA quantizes through 4 bits and back; answers whether that could be done.
+
+    On a CPU this is several times quicker than to load in 4 bits and dequantize: same functions, same values.
+    """
+    if hasattr(model.config, "quantization_config") or any(isinstance(m, Conv1D) for m in model.modules()):
+        return False
+    options = quantization_config(quantization, device)
+    linears = linears_to_quantize(model).values()
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
+        list(threads.map(lambda one: round_weight(one.weight.data, options), linears))
+    return True
+
+
+def linears_to_quantize(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers whose weights QLoRA holds in 4 bits, by name; asked of a model that is not quantized."""
+    kept_in_fp32 = list(model._keep_in_fp32_modules or [])
+    skipped = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, skipped)
+    }
+
+
+def quantization_config(quantization: QuantizationSpec, device: Device) -> BitsAndBytesConfig:
+    """The spec in bitsandbytes' terms."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_compute_dtype=compute_dtype(quantization, device),
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+    )
+
+
+def compute_dtype(quantization: QuantizationSpec, device: Device) -> torch.dtype:
+    """`auto`: bfloat16 where the device has it, else float16; float32 on a CPU."""
+    if quantization.bnb_4bit_compute_dtype != "auto":
+        dtype: torch.dtype = getattr(torch, quantization.bnb_4bit_compute_dtype)
+        return dtype
+    if not device.is_cuda:
+        return torch.float32
+    return torch.bfloat16 if device.supports_bf16 else torch.float16
+
+
+def _keep_weights_trainable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with AVX512-BF16.
+
+    Repacked weights know no backward pass: training would go on after that evaluation with wrong gradients
+    and not say so (bitsandbytes 0.50, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def find_downloaded(name: str) -> Path | None:
+    """The folder of a Hub model that is on this machine with its weights, or None."""
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def download_description(name: str, cache: Path) -> Path:
+    """A folder with a Hub model's config and tokenizer alone, kept apart from whole models.
+
+    Raises ModelMissing, ModelGated, HubUnreachable.
+    """
+    return _fetch(name, allow_patterns=_DESCRIPTION, cache_dir=cache)
+
+
+def _download(name: str, announce: Announce) -> Path:
+    return _fetch(name, allow_patterns=_HUB_FILES, tqdm_class=_announcing(name, announce))
+
+
+def _fetch(name: str, **options: Any) -> Path:
+    hint = "Set HF_TOKEN for the worker to a token that may read it, and accept its terms on its Hub page."
+    try:
+        return Path(snapshot_download(name, **options))
+    except GatedRepoError as error:
+        raise ModelGated(f"The base model {name!r} is gated.", hint=hint) from error
+    except RepositoryNotFoundError as error:
+        raise ModelMissing(
+            f"There is no base model {name!r} on the Hub, or it is private.",
+            hint="Check the spelling (owner/name). " + hint,
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
+        raise HubUnreachable(
+            f"The base model {name!r} is not on this machine and the Hub can't be reached.",
+            hint="Check the network, or put the model's folder into the models folder and name it so.",
+        ) from error
+
+
+def _announcing(name: str, announce: Announce) -> type[tqdm]:
+    """A progress bar that draws nothing and says a line at each tenth of the bytes."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            self._counts_bytes = options.get("unit") == "B"
+            self._announced_tenths = 0
+            super().__init__(*args, **{**options, "disable": False, "file": _Silent()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            drawn = super().update(n)
+            tenths = int(10 * self.n / self.total) if self._counts_bytes and self.total else 0
+            if tenths > self._announced_tenths:
+                self._announced_tenths = tenths
+                announce(f"Downloading {name}: {tenths * 10}% of {self.total / 1e9:.2f} GB")
+            return drawn
+
+    return Bar
+
+
+class _Silent:
+    """Where the bar's drawing goes."""
+
+    def write(self, _text: str) -> int:
+        return 0
+
+    def flush(self) -> None:
+        pass

@@ -1,0 +1,80 @@
+"""What device is here and how much memory it has. `python -m worker.models.device` prints it as JSON.
+
+The supervisor runs that command and does not import torch: a CUDA context of its own would hold GPU memory.
+"""
+
+import resource
+import sys
+
+import psutil
+import torch
+from pydantic import BaseModel, Field
+
+
+class Device(BaseModel):
+    """The device that trains and serves."""
+
+    kind: str = Field(description="`cuda` or `cpu`.")
+    name: str
+    memory_bytes: int = Field(description="All of the device's memory.")
+    supports_bf16: bool = Field(description="Whether it multiplies bfloat16 as fast as its other types.")
+    torch_version: str
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it is an NVIDIA GPU."""
+        return self.kind == "cuda"
+
+    @property
+    def torch(self) -> torch.device:
+        """For `tensor.to(…)`."""
+        return torch.device("cuda", 0) if self.is_cuda else torch.device("cpu")
+
+
+def find_device() -> Device:
+    """The first GPU, else the CPU."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        # Turing emulates bfloat16 without tensor cores; it counts as not having it.
+        has_bf16 = properties.major >= 8
+        return Device(
+            kind="cuda",
+            name=properties.name,
+            memory_bytes=properties.total_memory,
+            supports_bf16=has_bf16,
+            torch_version=torch.__version__,
+        )
+    return Device(
+        kind="cpu",
+        name=f"CPU, {torch.get_num_threads()} threads",
+        memory_bytes=psutil.virtual_memory().total,
+        supports_bf16=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        torch_version=torch.__version__,
+    )
+
+
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on the device, without waiting for what the device does now."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def free_memory_bytes(device: Device) -> int:
+    """Memory that a new allocation may take now."""
+    if device.is_cuda:
+        free, _total = torch.cuda.mem_get_info(device.torch)
+        return int(free)
+    return int(psutil.virtual_memory().available)
+
+
+def peak_memory_bytes(device: Device) -> int:
+    """The most that this process has had allocated: device memory on a GPU, resident memory on a CPU."""
+    if device.is_cuda:
+        return int(torch.cuda.max_memory_allocated(device.torch))
+    kilobytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    print(find_device().model_dump_json())

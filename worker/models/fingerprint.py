@@ -1,0 +1,124 @@
+"""Tells whether a base model still has the weights that an adapter was trained on. Knows no torch.
+
+A fingerprint covers every tensor's name, type and shape, and its first, middle and last bytes: other weights
+under the same name are found without a read of them all. A change of a few numbers elsewhere is not seen.
+How the tensors are split into files makes no difference.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from app.core.adapters.archives import RECORD
+from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
+
+_METHOD = "sampled-1"
+_SAMPLE_BYTES = 4096
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_KEY = "base_weights"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor's bytes lie."""
+
+    path: Path
+    type: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
+def take_fingerprint(folder: Path) -> str:
+    """Of the weights in a base model's folder. Raises ModelUnreadable."""
+    try:
+        return _take(folder, _describe_files(folder))
+    except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+        raise ModelUnreadable(f"The weights in {folder.name!r} can't be read: {error}") from error
+
+
+def check_base(adapter: Path, base: Path, name: str) -> None:
+    """Raise BaseModelChanged where an adapter's record says that it was trained on other weights.
+
+    An adapter without a record, or with one that says nothing of them, passes.
+    """
+    recorded = _read_recorded(adapter)
+    if recorded and recorded.startswith(_METHOD) and recorded != take_fingerprint(base):
+        raise BaseModelChanged(
+            f"The base model {name!r} has other weights now than when the adapter was trained on it.",
+            hint="Put the base model that it was trained on back into the models folder, or train again.",
+        )
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """A file's tensors by name (the format: github.com/huggingface/safetensors)."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > path.stat().st_size:
+            raise ValueError(f"{path.name} is cut off")
+        entries: dict[str, Any] = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    start = 8 + length
+    return {
+        name: StoredTensor(
+            path, one["dtype"], one["shape"], *(start + place for place in one["data_offsets"])
+        )
+        for name, one in entries.items()
+    }
+
+
+def _describe_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    found = [(path.name, path.stat()) for path in folder.glob("*.safetensors*")]
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found))
+
+
+@lru_cache(maxsize=64)
+def _take(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> str:
+    """Once for files that stay as they are: every request to an adapter asks for it."""
+    total = hashlib.sha256()
+    tensors = {name: tensor for path in _find_files(folder) for name, tensor in read_header(path).items()}
+    if not tensors:
+        raise ValueError("there are no safetensors")
+    opened = {path: os.open(path, os.O_RDONLY) for path in {tensor.path for tensor in tensors.values()}}
+    try:
+        for name, tensor in sorted(tensors.items()):
+            total.update(f"{name} {tensor.type} {tensor.shape}\n".encode())
+            total.update(_sample(opened[tensor.path], tensor))
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
+    return f"{_METHOD}:{total.hexdigest()}"
+
+
+def _find_files(folder: Path) -> list[Path]:
+    """The safetensors that transformers would load; some folders hold more."""
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if (folder / _INDEX).is_file():
+        names = json.loads((folder / _INDEX).read_text())["weight_map"].values()
+        return [folder / name for name in dict.fromkeys(names)]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _sample(descriptor: int, tensor: StoredTensor) -> bytes:
+    """All of a small tensor; the beginning, the middle and the end of a large one."""
+    begin, end = tensor.begin, tensor.end
+    if end - begin <= 3 * _SAMPLE_BYTES:
+        return os.pread(descriptor, end - begin, begin)
+    places = (begin, (begin + end) // 2, end - _SAMPLE_BYTES)
+    return b"".join(os.pread(descriptor, _SAMPLE_BYTES, place) for place in places)
+
+
+def _read_recorded(adapter: Path) -> str | None:
+    """What Tunesmith wrote beside an adapter that it made; somebody else's record may hold anything."""
+    try:
+        found = json.loads((adapter / RECORD).read_bytes())[_KEY]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None

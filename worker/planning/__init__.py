@@ -1,0 +1,1 @@
+"""What a job will need and how it will run: shapes, memory, automatic settings, optimizations."""

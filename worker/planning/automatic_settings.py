@@ -1,0 +1,98 @@
+"""What a spec leaves to `auto`, decided from the device; training and preflight ask here.
+
+No model and no files: a table of cases tests it. Passes and checkpointing hang on memory: fitting.py.
+"""
+
+import torch
+
+from app.core.errors import InvalidRequest
+from app.core.specs.job import JobSpec, QuantizationSpec, TrainingSpec
+from worker.models.base_model import compute_dtype
+from worker.models.device import Device
+from worker.planning.memory_estimate import Precision
+
+DEFAULT_MAX_SEQ_LENGTH = 2048
+
+
+def mixed_precision(training: TrainingSpec, device: Device) -> tuple[bool, bool]:
+    """(fp16, bf16). `auto`: bfloat16 on a GPU that has it, float16 on another GPU, neither on a CPU.
+
+    Raises InvalidRequest.
+    """
+    if training.fp16 is True and not device.is_cuda:
+        raise InvalidRequest(
+            "fp16 training needs a GPU.", param="training.fp16", hint='Set it to "auto" or false.'
+        )
+    if training.bf16 is True and device.is_cuda and not device.supports_bf16:
+        raise InvalidRequest(
+            f"{device.name} has no bfloat16.", param="training.bf16", hint='Set it to "auto" or false.'
+        )
+    if training.fp16 is True or training.bf16 is True:
+        return training.fp16 is True, training.bf16 is True
+    bf16 = training.bf16 == "auto" and device.is_cuda and device.supports_bf16
+    return training.fp16 == "auto" and device.is_cuda and not bf16, bf16
+
+
+def quantization(spec: JobSpec, device: Device) -> QuantizationSpec:
+    """The spec's own, with a compute dtype that is the one of mixed precision.
+
+    With two 16-bit types in one model every sum of both is float32: twice the memory and time.
+    """
+    fp16, bf16 = mixed_precision(spec.training, device)
+    is_free = spec.quantization.bnb_4bit_compute_dtype == "auto" and device.is_cuda
+    if not is_free or not (fp16 or bf16):
+        return spec.quantization
+    dtype = "float16" if fp16 else "bfloat16"
+    return spec.quantization.model_copy(update={"bnb_4bit_compute_dtype": dtype})
+
+
+def find_slow_products(spec: JobSpec, device: Device) -> str | None:
+    """What to say where the spec asks for a type that the CPU multiplies without instructions of its own.
+
+    On a CPU with AVX2 alone that takes 6 to 80 times as long as float32 (torch 2.13, oneDNN).
+    """
+    dtype = compute_dtype(quantization(spec, device), device)
+    if device.is_cuda or dtype is torch.float32 or (dtype is torch.bfloat16 and device.supports_bf16):
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"This CPU has no instructions for products in {name}: they take many times as long as in "
+        'float32. Leave quantization.bnb_4bit_compute_dtype on "auto".'
+    )
+
+
+def check_modules_to_save(spec: JobSpec, device: Device) -> None:
+    """Modules that are trained whole are kept in float32, which only mixed precision lets meet 16-bit ones.
+
+    Raises InvalidRequest.
+    """
+    is_mixed = any(mixed_precision(spec.training, device))
+    if spec.lora.modules_to_save and not is_mixed and compute_dtype(spec.quantization, device).itemsize < 4:
+        raise InvalidRequest(
+            "modules_to_save needs mixed precision where the base model computes in 16 bits.",
+            param="lora.modules_to_save",
+            hint='Leave training.bf16 and training.fp16 on "auto", or set '
+            'quantization.bnb_4bit_compute_dtype to "float32".',
+        )
+
+
+def max_seq_length(training: TrainingSpec, context_length: int | None) -> int:
+    """How many tokens of a row are kept: never more than the base model can read."""
+    longest = context_length or DEFAULT_MAX_SEQ_LENGTH
+    return min(training.max_seq_length or DEFAULT_MAX_SEQ_LENGTH, longest)
+
+
+def is_open(training: TrainingSpec) -> bool:
+    """Whether there is anything to settle."""
+    return "auto" in (training.gradient_checkpointing, training.per_device_train_batch_size)
+
+
+def precision(spec: JobSpec, device: Device) -> Precision:
+    """Sizes of numbers, as mixed precision and the base model's own type make them."""
+    fp16, bf16 = mixed_precision(spec.training, device)
+    model = compute_dtype(quantization(spec, device), device)
+    if not (fp16 or bf16):
+        # Without autocast PEFT casts an adapter's input to float32.
+        return Precision(model=model.itemsize, products=4, residual=model.itemsize)
+    is_one = model is (torch.float16 if fp16 else torch.bfloat16)
+    return Precision(model=model.itemsize, products=2, residual=2 if is_one else 4)

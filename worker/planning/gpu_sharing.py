@@ -1,0 +1,73 @@
+"""Whether a job trains beside serving or in its place, as the GPU policy says. Knows no torch."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from sqlalchemy.orm import Session
+
+from app.core.datasets import records as dataset_records
+from app.core.engine.preflight import DatasetRef, PreflightRequest, Room
+from app.core.errors import TunesmithError
+from app.core.jobs import continuation, records as job_records
+from app.core.settings import GpuPolicy
+from app.core.specs.job import JobSpec
+
+Describe = Callable[[], PreflightRequest]
+
+log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What serves, as far as a job is concerned."""
+
+    def find_room(self, request: PreflightRequest) -> Room | None: ...
+    def sharing(self, job_id: str, reserved_bytes: int) -> AbstractContextManager[None]: ...
+    def paused(self, job_id: str) -> AbstractContextManager[None]: ...
+
+
+@contextmanager
+def make_room(
+    engine: Engine, job_id: str, describe: Describe, *, policy: GpuPolicy, is_gpu: bool
+) -> Iterator[bool]:
+    """The device for a job, for as long as the context lasts; where nobody knows whether both fit, alone.
+    Answers whether it is alone."""
+    if policy is GpuPolicy.COEXIST or (policy is GpuPolicy.AUTO and not is_gpu):
+        yield False
+        return
+    room = _find_room(engine, describe) if policy is GpuPolicy.AUTO else None
+    if room is not None and room.fits:
+        log.info("Job %s: trains beside serving; it needs %.1f GB", job_id, room.bytes / 1e9)
+        with engine.sharing(job_id, room.bytes):
+            yield False
+    else:
+        with engine.paused(job_id):
+            yield True
+
+
+def _find_room(engine: Engine, describe: Describe) -> Room | None:
+    try:
+        return engine.find_room(describe())
+    except TunesmithError as error:
+        # The job will end with it, in words of its own.
+        log.info("Nobody can say how large the job is: %s", error)
+        return None
+
+
+def find_request(session: Session, job_id: str) -> PreflightRequest:
+    """What to ask of a job's size. Raises JobNotFound, DatasetNotFound, AdapterNotFound."""
+    spec = JobSpec.model_validate(job_records.get(session, job_id).spec)
+    if spec.continue_from:
+        spec = continuation.resolve(session, spec)
+    validation = spec.validation_dataset
+    return PreflightRequest(
+        spec=spec,
+        dataset=_find_dataset(session, spec.dataset),
+        validation_dataset=_find_dataset(session, validation) if validation else None,
+    )
+
+
+def _find_dataset(session: Session, dataset_id: str) -> DatasetRef:
+    dataset = dataset_records.get_ready(session, dataset_id)
+    return DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes)

@@ -1,0 +1,114 @@
+"""A base model's shape, read from its config alone: built without weights, with PEFT's own adapter on it.
+
+So every count is the library's own, whatever the architecture; only the widths of attention and MLP are read
+by name.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from app.core.errors.base_models import ModelUnreadable
+from app.core.specs.job import LoraSpec
+from worker.models import lora
+from worker.models.base_model import linears_to_quantize
+from worker.planning.memory_estimate import ModelShape
+
+# Linear layers whose input is no other linear layer's.
+_OUTPUT_PROJECTIONS = {"o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "dense_4h_to_h", "w2"}
+
+
+def read_model(folder: Path) -> PreTrainedModel:
+    """The base model in a folder, without its weights. Raises ModelUnreadable."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return model
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
+
+
+def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:
+    """The shape of a model without weights; the adapter stays on it. Raises BadTarget."""
+    config = model.config.get_text_config()
+    quantized = linears_to_quantize(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    linear_sizes = [linear.get_parameter("weight").numel() for linear in quantized.values()]
+    norm_width = _norm_width(model, config)
+    layers = config.num_hidden_layers
+    model.requires_grad_(False)
+    adapted = _adapted(_attach(model, spec))
+    # A model without attention has no heads; what its layers keep is then reckoned from their width.
+    heads = getattr(config, "num_attention_heads", None) or 1
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return ModelShape(
+        layers=layers,
+        hidden=config.hidden_size,
+        heads=heads,
+        query_width=heads * head_width,
+        key_width=(getattr(config, "num_key_value_heads", None) or heads) * head_width,
+        mlp_width=_mlp_width(config),
+        is_gated=any("gate" in name.rpartition(".")[2] for name in quantized),
+        norm_width=norm_width // layers,
+        quantized_weights=sum(linear_sizes),
+        other_weights=total - sum(linear_sizes),
+        largest_linear=max(linear_sizes, default=0),
+        trained_sizes=tuple(p.numel() for p in model.parameters() if p.requires_grad),
+        adapted_inputs=sum(inputs for _place, inputs, _rank in adapted),
+        shared_inputs=sum({place: inputs for place, inputs, _rank in adapted if place}.values()),
+        ranks=sum(rank for _place, _inputs, rank in adapted),
+    )
+
+
+def _attach(model: PreTrainedModel, spec: LoraSpec) -> PeftModel:
+    with torch.device("meta"), warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 by the old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        return lora.attach(model, spec)
+
+
+def _adapted(model: PeftModel) -> list[tuple[str, int, int]]:
+    """(where its input comes from, width of its input, rank) of each adapted linear layer.
+
+    An output projection of the attention reads what attention keeps anyway: its place is empty.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer) or not hasattr(module, "lora_A"):
+            continue
+        parent, _dot, own = name.rpartition(".")
+        is_output = own in _OUTPUT_PROJECTIONS
+        reads_attention = is_output and "attn" in parent
+        place = "" if reads_attention else f"{parent}:{is_output}"
+        for adapter in module.lora_A:
+            found.append((place, module.in_features, module.r[adapter]))
+    return found
+
+
+def _norm_width(model: PreTrainedModel, config: PreTrainedConfig) -> int:
+    """Widths of all norms inside the layers; a norm of one head's width works on every head."""
+    width = 0
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if "Norm" not in type(module).__name__ or weight is None or ".layers." not in f".{name}.":
+            continue
+        is_key = name.endswith("k_norm")
+        is_query = name.endswith("q_norm")
+        heads = 1
+        if (is_key or is_query) and weight.numel() == getattr(config, "head_dim", None):
+            heads = config.num_key_value_heads if is_key else config.num_attention_heads
+        width += weight.numel() * heads
+    return width
+
+
+def _mlp_width(config: PreTrainedConfig) -> int:
+    """The width between the MLP's linear layers; of a mixture, of the experts that one token visits."""
+    width: int | None = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    width = width or 4 * config.hidden_size
+    experts = getattr(config, "num_experts_per_tok", None)
+    return experts * (getattr(config, "moe_intermediate_size", None) or width) if experts else width

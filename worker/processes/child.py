@@ -1,0 +1,48 @@
+"""The child's end of the pipes to the worker: reads its request, sends reports, dies with the worker.
+
+Knows nothing of what the child does, and no torch.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+Request = TypeVar("Request", bound=BaseModel)
+
+
+class ParentLink:
+    """Talks to the worker that started this process with `worker.processes.child_process.ChildProcess`."""
+
+    def __init__(self, report_fd: int) -> None:
+        self._reports = os.fdopen(report_fd, "w", buffering=1, encoding="utf-8")
+        self._lock = threading.Lock()
+        # Unbuffered: a thread that waits in a buffered reader aborts the interpreter when it ends.
+        self._requests = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+
+    def read_request(self, kind: type[Request]) -> Request:
+        """The first line of standard input; dies where the worker is gone before it asked for anything."""
+        line = self._requests.readline()
+        if not line:
+            os._exit(1)
+        return kind.model_validate_json(line)
+
+    def watch(self, on_stop: Callable[[], None]) -> None:
+        """Call `on_stop`, in another thread, when the worker says so; die when the worker is gone."""
+        threading.Thread(target=self._watch, args=(on_stop,), daemon=True, name="parent-link").start()
+
+    def send(self, report: BaseModel) -> None:
+        """Send one report; dies where nobody reads any more."""
+        with self._lock:
+            try:
+                self._reports.write(report.model_dump_json() + "\n")
+            except BrokenPipeError:
+                os._exit(1)
+
+    def _watch(self, on_stop: Callable[[], None]) -> None:
+        while self._requests.readline():
+            on_stop()
+        # An orphan would hold the GPU against the next worker, so nothing is cleaned up here.
+        os._exit(1)

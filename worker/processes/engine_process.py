@@ -1,0 +1,202 @@
+"""Keeps the engine process running: starts it, restarts it, pauses it while a job needs the device.
+
+Knows no torch and nothing of generation; talks HTTP to the engine and pipes to its process.
+"""
+
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from app.core.engine.messages import EngineState
+from app.core.engine.preflight import PreflightRequest, Room
+from app.core.settings import Settings
+from worker.processes.child_process import ChildProcess
+from worker.processes.reports import EngineRequest, Listening
+
+log = logging.getLogger(__name__)
+
+ENGINE_MODULE = "worker.inference.server"
+_STOP_SECONDS = 10
+_PAUSE_SECONDS = 60
+# Reading a large dataset takes a while.
+_ROOM_SECONDS = 120
+_STATE_SECONDS = 2
+_FIRST_RESTART_SECONDS = 1.0
+_LAST_RESTART_SECONDS = 30.0
+
+
+class EngineProcess:
+    """The one engine of this worker. `on_change` is called when its address or what it serves changes."""
+
+    def __init__(
+        self, settings: Settings, on_change: Callable[[], None], *, module: str = ENGINE_MODULE
+    ) -> None:
+        self._settings = settings
+        self._on_change = on_change
+        self._module = module
+        self._token = secrets.token_urlsafe(32)
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._port: int | None = None
+        # What the engine has to know of a job, and is told again after a restart: where, and what.
+        self._told: tuple[str, dict[str, str | int]] | None = None
+        self._child: ChildProcess | None = None
+        self._thread = threading.Thread(target=self._keep_running, daemon=True, name="engine process")
+
+    @property
+    def url(self) -> str | None:
+        """Where the API finds the engine; None while it is not up."""
+        return self._url(self._settings.engine_host) if self._port else None
+
+    @property
+    def token(self) -> str:
+        """What the API must send as its bearer token."""
+        return self._token
+
+    def start(self) -> None:
+        """Start it, without waiting until it listens."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let running answers end, within a grace, and end the process."""
+        self._stopping.set()
+        child = self._child
+        if child is not None:
+            child.ask_to_stop()
+            if child.wait(_STOP_SECONDS) is None:
+                child.kill()
+        self._thread.join()
+
+    def read_state(self) -> EngineState | None:
+        """What the engine serves now; None while it does not answer."""
+        try:
+            answer = self._call("GET", "/state", timeout=_STATE_SECONDS)
+        except httpx.HTTPError:
+            return None
+        return EngineState.model_validate_json(answer.content) if answer else None
+
+    def find_room(self, request: PreflightRequest) -> Room | None:
+        """Whether a job fits beside what the engine holds; None where it can't say."""
+        try:
+            answer = self._call("POST", "/room", json=request.model_dump(mode="json"), timeout=_ROOM_SECONDS)
+        except httpx.HTTPError as error:
+            log.warning("Nobody knows whether the job fits beside serving, which pauses: %s", error)
+            return None
+        return Room.model_validate_json(answer.content) if answer else None
+
+    @contextmanager
+    def sharing(self, job_id: str, reserved_bytes: int) -> Iterator[None]:
+        """Let the engine leave so much of the device to a job for as long as the context lasts."""
+        with self._telling("/share", {"job_id": job_id, "reserved_bytes": reserved_bytes}):
+            yield
+
+    @contextmanager
+    def paused(self, job_id: str) -> Iterator[None]:
+        """Take the device from the engine for as long as the context lasts."""
+        with self._telling("/pause", {"job_id": job_id}):
+            yield
+
+    @contextmanager
+    def _telling(self, path: str, what: dict[str, str | int]) -> Iterator[None]:
+        self._tell((path, what))
+        try:
+            yield
+        finally:
+            self._tell(None)
+
+    def _tell(self, told: tuple[str, dict[str, str | int]] | None) -> None:
+        with self._lock:
+            self._told = told
+            try:
+                self._send_told()
+            except httpx.HTTPError:
+                # An engine that does not let go must not keep a job waiting; the restarted one is told.
+                log.exception("The engine did not answer; restarting it")
+                if self._child is not None:
+                    self._child.kill()
+        self._on_change()
+
+    def _send_told(self) -> None:
+        path, what = self._told or ("/resume", None)
+        self._call("POST", path, json=what, timeout=_PAUSE_SECONDS)
+
+    def _keep_running(self) -> None:
+        delay_seconds = _FIRST_RESTART_SECONDS
+        while not self._stopping.is_set():
+            listened = self._run_once()
+            if self._stopping.is_set():
+                return
+            delay_seconds = (
+                _FIRST_RESTART_SECONDS if listened else min(2 * delay_seconds, _LAST_RESTART_SECONDS)
+            )
+            log.warning("The engine ended; starting it again in %.0f s", delay_seconds)
+            self._stopping.wait(delay_seconds)
+
+    def _run_once(self) -> bool:
+        """Run one engine process to its end; answers whether it ever listened."""
+        child = ChildProcess(self._module, self._request(), self._settings.data_dir / "logs" / "engine.log")
+        self._child = child
+        line = child.reports.get()
+        if line is not None:
+            self._listens(Listening.model_validate_json(line).port)
+            while child.reports.get() is not None:
+                # Its state has changed: the API should not have to wait for the next heartbeat.
+                self._on_change()
+        self._port = None
+        self._on_change()
+        status = child.wait()
+        child.close()
+        if status != 0:
+            log.error("The engine ended with status %s: %s", status, child.log_tail(1000).strip())
+        return line is not None
+
+    def _listens(self, port: int) -> None:
+        with self._lock:
+            self._port = port
+            if self._told is not None:
+                self._send_told()
+        log.info("The engine listens on port %d", port)
+        self._on_change()
+
+    def _request(self) -> EngineRequest:
+        settings = self._settings
+        return EngineRequest(
+            host=settings.engine_host,
+            port=settings.engine_port,
+            token=self._token,
+            models_folder=settings.models_folder,
+            artifacts_url=settings.artifacts_url,
+            cache_folder=settings.data_dir / "cache",
+            max_rows=settings.engine_max_rows,
+            adapter_slots=settings.engine_adapter_slots,
+            cache_share=settings.engine_cache_share,
+            max_waiting=settings.engine_max_waiting,
+            max_base_models=settings.engine_max_base_models,
+            switch_wait_seconds=settings.engine_switch_wait_seconds,
+            weights=settings.engine_weights,
+            gpu_policy=settings.gpu_policy,
+            training_path=settings.training_path,
+        )
+
+    def _call(self, method: str, path: str, *, timeout: float, json: object = None) -> httpx.Response | None:
+        """A request to the engine, or None while it does not listen: the next one is told at its start."""
+        if self._port is None:
+            return None
+        headers = {"Authorization": f"Bearer {self._token}"}
+        url = f"http://{self._local_host()}:{self._port}{path}"
+        return httpx.request(method, url, headers=headers, json=json, timeout=timeout).raise_for_status()
+
+    def _local_host(self) -> str:
+        host = self._settings.engine_host
+        return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+
+    def _url(self, host: str) -> str:
+        if self._settings.engine_url:
+            return self._settings.engine_url
+        reachable = socket.gethostname() if host in ("0.0.0.0", "::") else host
+        return f"http://{reachable}:{self._port}"

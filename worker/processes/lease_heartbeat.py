@@ -1,0 +1,82 @@
+"""Keeps a lease alive from a thread of its own, so that a long upload or a slow step can't lose the work.
+
+Knows neither jobs nor datasets: how a lease is renewed is told.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from app.core.errors.work import LeaseLost
+from app.core.storage.database import Database
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+
+
+class LeaseKeeper:
+    """A context manager; `is_lost` turns true when another worker may own the work.
+
+    `renew` extends the lease in the transaction it is given, and raises LeaseLost; `what` names the work.
+    """
+
+    def __init__(
+        self, database: Database, what: str, lease_seconds: float, renew: Callable[[Session], None]
+    ) -> None:
+        self._database = database
+        self._what = what
+        self._lease_seconds = lease_seconds
+        self._renew = renew
+        self._leave = threading.Event()
+        self._lost = threading.Event()
+        self._renewed_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"lease of {what}")
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the lease has been taken, or has run out because the database did not answer."""
+        return self._lost.is_set() or time.monotonic() - self._renewed_at > self._lease_seconds
+
+    def write(self, change: Callable[[Session], object]) -> None:
+        """Run `change` in a transaction, again and again while the database is away. Raises LeaseLost."""
+        while True:
+            try:
+                with self._database.transaction() as session:
+                    change(session)
+                return
+            except DBAPIError as error:
+                if self.is_lost:
+                    raise LeaseLost(f"{self._what}: the database was away for too long.") from error
+                log.warning("%s: could not write, trying again: %s", self._what, error.orig)
+                self._leave.wait(_RETRY_SECONDS)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        # A third of the lease: two heartbeats may be lost.
+        while not self._leave.wait(self._lease_seconds / 3):
+            try:
+                started = time.monotonic()
+                with self._database.transaction() as session:
+                    self._renew(session)
+                self._renewed_at = started
+            except LeaseLost:
+                self._lost.set()
+                return
+            except DBAPIError as error:
+                log.warning("%s: heartbeat failed, trying again: %s", self._what, error.orig)

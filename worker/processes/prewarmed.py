@@ -1,0 +1,86 @@
+"""Keeps one training process waiting that has imported everything, so that the next job starts at once.
+
+Knows nothing of jobs, and no torch. Used from one thread.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from app.core.settings import Settings
+from worker.processes.child_process import ChildProcess
+from worker.processes.child_watch import last_words
+
+log = logging.getLogger(__name__)
+
+TRAINING_MODULE = "worker.training.run"
+_PREFIX = "standby-"
+
+
+class Standby:
+    """Starts training processes, and holds at most one that waits for its request."""
+
+    def __init__(self, settings: Settings, worker_id: str, *, module: str = TRAINING_MODULE) -> None:
+        self._module = module
+        self._log_path = _log_path(settings, worker_id)
+        self._is_wanted = settings.training_standby
+        self._is_due = self._is_wanted
+        self._waiting: ChildProcess | None = None
+
+    def prepare(self) -> None:
+        """Start the process for the next job, once for each job.
+
+        One that has died meanwhile is not replaced: what it died of, an import or a lack of memory, may well
+        kill its successor too, again and again.
+        """
+        if not self._is_due:
+            return
+        self._is_due = False
+        try:
+            self._log_path.unlink(missing_ok=True)
+            self._waiting = ChildProcess(self._module, None, self._log_path)
+        except OSError as error:
+            log.warning("No process waits for the next job: %s", error)
+
+    def start(self, request: BaseModel, log_path: Path) -> ChildProcess:
+        """A process with this request: the one that waits, or else a new one. Raises OSError."""
+        waiting = self._waiting
+        self._waiting, self._is_due = None, self._is_wanted
+        if waiting is None:
+            return ChildProcess(self._module, request, log_path)
+        try:
+            if waiting.begin(request, log_path):
+                return waiting
+            reason = last_words(waiting)
+        except OSError as error:
+            reason = f"can't be used: {error}"
+        log.warning("The process that waited for a job %s", reason)
+        self._end(waiting)
+        return ChildProcess(self._module, request, log_path)
+
+    def close(self) -> None:
+        """End the process that waits: it has nothing to lose."""
+        waiting = self._waiting
+        self._waiting, self._is_due = None, False
+        if waiting:
+            self._end(waiting)
+
+    def _end(self, waiting: ChildProcess) -> None:
+        waiting.kill()
+        waiting.close()
+        self._log_path.unlink(missing_ok=True)
+
+
+def remove_leftovers(settings: Settings, was_killed: Callable[[str], bool]) -> None:
+    """Remove the logs of processes that waited for workers that were killed; they died with them."""
+    pattern = _log_path(settings, "*")
+    for path in pattern.parent.glob(pattern.name):
+        if was_killed(path.stem.removeprefix(_PREFIX)):
+            path.unlink(missing_ok=True)
+
+
+def _log_path(settings: Settings, worker_id: str) -> Path:
+    # Beside the folders of jobs, so that it can be moved into one of them.
+    return settings.job_folder(f"{_PREFIX}{worker_id}.log")

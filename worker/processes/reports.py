@@ -1,0 +1,142 @@
+"""What the worker and its children say to each other, as JSON lines over two pipes. Knows no torch.
+
+The worker writes one request to a child's standard input (TrainingRequest or EngineRequest), perhaps long
+after its start, and later perhaps the line `stop`; end of file there means the worker is gone. The child
+answers on a pipe of its own: a training child with Reports, the engine with one Listening and then any number
+of StateChanged.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from app.core.datasets.rows import DatasetFormat
+from app.core.jobs.events import AnyEventData, Evaluation, Metrics
+from app.core.settings import EngineWeights, GpuPolicy, TrainingPath
+from app.core.specs.job import JobSpec
+from app.core.specs.states import Phase
+
+
+class Message(BaseModel):
+    """Refuses what it does not know: both sides are of one version."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+CurvePoint = Annotated[Metrics | Evaluation, Field(discriminator="type")]
+
+
+class TrainingRequest(Message):
+    """Everything a training child needs to know."""
+
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    dataset: Path = Field(description="The dataset's file, on this machine.")
+    dataset_format: DatasetFormat
+    dataset_sha256: str
+    dataset_name: str | None = None
+    validation_dataset: Path | None = Field(None, description="The file of rows to evaluate on.")
+    continue_from: Path | None = Field(
+        None, description="The folder of the adapter that the job starts from."
+    )
+    models_folder: Path
+    job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")
+    output_folder: Path = Field(description="Where the finished adapter goes; does not exist yet.")
+    path: TrainingPath = TrainingPath.AUTO
+    is_alone: bool = Field(False, description="The device is the job's alone for as long as it trains.")
+    last_point: CurvePoint | None = Field(
+        None, description="The point of the loss curve that was recorded last, by an earlier attempt."
+    )
+
+
+class Waiting(Message):
+    """Everything is imported; what the child does next depends on its request."""
+
+    type: Literal["waiting"] = "waiting"
+
+
+class Happened(Message):
+    """An event to record."""
+
+    type: Literal["happened"] = "happened"
+    event: AnyEventData
+
+
+class Advanced(Message):
+    """How far the job is; not worth an event."""
+
+    type: Literal["advanced"] = "advanced"
+    phase: Phase | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    eta_seconds: float | None = None
+
+
+class Kept(Message):
+    """An adapter that the job keeps on its way is complete in a folder."""
+
+    type: Literal["kept"] = "kept"
+    step: int
+    folder: Path
+
+
+class Outcome(StrEnum):
+    """How the child ended."""
+
+    FINISHED = "finished"  # the adapter is complete in the output folder
+    STOPPED = "stopped"  # it was asked to; a checkpoint of the last step is on disk
+    FAILED = "failed"
+
+
+class Ended(Message):
+    """The child's last report."""
+
+    type: Literal["ended"] = "ended"
+    outcome: Outcome
+    code: str | None = None
+    message: str | None = None
+    hint: str | None = None
+
+
+Report = Annotated[Waiting | Happened | Advanced | Kept | Ended, Field(discriminator="type")]
+report_adapter: TypeAdapter[Report] = TypeAdapter(Report)
+STOP = b"stop\n"
+
+
+class EngineRequest(Message):
+    """Everything the engine process needs to know."""
+
+    host: str
+    port: int = Field(description="0: any free port.")
+    token: str = Field(description="What the API must send as its bearer token.")
+    models_folder: Path
+    artifacts_url: str
+    cache_folder: Path = Field(description="For copies of adapters that live in an object store.")
+    # These are settings; app/core/settings.py describes them.
+    max_rows: int | None = None
+    adapter_slots: int = 8
+    cache_share: float | None = None
+    max_waiting: int = 256
+    max_base_models: int = 1
+    switch_wait_seconds: float = 600.0
+    weights: EngineWeights = EngineWeights.AUTO
+    gpu_policy: GpuPolicy = GpuPolicy.AUTO
+    training_path: TrainingPath = TrainingPath.AUTO
+
+
+class Listening(Message):
+    """The engine answers HTTP from now on."""
+
+    type: Literal["listening"] = "listening"
+    port: int
+
+
+class StateChanged(Message):
+    """What the engine serves is not what it was; its state says more."""
+
+    type: Literal["state_changed"] = "state_changed"

@@ -1,0 +1,109 @@
+"""What an attempt needs to begin: its files on this machine, and none of those of earlier attempts."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.core.adapters import records as adapter_records
+from app.core.datasets import records as dataset_records
+from app.core.datasets.rows import DatasetFormat
+from app.core.errors import NotFound
+from app.core.errors.jobs import JobFailure
+from app.core.jobs import events
+from app.core.jobs.events import Evaluation, Metrics
+from app.core.jobs.queue import Lease
+from app.core.settings import Settings
+from app.core.specs.states import JobState
+from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
+from worker.processes.reports import CurvePoint, TrainingRequest
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a job reads, and how far its loss curve is recorded."""
+
+    dataset: tables.DatasetRow
+    dataset_format: DatasetFormat
+    validation_dataset: tables.DatasetRow | None
+    adapter: tables.AdapterRow | None
+    last_point: CurvePoint | None
+
+
+def make_request(
+    settings: Settings, database: Database, store: ArtifactStore, lease: Lease
+) -> TrainingRequest:
+    """Fetch what the job reads; answers what its child is told. Raises JobFailure, and OSError."""
+    with database.snapshot() as session:
+        inputs = _find(session, lease)
+    job_folder = settings.job_folder(lease.job_id)
+    job_folder.mkdir(parents=True, exist_ok=True)
+
+    def fetch(row: tables.DatasetRow | tables.AdapterRow) -> Path:
+        try:
+            return store.fetch(row.artifact, settings.data_dir / "cache")
+        except FileNotFoundError as error:
+            raise JobFailure(f"The artifact store has lost {row.artifact}.") from error
+
+    return TrainingRequest(
+        job_id=lease.job_id,
+        attempt=lease.attempt,
+        spec=lease.spec,
+        dataset=fetch(inputs.dataset),
+        dataset_format=inputs.dataset_format,
+        dataset_sha256=inputs.dataset.sha256,
+        dataset_name=inputs.dataset.name,
+        validation_dataset=fetch(inputs.validation_dataset) if inputs.validation_dataset else None,
+        continue_from=fetch(inputs.adapter) if inputs.adapter else None,
+        models_folder=settings.models_folder,
+        job_folder=job_folder,
+        output_folder=output_folder(settings, lease),
+        path=settings.training_path,
+        last_point=inputs.last_point,
+    )
+
+
+def output_folder(settings: Settings, lease: Lease) -> Path:
+    """Where an attempt puts its finished adapter."""
+    return settings.job_folder(lease.job_id) / f"attempt-{lease.attempt}-adapter"
+
+
+def remove_leftovers(settings: Settings, database: Database, store: ArtifactStore, lease: Lease) -> None:
+    """Remove what workers left that died: adapters not delivered, checkpoints of jobs that have succeeded."""
+    for attempt in range(1, lease.attempt):
+        _adapter_id, artifact = adapter_records.name_artifact(lease.job_id, attempt)
+        store.delete(artifact)
+    for folder in settings.job_folder(lease.job_id).glob("attempt-*-adapter*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in settings.job_folder("*").parent.glob("*/checkpoints"):
+        with database.snapshot() as session:
+            job = session.get(tables.JobRow, folder.parent.name)
+        if job and job.state == JobState.SUCCEEDED:
+            remove_checkpoints(folder.parent)
+
+
+def remove_checkpoints(job_folder: Path) -> None:
+    """Remove what only an interrupted job needs."""
+    for name in ("best-adapters", "checkpoints", "kept-adapters"):
+        shutil.rmtree(job_folder / name, ignore_errors=True)
+
+
+def _find(session: Session, lease: Lease) -> _Inputs:
+    """What the job reads, as rows. Raises JobFailure where something was deleted meanwhile."""
+    spec = lease.spec
+    point = events.read_last(session, lease.job_id, types=["metrics", "eval"])
+    assert point is None or isinstance(point, Metrics | Evaluation)
+    try:
+        dataset = dataset_records.get_ready(session, lease.dataset_id)
+        return _Inputs(
+            dataset,
+            DatasetFormat(dataset.format or ""),
+            dataset_records.get_ready(session, spec.validation_dataset) if spec.validation_dataset else None,
+            adapter_records.get(session, spec.continue_from) if spec.continue_from else None,
+            point,
+        )
+    except NotFound as error:
+        raise JobFailure(f"It was deleted before the job began: {error.message}", hint=error.hint) from error

@@ -1,0 +1,54 @@
+"""Does serving give the model the prompts it was trained on? Compared token by token. Knows no torch."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from app.core.datasets.rows import Completion, Conversation, PlainText, Row
+from app.core.errors import InvalidRequest
+from app.core.errors.jobs import TemplateMismatch
+from worker.templates.renderer import encode_plain, encode_rendered, render
+from worker.templates.token_rows import Sample
+
+_SHOWN_TOKENS = 12
+_HINT = (
+    "With add_generation_prompt, the template must render a conversation without its last answer as the "
+    "beginning of the whole conversation. Give the job a chat_template that does."
+)
+
+
+def check_prompts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Render each sample's prompt as serving does: its tokens must begin so. Raises TemplateMismatch."""
+    for sample in samples:
+        line, trained_ids = sample.tokens.line, sample.tokens.input_ids
+        try:
+            served_ids = render_prompt(sample.row, tokenizer)
+        except InvalidRequest as error:
+            raise TemplateMismatch(
+                f"Line {line}: serving refuses its prompt: {error.message}", hint=_HINT
+            ) from error
+        pairs = zip(served_ids, trained_ids, strict=False)  # a row may be cut within its prompt
+        place = next((index for index, (served, trained) in enumerate(pairs) if served != trained), None)
+        if place is not None:
+            shown = [
+                tokenizer.decode(ids[place : place + _SHOWN_TOKENS]) for ids in (served_ids, trained_ids)
+            ]
+            raise TemplateMismatch(
+                f"Line {line}: at token {place + 1} of the prompt serving says {shown[0]!r}, where training "
+                f"said {shown[1]!r}.",
+                hint=_HINT,
+            )
+
+
+def render_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the model is given when it is asked for the row's answer; for plain text, all of it."""
+    match row:
+        case Conversation(messages=[_]):
+            return []
+        case Conversation():
+            text = render(tokenizer, row.messages[:-1], add_generation_prompt=True)
+            return encode_rendered(tokenizer, text)
+        case Completion():
+            return encode_plain(tokenizer, row.prompt)
+        case PlainText():
+            return encode_plain(tokenizer, row.text)

@@ -1,0 +1,276 @@
+"""Rows as tokens with labels: what the model reads, and which tokens it learns from. Knows no model.
+
+A label is the token's own id where it is learned and IGNORED elsewhere, at the token's own position; the
+model shifts. The first token of a row has nothing before it to be predicted from, so it is never learned.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from app.core.datasets.rows import Completion, Conversation, PlainText, Row
+from app.core.errors import InvalidRequest
+from app.core.errors.jobs import NothingToLearn
+from worker.templates.generation_marks import find_assistant_spans
+from worker.templates.renderer import Span, control_tokens, encode_plain, encode_rendered, end_of_turn, render
+
+IGNORED = -100
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row: `labels` stand beside `input_ids`. The line is the row's in its file."""
+
+    line: int
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens the loss counts."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of the dataset beside what it became."""
+
+    row: Row
+    tokens: TokenRow
+
+
+@dataclass
+class Formatted:
+    """A dataset as tokens, what was lost on the way, and a few of its rows as they were."""
+
+    rows: list[TokenRow] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    cut_lines: list[int] = field(default_factory=list)
+    dropped_lines: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(len(row.input_ids) for row in self.rows)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the loss counts."""
+        return sum(row.trained_tokens for row in self.rows)
+
+
+def format_rows(
+    rows: Iterable[tuple[int, Row]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    assistant_only: bool,
+    max_length: int,
+) -> Formatted:
+    """Every row as tokens, cut to `max_length`; rows that keep nothing to learn are left out.
+
+    Raises InvalidRequest where the chat template refuses a row or can't be masked, NothingToLearn.
+    """
+    formatted = Formatted()
+    for line, row in rows:
+        try:
+            input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"Line {line}: {error.message}", hint=error.hint) from error
+        if len(input_ids) > max_length:
+            formatted.cut_lines.append(line)
+        token_row = TokenRow(line, input_ids[:max_length], labels[:max_length])
+        if token_row.trained_tokens:
+            formatted.rows.append(token_row)
+            if len(formatted.samples) < SAMPLES:
+                formatted.samples.append(Sample(row, token_row))
+        else:
+            formatted.dropped_lines.append(line)
+    if not formatted.rows:
+        count = len(formatted.dropped_lines)
+        raise NothingToLearn(
+            f"None of the {count} rows has a token to learn from within {max_length} tokens.",
+            hint="Raise training.max_seq_length, or shorten the prompts.",
+        )
+    return formatted
+
+
+def encode_row(
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of one row, not cut. Raises InvalidRequest."""
+    match row:
+        case Conversation():
+            input_ids, labels = _encode_conversation(row, tokenizer, assistant_only)
+        case Completion():
+            input_ids, labels = _encode_completion(row, tokenizer)
+        case PlainText():
+            input_ids = _end(encode_plain(tokenizer, row.text), tokenizer)
+            labels = list(input_ids)
+    labels[:1] = [IGNORED]
+    return input_ids, labels
+
+
+def hold_out(rows: Sequence[TokenRow], share: float, seed: int) -> tuple[list[TokenRow], list[TokenRow]]:
+    """(rows to train on, rows to evaluate on): the same ones for the same seed, both in the file's order.
+
+    Raises NothingToLearn where there are too few rows to split.
+    """
+    if not share:
+        return list(rows), []
+    if len(rows) < 2:
+        raise NothingToLearn(
+            "There is one row, too few to hold any out.", hint="Set training.validation_split to 0."
+        )
+    count = min(max(1, round(len(rows) * share)), len(rows) - 1)
+    held_out = set(random.Random(seed).sample(range(len(rows)), count))
+    train = [row for index, row in enumerate(rows) if index not in held_out]
+    return train, [row for index, row in enumerate(rows) if index in held_out]
+
+
+def _encode_conversation(
+    row: Conversation, tokenizer: PreTrainedTokenizerBase, assistant_only: bool
+) -> tuple[list[int], list[int]]:
+    text = render(tokenizer, row.messages, add_generation_prompt=False)
+    border = _find_border(row, tokenizer, text)
+    unweighted = any(message.weight == 0 for message in row.messages if message.role == "assistant")
+    if not assistant_only and not unweighted:
+        input_ids = _end_turn(_encode_with_border(tokenizer, text, border), tokenizer)
+        return input_ids, list(input_ids)
+    turns = _find_turns(row, tokenizer, text)
+    if not end_of_turn(tokenizer):
+        # An end token is put after the text; what stands before it is written by the model, too.
+        (start, _end_of_answer), weight = turns[-1]
+        turns[-1] = ((start, len(text)), weight)
+    input_ids, places = _encode_with_places(tokenizer, text, border)
+    learned = _keep(input_ids, places, [span for span, weight in turns if weight])
+    if not assistant_only:
+        skipped = _keep(input_ids, places, [span for span, weight in turns if not weight])
+        learned = [
+            token if skip == IGNORED else IGNORED for token, skip in zip(input_ids, skipped, strict=True)
+        ]
+    ended = _end_turn(input_ids, tokenizer)
+    last_is_learned = row.messages[-1].weight != 0
+    return ended, learned + [token if last_is_learned else IGNORED for token in ended[len(input_ids) :]]
+
+
+def _encode_completion(row: Completion, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    prompt_ids = encode_plain(tokenizer, row.prompt)
+    input_ids = encode_plain(tokenizer, row.prompt + row.completion)
+    if input_ids[: len(prompt_ids)] != prompt_ids:
+        # A token would straddle the border; the model will be given the prompt alone.
+        input_ids = prompt_ids + encode_rendered(tokenizer, row.completion)
+    input_ids = _end(input_ids, tokenizer)
+    return input_ids, [IGNORED] * len(prompt_ids) + input_ids[len(prompt_ids) :]
+
+
+def _end_turn(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids, ended where the template ends no answer."""
+    return input_ids if end_of_turn(tokenizer) else _end(input_ids, tokenizer)
+
+
+def _end(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids with the end token, once: without it the model never learns to stop."""
+    end = tokenizer.eos_token_id
+    return input_ids if end is None or input_ids[-1:] == [end] else [*input_ids, end]
+
+
+def _find_border(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Where the prompt ends and the last answer begins; 0 where there is no such place."""
+    try:
+        prompt = render(tokenizer, row.messages[:-1], add_generation_prompt=True)
+    except InvalidRequest:
+        return 0
+    return len(prompt) if text.startswith(prompt) else 0
+
+
+def _find_turns(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[Span, int]]:
+    """Where the assistant's turns stand in the text, each with its end-of-turn token, and their weights."""
+    weights = [message.weight for message in row.messages if message.role == "assistant"]
+    marked = find_assistant_spans(tokenizer, row.messages, text)
+    if marked is not None and len(marked) == len(weights):
+        return list(zip(marked, weights, strict=True))
+    if marked is not None and all(weights):
+        return [(span, 1) for span in marked]
+    return _compare_prefixes(row, tokenizer, text)
+
+
+def _compare_prefixes(
+    row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str
+) -> list[tuple[Span, int]]:
+    """The same without markers: a turn begins where the prompt that asks for it ends.
+
+    That holds for any template that renders the beginning of a conversation as the beginning of the whole.
+    """
+    turns = []
+    for index, message in enumerate(row.messages):
+        if message.role != "assistant":
+            continue
+        before = render(tokenizer, row.messages[:index], add_generation_prompt=True)
+        through = render(tokenizer, row.messages[: index + 1], add_generation_prompt=False)
+        if not (text.startswith(through) and through.startswith(before)):
+            raise InvalidRequest(
+                f"the model's chat template renders message {index + 1} differently once others follow, so "
+                "the assistant's tokens can't be told apart.",
+                hint="Set training.assistant_only_loss to false and leave out message weights, or give the "
+                "job a chat_template with {% generation %} markers.",
+            )
+        turns.append(((len(before), _end_of_text(through, tokenizer)), message.weight))
+    return turns
+
+
+def _end_of_text(through: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Where a turn ends: white space that follows its end-of-turn token belongs to the template."""
+    stripped = through.rstrip()
+    return len(stripped) if stripped.endswith(control_tokens(tokenizer)) else len(through)
+
+
+def _encode_with_border(tokenizer: PreTrainedTokenizerBase, text: str, border: int) -> list[int]:
+    """Token ids that begin as the prompt alone does, which is what the model is given when it is served.
+
+    Text may tokenize otherwise at the border when the answer follows: two newlines in one token, say.
+    """
+    input_ids = encode_rendered(tokenizer, text)
+    prompt_ids = encode_rendered(tokenizer, text[:border])
+    if input_ids[: len(prompt_ids)] == prompt_ids:
+        return input_ids
+    return prompt_ids + encode_rendered(tokenizer, text[border:])
+
+
+def _encode_with_places(
+    tokenizer: PreTrainedTokenizerBase, text: str, border: int
+) -> tuple[list[int], list[Span]]:
+    """The same, and the characters that each token stands for."""
+    if not tokenizer.is_fast:
+        raise InvalidRequest(
+            "the model's tokenizer does not say where tokens stand in the text, so turns can't be masked.",
+            hint="Set training.assistant_only_loss to false and leave out message weights.",
+        )
+    whole_ids, whole_places = _encode_piece(tokenizer, text, 0)
+    prompt_ids, prompt_places = _encode_piece(tokenizer, text[:border], 0)
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        return whole_ids, whole_places
+    answer_ids, answer_places = _encode_piece(tokenizer, text[border:], border)
+    return prompt_ids + answer_ids, prompt_places + answer_places
+
+
+def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, shift: int) -> tuple[list[int], list[Span]]:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    places: list[Span] = []
+    place = (0, 0)
+    for _start, end in encoded["offset_mapping"]:
+        # Offsets may leave out a token's leading space, and the tokens of one character share that character.
+        if end > place[1]:
+            place = (place[1], end)
+        places.append(place)
+    return encoded["input_ids"], [(start + shift, end + shift) for start, end in places]
+
+
+def _keep(input_ids: list[int], places: list[Span], spans: list[Span]) -> list[int]:
+    """The ids where a token stands for a character of a span, IGNORED elsewhere."""
+    return [
+        token if any(start < span[1] and end > span[0] for span in spans) else IGNORED
+        for token, (start, end) in zip(input_ids, places, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Checkpoints of a job: written, checked, kept for epochs, and continued from."""

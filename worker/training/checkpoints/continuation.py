@@ -1,0 +1,45 @@
+"""A job that starts from an adapter which another job made: its weights, checked before they are used."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from app.core.errors.jobs import AdapterUnfit
+from worker.training import adapter
+
+_HINT = "Use the base model and the lora settings that the adapter was made with, or leave out continue_from."
+# Beside the weights' names and shapes, what they mean.
+_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
+
+
+def start_from(model: PeftModel, folder: Path) -> None:
+    """Give the new adapter the weights in the folder. Raises AdapterUnfit, which says what differs."""
+    try:
+        saved = load_file(folder / adapter.WEIGHTS)
+        config = LoraConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise AdapterUnfit(f"The adapter to continue from can't be read: {error}") from error
+    new = model.peft_config["default"]
+    for name in _SETTINGS:
+        if getattr(config, name) != getattr(new, name):
+            raise _unfit(f"it has {name} {getattr(config, name)}, the job asks for {getattr(new, name)}")
+    _compare(saved, get_peft_model_state_dict(model, save_embedding_layers=False))
+    adapter.restore(model, folder)
+
+
+def _compare(saved: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    for name in sorted(saved.keys() | wanted.keys()):
+        if name not in wanted:
+            raise _unfit(f"it has {name}, for which the job has no place")
+        if name not in saved:
+            raise _unfit(f"it has no {name}")
+        if saved[name].shape != wanted[name].shape:
+            found, expected = list(saved[name].shape), list(wanted[name].shape)
+            raise _unfit(f"{name} is {found}, the job's is {expected}")
+
+
+def _unfit(difference: str) -> AdapterUnfit:
+    return AdapterUnfit(f"The adapter to continue from does not fit: {difference}.", hint=_HINT)

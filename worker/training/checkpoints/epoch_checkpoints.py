@@ -1,0 +1,46 @@
+"""Keeps the adapter at the end of each epoch but the last, as a folder that can be served and downloaded."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from worker.processes.reports import Kept
+from worker.training.attempt import Attempt
+from worker.training.output import folder as output
+
+
+class KeepEpochs(TrainerCallback):
+    """The finished adapter is the last epoch's, so that one is not kept twice."""
+
+    def __init__(
+        self, attempt: Attempt, tokenizer: PreTrainedTokenizerBase, make_record: Callable[[], output.Record]
+    ) -> None:
+        self._attempt = attempt
+        self._tokenizer = tokenizer
+        self._make_record = make_record
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A worker that died left these; what it has taken, it has removed.
+        for folder in self._attempt.kept_adapters.glob("step-*"):
+            if folder.suffix == "":
+                self._attempt.send(Kept(step=int(folder.name.removeprefix("step-")), folder=folder))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # It is called too where training stops in the middle of an epoch.
+        is_whole = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
+        if not is_whole or state.global_step >= state.max_steps:
+            return
+        folder = self._attempt.kept_adapters / f"step-{state.global_step}"
+        output.write(folder, kwargs["model"], self._tokenizer, self._make_record())
+        self._attempt.send(Kept(step=state.global_step, folder=folder))

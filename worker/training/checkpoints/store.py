@@ -1,0 +1,122 @@
+"""Checkpoints of a job on disk: complete or absent, checked before they are used.
+
+What is in a checkpoint is trainer.py's business, but for three files: the job's counters, the last events it
+sent, and a manifest of all the others.
+"""
+
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from worker import atomic_folders
+from worker.training.progress.counters import Counters
+from worker.training.progress.history import History
+
+KEPT = 2
+_PROGRESS = "progress.json"
+_HISTORY = "history.json"
+_MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 22
+
+
+class _File(BaseModel):
+    """CRC-32 finds damage at the speed of the disk; nobody here forges checkpoints."""
+
+    size: int
+    crc32: int
+
+
+class _Manifest(BaseModel):
+    files: dict[str, _File]
+
+
+def folder_of(parent: Path, step: int) -> Path:
+    """Where the checkpoint of a step goes."""
+    return parent / f"checkpoint-{step}"
+
+
+def step_of(folder: Path) -> int:
+    """The optimizer step at which a checkpoint was taken."""
+    return int(folder.name.rpartition("-")[2])
+
+
+def seal(folder: Path, counters: Counters, history: History) -> None:
+    """Add the counters, the events and, last, the manifest."""
+    (folder / _PROGRESS).write_text(counters.model_dump_json())
+    (folder / _HISTORY).write_text(history.model_dump_json())
+    files = {str(path.relative_to(folder)): _describe(path) for path in _files(folder)}
+    (folder / _MANIFEST).write_text(_Manifest(files=files).model_dump_json())
+
+
+def find_newest(parent: Path, tell_damaged: Callable[[int, str], None]) -> Path | None:
+    """The newest checkpoint that is as it was written; `tell_damaged` gets the step of any other and why.
+
+    A damaged one is removed: left there it would count as newer than the ones that follow it.
+    """
+    if not parent.is_dir():
+        return None
+    atomic_folders.remove_partial(parent)
+    for folder in reversed(_by_age(parent)):
+        damage = _find_damage(folder)
+        if damage is None:
+            return folder
+        tell_damaged(step_of(folder), damage)
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def remove_older(parent: Path) -> None:
+    """Keep the newest two: the last one and, should it turn out bad, the one before."""
+    for folder in _by_age(parent)[:-KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_counters(folder: Path) -> Counters:
+    """The counters of a checkpoint."""
+    return Counters.model_validate_json((folder / _PROGRESS).read_text())
+
+
+def read_history(folder: Path) -> History:
+    """The last events that were sent before a checkpoint."""
+    return History.model_validate_json((folder / _HISTORY).read_text())
+
+
+def read_all_counters(parent: Path) -> list[Counters]:
+    """The counters of every checkpoint that is kept."""
+    return [read_counters(folder) for folder in _by_age(parent)]
+
+
+def _by_age(parent: Path) -> list[Path]:
+    found = [path for path in parent.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def _find_damage(folder: Path) -> str | None:
+    try:
+        manifest = _Manifest.model_validate_json((folder / _MANIFEST).read_text())
+        for name, expected in manifest.files.items():
+            size = (folder / name).stat().st_size
+            if size != expected.size:
+                return f"{name} has {size:,} bytes instead of {expected.size:,}"
+            if _describe(folder / name) != expected:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError) as error:
+        return f"it can't be read: {error}"
+    return None
+
+
+def _describe(path: Path) -> _File:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+    return _File(size=path.stat().st_size, crc32=checksum)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())

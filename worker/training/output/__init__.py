@@ -1,0 +1,1 @@
+"""The folder of a finished adapter, its model card, and its verification."""

@@ -1,0 +1,143 @@
+"""The adapter's README.md: what it is, how it was trained and how to use it, for a person and for the Hub."""
+
+import json
+from collections.abc import Mapping
+from string import Template
+
+from app.core.specs.job import JobSpec
+
+CARD = "README.md"
+
+_CARD = Template("""---
+base_model: $base_model_yaml
+library_name: peft
+pipeline_tag: text-generation
+tags:
+- base_model:adapter:$base_model
+- lora
+- tunesmith
+---
+
+# $name
+
+A LoRA adapter for `$base_model`, trained by Tunesmith's job `$job`.
+
+## Training
+
+| | |
+| --- | --- |
+$facts
+
+Every setting of the job is in `tunesmith.json`, beside this file. These differ from the defaults:
+
+```json
+$settings
+```
+
+## Results
+
+| | |
+| --- | --- |
+$results
+
+Losses are means per trained token.
+
+## Use
+
+With [PEFT](https://huggingface.co/docs/peft); the tokenizer here carries the chat template of the training:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+base = AutoModelForCausalLM.from_pretrained("$base_model")
+model = PeftModel.from_pretrained(base, folder)
+messages = [{"role": "user", "content": "Hello"}]
+prompt = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+answer = model.generate(**prompt, max_new_tokens=200)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+$serving
+## Made with
+
+$versions
+""")
+_SERVED = Template("""On the Tunesmith that trained it:
+
+```sh
+curl http://127.0.0.1:8000/generate -H 'Content-Type: application/json' \\
+  -d '{"adapter": "$name", "messages": [{"role": "user", "content": "Hello"}]}'
+```
+""")
+_UNSERVED = Template("Tunesmith's `/generate` can't serve it yet: its engine does not apply $reasons.\n")
+
+
+def write_card(
+    *,
+    job: str,
+    spec: JobSpec,
+    facts: Mapping[str, object],
+    results: Mapping[str, object],
+    versions: Mapping[str, str],
+    unserved: list[str],
+) -> str:
+    """The card's text. `unserved` names what in the adapter the engine can't apply."""
+    name = spec.name or job
+    serving = _UNSERVED.substitute(reasons=", ".join(f"`{reason}`" for reason in unserved))
+    return _CARD.substitute(
+        base_model=spec.base_model,
+        base_model_yaml=json.dumps(spec.base_model),
+        name=name,
+        job=job,
+        facts=_table({"Base model": f"`{spec.base_model}`", **facts, **_recipe(spec)}),
+        settings=json.dumps(_chosen(spec), indent=2, ensure_ascii=False),
+        results=_table(results),
+        serving=serving if unserved else _SERVED.substitute(name=name),
+        versions=", ".join(f"{package} {version}" for package, version in versions.items()),
+    )
+
+
+def _recipe(spec: JobSpec) -> dict[str, object]:
+    lora, training, quantization = spec.lora, spec.training, spec.quantization
+    targets = lora.target_modules or "PEFT's choice"
+    return {
+        "LoRA": f"r = {lora.r}, alpha = {lora.alpha:g}, dropout = {lora.dropout:g}, "
+        f"on {targets if isinstance(targets, str) else ', '.join(targets)}",
+        "Base weights": f"4-bit {quantization.bnb_4bit_quant_type}"
+        if quantization.load_in_4bit
+        else "not quantized",
+        "Optimizer": f"{training.optim}, learning rate {training.learning_rate:g} "
+        f"({training.lr_scheduler_type})",
+        "Batch": f"{training.per_device_train_batch_size} rows a pass, "
+        f"{training.gradient_accumulation_steps} passes a step",
+        "Learned from": "the assistant's turns"
+        if training.assistant_only_loss
+        else "whole rows (of prompt + completion rows: the completion)",
+        "Seed": training.seed,
+    }
+
+
+def _chosen(spec: JobSpec) -> dict[str, object]:
+    """What differs from the defaults; a chat template stands in a file of its own."""
+    return spec.model_dump(mode="json", exclude_defaults=True, exclude={"chat_template"})
+
+
+def _table(rows: Mapping[str, object]) -> str:
+    return "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
+
+
+def _cell(value: object) -> str:
+    """The value on one line, with nothing that a table would take for its own."""
+    text = (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

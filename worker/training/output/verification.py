@@ -1,0 +1,49 @@
+"""Is the finished adapter right? Its files are loaded afresh, as serving loads them: prompts must come out as
+they were trained on, and the adapter must change what the model says.
+
+B: one row. L: its tokens. V: the vocabulary.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from app.core.errors.jobs import AdapterInert, LossNotFinite, TemplateMismatch
+from worker.models import base_model
+from worker.templates.choice import set_template
+from worker.templates.prompt_check import check_prompts
+from worker.templates.renderer import template_sha256
+from worker.templates.token_rows import Sample, TokenRow
+
+_MAX_TOKENS = 256
+
+
+def prove_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha256: str) -> None:
+    """Render the samples with the tokenizer and the template in the folder. Raises TemplateMismatch."""
+    tokenizer = base_model.load_tokenizer(folder)
+    set_template(tokenizer)
+    check_prompts(samples, tokenizer)
+    if template_sha256(tokenizer) != trained_template_sha256:
+        raise TemplateMismatch("The chat template saved with the adapter is not the one it was trained with.")
+
+
+def prove_weights(base: PreTrainedModel, folder: Path, row: TokenRow) -> None:
+    """Compare logits with the adapter and without. Raises AdapterInert (the same), LossNotFinite (NaN)."""
+    input_ids_BL = torch.tensor([row.input_ids[:_MAX_TOKENS]], device=base.device)
+    with torch.no_grad():
+        plain_BLV = base.eval()(input_ids=input_ids_BL).logits
+        model = PeftModel.from_pretrained(base, str(folder)).eval()
+        adapted_BLV = model(input_ids=input_ids_BL).logits
+    if not adapted_BLV.isfinite().all():
+        raise LossNotFinite(
+            "With the finished adapter the model's output is NaN or infinite.",
+            hint="Lower training.learning_rate.",
+        )
+    if torch.equal(adapted_BLV, plain_BLV):
+        raise AdapterInert(
+            "The finished adapter does not change what the model says.",
+            hint="Train for more steps or with a higher training.learning_rate.",
+        )

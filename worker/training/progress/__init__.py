@@ -1,0 +1,1 @@
+"""What a training process reports: metrics, events, warnings; and the guard of the loss."""
