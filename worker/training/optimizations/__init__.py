@@ -1,1 +1,1 @@
-"""Optimizations: the same mathematics as PEFT, TRL and transformers, faster; each is tried when a job starts."""
+"""Optimizations: the mathematics of PEFT, TRL and transformers, faster; each is tried when a job starts."""
