@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from worker.inference.adapters.cache import Adapter, LoraPair
 from worker.inference.failures import AdapterUnsupported
-from worker.inference.model.linears import Group
+from worker.inference.model.linears import MergedLinears
 
 _RANK_STEP = 16
 # For so many tokens cuBLAS is faster than the kernel, as long as there are not too many columns.
@@ -50,7 +50,7 @@ class LoraSlots:
     def __init__(
         self,
         model: nn.Module,
-        groups: list[Group],
+        groups: list[MergedLinears],
         *,
         count: int,
         dtype: torch.dtype,
@@ -65,7 +65,7 @@ class LoraSlots:
         self.uses_kernels = uses_kernels
         self._modules = dict(model.named_modules())
         self._groups = {name: group for group in groups for name in group.names}
-        self._lora: dict[Group, GroupLora] = {}
+        self._lora: dict[MergedLinears, GroupLora] = {}
 
     def prepare(self, rank: int) -> None:
         """Make room for adapters of this rank on every layer but the output layer, before one comes."""
@@ -122,7 +122,7 @@ class LoraSlots:
                 lora.widen()
             self.layout_version += 1
 
-    def _adopt(self, group: Group) -> None:
+    def _adopt(self, group: MergedLinears) -> None:
         if group not in self._lora:
             self._lora[group] = group.update = GroupLora(group, self)
             self.layout_version += 1
@@ -131,7 +131,7 @@ class LoraSlots:
 class GroupLora:
     """The adapters' weights for one group of layers."""
 
-    def __init__(self, group: Group, slots: LoraSlots) -> None:
+    def __init__(self, group: MergedLinears, slots: LoraSlots) -> None:
         self._group = group
         self._slots = slots
         self._A_MSRI, self._B_SRO = self._stacks()

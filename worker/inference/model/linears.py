@@ -15,8 +15,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 from torch.nn import functional
 
-# Layers that every known family calls with one and the same input.
-_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+from worker.models.linear_groups import group_by_input
 
 
 class Weights(Protocol):
@@ -125,7 +124,7 @@ class FourBitWeights:
         return self.product(x_NI), functional.linear(x_NI, self._tail_CI)
 
 
-class Group:
+class MergedLinears:
     """Linear layers with one input. The first one called computes for all; the others fetch their part."""
 
     def __init__(self, names: list[str], linears: list[nn.Linear]) -> None:
@@ -156,7 +155,7 @@ class Group:
 class _Part:
     """Stands in for the `forward` of one layer of a group."""
 
-    def __init__(self, group: Group, index: int) -> None:
+    def __init__(self, group: MergedLinears, index: int) -> None:
         self._group = group
         self._index = index
 
@@ -164,34 +163,19 @@ class _Part:
         return self._group.part(self._index, x)
 
 
-def group_linears(model: nn.Module) -> list[Group]:
-    """Take over every linear layer of a model, siblings together."""
-    groups: list[Group] = []
-    taken: set[str] = set()
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
-        if name in taken or not isinstance(module, nn.Linear):
-            continue
-        names = _with_siblings(name, modules)
-        taken.update(names)
-        groups.append(Group(names, [found for one in names if isinstance(found := modules[one], nn.Linear)]))
-    return groups
+def merge_linears(model: nn.Module) -> list[MergedLinears]:
+    """Replace the `forward` of every linear layer of a model; layers with the same input are merged."""
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    groups: list[list[str]] = []
+    for names in group_by_input(linears):
+        together = all(_go_together(linears[names[0]], linears[name]) for name in names)
+        groups += [names] if together else [[name] for name in names]
+    return [MergedLinears(names, [linears[name] for name in names]) for names in groups]
 
 
-def _with_siblings(name: str, modules: dict[str, nn.Module]) -> list[str]:
-    parent, _, own = name.rpartition(".")
-    for siblings in _SIBLINGS:
-        names = [f"{parent}.{sibling}" for sibling in siblings]
-        if own in siblings and all(_go_together(modules[name], modules.get(other)) for other in names):
-            return names
-    return [name]
-
-
-def _go_together(first: nn.Module, second: nn.Module | None) -> bool:
+def _go_together(first: nn.Linear, second: nn.Linear) -> bool:
     return (
-        isinstance(first, nn.Linear)
-        and type(first) is type(second)
-        and isinstance(second, nn.Linear)
+        type(first) is type(second)
         and first.in_features == second.in_features
         and first.weight.dtype == second.weight.dtype
         and (first.bias is None) == (second.bias is None)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from worker.inference.failures import ModelUnsupported
 from worker.inference.model import attention
 from worker.inference.model.kv_cache import KVCache
-from worker.inference.model.linears import Group, group_linears
+from worker.inference.model.linears import MergedLinears, merge_linears
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # With these, the angles of a whole batch follow its longest row once that is beyond the original context.
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 class Adopted:
     """What the engine made of a model."""
 
-    groups: list[Group]
+    groups: list[MergedLinears]
     bytes_per_token: int
     uses_kernels: bool
 
@@ -45,7 +45,7 @@ def adopt(model: PreTrainedModel) -> Adopted:
         model.set_attn_implementation(attention.NAME)
         if model.config._attn_implementation != attention.NAME:
             raise ModelUnsupported(f"{_name(model)} does not let its attention be replaced.")
-        groups = group_linears(model)
+        groups = merge_linears(model)
         uses_kernels = model.device.type == "cuda" and _takes_kernels(model, ids_N, expected_NV, groups)
         cache, found_NV = _probe(model, ids_N, uses_kernels)
     error = _error(found_NV, expected_NV)
@@ -56,7 +56,7 @@ def adopt(model: PreTrainedModel) -> Adopted:
 
 
 def _takes_kernels(
-    model: PreTrainedModel, ids_N: torch.Tensor, expected_NV: torch.Tensor, groups: list[Group]
+    model: PreTrainedModel, ids_N: torch.Tensor, expected_NV: torch.Tensor, groups: list[MergedLinears]
 ) -> bool:
     """Whether the kernels can be compiled here, and are right for this model."""
     try:

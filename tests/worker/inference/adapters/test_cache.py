@@ -16,7 +16,7 @@ from tests.worker.inference.conftest import save_adapter
 from worker.inference.adapters.cache import AdapterShelf, read_adapter
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.failures import AdapterUnsupported
-from worker.inference.model.linears import group_linears
+from worker.inference.model.linears import merge_linears
 from worker.models.base_model import load_for_serving
 from worker.models.device import find_device
 
@@ -91,7 +91,7 @@ def test_adapter_of_another_base_model_is_refused(folder, models_folder):
     save_file(narrow, folder / "adapter_model.safetensors")
     device = find_device()
     model = load_for_serving(models_folder / "tiny-llama", QuantizationSpec(load_in_4bit=False), device)
-    slots = LoraSlots(model, group_linears(model), count=1, dtype=model.dtype)
+    slots = LoraSlots(model, merge_linears(model), count=1, dtype=model.dtype)
 
     with pytest.raises(AdapterUnsupported, match="63 inputs") as caught:
         slots.load(1, read_adapter("ad", folder))

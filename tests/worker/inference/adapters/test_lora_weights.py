@@ -6,7 +6,7 @@ from torch import nn
 
 from worker.inference.adapters.cache import Adapter, LoraPair
 from worker.inference.adapters.lora_weights import LoraSlots
-from worker.inference.model.linears import group_linears
+from worker.inference.model.linears import merge_linears
 
 WIDTHS = {"layer.q_proj": 48, "layer.k_proj": 16, "layer.v_proj": 16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -16,7 +16,7 @@ def make_slots(*, uses_kernels: bool) -> tuple[nn.ModuleDict, LoraSlots]:
     torch.manual_seed(0)
     layer = nn.ModuleDict({name[6:]: nn.Linear(32, width) for name, width in WIDTHS.items()})
     model = nn.ModuleDict({"layer": layer}).to(DEVICE)
-    slots = LoraSlots(model, group_linears(model), count=3, dtype=torch.float32, uses_kernels=uses_kernels)
+    slots = LoraSlots(model, merge_linears(model), count=3, dtype=torch.float32, uses_kernels=uses_kernels)
     return model, slots
 
 

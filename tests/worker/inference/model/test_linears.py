@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from worker.inference.model.linears import Group, group_linears
+from worker.inference.model.linears import MergedLinears, merge_linears
 
 
 class Attention(nn.Module):
@@ -46,7 +46,7 @@ def test_groups_answer_as_the_layers_did(bias, bits):
     x = torch.randn(1, 5, 64)
     expected = model(x)
 
-    groups = group_linears(nn.ModuleDict({"attention": model}))
+    groups = merge_linears(nn.ModuleDict({"attention": model}))
 
     assert [group.names for group in groups] == [
         ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
@@ -61,7 +61,7 @@ def test_tail_comes_with_the_product_and_leaves_it_as_it_was(bits):
     torch.manual_seed(0)
     model = Attention(bias=True)
     model = model if bits == 16 else in_four_bits(model)
-    group = group_linears(nn.ModuleDict({"attention": model}))[0]
+    group = merge_linears(nn.ModuleDict({"attention": model}))[0]
     x_NI = torch.randn(5, 64)
     expected = group.weights.product(x_NI)
     lines = group.weights.reserve(8)
@@ -79,7 +79,7 @@ def test_a_part_is_never_taken_from_another_input():
     torch.manual_seed(0)
     linears = [nn.Linear(4, 3), nn.Linear(4, 2)]
     weights = [linear.weight.clone() for linear in linears]
-    group = Group(["gate_proj", "up_proj"], linears)
+    group = MergedLinears(["gate_proj", "up_proj"], linears)
     first, second = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     linears[0](first)
 

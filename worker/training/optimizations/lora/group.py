@@ -61,7 +61,7 @@ class _Pending:
     outputs: dict[int, torch.Tensor]
 
 
-class Group:
+class LoraLayerGroup:
     """LoRA layers that are called one after the other with one input: the first computes for all."""
 
     def __init__(

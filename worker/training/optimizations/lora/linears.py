@@ -15,11 +15,9 @@ from peft.tuners.lora import Linear as LoraOverDense, LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as LoraOver4Bit
 from torch import nn
 
+from worker.models.linear_groups import group_by_input
 from worker.training.optimizations.lora.frozen_linear import FrozenLinear
-from worker.training.optimizations.lora.group import ADAPTER, LIBRARIES, Group, Kernels
-
-# Layers that every known family calls with one and the same input, in this order.
-_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+from worker.training.optimizations.lora.group import ADAPTER, LIBRARIES, Kernels, LoraLayerGroup
 
 
 class FastLinears:
@@ -28,7 +26,7 @@ class FastLinears:
     def __init__(self, model: PeftModel, dtype: torch.dtype, kernels: Kernels = LIBRARIES) -> None:
         """`dtype`: of the products of base and adapters, which must be one."""
         self._dtype = dtype
-        self._groups = [Group(layers, dtype, kernels) for layers in find_groups(model)]
+        self._groups = [LoraLayerGroup(layers, dtype, kernels) for layers in find_groups(model)]
         self._group_of = {layer: group for group in self._groups for layer in group.layers}
         self._forwards: list[tuple[nn.Module, Callable[..., torch.Tensor]]] = [
             (layer, _make_forward(layer, group, place))
@@ -102,7 +100,7 @@ class FastLinears:
             if some:
                 torch._foreach_copy_([to for to, _from in some], [origin for _to, origin in some])
 
-    def _group_in_use(self, layer: nn.Module) -> Group | None:
+    def _group_in_use(self, layer: nn.Module) -> LoraLayerGroup | None:
         return self._group_of.get(layer) if "forward" in vars(layer) else None
 
     def _put_in(self) -> None:
@@ -121,15 +119,8 @@ def _find_frozen(model: nn.Module) -> list[Linear4bit]:
 
 def find_groups(model: nn.Module) -> list[list[LoraLayer]]:
     """The layers that the function can stand in for, those with one input together."""
-    found: list[list[LoraLayer]] = []
-    for parent in model.modules():
-        children = {name: child for name, child in parent.named_children() if is_plain(child)}
-        for names in _SIBLINGS:
-            siblings = [children.pop(name) for name in names if name in children]
-            if siblings:
-                found.append(siblings)
-        found += [[child] for child in children.values()]
-    return found
+    layers = {name: module for name, module in model.named_modules() if is_plain(module)}
+    return [[layers[name] for name in names] for names in group_by_input(layers)]
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -153,7 +144,7 @@ def _is_plain_lora(module: LoraLayer) -> bool:
     )
 
 
-def _make_forward(layer: LoraLayer, group: Group, place: int) -> Callable[..., torch.Tensor]:
+def _make_forward(layer: LoraLayer, group: LoraLayerGroup, place: int) -> Callable[..., torch.Tensor]:
     plain = type(layer).forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
