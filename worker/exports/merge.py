@@ -26,7 +26,7 @@ from app.core.errors.exports import ExportUnsupported
 from worker.exports.adapter_weights import AdapterWeights, LoraChange
 from worker.exports.checkpoint import Checkpoint, TensorSpec, write_checkpoint
 from worker.models.base_model import linears_to_quantize
-from worker.models.nf4_roundtrip import round_rows, rows_at_a_time
+from worker.models.nf4_roundtrip import check_kernel, round_rows, rows_at_a_time
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ class Merger:
                 self._refuse(f"there is no {name}")
             if name in self.checkpoint and self.checkpoint.shape(name) != tuple(tensor.shape):
                 self._refuse(f"{name} has another shape")
+        if self.rounding is not None:
+            check_kernel(linears_to_quantize(self.shape.model).values(), self.rounding)
 
     @property
     def is_tied(self) -> bool:

@@ -34,8 +34,9 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from app.core.engine.base_models import find_folder
 from app.core.errors.base_models import HubUnreachable, ModelGated, ModelMissing, ModelUnreadable
 from app.core.specs.job import QuantizationSpec
+from worker.models import cpu_dequantize
 from worker.models.device import Device
-from worker.models.nf4_roundtrip import round_weight
+from worker.models.nf4_roundtrip import check_kernel, round_weight
 
 # Weights as pickles (*.bin, *.pt) and Python files are never fetched.
 _DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
@@ -95,6 +96,7 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
         ) from error
     model.requires_grad_(False)
     _keep_weights_trainable(model)
+    cpu_dequantize.check_model(model)
     return model
 
 
@@ -129,12 +131,13 @@ def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, devic
         return False
     options = quantization_config(quantization, device)
     linears = linears_to_quantize(model).values()
+    check_kernel(linears, options)
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
         list(threads.map(lambda one: round_weight(one.weight.data, options), linears))
     return True
 
 
-def linears_to_quantize(model: PreTrainedModel) -> dict[str, nn.Module]:
+def linears_to_quantize(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     """The layers whose weights QLoRA holds in 4 bits, by name; asked of a model that is not quantized."""
     kept_in_fp32 = list(model._keep_in_fp32_modules or [])
     skipped = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)

@@ -4,12 +4,17 @@ That way (`Params4bit`) takes fourteen bytes for each number of the weight on a 
 and a few megabytes. O: outputs, I: inputs of a linear layer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from bitsandbytes import functional
 from bitsandbytes.functional import QuantState
+from torch import nn
 from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+from worker.models import cpu_dequantize
+from worker.models.cpu_dequantize import BlockLayout
 
 # Numbers that share a scale, and scales that do: bitsandbytes' own, as QLoRA has them.
 _BLOCK = 64
@@ -25,10 +30,21 @@ def rows_at_a_time(columns: int) -> int:
     return max(1, _NUMBERS_AT_A_TIME // (columns * _BLOCK)) * _BLOCK
 
 
+def check_kernel(linears: Iterable[nn.Linear | Conv1D], options: BitsAndBytesConfig) -> None:
+    """Check the CPU kernel that dequantizes, for the widths of all these layers at once.
+
+    Call it before `round_weight` runs in several threads, and to get one log line for a model and not one for
+    each width. `round_rows` checks the width of its own weight in any case.
+    """
+    widths = {one.nx if isinstance(one, Conv1D) else one.in_features for one in linears}
+    cpu_dequantize.check(BlockLayout(width, options.bnb_4bit_quant_type, _BLOCK) for width in widths)
+
+
 def round_rows(
     weight_OI: torch.Tensor, options: BitsAndBytesConfig, dtype: torch.dtype
 ) -> Iterator[torch.Tensor]:
     """The weight as it is after its trip, in pieces of `rows_at_a_time` rows."""
+    cpu_dequantize.check([BlockLayout(weight_OI.shape[1], options.bnb_4bit_quant_type, _BLOCK)])
     pieces = weight_OI.split(rows_at_a_time(weight_OI.shape[1]))
     # Allocated before the pieces' large temporaries: what outlives those leaves a heap full of holes.
     packed = torch.empty(_count(weight_OI.numel(), 2), 1, dtype=torch.uint8)
