@@ -48,9 +48,14 @@ def find_device() -> Device:
         kind="cpu",
         name=f"CPU, {torch.get_num_threads()} threads",
         memory_bytes=psutil.virtual_memory().total,
-        supports_bf16=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        supports_bf16=_cpu_multiplies_bf16(),
         torch_version=torch.__version__,
     )
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether oneDNN has bfloat16 products on this processor. torch may be built without oneDNN."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
