@@ -238,7 +238,7 @@ def test_training_serving_and_exports_have_the_right_weights_and_say_so_in_one_l
 
 
 def test_the_operator_that_is_checked_is_the_one_that_bitsandbytes_has() -> None:
-    """Where this fails, bitsandbytes has moved the operator: see `worker/models/cpu_dequantize.py`, and whether
+    """Where this fails, bitsandbytes has moved it: see `worker/models/cpu_dequantize.py` and whether
     4-bit products on a CPU still read their weights through it."""
     assert str(torch.ops.bitsandbytes.dequantize_4bit.default._schema) == SCHEMA
     assert not torch._C._dispatch_has_kernel_for_dispatch_key("bitsandbytes::gemm_4bit", "CPU")
