@@ -68,7 +68,7 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, timeout: float = 60) -> None:
+    def start(self, timeout: float = 60, *, with_worker: bool = True) -> None:
         """Start the API, wait until it answers (it has migrated the database then), start the worker.
 
         Raises StackError; `stop()` ends what was started.
@@ -76,7 +76,8 @@ class Stack:
         _refuse_taken_port(self.host, self.port)
         self._spawn(API, "app")
         self._wait_for(lambda: _answers(f"{self.url}/health"), timeout, "The API does not answer")
-        self._spawn(WORKER, self._worker_module)
+        if with_worker:
+            self._spawn(WORKER, self._worker_module)
 
     def wait_until_ready(self, timeout: float = 180) -> None:
         """Wait until jobs would run and /generate would answer. Raises StackError."""

@@ -21,6 +21,11 @@ Tunesmith answers on {url} (docs: {url}/docs). Next:
 Ctrl-C stops it.
 """
 
+_NO_WORKER = """
+Only the API runs: the worker is not installed here, so jobs wait and nothing is generated. Install it with
+`pip install 'tunesmith[worker]'`, or start one elsewhere on the same database and files.
+"""
+
 # For commands that `python -m app` carries out: it knows their arguments.
 PASSED_ON: Any = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -35,10 +40,14 @@ def up(
     """Run the API and a worker until Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the same way
     stack = Stack(host=host, port=port)
+    has_worker = _worker_is_installed()
     try:
         with stack:
-            stack.start()
-            stack.wait_until_ready(ready_seconds)
+            stack.start(with_worker=has_worker)
+            if has_worker:
+                stack.wait_until_ready(ready_seconds)
+            else:
+                typer.echo(_NO_WORKER)
             typer.echo(_HELP.format(url=stack.url))
             stack.wait()
     except KeyboardInterrupt:
@@ -65,7 +74,7 @@ def restore(context: typer.Context) -> None:
 
 def doctor() -> None:
     """What a worker sees of this machine: GPU, packages, disk, Hub token, database, models."""
-    if importlib.util.find_spec("worker") is None or importlib.util.find_spec("torch") is None:
+    if not _worker_is_installed():
         typer.echo(
             "The worker is not installed here, so there is nothing to examine. Ask where it runs: "
             "`docker compose exec worker tunesmith doctor`, or install `tunesmith[worker]`.",
@@ -74,6 +83,10 @@ def doctor() -> None:
         raise typer.Exit(1)
     command = [sys.executable, "-m", "worker", "--check"]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _worker_is_installed() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("worker", "torch"))
 
 
 def _pass_on(command: str, context: typer.Context) -> None:

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.orm import Session
 
-_MIGRATIONS = Path(__file__).parents[3] / "migrations"
+_APP = Path(__file__).parents[2]
 _BUSY_TIMEOUT_SECONDS = 30
 
 
@@ -79,9 +79,15 @@ def is_migrated(database: Database) -> bool:
 def alembic_config(connection: Connection | None = None) -> Config:
     """Alembic's configuration, bound to an open connection when one is given."""
     config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.set_main_option("script_location", str(_migrations_folder()))
     config.attributes["connection"] = connection
     return config
+
+
+def _migrations_folder() -> Path:
+    """`app/migrations` where a wheel was installed (setup.py says so), else the folder next to `app`."""
+    installed = _APP / "migrations"
+    return installed if installed.is_dir() else _APP.parent / "migrations"
 
 
 def _create_engine(url: str) -> Engine:
