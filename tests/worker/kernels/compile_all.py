@@ -1,4 +1,4 @@
-"""Compiles every training kernel for a GPU that need not be there, as it is launched. Prints their names.
+"""Compiles every kernel for a GPU that need not be there, as it is launched. Prints their names.
 
     python -m tests.worker.kernels.compile_all 90      compute capability 9.0
 
@@ -15,7 +15,17 @@ from bitsandbytes.functional import quantize_4bit
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from worker.kernels import dequantize, low_rank_matmul, residual_norm, varlen_attention
+from worker.kernels import (
+    batched_lora,
+    dequantize,
+    low_rank_matmul,
+    matrix_vector,
+    norm,
+    paged_attention,
+    rotary,
+    swiglu,
+    varlen_attention,
+)
 from worker.models.frozen_weights import Columns
 
 compiled: set[str] = set()
@@ -42,14 +52,14 @@ def compile_only(kernel: JITFunction, grid: Any) -> Any:
     return partial(kernel.warmup, grid=grid)
 
 
-def compile_all(dtype: torch.dtype) -> None:
+def compile_training(dtype: torch.dtype) -> None:
     tokens, width, rank, layers = 300, 256, 16, 3
     x = torch.zeros(tokens, width, dtype=dtype)
     inner = torch.zeros(tokens, layers * rank, dtype=dtype)
     a, b = torch.zeros(layers * rank, width, dtype=dtype), torch.zeros(width, rank, dtype=dtype)
 
-    residual_norm.norm(x, x[0], 1e-5, room=rank)
-    residual_norm.gradient(x, x, x, x[0], torch.zeros(tokens), room=rank)
+    norm.rms_norm_and_scale(x, x[0], 1e-5, padding=rank)
+    norm.gradient(x, x, x, x[0], torch.zeros(tokens), padding=rank)
     low_rank_matmul.add(x, inner[:, rank : 2 * rank], b)
     low_rank_matmul.gradients(x, inner[:, rank : 2 * rank], b, 2.0, inner[:, :rank])
     under_dropout = ([x.bool()] * layers, [1.1] * layers, [rank] * layers)
@@ -66,8 +76,28 @@ def compile_all(dtype: torch.dtype) -> None:
     varlen_attention.attend(heads, heads, heads, starts, scale=0.1, window=None).sum().backward()
 
 
+def compile_serving(dtype: torch.dtype) -> None:
+    tokens, width, slots, rank, heads = 4, 256, 3, 16, 4
+    x, each = torch.zeros(tokens, width, dtype=dtype), torch.zeros(tokens, dtype=torch.long)
+    norm.rms_norm(x, x[0], 1e-5)
+    swiglu.silu_times(x, x)
+    matrix_vector.product(x[:1], torch.zeros(width, width, dtype=dtype), x[0])
+    tiles_T3 = torch.tensor(batched_lora.output_tiles([width]), dtype=torch.int32)
+    b_SRO = torch.zeros(slots, rank, width, dtype=dtype)
+    batched_lora.expand(x, x[:, : slots * rank], each, b_SRO, tiles_T3)
+    states_HND = x.view(tokens, heads, width // heads).transpose(0, 1)
+    rotary.rotate(states_HND, states_HND, x[:, :64].contiguous(), x[:, :64].contiguous())
+    blocks_PSHD = torch.zeros(2, 16, heads, width // heads, dtype=dtype)
+    tables_RP, look = torch.zeros(tokens, 1, dtype=torch.int32), paged_attention.Look(0.1)
+    paged_attention.store(states_HND, states_HND, blocks_PSHD, blocks_PSHD, tables_RP, each, each)
+    paged_attention.decode(states_HND, blocks_PSHD, blocks_PSHD, tables_RP, each, look)
+    tiles_M4 = torch.zeros(1, 4, dtype=torch.int32)
+    paged_attention.prefill(states_HND, blocks_PSHD, blocks_PSHD, tables_RP, tiles_M4, look)
+
+
 if __name__ == "__main__":
     triton.runtime.driver.set_active(AbsentGpu(int(sys.argv[1])))
     JITFunction.__getitem__ = compile_only
-    compile_all(torch.bfloat16)
+    compile_training(torch.bfloat16)
+    compile_serving(torch.bfloat16)
     print(*sorted(compiled))

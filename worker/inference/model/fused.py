@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from worker.kernels import elementwise
+from worker.kernels import norm, rotary, swiglu
 
 # Two ways to round the same sums, relative to the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -41,7 +41,7 @@ def _norm(module: nn.Module) -> Callable[..., torch.Tensor] | None:
     if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None or weight.ndim != 1:
         return None
     # Norms of heads see strided rows; the kernel wants lines that lie one after another.
-    return lambda x: elementwise.rms_norm(x.contiguous(), weight, epsilon)
+    return lambda x: norm.rms_norm(x.contiguous(), weight, epsilon)
 
 
 def _swiglu(module: nn.Module) -> Callable[..., torch.Tensor] | None:
@@ -56,7 +56,7 @@ def _swiglu(module: nn.Module) -> Callable[..., torch.Tensor] | None:
         assert up is not None
         assert down is not None
         gate_x, up_x = gate(x), up(x)
-        active = elementwise.silu_times(gate_x.flatten(0, -2), up_x.flatten(0, -2))
+        active = swiglu.silu_times(gate_x.flatten(0, -2), up_x.flatten(0, -2))
         answer: torch.Tensor = down(active.view(*x.shape[:-1], -1))
         return answer
 
@@ -108,7 +108,7 @@ def _rotation(own: Callable[..., Tensors]) -> Callable[..., Tensors]:
         plain = q.is_cuda and len(q) == 1 and cos.shape == (1, q.shape[2], q.shape[3])
         if not plain or others or named.get("unsqueeze_dim", 1) != 1:
             return own(q, k, cos, sin, *others, **named)
-        rotated = elementwise.rotate(q[0], k[0], cos[0].contiguous(), sin[0].contiguous())
+        rotated = rotary.rotate(q[0], k[0], cos[0].contiguous(), sin[0].contiguous())
         return rotated[0][None], rotated[1][None]
 
     rotate.replaces = own  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from worker.kernels import residual_norm
+from worker.kernels import norm
 from worker.training.optimizations.lora import room
 
 # transformers 5.23 checkpoints within the `forward` that is hidden here, releases before it around it.
@@ -107,7 +107,7 @@ class _NormAndPass(torch.autograd.Function):
         ctx: Any, stream: torch.Tensor, weight_H: torch.Tensor, epsilon: float, rooms: _Rooms
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x_TH = stream.reshape(-1, stream.shape[-1])
-        normed_TH, scale_T = residual_norm.norm(x_TH, weight_H, epsilon, room=rooms.normed)
+        normed_TH, scale_T = norm.rms_norm_and_scale(x_TH, weight_H, epsilon, padding=rooms.normed)
         ctx.save_for_backward(x_TH, weight_H, scale_T)
         ctx.rooms = rooms
         return normed_TH.view(stream.shape), stream.view_as(stream)
@@ -119,7 +119,5 @@ class _NormAndPass(torch.autograd.Function):
         grad_TH, passed_TH = grad.reshape(x_TH.shape).contiguous(), passed.reshape(x_TH.shape)
         if passed_TH.stride(1) != 1:
             passed_TH = passed_TH.contiguous()
-        grad_x_TH = residual_norm.gradient(
-            grad_TH, passed_TH, x_TH, weight_H, scale_T, room=ctx.rooms.gradient
-        )
+        grad_x_TH = norm.gradient(grad_TH, passed_TH, x_TH, weight_H, scale_T, padding=ctx.rooms.gradient)
         return room.lend(grad_x_TH.view(grad.shape), ctx.rooms.gradient), None, None, None

@@ -1,6 +1,6 @@
-"""The small steps between a decoder layer's products, each in one kernel: RMS norm, rotary angles, SwiGLU.
+"""Rotary position embedding (Su et al. 2021) of the two halves of each head, as in Llama, in one kernel.
 
-Shape letters: N tokens, H heads, D dimension, I width.
+Shape letters: N tokens, H query heads, G key heads, D dimension of a head.
 """
 
 import torch
@@ -10,20 +10,10 @@ import triton.language as tl
 _HEADS_PER_PROGRAM = 16
 
 
-def rms_norm(x_NI: torch.Tensor, weight_I: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """x over the root of its mean square, times a weight (Zhang and Sennrich 2019). x is contiguous."""
-    width = x_NI.shape[-1]
-    y_NI = torch.empty_like(x_NI)
-    _rms_norm_kernel[(x_NI.numel() // width,)](
-        x_NI, weight_I, y_NI, epsilon, WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=8
-    )
-    return y_NI
-
-
 def rotate(
     query_HND: torch.Tensor, key_GND: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary position embedding (Su et al. 2021) of halves, as in Llama; views of [N, H, D] tensors."""
+    """Return rotated queries [H, N, D] and keys [G, N, D], views of tensors [N, H, D] and [N, G, D]."""
     heads, count, dimension = query_HND.shape
     key_heads = key_GND.shape[0]
     new_query_NHD = query_HND.new_empty(count, heads, dimension)
@@ -47,30 +37,6 @@ def rotate(
         num_warps=4,
     )
     return new_query_NHD.transpose(0, 1), new_key_NGD.transpose(0, 1)
-
-
-def silu_times(gate_NI: torch.Tensor, up_NI: torch.Tensor) -> torch.Tensor:
-    """silu(gate) · up (SwiGLU, Shazeer 2020). Rows may be strided."""
-    count, width = gate_NI.shape
-    y_NI = gate_NI.new_empty(count, width)
-    block = 1024
-    _silu_times_kernel[(count, triton.cdiv(width, block))](
-        gate_NI, up_NI, y_NI, gate_NI.stride(0), up_NI.stride(0), WIDTH=width, BLOCK=block, num_warps=4
-    )
-    return y_NI
-
-
-@triton.jit
-def _rms_norm_kernel(x, weight, y, epsilon, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * WIDTH
-    each = tl.arange(0, BLOCK)
-    inside = each < WIDTH
-    value = tl.load(x + row + each, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(value * value, 0) / WIDTH + epsilon)
-    # Rounded before the weight, as transformers does it.
-    normed = (value * scale).to(y.dtype.element_ty)
-    factor = tl.load(weight + each, mask=inside, other=0.0)
-    tl.store(y + row + each, (normed * factor).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -116,14 +82,3 @@ def _rotate_kernel(
     tl.store(write_query + HALF, new_high, mask=is_query & inside)
     tl.store(write_key, new_low, mask=is_key & inside)
     tl.store(write_key + HALF, new_high, mask=is_key & inside)
-
-
-@triton.jit
-def _silu_times_kernel(gate, up, y, gate_stride, up_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    each = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = each < WIDTH
-    gate_value = tl.load(gate + row * gate_stride + each, mask=inside, other=0.0).to(tl.float32)
-    up_value = tl.load(up + row * up_stride + each, mask=inside, other=0.0).to(tl.float32)
-    active = (gate_value * tl.sigmoid(gate_value)).to(y.dtype.element_ty).to(tl.float32)
-    tl.store(y + row * WIDTH + each, (active * up_value).to(y.dtype.element_ty), mask=inside)
