@@ -25,7 +25,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def parse(text: str) -> httpx.URL:
+def parse_webhook_url(text: str) -> httpx.URL:
     """An address that a webhook may have. Raises TargetRefused."""
     try:
         url = httpx.URL(text)
@@ -42,7 +42,7 @@ def parse(text: str) -> httpx.URL:
     return url
 
 
-def resolve(url: httpx.URL, *, allow_private: bool) -> list[str]:
+def resolve_allowed_addresses(url: httpx.URL, *, allow_private: bool) -> list[str]:
     """The addresses of a URL's host that may be connected to, in the system's order. Waits for DNS.
 
     Raises TargetRefused where there is none.
@@ -77,12 +77,12 @@ def _unwrapped(address: _Address) -> _Address:
     return address.ipv4_mapped or address.sixtofour or address
 
 
-def new_secret() -> str:
+def new_webhook_secret() -> str:
     """256 random bits as `whsec_<base64>`."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
 
 
-def sign(secret: str, delivery_id: str, timestamp: int, body: str) -> dict[str, str]:
+def sign_delivery(secret: str, delivery_id: str, timestamp: int, body: str) -> dict[str, str]:
     """The three headers that a receiver checks; `timestamp` is that of this attempt, in Unix seconds."""
     signed = f"{delivery_id}.{timestamp}.{body}".encode()
     signature = base64.b64encode(hmac.new(_key(secret), signed, hashlib.sha256).digest()).decode()
@@ -93,7 +93,7 @@ def sign(secret: str, delivery_id: str, timestamp: int, body: str) -> dict[str, 
     }
 
 
-def is_secret(text: str) -> bool:
+def is_webhook_secret(text: str) -> bool:
     """Whether one can sign with it: `whsec_` and base64, or any text without that beginning."""
     try:
         return bool(_key(text))

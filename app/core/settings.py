@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core import net
 from app.core.errors.webhooks import TargetRefused
-from app.core.net import is_secret
+from app.core.net import is_webhook_secret
 
 
 class GpuPolicy(StrEnum):
@@ -97,7 +97,6 @@ class Settings(BaseSettings):
     cancel_grace_seconds: float = Field(10.0, ge=0, description="How long a cancelled step may go on.")
     shutdown_grace_seconds: float = Field(90.0, ge=0, description="How long a step may go on after SIGTERM.")
 
-    engine: str = Field("builtin", description="`builtin`: the worker's own engine.")
     engine_host: str = Field("127.0.0.1", description="Address the engine listens on.")
     engine_port: int = Field(0, ge=0, le=65535, description="Port of the engine; 0: a free one.")
     engine_url: str = Field(
@@ -144,7 +143,7 @@ class Settings(BaseSettings):
     @field_validator("webhook_secret")
     @classmethod
     def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        if value and value.get_secret_value() and not is_secret(value.get_secret_value()):
+        if value and value.get_secret_value() and not is_webhook_secret(value.get_secret_value()):
             raise ValueError("what follows `whsec_` must be base64")
         return value if value and value.get_secret_value() else None
 
@@ -153,7 +152,7 @@ class Settings(BaseSettings):
     def _check_webhook_url(cls, value: str, found: ValidationInfo) -> str:
         if value:
             try:
-                net.parse(value)
+                net.parse_webhook_url(value)
             except TargetRefused as error:
                 raise ValueError(error.message) from None
             if not (found.data.get("webhook_secret") or found.data.get("webhook_secret_file")):

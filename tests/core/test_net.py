@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.core import net
 from app.core.errors.webhooks import TargetRefused
+from app.core.net import is_public, parse_webhook_url, resolve_allowed_addresses
 
 
 def stub_dns(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
@@ -31,7 +31,7 @@ def stub_dns(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 )
 def test_what_is_no_target_is_refused_in_words(url: str, said: str) -> None:
     with pytest.raises(TargetRefused, match=said):
-        net.parse(url)
+        parse_webhook_url(url)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_what_is_no_target_is_refused_in_words(url: str, said: str) -> None:
     ],
 )
 def test_an_address_inside_is_not_public(address: str) -> None:
-    assert not net.is_public(address)
+    assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
 def test_an_address_of_the_internet_is_public(address: str) -> None:
-    assert net.is_public(address)
+    assert is_public(address)
 
 
 @pytest.mark.parametrize(
@@ -69,22 +69,22 @@ def test_an_address_of_the_internet_is_public(address: str) -> None:
 )
 def test_loopback_is_refused_however_it_is_written(host: str) -> None:
     with pytest.raises(TargetRefused, match="loopback"):
-        net.resolve(httpx.URL(f"http://{host}/"), allow_private=False)
+        resolve_allowed_addresses(httpx.URL(f"http://{host}/"), allow_private=False)
 
 
 def test_loopback_is_reached_where_that_is_allowed() -> None:
-    assert net.resolve(httpx.URL("http://127.0.0.1:1/"), allow_private=True) == ["127.0.0.1"]
+    assert resolve_allowed_addresses(httpx.URL("http://127.0.0.1:1/"), allow_private=True) == ["127.0.0.1"]
 
 
 def test_a_name_with_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stub_dns(monkeypatch, "10.0.0.1")
     with pytest.raises(TargetRefused, match="private"):
-        net.resolve(httpx.URL("https://inside.example"), allow_private=False)
+        resolve_allowed_addresses(httpx.URL("https://inside.example"), allow_private=False)
 
 
 def test_only_the_public_addresses_of_a_name_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     stub_dns(monkeypatch, "10.0.0.1", "1.1.1.1")
-    assert net.resolve(httpx.URL("https://both.example"), allow_private=False) == ["1.1.1.1"]
+    assert resolve_allowed_addresses(httpx.URL("https://both.example"), allow_private=False) == ["1.1.1.1"]
 
 
 def test_a_name_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,4 +93,4 @@ def test_a_name_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     with pytest.raises(TargetRefused, match="no address"):
-        net.resolve(httpx.URL("https://nowhere.example"), allow_private=False)
+        resolve_allowed_addresses(httpx.URL("https://nowhere.example"), allow_private=False)

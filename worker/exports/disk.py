@@ -6,7 +6,7 @@ from pathlib import Path
 import gguf
 from gguf import GGMLQuantizationType
 
-from app.core.errors.exports import NoRoomForExport
+from app.core.errors.exports import ExportDiskFull
 from app.core.specs.export import AdapterArchive, ExportSpec, GgufLoraSpec, GgufSpec, HubSpec, PytorchBinSpec
 
 # Headers, tokenizer, and what other programs write meanwhile.
@@ -36,10 +36,10 @@ def count_bytes(spec: ExportSpec, *, elements: int, adapter_bytes: int, has_merg
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise NoRoomForExport where the disk has less."""
+    """Raise ExportDiskFull where the disk has less."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise NoRoomForExport(
+        raise ExportDiskFull(
             f"The export takes {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free.",
             hint="Free some space (DELETE /exports/{id} removes old exports), then retry.",
         )

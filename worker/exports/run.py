@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from app.core.engine.base_models import find_folder
 from app.core.errors import TunesmithError
 from app.core.errors.base_models import ModelMissing
-from app.core.errors.exports import ExportFailure, NoRoomForExport
+from app.core.errors.exports import ExportDiskFull, ExportFailure
 from app.core.errors.jobs import DiskFull, OutOfMemory
 from app.core.exports.results import Agreement, ExportedFile
 from app.core.specs.export import BaseWeights, GgufLoraSpec, GgufSpec, PytorchBinSpec
@@ -219,7 +219,7 @@ def _explain(error: Exception, folder: Path) -> TunesmithError:
         return error
     # Asked while what was written is still there: torch.save says no more than that writing failed.
     if isinstance(error, DiskFull) or is_disk_full(folder):
-        return NoRoomForExport(hint="Free some space, then retry: a complete merge is kept.")
+        return ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
     if isinstance(error, MemoryError):
         return OutOfMemory("The machine has no memory left.", hint="Free some memory, then retry.")
     return ExportFailure(f"{type(error).__name__}: {error}", hint="See the worker's log of exports.")

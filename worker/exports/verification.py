@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
 
-from app.core.errors.exports import ExportMismatch, NoMemoryForProof
+from app.core.errors.exports import ExportMismatch, NoMemoryForVerification
 from app.core.exports.results import Agreement, Threshold
 from app.core.specs.job import QuantizationSpec
 from worker.exports.agreement import Tally
@@ -48,12 +48,12 @@ class Live:
 
 
 def choose_dtype(elements: int, free_bytes: int) -> torch.dtype:
-    """The numbers to compute in. Raises NoMemoryForProof."""
+    """The numbers to compute in. Raises NoMemoryForVerification."""
     for dtype in (torch.float32, torch.bfloat16):
         if elements * dtype.itemsize * _ROOM <= free_bytes:
             return dtype
     needed = elements * 2 * _ROOM
-    raise NoMemoryForProof(
+    raise NoMemoryForVerification(
         f"To compare the files with the live adapter takes {needed / 1e9:.1f} GB of memory, and "
         f"{free_bytes / 1e9:.1f} GB are free.",
         hint="Free some memory, then retry: what was made so far is kept. No GPU memory is needed.",
@@ -68,7 +68,7 @@ def observe(
     *,
     elements: int,
 ) -> Live:
-    """Load the live adapter and let it answer. Raises NoMemoryForProof."""
+    """Load the live adapter and let it answer. Raises NoMemoryForVerification."""
     dtype = choose_dtype(elements, psutil.virtual_memory().available)
     model = load_live(base, adapter, quantization, dtype)
     cut = [list(prompt)[:PROMPT_TOKENS] for prompt in prompts]
@@ -110,7 +110,7 @@ def load_live(base: Path, adapter: Path, quantization: QuantizationSpec, dtype: 
 def compare(
     live: Live, load: Callable[[torch.dtype], PreTrainedModel], threshold: Threshold, *, loaded_with: str
 ) -> Agreement:
-    """Load the files and compare. Raises NoMemoryForProof."""
+    """Load the files and compare. Raises NoMemoryForVerification."""
     model = load(live.dtype)
     tally = Tally()
     equal = 0

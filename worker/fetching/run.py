@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from app.core.datasets.inspection import Inspection, inspect_hub_table, refuse_problems
 from app.core.datasets.problems import Record
 from app.core.errors import TunesmithError
-from app.core.errors.datasets import FetchFailure, NoRoomForDataset
+from app.core.errors.datasets import DatasetDiskFull, FetchFailure
 from worker.fetching.failures import explain, to_report
 from worker.fetching.hub_table import HubTable, find_commit, open_table
 from worker.fetching.reports import Fetched, Fetching, FetchRequest
@@ -81,7 +81,7 @@ def _fetch(request: FetchRequest, link: ParentLink) -> None:
 
 def _explain(error: Exception, request: FetchRequest, rows_read: int) -> TunesmithError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoRoomForDataset()
+        return DatasetDiskFull()
     unknown = FetchFailure(f"{type(error).__name__}: {error}", hint="See the worker's log.")
     return explain(error, request.source, rows_read) or unknown
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from sqlalchemy.orm import Session
 
 from app.core.datasets import records as dataset_records
-from app.core.engine.preflight import DatasetRef, PreflightRequest, Room
+from app.core.engine.preflight import DatasetRef, MemoryFit, PreflightRequest
 from app.core.errors import TunesmithError
 from app.core.jobs import continuation, records as job_records
 from app.core.settings import GpuPolicy
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Engine(Protocol):
     """What serves, as far as a job is concerned."""
 
-    def find_room(self, request: PreflightRequest) -> Room | None: ...
+    def find_room(self, request: PreflightRequest) -> MemoryFit | None: ...
     def sharing(self, job_id: str, reserved_bytes: int) -> AbstractContextManager[None]: ...
     def paused(self, job_id: str) -> AbstractContextManager[None]: ...
 
@@ -46,7 +46,7 @@ def make_room(
             yield True
 
 
-def _find_room(engine: Engine, describe: Describe) -> Room | None:
+def _find_room(engine: Engine, describe: Describe) -> MemoryFit | None:
     try:
         return engine.find_room(describe())
     except TunesmithError as error:

@@ -13,10 +13,10 @@ from app.core.engine.preflight import (
     LengthBucket,
     Lines,
     MemoryFigures,
+    MemoryFit,
     Notice,
     Preflight,
     PreflightRequest,
-    Room,
     TimeFigures,
     TokenFigures,
 )
@@ -89,10 +89,10 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
     return answer.model_copy(update={"warnings": [*notices, *warn_of(answer, spec.training)]})
 
 
-def find_room(request: PreflightRequest, place: Place) -> Room:
+def find_room(request: PreflightRequest, place: Place) -> MemoryFit:
     """Whether the job fits into what is free in a place. Raises as `run_preflight` does."""
     answer = run_preflight(request, place)
-    return Room(fits=answer.fits, bytes=answer.memory.total)
+    return MemoryFit(fits=answer.fits, bytes=answer.memory.total)
 
 
 def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import httpx
 
 from app.core.engine.messages import EngineState
-from app.core.engine.preflight import PreflightRequest, Room
+from app.core.engine.preflight import MemoryFit, PreflightRequest
 from app.core.settings import Settings
 from worker.processes.child_process import ChildProcess
 from worker.processes.reports import EngineRequest, Listening
@@ -80,14 +80,14 @@ class EngineProcess:
             return None
         return EngineState.model_validate_json(answer.content) if answer else None
 
-    def find_room(self, request: PreflightRequest) -> Room | None:
+    def find_room(self, request: PreflightRequest) -> MemoryFit | None:
         """Whether a job fits beside what the engine holds; None where it can't say."""
         try:
             answer = self._call("POST", "/room", json=request.model_dump(mode="json"), timeout=_ROOM_SECONDS)
         except httpx.HTTPError as error:
             log.warning("Nobody knows whether the job fits beside serving, which pauses: %s", error)
             return None
-        return Room.model_validate_json(answer.content) if answer else None
+        return MemoryFit.model_validate_json(answer.content) if answer else None
 
     @contextmanager
     def sharing(self, job_id: str, reserved_bytes: int) -> Iterator[None]:

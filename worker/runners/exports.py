@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from app.core.adapters import records as adapter_records
 from app.core.datasets import records as dataset_records
 from app.core.errors import NotFound, TunesmithError
-from app.core.errors.exports import ExportFailure, NoRoomForExport
+from app.core.errors.exports import ExportDiskFull, ExportFailure
 from app.core.errors.work import LeaseLost
 from app.core.exports import queue as export_queue, records as export_records
 from app.core.exports.queue import ExportLease, ExportResult
@@ -284,7 +284,7 @@ def _find_inputs(session: Session, lease: ExportLease) -> _Inputs:
 
 def _failure(error: Exception) -> Failure:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = NoRoomForExport(hint="Free some space, then retry: a complete merge is kept.")
+        full = ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
         return Failure(full.code, full.message, full.hint)
     if isinstance(error, TunesmithError):
         return Failure(error.code, error.message, error.hint)

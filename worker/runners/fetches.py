@@ -16,7 +16,7 @@ from app.core.datasets import fetches
 from app.core.datasets.fetches import FetchError, FetchLease
 from app.core.datasets.inspection import Inspection
 from app.core.datasets.limits import Limits
-from app.core.errors.datasets import NoRoomForDataset
+from app.core.errors.datasets import DatasetDiskFull
 from app.core.errors.work import LeaseLost
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
@@ -168,7 +168,7 @@ class FetchRunner:
 
 def _failure(error: Exception) -> FetchError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = NoRoomForDataset()
+        full = DatasetDiskFull()
         return FetchError(full.code, full.message, full.hint)
     return FetchError("fetch_failed", f"The worker failed: {error}", "See the worker's log.")
 

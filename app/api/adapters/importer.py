@@ -119,7 +119,7 @@ class Importer:
 
     def _find_unproved(self) -> list[str]:
         with self._database.snapshot() as session:
-            return adapter_imports.find_unproved(session)
+            return adapter_imports.find_unverified(session)
 
     def _find_target(self, adapter_id: str) -> Target | None:
         with self._database.snapshot() as session:

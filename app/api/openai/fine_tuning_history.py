@@ -6,14 +6,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.api.jobs.loss_curve import LossPoint
-from app.core.jobs.events import Checkpoint, Evaluation, Event, Level, Log, Metrics, StateChange, Warn
+from app.core.jobs.events import Checkpoint, Evaluation, Event, EventLevel, Log, Metrics, StateChange, Warn
 from app.core.specs.states import JobState
 from app.core.storage import tables
 
-_LEVELS: dict[Level, Literal["info", "warn", "error"]] = {
-    Level.INFO: "info",
-    Level.WARNING: "warn",
-    Level.ERROR: "error",
+_LEVELS: dict[EventLevel, Literal["info", "warn", "error"]] = {
+    EventLevel.INFO: "info",
+    EventLevel.WARNING: "warn",
+    EventLevel.ERROR: "error",
 }
 _STATE_TEXTS = {
     JobState.QUEUED: "Files validated, moving job to queued state",

@@ -14,12 +14,12 @@ from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.webhooks.sender import Sender
-from app.core.net import sign
+from app.core.net import sign_delivery
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.database import Database
 from app.core.webhooks import deliveries, subscriptions
-from app.core.webhooks.deliveries import Claim, Outcome
+from app.core.webhooks.deliveries import Claim, DeliveryOutcome
 
 AT_ONCE = 16
 AT_ONCE_EACH = 4
@@ -46,7 +46,7 @@ class Deliverer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._under_way: dict[asyncio.Task[None], str] = {}
-        database.listen(deliveries.NEWS, self.wake)
+        database.listen(deliveries.TOPIC, self.wake)
 
     def wake(self) -> None:
         """Something may be due now."""
@@ -87,7 +87,7 @@ class Deliverer:
         if target is None:
             return  # deleted since
         url, secret = target
-        headers = sign(secret, claim.delivery_id, int(time.time()), claim.body)
+        headers = sign_delivery(secret, claim.delivery_id, int(time.time()), claim.body)
         outcome = await self._sender.post(url, headers, claim.body)
         await to_thread.run_sync(self._record, claim, outcome)
 
@@ -130,7 +130,7 @@ class Deliverer:
             webhook = session.get(tables.WebhookRow, claim.webhook_id)
             return (webhook.url, subscriptions.secret_of(webhook, self._settings)) if webhook else None
 
-    def _record(self, claim: Claim, outcome: Outcome) -> None:
+    def _record(self, claim: Claim, outcome: DeliveryOutcome) -> None:
         with self._database.transaction() as session:
             is_ours = deliveries.record(session, claim, outcome)
         if not is_ours:

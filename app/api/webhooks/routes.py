@@ -126,7 +126,7 @@ def redeliver(webhook_id: WebhookId, delivery_id: DeliveryId, services: Services
 
 def _check_target(url: str, settings: Settings) -> None:
     """Raises TargetRefused."""
-    net.resolve(net.parse(url), allow_private=settings.webhook_allow_private)
+    net.resolve_allowed_addresses(net.parse_webhook_url(url), allow_private=settings.webhook_allow_private)
 
 
 def _find(session: Session, webhook_id: str) -> CreatedWebhook:

@@ -9,7 +9,7 @@ from anyio import to_thread
 
 from app.core import net
 from app.core.errors.webhooks import TargetRefused
-from app.core.webhooks.deliveries import Outcome
+from app.core.webhooks.deliveries import DeliveryOutcome
 
 ATTEMPT_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
@@ -29,24 +29,24 @@ class Sender:
         if "_client" in vars(self):
             await self._client.aclose()
 
-    async def post(self, url: str, headers: dict[str, str], body: str) -> Outcome:
+    async def post(self, url: str, headers: dict[str, str], body: str) -> DeliveryOutcome:
         """Send a body once. Never raises for what the receiver or the network does."""
         try:
             async with asyncio.timeout(self._attempt_seconds):
                 status = await self._post(url, headers, body)
         except TargetRefused as refused:
-            return Outcome(None, " ".join(filter(None, [refused.message, refused.hint])))
+            return DeliveryOutcome(None, " ".join(filter(None, [refused.message, refused.hint])))
         except (TimeoutError, httpx.TimeoutException):
-            return Outcome(None, f"No answer within {self._attempt_seconds:g} seconds.")
+            return DeliveryOutcome(None, f"No answer within {self._attempt_seconds:g} seconds.")
         except httpx.ConnectError as error:
-            return Outcome(None, f"No connection: {error}")
+            return DeliveryOutcome(None, f"No connection: {error}")
         except httpx.HTTPError as error:
-            return Outcome(None, f"No answer: {error or type(error).__name__}")
-        return Outcome(status, _complaint(status))
+            return DeliveryOutcome(None, f"No answer: {error or type(error).__name__}")
+        return DeliveryOutcome(status, _complaint(status))
 
     async def _post(self, url: str, headers: dict[str, str], body: str) -> int:
-        target = net.parse(url)
-        resolve = partial(net.resolve, target, allow_private=self._allow_private)
+        target = net.parse_webhook_url(url)
+        resolve = partial(net.resolve_allowed_addresses, target, allow_private=self._allow_private)
         addresses = await to_thread.run_sync(resolve, abandon_on_cancel=True)
         for place, address in enumerate(addresses, start=1):
             try:

@@ -73,7 +73,7 @@ def find_page(
     return newest_first(session, query, tables.AdapterImportRow, after=after, limit=limit)
 
 
-def find_unproved(session: Session) -> list[str]:
+def find_unverified(session: Session) -> list[str]:
     """Ids of what is to be proved, the oldest first."""
     query = select(tables.AdapterImportRow.id).where(tables.AdapterImportRow.state == AdapterState.IMPORTING)
     return list(

@@ -43,7 +43,7 @@ class UnknownColumns(DatasetInvalid):
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """A format, and the file's own name for each of its columns."""
 
     format: DatasetFormat
@@ -70,7 +70,7 @@ def check_mapped_columns(columns: Iterable[str], column_map: Mapping[str, str]) 
         raise _bad_map(f"column_map names {quoted(absent)}, but the file's columns are {quoted(columns)}.")
 
 
-def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> Layout:
+def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> ColumnLayout:
     """The format that these columns mean. Raises UnknownColumns, or DatasetInvalid where several fit."""
     columns = list(columns)
     # A record of JSON may leave an optional column out, though others of the file have it.
@@ -86,10 +86,10 @@ def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> Layo
     if not fits:
         raise _no_format(columns, column_map)
     own = [name for name in _columns(fits[0]) if name not in column_map.values()]
-    return Layout(fits[0], {**{name: name for name in own}, **column_map})
+    return ColumnLayout(fits[0], {**{name: name for name in own}, **column_map})
 
 
-def parse_row(record: Mapping[str, Any], layout: Layout) -> Row:
+def parse_row(record: Mapping[str, Any], layout: ColumnLayout) -> Row:
     """One row in its stored form. Raises BadRow."""
     names = layout.names
     for column in _REQUIRED[layout.format]:

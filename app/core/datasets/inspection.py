@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 
 from app.core.datasets.formats import (
     BadRow,
-    Layout,
+    ColumnLayout,
     UnknownColumns,
     check_column_map,
     check_mapped_columns,
@@ -142,7 +142,7 @@ class _Inspector:
         self._target = target
         self._limits = limits
         self._column_map = column_map
-        self._layout: Layout | None = None
+        self._layout: ColumnLayout | None = None
         self._columns: dict[str, None] = {}
         self._no_layout: DatasetInvalid | None = None
         self._sha256 = hashlib.sha256()
@@ -197,7 +197,7 @@ class _Inspector:
             raise
         return table.read()
 
-    def _choose_layout(self, columns: list[str]) -> Layout:
+    def _choose_layout(self, columns: list[str]) -> ColumnLayout:
         """The layout of a file whose columns are known before its rows."""
         self._columns = dict.fromkeys(columns)
         check_mapped_columns(columns, self._column_map)

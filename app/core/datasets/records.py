@@ -161,6 +161,5 @@ def open_rows(store: ArtifactStore, dataset: tables.DatasetRow) -> Iterator[tupl
 
 
 def folder_of(dataset_id: str) -> str:
-    """Where the files of a dataset lie in the artifact store."""
-    """The key of a dataset's files in the store."""
+    """The key of a dataset's files in the artifact store."""
     return f"datasets/{dataset_id}"

@@ -26,7 +26,7 @@ class PreflightRequest(Wire):
     validation_dataset: DatasetRef | None = None
 
 
-class Room(Wire):
+class MemoryFit(Wire):
     """Whether a job fits beside what serving holds now, and what it needs at its peak."""
 
     fits: bool

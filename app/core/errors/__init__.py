@@ -27,10 +27,10 @@ TunesmithError
 ├── LeaseLost                 another worker owns the job now: stop and drop the result
 ├── FetchFailure              why a Hub dataset could not be fetched; recorded with the dataset
 │   └── HubDatasetMissing, HubDatasetGated, UnknownConfig, UnknownSplit, HubDatasetUnfit,
-│       HubDatasetUnreadable, NoRoomForDataset
+│       HubDatasetUnreadable, DatasetDiskFull
 ├── ExportFailure             why an export failed; recorded with the export
-│   └── ExportMismatch, ExportUnsupported, GgufFamilyUnknown, TokenizerUnfit, NoRoomForExport,
-│       NoMemoryForProof, HubRefused, HubRepositoryExists
+│   └── ExportMismatch, ExportUnsupported, GgufFamilyUnknown, TokenizerUnfit, ExportDiskFull,
+│       NoMemoryForVerification, HubRefused, HubRepositoryExists
 └── JobFailure                why a job failed; recorded with the job
     └── ModelGated, ModelMissing, HubUnreachable, BaseModelChanged, ModelUnreadable, NothingToLearn,
         OutOfMemory, DiskFull, LossNotFinite, LossExploded, AdapterInert, TemplateMismatch, BadTarget,

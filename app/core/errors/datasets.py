@@ -76,7 +76,7 @@ class HubDatasetUnreadable(FetchFailure):
     code = "hub_dataset_unreadable"
 
 
-class NoRoomForDataset(FetchFailure):
+class DatasetDiskFull(FetchFailure):
     """The disk is full."""
 
     code = "disk_full"

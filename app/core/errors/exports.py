@@ -64,13 +64,13 @@ class TokenizerUnfit(ExportFailure):
     code = "tokenizer_unfit"
 
 
-class NoRoomForExport(ExportFailure):
+class ExportDiskFull(ExportFailure):
     """The disk has no room for the export."""
 
     code = "disk_full"
 
 
-class NoMemoryForProof(ExportFailure):
+class NoMemoryForVerification(ExportFailure):
     """There is not enough memory to load the model and compare."""
 
     code = "out_of_memory"

@@ -24,7 +24,7 @@ from app.core.webhooks import deliveries
 Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
-class Level(StrEnum):
+class EventLevel(StrEnum):
     """How much an event matters."""
 
     INFO = "info"
@@ -36,7 +36,7 @@ class EventData(BaseModel):
     """What an event says; the subclass is its type."""
 
     model_config = ConfigDict(extra="forbid")
-    level: ClassVar[Level] = Level.INFO
+    level: ClassVar[EventLevel] = EventLevel.INFO
 
 
 class Log(EventData):
@@ -83,7 +83,7 @@ class Checkpoint(EventData):
 class Warn(EventData):
     """Something the person should know; the job goes on."""
 
-    level: ClassVar[Level] = Level.WARNING
+    level: ClassVar[EventLevel] = EventLevel.WARNING
     type: Literal["warning"] = "warning"
     code: str = Field(description="A stable word for programs.")
     message: str = Field(description="What happened, for a person.")
@@ -112,7 +112,7 @@ class Event(BaseModel):
 
     seq: int = Field(description="Counts from 1 within the job; `after=seq` and `Last-Event-ID` take it.")
     at: datetime = Field(description="When it was recorded.")
-    level: Level
+    level: EventLevel
     type: str = Field(description="The kind of event; `data` has the fields of that kind.")
     data: AnyEventData = Field(description="What the event says.")
 
@@ -195,11 +195,11 @@ def _dump(entry: AnyEventData) -> dict[str, Any]:
     return data
 
 
-def _level(entry: AnyEventData) -> Level:
+def _level(entry: AnyEventData) -> EventLevel:
     failed = isinstance(entry, StateChange) and entry.state is JobState.FAILED
-    return Level.ERROR if failed else entry.level
+    return EventLevel.ERROR if failed else entry.level
 
 
 def _from_row(row: tables.EventRow) -> Event:
     data = _EVENT_DATA.validate_python({"type": row.type, **row.data})
-    return Event(seq=row.seq, at=row.at, level=Level(row.level), type=row.type, data=data)
+    return Event(seq=row.seq, at=row.at, level=EventLevel(row.level), type=row.type, data=data)

@@ -15,7 +15,7 @@ from app.core.storage import tables
 from app.core.work.failures import Failure
 
 MIN_ROWS = 10
-KEPT_CHECKPOINTS = 3
+CHECKPOINT_ADAPTERS = 3
 BASE_LEARNING_RATE = 2e-4
 AUTO_BATCH_SIZE = 4
 _TARGET_EPOCHS, _MOST_EPOCHS = 3, 25
@@ -52,7 +52,7 @@ def training_settings(
         "num_train_epochs": epochs,
         **_passes(batch),
         "learning_rate": BASE_LEARNING_RATE * multiplier,
-        "keep_checkpoints": KEPT_CHECKPOINTS,
+        "keep_checkpoints": CHECKPOINT_ADAPTERS,
         **given,
     }
     epoch_steps = max(1, math.ceil(rows / effective_batch(TrainingSpec.model_construct(**settings))))

@@ -28,7 +28,7 @@ from app.core.storage.row_copy import copy_rows, one_state
 DATABASE, ARTIFACTS, JOBS, MANIFEST = "tunesmith.db", "artifacts", "jobs", "manifest.json"
 FORMAT = 1
 # What only a job that has not succeeded needs. Their folders appear whole, under names without a dot.
-KEPT_OF_JOBS = ("checkpoints", "best-adapters")
+RESUME_FOLDERS = ("checkpoints", "best-adapters")
 
 _MOMENTS = 5
 
@@ -128,7 +128,7 @@ def _hold_artifact(store: ArtifactStore, artifact: str, staging: Path) -> bool:
 
 
 def _hold_job(settings: Settings, job_id: str, staging: Path) -> None:
-    for kind in KEPT_OF_JOBS:
+    for kind in RESUME_FOLDERS:
         for folder in (settings.job_folder(job_id) / kind).glob("*"):
             held = staging / JOBS / job_id / kind / folder.name
             if "." in folder.name:

@@ -36,7 +36,7 @@ class Database:
         """
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
-        for topic in session.info.get("news", ()):
+        for topic in session.info.get("topics", ()):
             for listener in self._listeners.get(topic, ()):
                 listener()
 

@@ -26,7 +26,7 @@ from app.core.webhooks import subscriptions
 from app.core.webhooks.subscriptions import EventType
 
 # A database tells its listeners of this once what was announced is committed.
-NEWS = "deliveries"
+TOPIC = "deliveries"
 LEASE_SECONDS = 30.0
 FIRST_WAIT_SECONDS = 5.0
 GIVE_UP_AFTER = timedelta(hours=24)
@@ -54,7 +54,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DeliveryOutcome:
     """How one attempt went: the status that was answered, and why it does not count."""
 
     status: int | None
@@ -74,7 +74,7 @@ def announce(session: Session, job_id: str, state: JobState, *, now: datetime | 
     for webhook_id in receivers:
         session.add(_delivery(webhook_id, event_type, job_id, body, now))
     session.flush()
-    session.info.setdefault("news", set()).add(NEWS)
+    session.info.setdefault("topics", set()).add(TOPIC)
 
 
 def start_test(
@@ -115,7 +115,7 @@ def claim(
     return taken
 
 
-def record(session: Session, claim: Claim, outcome: Outcome, *, now: datetime | None = None) -> bool:
+def record(session: Session, claim: Claim, outcome: DeliveryOutcome, *, now: datetime | None = None) -> bool:
     """Write down how an attempt went; False where the claim has run out, and the delivery is another's."""
     now = now or datetime.now(UTC)
     delivery = session.scalar(
@@ -159,7 +159,7 @@ def send_again(
     delivery.give_up_at = now + GIVE_UP_AFTER
     delivery.lease_token, delivery.next_attempt_at = None, now
     session.flush()
-    session.info.setdefault("news", set()).add(NEWS)
+    session.info.setdefault("topics", set()).add(TOPIC)
     return delivery
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.core.errors import Conflict
 from app.core.errors.webhooks import WebhookFixed, WebhookNotFound
-from app.core.net import new_secret
+from app.core.net import new_webhook_secret
 from app.core.settings import Settings
 from app.core.specs.states import JobState
 from app.core.storage import tables
@@ -44,7 +44,7 @@ def create(session: Session, *, url: str, event_types: list[EventType], name: st
         id=new_id("wh"),
         name=name,
         url=url,
-        secret=new_secret(),
+        secret=new_webhook_secret(),
         event_types=list(event_types),
         is_enabled=True,
         created_at=datetime.now(UTC),

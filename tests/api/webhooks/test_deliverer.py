@@ -16,7 +16,7 @@ from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.database import Database
 from app.core.webhooks import deliveries
-from app.core.webhooks.deliveries import Outcome
+from app.core.webhooks.deliveries import DeliveryOutcome
 from app.main import create_app
 from tests.factories import make_job, make_webhook
 from tests.servers.webhook_receiver import Answer, WebhookReceiver
@@ -51,7 +51,7 @@ def find(database: Database) -> tables.WebhookDeliveryRow:
         return session.scalars(select(tables.WebhookDeliveryRow)).one()
 
 
-def post(url: str, *, allow_private: bool = True, seconds: float = 15) -> Outcome:
+def post(url: str, *, allow_private: bool = True, seconds: float = 15) -> DeliveryOutcome:
     sender = Sender(allow_private=allow_private, attempt_seconds=seconds)
     return asyncio.run(sender.post(url, HEADERS, "{}"))
 
@@ -157,7 +157,7 @@ def test_the_connection_goes_to_the_address_that_was_judged(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     port = receiver.url.rsplit(":", 1)[1]
-    monkeypatch.setattr("app.core.net.resolve", lambda *_, **__: ["127.0.0.1"])
+    monkeypatch.setattr("app.core.net.resolve_allowed_addresses", lambda *_, **__: ["127.0.0.1"])
     monkeypatch.setattr("socket.getaddrinfo", answer)
     assert post(f"http://name.example:{port}/").status == 204
     assert receiver.take().headers["host"] == f"name.example:{port}"
@@ -167,19 +167,19 @@ def test_the_connection_goes_to_the_address_that_was_judged(
 def test_the_next_address_is_tried_where_one_does_not_answer(
     receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.core.net.resolve", lambda *_, **__: ["127.0.0.2", "127.0.0.1"])
+    monkeypatch.setattr("app.core.net.resolve_allowed_addresses", lambda *_, **__: ["127.0.0.2", "127.0.0.1"])
     assert post(receiver.url).status == 204
 
 
 def test_a_receiver_that_says_nothing_is_given_up_on(receiver: WebhookReceiver) -> None:
     receiver.answers = [Answer(holds=True)]
-    assert post(receiver.url, seconds=0.2) == Outcome(None, "No answer within 0.2 seconds.")
+    assert post(receiver.url, seconds=0.2) == DeliveryOutcome(None, "No answer within 0.2 seconds.")
 
 
 def test_what_is_not_http_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        async def answer_nonsense() -> Outcome:
+        async def answer_nonsense() -> DeliveryOutcome:
             server = await asyncio.start_server(nonsense, sock=listener.dup())
             async with server:
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}"

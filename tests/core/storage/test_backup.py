@@ -80,10 +80,10 @@ def test_what_is_restored_is_what_was_there(
     restore_backup(empty, io.BytesIO(take(settings)))
     there, restored_store = Database(empty.database_url), ArtifactStore(empty.artifacts_url)
     with database.snapshot() as before, there.snapshot() as after:
-        for table in (tables.Dataset, tables.Job, tables.Event, tables.Adapter):
+        for table in (tables.DatasetRow, tables.JobRow, tables.EventRow, tables.AdapterRow):
             rows = select(*table.__table__.columns)
             assert list(map(tuple, after.execute(rows))) == list(map(tuple, before.execute(rows)))
-        rows_file = after.get_one(tables.Dataset, dataset_id).artifact
+        rows_file = after.get_one(tables.DatasetRow, dataset_id).artifact
     assert restored_store.open(rows_file).read() == store.open(rows_file).read()
     with restored_store.open("adapters/ad_0000000000000000/adapter_model.safetensors") as weights:
         assert weights.read() == b"weights"
@@ -119,7 +119,7 @@ def test_a_dataset_deleted_in_mid_backup_takes_its_row_along(
     def copy_then_delete(source: Database, path: Path) -> None:
         copy_database(source, path)
         with database.transaction() as session:
-            found = session.get(tables.Dataset, doomed)
+            found = session.get(tables.DatasetRow, doomed)
             if found:
                 store.delete(dataset_records.delete(session, doomed))
 
@@ -160,7 +160,7 @@ def test_every_row_has_its_file_however_much_is_added_and_deleted_meanwhile(
         restore_backup(there, io.BytesIO(tar))
         restored, restored_store = Database(there.database_url), ArtifactStore(there.artifacts_url)
         with restored.snapshot() as session:
-            named = session.scalars(select(tables.Dataset.artifact)).all()
+            named = session.scalars(select(tables.DatasetRow.artifact)).all()
         restored.close()
         assert len(named) >= 5
         assert all(restored_store.open(artifact).read() for artifact in named)
@@ -206,7 +206,7 @@ def test_an_adapter_that_is_being_imported_comes_with_its_files(
     restore_backup(empty, io.BytesIO(take(settings)))
     restored = Database(empty.database_url)
     with restored.snapshot() as session:
-        assert adapter_imports.find_unproved(session) == [adapter_id]
+        assert adapter_imports.find_unverified(session) == [adapter_id]
     restored.close()
     assert ArtifactStore(empty.artifacts_url).list_files(artifact) == ["adapter_model.safetensors"]
 

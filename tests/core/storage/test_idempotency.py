@@ -101,7 +101,7 @@ def test_what_is_too_old_goes(database: Database) -> None:
     remember(database, request(key="young"), at=NOON + MINUTE)
     with database.transaction() as session:
         idempotency.prune(session, now=NOON + timedelta(hours=24) + MINUTE / 2)
-        assert session.scalars(select(tables.IdempotencyKey.id)).all() == [request(key="young").id]
+        assert session.scalars(select(tables.IdempotencyKeyRow.id)).all() == [request(key="young").id]
 
 
 def test_where_a_part_ends_counts() -> None:

@@ -17,15 +17,15 @@ from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.database import Database
 from app.core.webhooks import deliveries, subscriptions
-from app.core.webhooks.deliveries import Claim, DeliveryState, Outcome
+from app.core.webhooks.deliveries import Claim, DeliveryOutcome, DeliveryState
 from app.core.webhooks.subscriptions import EventType
 from app.core.work.failures import Failure
 from tests.factories import make_job, make_webhook
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
-DONE = Outcome(200, None)
-BROKEN = Outcome(500, "It answered 500.")
+DONE = DeliveryOutcome(200, None)
+BROKEN = DeliveryOutcome(500, "It answered 500.")
 FAILURE = Failure("out_of_memory", "Out of memory.")
 
 
@@ -41,7 +41,7 @@ def claim(database: Database, now: datetime, **fields: Any) -> list[Claim]:
         return deliveries.claim(session, **{"limit": 16, "each": 16, "now": now, **fields})
 
 
-def record(database: Database, claim: Claim, outcome: Outcome, now: datetime) -> bool:
+def record(database: Database, claim: Claim, outcome: DeliveryOutcome, now: datetime) -> bool:
     with database.transaction() as session:
         return deliveries.record(session, claim, outcome, now=now)
 
@@ -140,7 +140,7 @@ def test_only_webhooks_that_want_the_event_are_told(database: Database) -> None:
 
 def test_listeners_hear_of_an_end_once_it_is_committed(database: Database) -> None:
     heard: list[int] = []
-    database.listen(deliveries.NEWS, lambda: heard.append(len(find_all(database))))
+    database.listen(deliveries.TOPIC, lambda: heard.append(len(find_all(database))))
     with database.transaction() as session:
         make_webhook(session)
         make_job(session)

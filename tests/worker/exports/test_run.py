@@ -254,7 +254,7 @@ def test_too_little_disk_is_told_before_anything_is_written(
 def test_too_little_memory_for_the_proof_is_told() -> None:
     assert verification.choose_dtype(1000, 10_000) is torch.float32
     assert verification.choose_dtype(1000, 3000) is torch.bfloat16
-    with pytest.raises(verification.NoMemoryForProof, match="memory"):
+    with pytest.raises(verification.NoMemoryForVerification, match="memory"):
         verification.choose_dtype(1000, 1000)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.engine.preflight import Room
+from app.core.engine.preflight import MemoryFit
 from app.core.errors.datasets import DatasetNotFound
 from app.core.settings import GpuPolicy
 from app.core.storage.artifacts import ArtifactStore
@@ -17,7 +17,7 @@ from worker.planning.gpu_sharing import find_request, make_room
 class FakeEngine:
     """Says what room there is, and remembers what it was told."""
 
-    def __init__(self, room: Room | None = None) -> None:
+    def __init__(self, room: MemoryFit | None = None) -> None:
         self.room = room
         self.told: list[str] = []
 
@@ -38,7 +38,7 @@ class FakeEngine:
         self.told.append("serves alone")
 
 
-FITS, TOO_LARGE = Room(fits=True, bytes=7), Room(fits=False, bytes=99)
+FITS, TOO_LARGE = MemoryFit(fits=True, bytes=7), MemoryFit(fits=False, bytes=99)
 BESIDE = ["asked", "leaves 7 to job_1", "serves alone"]
 PAUSED = ["pauses for job_1", "serves alone"]
 

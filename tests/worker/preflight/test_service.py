@@ -8,7 +8,14 @@ import pytest
 
 from app.core.datasets.rows import Completion, Row, write_row
 from app.core.engine.messages import Failed
-from app.core.engine.preflight import DatasetRef, Preflight, PreflightRequest, Preview, PreviewRequest, Room
+from app.core.engine.preflight import (
+    DatasetRef,
+    MemoryFit,
+    Preflight,
+    PreflightRequest,
+    Preview,
+    PreviewRequest,
+)
 from tests.factories import make_spec
 from tests.tiny_model import NAME
 from tests.worker.preflight.conftest import RunningEngine, make_rows
@@ -48,7 +55,7 @@ def test_room_is_what_a_job_needs_and_whether_that_is_free_beside_serving(
 
     response = engine.http.post("/room", content=request.model_dump_json())
 
-    room = Room.model_validate_json(response.content)
+    room = MemoryFit.model_validate_json(response.content)
     assert room.bytes == Preflight.model_validate_json(preflight(engine, dataset).content).memory.total
     assert room.fits
 
