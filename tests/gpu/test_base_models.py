@@ -36,7 +36,7 @@ def new_sequence(name: str, *, load_in_4bit: bool = False) -> Sequence:
     )
 
 
-def answer(folder: Path, *sequences: Sequence, max_lanes: int, weights: str = "auto") -> Engine:
+def answer(folder: Path, *sequences: Sequence, max_base_models: int, weights: str = "auto") -> Engine:
     """All of them, one by one submitted while those before run."""
     request = EngineRequest(
         host="127.0.0.1",
@@ -47,11 +47,11 @@ def answer(folder: Path, *sequences: Sequence, max_lanes: int, weights: str = "a
         cache_folder=folder,
         max_rows=8,
         cache_share=0.02,
-        max_base_models=max_lanes,
+        max_base_models=max_base_models,
         weights=weights,
     )
     device, mail = find_device(), Mailbox()
-    scheduler = Scheduler(max_waiting=9, adapter_slot_count=8, max_lanes=max_lanes)
+    scheduler = Scheduler(max_waiting=9, adapter_slot_count=8, max_base_models=max_base_models)
     engine = Engine(lambda base: load_runner(request, device, base), mail.deliver, scheduler)
     for sequence in sequences:
         engine.submit(sequence)
@@ -64,15 +64,17 @@ def answer(folder: Path, *sequences: Sequence, max_lanes: int, weights: str = "a
 
 def test_tokens_are_the_same_while_another_base_model_is_loaded_and_recorded(two_models):
     alone = new_sequence("tiny-llama")
-    answer(two_models, alone, max_lanes=1)
+    answer(two_models, alone, max_base_models=1)
     first, second = new_sequence("tiny-llama"), new_sequence("other-llama")
-    engine = answer(two_models, first, second, max_lanes=2)
+    engine = answer(two_models, first, second, max_base_models=2)
 
     assert first.token_ids == second.token_ids == alone.token_ids
     assert len(engine.state.bases) == 2
 
 
 def test_packed_weights_are_served(two_models):
-    engine = answer(two_models, new_sequence("tiny-llama", load_in_4bit=True), max_lanes=1, weights="4bit")
+    engine = answer(
+        two_models, new_sequence("tiny-llama", load_in_4bit=True), max_base_models=1, weights="4bit"
+    )
 
     assert [base.weight_bits for base in engine.state.bases] == [4]

@@ -1,4 +1,4 @@
-"""The engine's loop: take requests, load base models, let each batch do its step, hand out what was made.
+"""The engine's loop: take requests, load base models, let each executor do its step, hand out what was made.
 
 Everything that changes state happens in the one thread that calls `run` or `step`; other threads leave
 commands. Only loading a base model has a thread of its own, so that others go on meanwhile. Knows no torch
@@ -17,7 +17,7 @@ from app.core.engine.messages import BaseModelRef, EngineState, LoadingBase, Rep
 from app.core.errors import QueueFull, TunesmithError
 from app.core.errors.engine import EngineFailed, GpuTaken
 from app.core.errors.jobs import OutOfMemory
-from worker.inference.batching.batch import Batch, Runner, RunnerBroken
+from worker.inference.batching.executor import BatchExecutor, Runner, RunnerBroken
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
 from worker.inference.engine_state import describe, news
@@ -59,7 +59,7 @@ class Engine:
         self._options = options or Options()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._replies: list[tuple[Sequence, Reply]] = []
-        self._batches: list[Batch] = []
+        self._executors: list[BatchExecutor] = []
         self._loading: LoadingBase | None = None
         # Why new work is refused, and until when what runs may go on; None while the engine serves.
         self._refusal: TunesmithError | None = None
@@ -74,8 +74,8 @@ class Engine:
 
     @property
     def running_count(self) -> int:
-        """Sequences in a batch."""
-        return sum(len(lane.running) for lane in self._scheduler.lanes)
+        """Sequences in a executor."""
+        return sum(len(batch.running) for batch in self._scheduler.batches)
 
     @property
     def waiting_count(self) -> int:
@@ -118,9 +118,9 @@ class Engine:
             self.step()
 
     def step(self) -> None:
-        """Do what was asked meanwhile, then let every batch begin a step and hand out what its last one made.
+        """Run the queued commands, then one step of every batch, and deliver the replies.
 
-        With nothing to do but to wait for a base model, wait for it, or for a command.
+        While a base model is loading and no batch has work, waits for a command. Raises RunnerBroken.
         """
         self._obey()
         self._end_grace()
@@ -129,9 +129,9 @@ class Engine:
         try:
             self._wait_for_loading()
             self._start_waiting()
-            for batch in self._batches:
-                if batch.has_work:
-                    batch.step()
+            for executor in self._executors:
+                if executor.has_work:
+                    executor.step()
         except RunnerBroken:
             self._abandon()
             raise
@@ -142,7 +142,7 @@ class Engine:
     def _has_work(self) -> bool:
         return (
             bool(self._scheduler.waiting or self._quiet)
-            or any(batch.has_work for batch in self._batches)
+            or any(executor.has_work for executor in self._executors)
             # What it was loading is of no use to an engine that stops.
             or (self._loading is not None and not isinstance(self._refusal, EngineStopping))
         )
@@ -169,9 +169,9 @@ class Engine:
     def _cancel(self, sequence: Sequence) -> None:
         if sequence in self._scheduler.waiting:
             self._scheduler.remove(sequence)
-        for batch in self._batches:
-            if batch.lane.is_running(sequence):
-                batch.remove(sequence)
+        for executor in self._executors:
+            if executor.batch.is_running(sequence):
+                executor.remove(sequence)
 
     def _refuse(
         self, refusal: TunesmithError, grace_seconds: float, done: Future[None], paused_by: str | None = None
@@ -198,14 +198,14 @@ class Engine:
         if self._refusal is None:
             return
         is_over = self._clock() >= self._deadline
-        for batch in list(self._batches):
-            for sequence in list(batch.lane.running) if is_over else []:
-                batch.fail(sequence, self._refusal)
-            if not batch.lane.running:
-                self._unload(batch)
+        for executor in list(self._executors):
+            for sequence in list(executor.batch.running) if is_over else []:
+                executor.fail(sequence, self._refusal)
+            if not executor.batch.running:
+                self._unload(executor)
         # A job must not find half a base model on the device; an engine that stops takes it along.
         is_loading = self._loading is not None and not isinstance(self._refusal, EngineStopping)
-        if not self._batches and not is_loading:
+        if not self._executors and not is_loading:
             self._publish()
             for done in self._quiet:
                 done.set_result(None)
@@ -237,9 +237,9 @@ class Engine:
         switch = self._scheduler.next_switch() if self._refusal is None else None
         if switch is None:
             return
-        for batch in [one for one in self._batches if one.lane is switch.leaving]:
-            batch.close()
-            self._batches.remove(batch)
+        for executor in [one for one in self._executors if one.batch is switch.leaving]:
+            executor.close()
+            self._executors.remove(executor)
         self._scheduler.begin_loading(switch)
         self._loading = LoadingBase(base_model=switch.wanted, since=datetime.now(UTC))
         self._publish()
@@ -258,8 +258,8 @@ class Engine:
 
     def _loaded(self, base_model: BaseModelRef, runner: Runner) -> None:
         self._loading = None
-        lane = self._scheduler.open(base_model, runner.capacity)
-        self._batches.append(Batch(lane, runner, self._put))
+        batch = self._scheduler.open(base_model, runner.capacity)
+        self._executors.append(BatchExecutor(batch, runner, self._put))
 
     def _not_loaded(self, wanted: BaseModelRef, error: Exception) -> None:
         self._loading = None
@@ -269,7 +269,7 @@ class Engine:
         self._fail_waiting([one for one in self._scheduler.waiting if one.base_key == key], error)
 
     def _wait_for_loading(self) -> None:
-        while self._loading is not None and not any(batch.has_work for batch in self._batches):
+        while self._loading is not None and not any(executor.has_work for executor in self._executors):
             if isinstance(self._refusal, EngineStopping):
                 return
             try:
@@ -289,14 +289,14 @@ class Engine:
         first = self._scheduler.waiting[0].queued_at
         return max(0.0, first + self._options.switch_wait_seconds - self._clock())
 
-    def _unload(self, batch: Batch) -> None:
-        batch.close()
-        self._batches.remove(batch)
-        self._scheduler.close(batch.lane)
+    def _unload(self, executor: BatchExecutor) -> None:
+        executor.close()
+        self._executors.remove(executor)
+        self._scheduler.close(executor.batch)
 
     def _start_waiting(self) -> None:
         while (started := self._scheduler.start_next()) is not None:
-            next(batch for batch in self._batches if batch.lane is started.lane).start(started)
+            next(executor for executor in self._executors if executor.batch is started.batch).start(started)
 
     def _abandon(self) -> None:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
@@ -319,14 +319,14 @@ class Engine:
             self._deliver(replies)
 
     def _show(self) -> None:
-        lanes, waiting = self._scheduler.lanes, self._scheduler.waiting_counts()
-        bases = [(lane, lane.slots.resident) for lane in lanes]
+        batches, waiting = self._scheduler.batches, self._scheduler.waiting_counts()
+        bases = [(batch, batch.slots.resident) for batch in batches]
         shown = (bases, waiting, self._loading, self._paused_by, self._shares_with)
         if shown == self._shown:
             return
         self._shown = shown
         before = self.state
-        bits = {batch.lane: batch.runner.weight_bits for batch in self._batches}
+        bits = {executor.batch: executor.runner.weight_bits for executor in self._executors}
         self.state = describe(self._scheduler, bits).model_copy(
             update={
                 "loading": self._loading,

@@ -1,21 +1,21 @@
 """What an engine serves, as its clients see it. Knows no torch."""
 
 from app.core.engine.messages import BaseModelRef, EngineState, ServedBase, WaitingRequests
-from worker.inference.batching.model_batch import Lane
+from worker.inference.batching.model_batch import ModelBatch
 from worker.inference.batching.scheduler import Scheduler
 
 
-def describe(scheduler: Scheduler, weight_bits: dict[Lane, int]) -> EngineState:
+def describe(scheduler: Scheduler, weight_bits: dict[ModelBatch, int]) -> EngineState:
     """The loaded base models, their adapters, and who waits."""
-    lanes = scheduler.lanes
+    batches = scheduler.batches
     return EngineState(
-        base_model=lanes[-1].base_model if lanes else None,
-        adapters=[adapter_id for lane in lanes for adapter_id in lane.slots.resident],
+        base_model=batches[-1].base_model if batches else None,
+        adapters=[adapter_id for batch in batches for adapter_id in batch.slots.resident],
         bases=[
             ServedBase(
-                base_model=lane.base_model, weight_bits=weight_bits[lane], adapters=lane.slots.resident
+                base_model=batch.base_model, weight_bits=weight_bits[batch], adapters=batch.slots.resident
             )
-            for lane in lanes
+            for batch in batches
         ],
         waiting=[
             WaitingRequests(base_model=BaseModelRef.model_validate_json(key), count=count)

@@ -63,8 +63,8 @@ def _load(
         cache_share=share / request.max_base_models,
     )
     runner.warm_up()
-    pages = runner.capacity.page_count
-    _log.info("Serving %s: weights of %d bits, %d pages", folder.name, runner.weight_bits, pages)
+    blocks = runner.capacity.block_count
+    _log.info("Serving %s: weights of %d bits, %d cache blocks", folder.name, runner.weight_bits, blocks)
     return runner
 
 

@@ -72,7 +72,7 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
     scheduler = Scheduler(
         max_waiting=request.max_waiting,
         adapter_slot_count=request.adapter_slots,
-        max_lanes=request.max_base_models,
+        max_base_models=request.max_base_models,
     )
     device = find_device()
     options = Options(request.switch_wait_seconds, on_change=lambda: link.send(StateChanged()))

@@ -2,7 +2,7 @@
 
 Online softmax as in FlashAttention (Dao et al. 2022); a row's keys are split over several programs when rows
 and heads alone are too few for the device (Flash-Decoding, Dao et al. 2023). Sums are in float32.
-Shape letters: N tokens of the step, R rows, P pages, S tokens of a page, H query heads, G key heads,
+Shape letters: N tokens of the step, R rows, P blocks, S tokens of a block, H query heads, G key heads,
 D dimension, M tiles.
 """
 
@@ -33,7 +33,7 @@ def store(
     value_GND: torch.Tensor,
     keys_PSGD: torch.Tensor,
     values_PSGD: torch.Tensor,
-    tables_RP: torch.Tensor,
+    block_tables_RP: torch.Tensor,
     rows_N: torch.Tensor,
     positions_N: torch.Tensor,
 ) -> None:
@@ -44,18 +44,18 @@ def store(
         value_GND,
         keys_PSGD,
         values_PSGD,
-        tables_RP,
+        block_tables_RP,
         rows_N,
         positions_N,
         key_GND.stride(0),
         key_GND.stride(1),
         value_GND.stride(0),
         value_GND.stride(1),
-        tables_RP.stride(0),
-        PAGE=keys_PSGD.shape[1],
+        block_tables_RP.stride(0),
+        BLOCK_TOKENS=keys_PSGD.shape[1],
         DIMENSION=dimension,
         WIDTH=heads * dimension,
-        BLOCK=triton.next_power_of_2(heads * dimension),
+        WIDTH_BLOCK=triton.next_power_of_2(heads * dimension),
     )
 
 
@@ -63,7 +63,7 @@ def decode(
     query_HND: torch.Tensor,
     keys_PSGD: torch.Tensor,
     values_PSGD: torch.Tensor,
-    tables_RP: torch.Tensor,
+    block_tables_RP: torch.Tensor,
     positions_N: torch.Tensor,
     look: Look,
 ) -> torch.Tensor:
@@ -82,17 +82,17 @@ def decode(
         query_HND,
         keys_PSGD,
         values_PSGD,
-        tables_RP,
+        block_tables_RP,
         positions_N,
         out_NHD,
         sums_NHXD,
         peaks_NHX2,
         query_HND.stride(0),
         query_HND.stride(1),
-        tables_RP.stride(0),
+        block_tables_RP.stride(0),
         look.scale,
         splits,
-        PAGE=keys_PSGD.shape[1],
+        BLOCK_TOKENS=keys_PSGD.shape[1],
         KEY_HEADS=key_heads,
         GROUP=group,
         GROUP_BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
@@ -124,7 +124,7 @@ def prefill(
     query_HND: torch.Tensor,
     keys_PSGD: torch.Tensor,
     values_PSGD: torch.Tensor,
-    tables_RP: torch.Tensor,
+    block_tables_RP: torch.Tensor,
     tiles_M4: torch.Tensor,
     look: Look,
 ) -> torch.Tensor:
@@ -136,14 +136,14 @@ def prefill(
         query_HND,
         keys_PSGD,
         values_PSGD,
-        tables_RP,
+        block_tables_RP,
         tiles_M4,
         out_NHD,
         query_HND.stride(0),
         query_HND.stride(1),
-        tables_RP.stride(0),
+        block_tables_RP.stride(0),
         look.scale,
-        PAGE=keys_PSGD.shape[1],
+        BLOCK_TOKENS=keys_PSGD.shape[1],
         HEADS=heads,
         KEY_HEADS=key_heads,
         DIMENSION=dimension,
@@ -181,24 +181,26 @@ def _store_kernel(
     value,
     keys,
     values,
-    tables,
+    block_tables,
     rows,
     positions,
     key_head_stride,
     key_token_stride,
     value_head_stride,
     value_token_stride,
-    table_stride,
-    PAGE: tl.constexpr,
+    block_table_stride,
+    BLOCK_TOKENS: tl.constexpr,
     DIMENSION: tl.constexpr,
     WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WIDTH_BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0)
     position = tl.load(positions + token)
-    page = tl.load(tables + tl.load(rows + token) * table_stride + position // PAGE).to(tl.int64)
-    place = (page * PAGE + position % PAGE) * WIDTH
-    each = tl.arange(0, BLOCK)
+    block = tl.load(block_tables + tl.load(rows + token) * block_table_stride + position // BLOCK_TOKENS).to(
+        tl.int64
+    )
+    place = (block * BLOCK_TOKENS + position % BLOCK_TOKENS) * WIDTH
+    each = tl.arange(0, WIDTH_BLOCK)
     head, item = each // DIMENSION, each % DIMENSION
     inside = each < WIDTH
     new_key = tl.load(key + head * key_head_stride + token * key_token_stride + item, mask=inside)
@@ -212,17 +214,17 @@ def _decode_kernel(
     query,
     keys,
     values,
-    tables,
+    block_tables,
     positions,
     out,
     sums,
     peaks,
     query_head_stride,
     query_token_stride,
-    table_stride,
+    block_table_stride,
     scale,
     splits,
-    PAGE: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
     KEY_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
@@ -258,8 +260,10 @@ def _decode_kernel(
     for first in range(start, end, TILE):
         each = first + tl.arange(0, TILE)
         inside = each < end
-        page = tl.load(tables + row * table_stride + each // PAGE, mask=inside, other=0).to(tl.int64)
-        place = ((page * PAGE + each % PAGE) * KEY_HEADS + key_head) * DIMENSION
+        block = tl.load(
+            block_tables + row * block_table_stride + each // BLOCK_TOKENS, mask=inside, other=0
+        ).to(tl.int64)
+        place = ((block * BLOCK_TOKENS + each % BLOCK_TOKENS) * KEY_HEADS + key_head) * DIMENSION
         here = inside[:, None] & has_item[None, :]
         k = tl.load(keys + place[:, None] + items[None, :], mask=here, other=0.0)
         v = tl.load(values + place[:, None] + items[None, :], mask=here, other=0.0)
@@ -321,14 +325,14 @@ def _prefill_kernel(
     query,
     keys,
     values,
-    tables,
+    block_tables,
     tiles,
     out,
     query_head_stride,
     query_token_stride,
-    table_stride,
+    block_table_stride,
     scale,
-    PAGE: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
     HEADS: tl.constexpr,
     KEY_HEADS: tl.constexpr,
     DIMENSION: tl.constexpr,
@@ -360,8 +364,10 @@ def _prefill_kernel(
     for first in range(start, position + count, TILE):
         each = first + tl.arange(0, TILE)
         inside = each < position + count
-        page = tl.load(tables + row * table_stride + each // PAGE, mask=inside, other=0).to(tl.int64)
-        place = ((page * PAGE + each % PAGE) * KEY_HEADS + key_head) * DIMENSION
+        block = tl.load(
+            block_tables + row * block_table_stride + each // BLOCK_TOKENS, mask=inside, other=0
+        ).to(tl.int64)
+        place = ((block * BLOCK_TOKENS + each % BLOCK_TOKENS) * KEY_HEADS + key_head) * DIMENSION
         here = inside[:, None] & (items < DIMENSION)[None, :]
         k = tl.load(keys + place[:, None] + items[None, :], mask=here, other=0.0)
         v = tl.load(values + place[:, None] + items[None, :], mask=here, other=0.0)

@@ -10,7 +10,7 @@ from worker.inference.engine import Engine, Options
 class Bench:
     """An engine on fake runners, its mailbox, and a clock that is set by hand."""
 
-    def __init__(self, *, max_waiting: int = 99, slots: int = 2, max_lanes: int = 1) -> None:
+    def __init__(self, *, max_waiting: int = 99, slots: int = 2, max_base_models: int = 1) -> None:
         self.runner = FakeRunner()
         # One for each base model, where they should not share `runner`.
         self.runners: dict[str, FakeRunner] = {}
@@ -20,7 +20,9 @@ class Bench:
         self.bases: list[str] = []
         self.load_errors: list[Exception] = []
         self.mail = Mailbox()
-        self.scheduler = Scheduler(max_waiting=max_waiting, adapter_slot_count=slots, max_lanes=max_lanes)
+        self.scheduler = Scheduler(
+            max_waiting=max_waiting, adapter_slot_count=slots, max_base_models=max_base_models
+        )
         self.now = 0.0
         self.engine = Engine(
             self._load,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from app.core.engine.messages import BaseModelRef, Failed, Finished, Reply, Sampling, TokenDelta
 from app.core.specs.job import QuantizationSpec
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
-from worker.inference.batching.sequence import LoadedAdapter, Made, Prompt, Sequence
+from worker.inference.batching.sequence import AdapterHandle, Prompt, SampledToken, Sequence
 
 END = 0
 
@@ -20,8 +20,8 @@ def make_base(name: str = "base") -> BaseModelRef:
     return BaseModelRef(name=name, quantization=QuantizationSpec(load_in_4bit=False))
 
 
-def make_capacity(*, max_rows: int = 4, page_count: int = 65, context_length: int = 100) -> Capacity:
-    return Capacity(max_rows, page_count, context_length)
+def make_capacity(*, max_rows: int = 4, block_count: int = 65, context_length: int = 100) -> Capacity:
+    return Capacity(max_rows, block_count, context_length)
 
 
 def make_sequence(
@@ -47,10 +47,10 @@ def make_sequence(
 
 
 @dataclass(frozen=True)
-class FakePending:
-    tokens: list[Made]
+class FakeTokens:
+    tokens: list[SampledToken]
 
-    def made(self) -> list[Made]:
+    def to_host(self) -> list[SampledToken]:
         return self.tokens
 
 
@@ -65,29 +65,29 @@ class FakeRunner:
     launched: Counter[Sequence] = field(default_factory=Counter)
     loaded: list[tuple[int, str]] = field(default_factory=list)
     freed: list[int] = field(default_factory=list)
-    read_errors: list[Exception] = field(default_factory=list)
+    prefill_errors: list[Exception] = field(default_factory=list)
     decode_errors: list[Exception] = field(default_factory=list)
     adapter_errors: list[Exception] = field(default_factory=list)
     usable: bool = True
     closed: bool = False
 
-    def load_adapter(self, slot: int, adapter: LoadedAdapter) -> None:
+    def load_adapter(self, slot: int, adapter: AdapterHandle) -> None:
         if self.adapter_errors:
             raise self.adapter_errors.pop()
         self.loaded.append((slot, adapter.id))
 
     def start(self, sequence: Sequence) -> None:
-        assert sequence.pages
+        assert sequence.blocks
 
-    def read(self, prefills: list[Prefill]) -> None:
-        if self.read_errors:
-            raise self.read_errors.pop()
+    def prefill(self, prefills: list[Prefill]) -> None:
+        if self.prefill_errors:
+            raise self.prefill_errors.pop()
 
-    def decode(self, running: list[Sequence]) -> FakePending:
+    def decode(self, running: list[Sequence]) -> FakeTokens:
         if self.decode_errors:
             raise self.decode_errors.pop()
         assert [sequence.row for sequence in running] == list(range(len(running)))
-        return FakePending([self._next_token(sequence) for sequence in running])
+        return FakeTokens([self._next_token(sequence) for sequence in running])
 
     def move(self, move: Move) -> None:
         assert move.source > move.target
@@ -101,12 +101,12 @@ class FakeRunner:
     def close(self) -> None:
         self.closed = True
 
-    def _next_token(self, sequence: Sequence) -> Made:
+    def _next_token(self, sequence: Sequence) -> SampledToken:
         if not sequence.is_prefilled:
-            return Made(END)
+            return SampledToken(END)
         script, count = self.scripts.get(sequence, []), self.launched[sequence]
         self.launched[sequence] += 1
-        return Made(script[count] if count < len(script) else 1)
+        return SampledToken(script[count] if count < len(script) else 1)
 
 
 class Mailbox:

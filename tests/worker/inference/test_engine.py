@@ -9,7 +9,7 @@ from app.core.errors import InvalidRequest
 from app.core.errors.jobs import OutOfMemory
 from tests.worker.inference.engine_bench import Bench
 from tests.worker.inference.fakes import END, FakeRunner, make_capacity, make_sequence
-from worker.inference.batching.batch import RunnerBroken
+from worker.inference.batching.executor import RunnerBroken
 from worker.inference.batching.sequence import Sequence
 
 
@@ -127,7 +127,7 @@ def test_over_long_prompt_is_refused_with_the_numbers(bench):
 
 
 def test_long_prompt_does_not_hold_up_the_others(bench):
-    bench.runner.capacity = make_capacity(page_count=10**4, context_length=10**5)
+    bench.runner.capacity = make_capacity(block_count=10**4, context_length=10**5)
     stream = bench.submit(max_new_tokens=50)
     bench.engine.step()
     bench.submit(prompt_length=5000)
@@ -216,10 +216,10 @@ class AnyTokens:
     def start(self):
         return self
 
-    def allowed(self):
+    def allowed_tokens(self):
         return None
 
-    def take(self, token_id):
+    def accept_token(self, token_id):
         pass
 
 

@@ -37,9 +37,9 @@ def test_base_model_that_does_not_load_fails_those_who_wait_for_it(bench):
 
 
 @pytest.fixture
-def two_lanes():
+def two_base_models():
     """`one` is loaded and busy; `two` loads until told."""
-    bench = Bench(max_lanes=2)
+    bench = Bench(max_base_models=2)
     bench.slow["two"] = threading.Event()
     bench.long = bench.submit(base="one", max_new_tokens=90)
     bench.engine.step()
@@ -47,21 +47,21 @@ def two_lanes():
     bench.slow["two"].set()
 
 
-def test_other_base_models_make_tokens_while_one_is_loaded(two_lanes):
-    other = two_lanes.submit(base="two")
-    before = len(two_lanes.long.token_ids)
+def test_other_base_models_make_tokens_while_one_is_loaded(two_base_models):
+    other = two_base_models.submit(base="two")
+    before = len(two_base_models.long.token_ids)
     for _ in range(10):
-        two_lanes.engine.step()
+        two_base_models.engine.step()
 
-    assert len(two_lanes.long.token_ids) == before + 10
-    assert two_lanes.engine.state.loading.base_model == make_base("two")
-    assert [(one.base_model.name, one.count) for one in two_lanes.engine.state.waiting] == [("two", 1)]
-    two_lanes.slow["two"].set()
-    two_lanes.finish_all(other, two_lanes.long)
+    assert len(two_base_models.long.token_ids) == before + 10
+    assert two_base_models.engine.state.loading.base_model == make_base("two")
+    assert [(one.base_model.name, one.count) for one in two_base_models.engine.state.waiting] == [("two", 1)]
+    two_base_models.slow["two"].set()
+    two_base_models.finish_all(other, two_base_models.long)
 
 
 def test_loaded_base_models_take_steps_in_turn():
-    bench = Bench(max_lanes=2)
+    bench = Bench(max_base_models=2)
     one, two = bench.submit(base="one", max_new_tokens=90), bench.submit(base="two", max_new_tokens=90)
     while not (one.token_ids and two.token_ids):
         bench.engine.step()
@@ -74,7 +74,7 @@ def test_loaded_base_models_take_steps_in_turn():
 
 
 def test_adapters_are_shown_with_their_base_model():
-    bench = Bench(max_lanes=2)
+    bench = Bench(max_base_models=2)
     bench.finish_all(bench.submit(base="one", adapter="x"), bench.submit(base="two", adapter="y"))
 
     assert [base.adapters for base in bench.engine.state.bases] == [["x"], ["y"]]
@@ -82,7 +82,7 @@ def test_adapters_are_shown_with_their_base_model():
 
 
 def test_base_model_that_lacks_memory_beside_others_takes_their_place():
-    bench = Bench(max_lanes=2)
+    bench = Bench(max_base_models=2)
     bench.runners["one"] = FakeRunner()
     bench.finish(bench.submit(base="one"))
     bench.load_errors = [OutOfMemory("full")]
@@ -104,15 +104,15 @@ def test_base_model_that_lacks_memory_alone_fails_those_who_wait_for_it(bench):
     assert end.retry_after_seconds
 
 
-def test_failed_loading_does_not_hurt_those_who_run(two_lanes):
-    two_lanes.load_errors = [InvalidRequest("no such luck")]
-    broken = two_lanes.submit(base="two")
-    two_lanes.engine.step()
-    two_lanes.slow["two"].set()
-    two_lanes.finish_all(broken, two_lanes.long)
+def test_failed_loading_does_not_hurt_those_who_run(two_base_models):
+    two_base_models.load_errors = [InvalidRequest("no such luck")]
+    broken = two_base_models.submit(base="two")
+    two_base_models.engine.step()
+    two_base_models.slow["two"].set()
+    two_base_models.finish_all(broken, two_base_models.long)
 
-    assert two_lanes.mail.end(broken).message == "no such luck"
-    assert two_lanes.mail.text(two_lanes.long) == "a" * 90
+    assert two_base_models.mail.end(broken).message == "no such luck"
+    assert two_base_models.mail.text(two_base_models.long) == "a" * 90
 
 
 def test_wait_for_a_base_model_is_bounded(bench):
@@ -143,17 +143,17 @@ def test_wait_for_a_row_on_a_loaded_base_model_is_not_bounded(bench):
     assert not bench.mail.has_ended(waiting)
 
 
-def test_pause_waits_for_the_base_model_that_is_being_loaded_and_drops_it(two_lanes):
-    two_lanes.submit(base="two")
-    two_lanes.engine.step()
-    paused = two_lanes.engine.pause("job_1")
-    two_lanes.engine.cancel(two_lanes.long)
-    two_lanes.slow["two"].set()
+def test_pause_waits_for_the_base_model_that_is_being_loaded_and_drops_it(two_base_models):
+    two_base_models.submit(base="two")
+    two_base_models.engine.step()
+    paused = two_base_models.engine.pause("job_1")
+    two_base_models.engine.cancel(two_base_models.long)
+    two_base_models.slow["two"].set()
     while not paused.done():
-        two_lanes.engine.step()
+        two_base_models.engine.step()
 
-    assert two_lanes.bases == ["one", "two"]
-    assert two_lanes.engine.state.bases == []
+    assert two_base_models.bases == ["one", "two"]
+    assert two_base_models.engine.state.bases == []
 
 
 def test_a_full_queue_refuses_at_once_while_a_base_model_is_loaded():
@@ -176,10 +176,10 @@ def test_a_full_queue_refuses_at_once_while_a_base_model_is_loaded():
     assert reply.code == "queue_full"
 
 
-def test_stop_does_not_wait_for_the_base_model_that_is_being_loaded(two_lanes):
-    two_lanes.submit(base="two")
-    two_lanes.engine.step()
-    stopped = two_lanes.engine.stop(grace_seconds=0)
-    two_lanes.engine.run()
+def test_stop_does_not_wait_for_the_base_model_that_is_being_loaded(two_base_models):
+    two_base_models.submit(base="two")
+    two_base_models.engine.step()
+    stopped = two_base_models.engine.stop(grace_seconds=0)
+    two_base_models.engine.run()
 
     assert stopped.done()

@@ -26,7 +26,7 @@ from worker.models.device import find_device
 END = 2
 REQUEST_COUNT = 60
 SCHEDULE_COUNT = 200
-# Two and a half pages: prompts that begin with it share two, and part of one that they must not share.
+# Two and a half blocks: prompts that begin with it share two, and part of one that they must not share.
 SHARED_PROMPT = tuple(range(100, 140))
 BASE = BaseModelRef(name="tiny-llama", quantization=QuantizationSpec(load_in_4bit=False))
 
@@ -157,16 +157,16 @@ def play(
     return done
 
 
-def test_prompts_of_the_schedules_share_pages(requests, adapters, runner, monkeypatch):
+def test_prompts_of_the_schedules_share_blocks(requests, adapters, runner, monkeypatch):
     """Otherwise the test above would say nothing of shared prefixes."""
     read: list[int] = []
-    read_all = runner.read
+    read_all = runner.prefill
 
     def read_and_count(prefills: list[Prefill]) -> None:
         read.append(sum(prefill.token_count for prefill in prefills))
         read_all(prefills)
 
-    monkeypatch.setattr(runner, "read", read_and_count)
+    monkeypatch.setattr(runner, "prefill", read_and_count)
     rng = random.Random(0)
     done = play(rng, runner, adapters, rng.sample(requests, REQUEST_COUNT))
 

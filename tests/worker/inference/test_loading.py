@@ -66,18 +66,18 @@ def test_a_base_model_larger_than_the_memory_is_refused_before_it_is_read(models
     assert "4bit" in caught.value.hint
 
 
-def test_settings_reach_the_runner_and_lanes_share_the_cache(models_folder, monkeypatch):
+def test_settings_reach_the_runner_and_base_models_share_the_cache(models_folder, monkeypatch):
     monkeypatch.setattr(loading, "free_memory_bytes", lambda _: 10**9)
     monkeypatch.setattr("worker.inference.model.runner.free_memory_bytes", lambda _: 2 * 10**6)
     reference = BaseModelRef(name="tiny-llama", quantization=WHOLE)
-    pages = []
-    for lanes in (1, 2):
-        request = make_request(models_folder, max_rows=20, cache_share=0.4, max_base_models=lanes)
+    blocks = []
+    for base_models in (1, 2):
+        request = make_request(models_folder, max_rows=20, cache_share=0.4, max_base_models=base_models)
         runner = load_runner(request, find_device(), reference)
-        pages.append(runner.capacity.page_count)
+        blocks.append(runner.capacity.block_count)
 
     assert runner.capacity.max_rows == 20
-    assert pages[0] == pytest.approx(2 * pages[1], abs=1)
+    assert blocks[0] == pytest.approx(2 * blocks[1], abs=1)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The attention kernels against plain attention in float32, over pages in any order."""
+"""The attention kernels against plain attention in float32, over blocks in any order."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from worker.kernels import paged_attention
 from worker.kernels.paged_attention import Look
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PAGE, PAGES_PER_ROW, KEY_HEADS = 4, 20, 2
+BLOCK_TOKENS, BLOCKS_PER_ROW, KEY_HEADS = 4, 20, 2
 LENGTHS = [1, 7, 64, 75]
 LOOKS = {
     "plain": Look(0.3),
@@ -17,14 +17,14 @@ LOOKS = {
 
 
 class Case:
-    """Rows of keys and values, stored in shuffled pages by the kernel under test."""
+    """Rows of keys and values, stored in shuffled blocks by the kernel under test."""
 
     def __init__(self, *, heads: int, dimension: int = 24) -> None:
         torch.manual_seed(0)
         self.heads, self.dimension = heads, dimension
-        pages = torch.randperm(len(LENGTHS) * PAGES_PER_ROW, device=DEVICE).int() + 1
-        self.tables_RP = pages.view(len(LENGTHS), PAGES_PER_ROW)
-        shape = (len(pages) + 1, PAGE, KEY_HEADS, dimension)
+        blocks = torch.randperm(len(LENGTHS) * BLOCKS_PER_ROW, device=DEVICE).int() + 1
+        self.block_tables_RP = blocks.view(len(LENGTHS), BLOCKS_PER_ROW)
+        shape = (len(blocks) + 1, BLOCK_TOKENS, KEY_HEADS, dimension)
         self.keys_PSGD, self.values_PSGD = (torch.full(shape, float("nan"), device=DEVICE) for _ in range(2))
         self.key, self.value = (
             [torch.randn(KEY_HEADS, length, dimension, device=DEVICE) for length in LENGTHS] for _ in range(2)
@@ -36,7 +36,7 @@ class Case:
             torch.cat(self.value, 1),
             self.keys_PSGD,
             self.values_PSGD,
-            self.tables_RP,
+            self.block_tables_RP,
             torch.tensor(rows, device=DEVICE),
             torch.tensor(positions, device=DEVICE),
         )
@@ -66,7 +66,7 @@ def test_each_row_sees_its_own_keys_up_to_its_position(look, heads, enough_progr
     positions = torch.tensor(LENGTHS, device=DEVICE) - 1
 
     out_NHD = paged_attention.decode(
-        query_HND, case.keys_PSGD, case.values_PSGD, case.tables_RP, positions, look
+        query_HND, case.keys_PSGD, case.values_PSGD, case.block_tables_RP, positions, look
     )
 
     expected = [case.expected(query_HND[:, row], row, length - 1, look) for row, length in enumerate(LENGTHS)]
@@ -82,7 +82,7 @@ def test_pieces_of_prompts_see_what_came_before_and_nothing_later(look, heads):
     tiles = torch.tensor(paged_attention.tiles(pieces), dtype=torch.int32, device=DEVICE)
 
     out_NHD = paged_attention.prefill(
-        query_HND, case.keys_PSGD, case.values_PSGD, case.tables_RP, tiles, look
+        query_HND, case.keys_PSGD, case.values_PSGD, case.block_tables_RP, tiles, look
     )
 
     places = [(row, start + index) for row, start, count in pieces for index in range(count)]

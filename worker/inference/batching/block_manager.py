@@ -1,7 +1,8 @@
-"""Which pages of the KV cache belong to whom. Texts that begin alike, under one adapter, share whole pages.
+"""Which blocks of the KV cache belong to which sequence. Sequences with equal beginnings share whole blocks.
 
-Pages whose text may come again are kept until others need the room, least recently used first. Knows no
-torch: `kv_cache.py` holds what is in the pages. (The idea of hashed blocks: vLLM's automatic prefix caching.)
+Only texts read under the same adapter share blocks. Blocks that are in use by no sequence stay cached until
+their memory is needed, and are evicted least recently used first. (The idea is vLLM's automatic
+prefix caching.) Knows no torch: `model/kv_cache.py` holds the keys and values.
 """
 
 from collections import Counter, OrderedDict
@@ -9,105 +10,111 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-PAGE_TOKENS = 16
-# Page 0 is nobody's: page tables are filled up with it.
-NULL_PAGE = 0
-# A text that is being read by another sequence is worth waiting for from so many pages on.
-_WORTH_WAITING_PAGES = 4
+# Tokens of one block.
+BLOCK_TOKENS = 16
+# Block 0 is never allocated: unused entries of block tables point to it.
+NULL_BLOCK = 0
+# Wait for another sequence to finish reading the same text if it saves at least so many blocks.
+_WORTH_WAITING_BLOCKS = 4
 
 
 @dataclass(frozen=True)
-class Owned:
-    """Pages for one sequence, in the order of its text; its first `known_tokens` tokens are there already."""
+class Allocation:
+    """Blocks of one sequence, in the order of its text. Its first `cached_tokens` tokens need no prefill."""
 
-    pages: list[int]
-    known_tokens: int
+    blocks: list[int]
+    cached_tokens: int
 
 
 @dataclass(eq=False)
 class _Node:
-    """A whole page of text after the text of its parent. Not ready: somebody is just reading it."""
+    """A full block of the prefix tree. `is_ready` is false while a sequence is still reading its text."""
 
-    page: int
+    block: int
     key: "_Key"
     is_ready: bool = False
 
 
-# A page's text means something only after the text before it, and under the adapter that read it.
+# The parent (the node of the text before, or the adapter's id at the root) and the block's own token ids.
 _Key = tuple["_Node | str | None", tuple[int, ...]]
 
 
-def page_count(tokens: int) -> int:
-    """Pages that so many tokens take."""
-    return -(-tokens // PAGE_TOKENS)
+def block_count(tokens: int) -> int:
+    """The number of blocks that hold so many tokens."""
+    return -(-tokens // BLOCK_TOKENS)
 
 
-class PageBook:
-    """Books of the pages 1 to `count` - 1."""
+class BlockManager:
+    """Allocates the blocks 1 to `count` - 1 and finds those that already hold the beginning of a text."""
 
     def __init__(self, count: int) -> None:
-        self._free = list(range(count - 1, NULL_PAGE, -1))
+        self._free = list(range(count - 1, NULL_BLOCK, -1))
         self._users: Counter[int] = Counter()
         self._nodes: dict[_Key, _Node] = {}
-        self._nodes_by_page: dict[int, _Node] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._nodes_by_block: dict[int, _Node] = {}
+        # Blocks without a user whose content may be used again, least recently used first.
+        self._evictable: OrderedDict[int, None] = OrderedDict()
 
     @property
     def used_count(self) -> int:
-        """Pages that sequences hold now."""
+        """The number of blocks that sequences use now."""
         return len(self._users)
 
-    def take(self, adapter_id: str | None, token_ids: Sequence[int], length: int) -> Owned | None:
-        """Pages for a text that begins with these tokens and may grow to `length`; None: not now.
+    def allocate(
+        self, adapter_id: str | None, token_ids: Sequence[int], max_length: int
+    ) -> Allocation | None:
+        """Allocate blocks for a text that begins with `token_ids` and may grow to `max_length` tokens.
 
-        The last token given is never among those known: somebody has to compute what comes after it.
+        Returns None while too few blocks are free, or while another sequence reads the same beginning and
+        waiting for it is cheaper. The last of `token_ids` never counts as cached: the model must read it to
+        compute the next token.
         """
-        if page_count(length) - len(token_ids) // PAGE_TOKENS > len(self._free) + len(self._idle):
+        if block_count(max_length) - len(token_ids) // BLOCK_TOKENS > len(self._free) + len(self._evictable):
             return None
-        nodes = self._known(adapter_id, token_ids[: len(token_ids) - 1])
+        nodes = self._cached_prefix(adapter_id, token_ids[: len(token_ids) - 1])
         ready = [node for node in nodes if node.is_ready]
-        if len(nodes) - len(ready) >= _WORTH_WAITING_PAGES:
+        if len(nodes) - len(ready) >= _WORTH_WAITING_BLOCKS:
             return None
-        shared = [node.page for node in ready]
-        fresh_count = page_count(length) - len(shared)
-        idle_shared = sum(page in self._idle for page in shared)
-        if fresh_count > len(self._free) + len(self._idle) - idle_shared:
+        shared = [node.block for node in ready]
+        new_count = block_count(max_length) - len(shared)
+        evictable_shared = sum(block in self._evictable for block in shared)
+        if new_count > len(self._free) + len(self._evictable) - evictable_shared:
             return None
-        for page in shared:
-            self._idle.pop(page, None)
-        pages = shared + [self._fresh_page() for _ in range(fresh_count)]
-        self._users.update(pages)
-        self._name(adapter_id, token_ids, pages)
-        return Owned(pages, len(shared) * PAGE_TOKENS)
+        for block in shared:
+            self._evictable.pop(block, None)
+        blocks = shared + [self._new_block() for _ in range(new_count)]
+        self._users.update(blocks)
+        self._insert(adapter_id, token_ids, blocks)
+        return Allocation(blocks, len(shared) * BLOCK_TOKENS)
 
-    def learn(self, adapter_id: str | None, token_ids: Sequence[int], pages: list[int]) -> None:
-        """The cache holds these tokens' keys and values in these pages now; others may share whole ones."""
-        self._name(adapter_id, token_ids, pages)
-        own = set(pages)
-        for node in self._known(adapter_id, token_ids):
-            if node.page in own:
+    def commit(self, adapter_id: str | None, token_ids: Sequence[int], blocks: list[int]) -> None:
+        """Mark the full blocks of `token_ids` as ready: the cache now holds their keys and values."""
+        self._insert(adapter_id, token_ids, blocks)
+        own = set(blocks)
+        for node in self._cached_prefix(adapter_id, token_ids):
+            if node.block in own:
                 node.is_ready = True
 
-    def release(self, pages: list[int]) -> None:
-        """A sequence needs its pages no more."""
-        # The end of a text goes first: without its beginning it could not be found.
-        for page in reversed(pages):
-            self._users[page] -= 1
-            if self._users[page]:
+    def release(self, blocks: list[int]) -> None:
+        """Remove one user of each block. Ready blocks without users stay cached, others become free."""
+        # The end of a text is evicted before its beginning, without which it could not be found.
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if self._users[block]:
                 continue
-            del self._users[page]
-            node = self._nodes_by_page.get(page)
+            del self._users[block]
+            node = self._nodes_by_block.get(block)
             if node is not None and node.is_ready:
-                self._idle[page] = None
+                self._evictable[block] = None
             else:
-                self._forget(page)
-                self._free.append(page)
+                self._delete_node(block)
+                self._free.append(block)
 
-    def _known(self, adapter_id: str | None, token_ids: Sequence[int]) -> list[_Node]:
-        """The nodes of the longest known beginning, ready ones before those that are not."""
+    def _cached_prefix(self, adapter_id: str | None, token_ids: Sequence[int]) -> list[_Node]:
+        """The nodes of the longest prefix in the tree, in text order: ready ones come first."""
         nodes: list[_Node] = []
         parent: _Node | str | None = adapter_id
-        for text in _whole_pages(token_ids):
+        for text in _full_blocks(token_ids):
             node = self._nodes.get((parent, text))
             if node is None:
                 break
@@ -115,30 +122,30 @@ class PageBook:
             parent = node
         return nodes
 
-    def _name(self, adapter_id: str | None, token_ids: Sequence[int], pages: list[int]) -> None:
-        """Give whole pages their names, where no other page has them already."""
+    def _insert(self, adapter_id: str | None, token_ids: Sequence[int], blocks: list[int]) -> None:
+        """Add the full blocks to the prefix tree, except where it has a node for the same text already."""
         parent: _Node | str | None = adapter_id
-        for text, page in zip(_whole_pages(token_ids), pages, strict=False):
+        for text, block in zip(_full_blocks(token_ids), blocks, strict=False):
             node = self._nodes.get((parent, text))
             if node is None:
-                if page in self._nodes_by_page:
-                    return  # it is known after another text: of two equal beginnings, one went away
-                node = self._nodes[parent, text] = self._nodes_by_page[page] = _Node(page, (parent, text))
+                if block in self._nodes_by_block:
+                    return  # The block has a node under another parent: an equal prefix was evicted since.
+                node = self._nodes[parent, text] = self._nodes_by_block[block] = _Node(block, (parent, text))
             parent = node
 
-    def _fresh_page(self) -> int:
+    def _new_block(self) -> int:
         if self._free:
             return self._free.pop()
-        page, _ = self._idle.popitem(last=False)
-        self._forget(page)
-        return page
+        block, _ = self._evictable.popitem(last=False)
+        self._delete_node(block)
+        return block
 
-    def _forget(self, page: int) -> None:
-        node = self._nodes_by_page.pop(page, None)
+    def _delete_node(self, block: int) -> None:
+        node = self._nodes_by_block.pop(block, None)
         if node is not None:
             del self._nodes[node.key]
 
 
-def _whole_pages(token_ids: Sequence[int]) -> list[tuple[int, ...]]:
-    bounds = pairwise(range(0, len(token_ids) + 1, PAGE_TOKENS))
+def _full_blocks(token_ids: Sequence[int]) -> list[tuple[int, ...]]:
+    bounds = pairwise(range(0, len(token_ids) + 1, BLOCK_TOKENS))
     return [tuple(token_ids[start:end]) for start, end in bounds]

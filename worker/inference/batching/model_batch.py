@@ -1,35 +1,36 @@
-"""The batch of one loaded base model: its rows, its pages, its adapter slots. Knows no torch and no queue.
+"""The batch of one loaded base model: its rows, cache blocks and adapter slots. Knows no torch and no queue.
 
-Rows 0 to n-1 are always in use: when a sequence leaves, the last one moves into its row.
+The n running sequences always occupy rows 0 to n-1: when one leaves, the last one moves into its row.
 """
 
 from dataclasses import dataclass
 
 from app.core.engine.messages import BaseModelRef
 from worker.inference.adapters.slots import AdapterSlots, Pin
-from worker.inference.batching.block_manager import PAGE_TOKENS, PageBook
+from worker.inference.batching.block_manager import BLOCK_TOKENS, BlockManager
 from worker.inference.batching.sequence import Sequence
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What fits the loaded base model."""
+    """How much the loaded base model can process at once."""
 
     max_rows: int
-    page_count: int
+    # Blocks of the KV cache, with block 0, which is never allocated.
+    block_count: int
     context_length: int
-    # A long prompt is read in pieces between decode steps, so that no stream waits for all of it.
+    # Chunked prefill: decode steps run between the chunks of a long prompt, so that no stream stalls for it.
     prefill_tokens_per_step: int = 512
 
     @property
-    def longest(self) -> int:
-        """Most tokens of one sequence, prompt and answer together."""
-        return min(self.context_length, (self.page_count - 1) * PAGE_TOKENS)
+    def max_length(self) -> int:
+        """Maximum tokens of one sequence, prompt and answer together."""
+        return min(self.context_length, (self.block_count - 1) * BLOCK_TOKENS)
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """The next piece of a prompt that the model should read."""
+    """The next chunk of a prompt to read: `token_count` tokens after those already read."""
 
     sequence: Sequence
     token_count: int
@@ -37,14 +38,14 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Move:
-    """A sequence that changes its row."""
+    """The sequence in row `source` moves to row `target`."""
 
     source: int
     target: int
 
 
-class Lane:
-    """One base model's batch. `running` is in row order."""
+class ModelBatch:
+    """The running sequences of one base model, in row order."""
 
     def __init__(self, base_model: BaseModelRef, capacity: Capacity, *, adapter_slot_count: int) -> None:
         self.base_model = base_model
@@ -52,7 +53,7 @@ class Lane:
         self.capacity = capacity
         self.slots = AdapterSlots(adapter_slot_count)
         self.running: list[Sequence] = []
-        self._pages = PageBook(capacity.page_count)
+        self._block_manager = BlockManager(capacity.block_count)
 
     @property
     def is_full(self) -> bool:
@@ -60,26 +61,26 @@ class Lane:
         return len(self.running) >= self.capacity.max_rows
 
     def start(self, sequence: Sequence) -> Pin | None:
-        """Give a sequence its pages, a row and the slot of its adapter; None: there is no room now."""
+        """Allocate blocks, a row and an adapter slot for a sequence. Returns None while there is no room."""
         if self.is_full or not self.slots.has_room_for(sequence.adapter_id):
             return None
-        # Longer than anything that fits: it starts without pages, and is refused with the numbers.
-        if len(sequence.prompt.token_ids) < self.capacity.longest and not self._take_pages(sequence):
+        # A prompt that can never fit starts without blocks; the executor then refuses it with the numbers.
+        if len(sequence.prompt.token_ids) < self.capacity.max_length and not self._allocate_blocks(sequence):
             return None
         pin = self.slots.pin(sequence.adapter_id)
         sequence.row, sequence.adapter_slot = len(self.running), pin.slot
-        sequence.length_limit = self.capacity.longest
+        sequence.length_limit = self.capacity.max_length
         self.running.append(sequence)
         return pin
 
     def is_running(self, sequence: Sequence) -> bool:
-        """Whether it has a row now."""
+        """Whether the sequence has a row now."""
         return 0 <= sequence.row < len(self.running) and self.running[sequence.row] is sequence
 
     def remove(self, sequence: Sequence) -> Move | None:
-        """Take a sequence out of the batch; answers who moves into its row."""
+        """Remove a sequence from the batch. Returns the move that fills its row, if one is needed."""
         self.slots.unpin(sequence.adapter_id)
-        self._pages.release(sequence.pages)
+        self._block_manager.release(sequence.blocks)
         last = self.running.pop()
         if last is sequence:
             return None
@@ -89,29 +90,31 @@ class Lane:
         return move
 
     def prefills(self) -> list[Prefill]:
-        """Pieces of prompts to read in this step, in row order, so long as the budget lasts.
+        """Chunks of prompts to read in this step, in row order, up to `prefill_tokens_per_step` tokens.
 
-        The last token of a prompt is not read so: it goes through the decode step that makes the first token.
+        The last token of a prompt is left out: the decode step that makes the first token reads it.
         """
-        pieces = []
+        chunks = []
         token_budget = self.capacity.prefill_tokens_per_step
         for sequence in self.running:
             left = len(sequence.prompt.token_ids) - 1 - sequence.prefilled_count
             if left > 0 and token_budget > 0:
-                pieces.append(Prefill(sequence, min(left, token_budget)))
-                token_budget -= pieces[-1].token_count
-        return pieces
+                chunks.append(Prefill(sequence, min(left, token_budget)))
+                token_budget -= chunks[-1].token_count
+        return chunks
 
-    def learn(self, sequence: Sequence) -> None:
-        """What the model has read of a sequence may be shared with others from now on."""
-        known = [*sequence.prompt.token_ids, *sequence.token_ids][: -1 if sequence.token_ids else None]
+    def commit(self, sequence: Sequence) -> None:
+        """Let other sequences share the full blocks that the model has read of this one."""
+        cached = [*sequence.prompt.token_ids, *sequence.token_ids][: -1 if sequence.token_ids else None]
         if sequence.is_prefilled:
-            self._pages.learn(sequence.adapter_id, known, sequence.pages)
+            self._block_manager.commit(sequence.adapter_id, cached, sequence.blocks)
 
-    def _take_pages(self, sequence: Sequence) -> bool:
-        sequence.length_limit = self.capacity.longest
-        owned = self._pages.take(sequence.adapter_id, sequence.prompt.token_ids, sequence.max_length)
-        if owned is None:
+    def _allocate_blocks(self, sequence: Sequence) -> bool:
+        sequence.length_limit = self.capacity.max_length
+        allocation = self._block_manager.allocate(
+            sequence.adapter_id, sequence.prompt.token_ids, sequence.max_length
+        )
+        if allocation is None:
             return False
-        sequence.pages, sequence.prefilled_count = owned.pages, owned.known_tokens
+        sequence.blocks, sequence.prefilled_count = allocation.blocks, allocation.cached_tokens
         return True

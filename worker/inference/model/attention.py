@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from worker.inference.batching.block_manager import PAGE_TOKENS, page_count
+from worker.inference.batching.block_manager import BLOCK_TOKENS, block_count
 from worker.inference.failures import ModelUnsupported
-from worker.inference.model.kv_cache import KVCache, Layer
+from worker.inference.model.kv_cache import KVCache, LayerCache
 from worker.models.device import on_device
 
-NAME = "tunesmith_pages"
+NAME = "tunesmith_paged"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Step:
     """Where the tokens of one forward pass stand, and what they may see."""
 
     cache: KVCache
-    tables_RP: torch.Tensor
+    block_tables_RP: torch.Tensor
     rows_N: torch.Tensor
     positions_N: torch.Tensor
     # Pieces of prompts, one after another; empty where token n is the next one of row n.
@@ -66,7 +66,7 @@ class Step:
     def decode_mask(self, window: int | None) -> torch.Tensor:
         """Shape [N, 1, 1, L], true where a token may look."""
         if window not in self._masks:
-            length = page_count(self.key_count) * PAGE_TOKENS
+            length = block_count(self.key_count) * BLOCK_TOKENS
             keys_L = torch.arange(length, device=self.positions_N.device)
             self._masks[window] = _visible(self.positions_N, keys_L, window)[:, None, None]
         return self._masks[window]
@@ -122,7 +122,7 @@ def _with_kernels(
     query_HND: torch.Tensor,
     key_GND: torch.Tensor,
     value_GND: torch.Tensor,
-    layer: Layer,
+    layer: LayerCache,
     step: Step,
     look: _Look,
 ) -> torch.Tensor:
@@ -131,24 +131,24 @@ def _with_kernels(
 
     kernel_look = paged_attention.Look(look.scale, look.window or 0, look.softcap or 0.0)
     cache = (layer.keys_PSGD, layer.values_PSGD)
-    paged_attention.store(key_GND, value_GND, *cache, step.tables_RP, step.rows_N, step.positions_N)
+    paged_attention.store(key_GND, value_GND, *cache, step.block_tables_RP, step.rows_N, step.positions_N)
     if step.tiles_M4 is not None:
-        return paged_attention.prefill(query_HND, *cache, step.tables_RP, step.tiles_M4, kernel_look)
-    return paged_attention.decode(query_HND, *cache, step.tables_RP, step.positions_N, kernel_look)
+        return paged_attention.prefill(query_HND, *cache, step.block_tables_RP, step.tiles_M4, kernel_look)
+    return paged_attention.decode(query_HND, *cache, step.block_tables_RP, step.positions_N, kernel_look)
 
 
-def _store(key_GND: torch.Tensor, value_GND: torch.Tensor, layer: Layer, step: Step) -> None:
-    page_tokens = PAGE_TOKENS
-    pages_N = step.tables_RP[step.rows_N, step.positions_N // page_tokens]
-    places_N = pages_N * page_tokens + step.positions_N % page_tokens
+def _store(key_GND: torch.Tensor, value_GND: torch.Tensor, layer: LayerCache, step: Step) -> None:
+    block_tokens = BLOCK_TOKENS
+    blocks_N = step.block_tables_RP[step.rows_N, step.positions_N // block_tokens]
+    places_N = blocks_N * block_tokens + step.positions_N % block_tokens
     layer.keys_PSGD.flatten(0, 1)[places_N] = key_GND.transpose(0, 1)
     layer.values_PSGD.flatten(0, 1)[places_N] = value_GND.transpose(0, 1)
 
 
-def _decode(query_BHND: torch.Tensor, layer: Layer, step: Step, look: _Look) -> torch.Tensor:
+def _decode(query_BHND: torch.Tensor, layer: LayerCache, step: Step, look: _Look) -> torch.Tensor:
     """One token a row: the query heads of a key head take the place of tokens, so no key is copied twice."""
     heads, count, dimension = query_BHND.shape[1:]
-    tables = step.tables_RP[:count, : page_count(step.key_count)]
+    tables = step.block_tables_RP[:count, : block_count(step.key_count)]
     keys_NGLD = layer.keys_PSGD[tables].flatten(1, 2).transpose(1, 2)
     values_NGLD = layer.values_PSGD[tables].flatten(1, 2).transpose(1, 2)
     grouped = query_BHND[0].transpose(0, 1).reshape(count, keys_NGLD.shape[1], -1, dimension)
@@ -156,14 +156,14 @@ def _decode(query_BHND: torch.Tensor, layer: Layer, step: Step, look: _Look) -> 
     return out.reshape(1, count, heads, dimension)
 
 
-def _read(query_BHND: torch.Tensor, layer: Layer, step: Step, look: _Look) -> torch.Tensor:
+def _read(query_BHND: torch.Tensor, layer: LayerCache, step: Step, look: _Look) -> torch.Tensor:
     """Pieces of prompts, one row after another."""
     groups = query_BHND.shape[1] // layer.keys_PSGD.shape[2]
     attended, first = [], 0
     for piece in step.pieces:
-        pages = step.tables_RP[piece.row, : page_count(piece.end)]
-        keys_GLD = layer.keys_PSGD[pages].flatten(0, 1)[: piece.end].transpose(0, 1)
-        values_GLD = layer.values_PSGD[pages].flatten(0, 1)[: piece.end].transpose(0, 1)
+        blocks = step.block_tables_RP[piece.row, : block_count(piece.end)]
+        keys_GLD = layer.keys_PSGD[blocks].flatten(0, 1)[: piece.end].transpose(0, 1)
+        values_GLD = layer.values_PSGD[blocks].flatten(0, 1)[: piece.end].transpose(0, 1)
         positions = torch.arange(piece.start, piece.end, device=query_BHND.device)
         mask = _visible(positions, torch.arange(piece.end, device=query_BHND.device), look.window)
         query_HND = query_BHND[0, :, first : first + piece.count]

@@ -1,8 +1,9 @@
-"""Runs the base model: reads prompts piece by piece and makes one token for every row of the batch.
+"""Runs the base model: reads prompts in chunks and samples one token for every row of the batch.
 
-The transformers model is used unmodified, with the paged cache behind its attention and LoRA slots behind its
-linear layers. Nothing here waits for the device but `Pending.made`. Knows nothing of queues, text or HTTP.
-Shape letters: R all rows, B rows of a step, N tokens of a step, P pages of a row, V vocabulary.
+It is a transformers model in which `support.py` has replaced the attention function and the `forward` of the
+linear layers, and on a GPU also norms, rotary embedding and SwiGLU where a kernel gives the same result.
+Only `DeviceTokens.to_host` waits for the device. Knows nothing of queues, text or HTTP.
+Shape letters: R all rows, B rows of a step, N tokens of a step, P blocks of a row, V vocabulary.
 """
 
 import contextlib
@@ -15,9 +16,9 @@ from transformers import PreTrainedModel
 from app.core.errors.jobs import OutOfMemory
 from worker.inference.adapters.cache import Adapter
 from worker.inference.adapters.lora_weights import LoraSlots
-from worker.inference.batching.block_manager import PAGE_TOKENS, page_count
+from worker.inference.batching.block_manager import BLOCK_TOKENS, block_count
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
-from worker.inference.batching.sequence import LoadedAdapter, Made, Sequence
+from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
 from worker.inference.model import attention, support as model_support
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
@@ -35,20 +36,20 @@ _EXPECTED_RANK = 16
 _PROMPT_SIZES = [64, 128, 256, 384, 512, 768, 1024]
 
 
-class Pending:
-    """What a step makes, on its way from the device."""
+class DeviceTokens:
+    """The tokens of a step, copied to the host without waiting for the device."""
 
     def __init__(self, sampled: Sampled) -> None:
         self._arrived: torch.cuda.Event | None = None
         if sampled.tokens_B.is_cuda:
             sampled = _on_host(sampled)
-            # Blocking: the thread sleeps meanwhile, and others may run.
+            # Blocking: the waiting thread sleeps instead of spinning, so that other threads can run.
             self._arrived = torch.cuda.Event(blocking=True)
             self._arrived.record()
         self._sampled = sampled
 
-    def made(self) -> list[Made]:
-        """By row. Waits for the device."""
+    def to_host(self) -> list[SampledToken]:
+        """The tokens by row. Waits for the device."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._sampled.to_host()
@@ -76,14 +77,14 @@ class ModelRunner:
         self._uses_kernels = adopted.uses_kernels
         context_length = model_support.context_length(model)
         share = cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
-        pages = int(free_memory_bytes(device) * share / (adopted.bytes_per_token * PAGE_TOKENS))
+        blocks = int(free_memory_bytes(device) * share / (adopted.bytes_per_token * BLOCK_TOKENS))
         self.capacity = Capacity(
             max_rows=max_rows,
-            page_count=min(pages, max_rows * page_count(context_length) + 1),
+            block_count=min(blocks, max_rows * block_count(context_length) + 1),
             context_length=context_length,
             prefill_tokens_per_step=_PREFILL_TOKENS_PER_STEP[device.kind],
         )
-        self._cache = KVCache(self.capacity.page_count)
+        self._cache = KVCache(self.capacity.block_count)
         self._slots = LoraSlots(
             model,
             adopted.groups,
@@ -98,8 +99,8 @@ class ModelRunner:
         self._tokens_R, self._positions_R, self._adapter_slots_R, self._active_R = self._state_4R
         self._each_R = torch.arange(max_rows, device=device.torch)
         # One row more than there are sequences: tokens that stand for nobody belong to it.
-        self._tables_RP = torch.zeros(
-            max_rows + 1, page_count(self.capacity.longest), dtype=torch.int32, device=device.torch
+        self._block_tables_RP = torch.zeros(
+            max_rows + 1, block_count(self.capacity.max_length), dtype=torch.int32, device=device.torch
         )
         # The same on the host, so that nobody has to ask the device how long a row is.
         self._positions = [0] * max_rows
@@ -129,24 +130,24 @@ class ModelRunner:
                 self._slots.select(used, self._adapter_slots_R)
                 self._decode_graphs.record_all(has_adapters)
 
-    def load_adapter(self, slot: int, adapter: LoadedAdapter) -> None:
+    def load_adapter(self, slot: int, adapter: AdapterHandle) -> None:
         """Put an adapter into a slot. Raises AdapterUnsupported and OutOfMemory."""
         assert isinstance(adapter, Adapter)
         with _memory_errors(), torch.inference_mode():
             self._slots.load(slot, adapter)
 
     def start(self, sequence: Sequence) -> None:
-        """A sequence was given its row and its pages."""
+        """A sequence was given its row and its blocks."""
         row, prompt = sequence.row, sequence.prompt
         with _memory_errors(), torch.inference_mode():
-            pages = torch.tensor(sequence.pages, dtype=torch.int32)
-            self._tables_RP[row, : len(pages)] = on_device(pages, self._device.torch)
+            blocks = torch.tensor(sequence.blocks, dtype=torch.int32)
+            self._block_tables_RP[row, : len(blocks)] = on_device(blocks, self._device.torch)
             if not self._uses_kernels:
-                self._cache.clear(sequence.pages[sequence.prefilled_count // PAGE_TOKENS :])
+                self._cache.clear(sequence.blocks[sequence.prefilled_count // BLOCK_TOKENS :])
             self._sampler.set_row(row, prompt.sampling, prompt.seed, prompt.token_ids)
             self._set_row(sequence, sequence.prefilled_count)
 
-    def read(self, prefills: list[Prefill]) -> None:
+    def prefill(self, prefills: list[Prefill]) -> None:
         """Read pieces of prompts. What it raises concerns these only: OutOfMemory."""
         pieces = [
             attention.Piece(one.sequence.row, one.sequence.prefilled_count, one.token_count)
@@ -170,7 +171,7 @@ class ModelRunner:
             for piece, prefill in zip(pieces, prefills, strict=True):
                 self._set_row(prefill.sequence, piece.end)
 
-    def decode(self, running: list[Sequence]) -> Pending:
+    def decode(self, running: list[Sequence]) -> DeviceTokens:
         """One token for each row; where the prompt is not read yet it means nothing. Raises OutOfMemory."""
         batch = len(running)
         used = {one.adapter_slot for one in running}
@@ -190,21 +191,21 @@ class ModelRunner:
             self._positions_R[:batch] += active_B
             for one in running:
                 self._positions[one.row] += one.is_prefilled
-            return Pending(sampled)
+            return DeviceTokens(sampled)
 
     def move(self, move: Move) -> None:
         """A sequence goes on in another row."""
         with torch.inference_mode():
             self._sampler.move(move.source, move.target)
             self._state_4R[:, move.target] = self._state_4R[:, move.source]
-            self._tables_RP[move.target] = self._tables_RP[move.source]
+            self._block_tables_RP[move.target] = self._block_tables_RP[move.source]
             self._positions[move.target] = self._positions[move.source]
 
     def free(self, row: int) -> None:
-        """Nobody is in this row any more; what it still computes goes to the page that nobody reads."""
+        """Nobody is in this row any more; what it still computes goes to the block that nobody reads."""
         with torch.inference_mode():
             self._state_4R[:, row].zero_()
-            self._tables_RP[row].zero_()
+            self._block_tables_RP[row].zero_()
             self._positions[row] = 0
 
     def is_usable(self) -> bool:
@@ -265,7 +266,7 @@ class ModelRunner:
         ids_N, rows_N, positions_N, _ = self._prompt_4N[:, :size]
         step = attention.Step(
             self._cache,
-            self._tables_RP,
+            self._block_tables_RP,
             rows_N,
             positions_N,
             uses_kernels=True,
@@ -281,7 +282,7 @@ class ModelRunner:
     def _step(
         self, rows_N: torch.Tensor, positions_N: torch.Tensor, pieces: list[attention.Piece]
     ) -> attention.Step:
-        step = attention.Step(self._cache, self._tables_RP, rows_N, positions_N, pieces)
+        step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, pieces)
         if self._uses_kernels:
             step.use_kernels()
         elif not pieces:

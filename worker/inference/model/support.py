@@ -105,13 +105,13 @@ def _refuse(model: PreTrainedModel) -> None:
 
 def _probe(model: PreTrainedModel, ids_N: torch.Tensor, uses_kernels: bool) -> tuple[KVCache, torch.Tensor]:
     """Logits [N, V] of the paged path: two pieces of a prompt, then token by token."""
-    cache = KVCache(page_count=2)
-    tables_11 = torch.ones(1, 1, dtype=torch.int32, device=ids_N.device)
+    cache = KVCache(block_count=2)
+    block_tables_11 = torch.ones(1, 1, dtype=torch.int32, device=ids_N.device)
     logits = []
     for start, end in [(0, 5), (5, 9), *((start, start + 1) for start in range(9, _PROBE_LENGTH))]:
         positions = torch.arange(start, end, device=ids_N.device)
         pieces = [attention.Piece(0, start, end - start)] if end - start > 1 else []
-        step = attention.Step(cache, tables_11, torch.zeros_like(positions), positions, pieces, end)
+        step = attention.Step(cache, block_tables_11, torch.zeros_like(positions), positions, pieces, end)
         if uses_kernels:
             step.use_kernels()
         output = model(

@@ -49,11 +49,11 @@ class SchemaMatcher:
         self._matcher = matcher
         self._allowed = allowed
 
-    def allowed(self) -> npt.NDArray[np.int32]:
+    def allowed_tokens(self) -> npt.NDArray[np.int32]:
         """The tokens that may come next, a bit each, by token id."""
         return self._allowed
 
-    def take(self, token_id: int) -> None:
+    def accept_token(self, token_id: int) -> None:
         """The answer goes on with this token. Raises InvalidRequest where the schema is too much work."""
         self._matcher.consume_token(token_id)
         self._allowed = _allowed_next(self._matcher)

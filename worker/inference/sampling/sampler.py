@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from app.core.engine.messages import Sampling
-from worker.inference.batching.sequence import Made, Sequence, TokenLogprob
+from worker.inference.batching.sequence import SampledLogprob, SampledToken, Sequence
 from worker.inference.sampling.logits_processors import Frequencies, Grammar, LogitBias, Repetitions
 
 _GREEDY = Sampling(temperature=0)
@@ -48,15 +48,15 @@ class Sampled:
     logprobs: Logprobs | None
     asked: Listed[int | None]
 
-    def to_host(self) -> list[Made]:
+    def to_host(self) -> list[SampledToken]:
         """By row. Waits for the device."""
         tokens: list[int] = self.tokens_B.tolist()
         if self.logprobs is None:
-            return [Made(token) for token in tokens]
+            return [SampledToken(token) for token in tokens]
         chosen = self.logprobs.chosen_B.tolist()
         top_values, top_ids = self.logprobs.top_values_BK.tolist(), self.logprobs.top_ids_BK.tolist()
         return [
-            Made(token, _token_logprob(count, *rest))
+            SampledToken(token, _token_logprob(count, *rest))
             for token, count, *rest in zip(tokens, self.asked, chosen, top_ids, top_values, strict=True)
         ]
 
@@ -155,10 +155,10 @@ def _logprobs(logits_BV: torch.Tensor, tokens_B: torch.Tensor, tops: list[int | 
 
 def _token_logprob(
     count: int | None, chosen: float, top_ids: list[int], top_values: list[float]
-) -> TokenLogprob | None:
+) -> SampledLogprob | None:
     if count is None:
         return None
-    return TokenLogprob(chosen, tuple(zip(top_ids[:count], top_values[:count], strict=True)))
+    return SampledLogprob(chosen, tuple(zip(top_ids[:count], top_values[:count], strict=True)))
 
 
 def _drawn(scores_BV: torch.Tensor, here: RowSettings, asked: list[Sampling]) -> torch.Tensor:

@@ -12,14 +12,14 @@ def make_scheduler(
     *,
     base: str = "base",
     rows: int = 4,
-    pages: int = 65,
+    blocks: int = 65,
     slots: int = 2,
     max_waiting: int = 99,
     others: tuple[str, ...] = (),
-    max_lanes: int = 1,
+    max_base_models: int = 1,
 ) -> Scheduler:
-    scheduler = Scheduler(max_waiting=max_waiting, adapter_slot_count=slots, max_lanes=max_lanes)
-    capacity = Capacity(max_rows=rows, page_count=pages, context_length=100)
+    scheduler = Scheduler(max_waiting=max_waiting, adapter_slot_count=slots, max_base_models=max_base_models)
+    capacity = Capacity(max_rows=rows, block_count=blocks, context_length=100)
     for name in (base, *others):
         scheduler.open(make_base(name), capacity)
     return scheduler
@@ -32,7 +32,7 @@ def add(scheduler, *sequences):
 
 
 def remove(scheduler, sequence):
-    scheduler.lane_of(sequence).remove(sequence)
+    scheduler.batch_of(sequence).remove(sequence)
 
 
 def start_all(scheduler):
@@ -61,7 +61,7 @@ def test_full_queue_is_refused():
 
 
 def test_memory_bounds_what_all_rows_may_become():
-    scheduler = make_scheduler(pages=1 + 5)
+    scheduler = make_scheduler(blocks=1 + 5)
     short, long, short_again = (
         make_sequence(max_new_tokens=9),
         make_sequence(max_new_tokens=59),
@@ -82,11 +82,11 @@ def test_another_base_model_waits_until_the_batch_has_drained():
 
     assert scheduler.next_switch() is None
     remove(scheduler, present)
-    assert scheduler.next_switch() == Switch(make_base("two"), leaving=scheduler.lanes[0])
+    assert scheduler.next_switch() == Switch(make_base("two"), leaving=scheduler.batches[0])
 
 
-def test_another_base_model_takes_a_free_lane_while_others_run():
-    scheduler = make_scheduler(base="one", max_lanes=2)
+def test_another_base_model_is_loaded_in_free_room_while_others_run():
+    scheduler = make_scheduler(base="one", max_base_models=2)
     add(scheduler, make_sequence(base="one"), make_sequence(base="two"))
     start_all(scheduler)
 
@@ -94,17 +94,17 @@ def test_another_base_model_takes_a_free_lane_while_others_run():
 
 
 def test_one_base_model_is_loaded_at_a_time():
-    scheduler = make_scheduler(base="one", max_lanes=4)
+    scheduler = make_scheduler(base="one", max_base_models=4)
     add(scheduler, make_sequence(base="two"), make_sequence(base="three"))
     scheduler.begin_loading(scheduler.next_switch())
 
     assert scheduler.next_switch() is None
-    scheduler.open(make_base("two"), scheduler.lanes[0].capacity)
+    scheduler.open(make_base("two"), scheduler.batches[0].capacity)
     assert scheduler.next_switch() == Switch(make_base("three"), leaving=None)
 
 
 def test_the_least_recently_used_base_model_makes_room():
-    scheduler = make_scheduler(base="one", others=("two",), max_lanes=2)
+    scheduler = make_scheduler(base="one", others=("two",), max_base_models=2)
     used, *_ = add(scheduler, make_sequence(base="one"))
     start_all(scheduler)
     remove(scheduler, used)
@@ -113,8 +113,8 @@ def test_the_least_recently_used_base_model_makes_room():
     assert scheduler.next_switch().leaving.base_model == make_base("two")
 
 
-def test_a_busy_lane_does_not_leave_while_another_is_idle():
-    scheduler = make_scheduler(base="one", others=("two",), max_lanes=2)
+def test_a_busy_batch_does_not_leave_while_another_is_idle():
+    scheduler = make_scheduler(base="one", others=("two",), max_base_models=2)
     _running, used = add(scheduler, make_sequence(base="one"), make_sequence(base="two"))
     start_all(scheduler)
     remove(scheduler, used)
@@ -123,8 +123,8 @@ def test_a_busy_lane_does_not_leave_while_another_is_idle():
     assert scheduler.next_switch().leaving.base_model == make_base("two")
 
 
-def test_only_the_lane_that_should_drain_is_held_back():
-    scheduler = make_scheduler(base="one", others=("two",), max_lanes=2, rows=99)
+def test_only_the_batch_that_should_drain_is_held_back():
+    scheduler = make_scheduler(base="one", others=("two",), max_base_models=2, rows=99)
     add(scheduler, make_sequence(base="one"), make_sequence(base="two"))
     start_all(scheduler)
     _other, *late = add(
@@ -135,13 +135,13 @@ def test_only_the_lane_that_should_drain_is_held_back():
 
 
 def test_what_did_not_fit_beside_the_others_is_tried_again_in_the_place_of_one():
-    scheduler = make_scheduler(base="one", max_lanes=2)
+    scheduler = make_scheduler(base="one", max_base_models=2)
     add(scheduler, make_sequence(base="two"))
     scheduler.begin_loading(scheduler.next_switch())
 
     assert scheduler.give_up_loading(lacks_memory=True)
     again = scheduler.next_switch()
-    assert again == Switch(make_base("two"), leaving=scheduler.lanes[0])
+    assert again == Switch(make_base("two"), leaving=scheduler.batches[0])
     scheduler.begin_loading(again)
     assert not scheduler.give_up_loading(lacks_memory=True)
 

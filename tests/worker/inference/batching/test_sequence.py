@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from tests.worker.inference.fakes import END, make_sequence
-from worker.inference.batching.sequence import Made, Sequence, TokenLogprob
+from worker.inference.batching.sequence import SampledLogprob, SampledToken, Sequence
 
 
 def text_of(sequence, token_ids):
-    deltas = [sequence.add_token(Made(token_id)) for token_id in token_ids]
+    deltas = [sequence.add_token(SampledToken(token_id)) for token_id in token_ids]
     return "".join(delta.text for delta in deltas if delta)
 
 
@@ -74,7 +74,7 @@ def make_counted(*, decode=None, **options):
 
 def pieces_of(sequence, token_ids):
     """Text and token ids of everything that goes out."""
-    deltas = [sequence.add_token(Made(token_id, TokenLogprob(-0.5))) for token_id in token_ids]
+    deltas = [sequence.add_token(SampledToken(token_id, SampledLogprob(-0.5))) for token_id in token_ids]
     return [(delta.text, [token.token_id for token in delta.tokens or []]) for delta in deltas if delta]
 
 
@@ -105,7 +105,7 @@ def test_tokens_without_text_are_told_at_the_end():
 def test_alternatives_are_told_with_their_bytes():
     sequence = make_counted()
 
-    delta = sequence.add_token(Made(1, TokenLogprob(-2.0, top=((3, -0.5), (1, -2.0)))))
+    delta = sequence.add_token(SampledToken(1, SampledLogprob(-2.0, top=((3, -0.5), (1, -2.0)))))
 
     (token,) = delta.tokens
     assert (token.bytes, token.logprob) == ([1], -2.0)
@@ -116,20 +116,20 @@ def test_alternatives_are_told_with_their_bytes():
 
 
 class ScriptedMatcher:
-    """Allows the tokens in turn, and keeps what it was told."""
+    """Returns the given masks in turn, and records the accepted tokens."""
 
     def __init__(self, *allowed):
         self._allowed = list(allowed)
-        self.taken = []
+        self.accepted = []
 
     def start(self):
         return self
 
-    def allowed(self):
-        return self._allowed[len(self.taken)]
+    def allowed_tokens(self):
+        return self._allowed[len(self.accepted)]
 
-    def take(self, token_id):
-        self.taken.append(token_id)
+    def accept_token(self, token_id):
+        self.accepted.append(token_id)
 
 
 def test_a_grammar_follows_the_answer():
@@ -137,10 +137,10 @@ def test_a_grammar_follows_the_answer():
     sequence = Sequence(replace(make_sequence().prompt, grammar=matcher))
 
     before = sequence.allowed_tokens()
-    sequence.add_token(Made(1))
+    sequence.add_token(SampledToken(1))
 
     assert (before, sequence.allowed_tokens()) == ("first", "second")
-    assert matcher.taken == [1]
+    assert matcher.accepted == [1]
     assert sequence.needs_host
 
 

@@ -41,9 +41,9 @@ def token_ids(words) -> list[int]:
 def say(grammar: SchemaGrammar, rng: random.Random) -> list[int]:
     """A random walk through what is allowed, up to an end token."""
     matcher, said = grammar.start(), []
-    while (choice := rng.choice(token_ids(matcher.allowed()))) not in END_IDS:
+    while (choice := rng.choice(token_ids(matcher.allowed_tokens()))) not in END_IDS:
         said.append(choice)
-        matcher.take(choice)
+        matcher.accept_token(choice)
     return said
 
 
@@ -62,23 +62,23 @@ def test_anything_allowed_that_ends_keeps_to_the_schema(tokenizer, seed):
 
 def test_the_end_is_allowed_exactly_where_the_schema_is_kept_to(tokenizer):
     matcher = compile_schema(tokenizer, {"enum": [1, 12]}).start()
-    assert not END_IDS & set(token_ids(matcher.allowed()))
+    assert not END_IDS & set(token_ids(matcher.allowed_tokens()))
 
-    matcher.take(tokenizer.convert_tokens_to_ids("1"))
-    assert set(token_ids(matcher.allowed())) > END_IDS
+    matcher.accept_token(tokenizer.convert_tokens_to_ids("1"))
+    assert set(token_ids(matcher.allowed_tokens())) > END_IDS
 
-    matcher.take(tokenizer.convert_tokens_to_ids("2"))
-    assert set(token_ids(matcher.allowed())) == END_IDS
+    matcher.accept_token(tokenizer.convert_tokens_to_ids("2"))
+    assert set(token_ids(matcher.allowed_tokens())) == END_IDS
 
 
 def test_answers_of_one_grammar_do_not_disturb_each_other(tokenizer):
     grammar = compile_schema(tokenizer, {"enum": [12]})
     first, second = grammar.start(), grammar.start()
 
-    first.take(tokenizer.convert_tokens_to_ids("1"))
+    first.accept_token(tokenizer.convert_tokens_to_ids("1"))
 
-    assert token_ids(second.allowed()) == token_ids(grammar.start().allowed())
-    assert token_ids(first.allowed()) != token_ids(second.allowed())
+    assert token_ids(second.allowed_tokens()) == token_ids(grammar.start().allowed_tokens())
+    assert token_ids(first.allowed_tokens()) != token_ids(second.allowed_tokens())
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_what_is_not_strict_passes_over_keywords_that_are_not_known(tokenizer):
 
 def test_blanks_between_tokens_come_to_an_end(tokenizer):
     matcher = compile_schema(tokenizer, PERSON).start()
-    matcher.take(tokenizer.convert_tokens_to_ids("{"))
+    matcher.accept_token(tokenizer.convert_tokens_to_ids("{"))
     blank = tokenizer.convert_tokens_to_ids("Ġ")
 
     for _ in range(32):
-        assert blank in token_ids(matcher.allowed())
-        matcher.take(blank)
+        assert blank in token_ids(matcher.allowed_tokens())
+        matcher.accept_token(blank)
 
-    assert blank not in token_ids(matcher.allowed())
+    assert blank not in token_ids(matcher.allowed_tokens())
 
 
 def test_a_tokenizer_without_an_end_is_refused(tokenizer):

@@ -1,8 +1,8 @@
-"""One loaded base model at work: a step reads pieces of prompts and makes a token for every sequence.
+"""Runs the batch of one loaded base model: a step reads chunks of prompts and makes a token per sequence.
 
-A device that works on its own is never left waiting: it computes the next tokens while those it has just made
-are turned into text. A sequence that turns out to be finished has then made one too many, which is dropped.
-Knows no torch: the model is behind Runner.
+On an asynchronous device (a GPU) the next step is launched before the tokens of the last one are read: the
+device computes while the host makes text. A sequence that turns out to be finished has then made a token too
+many, which is dropped. Knows no torch: the model is behind the protocol `Runner`.
 """
 
 from collections.abc import Callable
@@ -11,33 +11,34 @@ from typing import Protocol
 
 from app.core.engine.messages import Reply
 from app.core.errors.engine import PromptTooLong
-from worker.inference.batching.model_batch import Capacity, Lane, Move, Prefill
+from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Prefill
 from worker.inference.batching.scheduler import Started
-from worker.inference.batching.sequence import LoadedAdapter, Made, Sequence
+from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
 from worker.inference.failures import failed
 
 Put = Callable[[Sequence, Reply], None]
 
 
-class Pending(Protocol):
-    """A step that the device is busy with."""
+class PendingTokens(Protocol):
+    """The tokens of a step that the device may still be computing."""
 
-    def made(self) -> list[Made]: ...
+    def to_host(self) -> list[SampledToken]:
+        """The tokens by row. Waits for the device."""
 
 
 class Runner(Protocol):
-    """A loaded base model. Any method may raise; what `read` raises concerns those prompts only."""
+    """A loaded base model. Any method may raise; an error of `prefill` concerns only its prompts."""
 
     capacity: Capacity
-    # Of a weight of its large layers.
+    # Bits per weight of the large layers.
     weight_bits: int
-    # Whether `decode` comes back before the tokens are there.
+    # Whether `decode` returns before the tokens are computed.
     is_asynchronous: bool
 
-    def load_adapter(self, slot: int, adapter: LoadedAdapter) -> None: ...
+    def load_adapter(self, slot: int, adapter: AdapterHandle) -> None: ...
     def start(self, sequence: Sequence) -> None: ...
-    def read(self, prefills: list[Prefill]) -> None: ...
-    def decode(self, running: list[Sequence]) -> Pending: ...
+    def prefill(self, prefills: list[Prefill]) -> None: ...
+    def decode(self, running: list[Sequence]) -> PendingTokens: ...
     def move(self, move: Move) -> None: ...
     def free(self, row: int) -> None: ...
     def is_usable(self) -> bool: ...
@@ -46,48 +47,51 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class _InFlight:
-    """A step whose tokens nobody has seen yet, and who was in which row when it began."""
+    """A launched step whose tokens were not read yet, and the sequences by row when it was launched."""
 
-    pending: Pending
+    pending: PendingTokens
     rows: list[tuple[int, Sequence]]
 
 
 class RunnerBroken(Exception):
-    """The device does not answer any more; only a new process helps."""
+    """The device failed for good; only a new process can use it again."""
 
 
-class Batch:
-    """A lane and the model that runs it. Replies go to `put`."""
+class BatchExecutor:
+    """Runs one batch on the model of one runner. Replies are passed to `put`."""
 
-    def __init__(self, lane: Lane, runner: Runner, put: Put) -> None:
-        self.lane = lane
+    def __init__(self, batch: ModelBatch, runner: Runner, put: Put) -> None:
+        self.batch = batch
         self.runner = runner
         self._put = put
         self._in_flight: _InFlight | None = None
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self.lane.running) or self._in_flight is not None
+        """Whether `step` would do anything."""
+        return bool(self.batch.running) or self._in_flight is not None
 
     def start(self, started: Started) -> None:
-        """A sequence was given a row: tell the model."""
+        """Load the adapter where needed and start a sequence that the scheduler has given a row.
+
+        A prompt that is too long, or an error of the runner, fails this sequence only.
+        """
         sequence, adapter = started.sequence, started.sequence.prompt.adapter
         try:
-            _check_length(sequence, self.lane.capacity)
+            _check_length(sequence, self.batch.capacity)
             if started.pin.must_load and adapter is not None:
                 self.runner.load_adapter(started.pin.slot, adapter)
             self.runner.start(sequence)
         except Exception as error:
             self.fail(sequence, error)
             if started.pin.must_load and adapter is not None:
-                self.lane.slots.forget(adapter.id)
+                self.batch.slots.forget(adapter.id)
             return
         sequence.start()
 
     def step(self) -> None:
-        """Begin a step of the model and hand out what the last one made. Raises RunnerBroken."""
-        if any(sequence.needs_host for sequence in self.lane.running):
+        """Launch a step of the model and deliver the tokens of the step before. Raises RunnerBroken."""
+        if any(sequence.needs_host for sequence in self.batch.running):
             self._collect()
         launched = self._launch()
         self._collect()
@@ -96,26 +100,26 @@ class Batch:
             self._collect()
 
     def fail(self, sequence: Sequence, error: Exception) -> None:
-        """There is no more of this answer, for this reason."""
+        """End a sequence with an error reply and remove it."""
         self._put(sequence, failed(error))
         self.remove(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Nobody wants the rest of this answer."""
-        move = self.lane.remove(sequence)
+        """Remove a sequence from the batch and free its row on the device."""
+        move = self.batch.remove(sequence)
         if move is not None:
             self.runner.move(move)
-        self.runner.free(len(self.lane.running))
+        self.runner.free(len(self.batch.running))
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Free the model's memory on the device."""
         self._in_flight = None
         self.runner.close()
 
     def _launch(self) -> _InFlight | None:
-        """Read pieces of prompts, and begin a token for every sequence whose prompt is read."""
-        self._read()
-        running = list(self.lane.running)
+        """Read chunks of prompts, then launch a token for every sequence whose prompt is read."""
+        self._prefill()
+        running = list(self.batch.running)
         rows = [(sequence.row, sequence) for sequence in running if sequence.is_prefilled]
         if not rows:
             return None
@@ -125,36 +129,36 @@ class Batch:
             self._fail_after_error(running, error)
             return None
 
-    def _read(self) -> None:
-        prefills = self.lane.prefills()
+    def _prefill(self) -> None:
+        prefills = self.batch.prefills()
         if not prefills:
             return
         try:
-            self.runner.read(prefills)
+            self.runner.prefill(prefills)
         except Exception as error:
             self._fail_after_error([prefill.sequence for prefill in prefills], error)
             return
         for prefill in prefills:
             prefill.sequence.prefilled_count += prefill.token_count
-            self.lane.learn(prefill.sequence)
+            self.batch.commit(prefill.sequence)
 
     def _collect(self) -> None:
-        """Take what the step in flight has made; whoever left meanwhile gets nothing."""
+        """Read the tokens of the step in flight. Sequences that were removed since are skipped."""
         if self._in_flight is None:
             return
         in_flight, self._in_flight = self._in_flight, None
         try:
-            made = in_flight.pending.made()
+            tokens = in_flight.pending.to_host()
         except Exception as error:
-            self._fail_after_error(list(self.lane.running), error)
+            self._fail_after_error(list(self.batch.running), error)
             return
         for row, sequence in in_flight.rows:
-            if self.lane.is_running(sequence):
-                self._take(sequence, made[row])
+            if self.batch.is_running(sequence):
+                self._add(sequence, tokens[row])
 
-    def _take(self, sequence: Sequence, made: Made) -> None:
+    def _add(self, sequence: Sequence, token: SampledToken) -> None:
         try:
-            delta = sequence.add_token(made)
+            delta = sequence.add_token(token)
         except Exception as error:
             self.fail(sequence, error)
             return
@@ -162,11 +166,11 @@ class Batch:
             self._put(sequence, delta)
         if sequence.finish_reason is not None:
             self._put(sequence, sequence.finished())
-            self.lane.learn(sequence)
+            self.batch.commit(sequence)
             self.remove(sequence)
 
     def _fail_after_error(self, sequences: list[Sequence], error: Exception) -> None:
-        """Fail these and go on, if the device can. Raises RunnerBroken."""
+        """Fail these sequences. Raises RunnerBroken where the device is no longer usable."""
         if not self.runner.is_usable():
             raise RunnerBroken from error
         for sequence in sequences:
@@ -175,9 +179,9 @@ class Batch:
 
 def _check_length(sequence: Sequence, capacity: Capacity) -> None:
     tokens = len(sequence.prompt.token_ids)
-    if tokens >= capacity.longest:
+    if tokens >= capacity.max_length:
         raise PromptTooLong(
-            f"The prompt has {tokens} tokens; at most {capacity.longest - 1} fit, and one to make.",
+            f"The prompt has {tokens} tokens; at most {capacity.max_length - 1} fit, and one to make.",
             param="prompt",
             hint=f"The base model's context is {capacity.context_length} tokens.",
         )
