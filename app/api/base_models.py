@@ -3,14 +3,40 @@
 from typing import Literal, TypedDict
 
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 
 from app.api.deps import ServicesDep
-from app.api.schemas import Model, Models
+from app.api.schemas import Page
 from app.core.engine import base_models, workers
 from app.core.engine.base_models import LocalModel
 from app.core.engine.messages import EngineState
 
 State = Literal["loaded", "loading", "on_disk", "on_hub"]
+
+
+class BaseModelRead(BaseModel):
+    """A base model that may be named."""
+
+    name: str = Field(description="`base_model` takes it.", examples=["SmolLM2-135M-Instruct"])
+    source: Literal["local", "hub"] = Field(
+        description="`local`: in the models folder. `hub`: the worker downloads it when it is first needed."
+    )
+    architecture: str | None = Field(None, description="Its class in transformers, from `config.json`.")
+    context_length: int | None = Field(None, description="Most tokens of prompt and answer together.")
+    size_bytes: int | None = Field(None, description="Size of the files on disk.")
+    loaded: bool = Field(description="Whether an engine holds it now, so that it answers at once.")
+    state: State = Field(
+        description="`loaded`: it answers at once. `loading`: an engine is loading it, and requests wait. "
+        "`on_disk`: the first request loads it, which may wait until another base model is not needed. "
+        "`on_hub`: the same, and it may have to be downloaded first."
+    )
+    waiting: int = Field(0, description="Requests that wait for it, as of the worker's last word.")
+
+
+class BaseModelPage(Page[BaseModelRead]):
+    """The base models that may be named."""
+
+    any_hub_model: bool = Field(description="Whether any other Hub id may be named too: no allow-list.")
 
 
 class _InEngines(TypedDict):
@@ -23,7 +49,7 @@ router = APIRouter(prefix="/models", tags=["Models"])
 
 
 @router.get("", summary="List base models")
-def list_models(services: ServicesDep) -> Models:
+def list_models(services: ServicesDep) -> BaseModelPage:
     """Base models that a job or `/generate` may name, with their limits."""
     settings = services.settings
     with services.database.snapshot() as session:
@@ -33,8 +59,10 @@ def list_models(services: ServicesDep) -> Models:
     local = base_models.find_local(settings)
     listed = [_local(model, states) for model in local]
     elsewhere = sorted(name for name in named - {model.name for model in local} if "/" in name)
-    listed += [Model(name=name, source="hub", **_in_engines(name, "on_hub", states)) for name in elsewhere]
-    return Models(data=listed, next=None, any_hub_model=not settings.allowed_models)
+    listed += [
+        BaseModelRead(name=name, source="hub", **_in_engines(name, "on_hub", states)) for name in elsewhere
+    ]
+    return BaseModelPage(data=listed, next=None, any_hub_model=not settings.allowed_models)
 
 
 def _names(state: EngineState) -> list[str]:
@@ -42,8 +70,8 @@ def _names(state: EngineState) -> list[str]:
     return [base.name for base in (*state.loaded, *loading)]
 
 
-def _local(model: LocalModel, states: list[EngineState]) -> Model:
-    return Model(
+def _local(model: LocalModel, states: list[EngineState]) -> BaseModelRead:
+    return BaseModelRead(
         name=model.name,
         source="local",
         architecture=model.architecture,

@@ -12,7 +12,7 @@ from app.api.deps import ServicesDep
 from app.api.generate.engine_client import EngineClient
 from app.api.http.auth import bearer
 from app.api.http.errors import documented
-from app.api.schemas import Worker
+from app.api.schemas import WorkerRead
 from app.core.engine import workers
 from app.core.settings import Settings
 from app.core.storage import tables
@@ -21,32 +21,32 @@ from app.core.storage.database import Database, is_migrated
 router = APIRouter(tags=["Service"])
 
 
-class Health(BaseModel):
+class HealthRead(BaseModel):
     """The process answers."""
 
     status: Literal["ok"] = Field("ok", description="Always `ok`.")
 
 
-class Readiness(BaseModel):
+class ReadinessRead(BaseModel):
     """Whether jobs would run and `/generate` would answer."""
 
     ready: bool = Field(description="Whether nothing is missing; the status is 503 where it is false.")
     reasons: list[str] = Field(description="What is missing; or, when ready, what has to wait for now.")
-    workers: list[Worker] = Field(description="Workers that are alive.")
+    workers: list[WorkerRead] = Field(description="Workers that are alive.")
 
 
 @router.get("/health", summary="Liveness")
-def show_health() -> Health:
+def show_health() -> HealthRead:
     """The process is up. Needs no key."""
-    return Health()
+    return HealthRead()
 
 
 @router.get(
     "/ready",
     summary="Readiness",
-    responses={503: {"model": Readiness, "description": "Not ready; `reasons` says why."}},
+    responses={503: {"model": ReadinessRead, "description": "Not ready; `reasons` says why."}},
 )
-async def show_readiness(services: ServicesDep, response: Response) -> Readiness:
+async def show_readiness(services: ServicesDep, response: Response) -> ReadinessRead:
     """Whether the database is migrated, a worker trains, and an engine answers. Needs no key."""
     readiness, engines = await to_thread.run_sync(_look, services.settings, services.database)
     if readiness.ready and not await _any_is_there(services.engines, engines):
@@ -69,20 +69,20 @@ def show_metrics(services: ServicesDep) -> Response:
     return Response(services.request_metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _look(settings: Settings, database: Database) -> tuple[Readiness, list[tuple[str, str | None]]]:
+def _look(settings: Settings, database: Database) -> tuple[ReadinessRead, list[tuple[str, str | None]]]:
     """What the database says, and addresses and tokens of the engines that it names."""
     try:
         if not is_migrated(database):
             reason = "The database has not been migrated: start the API with `python -m app`."
-            return Readiness(ready=False, reasons=[reason], workers=[]), []
+            return ReadinessRead(ready=False, reasons=[reason], workers=[]), []
         with database.snapshot() as session:
             alive = workers.find_alive(session, lease_seconds=settings.lease_seconds)
     except SQLAlchemyError:
-        return Readiness(ready=False, reasons=["The database can't be reached."], workers=[]), []
+        return ReadinessRead(ready=False, reasons=["The database can't be reached."], workers=[]), []
     missing = _missing(alive)
-    shown = [Worker.from_row(worker) for worker in alive]
+    shown = [WorkerRead.from_row(worker) for worker in alive]
     engines = [(worker.engine_url, worker.engine_token) for worker in alive if worker.engine_url]
-    return Readiness(ready=not missing, reasons=missing or _busy(shown), workers=shown), engines
+    return ReadinessRead(ready=not missing, reasons=missing or _busy(shown), workers=shown), engines
 
 
 async def _any_is_there(client: EngineClient, engines: list[tuple[str, str | None]]) -> bool:
@@ -104,7 +104,7 @@ def _missing(alive: list[tables.WorkerRow]) -> list[str]:
     return reasons + [f"Worker {worker.id}: {problem}" for worker in alive for problem in worker.problems]
 
 
-def _busy(alive: list[Worker]) -> list[str]:
+def _busy(alive: list[WorkerRead]) -> list[str]:
     """What requests have to wait for now."""
     states = [worker.engine for worker in alive if worker.engine]
     jobs = sorted({state.paused_by for state in states if state.paused_by})

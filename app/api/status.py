@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.api.deps import ServicesDep
-from app.api.schemas import Worker
+from app.api.schemas import WorkerRead
 from app.core.engine import workers
 from app.core.jobs import records as job_records
 from app.core.settings import Settings
@@ -24,7 +24,7 @@ router = APIRouter(tags=["Service"])
 _STARTED_AT = datetime.now(UTC)
 
 
-class QueueStatus(BaseModel):
+class QueueStatusRead(BaseModel):
     """Jobs, counted."""
 
     by_state: dict[JobState, int] = Field(description="How many jobs are in each state.")
@@ -34,14 +34,14 @@ class QueueStatus(BaseModel):
     max_queued: int = Field(description="So many may wait; one more is refused.")
 
 
-class Stored(BaseModel):
+class StorageRead(BaseModel):
     """Things of one kind that are kept."""
 
     count: int = Field(description="How many there are.")
     size_bytes: int = Field(description="Size of their files together.")
 
 
-class Disk(BaseModel):
+class DiskRead(BaseModel):
     """A folder, and the disk that it is on."""
 
     folder: str = Field(description="What it holds.", examples=["data"])
@@ -50,7 +50,7 @@ class Disk(BaseModel):
     free_bytes: int = Field(description="Free on it.")
 
 
-class Versions(BaseModel):
+class VersionsRead(BaseModel):
     """What runs here; workers tell theirs in `device`."""
 
     tunesmith: str = Field(description="This program's version.")
@@ -58,32 +58,32 @@ class Versions(BaseModel):
     database: str = Field(description="The kind of database.", examples=["sqlite", "postgresql"])
 
 
-class Status(BaseModel):
+class StatusRead(BaseModel):
     """The whole box at a glance."""
 
     started_at: datetime = Field(description="When this API process started.")
-    versions: Versions = Field(description="What runs here.")
-    workers: list[Worker] = Field(
+    versions: VersionsRead = Field(description="What runs here.")
+    workers: list[WorkerRead] = Field(
         description="Workers that are alive. `device` has its name and memory, and as of the last heartbeat "
         "`free_bytes`, `utilization_percent` and on a GPU `temperature_celsius`."
     )
-    queue: QueueStatus = Field(description="Jobs, counted.")
-    datasets: Stored = Field(description="Datasets that are kept.")
-    adapters: Stored = Field(description="Adapters that are kept.")
-    disks: list[Disk] = Field(description="Disks that fill up as jobs run.")
+    queue: QueueStatusRead = Field(description="Jobs, counted.")
+    datasets: StorageRead = Field(description="Datasets that are kept.")
+    adapters: StorageRead = Field(description="Adapters that are kept.")
+    disks: list[DiskRead] = Field(description="Disks that fill up as jobs run.")
 
 
 @router.get("/status", summary="Status of the box")
-def show_status(services: ServicesDep) -> Status:
+def show_status(services: ServicesDep) -> StatusRead:
     """Workers and their devices, memory, the queue, what is stored, disks, versions."""
     settings = services.settings
     with services.database.snapshot() as session:
         alive = workers.find_alive(session, lease_seconds=settings.lease_seconds)
-        return Status(
+        return StatusRead(
             started_at=_STARTED_AT,
             versions=_versions(services.database.engine.dialect.name),
-            workers=[Worker.from_row(row) for row in alive],
-            queue=QueueStatus(
+            workers=[WorkerRead.from_row(row) for row in alive],
+            queue=QueueStatusRead(
                 by_state=job_records.count_by_state(session),
                 oldest_queued_at=job_records.find_oldest_queued_at(session),
                 max_queued=settings.max_queued_jobs,
@@ -94,27 +94,27 @@ def show_status(services: ServicesDep) -> Status:
         )
 
 
-def _versions(database: str) -> Versions:
+def _versions(database: str) -> VersionsRead:
     try:
         own = version("tunesmith")
     except PackageNotFoundError:  # its image holds the code, not a package
         own = "0.1.0"
-    return Versions(tunesmith=own, python=platform.python_version(), database=database)
+    return VersionsRead(tunesmith=own, python=platform.python_version(), database=database)
 
 
-def _count(session: Session, table: type[tables.DatasetRow | tables.AdapterRow]) -> Stored:
+def _count(session: Session, table: type[tables.DatasetRow | tables.AdapterRow]) -> StorageRead:
     count, size = session.execute(select(func.count(), func.coalesce(func.sum(table.size_bytes), 0))).one()
-    return Stored(count=count, size_bytes=int(size))
+    return StorageRead(count=count, size_bytes=int(size))
 
 
-def _disks(settings: Settings) -> list[Disk]:
+def _disks(settings: Settings) -> list[DiskRead]:
     found = [_disk("data", settings.data_dir), _disk("models", settings.models_folder)]
     return [disk for disk in found if disk]
 
 
-def _disk(folder: str, path: Path) -> Disk | None:
+def _disk(folder: str, path: Path) -> DiskRead | None:
     try:
         usage = shutil.disk_usage(path)
     except OSError:  # a folder that nothing was put into yet
         return None
-    return Disk(folder=folder, path=str(path), total_bytes=usage.total, free_bytes=usage.free)
+    return DiskRead(folder=folder, path=str(path), total_bytes=usage.total, free_bytes=usage.free)

@@ -5,7 +5,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
-from app.api.generate.routes import GenerateBody
+from app.api.generate.schemas import GenerateBody
 from app.api.openai.chat import ChatBody
 from app.api.openai.completions import CompletionBody
 from app.core.specs.job import JobSpec
@@ -44,7 +44,7 @@ def test_every_parameter_and_operation_is_described(document: dict[str, Any]) ->
 
 def test_every_error_has_the_one_shape(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
-        shape = {"$ref": f"#/components/schemas/{'OpenAIError' if ' /v1/' in name else 'ErrorAnswer'}"}
+        shape = {"$ref": f"#/components/schemas/{'OpenAIError' if ' /v1/' in name else 'ErrorResponse'}"}
         for status, response in operation["responses"].items():
             if status >= "400" and name != "get /ready":
                 assert response["content"]["application/json"]["schema"] == shape, f"{name} {status}"

@@ -10,11 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from app.api.adapters.routes import find_adapter
+from app.api.adapters.schemas import AdapterRead
 from app.api.datasets.routes import as_file
 from app.api.deps import Services, ServicesDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import Once, OnceDep
-from app.api.schemas import Adapter
 from app.core.adapters import archives as adapter_archives, files as adapter_files, imports as adapter_imports
 from app.core.adapters.archives import TEMPLATE
 from app.core.adapters.files import Description
@@ -59,7 +59,7 @@ def import_adapter(
         str | None,
         Form(min_length=1, max_length=32_768, description="Default: the adapter's own, or its base model's."),
     ] = None,
-) -> Adapter:
+) -> AdapterRead:
     """Take in a LoRA adapter that was trained elsewhere. Safetensors alone: pickles are refused.
 
     `curl -F file=@adapter.zip -F base_model=SmolLM2-135M-Instruct localhost:8000/adapters`
@@ -107,13 +107,13 @@ def _submit(
     base_model: str,
     quantization: QuantizationSpec,
     lora: LoraSpec | None,
-) -> Adapter:
+) -> AdapterRead:
     """Put the files into the store, then name them in a transaction; without that they go again."""
     adapter_id, artifact = adapter_imports.name_artifact()
     template = folder / TEMPLATE
-    adapter: Adapter | None = None
+    adapter: AdapterRead | None = None
 
-    def make(session: Session) -> Adapter:
+    def make(session: Session) -> AdapterRead:
         row = adapter_imports.submit(
             session,
             adapter_id,
@@ -126,7 +126,7 @@ def _submit(
             size_bytes=size_bytes,
             max_waiting=services.settings.max_queued_jobs,
         )
-        return Adapter.from_import(row)
+        return AdapterRead.from_import(row)
 
     try:
         size_bytes = services.store.put_folder(artifact, folder)

@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
 from app.api.adapters import archives
+from app.api.adapters.schemas import AdapterRead
 from app.api.deps import AdapterName, After, Limit, ServicesDep
 from app.api.http.errors import documented
-from app.api.schemas import Adapter, Page
+from app.api.schemas import Page
 from app.core.adapters import imports as adapter_imports, records as adapter_records
 from app.core.errors.adapters import AdapterNotFound, AdapterNotReady
 from app.core.specs.states import AdapterState
@@ -28,18 +29,18 @@ def list_adapters(
     ] = AdapterState.READY,
     after: After = None,
     limit: Limit = 50,
-) -> Page[Adapter]:
+) -> Page[AdapterRead]:
     """Adapters that answer, the newest first."""
     with services.database.snapshot() as session:
         if state is not AdapterState.READY:
             unproved, cursor = adapter_imports.find_page(session, state=state, after=after, limit=limit)
-            return Page(data=[Adapter.from_import(row) for row in unproved], next=cursor)
+            return Page(data=[AdapterRead.from_import(row) for row in unproved], next=cursor)
         rows, cursor = adapter_records.find_page(session, after=after, limit=limit)
-    return Page(data=[Adapter.from_row(row) for row in rows], next=cursor)
+    return Page(data=[AdapterRead.from_row(row) for row in rows], next=cursor)
 
 
 @router.get("/{id_or_name}", summary="Show an adapter", responses=documented(404))
-def show_adapter(id_or_name: AdapterName, services: ServicesDep) -> Adapter:
+def show_adapter(id_or_name: AdapterName, services: ServicesDep) -> AdapterRead:
     """An adapter, by its id or its name, also one that is being imported."""
     with services.database.snapshot() as session:
         return find_adapter(session, id_or_name)
@@ -90,12 +91,12 @@ def delete_adapter(id_or_name: AdapterName, services: ServicesDep) -> None:
     services.store.delete(artifact)
 
 
-def find_adapter(session: Session, id_or_name: str) -> Adapter:
+def find_adapter(session: Session, id_or_name: str) -> AdapterRead:
     """An adapter as the API shows it, or an import. Raises AdapterNotFound."""
     try:
-        return Adapter.from_row(adapter_records.get(session, id_or_name))
+        return AdapterRead.from_row(adapter_records.get(session, id_or_name))
     except AdapterNotReady:
         unproved = adapter_records.find_import(session, id_or_name)
         if unproved is None:
             raise
-        return Adapter.from_import(unproved)
+        return AdapterRead.from_import(unproved)

@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session
 from starlette.routing import Match
 from starlette.types import Scope
 
+from app.api.datasets.schemas import DatasetRead
 from app.api.deps import ServicesDep
 from app.api.http.body_limit import is_json
 from app.api.http.idempotency import OnceDep
-from app.api.schemas import Dataset
 from app.core.datasets import fetches, records as dataset_records
 from app.core.datasets.fetches import HubSource
 from app.core.datasets.formats import check_column_map
@@ -48,12 +48,12 @@ router = APIRouter(prefix="/datasets", tags=["Datasets"], route_class=_JsonRoute
 @router.post("", status_code=202, summary="Name a Hub dataset", include_in_schema=False)
 def fetch_dataset(
     body: Annotated[HubDataset, Body()], once: OnceDep, response: Response, services: ServicesDep
-) -> Dataset:
+) -> DatasetRead:
     """Ask a worker to fetch a dataset of the Hub."""
     check_column_map(body.column_map)
     source = HubSource.model_validate(body.model_dump(include=set(HubSource.model_fields)))
 
-    def make(session: Session) -> Dataset:
+    def make(session: Session) -> DatasetRead:
         row = fetches.submit(
             session,
             source,
@@ -62,16 +62,16 @@ def fetch_dataset(
             on_problem=body.on_problem,
             max_waiting=services.settings.max_queued_jobs,
         )
-        return Dataset.from_row(row)
+        return DatasetRead.from_row(row)
 
     dataset = once.make(make, find=find_dataset)
     response.headers["location"] = f"/datasets/{dataset.id}"
     return dataset
 
 
-def find_dataset(session: Session, dataset_id: str) -> Dataset:
+def find_dataset(session: Session, dataset_id: str) -> DatasetRead:
     """A dataset as the API shows it. Raises DatasetNotFound."""
-    return Dataset.from_row(dataset_records.get(session, dataset_id))
+    return DatasetRead.from_row(dataset_records.get(session, dataset_id))
 
 
 def json_body() -> dict[str, Any]:

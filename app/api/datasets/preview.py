@@ -6,7 +6,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query
 
 from app.api.deps import DatasetId, Services, ServicesDep
-from app.api.generate.engine_client import Engine, find_engine
+from app.api.generate.engine_client import EngineEndpoint, find_engine
 from app.api.http.errors import EngineRefusal, documented
 from app.api.jobs.preflight import find_dataset
 from app.core.engine import base_models
@@ -43,7 +43,7 @@ async def preview_dataset(
 ) -> Preview:
     """Rows rendered with the model's template, token by token, as training will read them."""
 
-    def prepare() -> tuple[PreviewRequest, Engine]:
+    def prepare() -> tuple[PreviewRequest, EngineEndpoint]:
         base_models.check(base_model, services.settings)
         reference, engine = _find(services, dataset_id, base_model)
         request = PreviewRequest(
@@ -63,7 +63,7 @@ async def preview_dataset(
     return answer
 
 
-def _find(services: Services, dataset_id: str, base_model: str) -> tuple[DatasetRef, Engine]:
+def _find(services: Services, dataset_id: str, base_model: str) -> tuple[DatasetRef, EngineEndpoint]:
     with services.database.snapshot() as session:
         dataset = find_dataset(session, dataset_id)
         return dataset, find_engine(session, services.settings, base_model=base_model)

@@ -14,10 +14,11 @@ from starlette.responses import StreamingResponse
 
 from app.api.datasets import hub as hub_datasets
 from app.api.datasets.hub import find_dataset
+from app.api.datasets.schemas import DatasetRead
 from app.api.deps import After, DatasetId, Limit, ServicesDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import Once, OnceDep
-from app.api.schemas import Dataset, Page
+from app.api.schemas import Page
 from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import OnProblem
 from app.core.datasets.limits import Limits
@@ -33,7 +34,7 @@ _COPY_BYTES = 1 << 20
 
 
 _FETCHING: dict[int | str, dict[str, Any]] = {
-    202: {"model": Dataset, "description": "A Hub dataset was named: a worker fetches it."}
+    202: {"model": DatasetRead, "description": "A Hub dataset was named: a worker fetches it."}
 }
 
 
@@ -63,7 +64,7 @@ def upload_dataset(
     on_problem: Annotated[
         OnProblem, Form(description="What to do where some rows can't be used.")
     ] = OnProblem.REFUSE,
-) -> Dataset:
+) -> DatasetRead:
     """Store a file of rows: JSON lines, a JSON array, CSV, TSV or Parquet, plain or packed with gzip.
 
     Its columns say its format: `messages`; or `prompt` and `completion`; or `text`; or `instruction` and
@@ -94,15 +95,15 @@ def upload_dataset(
 
 
 @router.get("", summary="List datasets")
-def list_datasets(services: ServicesDep, after: After = None, limit: Limit = 50) -> Page[Dataset]:
+def list_datasets(services: ServicesDep, after: After = None, limit: Limit = 50) -> Page[DatasetRead]:
     """Datasets, the newest first."""
     with services.database.snapshot() as session:
         rows, cursor = dataset_records.find_page(session, after=after, limit=limit)
-    return Page(data=[Dataset.from_row(row) for row in rows], next=cursor)
+    return Page(data=[DatasetRead.from_row(row) for row in rows], next=cursor)
 
 
 @router.get("/{dataset_id}", summary="Show a dataset", responses=documented(404))
-def show_dataset(dataset_id: DatasetId, services: ServicesDep) -> Dataset:
+def show_dataset(dataset_id: DatasetId, services: ServicesDep) -> DatasetRead:
     """Format, rows and columns of a dataset."""
     with services.database.snapshot() as session:
         return find_dataset(session, dataset_id)
@@ -135,15 +136,15 @@ def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
     services.store.delete(artifact)
 
 
-def _add(once: Once, store: ArtifactStore, row: tables.DatasetRow) -> Dataset:
+def _add(once: Once, store: ArtifactStore, row: tables.DatasetRow) -> DatasetRead:
     """Add the row of an upload; its files go where that fails, or the same request was quicker."""
 
-    def make(session: Session) -> Dataset:
+    def make(session: Session) -> DatasetRead:
         session.add(row)
         session.flush()
-        return Dataset.from_row(row)
+        return DatasetRead.from_row(row)
 
-    dataset: Dataset | None = None
+    dataset: DatasetRead | None = None
     try:
         dataset = once.make(make, find=find_dataset)
         return dataset

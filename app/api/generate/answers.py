@@ -14,7 +14,7 @@ import anyio
 from fastapi import Request
 from sqlalchemy.orm import Session
 
-from app.api.generate.engine_client import Engine, EngineClient, find_engine
+from app.api.generate.engine_client import EngineClient, EngineEndpoint, find_engine
 from app.api.http.errors import EngineRefusal
 from app.core.adapters import records as adapter_records
 from app.core.engine import base_models
@@ -47,7 +47,7 @@ _MAX_SEED = 2**63 - 1
 class Target:
     """Who answers."""
 
-    engine: Engine
+    engine: EngineEndpoint
     base_model: BaseModelRef
     adapter: AdapterRef | None
 
@@ -85,7 +85,9 @@ class Answers:
     Raises EngineRefusal when the engine says no to any of them, and EngineFailed. Must be closed.
     """
 
-    def __init__(self, engines: EngineClient, engine: Engine, requests: Sequence[GenerateRequest]) -> None:
+    def __init__(
+        self, engines: EngineClient, engine: EngineEndpoint, requests: Sequence[GenerateRequest]
+    ) -> None:
         self._replies = _merge([engines.stream(engine, request) for request in requests])
         self._first: asyncio.Task[Numbered] | None = None
 
@@ -117,7 +119,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GeneratedAnswer:
     """One answer, whole. `tokens` where log-probabilities were asked for."""
 
     text: str
@@ -125,7 +127,7 @@ class Answer:
     finished: Finished
 
 
-async def collect(answers: Answers) -> list[Answer]:
+async def collect(answers: Answers) -> list[GeneratedAnswer]:
     """All answers, in the order of their requests. Raises as Answers does."""
     deltas: dict[int, list[TokenDelta]] = {}
     ends: dict[int, Finished] = {}
@@ -137,9 +139,9 @@ async def collect(answers: Answers) -> list[Answer]:
     return [_whole(deltas.get(index, []), ends[index]) for index in sorted(ends)]
 
 
-def _whole(deltas: Sequence[TokenDelta], finished: Finished) -> Answer:
+def _whole(deltas: Sequence[TokenDelta], finished: Finished) -> GeneratedAnswer:
     tokens = [token for delta in deltas for token in delta.tokens or []]
-    return Answer("".join(delta.text for delta in deltas), tokens or None, finished)
+    return GeneratedAnswer("".join(delta.text for delta in deltas), tokens or None, finished)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

@@ -25,20 +25,20 @@ AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineEndpoint:
     """Where a live engine is, and what it serves."""
 
     url: str
     token: str
     state: EngineState
-    others: tuple["Engine", ...] = ()  # to ask where this one turns out to be gone, the best first
+    others: tuple["EngineEndpoint", ...] = ()  # to ask where this one turns out to be gone, the best first
 
 
-def find_engine(session: Session, settings: Settings, *, base_model: str) -> Engine:
+def find_engine(session: Session, settings: Settings, *, base_model: str) -> EngineEndpoint:
     """A live engine, and the others; one that has the base model loaded comes first. Raises NoEngine."""
     alive = workers.find_alive(session, lease_seconds=settings.lease_seconds, role="serve")
     engines = [
-        Engine(
+        EngineEndpoint(
             worker.engine_url,
             worker.engine_token or "",
             EngineState.model_validate(worker.engine_state or {}),
@@ -66,7 +66,7 @@ class EngineClient:
             trust_env=False,  # a proxy for the internet has no business between us and the engine
         )
 
-    async def stream(self, engine: Engine, request: GenerateRequest) -> AsyncGenerator[Reply, None]:
+    async def stream(self, engine: EngineEndpoint, request: GenerateRequest) -> AsyncGenerator[Reply, None]:
         """The engine's replies, the last one Finished or Failed. Closing the iterator cancels the work.
 
         Raises EngineFailed when the engine can't be reached, is not understood, or stops half-way.
@@ -84,7 +84,7 @@ class EngineClient:
                     raise
 
     async def ask(
-        self, engine: Engine, path: str, request: BaseModel, answer: type[AnswerT]
+        self, engine: EngineEndpoint, path: str, request: BaseModel, answer: type[AnswerT]
     ) -> AnswerT | Failed:
         """One answer to one request, or why there is none. Raises EngineFailed as `stream` does."""
         for candidate, is_last in _in_turn(engine):
@@ -114,7 +114,9 @@ class EngineClient:
         """Close every connection."""
         await self._http.aclose()
 
-    async def _stream_from(self, engine: Engine, request: GenerateRequest) -> AsyncGenerator[Reply, None]:
+    async def _stream_from(
+        self, engine: EngineEndpoint, request: GenerateRequest
+    ) -> AsyncGenerator[Reply, None]:
         answer = await _connect(engine, request)
         with closing(answer), _stream_errors():
             async for lines in answer.lines():
@@ -134,20 +136,20 @@ class _NotThere(EngineFailed):
     """The engine of this row of the table does not answer at its address."""
 
 
-def _in_turn(engine: Engine) -> Iterator[tuple[Engine, bool]]:
+def _in_turn(engine: EngineEndpoint) -> Iterator[tuple[EngineEndpoint, bool]]:
     """The engines to ask, each with whether it is the last one."""
     engines = (engine, *engine.others)
     return ((candidate, candidate is engines[-1]) for candidate in engines)
 
 
-async def _connect(engine: Engine, request: BaseModel) -> AnswerStream:
+async def _connect(engine: EngineEndpoint, request: BaseModel) -> AnswerStream:
     try:
         return await post(f"{engine.url}/generate", **_content(engine, request))
     except OSError as error:
         raise _unreachable() from error
 
 
-def _content(engine: Engine, request: BaseModel) -> dict[str, Any]:
+def _content(engine: EngineEndpoint, request: BaseModel) -> dict[str, Any]:
     headers = {"content-type": "application/json", "authorization": f"Bearer {engine.token}"}
     return {"content": request.model_dump_json().encode(), "headers": headers}
 
@@ -208,7 +210,7 @@ def _not_understood(status: int) -> _NotThere:
     )
 
 
-def _preference(engine: Engine, base_model: str) -> tuple[bool, bool]:
+def _preference(engine: EngineEndpoint, base_model: str) -> tuple[bool, bool]:
     """Sorts engines: a paused one last, one without the base model after one that has it."""
     is_loaded = any(loaded.name == base_model for loaded in engine.state.loaded)
     return engine.state.paused_by is not None, not is_loaded

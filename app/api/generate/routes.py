@@ -1,19 +1,18 @@
 """POST /generate: one answer from the engine, or several, at once or as a stream of server-sent events."""
 
 from collections.abc import AsyncGenerator
-from typing import Annotated, Literal
+from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
-from pydantic import BaseModel, Field
 
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answer_events import EventStream
 from app.api.generate.answers import (
     CLIENT_GONE,
-    Answer,
     Answers,
+    GeneratedAnswer,
     Target,
     collect,
     find_adapter,
@@ -21,25 +20,22 @@ from app.api.generate.answers import (
     repeat,
     unless_gone,
 )
-from app.api.generate.response_format import ResponseFormat, output_schema
-from app.api.http.errors import EngineRefusal, documented, dumps, error_content, refusal_content
-from app.core.engine.messages import (
-    ChatMessage,
-    Finished,
-    GenerateRequest,
-    MadeToken,
-    Sampling,
-    Timings,
-    TokenDelta,
-    Usage,
+from app.api.generate.response_format import output_schema
+from app.api.generate.schemas import (
+    ChoiceEndRead,
+    ChoiceRead,
+    GenerateBody,
+    GenerationEndRead,
+    GenerationRead,
+    StreamEndRead,
 )
+from app.api.http.errors import EngineRefusal, documented, dumps, error_content, refusal_content
+from app.core.engine.messages import Finished, GenerateRequest, Sampling, TokenDelta
 from app.core.errors import InvalidRequest, TunesmithError
-from app.core.specs.job import MODEL_NAME
 from app.core.storage.ids import new_id
 
 router = APIRouter(tags=["Generate"])
 
-_MOST_CHOICES = 128
 _EXAMPLES: dict[str, Example] = {
     "adapter": {
         "summary": "Ask an adapter",
@@ -57,64 +53,9 @@ _EXAMPLES: dict[str, Example] = {
 }
 
 
-class GenerateBody(Sampling):
-    """An adapter or a base model; a prompt or messages; how to sample."""
-
-    adapter: str | None = Field(None, max_length=400, description="Id or name of an adapter.")
-    base_model: str | None = Field(
-        None, max_length=200, pattern=MODEL_NAME, description="A base model, to ask it without an adapter."
-    )
-    prompt: str | None = Field(None, min_length=1, description="Text to continue, taken as it is.")
-    messages: list[ChatMessage] | None = Field(
-        None, min_length=1, description="A conversation, rendered with the model's chat template."
-    )
-    n: int = Field(1, ge=1, le=_MOST_CHOICES, description="How many answers; see `choices`.")
-    response_format: ResponseFormat | None = Field(
-        None, description="What the answer must look like: text, JSON, or JSON that keeps to a schema."
-    )
-    stream: bool = Field(False, description="Answer with server-sent events: `delta`, …, `done`.")
-
-
-class ChoiceEnd(BaseModel):
-    """How one of several answers ended."""
-
-    finish_reason: Literal["stop", "length"] = Field(description="`length`: `max_new_tokens` were made.")
-
-
-class Choice(ChoiceEnd):
-    """One of several answers."""
-
-    text: str = Field(description="The answer, without the prompt.")
-    tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
-
-
-class GenerationEnd(ChoiceEnd):
-    """Everything of an answer but its text."""
-
-    id: str = Field(description="Names this answer.", examples=["gen_4kq1v9x2m7ahc3zt"])
-    adapter: str | None = Field(description="Id of the adapter that answered.")
-    base_model: str = Field(description="The base model that answered.")
-    usage: Usage = Field(description="Tokens read, and tokens made for all answers.")
-    timings: Timings = Field(description="Where the time went; of several answers, for the slowest.")
-
-
-class StreamEnd(GenerationEnd):
-    """The last event of a stream."""
-
-    choices: list[ChoiceEnd] | None = Field(None, description="Every answer's end, with `n` above 1.")
-
-
-class Generation(GenerationEnd):
-    """An answer."""
-
-    text: str = Field(description="The answer, without the prompt.")
-    tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
-    choices: list[Choice] | None = Field(None, description="Every answer, with `n` above 1.")
-
-
 @router.post(
     "/generate",
-    response_model=Generation,
+    response_model=GenerationRead,
     response_model_exclude_unset=True,
     summary="Generate text",
     responses=documented(404, 429, 503)
@@ -170,9 +111,9 @@ def _exactly_one(body: GenerateBody, first: str, second: str) -> None:
         raise InvalidRequest(f"Give either `{first}` or `{second}`: {problem}.", param=first)
 
 
-def _generation(target: Target, whole: list[Answer]) -> Generation:
+def _generation(target: Target, whole: list[GeneratedAnswer]) -> GenerationRead:
     end = _end(target, [answer.finished for answer in whole])
-    found = Generation(text=whole[0].text, **end.model_dump())
+    found = GenerationRead(text=whole[0].text, **end.model_dump())
     if whole[0].tokens is not None:
         found.tokens = whole[0].tokens
     if len(whole) > 1:
@@ -180,15 +121,15 @@ def _generation(target: Target, whole: list[Answer]) -> Generation:
     return found
 
 
-def _choice(answer: Answer) -> Choice:
+def _choice(answer: GeneratedAnswer) -> ChoiceRead:
     tokens = {} if answer.tokens is None else {"tokens": answer.tokens}
-    return Choice(finish_reason=answer.finished.finish_reason, text=answer.text, **tokens)
+    return ChoiceRead(finish_reason=answer.finished.finish_reason, text=answer.text, **tokens)
 
 
-def _end(target: Target, finished: list[Finished]) -> GenerationEnd:
+def _end(target: Target, finished: list[Finished]) -> GenerationEndRead:
     slowest = max(finished, key=lambda one: one.timings.total_seconds)
     made = sum(one.usage.completion_tokens for one in finished)
-    return GenerationEnd(
+    return GenerationEndRead(
         id=new_id("gen"),
         adapter=target.adapter.id if target.adapter else None,
         base_model=target.base_model.name,
@@ -224,11 +165,11 @@ def _delta(reply: TokenDelta, index: int | None) -> dict[str, object]:
     return content
 
 
-def _stream_end(target: Target, ends: dict[int, Finished], count: int) -> StreamEnd:
+def _stream_end(target: Target, ends: dict[int, Finished], count: int) -> StreamEndRead:
     finished = [ends[index] for index in range(count)]
-    end = StreamEnd(**_end(target, finished).model_dump())
+    end = StreamEndRead(**_end(target, finished).model_dump())
     if count > 1:
-        end.choices = [ChoiceEnd(finish_reason=one.finish_reason) for one in finished]
+        end.choices = [ChoiceEndRead(finish_reason=one.finish_reason) for one in finished]
     return end
 
 

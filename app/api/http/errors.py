@@ -14,7 +14,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Send
 
 from app.api.http.validation import describe
-from app.api.schemas import ErrorAnswer
+from app.api.schemas import ErrorResponse
 from app.core.engine.messages import Failed
 from app.core.errors import (
     Conflict,
@@ -139,7 +139,7 @@ def dumps(content: object) -> str:
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For `responses=`: the errors a route may answer, with their shape."""
-    return {status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in statuses}
+    return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
 
 
 async def refuse(error: TunesmithError, receive: Receive, send: Send) -> None:

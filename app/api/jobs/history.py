@@ -4,14 +4,13 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel, Field
 from sse_starlette import EventSourceResponse
 from starlette.responses import StreamingResponse
 
 from app.api.deps import JobId, Services, ServicesDep, accepts
 from app.api.http.errors import documented
 from app.api.jobs import log_lines, loss_chart, loss_curve
-from app.api.jobs.loss_curve import LossCurve, LossPoint
+from app.api.jobs.schemas import EventPage, LossCurveRead, LossPointRead
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Event
 from app.core.specs.states import JobState
@@ -22,13 +21,6 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["Jobs"])
 KEEP_ALIVE_SECONDS = 15
 _PAGE_EVENTS = 500
 _MAX_SEQ = 2**31 - 1
-
-
-class EventPage(BaseModel):
-    """One page of events, the oldest first."""
-
-    data: list[Event] = Field(description="The events of this page.")
-    next: int | None = Field(description="For `after`: there are more events now; null: these are all.")
 
 
 @router.get(
@@ -91,7 +83,7 @@ def read_log(
 
 @router.get(
     "/metrics",
-    response_model=LossCurve,
+    response_model=LossCurveRead,
     summary="Loss curve of a job",
     responses=documented(404) | {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
 )
@@ -107,7 +99,7 @@ def read_metrics(
     points = read_curve(services.database, job_id)
     if format == "csv" or (format is None and accepts(request, "text/csv")):
         return Response(loss_curve.to_csv(points), media_type="text/csv")
-    return LossCurve(data=points)
+    return LossCurveRead(data=points)
 
 
 @router.get(
@@ -155,7 +147,7 @@ def _read_all(database: Database, job_id: str, *types: str) -> Iterator[Event]:
         cursor = found[-1].seq
 
 
-def read_curve(database: Database, job_id: str) -> list[LossPoint]:
+def read_curve(database: Database, job_id: str) -> list[LossPointRead]:
     """The loss curve of a job, by step. Raises JobNotFound."""
     with database.snapshot() as session:
         job_records.get(session, job_id)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from app.api.jobs.loss_curve import LossPoint
+from app.api.jobs.schemas import LossPointRead
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 64, 48
@@ -13,7 +13,7 @@ _LABELS = {"train": "training loss", "eval": "evaluation loss"}
 _MOST_POINTS = 1000
 
 
-def draw(points: Sequence[LossPoint], *, title: str) -> str:
+def draw(points: Sequence[LossPointRead], *, title: str) -> str:
     """The picture. Points without a finite loss are left out; a curve without points says so."""
     finite = [point for point in points if math.isfinite(point.loss)]
     body = _plot(finite) if finite else [_text(WIDTH / 2, HEIGHT / 2, "No loss has been logged yet.")]
@@ -47,7 +47,7 @@ class _Scale:
         return self._start + share * (self._end - self._start)
 
 
-def _plot(points: Sequence[LossPoint]) -> list[str]:
+def _plot(points: Sequence[LossPointRead]) -> list[str]:
     losses = [point.loss for point in points]
     x = _Scale(0, max(point.step for point in points), LEFT, WIDTH - RIGHT, whole=True)
     y = _Scale(min(losses), max(losses), HEIGHT - BOTTOM, TOP)
@@ -74,7 +74,7 @@ def _grid(x: _Scale, y: _Scale) -> list[str]:
     return lines
 
 
-def _curve(points: Sequence[LossPoint], x: _Scale, y: _Scale) -> str:
+def _curve(points: Sequence[LossPointRead], x: _Scale, y: _Scale) -> str:
     # More points than pixels add nothing but bytes; the last one always stays.
     stride = math.ceil(len(points) / _MOST_POINTS)
     shown = [*points[:-1:stride], points[-1]]

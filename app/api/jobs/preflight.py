@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body
 from sqlalchemy.orm import Session
 
 from app.api.deps import Services, ServicesDep
-from app.api.generate.engine_client import Engine, find_engine
+from app.api.generate.engine_client import EngineEndpoint, find_engine
 from app.api.http.errors import EngineRefusal, documented
 from app.api.jobs.routes import SPEC_EXAMPLES
 from app.core.datasets import records as dataset_records
@@ -36,7 +36,7 @@ async def preflight(
     return _with_measured_speed(answer, speed) if speed else answer
 
 
-def _prepare(services: Services, spec: JobSpec) -> tuple[PreflightRequest, Engine, float | None]:
+def _prepare(services: Services, spec: JobSpec) -> tuple[PreflightRequest, EngineEndpoint, float | None]:
     base_models.check(spec.base_model, services.settings)
     with services.database.snapshot() as session:
         dataset = find_dataset(session, spec.dataset)

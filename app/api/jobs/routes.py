@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 from app.api.deps import After, JobId, Limit, ServicesDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import OnceDep
-from app.api.schemas import Job, Page
+from app.api.jobs.schemas import JobRead
+from app.api.schemas import Page
 from app.core.engine import base_models
 from app.core.jobs import inputs as job_inputs, records as job_records
 from app.core.specs.job import JobSpec
@@ -41,12 +42,12 @@ def submit_job(
     once: OnceDep,
     response: Response,
     services: ServicesDep,
-) -> Job:
+) -> JobRead:
     """Put a fine-tuning job in the queue. Only `base_model` and `dataset` are needed."""
 
-    def make(session: Session) -> Job:
+    def make(session: Session) -> JobRead:
         resolved, max_queued = job_inputs.hold(session, spec), services.settings.max_queued_jobs
-        return Job.from_row(job_records.submit(session, resolved, max_queued=max_queued, flush=False))
+        return JobRead.from_row(job_records.submit(session, resolved, max_queued=max_queued, flush=False))
 
     job = once.find(_find)
     if job is None:
@@ -62,49 +63,49 @@ def list_jobs(
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     after: After = None,
     limit: Limit = 50,
-) -> Page[Job]:
+) -> Page[JobRead]:
     """Jobs, the newest first."""
     with services.database.snapshot() as session:
         rows, cursor = job_records.find_page(session, state=state, after=after, limit=limit)
-        return Page(data=[Job.from_row(row) for row in rows], next=cursor)
+        return Page(data=[JobRead.from_row(row) for row in rows], next=cursor)
 
 
 @router.get("/{job_id}", summary="Show a job", responses=documented(404))
-def show_job(job_id: JobId, services: ServicesDep) -> Job:
+def show_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """State, phase, progress, attempts, and the error of a failed job."""
     with services.database.snapshot() as session:
-        return Job.from_row(job_records.get(session, job_id))
+        return JobRead.from_row(job_records.get(session, job_id))
 
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=documented(404, 409))
-def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
+def cancel_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """End a waiting or paused job at once; a running one stops after its step and keeps a checkpoint."""
     with services.database.transaction() as session:
-        return Job.from_row(job_records.request_cancel(session, job_id))
+        return JobRead.from_row(job_records.request_cancel(session, job_id))
 
 
 @router.post("/{job_id}/pause", status_code=202, summary="Pause a job", responses=documented(404, 409))
-def pause_job(job_id: JobId, services: ServicesDep) -> Job:
+def pause_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """Pause a waiting job at once; a running one after its step, with a checkpoint: it frees the GPU."""
     with services.database.transaction() as session:
-        return Job.from_row(job_records.request_pause(session, job_id))
+        return JobRead.from_row(job_records.request_pause(session, job_id))
 
 
 @router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=documented(404, 409))
-def resume_job(job_id: JobId, services: ServicesDep) -> Job:
+def resume_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """Queue a paused job again; it goes on from its last checkpoint, as if it had never stopped."""
     with services.database.transaction() as session:
-        return Job.from_row(job_records.resume(session, job_id))
+        return JobRead.from_row(job_records.resume(session, job_id))
 
 
 @router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409))
-def retry_job(job_id: JobId, services: ServicesDep) -> Job:
+def retry_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint, where there is one."""
     with services.database.transaction() as session:
         row = job_records.retry(session, job_id)
         job_inputs.hold(session, JobSpec.model_validate(row.spec))
-        return Job.from_row(row)
+        return JobRead.from_row(row)
 
 
-def _find(session: Session, job_id: str) -> Job:
-    return Job.from_row(job_records.get(session, job_id))
+def _find(session: Session, job_id: str) -> JobRead:
+    return JobRead.from_row(job_records.get(session, job_id))

@@ -10,7 +10,15 @@ from pydantic import BaseModel, Field
 
 from app.api.deps import Services
 from app.api.generate.answer_events import EventStream
-from app.api.generate.answers import CLIENT_GONE, Answer, Answers, Target, collect, repeat, unless_gone
+from app.api.generate.answers import (
+    CLIENT_GONE,
+    Answers,
+    GeneratedAnswer,
+    Target,
+    collect,
+    repeat,
+    unless_gone,
+)
 from app.api.http.errors import EngineRefusal, dumps, error_content, refusal_content
 from app.api.openai.errors import openai_error
 from app.api.openai.parameters import MAX_CHOICES, CommonBody, refuse
@@ -18,7 +26,7 @@ from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
 from app.core.errors import TunesmithError
 
 
-class Usage(BaseModel):
+class OpenAIUsage(BaseModel):
     """Tokens read and made, over all answers. A prompt counts once however many answers it has."""
 
     prompt_tokens: int = Field(description="Tokens read.")
@@ -41,7 +49,7 @@ class Shape(Protocol[ChoiceT]):
     def end(self, index: int, finished: Finished) -> dict[str, Any]:
         """A choice that ends."""
 
-    def whole(self, index: int, answer: Answer) -> ChoiceT:
+    def whole(self, index: int, answer: GeneratedAnswer) -> ChoiceT:
         """A choice at once."""
 
 
@@ -64,17 +72,17 @@ class Question:
             refuse("n", f"at most {MAX_CHOICES} answers at a time, over all prompts")
         return [request for prompt in self.prompts for request in repeat(prompt, count)]
 
-    def usage(self, finished: Sequence[Finished]) -> Usage:
+    def usage(self, finished: Sequence[Finished]) -> OpenAIUsage:
         """Of all answers together."""
         read = sum(one.usage.prompt_tokens for one in finished[:: self.body.choice_count])
         made = sum(one.usage.completion_tokens for one in finished)
-        return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
+        return OpenAIUsage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
 
 
 async def respond(
     question: Question,
     shape: Shape[ChoiceT],
-    make_whole: Callable[[list[ChoiceT], Usage], BaseModel],
+    make_whole: Callable[[list[ChoiceT], OpenAIUsage], BaseModel],
     *,
     request: Request,
     services: Services,

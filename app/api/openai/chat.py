@@ -8,10 +8,10 @@ from fastapi.openapi.models import Example
 from pydantic import BaseModel, Field
 
 from app.api.deps import Services, ServicesDep
-from app.api.generate.answers import Answer
+from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
-from app.api.openai.answering import Question, Usage, respond
-from app.api.openai.conversation import Message
+from app.api.openai.answering import OpenAIUsage, Question, respond
+from app.api.openai.conversation import ChatMessageParam
 from app.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from app.api.openai.models import find_target
 from app.api.openai.parameters import MAX_NEW_TOKENS, Absent, AbsentList, CommonBody, only, refuse
@@ -55,7 +55,7 @@ _EXAMPLES: dict[str, Example] = {
 class ChatBody(CommonBody):
     """A conversation to go on with."""
 
-    messages: list[Message] = Field(min_length=1, description="The conversation so far.")
+    messages: list[ChatMessageParam] = Field(min_length=1, description="The conversation so far.")
     max_completion_tokens: int | None = Field(
         None, ge=1, le=MAX_NEW_TOKENS, description="Most tokens to make; default: as many as fit."
     )
@@ -135,7 +135,7 @@ class ChatCompletion(BaseModel):
     created: int = Field(description="When it was asked for, in seconds since 1970.")
     model: str = Field(description="`model` as it was asked for.")
     choices: list[ChatChoice] = Field(description="The answers.")
-    usage: Usage = Field(description="Tokens read and made.")
+    usage: OpenAIUsage = Field(description="Tokens read and made.")
     system_fingerprint: str | None = Field(None, description="Always null.")
 
 
@@ -150,7 +150,7 @@ class _ChatShape:
     def end(self, index: int, finished: Finished) -> dict[str, Any]:
         return _choice(index, {}, finish_reason=finished.finish_reason)
 
-    def whole(self, index: int, answer: Answer) -> ChatChoice:
+    def whole(self, index: int, answer: GeneratedAnswer) -> ChatChoice:
         return ChatChoice(
             index=index,
             message=AssistantMessage(content=answer.text),
@@ -183,7 +183,7 @@ async def create_chat_completion(
     """Go on with a conversation, rendered with the model's chat template."""
     question = await to_thread.run_sync(_plan, services, body)
 
-    def make_whole(choices: list[ChatChoice], usage: Usage) -> ChatCompletion:
+    def make_whole(choices: list[ChatChoice], usage: OpenAIUsage) -> ChatCompletion:
         return ChatCompletion(
             id=question.id, created=question.created, model=body.model, choices=choices, usage=usage
         )

@@ -8,9 +8,9 @@ from fastapi.openapi.models import Example
 from pydantic import BaseModel, Field
 
 from app.api.deps import Services, ServicesDep
-from app.api.generate.answers import Answer
+from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
-from app.api.openai.answering import Question, Usage, respond
+from app.api.openai.answering import OpenAIUsage, Question, respond
 from app.api.openai.logprobs import CompletionLogprobs, CompletionLogprobsWriter
 from app.api.openai.models import find_target
 from app.api.openai.parameters import MAX_CHOICES, MAX_NEW_TOKENS, CommonBody, Off, only, refuse
@@ -85,7 +85,7 @@ class CompletionChoice(BaseModel):
     )
 
 
-class Completion(BaseModel):
+class TextCompletion(BaseModel):
     """How texts go on."""
 
     id: str = Field(description="Names this completion.")
@@ -93,7 +93,7 @@ class Completion(BaseModel):
     created: int = Field(description="When it was asked for, in seconds since 1970.")
     model: str = Field(description="`model` as it was asked for.")
     choices: list[CompletionChoice] = Field(description="The answers.")
-    usage: Usage = Field(description="Tokens read and made.")
+    usage: OpenAIUsage = Field(description="Tokens read and made.")
     system_fingerprint: str | None = Field(None, description="Always null.")
 
 
@@ -111,7 +111,7 @@ class _CompletionShape:
     def end(self, index: int, finished: Finished) -> dict[str, Any]:
         return _choice(index, "", finish_reason=finished.finish_reason)
 
-    def whole(self, index: int, answer: Answer) -> CompletionChoice:
+    def whole(self, index: int, answer: GeneratedAnswer) -> CompletionChoice:
         return CompletionChoice(
             index=index,
             text=answer.text,
@@ -128,7 +128,7 @@ def _choice(
 
 @router.post(
     "/completions",
-    response_model=Completion,
+    response_model=TextCompletion,
     summary="Complete a text",
     responses={
         200: {
@@ -144,8 +144,8 @@ async def create_completion(
     """Go on from a text, or from several, without a chat template."""
     question = await to_thread.run_sync(_plan, services, body)
 
-    def make_whole(choices: list[CompletionChoice], usage: Usage) -> Completion:
-        return Completion(
+    def make_whole(choices: list[CompletionChoice], usage: OpenAIUsage) -> TextCompletion:
+        return TextCompletion(
             id=question.id, created=question.created, model=body.model, choices=choices, usage=usage
         )
 

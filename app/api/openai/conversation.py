@@ -16,7 +16,7 @@ class TextPart(BaseModel):
     text: str = Field(description="The text.")
 
 
-class Message(BaseModel):
+class ChatMessageParam(BaseModel):
     """One turn. What an answer of this API carries may be sent back as it came."""
 
     model_config = ConfigDict(extra="forbid")

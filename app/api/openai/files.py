@@ -15,7 +15,7 @@ from app.api.deps import MAX_PAGE, Services, ServicesDep
 from app.api.http.idempotency import OnceDep
 from app.api.jobs import loss_curve
 from app.api.jobs.history import read_curve
-from app.api.openai.lists import Page
+from app.api.openai.lists import OpenAIPage
 from app.api.openai.parameters import refuse
 from app.core.datasets import openai_files, records as dataset_records
 from app.core.datasets.limits import Limits
@@ -111,15 +111,15 @@ def list_files(
     limit: Annotated[
         int, Query(ge=1, le=10_000, description=f"Most files in the answer, never more than {MAX_PAGE}.")
     ] = MAX_PAGE,
-) -> Page[FileObject]:
+) -> OpenAIPage[FileObject]:
     """Files, the newest first. With `purpose` of another kind there are none."""
     if purpose not in (None, openai_files.FINE_TUNE, openai_files.RESULTS):
-        return Page(data=[], has_more=False)
+        return OpenAIPage(data=[], has_more=False)
     with services.database.snapshot() as session:
         found, has_more = openai_files.find_page(
             session, purpose=purpose, order=order, after=after, limit=min(limit, MAX_PAGE)
         )
-    return Page(data=[_show(services, file) for file in found], has_more=has_more)
+    return OpenAIPage(data=[_show(services, file) for file in found], has_more=has_more)
 
 
 @router.get("/{file_id}", summary="Show a file")

@@ -12,9 +12,9 @@ from app.api.deps import MAX_PAGE, Services, ServicesDep
 from app.api.http.idempotency import OnceDep
 from app.api.jobs.history import read_curve
 from app.api.openai.fine_tuning_answers import FineTuningJob
-from app.api.openai.fine_tuning_body import CreateBody
-from app.api.openai.fine_tuning_history import JobCheckpoint, JobEvent, event_id
-from app.api.openai.lists import Page
+from app.api.openai.fine_tuning_body import FineTuningJobBody
+from app.api.openai.fine_tuning_history import FineTuningJobCheckpoint, FineTuningJobEvent, event_id
+from app.api.openai.lists import OpenAIPage
 from app.api.openai.models import find_origin
 from app.core.adapters import records as adapter_records
 from app.core.datasets.records import get_arrived
@@ -52,7 +52,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items in the a
 
 @router.post("", summary="Create a fine-tuning job")
 def create_job(
-    body: Annotated[CreateBody, Body(openapi_examples=_EXAMPLES)], once: OnceDep, services: ServicesDep
+    body: Annotated[FineTuningJobBody, Body(openapi_examples=_EXAMPLES)], once: OnceDep, services: ServicesDep
 ) -> FineTuningJob:
     """Queue a job. Its files are validated first: where they can't be trained on, it has failed at once."""
     settings = services.settings
@@ -76,13 +76,13 @@ def create_job(
 @router.get("", summary="List fine-tuning jobs")
 def list_jobs(
     request: Request, services: ServicesDep, after: After = None, limit: Limit = 20
-) -> Page[FineTuningJob]:
+) -> OpenAIPage[FineTuningJob]:
     """Jobs, the newest first. `metadata[key]=value` takes those with it, `metadata=null` those without."""
     with services.database.snapshot() as session:
         rows, cursor = job_records.find_page(
             session, metadata=_read_metadata(request), after=after, limit=limit
         )
-        return Page(data=[_show(session, row) for row in rows], has_more=cursor is not None)
+        return OpenAIPage(data=[_show(session, row) for row in rows], has_more=cursor is not None)
 
 
 @router.get("/{job_id}", summary="Show a fine-tuning job")
@@ -113,20 +113,20 @@ def resume_job(job_id: JobId, services: ServicesDep) -> FineTuningJob:
 @router.get("/{job_id}/events", summary="Events of a fine-tuning job")
 def list_events(
     job_id: JobId, services: ServicesDep, after: After = None, limit: Limit = 20
-) -> Page[JobEvent]:
+) -> OpenAIPage[FineTuningJobEvent]:
     """What happened to a job, the newest first."""
     before = _seq_of(job_id, after) if after else None
     with services.database.snapshot() as session:
         job_records.get(session, job_id)
         found = events.read_newest(session, job_id, before=before, limit=limit + 1)
-    shown = [JobEvent.from_event(job_id, event) for event in found[:limit]]
-    return Page(data=shown, has_more=len(found) > limit)
+    shown = [FineTuningJobEvent.from_event(job_id, event) for event in found[:limit]]
+    return OpenAIPage(data=shown, has_more=len(found) > limit)
 
 
 @router.get("/{job_id}/checkpoints", summary="Checkpoints of a fine-tuning job")
 def list_checkpoints(
     job_id: JobId, services: ServicesDep, after: After = None, limit: Limit = 10
-) -> Page[JobCheckpoint]:
+) -> OpenAIPage[FineTuningJobCheckpoint]:
     """The adapters that the job kept at the ends of epochs, and its finished one; the newest first."""
     with services.database.snapshot() as session:
         job = job_records.get(session, job_id)
@@ -136,8 +136,8 @@ def list_checkpoints(
         raise _bad_cursor(after)
     rest = found[ids.index(after) + 1 :] if after else found
     points = read_curve(services.database, job_id)
-    shown = [JobCheckpoint.from_row(adapter, job, points) for adapter in rest[:limit]]
-    return Page(data=shown, has_more=len(rest) > limit)
+    shown = [FineTuningJobCheckpoint.from_row(adapter, job, points) for adapter in rest[:limit]]
+    return OpenAIPage(data=shown, has_more=len(rest) > limit)
 
 
 def _change(

@@ -34,7 +34,7 @@ class MethodUsed(BaseModel):
     supervised: SupervisedUsed = Field(description="How it is trained.")
 
 
-class JobError(BaseModel):
+class FineTuningJobError(BaseModel):
     """Why the job failed."""
 
     code: str = Field(description="A stable word for programs.", examples=["invalid_n_examples"])
@@ -60,7 +60,7 @@ class FineTuningJob(BaseModel):
     result_files: list[str] = Field(description="Once it has succeeded: the id of its loss curve, as CSV.")
     seed: int = Field(description="Seed of data order and initialisation.")
     trained_tokens: int | None = Field(description="Tokens seen, once it has ended.")
-    error: JobError | None = Field(description="Why it failed.")
+    error: FineTuningJobError | None = Field(description="Why it failed.")
     estimated_finish: int | None = Field(description="About when it will end.")
     integrations: list[Any] = Field([], description="Always empty.")
     metadata: dict[str, str] | None = Field(description="Words of your own.")
@@ -106,12 +106,14 @@ def _used(spec: JobSpec) -> HyperparametersUsed:
     return HyperparametersUsed.model_validate(vars(used))
 
 
-def _error(row: tables.JobRow) -> JobError | None:
+def _error(row: tables.JobRow) -> FineTuningJobError | None:
     if row.error_code is None:
         return None
     message = row.error_message or ""
     text = f"{message} {row.error_hint}" if row.error_hint else message
-    return JobError(code=row.error_code, message=text, param=fine_tuning.param_of(row.error_code, message))
+    return FineTuningJobError(
+        code=row.error_code, message=text, param=fine_tuning.param_of(row.error_code, message)
+    )
 
 
 def _estimated_finish(row: tables.JobRow) -> int | None:

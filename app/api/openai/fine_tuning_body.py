@@ -25,7 +25,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
 }
 
 
-class Hyperparameters(BaseModel):
+class SupervisedHyperparameters(BaseModel):
     """Each a number or `auto`; beside them any field of the native `lora`, `training` and `quantization`."""
 
     model_config = ConfigDict(extra="allow")
@@ -41,11 +41,11 @@ class Hyperparameters(BaseModel):
     )
 
 
-class Supervised(BaseModel):
+class SupervisedMethod(BaseModel):
     """How to train."""
 
     model_config = ConfigDict(extra="forbid")
-    hyperparameters: Hyperparameters | None = Field(None, description="How to train.")
+    hyperparameters: SupervisedHyperparameters | None = Field(None, description="How to train.")
 
 
 class Method(BaseModel):
@@ -53,10 +53,10 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     type: Annotated[str, only("supervised")] = Field("supervised", description="Only `supervised`.")
-    supervised: Supervised | None = Field(None, description="How to train.")
+    supervised: SupervisedMethod | None = Field(None, description="How to train.")
 
 
-class CreateBody(BaseModel):
+class FineTuningJobBody(BaseModel):
     """A fine-tuning job, in OpenAI's words."""
 
     model_config = ConfigDict(extra="forbid")
@@ -74,7 +74,7 @@ class CreateBody(BaseModel):
         None, description="Words of your own about the job."
     )
     method: Method | None = Field(None, description="How to train.")
-    hyperparameters: Hyperparameters | None = Field(
+    hyperparameters: SupervisedHyperparameters | None = Field(
         None, description="Deprecated: the same as `method.supervised.hyperparameters`, which go before."
     )
     integrations: AbsentList = Field(None, description="Only null or empty.")
@@ -114,14 +114,14 @@ class CreateBody(BaseModel):
         }
         return _validated(given)
 
-    def _asked(self) -> tuple[Hyperparameters, str]:
+    def _asked(self) -> tuple[SupervisedHyperparameters, str]:
         """The hyperparameters that count, and where in the body they are."""
         supervised = self.method.supervised if self.method else None
         if supervised and supervised.hyperparameters:
             return supervised.hyperparameters, "method.supervised.hyperparameters"
-        return self.hyperparameters or Hyperparameters(), "hyperparameters"
+        return self.hyperparameters or SupervisedHyperparameters(), "hyperparameters"
 
-    def _part(self, name: str, asked: Hyperparameters, place: str) -> dict[str, Any]:
+    def _part(self, name: str, asked: SupervisedHyperparameters, place: str) -> dict[str, Any]:
         """The fields of a native part that were given, among the hyperparameters or as the part itself."""
         extras = dict(asked.model_extra or {})
         for field in extras:
@@ -135,7 +135,7 @@ class CreateBody(BaseModel):
         return {**fields, **nested, **(own.model_dump(exclude_unset=True) if own else {})}
 
     @staticmethod
-    def _refuse_twice(asked: Hyperparameters, training: dict[str, Any], place: str) -> None:
+    def _refuse_twice(asked: SupervisedHyperparameters, training: dict[str, Any], place: str) -> None:
         for theirs, ours in _SAME.items():
             if getattr(asked, theirs) not in (None, "auto") and ours in training:
                 refuse(f"{place}.{theirs}", f"it says the same as {ours}; give one of them")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.jobs.loss_curve import LossPoint
+from app.api.jobs.schemas import LossPointRead
 from app.core.jobs.events import Checkpoint, Evaluation, Event, EventLevel, Log, Metrics, StateChange, Warn
 from app.core.specs.states import JobState
 from app.core.storage import tables
@@ -25,7 +25,7 @@ _STATE_TEXTS = {
 }
 
 
-class JobEvent(BaseModel):
+class FineTuningJobEvent(BaseModel):
     """Something that happened to a job."""
 
     id: str = Field(description="`after` takes it.")
@@ -37,7 +37,7 @@ class JobEvent(BaseModel):
     data: dict[str, Any] = Field(description="What a program may want of it.")
 
     @classmethod
-    def from_event(cls, job_id: str, event: Event) -> "JobEvent":
+    def from_event(cls, job_id: str, event: Event) -> "FineTuningJobEvent":
         """The native event in OpenAI's words."""
         message, numbers = _told(event)
         return cls(
@@ -62,7 +62,7 @@ class CheckpointMetrics(BaseModel):
     full_valid_mean_token_accuracy: float | None = Field(None, description="The same.")
 
 
-class JobCheckpoint(BaseModel):
+class FineTuningJobCheckpoint(BaseModel):
     """An adapter that a job kept on its way, or its finished one."""
 
     id: str = Field(description="The adapter's id; `after` takes it.")
@@ -77,8 +77,8 @@ class JobCheckpoint(BaseModel):
 
     @classmethod
     def from_row(
-        cls, row: tables.AdapterRow, job: tables.JobRow, points: Sequence[LossPoint]
-    ) -> "JobCheckpoint":
+        cls, row: tables.AdapterRow, job: tables.JobRow, points: Sequence[LossPointRead]
+    ) -> "FineTuningJobCheckpoint":
         """The checkpoint, with its place in the job's loss curve."""
         step = job.step if row.step is None else row.step
         return cls(
@@ -137,7 +137,7 @@ def _state_text(change: StateChange) -> str:
     return f"{text}: {change.reason}" if change.reason else text
 
 
-def _metrics_at(step: int, points: Sequence[LossPoint]) -> CheckpointMetrics:
+def _metrics_at(step: int, points: Sequence[LossPointRead]) -> CheckpointMetrics:
     """The last points up to a step."""
     train = next((one for one in reversed(points) if one.kind == "train" and one.step <= step), None)
     valid = next((one for one in reversed(points) if one.kind == "eval" and one.step <= step), None)

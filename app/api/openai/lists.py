@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 Item = TypeVar("Item")
 
 
-class Page(BaseModel, Generic[Item]):
+class OpenAIPage(BaseModel, Generic[Item]):
     """One page of a list."""
 
     object: Literal["list"] = Field("list", description="Always `list`.")

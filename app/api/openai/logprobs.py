@@ -16,7 +16,7 @@ class TopLogprob(BaseModel):
     logprob: float = Field(description="The natural logarithm of its probability.")
 
 
-class TokenLogprob(TopLogprob):
+class ChatTokenLogprob(TopLogprob):
     """A token of the answer, and what else was likely in its place."""
 
     top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens.")
@@ -25,7 +25,7 @@ class TokenLogprob(TopLogprob):
 class ChatLogprobs(BaseModel):
     """Log-probabilities of an answer, token by token."""
 
-    content: list[TokenLogprob] = Field(description="The tokens of the answer.")
+    content: list[ChatTokenLogprob] = Field(description="The tokens of the answer.")
     refusal: None = Field(None, description="Always null.")
 
 
@@ -43,7 +43,7 @@ def chat_logprobs(tokens: Sequence[MadeToken] | None) -> ChatLogprobs | None:
     if tokens is None:
         return None
     content = [
-        TokenLogprob(**_top(token), top_logprobs=[TopLogprob(**_top(other)) for other in token.top])
+        ChatTokenLogprob(**_top(token), top_logprobs=[TopLogprob(**_top(other)) for other in token.top])
         for token in tokens
     ]
     return ChatLogprobs(content=content)

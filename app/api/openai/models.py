@@ -26,7 +26,7 @@ ModelName = Annotated[
 ]
 
 
-class Model(BaseModel):
+class OpenAIModel(BaseModel):
     """A base model or an adapter."""
 
     id: str = Field(description="`model` takes it.", examples=["support-bot"])
@@ -37,11 +37,11 @@ class Model(BaseModel):
     base_model: str | None = Field(None, description="Not OpenAI's. What the adapter was trained against.")
 
 
-class Models(BaseModel):
+class OpenAIModelList(BaseModel):
     """Everything that `model` may name."""
 
     object: Literal["list"] = Field("list", description="Always `list`.")
-    data: list[Model] = Field(description="Base models first, then adapters, the newest first.")
+    data: list[OpenAIModel] = Field(description="Base models first, then adapters, the newest first.")
 
 
 class ModelDeleted(BaseModel):
@@ -53,17 +53,17 @@ class ModelDeleted(BaseModel):
 
 
 @router.get("", summary="List models")
-def list_models(services: ServicesDep) -> Models:
+def list_models(services: ServicesDep) -> OpenAIModelList:
     """Base models that are here, and every adapter."""
     found = _base_models(services)
     taken = {model.id for model in found}
     with services.database.snapshot() as session:
         found += [_adapter(row, taken) for row in _all_adapters(session)]
-    return Models(data=found)
+    return OpenAIModelList(data=found)
 
 
 @router.get("/{model:path}", summary="Show a model")
-def show_model(model: ModelName, services: ServicesDep) -> Model:
+def show_model(model: ModelName, services: ServicesDep) -> OpenAIModel:
     """One model, by the name that `model` takes."""
     base_models = {found.id: found for found in _base_models(services)}
     if model in base_models:
@@ -116,9 +116,9 @@ def find_origin(session: Session, settings: Settings, model: str) -> tuple[str, 
     return model, None
 
 
-def _base_models(services: Services) -> list[Model]:
+def _base_models(services: Services) -> list[OpenAIModel]:
     found = list_base_models(services).data
-    return [Model(id=model.name, created=0, owned_by=model.source) for model in found]
+    return [OpenAIModel(id=model.name, created=0, owned_by=model.source) for model in found]
 
 
 def _all_adapters(session: Session) -> list[tables.AdapterRow]:
@@ -136,9 +136,9 @@ def _get_adapter(session: Session, id_or_name: str) -> tables.AdapterRow:
         raise _not_found(id_or_name) from None
 
 
-def _adapter(row: tables.AdapterRow, taken: set[str]) -> Model:
+def _adapter(row: tables.AdapterRow, taken: set[str]) -> OpenAIModel:
     """By its name; by its id where a base model has that name."""
-    return Model(
+    return OpenAIModel(
         id=row.id if row.name in taken else row.name,
         created=int(row.created_at.timestamp()),
         owned_by="tunesmith",

@@ -10,7 +10,14 @@ from app.api.deps import After, Limit, Services, ServicesDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import OnceDep
 from app.api.schemas import Page
-from app.api.webhooks.schemas import CreatedWebhook, Delivery, NewTest, NewWebhook, Webhook, WebhookChange
+from app.api.webhooks.schemas import (
+    CreatedWebhookRead,
+    DeliveryRead,
+    NewTestDelivery,
+    NewWebhook,
+    WebhookChange,
+    WebhookRead,
+)
 from app.core import net
 from app.core.settings import Settings
 from app.core.webhooks import deliveries, subscriptions
@@ -24,7 +31,7 @@ DeliveryId = Annotated[str, Path(description="The delivery's id.", examples=["wh
 @router.post("", status_code=201, summary="Register a webhook", responses=documented(409))
 def create_webhook(
     body: Annotated[NewWebhook, Body()], once: OnceDep, response: Response, services: ServicesDep
-) -> CreatedWebhook:
+) -> CreatedWebhookRead:
     """Be told when jobs end. The answer holds the `secret` that signs every delivery: it is shown only here.
 
     Each event is a POST of `{"id", "object": "event", "created_at", "type", "data": {"id": <job>}}`, signed
@@ -33,9 +40,9 @@ def create_webhook(
     `webhook-id`.
     """
 
-    def make(session: Session) -> CreatedWebhook:
+    def make(session: Session) -> CreatedWebhookRead:
         row = subscriptions.create(session, url=body.url, event_types=body.event_types, name=body.name)
-        return CreatedWebhook.from_row(row)
+        return CreatedWebhookRead.from_row(row)
 
     webhook = once.find(_find)
     if webhook is None:
@@ -46,24 +53,24 @@ def create_webhook(
 
 
 @router.get("", summary="List webhooks")
-def list_webhooks(services: ServicesDep, after: After = None, limit: Limit = 50) -> Page[Webhook]:
+def list_webhooks(services: ServicesDep, after: After = None, limit: Limit = 50) -> Page[WebhookRead]:
     """Webhooks, the newest first."""
     with services.database.snapshot() as session:
         rows, cursor = subscriptions.find_page(session, after=after, limit=limit)
-    return Page(data=[Webhook.from_row(row) for row in rows], next=cursor)
+    return Page(data=[WebhookRead.from_row(row) for row in rows], next=cursor)
 
 
 @router.get("/{webhook_id}", summary="Show a webhook", responses=documented(404))
-def show_webhook(webhook_id: WebhookId, services: ServicesDep) -> Webhook:
+def show_webhook(webhook_id: WebhookId, services: ServicesDep) -> WebhookRead:
     """Everything but the secret."""
     with services.database.snapshot() as session:
-        return Webhook.from_row(subscriptions.get(session, webhook_id))
+        return WebhookRead.from_row(subscriptions.get(session, webhook_id))
 
 
 @router.patch("/{webhook_id}", summary="Change a webhook", responses=documented(404, 409))
 def change_webhook(
     webhook_id: WebhookId, body: Annotated[WebhookChange, Body()], services: ServicesDep
-) -> Webhook:
+) -> WebhookRead:
     """Change where it goes or what it is told, or switch it off for a while. The secret stays."""
     if body.url is not None:
         _check_target(body.url, services.settings)
@@ -76,7 +83,7 @@ def change_webhook(
             name=body.name,
             is_enabled=body.enabled,
         )
-        return Webhook.from_row(row)
+        return WebhookRead.from_row(row)
 
 
 @router.delete("/{webhook_id}", status_code=204, summary="Delete a webhook", responses=documented(404, 409))
@@ -88,10 +95,10 @@ def delete_webhook(webhook_id: WebhookId, services: ServicesDep) -> None:
 
 @router.post("/{webhook_id}/test", summary="Test a webhook", responses=documented(404))
 async def send_test(
-    webhook_id: WebhookId, services: ServicesDep, body: Annotated[NewTest | None, Body()] = None
-) -> Delivery:
+    webhook_id: WebhookId, services: ServicesDep, body: Annotated[NewTestDelivery | None, Body()] = None
+) -> DeliveryRead:
     """Send an event of a job that does not exist, once and now; the answer says what came of it."""
-    claim = await to_thread.run_sync(_start_test, services, webhook_id, body or NewTest())
+    claim = await to_thread.run_sync(_start_test, services, webhook_id, body or NewTestDelivery())
     await services.deliverer.attempt(claim)
     return await to_thread.run_sync(_show_delivery, services, webhook_id, claim.delivery_id)
 
@@ -99,15 +106,15 @@ async def send_test(
 @router.get("/{webhook_id}/deliveries", summary="Log of a webhook", responses=documented(404))
 def list_deliveries(
     webhook_id: WebhookId, services: ServicesDep, after: After = None, limit: Limit = 50
-) -> Page[Delivery]:
+) -> Page[DeliveryRead]:
     """Deliveries of the last 30 days, the newest first: what was sent and answered, what is next."""
     with services.database.snapshot() as session:
         rows, cursor = deliveries.find_page(session, webhook_id, after=after, limit=limit)
-    return Page(data=[Delivery.from_row(row) for row in rows], next=cursor)
+    return Page(data=[DeliveryRead.from_row(row) for row in rows], next=cursor)
 
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}", summary="Show a delivery", responses=documented(404))
-def show_delivery(webhook_id: WebhookId, delivery_id: DeliveryId, services: ServicesDep) -> Delivery:
+def show_delivery(webhook_id: WebhookId, delivery_id: DeliveryId, services: ServicesDep) -> DeliveryRead:
     """What was sent, what was answered, when it is tried next."""
     return _show_delivery(services, webhook_id, delivery_id)
 
@@ -118,10 +125,10 @@ def show_delivery(webhook_id: WebhookId, delivery_id: DeliveryId, services: Serv
     summary="Send a delivery again",
     responses=documented(404),
 )
-def redeliver(webhook_id: WebhookId, delivery_id: DeliveryId, services: ServicesDep) -> Delivery:
+def redeliver(webhook_id: WebhookId, delivery_id: DeliveryId, services: ServicesDep) -> DeliveryRead:
     """Send it again now, delivered or not, with the same `webhook-id`; retried for another day."""
     with services.database.transaction() as session:
-        return Delivery.from_row(deliveries.send_again(session, webhook_id, delivery_id))
+        return DeliveryRead.from_row(deliveries.send_again(session, webhook_id, delivery_id))
 
 
 def _check_target(url: str, settings: Settings) -> None:
@@ -129,16 +136,16 @@ def _check_target(url: str, settings: Settings) -> None:
     net.resolve_allowed_addresses(net.parse_webhook_url(url), allow_private=settings.webhook_allow_private)
 
 
-def _find(session: Session, webhook_id: str) -> CreatedWebhook:
+def _find(session: Session, webhook_id: str) -> CreatedWebhookRead:
     """For the same request once more: whoever can repeat it has seen the secret, or should have."""
-    return CreatedWebhook.from_row(subscriptions.get(session, webhook_id))
+    return CreatedWebhookRead.from_row(subscriptions.get(session, webhook_id))
 
 
-def _start_test(services: Services, webhook_id: str, body: NewTest) -> Claim:
+def _start_test(services: Services, webhook_id: str, body: NewTestDelivery) -> Claim:
     with services.database.transaction() as session:
         return deliveries.start_test(session, webhook_id, body.event_type)
 
 
-def _show_delivery(services: Services, webhook_id: str, delivery_id: str) -> Delivery:
+def _show_delivery(services: Services, webhook_id: str, delivery_id: str) -> DeliveryRead:
     with services.database.snapshot() as session:
-        return Delivery.from_row(deliveries.get(session, webhook_id, delivery_id))
+        return DeliveryRead.from_row(deliveries.get(session, webhook_id, delivery_id))

@@ -41,7 +41,7 @@ class WebhookChange(BaseModel):
     )
 
 
-class NewTest(BaseModel):
+class NewTestDelivery(BaseModel):
     """A test delivery."""
 
     model_config = ConfigDict(extra="forbid")
@@ -49,7 +49,7 @@ class NewTest(BaseModel):
     event_type: EventType = Field(EventType.SUCCEEDED, description="As which event it comes.")
 
 
-class Webhook(BaseModel):
+class WebhookRead(BaseModel):
     """Who is told when a job ends."""
 
     id: str = Field(description="Names the webhook.", examples=["wh_4kq1v9x2m7ahc3zt"])
@@ -61,7 +61,7 @@ class Webhook(BaseModel):
     created_at: datetime = Field(description="When it was registered.")
 
     @classmethod
-    def from_row(cls, row: tables.WebhookRow) -> "Webhook":
+    def from_row(cls, row: tables.WebhookRow) -> "WebhookRead":
         """The webhook as the API shows it: without its secret."""
         return cls(
             id=row.id,
@@ -74,18 +74,18 @@ class Webhook(BaseModel):
         )
 
 
-class CreatedWebhook(Webhook):
+class CreatedWebhookRead(WebhookRead):
     """A webhook and its secret, which is not shown again."""
 
     secret: str = Field(description="Signs every delivery; give it to `client.webhooks.unwrap(secret=…)`.")
 
     @classmethod
-    def from_row(cls, row: tables.WebhookRow) -> "CreatedWebhook":
+    def from_row(cls, row: tables.WebhookRow) -> "CreatedWebhookRead":
         """The webhook with its secret, for the answer that makes it."""
-        return cls(**Webhook.from_row(row).model_dump(), secret=row.secret or "")
+        return cls(**WebhookRead.from_row(row).model_dump(), secret=row.secret or "")
 
 
-class Delivery(BaseModel):
+class DeliveryRead(BaseModel):
     """One event for one webhook, and what came of sending it."""
 
     id: str = Field(description="The header `webhook-id`, the same at each attempt.")
@@ -104,7 +104,7 @@ class Delivery(BaseModel):
     body: str = Field(description="What is sent, to the byte.")
 
     @classmethod
-    def from_row(cls, row: tables.WebhookDeliveryRow) -> "Delivery":
+    def from_row(cls, row: tables.WebhookDeliveryRow) -> "DeliveryRead":
         """The delivery as the API shows it."""
         return cls(
             id=row.id,

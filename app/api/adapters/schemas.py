@@ -1,0 +1,63 @@
+"""What the routes of adapters return. Knows no database session."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+
+from app.core.specs.states import AdapterState
+from app.core.storage import tables
+
+
+class AdapterErrorRead(BaseModel):
+    """Why an import failed, or what it waits for."""
+
+    code: str = Field(description="Stable, for programs.")
+    message: str = Field(description="For people.")
+    hint: str | None = Field(description="What to do.")
+
+
+class AdapterRead(BaseModel):
+    """A LoRA adapter: finished, or being imported."""
+
+    id: str = Field(description="Names the adapter for good.", examples=["ad_4kq1v9x2m7ahc3zt"])
+    name: str = Field(description="The job's name; the API takes it wherever it takes the id.")
+    base_model: str = Field(description="The base model it was trained against.")
+    job: str | None = Field(description="Id of the job that made it.")
+    step: int | None = Field(description="The step at which the job kept it; null: it is the finished one.")
+    state: AdapterState = Field(
+        description="`ready`: it answers. `importing`: it is being proved. `failed`: `error` says why."
+    )
+    error: AdapterErrorRead | None = Field(
+        None, description="Of an import: why it failed, or what it waits for."
+    )
+    size_bytes: int = Field(description="Size of its files.")
+    created_at: datetime = Field(description="When its job finished.")
+
+    @classmethod
+    def from_row(cls, row: tables.AdapterRow) -> "AdapterRead":
+        """The adapter as the API shows it."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            base_model=row.base_model,
+            job=row.job_id,
+            step=row.step,
+            state=AdapterState.READY,
+            size_bytes=row.size_bytes,
+            created_at=row.created_at,
+        )
+
+    @classmethod
+    def from_import(cls, row: tables.AdapterImportRow) -> "AdapterRead":
+        """An import as the API shows it."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            base_model=row.base_model,
+            job=None,
+            step=None,
+            state=AdapterState(row.state),
+            error=AdapterErrorRead.model_validate(row.error) if row.error else None,
+            size_bytes=row.size_bytes,
+            created_at=row.created_at,
+        )

@@ -1,0 +1,66 @@
+"""What `POST /generate` takes and returns. Knows neither the database nor the engine's client."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from app.api.generate.response_format import ResponseFormat
+from app.core.engine.messages import ChatMessage, MadeToken, Sampling, Timings, Usage
+from app.core.specs.job import MODEL_NAME
+
+_MOST_CHOICES = 128
+
+
+class GenerateBody(Sampling):
+    """An adapter or a base model; a prompt or messages; how to sample."""
+
+    adapter: str | None = Field(None, max_length=400, description="Id or name of an adapter.")
+    base_model: str | None = Field(
+        None, max_length=200, pattern=MODEL_NAME, description="A base model, to ask it without an adapter."
+    )
+    prompt: str | None = Field(None, min_length=1, description="Text to continue, taken as it is.")
+    messages: list[ChatMessage] | None = Field(
+        None, min_length=1, description="A conversation, rendered with the model's chat template."
+    )
+    n: int = Field(1, ge=1, le=_MOST_CHOICES, description="How many answers; see `choices`.")
+    response_format: ResponseFormat | None = Field(
+        None, description="What the answer must look like: text, JSON, or JSON that keeps to a schema."
+    )
+    stream: bool = Field(False, description="Answer with server-sent events: `delta`, …, `done`.")
+
+
+class ChoiceEndRead(BaseModel):
+    """How one of several answers ended."""
+
+    finish_reason: Literal["stop", "length"] = Field(description="`length`: `max_new_tokens` were made.")
+
+
+class ChoiceRead(ChoiceEndRead):
+    """One of several answers."""
+
+    text: str = Field(description="The answer, without the prompt.")
+    tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
+
+
+class GenerationEndRead(ChoiceEndRead):
+    """Everything of an answer but its text."""
+
+    id: str = Field(description="Names this answer.", examples=["gen_4kq1v9x2m7ahc3zt"])
+    adapter: str | None = Field(description="Id of the adapter that answered.")
+    base_model: str = Field(description="The base model that answered.")
+    usage: Usage = Field(description="Tokens read, and tokens made for all answers.")
+    timings: Timings = Field(description="Where the time went; of several answers, for the slowest.")
+
+
+class StreamEndRead(GenerationEndRead):
+    """The last event of a stream."""
+
+    choices: list[ChoiceEndRead] | None = Field(None, description="Every answer's end, with `n` above 1.")
+
+
+class GenerationRead(GenerationEndRead):
+    """An answer."""
+
+    text: str = Field(description="The answer, without the prompt.")
+    tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
+    choices: list[ChoiceRead] | None = Field(None, description="Every answer, with `n` above 1.")
