@@ -59,20 +59,20 @@ def measure(out: Path, settings: list[Setting]) -> None:
     for name in sorted({setting.model for setting in settings}):
         _call("build", name)
     device = json.loads(_call("device"))
-    room = Room(device["memory_bytes"])
+    device_memory = DeviceMemory(device["memory_bytes"])
     before = json.loads(out.read_text())["measured"] if out.exists() else []
     lines: dict[str, dict[str, Any]] = {line["name"]: line for line in before}
     with ThreadPoolExecutor(PROCESSES) as threads:
         # The largest first: small ones fill up what is left beside them.
         ordered = sorted(settings, key=lambda setting: -setting.gigabytes)
-        for line in as_completed(threads.submit(_measure_one, setting, room) for setting in ordered):
+        for line in as_completed(threads.submit(_measure_one, setting, device_memory) for setting in ordered):
             lines[line.result()["name"]] = line.result()
             measured = [lines[setting.name] for setting in SETTINGS if setting.name in lines]
             found = {"context_bytes": device["context_bytes"], "measured": measured}
             out.write_text(json.dumps({**describe_machine("benchmarks.estimate"), **found}, indent=1))
 
 
-class Room:
+class DeviceMemory:
     """The device's memory, set aside for processes that run at the same time."""
 
     def __init__(self, memory_bytes: int) -> None:
@@ -143,9 +143,9 @@ def _call(*arguments: str) -> str:
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
-def _measure_one(setting: Setting, room: Room) -> dict[str, Any]:
+def _measure_one(setting: Setting, device_memory: DeviceMemory) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.estimate", "one", setting.name]
-    with room.taken(setting.gigabytes):
+    with device_memory.taken(setting.gigabytes):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(setting.name, "done" if done.returncode == 0 else done.stderr[-1500:], flush=True)
     if done.returncode != 0:
@@ -176,7 +176,7 @@ def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
     from app.core.specs.job import JobSpec
     from worker.models.device import Device
     from worker.planning import batch_size
-    from worker.planning.memory_estimate import Batch, estimate
+    from worker.planning.memory_estimate import BatchShape, estimate
     from worker.planning.model_shape import shape_of
     from worker.planning.optimizations import describe_family
 
@@ -185,16 +185,16 @@ def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**MODELS[setting.model]))
     shape = shape_of(model, spec.lora)
-    job = batch_size.Job(spec, device, shape, describe_family(model), TrainingPath(setting.path))
-    plan, is_joined = batch_size.make_plan(job, spec.training)
+    job = batch_size.PlannedJob(spec, device, shape, describe_family(model), TrainingPath(setting.path))
+    plan, is_padding_free = batch_size.make_memory_settings(job, spec.training)
     largest = max(line["passes"], key=lambda entry: entry["tokens"])
     sequences, tokens = largest["sequences"], largest["tokens"]
-    batch = Batch(
+    batch = BatchShape(
         sequences,
         tokens // sequences,
         largest["scored"],
-        has_mask=setting.rows != "equal" and not is_joined,
-        joined_tokens=tokens if is_joined else None,
+        has_mask=setting.rows != "equal" and not is_padding_free,
+        padding_free_tokens=tokens if is_padding_free else None,
     )
     return estimate(shape, plan, batch)
 

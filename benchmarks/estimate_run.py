@@ -20,10 +20,10 @@ from worker.planning.memory_estimate import CUDA_CONTEXT
 from worker.processes.reports import Happened, TrainingRequest
 from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import config, memory, run
-from worker.training.attempt import Attempt
+from worker.training.attempt import TrainingAttempt
 from worker.training.batches import count_tokens, make_dataset
 from worker.training.loss import score_learned_tokens_only
-from worker.training.optimizations import apply
+from worker.training.optimizations.apply import apply_optimizations
 from worker.training.optimizations.decoder_graphs import GraphedDecoder
 from worker.training.trainer import AdapterTrainer
 
@@ -52,9 +52,9 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         ),
         eval_set=None,
     )
-    with apply.set_up(attempt, trainer, spec.training, attempt.request.path):
+    with apply_optimizations(attempt, trainer, spec.training, attempt.request.path):
         peak_trial = allocator.take_peak()
-        watch = Watch(trainer, allocator)
+        watch = PassMemory(trainer, allocator)
         began = time.monotonic()
         trainer.train()
         allocator.wait()
@@ -120,7 +120,7 @@ class Allocator:
             torch.cuda.synchronize()
 
 
-class Watch:
+class PassMemory:
     """Reads the allocator before and after the forward and the backward pass of every batch."""
 
     def __init__(self, trainer: AdapterTrainer, allocator: Allocator) -> None:
@@ -169,7 +169,7 @@ class Watch:
         return self.peaks[-1]
 
 
-def _make_attempt(setting: Setting, parent: Path, said: list[str]) -> Attempt:
+def _make_attempt(setting: Setting, parent: Path, said: list[str]) -> TrainingAttempt:
     def send(report: Any) -> None:
         if isinstance(report, Happened) and isinstance(report.event, Log | Warn):
             said.append(report.event.message)
@@ -187,7 +187,7 @@ def _make_attempt(setting: Setting, parent: Path, said: list[str]) -> Attempt:
         output_folder=work / "adapter",
         path=TrainingPath(setting.path),
     )
-    return Attempt(request, find_device(), send, threading.Event())
+    return TrainingAttempt(request, find_device(), send, threading.Event())
 
 
 def _rows(setting: Setting, vocabulary: int) -> list[TokenRow]:

@@ -18,10 +18,10 @@ _SECONDS_OF_PRODUCTS = 4.0
 _TOKENS, _INPUTS, _OUTPUTS = 8192, 4096, 11008
 
 
-class ChipWatch:
+class GpuMonitor:
     """Samples while its context is on."""
 
-    def __enter__(self) -> "ChipWatch":
+    def __enter__(self) -> "GpuMonitor":
         self._process = subprocess.Popen(
             ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits", f"-lms={_SAMPLE_MS}"],
             stdout=subprocess.PIPE,
@@ -56,7 +56,7 @@ def measure_products() -> dict[str, Any]:
     output = x.new_empty(_TOKENS, _OUTPUTS)
     flops = 2.0 * _TOKENS * _INPUTS * _OUTPUTS
     speeds: list[float] = []
-    with ChipWatch() as chip:
+    with GpuMonitor() as chip:
         began = time.perf_counter()
         while time.perf_counter() - began < _SECONDS_OF_PRODUCTS:
             start = time.perf_counter()

@@ -33,19 +33,19 @@ from app.core.jobs.events import Log, Warn
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
 from benchmarks import estimate_settings
-from benchmarks.gpu_monitor import ChipWatch, measure_products
+from benchmarks.gpu_monitor import GpuMonitor, measure_products
 from benchmarks.training_setups import LONGEST, ROWS, SETUPS, TINY, Setup, draw_rows
-from benchmarks.training_watch import Watch
+from benchmarks.training_watch import StepTimer
 from worker.models import base_model
 from worker.models.device import find_device
 from worker.planning import automatic_settings
 from worker.processes.reports import Happened, TrainingRequest
 from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter, config, run
-from worker.training.attempt import Attempt
+from worker.training.attempt import TrainingAttempt
 from worker.training.batches import Collator, make_dataset
 from worker.training.loss import score_learned_tokens_only
-from worker.training.optimizations import apply
+from worker.training.optimizations.apply import apply_optimizations
 from worker.training.trainer import AdapterTrainer
 
 # What an H100 reaches in large bfloat16 products; the share of it is what TRAINING figures are told in.
@@ -144,12 +144,12 @@ class Bench:
         base.get_input_embeddings()._forward_hooks.clear()
         model = adapter.attach(base, spec)
         trainer, undo = self._make_trainer(setup, attempt, model)
-        watch = Watch(trainer, self._device.is_cuda, setup.warm_up)
+        watch = StepTimer(trainer, self._device.is_cuda, setup.warm_up)
         trainer.add_callback(watch)
         if self._device.is_cuda:
             torch.cuda.reset_peak_memory_stats()
         began = time.monotonic()
-        with undo, ChipWatch() if self._device.is_cuda else nullcontext() as chip:
+        with undo, GpuMonitor() if self._device.is_cuda else nullcontext() as chip:
             trainer.train()
         seconds = time.monotonic() - began
         model.unload()
@@ -160,7 +160,9 @@ class Bench:
             "said": said,
         }
 
-    def _make_trainer(self, setup: Setup, attempt: Attempt, model: PeftModel) -> tuple[SFTTrainer, ExitStack]:
+    def _make_trainer(
+        self, setup: Setup, attempt: TrainingAttempt, model: PeftModel
+    ) -> tuple[SFTTrainer, ExitStack]:
         spec, folder = attempt.request.spec, self._folder / "models" / self._shape
         rows = make_dataset(self._rows, packed_length=setup.length if setup.packing else None)
         settings = config.trainer_config(spec.training, self._device, attempt.checkpoints)
@@ -181,7 +183,7 @@ class Bench:
             attempt, model, tokenizer, settings, newest=None, train_set=rows, eval_set=None
         )
         path = TrainingPath.PLAIN if setup.code == "plain" else TrainingPath.AUTO
-        return trainer, apply.set_up(attempt, trainer, spec.training, path)
+        return trainer, apply_optimizations(attempt, trainer, spec.training, path)
 
     def _load(self, spec: JobSpec) -> PreTrainedModel:
         quantization = automatic_settings.quantization(spec, self._device)
@@ -193,7 +195,7 @@ class Bench:
             self.weights = count_weights(model)
         return self._loaded[1]
 
-    def _make_attempt(self, spec: JobSpec, said: list[str], *, is_alone: bool) -> Attempt:
+    def _make_attempt(self, spec: JobSpec, said: list[str], *, is_alone: bool) -> TrainingAttempt:
         work = self._folder / "jobs" / "training"
         request = TrainingRequest(
             job_id="job_benchmark",
@@ -212,9 +214,9 @@ class Bench:
             if isinstance(report, Happened) and isinstance(report.event, Log | Warn):
                 said.append(report.event.message)
 
-        return Attempt(request, self._device, send, threading.Event())
+        return TrainingAttempt(request, self._device, send, threading.Event())
 
-    def _summarize(self, setup: Setup, watch: Watch, trainer: SFTTrainer) -> dict[str, Any]:
+    def _summarize(self, setup: Setup, watch: StepTimer, trainer: SFTTrainer) -> dict[str, Any]:
         seconds = watch.seconds[setup.warm_up : -1]  # the last step was profiled
         tokens = watch.tokens[setup.warm_up : -1]
         speed = sum(tokens) / sum(seconds)

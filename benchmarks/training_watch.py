@@ -13,7 +13,7 @@ from worker.training.batches import count_tokens
 _LARGEST_KERNELS = 40
 
 
-class Watch(TrainerCallback):
+class StepTimer(TrainerCallback):
     """Times the steps between the first few and the last, which is profiled.
 
     The device is waited for at both ends alone: between them steps follow one another as in any job.

@@ -21,8 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("auto", "Fast ways of training: LoRA in one function; "),
-        ("plain", "Fast ways of training: none."),
+        ("auto", "Optimizations: LoRA in one autograd function; "),
+        ("plain", "Optimizations: none;"),
     ],
 )
 def test_a_setting_trains_by_its_path(folder: Path, path: Literal["auto", "plain"], said: str) -> None:

@@ -1,4 +1,4 @@
-"""The fast ways of training on a GPU: the kernel that only runs there, and a job that takes them all."""
+"""Optimizations of training on a GPU: the kernels that only run there, and a job that applies them all."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ from worker.training.trainer import AdapterTrainer
 
 @pytest.mark.parametrize("window", [None, 8])
 @pytest.mark.parametrize("key_heads", [8, 2])
-@pytest.mark.parametrize("attend", [varlen_attention.tiled, varlen_attention.flash])
+@pytest.mark.parametrize("attend", [varlen_attention.triton_varlen, varlen_attention.torch_varlen])
 def test_attention_is_that_of_each_row_alone(
-    attend: varlen_attention.Kernel, key_heads: int, window: int | None
+    attend: varlen_attention.VarlenAttention, key_heads: int, window: int | None
 ) -> None:
     torch.manual_seed(0)
     lengths = [37, 1, 200, 16]
@@ -42,7 +42,7 @@ def test_attention_is_that_of_each_row_alone(
 
 @pytest.mark.parametrize("training", [{}, {"packing": True, "max_seq_length": 64}], ids=["rows", "packed"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_job_takes_every_way_that_applies(
+def test_a_job_uses_every_optimization_that_applies(
     make_request: MakeRequest, checkpointing: bool, training: dict[str, object]
 ) -> None:
     # Enough of them that sizes come again, and graphs are replayed.
@@ -53,15 +53,16 @@ def test_a_job_takes_every_way_that_applies(
 
     assert reports.ended.outcome is Outcome.FINISHED, reports.ended
     assert [event.message for event in reports.events(Warn) if event.code == "fast_path_wrong"] == []
-    said = [event.message for event in reports.events(Log) if event.message.startswith("Fast ways")]
-    ways = [
-        "LoRA in one function, weights unpacked by one kernel",
-        "Liger's kernels",
-        "additions within other kernels",
-        "batches without padding, attention tiles of rows",
+    said = [event.message for event in reports.events(Log) if event.message.startswith("Optimizations: ")]
+    optimizations = [
+        "LoRA in one autograd function, 4-bit weights dequantized by one Triton kernel",
+        "Liger kernels",
+        "residual additions fused into other kernels",
+        "padding-free batches (varlen attention: Triton)",
     ]
-    ways += [] if checkpointing else ["CUDA graphs for short batches"]
-    assert "; ".join([*ways, "an optimizer that does not wait"]) + "." in said[0]
+    optimizations += [] if checkpointing else ["CUDA graphs for short batches"]
+    names = "; ".join([*optimizations, "bitsandbytes optimizer without synchronization"])
+    assert said[0].startswith(f"Optimizations: {names}; left out: ")
     losses, expected = ([event.loss for event in one.events(Metrics)] for one in (reports, plain))
     assert losses == pytest.approx(expected, rel=0.02)
 
@@ -89,7 +90,7 @@ def test_a_step_does_not_wait_for_the_device(
 
 
 @pytest.mark.parametrize("kind", [bnb.optim.AdamW32bit, bnb.optim.PagedAdamW32bit])
-def test_an_optimizer_takes_its_turn_on_whatever_stream_a_job_runs(
+def test_optimizer_steps_are_ordered_on_whatever_stream_a_job_runs(
     monkeypatch: pytest.MonkeyPatch, kind: type[bnb.optim.AdamW32bit]
 ) -> None:
     """bitsandbytes launches on the default stream; the gradient comes late, from another one."""
@@ -98,7 +99,7 @@ def test_an_optimizer_takes_its_turn_on_whatever_stream_a_job_runs(
         weight = torch.nn.Parameter(torch.zeros(400, 400, device="cuda"))
         steps = kind([weight], lr=0.1)
         torch.cuda.synchronize()
-        turns = bnb_optimizer.TakesTurns()
+        turns = bnb_optimizer.DefaultStreamSteps()
         monkeypatch.setattr(optimizer, "sync_gpu", lambda weight: None)
         with torch.cuda.stream(stream):
             for number in range(4):

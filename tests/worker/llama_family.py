@@ -1,8 +1,8 @@
 """Llama, as the choice of fast ways sees a model's family."""
 
-from worker.planning.optimizations import Family
+from worker.planning.optimizations import ModelFamily
 
-LLAMA = Family(
+LLAMA = ModelFamily(
     "llama",
     takes_attention=True,
     changes_attention=False,

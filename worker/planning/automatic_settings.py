@@ -1,6 +1,6 @@
-"""What a spec leaves to `auto`, decided from the device; training and preflight ask here.
+"""What a spec leaves to `auto`, decided from the device alone, for training and preflight.
 
-No model and no files: a table of cases tests it. Passes and checkpointing hang on memory: fitting.py.
+Knows no model and no files. Batch size and checkpointing depend on memory: see batch_size.py.
 """
 
 import torch
@@ -34,22 +34,22 @@ def mixed_precision(training: TrainingSpec, device: Device) -> tuple[bool, bool]
 
 
 def quantization(spec: JobSpec, device: Device) -> QuantizationSpec:
-    """The spec's own, with a compute dtype that is the one of mixed precision.
+    """The spec's quantization, with the type of mixed precision for an `auto` compute dtype.
 
-    With two 16-bit types in one model every sum of both is float32: twice the memory and time.
+    With two 16-bit types in one model, every sum of both is float32: twice the memory and time.
     """
     fp16, bf16 = mixed_precision(spec.training, device)
-    is_free = spec.quantization.bnb_4bit_compute_dtype == "auto" and device.is_cuda
-    if not is_free or not (fp16 or bf16):
+    is_automatic = spec.quantization.bnb_4bit_compute_dtype == "auto" and device.is_cuda
+    if not is_automatic or not (fp16 or bf16):
         return spec.quantization
     dtype = "float16" if fp16 else "bfloat16"
     return spec.quantization.model_copy(update={"bnb_4bit_compute_dtype": dtype})
 
 
 def find_slow_products(spec: JobSpec, device: Device) -> str | None:
-    """What to say where the spec asks for a type that the CPU multiplies without instructions of its own.
+    """A warning where the CPU has no instructions for the compute dtype that the spec asks for; else None.
 
-    On a CPU with AVX2 alone that takes 6 to 80 times as long as float32 (torch 2.13, oneDNN).
+    With AVX2 alone, 16-bit products take 6 to 80 times as long as float32 (torch 2.13, oneDNN).
     """
     dtype = compute_dtype(quantization(spec, device), device)
     if device.is_cuda or dtype is torch.float32 or (dtype is torch.bfloat16 and device.supports_bf16):
@@ -62,10 +62,7 @@ def find_slow_products(spec: JobSpec, device: Device) -> str | None:
 
 
 def check_modules_to_save(spec: JobSpec, device: Device) -> None:
-    """Modules that are trained whole are kept in float32, which only mixed precision lets meet 16-bit ones.
-
-    Raises InvalidRequest.
-    """
+    """Raise InvalidRequest where float32 `modules_to_save` meet 16-bit inputs without mixed precision."""
     is_mixed = any(mixed_precision(spec.training, device))
     if spec.lora.modules_to_save and not is_mixed and compute_dtype(spec.quantization, device).itemsize < 4:
         raise InvalidRequest(
@@ -77,18 +74,18 @@ def check_modules_to_save(spec: JobSpec, device: Device) -> None:
 
 
 def max_seq_length(training: TrainingSpec, context_length: int | None) -> int:
-    """How many tokens of a row are kept: never more than the base model can read."""
+    """Rows are cut to so many tokens: never more than the base model's context."""
     longest = context_length or DEFAULT_MAX_SEQ_LENGTH
     return min(training.max_seq_length or DEFAULT_MAX_SEQ_LENGTH, longest)
 
 
-def is_open(training: TrainingSpec) -> bool:
-    """Whether there is anything to settle."""
+def has_automatic_batch(training: TrainingSpec) -> bool:
+    """Whether batch size or checkpointing is `auto`."""
     return "auto" in (training.gradient_checkpointing, training.per_device_train_batch_size)
 
 
 def precision(spec: JobSpec, device: Device) -> Precision:
-    """Sizes of numbers, as mixed precision and the base model's own type make them."""
+    """Bytes of the numbers of a job, from its mixed precision and the base model's type."""
     fp16, bf16 = mixed_precision(spec.training, device)
     model = compute_dtype(quantization(spec, device), device)
     if not (fp16 or bf16):

@@ -1,9 +1,9 @@
-"""How much memory a job will need, in arithmetic alone: shapes, settings and a batch in, bytes out.
+"""Estimates a job's peak memory in bytes from its shapes, settings and largest batch, by arithmetic alone.
 
-It follows what the training child really does: TRL's loss in tiles of the vocabulary, PyTorch's attention,
-float32 adapters under autocast, and the fast ways that the job takes (training/fast). Memory that only makes
-training faster, and is given back when it runs short, is not counted: recorded graphs, weights kept unpacked.
-benchmarks/estimate.py measures against it. Knows no model and no device.
+It follows what the training process does: TRL's loss in tiles of the vocabulary, PyTorch's attention, float32
+adapters under autocast, and the planned optimizations. Memory that only makes training faster and is released
+when memory runs short is not counted: CUDA graphs, dequantized weights. benchmarks/estimate.py compares it
+with measured peaks. Knows no model and no device.
 
 T: tokens of a batch, padding counted. L: tokens of its longest sequence. H: the hidden size. V: vocabulary.
 """
@@ -15,19 +15,19 @@ from app.core.specs.job import LoraSpec, Optimizer, QuantizationSpec
 
 _FLOAT32 = 4
 _MASK_ALIGNMENT = 16
-# TRL's loss multiplies so many tokens by so many rows of the output layer at a time.
+# TRL's loss multiplies so many tokens by so many rows of the output layer at once.
 _TILE_TOKENS = 4096
 _TILE_VOCABULARY = 32768
-# Without Triton the softmax of a tile is made of whole copies.
+# Copies of a tile that exist at once where the softmax is computed without Triton.
 _CPU_TILES = 5
 # bitsandbytes: one scale for each block of weights; with double quantization, one byte and a second scale.
 _SCALE_BLOCK = 64
 _SECOND_SCALE_BLOCK = 256
-# bitsandbytes keeps small tensors in main form: below these sizes neither paged nor in 8 bits.
+# Tensors below these sizes have an optimizer state that bitsandbytes neither pages nor quantizes.
 _PAGED_FROM = 100_000
 _EIGHT_BITS_FROM = 4096
 _STATE_BLOCK = 256
-# Measured on an H100 (benchmarks/results/estimate-h100.json): the driver's own, and cuBLAS's scratch space.
+# Measured on an H100 (benchmarks/results/estimate-h100.json): the CUDA context, and cuBLAS's workspace.
 CUDA_CONTEXT = 640 << 20
 _CUDA_WORKSPACE = 64 << 20
 _CPU_PROCESS = 900 << 20
@@ -35,7 +35,7 @@ _CPU_PROCESS = 900 << 20
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A base model with an adapter on it, in numbers. Widths are those of one layer; weights of all."""
+    """Sizes of a base model with an adapter on it. Widths are of one layer, weights are of all layers."""
 
     layers: int
     hidden: int
@@ -45,7 +45,7 @@ class ModelShape:
     mlp_width: int
     is_gated: bool
     norm_width: int  # of all norms of a layer together
-    quantized_weights: int  # that QLoRA holds in 4 bits
+    quantized_weights: int  # held in 4 bits by QLoRA
     other_weights: int
     largest_linear: int  # weights of the largest linear layer inside the layers
     trained_sizes: tuple[int, ...]  # weights of each tensor that is trained
@@ -55,7 +55,7 @@ class ModelShape:
 
     @property
     def trained_weights(self) -> int:
-        """How many numbers are trained."""
+        """Count of all trained weights."""
         return sum(self.trained_sizes)
 
 
@@ -65,28 +65,28 @@ class Precision:
 
     model: int  # weights that are not quantized
     products: int  # inputs and results of the adapters' and attention's matrix products
-    residual: int  # what one layer hands to the next
+    residual: int  # the hidden state between layers
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The largest batch of a job. `scored` tokens count in the loss; a mask is there where rows differ."""
+class BatchShape:
+    """The largest batch of a job. `scored`: tokens that the loss counts. `has_mask`: of attention."""
 
     sequences: int
     length: int
     scored: int
     has_mask: bool
-    joined_tokens: int | None = None  # where rows lie one after the other, without padding and mask
+    padding_free_tokens: int | None = None  # of rows concatenated without padding and mask
 
     @property
     def tokens(self) -> int:
-        """Padding counted."""
-        return self.sequences * self.length if self.joined_tokens is None else self.joined_tokens
+        """T, padding counted."""
+        return self.sequences * self.length if self.padding_free_tokens is None else self.padding_free_tokens
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a job. `paged` is not in the total: it leaves the device when others need room."""
+    """Bytes at a job's peak. `paged` is not in the total: it moves off the device when memory runs short."""
 
     weights: int
     lora: int
@@ -97,26 +97,20 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """What must fit into the device."""
+        """Bytes that must fit into the device."""
         return self.weights + self.lora + self.optimizer + self.activations + self.overhead
 
 
-# As training/fast/check.py makes it, rows padded and rows alone.
-_TRIAL = Batch(sequences=3, length=48, scored=85, has_mask=True)
-_TRIAL_ALONE = Batch(sequences=3, length=48, scored=85, has_mask=False, joined_tokens=48 + 24 + 16)
+# The batches of worker/training/optimizations/trial.py: rows padded, and rows alone.
+_TRIAL = BatchShape(sequences=3, length=48, scored=85, has_mask=True)
+_TRIAL_PADDING_FREE = BatchShape(
+    sequences=3, length=48, scored=85, has_mask=False, padding_free_tokens=48 + 24 + 16
+)
 
 
 @dataclass(frozen=True)
-class FastWays:
-    """What a job computes otherwise than PEFT and transformers do; joined rows are told by the batch."""
-
-    linears: bool = False  # LoRA in one function
-    liger: bool = False  # norms and gated MLPs, without copies between their parts
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The settings of a job that memory hangs on."""
+class MemorySettings:
+    """The settings of a job that its memory depends on."""
 
     precision: Precision
     quantization: QuantizationSpec
@@ -125,30 +119,37 @@ class Plan:
     checkpointing: bool
     accumulates: bool  # several batches in an optimizer step
     is_cuda: bool
-    fast: FastWays = FastWays()
+    fused_lora: bool = False  # LoRA in one autograd function
+    liger: bool = False  # Liger's norms and gated MLPs, without copies between their parts
+
+    @property
+    def has_trial(self) -> bool:
+        """Whether the job begins with a trial of optimizations."""
+        return self.fused_lora or self.liger
 
 
-def estimate(shape: ModelShape, plan: Plan, batch: Batch) -> Memory:
-    """The peak, which is in the backward pass, or in the trial of the fast ways, which has no optimizer yet.
+def estimate(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> Memory:
+    """The peak, which is in the backward pass or in the trial of optimizations, before the optimizer exists.
 
-    The adapter's share counts its gradients.
+    `lora` counts the adapter's gradients.
     """
-    optimizer, paged = optimizer_bytes(shape.trained_sizes, plan.optimizer, is_cuda=plan.is_cuda)
-    activations = activation_bytes(shape, plan, batch)
-    if plan.fast != FastWays():
-        activations = max(activations, trial_bytes(shape, plan) - optimizer)
+    optimizer, paged = optimizer_bytes(shape.trained_sizes, settings.optimizer, is_cuda=settings.is_cuda)
+    activations = activation_bytes(shape, settings, batch)
+    if settings.has_trial:
+        activations = max(activations, trial_bytes(shape, settings) - optimizer)
     return Memory(
-        weights=weight_bytes(shape, plan.quantization, plan.precision),
-        lora=shape.trained_weights * (_FLOAT32 * 2 + (plan.precision.products if plan.fast.linears else 0)),
+        weights=weight_bytes(shape, settings.quantization, settings.precision),
+        lora=shape.trained_weights
+        * (_FLOAT32 * 2 + (settings.precision.products if settings.fused_lora else 0)),
         optimizer=optimizer,
         activations=activations,
-        overhead=CUDA_CONTEXT + _CUDA_WORKSPACE if plan.is_cuda else _CPU_PROCESS,
+        overhead=CUDA_CONTEXT + _CUDA_WORKSPACE if settings.is_cuda else _CPU_PROCESS,
         paged=paged,
     )
 
 
 def weight_bytes(shape: ModelShape, quantization: QuantizationSpec, precision: Precision) -> int:
-    """The frozen base model: 4-bit weights with their scales, and what stays in 16 bits (32 on a CPU)."""
+    """Bytes of the frozen base model: 4-bit weights with their scales, the rest in 16 bits (32 on a CPU)."""
     if not quantization.load_in_4bit:
         return (shape.quantized_weights + shape.other_weights) * precision.model
     scales = shape.quantized_weights // _SCALE_BLOCK
@@ -163,7 +164,7 @@ def optimizer_bytes(sizes: Sequence[int], optimizer: Optimizer, *, is_cuda: bool
     if optimizer == "sgd":
         return 0, 0
     if optimizer == "adafactor":
-        # One row and one column for each matrix: about nothing.
+        # One row and one column for each matrix: close to nothing.
         return 0, 0
     states = 1 if "lion" in optimizer else 2
     resident = paged = 0
@@ -177,46 +178,47 @@ def optimizer_bytes(sizes: Sequence[int], optimizer: Optimizer, *, is_cuda: bool
     return resident, paged
 
 
-def activation_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
-    """What the peak holds beside weights, optimizer and all gradients.
+def activation_bytes(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> int:
+    """Bytes at the peak besides weights, optimizer state and all gradients.
 
-    The backward pass begins in the loss and then goes through the layers: what was kept for them shrinks and
-    gradients grow, so the peak is in the loss, in the last layer or in the first.
+    The backward pass goes from the loss through the layers: saved activations shrink and gradients grow, so
+    the peak is in the loss, in the last layer or in the first.
     """
-    layer = saved_by_layer(shape, plan, batch)
-    in_layer = passing_in_layer(shape, plan, batch)
+    layer = saved_by_layer(shape, settings, batch)
+    in_layer = passing_in_layer(shape, settings, batch)
     kept = shape.layers * layer
-    if plan.checkpointing:
-        layer_input = batch.tokens * shape.hidden * plan.precision.residual
+    if settings.checkpointing:
+        layer_input = batch.tokens * shape.hidden * settings.precision.residual
         kept = shape.layers * layer_input
-        # Liger's norm keeps what checkpointing keeps anyway.
-        in_layer += layer - (layer_input if plan.fast.liger else 0)
+        # Liger's norm saves its input, which checkpointing saves anyway.
+        in_layer += layer - (layer_input if settings.liger else 0)
     if batch.has_mask:
         kept += batch.sequences * batch.length * batch.length
-    in_loss = loss_bytes(shape, plan, batch)
-    if plan.accumulates:
+    in_loss = loss_bytes(shape, settings, batch)
+    if settings.accumulates:
         return kept + max(in_loss, in_layer)
     gradients = shape.trained_weights * _FLOAT32
     return max(kept + in_loss - gradients, max(kept, gradients) + in_layer - gradients)
 
 
-def trial_bytes(shape: ModelShape, plan: Plan) -> int:
-    """At a job's start: the gradients of two plain passes, every B as it was, and what a plain pass keeps.
+def trial_bytes(shape: ModelShape, settings: MemorySettings) -> int:
+    """Bytes of the trial at a job's start: the gradients of two unoptimized passes, a copy of every B, and
+    the activations of an unoptimized pass.
 
-    With checkpointing that pass is the one over rows alone, which is made without.
+    With checkpointing that is the pass over each row alone, which is not checkpointed.
     """
-    plain = replace(plan, fast=FastWays())
-    batch = _TRIAL_ALONE if plan.checkpointing else _TRIAL
+    plain = replace(settings, fused_lora=False, liger=False)
+    batch = _TRIAL_PADDING_FREE if settings.checkpointing else _TRIAL
     gradients = shape.trained_weights * _FLOAT32 * 5 // 2
     return gradients + shape.layers * saved_by_layer(shape, plain, batch)
 
 
-def saved_by_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:
-    """What autograd keeps of one decoder layer, in the order of its forward pass."""
-    tokens, precision = batch.tokens, plan.precision
-    # A norm computes in float32, and keeps that copy of its input; Liger's keeps the input.
-    norms = tokens * shape.norm_width * (precision.residual if plan.fast.liger else _FLOAT32)
-    # Under a mask grouped keys and values are repeated for every head.
+def saved_by_layer(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> int:
+    """Bytes that autograd saves in one decoder layer, in the order of its forward pass."""
+    tokens, precision = batch.tokens, settings.precision
+    # A norm computes in float32 and saves that copy of its input; Liger's saves the input.
+    norms = tokens * shape.norm_width * (precision.residual if settings.liger else _FLOAT32)
+    # With a mask, grouped keys and values are repeated for every head.
     key_width = shape.query_width if batch.has_mask else shape.key_width
     attention = tokens * (2 * shape.query_width + 2 * key_width) * precision.products
     attention += tokens * shape.heads * _FLOAT32
@@ -224,47 +226,47 @@ def saved_by_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:
         aligned = -(-batch.length // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
         attention += batch.sequences * batch.length * aligned * precision.products
     # gate, activation(gate) and up; without a gate, the activation's input and output. Liger: gate and up.
-    parts = 3 if shape.is_gated and not plan.fast.liger else 2
+    parts = 3 if shape.is_gated and not settings.liger else 2
     mlp = tokens * shape.mlp_width * precision.residual * parts
-    return norms + attention + mlp + _saved_by_adapters(shape, plan, tokens)
+    return norms + attention + mlp + _saved_by_adapters(shape, settings, tokens)
 
 
-def _saved_by_adapters(shape: ModelShape, plan: Plan, tokens: int) -> int:
-    """In one layer: inputs, what dropout left of them, the products with A, and 16-bit copies of A and B.
+def _saved_by_adapters(shape: ModelShape, settings: MemorySettings, tokens: int) -> int:
+    """Bytes in one layer: inputs, inputs after dropout, the products with A, and 16-bit copies of A and B.
 
-    The fast way keeps an input once and one byte for each number that dropout may drop.
+    LoRA in one function saves an input once, and one byte for each number that dropout may drop.
     """
-    products = plan.precision.products
-    if plan.fast.linears:
-        masks = shape.adapted_inputs if plan.lora.dropout else 0
+    products = settings.precision.products
+    if settings.fused_lora:
+        masks = shape.adapted_inputs if settings.lora.dropout else 0
         return tokens * ((shape.shared_inputs + shape.ranks) * products + masks) // shape.layers
-    if plan.lora.dropout:
-        inputs = shape.adapted_inputs * (products + (1 if plan.is_cuda else _FLOAT32))
+    if settings.lora.dropout:
+        inputs = shape.adapted_inputs * (products + (1 if settings.is_cuda else _FLOAT32))
     else:
         # PEFT's layer over an unquantized one casts its input to the adapter's type: a copy of its own.
-        width = shape.shared_inputs if plan.quantization.load_in_4bit else shape.adapted_inputs
+        width = shape.shared_inputs if settings.quantization.load_in_4bit else shape.adapted_inputs
         inputs = width * products
     copies = shape.trained_weights * products if products < _FLOAT32 else 0
     return (tokens * (inputs + shape.ranks * products) + copies) // shape.layers
 
 
-def loss_bytes(shape: ModelShape, plan: Plan, batch: Batch) -> int:
-    """The last norm, the output layer and the loss at their worst; logits exist in tiles alone."""
-    products = plan.precision.products
-    norm = plan.precision.residual if plan.fast.liger else _FLOAT32
+def loss_bytes(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> int:
+    """Bytes at the peak of the last norm, the output layer and the loss; logits exist only in tiles."""
+    products = settings.precision.products
+    norm = settings.precision.residual if settings.liger else _FLOAT32
     hidden = batch.tokens * shape.hidden * norm + batch.scored * shape.hidden * products
     tile = min(batch.scored, _TILE_TOKENS) * _TILE_VOCABULARY * products
     gradient = batch.scored * shape.hidden * (_FLOAT32 + products)
-    return hidden + tile * (1 if plan.is_cuda else _CPU_TILES) + gradient
+    return hidden + tile * (1 if settings.is_cuda else _CPU_TILES) + gradient
 
 
-def passing_in_layer(shape: ModelShape, plan: Plan, batch: Batch) -> int:
-    """Gradients inside a layer at their worst, which is in the MLP, and one matrix unpacked from 4 bits."""
-    precision = plan.precision
-    unpacked = shape.largest_linear * precision.model if plan.quantization.load_in_4bit else 0
-    if plan.fast.liger:
-        # The gradients of gate and up lie where these did; dropout needs a copy of the MLP's product.
-        copies = 1 if plan.fast.linears and not plan.lora.dropout else 2
+def passing_in_layer(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> int:
+    """Bytes of gradients at the peak inside a layer, which is in the MLP, and of one dequantized weight."""
+    precision = settings.precision
+    dequantized = shape.largest_linear * precision.model if settings.quantization.load_in_4bit else 0
+    if settings.liger:
+        # The gradients of gate and up overwrite these; dropout needs a copy of the MLP's product.
+        copies = 1 if settings.fused_lora and not settings.lora.dropout else 2
         width = copies * shape.mlp_width + shape.hidden
-        return batch.tokens * width * precision.residual + unpacked
-    return batch.tokens * (2 * shape.mlp_width * precision.residual + shape.hidden * _FLOAT32) + unpacked
+        return batch.tokens * width * precision.residual + dequantized
+    return batch.tokens * (2 * shape.mlp_width * precision.residual + shape.hidden * _FLOAT32) + dequantized

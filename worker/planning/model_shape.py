@@ -1,7 +1,7 @@
-"""A base model's shape, read from its config alone: built without weights, with PEFT's own adapter on it.
+"""A base model's shape, from its config: the model is built without weights, with PEFT's adapter on it.
 
-So every count is the library's own, whatever the architecture; only the widths of attention and MLP are read
-by name.
+All counts are therefore the libraries' own, whatever the architecture; only the widths of attention and MLP
+are read by name.
 """
 
 import warnings
@@ -18,12 +18,12 @@ from worker.models import lora
 from worker.models.base_model import linears_to_quantize
 from worker.planning.memory_estimate import ModelShape
 
-# Linear layers whose input is no other linear layer's.
+# Names of linear layers that share their input with no other linear layer.
 _OUTPUT_PROJECTIONS = {"o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "dense_4h_to_h", "w2"}
 
 
 def read_model(folder: Path) -> PreTrainedModel:
-    """The base model in a folder, without its weights. Raises ModelUnreadable."""
+    """The base model in a folder, on the meta device. Raises ModelUnreadable."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -34,7 +34,7 @@ def read_model(folder: Path) -> PreTrainedModel:
 
 
 def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:
-    """The shape of a model without weights; the adapter stays on it. Raises BadTarget."""
+    """The shape of a model on the meta device, which gets the adapter of the spec. Raises BadTarget."""
     config = model.config.get_text_config()
     quantized = linears_to_quantize(model)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -43,7 +43,7 @@ def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:
     layers = config.num_hidden_layers
     model.requires_grad_(False)
     adapted = _adapted(_attach(model, spec))
-    # A model without attention has no heads; what its layers keep is then reckoned from their width.
+    # A model without attention has no heads; its saved activations are then estimated from its width.
     heads = getattr(config, "num_attention_heads", None) or 1
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelShape(
@@ -73,9 +73,9 @@ def _attach(model: PreTrainedModel, spec: LoraSpec) -> PeftModel:
 
 
 def _adapted(model: PeftModel) -> list[tuple[str, int, int]]:
-    """(where its input comes from, width of its input, rank) of each adapted linear layer.
+    """(name of its input, width of its input, rank) of each adapted linear layer.
 
-    An output projection of the attention reads what attention keeps anyway: its place is empty.
+    The input of attention's output projection is saved by attention itself: its name is empty.
     """
     found = []
     for name, module in model.named_modules():
@@ -91,7 +91,7 @@ def _adapted(model: PeftModel) -> list[tuple[str, int, int]]:
 
 
 def _norm_width(model: PreTrainedModel, config: PreTrainedConfig) -> int:
-    """Widths of all norms inside the layers; a norm of one head's width works on every head."""
+    """Sum of the widths of all norms inside the layers; one of a head's width is applied to every head."""
     width = 0
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -107,7 +107,7 @@ def _norm_width(model: PreTrainedModel, config: PreTrainedConfig) -> int:
 
 
 def _mlp_width(config: PreTrainedConfig) -> int:
-    """The width between the MLP's linear layers; of a mixture, of the experts that one token visits."""
+    """The width between the MLP's linear layers; of a mixture of experts, of all experts of one token."""
     width: int | None = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     width = width or 4 * config.hidden_size
     experts = getattr(config, "num_experts_per_tok", None)

@@ -1,7 +1,7 @@
-"""Which fast ways a job may take: a pure function of spec, device and what is known of the model's family.
+"""Which optimizations apply to a job, decided from its spec, the device and the model's family alone.
 
-The trainer takes them, and the memory estimate reckons with them. That they compute the same is not believed
-here but tried, when the job starts (training/fast/check.py).
+The trainer applies them and the memory estimate counts on them. Whether they compute the same on this model
+and device is checked when the job starts (worker/training/optimizations/trial.py).
 """
 
 import importlib.util
@@ -17,91 +17,91 @@ from worker.models.base_model import compute_dtype
 from worker.models.device import Device
 from worker.planning import automatic_settings
 
-AttentionKernel = Literal["tiles of rows", "flash", "row by row"]
-_GPU_KERNELS: tuple[AttentionKernel, ...] = ("tiles of rows", "flash")
-_WIDEST_HEAD = 256
-# Their decoder layers' `forward` is the same to the letter in transformers 5.17 to 5.23.
+VarlenKernel = Literal["Triton", "PyTorch varlen_attn", "row by row"]
+_GPU_KERNELS: tuple[VarlenKernel, ...] = ("Triton", "PyTorch varlen_attn")
+_MAX_HEAD_WIDTH = 256
+# Families whose decoder layers have the same `forward`, to the letter, in transformers 5.17 to 5.23.
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")
-# Of a batch that a CUDA graph is worth while for: beyond it the GPU is busy while kernels are launched.
+# Most tokens of a batch that runs as a CUDA graph: with more, the GPU is busy while kernels are launched.
 MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Family:
-    """What the model's configuration says."""
+class ModelFamily:
+    """What a model's configuration says about the parts that optimizations replace."""
 
-    name: str
-    takes_attention: bool  # lets its attention be replaced
-    changes_attention: bool  # by soft caps, sinks, dropout or layers that are no attention
+    name: str  # transformers' `model_type`
+    takes_attention: bool  # its attention function can be replaced
+    changes_attention: bool  # it has soft caps, sinks, dropout, or layers that are not attention
     head_width: int
-    shapes_logits: bool  # by a soft cap or a scale
-    adds_losses: bool  # of how its experts are chosen
+    shapes_logits: bool  # logits are scaled or have a soft cap
+    adds_losses: bool  # the loss contains one of the router of a mixture of experts
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The fast ways of a job, and why the others are not taken, a clause each."""
+class OptimizationPlan:
+    """The optimizations that a job tries, and which are left out."""
 
-    linears: torch.dtype | None = None  # the type of the products
-    draws_pefts_masks: bool = True  # where dropout has rows that lie as PEFT has them
-    unpacks_in_one_kernel: bool = False
-    attention: tuple[AttentionKernel, ...] = ()  # the best first; none: padded batches, the model's own
-    known_targets: bool = False  # where batches are joined
+    fused_lora_dtype: torch.dtype | None = None  # of its matrix products; None: PEFT's own layers
+    draws_peft_masks: bool = True  # on a padded batch, dropout draws the masks that PEFT's layers draw
+    triton_dequantize: bool = False
+    varlen_kernels: tuple[VarlenKernel, ...] = ()  # the fastest first; none: batches are padded
+    precomputed_targets: bool = False  # with padding-free batches
     one_pass_loss: bool = False
     liger: bool = False
-    residuals: bool = False
-    graphs: bool = False
-    kept_weights: bool = False  # where memory is left
-    unwaiting_optimizer: bool = False
-    left_out: tuple[str, ...] = ()
+    fused_residuals: bool = False
+    cuda_graphs: bool = False
+    dequantized_cache: bool = False  # where enough memory is free
+    optimizer_without_sync: bool = False
+    left_out: tuple[str, ...] = ()  # each a name with the reason in parentheses
 
 
-def choose(
-    spec: JobSpec, device: Device, family: Family, path: TrainingPath, *, is_alone: bool = False
-) -> Choice:
-    """Everything that may apply to a spec without `auto` in its passes.
+def plan_optimizations(
+    spec: JobSpec, device: Device, family: ModelFamily, path: TrainingPath, *, is_alone: bool = False
+) -> OptimizationPlan:
+    """Every optimization that may apply to a spec without `auto` for batch size and checkpointing.
 
-    `is_alone`: nobody else waits for the device's memory.
+    `is_alone`: no other process needs the device's memory while the job runs.
     """
-    assert not automatic_settings.is_open(spec.training)
+    assert not automatic_settings.has_automatic_batch(spec.training)
     if path is TrainingPath.PLAIN:
-        return Choice(left_out=("TUNESMITH_TRAINING_PATH is plain",))
+        return OptimizationPlan(left_out=("all (TUNESMITH_TRAINING_PATH is plain)",))
     optimizer = spec.training.optim
-    linears_reason = _why_not_linears(spec, device)
-    attention_reason = _why_not_joined(spec, device, family)
+    lora_reason = _why_not_fused_lora(spec, device)
+    padding_free_reason = _why_not_padding_free(spec, device, family)
     loss_reason = _why_not_one_pass(spec, device, family)
     liger_reason = _why_not_liger(family) if device.is_cuda else None
-    graphs_reason = _why_not_graphs(spec, attention_reason) if device.is_cuda else None
+    graphs_reason = _why_not_graphs(spec, padding_free_reason) if device.is_cuda else None
     reasons = [
         f"{name} ({reason})"
         for name, reason in (
-            ("LoRA in one function", linears_reason),
-            ("batches without padding", attention_reason),
-            ("the loss in one pass", loss_reason),
-            ("Liger's kernels", liger_reason),
-            ("CUDA graphs", graphs_reason),
+            ("LoRA in one autograd function", lora_reason),
+            ("padding-free batches", padding_free_reason),
+            ("log-probabilities in one pass", loss_reason),
+            ("Liger kernels", liger_reason),
+            ("CUDA graphs for short batches", graphs_reason),
         )
         if reason
     ]
-    return Choice(
-        linears=None if linears_reason else products_dtype(spec, device),
-        # Over unquantized weights PEFT drops out of a float32 copy, for which a GPU draws other numbers.
-        draws_pefts_masks=spec.quantization.load_in_4bit or not device.is_cuda,
-        unpacks_in_one_kernel=device.is_cuda and spec.quantization.load_in_4bit,
-        attention=() if attention_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
-        known_targets=not attention_reason and not family.shapes_logits and not family.adds_losses,
+    return OptimizationPlan(
+        fused_lora_dtype=None if lora_reason else products_dtype(spec, device),
+        # Over unquantized weights PEFT drops from a float32 copy, for which a GPU draws other numbers.
+        draws_peft_masks=spec.quantization.load_in_4bit or not device.is_cuda,
+        triton_dequantize=device.is_cuda and spec.quantization.load_in_4bit,
+        varlen_kernels=() if padding_free_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
+        precomputed_targets=not padding_free_reason and not family.shapes_logits and not family.adds_losses,
         one_pass_loss=not loss_reason,
         liger=device.is_cuda and not liger_reason,
-        residuals=device.is_cuda and family.name in _LIKE_LLAMA,
-        graphs=device.is_cuda and not graphs_reason,
-        kept_weights=is_alone and device.is_cuda and not linears_reason and spec.quantization.load_in_4bit,
-        unwaiting_optimizer=device.is_cuda and ("paged" in optimizer or "bnb" in optimizer),
+        fused_residuals=device.is_cuda and family.name in _LIKE_LLAMA,
+        cuda_graphs=device.is_cuda and not graphs_reason,
+        dequantized_cache=is_alone and device.is_cuda and not lora_reason and spec.quantization.load_in_4bit,
+        optimizer_without_sync=device.is_cuda and ("paged" in optimizer or "bnb" in optimizer),
         left_out=tuple(reasons),
     )
 
 
-def describe_family(model: PreTrainedModel) -> Family:
-    """Read off a model, loaded or without weights."""
+def describe_family(model: PreTrainedModel) -> ModelFamily:
+    """The family of a model, loaded or without weights."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
     odd = any(getattr(config, name, None) for name in ("attn_logit_softcapping", "attention_dropout"))
@@ -113,7 +113,7 @@ def describe_family(model: PreTrainedModel) -> Family:
         "output_multiplier",
     )
     heads = getattr(config, "num_attention_heads", None) or 1
-    return Family(
+    return ModelFamily(
         name=config.model_type,
         takes_attention=bool(getattr(model, "_supports_attention_backend", False)),
         changes_attention=odd or not kinds <= {"full_attention", "sliding_attention"},
@@ -124,7 +124,7 @@ def describe_family(model: PreTrainedModel) -> Family:
 
 
 def products_dtype(spec: JobSpec, device: Device) -> torch.dtype | None:
-    """The type that base and adapters both compute in; None where they differ."""
+    """The type that the base model and the adapters both compute in; None where these differ."""
     fp16, bf16 = automatic_settings.mixed_precision(spec.training, device)
     adapters = torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
     return (
@@ -132,7 +132,7 @@ def products_dtype(spec: JobSpec, device: Device) -> torch.dtype | None:
     )
 
 
-def _why_not_linears(spec: JobSpec, device: Device) -> str | None:
+def _why_not_fused_lora(spec: JobSpec, device: Device) -> str | None:
     if spec.lora.use_dora:
         return "DoRA"
     if spec.lora.bias != "none":
@@ -142,7 +142,7 @@ def _why_not_linears(spec: JobSpec, device: Device) -> str | None:
     return None
 
 
-def _why_not_liger(family: Family) -> str | None:
+def _why_not_liger(family: ModelFamily) -> str | None:
     if importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed"
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -150,7 +150,7 @@ def _why_not_liger(family: Family) -> str | None:
     return None if family.name in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger does not know {family.name}"
 
 
-def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None:
+def _why_not_padding_free(spec: JobSpec, device: Device, family: ModelFamily) -> str | None:
     if spec.training.neftune_noise_alpha:
         return "NEFTune's noise depends on the length of a row"
     if spec.training.per_device_train_batch_size == 1 and not spec.training.packing and not device.is_cuda:
@@ -162,30 +162,30 @@ def _why_not_joined(spec: JobSpec, device: Device, family: Family) -> str | None
     if not device.is_cuda:
         return None
     if not device.supports_bf16:
-        return "attention within rows needs a GPU from Ampere up"
+        return "varlen attention needs a GPU from Ampere up"
     if (
         products_dtype(spec, device) not in (torch.float16, torch.bfloat16)
-        or family.head_width > _WIDEST_HEAD
+        or family.head_width > _MAX_HEAD_WIDTH
     ):
-        return f"attention within rows is computed in 16 bits, with heads up to {_WIDEST_HEAD}"
+        return f"varlen attention computes in 16 bits, with heads up to {_MAX_HEAD_WIDTH}"
     return None
 
 
-def _why_not_graphs(spec: JobSpec, attention_reason: str | None) -> str | None:
+def _why_not_graphs(spec: JobSpec, padding_free_reason: str | None) -> str | None:
     training = spec.training
-    if attention_reason:
+    if padding_free_reason:
         return "batches are padded"
     if training.gradient_checkpointing:
-        return "activations are computed again"
+        return "gradient checkpointing is on"
     rows, length = training.per_device_train_batch_size, training.max_seq_length
     if training.packing and (length is None or int(rows) * length > MOST_TOKENS):
         return "batches are long enough to keep the GPU busy"
     return None
 
 
-def _why_not_one_pass(spec: JobSpec, device: Device, family: Family) -> str | None:
+def _why_not_one_pass(spec: JobSpec, device: Device, family: ModelFamily) -> str | None:
     if device.is_cuda:
-        return "on a GPU TRL has a kernel for it"
+        return "TRL has a kernel for it on a GPU"
     if spec.lora.modules_to_save:
         return "the output layer may be trained"
     if family.shapes_logits:

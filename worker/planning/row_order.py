@@ -1,4 +1,4 @@
-"""The order in which a job reads its rows, and how they are packed; for the trainer and for preflight."""
+"""The order in which a job reads its rows, and how rows are packed, for the trainer and for preflight."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from trl import pack_dataset
 
 
 def order_rows(lengths: Sequence[int], *, seed: int, epoch: int, group_size: int | None) -> list[int]:
-    """Indices of the rows in one epoch's order; with `group_size`, so many in turn are of like length."""
+    """Indices of the rows in one epoch's order; `group_size`: so many in turn have similar lengths."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     if group_size is None:
         order: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
@@ -19,5 +19,5 @@ def order_rows(lengths: Sequence[int], *, seed: int, epoch: int, group_size: int
 
 
 def pack(dataset: Dataset, packed_length: int) -> Dataset:
-    """As many rows to a sequence as fit; adds `seq_lengths`, the lengths of the rows in each."""
+    """Pack rows into sequences of up to `packed_length` tokens; adds their rows' lengths as `seq_lengths`."""
     return pack_dataset(dataset, packed_length, "bfd")

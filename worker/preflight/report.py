@@ -60,13 +60,13 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
         notices.append(Notice(code="slow_products", message=slow))
     lengths = [len(row.input_ids) for row in reading.train]
     packed_length = max_length if spec.training.packing else None
-    rows = batch_size.Rows.measure(
+    rows = batch_size.RowLengths.measure(
         lengths, [row.trained_tokens for row in reading.train], packed_length=packed_length
     )
-    job = batch_size.Job.read(spec, device, folder, place.path)
-    settled = batch_size.settle(job, rows, free_bytes=place.free_bytes)
+    job = batch_size.PlannedJob.read(spec, device, folder, place.path)
+    chosen = batch_size.choose_batch_size(job, rows, free_bytes=place.free_bytes)
     sequences = pack_lengths(lengths, packed_length) if packed_length else lengths
-    schedule = make_schedule(sequences, settled.training, sample_of=reading.scale)
+    schedule = make_schedule(sequences, chosen.training, sample_of=reading.scale)
     answer = Preflight(
         rows=request.dataset.rows,
         sampled_rows=reading.rows_read if reading.is_sample else None,
@@ -78,12 +78,12 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
         dropped=_lines(reading.formatted.dropped_lines, reading),
         optimizer_steps=schedule.optimizer_steps,
         padding_share=schedule.padding_share,
-        memory=_memory_figures(settled.memory),
+        memory=_memory_figures(chosen.memory),
         device=DeviceFigures(name=device.name, memory_bytes=device.memory_bytes, free_bytes=place.free_bytes),
-        fits=settled.fits,
-        chosen=_chosen(spec, settled, device, max_length),
-        disk=_disk_figures(job.shape, settled, folder, place),
-        time=guess_time(schedule, reading, job.shape, settled, device),
+        fits=chosen.fits,
+        chosen=_chosen(spec, chosen, device, max_length),
+        disk=_disk_figures(job.shape, chosen, folder, place),
+        time=guess_time(schedule, reading, job.shape, chosen, device),
         warnings=notices,
     )
     return answer.model_copy(update={"warnings": [*notices, *warn_of(answer, spec.training)]})
@@ -109,12 +109,12 @@ def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:
 
 
 def guess_time(
-    schedule: Schedule, reading: Reading, shape: ModelShape, settled: batch_size.Settled, device: Device
+    schedule: Schedule, reading: Reading, shape: ModelShape, chosen: batch_size.ChosenBatch, device: Device
 ) -> TimeFigures:
     """Four operations for each weight and token, six where activations are computed twice."""
     tokens = schedule.epochs * reading.whole(sum(len(row.input_ids) for row in reading.train))
     weights = shape.quantized_weights + shape.other_weights
-    for_a_token = 6 if settled.training.gradient_checkpointing else 4
+    for_a_token = 6 if chosen.training.gradient_checkpointing else 4
     operations = for_a_token * weights / (1 - schedule.padding_share)
     speed = _CPU_SPEED
     if device.is_cuda:
@@ -153,10 +153,10 @@ def _memory_figures(memory: Memory) -> MemoryFigures:
     )
 
 
-def _chosen(spec: JobSpec, settled: batch_size.Settled, device: Device, max_length: int) -> Chosen:
+def _chosen(spec: JobSpec, chosen: batch_size.ChosenBatch, device: Device, max_length: int) -> Chosen:
     fp16, bf16 = automatic_settings.mixed_precision(spec.training, device)
     dtype = base_model.compute_dtype(automatic_settings.quantization(spec, device), device)
-    training = settled.training
+    training = chosen.training
     return Chosen.model_validate(
         {
             "gradient_checkpointing": training.gradient_checkpointing,
@@ -169,8 +169,10 @@ def _chosen(spec: JobSpec, settled: batch_size.Settled, device: Device, max_leng
     )
 
 
-def _disk_figures(shape: ModelShape, settled: batch_size.Settled, folder: Path, place: Place) -> DiskFigures:
-    memory, kept = settled.memory, settled.training.keep_checkpoints
+def _disk_figures(
+    shape: ModelShape, chosen: batch_size.ChosenBatch, folder: Path, place: Place
+) -> DiskFigures:
+    memory, kept = chosen.memory, chosen.training.keep_checkpoints
     weights = 4 * shape.trained_weights
     tokenizer = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())
     place.cache_folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TrainingAttempt:
     """What every part of the job needs."""
 
     request: TrainingRequest
@@ -44,7 +44,7 @@ class Attempt:
         return self.request.job_folder / "checkpoints"
 
     @property
-    def kept_adapters(self) -> Path:
+    def epoch_adapters(self) -> Path:
         """The adapters of ended epochs, until the worker has taken them."""
         return self.request.job_folder / "kept-adapters"
 

@@ -11,35 +11,35 @@ from app.core.specs.job import TrainingSpec
 from worker.models.device import free_memory_bytes
 from worker.planning import automatic_settings, batch_size
 from worker.templates.token_rows import TokenRow
-from worker.training.attempt import Attempt
+from worker.training.attempt import TrainingAttempt
 
 
-def settle(
-    attempt: Attempt, folder: Path, rows: Sequence[TokenRow], packed_length: int | None
+def choose_training_settings(
+    attempt: TrainingAttempt, folder: Path, rows: Sequence[TokenRow], packed_length: int | None
 ) -> TrainingSpec:
     """The training settings without `auto` for passes, with a word on what was chosen and why.
 
     Raises ModelUnreadable, BadTarget.
     """
     spec, device = attempt.request.spec, attempt.device
-    if not automatic_settings.is_open(spec.training):
+    if not automatic_settings.has_automatic_batch(spec.training):
         return spec.training
-    measured = batch_size.Rows.measure(
+    measured = batch_size.RowLengths.measure(
         [len(row.input_ids) for row in rows],
         [row.trained_tokens for row in rows],
         packed_length=packed_length,
     )
-    job = batch_size.Job.read(spec, device, folder, attempt.request.path)
+    job = batch_size.PlannedJob.read(spec, device, folder, attempt.request.path)
     free_bytes = free_memory_bytes(device)
-    settled = batch_size.settle(job, measured, free_bytes=free_bytes)
-    training, total = settled.training, settled.memory.total
+    chosen = batch_size.choose_batch_size(job, measured, free_bytes=free_bytes)
+    training, total = chosen.training, chosen.memory.total
     checkpointing = "with" if training.gradient_checkpointing else "without"
     gigabytes = f"about {total / 1e9:.1f} GB at the peak, of {free_bytes / 1e9:.1f} GB free"
     attempt.say(
         f"Passes of {training.per_device_train_batch_size} rows, {training.gradient_accumulation_steps} a "
         f"step, {checkpointing} gradient checkpointing: {gigabytes}."
     )
-    if not settled.fits:
+    if not chosen.fits:
         attempt.warn(
             "memory_short",
             f"The job needs about {total / 1e9:.1f} GB of memory and {free_bytes / 1e9:.1f} GB are free. "

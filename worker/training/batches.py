@@ -59,11 +59,11 @@ class Collator:
         return {**batch, "attention_mask": _pad([[1] * len(example["input_ids"]) for example in examples], 0)}
 
 
-class JoiningCollator:
+class PaddingFreeCollator:
     """Lays all rows of a batch one after the other: no padding, and attention that knows where rows begin."""
 
-    def __init__(self, *, tells_targets: bool = False) -> None:
-        self._tells_targets = tells_targets
+    def __init__(self, *, with_targets: bool = False) -> None:
+        self._tells_targets = with_targets
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """A batch on the CPU: `input_ids`, `labels`, `position_ids`, [1, T], and where rows begin in
@@ -74,12 +74,12 @@ class JoiningCollator:
         """
         lengths = [length for example in examples for length in _row_lengths(example)]
         ids, labels = ([token for one in examples for token in one[key]] for key in ("input_ids", "labels"))
-        return _joined(
+        return _padding_free_batch(
             torch.tensor([ids]),
             torch.tensor([labels]),
             lengths,
             [len(example["input_ids"]) for example in examples],
-            tells_targets=self._tells_targets,
+            with_targets=self._tells_targets,
         )
 
 
@@ -123,7 +123,7 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name != "sequence_lengths"}
 
 
-def split_joined(batch: Mapping[str, Any], sequences: int) -> list[dict[str, Any]]:
+def split_padding_free(batch: Mapping[str, Any], sequences: int) -> list[dict[str, Any]]:
     """Parts of joined rows, so many sequences each."""
     sequence_lengths = batch["sequence_lengths"].tolist()
     starts = batch["cu_seq_lens_q"].tolist()
@@ -134,7 +134,7 @@ def split_joined(batch: Mapping[str, Any], sequences: int) -> list[dict[str, Any
         end = begin + sum(lengths)
         rows = [length for start, length in zip(starts, row_lengths, strict=False) if begin <= start < end]
         ids_1T, labels_1T = (batch[key][:, begin:end] for key in ("input_ids", "labels"))
-        parts.append(_joined(ids_1T, labels_1T, rows, lengths, tells_targets="targets" in batch))
+        parts.append(_padding_free_batch(ids_1T, labels_1T, rows, lengths, with_targets="targets" in batch))
         begin = end
     return parts
 
@@ -143,20 +143,20 @@ def _row_lengths(example: Example) -> list[int]:
     return example["seq_lengths"] if "seq_lengths" in example else [len(example["input_ids"])]
 
 
-def _joined(
+def _padding_free_batch(
     ids_1T: torch.Tensor,
     labels_1T: torch.Tensor,
     row_lengths: Sequence[int],
     sequence_lengths: Sequence[int],
     *,
-    tells_targets: bool,
+    with_targets: bool,
 ) -> dict[str, Any]:
     device = ids_1T.device
     starts = torch.tensor([0, *accumulate(row_lengths)], dtype=torch.int32, device=device)
     positions = [place for length in row_lengths for place in range(length)]
     longest = max(row_lengths)
     told = {}
-    if tells_targets:
+    if with_targets:
         learned = (labels_1T[0, 1:] != IGNORED).nonzero()[:, 0]
         told = {"learned": learned, "targets": labels_1T[0, 1:][learned]}
     return {

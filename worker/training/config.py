@@ -12,7 +12,7 @@ from trl import SFTConfig
 
 from app.core.specs.job import TrainingSpec
 from worker.models.device import Device
-from worker.planning.automatic_settings import is_open, mixed_precision
+from worker.planning.automatic_settings import has_automatic_batch, mixed_precision
 
 # transformers 5.23 renamed the field and warns of the old name; 5.17 knows only the old one.
 _FIELDS = {field.name for field in dataclasses.fields(SFTConfig)}
@@ -27,7 +27,7 @@ def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> 
 
     Raises InvalidRequest where the device can't do what the spec asks for.
     """
-    assert not is_open(training)
+    assert not has_automatic_batch(training)
     fp16, bf16 = mixed_precision(training, device)
     checkpointing: dict[str, Any] = {
         CHECKPOINTING: training.gradient_checkpointing,

@@ -41,7 +41,7 @@ def split(batch: Batch, rows: int | None) -> list[Batch]:
     if rows is None or count_rows(batch) <= rows:
         return [batch]
     if "sequence_lengths" in batch:
-        return list(batches.split_joined(batch, rows))
+        return list(batches.split_padding_free(batch, rows))
     parts = {name: tensor.split(rows) for name, tensor in batch.items()}
     return [dict(zip(parts, tensors, strict=True)) for tensors in zip(*parts.values(), strict=True)]
 

@@ -12,7 +12,7 @@ from app.core.errors.jobs import NothingToLearn
 from worker.templates.choice import TemplateSource, read_model_type, set_template
 from worker.templates.prompt_check import check_prompts
 from worker.templates.token_rows import Formatted, Sample, TokenRow, format_rows, hold_out
-from worker.training.attempt import Attempt
+from worker.training.attempt import TrainingAttempt
 
 _LINES_SHOWN = 20
 _CHAT = (DatasetFormat.MESSAGES, DatasetFormat.CONVERSATIONS, DatasetFormat.INSTRUCTION)
@@ -29,7 +29,7 @@ class PreparedRows:
 
 
 def prepare_rows(
-    attempt: Attempt, tokenizer: PreTrainedTokenizerBase, model_folder: Path, max_length: int
+    attempt: TrainingAttempt, tokenizer: PreTrainedTokenizerBase, model_folder: Path, max_length: int
 ) -> PreparedRows:
     """Rows to train on and rows to evaluate on, with a word on what was cut or dropped.
 
@@ -41,7 +41,7 @@ def prepare_rows(
         tokenizer, model_type=read_model_type(model_folder), wanted=request.spec.chat_template
     )
     if request.dataset_format in _CHAT:
-        _tell_template(attempt, source)
+        _report_template(attempt, source)
     if training.max_seq_length and training.max_seq_length > max_length:
         attempt.warn(
             "context_length",
@@ -50,7 +50,7 @@ def prepare_rows(
         )
     formatted = _format(attempt, request.dataset, tokenizer, max_length)
     check_prompts(formatted.samples, tokenizer)
-    _tell_losses(attempt, formatted, max_length)
+    _report_cut_rows(attempt, formatted, max_length)
     if request.validation_dataset:
         rows = formatted.rows
         held_out = _format_validation(attempt, request.validation_dataset, tokenizer, max_length)
@@ -62,7 +62,7 @@ def prepare_rows(
     return PreparedRows(rows, held_out, formatted.samples, source)
 
 
-def _tell_template(attempt: Attempt, source: TemplateSource) -> None:
+def _report_template(attempt: TrainingAttempt, source: TemplateSource) -> None:
     if source is TemplateSource.FAMILY:
         attempt.say("The base model has no chat template; conversations are rendered as its family does.")
     if source is TemplateSource.PLAIN:
@@ -71,7 +71,9 @@ def _tell_template(attempt: Attempt, source: TemplateSource) -> None:
         )
 
 
-def _format(attempt: Attempt, path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Formatted:
+def _format(
+    attempt: TrainingAttempt, path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Formatted:
     with path.open("rb") as lines:
         return format_rows(
             datasets.read_rows(lines),
@@ -82,17 +84,19 @@ def _format(attempt: Attempt, path: Path, tokenizer: PreTrainedTokenizerBase, ma
 
 
 def _format_validation(
-    attempt: Attempt, path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
+    attempt: TrainingAttempt, path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[TokenRow]:
     try:
         formatted = _format(attempt, path, tokenizer, max_length)
     except (InvalidRequest, NothingToLearn) as error:
         raise type(error)(f"The validation dataset: {error.message}", hint=error.hint) from error
-    _tell_losses(attempt, formatted, max_length, of="The validation dataset: ")
+    _report_cut_rows(attempt, formatted, max_length, of="The validation dataset: ")
     return formatted.rows
 
 
-def _tell_losses(attempt: Attempt, formatted: Formatted, max_length: int, *, of: str = "") -> None:
+def _report_cut_rows(
+    attempt: TrainingAttempt, formatted: Formatted, max_length: int, *, of: str = ""
+) -> None:
     if formatted.cut_lines:
         attempt.warn(
             "rows_cut",

@@ -24,19 +24,20 @@ from worker.models.device import find_device
 from worker.planning import automatic_settings
 from worker.processes.child import ParentLink
 from worker.processes.reports import Ended, Happened, Outcome, TrainingRequest
-from worker.training import adapter, automatic_settings as passes, config
-from worker.training.attempt import Attempt, Stopped
+from worker.training import adapter, config
+from worker.training.attempt import Stopped, TrainingAttempt
 from worker.training.attention import refuse_leaking
+from worker.training.automatic_settings import choose_training_settings
 from worker.training.batches import Collator, make_dataset
 from worker.training.checkpoints import continuation as continuing, early_stopping, store as checkpoints
 from worker.training.checkpoints.early_stopping import StopEarly
-from worker.training.checkpoints.epoch_checkpoints import KeepEpochs
+from worker.training.checkpoints.epoch_checkpoints import SaveEpochAdapters
 from worker.training.failures import explain
 from worker.training.loss import score_learned_tokens_only
-from worker.training.optimizations import apply
-from worker.training.output import folder as output, verification as proof
+from worker.training.optimizations.apply import apply_optimizations
+from worker.training.output import folder as output, verification
 from worker.training.progress import library_log
-from worker.training.progress.callbacks import Reporter, Send, StopWhenAsked
+from worker.training.progress.callbacks import Reporter, Send, StopOnRequest
 from worker.training.progress.counters import Counters
 from worker.training.progress.history import History
 from worker.training.progress.loss_guard import LossGuard
@@ -64,7 +65,7 @@ def main() -> None:
 def run(request: TrainingRequest, send: Send, asked_to_stop: threading.Event) -> Ended:
     """One attempt; the answer is the report that ends it."""
     try:
-        train(Attempt(request, find_device(), send, asked_to_stop))
+        train(TrainingAttempt(request, find_device(), send, asked_to_stop))
     except Stopped:
         return Ended(outcome=Outcome.STOPPED)
     except Exception as error:
@@ -74,7 +75,7 @@ def run(request: TrainingRequest, send: Send, asked_to_stop: threading.Event) ->
     return Ended(outcome=Outcome.FINISHED)
 
 
-def train(attempt: Attempt) -> None:
+def train(attempt: TrainingAttempt) -> None:
     """From the request to a proven adapter in the output folder. Raises Stopped and TunesmithError."""
     request, device = attempt.request, attempt.device
     attempt.enter(Phase.PREPARING)
@@ -92,7 +93,7 @@ def train(attempt: Attempt) -> None:
     attempt.enter(Phase.LOADING)
     base_weights = fingerprint.take_fingerprint(folder)
     packed_length = max_length if request.spec.training.packing else None
-    training = passes.settle(attempt, folder, rows.train, packed_length)
+    training = choose_training_settings(attempt, folder, rows.train, packed_length)
     settings = config.trainer_config(training, device, attempt.checkpoints)
     newest = find_checkpoint(attempt)
     trainer = make_trainer(
@@ -107,7 +108,7 @@ def train(attempt: Attempt) -> None:
 
     if request.spec.training.keep_checkpoints:
         trainer.add_callback(
-            KeepEpochs(
+            SaveEpochAdapters(
                 attempt,
                 tokenizer,
                 lambda: output.make_record(attempt, base_weights, tokenizer, rows, trainer),
@@ -115,7 +116,7 @@ def train(attempt: Attempt) -> None:
         )
 
     attempt.enter(Phase.TRAINING)
-    with apply.set_up(attempt, trainer, training, request.path):
+    with apply_optimizations(attempt, trainer, training, request.path):
         run_trainer(attempt, trainer, newest)
 
     attempt.enter(Phase.SAVING)
@@ -124,15 +125,15 @@ def train(attempt: Attempt) -> None:
     attempt.say(f"The adapter is saved: {size_bytes / 1e6:.1f} MB.")
 
     attempt.enter(Phase.VERIFYING)
-    proof.prove_prompts(request.output_folder, rows.samples, record.chat_template.sha256)
-    proof.prove_weights(take_base(attempt, trainer, folder), request.output_folder, rows.train[0])
+    verification.verify_prompts(request.output_folder, rows.samples, record.chat_template.sha256)
+    verification.verify_weights(take_base(attempt, trainer, folder), request.output_folder, rows.train[0])
     attempt.say(
         f"Loaded afresh, the adapter changes what the model says, and {len(rows.samples)} rows come out as "
         "they were trained on." + (" It can be downloaded, not served here yet." if record.unserved else "")
     )
 
 
-def find_checkpoint(attempt: Attempt) -> Path | None:
+def find_checkpoint(attempt: TrainingAttempt) -> Path | None:
     """The newest good checkpoint; a word on those that are not."""
     return checkpoints.find_newest(
         attempt.checkpoints,
@@ -144,7 +145,7 @@ def find_checkpoint(attempt: Attempt) -> Path | None:
     )
 
 
-def load(attempt: Attempt, folder: Path) -> PeftModel:
+def load(attempt: TrainingAttempt, folder: Path) -> PeftModel:
     """The base model with a new adapter on it, or with a copy of the one that the job continues from."""
     spec, start = attempt.request.spec, attempt.request.continue_from
     quantization = automatic_settings.quantization(spec, attempt.device)
@@ -174,7 +175,7 @@ def load(attempt: Attempt, folder: Path) -> PeftModel:
 
 
 def make_trainer(
-    attempt: Attempt,
+    attempt: TrainingAttempt,
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: SFTConfig,
@@ -192,7 +193,7 @@ def make_trainer(
     reporter = Reporter(attempt.send, counters, history, guard, attempt.device)
     callbacks = [
         reporter,
-        StopWhenAsked(attempt.asked_to_stop, reporter),
+        StopOnRequest(attempt.asked_to_stop, reporter),
         open_tensorboard(attempt, newest),
     ]
     patience = attempt.request.spec.training.early_stopping_patience
@@ -212,7 +213,7 @@ def make_trainer(
     )
 
 
-def open_tensorboard(attempt: Attempt, newest: Path | None) -> TensorBoardCallback:
+def open_tensorboard(attempt: TrainingAttempt, newest: Path | None) -> TensorBoardCallback:
     """The job's TensorBoard files; what an interrupted attempt wrote past its checkpoint is hidden."""
     folder = str(attempt.request.job_folder / "tensorboard")
     callback = TensorBoardCallback(
@@ -223,7 +224,7 @@ def open_tensorboard(attempt: Attempt, newest: Path | None) -> TensorBoardCallba
     return callback
 
 
-def run_trainer(attempt: Attempt, trainer: AdapterTrainer, newest: Path | None) -> None:
+def run_trainer(attempt: TrainingAttempt, trainer: AdapterTrainer, newest: Path | None) -> None:
     """Train from the newest checkpoint or from the start, then evaluate. Raises Stopped."""
     patience = attempt.request.spec.training.early_stopping_patience
     counters = trainer.counters
@@ -252,7 +253,7 @@ def is_trained(newest: Path, counters: Counters, patience: int | None) -> bool:
     return state.global_step >= state.max_steps
 
 
-def take_base(attempt: Attempt, trainer: AdapterTrainer, folder: Path) -> PreTrainedModel:
+def take_base(attempt: TrainingAttempt, trainer: AdapterTrainer, folder: Path) -> PreTrainedModel:
     """The base model without the trained adapter; loaded afresh where its own weights were trained too."""
     lora = attempt.request.spec.lora
     if lora.bias == "none" and not lora.modules_to_save:

@@ -10,7 +10,13 @@ from app.core.settings import TrainingPath
 from tests.factories import make_spec
 from tests.worker.llama_family import LLAMA
 from worker.models.device import Device
-from worker.planning.batch_size import Job, Rows, Settled, find_largest, settle
+from worker.planning.batch_size import (
+    ChosenBatch,
+    PlannedJob,
+    RowLengths,
+    choose_batch_size,
+    find_largest_batch,
+)
 from worker.planning.memory_estimate import ModelShape
 from worker.planning.model_shape import shape_of
 from worker.training.batches import EpochSampler
@@ -18,8 +24,8 @@ from worker.training.batches import EpochSampler
 GIGABYTE = 10**9
 PLAIN = TrainingPath.PLAIN
 AMPERE = Device(kind="cuda", name="A100", memory_bytes=1, supports_bf16=True, torch_version="2.11.0")
-ROWS = Rows(longest=512, shortest=100, count=1000, scored=500)
-LONG_ROWS = Rows(longest=2048, shortest=2048, count=1000, scored=2000)
+ROWS = RowLengths(longest=512, shortest=100, count=1000, scored=500)
+LONG_ROWS = RowLengths(longest=2048, shortest=2048, count=1000, scored=2000)
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +35,14 @@ def seven_b() -> ModelShape:
     return shape_of(model, make_spec().lora)
 
 
-def settled(
-    shape: ModelShape, gigabytes: float, rows: Rows = ROWS, path: TrainingPath = PLAIN, **training: Any
-) -> Settled:
-    job = Job(make_spec(training=training), AMPERE, shape, LLAMA, path)
-    return settle(job, rows, free_bytes=int(gigabytes * GIGABYTE))
+def chosen(
+    shape: ModelShape, gigabytes: float, rows: RowLengths = ROWS, path: TrainingPath = PLAIN, **training: Any
+) -> ChosenBatch:
+    job = PlannedJob(make_spec(training=training), AMPERE, shape, LLAMA, path)
+    return choose_batch_size(job, rows, free_bytes=int(gigabytes * GIGABYTE))
 
 
-def passes(one: Settled) -> tuple[Any, int, Any]:
+def passes(one: ChosenBatch) -> tuple[Any, int, Any]:
     training = one.training
     return (
         training.per_device_train_batch_size,
@@ -52,14 +58,14 @@ def passes(one: Settled) -> tuple[Any, int, Any]:
 def test_checkpointing_is_on_where_it_must_be(
     seven_b: ModelShape, gigabytes: float, expected: bool, fits: bool
 ) -> None:
-    one = settled(seven_b, gigabytes)
+    one = chosen(seven_b, gigabytes)
 
     assert (one.training.gradient_checkpointing, one.fits) == (expected, fits)
 
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_what_is_asked_for_stays(seven_b: ModelShape, asked: bool) -> None:
-    one = settled(seven_b, 1, gradient_checkpointing=asked, per_device_train_batch_size=3)
+    one = chosen(seven_b, 1, gradient_checkpointing=asked, per_device_train_batch_size=3)
 
     assert passes(one) == (3, 1, asked)
     assert not one.fits
@@ -77,26 +83,26 @@ def test_what_is_asked_for_stays(seven_b: ModelShape, asked: bool) -> None:
     ],
 )
 def test_automatic_passes_learn_from_the_same_rows(
-    seven_b: ModelShape, gigabytes: float, rows: Rows, expected: tuple[int, int, bool]
+    seven_b: ModelShape, gigabytes: float, rows: RowLengths, expected: tuple[int, int, bool]
 ) -> None:
-    one = settled(seven_b, gigabytes, rows, per_device_train_batch_size="auto")
+    one = chosen(seven_b, gigabytes, rows, per_device_train_batch_size="auto")
 
     assert passes(one) == expected
     assert one.fits
 
 
 def test_where_nothing_fits_the_smallest_is_chosen(seven_b: ModelShape) -> None:
-    one = settled(seven_b, 1, per_device_train_batch_size="auto", gradient_accumulation_steps=2)
+    one = chosen(seven_b, 1, per_device_train_batch_size="auto", gradient_accumulation_steps=2)
 
     assert passes(one) == (1, 8, True)
     assert not one.fits
 
 
 def test_packed_rows_fill_sequences() -> None:
-    rows = Rows.measure([30, 50, 40], [10, 20, 30], packed_length=64)
+    rows = RowLengths.measure([30, 50, 40], [10, 20, 30], packed_length=64)
 
     assert (rows.longest, rows.shortest, rows.count) == (64, 64, 2)
-    assert Rows.measure([30], [10], packed_length=64).longest == 30
+    assert RowLengths.measure([30], [10], packed_length=64).longest == 30
 
 
 @pytest.mark.parametrize(
@@ -110,24 +116,24 @@ def test_packed_rows_fill_sequences() -> None:
 def test_fast_ways_fit_where_the_plain_one_does_not(
     seven_b: ModelShape, gigabytes: float, path: TrainingPath, expected: bool
 ) -> None:
-    one = settled(seven_b, gigabytes, path=path)
+    one = chosen(seven_b, gigabytes, path=path)
 
     assert (one.training.gradient_checkpointing, one.fits) == (expected, True)
 
 
 def test_what_is_not_fast_for_a_spec_is_reckoned_as_plain(seven_b: ModelShape) -> None:
-    noisy = settled(seven_b, 80, path=TrainingPath.AUTO, neftune_noise_alpha=5.0)
-    quiet = settled(seven_b, 80, path=TrainingPath.AUTO)
+    noisy = chosen(seven_b, 80, path=TrainingPath.AUTO, neftune_noise_alpha=5.0)
+    quiet = chosen(seven_b, 80, path=TrainingPath.AUTO)
 
     assert noisy.memory.activations > quiet.memory.activations  # its batches are padded
 
 
 def test_the_largest_joined_batch_is_one_that_the_trainer_makes() -> None:
     lengths = [length % 97 + 2 for length in range(0, 4000, 7)]
-    rows = Rows.measure(lengths, [length - 1 for length in lengths])
+    rows = RowLengths.measure(lengths, [length - 1 for length in lengths])
     training = make_spec(training={"num_train_epochs": 2}).training
 
-    batch = find_largest(rows, training, 4, 1, is_joined=True)
+    batch = find_largest_batch(rows, training, 4, 1, is_padding_free=True)
 
     sampler = EpochSampler(lengths, seed=training.seed, group_size=4)
     totals = []
@@ -139,10 +145,13 @@ def test_the_largest_joined_batch_is_one_that_the_trainer_makes() -> None:
 
 
 def test_a_padded_batch_is_as_long_as_the_longest_row() -> None:
-    rows = Rows.measure([30, 50, 40], [10, 20, 30])
+    rows = RowLengths.measure([30, 50, 40], [10, 20, 30])
     training = make_spec().training
 
-    padded, joined = (find_largest(rows, training, 2, 1, is_joined=is_joined) for is_joined in (False, True))
+    padded, joined = (
+        find_largest_batch(rows, training, 2, 1, is_padding_free=is_padding_free)
+        for is_padding_free in (False, True)
+    )
 
     assert (padded.tokens, padded.scored, padded.has_mask) == (100, 60, True)
     assert joined.tokens <= 90

@@ -18,10 +18,9 @@ from worker.models.base_model import load_model
 from worker.models.device import find_device
 from worker.models.lora import attach
 from worker.planning.memory_estimate import (
-    Batch,
-    FastWays,
+    BatchShape,
+    MemorySettings,
     ModelShape,
-    Plan,
     Precision,
     estimate,
     optimizer_bytes,
@@ -29,7 +28,7 @@ from worker.planning.memory_estimate import (
     weight_bytes,
 )
 from worker.planning.model_shape import read_model, shape_of
-from worker.training.batches import JoiningCollator, model_inputs
+from worker.training.batches import PaddingFreeCollator, model_inputs
 from worker.training.optimizations import varlen_attention
 from worker.training.optimizations.lora.linears import FastLinears
 
@@ -46,7 +45,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make_plan(**fields: Any) -> Plan:
+def make_settings(**fields: Any) -> MemorySettings:
     defaults: dict[str, Any] = {
         "precision": BFLOAT16,
         "quantization": QuantizationSpec(),
@@ -56,7 +55,7 @@ def make_plan(**fields: Any) -> Plan:
         "accumulates": False,
         "is_cuda": True,
     }
-    return Plan(**{**defaults, **fields})
+    return MemorySettings(**{**defaults, **fields})
 
 
 def config_of(**fields: Any) -> LlamaConfig:
@@ -107,7 +106,7 @@ def test_lora_is_that_of_peft(models_folder: Path, fields: dict[str, Any]) -> No
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
 
     shape = shape_of(read_model(models_folder / NAME), lora)
-    memory = estimate(shape, make_plan(lora=lora), Batch(1, 8, 7, has_mask=False))
+    memory = estimate(shape, make_settings(lora=lora), BatchShape(1, 8, 7, has_mask=False))
 
     assert shape.trained_sizes == tuple(trained)
     assert memory.lora == 2 * 4 * sum(trained)  # with gradients, in float32
@@ -139,39 +138,41 @@ def test_nothing_is_paged_on_a_cpu() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
-@pytest.mark.parametrize("layout", ["equal", "masked", "joined"])
+@pytest.mark.parametrize("layout", ["equal", "masked", "padding-free"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
-@pytest.mark.parametrize("fast", [False, True], ids=["plain", "LoRA in one function"])
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "LoRA in one autograd function"])
 def test_saved_activations_are_those_that_autograd_saves(
     targets: Any, dropout: float, layout: str, fast: bool
 ) -> None:
     """In 16 bits, as on a GPU: the same model, once counted and once run."""
     lora = LoraSpec(r=16, dropout=dropout, target_modules=targets)
     fields = {"hidden_size": 128, "intermediate_size": 320, "num_key_value_heads": 4}
-    plan = make_plan(
+    settings = make_settings(
         lora=lora,
         quantization=QuantizationSpec(load_in_4bit=False),
         is_cuda=False,
-        fast=FastWays(linears=fast),
+        fused_lora=fast,
     )
-    batch = Batch(2, 64, 126, has_mask=layout == "masked", joined_tokens=120 if layout == "joined" else None)
+    batch = BatchShape(
+        2, 64, 126, has_mask=layout == "masked", padding_free_tokens=120 if layout == "padding-free" else None
+    )
 
     saved = count_saved(AutoModelForCausalLM.from_config(config_of(**fields)), lora, batch, fast=fast)
 
     shape = make_shape(lora, **fields)
     last_norm = batch.tokens * shape.hidden * 4
     mask = batch.tokens * batch.length if batch.has_mask else 0
-    expected = shape.layers * saved_by_layer(shape, plan, batch) + last_norm + mask
+    expected = shape.layers * saved_by_layer(shape, settings, batch) + last_norm + mask
     # Rotary angles are kept once, and counted nowhere.
     assert expected == pytest.approx(saved, rel=0.015)
 
 
-def count_saved(model: PreTrainedModel, lora: LoraSpec, batch: Batch, *, fast: bool) -> int:
+def count_saved(model: PreTrainedModel, lora: LoraSpec, batch: BatchShape, *, fast: bool) -> int:
     """Bytes of every storage that autograd keeps in the forward pass, the weights' own left out."""
     model = adapted(model.to(torch.bfloat16), lora).train()
     model.enable_input_require_grads()
-    inputs = joined_inputs(model, batch) if batch.joined_tokens else padded_inputs(batch)
+    inputs = joined_inputs(model, batch) if batch.padding_free_tokens else padded_inputs(batch)
     own: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     if fast:
         linears = FastLinears(model, torch.bfloat16)
@@ -194,13 +195,13 @@ def count_saved(model: PreTrainedModel, lora: LoraSpec, batch: Batch, *, fast: b
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def padded_inputs(batch: Batch) -> dict[str, Any]:
+def padded_inputs(batch: BatchShape) -> dict[str, Any]:
     mask = torch.ones(batch.sequences, batch.length, dtype=torch.long)
     mask[0, -9:] = 0 if batch.has_mask else 1
     return {"input_ids": torch.ones_like(mask), "attention_mask": mask}
 
 
-def joined_inputs(model: PeftModel, batch: Batch) -> dict[str, Any]:
+def joined_inputs(model: PeftModel, batch: BatchShape) -> dict[str, Any]:
     """One row, whose attention keeps what that of a GPU does: no copies."""
     varlen_attention.register(
         lambda q, k, v, _starts, _longest, *, scale, window: varlen_attention._attend_row(
@@ -208,17 +209,17 @@ def joined_inputs(model: PeftModel, batch: Batch) -> dict[str, Any]:
         )
     )
     model.get_base_model().set_attn_implementation(varlen_attention.NAME)
-    assert batch.joined_tokens
-    ids = [1] * batch.joined_tokens
-    inputs = model_inputs(JoiningCollator()([{"input_ids": ids, "labels": ids}]))
+    assert batch.padding_free_tokens
+    ids = [1] * batch.padding_free_tokens
+    inputs = model_inputs(PaddingFreeCollator()([{"input_ids": ids, "labels": ids}]))
     return {name: value for name, value in inputs.items() if name != "labels"}
 
 
 def test_checkpointing_takes_less() -> None:
-    shape, batch = make_shape(num_hidden_layers=12), Batch(4, 512, 2044, has_mask=True)
+    shape, batch = make_shape(num_hidden_layers=12), BatchShape(4, 512, 2044, has_mask=True)
 
     plain, checkpointed = (
-        estimate(shape, make_plan(checkpointing=checkpointing), batch) for checkpointing in (False, True)
+        estimate(shape, make_settings(checkpointing=checkpointing), batch) for checkpointing in (False, True)
     )
 
     assert checkpointed.activations < plain.activations
@@ -226,12 +227,12 @@ def test_checkpointing_takes_less() -> None:
 
 
 def test_two_16_bit_types_cost_more_than_one() -> None:
-    shape, batch = make_shape(), Batch(4, 512, 2044, has_mask=True)
+    shape, batch = make_shape(), BatchShape(4, 512, 2044, has_mask=True)
     mixed = Precision(model=2, products=2, residual=4)
 
     assert (
-        estimate(shape, make_plan(precision=mixed), batch).activations
-        > estimate(shape, make_plan(), batch).activations
+        estimate(shape, make_settings(precision=mixed), batch).activations
+        > estimate(shape, make_settings(), batch).activations
     )
 
 

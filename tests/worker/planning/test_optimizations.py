@@ -10,7 +10,7 @@ from app.core.specs.job import JobSpec
 from tests.factories import make_spec
 from tests.worker.llama_family import LLAMA
 from worker.models.device import Device
-from worker.planning.optimizations import Choice, Family, choose
+from worker.planning.optimizations import ModelFamily, OptimizationPlan, plan_optimizations
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.13.0")
 HOPPER = CPU.model_copy(update={"kind": "cuda", "name": "H100", "supports_bf16": True})
@@ -22,15 +22,15 @@ def settled_spec(**fields: Any) -> JobSpec:
     return make_spec(training=training, **fields)
 
 
-def chosen(spec: dict[str, Any], device: Device, *, family: Family = LLAMA) -> Choice:
-    return choose(settled_spec(**spec), device, family, TrainingPath.AUTO)
+def chosen(spec: dict[str, Any], device: Device, *, family: ModelFamily = LLAMA) -> OptimizationPlan:
+    return plan_optimizations(settled_spec(**spec), device, family, TrainingPath.AUTO)
 
 
 @pytest.mark.parametrize(
     ("device", "expected"),
     [
         (CPU, (torch.float32, ("row by row",), True)),
-        (HOPPER, (torch.bfloat16, ("tiles of rows", "flash"), False)),
+        (HOPPER, (torch.bfloat16, ("Triton", "PyTorch varlen_attn"), False)),
         (TURING, (torch.float16, (), False)),
     ],
     ids=["cpu", "hopper", "turing"],
@@ -38,9 +38,9 @@ def chosen(spec: dict[str, Any], device: Device, *, family: Family = LLAMA) -> C
 def test_the_recipe_on_each_device(
     device: Device, expected: tuple[torch.dtype, tuple[str, ...], bool]
 ) -> None:
-    choice = chosen({}, device)
+    plan = chosen({}, device)
 
-    assert (choice.linears, choice.attention, choice.one_pass_loss) == expected
+    assert (plan.fused_lora_dtype, plan.varlen_kernels, plan.one_pass_loss) == expected
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_the_recipe_on_each_device(
     ids=["dora", "bias", "types", "no mixed precision"],
 )
 def test_linears_that_stay_pefts_own(spec: dict[str, Any], reason: str) -> None:
-    choice = chosen(spec, HOPPER)
+    plan = chosen(spec, HOPPER)
 
-    assert choice.linears is None
-    assert any(line.startswith("LoRA in one function") and reason in line for line in choice.left_out)
+    assert plan.fused_lora_dtype is None
+    assert any(line.startswith("LoRA in one autograd function") and reason in line for line in plan.left_out)
 
 
 @pytest.mark.parametrize(
@@ -71,34 +71,34 @@ def test_linears_that_stay_pefts_own(spec: dict[str, Any], reason: str) -> None:
     ids=["neftune", "own attention", "odd attention", "wide heads"],
 )
 def test_batches_that_stay_padded(training: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
-    family = Family(**{**vars(LLAMA), **changes})
+    family = ModelFamily(**{**vars(LLAMA), **changes})
 
-    choice = chosen({"training": training}, HOPPER, family=family)
+    plan = chosen({"training": training}, HOPPER, family=family)
 
-    assert not choice.attention
-    assert any(line.startswith("batches without padding") and reason in line for line in choice.left_out)
+    assert not plan.varlen_kernels
+    assert any(line.startswith("padding-free batches") and reason in line for line in plan.left_out)
 
 
 @pytest.mark.parametrize(
-    ("device", "packing", "is_joined"),
+    ("device", "packing", "is_padding_free"),
     [(CPU, False, False), (CPU, True, True), (HOPPER, False, True)],
     ids=["nothing to join", "packed", "for graphs"],
 )
-def test_one_sequence_in_a_batch(device: Device, packing: bool, is_joined: bool) -> None:
-    choice = chosen({"training": {"per_device_train_batch_size": 1, "packing": packing}}, device)
+def test_one_sequence_in_a_batch(device: Device, packing: bool, is_padding_free: bool) -> None:
+    plan = chosen({"training": {"per_device_train_batch_size": 1, "packing": packing}}, device)
 
-    assert bool(choice.attention) == is_joined
+    assert bool(plan.varlen_kernels) == is_padding_free
 
 
 def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
-    assert not chosen({}, CPU, family=Family(**{**vars(LLAMA), "shapes_logits": True})).one_pass_loss
+    assert not chosen({}, CPU, family=ModelFamily(**{**vars(LLAMA), "shapes_logits": True})).one_pass_loss
 
 
 @pytest.mark.parametrize(
     ("training", "reason"),
     [
         ({}, None),
-        ({"gradient_checkpointing": True}, "activations are computed again"),
+        ({"gradient_checkpointing": True}, "gradient checkpointing is on"),
         ({"neftune_noise_alpha": 5.0}, "batches are padded"),
         ({"packing": True}, "batches are long enough"),
         ({"packing": True, "max_seq_length": 2048}, "batches are long"),
@@ -106,39 +106,39 @@ def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
     ],
 )
 def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | None) -> None:
-    choice = chosen({"training": training}, HOPPER)
+    plan = chosen({"training": training}, HOPPER)
 
-    assert choice.graphs == (reason is None)
-    assert reason is None or any(reason in line for line in choice.left_out)
+    assert plan.cuda_graphs == (reason is None)
+    assert reason is None or any(reason in line for line in plan.left_out)
 
 
 @pytest.mark.parametrize("in_4_bits", [True, False])
 def test_a_gpu_unpacks_in_a_kernel_and_draws_other_masks_over_what_is_not_packed(in_4_bits: bool) -> None:
     spec = {"quantization": {"load_in_4bit": in_4_bits}}
 
-    assert chosen(spec, HOPPER).unpacks_in_one_kernel == in_4_bits
-    assert chosen(spec, HOPPER).draws_pefts_masks == in_4_bits
-    assert not chosen(spec, CPU).unpacks_in_one_kernel
+    assert chosen(spec, HOPPER).triton_dequantize == in_4_bits
+    assert chosen(spec, HOPPER).draws_peft_masks == in_4_bits
+    assert not chosen(spec, CPU).triton_dequantize
 
 
 @pytest.mark.parametrize(("name", "is_known"), [("llama", True), ("gpt2", False)])
 def test_liger_is_for_families_that_it_knows(name: str, is_known: bool) -> None:
-    choice = chosen({}, HOPPER, family=Family(**{**vars(LLAMA), "name": name}))
+    plan = chosen({}, HOPPER, family=ModelFamily(**{**vars(LLAMA), "name": name}))
 
-    assert choice.liger is is_known
-    assert is_known or "Liger's kernels (Liger does not know gpt2)" in choice.left_out
+    assert plan.liger is is_known
+    assert is_known or "Liger kernels (Liger does not know gpt2)" in plan.left_out
 
 
 @pytest.mark.parametrize("device", [CPU, HOPPER], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("is_alone", [True, False])
 def test_unpacked_weights_are_kept_on_a_gpu_that_is_not_shared(device: Device, is_alone: bool) -> None:
-    choice = choose(settled_spec(), device, LLAMA, TrainingPath.AUTO, is_alone=is_alone)
+    plan = plan_optimizations(settled_spec(), device, LLAMA, TrainingPath.AUTO, is_alone=is_alone)
 
-    assert choice.kept_weights == (is_alone and device is HOPPER)
-    assert choose(settled_spec(), CPU, LLAMA, TrainingPath.AUTO) == chosen({}, CPU)
+    assert plan.dequantized_cache == (is_alone and device is HOPPER)
+    assert plan_optimizations(settled_spec(), CPU, LLAMA, TrainingPath.AUTO) == chosen({}, CPU)
 
 
 def test_plain_is_plain() -> None:
-    assert choose(settled_spec(), HOPPER, LLAMA, TrainingPath.PLAIN) == Choice(
-        left_out=("TUNESMITH_TRAINING_PATH is plain",)
+    assert plan_optimizations(settled_spec(), HOPPER, LLAMA, TrainingPath.PLAIN) == OptimizationPlan(
+        left_out=("all (TUNESMITH_TRAINING_PATH is plain)",)
     )

@@ -12,15 +12,18 @@ from transformers import (
 )
 
 from worker.processes.reports import Kept
-from worker.training.attempt import Attempt
+from worker.training.attempt import TrainingAttempt
 from worker.training.output import folder as output
 
 
-class KeepEpochs(TrainerCallback):
+class SaveEpochAdapters(TrainerCallback):
     """The finished adapter is the last epoch's, so that one is not kept twice."""
 
     def __init__(
-        self, attempt: Attempt, tokenizer: PreTrainedTokenizerBase, make_record: Callable[[], output.Record]
+        self,
+        attempt: TrainingAttempt,
+        tokenizer: PreTrainedTokenizerBase,
+        make_record: Callable[[], output.Record],
     ) -> None:
         self._attempt = attempt
         self._tokenizer = tokenizer
@@ -30,7 +33,7 @@ class KeepEpochs(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # A worker that died left these; what it has taken, it has removed.
-        for folder in self._attempt.kept_adapters.glob("step-*"):
+        for folder in self._attempt.epoch_adapters.glob("step-*"):
             if folder.suffix == "":
                 self._attempt.send(Kept(step=int(folder.name.removeprefix("step-")), folder=folder))
 
@@ -41,6 +44,6 @@ class KeepEpochs(TrainerCallback):
         is_whole = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
         if not is_whole or state.global_step >= state.max_steps:
             return
-        folder = self._attempt.kept_adapters / f"step-{state.global_step}"
+        folder = self._attempt.epoch_adapters / f"step-{state.global_step}"
         output.write(folder, kwargs["model"], self._tokenizer, self._make_record())
         self._attempt.send(Kept(step=state.global_step, folder=folder))

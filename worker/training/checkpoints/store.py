@@ -51,8 +51,8 @@ def seal(folder: Path, counters: Counters, history: History) -> None:
     (folder / _MANIFEST).write_text(_Manifest(files=files).model_dump_json())
 
 
-def find_newest(parent: Path, tell_damaged: Callable[[int, str], None]) -> Path | None:
-    """The newest checkpoint that is as it was written; `tell_damaged` gets the step of any other and why.
+def find_newest(parent: Path, report_damaged: Callable[[int, str], None]) -> Path | None:
+    """The newest checkpoint that is as it was written; `report_damaged` gets the step of any other and why.
 
     A damaged one is removed: left there it would count as newer than the ones that follow it.
     """
@@ -63,7 +63,7 @@ def find_newest(parent: Path, tell_damaged: Callable[[int, str], None]) -> Path 
         damage = _find_damage(folder)
         if damage is None:
             return folder
-        tell_damaged(step_of(folder), damage)
+        report_damaged(step_of(folder), damage)
         shutil.rmtree(folder, ignore_errors=True)
     return None
 

@@ -21,25 +21,25 @@ _SCARCE_BYTES = 1 << 30
 
 
 @contextmanager
-def in_order(trainer: Trainer) -> Iterator[None]:
+def without_sync(trainer: Trainer) -> Iterator[None]:
     """Within it the device orders the optimizer's steps, and the CPU does not wait for them."""
     wait, prefetch = optimizer.sync_gpu, Optimizer8bit.prefetch_state  # the base of all of them
-    takes_turns = TakesTurns()
+    stream_steps = DefaultStreamSteps()
 
     def prefetch_state(self: Optimizer8bit, weight: torch.Tensor) -> None:
-        if takes_turns.is_memory_short:
+        if stream_steps.is_memory_short:
             prefetch(self, weight)
 
     optimizer.sync_gpu, Optimizer8bit.prefetch_state = _go_on, prefetch_state
-    trainer.add_callback(takes_turns)
+    trainer.add_callback(stream_steps)
     try:
         yield
     finally:
-        trainer.remove_callback(takes_turns)
+        trainer.remove_callback(stream_steps)
         optimizer.sync_gpu, Optimizer8bit.prefetch_state = wait, prefetch
 
 
-class TakesTurns(TrainerCallback):
+class DefaultStreamSteps(TrainerCallback):
     """Makes the default stream the present one for an optimizer's step, behind what came before."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ _GROWTH = 1.25
 _SPARE_BYTES = 4 << 30
 
 
-class KeepWeights(TrainerCallback):
+class DequantizedCache(TrainerCallback):
     """Looks once, after the first steps. `spare` is all spare memory of the trainer."""
 
     def __init__(

@@ -1,44 +1,115 @@
-"""Does a fast way compute what the plain one does? Tried on rows of the job, with loss and every gradient.
+"""Checks an optimization on a few rows of the job: its loss and gradients against those of the libraries.
 
-A new adapter's B is zero, and with it all that a wrong A could do; so B gets small random numbers meanwhile.
+A new adapter's B is zero, which would hide any error in the gradient of A; so B is random during the trial.
+Knows what an optimization's batches look like (`Layout`), not what it replaces.
 """
 
 import math
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 
-from worker.training.batches import Example
+from worker.training.batches import Collator, Example, model_inputs
 from worker.training.memory import RandomState
+from worker.training.trainer import AdapterTrainer
 
-# How far apart two ways of computing the same may come out, in the Euclidean norm. In 16 bits a deep model
-# amplifies rounding (32 random layers: 6%), so there two plain ways are compared, too: a fast one may be
-# three times as far off as they are, up to a limit. (Those round alike where a row is not padded.)
+# `padded`: one batch of all rows. `alone`: a batch for each row, without padding. `padding-free`: one batch
+# of all rows, concatenated by the trainer's collator.
+Layout = Literal["padded", "alone", "padding-free"]
+ComputeLoss = Callable[[], torch.Tensor]
+
+ROWS = 3
+_LONGEST = 48  # tokens
+# Largest difference of the gradients, as a share of their Euclidean norm. In 16 bits a deep model amplifies
+# rounding (32 random layers: 6%), so there two unoptimized passes are compared first, and an optimization may
+# differ three times as much, up to a limit. (Those two round alike where a row is not padded.)
 _TOLERANCE = 1e-3
 _TOLERANCE_IN_16_BITS = 0.05
-_MOST_TOLERANCE_IN_16_BITS = 0.2
-ROWS = 3
-_LONGEST = 48
-# Gradients in float16 would vanish without; no other type minds.
+_MAX_TOLERANCE_IN_16_BITS = 0.2
+# Keeps gradients in float16 from vanishing; harmless for other types.
 _LOSS_SCALE = 1024
 _B_STD = 0.02
 
-ComputeLoss = Callable[[], torch.Tensor]
-
 
 @dataclass(frozen=True)
-class Pass:
-    """What a forward and backward pass gave."""
+class TrialPass:
+    """Loss and gradients by parameter name of one forward and backward pass."""
 
     loss: float
     gradients: dict[str, torch.Tensor]
 
 
-def make_examples(examples: list[Example]) -> list[Example]:
-    """A few rows of the job, short and of different lengths, all of whose tokens are learned."""
+class Trial:
+    """Compares passes with an optimization to passes without any, over the same rows.
+
+    `compares_dropout`: optimizations with a padded batch must reproduce the dropout masks of PEFT's layers.
+    """
+
+    def __init__(self, trainer: AdapterTrainer, examples: list[Example], *, compares_dropout: bool) -> None:
+        self._trainer = trainer
+        self._compares_dropout = compares_dropout
+        self._examples = examples
+        self._padding = Collator(trainer.processing_class.pad_token_id)
+        self._reference: dict[bool, TrialPass] = {}  # with dropout as the job has it (True), and without
+        self._tolerance = 0.0
+
+    def run_reference(self) -> None:
+        """Make the passes that optimizations are compared with, and find the tolerance."""
+        trainer = self._trainer
+        self._reference = {is_training: self._run("padded", is_training) for is_training in (True, False)}
+        is_exact = _computes_in_32_bits(trainer.model, trainer.accelerator.mixed_precision)
+        alone = None if is_exact else self._run("alone", is_training=False)
+        self._tolerance = find_tolerance(self._reference[False], alone)
+
+    def find_fault(self, layout: Layout, *, passes: int = 1) -> str | None:
+        """Why what is applied now must not be used; None where loss and gradients are right.
+
+        `passes`: the batch is computed so many times, and the last time compared.
+        """
+        is_training = layout == "padded" and self._compares_dropout
+        try:
+            for _ in range(passes):
+                found = self._run(layout, is_training)
+        # A model's own code, a kernel or a library may raise anything; the job then trains without it.
+        except Exception as error:
+            traceback.print_exc()
+            return f"{type(error).__name__}: {error}"
+        return find_difference(self._reference[is_training], found, self._tolerance)
+
+    def _run(self, layout: Layout, is_training: bool) -> TrialPass:
+        trainer = self._trainer
+        batches = [
+            trainer._prepare_inputs(model_inputs(collate(examples)))
+            for collate, examples in self._lay_out(layout)
+        ]
+        trainer.model.train(is_training)
+
+        def compute_loss() -> torch.Tensor:
+            with trainer.accelerator.autocast():
+                outputs = [trainer.model(**batch, use_cache=False, fused_lm_head=True) for batch in batches]
+            tokens = torch.stack([output.label_mask.sum() for output in outputs])
+            loss: torch.Tensor = (
+                torch.stack([output.loss for output in outputs]) * tokens
+            ).sum() / tokens.sum()
+            return loss
+
+        return run_pass(trainer.model, compute_loss)
+
+    def _lay_out(
+        self, layout: Layout
+    ) -> list[tuple[Callable[[list[Example]], dict[str, Any]], list[Example]]]:
+        if layout == "alone":
+            return [(self._padding, [example]) for example in self._examples]
+        return [(self._padding if layout == "padded" else self._trainer.data_collator, self._examples)]
+
+
+def shorten_examples(examples: list[Example]) -> list[Example]:
+    """The first rows, cut to different short lengths; all their tokens but the first are learned."""
     found: list[Example] = []
     for place, example in enumerate(examples[:ROWS]):
         ids = list(example["input_ids"])[: max(2, _LONGEST // (1 + place))]
@@ -46,44 +117,9 @@ def make_examples(examples: list[Example]) -> list[Example]:
     return found
 
 
-def run_pass(model: PeftModel, compute_loss: ComputeLoss) -> Pass:
-    """Loss and gradients, none of which stay behind, and the same random numbers each time."""
-    before = RandomState()
-    torch.manual_seed(0)
-    try:
-        loss = compute_loss()
-        (loss * _LOSS_SCALE).backward()
-        trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        gradients = {name: weight.grad for name, weight in trained if weight.grad is not None}
-        return Pass(loss.item(), gradients)
-    finally:
-        model.zero_grad(set_to_none=True)
-        before.restore()
-
-
-def find_difference(plain: Pass, fast: Pass, tolerance: float) -> str | None:
-    """What differs by more than rounding, in words; None: nothing does."""
-    if plain.gradients.keys() != fast.gradients.keys():
-        return "gradients are missing"
-    # Written so that a NaN fails too.
-    if not abs(fast.loss - plain.loss) <= tolerance * abs(plain.loss):
-        return f"the loss is {fast.loss:.6g} and should be {plain.loss:.6g}"
-    if not (away := distance(plain, fast)) <= tolerance:
-        return f"the gradients are off by {away:.2g} of their norm, {tolerance:.2g} would be rounding"
-    return None
-
-
-def distance(plain: Pass, other: Pass) -> float:
-    """How far the gradients are apart, as a share of their norm."""
-    names = sorted(plain.gradients)
-    away = _norm(other.gradients[name] - plain.gradients[name] for name in names)
-    of = _norm(plain.gradients[name] for name in names)
-    return away / of if of else math.inf * away if away else 0.0
-
-
 @contextmanager
-def probing(model: PeftModel) -> Iterator[None]:
-    """Within it every B is small and random, so that all of an adapter matters."""
+def random_lora_b(model: PeftModel) -> Iterator[None]:
+    """Fill every B with small random numbers; restore B, random state and training mode afterwards."""
     matrices = [weight for name, weight in model.named_parameters() if "lora_B" in name]
     before = [weight.detach().clone() for weight in matrices]
     random = RandomState()
@@ -101,16 +137,54 @@ def probing(model: PeftModel) -> Iterator[None]:
         random.restore()
 
 
-def computes_in_32_bits(model: PeftModel, mixed: str) -> bool:
-    """Whether nothing is rounded to 16 bits under this mixed precision (accelerate's word for it)."""
-    return mixed == "no" and model.dtype is torch.float32
+def run_pass(model: PeftModel, compute_loss: ComputeLoss) -> TrialPass:
+    """Loss and gradients from a fixed seed; the model's gradients and the random state are reset after it."""
+    before = RandomState()
+    torch.manual_seed(0)
+    try:
+        loss = compute_loss()
+        (loss * _LOSS_SCALE).backward()
+        trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        gradients = {name: weight.grad for name, weight in trained if weight.grad is not None}
+        return TrialPass(loss.item(), gradients)
+    finally:
+        model.zero_grad(set_to_none=True)
+        before.restore()
 
 
-def find_tolerance(plain: Pass, plain_too: Pass | None) -> float:
-    """How far off a fast way may be. `plain_too`: the same in other shapes; None: there is no rounding."""
-    if plain_too is None:
+def find_tolerance(reference: TrialPass, unpadded: TrialPass | None) -> float:
+    """How much the gradients of an optimization may differ, as a share of their norm.
+
+    `unpadded`: the reference over each row alone, which differs by rounding; None where nothing is rounded.
+    """
+    if unpadded is None:
         return _TOLERANCE
-    return min(max(_TOLERANCE_IN_16_BITS, 3 * distance(plain, plain_too)), _MOST_TOLERANCE_IN_16_BITS)
+    return min(max(_TOLERANCE_IN_16_BITS, 3 * distance(reference, unpadded)), _MAX_TOLERANCE_IN_16_BITS)
+
+
+def find_difference(reference: TrialPass, found: TrialPass, tolerance: float) -> str | None:
+    """What differs by more than the tolerance, in words; None: nothing does."""
+    if reference.gradients.keys() != found.gradients.keys():
+        return "gradients are missing"
+    # Written so that a NaN fails too.
+    if not abs(found.loss - reference.loss) <= tolerance * abs(reference.loss):
+        return f"the loss is {found.loss:.6g} and should be {reference.loss:.6g}"
+    if not (away := distance(reference, found)) <= tolerance:
+        return f"the gradients are off by {away:.2g} of their norm, {tolerance:.2g} would be rounding"
+    return None
+
+
+def distance(reference: TrialPass, other: TrialPass) -> float:
+    """The Euclidean norm of the difference of all gradients, as a share of the reference's norm."""
+    names = sorted(reference.gradients)
+    away = _norm(other.gradients[name] - reference.gradients[name] for name in names)
+    of = _norm(reference.gradients[name] for name in names)
+    return away / of if of else math.inf * away if away else 0.0
+
+
+def _computes_in_32_bits(model: PeftModel, mixed_precision: str) -> bool:
+    """Whether nothing is rounded to 16 bits; `mixed_precision`: accelerate's name of it."""
+    return mixed_precision == "no" and model.dtype is torch.float32
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:

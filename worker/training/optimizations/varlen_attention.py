@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-NAME = "tunesmith_rows"
+NAME = "tunesmith_varlen"
 # What changes attention and is not computed here; the check at a job's start would find each.
 _UNKNOWN = ("softcap", "s_aux")
 
 
-class Kernel(Protocol):
+class VarlenAttention(Protocol):
     """Causal attention within each row, [T, H, D]; a window is how many tokens are seen, the own included."""
 
     def __call__(
@@ -36,7 +36,7 @@ class Kernel(Protocol):
     ) -> torch.Tensor: ...
 
 
-def register(kernel: Kernel) -> None:
+def register(kernel: VarlenAttention) -> None:
     """Make transformers know the name.
 
     No mask goes with it: rows are kept apart by where they begin, and a mask that transformers knew of, even
@@ -89,7 +89,7 @@ def row_by_row(
     return torch.cat([_attend_row(*row, scale=scale, window=window) for row in rows])
 
 
-def tiled(
+def triton_varlen(
     q_THD: torch.Tensor,
     k_TKD: torch.Tensor,
     v_TKD: torch.Tensor,
@@ -105,7 +105,7 @@ def tiled(
     return attend(q_THD, k_TKD, v_TKD, starts, scale=scale, window=window)
 
 
-def flash(
+def torch_varlen(
     q_THD: torch.Tensor,
     k_TKD: torch.Tensor,
     v_TKD: torch.Tensor,

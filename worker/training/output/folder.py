@@ -15,7 +15,7 @@ from worker.models.device import peak_memory_bytes
 from worker.templates.choice import TemplateSource
 from worker.templates.renderer import template_sha256
 from worker.training import adapter
-from worker.training.attempt import Attempt
+from worker.training.attempt import TrainingAttempt
 from worker.training.output import model_card
 from worker.training.rows import PreparedRows
 from worker.training.trainer import AdapterTrainer
@@ -73,7 +73,7 @@ class Record(BaseModel):
 
 
 def make_record(
-    attempt: Attempt,
+    attempt: TrainingAttempt,
     base_weights: str,
     tokenizer: PreTrainedTokenizerBase,
     rows: PreparedRows,

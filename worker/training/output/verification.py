@@ -21,7 +21,7 @@ from worker.templates.token_rows import Sample, TokenRow
 _MAX_TOKENS = 256
 
 
-def prove_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha256: str) -> None:
+def verify_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha256: str) -> None:
     """Render the samples with the tokenizer and the template in the folder. Raises TemplateMismatch."""
     tokenizer = base_model.load_tokenizer(folder)
     set_template(tokenizer)
@@ -30,7 +30,7 @@ def prove_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha2
         raise TemplateMismatch("The chat template saved with the adapter is not the one it was trained with.")
 
 
-def prove_weights(base: PreTrainedModel, folder: Path, row: TokenRow) -> None:
+def verify_weights(base: PreTrainedModel, folder: Path, row: TokenRow) -> None:
     """Compare logits with the adapter and without. Raises AdapterInert (the same), LossNotFinite (NaN)."""
     input_ids_BL = torch.tensor([row.input_ids[:_MAX_TOKENS]], device=base.device)
     with torch.no_grad():

@@ -68,14 +68,14 @@ class Reporter(TrainerCallback):
         is_looked_at = control.should_log or control.should_evaluate or control.should_save
         # A GPU is given the next step while it does this one.
         ahead = 1 if self._device.is_cuda and not is_looked_at and not control.should_training_stop else 0
-        self.settle(args, state, ahead)
+        self.wait_for_steps(args, state, ahead)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.settle(args, state)
+        self.wait_for_steps(args, state)
 
-    def settle(self, args: TrainingArguments, state: TrainerState, ahead: int = 0) -> None:
+    def wait_for_steps(self, args: TrainingArguments, state: TrainerState, ahead: int = 0) -> None:
         """Wait for all steps but the last `ahead`: the one place of a step that waits for the device, so
         what is timed is what it took."""
         while len(self._launched) > ahead:
@@ -156,7 +156,7 @@ class Reporter(TrainerCallback):
         return (tokens - tokens_before) / (seconds - seconds_before) if seconds > seconds_before else None
 
 
-class StopWhenAsked(TrainerCallback):
+class StopOnRequest(TrainerCallback):
     """Ends training after the present optimizer step, with a checkpoint. Stands behind the Reporter."""
 
     def __init__(self, asked: threading.Event, reporter: Reporter) -> None:
@@ -167,7 +167,7 @@ class StopWhenAsked(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._asked.is_set():
-            self._reporter.settle(args, state)
+            self._reporter.wait_for_steps(args, state)
             control.should_save = True
             control.should_training_stop = True
 

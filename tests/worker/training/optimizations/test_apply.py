@@ -27,7 +27,7 @@ def plainly(request: TrainingRequest) -> TrainingRequest:
 
 
 def said(reports: Reports) -> str:
-    [line] = [event.message for event in reports.events(Log) if event.message.startswith("Fast ways")]
+    [line] = [event.message for event in reports.events(Log) if event.message.startswith("Optimizations: ")]
     return line
 
 
@@ -69,10 +69,10 @@ def test_a_fast_job_learns_what_a_plain_one_does(make_request: MakeRequest, chan
     fast, plain = run_here(fast_request), run_here(plain_request)
 
     assert said(fast) == (
-        "Fast ways of training: LoRA in one function; the loss in one pass; "
-        "batches without padding, attention row by row."
+        "Optimizations: LoRA in one autograd function; log-probabilities in one pass; "
+        "padding-free batches (varlen attention: row by row)."
     )
-    assert said(plain) == "Fast ways of training: none. Not used: TUNESMITH_TRAINING_PATH is plain."
+    assert said(plain) == "Optimizations: none; left out: all (TUNESMITH_TRAINING_PATH is plain)."
     assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
     torch.testing.assert_close(weights(fast_request), weights(plain_request), rtol=1e-2, atol=1e-4)
     for left, right in zip(fast.events(Metrics), plain.events(Metrics), strict=True):
@@ -87,7 +87,7 @@ def test_dropout_draws_what_pefts_layers_draw(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where rows lie as in a padded batch, a job with dropout has the losses of a plain one, too."""
-    monkeypatch.setattr(apply, "_joined_rows", lambda *_given, **_options: apply.ExitStack())
+    monkeypatch.setattr(apply, "_padding_free", lambda *_given, **_options: apply.ExitStack())
     spec = SPEC | {"lora": {"r": 4, "dropout": 0.3}}
 
     fast = run_here(make_request("fast", **spec))
@@ -96,9 +96,9 @@ def test_dropout_draws_what_pefts_layers_draw(
     assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
 
 
-@pytest.mark.parametrize("draws_pefts_masks", [True, False])
+@pytest.mark.parametrize("draws_peft_masks", [True, False])
 def test_other_masks_are_no_fault_where_they_are_expected(
-    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, draws_pefts_masks: bool
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, draws_peft_masks: bool
 ) -> None:
     def draw(*given: Any) -> Any:
         torch.rand(1)
@@ -106,26 +106,34 @@ def test_other_masks_are_no_fault_where_they_are_expected(
 
     native_dropout = torch.native_dropout
     monkeypatch.setattr(torch, "native_dropout", draw)
-    choose = apply.choose
+    plan_optimizations = apply.plan_optimizations
     monkeypatch.setattr(
         apply,
-        "choose",
-        lambda *given, **named: replace(choose(*given, **named), draws_pefts_masks=draws_pefts_masks),
+        "plan_optimizations",
+        lambda *given, **named: replace(
+            plan_optimizations(*given, **named), draws_peft_masks=draws_peft_masks
+        ),
     )
 
     reports = run_here(make_request(**(SPEC | {"lora": {"r": 4, "dropout": 0.3}})))
 
-    assert ("LoRA in one function" in said(reports)) is not draws_pefts_masks
-    assert ("LoRA in one function (" in "".join(warned(reports))) is draws_pefts_masks
+    assert ("LoRA in one autograd function" in said(reports)) is not draws_peft_masks
+    assert ("LoRA in one autograd function (" in "".join(warned(reports))) is draws_peft_masks
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"lora": {"r": 4, "use_dora": True}}, "LoRA in one function (DoRA)"),
-        ({"lora": {"r": 4, "bias": "all"}}, "LoRA in one function (lora.bias all)"),
-        ({"lora": {"r": 4, "modules_to_save": ["lm_head"]}}, "the loss in one pass (the output layer may be"),
-        ({"training": TRAINING | {"neftune_noise_alpha": 5.0}}, "without padding (NEFTune's noise depends"),
+        ({"lora": {"r": 4, "use_dora": True}}, "LoRA in one autograd function (DoRA)"),
+        ({"lora": {"r": 4, "bias": "all"}}, "LoRA in one autograd function (lora.bias all)"),
+        (
+            {"lora": {"r": 4, "modules_to_save": ["lm_head"]}},
+            "log-probabilities in one pass (the output layer may be",
+        ),
+        (
+            {"training": TRAINING | {"neftune_noise_alpha": 5.0}},
+            "padding-free batches (NEFTune's noise depends",
+        ),
     ],
     ids=["dora", "bias", "modules_to_save", "neftune"],
 )
@@ -134,7 +142,7 @@ def test_what_does_not_apply_is_left_out_with_a_reason(
 ) -> None:
     reports = run_here(make_request(**(SPEC | changes)))
 
-    assert reason in said(reports).partition("Not used: ")[2]
+    assert reason in said(reports).partition("left out: ")[2]
     assert warned(reports) == []
     assert losses(reports)
 
@@ -149,8 +157,8 @@ def test_a_function_that_is_wrong_here_is_found_and_not_used(
     monkeypatch.undo()
     plain = run_here(plainly(make_request("plain", **SPEC)))
     [warning] = warned(fast)
-    assert "LoRA in one function (the gradients are off by" in warning
-    assert "LoRA in one function" not in said(fast)
+    assert "LoRA in one autograd function (the gradients are off by" in warning
+    assert "LoRA in one autograd function" not in said(fast)
     assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
 
 
@@ -163,18 +171,20 @@ def test_a_kernel_that_lets_rows_read_each_other_is_found_and_not_used(
         one_row = torch.tensor([0, len(q)], dtype=torch.int32)
         return varlen_attention.row_by_row(q, k, v, one_row, len(q), **options)
 
-    monkeypatch.setitem(apply._KERNELS, "row by row", leaking)
-    choose = apply.choose
+    monkeypatch.setitem(apply._VARLEN, "row by row", leaking)
+    plan_optimizations = apply.plan_optimizations
     # Graphs would be next; where batches stay padded they are not even begun.
     monkeypatch.setattr(
-        apply, "choose", lambda *given, **named: replace(choose(*given, **named), graphs=True)
+        apply,
+        "plan_optimizations",
+        lambda *given, **named: replace(plan_optimizations(*given, **named), cuda_graphs=True),
     )
 
     reports = run_here(make_request(**SPEC))
 
     [warning] = warned(reports)
-    assert warning.startswith("Not used, since a trial of it failed here: batches without padding")
-    assert said(reports) == "Fast ways of training: LoRA in one function; the loss in one pass."
+    assert warning.startswith("Not used, since a trial of it failed here: padding-free batches")
+    assert said(reports) == "Optimizations: LoRA in one autograd function; log-probabilities in one pass."
     assert losses(reports)
 
 
@@ -184,7 +194,7 @@ def test_a_kernel_that_fails_here_is_not_used(
     def failing(*_given: Any, **_options: Any) -> torch.Tensor:
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setitem(apply._KERNELS, "row by row", failing)
+    monkeypatch.setitem(apply._VARLEN, "row by row", failing)
 
     reports = run_here(make_request(**SPEC))
 
@@ -198,16 +208,21 @@ def test_what_fails_makes_room_for_what_stands_in_for_it(
     def failing(*_given: Any, **_options: Any) -> torch.Tensor:
         raise RuntimeError("out of shared memory")
 
-    monkeypatch.setitem(apply._KERNELS, "tiles of rows", failing)
-    choose = apply.choose
+    monkeypatch.setitem(apply._VARLEN, "Triton", failing)
+    plan_optimizations = apply.plan_optimizations
     monkeypatch.setattr(
         apply,
-        "choose",
-        lambda *given, **named: replace(choose(*given, **named), attention=("tiles of rows", "row by row")),
+        "plan_optimizations",
+        lambda *given, **named: replace(
+            plan_optimizations(*given, **named), varlen_kernels=("Triton", "row by row")
+        ),
     )
 
     reports = run_here(make_request(**SPEC))
 
-    assert "attention tiles of rows (RuntimeError: out of shared memory)" in warned(reports)[0]
-    assert "attention row by row" in said(reports)
+    assert (
+        "padding-free batches (varlen attention: Triton) (RuntimeError: out of shared memory)"
+        in warned(reports)[0]
+    )
+    assert "varlen attention: row by row" in said(reports)
     assert losses(reports)

@@ -48,7 +48,7 @@ def test_a_step_is_ordered_by_the_device_and_later_by_waits_again(monkeypatch: p
         weight.grad = torch.ones(8)
     trainer: Any = FakeTrainer()
 
-    with bnb_optimizer.in_order(trainer):
+    with bnb_optimizer.without_sync(trainer):
         for _ in range(2):
             trainer.callbacks[0].on_pre_optimizer_step()
             steps.step()
@@ -82,7 +82,7 @@ def test_pages_are_asked_for_where_they_may_have_left(
         weight.grad = torch.ones(8)
     trainer: Any = FakeTrainer()
 
-    with warnings.catch_warnings(), bnb_optimizer.in_order(trainer):
+    with warnings.catch_warnings(), bnb_optimizer.without_sync(trainer):
         warnings.simplefilter("ignore")  # on a CPU nothing is paged
         trainer.callbacks[0].on_pre_optimizer_step()
         steps.step()

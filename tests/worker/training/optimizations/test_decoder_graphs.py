@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 from tests.worker.training.optimizations.conftest import draw_rows, losses_and_gradients
-from worker.training.batches import JoiningCollator, make_dataset
+from worker.training.batches import PaddingFreeCollator, make_dataset
 from worker.training.optimizations import varlen_attention
 from worker.training.optimizations.decoder_graphs import GraphedDecoder, Size, Work
 
@@ -33,7 +33,7 @@ class Repeater:
 
 
 def join(lengths: list[int], *, masked: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
-    return JoiningCollator()(list(make_dataset(draw_rows(lengths, masked=masked))))
+    return PaddingFreeCollator()(list(make_dataset(draw_rows(lengths, masked=masked))))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from worker.models.frozen_weights import FourBitWeight
 from worker.training import memory
 from worker.training.batches import Collator, make_dataset
 from worker.training.optimizations import dequantized_cache
-from worker.training.optimizations.dequantized_cache import KeepWeights
+from worker.training.optimizations.dequantized_cache import DequantizedCache
 from worker.training.optimizations.lora.linears import FastLinears
 
 
@@ -40,7 +40,7 @@ def is_kept(weight: FourBitWeight) -> bool:
     return first.data_ptr() == second.data_ptr()
 
 
-def end_step(keeper: KeepWeights) -> None:
+def end_step(keeper: DequantizedCache) -> None:
     keeper.on_step_end(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
 
 
@@ -70,7 +70,7 @@ def test_it_looks_for_room_once_after_the_first_steps(
     monkeypatch.setattr(memory, "free_beside_peak", lambda growth: asked.append(growth) or free_bytes)
     graphs = Watcher()
     said: list[str] = []
-    keeper = KeepWeights(linears, [graphs], said.append)
+    keeper = DequantizedCache(linears, [graphs], said.append)
 
     for _ in range(2):
         end_step(keeper)
@@ -85,7 +85,7 @@ def test_it_looks_for_room_once_after_the_first_steps(
 
 def test_once_memory_ran_out_it_looks_no_more(linears: FastLinears, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_beside_peak", lambda growth: 1 << 60)
-    keeper = KeepWeights(linears, [], print)
+    keeper = DequantizedCache(linears, [], print)
     assert not keeper.release()
 
     for _ in range(5):

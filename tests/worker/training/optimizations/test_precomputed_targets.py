@@ -8,7 +8,7 @@ from peft import PeftModel
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.worker.training.optimizations.conftest import draw_rows
-from worker.training.batches import JoiningCollator, make_dataset, model_inputs
+from worker.training.batches import PaddingFreeCollator, make_dataset, model_inputs
 from worker.training.optimizations import precomputed_targets, varlen_attention
 
 
@@ -30,10 +30,10 @@ def score(model: PeftModel, batch: dict[str, Any]) -> tuple[Any, list[torch.Tens
 @pytest.mark.parametrize("masked", [(), (1,), (0, 1, 2)], ids=["all learned", "one row not", "nothing"])
 def test_scores_and_gradients_are_those_by_labels(scored: PeftModel, masked: tuple[int, ...]) -> None:
     rows = list(make_dataset(draw_rows([5, 9, 3], masked=masked)))
-    expected, expected_grads = score(scored, JoiningCollator()(rows))
+    expected, expected_grads = score(scored, PaddingFreeCollator()(rows))
 
     with precomputed_targets.applied(scored):
-        found, grads = score(scored, JoiningCollator(tells_targets=True)(rows))
+        found, grads = score(scored, PaddingFreeCollator(with_targets=True)(rows))
 
     is_learned = expected.label_mask
     assert int(found.label_mask.sum()) == int(is_learned.sum())
@@ -46,7 +46,7 @@ def test_scores_and_gradients_are_those_by_labels(scored: PeftModel, masked: tup
 
 
 def test_whoever_asks_for_logits_gets_them(scored: PeftModel) -> None:
-    batch = JoiningCollator()(list(make_dataset(draw_rows([5, 3]))))
+    batch = PaddingFreeCollator()(list(make_dataset(draw_rows([5, 3]))))
     asked = {name: value for name, value in model_inputs(batch).items() if name != "labels"}
 
     with precomputed_targets.applied(scored):

@@ -17,7 +17,7 @@ from transformers import (
 from tests.tiny_model import NAME
 from tests.worker.training.optimizations.conftest import draw_rows, losses_and_gradients
 from worker.training import memory
-from worker.training.batches import Collator, JoiningCollator, count_tokens, make_dataset, model_inputs
+from worker.training.batches import Collator, PaddingFreeCollator, count_tokens, make_dataset, model_inputs
 from worker.training.config import CHECKPOINTING
 from worker.training.optimizations import varlen_attention
 
@@ -60,9 +60,9 @@ def test_the_gpus_kernel_is_asked_for_causal_rows(monkeypatch: pytest.MonkeyPatc
     starts = torch.tensor([0, 2, 6], dtype=torch.int32)
     q_THD, k_TKD = torch.randn(6, 4, 8), torch.randn(6, 2, 8)
 
-    varlen_attention.flash(q_THD, k_TKD, k_TKD, starts, 4, scale=0.5, window=None)
+    varlen_attention.torch_varlen(q_THD, k_TKD, k_TKD, starts, 4, scale=0.5, window=None)
     assert asked == {"scale": 0.5, "window_size": (-1, 0), "heads": (4, 4, 4), "rest": (starts, starts, 4, 4)}
-    varlen_attention.flash(q_THD, k_TKD, k_TKD, starts, 4, scale=0.5, window=3)
+    varlen_attention.torch_varlen(q_THD, k_TKD, k_TKD, starts, 4, scale=0.5, window=3)
     assert asked["window_size"] == (2, 0)
 
 
@@ -81,7 +81,7 @@ def test_losses_and_gradients_are_those_of_a_padded_batch(
     varlen_attention.register(varlen_attention.row_by_row)
     model.get_base_model().set_attn_implementation(varlen_attention.NAME)
 
-    joined = JoiningCollator()(list(make_dataset(rows, packed_length=packed_length)))
+    joined = PaddingFreeCollator()(list(make_dataset(rows, packed_length=packed_length)))
     found = losses_and_gradients(model, joined)
 
     assert joined["input_ids"].shape == (1, 19)
@@ -94,7 +94,7 @@ def test_a_change_in_one_row_leaves_every_other_as_it_was(models_folder: Path) -
     model = AutoModelForCausalLM.from_pretrained(models_folder / NAME).eval()
     varlen_attention.register(varlen_attention.row_by_row)
     model.set_attn_implementation(varlen_attention.NAME)
-    batch = JoiningCollator()(list(make_dataset(draw_rows([6, 7, 5]))))
+    batch = PaddingFreeCollator()(list(make_dataset(draw_rows([6, 7, 5]))))
     changed = {**batch, "input_ids": batch["input_ids"].clone()}
     changed["input_ids"][:, 6:13] += 1
 
@@ -120,7 +120,7 @@ def test_a_window_is_the_models_own() -> None:
     varlen_attention.register(varlen_attention.row_by_row)
     model.set_attn_implementation(varlen_attention.NAME)
 
-    found = losses_and_gradients(model, JoiningCollator()(list(make_dataset(rows))))
+    found = losses_and_gradients(model, PaddingFreeCollator()(list(make_dataset(rows))))
 
     for left, right in zip(found, expected, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
@@ -144,7 +144,7 @@ def test_a_padded_batch_is_refused() -> None:
 @pytest.mark.parametrize("packed_length", [None, 10], ids=["rows", "packed"])
 def test_parts_of_a_joined_batch_are_what_joining_their_sequences_gives(packed_length: int | None) -> None:
     examples = list(make_dataset(draw_rows([5, 2, 9, 3, 4], masked=(1,)), packed_length=packed_length))
-    collate = JoiningCollator(tells_targets=True)
+    collate = PaddingFreeCollator(with_targets=True)
     batch = collate(examples)
 
     parts = memory.split(batch, 2)

@@ -16,7 +16,7 @@ from worker.models import base_model
 from worker.models.device import find_device
 from worker.templates.choice import set_template
 from worker.templates.token_rows import Sample, format_rows
-from worker.training.output.verification import prove_prompts, prove_weights
+from worker.training.output.verification import verify_prompts, verify_weights
 
 ROW = Conversation((Message("user", "How do I cancel a job?"), Message("assistant", "Send POST.")))
 
@@ -43,8 +43,8 @@ def template_name(folder: Path) -> str:
 
 
 def test_a_sound_adapter_is_proved(finished: Path, sample: Sample, models_folder: Path) -> None:
-    prove_prompts(finished, [sample], template_name(finished))
-    prove_weights(load_base(models_folder), finished, sample.tokens)
+    verify_prompts(finished, [sample], template_name(finished))
+    verify_weights(load_base(models_folder), finished, sample.tokens)
 
 
 def test_a_template_that_renders_otherwise_is_a_mismatch(finished: Path, sample: Sample) -> None:
@@ -52,7 +52,7 @@ def test_a_template_that_renders_otherwise_is_a_mismatch(finished: Path, sample:
     path.write_text(path.read_text().replace("<|im_start|>", "<|im_end|>"))
 
     with pytest.raises(TemplateMismatch, match="Line 1: at token 2"):
-        prove_prompts(finished, [sample], template_name(finished))
+        verify_prompts(finished, [sample], template_name(finished))
 
 
 def test_a_template_that_is_not_the_recorded_one_is_a_mismatch(finished: Path, sample: Sample) -> None:
@@ -60,7 +60,7 @@ def test_a_template_that_is_not_the_recorded_one_is_a_mismatch(finished: Path, s
     path.write_text(path.read_text() + "{# changed #}")
 
     with pytest.raises(TemplateMismatch, match="not the one it was trained with"):
-        prove_prompts(finished, [sample], template_name(finished))
+        verify_prompts(finished, [sample], template_name(finished))
 
 
 def test_a_tokenizer_that_splits_otherwise_is_a_mismatch(finished: Path, sample: Sample) -> None:
@@ -70,7 +70,7 @@ def test_a_tokenizer_that_splits_otherwise_is_a_mismatch(finished: Path, sample:
     path.write_text(json.dumps(settings))
 
     with pytest.raises(TemplateMismatch, match="how do i"):
-        prove_prompts(finished, [sample], template_name(finished))
+        verify_prompts(finished, [sample], template_name(finished))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_weights_that_do_nothing_or_harm_are_found(
     change_weights(finished, lambda name: factor if "lora_B" in name else 1.0)
 
     with pytest.raises(failure):
-        prove_weights(load_base(models_folder), finished, sample.tokens)
+        verify_weights(load_base(models_folder), finished, sample.tokens)
 
 
 def change_weights(folder: Path, factor_of: Callable[[str], float]) -> None:
