@@ -1,8 +1,8 @@
-"""The engine's loop: take requests, load base models, let each executor do its step, hand out what was made.
+"""The engine's loop: accepts requests, loads base models, runs the steps of each batch, delivers replies.
 
-Everything that changes state happens in the one thread that calls `run` or `step`; other threads leave
-commands. Only loading a base model has a thread of its own, so that others go on meanwhile. Knows no torch
-and no HTTP: models are behind Runner, clients behind `deliver`.
+All state changes in the thread that calls `run` or `step`; other threads put commands into a queue. A base
+model is loaded in a thread of its own, so that other batches go on. Knows no torch and no HTTP: models are
+behind Runner, clients behind `deliver`.
 """
 
 import queue
@@ -20,7 +20,7 @@ from app.core.errors.jobs import OutOfMemory
 from worker.inference.batching.executor import BatchExecutor, Runner, RunnerBroken
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
-from worker.inference.engine_state import describe, news
+from worker.inference.engine_state import describe, urgent_part
 from worker.inference.failures import BaseModelBusy, EngineStopping, failed
 
 _PAUSE_GRACE_SECONDS = 5.0
@@ -32,17 +32,17 @@ LoadRunner = Callable[[BaseModelRef], Runner]
 
 
 @dataclass(frozen=True)
-class Options:
-    """How the engine behaves towards those who wait."""
+class EngineOptions:
+    """Settings of the engine's loop."""
 
-    # So long may a request wait for a base model that is not loaded.
+    # Maximum wait of a request for a base model that is not loaded.
     switch_wait_seconds: float = 600.0
-    # Called in the engine's thread when it loads, has loaded, drops or pauses.
+    # Called in the engine's thread after an urgent change of the state (engine_state.py).
     on_change: Callable[[], None] = lambda: None
 
 
 class Engine:
-    """One scheduler, a few loaded base models, any number of clients."""
+    """Serves any number of clients from the loaded base models, which one scheduler manages."""
 
     def __init__(
         self,
@@ -50,48 +50,49 @@ class Engine:
         deliver: Deliver,
         scheduler: Scheduler,
         clock: Callable[[], float] = time.monotonic,
-        options: Options | None = None,
+        options: EngineOptions | None = None,
     ) -> None:
         self._load_runner = load_runner
         self._deliver = deliver
         self._scheduler = scheduler
         self._clock = clock
-        self._options = options or Options()
+        self._options = options or EngineOptions()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._replies: list[tuple[Sequence, Reply]] = []
         self._executors: list[BatchExecutor] = []
         self._loading: LoadingBase | None = None
-        # Why new work is refused, and until when what runs may go on; None while the engine serves.
+        # The error for new requests while paused or stopping, and until when running sequences may go on.
         self._refusal: TunesmithError | None = None
         self._deadline = 0.0
-        self._quiet: list[Future[None]] = []
+        # Done once no base model is loaded any more.
+        self._drained: list[Future[None]] = []
         self._paused_by: str | None = None
         self._shares_with: str | None = None
-        # What a job beside needs of the device, from the time before it has taken it.
+        # Memory that a job on the same device needs, including what it has not allocated yet.
         self.reserved_bytes = 0
-        self._shown: object = None
+        self._last_summary: object = None
         self.state = EngineState()
 
     @property
     def running_count(self) -> int:
-        """Sequences in a executor."""
+        """The number of sequences in batches."""
         return sum(len(batch.running) for batch in self._scheduler.batches)
 
     @property
     def waiting_count(self) -> int:
-        """Sequences in the queue."""
+        """The number of sequences in the queue."""
         return len(self._scheduler.waiting)
 
     def submit(self, sequence: Sequence) -> None:
-        """Answer this sequence; the replies go to `deliver`. From any thread, as the next five."""
+        """Queue a sequence; its replies go to `deliver`. Thread-safe, as are the next five methods."""
         self._commands.put(lambda: self._submit(sequence))
 
     def cancel(self, sequence: Sequence) -> None:
-        """Nobody wants the rest of this sequence."""
+        """Stop generating a sequence, without a reply."""
         self._commands.put(lambda: self._cancel(sequence))
 
     def pause(self, job_id: str) -> Future[None]:
-        """Refuse work and free the device for a job; the future is done when that has happened."""
+        """Refuse requests and free the device for a job. The future is done when the device is free."""
         refusal = GpuTaken(
             f"Job {job_id} has the GPU; serving is paused until it ends.",
             retry_after_seconds=_PAUSED_RETRY_AFTER_SECONDS,
@@ -99,19 +100,19 @@ class Engine:
         return self._later(lambda done: self._refuse(refusal, _PAUSE_GRACE_SECONDS, done, paused_by=job_id))
 
     def share(self, job_id: str, reserved_bytes: int) -> Future[None]:
-        """Serve beside a job, and leave it this much of the device."""
+        """Record that a job on the same device needs `reserved_bytes`; serving goes on."""
         return self._later(lambda done: self._share(job_id, reserved_bytes, done))
 
     def resume(self) -> Future[None]:
-        """Have the device for serving alone again."""
+        """End a pause or the sharing with a job."""
         return self._later(self._resume)
 
     def stop(self, grace_seconds: float) -> Future[None]:
-        """Refuse work, let what runs go on for so long, then end `run`."""
+        """Refuse requests, let running sequences go on for at most `grace_seconds`, then end `run`."""
         return self._later(lambda done: self._refuse(EngineStopping(), grace_seconds, done))
 
     def run(self) -> None:
-        """Work until stopped. Raises RunnerBroken."""
+        """Step until stopped. Raises RunnerBroken."""
         while self._has_work or not isinstance(self._refusal, EngineStopping):
             if not self._has_work:
                 self._commands.get()()
@@ -122,10 +123,10 @@ class Engine:
 
         While a base model is loading and no batch has work, waits for a command. Raises RunnerBroken.
         """
-        self._obey()
+        self._run_commands()
         self._end_grace()
         self._fail_overdue()
-        self._load_wanted()
+        self._load_next()
         try:
             self._wait_for_loading()
             self._start_waiting()
@@ -133,7 +134,7 @@ class Engine:
                 if executor.has_work:
                     executor.step()
         except RunnerBroken:
-            self._abandon()
+            self._fail_all()
             raise
         finally:
             self._publish()
@@ -141,13 +142,13 @@ class Engine:
     @property
     def _has_work(self) -> bool:
         return (
-            bool(self._scheduler.waiting or self._quiet)
+            bool(self._scheduler.waiting or self._drained)
             or any(executor.has_work for executor in self._executors)
-            # What it was loading is of no use to an engine that stops.
+            # An engine that stops does not wait for a base model that is being loaded.
             or (self._loading is not None and not isinstance(self._refusal, EngineStopping))
         )
 
-    def _obey(self) -> None:
+    def _run_commands(self) -> None:
         while not self._commands.empty():
             self._commands.get()()
 
@@ -178,23 +179,23 @@ class Engine:
     ) -> None:
         self._refusal, self._deadline = refusal, self._clock() + grace_seconds
         self._paused_by = paused_by
-        self._quiet.append(done)
+        self._drained.append(done)
         self._fail_waiting(list(self._scheduler.waiting), refusal)
 
     def _share(self, job_id: str, reserved_bytes: int, done: Future[None]) -> None:
         self._shares_with, self.reserved_bytes = job_id, reserved_bytes
-        self._show()
+        self._update_state()
         done.set_result(None)
 
     def _resume(self, done: Future[None]) -> None:
         self._shares_with, self.reserved_bytes = None, 0
         if isinstance(self._refusal, GpuTaken):
             self._refusal = self._paused_by = None
-        self._show()
+        self._update_state()
         done.set_result(None)
 
     def _end_grace(self) -> None:
-        """While refusing: fail what runs when its time is up; once nothing runs, free the device."""
+        """While refusing: fail running sequences after the deadline, and unload idle base models."""
         if self._refusal is None:
             return
         is_over = self._clock() >= self._deadline
@@ -203,16 +204,16 @@ class Engine:
                 executor.fail(sequence, self._refusal)
             if not executor.batch.running:
                 self._unload(executor)
-        # A job must not find half a base model on the device; an engine that stops takes it along.
+        # A paused engine is drained only once nothing is being loaded; one that stops exits with its process.
         is_loading = self._loading is not None and not isinstance(self._refusal, EngineStopping)
         if not self._executors and not is_loading:
             self._publish()
-            for done in self._quiet:
+            for done in self._drained:
                 done.set_result(None)
-            self._quiet.clear()
+            self._drained.clear()
 
     def _fail_overdue(self) -> None:
-        """Nobody waits for a switch for longer than was promised."""
+        """Fail the sequences that have waited too long for a base model."""
         if not self._scheduler.waiting:
             return
         seconds = self._options.switch_wait_seconds
@@ -224,16 +225,16 @@ class Engine:
         ]
         for sequence in overdue:
             busy = self._loading or self.state
-            with_what = busy.base_model.name if busy.base_model else "nothing"
+            busy_with = busy.base_model.name if busy.base_model else "nothing"
             error = BaseModelBusy(
                 f"The base model {sequence.prompt.base_model.name!r} could not be loaded within "
-                f"{seconds:.0f} s: the engine is busy with {with_what!r}.",
+                f"{seconds:.0f} s: the engine is busy with {busy_with!r}.",
                 retry_after_seconds=_BUSY_RETRY_AFTER_SECONDS,
             )
             self._fail_waiting([sequence], error)
 
-    def _load_wanted(self) -> None:
-        """Begin to load a base model that somebody waits for, if it has a place now."""
+    def _load_next(self) -> None:
+        """Start to load the next base model that a sequence waits for, if there is room."""
         switch = self._scheduler.next_switch() if self._refusal is None else None
         if switch is None:
             return
@@ -246,11 +247,11 @@ class Engine:
         threading.Thread(target=self._load, args=(switch.wanted,), daemon=True, name="loading").start()
 
     def _load(self, wanted: BaseModelRef) -> None:
-        """In a thread of its own."""
+        """Load a base model; runs in a thread of its own."""
         try:
             runner = self._load_runner(wanted)
         except Exception as error:
-            # The name of the exception is gone at the end of the block.
+            # Python deletes `error` at the end of the block, before the lambda runs.
             reason = error
             self._commands.put(lambda: self._not_loaded(wanted, reason))
         else:
@@ -276,14 +277,14 @@ class Engine:
                 self._commands.get(timeout=self._seconds_to_wait())()
             except queue.Empty:
                 return
-            self._obey()
-            # Who is refused meanwhile should not have to wait too.
+            self._run_commands()
+            # Deliver the replies to sequences that were refused meanwhile.
             self._publish()
             if self._refusal is not None or any(map(self._scheduler.is_served, self._scheduler.waiting)):
                 return
 
     def _seconds_to_wait(self) -> float | None:
-        """Until the first one has waited too long."""
+        """The seconds until the first sequence in the queue has waited too long."""
         if not self._scheduler.waiting:
             return None
         first = self._scheduler.waiting[0].queued_at
@@ -298,7 +299,7 @@ class Engine:
         while (started := self._scheduler.start_next()) is not None:
             next(executor for executor in self._executors if executor.batch is started.batch).start(started)
 
-    def _abandon(self) -> None:
+    def _fail_all(self) -> None:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._put(sequence, failed(EngineFailed()))
 
@@ -312,19 +313,19 @@ class Engine:
         self._replies.append((sequence, reply))
 
     def _publish(self) -> None:
-        """Hand out the replies, all of this step in one go, and show the state."""
-        self._show()
+        """Update the public state, and deliver all replies of this step at once."""
+        self._update_state()
         if self._replies:
             replies, self._replies = self._replies, []
             self._deliver(replies)
 
-    def _show(self) -> None:
+    def _update_state(self) -> None:
         batches, waiting = self._scheduler.batches, self._scheduler.waiting_counts()
         bases = [(batch, batch.slots.resident) for batch in batches]
-        shown = (bases, waiting, self._loading, self._paused_by, self._shares_with)
-        if shown == self._shown:
+        summary = (bases, waiting, self._loading, self._paused_by, self._shares_with)
+        if summary == self._last_summary:
             return
-        self._shown = shown
+        self._last_summary = summary
         before = self.state
         bits = {executor.batch: executor.runner.weight_bits for executor in self._executors}
         self.state = describe(self._scheduler, bits).model_copy(
@@ -334,5 +335,5 @@ class Engine:
                 "shares_with": self._shares_with,
             }
         )
-        if news(before) != news(self.state):
+        if urgent_part(before) != urgent_part(self.state):
             self._options.on_change()

@@ -1,4 +1,4 @@
-"""What an engine serves, as its clients see it. Knows no torch."""
+"""The state of the engine as its clients see it. Knows no torch."""
 
 from app.core.engine.messages import BaseModelRef, EngineState, ServedBase, WaitingRequests
 from worker.inference.batching.model_batch import ModelBatch
@@ -6,7 +6,7 @@ from worker.inference.batching.scheduler import Scheduler
 
 
 def describe(scheduler: Scheduler, weight_bits: dict[ModelBatch, int]) -> EngineState:
-    """The loaded base models, their adapters, and who waits."""
+    """The loaded base models, their adapters, and the numbers of waiting requests."""
     batches = scheduler.batches
     return EngineState(
         base_model=batches[-1].base_model if batches else None,
@@ -24,8 +24,8 @@ def describe(scheduler: Scheduler, weight_bits: dict[ModelBatch, int]) -> Engine
     )
 
 
-def news(state: EngineState) -> tuple[object, ...]:
-    """What clients should hear of at once: the rest may wait for the worker's next heartbeat."""
+def urgent_part(state: EngineState) -> tuple[object, ...]:
+    """The part of the state whose changes are reported at once, not with the worker's next heartbeat."""
     loaded = {base.base_model.key for base in state.bases}
     missed = {one.base_model.key for one in state.waiting} - loaded
     return loaded, missed, state.loading, state.paused_by, state.shares_with

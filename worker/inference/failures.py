@@ -1,4 +1,4 @@
-"""Errors of the engine's own, and every error as the last line of an answer."""
+"""The engine's own errors, and the conversion of any error to the last line of a streamed reply."""
 
 import logging
 
@@ -36,7 +36,7 @@ class EngineStopping(Unavailable):
 
 
 def failed(error: Exception) -> Failed:
-    """The error as a reply; one that nobody foresaw is logged and not shown."""
+    """The error as a reply. An unexpected error is logged, and its message is not shown to the client."""
     if isinstance(error, InvalidRequest | ModelGated | BaseModelChanged):
         return _failed("invalid", error)
     if isinstance(error, NotFound | ModelMissing):

@@ -1,4 +1,4 @@
-"""Puts a base model on the device, ready to answer: how its weights are held, and how much cache it gets."""
+"""Loads a base model on the device; chooses whether its weights stay in 4 bits, and the KV cache's size."""
 
 import gc
 import logging
@@ -16,10 +16,10 @@ from worker.models.device import Device, free_memory_bytes
 from worker.models.fingerprint import read_header
 from worker.processes.reports import EngineRequest
 
-# Unpacked weights may take so much of what is free on a GPU; caches, adapters and graphs need the rest.
-_COMFORTABLE_SHARE = 0.6
-# NF4 or FP4 with its scales, and what bitsandbytes leaves in 16 bits.
-_PACKED_SHARE = 0.4
+# Largest share of the free GPU memory for dequantized weights; cache, adapters and graphs need the rest.
+_MAX_DEQUANTIZED_SHARE = 0.6
+# Size of 4-bit weights relative to 16-bit ones: NF4 or FP4 with its scales, and the layers left in 16 bits.
+_4BIT_SHARE = 0.4
 
 _log = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 def load_runner(
     request: EngineRequest, device: Device, reference: BaseModelRef, *, reserved_bytes: int = 0
 ) -> ModelRunner:
-    """A base model that is ready to answer; a job on the same device is left `reserved_bytes`.
+    """Returns a loaded and warmed up base model; leaves `reserved_bytes` to a job on the same device.
 
-    Raises OutOfMemory, ModelUnsupported, and what finding and reading a base model raises.
+    Raises OutOfMemory, ModelUnsupported, and the errors of finding and reading a base model.
     """
     folder = base_model.locate(reference.name, request.models_folder)
     try:
@@ -38,7 +38,7 @@ def load_runner(
         reason = OutOfMemory(f"The device has no memory left for the base model {reference.name!r}.")
     except OutOfMemory as error:
         reason = OutOfMemory(error.message, hint=error.hint)
-    # A new error, without the traceback of the first: that would hold on to what was loaded.
+    # A new error: the traceback of the first one would keep the loaded tensors alive.
     gc.collect()
     if device.is_cuda:
         torch.cuda.empty_cache()
@@ -49,11 +49,11 @@ def _load(
     request: EngineRequest, device: Device, folder: Path, quantization: QuantizationSpec, reserved_bytes: int
 ) -> ModelRunner:
     free_bytes = unreserved_bytes(device, reserved_bytes)
-    keeps_4bit = keeps_packed(folder, quantization, device, request.weights, free_bytes)
+    keeps_4bit = stays_4bit(folder, quantization, device, request.weights, free_bytes)
     _check_room(folder, quantization, device, keeps_4bit, free_bytes)
     model = base_model.load_for_serving(folder, quantization, device, keeps_4bit=keeps_4bit)
     share = request.cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
-    # The runner sees all that is free.
+    # The runner takes its share of all free memory, so it is scaled to what is not reserved.
     share *= unreserved_bytes(device, reserved_bytes) / free_memory_bytes(device)
     runner = ModelRunner(
         model,
@@ -68,32 +68,35 @@ def _load(
     return runner
 
 
-def keeps_packed(
+def stays_4bit(
     folder: Path, quantization: QuantizationSpec, device: Device, weights: EngineWeights, free_bytes: int
 ) -> bool:
-    """Whether 4-bit weights stay packed. `auto`: where unpacked ones would not fit the device well."""
+    """Whether the weights stay in 4 bits. `auto`: where dequantized ones would take too much of a GPU."""
     if not quantization.load_in_4bit or weights is EngineWeights.UNPACKED:
         return False
     if weights is EngineWeights.PACKED:
         return True
-    return device.is_cuda and _unpacked_bytes(folder, quantization, device) > _COMFORTABLE_SHARE * free_bytes
+    return (
+        device.is_cuda
+        and _dequantized_bytes(folder, quantization, device) > _MAX_DEQUANTIZED_SHARE * free_bytes
+    )
 
 
 def _check_room(
     folder: Path, quantization: QuantizationSpec, device: Device, keeps_4bit: bool, free_bytes: int
 ) -> None:
-    """Raise OutOfMemory for weights that can't fit: a machine without memory kills, and asks nobody."""
-    needed = _unpacked_bytes(folder, quantization, device) * (_PACKED_SHARE if keeps_4bit else 1)
+    """Raise OutOfMemory for weights that can't fit: otherwise the system would kill the process."""
+    needed = _dequantized_bytes(folder, quantization, device) * (_4BIT_SHARE if keeps_4bit else 1)
     if needed > free_bytes:
-        could_pack = quantization.load_in_4bit and not keeps_4bit
+        could_stay_4bit = quantization.load_in_4bit and not keeps_4bit
         raise OutOfMemory(
             f"The base model needs about {needed / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free.",
-            hint="TUNESMITH_ENGINE_WEIGHTS=4bit needs less than half of that." if could_pack else None,
+            hint="TUNESMITH_ENGINE_WEIGHTS=4bit needs less than half of that." if could_stay_4bit else None,
         )
 
 
 def unreserved_bytes(device: Device, reserved_bytes: int) -> int:
-    """What is free, less what a job beside has not taken yet of what it needs."""
+    """Free memory in bytes, less the part of `reserved_bytes` that the job has not allocated yet."""
     free_bytes = free_memory_bytes(device)
     if not reserved_bytes or not device.is_cuda:
         return free_bytes
@@ -101,8 +104,8 @@ def unreserved_bytes(device: Device, reserved_bytes: int) -> int:
     return max(1, free_bytes - max(0, reserved_bytes - taken_bytes))
 
 
-def _unpacked_bytes(folder: Path, quantization: QuantizationSpec, device: Device) -> int:
-    # Some folders hold the same weights a second time, in the layout of another library.
+def _dequantized_bytes(folder: Path, quantization: QuantizationSpec, device: Device) -> int:
+    # Some folders hold the weights twice: the second time in the layout of another library.
     files = list(folder.glob("model*.safetensors")) or list(folder.glob("*.safetensors"))
     return sum(map(_count_weights, files)) * base_model.compute_dtype(quantization, device).itemsize
 

@@ -1,4 +1,4 @@
-"""Turns a request into a prompt the engine can run: finds the files, renders, tokenizes, checks.
+"""Preprocesses a request into a prompt: fetches the adapter, renders the template, tokenizes and validates.
 
 It may wait for a disk, an object store or the Hub, so it runs in threads of its own, never in the engine's.
 """
@@ -20,7 +20,7 @@ from app.core.engine.messages import GenerateRequest, Sampling
 from app.core.errors import InvalidRequest
 from worker.inference.adapters.cache import Adapter, AdapterShelf
 from worker.inference.batching.sequence import Prompt
-from worker.inference.sampling.grammars import GrammarShelf
+from worker.inference.sampling.grammars import GrammarCache
 from worker.inference.sampling.token_bytes import make_token_bytes
 from worker.models import base_model, fingerprint
 from worker.models.device import Device
@@ -35,21 +35,21 @@ _TOKENIZER_FILES = (
 )
 
 
-class Intake:
-    """Safe to call from many threads."""
+class Preprocessor:
+    """Makes prompts from requests. Thread-safe."""
 
     def __init__(self, models_folder: Path, adapters: AdapterShelf, device: Device) -> None:
         self._models_folder = models_folder
         self._adapters = adapters
         self._device = device
-        self._tokenizers = TokenizerShelf()
-        self._grammars = GrammarShelf()
+        self._tokenizers = TokenizerCache()
+        self._grammars = GrammarCache()
 
     def prepare(self, request: GenerateRequest) -> Prompt:
-        """The prompt, with its adapter in memory.
+        """Returns the prompt, with its adapter in main memory.
 
-        Raises InvalidRequest, NotFound, AdapterUnsupported, BaseModelChanged, and what finding and reading a
-        base model raises.
+        Raises InvalidRequest, NotFound, AdapterUnsupported, BaseModelChanged, and the errors of finding and
+        reading a base model.
         """
         received_at = time.monotonic()
         base_folder = base_model.locate(request.base_model.name, self._models_folder)
@@ -79,17 +79,17 @@ class Intake:
         )
 
 
-class TokenizerShelf:
-    """The latest tokenizers, shared by folders that hold the same files. Safe to call from many threads."""
+class TokenizerCache:
+    """The most recently used tokenizers, shared by folders with the same files. Thread-safe."""
 
     def __init__(self) -> None:
         self._tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, folder: Path, template: Path | None = None) -> tuple[str, PreTrainedTokenizerBase]:
-        """A name for the folder's tokenizer, and itself, with a chat template: that of `template`, if given.
+        """Returns the digest of the folder's tokenizer files, and the tokenizer with its chat template.
 
-        Raises ModelUnreadable.
+        `template` is a file that replaces the folder's own chat template. Raises ModelUnreadable.
         """
         digest = _digest(folder, template)
         with self._lock:
@@ -104,19 +104,20 @@ class TokenizerShelf:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
-    """The text of these tokens, special ones left out, as transformers decodes it."""
+    """The text of these tokens without special ones, the same as transformers' `decode`."""
     kind = type(tokenizer)
     if kind.decode is PreTrainedTokenizerBase.decode and getattr(kind, "_decode", None) is _PLAIN_DECODE:
-        # What it would come to: transformers' checks of its arguments take three times as long as decoding.
+        # The backend directly: transformers' checks of the arguments take three times as long as decoding.
         return cast(str, cast(Any, tokenizer).backend_tokenizer.decode(token_ids, skip_special_tokens=True))
     text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return cast(str, text)
 
 
 def _tokenizer_files(base_folder: Path, adapter: Adapter | None) -> tuple[Path, Path | None]:
-    """The adapter's own tokenizer where it has one: it was trained with that one and its chat template.
+    """The folder of the tokenizer, and a separate chat template if there is one.
 
-    An imported adapter may bring a template alone.
+    An adapter's own tokenizer takes precedence: it was trained with that one. An imported adapter may have
+    only a template.
     """
     if adapter is None:
         return base_folder, None
@@ -130,7 +131,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> lis
     if sum(one is not None for one in (request.prompt, request.prompt_ids, request.messages)) != 1:
         raise InvalidRequest("Send either `prompt` or `messages`.", param="prompt")
     if request.prompt_ids is not None:
-        token_ids = _known(tokenizer, request.prompt_ids, param="prompt")
+        token_ids = _validate_ids(tokenizer, request.prompt_ids, param="prompt")
     elif request.messages is not None:
         text = renderer.render(tokenizer, request.messages, add_generation_prompt=True)
         token_ids = renderer.encode_rendered(tokenizer, text)
@@ -144,11 +145,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> lis
 
 
 def _check_bias(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
-    _known(tokenizer, sampling.logit_bias, param="logit_bias")
+    _validate_ids(tokenizer, sampling.logit_bias, param="logit_bias")
 
 
-def _known(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], *, param: str) -> list[int]:
-    """The ids. Raises InvalidRequest for one that the tokenizer does not have."""
+def _validate_ids(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], *, param: str) -> list[int]:
+    """Returns the ids. Raises InvalidRequest for one that the tokenizer does not have."""
     ids = list(token_ids)
     unknown = next((token_id for token_id in ids if token_id >= len(tokenizer)), None)
     if unknown is not None:
@@ -157,7 +158,7 @@ def _known(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], *, para
 
 
 def _generation_eos(folder: Path) -> int | list[int] | None:
-    """End tokens as the model's generation settings name them, or else its configuration."""
+    """End tokens from the model's generation settings, or else from its configuration."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         settings: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

@@ -1,6 +1,6 @@
 """The engine process: `python -m worker.inference.server <report_fd>`, started by the supervisor.
 
-Puts the parts together: HTTP in the main thread, the engine in a thread of its own.
+Builds the engine and runs it in a thread of its own; HTTP is served in the main thread.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from app.core.settings import GpuPolicy
 from app.core.storage.artifacts import ArtifactStore
 from worker.inference.adapters.cache import AdapterShelf
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.engine import Engine, Options
+from worker.inference.engine import Engine, EngineOptions
 from worker.inference.loading import load_runner
-from worker.inference.preprocessing import Intake
+from worker.inference.preprocessing import Preprocessor
 from worker.inference.service import Clients, Service
 from worker.models.device import Device, find_device, free_memory_bytes
 from worker.preflight.place import Place
@@ -31,17 +31,17 @@ from worker.preflight.service import PreflightService
 from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest, Listening, StateChanged
 
-_SHELF_BYTES = 4 << 30
-# Adapters of a higher rank, long prompts, recordings of steps.
-_ROOM_TO_SERVE_BYTES = 2 << 30
+_ADAPTER_CACHE_BYTES = 4 << 30
+# GPU memory that serving may still need: adapters of a higher rank, long prompts, CUDA graphs.
+_SERVING_RESERVE_BYTES = 2 << 30
 _STOP_GRACE_SECONDS = 10.0
-_HANG_UP_GRACE_SECONDS = 5
+_CLOSE_GRACE_SECONDS = 5
 
 _log = logging.getLogger(__name__)
 
 
 def main(report_fd: int) -> int:
-    """Run until the worker says stop; answers the exit status."""
+    """Serve until the worker says stop. Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
     link = ParentLink(report_fd)
@@ -49,7 +49,7 @@ def main(report_fd: int) -> int:
 
 
 class EngineThread(threading.Thread):
-    """Runs the engine's loop. Without it the process is of no use, so it says when it ends."""
+    """Runs the engine's loop, and calls `on_end` when it ends: the process then has to exit."""
 
     def __init__(self, engine: Engine, on_end: Callable[[], None]) -> None:
         super().__init__(daemon=True, name="engine")
@@ -58,7 +58,7 @@ class EngineThread(threading.Thread):
         self._on_end = on_end
 
     def run(self) -> None:
-        """Until the engine is stopped or fails."""
+        """Run until the engine is stopped or fails."""
         try:
             self._engine.run()
         except Exception:
@@ -75,21 +75,26 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
         max_base_models=request.max_base_models,
     )
     device = find_device()
-    options = Options(request.switch_wait_seconds, on_change=lambda: link.send(StateChanged()))
+    options = EngineOptions(request.switch_wait_seconds, on_change=lambda: link.send(StateChanged()))
     engine = Engine(
         lambda base: load_runner(request, device, base, reserved_bytes=engine.reserved_bytes),
         clients.deliver,
         scheduler,
         options=options,
     )
-    shelf = AdapterShelf(
-        ArtifactStore(request.artifacts_url), request.cache_folder, _SHELF_BYTES, pins_memory=device.is_cuda
+    adapters = AdapterShelf(
+        ArtifactStore(request.artifacts_url),
+        request.cache_folder,
+        _ADAPTER_CACHE_BYTES,
+        pins_memory=device.is_cuda,
     )
-    intake = Intake(request.models_folder, shelf, device)
-    service = Service(engine, clients, intake.prepare, token=request.token, max_waiting=request.max_waiting)
+    preprocessor = Preprocessor(request.models_folder, adapters, device)
+    service = Service(
+        engine, clients, preprocessor.prepare, token=request.token, max_waiting=request.max_waiting
+    )
     preflight = PreflightService(
         partial(_find_place, request, device, engine),
-        partial(_find_place_beside, request, device),
+        partial(_find_place_coexisting, request, device),
         request.token,
     )
     app = service.app()
@@ -100,7 +105,7 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
             lifespan="off",
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=_HANG_UP_GRACE_SECONDS,
+            timeout_graceful_shutdown=_CLOSE_GRACE_SECONDS,
         )
     )
     thread = EngineThread(engine, on_end=partial(setattr, server, "should_exit", True))
@@ -125,7 +130,7 @@ def _listen(request: EngineRequest) -> socket.socket:
 
 
 def _find_place(request: EngineRequest, device: Device, engine: Engine) -> Place:
-    """What a job will find: what serving holds too, where that pauses for it, and never another job's."""
+    """The place of a job. Memory that a pause of serving frees, or another job holds, counts as free."""
     is_busy = (engine.state.paused_by or engine.state.shares_with) is not None
     coexists = request.gpu_policy is GpuPolicy.COEXIST
     own_bytes = torch.cuda.memory_reserved() if device.is_cuda and not coexists else 0
@@ -133,9 +138,9 @@ def _find_place(request: EngineRequest, device: Device, engine: Engine) -> Place
     return _place(request, device, free_bytes, is_busy=is_busy)
 
 
-def _find_place_beside(request: EngineRequest, device: Device) -> Place:
-    """What a job finds that trains while serving goes on, and may come to hold a little more."""
-    return _place(request, device, free_memory_bytes(device) - _ROOM_TO_SERVE_BYTES, is_busy=False)
+def _find_place_coexisting(request: EngineRequest, device: Device) -> Place:
+    """The place of a job that trains while serving goes on, less a reserve for serving."""
+    return _place(request, device, free_memory_bytes(device) - _SERVING_RESERVE_BYTES, is_busy=False)
 
 
 def _place(request: EngineRequest, device: Device, free_bytes: int, *, is_busy: bool) -> Place:
@@ -153,5 +158,5 @@ def _place(request: EngineRequest, device: Device, free_bytes: int, *, is_busy: 
 if __name__ == "__main__":
     status = main(int(sys.argv[1]))
     sys.stderr.flush()
-    # Threads that wait for the worker's pipe or for a download must not hold up the end.
+    # Skip the interpreter's shutdown, which would join threads that wait for the worker's pipe or a download.
     os._exit(status)

@@ -1,7 +1,7 @@
-"""The engine over HTTP: answers as JSON lines while they are made, state, pause, share and resume.
+"""The engine's HTTP API: streamed generation as JSON lines, state, pause, share and resume.
 
-Tokens are made in the engine's own thread; between it and the event loop stands a queue for each client, so
-one that reads slowly keeps nobody waiting. Knows no torch.
+The engine runs in a thread of its own. A queue for each client connects it to the event loop: a client that
+reads slowly delays no other. Knows no torch.
 """
 
 import asyncio
@@ -28,23 +28,23 @@ _PREPARING_THREADS = 16
 Prepare = Callable[[GenerateRequest], Prompt]
 
 
-class Pause(BaseModel):
-    """Who wants the device."""
+class PauseRequest(BaseModel):
+    """The job that needs the whole device."""
 
     model_config = ConfigDict(extra="forbid")
     job_id: str
 
 
-class Share(BaseModel):
-    """Who trains on the same device, and what it needs of it."""
+class ShareRequest(BaseModel):
+    """The job that trains on the same device, and the memory it needs there."""
 
     model_config = ConfigDict(extra="forbid")
     job_id: str
     reserved_bytes: int
 
 
-class Health(BaseModel):
-    """How busy the engine is."""
+class EngineHealth(BaseModel):
+    """The numbers of running and waiting sequences."""
 
     status: str = "ok"
     running: int
@@ -52,23 +52,23 @@ class Health(BaseModel):
 
 
 class Clients:
-    """Queues of replies, one for each sequence that somebody listens to, in the event loop."""
+    """The queues of replies in the event loop, one for each sequence with a connected client."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._queues: dict[Sequence, asyncio.Queue[Reply]] = {}
 
     def deliver(self, replies: list[tuple[Sequence, Reply]]) -> None:
-        """From the engine's thread: one wake-up of the event loop a step."""
+        """Put replies into the queues. Called in the engine's thread; wakes the event loop once per step."""
         self._loop.call_soon_threadsafe(self._put_all, replies)
 
     def listen(self, sequence: Sequence) -> asyncio.Queue[Reply]:
-        """The queue that the sequence's replies will come through; it ends with Finished or Failed."""
+        """Returns a new queue for the sequence's replies, of which the last is Finished or Failed."""
         self._queues[sequence] = asyncio.Queue()
         return self._queues[sequence]
 
     def leave(self, sequence: Sequence) -> None:
-        """Nobody listens any more."""
+        """Remove the queue of a sequence."""
         del self._queues[sequence]
 
     def _put_all(self, replies: list[tuple[Sequence, Reply]]) -> None:
@@ -77,8 +77,8 @@ class Clients:
                 self._queues[sequence].put_nowait(reply)
 
 
-class Answer(Response):
-    """Answers one GenerateRequest: JSON lines as they come. Closing the connection cancels the work."""
+class StreamedReply(Response):
+    """The reply to a GenerateRequest, streamed as JSON lines. Closing the connection cancels the sequence."""
 
     def __init__(self, request: GenerateRequest, service: "Service") -> None:
         super().__init__(media_type="application/x-ndjson")
@@ -86,21 +86,21 @@ class Answer(Response):
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer until done or until the client is gone, whichever is first."""
-        answering = asyncio.create_task(self._answer(send))
-        leaving = asyncio.create_task(_wait_for_disconnect(receive))
+        """Send the reply until it ends or the client disconnects, whichever is first."""
+        replying = asyncio.create_task(self._reply(send))
+        disconnecting = asyncio.create_task(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({replying, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (answering, leaving):
+            for task in (replying, disconnecting):
                 task.cancel()
-            results = await asyncio.gather(answering, leaving, return_exceptions=True)
+            results = await asyncio.gather(replying, disconnecting, return_exceptions=True)
         for result in results:
-            # A socket that broke while it was written to is a client that left.
+            # A socket that fails while it is written to means that the client has disconnected.
             if isinstance(result, Exception) and not isinstance(result, OSError):
                 raise result
 
-    async def _answer(self, send: Send) -> None:
+    async def _reply(self, send: Send) -> None:
         headers = [(b"content-type", b"application/x-ndjson")]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         try:
@@ -129,7 +129,7 @@ class Answer(Response):
 
 
 class Service:
-    """The HTTP surface of one engine."""
+    """The HTTP API of one engine."""
 
     def __init__(
         self, engine: Engine, clients: Clients, prepare: Prepare, *, token: str, max_waiting: int
@@ -156,7 +156,7 @@ class Service:
         )
 
     async def prepare(self, request: GenerateRequest) -> Prompt:
-        """Prepare a request in a thread. Raises QueueFull, and what preparing raises."""
+        """Preprocess a request in a thread. Raises QueueFull, and the errors of preprocessing."""
         waiting_count = self._preparing_count + self.engine.waiting_count
         if waiting_count >= self._max_waiting:
             raise QueueFull(
@@ -172,10 +172,10 @@ class Service:
         if not is_authorized(request, self._token):
             return unauthorized()
         try:
-            asked = GenerateRequest.model_validate_json(await request.body())
+            generate = GenerateRequest.model_validate_json(await request.body())
         except ValidationError as error:
             return malformed(error)
-        return Answer(asked, self)
+        return StreamedReply(generate, self)
 
     async def _state(self, request: Request) -> Response:
         if not is_authorized(request, self._token):
@@ -186,7 +186,7 @@ class Service:
         if not is_authorized(request, self._token):
             return unauthorized()
         try:
-            pause = Pause.model_validate_json(await request.body())
+            pause = PauseRequest.model_validate_json(await request.body())
         except ValidationError as error:
             return malformed(error)
         await asyncio.wrap_future(self.engine.pause(pause.job_id))
@@ -196,7 +196,7 @@ class Service:
         if not is_authorized(request, self._token):
             return unauthorized()
         try:
-            share = Share.model_validate_json(await request.body())
+            share = ShareRequest.model_validate_json(await request.body())
         except ValidationError as error:
             return malformed(error)
         await asyncio.wrap_future(self.engine.share(share.job_id, share.reserved_bytes))
@@ -209,7 +209,7 @@ class Service:
         return as_json(self.engine.state)
 
     async def _health(self, _request: Request) -> Response:
-        return as_json(Health(running=self.engine.running_count, waiting=self.engine.waiting_count))
+        return as_json(EngineHealth(running=self.engine.running_count, waiting=self.engine.waiting_count))
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

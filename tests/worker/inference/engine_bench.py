@@ -4,7 +4,7 @@ import threading
 
 from tests.worker.inference.fakes import FakeRunner, Mailbox, make_sequence
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.engine import Engine, Options
+from worker.inference.engine import Engine, EngineOptions
 
 
 class Bench:
@@ -29,7 +29,7 @@ class Bench:
             self.mail.deliver,
             self.scheduler,
             clock=lambda: self.now,
-            options=Options(switch_wait_seconds=100, on_change=self._changed),
+            options=EngineOptions(switch_wait_seconds=100, on_change=self._changed),
         )
 
     def _changed(self):

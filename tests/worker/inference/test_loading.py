@@ -14,7 +14,7 @@ from worker.inference import loading
 from worker.inference.adapters.cache import read_adapter
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine
-from worker.inference.loading import keeps_packed, load_runner
+from worker.inference.loading import load_runner, stays_4bit
 from worker.models.device import Device, find_device
 from worker.processes.reports import EngineRequest
 
@@ -52,7 +52,7 @@ def test_weights_stay_packed_where_that_is_asked_for_or_needed(
 ):
     folder = models_folder / "tiny-llama"
 
-    assert keeps_packed(folder, quantization, device, EngineWeights(weights), free_bytes) is expected
+    assert stays_4bit(folder, quantization, device, EngineWeights(weights), free_bytes) is expected
 
 
 def test_a_base_model_larger_than_the_memory_is_refused_before_it_is_read(models_folder, monkeypatch):

@@ -19,10 +19,10 @@ from app.core.errors import InvalidRequest, NotFound
 from app.core.errors.base_models import BaseModelChanged
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.artifacts import ArtifactStore
-from worker.inference import preprocessing as intake_module
+from worker.inference import preprocessing
 from worker.inference.adapters.cache import AdapterShelf
 from worker.inference.failures import failed
-from worker.inference.preprocessing import Intake
+from worker.inference.preprocessing import Preprocessor
 from worker.models.base_model import load_tokenizer
 from worker.models.device import find_device
 
@@ -41,8 +41,8 @@ def artifacts(adapters_folder: Path, models_folder: Path, tmp_path: Path) -> Pat
 
 
 @pytest.fixture
-def intake(models_folder: Path, artifacts: Path) -> Intake:
-    return Intake(
+def preprocessor(models_folder: Path, artifacts: Path) -> Preprocessor:
+    return Preprocessor(
         models_folder,
         AdapterShelf(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30),
         find_device(),
@@ -58,72 +58,72 @@ def text_of(prompt, models_folder: Path) -> str:
     return load_tokenizer(models_folder / "tiny-llama").decode(prompt.token_ids)
 
 
-def test_prompt_is_taken_as_it_is(intake, models_folder):
-    assert text_of(intake.prepare(make_request(prompt="job?")), models_folder) == "job?"
+def test_prompt_is_taken_as_it_is(preprocessor, models_folder):
+    assert text_of(preprocessor.prepare(make_request(prompt="job?")), models_folder) == "job?"
 
 
-def test_messages_are_rendered_with_the_base_models_template(intake, models_folder):
-    prompt = intake.prepare(make_request(messages=QUESTION, adapter="plain"))
+def test_messages_are_rendered_with_the_base_models_template(preprocessor, models_folder):
+    prompt = preprocessor.prepare(make_request(messages=QUESTION, adapter="plain"))
 
     assert text_of(prompt, models_folder).startswith("<|begin|><|im_start|>user\njob?<|im_end|>")
 
 
-def test_messages_are_rendered_with_the_adapters_own_template(intake, models_folder):
-    prompt = intake.prepare(make_request(messages=QUESTION, adapter="own"))
+def test_messages_are_rendered_with_the_adapters_own_template(preprocessor, models_folder):
+    prompt = preprocessor.prepare(make_request(messages=QUESTION, adapter="own"))
 
     assert text_of(prompt, models_folder) == "Q: job? A:"
 
 
-def test_end_tokens_are_those_of_tokenizer_and_generation_settings(intake, models_folder):
+def test_end_tokens_are_those_of_tokenizer_and_generation_settings(preprocessor, models_folder):
     path = models_folder / "tiny-llama" / "generation_config.json"
     before = path.read_text()
     path.write_text(json.dumps({"eos_token_id": [7, 8]}))
     try:
-        assert intake.prepare(make_request(prompt="x")).end_ids == {2, 7, 8}
+        assert preprocessor.prepare(make_request(prompt="x")).end_ids == {2, 7, 8}
     finally:
         path.write_text(before)
 
 
-def test_text_of_special_tokens_is_left_out(intake):
-    assert intake.prepare(make_request(prompt="x")).decode([2, 0, 1]) == ""
+def test_text_of_special_tokens_is_left_out(preprocessor):
+    assert preprocessor.prepare(make_request(prompt="x")).decode([2, 0, 1]) == ""
 
 
 @pytest.mark.parametrize("options", [{}, {"prompt": "a", "messages": QUESTION}, {"prompt": ""}])
-def test_a_request_needs_one_thing_to_go_on_from(intake, options):
+def test_a_request_needs_one_thing_to_go_on_from(preprocessor, options):
     with pytest.raises(InvalidRequest):
-        intake.prepare(make_request(**options))
+        preprocessor.prepare(make_request(**options))
 
 
-def test_unknown_adapter_is_not_found(intake):
+def test_unknown_adapter_is_not_found(preprocessor):
     with pytest.raises(NotFound):
-        intake.prepare(make_request(prompt="a", adapter="nowhere"))
+        preprocessor.prepare(make_request(prompt="a", adapter="nowhere"))
 
 
-def test_an_adapter_is_not_applied_to_other_weights_than_those_it_was_trained_on(intake, artifacts):
+def test_an_adapter_is_not_applied_to_other_weights_than_those_it_was_trained_on(preprocessor, artifacts):
     (artifacts / "plain" / "tunesmith.json").write_text('{"base_weights": "sampled-1:other"}')
 
     with pytest.raises(BaseModelChanged, match="'tiny-llama' has other weights now") as caught:
-        intake.prepare(make_request(prompt="a", adapter="plain"))
+        preprocessor.prepare(make_request(prompt="a", adapter="plain"))
     assert failed(caught.value).kind == "invalid"
 
 
-def test_seed_is_kept_or_made(intake):
-    kept = intake.prepare(make_request(prompt="a", sampling=Sampling(seed=5)))
-    made = [intake.prepare(make_request(prompt="a")).seed for _ in range(2)]
+def test_seed_is_kept_or_made(preprocessor):
+    kept = preprocessor.prepare(make_request(prompt="a", sampling=Sampling(seed=5)))
+    made = [preprocessor.prepare(make_request(prompt="a")).seed for _ in range(2)]
 
     assert kept.seed == 5
     assert made[0] != made[1]
 
 
-def test_folders_with_the_same_files_share_a_tokenizer(intake, models_folder, artifacts):
-    _digest, first = intake._tokenizers.get(models_folder / "tiny-llama")
+def test_folders_with_the_same_files_share_a_tokenizer(preprocessor, models_folder, artifacts):
+    _digest, first = preprocessor._tokenizers.get(models_folder / "tiny-llama")
     copy = shutil.copytree(models_folder / "tiny-llama", artifacts / "copy")
 
-    assert intake._tokenizers.get(copy)[1] is first
+    assert preprocessor._tokenizers.get(copy)[1] is first
 
 
-def test_token_ids_are_taken_as_they_are(intake):
-    assert intake.prepare(make_request(prompt_ids=[5, 6, 7])).token_ids == [5, 6, 7]
+def test_token_ids_are_taken_as_they_are(preprocessor):
+    assert preprocessor.prepare(make_request(prompt_ids=[5, 6, 7])).token_ids == [5, 6, 7]
 
 
 @pytest.mark.parametrize(
@@ -134,18 +134,18 @@ def test_token_ids_are_taken_as_they_are(intake):
         ({"prompt": "a", "sampling": Sampling(logit_bias={100_000: 1})}, "logit_bias"),
     ],
 )
-def test_tokens_that_do_not_exist_are_refused(intake, options, param):
+def test_tokens_that_do_not_exist_are_refused(preprocessor, options, param):
     with pytest.raises(InvalidRequest) as caught:
-        intake.prepare(make_request(**options))
+        preprocessor.prepare(make_request(**options))
 
     assert caught.value.param == param
 
 
-def test_a_schema_compiles_once_for_all_folders_with_the_same_tokenizer(intake):
+def test_a_schema_compiles_once_for_all_folders_with_the_same_tokenizer(preprocessor):
     schema = OutputSchema(source='{"type": "object"}', strict=True)
     requests = [make_request(prompt="a", output_schema=schema, adapter=name) for name in (None, "plain")]
 
-    base, adapter = (intake.prepare(request).grammar for request in requests)
+    base, adapter = (preprocessor.prepare(request).grammar for request in requests)
 
     assert base is adapter
 
@@ -158,7 +158,7 @@ def test_decoding_by_the_short_way_gives_what_the_tokenizer_gives(models_folder,
     token_ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(30))]
     expected = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    assert intake_module.decode(tokenizer, token_ids) == expected
+    assert preprocessing.decode(tokenizer, token_ids) == expected
 
 
 def test_a_tokenizer_that_decodes_in_its_own_way_is_asked(models_folder):
@@ -170,4 +170,4 @@ def test_a_tokenizer_that_decodes_in_its_own_way_is_asked(models_folder):
 
     tokenizer.__class__ = Loud
 
-    assert intake_module.decode(tokenizer, tokenizer("job")["input_ids"]) == "JOB"
+    assert preprocessing.decode(tokenizer, tokenizer("job")["input_ids"]) == "JOB"

@@ -15,7 +15,7 @@ from app.core.engine.messages import (
     TokenProbability,
     Usage,
 )
-from worker.inference.sampling.text_stream import Decode, Detokenizer, HeldTokens, StopStrings
+from worker.inference.sampling.text_stream import Decode, Detokenizer, StopStrings, TokenBuffer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +108,7 @@ class Sequence:
         self.base_key = self.prompt.base_model.key
         self._detokenizer = Detokenizer(self.prompt.decode, self.prompt.context_ids)
         self._stops = StopStrings(self.prompt.sampling.stop)
-        self._held: HeldTokens[MadeToken] = HeldTokens()
+        self._token_buffer: TokenBuffer[MadeToken] = TokenBuffer()
         self._matcher = self.prompt.grammar.start() if self.prompt.grammar else None
         self._received_at = self.clock() if self.prompt.received_at is None else self.prompt.received_at
         self._started_at = self._received_at
@@ -163,8 +163,8 @@ class Sequence:
             self._matcher.accept_token(token.token_id)
         new = self._detokenizer.add(token.token_id)
         if token.logprob is not None:
-            self._held.add(self._describe(token.token_id, token.logprob))
-        self._held.read(len(new))
+            self._token_buffer.add(self._describe(token.token_id, token.logprob))
+        self._token_buffer.add_text(len(new))
         text = self._stops.add(new)
         if self._stops.found:
             self.finish_reason = "stop"
@@ -194,7 +194,7 @@ class Sequence:
     def _delta(self, text: str) -> TokenDelta | None:
         """The text with the tokens that it comes from. The text and tokens of a stop string are not sent."""
         is_whole = self.finish_reason is not None and not self._stops.found
-        tokens = self._held.release(len(text), everything=is_whole)
+        tokens = self._token_buffer.release(len(text), everything=is_whole)
         return TokenDelta(text=text, tokens=tokens or None) if text or tokens else None
 
     def _describe(self, token_id: int, logprob: SampledLogprob) -> MadeToken:

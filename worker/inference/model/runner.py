@@ -22,7 +22,7 @@ from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequ
 from worker.inference.model import attention, support as model_support
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
-from worker.inference.sampling.sampler import Logprobs, Sampled, Sampler
+from worker.inference.sampling.sampler import Logprobs, SampledBatch, Sampler
 from worker.models.device import Device, free_memory_bytes, on_device
 
 MAX_ROWS = {"cpu": 32, "cuda": 128}
@@ -39,7 +39,7 @@ _PROMPT_SIZES = [64, 128, 256, 384, 512, 768, 1024]
 class DeviceTokens:
     """The tokens of a step, copied to the host without waiting for the device."""
 
-    def __init__(self, sampled: Sampled) -> None:
+    def __init__(self, sampled: SampledBatch) -> None:
         self._arrived: torch.cuda.Event | None = None
         if sampled.tokens_B.is_cuda:
             sampled = _on_host(sampled)
@@ -303,14 +303,14 @@ def _tile_count(tokens: int) -> int:
     return tokens // 64 + 64
 
 
-def _on_host(sampled: Sampled) -> Sampled:
+def _on_host(sampled: SampledBatch) -> SampledBatch:
     """Under way to the host: pinned memory, filled once the stream gets there."""
     logprobs = sampled.logprobs
     if logprobs is not None:
         logprobs = Logprobs(
             _copy(logprobs.chosen_B), _copy(logprobs.top_values_BK), _copy(logprobs.top_ids_BK)
         )
-    return Sampled(_copy(sampled.tokens_B), logprobs, sampled.asked)
+    return SampledBatch(_copy(sampled.tokens_B), logprobs, sampled.top_counts)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

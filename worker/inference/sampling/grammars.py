@@ -1,7 +1,7 @@
-"""JSON that keeps to a schema: which tokens may come next, by llguidance.
+"""Constrained decoding: JSON schemas compiled by llguidance to masks of the tokens that may come next.
 
-A schema compiles once for each vocabulary. A mask is computed on the host, right after each token, so that
-what goes wrong there is the trouble of one answer alone.
+A schema is compiled once per vocabulary. The mask is computed on the host right after each token, so that an
+error there fails only its own answer.
 """
 
 import threading
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _MAX_GRAMMARS = 256
 _MAX_VOCABULARIES = 8
-# Between two tokens of JSON. Without a limit a small model may go on with blanks for ever.
+# Whitespace between two tokens of JSON. Without a limit a small model may emit blanks without end.
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 _PARAM = "response_format"
 
@@ -31,36 +31,36 @@ Vocabulary = tuple[str, frozenset[int]]
 
 
 class SchemaGrammar:
-    """A compiled schema."""
+    """A schema compiled for one vocabulary."""
 
     def __init__(self, matcher: LLMatcher, first_allowed: npt.NDArray[np.int32]) -> None:
         self._matcher = matcher
         self._first_allowed = first_allowed
 
     def start(self) -> "SchemaMatcher":
-        """A matcher for one answer."""
+        """Returns a new matcher for one answer."""
         return SchemaMatcher(self._matcher.deep_copy(), self._first_allowed)
 
 
 class SchemaMatcher:
-    """Where one answer stands in the grammar. An end token is allowed where it accepts, and only there."""
+    """The state of one answer in the grammar. End tokens are allowed only where the answer is complete."""
 
     def __init__(self, matcher: LLMatcher, allowed: npt.NDArray[np.int32]) -> None:
         self._matcher = matcher
         self._allowed = allowed
 
     def allowed_tokens(self) -> npt.NDArray[np.int32]:
-        """The tokens that may come next, a bit each, by token id."""
+        """The tokens that may come next, as a bit mask: bit t % 32 of word t // 32 is token t."""
         return self._allowed
 
     def accept_token(self, token_id: int) -> None:
-        """The answer goes on with this token. Raises InvalidRequest where the schema is too much work."""
+        """Advance by this token. Raises InvalidRequest where the schema exceeds llguidance's limits."""
         self._matcher.consume_token(token_id)
         self._allowed = _allowed_next(self._matcher)
 
 
-class GrammarShelf:
-    """The latest compiled schemas. Safe to call from many threads."""
+class GrammarCache:
+    """The most recently used compiled schemas. Thread-safe."""
 
     def __init__(self) -> None:
         self._grammars: OrderedDict[tuple[Vocabulary, OutputSchema], SchemaGrammar] = OrderedDict()
@@ -75,16 +75,16 @@ class GrammarShelf:
         tokenizer_digest: str,
         end_ids: Collection[int],
     ) -> SchemaGrammar:
-        """The schema's grammar. Raises InvalidRequest where it can't be compiled."""
+        """Returns the schema's grammar. Raises InvalidRequest where it can't be compiled."""
         vocabulary = (tokenizer_digest, frozenset(end_ids))
         key = (vocabulary, schema)
         with self._lock:
             if key in self._grammars:
                 self._grammars.move_to_end(key)
                 return self._grammars[key]
-            ours = self._vocabulary(vocabulary, tokenizer)
-        # Outside of the lock: an enormous schema keeps nobody else waiting.
-        grammar = _compile(schema, ours)
+            llg_tokenizer = self._vocabulary(vocabulary, tokenizer)
+        # Outside the lock, so that other requests do not wait for a large schema.
+        grammar = _compile(schema, llg_tokenizer)
         with self._lock:
             self._grammars[key] = grammar
             while len(self._grammars) > _MAX_GRAMMARS:
@@ -123,7 +123,7 @@ def _compile(schema: OutputSchema, vocabulary: LLTokenizer) -> SchemaGrammar:
 
 def _allowed_next(matcher: LLMatcher) -> npt.NDArray[np.int32]:
     _check(matcher)
-    # A bytearray, because torch takes no memory that can't be written to.
+    # A bytearray, because torch.from_numpy wants writable memory.
     allowed = np.frombuffer(bytearray(matcher.compute_bitmask()), dtype=np.int32)
     _check(matcher)
     return allowed

@@ -1,6 +1,6 @@
-"""What changes a row's scores before a token is chosen: bias, penalties, a grammar's mask. All on the device.
+"""Logits processors: bias, penalties and a grammar's mask, applied on the device before a token is chosen.
 
-Each edit computes nothing in a step where no row asks for it, and takes memory only once one has asked.
+A processor computes nothing in a step where no row uses it, and allocates its state at its first use.
 Shape letters: R all rows, B rows of a step, V vocabulary, P pairs of a row's bias, W words of 32 bits.
 """
 
@@ -14,41 +14,42 @@ from app.core.engine.messages import MAX_LOGIT_BIAS, Sampling
 _WORD_BITS = 32
 
 
-class ScoreEdit(ABC):
-    """State over all rows, neutral in the rows that do not ask."""
+class LogitsProcessor(ABC):
+    """Tensors over all rows, neutral in the rows that do not use the processor."""
 
     def __init__(self, max_rows: int, vocabulary_size: int, device: torch.device) -> None:
         self._max_rows = max_rows
         self._vocabulary_size = vocabulary_size
         self._device = device
-        self._asks = [False] * max_rows
+        # By row, whether it uses the processor.
+        self._is_used = [False] * max_rows
         self._state: tuple[torch.Tensor, ...] = ()
 
     def set_row(self, row: int, sampling: Sampling, prompt_ids: Sequence[int]) -> None:
-        """A sequence begins in this row."""
-        self._asks[row] = self.is_asked(sampling)
-        if self._asks[row]:
+        """Set a row to the settings of the sequence that starts in it."""
+        self._is_used[row] = self.is_needed(sampling)
+        if self._is_used[row]:
             self._allocate()
         if self._state:
             self.clear(row)
-        if self._asks[row]:
+        if self._is_used[row]:
             self.fill(row, sampling, prompt_ids)
 
     def move(self, source: int, target: int) -> None:
-        """The sequence of one row goes on in another."""
-        if self._asks[source] or self._asks[target]:
+        """Move the state of row `source` to row `target`."""
+        if self._is_used[source] or self._is_used[target]:
             for tensor in self._state:
                 tensor[target] = tensor[source]
-        self._asks[target], self._asks[source] = self._asks[source], False
+        self._is_used[target], self._is_used[source] = self._is_used[source], False
 
     def apply(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
-        """The scores of these rows, changed where a row asks."""
-        return self.edit(scores_BV, rows) if any(self._asks[rows]) else scores_BV
+        """Returns the processed scores of these rows; `scores_BV` itself where no row uses the processor."""
+        return self.process(scores_BV, rows) if any(self._is_used[rows]) else scores_BV
 
-    def count(self, tokens_B: torch.Tensor, rows: slice, active_B: torch.Tensor) -> None:
-        """Remember what active rows have made, where a row needs that."""
-        if any(self._asks[rows]):
-            self.take(tokens_B, rows, active_B)
+    def record(self, tokens_B: torch.Tensor, rows: slice, active_B: torch.Tensor) -> None:
+        """Record the tokens sampled in the active rows, where a row uses the processor."""
+        if any(self._is_used[rows]):
+            self.update(tokens_B, rows, active_B)
 
     def _allocate(self) -> None:
         if not self._state:
@@ -58,12 +59,12 @@ class ScoreEdit(ABC):
         return torch.zeros(self._max_rows, width, dtype=dtype, device=self._device)
 
     @abstractmethod
-    def is_asked(self, sampling: Sampling) -> bool:
-        """Whether these settings need the edit."""
+    def is_needed(self, sampling: Sampling) -> bool:
+        """Whether the processor changes anything under these settings."""
 
     @abstractmethod
     def make_state(self) -> tuple[torch.Tensor, ...]:
-        """Tensors whose first dimension is the row, neutral everywhere."""
+        """Returns new tensors whose first dimension is the row, neutral in all rows."""
 
     def clear(self, row: int) -> None:
         """Make a row neutral."""
@@ -72,30 +73,30 @@ class ScoreEdit(ABC):
 
     @abstractmethod
     def fill(self, row: int, sampling: Sampling, prompt_ids: Sequence[int]) -> None:
-        """Give a neutral row its settings."""
+        """Write the settings of a sequence to a neutral row."""
 
     @abstractmethod
-    def edit(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
-        """The scores, changed; those that came in stay as they are."""
+    def process(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Returns the processed scores; `scores_BV` is not changed."""
 
-    def take(self, tokens_B: torch.Tensor, rows: slice, active_B: torch.Tensor) -> None:
-        """Remember what was made; nothing, where that makes no difference."""
+    def update(self, tokens_B: torch.Tensor, rows: slice, active_B: torch.Tensor) -> None:
+        """Update the state with the sampled tokens. By default nothing depends on them."""
         return
 
 
-class LogitBias(ScoreEdit):
-    """A number is added to the scores of the tokens that a row names."""
+class LogitBias(LogitsProcessor):
+    """Adds a bias to the scores of the tokens that a row names."""
 
-    def is_asked(self, sampling: Sampling) -> bool:
-        """Whether any token is named."""
+    def is_needed(self, sampling: Sampling) -> bool:
+        """Whether any token has a bias."""
         return bool(sampling.logit_bias)
 
     def make_state(self) -> tuple[torch.Tensor, ...]:
-        """Token ids and what is added to each; rows with fewer pairs add nothing to token 0."""
+        """Token ids [R, P] and biases [R, P]; unused pairs add 0 to token 0."""
         return self._zeros(MAX_LOGIT_BIAS, torch.long), self._zeros(MAX_LOGIT_BIAS, torch.float)
 
     def fill(self, row: int, sampling: Sampling, prompt_ids: Sequence[int]) -> None:
-        """Tokens that the model does not have are passed over: a tokenizer may know more of them."""
+        """Write the pairs. Ids beyond the model's vocabulary, which a tokenizer may have, are skipped."""
         pairs = [
             (token, bias) for token, bias in sampling.logit_bias.items() if token < self._vocabulary_size
         ]
@@ -103,95 +104,95 @@ class LogitBias(ScoreEdit):
         ids_RP[row, : len(pairs)] = torch.tensor([token for token, _ in pairs], dtype=torch.long)
         values_RP[row, : len(pairs)] = torch.tensor([bias for _, bias in pairs], dtype=torch.float)
 
-    def edit(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Add."""
+    def process(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
+        """The scores plus the biases."""
         ids_RP, values_RP = self._state
         return scores_BV.scatter_add(1, ids_RP[rows], values_RP[rows])
 
 
-class Repetitions(ScoreEdit):
-    """What prompt and answer have said becomes less likely (CTRL, Keskar et al. 2019, as in transformers)."""
+class RepetitionPenalty(LogitsProcessor):
+    """Makes tokens of prompt and answer less likely (CTRL, Keskar et al. 2019, as in transformers)."""
 
-    def is_asked(self, sampling: Sampling) -> bool:
+    def is_needed(self, sampling: Sampling) -> bool:
         """Whether the penalty changes anything."""
         return sampling.repetition_penalty != 1
 
     def make_state(self) -> tuple[torch.Tensor, ...]:
-        """The penalty less one, and which tokens were seen."""
+        """The penalty minus one [R, 1], and whether each token was seen [R, V]."""
         return self._zeros(1, torch.float), self._zeros(self._vocabulary_size, torch.bool)
 
     def fill(self, row: int, sampling: Sampling, prompt_ids: Sequence[int]) -> None:
-        """The prompt was seen."""
+        """Write the penalty, and mark the tokens of the prompt as seen."""
         excess_R1, seen_RV = self._state
         excess_R1[row] = sampling.repetition_penalty - 1
         seen_RV[row, torch.tensor(prompt_ids, dtype=torch.long).to(self._device)] = True
 
-    def edit(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Positive scores are divided by the penalty, negative ones multiplied."""
+    def process(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Seen tokens: positive scores are divided by the penalty, negative ones multiplied by it."""
         excess_R1, seen_RV = self._state
         penalty_B1 = excess_R1[rows] + 1
         penalized_BV = torch.where(scores_BV < 0, scores_BV * penalty_B1, scores_BV / penalty_B1)
         return torch.where(seen_RV[rows], penalized_BV, scores_BV)
 
-    def take(self, tokens_B: torch.Tensor, rows: slice, active_B: torch.Tensor) -> None:
-        """Seen once is seen for good."""
+    def update(self, tokens_B: torch.Tensor, rows: slice, active_B: torch.Tensor) -> None:
+        """Mark the tokens as seen."""
         seen_BV = self._state[1][rows]
         seen_BV.scatter_(1, tokens_B[:, None], seen_BV.gather(1, tokens_B[:, None]) | active_B[:, None])
 
 
-class Frequencies(ScoreEdit):
-    """OpenAI's presence and frequency penalties: over the tokens made, not over the prompt."""
+class FrequencyPenalties(LogitsProcessor):
+    """OpenAI's presence and frequency penalties. They count the tokens of the answer, not of the prompt."""
 
-    def is_asked(self, sampling: Sampling) -> bool:
+    def is_needed(self, sampling: Sampling) -> bool:
         """Whether either penalty changes anything."""
         return bool(sampling.presence_penalty or sampling.frequency_penalty)
 
     def make_state(self) -> tuple[torch.Tensor, ...]:
-        """Presence and frequency penalty, and how often each token was made."""
+        """Presence and frequency penalty [R, 2], and the count of each token in the answer [R, V]."""
         return self._zeros(2, torch.float), self._zeros(self._vocabulary_size, torch.int32)
 
     def fill(self, row: int, sampling: Sampling, prompt_ids: Sequence[int]) -> None:
-        """Nothing is made yet."""
+        """Write the penalties; all counts are 0."""
         penalties_R2, _counts_RV = self._state
         penalties_R2[row, 0] = sampling.presence_penalty
         penalties_R2[row, 1] = sampling.frequency_penalty
 
-    def edit(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Less the presence penalty once, and the frequency penalty as often as the token was made."""
+    def process(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Subtract the presence penalty where a token was made, and the frequency penalty times its count."""
         presence_B1, frequency_B1 = self._state[0][rows].split(1, dim=1)
         counts_BV = self._state[1][rows]
         return scores_BV - presence_B1 * (counts_BV > 0) - frequency_B1 * counts_BV
 
-    def take(self, tokens_B: torch.Tensor, rows: slice, active_B: torch.Tensor) -> None:
-        """One more of each."""
+    def update(self, tokens_B: torch.Tensor, rows: slice, active_B: torch.Tensor) -> None:
+        """Add one to the count of each token."""
         self._state[1][rows].scatter_add_(1, tokens_B[:, None], active_B[:, None].to(torch.int32))
 
 
-class Grammar(ScoreEdit):
-    """Tokens that a row's grammar does not allow next are impossible. The mask is the host's to set."""
+class GrammarMask(LogitsProcessor):
+    """Sets the scores of tokens that a row's grammar does not allow to -inf. The host sets the mask."""
 
-    def is_asked(self, sampling: Sampling) -> bool:
-        """A new row has no mask."""
+    def is_needed(self, sampling: Sampling) -> bool:
+        """False: a new row has no mask until `set_mask`."""
         return False
 
     def make_state(self) -> tuple[torch.Tensor, ...]:
-        """What is forbidden, a bit each."""
+        """The forbidden tokens, a bit each [R, W]."""
         return (self._zeros(-(-self._vocabulary_size // _WORD_BITS), torch.int32),)
 
     def fill(self, row: int, sampling: Sampling, prompt_ids: Sequence[int]) -> None:
-        """Nothing: see set_mask."""
+        """Nothing to write: `set_mask` sets the row."""
 
     def set_mask(self, row: int, allowed_W: torch.Tensor) -> None:
-        """Allow these tokens from now on. Words that are missing at the end allow nothing."""
+        """Allow only these tokens, a bit each. Words missing at the end allow none."""
         self._allocate()
-        self._asks[row] = True
+        self._is_used[row] = True
         forbidden_RW = self._state[0]
         words = min(len(allowed_W), forbidden_RW.shape[1])
         forbidden_RW[row, :words] = ~allowed_W[:words].to(self._device)
         forbidden_RW[row, words:] = -1
 
-    def edit(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Minus infinity."""
+    def process(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
+        """The scores with -inf for forbidden tokens."""
         bits = torch.arange(_WORD_BITS, dtype=torch.int32, device=self._device)
         forbidden_BV = (self._state[0][rows, :, None] >> bits & 1).flatten(1)[:, : self._vocabulary_size]
         return scores_BV.masked_fill(forbidden_BV.bool(), -torch.inf)

@@ -1,10 +1,10 @@
-"""Choose the next token of every row, on the device: each row has its own settings and its own noise.
+"""Samples the next token of every row on the device, with the settings and the seed of each row.
 
-The noise is counted, not drawn: it is a hash of the row's seed and of how many tokens the row has made, so
-the text of a seed does not depend on who else is in the batch. Nothing here waits for the device: a step may
-be sampled before anybody has read the tokens of the step before.
-Shape letters: R all rows, B rows of a step, V vocabulary, K alternatives (of the row that asks for most),
-W words.
+The random number of a token is a hash of the row's seed and of the number of tokens that the row has made, so
+the text of a seed does not depend on the other rows of the batch. Only `to_host` waits for the device: a step
+may be sampled before the tokens of the step before are read.
+Shape letters: R all rows, B rows of a step, V vocabulary, K alternatives (the most that any row requests),
+W words of 32 bits.
 """
 
 from collections.abc import Sequence as Listed
@@ -14,14 +14,19 @@ import torch
 
 from app.core.engine.messages import Sampling
 from worker.inference.batching.sequence import SampledLogprob, SampledToken, Sequence
-from worker.inference.sampling.logits_processors import Frequencies, Grammar, LogitBias, Repetitions
+from worker.inference.sampling.logits_processors import (
+    FrequencyPenalties,
+    GrammarMask,
+    LogitBias,
+    RepetitionPenalty,
+)
 
 _GREEDY = Sampling(temperature=0)
 
 
 @dataclass
 class RowSettings:
-    """How the token of each row is drawn, as tensors over all rows."""
+    """The sampling settings of all rows, and how many tokens each has drawn."""
 
     temperature_R: torch.Tensor
     top_p_R: torch.Tensor
@@ -41,15 +46,15 @@ class Logprobs:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """What one step made, on the device. `asked`: alternatives that each row wants; None: no logprobs."""
+class SampledBatch:
+    """The tokens of one step, on the device. `top_counts`: alternatives requested by row, or None."""
 
     tokens_B: torch.Tensor
     logprobs: Logprobs | None
-    asked: Listed[int | None]
+    top_counts: Listed[int | None]
 
     def to_host(self) -> list[SampledToken]:
-        """By row. Waits for the device."""
+        """The tokens by row. Waits for the device."""
         tokens: list[int] = self.tokens_B.tolist()
         if self.logprobs is None:
             return [SampledToken(token) for token in tokens]
@@ -57,12 +62,12 @@ class Sampled:
         top_values, top_ids = self.logprobs.top_values_BK.tolist(), self.logprobs.top_ids_BK.tolist()
         return [
             SampledToken(token, _token_logprob(count, *rest))
-            for token, count, *rest in zip(tokens, self.asked, chosen, top_ids, top_values, strict=True)
+            for token, count, *rest in zip(tokens, self.top_counts, chosen, top_ids, top_values, strict=True)
         ]
 
 
 class Sampler:
-    """Holds the settings of all rows and samples for some of them."""
+    """Holds the settings of all rows and samples the next tokens of some of them."""
 
     def __init__(self, *, max_rows: int, vocabulary_size: int, device: torch.device) -> None:
         floats = torch.zeros(max_rows, device=device)
@@ -76,29 +81,34 @@ class Sampler:
             made_count_R=counts.clone(),
         )
         size = (max_rows, vocabulary_size, device)
-        self._grammar = Grammar(*size)
-        # In the order in which they are applied: what the grammar forbids stays forbidden.
-        self._edits = (LogitBias(*size), Repetitions(*size), Frequencies(*size), self._grammar)
-        # The same on the host: what nobody asks for is not computed, and asking costs no wait for the device.
-        self._asked = [_GREEDY] * max_rows
+        self._grammar_mask = GrammarMask(*size)
+        # In the order of application: the grammar comes last, so that no bias allows what it forbids.
+        self._processors = (
+            LogitBias(*size),
+            RepetitionPenalty(*size),
+            FrequencyPenalties(*size),
+            self._grammar_mask,
+        )
+        # The settings on the host, to skip what no row needs without a wait for the device.
+        self._samplings = [_GREEDY] * max_rows
 
     @torch.inference_mode()
     def set_row(self, row: int, sampling: Sampling, seed: int, prompt_ids: Listed[int]) -> None:
-        """A sequence with these settings begins in this row, without a grammar's mask so far."""
+        """Set a row to the settings of the sequence that starts in it, without a grammar's mask."""
         rows = self._rows
-        # `fill_` takes a number as it is; an assignment would copy it from the host and wait for the device.
+        # `fill_` passes the number to the kernel; an assignment would copy it from the host and wait.
         rows.temperature_R[row].fill_(sampling.temperature)
         rows.top_p_R[row].fill_(sampling.top_p)
         rows.top_k_R[row].fill_(sampling.top_k)
         rows.min_p_R[row].fill_(sampling.min_p)
         rows.seed_R[row].fill_(seed)
         rows.made_count_R[row].zero_()
-        for edit in self._edits:
-            edit.set_row(row, sampling, prompt_ids)
-        self._asked[row] = sampling
+        for processor in self._processors:
+            processor.set_row(row, sampling, prompt_ids)
+        self._samplings[row] = sampling
 
     def set_masks(self, sequences: Listed[Sequence]) -> None:
-        """Let those that have a grammar say only what it allows next; it must know their last token."""
+        """Set the masks of sequences that have a grammar. Their last tokens must have been added."""
         for sequence in sequences:
             allowed = sequence.allowed_tokens()
             if allowed is not None:
@@ -106,45 +116,47 @@ class Sampler:
 
     @torch.inference_mode()
     def set_mask(self, row: int, allowed_W: torch.Tensor) -> None:
-        """What the row may say until it is set anew: a bit for each token, in int32 words on the host."""
-        self._grammar.set_mask(row, allowed_W)
+        """Allow only these tokens in a row, until the next call: a bit each, in int32 words on the host."""
+        self._grammar_mask.set_mask(row, allowed_W)
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
-        """The sequence of one row goes on in another."""
+        """Move the settings of row `source` to row `target`."""
         for one in fields(self._rows):
             tensor: torch.Tensor = getattr(self._rows, one.name)
             tensor[target] = tensor[source]
-        for edit in self._edits:
-            edit.move(source, target)
-        self._asked[target], self._asked[source] = self._asked[source], _GREEDY
+        for processor in self._processors:
+            processor.move(source, target)
+        self._samplings[target], self._samplings[source] = self._samplings[source], _GREEDY
 
     @torch.inference_mode()
-    def sample(self, logits_BV: torch.Tensor, first_row: int, active_B: torch.Tensor) -> Sampled:
-        """The next tokens of the rows from `first_row` on. Rows that are not active keep their counts."""
+    def sample(self, logits_BV: torch.Tensor, first_row: int, active_B: torch.Tensor) -> SampledBatch:
+        """Sample the next tokens of the rows from `first_row` on. Inactive rows keep their state."""
         rows = slice(first_row, first_row + len(logits_BV))
-        asked = self._asked[rows]
+        samplings = self._samplings[rows]
         logits_BV = logits_BV.float()
         scores_BV = logits_BV
-        for edit in self._edits:
-            scores_BV = edit.apply(scores_BV, rows)
+        for processor in self._processors:
+            scores_BV = processor.apply(scores_BV, rows)
         tokens_B = scores_BV.argmax(-1)
-        if any(one.temperature > 0 for one in asked):
+        if any(one.temperature > 0 for one in samplings):
             here = self._settings(rows)
-            tokens_B = torch.where(here.temperature_R > 0, _drawn(scores_BV, here, asked), tokens_B)
+            tokens_B = torch.where(here.temperature_R > 0, _draw(scores_BV, here, samplings), tokens_B)
             here.made_count_R += active_B
-        for edit in self._edits:
-            edit.count(tokens_B, rows, active_B)
-        tops = [one.logprobs for one in asked]
-        return Sampled(tokens_B, _logprobs(logits_BV, tokens_B, tops), tops)
+        for processor in self._processors:
+            processor.record(tokens_B, rows, active_B)
+        top_counts = [one.logprobs for one in samplings]
+        return SampledBatch(tokens_B, _logprobs(logits_BV, tokens_B, top_counts), top_counts)
 
     def _settings(self, rows: slice) -> RowSettings:
         return RowSettings(**{one.name: getattr(self._rows, one.name)[rows] for one in fields(RowSettings)})
 
 
-def _logprobs(logits_BV: torch.Tensor, tokens_B: torch.Tensor, tops: list[int | None]) -> Logprobs | None:
-    """None where no row asks."""
-    counts = [count for count in tops if count is not None]
+def _logprobs(
+    logits_BV: torch.Tensor, tokens_B: torch.Tensor, top_counts: list[int | None]
+) -> Logprobs | None:
+    """Log-probabilities of the step; None where no row requests them."""
+    counts = [count for count in top_counts if count is not None]
     if not counts:
         return None
     total_B1 = logits_BV.logsumexp(-1, keepdim=True)
@@ -161,27 +173,27 @@ def _token_logprob(
     return SampledLogprob(chosen, tuple(zip(top_ids[:count], top_values[:count], strict=True)))
 
 
-def _drawn(scores_BV: torch.Tensor, here: RowSettings, asked: list[Sampling]) -> torch.Tensor:
-    """One token a row: where the cumulated probability first exceeds the row's noise."""
-    # Greedy rows are thrown away afterwards; they only must not divide by zero.
+def _draw(scores_BV: torch.Tensor, here: RowSettings, samplings: list[Sampling]) -> torch.Tensor:
+    """One token per row: the first whose cumulative probability exceeds the row's random number."""
+    # The result of greedy rows is not used; they only must not divide by zero.
     temperature_B = torch.where(here.temperature_R > 0, here.temperature_R, 1)
     scores_BV = scores_BV / temperature_B[:, None]
-    likeliest_B1 = scores_BV.amax(-1, keepdim=True) if any(one.min_p for one in asked) else None
-    if any(one.top_p < 1 or one.top_k for one in asked):
+    likeliest_B1 = scores_BV.amax(-1, keepdim=True) if any(one.min_p for one in samplings) else None
+    if any(one.top_p < 1 or one.top_k for one in samplings):
         scores_BV = scores_BV.masked_fill(scores_BV < _threshold(scores_BV, here), -torch.inf)
     if likeliest_B1 is not None:
-        # The logarithm of 0 is -inf, below which nothing is.
+        # A min-p of 0 has the logarithm -inf and masks nothing.
         scores_BV = scores_BV.masked_fill(scores_BV < likeliest_B1 + here.min_p_R[:, None].log(), -torch.inf)
-    cumulated_BV = scores_BV.softmax(-1).cumsum(-1)
-    total_B1 = cumulated_BV[:, -1:]
-    noise_B1 = _noise(here.seed_R, here.made_count_R)[:, None].to(total_B1.dtype)
-    # Rounding must not carry the noise up to the total: beyond the last token there is none.
-    target_B1 = torch.minimum(noise_B1 * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
-    return torch.searchsorted(cumulated_BV, target_B1, right=True).squeeze(1)
+    cumulative_BV = scores_BV.softmax(-1).cumsum(-1)
+    total_B1 = cumulative_BV[:, -1:]
+    random_B1 = _random(here.seed_R, here.made_count_R)[:, None].to(total_B1.dtype)
+    # Rounding must not raise the target to the total: there is no token beyond the last.
+    target_B1 = torch.minimum(random_B1 * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
+    return torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
 
 
 def _threshold(scores_BV: torch.Tensor, here: RowSettings) -> torch.Tensor:
-    """The lowest score that top-k and then top-p leave, [B, 1]; -inf where a row asks for neither."""
+    """The lowest score that top-k and then top-p keep, [B, 1]; -inf where a row uses neither."""
     sorted_BV = scores_BV.sort(-1, descending=True).values
     last_B1 = (here.top_k_R[:, None] - 1).clamp(0, scores_BV.shape[1] - 1)
     by_k_B1 = torch.where(here.top_k_R[:, None] > 0, sorted_BV.gather(1, last_B1), -torch.inf)
@@ -192,7 +204,7 @@ def _threshold(scores_BV: torch.Tensor, here: RowSettings) -> torch.Tensor:
     return torch.maximum(by_k_B1, by_p_B1)
 
 
-def _noise(seed_B: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
+def _random(seed_B: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
     """Uniform in [0, 1): splitmix64 (Steele et al. 2014) at position `count` of the row's stream."""
     bits_B = seed_B + (count_B + 1) * -0x61C8864680B583EB
     bits_B = (bits_B ^ _shift_right(bits_B, 30)) * -0x40A7B892E31B1A47
@@ -202,5 +214,5 @@ def _noise(seed_B: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
 
 
 def _shift_right(bits_B: torch.Tensor, count: int) -> torch.Tensor:
-    """Without the sign: int64 tensors shift arithmetically."""
+    """Logical right shift: that of int64 tensors is arithmetic."""
     return (bits_B >> count) & ((1 << (64 - count)) - 1)

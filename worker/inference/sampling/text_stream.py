@@ -1,4 +1,4 @@
-"""Token ids to text, as it is made: no half character goes out, and no part of a stop string.
+"""Streams token ids as text, without incomplete characters and without any part of a stop string.
 
 Knows no tokenizer: a decode function is passed in.
 """
@@ -11,17 +11,17 @@ Token = TypeVar("Token")
 Decode = Callable[[list[int]], str]
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
-# A character is at most four bytes, so four tokens; whatever is still broken after so many stays so.
+# A character has at most four bytes, so four tokens; text that is broken after so many tokens stays so.
 _MAX_HELD_TOKENS = 16
-# What a tokenizer makes of a token may depend on those just before it: a leading space, say.
+# The text of a token may depend on the tokens just before it (a leading space, for instance).
 _CONTEXT_TOKENS = 8
 
 
 class Detokenizer:
     """Decodes one token after another.
 
-    Each token is decoded together with those before it, as text-generation-inference does: two overlapping
-    windows, and what the longer one has more than the shorter is new.
+    Each token is decoded together with the tokens before it, as text-generation-inference does: two windows
+    with the same start are decoded, and the text that only the longer one has is new.
     """
 
     def __init__(self, decode: Decode, context_ids: Sequence[int] = ()) -> None:
@@ -31,7 +31,7 @@ class Detokenizer:
         self._sent_text = decode(self._ids) if self._ids else ""
 
     def add(self, token_id: int) -> str:
-        """The text that is complete now; empty while a character is not."""
+        """Add a token. Returns the new text; empty while its last character is incomplete."""
         self._ids.append(token_id)
         text = self._decode(self._ids)
         incomplete = text.endswith(_BROKEN) or len(text) <= len(self._sent_text)
@@ -44,63 +44,63 @@ class Detokenizer:
         return new
 
     def finish(self) -> str:
-        """The rest, without a character that never became whole."""
+        """Returns the remaining text, without an incomplete last character."""
         return self._decode(self._ids)[len(self._sent_text) :].rstrip(_BROKEN)
 
 
 class StopStrings:
-    """Holds text back for as long as it may turn out to be the beginning of a stop string."""
+    """Buffers text for as long as it may be the beginning of a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
-        self._held = ""
+        self._buffered = ""
         self.found = False
 
     def add(self, text: str) -> str:
-        """What may go out: up to a stop string, or all but a possible beginning of one."""
-        self._held += text
-        starts = [start for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        """Add text. Returns what may be sent: all before a stop string or a possible beginning of one."""
+        self._buffered += text
+        starts = [start for stop in self._stops if (start := self._buffered.find(stop)) >= 0]
         self.found = bool(starts)
-        cut = min(starts) if starts else len(self._held) - self._beginning_length()
-        sent, self._held = self._held[:cut], "" if starts else self._held[cut:]
+        cut = min(starts) if starts else len(self._buffered) - self._beginning_length()
+        sent, self._buffered = self._buffered[:cut], "" if starts else self._buffered[cut:]
         return sent
 
     def flush(self) -> str:
-        """What was held back; no stop string came of it."""
-        held, self._held = self._held, ""
-        return held
+        """Returns the buffered text, at the end of the answer."""
+        text, self._buffered = self._buffered, ""
+        return text
 
     def _beginning_length(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Length of the longest suffix of the buffered text that is a prefix of a stop string."""
         lengths = (
             length
             for stop in self._stops
-            for length in range(min(len(stop) - 1, len(self._held)), 0, -1)
-            if self._held.endswith(stop[:length])
+            for length in range(min(len(stop) - 1, len(self._buffered)), 0, -1)
+            if self._buffered.endswith(stop[:length])
         )
         return max(lengths, default=0)
 
 
-class HeldTokens(Generic[Token]):
-    """Holds tokens back until some of their text goes out: text and tokens leave together."""
+class TokenBuffer(Generic[Token]):
+    """Buffers tokens until some of their text is sent, so that text and tokens are sent together."""
 
     def __init__(self) -> None:
-        self._held: deque[tuple[int, Token]] = deque()
-        self._read_length = 0
+        self._tokens: deque[tuple[int, Token]] = deque()
+        self._added_length = 0
         self._sent_length = 0
 
     def add(self, token: Token) -> None:
-        """A token whose text begins after what was read so far."""
-        self._held.append((self._read_length, token))
+        """Add a token whose text begins after all text added so far."""
+        self._tokens.append((self._added_length, token))
 
-    def read(self, length: int) -> None:
-        """So much text became whole with the latest token."""
-        self._read_length += length
+    def add_text(self, length: int) -> None:
+        """Record that the latest token completed `length` characters of text."""
+        self._added_length += length
 
     def release(self, length: int, *, everything: bool) -> list[Token]:
-        """The tokens of the next so many characters that go out; or all of them, at the end."""
+        """Returns the tokens of the next `length` characters that are sent, or all that are left."""
         self._sent_length += length
         released = []
-        while self._held and (everything or self._held[0][0] < self._sent_length):
-            released.append(self._held.popleft()[1])
+        while self._tokens and (everything or self._tokens[0][0] < self._sent_length):
+            released.append(self._tokens.popleft()[1])
         return released

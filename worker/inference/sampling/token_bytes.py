@@ -1,4 +1,4 @@
-"""The bytes that a token stands for, which decoding it alone does not say: it may be half a character."""
+"""The bytes of a token. Decoding a token alone does not give them where it is a part of a character."""
 
 import re
 from collections.abc import Callable
@@ -12,10 +12,10 @@ _CACHED_TOKENS = 4096
 
 
 def make_token_bytes(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], bytes]:
-    """A function from token ids to bytes. Ids beyond the vocabulary, as padded models have, are no bytes.
+    """Returns a function from token ids to bytes. Ids beyond the vocabulary (padded models) have no bytes.
 
-    Knows the two ways in which vocabularies spell bytes: as GPT-2 does, one printable letter a byte, and as
-    sentencepiece does, `<0xE2>` beside text in which `▁` is a space.
+    Vocabularies spell bytes in one of two ways: GPT-2's, one printable letter per byte, and sentencepiece's,
+    `<0xE2>` for a byte and `▁` for a space in text.
     """
     spelled = _byte_level if _is_byte_level(tokenizer) else _sentencepiece
     special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}

@@ -8,7 +8,7 @@ import pytest
 
 from app.core.engine.messages import OutputSchema
 from app.core.errors import InvalidRequest
-from worker.inference.sampling.grammars import GrammarShelf, SchemaGrammar
+from worker.inference.sampling.grammars import GrammarCache, SchemaGrammar
 from worker.models.base_model import load_tokenizer
 
 PERSON = {
@@ -31,7 +31,7 @@ def tokenizer(models_folder: Path):
 
 def compile_schema(tokenizer, schema: object, *, strict: bool = True) -> SchemaGrammar:
     asked = OutputSchema(source=json.dumps(schema), strict=strict)
-    return GrammarShelf().get(asked, tokenizer, tokenizer_digest="", end_ids=END_IDS)
+    return GrammarCache().get(asked, tokenizer, tokenizer_digest="", end_ids=END_IDS)
 
 
 def token_ids(words) -> list[int]:
@@ -120,4 +120,4 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer):
     schema = OutputSchema(source="{}", strict=True)
 
     with pytest.raises(InvalidRequest):
-        GrammarShelf().get(schema, tokenizer, tokenizer_digest="", end_ids=())
+        GrammarCache().get(schema, tokenizer, tokenizer_digest="", end_ids=())

@@ -12,7 +12,7 @@ from app.core.datasets.rows import Message
 from app.core.jobs.events import Warn
 from tests.tiny_model import NAME, TEMPLATE
 from tests.worker.training.conftest import MakeRequest, run_here
-from worker.inference.preprocessing import TokenizerShelf
+from worker.inference.preprocessing import TokenizerCache
 from worker.processes.reports import Advanced, Outcome, TrainingRequest
 from worker.templates.families import TEMPLATES
 from worker.templates.renderer import render
@@ -41,7 +41,7 @@ def test_serving_renders_with_the_jobs_template(make_request: MakeRequest) -> No
     request = make_request(training=SHORT, chat_template=CHAT_TEMPLATE)
     run_here(request)
 
-    _, tokenizer = TokenizerShelf().get(request.output_folder)
+    _, tokenizer = TokenizerCache().get(request.output_folder)
 
     prompt = render(tokenizer, [Message("user", "How?")], add_generation_prompt=True)
     assert prompt == "<|begin|>[user]How?[assistant]"
@@ -81,9 +81,9 @@ def test_a_base_model_is_trained_and_served_with_its_own_template_or_its_familys
     record = json.loads((request.output_folder / "tunesmith.json").read_text())
     assert record["chat_template"]["source"] == source
     assert not reports.events(Warn)
-    shelf = TokenizerShelf()
+    cache = TokenizerCache()
     for folder in (request.models_folder / NAME, request.output_folder):
-        _, tokenizer = shelf.get(folder)
+        _, tokenizer = cache.get(folder)
         assert tokenizer.chat_template == template
 
 
