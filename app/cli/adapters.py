@@ -17,7 +17,7 @@ from app.cli.failures import UsageProblem
 from app.cli.invocation import Json, client_of
 from app.cli.names import find_adapter
 from app.cli.output import age_text, error_console, print_json, show_fields, show_table, size_text, state_text
-from app.cli.shapes import Adapter
+from app.cli.views import AdapterView
 
 cli = typer.Typer(help="What jobs have made: list, show, download, rm.", no_args_is_help=True)
 Name = Annotated[
@@ -38,7 +38,7 @@ def list_adapters(
         return print_json({"data": found})
     rows = [
         (one.name, one.base_model, size_text(one.size_bytes), age_text(one.created_at), one.id)
-        for one in map(Adapter.model_validate, found)
+        for one in map(AdapterView.model_validate, found)
     ]
     show_table(
         ("NAME", "BASE MODEL", "SIZE", "MADE", "ID"),
@@ -53,7 +53,7 @@ def show(context: typer.Context, name: Name, as_json: Json = False) -> None:
     answer = find_adapter(client_of(context), name)
     if as_json:
         return print_json(answer)
-    found = Adapter.model_validate(answer)
+    found = AdapterView.model_validate(answer)
     show_fields(
         [
             ("id", found.id),
@@ -82,7 +82,7 @@ def download(
 ) -> None:
     """The PEFT folder of an adapter as an archive. Complete or absent: never half a file under its name."""
     client = client_of(context)
-    adapter = Adapter.model_validate(find_adapter(client, name))
+    adapter = AdapterView.model_validate(find_adapter(client, name))
     # A name may hold what a file's can't.
     file_name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', adapter.name)}.{archive}"
     path = output or Path(file_name)
@@ -120,7 +120,7 @@ def remove(
     delete_each(client, "/adapters", "adapter", ids, yes=yes, as_json=as_json)
 
 
-def _fetch(client: Client, adapter: Adapter, archive: str, target: BinaryIO) -> None:
+def _fetch(client: Client, adapter: AdapterView, archive: str, target: BinaryIO) -> None:
     screen = error_console()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
     path = f"/adapters/{segment(adapter.id)}/download"

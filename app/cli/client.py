@@ -1,4 +1,4 @@
-"""The API over HTTP: requests, pages, streams, and its errors as `CommandFailed`. Prints nothing."""
+"""A client of the API over HTTP: requests, pages, streams. Errors become `CommandFailed`. Prints nothing."""
 
 import ipaddress
 import re
@@ -32,7 +32,7 @@ _EXIT_CODES = {
 
 
 class Client:
-    """Speaks to one API. Answers are the API's own JSON."""
+    """A client of one API. Its methods return the API's own JSON."""
 
     def __init__(self, connection: Connection, *, timeout: httpx.Timeout | float = _TIMEOUT) -> None:
         self.url = connection.url
@@ -41,7 +41,7 @@ class Client:
             headers=_headers(connection.api_key),
             timeout=timeout,
             # A proxy of the environment is for other machines.
-            trust_env=not _is_here(connection.url),
+            trust_env=not _is_local(connection.url),
         )
 
     def __enter__(self) -> Self:
@@ -56,18 +56,18 @@ class Client:
 
     def get(self, path: str, params: Params | None = None) -> Any:
         """The JSON at a path."""
-        return self._ask("GET", path, params=_given(params)).json()
+        return self._request("GET", path, params=_given(params)).json()
 
     def get_text(self, path: str, params: Params | None = None) -> str:
         """The text at a path."""
-        return self._ask("GET", path, params=_given(params)).text
+        return self._request("GET", path, params=_given(params)).text
 
     def list(self, path: str, *, limit: int | None = None, params: Params | None = None) -> list[Any]:
         """The items of a list that comes in pages: the first `limit`, or all."""
         return list(self.iterate(path, limit=limit, params=params))
 
     def iterate(self, path: str, *, limit: int | None = None, params: Params | None = None) -> Iterator[Any]:
-        """The same, a page at a time."""
+        """The items of a list that comes in pages, fetched a page at a time: the first `limit`, or all."""
         left = limit
         after: str | int | None = None
         while left is None or left > 0:
@@ -80,29 +80,29 @@ class Client:
                 return
 
     def post(self, path: str, body: object = None) -> Any:
-        """Ask for something that may be asked for again: a state, or an answer."""
+        """Send a POST that may be repeated: a change of a job's state, a preflight, a generation."""
         timeout = _GENERATION_TIMEOUT if body is not None else _TIMEOUT
-        return self._ask("POST", path, json=body, timeout=timeout).json()
+        return self._request("POST", path, json=body, timeout=timeout).json()
 
     def create(self, path: str, body: object) -> Any:
-        """Make one thing, also where the connection breaks and it takes several tries."""
+        """Create one thing. Where the connection breaks, try again with the same idempotency key."""
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         for _ in range(_TRIES - 1):
             try:
-                return self._request("POST", path, json=body, headers=headers).json()
+                return self._send("POST", path, json=body, headers=headers).json()
             except httpx.ConnectError:
-                break  # nobody is there
+                break  # no server listens at the address
             except httpx.TransportError:
                 continue
-        return self._ask("POST", path, json=body, headers=headers).json()
+        return self._request("POST", path, json=body, headers=headers).json()
 
     def upload(self, path: str, *, files: Any, fields: dict[str, str], key: str) -> Any:
-        """Send a file; `key` says that it is the same upload as one before."""
-        return self._ask("POST", path, files=files, data=fields, headers={"Idempotency-Key": key}).json()
+        """Upload a file. `key` is the idempotency key: an upload with the same key is made once."""
+        return self._request("POST", path, files=files, data=fields, headers={"Idempotency-Key": key}).json()
 
     def delete(self, path: str) -> None:
         """Delete what is at a path."""
-        self._ask("DELETE", path)
+        self._request("DELETE", path)
 
     @contextmanager
     def stream(
@@ -114,7 +114,7 @@ class Client:
         params: Params | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Iterator[httpx.Response]:
-        """An answer that is read as it comes. Raises httpx.TransportError where it breaks off."""
+        """A response that is read while it arrives. Raises httpx.TransportError where it breaks off."""
         timeout = _GENERATION_TIMEOUT if body is not None else _STREAM_TIMEOUT
         with self._http.stream(
             method, path, json=body, params=_given(params), headers=headers, timeout=timeout
@@ -124,21 +124,21 @@ class Client:
             yield _checked(response)
 
     def unreachable(self, error: httpx.TransportError) -> Unreachable:
-        """The same in words."""
+        """A transport error as the failure of a command."""
         return Unreachable(self.url, _reason(error))
 
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            return self._request(method, path, **options)
+            return self._send(method, path, **options)
         except httpx.TransportError as error:
             raise self.unreachable(error) from None
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         return _checked(self._http.request(method, path, **options))
 
 
 def segment(name: str) -> str:
-    """A name as one part of a path."""
+    """A name, quoted as one segment of a URL's path."""
     return quote(name, safe="")
 
 
@@ -183,7 +183,7 @@ def _given(params: Params | None) -> dict[str, str | int | bool]:
     return {name: value for name, value in (params or {}).items() if value is not None}
 
 
-def _is_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""The whole of `tunesmith`: its commands, the options before them, and how they end."""
+"""The command `tunesmith`: its subcommands, its global options, and its exit statuses."""
 
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ Exit status: 0 done; 1 the API said no, or the job did not succeed; 2 wrong usag
 
 
 class _Commands(TyperGroup):
-    """Turns what a command could not do into words and an exit status."""
+    """Turns CommandFailed into an error message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

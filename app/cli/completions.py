@@ -1,4 +1,4 @@
-"""What a shell offers for a name that is being typed: what the API knows, or nothing where none answers."""
+"""Shell completion of names and ids, from the API; nothing is offered where no API responds."""
 
 import typer
 
@@ -30,8 +30,8 @@ def models(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     return _offer(context, incomplete, "/models", "state")
 
 
-def speakers(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Whatever can answer."""
+def targets(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Ids and names of adapters, and names of base models."""
     return adapters(context, incomplete) + models(context, incomplete)
 
 

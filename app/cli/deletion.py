@@ -1,4 +1,4 @@
-"""Deleting things that somebody named, once they have said that they mean it."""
+"""Deletes named things after a confirmation."""
 
 import sys
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 def delete_each(
     client: Client, path: str, kind: str, names: Sequence[str], *, yes: bool, as_json: bool
 ) -> None:
-    """Ask, then delete one after the other. Raises UsageProblem where nobody can be asked."""
+    """Ask for confirmation, then delete each. Raises UsageProblem where standard input is no terminal."""
     if not yes:
-        _ask(kind, names)
+        _confirm(kind, names)
     for name in names:
         client.delete(f"{path}/{segment(name)}")
         note(f"Deleted {kind} {name}.")
@@ -26,7 +26,7 @@ def delete_each(
         print_json({"deleted": list(names)})
 
 
-def _ask(kind: str, names: Sequence[str]) -> None:
+def _confirm(kind: str, names: Sequence[str]) -> None:
     if not sys.stdin.isatty():
         raise UsageProblem(
             f"Nobody is here to ask whether to delete this {kind}.", hint="--yes deletes without."

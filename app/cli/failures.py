@@ -1,4 +1,4 @@
-"""How a command fails: what the person reads, and the exit status that a script can trust."""
+"""How a command fails: the message and the hint for the person, the exit status for scripts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """The exit status of every command; docs/cli.md tells them to people."""
+    """The exit status of every command; docs/cli.md documents them."""
 
     ERROR = 1  # the API said no, or the job did not succeed
     USAGE = 2  # the command line or the job file is wrong

@@ -1,4 +1,4 @@
-"""What one call of `tunesmith` was given for all its commands: the API, and whether to answer in JSON."""
+"""The global options of one call of `tunesmith`: which API, and whether the output is JSON."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,16 +21,16 @@ class Invocation:
 
     @cached_property
     def connection(self) -> Connection:
-        """Which API. Raises UsageProblem."""
+        """The address and the key of the API. Raises UsageProblem."""
         return find_connection(self.url, self.api_key, self.profile)
 
     @cached_property
     def client(self) -> Client:
-        """A client for it."""
+        """A client of that API."""
         return Client(self.connection)
 
     def close(self) -> None:
-        """Close the client, if there was one."""
+        """Close the client, if it was used."""
         if "client" in self.__dict__:
             self.client.close()
 
@@ -41,7 +41,7 @@ def client_of(context: typer.Context) -> Client:
 
 
 def invocation_of(context: typer.Context) -> Invocation:
-    """What this call was given."""
+    """The global options of this call."""
     found = context.find_root().obj
     assert isinstance(found, Invocation)
     return found

@@ -1,4 +1,4 @@
-"""`tunesmith login`: keep the address and the key of an API in a profile."""
+"""`tunesmith login`: save the address and the key of an API in a profile."""
 
 import typer
 

@@ -4,7 +4,7 @@ import typer
 
 from app.cli.invocation import Json, client_of
 from app.cli.output import note, print_json, show_table, size_text
-from app.cli.shapes import Model
+from app.cli.views import BaseModelView
 
 
 def list_models(context: typer.Context, as_json: Json = False) -> None:
@@ -12,7 +12,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
     answer = client_of(context).get("/models")
     if as_json:
         return print_json(answer)
-    found = [Model.model_validate(model) for model in answer["data"]]
+    found = [BaseModelView.model_validate(model) for model in answer["data"]]
     rows = [
         (
             model.name,

@@ -1,4 +1,4 @@
-"""Names that people give to things, as the ids that the API takes."""
+"""Resolves the names of jobs, datasets and adapters to the ids that the API takes."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def find_job(client: Client, name: str) -> Any:
 
 
 def find_job_id(client: Client, name: str) -> str:
-    """The same, where the id is enough."""
+    """The id itself, or that of the newest job of a name. Raises CommandFailed."""
     return name if name.startswith("job_") else str(find_job(client, name)["id"])
 
 
@@ -28,7 +28,7 @@ def find_dataset(client: Client, name: str) -> Any:
 
 
 def find_dataset_id(client: Client, name: str) -> str:
-    """The same, where the id is enough."""
+    """The id itself, or that of the newest dataset of a name. Raises CommandFailed."""
     return name if name.startswith("ds_") else str(find_dataset(client, name)["id"])
 
 
@@ -39,8 +39,8 @@ def find_adapter(client: Client, name: str) -> Any:
     return client.get(f"/adapters/{segment(name)}")
 
 
-def find_speaker(client: Client, name: str) -> dict[str, str]:
-    """Who answers: `{"adapter": …}`, or `{"base_model": …}` where no adapter has the name."""
+def find_target(client: Client, name: str) -> dict[str, str]:
+    """What generates: `{"adapter": …}`, or `{"base_model": …}` where no adapter has the name."""
     try:
         return {"adapter": str(find_adapter(client, name)["id"])}
     except CommandFailed as failure:
@@ -57,7 +57,7 @@ def find_speaker(client: Client, name: str) -> dict[str, str]:
 
 
 def looks_like_file(name: str) -> bool:
-    """Whether somebody means a file, which may not be there."""
+    """Whether a name has the form of a file's path; the file need not exist."""
     return "/" in name or Path(name).suffix.lower() in {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz"}
 
 

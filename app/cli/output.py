@@ -1,4 +1,4 @@
-"""What people and programs see: tables, fields, JSON, errors. Control characters of others never get out."""
+"""Writes tables, fields, JSON and errors. Control characters in what the API sends are removed."""
 
 import json
 import sys
@@ -27,40 +27,40 @@ STATE_STYLES = {
 
 
 def console() -> Console:
-    """Standard output; made when it is needed, so that a test's own is found."""
+    """A console on standard output; made at each call, so that a replaced `sys.stdout` is used."""
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def error_console() -> Console:
-    """Standard error: whatever is not the answer."""
+    """A console on standard error, for everything but a command's result."""
     return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def clean(text: str) -> str:
-    """Text of others without what would steer a terminal."""
+    """The text without control characters, which could steer a terminal."""
     return "".join(char for char in text if char in "\n\t" or (char.isprintable() or char == "\u00a0"))
 
 
 def print_json(answer: object) -> None:
-    """One JSON document on standard output."""
+    """Write one JSON document to standard output."""
     sys.stdout.write(json.dumps(answer, ensure_ascii=False, indent=2) + "\n")
 
 
 def print_json_line(answer: object) -> None:
-    """One line of JSON, at once."""
+    """Write one line of JSON to standard output, unbuffered."""
     sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 
 def note(message: str, style: str = "") -> None:
-    """Something for the person that is not the answer."""
+    """Write a message for the person to standard error."""
     error_console().print(Text(clean(message), style=style))
 
 
 def show_failure(failure: CommandFailed, *, as_json: bool) -> None:
-    """An error with its hint, on standard error."""
+    """Write an error and its hint to standard error."""
     if as_json:
-        sys.stderr.write(json.dumps({"error": _as_answer(failure)}, ensure_ascii=False) + "\n")
+        sys.stderr.write(json.dumps({"error": _error_json(failure)}, ensure_ascii=False) + "\n")
         return
     screen = error_console()
     screen.print(Text.assemble(("Error: ", "bold red"), clean(failure.message)))
@@ -73,7 +73,7 @@ def show_failure(failure: CommandFailed, *, as_json: bool) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, empty: str) -> None:
-    """Rows under their headings; `empty` says what to do where there are none. A pipe gets tabs."""
+    """Write rows under their headings, or the message `empty` where there are none. A pipe gets tabs."""
     listed = [[_cell(value) for value in row] for row in rows]
     if not listed:
         return note(empty)
@@ -91,7 +91,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, 
 
 
 def show_fields(fields: Iterable[tuple[str, str | Text | None]]) -> None:
-    """Names and values, one a line; what is None is left out."""
+    """Write names and values, one a line; a value of None is left out."""
     shown = [(name, _cell(value)) for name, value in fields if value is not None]
     width = max(len(name) for name, _ in shown)
     if not sys.stdout.isatty():
@@ -106,12 +106,12 @@ def show_fields(fields: Iterable[tuple[str, str | Text | None]]) -> None:
 
 
 def state_text(state: str, phase: str | None = None) -> Text:
-    """A state in its colour."""
+    """A state and its phase in the state's colour."""
     return Text(f"{state}: {phase}" if phase else state, style=STATE_STYLES.get(state, ""))
 
 
 def size_text(size: float) -> str:
-    """Bytes for a person."""
+    """A size in bytes with its unit: `512 kB`, `1.2 GB`."""
     for unit in _UNITS:
         if size < 1000 or unit == _UNITS[-1]:
             break
@@ -120,14 +120,14 @@ def size_text(size: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """1:02:03, or 2:03."""
+    """A duration as `1:02:03`, or `2:03` below an hour."""
     minutes, second = divmod(max(0, round(seconds)), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def age_text(moment: datetime) -> str:
-    """How long ago, roughly."""
+    """How long ago a moment was, in its largest whole unit: `3 h ago`."""
     seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
@@ -141,13 +141,13 @@ def _cell(value: str | Text) -> Text:
     return Text(" ".join(clean(value).split("\n")).replace("\t", " "))
 
 
-def _as_answer(failure: CommandFailed) -> dict[str, object]:
-    answer: dict[str, object] = {
+def _error_json(failure: CommandFailed) -> dict[str, object]:
+    error: dict[str, object] = {
         "code": failure.code,
         "message": failure.message,
         "param": failure.param,
         "hint": failure.hint,
     }
     if failure.problems:
-        answer["problems"] = [{"line": one.line, "message": one.message} for one in failure.problems]
-    return answer
+        error["problems"] = [{"line": one.line, "message": one.message} for one in failure.problems]
+    return error

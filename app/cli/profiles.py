@@ -1,4 +1,4 @@
-"""Where the API is and which key it wants: flags, then the environment, then a profile in a file.
+"""Where the API is and which key it needs: from options, then the environment, then a profile in a file.
 
 The file is `tunesmith/config.toml` in the configuration folder of the user, readable by the user alone.
 """
@@ -32,7 +32,7 @@ def config_path() -> Path:
 
 
 def find_connection(url: str | None, api_key: str | None, profile: str | None) -> Connection:
-    """What was given goes before the profile. Raises UsageProblem where the profile is not there."""
+    """The given address and key, else the profile's. Raises UsageProblem for an unknown profile."""
     profiles = read_profiles()
     if profile and profile not in profiles:
         known = ", ".join(profiles) or "none yet"
@@ -40,11 +40,11 @@ def find_connection(url: str | None, api_key: str | None, profile: str | None) -
             f"There is no profile {profile!r} in {config_path()}.",
             hint=f"Known: {known}. `tunesmith --profile {profile} login` makes it.",
         )
-    kept = profiles.get(profile or DEFAULT_PROFILE, Connection())
-    wanted = _clean(url) if url else kept.url
-    if api_key is None and wanted == kept.url:
-        # A kept key goes to its own API alone: another address may be anybody's.
-        api_key = kept.api_key
+    saved = profiles.get(profile or DEFAULT_PROFILE, Connection())
+    wanted = _clean(url) if url else saved.url
+    if api_key is None and wanted == saved.url:
+        # A saved key is sent to its own API alone: another address may be anybody's.
+        api_key = saved.api_key
     return Connection(wanted, api_key or None)
 
 
@@ -63,14 +63,14 @@ def read_profiles() -> dict[str, Connection]:
 
 
 def write_profile(name: str, connection: Connection) -> Path:
-    """Keep a profile beside the others; answers the file's path. Nobody else may read it at any time."""
+    """Add a profile to the file, which only its owner can read from the start. Returns the file's path."""
     path = config_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     profiles = {**read_profiles(), name: connection}
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # made with mode 0600
     try:
         with os.fdopen(handle, "w") as file:
-            file.write("\n".join(_table(name, kept) for name, kept in profiles.items()))
+            file.write("\n".join(_table(name, saved) for name, saved in profiles.items()))
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -10,8 +10,9 @@ from typer.testing import CliRunner, Result
 
 from app.cli import cli
 from app.core.settings import Settings
+from app.core.storage.database import Database
 from app.main import create_app
-from tests.factories import CHAT_ROW, jsonl
+from tests.factories import CHAT_ROW, jsonl, make_adapter
 from tests.fakes import FakeEngine, ServerThread
 
 Run = Callable[..., Result]
@@ -19,7 +20,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No profile and no environment of whoever runs the tests; answers the folder of profiles."""
+    """No profile and no environment of whoever runs the tests. Returns the folder of profiles."""
     for name in ("TUNESMITH_URL", "TUNESMITH_API_KEY", "TUNESMITH_PROFILE", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -56,6 +57,20 @@ def rows(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl([CHAT_ROW]))
     return path
+
+
+@pytest.fixture
+def adapter(database: Database) -> str:
+    """The name of a finished adapter."""
+    with database.transaction() as session:
+        return make_adapter(session).name
+
+
+@pytest.fixture
+def serving(engine: FakeEngine, database: Database, adapter: str) -> FakeEngine:
+    """An engine that answers "Hello" for the adapter."""
+    engine.register(database)
+    return engine
 
 
 def json_of(result: Result) -> Any:

@@ -27,7 +27,7 @@ from app.cli.output import (
     show_table,
     state_text,
 )
-from app.cli.shapes import Dataset, Preview, PreviewRow
+from app.cli.views import DatasetView, PreviewRowView, PreviewView
 
 cli = typer.Typer(help="Rows to learn from: add, list, show, preview, rm.", no_args_is_help=True)
 Name = Annotated[
@@ -78,7 +78,7 @@ def add(
         answer = client.create("/datasets", body)
         if wait:
             answer = _wait_for_rows(client, answer)
-    _answer(answer, as_json=as_json)
+    _show_dataset(answer, as_json=as_json)
 
 
 @cli.command("list")
@@ -93,7 +93,7 @@ def list_datasets(
         return print_json({"data": found})
     rows = [
         (one.id, one.name, state_text(one.state), one.format or "", f"{one.rows:,}", age_text(one.created_at))
-        for one in map(Dataset.model_validate, found)
+        for one in map(DatasetView.model_validate, found)
     ]
     show_table(
         ("ID", "NAME", "STATE", "FORMAT", "ROWS", "ADDED"),
@@ -105,7 +105,7 @@ def list_datasets(
 @cli.command()
 def show(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Format, rows, columns, and the lines that were left out."""
-    _answer(find_dataset(client_of(context), name), as_json=as_json)
+    _show_dataset(find_dataset(client_of(context), name), as_json=as_json)
 
 
 @cli.command()
@@ -136,7 +136,7 @@ def preview(
     answer = client.get(f"/datasets/{find_dataset_id(client, name)}/preview", params)
     if as_json:
         return print_json(answer)
-    found = Preview.model_validate(answer)
+    found = PreviewView.model_validate(answer)
     screen = console()
     for row in found.data:
         screen.print(_row_text(row, marked=not screen.is_terminal or screen.no_color))
@@ -184,9 +184,9 @@ def _wait_for_rows(client: Client, dataset: Any) -> Any:
     return dataset
 
 
-def _answer(answer: Any, *, as_json: bool) -> None:
+def _show_dataset(answer: Any, *, as_json: bool) -> None:
     """Show a dataset. Raises CommandFailed for one that could not be fetched."""
-    found = Dataset.model_validate(answer)
+    found = DatasetView.model_validate(answer)
     if as_json:
         print_json(answer)
     else:
@@ -209,7 +209,7 @@ def _answer(answer: Any, *, as_json: bool) -> None:
         raise CommandFailed(found.error.message, code=found.error.code, hint=found.error.hint)
 
 
-def _row_text(row: PreviewRow, *, marked: bool) -> Text:
+def _row_text(row: PreviewRowView, *, marked: bool) -> Text:
     text = Text.assemble((f"── line {row.line}" + (" (cut)" if row.truncated else ""), "bold"), "\n")
     if row.problem:
         return text.append(clean(row.problem) + "\n", style="red")

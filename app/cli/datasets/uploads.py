@@ -1,4 +1,4 @@
-"""Files of rows on their way to the API: each content is uploaded once, however often it is asked for."""
+"""Uploads files of rows to the API; the same content is uploaded once a day."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from app.cli.client import Client
 from app.cli.failures import CommandFailed, ExitCode, UsageProblem
-from app.cli.jobs.job_files import JobFile
+from app.cli.jobs.files import JobFile
 from app.cli.names import find_dataset_id, looks_like_file
 from app.cli.output import error_console, note
 
@@ -21,7 +21,7 @@ _DATASET_FIELDS = ("dataset", "validation_dataset")
 
 
 def upload(client: Client, path: Path, fields: dict[str, str]) -> Any:
-    """The dataset of a file; the one of an earlier upload of the same content within a day."""
+    """Upload a file. Returns its dataset, or that of an earlier upload of the same content within a day."""
     with _open(path) as file:
         key = _content_key(file, path.name, fields)
     try:
@@ -29,12 +29,12 @@ def upload(client: Client, path: Path, fields: dict[str, str]) -> Any:
     except CommandFailed as failure:
         if failure.exit_code is not ExitCode.NOT_FOUND:
             raise
-        # The earlier upload was deleted since; its key still stands for it.
+        # The dataset of the earlier upload was deleted; its idempotency key still refers to it.
         return _send(client, path, fields, f"cli-{uuid.uuid4()}")
 
 
 def fill_in_datasets(client: Client, job_file: JobFile) -> dict[str, Any]:
-    """The job's body with ids for names and files; files are uploaded."""
+    """The job's body with dataset ids in place of names and files. Uploads the files."""
     body = dict(job_file.body)
     for field in _DATASET_FIELDS:
         named = body.get(field)
@@ -43,7 +43,7 @@ def fill_in_datasets(client: Client, job_file: JobFile) -> dict[str, Any]:
                 body[field] = _find_or_upload(client, job_file.folder, named)
             except CommandFailed as failure:
                 failure.param = field
-                raise job_file.place(failure) from None
+                raise job_file.locate(failure) from None
     return body
 
 
@@ -81,7 +81,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _watched(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
-    """The file with a bar on the terminal, for as long as it is being sent."""
+    """The file, wrapped so that reading it moves a progress bar on the terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     screen = error_console()
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:

@@ -1,4 +1,4 @@
-"""Answers of `/generate`, as they are made."""
+"""Streams answers of `POST /generate`, and the options that sample them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def sampling(
     seed: int | None,
     stop: list[str] | None,
 ) -> dict[str, Any]:
-    """The part of a request that says how to sample; what is not given is the API's default."""
+    """The sampling parameters of a request; those not given are left to the API's defaults."""
     given = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -41,7 +41,7 @@ def sampling(
 
 @dataclass
 class StreamedAnswer:
-    """An answer in pieces; `end` is everything else about it, once it is whole."""
+    """An answer in pieces; `end` is the content of the event `done`, empty until it has arrived."""
 
     pieces: Iterator[str]
     end: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class StreamedAnswer:
 
 @contextmanager
 def stream_answer(client: Client, body: dict[str, Any]) -> Iterator[StreamedAnswer]:
-    """Ask, and read the answer piece by piece. Leaving early ends the work. Raises CommandFailed."""
+    """Request an answer and read it in pieces. Leaving the context cancels it. Raises CommandFailed."""
     try:
         with client.stream("POST", "/generate", body={**body, "stream": True}) as response:
             answer = StreamedAnswer(iter(()))

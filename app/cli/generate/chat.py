@@ -1,4 +1,4 @@
-"""`tunesmith chat`: the recipe's "Ask >" loop, with a memory."""
+"""`tunesmith chat`: a loop of questions and answers over one conversation."""
 
 import contextlib
 import sys
@@ -19,9 +19,9 @@ from app.cli.generate.answers import (
     sampling,
     stream_answer,
 )
-from app.cli.generate.commands import Speaker, write_pieces
+from app.cli.generate.commands import TargetName, write_pieces
 from app.cli.invocation import Json, client_of
-from app.cli.names import find_speaker
+from app.cli.names import find_target
 from app.cli.output import note, print_json_line, show_failure
 
 PROMPT = "Ask > "
@@ -31,7 +31,7 @@ _FATAL = (ExitCode.UNREACHABLE, ExitCode.UNAUTHORIZED, ExitCode.NOT_FOUND)
 
 def chat(
     context: typer.Context,
-    model: Speaker,
+    model: TargetName,
     system: System = None,
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = None,
@@ -46,7 +46,7 @@ def chat(
     """
     client = client_of(context)
     how = sampling(max_new_tokens, temperature, top_p, seed=seed, stop=stop)
-    conversation = Conversation(client, find_speaker(client, model) | how, system)
+    session = ChatSession(client, find_target(client, model) | how, system)
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() its editing and history
@@ -58,18 +58,18 @@ def chat(
             case "/exit" | "/quit":
                 return
             case "/reset":
-                conversation.reset()
+                session.reset()
                 note("Forgotten.", "dim")
             case "/help":
                 note(_HELP, "dim")
             case command if command.startswith("/"):
                 note(f"There is no {command.split()[0]}. {_HELP}", "yellow")
             case text:
-                _ask(conversation, text, as_json=as_json)
+                _ask(session, text, as_json=as_json)
 
 
-class Conversation:
-    """What was said so far, and to whom."""
+class ChatSession:
+    """The turns of a conversation with one adapter or base model."""
 
     def __init__(self, client: Client, settings: dict[str, object], system: str | None) -> None:
         self._client = client
@@ -82,35 +82,35 @@ class Conversation:
         self.turns = []
 
     def ask(self, question: str, *, as_json: bool) -> None:
-        """Ask, and write the answer as it comes. What was said of an interrupted answer is kept.
+        """Send a question and write the answer as it arrives. A part that was interrupted is a turn, too.
 
-        Raises CommandFailed and KeyboardInterrupt; a question without any answer is not remembered.
+        Raises CommandFailed and KeyboardInterrupt; a question without any answer becomes no turn.
         """
         asked = [*self.turns, {"role": "user", "content": question}]
         said: list[str] = []
         try:
             body = {**self._settings, "messages": [*self._system, *asked]}
             with stream_answer(self._client, body) as answer:
-                kept = StreamedAnswer(_keep(answer, said), answer.end)
+                recorded = StreamedAnswer(_record(answer, said), answer.end)
                 if as_json:
-                    text = "".join(kept.pieces)
+                    text = "".join(recorded.pieces)
                     print_json_line({"text": text, **answer.end})
                 else:
-                    write_pieces(kept)
+                    write_pieces(recorded)
         finally:
             if said:
                 self.turns = [*asked, {"role": "assistant", "content": "".join(said)}]
 
 
-def _keep(answer: StreamedAnswer, said: list[str]) -> Iterator[str]:
+def _record(answer: StreamedAnswer, said: list[str]) -> Iterator[str]:
     for piece in answer.pieces:
         said.append(piece)
         yield piece
 
 
-def _ask(conversation: Conversation, question: str, *, as_json: bool) -> None:
+def _ask(session: ChatSession, question: str, *, as_json: bool) -> None:
     try:
-        conversation.ask(question, as_json=as_json)
+        session.ask(question, as_json=as_json)
     except KeyboardInterrupt:
         sys.stdout.write("\n")
         note("Stopped.", "dim")
@@ -123,7 +123,7 @@ def _ask(conversation: Conversation, question: str, *, as_json: bool) -> None:
 
 
 def _read_question() -> str | None:
-    """A line that was typed; None at the end. Ctrl-C throws the line away."""
+    """The next line of standard input, None at its end. Ctrl-C discards the line."""
     while True:
         try:
             if not sys.stdin.isatty():

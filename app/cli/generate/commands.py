@@ -19,20 +19,20 @@ from app.cli.generate.answers import (
     stream_answer,
 )
 from app.cli.invocation import Json, client_of
-from app.cli.names import find_speaker
+from app.cli.names import find_target
 from app.cli.output import clean, note, print_json
 
-Speaker = Annotated[
+TargetName = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Adapter (name or id), or base model.", autocompletion=completions.speakers
+        metavar="MODEL", help="Adapter (name or id), or base model.", autocompletion=completions.targets
     ),
 ]
 
 
 def generate(
     context: typer.Context,
-    model: Speaker,
+    model: TargetName,
     prompt: Annotated[
         str | None, typer.Argument(help="The question; `-` or nothing: standard input.", show_default=False)
     ] = None,
@@ -50,7 +50,7 @@ def generate(
     """Ask an adapter or a base model once."""
     client = client_of(context)
     body: dict[str, Any] = sampling(max_new_tokens, temperature, top_p, seed=seed, stop=stop)
-    body |= _question(_text(prompt), raw=raw, system=system) | find_speaker(client, model)
+    body |= _question(_text(prompt), raw=raw, system=system) | find_target(client, model)
     if as_json:
         return print_json(client.post("/generate", body))
     with stream_answer(client, body) as answer:
@@ -60,7 +60,7 @@ def generate(
 
 
 def write_pieces(answer: StreamedAnswer) -> str:
-    """Write an answer as it comes; answers the whole of it."""
+    """Write an answer to standard output as it arrives. Returns its text."""
     said = ""
     for piece in answer.pieces:
         said += piece

@@ -1,1 +1,1 @@
-"""`tunesmith jobs`: commands, job files, and the views of a job."""
+"""`tunesmith jobs`: the commands, job files, and how jobs are displayed."""

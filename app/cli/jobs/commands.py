@@ -11,13 +11,13 @@ from app.cli.client import Client
 from app.cli.datasets.uploads import fill_in_datasets
 from app.cli.failures import CommandFailed, ExitCode
 from app.cli.invocation import Json, client_of
-from app.cli.jobs import event_lines, job_views
+from app.cli.jobs import event_lines, output as job_output
 from app.cli.jobs.event_source import Interrupted, follow
-from app.cli.jobs.follow_view import make_view
-from app.cli.jobs.job_files import read_job_file
+from app.cli.jobs.files import read_job_file
+from app.cli.jobs.follow_display import make_display
 from app.cli.names import find_job, find_job_id
 from app.cli.output import clean, note, print_json, print_json_line
-from app.cli.shapes import Event, Job, LossPoint, Preflight
+from app.cli.views import EventView, JobView, LossPointView, PreflightView
 
 cli = typer.Typer(help="Fine-tuning jobs: submit one, watch it, stop it.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="JOB", help="Id or name.", autocompletion=completions.jobs)]
@@ -46,8 +46,8 @@ def submit(
     try:
         answer = client.create("/jobs", body)
     except CommandFailed as failure:
-        raise job_file.place(failure) from None
-    job = Job.model_validate(answer)
+        raise job_file.locate(failure) from None
+    job = JobView.model_validate(answer)
     if follow_it:
         note(f"Submitted {job.name} ({job.id})." if job.name != job.id else f"Submitted {job.id}.")
         return _watch(client, job, as_json=as_json)
@@ -66,12 +66,12 @@ def preflight(context: typer.Context, file: File, overrides: Set = None, as_json
     try:
         answer = client.post("/jobs/preflight", body)
     except CommandFailed as failure:
-        raise job_file.place(failure) from None
-    found = Preflight.model_validate(answer)
+        raise job_file.locate(failure) from None
+    found = PreflightView.model_validate(answer)
     if as_json:
         print_json(answer)
     else:
-        job_views.show_preflight(found)
+        job_output.show_preflight(found)
     if not found.fits:
         raise typer.Exit(ExitCode.ERROR)
 
@@ -80,7 +80,7 @@ def preflight(context: typer.Context, file: File, overrides: Set = None, as_json
 def follow_job(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Watch a job until it has ended: bar, loss, speed, time left. Exit status 1 unless it succeeds."""
     client = client_of(context)
-    _watch(client, Job.model_validate(find_job(client, name)), as_json=as_json)
+    _watch(client, JobView.model_validate(find_job(client, name)), as_json=as_json)
 
 
 @cli.command("list")
@@ -94,7 +94,7 @@ def list_jobs(
     found = client_of(context).list("/jobs", limit=limit, params={"state": state})
     if as_json:
         return print_json({"data": found})
-    job_views.show_list([Job.model_validate(job) for job in found])
+    job_output.show_list([JobView.model_validate(job) for job in found])
 
 
 @cli.command()
@@ -104,8 +104,8 @@ def show(context: typer.Context, name: Name, as_json: Json = False) -> None:
     answer = find_job(client, name)
     if as_json:
         return print_json(answer)
-    job = Job.model_validate(answer)
-    job_views.show(job, _curve(client, job.id))
+    job = JobView.model_validate(answer)
+    job_output.show(job, _curve(client, job.id))
 
 
 @cli.command()
@@ -118,7 +118,7 @@ def logs(
     """What a job did, a line an event; with --json a JSON object a line."""
     client = client_of(context)
     job_id = find_job_id(client, name)
-    stored = (Event.model_validate(event) for event in client.iterate(f"/jobs/{job_id}/events"))
+    stored = (EventView.model_validate(event) for event in client.iterate(f"/jobs/{job_id}/events"))
     try:
         for event in follow(client, job_id) if follow_it else stored:
             if isinstance(event, Interrupted):
@@ -147,46 +147,46 @@ def metrics(
     elif as_json:
         print_json(client.get(path, {"format": "json"}))
     else:
-        job_views.show_curve([LossPoint.model_validate(point) for point in client.get(path)["data"]])
+        job_output.show_curve([LossPointView.model_validate(point) for point in client.get(path)["data"]])
 
 
 @cli.command()
 def cancel(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """End a job; a running one stops after its step and keeps a checkpoint."""
-    _ask_for(context, name, "cancel", as_json=as_json)
+    _request_change(context, name, "cancel", as_json=as_json)
 
 
 @cli.command()
 def pause(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Free the GPU; the job keeps its place and goes on with `resume`."""
-    _ask_for(context, name, "pause", as_json=as_json)
+    _request_change(context, name, "pause", as_json=as_json)
 
 
 @cli.command()
 def resume(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Queue a paused job again; it goes on as if it had never stopped."""
-    _ask_for(context, name, "resume", as_json=as_json)
+    _request_change(context, name, "resume", as_json=as_json)
 
 
 @cli.command()
 def retry(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
-    _ask_for(context, name, "retry", as_json=as_json)
+    _request_change(context, name, "retry", as_json=as_json)
 
 
-def _ask_for(context: typer.Context, name: str, change: str, *, as_json: bool) -> None:
+def _request_change(context: typer.Context, name: str, change: str, *, as_json: bool) -> None:
     client = client_of(context)
     answer = client.post(f"/jobs/{find_job_id(client, name)}/{change}")
     if as_json:
         return print_json(answer)
-    typer.echo(f"{answer['id']}  {job_views.change_text(Job.model_validate(answer))}")
+    typer.echo(f"{answer['id']}  {job_output.change_text(JobView.model_validate(answer))}")
 
 
-def _watch(client: Client, job: Job, *, as_json: bool) -> None:
+def _watch(client: Client, job: JobView, *, as_json: bool) -> None:
     try:
-        with make_view(job, on_stderr=as_json) as view:
+        with make_display(job, on_stderr=as_json) as display:
             for event in follow(client, job.id):
-                view.show(event)
+                display.show(event)
         answer = client.get(f"/jobs/{job.id}")
     except KeyboardInterrupt:
         note(f"The job goes on. `tunesmith jobs follow {job.id}` comes back to it,")
@@ -196,16 +196,16 @@ def _watch(client: Client, job: Job, *, as_json: bool) -> None:
         if failure.exit_code is ExitCode.UNREACHABLE:
             failure.hint = f"The job may well go on. `tunesmith jobs follow {job.id}` comes back to it."
         raise
-    ended = Job.model_validate(answer)
+    ended = JobView.model_validate(answer)
     if as_json:
         print_json(answer)
     else:
-        job_views.show_end(ended, _adapter_name(client, ended))
+        job_output.show_end(ended, _adapter_name(client, ended))
     if ended.state != "succeeded":
         raise typer.Exit(ExitCode.ERROR)
 
 
-def _adapter_name(client: Client, job: Job) -> str | None:
+def _adapter_name(client: Client, job: JobView) -> str | None:
     if job.adapter is None:
         return None
     try:
@@ -214,5 +214,5 @@ def _adapter_name(client: Client, job: Job) -> str | None:
         return job.adapter  # deleted meanwhile
 
 
-def _curve(client: Client, job_id: str) -> list[LossPoint]:
-    return [LossPoint.model_validate(point) for point in client.get(f"/jobs/{job_id}/metrics")["data"]]
+def _curve(client: Client, job_id: str) -> list[LossPointView]:
+    return [LossPointView.model_validate(point) for point in client.get(f"/jobs/{job_id}/metrics")["data"]]

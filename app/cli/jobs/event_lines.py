@@ -1,4 +1,4 @@
-"""A job's events as lines of text, and its losses as a row of little bars. Pure."""
+"""Renders a job's events as lines of text and its losses as a sparkline. Pure."""
 
 import math
 from collections.abc import Sequence
@@ -6,21 +6,21 @@ from itertools import pairwise
 from typing import Any
 
 from app.cli.output import clean, duration_text
-from app.cli.shapes import Event
+from app.cli.views import EventView
 
 _BARS = "▁▂▃▄▅▆▇█"
 TEXT_COLUMN = 22
 _INDENT = "\n" + " " * TEXT_COLUMN
 
 
-def render(event: Event) -> str:
-    """One event as a line: its local time, its kind, what it says."""
+def render(event: EventView) -> str:
+    """One event as a line: its local time, its type, its text."""
     at = event.at.astimezone()
     return f"{at:%H:%M:%S}  {event.type:<10}  {clean(describe(event)).replace(chr(10), _INDENT)}"
 
 
-def describe(event: Event) -> str:
-    """What an event says, without its time and kind."""
+def describe(event: EventView) -> str:
+    """The text of an event, without its time and type."""
     found = event.data
     match event.type:
         case "metrics":
@@ -43,7 +43,7 @@ def loss_text(loss: float | None) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int = 40) -> str:
-    """The values as bars, the lowest at the bottom; each bar is the mean of its share of them."""
+    """The finite values as bars of height 1 to 8; more than `width` values are averaged in groups."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if len(known) > width:
         edges = [round(place * len(known) / width) for place in range(width + 1)]

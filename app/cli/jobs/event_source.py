@@ -1,4 +1,4 @@
-"""The events of a job as they come, without a gap or a double, also while the API restarts."""
+"""Follows the events of a job, without a gap or a duplicate, also while the API restarts."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from httpx_sse import EventSource, SSEError
 
 from app.cli.client import Client
 from app.cli.failures import CommandFailed, ExitCode
-from app.cli.shapes import ENDED, Event
+from app.cli.views import ENDED, EventView
 
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 4.0
@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The stream broke off, and is asked for again in so many seconds."""
+    """The stream broke off; the next request follows after `wait_seconds`."""
 
     reason: str
     wait_seconds: float
@@ -26,10 +26,10 @@ class Interrupted:
 
 def follow(
     client: Client, job_id: str, *, after: int = 0, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Event | Interrupted]:
+) -> Iterator[EventView | Interrupted]:
     """Events after a seq, until the job has ended.
 
-    Raises CommandFailed: at once where the API says no, and where it does not answer for ten minutes.
+    Raises CommandFailed: at once where the API refuses, and after ten minutes without a response.
     """
     silent_seconds = 0.0
     wait_seconds = _FIRST_WAIT_SECONDS
@@ -47,7 +47,7 @@ def follow(
         except httpx.TransportError as error:
             failure = client.unreachable(error)
         except CommandFailed as error:
-            # 503 comes from a proxy while the API restarts; anything else would be said again and again.
+            # 503 comes from a proxy while the API restarts; a retry would not change any other status.
             if error.exit_code not in (ExitCode.BUSY, ExitCode.UNREACHABLE):
                 raise
             failure = error
@@ -59,7 +59,7 @@ def follow(
         wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
 
 
-def _stream(client: Client, job_id: str, after: int) -> Iterator[Event]:
+def _stream(client: Client, job_id: str, after: int) -> Iterator[EventView]:
     headers = {"accept": "text/event-stream"} | ({"last-event-id": str(after)} if after else {})
     with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
         if response.status_code == httpx.codes.NO_CONTENT:
@@ -67,13 +67,13 @@ def _stream(client: Client, job_id: str, after: int) -> Iterator[Event]:
         try:
             for message in EventSource(response).iter_sse():
                 if message.data:  # httpx-sse makes an empty message of a keep-alive comment
-                    yield Event.model_validate_json(message.data)
+                    yield EventView.model_validate_json(message.data)
         except SSEError as error:
             raise CommandFailed(f"{client.url} sends no events: {error}", code="not_tunesmith") from None
 
 
 def _is_over(client: Client, job_id: str, after: int) -> bool:
-    """Whether the job ended with the last event that came (which this follower may have been told before)."""
+    """Whether the job has ended and has no event after this seq."""
     job = client.get(f"/jobs/{job_id}")
     left = client.get(f"/jobs/{job_id}/events", {"after": after, "limit": 1})["data"]
     return job["state"] in ENDED and not left

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from app.cli.jobs.event_lines import render, sparkline
-from app.cli.shapes import Event
+from app.cli.views import EventView
 
 
 @pytest.mark.parametrize(
@@ -36,5 +36,5 @@ def test_a_long_sparkline_is_drawn_from_means() -> None:
     ],
 )
 def test_an_event_is_a_line(kind: str, content: dict[str, object], text: str) -> None:
-    event = Event(seq=1, at="2026-11-25T00:00:00Z", level="info", type=kind, data=content)  # type: ignore[arg-type]
+    event = EventView(seq=1, at="2026-11-25T00:00:00Z", level="info", type=kind, data=content)  # type: ignore[arg-type]
     assert render(event)[10:] == text

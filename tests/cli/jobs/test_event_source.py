@@ -11,7 +11,7 @@ from app.cli.client import Client
 from app.cli.failures import CommandFailed
 from app.cli.jobs.event_source import Interrupted, follow
 from app.cli.profiles import Connection
-from app.cli.shapes import Event
+from app.cli.views import EventView
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Log
 from app.core.settings import Settings
@@ -73,11 +73,11 @@ def test_a_follower_outlives_the_api_without_a_gap_or_a_double(
     with Client(Connection(restarting.url)) as client:
         following = follow(client, job_id, sleep=come_back)
         first = next(following)
-        assert isinstance(first, Event)
+        assert isinstance(first, EventView)
         restarting.stop()
         rest = list(following)
     assert waits == [0.25, 0.5, 1.0]
-    assert [event.seq for event in rest if isinstance(event, Event)] == [2, 3]
+    assert [event.seq for event in rest if isinstance(event, EventView)] == [2, 3]
     assert sum(isinstance(event, Interrupted) for event in rest) == 3
 
 
@@ -102,7 +102,7 @@ def test_a_keep_alive_is_no_event() -> None:
     with Client(Connection(server.url)) as client:
         found = list(follow(client, "job_0000000000000000", sleep=pytest.fail))
     server.stop()
-    assert [event.seq for event in found if isinstance(event, Event)] == [1, 2]
+    assert [event.seq for event in found if isinstance(event, EventView)] == [1, 2]
 
 
 def test_a_job_that_is_not_there_is_said_at_once(restarting: RestartingApi) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a job while it works: on a terminal a bar that moves, in a pipe a line an event."""
+"""Displays a job while it is followed: a progress bar on a terminal, a line an event in a pipe."""
 
 import sys
 import time
@@ -15,14 +15,14 @@ from rich.text import Text
 from app.cli.jobs import event_lines
 from app.cli.jobs.event_source import Interrupted
 from app.cli.output import clean, console, duration_text, error_console, state_text
-from app.cli.shapes import Event, Job
+from app.cli.views import EventView, JobView
 
 _SPARK_WIDTH = 30
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
-class View(Protocol):
-    """Shows events."""
+class Display(Protocol):
+    """Shows events as they arrive."""
 
     def __enter__(self) -> Self: ...
 
@@ -30,18 +30,18 @@ class View(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def show(self, event: Event | Interrupted) -> None:
-        """Show what came."""
+    def show(self, event: EventView | Interrupted) -> None:
+        """Show an event or an interruption."""
         ...
 
 
-def make_view(job: Job, *, on_stderr: bool) -> View:
-    """The view that fits where it goes. Standard output is left to the answer where that is JSON."""
+def make_display(job: JobView, *, on_stderr: bool) -> Display:
+    """The display for a terminal or a pipe. `on_stderr` leaves standard output to a result in JSON."""
     screen = error_console() if on_stderr else console()
-    return TerminalView(job, screen) if screen.is_terminal else LineView(on_stderr=on_stderr)
+    return TerminalDisplay(job, screen) if screen.is_terminal else LineDisplay(on_stderr=on_stderr)
 
 
-class LineView:
+class LineDisplay:
     """A line an event, without control codes."""
 
     def __init__(self, *, on_stderr: bool) -> None:
@@ -56,8 +56,8 @@ class LineView:
     ) -> None:
         self._target.flush()
 
-    def show(self, event: Event | Interrupted) -> None:
-        """Write it at once; a break is said once."""
+    def show(self, event: EventView | Interrupted) -> None:
+        """Write an event, unbuffered; of interruptions in a row the first one alone."""
         if isinstance(event, Interrupted):
             if not self._is_cut_off:
                 sys.stderr.write(f"Connection lost: {clean(event.reason)} Trying again.\n")
@@ -69,8 +69,8 @@ class LineView:
 
 
 @dataclass
-class _Seen:
-    """What the events have said so far."""
+class _Status:
+    """The job's state and figures as of the last event."""
 
     state: str
     phase: str | None = None
@@ -87,12 +87,12 @@ class _Seen:
     trouble: str | None = None
 
 
-class TerminalView:
-    """A few lines that are redrawn in place; warnings, logs and checkpoints scroll by above them."""
+class TerminalDisplay:
+    """A few lines that are redrawn in place; warnings, logs and evaluations scroll above them."""
 
-    def __init__(self, job: Job, screen: Console) -> None:
+    def __init__(self, job: JobView, screen: Console) -> None:
         self._job = job
-        self._seen = _Seen(job.state, job.phase)
+        self._status = _Status(job.state, job.phase)
         self._screen = screen
         self._live = Live(get_renderable=self._draw, console=screen, refresh_per_second=8)
 
@@ -103,96 +103,98 @@ class TerminalView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._seen.ends_at = None
+        self._status.ends_at = None
         self._live.stop()
 
-    def show(self, event: Event | Interrupted) -> None:
-        """Take it in; the screen follows."""
-        seen = self._seen
+    def show(self, event: EventView | Interrupted) -> None:
+        """Update the status, which is redrawn; write warnings, logs and evaluations above it."""
+        status = self._status
         if isinstance(event, Interrupted):
-            seen.trouble = clean(event.reason)
+            status.trouble = clean(event.reason)
             return
-        seen.trouble = None
+        status.trouble = None
         match event.type:
             case "metrics":
-                self._take_metrics(event)
+                self._apply_metrics(event)
             case "eval":
-                seen.has_evaluated, seen.eval_loss = True, event.data["loss"]
+                status.has_evaluated, status.eval_loss = True, event.data["loss"]
             case "state":
-                self._take_state(event)
+                self._apply_state(event)
         if event.type in ("log", "warning", "eval") or event.level != "info":
             style = {"warning": "yellow", "error": "red"}.get(event.level, "")
             line = event_lines.render(event)
-            grid = Table.grid()  # so that what wraps stands under what it belongs to
+            grid = Table.grid()  # a wrapped text continues under its own column
             grid.add_column(no_wrap=True)
             grid.add_column()
             grid.add_row(line[: event_lines.TEXT_COLUMN], Text(line[event_lines.TEXT_COLUMN :]))
             self._screen.print(grid, style=style)
 
-    def _take_metrics(self, event: Event) -> None:
-        seen, found = self._seen, event.data
-        seen.step, seen.total_steps, seen.epoch = found["step"], found["total_steps"], found["epoch"]
-        # A resumed attempt repeats steps after its checkpoint: the last word counts.
-        seen.losses = {step: loss for step, loss in seen.losses.items() if step < found["step"]}
-        seen.losses[found["step"]] = found["loss"]
-        seen.tokens_per_second = found.get("tokens_per_second")
+    def _apply_metrics(self, event: EventView) -> None:
+        status, found = self._status, event.data
+        status.step, status.total_steps, status.epoch = found["step"], found["total_steps"], found["epoch"]
+        # A resumed attempt repeats steps after its checkpoint: the last value counts.
+        status.losses = {step: loss for step, loss in status.losses.items() if step < found["step"]}
+        status.losses[found["step"]] = found["loss"]
+        status.tokens_per_second = found.get("tokens_per_second")
         eta = found.get("eta_seconds")
         age = max(0.0, time.time() - event.at.timestamp())
-        seen.ends_at = time.monotonic() + eta - age if eta is not None else None
+        status.ends_at = time.monotonic() + eta - age if eta is not None else None
 
-    def _take_state(self, event: Event) -> None:
-        seen = self._seen
-        seen.state, seen.phase = event.data["state"], event.data.get("phase")
-        seen.attempt = event.data.get("attempt") or seen.attempt
-        if seen.state != "running" or seen.phase in ("saving", "verifying"):
-            seen.ends_at = None
+    def _apply_state(self, event: EventView) -> None:
+        status = self._status
+        status.state, status.phase = event.data["state"], event.data.get("phase")
+        status.attempt = event.data.get("attempt") or status.attempt
+        if status.state != "running" or status.phase in ("saving", "verifying"):
+            status.ends_at = None
 
     def _draw(self) -> Group:
         lines: list[Text | Table] = [self._draw_head(), self._draw_bar()]
-        if self._seen.losses:
+        if self._status.losses:
             lines.append(self._draw_figures())
-        if self._seen.trouble:
-            trouble = f"Connection lost, trying again: {self._seen.trouble}"
+        if self._status.trouble:
+            trouble = f"Connection lost, trying again: {self._status.trouble}"
             lines.append(_one_line(Text(trouble, style="yellow")))
         return Group(*lines)
 
     def _draw_head(self) -> Text:
-        seen, name = self._seen, clean(self._job.name)
-        is_busy = seen.state in ("queued", "running")
+        status, name = self._status, clean(self._job.name)
+        is_busy = status.state in ("queued", "running")
         mark = _SPINNER[int(time.monotonic() * 8) % len(_SPINNER)] if is_busy else "•"
         head = Text.assemble(f"{mark} ", (name, "bold"), "  ")
-        head.append_text(state_text(seen.state, seen.phase))
-        if seen.attempt and seen.attempt > 1:
-            head.append(f"  attempt {seen.attempt}")
-        if seen.state == "paused":
+        head.append_text(state_text(status.state, status.phase))
+        if status.attempt and status.attempt > 1:
+            head.append(f"  attempt {status.attempt}")
+        if status.state == "paused":
             head.append(f"  `tunesmith jobs resume {self._job.id}` goes on", style="dim")
         return _one_line(head)
 
     def _draw_bar(self) -> Table:
-        seen = self._seen
-        total = seen.total_steps
+        status = self._status
+        total = status.total_steps
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column(ratio=1)
         grid.add_column(justify="right", no_wrap=True)
         bar = ProgressBar(
-            total=total or 1, completed=seen.step, complete_style="cyan", finished_style="green"
+            total=total or 1, completed=status.step, complete_style="cyan", finished_style="green"
         )
-        figures = f"{seen.step}/{total}  {seen.step / total:.0%}" if total else "waiting for the first step"
+        figures = (
+            f"{status.step}/{total}  {status.step / total:.0%}" if total else "waiting for the first step"
+        )
         grid.add_row(bar, Text(figures))
         return grid
 
     def _draw_figures(self) -> Text:
-        seen = self._seen
-        losses = [seen.losses[step] for step in sorted(seen.losses)]
+        status = self._status
+        losses = [status.losses[step] for step in sorted(status.losses)]
         line = Text.assemble("loss ", (event_lines.loss_text(losses[-1]), "bold"), " ")
-        rest = f"  eval {event_lines.loss_text(seen.eval_loss)}" if seen.has_evaluated else ""
-        rest += f"  epoch {seen.epoch:.2f}"
-        if seen.tokens_per_second:
-            rest += f"  {seen.tokens_per_second:,.0f} tok/s"
-        if seen.ends_at is not None:
-            rest += f"  {duration_text(seen.ends_at - time.monotonic())} left"
-        room = self._screen.width - len(line) - len(rest)
-        line.append(event_lines.sparkline(losses, min(max(room, 1), _SPARK_WIDTH)), style="cyan")
+        rest = f"  eval {event_lines.loss_text(status.eval_loss)}" if status.has_evaluated else ""
+        rest += f"  epoch {status.epoch:.2f}"
+        if status.tokens_per_second:
+            rest += f"  {status.tokens_per_second:,.0f} tok/s"
+        if status.ends_at is not None:
+            rest += f"  {duration_text(status.ends_at - time.monotonic())} left"
+        free_width = self._screen.width - len(line) - len(rest)
+        line.append(event_lines.sparkline(losses, min(max(free_width, 1), _SPARK_WIDTH)), style="cyan")
         return _one_line(line.append(rest))
 
 

@@ -1,4 +1,4 @@
-"""Jobs, their curves and what they would do, as people see them."""
+"""Writes jobs, loss curves and preflights for people."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,13 +17,13 @@ from app.cli.output import (
     size_text,
     state_text,
 )
-from app.cli.shapes import Attempt, Job, LossPoint, Preflight
+from app.cli.views import AttemptView, JobView, LossPointView, PreflightView
 
 _BAR_WIDTH = 40
 
 
-def show_list(jobs: Sequence[Job]) -> None:
-    """One line a job."""
+def show_list(jobs: Sequence[JobView]) -> None:
+    """Write a table of jobs, one a line."""
     rows = [
         (
             job.id,
@@ -42,8 +42,8 @@ def show_list(jobs: Sequence[Job]) -> None:
     )
 
 
-def show(job: Job, curve: Sequence[LossPoint]) -> None:
-    """All about one job."""
+def show(job: JobView, curve: Sequence[LossPointView]) -> None:
+    """Write everything about one job."""
     training = [point.loss for point in curve if point.kind == "train"]
     evaluation = [point.loss for point in curve if point.kind == "eval"]
     eta = job.progress.eta_seconds
@@ -69,8 +69,8 @@ def show(job: Job, curve: Sequence[LossPoint]) -> None:
     _show_error(job)
 
 
-def show_end(job: Job, adapter: str | None) -> None:
-    """How a job that was followed ended."""
+def show_end(job: JobView, adapter: str | None) -> None:
+    """Write how a followed job ended. `adapter` is the name of its finished adapter."""
     screen = console()
     took = ""
     if job.started_at and job.finished_at:
@@ -83,14 +83,14 @@ def show_end(job: Job, adapter: str | None) -> None:
         note(f"`tunesmith jobs retry {job.id}` goes on from its last checkpoint.", "dim")
 
 
-def change_text(job: Job) -> str:
-    """What has become of a job after a change was asked for."""
+def change_text(job: JobView) -> str:
+    """The state of a job after a change was requested."""
     asked = _asked_for(job)
     return f"{job.state}, {asked}" if asked else job.state
 
 
-def show_curve(points: Sequence[LossPoint]) -> None:
-    """The curve as bars, and as figures."""
+def show_curve(points: Sequence[LossPointView]) -> None:
+    """Write a loss curve as a sparkline and as a table."""
     training = [point.loss for point in points if point.kind == "train"]
     if training:
         note(f"loss {loss_text(training[0])} {sparkline(training, 60)} {loss_text(training[-1])}")
@@ -111,8 +111,8 @@ def show_curve(points: Sequence[LossPoint]) -> None:
     )
 
 
-def show_preflight(found: Preflight) -> None:
-    """What a job would do."""
+def show_preflight(found: PreflightView) -> None:
+    """Write what a job would do and need."""
     measured = "as the last one went" if found.time["basis"] == "measured" else "a guess"
     share = found.memory["total"] / max(1, found.device["free_bytes"])
     truncated, dropped = found.truncated["count"], found.dropped["count"]
@@ -157,12 +157,12 @@ def _memory_bar(share: float, *, fits: bool) -> Text:
     return bar.append("░" * (_BAR_WIDTH - filled), style="dim").append(f" {share:.0%}")
 
 
-def _steps(job: Job) -> str:
+def _steps(job: JobView) -> str:
     total = job.progress.total_steps
     return f"{job.progress.step}/{total}" if total else ""
 
 
-def _asked_for(job: Job) -> str | None:
+def _asked_for(job: JobView) -> str | None:
     if job.has_ended:
         return None
     if job.cancel_requested_at:
@@ -174,12 +174,12 @@ def _moment(moment: datetime | None) -> str | None:
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else None
 
 
-def _attempt_text(attempt: Attempt) -> str:
+def _attempt_text(attempt: AttemptView) -> str:
     ended = attempt.exit_reason.replace("_", " ") if attempt.exit_reason else "goes on"
     return f"{ended}, by {attempt.worker} since {_moment(attempt.started_at)}"
 
 
-def _show_error(job: Job) -> None:
+def _show_error(job: JobView) -> None:
     if job.error is None:
         return
     note(f"{job.error.message} ({job.error.code})", "red")

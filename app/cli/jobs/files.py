@@ -1,6 +1,6 @@
-"""Job files: YAML or JSON to the body of `POST /jobs`, with `--set` on top, and back to the line of an error.
+"""Reads job files, YAML or JSON, into the body of `POST /jobs`, applies `--set`, and finds an error's line.
 
-What the fields mean is the API's to say: nothing here knows them but those that name a dataset.
+Knows no field of a job: the API validates them.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ STDIN = Path("-")
 
 @dataclass(frozen=True)
 class JobFile:
-    """A job as it was written down, and where each of its fields stands."""
+    """The body of a job, the line of each of its fields, and the values of `--set`."""
 
     path: Path
     body: dict[str, Any]
@@ -31,11 +31,11 @@ class JobFile:
 
     @property
     def folder(self) -> Path:
-        """Where the files lie that it names."""
+        """The folder that relative paths in the file start from."""
         return Path() if self.path == STDIN else self.path.parent
 
-    def place(self, failure: CommandFailed) -> CommandFailed:
-        """The failure, with where in the file its field is."""
+    def locate(self, failure: CommandFailed) -> CommandFailed:
+        """The failure, with the line or the `--set` option of its field in the message."""
         param = failure.param
         if not param:
             return failure
@@ -84,7 +84,7 @@ def _parse(path: Path, text: str) -> CommentedMap:
 
 
 def _plain(path: Path, parsed: CommentedMap) -> Any:
-    """Only what JSON knows; a date, which YAML sees in 2026-11-25, is meant as text."""
+    """The fields as JSON types. A date, which YAML makes of 2026-11-25, becomes text again."""
     try:
         return json.loads(json.dumps(parsed, default=str, allow_nan=False))
     except (TypeError, ValueError) as error:

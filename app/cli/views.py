@@ -1,14 +1,16 @@
-"""The parts of the API's answers that are shown. What an API of another version adds is passed over."""
+"""The fields of the API's objects that commands show. Fields that another version adds are ignored."""
 
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
 
+from app.cli.failures import LineProblem
+
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
-class Failure(BaseModel):
+class FailureView(BaseModel):
     """Why a job or a fetch failed."""
 
     code: str
@@ -16,7 +18,7 @@ class Failure(BaseModel):
     hint: str | None = None
 
 
-class Progress(BaseModel):
+class ProgressView(BaseModel):
     """How far a job is."""
 
     step: int
@@ -26,7 +28,7 @@ class Progress(BaseModel):
     eta_seconds: float | None = None
 
 
-class Attempt(BaseModel):
+class AttemptView(BaseModel):
     """One try at a job."""
 
     number: int
@@ -36,18 +38,18 @@ class Attempt(BaseModel):
     exit_reason: str | None = None
 
 
-class Job(BaseModel):
+class JobView(BaseModel):
     """A job."""
 
     id: str
     name: str
     state: str
     phase: str | None = None
-    progress: Progress
+    progress: ProgressView
     spec: dict[str, Any]
-    attempts: list[Attempt]
+    attempts: list[AttemptView]
     adapter: str | None = None
-    error: Failure | None = None
+    error: FailureView | None = None
     cancel_requested_at: datetime | None = None
     pause_requested_at: datetime | None = None
     created_at: datetime
@@ -56,11 +58,11 @@ class Job(BaseModel):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will happen by itself."""
+        """Whether the job is in a final state."""
         return self.state in ENDED
 
 
-class Event(BaseModel):
+class EventView(BaseModel):
     """One event of a job; `data` depends on the type."""
 
     seq: int
@@ -70,7 +72,7 @@ class Event(BaseModel):
     data: dict[str, Any]
 
 
-class LossPoint(BaseModel):
+class LossPointView(BaseModel):
     """A point of the loss curve."""
 
     kind: str
@@ -83,14 +85,7 @@ class LossPoint(BaseModel):
     memory_bytes: int | None = None
 
 
-class LineProblem(BaseModel):
-    """A line that was left out."""
-
-    line: int
-    message: str
-
-
-class Dataset(BaseModel):
+class DatasetView(BaseModel):
     """A dataset."""
 
     id: str
@@ -102,11 +97,11 @@ class Dataset(BaseModel):
     problems: list[LineProblem] = []
     problem_count: int = 0
     hub: dict[str, Any] | None = None
-    error: Failure | None = None
+    error: FailureView | None = None
     created_at: datetime
 
 
-class Adapter(BaseModel):
+class AdapterView(BaseModel):
     """An adapter."""
 
     id: str
@@ -115,12 +110,12 @@ class Adapter(BaseModel):
     job: str | None = None
     step: int | None = None
     state: str = "ready"
-    error: Failure | None = None
+    error: FailureView | None = None
     size_bytes: int
     created_at: datetime
 
 
-class Model(BaseModel):
+class BaseModelView(BaseModel):
     """A base model."""
 
     name: str
@@ -131,39 +126,39 @@ class Model(BaseModel):
     size_bytes: int | None = None
 
 
-class Token(BaseModel):
+class TokenView(BaseModel):
     """A token of a preview."""
 
     text: str
     trained: bool
 
 
-class PreviewRow(BaseModel):
+class PreviewRowView(BaseModel):
     """A row of a preview."""
 
     line: int
-    tokens: list[Token]
+    tokens: list[TokenView]
     truncated: bool
     problem: str | None = None
 
 
-class Notice(BaseModel):
-    """Something to know before a job starts."""
+class NoticeView(BaseModel):
+    """A warning of a preview or a preflight."""
 
     code: str
     message: str
 
 
-class Preview(BaseModel):
-    """Rows as the model will see them."""
+class PreviewView(BaseModel):
+    """Rows of a dataset, rendered and tokenized."""
 
-    data: list[PreviewRow]
+    data: list[PreviewRowView]
     next: int | None = None
-    warnings: list[Notice] = []
+    warnings: list[NoticeView] = []
 
 
-class Preflight(BaseModel):
-    """What a job would do."""
+class PreflightView(BaseModel):
+    """What a job would do and need."""
 
     rows: int
     training_rows: int
@@ -180,4 +175,4 @@ class Preflight(BaseModel):
     chosen: dict[str, Any]
     disk: dict[str, int]
     time: dict[str, Any]
-    warnings: list[Notice]
+    warnings: list[NoticeView]

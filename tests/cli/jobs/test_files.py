@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.failures import CommandFailed, UsageProblem
-from app.cli.jobs.job_files import read_job_file
+from app.cli.jobs.files import read_job_file
 
 READABLE = {
     "learning_rate: 2e-4": 2e-4,  # YAML 1.1 takes it for text
@@ -61,4 +61,4 @@ def test_an_empty_group_may_be_set(tmp_path: Path) -> None:
 def test_a_failure_about_no_field_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text("a: 1\n")
-    assert read_job_file(path).place(CommandFailed("Busy.")).message == "Busy."
+    assert read_job_file(path).locate(CommandFailed("Busy.")).message == "Busy."

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+from tests.cli.conftest import Run, json_of
+
+
+def test_a_dataset_is_added_shown_and_removed(run: Run, rows: Path) -> None:
+    dataset = json_of(run("datasets", "add", str(rows), "--json"))
+    assert dataset["rows"] == 1
+    assert json_of(run("datasets", "show", "rows.jsonl", "--json")) == dataset
+    assert json_of(run("datasets", "rm", "rows.jsonl", "--yes", "--json")) == {"deleted": [dataset["id"]]}
+    assert json_of(run("datasets", "list", "--json")) == {"data": []}
+
+
+def test_columns_of_ones_own_are_named(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\nq,a\n")
+    columns = ["--column", "prompt=question", "--column", "completion=answer"]
+    assert json_of(run("datasets", "add", str(path), *columns, "--json"))["format"] == "prompt_completion"
+
+
+def test_a_hub_dataset_is_named_and_need_not_be_waited_for(run: Run) -> None:
+    options = ["--split", "test", "--column", "prompt=question", "--skip-problems", "--no-wait"]
+    dataset = json_of(run("datasets", "add", "--hub", "owner/name", *options, "--json"))
+    assert (dataset["state"], dataset["hub"]["split"]) == ("fetching", "test")
+
+
+def test_bad_rows_are_listed_by_line(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n{"text": 3}\n')
+    ended = run("datasets", "add", str(path))
+    assert ended.exit_code == 1
+    assert "line 2: " in ended.stderr
+
+
+def test_control_characters_of_a_name_never_reach_the_terminal(run: Run, rows: Path) -> None:
+    run("datasets", "add", str(rows), "--name", "red\x1b[31m\x9bname")
+    assert "red[31mname" in run("datasets", "list").stdout

@@ -1,0 +1,34 @@
+import zipfile
+from pathlib import Path
+
+from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
+from app.core.storage.database import Database
+from tests.cli.conftest import Run, json_of
+from tests.factories import make_adapter
+
+
+def test_an_adapter_is_downloaded_whole_and_never_over_another_file(
+    run: Run, adapter: str, settings: Settings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    ArtifactStore(settings.artifacts_url).put_folder("adapters/ad_0000000000000000", folder)
+    target = tmp_path / "helper.zip"
+    assert json_of(run("adapters", "download", adapter, "-o", str(target), "--json"))["path"] == str(target)
+    assert zipfile.ZipFile(target).namelist() == ["helper/adapter_model.safetensors"]
+    assert run("adapters", "download", adapter, "-o", str(target)).exit_code == 2
+    assert sorted(path.name for path in tmp_path.glob("helper*")) == ["helper.zip"]
+
+
+def test_an_adapter_with_a_slash_in_its_name_is_found(run: Run, database: Database) -> None:
+    with database.transaction() as session:
+        make_adapter(session, name="ft:owner/model:me::1")
+    assert json_of(run("adapters", "show", "ft:owner/model:me::1", "--json"))["state"] == "ready"
+    assert json_of(run("adapters", "rm", "ft:owner/model:me::1", "-y", "--json"))["deleted"]
+
+
+def test_nothing_is_deleted_where_nobody_can_be_asked(run: Run, adapter: str) -> None:
+    assert run("adapters", "rm", adapter).exit_code == 2
+    assert json_of(run("adapters", "show", adapter, "--json"))["name"] == adapter
