@@ -1,4 +1,4 @@
-"""Makes one export as the real exporting child does, without the proof, and prints what it took, as JSON.
+"""Runs one export as the exporting child does, without verification, and prints memory and time as JSON.
 
 Started by `benchmarks.exports`, which watches its memory.
 """
@@ -13,24 +13,24 @@ from pathlib import Path
 from app.core.specs.export import export_spec_adapter
 from app.core.specs.job import QuantizationSpec
 from benchmarks.exports import anonymous_bytes, read_status
-from worker.exports import formats as making
-from worker.exports.formats import Materials
+from worker.exports import formats
+from worker.exports.formats import ExportInputs
 from worker.exports.reports import ExportRequest
 from worker.exports.run import _NICENESS
 
 
 def main(folder: Path, output: str, base: str, shard_bytes: int) -> None:
-    """Make it, print, and leave only the merged model."""
+    """Run the export, print the measurements, and leave only the merged model."""
     os.nice(_NICENESS)
     imports = anonymous_bytes("self")
     began = time.monotonic()
     spec = {"format": output, "base": base, "max_shard_bytes": shard_bytes}
     request = _make_request(folder, spec)
-    made = making.make(Materials.gather(request, folder / "base", lambda phase, progress: None))
+    produced = formats.produce(ExportInputs.gather(request, folder / "base", lambda phase, progress: None))
     seconds = time.monotonic() - began
     print(json.dumps({"imports": imports, "seconds": seconds, "resident": read_status("self", "VmHWM")}))
-    if made.folder != request.merged:
-        shutil.rmtree(made.folder)
+    if produced.folder != request.merged:
+        shutil.rmtree(produced.folder)
 
 
 def _make_request(folder: Path, spec: dict[str, object]) -> ExportRequest:

@@ -1,4 +1,4 @@
-"""What exports are measured on: a Llama of random weights in shards as on the Hub, and a random adapter."""
+"""The inputs of the export benchmark: a random Llama, sharded as on the Hub, and a random adapter."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from worker.exports.checkpoint import Checkpoint, TensorSpec, write_checkpoint
+from worker.exports.checkpoint import SafetensorsCheckpoint, TensorSpec, write_checkpoint
 from worker.exports.merge import read_shape
 
 _HEAD = 128
@@ -20,7 +20,7 @@ _SPREAD = 0.02
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the model."""
+    """The model's dimensions."""
 
     layers: int
     hidden: int
@@ -29,7 +29,7 @@ class Shape:
 
 
 def make_base(folder: Path, shape: Shape, shard_bytes: int) -> None:
-    """A whole model's folder, in bfloat16."""
+    """Write a model folder, in bfloat16."""
     folder.mkdir()
     config = LlamaConfig(
         hidden_size=shape.hidden,
@@ -55,10 +55,10 @@ def make_base(folder: Path, shape: Shape, shard_bytes: int) -> None:
 
 
 def make_adapter(base: Path, folder: Path, rank: int) -> None:
-    """A PEFT folder with changes to every linear layer."""
+    """Write a PEFT folder with LoRA matrices for every linear layer."""
     folder.mkdir()
     weights = {}
-    for tensor in Checkpoint(base).tensors:
+    for tensor in SafetensorsCheckpoint(base).tensors:
         if tensor.name.endswith("proj.weight"):
             stem = f"base_model.model.{tensor.name.removesuffix('.weight')}"
             weights[f"{stem}.lora_A.weight"] = torch.randn(rank, tensor.shape[1]) * _SPREAD
@@ -68,6 +68,6 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
 
 
 def _random_rows(like: torch.Tensor) -> Iterator[torch.Tensor]:
-    """In blocks, so that the largest tensor needs no memory either."""
+    """Random values in blocks of rows, so that the largest tensor is never in memory."""
     for rows in like.split(_ROWS):
         yield torch.randn(rows.shape) * _SPREAD

@@ -3,12 +3,11 @@
     python -m benchmarks.exports --folder DIR
 
 Writes a Llama-2-7B of random weights and an adapter into the folder (it takes 41 GB at the most), makes each
-export in a process of its own with the code of the real exporting child, up to the proof, and writes
+export in a process of its own with the code of the real exporting child, up to verification, and writes
 `benchmarks/results/exports-<machine>.json`. The folder is removed.
 
-Memory is what Linux calls RssAnon, looked at every few milliseconds from outside: pages that are the
-process's own. Pages of mapped files are not in it: the system drops them when it needs room.
-`peak_resident_mb` (VmHWM) has them too.
+Memory is Linux's RssAnon, the process's anonymous pages, sampled every few milliseconds from outside. It does
+not count pages of mapped files, which the system can evict; `peak_resident_mb` (VmHWM) counts them.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from benchmarks.export_inputs import Shape, make_adapter, make_base
 _RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "transformers", "safetensors", "bitsandbytes")
 _SETTINGS = [(output, base) for base in ("original", "dequantized") for output in ("merged", "pytorch_bin")]
-_LOOK_SECONDS = 0.003
+_SAMPLING_SECONDS = 0.003
 
 Row = dict[str, Any]
 
@@ -93,16 +92,16 @@ def _measure(folder: Path, output: str, base: str, shard_bytes: int) -> Row:
 
 
 def _watch(child: "subprocess.Popen[str]") -> int:
-    """The most anonymous memory that the process has had, in bytes, when it has ended."""
+    """Wait for the process to end. Returns its peak anonymous memory in bytes."""
     peak = 0
     while child.poll() is None:
         peak = max(peak, anonymous_bytes(child.pid))
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_SAMPLING_SECONDS)
     return peak
 
 
 def anonymous_bytes(pid: int | str) -> int:
-    """RssAnon of a process; 0 when it is gone."""
+    """A process's anonymous memory (RssAnon) in bytes; 0 when it has ended."""
     return read_status(pid, "RssAnon")
 
 

@@ -1,4 +1,4 @@
-"""A file system of its own, on which a full disk is the system's own ENOSPC and no pretence."""
+"""A small tmpfs file system, on which a full disk raises the system's own ENOSPC."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ FILLER = "filler"
 
 @contextmanager
 def mounted(folder: Path, megabytes: int) -> Iterator[bool]:
-    """Mount it on a new folder; answers whether that could be done: it needs root."""
+    """Mount a tmpfs of this size on a new folder. Yields whether that succeeded: mounting needs root."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     is_mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -20,26 +20,26 @@ def mounted(folder: Path, megabytes: int) -> Iterator[bool]:
         yield is_mounted
     finally:
         if is_mounted:
-            # Lazily: files of it may still be mapped by what a test has not let go of.
+            # Lazily: a test may still have files of it memory-mapped.
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(folder: Path, room: int = 0) -> None:
-    """Let something else take all the space but `room` bytes."""
+def fill(folder: Path, spare_bytes: int = 0) -> None:
+    """Write a filler file that leaves `spare_bytes` free."""
     try:
-        (folder / FILLER).write_bytes(bytes(free_bytes(folder) - room))
+        (folder / FILLER).write_bytes(bytes(free_bytes(folder) - spare_bytes))
     except OSError as error:
-        # Others write meanwhile: then the last byte is taken already.
+        # Another process may have taken the last bytes meanwhile.
         if error.errno != errno.ENOSPC:
             raise
 
 
-def make_room(folder: Path) -> None:
-    """Take it away again."""
+def remove_filler(folder: Path) -> None:
+    """Remove the filler file."""
     (folder / FILLER).unlink()
 
 
 def free_bytes(folder: Path) -> int:
-    """What is left."""
+    """The free bytes of the file system."""
     disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_bsize

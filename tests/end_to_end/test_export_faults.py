@@ -15,7 +15,7 @@ from app.core.storage.database import Database
 from tests.end_to_end.box import Box, Process
 from tests.factories import make_adapter
 from tests.scripted.held import FOLDER, Appointments
-from tests.small_disk import fill, make_room, mounted
+from tests.small_disk import fill, mounted, remove_filler
 from tests.tiny_model import NAME, make_tiny_model
 from tests.waiting import wait_for
 from tests.worker.exports.conftest import save_adapter
@@ -175,7 +175,7 @@ def test_a_disk_that_fills_up_fails_the_export_and_a_retry_goes_on_from_the_merg
     stand.assert_nothing_is_handed_out(export_id)
     left = {path.name for path in (stand.exports / export_id).iterdir()}
     assert left == {"merged", "merged.json"}
-    make_room(stand.folder)
+    remove_filler(stand.folder)
     stand.moments.make("merging")
     assert stand.box.client.post(f"/exports/{export_id}/retry").status_code == 202
     assert stand.wait_for_state(export_id, "failed", "succeeded")["state"] == "succeeded"

@@ -1,3 +1,4 @@
-"""Adapters on their way out: merged, converted, compared with the live adapter. Knows neither training nor
-serving.
+"""Export of adapters: merge into the base model, convert to a file format, verify against the live adapter.
+
+Knows neither training nor serving.
 """

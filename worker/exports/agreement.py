@@ -1,4 +1,4 @@
-"""How well two models agree, and how well they must. Pure.
+"""How closely the logits of two models agree, and the agreement that each export format requires. Pure.
 
 L: positions. V: the vocabulary.
 """
@@ -16,13 +16,13 @@ _BY_TYPE = {
     GgufType.Q4_1: Threshold(max_mean_kl=0.6, min_greedy_match=0.55, must_keep_adapter=False),
     GgufType.Q4_0: Threshold(max_mean_kl=0.6, min_greedy_match=0.55, must_keep_adapter=False),
 }
-# 4-bit rounding of the base, which the adapter learned to live with, is taken away again: as far off as 4-bit
-# weights are from 16-bit ones.
+# The adapter was trained on 4-bit base weights and is merged into the 16-bit originals: the difference is
+# that between 4-bit and 16-bit weights.
 _ORIGINAL_BASE = Threshold(max_mean_kl=0.6, min_greedy_match=0.55, must_keep_adapter=False)
 
 
 def find_threshold(spec: ExportSpec, *, trained_in_4bit: bool) -> Threshold:
-    """What an export of this format must reach, the looser one where two reasons apply."""
+    """The threshold that an export of this format must reach; the looser one where two apply."""
     found = _BY_TYPE.get(spec.type, _SIXTEEN_BITS) if isinstance(spec, GgufSpec) else _SIXTEEN_BITS
     is_original = getattr(spec, "base", None) is BaseWeights.ORIGINAL
     if is_original and getattr(spec, "content", "merged") == "adapter":
@@ -30,8 +30,8 @@ def find_threshold(spec: ExportSpec, *, trained_in_4bit: bool) -> Threshold:
     return _ORIGINAL_BASE if is_original and trained_in_4bit else found
 
 
-class Tally:
-    """Sums over the positions of many prompts."""
+class LogitComparison:
+    """Differences between the logits of two models, accumulated over the positions of many prompts."""
 
     def __init__(self) -> None:
         self.positions = 0
@@ -41,7 +41,7 @@ class Tally:
         self._matches = 0
 
     def add(self, live_LV: torch.Tensor, found_LV: torch.Tensor) -> None:
-        """Compare the logits of one prompt's positions."""
+        """Compare the logits of one prompt's positions and add them to the totals."""
         difference_LV = (live_LV - found_LV).abs()
         live, found = live_LV.log_softmax(-1), found_LV.log_softmax(-1)
         self.positions += len(live_LV)
@@ -52,15 +52,15 @@ class Tally:
 
     @property
     def mean_difference(self) -> float:
-        """Of all logits."""
+        """The mean absolute difference of all logits."""
         return self._difference / self.positions
 
     @property
     def mean_kl(self) -> float:
-        """Of all positions, in nats."""
+        """The mean KL divergence of the next-token distributions, in nats."""
         return self._kl / self.positions
 
     @property
     def greedy_match(self) -> float:
-        """Share of positions."""
+        """The share of positions at which both models have the same most likely token."""
         return self._matches / self.positions

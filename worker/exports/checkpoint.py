@@ -1,7 +1,7 @@
-"""A model's safetensors on the disk: read tensor by tensor, written shard by shard.
+"""Safetensors checkpoints on disk: read tensor by tensor, written shard by shard.
 
-Never more than one tensor is in memory, whatever the model's size, and some rows of one that is written. The
-format is that of https://github.com/huggingface/safetensors: a length, a JSON header, the bytes in its order.
+At most one tensor that is read and some rows of one that is written are in memory, whatever the model's size.
+Format: https://github.com/huggingface/safetensors (header length, JSON header, tensor bytes in header order).
 """
 
 import json
@@ -24,20 +24,21 @@ INDEX_FILE = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that is to be written."""
+    """The name and shape of a tensor."""
 
     name: str
     shape: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
-class Checkpoint:
-    """The tensors in a folder, by name. Raises ModelUnreadable where the files are not what they should
-    be.
+class SafetensorsCheckpoint:
+    """The tensors of the safetensors files in a folder, by name.
+
+    Raises ModelUnreadable where files are missing, broken, or hold tensors that are not floating-point.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,29 +55,29 @@ class Checkpoint:
 
     @property
     def tensors(self) -> list[TensorSpec]:
-        """All of them, in the order of the files."""
+        """All tensors, in the order of the files."""
         return [TensorSpec(name, shape) for name, shape in self._shapes.items()]
 
     @property
     def elements(self) -> int:
-        """How many numbers all tensors hold."""
+        """The number of elements of all tensors."""
         return sum(tensor.elements for tensor in self.tensors)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one tensor."""
+        """The shape of one tensor."""
         return self._shapes[name]
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor. The file is mapped for it alone: pages that were read before do not stay in memory."""
+        """Read one tensor. The file is mapped for this tensor alone, so that earlier pages leave memory."""
         with safe_open(self._files[name], framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
     def read_together(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Several tensors, each file mapped once: they are in memory no more than the system likes."""
+        """Read several tensors, each file mapped once; the operating system may evict their pages."""
         found: dict[str, torch.Tensor] = {}
         for path in dict.fromkeys(self._files[name] for name in names):
             with safe_open(path, framework="pt") as file:
@@ -105,7 +106,7 @@ def _find_files(folder: Path) -> list[Path]:
 def split_into_shards(
     tensors: Sequence[TensorSpec], bytes_per_element: int, max_shard_bytes: int
 ) -> list[list[TensorSpec]]:
-    """The tensors in their order, a new shard where the next one would be too large."""
+    """Group the tensors into shards in their order; a shard exceeds the limit only for a single tensor."""
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for tensor in tensors:
@@ -119,7 +120,7 @@ def split_into_shards(
 
 
 def shard_names(count: int, stem: str, suffix: str) -> list[str]:
-    """File names as transformers looks for them."""
+    """The shards' file names in the form that transformers expects."""
     if count == 1:
         return [f"{stem}{suffix}"]
     return [f"{stem}-{number:05}-of-{count:05}{suffix}" for number in range(1, count + 1)]
@@ -134,9 +135,9 @@ def write_checkpoint(
     max_shard_bytes: int,
     announce: Callable[[int], None] = lambda elements: None,
 ) -> None:
-    """Write the tensors that `read_rows` gives in pieces, one after the other, and the index of the shards.
+    """Write the tensors, in the blocks of rows that `read_rows(name)` yields, and the index of the shards.
 
-    `announce` gets the numbers written so far.
+    `announce` gets the number of elements written so far.
     """
     shards = split_into_shards(tensors, dtype.itemsize, max_shard_bytes)
     names = shard_names(len(shards), "model", ".safetensors")
@@ -146,7 +147,7 @@ def write_checkpoint(
             file.write(_header(shard, dtype))
             for tensor in shard:
                 for rows in read_rows(tensor.name):
-                    # numpy knows no bfloat16, but bytes it knows.
+                    # numpy has no bfloat16; it writes the bytes.
                     numbers = rows.to(dtype).contiguous().view(-1)
                     file.write(numbers.view(torch.uint8).numpy().data)
                 written += tensor.elements
@@ -157,7 +158,7 @@ def write_checkpoint(
 
 
 def write_index(path: Path, shards: Mapping[str, Sequence[TensorSpec]], total_bytes: int) -> None:
-    """Which tensor stands in which file."""
+    """Write the JSON index that maps each tensor to its shard's file."""
     weight_map = {tensor.name: name for name, shard in shards.items() for tensor in shard}
     content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -175,6 +176,6 @@ def _header(shard: Sequence[TensorSpec], dtype: torch.dtype) -> bytes:
         }
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    # The weights begin at a multiple of eight.
+    # The format aligns the tensors' bytes to eight.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

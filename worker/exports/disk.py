@@ -1,4 +1,4 @@
-"""How much disk an export takes, checked before it starts."""
+"""The disk space that an export needs, checked before it starts."""
 
 import shutil
 from pathlib import Path
@@ -9,20 +9,18 @@ from gguf import GGMLQuantizationType
 from app.core.errors.exports import ExportDiskFull
 from app.core.specs.export import AdapterArchive, ExportSpec, GgufLoraSpec, GgufSpec, HubSpec, PytorchBinSpec
 
-# Headers, tokenizer, and what other programs write meanwhile.
+# Headers, the tokenizer, and writes of other programs during the export.
 _SPARE_BYTES = 64 << 20
 
 
 def count_bytes(spec: ExportSpec, *, elements: int, adapter_bytes: int, has_merged: bool) -> int:
-    """The most that an export has on the disk at one time: what it makes, and its copy in the artifact
-    store.
-    """
+    """The peak disk usage of an export in bytes, including the copy in the artifact store."""
     merged = 0 if has_merged else elements * 2
     match spec:
         case AdapterArchive() | HubSpec(content="adapter"):
             return 4 * adapter_bytes + _SPARE_BYTES
         case GgufLoraSpec(with_base=with_base):
-            # To prove it, a GGUF file of the base model is made.
+            # Verification writes a GGUF file of the base model.
             return elements * 2 * (3 if with_base else 1) + 4 * adapter_bytes + _SPARE_BYTES
         case GgufSpec():
             block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[spec.type.name]]
@@ -35,8 +33,8 @@ def count_bytes(spec: ExportSpec, *, elements: int, adapter_bytes: int, has_merg
             return merged + elements * 2 + _SPARE_BYTES
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raise ExportDiskFull where the disk has less."""
+def check_disk_space(folder: Path, needed: int) -> None:
+    """Raise ExportDiskFull where fewer bytes than needed are free on the folder's disk."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportDiskFull(

@@ -1,6 +1,4 @@
-"""A folder pushed to a repository of the Hub in one commit. The token is HF_TOKEN of the worker, nobody
-else's.
-"""
+"""Pushes a folder to a repository of the Hub in one commit, with the worker's own HF_TOKEN."""
 
 import logging
 from collections.abc import Iterator
@@ -23,66 +21,71 @@ _NO_NETWORK = {"TransportError", "ConnectionError", "TimeoutError"}
 
 
 @dataclass
-class Push:
-    """A folder on its way to a repository. The files appear there in one commit, or not at all."""
+class HubPush:
+    """The push of a folder to a repository. The files appear there in one commit, or not at all."""
 
     repository: str
     private: bool
     update: bool
-    _is_made_here: bool = False
+    _created_repository: bool = False
 
     @classmethod
-    def of(cls, spec: ExportSpec) -> "Push | None":
-        """The push that an export ends with, where it does."""
+    def of(cls, spec: ExportSpec) -> "HubPush | None":
+        """The push that the spec asks for; None where it asks for none."""
         if not isinstance(spec, HubSpec):
             return None
         return cls(spec.repository, spec.private, spec.update)
 
     def check(self) -> None:
-        """What can be told before hours of work. Raises HubRefused, HubRepositoryExists, HubUnreachable."""
+        """Check the token and the repository before any files are produced.
+
+        Raises HubRefused, HubRepositoryExists, HubUnreachable.
+        """
         if get_token() is None:
             raise HubRefused(
                 "The worker has no token for the Hub.",
                 hint="Set HF_TOKEN for the worker to a token with write rights, and start it again.",
             )
-        with _explained(self.repository):
+        with _translated_errors(self.repository):
             api = HfApi()
             if api.whoami().get("auth", {}).get("accessToken", {}).get("role") == "read":
                 raise _unwritable(self.repository)
             self._find(api)
 
     def run(self, folder: Path, message: str) -> str:
-        """Push the folder; answers the repository's address. A repository made for it is removed where it
-        fails. Raises HubRefused, HubRepositoryExists, HubUnreachable.
+        """Push the folder and return the repository's URL. A repository created for a failed push is deleted.
+
+        Raises HubRefused, HubRepositoryExists, HubUnreachable.
         """
         api = HfApi()
         try:
-            with _explained(self.repository):
+            with _translated_errors(self.repository):
                 if not self._find(api):
-                    self._is_made_here = True  # Before it is: whoever stops this removes it.
+                    # Set before the repository is created: a stop in between deletes it.
+                    self._created_repository = True
                     api.create_repo(self.repository, private=self.private)
                 api.upload_folder(repo_id=self.repository, folder_path=folder, commit_message=message)
                 _check_sizes(api, self.repository, folder)
         except BaseException:
             self.undo()
             raise
-        self._is_made_here = False
+        self._created_repository = False
         return f"{api.endpoint}/{self.repository}"
 
     def undo(self) -> None:
-        """Remove the repository, where it was made for this push and the push did not succeed."""
-        if self._is_made_here:
-            self._is_made_here = False
+        """Delete the repository where it was created for this push and the push did not succeed."""
+        if self._created_repository:
+            self._created_repository = False
             with suppress(Exception):
                 HfApi().delete_repo(self.repository, missing_ok=True)
 
     def _find(self, api: HfApi) -> bool:
-        """Whether the repository is there and may be pushed to. Raises HubRepositoryExists."""
+        """Whether the repository exists and may be pushed to. Raises HubRepositoryExists."""
         try:
             found = api.model_info(self.repository)
         except RepositoryNotFoundError:
             return False
-        # An attempt that was killed leaves an empty one behind; nobody else's may be more public than asked.
+        # An attempt that was killed leaves an empty repository. A public one is not used for a private push.
         is_left_over = not _list_files(found) and (found.private or not self.private)
         if not self.update and not is_left_over:
             raise _exists(self.repository)
@@ -90,7 +93,7 @@ class Push:
 
 
 def _list_files(found: ModelInfo) -> list[str]:
-    """What is in a repository but for the file that the Hub makes."""
+    """The repository's files except .gitattributes, which the Hub creates."""
     return [file.rfilename for file in found.siblings or [] if file.rfilename != ".gitattributes"]
 
 
@@ -104,24 +107,24 @@ def _check_sizes(api: HfApi, repository: str, folder: Path) -> None:
 
 
 @contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into words for a person."""
+def _translated_errors(repository: str) -> Iterator[None]:
+    """Raise errors of the Hub's client as errors of exports, with messages for users."""
     try:
         yield
     except Exception as error:
-        # Of a large file it says which one could not be sent, and hides why.
+        # For a large file, the client raises a RuntimeError that names the file; the reason is its cause.
         reason = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
-        known = _name(reason, repository)
+        known = _translate(reason, repository)
         if known is None:
             raise
         raise known from error
 
 
-def _name(error: BaseException, repository: str) -> TunesmithError | None:
+def _translate(error: BaseException, repository: str) -> TunesmithError | None:
     if isinstance(error, HFValidationError):
         return HubRefused(f"The Hub takes no repository named {repository!r}: {error}")
     if isinstance(error, HfHubHTTPError):
-        return _explain(error, repository)
+        return _translate_status(error, repository)
     if _NO_NETWORK & {cls.__name__ for cls in type(error).__mro__}:
         return HubUnreachable(
             f"The Hub can't be reached: {redact(str(error))}", hint="Check the network, then retry."
@@ -129,7 +132,9 @@ def _name(error: BaseException, repository: str) -> TunesmithError | None:
     return None
 
 
-def _explain(error: HfHubHTTPError, repository: str) -> HubRefused | HubRepositoryExists | HubUnreachable:
+def _translate_status(
+    error: HfHubHTTPError, repository: str
+) -> HubRefused | HubRepositoryExists | HubUnreachable:
     status = error.response.status_code
     if status == 409:
         return _exists(repository)

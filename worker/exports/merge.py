@@ -1,7 +1,7 @@
-"""The adapter merged into its base model, some rows at a time, on the CPU, without loading the model.
+"""Merges an adapter into its base model, some rows at a time, on the CPU, without loading the model.
 
-Memory is that of the adapter and a few megabytes, and half a byte for each number of the tensor that is
-rounded just now, whatever the model's size. O: outputs, I: inputs of a linear layer.
+Peak memory is that of the adapter, a few megabytes, and half a byte for each element of the largest tensor
+that is rounded to 4 bits, whatever the model's size. O: outputs, I: inputs of a linear layer.
 """
 
 import math
@@ -24,14 +24,14 @@ from transformers.pytorch_utils import Conv1D
 from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
 from app.core.errors.exports import ExportUnsupported
 from worker.exports.adapter_weights import AdapterWeights, LoraChange
-from worker.exports.checkpoint import Checkpoint, TensorSpec, write_checkpoint
+from worker.exports.checkpoint import SafetensorsCheckpoint, TensorSpec, write_checkpoint
 from worker.models.base_model import linears_to_quantize
 from worker.models.nf4_roundtrip import check_kernel, round_rows, rows_at_a_time
 
 
 @dataclass(frozen=True)
 class BaseShape:
-    """What the base model's own code says of it; no weights."""
+    """The base model's config and modules, without weights."""
 
     config: PreTrainedConfig
     model: PreTrainedModel  # on the device `meta`
@@ -49,7 +49,7 @@ class BaseShape:
 
     @property
     def is_tied(self) -> bool:
-        """Whether both are one and the same."""
+        """Whether the output layer shares the embedding's weight."""
         return bool(self.config.get_text_config().tie_word_embeddings)
 
     @cached_property
@@ -62,7 +62,10 @@ class BaseShape:
 
 
 def read_shape(folder: Path) -> BaseShape:
-    """Raises ModelUnreadable, and ExportUnsupported for a base model whose own weights are quantized."""
+    """Read the base model's config and modules.
+
+    Raises ModelUnreadable, and ExportUnsupported for a base model whose own weights are quantized.
+    """
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -79,15 +82,18 @@ def read_shape(folder: Path) -> BaseShape:
 
 @dataclass(frozen=True)
 class Merger:
-    """Gives every tensor of the merged model. Without `rounding`, base weights stay as they are."""
+    """Computes the tensors of the merged model.
 
-    checkpoint: Checkpoint
+    With `quantization`, base weights are first rounded to 4 bits and back; None: they stay as they are.
+    """
+
+    checkpoint: SafetensorsCheckpoint
     shape: BaseShape
     adapter: AdapterWeights
-    rounding: BitsAndBytesConfig | None = None
+    quantization: BitsAndBytesConfig | None = None
 
     def __post_init__(self) -> None:
-        """Raises BaseModelChanged where the adapter does not fit the base model."""
+        """Raise BaseModelChanged where the adapter does not fit the base model."""
         for module, change in self.adapter.changes.items():
             name = f"{module}.weight"
             if name in (self.shape.output_weight, self.shape.input_weight):
@@ -104,22 +110,22 @@ class Merger:
                 self._refuse(f"there is no {name}")
             if name in self.checkpoint and self.checkpoint.shape(name) != tuple(tensor.shape):
                 self._refuse(f"{name} has another shape")
-        if self.rounding is not None:
-            check_kernel(linears_to_quantize(self.shape.model).values(), self.rounding)
+        if self.quantization is not None:
+            check_kernel(linears_to_quantize(self.shape.model).values(), self.quantization)
 
     @property
     def is_tied(self) -> bool:
-        """Whether input and output embeddings are still one; training one of the two whole parts them."""
+        """Whether the merged model's embeddings are tied; training one of the two whole unties them."""
         trained = {self.shape.input_weight, self.shape.output_weight} & set(self.adapter.replaced)
         return self.shape.is_tied and not trained
 
     @property
     def tensors(self) -> list[TensorSpec]:
-        """What the merged model consists of."""
+        """The tensors of the merged model."""
         output, found = self.shape.output_weight, self.checkpoint.tensors
         if output is None or not self.shape.is_tied:
             return found
-        # A checkpoint may hold the tied output layer a second time.
+        # A checkpoint may hold a second copy of a tied output layer.
         found = [tensor for tensor in found if tensor.name != output]
         if self.is_tied:
             return found
@@ -131,23 +137,21 @@ class Merger:
         return torch.cat([first, *others]) if others else first
 
     def read_rows(self, name: str) -> Iterator[torch.Tensor]:
-        """One tensor of the merged model in blocks of some rows: in order, and each made when it is asked
-        for.
-        """
+        """One tensor of the merged model in blocks of rows, in order; each is computed when requested."""
         module = name.removesuffix(".weight")
         change = self.adapter.changes.get(module) if name.endswith(".weight") else None
-        is_rounded = self.rounding is not None and module in self._rounded
+        is_rounded = self.quantization is not None and module in self._quantized_modules
         weight = self._read_source(name)
         if name in self.adapter.replaced or (change is None and not is_rounded):
             yield weight
         elif isinstance(self.shape.modules.get(module), Conv1D):
-            # Its outputs are columns on the disk: no block of rows is whole before all are.
+            # Conv1D stores outputs as columns: a block of rows needs every output.
             yield torch.cat(list(self._change_rows(weight.T, change, is_rounded=is_rounded))).T
         else:
             yield from self._change_rows(weight, change, is_rounded=is_rounded)
 
     def _read_source(self, name: str) -> torch.Tensor:
-        """What the adapter's training began with, or put in its place."""
+        """The base model's tensor, or the one that training replaced it with."""
         if name in self.adapter.replaced:
             return self.adapter.replaced[name]
         is_output = name == self.shape.output_weight and self.shape.is_tied
@@ -158,8 +162,8 @@ class Merger:
     ) -> Iterator[torch.Tensor]:
         blocks: Iterable[torch.Tensor] = weight_OI.split(rows_at_a_time(weight_OI.shape[1]))
         if is_rounded:
-            assert self.rounding is not None
-            blocks = round_rows(weight_OI, self.rounding, torch.float32)
+            assert self.quantization is not None
+            blocks = round_rows(weight_OI, self.quantization, torch.float32)
         first = 0
         for block in blocks:
             last = first + len(block)
@@ -167,7 +171,7 @@ class Merger:
             first = last
 
     @cached_property
-    def _rounded(self) -> frozenset[str]:
+    def _quantized_modules(self) -> frozenset[str]:
         return frozenset(linears_to_quantize(self.shape.model))
 
     def _find_shape(self, name: str, module: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The README.md of a merged model: what it is made of, how it was proved, how to use it."""
+"""The README.md of a merged model: what it was made from, how it was verified, how to use it."""
 
 import json
 from string import Template
@@ -21,12 +21,11 @@ tags:
 # $name
 
 `$base_model` with the LoRA adapter `$name` merged into it by Tunesmith. It is used as any model is: PEFT is
-not
-needed.
+not needed.
 
 $base
 
-## Proof
+## Verification
 
 The files were loaded afresh and compared with the live adapter (PEFT on the base weights it was trained
 against), on $prompts prompts, before they were handed out.

@@ -1,6 +1,4 @@
-"""What stands beside a merged model's weights: config, generation config, tokenizer, chat template,
-license.
-"""
+"""A merged model's files besides its weights: configs, tokenizer, chat template, license."""
 
 import json
 import shutil
@@ -22,7 +20,7 @@ _BASE_FILES = ("generation_config.json", "LICENSE*")
 
 
 def output_dtype(wanted: str, config: Any) -> torch.dtype:
-    """`auto`: the base model's own type where it has 16 bits, else bfloat16."""
+    """The type of the merged weights. `auto` means float16 for a float16 base model, else bfloat16."""
     if wanted != "auto":
         chosen: torch.dtype = getattr(torch, wanted)
         return chosen
@@ -31,8 +29,9 @@ def output_dtype(wanted: str, config: Any) -> torch.dtype:
 
 
 def load_tokenizer(adapter: Path, base: Path, shape: BaseShape) -> PreTrainedTokenizerBase:
-    """The tokenizer that the adapter was trained with. Raises TokenizerUnfit where the model lacks a
-    token's row.
+    """The tokenizer that the adapter was trained with.
+
+    Raises TokenizerUnfit where the model's embedding has no row for a token.
     """
     tokenizer = base_model.load_tokenizer(find_tokenizer(adapter, base))
     rows = shape.config.get_text_config().vocab_size
@@ -48,12 +47,14 @@ def load_tokenizer(adapter: Path, base: Path, shape: BaseShape) -> PreTrainedTok
 
 
 def find_tokenizer(adapter: Path, base: Path) -> Path:
-    """The folder whose tokenizer counts: the adapter's, which has the chat template of the training."""
+    """The tokenizer's folder: the adapter's, which has training's chat template, else the base model's."""
     return adapter if (adapter / "tokenizer_config.json").is_file() else base
 
 
-def write_surroundings(folder: Path, *, base: Path, adapter: Path, dtype: torch.dtype, is_tied: bool) -> None:
-    """Everything but weights and model card."""
+def write_companion_files(
+    folder: Path, *, base: Path, adapter: Path, dtype: torch.dtype, is_tied: bool
+) -> None:
+    """Write all files of a merged model except its weights and its model card."""
     config: dict[str, Any] = json.loads((base / "config.json").read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
@@ -69,8 +70,8 @@ def write_surroundings(folder: Path, *, base: Path, adapter: Path, dtype: torch.
             shutil.copyfile(source, folder / name)
 
 
-def copy_surroundings(source: Path, target: Path) -> None:
-    """What `write_surroundings` wrote, for the same weights in another format."""
+def copy_companion_files(source: Path, target: Path) -> None:
+    """Copy the files that `write_companion_files` wrote, for the same weights in another format."""
     for path in source.iterdir():
         if path.suffix not in (".safetensors", ".bin") and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)

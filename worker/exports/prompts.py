@@ -1,6 +1,4 @@
-"""The prompts on which an export and the live adapter are compared: rows of the training, and a few fixed
-ones.
-"""
+"""The prompts on which an export is compared with the live adapter: training rows and a few fixed prompts."""
 
 from itertools import islice
 from pathlib import Path
@@ -23,7 +21,7 @@ _FIXED = (
 
 
 def collect_prompts(tokenizer: PreTrainedTokenizerBase, dataset: Path | None) -> list[list[int]]:
-    """Token ids of each prompt, as serving renders it."""
+    """The token ids of each prompt, rendered as in serving."""
     fixed = [_render_fixed(tokenizer, text) for text in _FIXED]
     found = [*(_read_rows(tokenizer, dataset) if dataset else []), *fixed]
     return [prompt for prompt in found if prompt]
@@ -36,7 +34,7 @@ def _read_rows(tokenizer: PreTrainedTokenizerBase, dataset: Path) -> list[list[i
             try:
                 prompts.append(render_prompt(row, tokenizer))
             except InvalidRequest:
-                continue  # a row that the template refuses was not trained on either
+                continue  # training leaves out rows that the template refuses, too
     return prompts
 
 

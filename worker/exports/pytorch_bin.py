@@ -1,26 +1,24 @@
-"""A merged model as `pytorch_model*.bin`. Pickles are written here and loaded back with `weights_only`
-alone.
-"""
+"""Writes a merged model as `pytorch_model*.bin`. These pickles are loaded back with `weights_only=True`."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from worker.exports.checkpoint import Checkpoint, shard_names, split_into_shards, write_index
+from worker.exports.checkpoint import SafetensorsCheckpoint, shard_names, split_into_shards, write_index
 
 INDEX_FILE = "pytorch_model.bin.index.json"
 
 
 def write_bin(
-    checkpoint: Checkpoint,
+    checkpoint: SafetensorsCheckpoint,
     folder: Path,
     *,
     dtype: torch.dtype,
     max_shard_bytes: int,
     announce: Callable[[int], None] = lambda elements: None,
 ) -> None:
-    """Write the checkpoint's tensors. They are mapped files: none needs to stay in memory."""
+    """Write the checkpoint's tensors. They are memory-mapped, so that none needs to stay in memory."""
     shards = split_into_shards(checkpoint.tensors, dtype.itemsize, max_shard_bytes)
     names = shard_names(len(shards), "pytorch_model", ".bin")
     written = 0

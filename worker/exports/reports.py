@@ -1,4 +1,4 @@
-"""What the worker and an exporting child say to each other, as JSON lines over two pipes. Knows no torch."""
+"""The messages between the worker and an exporting child: JSON lines over two pipes. Knows no torch."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ from worker.processes.reports import Message
 
 
 class ExportRequest(Message):
-    """Everything an exporting child needs to know."""
+    """The worker's request to an exporting child."""
 
     spec: ExportSpec
     adapter_id: str
@@ -28,12 +28,12 @@ class ExportRequest(Message):
 
     @property
     def merge_record(self) -> Path:
-        """Says what the merged model was made of."""
+        """The file that identifies the inputs of the merged model."""
         return self.merged.with_suffix(".json")
 
 
 class Exporting(Message):
-    """How far the export is."""
+    """The export's phase and progress."""
 
     type: Literal["exporting"] = "exporting"
     phase: ExportPhase
@@ -41,7 +41,7 @@ class Exporting(Message):
 
 
 class Exported(Message):
-    """The files are complete and proved. The child's last report."""
+    """The files are complete and verified. The child's last report."""
 
     type: Literal["exported"] = "exported"
     folder: Path = Field(description="Where they are.")
@@ -52,7 +52,7 @@ class Exported(Message):
 
 
 class ExportFailed(Message):
-    """There will be no files. The child's last report."""
+    """The export failed and has no files. The child's last report."""
 
     type: Literal["failed"] = "failed"
     code: str

@@ -1,7 +1,7 @@
-"""The exporting child: `python -m worker.exports.run <report_fd>`. An adapter in, proved files out.
+"""The exporting child process, `python -m worker.exports.run <report_fd>`: an adapter in, verified files out.
 
-It runs on the CPU alone and gives way to all else. It has no database and no artifact store: what
-it makes goes to the worker, which owns the lease.
+It runs on the CPU at a low priority. It knows neither the database nor the artifact store: the worker, which
+owns the lease, stores the files.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from app.core.exports.results import Agreement, ExportedFile
 from app.core.specs.export import BaseWeights, GgufLoraSpec, GgufSpec, PytorchBinSpec
 from app.core.specs.states import ExportPhase
 from worker.atomic_folders import is_disk_full
-from worker.exports import disk, formats as making, hub, model_card as card, verification
+from worker.exports import disk, formats, hub, model_card as card, verification
 from worker.exports.agreement import find_threshold
-from worker.exports.formats import Made, Materials
+from worker.exports.formats import ExportInputs, ProducedFiles
 from worker.exports.prompts import collect_prompts
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest
 from worker.models import base_model, fingerprint
@@ -41,34 +41,34 @@ Send = Callable[[BaseModel], None]
 
 
 def main(report_fd: int) -> None:
-    """Export, and report how it ended."""
+    """Run the export that the worker requests and report its result."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("httpx", "httpx2"):
-        # The Hub's client logs every address, and those that files are sent to carry signatures.
+        # The Hub's client logs every URL, and upload URLs carry signatures.
         logging.getLogger(name).setLevel(logging.WARNING)
     os.nice(_NICENESS)
     link = ParentLink(report_fd)
     request = link.read_request(ExportRequest)
-    # Nothing of use is lost: a complete merge has its name already, and the worker removes the rest.
-    push = hub.Push.of(request.spec)
+    # A stop loses nothing of use: a complete merge is renamed already, and the worker removes the rest.
+    push = hub.HubPush.of(request.spec)
     link.watch(on_stop=lambda: _stop(push))
     link.send(run(request, link.send, push))
-    # The thread that reads standard input holds its lock; the interpreter's own way out would abort over it.
+    # A thread blocked on standard input holds its lock; a regular interpreter exit would abort.
     os._exit(0)
 
 
-def _stop(push: hub.Push | None) -> None:
+def _stop(push: hub.HubPush | None) -> None:
     if push is not None:
         push.undo()
     os._exit(0)
 
 
-def run(request: ExportRequest, send: Send, push: hub.Push | None = None) -> Exported | ExportFailed:
-    """One export; the answer is the report that ends it."""
+def run(request: ExportRequest, send: Send, push: hub.HubPush | None = None) -> Exported | ExportFailed:
+    """Run one export. Returns its last report."""
     found: list[Agreement] = []
     try:
-        return _export(request, _Announcer(send), push or hub.Push.of(request.spec), found)
-    except Exception as error:  # the boundary of the export: whatever it was, the export must say it
+        return _export(request, _Announcer(send), push or hub.HubPush.of(request.spec), found)
+    except Exception as error:  # the boundary of the export: any error becomes its report
         log.exception("The export failed")
         known = _explain(error, request.folder)
         return ExportFailed(
@@ -80,7 +80,7 @@ def run(request: ExportRequest, send: Send, push: hub.Push | None = None) -> Exp
 
 
 class _Announcer:
-    """Says how far the export is, at each hundredth."""
+    """Sends the export's progress at each percent."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -94,35 +94,33 @@ class _Announcer:
 
 
 def _export(
-    request: ExportRequest, announce: _Announcer, push: hub.Push | None, found: list[Agreement]
+    request: ExportRequest, announce: _Announcer, push: hub.HubPush | None, found: list[Agreement]
 ) -> Exported:
     spec = request.spec
     announce(ExportPhase.PREPARING, 0.0)
     if push is not None:
         push.check()
     base = _locate(request)
-    materials = Materials.gather(request, base, announce)
+    inputs = ExportInputs.gather(request, base, announce)
     adapter_bytes = sum(path.stat().st_size for path in request.adapter_folder.iterdir())
-    elements = materials.checkpoint.elements
-    disk.check_room(
+    elements = inputs.checkpoint.elements
+    disk.check_disk_space(
         request.folder,
-        disk.count_bytes(
-            spec, elements=elements, adapter_bytes=adapter_bytes, has_merged=materials.has_merged
-        ),
+        disk.count_bytes(spec, elements=elements, adapter_bytes=adapter_bytes, has_merged=inputs.has_merged),
     )
-    made = making.make(materials)
-    agreement = _prove(materials, made)
+    produced = formats.produce(inputs)
+    agreement = _verify(inputs, produced)
     found.append(agreement)
     verification.check(agreement)
-    notes = _notes(materials, agreement)
-    _write_card(materials, made, agreement, notes)
+    notes = _notes(inputs, agreement)
+    _write_card(inputs, produced, agreement, notes)
     url = None
     if push is not None:
         announce(ExportPhase.PUSHING, 0.0)
-        url = push.run(made.folder, f"{request.adapter_name}, exported by Tunesmith")
+        url = push.run(produced.folder, f"{request.adapter_name}, exported by Tunesmith")
     return Exported(
-        folder=made.folder,
-        files=[] if url else _describe_files(made.folder),
+        folder=produced.folder,
+        files=[] if url else _describe_files(produced.folder),
         agreement=agreement,
         notes=notes,
         url=url,
@@ -142,28 +140,28 @@ def _locate(request: ExportRequest) -> Path:
     return folder
 
 
-def _prove(materials: Materials, made: Made) -> Agreement:
-    request, elements = materials.request, materials.checkpoint.elements
-    materials.announce(ExportPhase.PROVING, 0.0)
-    prompts = collect_prompts(materials.tokenizer, request.dataset)
-    live = verification.observe(
-        materials.base, request.adapter_folder, request.quantization, prompts, elements=elements
+def _verify(inputs: ExportInputs, produced: ProducedFiles) -> Agreement:
+    request, elements = inputs.request, inputs.checkpoint.elements
+    inputs.announce(ExportPhase.VERIFYING, 0.0)
+    prompts = collect_prompts(inputs.tokenizer, request.dataset)
+    live = verification.run_live(
+        inputs.base, request.adapter_folder, request.quantization, prompts, elements=elements
     )
-    materials.announce(ExportPhase.PROVING, 0.5)
+    inputs.announce(ExportPhase.VERIFYING, 0.5)
     threshold = find_threshold(request.spec, trained_in_4bit=request.quantization.load_in_4bit)
-    return verification.compare(live, made.load, threshold, loaded_with=made.loaded_with)
+    return verification.compare(live, produced.load, threshold, loaded_with=produced.loaded_with)
 
 
-def _base_weights(materials: Materials) -> BaseWeights | None:
-    """None: it was not trained in 4 bits, or is not merged."""
-    base: BaseWeights | None = getattr(materials.request.spec, "base", None)
-    return base if materials.request.quantization.load_in_4bit and materials.weights is not None else None
+def _base_weights(inputs: ExportInputs) -> BaseWeights | None:
+    """The base weights that a 4-bit adapter is merged into; None: not trained in 4 bits, or not merged."""
+    base: BaseWeights | None = getattr(inputs.request.spec, "base", None)
+    return base if inputs.request.quantization.load_in_4bit and inputs.weights is not None else None
 
 
-def _notes(materials: Materials, agreement: Agreement) -> list[str]:
-    """What a person should know of the files."""
+def _notes(inputs: ExportInputs, agreement: Agreement) -> list[str]:
+    """What users of the files should know."""
     notes = []
-    base = _base_weights(materials)
+    base = _base_weights(inputs)
     if base is not None:
         notes.append(card.EXPLAINED[base])
     if agreement.mean_kl > agreement.adapter_kl / 2:
@@ -172,31 +170,33 @@ def _notes(materials: Materials, agreement: Agreement) -> list[str]:
             f"without it is "
             f"{agreement.adapter_kl:.2g} away: what the adapter learned may drown in the rounding."
         )
-    spec, config = materials.request.spec, materials.shape.config
+    spec, config = inputs.request.spec, inputs.shape.config
     if isinstance(spec, GgufSpec | GgufLoraSpec) and config.model_type == "mistral" and config.sliding_window:
         notes.append(
             f"llama.cpp gives this model no sliding window: beyond {config.sliding_window} tokens it differs."
         )
-    if isinstance(spec, GgufLoraSpec) and materials.request.quantization.load_in_4bit:
+    if isinstance(spec, GgufLoraSpec) and inputs.request.quantization.load_in_4bit:
         notes.append(card.EXPLAINED_LORA)
     if isinstance(spec, PytorchBinSpec):
         notes.append("These files are pickles: load them with weights_only=True.")
     return notes
 
 
-def _write_card(materials: Materials, made: Made, agreement: Agreement, notes: list[str]) -> None:
-    """Only whole models get one; an adapter has its own."""
-    if materials.weights is None or isinstance(materials.request.spec, GgufLoraSpec):
+def _write_card(
+    inputs: ExportInputs, produced: ProducedFiles, agreement: Agreement, notes: list[str]
+) -> None:
+    """Write the model card of a merged model; an exported adapter has its own."""
+    if inputs.weights is None or isinstance(inputs.request.spec, GgufLoraSpec):
         return
-    base = _base_weights(materials)
-    (made.folder / card.CARD).write_text(
+    base = _base_weights(inputs)
+    (produced.folder / card.CARD).write_text(
         card.write_card(
-            name=materials.name,
-            base_model=materials.request.base_model,
+            name=inputs.name,
+            base_model=inputs.request.base_model,
             base=base,
             agreement=agreement,
             notes=[note for note in notes if base is None or note != card.EXPLAINED[base]],
-            library="gguf" if isinstance(materials.request.spec, GgufSpec) else "transformers",
+            library="gguf" if isinstance(inputs.request.spec, GgufSpec) else "transformers",
         )
     )
 
@@ -217,7 +217,7 @@ def _hash(path: Path) -> str:
 def _explain(error: Exception, folder: Path) -> TunesmithError:
     if isinstance(error, TunesmithError) and not isinstance(error, DiskFull):
         return error
-    # Asked while what was written is still there: torch.save says no more than that writing failed.
+    # The disk is checked before the files are removed: torch.save reports only that writing failed.
     if isinstance(error, DiskFull) or is_disk_full(folder):
         return ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
     if isinstance(error, MemoryError):

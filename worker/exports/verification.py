@@ -1,8 +1,8 @@
-"""Do the produced files answer as the live adapter does? Both are loaded afresh, in turn, on the CPU.
+"""Verifies that exported files compute what the live adapter computes. Both are loaded in turn, on the CPU.
 
-The live adapter is PEFT on the base model as it was trained against: 4-bit weights after their trip through
-4 bits. Memory is that of one model in float32, or in bfloat16 where that alone fits; if neither does, the
-proof refuses before it loads anything. L: positions. V: the vocabulary.
+The live adapter is PEFT on the base weights that it was trained against: dequantized 4-bit weights where it
+was trained in 4 bits. Memory is that of one model in float32, or in bfloat16 where only that fits; where
+neither fits, verification fails before it loads anything. L: positions. V: the vocabulary.
 """
 
 import gc
@@ -20,16 +20,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTraine
 from app.core.errors.exports import ExportMismatch, NoMemoryForVerification
 from app.core.exports.results import Agreement, Threshold
 from app.core.specs.job import QuantizationSpec
-from worker.exports.agreement import Tally
+from worker.exports.agreement import LogitComparison
 from worker.models import base_model
 from worker.models.device import Device, find_device
 
 PROMPT_TOKENS = 96
 ANSWER_TOKENS = 16
-# Logits of so many positions are kept, for each prompt: its end, and the answer.
-KEPT_POSITIONS = 32
-# Beside the weights: activations, logits, and what another process takes meanwhile.
-_ROOM = 1.15
+# The last positions of each prompt and its answer whose logits are compared.
+COMPARED_POSITIONS = 32
+# Memory in multiples of the weights: activations, logits, and other processes' use.
+_MEMORY_FACTOR = 1.15
 _GGUF_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("vocab_size", "max_position_embeddings", "rms_norm_eps"),
@@ -37,8 +37,11 @@ _GGUF_KEYS = (
 
 
 @dataclass(frozen=True)
-class Live:
-    """What the live adapter says to each prompt, and how far the base model alone is from it."""
+class LiveReference:
+    """The live adapter's greedy answer and logits for each prompt.
+
+    `adapter_kl` is the mean KL divergence between the live adapter and the base model without it, in nats.
+    """
 
     prompts: list[list[int]]
     answers: list[list[int]]
@@ -48,11 +51,11 @@ class Live:
 
 
 def choose_dtype(elements: int, free_bytes: int) -> torch.dtype:
-    """The numbers to compute in. Raises NoMemoryForVerification."""
+    """The type to compute in. Raises NoMemoryForVerification."""
     for dtype in (torch.float32, torch.bfloat16):
-        if elements * dtype.itemsize * _ROOM <= free_bytes:
+        if elements * dtype.itemsize * _MEMORY_FACTOR <= free_bytes:
             return dtype
-    needed = elements * 2 * _ROOM
+    needed = elements * 2 * _MEMORY_FACTOR
     raise NoMemoryForVerification(
         f"To compare the files with the live adapter takes {needed / 1e9:.1f} GB of memory, and "
         f"{free_bytes / 1e9:.1f} GB are free.",
@@ -60,15 +63,15 @@ def choose_dtype(elements: int, free_bytes: int) -> torch.dtype:
     )
 
 
-def observe(
+def run_live(
     base: Path,
     adapter: Path,
     quantization: QuantizationSpec,
     prompts: Sequence[Sequence[int]],
     *,
     elements: int,
-) -> Live:
-    """Load the live adapter and let it answer. Raises NoMemoryForVerification."""
+) -> LiveReference:
+    """Load the live adapter and generate its answers. Raises NoMemoryForVerification."""
     dtype = choose_dtype(elements, psutil.virtual_memory().available)
     model = load_live(base, adapter, quantization, dtype)
     cut = [list(prompt)[:PROMPT_TOKENS] for prompt in prompts]
@@ -77,7 +80,7 @@ def observe(
     plain = _compare_without_adapter(model, cut, answers, logits)
     del model
     gc.collect()
-    return Live(cut, answers, logits, plain.mean_kl, dtype)
+    return LiveReference(cut, answers, logits, plain.mean_kl, dtype)
 
 
 def _compare_without_adapter(
@@ -85,11 +88,11 @@ def _compare_without_adapter(
     prompts: Sequence[list[int]],
     answers: Sequence[list[int]],
     logits: Sequence[torch.Tensor],
-) -> Tally:
-    """How far the base model is from the live adapter, on the adapter's answers."""
-    plain = Tally()
+) -> LogitComparison:
+    """Compare the base model's logits with the live adapter's, on the adapter's answers."""
+    plain = LogitComparison()
     with warnings.catch_warnings():
-        # Trained biases stay in a model whose adapter is disabled: the distance is that of all the rest.
+        # Trained biases stay in a model whose adapter is disabled, so that they do not count as a difference.
         warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias", UserWarning)
         with model.disable_adapter():
             for prompt, answer, live in zip(prompts, answers, logits, strict=True):
@@ -98,35 +101,40 @@ def _compare_without_adapter(
 
 
 def load_live(base: Path, adapter: Path, quantization: QuantizationSpec, dtype: torch.dtype) -> PeftModel:
-    """The adapter on the base model that it was trained against, both on the CPU."""
+    """Load the adapter on the base weights that it was trained against, on the CPU."""
     computed = quantization.model_copy(update={"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")})
     model = base_model.load_for_serving(base, computed, _cpu())
     with warnings.catch_warnings():
-        # Where one of two tied embeddings is trained, PEFT fears for the merge. That is what is proved here.
+        # PEFT warns that merging may fail where one of two tied embeddings is trained; this module verifies
+        # it.
         warnings.filterwarnings("ignore", "Model has .tie_word_embeddings", UserWarning)
         return PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).eval()
 
 
 def compare(
-    live: Live, load: Callable[[torch.dtype], PreTrainedModel], threshold: Threshold, *, loaded_with: str
+    live: LiveReference,
+    load: Callable[[torch.dtype], PreTrainedModel],
+    threshold: Threshold,
+    *,
+    loaded_with: str,
 ) -> Agreement:
-    """Load the files and compare. Raises NoMemoryForVerification."""
+    """Load the exported files and compare their logits with the live adapter's."""
     model = load(live.dtype)
-    tally = Tally()
+    comparison = LogitComparison()
     equal = 0
     for prompt, answer, logits_LV in zip(live.prompts, live.answers, live.logits, strict=True):
         found_LV = _read_logits(model, prompt + answer)
-        tally.add(logits_LV, found_LV)
-        equal += _choose_alike(logits_LV, found_LV)
+        comparison.add(logits_LV, found_LV)
+        equal += _is_same_answer(logits_LV, found_LV)
     del model
     gc.collect()
     return Agreement(
         prompts=len(live.prompts),
-        positions=tally.positions,
-        max_abs_logit_difference=tally.max_difference,
-        mean_abs_logit_difference=tally.mean_difference,
-        mean_kl=tally.mean_kl,
-        greedy_match=tally.greedy_match,
+        positions=comparison.positions,
+        max_abs_logit_difference=comparison.max_difference,
+        mean_abs_logit_difference=comparison.mean_difference,
+        mean_kl=comparison.mean_kl,
+        greedy_match=comparison.greedy_match,
         answers_equal=equal / len(live.prompts),
         adapter_kl=live.adapter_kl,
         threshold=threshold,
@@ -135,12 +143,12 @@ def compare(
     )
 
 
-def _choose_alike(live_LV: torch.Tensor, found_LV: torch.Tensor) -> bool:
-    """Whether the greedy answers are the same: each of their tokens is the most likely one after the others.
+def _is_same_answer(live_LV: torch.Tensor, found_LV: torch.Tensor) -> bool:
+    """Whether both models have the same most likely token at each position of the live adapter's answer.
 
-    To let the files answer, too, would take longer than all the rest.
+    That is equivalent to equal greedy answers, and much faster than generating one.
     """
-    # The last position is that behind the answer.
+    # The last position predicts the token after the answer.
     live, found = (logits_LV[-ANSWER_TOKENS - 1 : -1].argmax(-1) for logits_LV in (live_LV, found_LV))
     return bool((live == found).all())
 
@@ -155,19 +163,19 @@ def check(agreement: Agreement) -> None:
 
 
 def load_safetensors(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """A merged model, as anyone loads it."""
+    """Load a merged model in safetensors with transformers."""
     return _load(folder, dtype, use_safetensors=True)
 
 
 def load_bin(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The same in pickles; transformers unpickles weights only."""
+    """Load a merged model in pickles with transformers, weights only."""
     return _load(folder, dtype, use_safetensors=False, weights_only=True)
 
 
 def load_gguf(path: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A GGUF file, read by transformers' own reader; `config` is what llama.cpp takes the model for.
+    """Load a GGUF file with transformers' own reader. `config` is that of the model as llama.cpp runs it.
 
-    That reader does not read every key: those that it reads are compared here. Raises ExportMismatch.
+    Raises ExportMismatch where a key that the reader reads differs from `config`.
     """
     read = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     for key in _GGUF_KEYS:
@@ -195,13 +203,13 @@ def _cpu() -> Device:
 
 @torch.inference_mode()
 def _read_logits(model: torch.nn.Module, ids: Sequence[int]) -> torch.Tensor:
-    logits_LV: torch.Tensor = model(input_ids=torch.tensor([list(ids)])).logits[0, -KEPT_POSITIONS:]
+    logits_LV: torch.Tensor = model(input_ids=torch.tensor([list(ids)])).logits[0, -COMPARED_POSITIONS:]
     return logits_LV.float().clone()
 
 
 @torch.inference_mode()
 def _answer(model: torch.nn.Module, prompt: Sequence[int]) -> list[int]:
-    """The greedy answer, always of the same length: the end of a turn is a token like any other here."""
+    """The greedy answer of ANSWER_TOKENS tokens; an end-of-turn token does not end it."""
     ids = torch.tensor([list(prompt)])
     output, cache, answer = model(input_ids=ids, use_cache=True), None, []
     for _ in range(ANSWER_TOKENS):

@@ -56,7 +56,7 @@ class ExportPhase(StrEnum):
     PREPARING = "preparing"
     MERGING = "merging"
     CONVERTING = "converting"
-    PROVING = "proving"
+    VERIFYING = "proving"
     STORING = "storing"
     PUSHING = "pushing"
 

@@ -1,4 +1,4 @@
-"""Adapters on the tiny model with random weights, each in a PEFT folder; nothing is trained."""
+"""Fixtures for tests of exports: PEFT folders with random weights for the tiny model. Nothing is trained."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,8 +17,8 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.factories import make_adapter as make_adapter_row
 from tests.tiny_model import NAME
-from worker.exports.checkpoint import Checkpoint
-from worker.exports.gguf.families import Layout
+from worker.exports.checkpoint import SafetensorsCheckpoint
+from worker.exports.gguf.families import GgufLayout
 from worker.exports.gguf.file import write_gguf
 from worker.exports.merge import read_shape
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
@@ -48,7 +48,7 @@ def base(models_folder: Path) -> Path:
 
 @pytest.fixture
 def make_adapter(tmp_path: Path, base: Path) -> MakeAdapter:
-    """Makes a PEFT folder; options are LoraConfig's."""
+    """A function that writes a PEFT folder; its options are LoraConfig's."""
 
     def make(folder: Path | None = None, *, on: Path = base, **options: Any) -> Path:
         return save_adapter(on, folder or tmp_path / "adapter", **options)
@@ -78,26 +78,26 @@ def make_request(tmp_path: Path, base: Path) -> Callable[..., ExportRequest]:
 
 @pytest.fixture
 def submit(database: Database, store: ArtifactStore, base: Path, tmp_path: Path) -> Callable[..., str]:
-    """Submits an export of a real adapter; answers the export's id."""
+    """A function that submits an export of a real adapter and returns the export's id."""
     store.put_folder("adapters/ad_0000000000000000", save_adapter(base, tmp_path / "made"))
     with database.transaction() as session:
         quantization = QuantizationSpec().model_dump(mode="json")
         adapter = make_adapter_row(session, base_model=NAME, quantization=quantization)
 
     def submit_export(*, format: str = "merged", **spec: Any) -> str:
-        wanted = export_spec_adapter.validate_python({"format": format, **spec})
+        requested = export_spec_adapter.validate_python({"format": format, **spec})
         with database.transaction() as session:
-            return export_records.submit(session, adapter, wanted, max_waiting=10).id
+            return export_records.submit(session, adapter, requested, max_waiting=10).id
 
     return submit_export
 
 
 def write_gguf_of(model: Path, path: Path, type: GgufType = GgufType.F16) -> Path:
-    """A model's own weights as GGUF."""
+    """Write a model's weights as a GGUF file."""
     write_gguf(
-        Checkpoint(model),
+        SafetensorsCheckpoint(model),
         path,
-        layout=Layout.of(read_shape(model).config),
+        layout=GgufLayout.of(read_shape(model).config),
         tokenizer=base_model.load_tokenizer(model),
         title="tiny",
         type=type,
@@ -116,11 +116,11 @@ def failed(ended: Exported | ExportFailed) -> ExportFailed:
 
 
 def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
-    """An adapter whose every trained number is random, and big enough to be seen."""
+    """Save an adapter whose trained parameters are random and large enough to change the logits."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
     with warnings.catch_warnings():
-        # PEFT warns of tied embeddings, of which one is trained: that is what the tests are about.
+        # PEFT warns where one of two tied embeddings is trained; the tests cover that case.
         warnings.simplefilter("ignore", UserWarning)
         adapted = get_peft_model(model, LoraConfig(**settings))
     for name, parameter in adapted.named_parameters():

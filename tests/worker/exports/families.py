@@ -1,4 +1,4 @@
-"""Tiny random models of the families that GGUF knows, each with a tokenizer of its kind."""
+"""Tiny random models of the families that GGUF exports support, and tokenizers of both kinds."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from tests.tiny_model import TEMPLATE
 
 _TEXT = ["How do I cancel a job? Send POST to the jobs endpoint, then read its events and the adapter."] * 4
-# Qwen's tokenizer adds the last one where it is missing.
+# Qwen's tokenizer adds <|endoftext|> where it is missing.
 _CONTROLS = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -58,7 +58,7 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 
 
 def make_family(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast, **options: Any) -> Path:
-    """A model folder; norms and biases are random, so that a change of them is seen."""
+    """Write a model folder. Norms and biases are random, so that a change of them changes the logits."""
     kind, own = CONFIGS[name]
     config = kind(**{**_SIZES, "vocab_size": len(tokenizer), **own, **options})
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
@@ -66,7 +66,7 @@ def make_family(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast, **o
         if parameter.ndim == 1:
             parameter.data += 0.2 * torch.randn_like(parameter)
         elif "embed" not in parameter_name:
-            # Larger than new weights are: what a layer says must be heard.
+            # Larger than initial weights, so that each layer affects the logits.
             parameter.data *= 4
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -74,7 +74,7 @@ def make_family(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast, **o
 
 
 def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
-    """As Llama 2 and Mistral have it: pieces of text, a mark for spaces, bytes for what is unknown."""
+    """A SentencePiece BPE tokenizer with byte fallback, as of Llama 2 and Mistral."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     backend.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
@@ -84,7 +84,7 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
     )
     controls = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=controls, show_progress=False)
-    # Words as SentencePiece sees them while it learns.
+    # SentencePiece splits words at spaces in training only.
     backend.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
     backend.train_from_iterator(_TEXT, trainer)
     backend.pre_tokenizer = None
@@ -92,7 +92,7 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def byte_level_tokenizer(pattern: pre_tokenizers.PreTokenizer | None = None) -> PreTrainedTokenizerFast:
-    """As GPT-2 and what came after it."""
+    """A byte-level BPE tokenizer, as of GPT-2."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pattern or pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -108,12 +108,12 @@ def byte_level_tokenizer(pattern: pre_tokenizers.PreTokenizer | None = None) -> 
 
 def _wrap(backend: Tokenizer, specials: list[str]) -> PreTrainedTokenizerFast:
     settings = json.loads(backend.to_str())
-    # Bytes were special for the trainer alone.
+    # The byte tokens were special only for the trainer.
     settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] in specials]
-    kept = Tokenizer.from_str(json.dumps(settings))
-    kept.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    restored = Tokenizer.from_str(json.dumps(settings))
+    restored.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     return PreTrainedTokenizerFast(
-        tokenizer_object=kept,
+        tokenizer_object=restored,
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",

@@ -1,6 +1,4 @@
-"""Models, tokenizers and adapters that a format can't hold, and what a person is told; and those that look
-odd and are exported all the same. Other bases than the tiny model's.
-"""
+"""Models, tokenizers and adapters that a format can't hold, their errors, and unusual ones it can hold."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +23,7 @@ GGUF = {"format": "gguf", "type": "f16"}
 
 @pytest.fixture
 def export(tmp_path: Path) -> Export:
-    """Exports an adapter on a base model of the test's own."""
+    """A function that exports an adapter on a given base model."""
 
     def export_now(base: Path, adapter: Path, **spec: Any) -> Exported | ExportFailed:
         attempt = tmp_path / f"export-{len(list(tmp_path.glob('export-*')))}" / "attempt"

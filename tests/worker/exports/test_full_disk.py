@@ -1,4 +1,4 @@
-"""A disk that is really full while an export is made, at each stage that writes."""
+"""Exports on a small file system that fills up during each phase that writes."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,12 +9,12 @@ import pytest
 from pydantic import BaseModel
 
 from app.core.specs.states import ExportPhase
-from tests.small_disk import FILLER, fill, make_room, mounted
+from tests.small_disk import FILLER, fill, mounted, remove_filler
 from tests.worker.exports.conftest import MakeAdapter, failed, succeeded
 from worker.exports.reports import Exporting, ExportRequest
 from worker.exports.run import run
 
-# An export leaves so much to others, and is refused where there is less.
+# Slightly more than the spare space that an export requires.
 MEGABYTES = 80
 
 
@@ -38,43 +38,43 @@ def request_on(
     return make
 
 
-def filling(disk: Path, phase: ExportPhase, room: int) -> Callable[[BaseModel], None]:
-    """Something else takes the disk when the phase begins."""
+def filling(disk: Path, phase: ExportPhase, free_bytes: int) -> Callable[[BaseModel], None]:
+    """A receiver of reports that fills the disk when the phase begins."""
 
-    def take(report: BaseModel) -> None:
+    def receive(report: BaseModel) -> None:
         if isinstance(report, Exporting) and report.phase is phase and not (disk / FILLER).exists():
-            fill(disk, room)
+            fill(disk, free_bytes)
 
-    return take
+    return receive
 
 
-@pytest.mark.parametrize("room", [0, 100_000])
+@pytest.mark.parametrize("free_bytes", [0, 100_000])
 def test_a_disk_that_fills_up_while_merging_leaves_no_part_of_a_model(
-    request_on: Callable[..., ExportRequest], small_disk: Path, room: int
+    request_on: Callable[..., ExportRequest], small_disk: Path, free_bytes: int
 ) -> None:
     request = request_on(format="merged")
 
-    ended = failed(run(request, filling(small_disk, ExportPhase.MERGING, room)))
+    ended = failed(run(request, filling(small_disk, ExportPhase.MERGING, free_bytes)))
 
     assert ended.code == "disk_full"
     assert "retry" in (ended.hint or "")
     assert [path.name for path in small_disk.rglob("*") if path.is_file()] == [FILLER]
-    make_room(small_disk)
+    remove_filler(small_disk)
     succeeded(run(request, lambda report: None))
 
 
-@pytest.mark.parametrize("room", [0, 100_000])
-def test_a_conversion_that_fills_the_disk_keeps_the_merge_from_which_a_retry_goes_on(
-    request_on: Callable[..., ExportRequest], small_disk: Path, room: int
+@pytest.mark.parametrize("free_bytes", [0, 100_000])
+def test_a_retry_after_a_conversion_filled_the_disk_reuses_the_merged_model(
+    request_on: Callable[..., ExportRequest], small_disk: Path, free_bytes: int
 ) -> None:
     request = request_on(format="pytorch_bin")
 
-    ended = failed(run(request, filling(small_disk, ExportPhase.CONVERTING, room)))
+    ended = failed(run(request, filling(small_disk, ExportPhase.CONVERTING, free_bytes)))
 
     assert ended.code == "disk_full"
     assert (small_disk / "merged" / "model.safetensors").is_file()
-    make_room(small_disk)
-    # The worker removes what an attempt leaves.
+    remove_filler(small_disk)
+    # The worker removes an attempt's folder.
     shutil.rmtree(request.folder)
     request.folder.mkdir()
     phases: list[ExportPhase] = []

@@ -1,4 +1,4 @@
-"""What the Hub answers to a push, from a stand-in that huggingface_hub really talks to."""
+"""Pushes to a fake Hub over HTTP with the real huggingface_hub client."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from app.core.errors.base_models import HubUnreachable
 from app.core.errors.exports import HubRefused, HubRepositoryExists
 from tests.servers.writable_hub import NARROW, READER, WRITER, WritableHub
 from worker.exports import hub
-from worker.exports.hub import Push
+from worker.exports.hub import HubPush
 
 NAME = "me/helper"
 real = hub.HfApi
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 @pytest.fixture
 def the_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
     made = WritableHub()
-    # huggingface_hub reads its address once, when it is imported; each client may be told another.
+    # huggingface_hub reads its endpoint once, at import; each client may be given another.
     monkeypatch.setattr(hub, "HfApi", lambda: real(endpoint=made.url, token=hub.get_token()))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", WRITER)
@@ -38,8 +38,8 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def push_to(name: str = NAME, *, private: bool = True, update: bool = False) -> Push:
-    return Push(name, private=private, update=update)
+def push_to(name: str = NAME, *, private: bool = True, update: bool = False) -> HubPush:
+    return HubPush(name, private=private, update=update)
 
 
 def test_a_folder_becomes_a_private_repository_in_one_commit(the_hub: WritableHub, folder: Path) -> None:

@@ -48,7 +48,7 @@ def runner(
 
 @pytest.fixture
 def push(submit: Callable[..., str]) -> Callable[..., str]:
-    """Submits a push; answers the export's id."""
+    """A function that submits a push and returns the export's id."""
     return partial(submit, format="hub", repository=REPOSITORY)
 
 
@@ -73,7 +73,7 @@ def child() -> psutil.Process:
 
 
 def run_until_upload(runner: ExportRunner, the_hub: WritableHub) -> threading.Thread:
-    """Run the export in a thread; it is in the middle of a large file now."""
+    """Run the export in a thread and wait until it uploads a large file."""
     the_hub.is_held = True
     thread = threading.Thread(target=runner.run, args=(claimed(runner),))
     thread.start()
@@ -110,7 +110,7 @@ def test_a_merged_model_is_pushed_whole_in_one_commit(
 
 
 @pytest.mark.parametrize(("token", "code"), [(READER, "hub_refused"), (WRITER, "hub_repository_exists")])
-def test_what_can_be_told_is_told_before_anything_is_made(
+def test_errors_that_can_be_known_early_come_before_anything_is_written(
     the_hub: WritableHub,
     runner: ExportRunner,
     push: Callable[..., str],

@@ -1,4 +1,4 @@
-"""What a merge holds in memory, counted in bytes of live tensors; mapped files are not counted."""
+"""The memory of a merge in bytes of live tensors; memory-mapped files are not counted."""
 
 import itertools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from app.core.specs.job import QuantizationSpec
 from tests.worker.exports.conftest import save_adapter
 from worker.exports.adapter_weights import read_adapter
-from worker.exports.checkpoint import Checkpoint
+from worker.exports.checkpoint import SafetensorsCheckpoint
 from worker.exports.merge import Merger, merge, read_shape
 from worker.exports.pytorch_bin import write_bin
 from worker.models import base_model
@@ -24,7 +24,7 @@ SHARD_BYTES = 8_000_000
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
-    """A model in bfloat16 of 38 MB, in shards, with an adapter beside it."""
+    """A bfloat16 model of 38 MB in shards, and an adapter."""
     folder = tmp_path_factory.mktemp("large")
     with torch.device("cpu"):
         config = LlamaConfig(
@@ -43,20 +43,22 @@ def large(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path
 
 
 def peak_bytes(work: Callable[[], object], inputs: Path) -> int:
-    """The most that tensors hold at one time, beside the inputs' files, which are mapped and not read."""
+    """The peak memory of tensors, without the inputs' files, which are memory-mapped."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     events = seen.profiler.kineto_results.events()
     mapped = {path.stat().st_size for path in inputs.rglob("*.safetensors")}
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    held = itertools.accumulate(change for _, change in changes if abs(change) not in mapped)
-    return max(held, default=0)
+    totals = itertools.accumulate(change for _, change in changes if abs(change) not in mapped)
+    return max(totals, default=0)
 
 
 def merge_large(large: Path, folder: Path, *, is_rounded: bool) -> None:
-    rounding = base_model.quantization_config(QuantizationSpec(), find_device()) if is_rounded else None
+    quantization = base_model.quantization_config(QuantizationSpec(), find_device()) if is_rounded else None
     base = large / "base"
-    merger = Merger(Checkpoint(base), read_shape(base), read_adapter(large / "adapter"), rounding)
+    merger = Merger(
+        SafetensorsCheckpoint(base), read_shape(base), read_adapter(large / "adapter"), quantization
+    )
     folder.mkdir()
     merge(merger, folder, dtype=torch.bfloat16, max_shard_bytes=SHARD_BYTES)
 
@@ -68,16 +70,16 @@ def bound(large: Path) -> float:
     return 1.3 * max(shards) + (large / "adapter" / "adapter_model.safetensors").stat().st_size
 
 
-def test_a_model_that_is_held_is_over_the_bound(large: Path) -> None:
-    checkpoint = Checkpoint(large / "base")
+def test_a_model_in_memory_exceeds_the_bound(large: Path) -> None:
+    checkpoint = SafetensorsCheckpoint(large / "base")
 
-    held = peak_bytes(lambda: [checkpoint.read(one.name).clone() for one in checkpoint.tensors], large)
+    peak = peak_bytes(lambda: [checkpoint.read(one.name).clone() for one in checkpoint.tensors], large)
 
-    assert held == 2 * checkpoint.elements > 2 * bound(large)
+    assert peak == 2 * checkpoint.elements > 2 * bound(large)
 
 
 @pytest.mark.parametrize("is_rounded", [False, True], ids=["original", "dequantized"])
-def test_a_merge_holds_less_than_a_shard_and_the_adapter(
+def test_a_merge_needs_less_memory_than_a_shard_and_the_adapter(
     is_rounded: bool, large: Path, tmp_path: Path
 ) -> None:
     peak = peak_bytes(lambda: merge_large(large, tmp_path / "merged", is_rounded=is_rounded), large)
@@ -85,8 +87,8 @@ def test_a_merge_holds_less_than_a_shard_and_the_adapter(
     assert 0 < peak < bound(large)
 
 
-def test_pickles_are_written_from_mapped_files(large: Path, tmp_path: Path) -> None:
-    checkpoint = Checkpoint(large / "base")
+def test_pickles_are_written_from_memory_mapped_files(large: Path, tmp_path: Path) -> None:
+    checkpoint = SafetensorsCheckpoint(large / "base")
 
     peak = peak_bytes(
         lambda: write_bin(checkpoint, tmp_path, dtype=torch.bfloat16, max_shard_bytes=SHARD_BYTES), large

@@ -1,4 +1,4 @@
-"""A merged model is what PEFT computes on the live base model, for every kind of adapter."""
+"""A merged model computes what PEFT computes on the live base model, for every kind of adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from app.core.specs.job import QuantizationSpec
 from tests.worker.exports.conftest import PROMPTS, MakeAdapter
 from worker.exports import verification
 from worker.exports.adapter_weights import read_adapter
-from worker.exports.checkpoint import Checkpoint
+from worker.exports.checkpoint import SafetensorsCheckpoint
 from worker.exports.merge import Merger, merge, read_shape
-from worker.exports.model_files import write_surroundings
+from worker.exports.model_files import write_companion_files
 from worker.models import base_model
 from worker.models.device import find_device
 
@@ -26,17 +26,17 @@ UNQUANTIZED = QuantizationSpec(load_in_4bit=False)
 
 
 def merge_into(folder: Path, base: Path, adapter: Path, *, in_4bit: bool = False, **options: Any) -> Path:
-    rounding = base_model.quantization_config(QuantizationSpec(), find_device()) if in_4bit else None
-    merger = Merger(Checkpoint(base), read_shape(base), read_adapter(adapter), rounding)
+    quantization = base_model.quantization_config(QuantizationSpec(), find_device()) if in_4bit else None
+    merger = Merger(SafetensorsCheckpoint(base), read_shape(base), read_adapter(adapter), quantization)
     folder.mkdir()
     settings: dict[str, Any] = {"dtype": torch.float32, "max_shard_bytes": 10**9, **options}
     merge(merger, folder, **settings)
-    write_surroundings(folder, base=base, adapter=adapter, dtype=settings["dtype"], is_tied=merger.is_tied)
+    write_companion_files(folder, base=base, adapter=adapter, dtype=settings["dtype"], is_tied=merger.is_tied)
     return folder
 
 
 def agree(folder: Path, base: Path, adapter: Path, quantization: QuantizationSpec = UNQUANTIZED) -> Agreement:
-    live = verification.observe(base, adapter, quantization, PROMPTS, elements=1)
+    live = verification.run_live(base, adapter, quantization, PROMPTS, elements=1)
     return verification.compare(
         live, lambda dtype: verification.load_safetensors(folder, dtype), ANY, loaded_with="transformers"
     )
@@ -70,7 +70,7 @@ def test_a_merged_model_answers_as_the_live_adapter(
 
 @pytest.fixture
 def odd_base(base: Path, tmp_path: Path) -> Path:
-    """Tied embeddings, and biases."""
+    """A base model with tied embeddings and biases."""
     folder = tmp_path / "odd-base"
     config = LlamaConfig.from_pretrained(base)
     config.tie_word_embeddings, config.attention_bias = True, True
@@ -98,7 +98,7 @@ def test_tied_embeddings_and_biases_are_merged(
 def test_tied_embeddings_are_written_once(odd_base: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     merged = merge_into(tmp_path / "merged", odd_base, make_adapter(on=odd_base))
 
-    assert "lm_head.weight" not in Checkpoint(merged)
+    assert "lm_head.weight" not in SafetensorsCheckpoint(merged)
 
 
 def test_shards_hold_what_one_file_holds(base: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the exporting child makes and refuses, run in this process on the tiny model."""
+"""The exporting child's results and errors, run in this process on the tiny model."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from app.core.specs.export import export_spec_adapter
 from app.core.specs.job import QuantizationSpec
 from tests.worker.exports.conftest import MakeAdapter, failed, succeeded
-from worker.exports import disk, formats as making, verification
+from worker.exports import disk, formats, verification
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
 from worker.exports.run import run
 from worker.models import base_model
@@ -69,7 +69,7 @@ def test_a_gguf_file_is_one_file_and_a_card(export: Export, type: str) -> None:
     assert ended.agreement.answers_equal >= 0.75
 
 
-def test_a_lora_file_is_proved_on_a_gguf_base(export: Export) -> None:
+def test_a_lora_file_is_verified_on_a_gguf_base(export: Export) -> None:
     ended = succeeded(export(format="gguf_lora"))
 
     assert [file.name for file in ended.files] == ["helper-lora-f16.gguf"]
@@ -142,12 +142,12 @@ def test_a_failed_conversion_keeps_the_merge_and_a_retry_uses_it(
     adapter = make_adapter()
     request = make_request(adapter, format="gguf")
     with monkeypatch.context() as patch:
-        patch.setattr(making, "write_gguf", fail)
+        patch.setattr(formats, "write_gguf", fail)
         ended = failed(run(request, lambda report: None))
     assert "no such luck" in ended.message
     shutil.rmtree(request.folder)
     request.folder.mkdir()
-    monkeypatch.setattr(making, "merge", fail)
+    monkeypatch.setattr(formats, "merge", fail)
 
     succeeded(run(request, lambda report: None))
 
@@ -237,7 +237,7 @@ def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(
     assert "'<new>'" in ended.message
 
 
-def test_too_little_disk_is_told_before_anything_is_written(
+def test_too_little_disk_is_an_error_before_anything_is_written(
     make_request: Callable[..., ExportRequest], make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = make_request(make_adapter(), format="merged")
@@ -251,7 +251,7 @@ def test_too_little_disk_is_told_before_anything_is_written(
     assert list(request.folder.iterdir()) == []
 
 
-def test_too_little_memory_for_the_proof_is_told() -> None:
+def test_too_little_memory_for_verification_is_an_error() -> None:
     assert verification.choose_dtype(1000, 10_000) is torch.float32
     assert verification.choose_dtype(1000, 3000) is torch.bfloat16
     with pytest.raises(verification.NoMemoryForVerification, match="memory"):

@@ -1,12 +1,11 @@
-"""What each family of models needs in a GGUF file: keys, tensor names, and how its weights are laid out.
+"""GGUF by model family: keys, tensor names, and the layout of weights.
 
-What is needed was learned from llama.cpp's convert_hf_to_gguf.py (https://github.com/ggml-org/llama.cpp), the
-names from the `gguf` package's own map. What llama.cpp could not run rightly is refused.
+The conversions follow llama.cpp's convert_hf_to_gguf.py (https://github.com/ggml-org/llama.cpp), the names
+the `gguf` package's own map. Models that llama.cpp would run differently are refused.
 
-- llama, mistral: architecture `llama`, which rotates neighbouring numbers of a head, where Hugging Face's
-weights
-  are for its halves: the rows of q and k are permuted. Llama 3's scaling of RoPE is a tensor of factors.
-- qwen2, qwen3: as they are.
+- llama, mistral: architecture `llama`, which rotates adjacent pairs of a head, where Hugging Face's weights
+  are for its two halves: the rows of q and k are permuted. Llama 3's RoPE scaling is a tensor of factors.
+- qwen2, qwen3: weights unchanged.
 - gemma2, gemma3: their norms multiply by 1 + weight; the file holds the sum.
 - phi3: q, k, v and gate, up are one tensor each, in Hugging Face's files and in GGUF alike.
 """
@@ -22,12 +21,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from app.core.errors.exports import GgufFamilyUnknown
 
-_EVERYWHERE = "rope_freqs.weight"
+_ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
-class Family:
-    """How a model type of transformers becomes an architecture of GGUF."""
+class GgufFamily:
+    """How a `model_type` of transformers maps to a GGUF architecture."""
 
     arch: MODEL_ARCH
     permutes_heads: bool = False
@@ -46,12 +45,12 @@ def _write_gemma(writer: GGUFWriter, config: PreTrainedConfig) -> None:
 
 
 def _write_phi3(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    # llama.cpp takes no window at all from 0.
+    # For llama.cpp, 0 means no sliding window.
     writer.add_sliding_window(config.sliding_window or 0)
 
 
 def _check_gemma(config: PreTrainedConfig) -> None:
-    """llama.cpp tells the scale of the attention from the number of layers alone."""
+    """Refuse an attention scale other than the one that llama.cpp derives from the number of layers."""
     is_27b = config.num_hidden_layers in (46, 62)
     expected = config.hidden_size / config.num_attention_heads if is_27b else config.head_dim
     if config.query_pre_attn_scalar != expected:
@@ -61,30 +60,30 @@ def _check_gemma(config: PreTrainedConfig) -> None:
 
 
 _FAMILIES = {
-    "llama": Family(MODEL_ARCH.LLAMA, permutes_heads=True),
-    "mistral": Family(MODEL_ARCH.LLAMA, permutes_heads=True),
-    "qwen2": Family(MODEL_ARCH.QWEN2),
-    "qwen3": Family(MODEL_ARCH.QWEN3),
-    "gemma2": Family(
+    "llama": GgufFamily(MODEL_ARCH.LLAMA, permutes_heads=True),
+    "mistral": GgufFamily(MODEL_ARCH.LLAMA, permutes_heads=True),
+    "qwen2": GgufFamily(MODEL_ARCH.QWEN2),
+    "qwen3": GgufFamily(MODEL_ARCH.QWEN3),
+    "gemma2": GgufFamily(
         MODEL_ARCH.GEMMA2,
         adds_one_to_norms=True,
         may_untie=False,
         write_more=_write_gemma,
         check=_check_gemma,
     ),
-    "gemma3_text": Family(
+    "gemma3_text": GgufFamily(
         MODEL_ARCH.GEMMA3,
         adds_one_to_norms=True,
         may_untie=False,
         write_more=_write_gemma,
         check=_check_gemma,
     ),
-    "phi3": Family(MODEL_ARCH.PHI3, write_more=_write_phi3),
+    "phi3": GgufFamily(MODEL_ARCH.PHI3, write_more=_write_phi3),
 }
 
 
-def find_family(config: PreTrainedConfig) -> Family:
-    """The family of a model. Raises GgufFamilyUnknown."""
+def find_family(config: PreTrainedConfig) -> GgufFamily:
+    """The GGUF family of a model. Raises GgufFamilyUnknown."""
     family = _FAMILIES.get(config.model_type)
     if family is None:
         known = ", ".join(sorted(_FAMILIES))
@@ -100,32 +99,32 @@ def find_family(config: PreTrainedConfig) -> Family:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Names and weights of one model as GGUF has them."""
+class GgufLayout:
+    """The keys, tensor names and weight layout of one model in GGUF."""
 
-    family: Family
+    family: GgufFamily
     config: PreTrainedConfig
     names: TensorNameMap
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> "Layout":
-        """Raises GgufFamilyUnknown."""
+    def of(cls, config: PreTrainedConfig) -> "GgufLayout":
+        """The layout for a model's config. Raises GgufFamilyUnknown."""
         family = find_family(config)
         return cls(family, config, gguf.get_tensor_name_map(family.arch, config.num_hidden_layers))
 
     def check_untied(self) -> None:
-        """Raise GgufFamilyUnknown where this architecture's output layer must be its embedding."""
+        """Raise GgufFamilyUnknown where this architecture requires tied embeddings."""
         if not self.family.may_untie:
             raise _refuse(self.config, "its output layer is not its embedding, as this architecture demands")
 
     @property
     def arch_name(self) -> str:
-        """What the file calls the architecture."""
+        """The architecture's name in the file."""
         return gguf.MODEL_ARCH_NAMES[self.family.arch]
 
     @property
     def run_as(self) -> PreTrainedConfig:
-        """What llama.cpp takes the model for: a Mistral is a Llama there, without a window."""
+        """The config of the model as llama.cpp runs it: a Mistral is a Llama without a sliding window."""
         if self.config.model_type != "mistral":
             return self.config
         settings = self.config.to_dict()
@@ -140,7 +139,7 @@ class Layout:
         return found
 
     def arrange(self, parameter: str, weight: torch.Tensor) -> torch.Tensor:
-        """A parameter as the file holds it."""
+        """A parameter's values as the file holds them."""
         if self.family.permutes_heads:
             heads = self._heads(parameter)
             weight = permute_heads(weight, heads) if heads else weight
@@ -149,12 +148,12 @@ class Layout:
         return weight
 
     def arrange_lora_b(self, module: str, B_OR: torch.Tensor) -> torch.Tensor:
-        """LoRA's B of a layer: its rows are those of the layer's weight."""
+        """LoRA's B of a layer, its rows permuted as those of the layer's weight."""
         heads = self._heads(module + ".weight") if self.family.permutes_heads else 0
         return permute_heads(B_OR, heads) if heads else B_OR
 
     def write_keys(self, writer: GGUFWriter) -> None:
-        """What llama.cpp needs to know of the model."""
+        """Write the model's hyperparameters."""
         config = self.config
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
@@ -176,13 +175,13 @@ class Layout:
         self.family.write_more(writer, config)
 
     def extra_tensors(self) -> dict[str, torch.Tensor]:
-        """Tensors that the file needs and the model computes."""
+        """Tensors that the file needs and the checkpoint does not hold, by name."""
         rope = _rope_settings(self.config)[0]
         if rope.get("rope_type") != "llama3":
             return {}
         scaled, _attention = ROPE_INIT_FUNCTIONS["llama3"](self.config, torch.device("cpu"))
         steps = torch.arange(0, self._head_size, 2, dtype=torch.float32) / self._head_size
-        return {_EVERYWHERE: 1.0 / (float(rope["rope_theta"]) ** steps) / scaled}
+        return {_ROPE_FACTORS: 1.0 / (float(rope["rope_theta"]) ** steps) / scaled}
 
     @property
     def _head_size(self) -> int:
@@ -190,20 +189,20 @@ class Layout:
         return int(size or self.config.hidden_size // self.config.num_attention_heads)
 
     def _heads(self, parameter: str) -> int:
-        """How many heads the rows of a weight belong to, where its rows are permuted; else 0."""
+        """The number of heads in a weight whose rows are permuted; 0 for other weights."""
         if ".q_proj." in parameter:
             return int(self.config.num_attention_heads)
         return int(self.config.num_key_value_heads) if ".k_proj." in parameter else 0
 
 
 def permute_heads(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of each head: from first half, second half to pairs of one of each."""
+    """Reorder the rows of each head from (first half, second half) to interleaved pairs."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def _rope_settings(config: PreTrainedConfig) -> list[dict[str, float | str]]:
-    """Those of the layers that see everything first."""
+    """The RoPE settings by kind of layer, those of full attention first."""
     found = config.rope_parameters
     if "full_attention" in found:
         return [found["full_attention"], found["sliding_attention"]]

@@ -1,4 +1,4 @@
-"""A merged model as one GGUF file for llama.cpp, written with the `gguf` package tensor by tensor."""
+"""Writes a merged model as one GGUF file for llama.cpp, tensor by tensor, with the `gguf` package."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.specs.export import GgufType
 from worker.exports.checkpoint import TensorSpec
-from worker.exports.gguf.families import Layout
+from worker.exports.gguf.families import GgufLayout
 from worker.exports.gguf.tokenizer import read_vocabulary
 
 _FILE_TYPES = {
@@ -33,14 +33,14 @@ _CHUNK_NUMBERS = 1 << 24
 
 
 class TensorSource(Protocol):
-    """A checkpoint on the disk, or a merge that is made while it is read."""
+    """A checkpoint on disk, or a merge computed while it is read."""
 
     @property
     def tensors(self) -> list[TensorSpec]:
         """All tensors."""
 
     def read(self, name: str) -> torch.Tensor:
-        """One of them."""
+        """One tensor."""
 
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
@@ -48,7 +48,7 @@ Change = Callable[[str, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class _Planned:
-    """A tensor of the file, and where it comes from."""
+    """A tensor of the file, and the function that reads its values."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,14 +60,14 @@ def write_gguf(
     source: TensorSource,
     path: Path,
     *,
-    layout: Layout,
+    layout: GgufLayout,
     tokenizer: PreTrainedTokenizerBase,
     title: str,
     type: GgufType,
     change: Change = lambda name, weight: weight,
     announce: Callable[[int], None] = lambda elements: None,
 ) -> None:
-    """Write the file. `change` may alter a tensor, named and laid out as in the file.
+    """Write the file. `change` may replace a tensor, named and laid out as in the file.
 
     Raises GgufFamilyUnknown and TokenizerUnfit before anything is written.
     """
@@ -86,7 +86,7 @@ def write_gguf(
 def write_tensors(
     writer: GGUFWriter, planned: list[_Planned], announce: Callable[[int], None] = lambda elements: None
 ) -> None:
-    """Write a file whose keys are set, and close it."""
+    """Write the header and the tensors of a file whose keys are set, and close it."""
     for tensor in planned:
         shape = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.type)
         size = int(np.prod(shape))
@@ -103,12 +103,12 @@ def write_tensors(
 
 
 def plan_tensor(name: str, tensor: torch.Tensor, type: GGMLQuantizationType) -> _Planned:
-    """A tensor that is in memory already."""
+    """Plan a tensor that is in memory already."""
     return _Planned(name, tuple(tensor.shape), type, lambda: tensor)
 
 
 def encode(tensor: torch.Tensor, type: GGMLQuantizationType) -> npt.NDArray[np.uint8]:
-    """The bytes of a tensor in a type of GGUF, made some rows at a time."""
+    """Quantize a tensor to a GGUF type, some rows at a time. Returns its bytes."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     step = max(1, _CHUNK_NUMBERS // rows.shape[1])
     parts = [
@@ -118,7 +118,7 @@ def encode(tensor: torch.Tensor, type: GGMLQuantizationType) -> npt.NDArray[np.u
     return np.concatenate(parts)
 
 
-def _plan(source: TensorSource, layout: Layout, type: GgufType, change: Change) -> Iterator[_Planned]:
+def _plan(source: TensorSource, layout: GgufLayout, type: GgufType, change: Change) -> Iterator[_Planned]:
     for name, tensor in layout.extra_tensors().items():
         yield plan_tensor(name, tensor, GGMLQuantizationType.F32)
     for spec in source.tensors:
@@ -129,14 +129,17 @@ def _plan(source: TensorSource, layout: Layout, type: GgufType, change: Change) 
 
 
 def _reader(
-    source: TensorSource, layout: Layout, spec: TensorSpec, change: Change
+    source: TensorSource, layout: GgufLayout, spec: TensorSpec, change: Change
 ) -> Callable[[], torch.Tensor]:
     name = layout.name(spec.name)
     return lambda: change(name, layout.arrange(spec.name, source.read(spec.name)))
 
 
 def _choose_type(name: str, spec: TensorSpec, type: GgufType) -> GGMLQuantizationType:
-    """Vectors stay float32, the embeddings get 8 bits beside fewer, and rows that make no whole blocks 16."""
+    """The GGUF type of one tensor.
+
+    Vectors are float32. Embeddings have at least 8 bits. Rows that are no multiple of the block have 16.
+    """
     if len(spec.shape) == 1:
         return GGMLQuantizationType.F32
     wanted = GGMLQuantizationType[type.name]

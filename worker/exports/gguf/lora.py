@@ -1,9 +1,8 @@
 """The adapter alone as a GGUF file, for llama.cpp's `--lora`.
 
 The format is that of llama.cpp's convert_lora_to_gguf.py: each layer's A and B under the layer's name, B's
-rows
-permuted as the layer's are, and one alpha; llama.cpp multiplies by alpha / rank. What differs from that
-(rank-stabilized scales, an alpha of a layer's own) is put into B.
+rows permuted as the layer's are, and one alpha; llama.cpp multiplies by alpha / rank. Other scales
+(rank-stabilized LoRA, a layer's own alpha) are multiplied into B.
 """
 
 from pathlib import Path
@@ -14,7 +13,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from app.core.errors.exports import ExportMismatch, ExportUnsupported
 from worker.exports.adapter_weights import AdapterWeights
-from worker.exports.gguf.families import Layout
+from worker.exports.gguf.families import GgufLayout
 from worker.exports.gguf.file import plan_tensor, write_tensors
 
 _TYPES = {"f16": GGMLQuantizationType.F16, "f32": GGMLQuantizationType.F32}
@@ -37,7 +36,9 @@ def check(adapter: AdapterWeights) -> None:
         )
 
 
-def write_gguf_lora(adapter: AdapterWeights, path: Path, *, layout: Layout, title: str, type: str) -> None:
+def write_gguf_lora(
+    adapter: AdapterWeights, path: Path, *, layout: GgufLayout, title: str, type: str
+) -> None:
     """Write the file. Raises ExportUnsupported, GgufFamilyUnknown."""
     check(adapter)
     writer = GGUFWriter(path, layout.arch_name)
@@ -56,7 +57,7 @@ def write_gguf_lora(adapter: AdapterWeights, path: Path, *, layout: Layout, titl
 
 
 class LoraFile:
-    """Such a file, read and applied as llama.cpp does it: to tensors of a GGUF file of the base model."""
+    """A GGUF LoRA file, applied to the tensors of a GGUF file of the base model as llama.cpp applies it."""
 
     def __init__(self, path: Path) -> None:
         reader = GGUFReader(path)
@@ -69,17 +70,17 @@ class LoraFile:
 
     @property
     def targets(self) -> set[str]:
-        """Names of the tensors that it changes."""
+        """The names of the tensors that the LoRA file changes."""
         return {name.removesuffix(".lora_a") for name in self._tensors if name.endswith(".lora_a")}
 
     def check_applied(self) -> None:
-        """Raise ExportMismatch where the base model has no tensor for a part of the file."""
+        """Raise ExportMismatch where the base model lacks a tensor that the LoRA file changes."""
         if self.applied != self.targets:
             missing = ", ".join(sorted(self.targets - self.applied)[:3])
             raise ExportMismatch(f"A GGUF file of the base model has no {missing}.")
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """The tensor with what the file adds to it."""
+        """The tensor with its LoRA change added; unchanged where the file has none for it."""
         if name not in self.targets:
             return weight
         self.applied.add(name)

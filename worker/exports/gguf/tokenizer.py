@@ -1,8 +1,8 @@
-"""A tokenizer as GGUF's keys: tokens, their kinds, merges or scores, special tokens, chat template.
+"""A tokenizer as GGUF keys: tokens, their types, merges or scores, special tokens, chat template.
 
-llama.cpp knows two kinds that matter here: `gpt2` (byte-level BPE, split beforehand by a pattern that has a
-name) and `llama` (SentencePiece's BPE, which joins the pieces of the highest score). A pattern that llama.cpp
-has no name for is refused: it would split text unlike the training did.
+Two of llama.cpp's tokenizer models are supported: `gpt2` (byte-level BPE after a pre-tokenizer that llama.cpp
+knows by name) and `llama` (SentencePiece BPE, which joins the pieces of the highest score). A pre-tokenizer
+that llama.cpp has no name for is refused: text would be split differently than in training.
 """
 
 import json
@@ -25,7 +25,7 @@ _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# llama.cpp's names of the patterns, by what the tokenizer does before its merges.
+# llama.cpp's pre-tokenizer names, by the tokenizer's steps before its merges.
 _PATTERNS = {
     (_GPT4 % "{1,3}",): "llama-bpe",
     (_GPT4 % "",): "qwen2",
@@ -38,7 +38,7 @@ _SPACE = "\u2581"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer."""
+    """A tokenizer's entries in a GGUF file."""
 
     model: str
     pre: str
@@ -49,7 +49,7 @@ class Vocabulary:
     adds_space_prefix: bool
 
     def write(self, writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Put everything into the file's keys."""
+        """Write the tokenizer's keys."""
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -65,7 +65,7 @@ class Vocabulary:
             (tokenizer.unk_token_id, writer.add_unk_token_id),
             (tokenizer.pad_token_id, writer.add_pad_token_id),
         ):
-            # A tokenizer may name a token that this model has no row for; nothing uses it.
+            # A tokenizer may name a token that the model's embedding has no row for; no text uses it.
             if number is not None and number < len(self.tokens):
                 add(number)
         ids = tokenizer("a").input_ids
@@ -76,7 +76,7 @@ class Vocabulary:
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
-    """The tokenizer for a model whose embedding has so many rows. Raises TokenizerUnfit."""
+    """The vocabulary of a model whose embedding has `rows` rows. Raises TokenizerUnfit."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     settings: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
     model = settings.get("model", {})
@@ -99,7 +99,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary
 def _list_tokens(
     tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], rows: int
 ) -> tuple[list[str], list[TokenType]]:
-    """Every row of the embedding: its token and the token's kind."""
+    """The token and its type for every row of the embedding."""
     special = {entry["id"]: entry["special"] for entry in settings.get("added_tokens", [])}
     named = {number: token for token, number in tokenizer.get_vocab().items()}
     tokens = [named.get(number, f"[PAD{number}]") for number in range(rows)]
@@ -119,7 +119,7 @@ def _kind(token: str, is_known: bool, special: bool | None, is_unknown_token: bo
 
 
 def _score(tokens: list[str], merged: list[str]) -> list[float]:
-    """The earlier a piece is merged, the higher its score; what is never merged comes last."""
+    """SentencePiece scores: the earlier a piece is merged, the higher; unmerged pieces have the lowest."""
     order = {piece: place for place, piece in reversed(list(enumerate(merged)))}
     return [-float(order.get(token, len(merged))) for token in tokens]
 
@@ -137,7 +137,7 @@ def _flatten(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def _find_pattern(settings: dict[str, Any]) -> str:
-    """llama.cpp's name for what splits text before the merges."""
+    """llama.cpp's name of the tokenizer's pre-tokenizer. Raises TokenizerUnfit."""
     seen: list[str] = []
     for step in _flatten(settings["pre_tokenizer"], "pretokenizers"):
         match step:

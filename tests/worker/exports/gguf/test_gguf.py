@@ -1,4 +1,4 @@
-"""GGUF files answer as the model they were made of, family by family and type by type."""
+"""GGUF files compute what the original model computes, for each family and each type."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from tests.worker.exports import families
 from tests.worker.exports.conftest import MakeAdapter, write_gguf_of
 from worker.exports import verification
 from worker.exports.adapter_weights import read_adapter
-from worker.exports.checkpoint import Checkpoint
-from worker.exports.gguf.families import Layout
+from worker.exports.checkpoint import SafetensorsCheckpoint
+from worker.exports.gguf.families import GgufLayout
 from worker.exports.gguf.file import write_gguf
 from worker.exports.gguf.lora import LoraFile, write_gguf_lora
 from worker.exports.gguf.tokenizer import read_vocabulary
@@ -26,7 +26,7 @@ IDS = torch.tensor([[1, 260, 262, 270, 280, 290, 300, 310]])
 
 
 def read_back(model: Path, path: Path, type: GgufType = GgufType.F16) -> PreTrainedModel:
-    layout = Layout.of(read_shape(model).config)
+    layout = GgufLayout.of(read_shape(model).config)
     return verification.load_gguf(write_gguf_of(model, path, type), layout.run_as, torch.float32)
 
 
@@ -35,7 +35,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model(input_ids=IDS).logits
 
 
-def test_every_family_is_read_back_as_it_was(tmp_path: Path) -> None:
+def test_gguf_files_of_every_family_compute_the_original_logits(tmp_path: Path) -> None:
     tokenizer = families.byte_level_tokenizer()
     worst = {}
     for family in families.CONFIGS:
@@ -87,11 +87,11 @@ def test_an_unknown_family_and_scaling_are_refused(tmp_path: Path) -> None:
     config = read_shape(model).config
     config.model_type = "mamba"
     with pytest.raises(GgufFamilyUnknown, match="mamba"):
-        Layout.of(config)
+        GgufLayout.of(config)
     assert not (tmp_path / "model.gguf").exists()
 
 
-def test_tokens_kinds_and_template_stand_in_the_file(tmp_path: Path) -> None:
+def test_the_file_holds_tokens_their_types_and_the_chat_template(tmp_path: Path) -> None:
     tokenizer = families.sentencepiece_tokenizer()
     model = families.make_family("llama", tmp_path / "model", tokenizer, vocab_size=len(tokenizer) + 3)
 
@@ -127,13 +127,13 @@ def test_tokens_kinds_and_template_stand_in_the_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_how_text_is_split_has_a_name(steps: list[pre_tokenizers.PreTokenizer], name: str) -> None:
+def test_known_pre_tokenizers_have_a_name(steps: list[pre_tokenizers.PreTokenizer], name: str) -> None:
     tokenizer = families.byte_level_tokenizer(pre_tokenizers.Sequence(steps))
 
     assert read_vocabulary(tokenizer, len(tokenizer)).pre == name
 
 
-def test_a_split_without_a_name_is_refused() -> None:
+def test_an_unknown_pre_tokenizer_is_refused() -> None:
     split = pre_tokenizers.Split(Regex(r"\d\d"), "isolated")
     steps = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(use_regex=False)])
     tokenizer = families.byte_level_tokenizer(steps)
@@ -143,17 +143,17 @@ def test_a_split_without_a_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 32}}], ids=str)
-def test_a_lora_file_does_to_a_gguf_base_what_the_adapter_does(
+def test_a_lora_file_applied_to_a_gguf_base_equals_the_live_adapter(
     options: dict[str, object], tmp_path: Path, make_adapter: MakeAdapter
 ) -> None:
     model = families.make_family("llama", tmp_path / "model", families.byte_level_tokenizer())
     adapter = make_adapter(on=model, **options)
-    layout = Layout.of(read_shape(model).config)
+    layout = GgufLayout.of(read_shape(model).config)
     write_gguf_lora(read_adapter(adapter), tmp_path / "lora.gguf", layout=layout, title="tiny", type="f32")
     lora = LoraFile(tmp_path / "lora.gguf")
 
     write_gguf(
-        Checkpoint(model),
+        SafetensorsCheckpoint(model),
         tmp_path / "applied.gguf",
         layout=layout,
         tokenizer=base_model.load_tokenizer(model),

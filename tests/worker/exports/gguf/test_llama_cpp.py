@@ -1,6 +1,4 @@
-"""What llama.cpp itself makes of the files, where it is installed: it comes as source alone, and takes many
-minutes to build (docs/exports.md).
-"""
+"""The files in llama.cpp itself, where it is installed: it must be built from source (docs/exports.md)."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from tests.worker.exports import families
 from tests.worker.exports.conftest import MakeAdapter, write_gguf_of
 from worker.exports import verification
 from worker.exports.adapter_weights import read_adapter
-from worker.exports.gguf.families import Layout
+from worker.exports.gguf.families import GgufLayout
 from worker.exports.gguf.lora import write_gguf_lora
 from worker.exports.merge import read_shape
 
@@ -47,7 +45,7 @@ def logits(path: Path, **options: Any) -> torch.Tensor:
 
 
 def difference(found: torch.Tensor, model: torch.nn.Module) -> float:
-    """Of the logits, as a share of the largest."""
+    """The largest difference of the logits, as a share of the largest logit."""
     with torch.inference_mode():
         live = model(input_ids=torch.tensor([IDS])).logits[0]
     return ((found - live).abs().max() / live.abs().max()).item()
@@ -78,7 +76,7 @@ def test_llama_cpp_applies_a_lora_file_as_peft_does(
 ) -> None:
     model = families.make_family(family, tmp_path / "model", families.byte_level_tokenizer())
     adapter = make_adapter(on=model, **options)
-    layout = Layout.of(read_shape(model).config)
+    layout = GgufLayout.of(read_shape(model).config)
     write_gguf_lora(read_adapter(adapter), tmp_path / "lora.gguf", layout=layout, title="tiny", type="f32")
 
     found = logits(write_gguf_of(model, tmp_path / "model.gguf"), lora_path=str(tmp_path / "lora.gguf"))

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from app.core.jobs.events import Checkpoint, Log, Metrics, Warn
-from tests.small_disk import FILLER, fill, make_room, mounted
+from tests.small_disk import FILLER, fill, mounted, remove_filler
 from tests.worker.training.conftest import MakeRequest, Reports, following, run_here
 from worker.processes.reports import Advanced, Happened, Outcome, TrainingRequest
 
@@ -151,7 +151,7 @@ def test_a_disk_that_fills_up_fails_the_job_and_keeps_the_last_checkpoints(
     assert reports.ended.code == "disk_full"
     assert "retry" in (reports.ended.hint or "")
     assert checkpoints(request) == ["checkpoint-1", "checkpoint-2"]
-    make_room(small_disk)
+    remove_filler(small_disk)
     again = run_here(following(request, reports))
     assert any("checkpoint of step 2" in event.message for event in again.events(Log))
     assert weights(request) == undisturbed
@@ -162,13 +162,13 @@ def test_a_disk_that_is_full_when_the_adapter_is_saved_costs_no_training(
 ) -> None:
     request = make_request(**SPEC)
     request = request.model_copy(update={"output_folder": small_disk / "adapter"})
-    fill(small_disk, room=40_000)
+    fill(small_disk, spare_bytes=40_000)
 
     reports = run_here(request)
 
     assert reports.ended.code == "disk_full"
     assert [path.name for path in small_disk.iterdir()] == [FILLER]
-    make_room(small_disk)
+    remove_filler(small_disk)
     again = run_here(following(request, reports))
     assert not again.events(Metrics)
     assert weights(request) == undisturbed
