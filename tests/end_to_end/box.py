@@ -48,12 +48,12 @@ class Box:
         return process
 
     def upload(self, rows: Iterable[object]) -> str:
-        """Upload rows; answers the dataset's id."""
+        """Upload rows. Returns the dataset's id."""
         files = {"file": ("rows.jsonl", jsonl(rows))}
         return str(self.get_good(self.client.post("/datasets", files=files))["id"])
 
     def submit(self, **spec: Any) -> str:
-        """Submit a job; answers its id."""
+        """Submit a job. Returns its id."""
         return str(self.get_good(self.client.post("/jobs", json=spec))["id"])
 
     def job(self, job_id: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Box:
         return found
 
     def wait_for_state(self, job_id: str, *states: str, timeout_seconds: float = 240) -> dict[str, Any]:
-        """Until the job is in one of the states."""
+        """Wait until the job is in one of the states. Returns the job."""
         return wait_for(
             lambda: found if (found := self.job(job_id))["state"] in states else None,
             f"{job_id} to be {' or '.join(states)}",
@@ -70,13 +70,13 @@ class Box:
         )
 
     def wait_for_step(self, job_id: str, step: int = 1) -> None:
-        """Until the job has done so many steps."""
+        """Wait until the job has done the step."""
         wait_for(
             lambda: (self.job(job_id)["progress"]["step"] or 0) >= step, f"step {step}", timeout_seconds=120
         )
 
     def wait_for_event(self, job_id: str, kind: str) -> dict[str, Any]:
-        """The first event of a type."""
+        """Wait for the first event of a type. Returns it."""
         return wait_for(
             lambda: next(iter(self.events(job_id, kind)), None), f"a {kind} event", timeout_seconds=120
         )
@@ -94,14 +94,14 @@ class Box:
         return [event for event in found if kind in (None, event["type"])]
 
     def answer(self, question: str, **who: str) -> str:
-        """One greedy answer, from `adapter` or `base_model`."""
+        """A greedy answer from `adapter` or `base_model`."""
         messages = [{"role": "user", "content": question}]
         body = {"messages": messages, "max_new_tokens": 60, "temperature": 0, **who}
         return str(self.get_good(self.client.post("/generate", json=body))["text"])
 
     @staticmethod
     def get_good(response: httpx.Response) -> Any:
-        """The body of an answer that must not be an error."""
+        """The body of a response that must not be an error."""
         assert not response.is_error, response.text
         return response.json()
 
@@ -111,7 +111,7 @@ class Box:
         return next(iter(find_children(module, of=process.pid)), None)
 
     def close(self) -> None:
-        """End everything."""
+        """Stop all processes."""
         self.client.close()
         for process in reversed(self._processes):
             process.send_signal(signal.SIGTERM)
@@ -123,7 +123,7 @@ class Box:
                 process.wait()
 
     def log(self) -> str:
-        """What the processes printed."""
+        """The processes' output."""
         return (self._folder / "box.log").read_text()
 
     def _start(self, module: str) -> Process:

@@ -1,4 +1,4 @@
-"""A PEFT folder through the whole stack: it answers as PEFT does, and so does what is downloaded of it."""
+"""A PEFT folder imported into the whole stack answers as PEFT does, and so does its download."""
 
 import shutil
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
 
 
 def send(box: Box, archive: bytes, **fields: str) -> dict[str, Any]:
-    """Import an archive; answers the adapter once it is proved, or failed."""
+    """Import an archive. Returns the adapter once it is verified or has failed."""
     files = {"file": ("adapter.zip", archive)}
     sent = box.get_good(box.client.post("/adapters", files=files, data={"base_model": NAME, **fields}))
 

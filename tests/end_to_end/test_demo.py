@@ -1,7 +1,6 @@
-"""The demo's path on the real small model, with real processes: what `make demo` shows must be true, and what
-it makes must leave in every format.
+"""The steps of `make demo` on the real small model, with real processes; then every export format.
 
-Half of the demo's epochs teach enough for that.
+Half of the demo's epochs are enough for the adapter to learn the rows.
 """
 
 import json
@@ -31,7 +30,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "q8_0": {"format": "gguf", "type": "q8_0"},
     "lora": {"format": "gguf_lora", "with_base": True},
 }
-# One of an answer's 60 tokens may be as good as another one; 8 bits are less sure.
+# One of an answer's 60 tokens may be as likely as another one; with 8 bits more may differ.
 LEAST_SHARE = {"merged": 0.97, "bin": 0.97, "f16": 0.97, "lora": 0.97, "q8_0": 0.9}
 SPEC = json.loads((EXAMPLES / "demo-job.json").read_text())
 NAME, BASE_MODEL = SPEC["name"], SPEC["base_model"]
@@ -58,7 +57,7 @@ def models_dir() -> Path:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Demo]:
-    """It trains for minutes, so that every test looks at the same adapter."""
+    """The box and its trained adapter; training takes minutes, so that all tests share it."""
     folder = tmp_path_factory.mktemp("demo")
     box = Box(folder, models_dir)
     try:
@@ -105,12 +104,12 @@ def test_every_format_answers_the_demos_questions_as_the_live_adapter_does(
 
 
 def export_all(demo: Demo) -> dict[str, Path]:
-    """What is downloaded of each format, in a folder of its own."""
-    box, asked = demo.box, {}
+    """Export every format. Returns the folder of each format's downloaded files."""
+    box, export_ids = demo.box, {}
     for name, spec in FORMATS.items():
         sent = box.client.post(f"/adapters/{demo.job['adapter']}/exports", json=spec)
-        asked[name] = box.get_good(sent)["id"]
-    return {name: download(demo, export_id) for name, export_id in asked.items()}
+        export_ids[name] = box.get_good(sent)["id"]
+    return {name: download(demo, export_id) for name, export_id in export_ids.items()}
 
 
 def download(demo: Demo, export_id: str) -> Path:
@@ -135,7 +134,7 @@ def download(demo: Demo, export_id: str) -> Path:
 
 
 def load(name: str, folder: Path) -> PreTrainedModel:
-    """The files as anyone loads them: nothing of Tunesmith's is used."""
+    """Load the files without Tunesmith's code."""
     if name in ("merged", "bin"):
         kind = {"use_safetensors": name == "merged"}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **kind)
@@ -149,7 +148,7 @@ def load(name: str, folder: Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def add_lora(model: PreTrainedModel, path: Path) -> None:
-    """What llama.cpp does with `--lora`: W + alpha / rank · B A."""
+    """Apply the LoRA file as llama.cpp's `--lora` does: W + alpha / rank · B A."""
     reader = gguf.GGUFReader(path)
     tensors = {one.name: torch.tensor(gguf.dequantize(one.data, one.tensor_type)) for one in reader.tensors}
     alpha = reader.get_field("adapter.lora.alpha").contents()
@@ -162,7 +161,7 @@ def add_lora(model: PreTrainedModel, path: Path) -> None:
         A, B = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
         change = alpha / len(A) * B @ A
         if name.endswith(("attn_q.weight", "attn_k.weight")):
-            # llama.cpp rotates neighbours, transformers halves of a head.
+            # llama.cpp rotates adjacent pairs, transformers the two halves of a head.
             pairs = change.reshape(-1, model.config.head_dim // 2, 2, change.shape[1])
             change = pairs.transpose(1, 2).reshape(change.shape)
         weight += change
@@ -174,7 +173,7 @@ def add_lora(model: PreTrainedModel, path: Path) -> None:
 def share_of_first_choices(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, said: str
 ) -> float:
-    """How much of an answer the model would have chosen, token by token, after what came before."""
+    """The share of the answer's tokens that are the model's most likely ones after the preceding tokens."""
     messages = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     prompt_ids, said_ids = (

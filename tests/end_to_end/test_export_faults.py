@@ -1,4 +1,4 @@
-"""Exports by the real API, worker and child: killed, cancelled, and on a full disk, in the midst of work."""
+"""Exports by the real API, worker and child that are killed, cancelled, or fill the disk."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.end_to_end.box import Box, Process
 from tests.factories import make_adapter
-from tests.scripted.held import FOLDER, Appointments
+from tests.scripted.pause_points import FOLDER, PausePoints
 from tests.small_disk import fill, mounted, remove_filler
 from tests.tiny_model import NAME, make_tiny_model
 from tests.waiting import wait_for
 from tests.worker.exports.conftest import save_adapter
 
-CHILD = "tests.end_to_end.processes.held_export"
-# More than what an export wants to leave to others.
+CHILD = "tests.end_to_end.processes.paused_export"
+# More than the spare space that an export requires.
 MEGABYTES = 160
 
 
@@ -32,8 +32,8 @@ class Stand:
         self.folder, self.is_small = folder, is_small
         base = make_tiny_model(folder / "models")
         self.box = Box(folder, folder / "models", lease_seconds="6", max_lost_attempts="9")
-        self.box.environment[FOLDER] = str(folder / "held")
-        self.moments = Appointments(folder / "held")
+        self.box.environment[FOLDER] = str(folder / "pauses")
+        self.pauses = PausePoints(folder / "pauses")
         self.exports = folder / "data" / "exports"
         settings = Settings(data_dir=folder / "data")
         self.store = ArtifactStore(settings.artifacts_url)
@@ -46,7 +46,7 @@ class Stand:
         database.close()
 
     def start_worker(self) -> Process:
-        return self.box.start_worker(wait=False, module="tests.end_to_end.processes.held_worker")
+        return self.box.start_worker(wait=False, module="tests.end_to_end.processes.paused_worker")
 
     def submit(self, **spec: Any) -> str:
         return str(self.box.get_good(self.box.client.post("/adapters/helper/exports", json=spec))["id"])
@@ -100,11 +100,11 @@ def kill(process: Process | psutil.Process) -> None:
 
 
 def test_an_export_that_is_killed_at_every_stage_is_handed_out_only_when_it_is_whole(stand: Stand) -> None:
-    stand.moments.make("merging", "converting", "storing")
+    stand.pauses.set("merging", "converting", "storing")
     export_id = stand.submit(format="pytorch_bin")
     first = stand.start_worker()
 
-    stand.moments.wait_for("merging")
+    stand.pauses.wait_for("merging")
     child = stand.child(first)
     kill(first)
     child.wait(30)
@@ -112,13 +112,13 @@ def test_an_export_that_is_killed_at_every_stage_is_handed_out_only_when_it_is_w
     assert not (stand.exports / export_id / "merged").exists()
 
     second = stand.start_worker()
-    stand.moments.wait_for("converting")
-    stand.moments.make("merging")
+    stand.pauses.wait_for("converting")
+    stand.pauses.set("merging")
     kill(stand.child(second))
     stand.assert_nothing_is_handed_out(export_id)
     assert (stand.exports / export_id / "merged").exists()
 
-    stand.moments.wait_for("storing")
+    stand.pauses.wait_for("storing")
     kill(second)
     stand.assert_nothing_is_handed_out(export_id)
     assert stand.store.list_files(f"exports/{export_id}")
@@ -127,7 +127,7 @@ def test_an_export_that_is_killed_at_every_stage_is_handed_out_only_when_it_is_w
     export = stand.wait_for_state(export_id, "succeeded", "failed")
     assert (export["state"], export["attempts"]) == ("succeeded", 4)
     # No attempt after the first whole merge has merged again.
-    stand.moments.drop("merging")
+    stand.pauses.unset("merging")
     files = {file["name"]: file["sha256"] for file in export["files"]}
     stored = stand.store.list_files(f"exports/{export_id}")
     assert sorted(path.rsplit("/", 1)[-1] for path in stored) == sorted(files)
@@ -139,17 +139,17 @@ def test_an_export_that_is_killed_at_every_stage_is_handed_out_only_when_it_is_w
     third.wait(60)
 
 
-@pytest.mark.parametrize("moment", ["merging", "storing"])
-def test_a_cancelled_export_leaves_nothing(stand: Stand, worker: Process, moment: str) -> None:
-    stand.moments.make(moment)
+@pytest.mark.parametrize("point", ["merging", "storing"])
+def test_a_cancelled_export_leaves_nothing(stand: Stand, worker: Process, point: str) -> None:
+    stand.pauses.set(point)
     export_id = stand.submit(format="merged")
-    stand.moments.wait_for(moment)
+    stand.pauses.wait_for(point)
     child = stand.box.child(worker, CHILD)
 
     assert stand.box.client.post(f"/exports/{export_id}/cancel").status_code == 202
     if child is not None:
         child.wait(30)
-    stand.moments.let_go(moment)
+    stand.pauses.resume(point)
 
     stand.wait_until_nothing_is_left()
     wait_for(lambda: not stand.store.list_files(f"exports/{export_id}"), "the store to be empty")
@@ -163,11 +163,11 @@ def test_a_disk_that_fills_up_fails_the_export_and_a_retry_goes_on_from_the_merg
     """The database is on the same disk."""
     if not stand.is_small:
         pytest.skip("mounting a small file system needs root: the full disk is NOT tested")
-    stand.moments.make("converting")
+    stand.pauses.set("converting")
     export_id = stand.submit(format="gguf", type="f16")
-    stand.moments.wait_for("converting")
+    stand.pauses.wait_for("converting")
     fill(stand.folder)
-    stand.moments.let_go("converting")
+    stand.pauses.resume("converting")
 
     export = stand.wait_for_state(export_id, "failed", "succeeded")
 
@@ -176,7 +176,7 @@ def test_a_disk_that_fills_up_fails_the_export_and_a_retry_goes_on_from_the_merg
     left = {path.name for path in (stand.exports / export_id).iterdir()}
     assert left == {"merged", "merged.json"}
     remove_filler(stand.folder)
-    stand.moments.make("merging")
+    stand.pauses.set("merging")
     assert stand.box.client.post(f"/exports/{export_id}/retry").status_code == 202
     assert stand.wait_for_state(export_id, "failed", "succeeded")["state"] == "succeeded"
-    stand.moments.drop("merging")
+    stand.pauses.unset("merging")

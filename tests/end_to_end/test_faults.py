@@ -1,4 +1,4 @@
-"""The real API and worker on a tiny model, while their processes are killed, stopped and asked to cancel."""
+"""The real API and worker on a tiny model while their processes are killed, stopped or cancelled."""
 
 import signal
 from collections.abc import Iterator

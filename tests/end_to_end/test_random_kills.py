@@ -1,4 +1,4 @@
-"""Twenty deaths by SIGKILL, at random moments of four jobs: each job must end as if nothing had happened.
+"""Twenty kills by SIGKILL at random points of four jobs: each job must end as an undisturbed one does.
 
 `RANDOM_KILLS_SEED` repeats a run: it is printed with every failure.
 """
@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.box import Box, Process
-from tests.end_to_end.processes.fault_injection import PLAN_FOLDER, Appointment, Plan, Stage, Target
+from tests.end_to_end.processes.fault_injection import PLAN_FOLDER, FaultPlan, FaultPoint, Stage, Target
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
 
@@ -39,8 +39,8 @@ SPEC: dict[str, Any] = {
         "eval_steps": 10,
     },
 }
-# Moments to choose from. In training there are about 9 a step, in a checkpoint 50; a job must not be done
-# before its time has come.
+# The latest event of each stage to kill at. Training has about 9 events a step, a checkpoint about 50; a job
+# must not end before its fault point.
 TICKS = {
     Stage.CLAIMED: 1,
     Stage.PREPARING: 100,
@@ -50,7 +50,7 @@ TICKS = {
     Stage.VERIFYING: 2,
     Stage.DELIVERING: 40,
 }
-# A box that dies takes the other jobs' attempts with it, so there are fewer of those.
+# A kill of the whole box interrupts the other jobs too, so it is rarer.
 WEIGHTS = {Target.CHILD: 5, Target.WORKER: 3, Target.BOX: 2}
 EARLY = [Stage.CLAIMED, Stage.PREPARING, *[Stage.TRAINING] * 5, *[Stage.CHECKPOINT] * 5]
 LATE = [Stage.SAVING, Stage.SAVING, Stage.VERIFYING, Stage.VERIFYING]
@@ -75,34 +75,34 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     box.close()
 
 
-def make_appointments(chance: random.Random) -> dict[str, list[Appointment]]:
-    """Five a job: three while it trains, one while it ends, one while the worker takes its adapter over."""
+def make_fault_points(chance: random.Random) -> dict[str, list[FaultPoint]]:
+    """Five a job: three in training, one while the job ends, one while the worker stores its adapter."""
     early, late = chance.sample(EARLY, len(EARLY)), chance.sample(LATE, len(LATE))
     return {
         name: [
-            make_appointment(chance, stage)
+            make_fault_point(chance, stage)
             for stage in (*early[3 * index : 3 * index + 3], late[index], Stage.DELIVERING)
         ]
         for index, name in enumerate(JOBS)
     }
 
 
-def make_appointment(chance: random.Random, stage: Stage) -> Appointment:
+def make_fault_point(chance: random.Random, stage: Stage) -> FaultPoint:
     is_in_worker = stage in (Stage.CLAIMED, Stage.DELIVERING)
     targets = [Target.WORKER, Target.BOX] if is_in_worker else [*Target]
-    is_late = stage in (Stage.TRAINING, Stage.CHECKPOINT) and chance.random() < 0.5
-    return Appointment(
+    is_delayed = stage in (Stage.TRAINING, Stage.CHECKPOINT) and chance.random() < 0.5
+    return FaultPoint(
         stage,
         tick=chance.randint(1, TICKS[stage]),
         target=chance.choices(targets, [WEIGHTS[target] for target in targets])[0],
-        delay_seconds=chance.uniform(0.001, 0.05) if is_late else 0.0,
+        delay_seconds=chance.uniform(0.001, 0.05) if is_delayed else 0.0,
     )
 
 
-class Keeper:
-    """Restarts what died."""
+class Restarter:
+    """Restarts the API and the workers that were killed."""
 
-    def __init__(self, box: Box, plan: Plan) -> None:
+    def __init__(self, box: Box, plan: FaultPlan) -> None:
         self._box = box
         self._plan = plan
         self._api = box.start_api()
@@ -145,55 +145,57 @@ def weights(box: Box, adapter: str) -> bytes:
 
 
 def is_alive(pid: int) -> bool:
-    """What was killed stays a zombie until whoever started it looks."""
+    """Whether the process runs; a killed one is a zombie until its parent waits for it."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def check_story(job: dict[str, Any], plan: Plan) -> None:
-    """The attempts say what happened to them."""
+def check_attempts(job: dict[str, Any], plan: FaultPlan) -> None:
+    """Assert that the exit reason of each attempt fits the fault that ended it."""
     reasons = [attempt["exit_reason"] for attempt in job["attempts"]]
     assert reasons[-1] == "succeeded"
     assert set(reasons[:-1]) <= {"process_died", "worker_lost"}
-    for death in plan.find_deaths(job["name"]):
-        reason = reasons[death.attempt - 1]
-        if death.appointment.target == Target.CHILD and reason == "worker_lost":
-            # Another job's death took the worker along before it had written down that the child was gone.
-            worker_pid = int(job["attempts"][death.attempt - 1]["worker"].split("-")[-2])
-            wait_for(lambda pid=worker_pid: not is_alive(pid), f"the worker of {death} to be gone")
-        elif death.appointment.target == Target.CHILD:
-            assert reason == "process_died", death
-        elif death.appointment.stage != Stage.DELIVERING:
-            assert reason == "worker_lost", death
+    for fault in plan.find_injected(job["name"]):
+        reason = reasons[fault.attempt - 1]
+        if fault.point.target == Target.CHILD and reason == "worker_lost":
+            # Another job's fault killed the worker before it had recorded the child's death.
+            worker_pid = int(job["attempts"][fault.attempt - 1]["worker"].split("-")[-2])
+            wait_for(lambda pid=worker_pid: not is_alive(pid), f"the end of the worker of {fault}")
+        elif fault.point.target == Target.CHILD:
+            assert reason == "process_died", fault
+        elif fault.point.stage != Stage.DELIVERING:
+            assert reason == "worker_lost", fault
         # In delivery the last transaction may have been committed already.
-        wait_for(lambda pid=death.pid: not is_alive(pid), f"{death}")
+        wait_for(lambda pid=fault.pid: not is_alive(pid), f"the end of the process of {fault}")
 
 
 @pytest.mark.timeout(1000)
-def test_twenty_deaths_change_nothing(box: Box, tmp_path: Path, seed: int) -> None:
-    plan = Plan(tmp_path / "plan")
-    for name, appointments in make_appointments(random.Random(seed)).items():
-        plan.make(name, appointments)
-    keeper = Keeper(box, plan)
+def test_jobs_that_are_killed_twenty_times_end_with_the_result_of_an_undisturbed_one(
+    box: Box, tmp_path: Path, seed: int
+) -> None:
+    plan = FaultPlan(tmp_path / "plan")
+    for name, points in make_fault_points(random.Random(seed)).items():
+        plan.add(name, points)
+    restarter = Restarter(box, plan)
     dataset = box.upload(ROWS)
 
     names = ("undisturbed", *JOBS)
     undisturbed, *job_ids = [box.submit(**SPEC, dataset=dataset, name=name) for name in names]
-    keeper.wait_for_jobs([undisturbed, *job_ids])
+    restarter.wait_for_jobs([undisturbed, *job_ids])
 
     jobs = [box.job(job_id) for job_id in job_ids]
     assert [job["state"] for job in jobs] == ["succeeded"] * 4, [job["error"] for job in jobs]
-    assert sum(len(plan.find_deaths(name)) for name in JOBS) == 20, [plan.find_next(name) for name in JOBS]
+    assert sum(len(plan.find_injected(name)) for name in JOBS) == 20, [plan.find_next(name) for name in JOBS]
     for job in jobs:
-        check_story(job, plan)
+        check_attempts(job, plan)
         assert curve(box, job["id"]) == curve(box, undisturbed)
         assert weights(box, job["adapter"]) == weights(box, "undisturbed")
-    check_nothing_is_left(tmp_path / "data")
+    check_no_partial_files(tmp_path / "data")
 
 
-def check_nothing_is_left(data: Path) -> None:
-    """No half of anything."""
+def check_no_partial_files(data: Path) -> None:
+    """Assert that every adapter is there once and no partial file is left."""
     assert len(list((data / "artifacts" / "adapters").iterdir())) == 1 + len(JOBS)
     assert not list(data.rglob("*.partial"))

@@ -1,4 +1,4 @@
-"""The real stack while its engine is killed in mid answer, and while two base models are asked for."""
+"""The real stack while its engine is killed in mid answer, and while two base models are requested."""
 
 import json
 import shutil
@@ -99,7 +99,7 @@ def test_a_client_that_waits_for_a_base_model_is_seen_and_served_when_the_other_
             assert next(events) == "delta"
             waiting = box.client.build_request("POST", "/generate", json=body)
             response = box.client.send(waiting, stream=True)
-            # It opens before its base model is there, so that its client is not left without a word.
+            # The stream opens before its base model is loaded.
             assert response.status_code == 200
             reasons = box.client.get("/ready").json()["reasons"]
         text = response.read().decode()

@@ -1,26 +1,26 @@
-"""The training child, mortal: `worker.training.run` with a reaper that watches it."""
+"""The training child with fault injection: `worker.training.run` whose steps and files are counted."""
 
 import os
 from typing import Any
 
 from pydantic import BaseModel
 
-from tests.end_to_end.processes.fault_injection import Reaper, Stage
+from tests.end_to_end.processes.fault_injection import FaultInjector, Stage
 from worker.processes.child import ParentLink, Request
 from worker.processes.reports import Advanced, TrainingRequest
 from worker.training import run
 from worker.training.trainer import AdapterTrainer
 
-reaper = Reaper(worker_pid=os.getppid())
+injector = FaultInjector(worker_pid=os.getppid())
 
 
 class WatchedLink(ParentLink):
-    """Tells the reaper what the child tells the worker."""
+    """Reports the attempt and its phases to the injector."""
 
     def read_request(self, kind: type[Request]) -> Request:
         request = super().read_request(kind)
         assert isinstance(request, TrainingRequest)
-        reaper.begin(request.spec.name or "", request.attempt)
+        injector.begin(request.spec.name or "", request.attempt)
         return request
 
     def send(self, report: BaseModel) -> None:
@@ -28,22 +28,22 @@ class WatchedLink(ParentLink):
         if not isinstance(report, Advanced) or report.phase is None:
             return
         if report.phase in list(Stage):
-            reaper.enter(Stage(report.phase))
+            injector.enter(Stage(report.phase))
 
 
 class WatchedTrainer(AdapterTrainer):
-    """Tells the reaper of passes and checkpoints."""
+    """Reports training steps and checkpoints to the injector."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        reaper.tick(Stage.TRAINING)
+        injector.tick(Stage.TRAINING)
         loss = super().training_step(*args, **kwargs)
-        reaper.tick(Stage.TRAINING)
+        injector.tick(Stage.TRAINING)
         return loss
 
     def _save_checkpoint(self, *args: Any) -> None:
-        reaper.enter(Stage.CHECKPOINT)
+        injector.enter(Stage.CHECKPOINT)
         super()._save_checkpoint(*args)
-        reaper.leave()
+        injector.leave()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Processes that die at appointed moments, by SIGKILL, in the middle of what they do.
+"""Kills processes by SIGKILL at planned points, in the middle of their work.
 
-A moment is the n-th thing that a process does in some stage of a job: a step of training, or a file that it
-opens, renames or removes. Python's audit events tell of those. Some moments are followed by a delay, so that
-death comes in the middle of a library's own code.
+A fault point is the n-th event of a process in a stage of a job: a training step, or a file that it opens,
+renames or removes (reported by Python's audit events). A delay after the event places the kill inside a
+library's own code.
 """
 
 import contextlib
@@ -15,20 +15,20 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-PLAN_FOLDER = "MORTAL_PLAN"
+PLAN_FOLDER = "FAULT_PLAN_FOLDER"
 PIDS = "pids.json"
 
 
 class Target(StrEnum):
-    """What dies."""
+    """The processes that are killed."""
 
     CHILD = "child"
-    WORKER = "worker"  # its child must follow
-    BOX = "box"  # the API and every worker, and this process
+    WORKER = "worker"  # its child must end with it
+    BOX = "box"  # the API, every worker, and this process
 
 
 class Stage(StrEnum):
-    """When."""
+    """The stage of a job in which events are counted."""
 
     CLAIMED = "claimed"  # the worker has the job, and no child yet
     PREPARING = "preparing"
@@ -40,8 +40,8 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True)
-class Appointment:
-    """At the `tick`-th thing that happens in the stage, and so many seconds later."""
+class FaultPoint:
+    """The `tick`-th event of the stage; the kill follows it after the delay."""
 
     stage: Stage
     tick: int
@@ -50,49 +50,50 @@ class Appointment:
 
 
 @dataclass(frozen=True)
-class Death:
-    """An appointment that was kept."""
+class InjectedFault:
+    """A fault point at which processes were killed."""
 
-    appointment: Appointment
+    point: FaultPoint
     attempt: int
     pid: int
 
 
-class Plan:
-    """The appointments of every job, in order; each is kept once."""
+class FaultPlan:
+    """The fault points of every job, in order, as files in a folder; each is injected once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def make(self, job_name: str, appointments: list[Appointment]) -> None:
-        """Before the job is submitted."""
+    def add(self, job_name: str, points: list[FaultPoint]) -> None:
+        """Plan the faults of a job that is not submitted yet."""
         folder = self._folder / job_name
         folder.mkdir(parents=True)
-        for number, appointment in enumerate(appointments):
-            (folder / f"{number}.next").write_text(json.dumps(asdict(appointment)))
+        for number, point in enumerate(points):
+            (folder / f"{number}.next").write_text(json.dumps(asdict(point)))
 
-    def find_next(self, job_name: str) -> Appointment | None:
-        """What the present attempt at the job has before it."""
+    def find_next(self, job_name: str) -> FaultPoint | None:
+        """The next fault point of the job; None where all were injected."""
         path = self._find_path(job_name)
-        return Appointment(**json.loads(path.read_text())) if path else None
+        return FaultPoint(**json.loads(path.read_text())) if path else None
 
-    def find_deaths(self, job_name: str) -> list[Death]:
-        """What was kept, in order."""
-        found = [json.loads(path.read_text()) for path in sorted((self._folder / job_name).glob("*.kept"))]
-        return [Death(Appointment(**death.pop("appointment")), **death) for death in found]
+    def find_injected(self, job_name: str) -> list[InjectedFault]:
+        """The job's injected faults, in order."""
+        paths = sorted((self._folder / job_name).glob("*.injected"))
+        found = [json.loads(path.read_text()) for path in paths]
+        return [InjectedFault(FaultPoint(**fault.pop("point")), **fault) for fault in found]
 
     def write_pids(self, pids: list[int]) -> None:
-        """Who dies with the box."""
+        """Record the processes that a fault with the target BOX kills."""
         (self._folder / f"{PIDS}.new").write_text(json.dumps(pids))
         (self._folder / f"{PIDS}.new").rename(self._folder / PIDS)
 
-    def keep(self, job_name: str, death: Death, *, worker_pid: int) -> None:
-        """Die."""
+    def inject(self, job_name: str, fault: InjectedFault, *, worker_pid: int) -> None:
+        """Record the fault and kill its target."""
         path = self._find_path(job_name)
         assert path is not None
-        path.with_suffix(".kept").write_text(json.dumps(asdict(death)))
+        path.with_suffix(".injected").write_text(json.dumps(asdict(fault)))
         path.unlink()
-        match death.appointment.target:
+        match fault.point.target:
             case Target.CHILD:
                 pids = [os.getpid()]
             case Target.WORKER:
@@ -100,7 +101,7 @@ class Plan:
             case Target.BOX:
                 pids = [*json.loads((self._folder / PIDS).read_text()), os.getpid()]
         for pid in pids:
-            # One of the box may be dead already: another job's appointment took it a moment ago.
+            # Another job's fault may have killed one of the processes a moment ago.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -108,49 +109,49 @@ class Plan:
         return next(iter(sorted((self._folder / job_name).glob("*.next"))), None)
 
 
-class Reaper:
-    """Counts what this process does, and keeps the appointment."""
+class FaultInjector:
+    """Counts this process's events in each stage and kills at the planned one."""
 
     def __init__(self, worker_pid: int) -> None:
-        self._plan = Plan(Path(os.environ[PLAN_FOLDER]))
+        self._plan = FaultPlan(Path(os.environ[PLAN_FOLDER]))
         self._worker_pid = worker_pid
-        self._appointment: Appointment | None = None
+        self._point: FaultPoint | None = None
         self._stages: list[Stage] = []
         self._ticks = 0
         sys.addaudithook(self._on_audit)
 
     def begin(self, job_name: str, attempt: int) -> None:
-        """An attempt begins."""
+        """Start counting for an attempt at a job."""
         self._job_name, self._attempt, self._ticks = job_name, attempt, 0
         self._stages = []
-        self._appointment = self._plan.find_next(job_name)
+        self._point = self._plan.find_next(job_name)
 
     def enter(self, stage: Stage) -> None:
-        """A stage begins, inside the present one."""
+        """Enter a stage inside the present one."""
         self._stages.append(stage)
 
     def leave(self) -> None:
-        """It ends."""
+        """Leave the present stage."""
         self._stages.pop()
 
     def tick(self, stage: Stage) -> None:
-        """Something happened in a stage."""
-        appointment = self._appointment
-        if appointment is None or appointment.stage != stage:
+        """Count an event in a stage."""
+        point = self._point
+        if point is None or point.stage != stage:
             return
         self._ticks += 1
-        if self._ticks < appointment.tick:
+        if self._ticks < point.tick:
             return
-        self._appointment = None
-        if appointment.delay_seconds:
-            threading.Timer(appointment.delay_seconds, self._die, [appointment]).start()
+        self._point = None
+        if point.delay_seconds:
+            threading.Timer(point.delay_seconds, self._inject, [point]).start()
         else:
-            self._die(appointment)
+            self._inject(point)
 
-    def _die(self, appointment: Appointment) -> None:
-        death = Death(appointment, self._attempt, os.getpid())
-        self._plan.keep(self._job_name, death, worker_pid=self._worker_pid)
+    def _inject(self, point: FaultPoint) -> None:
+        fault = InjectedFault(point, self._attempt, os.getpid())
+        self._plan.inject(self._job_name, fault, worker_pid=self._worker_pid)
 
     def _on_audit(self, event: str, _arguments: object) -> None:
-        if self._appointment and self._stages and event.startswith(("open", "os.", "shutil.")):
+        if self._point and self._stages and event.startswith(("open", "os.", "shutil.")):
             self.tick(self._stages[-1])

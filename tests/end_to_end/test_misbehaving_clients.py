@@ -1,4 +1,4 @@
-"""Two hundred clients that leave, stall and send garbage, again and again: what is left of it is nothing."""
+"""Bursts of 200 clients that disconnect, stall and send garbage leave answers and memory unchanged."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ import pytest
 from app.core.engine.workers import find_alive
 from app.core.storage.database import Database
 from tests.end_to_end.box import Box, Process
-from tests.end_to_end.rude_clients import PATIENT_TOKENS, Rudeness
+from tests.end_to_end.misbehaving_clients import SLOW_READER_TOKENS, MisbehavingClients
 from tests.factories import make_adapter
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
@@ -22,20 +22,20 @@ from tests.worker.inference.conftest import ADAPTERS, save_adapter
 from tests.worker.inference.test_server import LONG, add_long_model
 
 CLIENTS = 200
-STORMS = 3
+BURSTS = 3
 CONTEXT_LENGTH = 8_000
 ROWS = 32
-# What a process may keep of a storm: allocators give memory back in their own time.
-KEPT_BYTES = 8 << 20
+# The memory that a process may gain in a burst: allocators return memory late.
+MAX_GROWTH_BYTES = 8 << 20
 BODIES: list[dict[str, Any]] = [
     {"model": model, "prompt": "How do I cancel a job?", "temperature": 0, "logit_bias": {"2": -100}}
-    # The adapters first: a base model is asked with the weights that it stands in memory with.
+    # The adapters first: they load the base model with their quantization.
     for model in ("attention", "everything", LONG.name)
 ]
 
 
 class Stack(Box):
-    """A box with two adapters that no job made."""
+    """A box with two adapters that no job trained."""
 
     def start(self) -> None:
         self.api = self.start_api()
@@ -62,41 +62,41 @@ class Stack(Box):
         database.close()
 
     def answers(self) -> list[str]:
-        """A greedy one of each model."""
+        """A greedy answer of each model."""
         bodies = [{**body, "max_tokens": 40} for body in BODIES]
         found = [self.get_good(self.client.post("/v1/completions", json=body)) for body in bodies]
         return [answer["choices"][0]["text"] for answer in found]
 
     def fill_the_cache(self) -> None:
-        """Touch every page of the engine's KV cache: the system gives it memory page by page.
+        """Touch every memory page of the engine's KV cache, which the system allocates on first use.
 
-        Every row has an answer at the same time that may become as long as the context allows.
+        Every row generates at the same time an answer that may fill the context.
         """
 
-        async def hold(client: httpx.AsyncClient, all_begun: asyncio.Barrier) -> None:
+        async def generate(client: httpx.AsyncClient, all_begun: asyncio.Barrier) -> None:
             body = {**BODIES[0], "max_tokens": CONTEXT_LENGTH - 100, "stream": True}
             async with client.stream("POST", "/v1/completions", json=body) as response:
                 lines = response.aiter_lines()
                 assert (await anext(lines)).startswith("data: {")
                 await all_begun.wait()
 
-        async def hold_all() -> None:
+        async def generate_in_all_rows() -> None:
             all_begun = asyncio.Barrier(ROWS)
             limits = httpx.Limits(max_connections=ROWS)
             async with httpx.AsyncClient(base_url=self.client.base_url, limits=limits, timeout=120) as client:
-                await asyncio.gather(*(hold(client, all_begun) for _ in range(ROWS)))
+                await asyncio.gather(*(generate(client, all_begun) for _ in range(ROWS)))
 
-        asyncio.run(hold_all())
+        asyncio.run(generate_in_all_rows())
 
     def wait_until_idle(self) -> None:
-        """Until no sequence runs or waits."""
+        """Wait until no sequence runs or waits."""
         busy = {"running": 0, "waiting": 0}
         wait_for(
             lambda: busy.items() <= httpx.get(f"{self.engine_url}/health").json().items(), "an idle engine"
         )
 
     def resident_bytes(self) -> dict[str, int]:
-        """Memory of the API and of the engine."""
+        """The resident memory of the API and of the engine."""
         engine = self.child(self.worker, "worker.inference.server")
         assert engine is not None
         api: Process = self.api
@@ -113,28 +113,28 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     stack.close()
 
 
-def test_after_storms_of_rude_clients_everything_is_as_before(stack: Stack) -> None:
+def test_bursts_of_misbehaving_clients_change_neither_answers_nor_memory(stack: Stack) -> None:
     before = stack.answers()
     assert len(set(before)) == len(BODIES)
     stack.fill_the_cache()
     memory = []
-    for seed in range(STORMS):
-        storm = Rudeness(stack.port, BODIES, seed)
-        asyncio.run(storm.run(CLIENTS))
+    for seed in range(BURSTS):
+        clients = MisbehavingClients(stack.port, BODIES, seed)
+        asyncio.run(clients.run(CLIENTS))
         stack.wait_until_idle()
-        assert {_tokens(answer) for answer in storm.slow_answers} == {PATIENT_TOKENS}
+        assert {_tokens(answer) for answer in clients.slow_answers} == {SLOW_READER_TOKENS}
         assert stack.answers() == before
         memory.append(stack.resident_bytes())
-    # The first storms make threads, buffers and caches that the later ones use again.
+    # The first bursts allocate threads, buffers and caches that later ones reuse.
     for process in ("api", "engine"):
-        assert memory[-1][process] < memory[-2][process] + KEPT_BYTES, memory
+        assert memory[-1][process] < memory[-2][process] + MAX_GROWTH_BYTES, memory
     with ThreadPoolExecutor(64) as threads:
         assert list(threads.map(lambda _: stack.answers()[0], range(64))) == before[:1] * 64
     assert "Traceback" not in stack.log()
 
 
 def _tokens(answer: bytes) -> int:
-    """How many tokens a streamed answer has that came to its end."""
+    """The number of tokens of a complete streamed answer."""
     assert answer.startswith(b"HTTP/1.1 200"), answer[:500]
     assert b"data: [DONE]" in answer, answer[-500:]
     events = [line.removeprefix(b"data: ") for line in answer.splitlines() if line.startswith(b"data: {")]

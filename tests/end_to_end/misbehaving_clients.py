@@ -1,4 +1,4 @@
-"""Clients that no server likes, over bare sockets, and one that only reads slowly."""
+"""Misbehaving clients over plain sockets: they disconnect, send half requests or garbage, or read slowly."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Any
 
-PATIENT_TOKENS = 100
+SLOW_READER_TOKENS = 100
 ENDLESS_TOKENS = 7_000
 _GARBAGE = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),
@@ -19,8 +19,8 @@ _GARBAGE = [
 ]
 
 
-class Rudeness:
-    """One storm of clients against one port."""
+class MisbehavingClients:
+    """A burst of clients against one port."""
 
     def __init__(self, port: int, bodies: list[dict[str, Any]], seed: int) -> None:
         self._port = port
@@ -30,13 +30,13 @@ class Rudeness:
         self.slow_answers: list[bytes] = []
 
     async def run(self, count: int) -> None:
-        """So many clients at the same time; one in eight reads nothing until all the others are gone."""
-        patient = [asyncio.create_task(self._read_late()) for _ in range(count // 8)]
+        """Run `count` clients at once; one in eight reads nothing until all the others have disconnected."""
+        slow = [asyncio.create_task(self._read_late()) for _ in range(count // 8)]
         kinds = [self._leave_at_once, self._leave_in_mid_answer, self._send_half, self._send_garbage]
-        rude = [kinds[index % len(kinds)]() for index in range(count - len(patient))]
-        await asyncio.gather(*rude)
+        misbehaving = [kinds[index % len(kinds)]() for index in range(count - len(slow))]
+        await asyncio.gather(*misbehaving)
         self._others_are_gone.set()
-        await asyncio.gather(*patient)
+        await asyncio.gather(*slow)
 
     async def _leave_at_once(self) -> None:
         _, writer = await self._ask(**self._random.choice([{"max_tokens": ENDLESS_TOKENS}, {"n": 4}]))
@@ -58,13 +58,15 @@ class Rudeness:
         try:
             answer = await reader.read()
         except ConnectionResetError:
-            answer = b""  # the server may hang up before it has read everything
+            answer = b""  # the server may close the connection before it has read everything
         finally:
             writer.close()
         assert not answer or 400 <= int(answer.split()[1]) < 500, answer
 
     async def _read_late(self) -> None:
-        reader, writer = await self._ask(max_tokens=PATIENT_TOKENS, stream_options={"include_usage": True})
+        reader, writer = await self._ask(
+            max_tokens=SLOW_READER_TOKENS, stream_options={"include_usage": True}
+        )
         await self._others_are_gone.wait()
         self.slow_answers.append(await reader.read())
         writer.close()
@@ -73,7 +75,7 @@ class Rudeness:
         return await self._send(self._request(**options))
 
     async def _send(self, content: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        # The small buffer makes a slow reader felt at once.
+        # Small buffers fill at once when the reader is slow.
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=2048)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         writer.write(content)
@@ -87,7 +89,7 @@ class Rudeness:
         return _with_head(self._random.choice([b"{", b"\xff\xfe", b'{"model": 3}', b'["prompt"]', b"{}" * 9]))
 
     async def _reset(self, writer: asyncio.StreamWriter) -> None:
-        """Hang up without a good-bye."""
+        """Close the connection with a TCP reset."""
         linger = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.transport.abort()
