@@ -117,7 +117,7 @@ def through_http(options: Options) -> Iterator[Row]:
         names,
         "benchmarks.endless_engine",
         adapter_slots=len(names),
-        weights=EngineWeights.PACKED if options.keeps_4bit else EngineWeights.UNPACKED,
+        weights=EngineWeights.FOUR_BIT if options.keeps_4bit else EngineWeights.SIXTEEN_BIT,
     )
     with tempfile.TemporaryDirectory() as scratch, ServingBox(setup, Path(scratch)) as box:
         bench = HttpBench(box, options.base.name, names, len(load_tokenizer(options.model)))

@@ -1,1 +1,1 @@
-"""What both processes share. Knows neither FastAPI nor any ML library."""
+"""What the API process and the worker process share. Knows neither FastAPI nor any ML library."""

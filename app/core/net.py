@@ -1,8 +1,9 @@
-"""Network addresses that webhooks may go to, and the signatures that they carry.
+"""URLs and network addresses that webhooks may be sent to, and the signatures of their deliveries.
 
-A name is judged by the addresses that it resolves to, both when a webhook is registered and at each attempt,
-where the connection goes to the very address that was judged: a name that resolves to another address later
-gains nothing. Secrets and signatures are those of standardwebhooks.com, which OpenAI's clients verify.
+A host name is checked by the addresses that it resolves to, when a webhook is registered and again at each
+attempt. The attempt connects to the address that was checked, so a name that resolves to a private address
+later (DNS rebinding) is refused. Secrets and signatures follow standardwebhooks.com, which OpenAI's clients
+verify.
 """
 
 import base64
@@ -26,7 +27,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_webhook_url(text: str) -> httpx.URL:
-    """An address that a webhook may have. Raises TargetRefused."""
+    """Parse a webhook's URL. Raises TargetRefused where a webhook can't be sent to such a URL."""
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError):
@@ -43,9 +44,9 @@ def parse_webhook_url(text: str) -> httpx.URL:
 
 
 def resolve_allowed_addresses(url: httpx.URL, *, allow_private: bool) -> list[str]:
-    """The addresses of a URL's host that may be connected to, in the system's order. Waits for DNS.
+    """Returns the IP addresses of a URL's host that may be connected to, in the system's order.
 
-    Raises TargetRefused where there is none.
+    Waits for DNS. Without `allow_private` these are the public ones. Raises TargetRefused where none is left.
     """
     host = url.raw_host.decode("ascii")
     try:
@@ -63,13 +64,13 @@ def resolve_allowed_addresses(url: httpx.URL, *, allow_private: bool) -> list[st
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the internet at large."""
+    """Whether an IP address is a public unicast address, also where an IPv6 address wraps an IPv4 one."""
     parsed = _unwrapped(ipaddress.ip_address(address.partition("%")[0]))
     return parsed.is_global and not parsed.is_multicast
 
 
 def _unwrapped(address: _Address) -> _Address:
-    """The IPv4 address that an IPv6 address stands for, where it does."""
+    """Returns the IPv4 address that an IPv6 address wraps (NAT64, mapped, 6to4), or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in _NAT64:
@@ -78,12 +79,12 @@ def _unwrapped(address: _Address) -> _Address:
 
 
 def new_webhook_secret() -> str:
-    """256 random bits as `whsec_<base64>`."""
+    """Returns a fresh signing secret: 256 random bits as `whsec_<base64>`."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
 
 
 def sign_delivery(secret: str, delivery_id: str, timestamp: int, body: str) -> dict[str, str]:
-    """The three headers that a receiver checks; `timestamp` is that of this attempt, in Unix seconds."""
+    """Returns the three signature headers of a delivery; `timestamp`: this attempt's, in Unix seconds."""
     signed = f"{delivery_id}.{timestamp}.{body}".encode()
     signature = base64.b64encode(hmac.new(_key(secret), signed, hashlib.sha256).digest()).decode()
     return {
@@ -94,7 +95,7 @@ def sign_delivery(secret: str, delivery_id: str, timestamp: int, body: str) -> d
 
 
 def is_webhook_secret(text: str) -> bool:
-    """Whether one can sign with it: `whsec_` and base64, or any text without that beginning."""
+    """Whether a text can be a signing secret: `whsec_` and base64, or any text without that prefix."""
     try:
         return bool(_key(text))
     except (binascii.Error, ValueError):

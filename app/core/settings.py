@@ -1,4 +1,4 @@
-"""Every setting of both processes, read from the environment here and nowhere else.
+"""The settings of the API and the worker, read from the environment here and nowhere else.
 
 Secrets may also come from files: `TUNESMITH_API_KEY_FILE=/run/secrets/key` is how containers pass them.
 """
@@ -16,7 +16,7 @@ from app.core.net import is_webhook_secret
 
 
 class GpuPolicy(StrEnum):
-    """How training and serving share one device."""
+    """How training and serving share one GPU."""
 
     AUTO = "auto"
     COEXIST = "coexist"
@@ -24,22 +24,22 @@ class GpuPolicy(StrEnum):
 
 
 class EngineWeights(StrEnum):
-    """How the engine holds base models whose adapters were trained on 4-bit weights."""
+    """In how many bits the engine holds base models whose adapters were trained on 4-bit weights."""
 
     AUTO = "auto"
-    UNPACKED = "16bit"
-    PACKED = "4bit"
+    SIXTEEN_BIT = "16bit"
+    FOUR_BIT = "4bit"
 
 
 class TrainingPath(StrEnum):
-    """How a job computes."""
+    """Whether a job trains with Tunesmith's optimizations or with TRL, PEFT and transformers alone."""
 
     AUTO = "auto"
     PLAIN = "plain"
 
 
 class Settings(BaseSettings):
-    """Read once at the start of a process and passed down; nothing else looks at the environment."""
+    """Settings from the environment, read once at the start of a process and passed on as an argument."""
 
     model_config = SettingsConfigDict(env_prefix="TUNESMITH_", extra="ignore")
 
@@ -179,10 +179,10 @@ class Settings(BaseSettings):
 
     @property
     def models_folder(self) -> Path:
-        """The folder of base models, with its default filled in."""
+        """The folder of base models; the default is filled in."""
         assert self.models_dir is not None
         return self.models_dir
 
     def job_folder(self, job_id: str) -> Path:
-        """The worker's own folder for one job: checkpoints, logs, TensorBoard files."""
+        """Returns the worker's folder for one job: checkpoints, logs, TensorBoard files."""
         return self.data_dir / "jobs" / job_id

@@ -72,9 +72,9 @@ def stays_4bit(
     folder: Path, quantization: QuantizationSpec, device: Device, weights: EngineWeights, free_bytes: int
 ) -> bool:
     """Whether the weights stay in 4 bits. `auto`: where dequantized ones would take too much of a GPU."""
-    if not quantization.load_in_4bit or weights is EngineWeights.UNPACKED:
+    if not quantization.load_in_4bit or weights is EngineWeights.SIXTEEN_BIT:
         return False
-    if weights is EngineWeights.PACKED:
+    if weights is EngineWeights.FOUR_BIT:
         return True
     return (
         device.is_cuda

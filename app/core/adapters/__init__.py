@@ -1,1 +1,1 @@
-"""Adapters: records, uploaded archives and their files, imports."""
+"""Adapters: their rows, uploaded archives and their files, imports."""

@@ -1,8 +1,8 @@
-"""Unpacks a PEFT folder that somebody packed elsewhere: a zip or a tar, gzipped or not. Trusts nothing in it.
+"""Unpacks an uploaded PEFT folder: a zip or a tar, gzipped or not. Trusts nothing in it.
 
-Only the files that a LoRA adapter is made of are written, under their own plain names, into one flat folder;
-no path of the archive is ever joined to one of ours. What else lies there is passed over, but an archive that
-tries a trick is refused whole.
+Only the files of a LoRA adapter are written, under their own base names, into one flat folder; no path of the
+archive is ever joined to a local path. Other files are ignored; an archive with an unsafe entry (a link, a
+device, a path that leaves the archive) is refused as a whole.
 """
 
 import gzip
@@ -24,16 +24,16 @@ WEIGHTS = "adapter_model.safetensors"
 TEMPLATE = "chat_template.jinja"
 RECORD = "tunesmith.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-_KEPT = frozenset(
+_ADAPTER_FILES = frozenset(
     {CONFIG, WEIGHTS, TEMPLATE, RECORD, TOKENIZER_CONFIG, "README.md"}
     | {"tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"}
     | {"vocab.json", "vocab.txt", "merges.txt"}
 )
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _MAX_ENTRIES = 10_000
-_MAX_TEXT_BYTES = 64 << 20  # of a file that is not the weights
+_MAX_TEXT_BYTES = 64 << 20  # the limit of any file but the weights
 _CHUNK_BYTES = 1 << 20
-# tarfile reads a header's extensions at once, whatever size they claim.
+# tarfile reads a header's extensions in one piece, whatever size they claim.
 _MAX_READ_BYTES = 8 << 20
 _HINT = "Send the folder that PEFT's save_pretrained wrote, as a zip or a tar."
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, NotImplementedError)
@@ -49,9 +49,9 @@ class _Entry:
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
-    """Write the adapter's files into a folder that is there and empty.
+    """Write the adapter's files into `folder`, which exists and is empty.
 
-    They may lie at the top of the archive or in one folder of it. Raises AdapterInvalid.
+    They may be at the top of the archive or in one folder of it. Raises AdapterInvalid.
     """
     names: dict[str, PurePosixPath] = {}
     pickles: list[str] = []
@@ -76,7 +76,7 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
             _copy(entry, folder)
     except _BROKEN as error:
         raise AdapterInvalid(f"The archive can't be read: {error}.", hint="Pack it again.") from error
-    except RuntimeError as error:  # zipfile says so of a password
+    except RuntimeError as error:  # zipfile raises it for encrypted entries
         raise AdapterInvalid(f"The archive can't be read: {error}.", hint="Pack it without one.") from error
     _check_whole(names, parents, pickles)
 
@@ -98,7 +98,7 @@ def _check_whole(names: dict[str, PurePosixPath], parents: set[PurePosixPath], p
 
 
 def _entries(archive: Path) -> Iterator[_Entry]:
-    """Every regular file. Raises AdapterInvalid for what is no file, folder or honest path."""
+    """Yield every regular file. Raises AdapterInvalid for links, devices and paths that leave the archive."""
     if zipfile.is_zipfile(archive):
         yield from _zip_entries(archive)
     else:
@@ -129,7 +129,7 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
             raise AdapterInvalid("This is neither a zip nor a tar.", hint=_HINT) from error
         with opened:
             for member in opened:
-                # Names of folders may say "./"; nothing is ever made of them.
+                # Folders are checked too, and never created.
                 path = _checked(member.name)
                 if member.isdir():
                     continue
@@ -143,11 +143,11 @@ def _unzipped(archive: Path) -> Iterator[BinaryIO]:
     with archive.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        yield cast(BinaryIO, _Careful(gzip.GzipFile(fileobj=file) if is_gzip else file))
+        yield cast(BinaryIO, _BoundedFile(gzip.GzipFile(fileobj=file) if is_gzip else file))
 
 
-class _Careful:
-    """A file that gives no more than a bounded piece at once."""
+class _BoundedFile:
+    """A file that refuses reads of more than `_MAX_READ_BYTES` at once."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file
@@ -160,7 +160,7 @@ class _Careful:
 
 
 def _checked(name: str) -> PurePosixPath:
-    """The path of an entry, where it stays inside of the archive. Raises AdapterInvalid."""
+    """Returns the path of an entry. Raises AdapterInvalid where it leaves the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise _unsafe(name, "leads out of it")
@@ -168,8 +168,8 @@ def _checked(name: str) -> PurePosixPath:
 
 
 def _is_wanted(path: PurePosixPath) -> bool:
-    """Whether it is one of the adapter's files, at the top or in one folder."""
-    return path.name in _KEPT and len(path.parts) <= 2 and path.parts[0] != "__MACOSX"
+    """Whether this is one of an adapter's files, at the top or in one folder."""
+    return path.name in _ADAPTER_FILES and len(path.parts) <= 2 and path.parts[0] != "__MACOSX"
 
 
 def _copy(entry: _Entry, folder: Path) -> None:
@@ -180,7 +180,7 @@ def _copy(entry: _Entry, folder: Path) -> None:
         )
     left = entry.size_bytes
     with (folder / entry.path.name).open("xb") as target:
-        # What an entry says of its size is what counts: a zip may unpack to more.
+        # No more than the declared size is read: a zip's entry may unpack to more.
         while left and (piece := entry.source.read(min(left, _CHUNK_BYTES))):
             target.write(piece)
             left -= len(piece)

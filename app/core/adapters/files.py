@@ -1,6 +1,6 @@
-"""What the files of a LoRA adapter say of it, read as plain JSON and bytes: no ML library, nothing executed.
+"""Reads the files of a LoRA adapter as plain JSON and bytes: no ML library, nothing executed.
 
-Whether the weights fit the base model only the engine can tell; here they must be whole and change something.
+Checks that the weights are complete and not all zero. Whether they fit the base model is the engine's check.
 """
 
 import json
@@ -23,7 +23,7 @@ _HINT = "Save it again with PEFT's save_pretrained."
 
 
 class _PeftConfig(BaseModel):
-    """What is read of adapter_config.json; the engine checks the rest of it."""
+    """The fields of adapter_config.json that are read here; the engine checks the others."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -56,7 +56,7 @@ class _Tensor(BaseModel):
 
 @dataclass(frozen=True)
 class Description:
-    """What an adapter says of itself. `lora` where a job could be told the same; None: it is more special."""
+    """What an adapter's files say. `lora` is None where a job's spec has no such settings."""
 
     base_model: str | None
     lora: LoraSpec | None
@@ -64,7 +64,7 @@ class Description:
 
 
 def describe(folder: Path) -> Description:
-    """Read a PEFT folder. Raises AdapterInvalid, also for weights that are broken or change nothing."""
+    """Read a PEFT folder. Raises AdapterInvalid, also for weights that are incomplete or all zero."""
     try:
         config = _PeftConfig.model_validate_json((folder / CONFIG).read_bytes())
     except ValidationError as error:
@@ -80,7 +80,7 @@ def _first(error: ValidationError) -> str:
 
 
 def _to_spec(config: _PeftConfig) -> LoraSpec | None:
-    """The adapter's settings as a job's, where a job has all of them."""
+    """Returns the adapter's settings as those of a job, or None where a job's spec can't have them."""
     if config.rank_pattern or config.alpha_pattern or config.layers_to_transform is not None:
         return None
     if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
@@ -102,7 +102,7 @@ def _to_spec(config: _PeftConfig) -> LoraSpec | None:
 
 
 def _recorded_quantization(folder: Path) -> QuantizationSpec | None:
-    """What Tunesmith itself wrote beside an adapter that it made."""
+    """Returns the quantization in Tunesmith's own record of an adapter that it made, or None."""
     try:
         record = json.loads((folder / RECORD).read_bytes())
         return QuantizationSpec.model_validate(record["spec"]["quantization"])
@@ -111,7 +111,7 @@ def _recorded_quantization(folder: Path) -> QuantizationSpec | None:
 
 
 def _check_weights(path: Path) -> None:
-    """Raise AdapterInvalid where a tensor is missing its bytes, or all updates are zero."""
+    """Raise AdapterInvalid where bytes of a tensor are missing, or every lora_B is zero."""
     tensors, start = _read_header(path)
     size = path.stat().st_size - start
     for name, tensor in tensors.items():
@@ -137,7 +137,7 @@ def _check_weights(path: Path) -> None:
 
 
 def _read_header(path: Path) -> tuple[dict[str, _Tensor], int]:
-    """Tensors by name, and where their bytes begin (the format: huggingface.co/docs/safetensors)."""
+    """Returns the tensors by name, and where their bytes begin (format: huggingface.co/docs/safetensors)."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

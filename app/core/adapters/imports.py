@@ -1,7 +1,7 @@
-"""Adapters that were trained elsewhere, until they are proved: submit, find, finish, fail, delete.
+"""Imports of adapters trained elsewhere, until they are verified: submit, find, finish, fail, delete.
 
-An import has the id that its adapter will have; once it is proved its row gives way to the adapter's. Several
-processes may prove the same one: the first to finish it wins. Nothing here commits.
+An import has the id that its adapter will have; once it is verified, the adapter's row replaces its row.
+Several processes may verify the same import: the first one that finishes it wins. Nothing here commits.
 """
 
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from app.core.storage.paging import newest_first
 
 
 def name_artifact() -> tuple[str, str]:
-    """A fresh id for an adapter, and the key of its folder in the artifact store."""
+    """Returns a fresh id for an adapter, and the key of its folder in the artifact store."""
     adapter_id = new_id("ad")
     return adapter_id, f"adapters/{adapter_id}"
 
@@ -40,7 +40,7 @@ def submit(
     max_waiting: int,
     now: datetime | None = None,
 ) -> tables.AdapterImportRow:
-    """Add an adapter whose files are in the store and that is to be proved.
+    """Add the import of an adapter whose files are in the store, to be verified.
 
     Raises AdapterNameTaken and QueueFull.
     """
@@ -68,13 +68,13 @@ def submit(
 def find_page(
     session: Session, *, state: AdapterState, after: str | None, limit: int
 ) -> tuple[list[tables.AdapterImportRow], str | None]:
-    """A page of imports in one state, newest first, and the cursor of the next page."""
+    """Returns a page of imports in one state, newest first, and the cursor of the next page."""
     query = select(tables.AdapterImportRow).where(tables.AdapterImportRow.state == state)
     return newest_first(session, query, tables.AdapterImportRow, after=after, limit=limit)
 
 
 def find_unverified(session: Session) -> list[str]:
-    """Ids of what is to be proved, the oldest first."""
+    """Returns the ids of imports that are to be verified, oldest first."""
     query = select(tables.AdapterImportRow.id).where(tables.AdapterImportRow.state == AdapterState.IMPORTING)
     return list(
         session.scalars(query.order_by(tables.AdapterImportRow.created_at, tables.AdapterImportRow.id))
@@ -82,14 +82,14 @@ def find_unverified(session: Session) -> list[str]:
 
 
 def references(row: tables.AdapterImportRow) -> tuple[BaseModelRef, AdapterRef]:
-    """How the engine is told of it."""
+    """Returns what a request to the engine names: the base model, and the import as an adapter."""
     quantization = QuantizationSpec.model_validate(row.quantization)
     base_model = BaseModelRef(name=row.base_model, quantization=quantization)
     return base_model, AdapterRef(id=row.id, artifact=row.artifact)
 
 
 def finish(session: Session, adapter_id: str) -> tables.AdapterRow | None:
-    """It is proved: an adapter like any other from now on. None: it was deleted or finished meanwhile."""
+    """Make an adapter of a verified import. Returns None where it was deleted or finished meanwhile."""
     row = _take(session, adapter_id)
     if row is None:
         return None
@@ -99,7 +99,10 @@ def finish(session: Session, adapter_id: str) -> tables.AdapterRow | None:
 
 
 def fail(session: Session, adapter_id: str, error: dict[str, str | None]) -> str | None:
-    """Say why it can't be used; answers the key of its files, which can go. None: it is deleted or proved."""
+    """Record why an import failed. Returns the key of its files, which can be deleted.
+
+    Returns None where it was deleted or finished meanwhile.
+    """
     row = _take(session, adapter_id)
     if row is None:
         return None
@@ -109,7 +112,7 @@ def fail(session: Session, adapter_id: str, error: dict[str, str | None]) -> str
 
 
 def wait(session: Session, adapter_id: str, reason: dict[str, str | None], *, is_lost: bool) -> int:
-    """Say what it waits for; answers how many attempts were lost, this one counted where it is."""
+    """Record what an import waits for. Returns the count of lost attempts, this one included if `is_lost`."""
     row = _take(session, adapter_id)
     if row is None:
         return 0
@@ -120,7 +123,7 @@ def wait(session: Session, adapter_id: str, reason: dict[str, str | None], *, is
 
 
 def delete(session: Session, id_or_name: str) -> str:
-    """Remove an import that is under way or failed; answers the key of its files. Raises AdapterNotFound."""
+    """Remove an import that is under way or failed. Returns the key of its files. Raises AdapterNotFound."""
     row = adapter_records.find_import(session, id_or_name)
     if row is None:
         raise AdapterNotFound(f"There is no adapter {id_or_name!r}.", param="adapter")
@@ -141,10 +144,10 @@ def _take(session: Session, adapter_id: str) -> tables.AdapterImportRow | None:
 
 def _refuse_taken(session: Session, name: str) -> None:
     finished = select(tables.AdapterRow.id).where(tables.AdapterRow.name == name)
-    unproved = select(tables.AdapterImportRow.id).where(
+    importing = select(tables.AdapterImportRow.id).where(
         tables.AdapterImportRow.name == name, tables.AdapterImportRow.state == AdapterState.IMPORTING
     )
-    if session.scalar(finished.union_all(unproved).limit(1)):
+    if session.scalar(finished.union_all(importing).limit(1)):
         raise AdapterNameTaken(
             f"There is an adapter {name!r} already.", param="name", hint="Send another `name`."
         )

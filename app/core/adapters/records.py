@@ -1,4 +1,4 @@
-"""Adapters, finished or kept at a checkpoint: add, find by id or name, list, delete."""
+"""Adapters of finished jobs, of checkpoints, and imported ones: add, find by id or name, list, delete."""
 
 from datetime import UTC, datetime
 
@@ -14,20 +14,21 @@ from app.core.storage import tables
 from app.core.storage.ids import derive_id
 from app.core.storage.paging import newest_first
 
-# Who owns what is made here, where OpenAI names an organization.
+# The organization in names and objects of OpenAI's shape.
 ORGANIZATION = "tunesmith"
 
 
 def name_artifact(job_id: str, attempt: int) -> tuple[str, str]:
-    """The id of the adapter that an attempt makes, and the key of its folder in the artifact store.
+    """Returns the id of the adapter that an attempt makes, and the key of its folder in the artifact store.
 
-    Whoever comes after a worker that died between the upload and its last transaction can tell it again.
+    Both follow from the arguments: after a worker that died between the upload and its last transaction, the
+    next one knows which files it left.
     """
     return _derive(f"{job_id}/{attempt}")
 
 
 def name_checkpoint_artifact(job_id: str, step: int) -> tuple[str, str]:
-    """The same for the adapter of a checkpoint, which is the same one in every attempt."""
+    """Returns the id and the key of a checkpoint's adapter, which are the same in every attempt."""
     return _derive(f"{job_id}/step/{step}")
 
 
@@ -41,9 +42,10 @@ def add(
     size_bytes: int,
     step: int | None = None,
 ) -> tables.AdapterRow:
-    """Add an adapter that a job made. A name that is taken gets a number.
+    """Add an adapter that a job made.
 
-    It is called as the job is, or as the spec's `suffix` says; that of a checkpoint says the step.
+    It has the job's name, or the name that follows from the spec's `suffix`; a checkpoint's name has the step
+    too. A name that is taken gets a number.
     """
     adapter = tables.AdapterRow(
         id=adapter_id,
@@ -61,16 +63,16 @@ def add(
     return adapter
 
 
-def add_imported(session: Session, proved: tables.AdapterImportRow) -> tables.AdapterRow:
-    """Add an adapter that was trained elsewhere. A name that was taken meanwhile gets a number."""
+def add_imported(session: Session, verified: tables.AdapterImportRow) -> tables.AdapterRow:
+    """Add the adapter of a verified import. A name that was taken meanwhile gets a number."""
     adapter = tables.AdapterRow(
-        id=proved.id,
-        name=_free_name(session, proved.name),
-        base_model=proved.base_model,
-        quantization=proved.quantization,
-        origin=proved.origin,
-        size_bytes=proved.size_bytes,
-        artifact=proved.artifact,
+        id=verified.id,
+        name=_free_name(session, verified.name),
+        base_model=verified.base_model,
+        quantization=verified.quantization,
+        origin=verified.origin,
+        size_bytes=verified.size_bytes,
+        artifact=verified.artifact,
         created_at=datetime.now(UTC),
     )
     session.add(adapter)
@@ -79,23 +81,23 @@ def add_imported(session: Session, proved: tables.AdapterImportRow) -> tables.Ad
 
 
 def find_import(session: Session, id_or_name: str) -> tables.AdapterImportRow | None:
-    """What is being imported, or failed to be, under this id or name; of one name, the newest."""
+    """Returns the import, under way or failed, with this id or name; of several with the name, the newest."""
     wanted = or_(tables.AdapterImportRow.id == id_or_name, tables.AdapterImportRow.name == id_or_name)
     newest = tables.AdapterImportRow.created_at.desc()
     return session.scalar(select(tables.AdapterImportRow).where(wanted).order_by(newest).limit(1))
 
 
 def get(session: Session, id_or_name: str) -> tables.AdapterRow:
-    """Raises AdapterNotFound, and AdapterNotReady for one that is being imported or failed to be."""
+    """Returns an adapter. Raises AdapterNotFound, and AdapterNotReady for an import under way or failed."""
     wanted = or_(tables.AdapterRow.id == id_or_name, tables.AdapterRow.name == id_or_name)
     adapter = session.scalar(select(tables.AdapterRow).where(wanted))
     if adapter is None:
-        unproved = find_import(session, id_or_name)
-        if unproved is not None:
+        pending = find_import(session, id_or_name)
+        if pending is not None:
             raise AdapterNotReady(
-                f"The import of adapter {unproved.name!r} is not done: it is {unproved.state}.",
+                f"The import of adapter {pending.name!r} is not done: it is {pending.state}.",
                 param="adapter",
-                hint=f"GET /adapters/{unproved.id} says more.",
+                hint=f"GET /adapters/{pending.id} says more.",
             )
         raise AdapterNotFound(
             f"There is no adapter {id_or_name!r}.",
@@ -108,12 +110,12 @@ def get(session: Session, id_or_name: str) -> tables.AdapterRow:
 def find_page(
     session: Session, *, after: str | None, limit: int
 ) -> tuple[list[tables.AdapterRow], str | None]:
-    """A page of adapters, newest first, and the cursor of the next page."""
+    """Returns a page of adapters, newest first, and the cursor of the next page."""
     return newest_first(session, select(tables.AdapterRow), tables.AdapterRow, after=after, limit=limit)
 
 
 def find_checkpoints(session: Session, job_id: str) -> list[tables.AdapterRow]:
-    """What a job kept on its way, the newest step first."""
+    """Returns the adapters of a job's checkpoints, the newest step first."""
     query = select(tables.AdapterRow).where(
         tables.AdapterRow.job_id == job_id, tables.AdapterRow.step.is_not(None)
     )
@@ -121,9 +123,9 @@ def find_checkpoints(session: Session, job_id: str) -> list[tables.AdapterRow]:
 
 
 def delete(session: Session, id_or_name: str) -> str:
-    """Remove the row and answer the artifact's key; the files go once the transaction is committed.
+    """Remove the row. Returns the key of its files, to be deleted once the transaction is committed.
 
-    Raises AdapterNotFound, and AdapterInUse while a job starts from it or an export is made of it.
+    Raises AdapterNotFound, and AdapterInUse while a job or an export that has not ended needs it.
     """
     adapter = get(session, id_or_name)
     waiting = select(tables.JobRow.id).where(
@@ -147,7 +149,7 @@ def delete(session: Session, id_or_name: str) -> str:
 
 
 def references(adapter: tables.AdapterRow) -> tuple[BaseModelRef, AdapterRef]:
-    """How the engine is told of an adapter and of the base model it was trained against."""
+    """Returns what a request to the engine names: the base model and the adapter."""
     quantization = QuantizationSpec.model_validate(adapter.quantization)
     base_model = BaseModelRef(name=adapter.base_model, quantization=quantization)
     return base_model, AdapterRef(id=adapter.id, artifact=adapter.artifact)

@@ -1,4 +1,4 @@
-"""Which columns mean which format, and how a record of a format becomes a row. Knows no files.
+"""Finds the format that a file's columns have, and turns its records into rows. Knows no files.
 
 Every message is for the person who made the file: what is wrong with the row, and what would be right.
 """
@@ -51,7 +51,7 @@ class ColumnLayout:
 
 
 def check_column_map(column_map: Mapping[str, str]) -> None:
-    """Raise DatasetInvalid where a map can fit no file."""
+    """Raise DatasetInvalid where a column map is wrong for any file."""
     unknown = [name for name in column_map if name not in _KNOWN]
     if unknown:
         raise _bad_map(
@@ -71,9 +71,9 @@ def check_mapped_columns(columns: Iterable[str], column_map: Mapping[str, str]) 
 
 
 def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> ColumnLayout:
-    """The format that these columns mean. Raises UnknownColumns, or DatasetInvalid where several fit."""
+    """Returns the format with these columns. Raises UnknownColumns, or DatasetInvalid where several fit."""
     columns = list(columns)
-    # A record of JSON may leave an optional column out, though others of the file have it.
+    # One JSON record may lack an optional column that others of the file have.
     check_mapped_columns(columns, {key: name for key, name in column_map.items() if key not in _MAY_LACK})
     fits = [name for name in _REQUIRED if not _missing(name, columns, column_map)]
     if len(fits) > 1:
@@ -90,7 +90,7 @@ def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> Colu
 
 
 def parse_row(record: Mapping[str, Any], layout: ColumnLayout) -> Row:
-    """One row in its stored form. Raises BadRow."""
+    """Returns a record as a row. Raises BadRow."""
     names = layout.names
     for column in _REQUIRED[layout.format]:
         if names[column] not in record:
@@ -99,7 +99,7 @@ def parse_row(record: Mapping[str, Any], layout: ColumnLayout) -> Row:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Names for a message: quoted, safe to print whatever they hold, and not too many."""
+    """Returns names for a message: quoted, printable, and no more than `_MAX_COLUMNS_SHOWN` of them."""
     names = list(names)
     shown = ", ".join(_shown(name) for name in names[:_MAX_COLUMNS_SHOWN]) or "none"
     more = len(names) - _MAX_COLUMNS_SHOWN
@@ -111,7 +111,7 @@ def _columns(name: DatasetFormat) -> tuple[str, ...]:
 
 
 def _missing(name: DatasetFormat, columns: list[str], column_map: Mapping[str, str]) -> list[str]:
-    """What a format lacks; all its columns where the map speaks of another format."""
+    """Returns the columns that a format lacks; all of them where the map names another format's columns."""
     if not column_map.keys() <= set(_columns(name)):
         return list(_REQUIRED[name])
     taken = column_map.values()
@@ -176,7 +176,7 @@ def _parse_instruction(record: Mapping[str, Any], names: Mapping[str, str]) -> C
 
 
 def _system(record: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Message, ...]:
-    """The system prompt of formats that have a column for it."""
+    """Returns the system prompt as messages, none where the record has no such column."""
     column = names.get("system")
     return (Message("system", _text(record, column)),) if column and record.get(column) else ()
 
@@ -192,7 +192,7 @@ def _conversation(turns: object, column: str, system: tuple[Message, ...] = ()) 
 
 
 def _json_cell(cell: str, column: str) -> object:
-    """A CSV cell can hold a list of messages only as JSON."""
+    """Returns the list that a CSV cell holds as JSON. Raises BadRow."""
     try:
         return decode_json(cell)
     except BadJson as error:

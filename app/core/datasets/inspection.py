@@ -1,4 +1,4 @@
-"""Inspect rows: read them once, check every one, and write those that can be used in their stored form.
+"""Inspects uploads: reads every row once, checks it, and writes the usable rows in their stored form.
 
 Memory does not grow with the file. Knows no database and no network.
 """
@@ -40,7 +40,7 @@ _EXPECTED = (
 
 
 class OnProblem(StrEnum):
-    """What becomes of an upload in which some rows can't be used."""
+    """What to do with an upload in which some rows can't be used."""
 
     REFUSE = "refuse"
     SKIP = "skip"
@@ -48,7 +48,7 @@ class OnProblem(StrEnum):
 
 @dataclass
 class Upload:
-    """The file as it came; of it, only this is kept."""
+    """What is recorded of the uploaded file itself."""
 
     container: Container
     compression: str | None
@@ -61,7 +61,7 @@ class Upload:
 
 @dataclass
 class Inspection:
-    """What was found in an upload, and what was written of it."""
+    """The result of an inspection; `size_bytes` and `sha256` are those of the stored rows."""
 
     upload: Upload
     format: DatasetFormat | None = None
@@ -79,17 +79,17 @@ class RecordTable(Protocol):
     columns: list[str]
 
     def read(self, columns: Sequence[str]) -> Iterator[Record]:
-        """The records, numbered from 1, with these columns alone."""
+        """Returns the records, numbered from 1, with these columns only."""
 
 
 def inspect(
     upload: Path, stored: Path, *, limits: Limits, column_map: Mapping[str, str] | None = None
 ) -> Inspection:
-    """Read an upload and write its usable rows to `stored`, for `datasets.read_rows`.
+    """Read an upload and write its usable rows to `stored`, for `rows.read_rows`.
 
-    `column_map` gives the file's own column for columns of a format: {"prompt": "question"}.
-    Raises DatasetInvalid where nothing can be made of the file: it is empty, binary, damaged, too large, its
-    columns fit no format or several.
+    `column_map` names the file's column for a column of a format: {"prompt": "question"}.
+    Raises DatasetInvalid where the file is empty, binary, damaged or too large, or its columns fit no format
+    or several.
     """
     column_map = column_map or {}
     check_column_map(column_map)
@@ -102,7 +102,7 @@ def inspect(
 def inspect_hub_table(
     table: RecordTable, stored: Path, *, limits: Limits, column_map: Mapping[str, str]
 ) -> Inspection:
-    """Do with a table of the Hub as `inspect` does with an upload. Raises also what reading raises."""
+    """Inspect a table of a Hub dataset as `inspect` does an upload. Raises also what reading it raises."""
     check_column_map(column_map)
     upload = Upload(Container.HUB, None, None, 0, "", _printable_map(column_map))
     with stored.open("wb") as target:
@@ -112,9 +112,9 @@ def inspect_hub_table(
 
 
 def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE) -> None:
-    """Raise DatasetInvalid, with every problem and its line, where there is any and none may be skipped.
+    """Raise DatasetInvalid, with every problem and its line, where there are problems.
 
-    Skipping needs a row that is left.
+    With `OnProblem.SKIP` it is raised only where no usable row is left.
     """
     if not found.problem_count or (found.rows and on_problem is OnProblem.SKIP):
         return
@@ -133,7 +133,7 @@ def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE)
 
 
 class _Inspector:
-    """Takes the records of one upload and keeps count."""
+    """Checks, counts and writes the records of one upload."""
 
     def __init__(
         self, upload: Upload, target: BinaryIO, limits: Limits, column_map: Mapping[str, str]
@@ -148,7 +148,7 @@ class _Inspector:
         self._sha256 = hashlib.sha256()
 
     def take_all(self, records: Iterable[Record]) -> None:
-        """Take every record. Raises DatasetInvalid where nothing can be made of them."""
+        """Check and write every record. Raises DatasetInvalid as `inspect` does."""
         for line, record in records:
             parsed = record if isinstance(record, Problem) else self._parse(line, record)
             if isinstance(parsed, Problem):
@@ -167,12 +167,12 @@ class _Inspector:
         return "split" if self.found.upload.container is Container.HUB else "file"
 
     def open_table(self, table: RecordTable) -> Iterator[Record]:
-        """The records of a table, with the columns that are used."""
+        """Returns the records of a table, with only the columns that the format uses."""
         layout = self._choose_layout(table.columns)
         return table.read([name for name in table.columns if name in layout.names.values()])
 
     def open(self, source: Source) -> Iterator[Record]:
-        """The records of an upload."""
+        """Returns the records of an upload."""
         match source.container:
             case Container.JSONL:
                 return read_lines(source.stream, self._limits)
@@ -183,7 +183,7 @@ class _Inspector:
             case Container.PARQUET:
                 return self.open_table(ParquetRecords(source.path, self._limits))
             case Container.HUB:
-                raise AssertionError("no upload is of this kind")
+                raise AssertionError("an upload is never a Hub table")
 
     def _open_csv(self, source: Source) -> Iterator[Record]:
         delimiter = sniff_delimiter(source.sample)
@@ -198,7 +198,7 @@ class _Inspector:
         return table.read()
 
     def _choose_layout(self, columns: list[str]) -> ColumnLayout:
-        """The layout of a file whose columns are known before its rows."""
+        """Returns the layout of a file whose columns are known before its rows."""
         self._columns = dict.fromkeys(columns)
         check_mapped_columns(columns, self._column_map)
         self._layout = choose_layout(columns, self._column_map)
@@ -214,7 +214,7 @@ class _Inspector:
         except BadRow as error:
             return Problem(line, str(error))
         except UnknownColumns as error:
-            # Some later row may have columns that fit; if none has, this is why the file is refused.
+            # A later row may have columns that fit; if none has, the file is refused with this error.
             self._no_layout = self._no_layout or error
             return Problem(line, error.message[0].lower() + error.message[1:])
 
@@ -227,7 +227,7 @@ class _Inspector:
 
     def _write(self, line: int, row: Row) -> None:
         raw = write_row(line, row)
-        # Other readers count what they read; in a table, a row has no length before this.
+        # Other readers limit a row's length as they read; a table's row has no length before this.
         if self.found.upload.container in _TABLES and len(raw) > self._limits.max_row_bytes:
             self._add_problem(Problem(line, too_long(self._limits)))
             return
@@ -274,7 +274,7 @@ def _printable_map(column_map: Mapping[str, str]) -> dict[str, str]:
 
 
 def _printable(name: str) -> str:
-    """A column's name as text that every database and every client takes."""
+    """Returns a column's name as valid UTF-8 of limited length, which any database and client accepts."""
     return name.encode("utf-8", "backslashreplace").decode()[:_MAX_COLUMN_CHARACTERS]
 
 

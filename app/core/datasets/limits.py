@@ -1,4 +1,4 @@
-"""What one upload may take, and what is said of one that takes more."""
+"""The limits of one upload, and the errors past them."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from app.core.settings import Settings
 
 @dataclass(frozen=True)
 class Limits:
-    """What one upload may take."""
+    """The limits of one upload, in rows and bytes."""
 
     max_rows: int = 1_000_000
     max_row_bytes: int = 16 << 20
@@ -16,12 +16,12 @@ class Limits:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Limits":
-        """The limits this installation has set."""
+        """Returns the limits that the settings have."""
         return cls(settings.max_dataset_rows, settings.max_row_bytes, settings.max_unpacked_bytes)
 
 
 def describe_bytes(count: int) -> str:
-    """A limit for a message: `16 MiB`."""
+    """Returns a number of bytes for a message, such as `16 MiB`."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if count >= 1 << power and count % (1 << power) == 0:
             return f"{count >> power} {unit}"
@@ -29,7 +29,7 @@ def describe_bytes(count: int) -> str:
 
 
 def too_large(limits: Limits) -> DatasetInvalid:
-    """What to raise where all rows together are past the limit."""
+    """Returns the error for rows that are together over the limit."""
     return DatasetInvalid(
         f"The rows take more than {describe_bytes(limits.max_unpacked_bytes)}.",
         hint="Split the file, or raise TUNESMITH_MAX_UNPACKED_BYTES.",
@@ -37,12 +37,12 @@ def too_large(limits: Limits) -> DatasetInvalid:
 
 
 def too_long(limits: Limits) -> str:
-    """What is said of a row past the limit."""
+    """Returns the message for a row over the limit."""
     size = describe_bytes(limits.max_row_bytes)
     return f"the row is longer than {size}. Shorten it, or raise TUNESMITH_MAX_ROW_BYTES."
 
 
 def check_blank_lines(count: int, limits: Limits) -> None:
-    """Raise DatasetInvalid past the limit of rows: a packed file can hold blank lines without end."""
+    """Raise DatasetInvalid where there are more blank lines than rows may be: gzip packs them to nothing."""
     if count > limits.max_rows:
         raise DatasetInvalid(f"The file has more than {limits.max_rows} blank lines.", hint="Remove them.")

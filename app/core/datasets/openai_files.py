@@ -1,7 +1,8 @@
-"""Files as OpenAI's clients know them. A file is a dataset; a finished job's loss curve is one too.
+"""Files of OpenAI's API. A file is a dataset, or the loss curve of a finished job.
 
-The upload's own bytes are kept beside the rows. A file that can't be trained on is a dataset that has failed:
-a job that names it fails, and says why. Result files have no row: they are made of a job's events when read.
+The bytes of an upload are stored as well as its rows. A file that can't be trained on is a dataset in the
+state `failed`: a job that names it fails with the reason. Result files have no row: they are made of a job's
+events when they are read.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ File = tables.DatasetRow | tables.JobRow
 def store(
     store: ArtifactStore, upload: Path, *, name: str, limits: Limits, expires_at: datetime | None = None
 ) -> tables.DatasetRow:
-    """Put an upload into the store, whatever is in it; the row that names it is the caller's to add."""
+    """Put an upload into the store, valid or not. Returns its row, which the caller adds to the session."""
     try:
         row = dataset_records.store_upload(store, upload, name=name, limits=limits)
     except DatasetInvalid as error:
@@ -45,7 +46,7 @@ def store(
 
 
 def get(session: Session, file_id: str, *, param: str = "file_id") -> File:
-    """A dataset, or the job whose loss curve the file is. Raises DatasetNotFound."""
+    """Returns the dataset, or the job whose loss curve the file is. Raises DatasetNotFound."""
     job_id = _job_of_result(file_id)
     job = session.get(tables.JobRow, job_id) if job_id else None
     if job is not None and job.state == JobState.SUCCEEDED:
@@ -57,14 +58,14 @@ def get(session: Session, file_id: str, *, param: str = "file_id") -> File:
 
 
 def result_of(job: tables.JobRow) -> str:
-    """The id of a job's result file."""
+    """Returns the id of a job's result file."""
     return _RESULT_PREFIX + job.id.removeprefix(_JOB_PREFIX)
 
 
 def find_page(
     session: Session, *, purpose: str | None, order: Order, after: str | None, limit: int
 ) -> tuple[Sequence[File], bool]:
-    """A page of files, and whether there are more. Raises InvalidRequest where `after` names nothing."""
+    """Returns a page of files, and whether there are more. Raises InvalidRequest where `after` is no file."""
     found = _all_files(purpose).subquery()
     key = tuple_(found.c.created_at, found.c.id)
     query = select(found.c.id)
@@ -78,7 +79,7 @@ def find_page(
 
 
 def delete(session: Session, file_id: str) -> str:
-    """Remove the row and answer its files' key; they go once the transaction is committed.
+    """Remove the row. Returns the key of its files, to be deleted once the transaction is committed.
 
     Raises DatasetNotFound, DatasetInUse, and InvalidRequest for a result file.
     """
@@ -88,19 +89,19 @@ def delete(session: Session, file_id: str) -> str:
 
 
 def delete_expired(session: Session, *, now: datetime | None = None) -> list[str]:
-    """Remove files whose time has come, but for those that a job needs; answers keys as `delete` does."""
+    """Remove expired files that no job needs. Returns the keys of their files, as `delete` does."""
     query = select(tables.DatasetRow.id).where(tables.DatasetRow.expires_at <= (now or datetime.now(UTC)))
     gone = []
     for dataset_id in session.scalars(query).all():
         try:
             gone.append(dataset_records.delete(session, dataset_id))
         except DatasetInUse:
-            continue  # when its job has ended
+            continue  # until its job has ended
     return gone
 
 
 def created_at(file: File) -> datetime:
-    """When a file came to be."""
+    """Returns when an upload was made, or when the job of a result file ended."""
     return file.created_at if isinstance(file, tables.DatasetRow) else file.finished_at or file.created_at
 
 

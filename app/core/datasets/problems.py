@@ -1,7 +1,7 @@
-"""What every reader of uploads says in the same words.
+"""Messages that the readers of uploads share.
 
-A record that can't be read is a Problem in its place. Where nothing after it could be read either (an array
-broken in the middle, a quote that is never closed), DatasetInvalid is raised: half a file is not a dataset.
+A record that can't be read becomes a Problem with its line. Where nothing after it could be read either (an
+array broken in the middle, a quote that is never closed), DatasetInvalid is raised for the whole file.
 """
 
 from collections import Counter
@@ -11,17 +11,17 @@ from typing import Any
 from app.core.datasets.rows import Problem
 from app.core.errors.datasets import DatasetInvalid
 
-# A record, or why there is none, with the line where it begins.
+# The line where a record begins, and the record, or the problem that it could not be read.
 Record = tuple[int, dict[str, Any] | Problem]
 
 
 def repeated(names: Iterable[str]) -> list[str]:
-    """The names that are there more than once."""
+    """Returns the names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
 
 
 def bad_utf8(text: str) -> str | None:
-    """What is wrong with text in which bytes that are not UTF-8 stand as lone surrogates (PEP 383)."""
+    """Returns the message for text with lone surrogates, which were bytes that are not UTF-8 (PEP 383)."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -30,11 +30,12 @@ def bad_utf8(text: str) -> str | None:
 
 
 def not_utf8(byte: int) -> str:
+    """Returns the message for a byte that is not UTF-8."""
     return f"not UTF-8 text, it has the byte 0x{byte:02x}. Save the file as UTF-8."
 
 
 def unreadable(line: int, message: str) -> DatasetInvalid:
-    """What to raise where nothing after a line can be read."""
+    """Returns the error for a file in which nothing after a line can be read."""
     return DatasetInvalid(
         f"Line {line}: {message}",
         problems=[{"line": line, "message": message}],

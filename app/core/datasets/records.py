@@ -1,6 +1,6 @@
 """Datasets as rows of the database and files of the artifact store: add, find, list, delete, open.
 
-How the rows of a Hub dataset get here stands in fetches.py.
+Fetches of Hub datasets are in app/core/datasets/fetches.py.
 """
 
 import tempfile
@@ -32,9 +32,9 @@ def store_upload(
     column_map: Mapping[str, str] | None = None,
     on_problem: OnProblem = OnProblem.REFUSE,
 ) -> tables.DatasetRow:
-    """Inspect an upload and put its rows into the store; the row that names them is the caller's to add.
+    """Inspect an upload and put its rows into the store. Returns its table row, for the caller to add.
 
-    The rows lie beside the upload until they are complete. Raises DatasetInvalid.
+    The rows are written to the upload's folder until they are complete. Raises DatasetInvalid.
     """
     with tempfile.TemporaryDirectory(dir=upload.parent, prefix="rows-") as folder:
         rows = Path(folder) / "rows.jsonl"
@@ -44,7 +44,7 @@ def store_upload(
 
 
 def store_rows(store: ArtifactStore, rows: Path, *, name: str, found: Inspection) -> tables.DatasetRow:
-    """Put rows in their stored form into the store; the row that names them is the caller's to add."""
+    """Put rows in their stored form into the store. Returns the table row, for the caller to add."""
     dataset_id = new_id("ds")
     artifact = f"{folder_of(dataset_id)}/rows.jsonl"
     store.put_file(artifact, rows)
@@ -54,7 +54,7 @@ def store_rows(store: ArtifactStore, rows: Path, *, name: str, found: Inspection
 
 
 def describe(row: tables.DatasetRow, found: Inspection, *, artifact: str) -> None:
-    """Write down what was found in the rows, and where they are now."""
+    """Set the columns of a dataset's row: what the inspection found, and the key of the stored rows."""
     assert found.format is not None
     row.format = found.format
     row.rows = found.rows
@@ -68,7 +68,7 @@ def describe(row: tables.DatasetRow, found: Inspection, *, artifact: str) -> Non
 
 
 def get(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.DatasetRow:
-    """Raises DatasetNotFound; `param` is the field that named it."""
+    """Returns a dataset by its id, which the field `param` named. Raises DatasetNotFound."""
     dataset = session.get(tables.DatasetRow, dataset_id)
     if dataset is None:
         raise DatasetNotFound(
@@ -80,7 +80,7 @@ def get(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.
 
 
 def get_arrived(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.DatasetRow:
-    """A dataset, good or bad, of which nothing is to come. Raises DatasetNotFound and DatasetNotReady."""
+    """Returns a dataset that is ready or failed. Raises DatasetNotFound; during a fetch, DatasetNotReady."""
     dataset = get(session, dataset_id, param=param)
     if dataset.state == DatasetState.FETCHING:
         raise DatasetNotReady(
@@ -92,7 +92,7 @@ def get_arrived(session: Session, dataset_id: str, *, param: str = "dataset") ->
 
 
 def get_ready(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.DatasetRow:
-    """A dataset whose rows are there. Raises DatasetNotFound and DatasetNotReady."""
+    """Returns a dataset in the state `ready`. Raises DatasetNotFound and DatasetNotReady."""
     dataset = get_arrived(session, dataset_id, param=param)
     if dataset.state == DatasetState.FAILED:
         reason = (dataset.error or {}).get("message", "")
@@ -126,12 +126,12 @@ def hold(session: Session, dataset_id: str, *, param: str = "dataset") -> None:
 def find_page(
     session: Session, *, after: str | None, limit: int
 ) -> tuple[list[tables.DatasetRow], str | None]:
-    """A page of datasets, newest first, and the cursor of the next page."""
+    """Returns a page of datasets, newest first, and the cursor of the next page."""
     return newest_first(session, select(tables.DatasetRow), tables.DatasetRow, after=after, limit=limit)
 
 
 def delete(session: Session, dataset_id: str) -> str:
-    """Remove the row and answer its files' key; they go once the transaction is committed.
+    """Remove the row. Returns the key of its files, to be deleted once the transaction is committed.
 
     A fetch that is under way ends: its worker finds its lease gone. Raises DatasetNotFound, and DatasetInUse
     while a job that has not ended needs it.
@@ -155,11 +155,11 @@ def delete(session: Session, dataset_id: str) -> str:
 
 
 def open_rows(store: ArtifactStore, dataset: tables.DatasetRow) -> Iterator[tuple[int, Row]]:
-    """The dataset's rows with their line numbers, read as a stream."""
+    """Yield the dataset's rows with their line numbers, read as a stream."""
     with store.open(dataset.artifact) as lines:
         yield from read_rows(lines)
 
 
 def folder_of(dataset_id: str) -> str:
-    """The key of a dataset's files in the artifact store."""
+    """Returns the key of a dataset's files in the artifact store."""
     return f"datasets/{dataset_id}"

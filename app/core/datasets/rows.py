@@ -1,7 +1,7 @@
-"""The rows of a dataset, and the form in which they are stored and read again.
+"""The rows of a dataset, and the form in which they are stored.
 
-A stored dataset is a file of JSON lines, whatever was uploaded: each holds the line of the upload where the
-row begins, and the row as a Conversation, a Completion or a PlainText. Knows no database and no tokenizer.
+A stored dataset is a file of JSON lines, whatever was uploaded: each has the line of the upload where the row
+begins, and the row as a Conversation, a Completion or a PlainText. Knows no database and no tokenizer.
 """
 
 import json
@@ -32,14 +32,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns that the chat template renders."""
+    """Messages that the chat template renders."""
 
     messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A prompt and the text that should follow it, both taken as they are."""
+    """A prompt and the text that should follow it, both without a chat template."""
 
     prompt: str
     completion: str
@@ -47,7 +47,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class PlainText:
-    """Text to continue, learned from as a whole."""
+    """Text without a chat template; the loss counts all of its tokens."""
 
     text: str
 
@@ -70,17 +70,17 @@ class Problem:
 
 
 def write_row(line: int, row: Row) -> bytes:
-    """The row as a line of a stored dataset."""
+    """Returns the row as a line of a stored dataset."""
     return _encode({"line": line, **_fields(row)}).encode() + b"\n"
 
 
 def write_plain(row: Row) -> bytes:
-    """The row as a line of JSON that an upload may have: without the line where it once stood."""
+    """Returns the row as a JSON line that can be uploaded, without the line number of the stored form."""
     return _encode(_fields(row)).encode(errors="replace") + b"\n"
 
 
 def read_rows(lines: Iterable[bytes]) -> Iterator[tuple[int, Row]]:
-    """The rows of a stored dataset, each with its line in the upload."""
+    """Yield the rows of a stored dataset, each with its line in the upload."""
     for raw in lines:
         record = json.loads(raw)
         yield record["line"], _row(record)

@@ -1,1 +1,1 @@
-"""What the API and the engine process send each other; base models; running workers."""
+"""Messages between the API and the engine process; base models; running workers."""

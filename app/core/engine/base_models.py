@@ -1,6 +1,6 @@
-"""Base models that may be named: folders in the models folder and Hub ids, against the allow-list.
+"""Base models that a request may name, folders in the models folder or Hub ids, and the allow-list.
 
-Reads `config.json` as plain JSON; loading a model is the worker's business.
+Reads `config.json` as plain JSON and loads no model.
 """
 
 import json
@@ -14,7 +14,7 @@ from app.core.settings import Settings
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A Hugging Face folder in the models folder."""
+    """A base model in the models folder, in Hugging Face's layout."""
 
     name: str
     path: Path
@@ -24,15 +24,15 @@ class LocalModel:
 
 
 def find_local(settings: Settings) -> list[LocalModel]:
-    """The models in the models folder, by name."""
+    """Returns the allowed models of the models folder, sorted by name."""
     found = [_describe(config) for config in _configs(settings.models_folder)]
     return [model for model in found if is_allowed(model.name, settings)]
 
 
 def find_folder(name: str, models_folder: Path) -> Path | None:
-    """The folder of a local model, or None: then the name is a Hub id.
+    """Returns the folder of a local model, or None, which means that the name is a Hub id.
 
-    The name is compared with what the folder holds and never joined to a path.
+    The name is compared with the names of the folders and never joined to a path.
     """
     return next((config.parent for config in _configs(models_folder) if config.parent.name == name), None)
 
@@ -55,7 +55,7 @@ def check(name: str, settings: Settings) -> None:
 
 
 def is_allowed(name: str, settings: Settings) -> bool:
-    """Whether the allow-list, when there is one, holds the model."""
+    """Whether the allow-list is empty or contains the model."""
     return not settings.allowed_models or name in settings.allowed_models
 
 

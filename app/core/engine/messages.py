@@ -1,4 +1,4 @@
-"""What the API and the engine say to each other, so that what is inside the engine can be replaced.
+"""Messages between the API and the engine. Knows nothing of how the engine generates, so it can be replaced.
 
 The API POSTs a GenerateRequest to `{engine_url}/generate` with the engine's token and reads JSON lines back:
 any number of TokenDelta, then one Finished or one Failed. Closing the connection cancels the work.
@@ -80,7 +80,7 @@ class BaseModelRef(Wire):
 
     @property
     def key(self) -> str:
-        """The same for equal ones."""
+        """A text that is equal for equal references."""
         return self.model_dump_json()
 
 
@@ -170,7 +170,7 @@ reply_adapter: TypeAdapter[Reply] = TypeAdapter(Reply)
 
 
 def join_deltas(replies: list[Reply]) -> list[Reply]:
-    """The same replies, deltas that follow each other made one: what has waited together goes on together."""
+    """Returns the replies with consecutive deltas joined into one, so that fewer messages are sent."""
     joined: list[Reply] = []
     for reply in replies:
         last = joined[-1] if joined else None
@@ -226,6 +226,6 @@ class EngineState(Wire):
 
     @property
     def loaded(self) -> list[BaseModelRef]:
-        """Base models that answer at once, the one used last first."""
+        """Base models that need not be loaded, the one used last first."""
         bases = [base.base_model for base in reversed(self.bases)]
         return bases or ([self.base_model] if self.base_model else [])

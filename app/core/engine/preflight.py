@@ -1,4 +1,4 @@
-"""What preflight and preview are asked and what they answer, between API and engine and to the person."""
+"""Requests and results of preflight and preview, between the API and the engine. Knows no model."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ class DatasetRef(Wire):
 
 
 class PreflightRequest(Wire):
-    """A job that is only looked at."""
+    """A job to estimate without running it."""
 
     spec: JobSpec
     dataset: DatasetRef
@@ -27,7 +27,7 @@ class PreflightRequest(Wire):
 
 
 class MemoryFit(Wire):
-    """Whether a job fits beside what serving holds now, and what it needs at its peak."""
+    """Whether a job fits into the memory that serving leaves free now, and its peak memory in bytes."""
 
     fits: bool
     bytes: int

@@ -1,4 +1,4 @@
-"""Running workers as they describe themselves: register, heartbeat, leave, and which of them are alive."""
+"""The rows of running workers: register, heartbeat, leave, and find those that are alive."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from app.core.storage import tables
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """What a worker says of itself at each heartbeat."""
+    """The state that a worker reports at each heartbeat."""
 
     id: str
     roles: list[str]
@@ -41,14 +41,14 @@ def heartbeat(session: Session, report: WorkerReport, *, now: datetime | None = 
 
 
 def leave(session: Session, worker_id: str) -> None:
-    """Remove the worker's row; it stops of its own will."""
+    """Remove the row of a worker that shuts down."""
     session.execute(delete(tables.WorkerRow).where(tables.WorkerRow.id == worker_id))
 
 
 def find_alive(
     session: Session, *, lease_seconds: float, role: str | None = None, now: datetime | None = None
 ) -> list[tables.WorkerRow]:
-    """Workers heard of within a lease, the latest first; those with `role` when it is given."""
+    """Returns the workers (with this role, if given) whose last heartbeat is within a lease, latest first."""
     since = (now or datetime.now(UTC)) - timedelta(seconds=lease_seconds)
     query = select(tables.WorkerRow).where(tables.WorkerRow.heartbeat_at >= since)
     workers = session.scalars(query.order_by(tables.WorkerRow.heartbeat_at.desc()))
@@ -56,6 +56,6 @@ def find_alive(
 
 
 def forget_dead(session: Session, *, older_than_seconds: float, now: datetime | None = None) -> None:
-    """Remove the rows of workers that went without leaving."""
+    """Remove the rows of workers that ended without `leave`."""
     before = (now or datetime.now(UTC)) - timedelta(seconds=older_than_seconds)
     session.execute(delete(tables.WorkerRow).where(tables.WorkerRow.heartbeat_at < before))

@@ -1,40 +1,48 @@
-"""Every error that a person may see. Core and worker raise them; only `api/errors.py` turns them into HTTP.
+"""Every error that a person may see. Only app/api/http/errors.py turns them into HTTP.
+
+The docstring of an error is its default message. Errors without a module below are defined here; the others
+are in the module of this package whose name stands before the colon.
 
 TunesmithError
-├── InvalidRequest            the payload is wrong; `param` names the field
-│   ├── PromptTooLong         it does not fit the base model's context
-│   ├── DatasetInvalid        lines that can't be used, each with its number
-│   ├── ModelNotAllowed
-│   ├── UnknownModel
-│   ├── AdapterInvalid        an upload that is no LoRA adapter, or tries a trick
-│   ├── AdapterIncompatible   the adapter to continue from is of another kind; the message says how
-│   ├── TargetRefused         webhooks do not go there
-│   └── IdempotencyKeyReused  the same key with another body
-├── Unauthorized              no key, or a wrong one
-├── Forbidden                 refused because of where it comes from
-│   └── OriginRefused, HostRefused
-├── NotFound
-│   └── JobNotFound, DatasetNotFound, AdapterNotFound, ExportNotFound, WebhookNotFound, DeliveryNotFound
-├── Conflict                  the thing is in a state that does not allow this
-│   └── JobAlreadyEnded, JobNotRetryable, JobNotPausable, JobNotPaused, DatasetInUse, DatasetNotReady,
-│       AdapterInUse, AdapterNotReady, AdapterNameTaken, NotEmpty, WebhookFixed, ExportNotReady,
-│       ExportAlreadyEnded, ExportNotRetryable, ExportNotEnded
-├── TooLarge
-├── QueueFull
-├── Unavailable               nothing can answer now; `retry_after_seconds` says when to come back
-│   └── NoEngine, GpuTaken, EngineFailed
-├── BackupUnusable            not a whole backup
-├── LeaseLost                 another worker owns the job now: stop and drop the result
-├── FetchFailure              why a Hub dataset could not be fetched; recorded with the dataset
-│   └── HubDatasetMissing, HubDatasetGated, UnknownConfig, UnknownSplit, HubDatasetUnfit,
-│       HubDatasetUnreadable, DatasetDiskFull
-├── ExportFailure             why an export failed; recorded with the export
-│   └── ExportMismatch, ExportUnsupported, GgufFamilyUnknown, TokenizerUnfit, ExportDiskFull,
-│       NoMemoryForVerification, HubRefused, HubRepositoryExists
-└── JobFailure                why a job failed; recorded with the job
-    └── ModelGated, ModelMissing, HubUnreachable, BaseModelChanged, ModelUnreadable, NothingToLearn,
-        OutOfMemory, DiskFull, LossNotFinite, LossExploded, AdapterInert, TemplateMismatch, BadTarget,
-        AdapterUnfit
+├── InvalidRequest      the payload is wrong; `param` names the field
+│   ├── adapters:       AdapterInvalid, AdapterIncompatible
+│   ├── base_models:    ModelNotAllowed, UnknownModel
+│   ├── datasets:       DatasetInvalid (its `problems` name the lines)
+│   ├── engine:         PromptTooLong
+│   ├── storage:        IdempotencyKeyReused
+│   └── webhooks:       TargetRefused
+├── NotFound            there is nothing under this id or name
+│   ├── adapters:       AdapterNotFound
+│   ├── datasets:       DatasetNotFound
+│   ├── exports:        ExportNotFound
+│   ├── jobs:           JobNotFound
+│   └── webhooks:       WebhookNotFound, DeliveryNotFound
+├── Conflict            the present state of the thing does not allow the call
+│   ├── adapters:       AdapterInUse, AdapterNotReady, AdapterNameTaken
+│   ├── datasets:       DatasetInUse, DatasetNotReady
+│   ├── exports:        ExportNotReady, ExportAlreadyEnded, ExportNotRetryable, ExportNotEnded
+│   ├── jobs:           JobAlreadyEnded, JobNotRetryable, JobNotPausable, JobNotPaused
+│   ├── storage:        NotEmpty
+│   └── webhooks:       WebhookFixed
+├── TooLarge            the request body is over the limit
+├── QueueFull           too many of this kind are waiting
+├── Unavailable         no engine can generate now; `retry_after_seconds` says when to try again
+│   └── engine:         NoEngine, GpuTaken, EngineFailed
+├── access:             Unauthorized (no valid key)
+├── access:             Forbidden (refused because of the Origin or Host header)
+│   └── access:         OriginRefused, HostRefused
+├── storage:            BackupUnusable
+├── work:               LeaseLost (another worker owns the work: stop and drop the result)
+├── datasets:           FetchFailure (why a Hub dataset could not be fetched; recorded with the dataset)
+│   └── datasets:       HubDatasetMissing, HubDatasetGated, UnknownConfig, UnknownSplit, HubDatasetUnfit,
+│                       HubDatasetUnreadable, DatasetDiskFull
+├── exports:            ExportFailure (why an export failed; recorded with the export)
+│   └── exports:        ExportMismatch, ExportUnsupported, GgufFamilyUnknown, TokenizerUnfit, ExportDiskFull,
+│                       NoMemoryForVerification, HubRefused, HubRepositoryExists
+└── jobs:               JobFailure (why a job failed; recorded with the job)
+    ├── base_models:    ModelGated, ModelMissing, HubUnreachable, BaseModelChanged, ModelUnreadable
+    └── jobs:           NothingToLearn, BadTarget, AdapterUnfit, OutOfMemory, DiskFull, LossNotFinite,
+                        LossExploded, AdapterInert, TemplateMismatch
 """
 
 from typing import ClassVar

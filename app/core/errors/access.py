@@ -1,4 +1,4 @@
-"""Errors of who may ask, and from where."""
+"""Errors of authentication, and of requests from other origins and host names."""
 
 from app.core.errors import TunesmithError
 

@@ -1,4 +1,4 @@
-"""Errors of adapters: uploads that can not be used, and states that do not allow a call."""
+"""Errors of adapters: uploads that can't be used, and states that do not allow a call."""
 
 from app.core.errors import Conflict, InvalidRequest, NotFound
 

@@ -1,4 +1,4 @@
-"""Errors of base models: named wrongly, not allowed, not to be had, not readable."""
+"""Errors of base models: unknown, not allowed, gated, missing, changed, or not readable."""
 
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import JobFailure

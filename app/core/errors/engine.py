@@ -1,4 +1,4 @@
-"""Errors of generation: prompts that do not fit, and engines that can not answer."""
+"""Errors of generation: prompts that are too long, and engines that can't generate."""
 
 from app.core.errors import InvalidRequest, Unavailable
 

@@ -1,4 +1,4 @@
-"""Errors of backups and of repeated requests."""
+"""Errors of backups, of restores, and of Idempotency-Keys."""
 
 from app.core.errors import Conflict, InvalidRequest, TunesmithError
 

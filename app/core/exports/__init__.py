@@ -1,1 +1,1 @@
-"""Exports of adapters: requests, the queue of workers, results."""
+"""Exports of adapters to other formats: what people do with them, the workers' queue, results."""

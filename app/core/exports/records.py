@@ -1,6 +1,6 @@
-"""Exports, as people ask for them: submit, find, cancel, retry, delete. Nothing here commits.
+"""What people do with exports: submit, find, cancel, retry, delete. Nothing here commits.
 
-What workers do with them stands in export_queue.py.
+What workers do with exports is in app/core/exports/queue.py.
 """
 
 from datetime import UTC, datetime
@@ -56,7 +56,7 @@ def submit(
 
 
 def get(session: Session, export_id: str) -> tables.ExportRow:
-    """Raises ExportNotFound."""
+    """Returns an export by its id. Raises ExportNotFound."""
     export = session.get(tables.ExportRow, export_id, populate_existing=True)
     if export is None:
         raise ExportNotFound(f"There is no export {export_id!r}.", hint="GET /exports lists them.")
@@ -66,7 +66,7 @@ def get(session: Session, export_id: str) -> tables.ExportRow:
 def find_page(
     session: Session, *, adapter_id: str | None, after: str | None, limit: int
 ) -> tuple[list[tables.ExportRow], str | None]:
-    """A page of exports, of one adapter or of all, newest first, and the cursor of the next page."""
+    """Returns a page of exports, of one adapter or of all, newest first, and the cursor of the next page."""
     query = select(tables.ExportRow)
     if adapter_id is not None:
         query = query.where(tables.ExportRow.adapter_id == adapter_id)
@@ -74,7 +74,7 @@ def find_page(
 
 
 def find_waiting(session: Session, adapter_id: str) -> str | None:
-    """An export of this adapter that has not ended, or None."""
+    """Returns the id of an export of this adapter that has not ended, or None."""
     query = select(tables.ExportRow.id).where(
         tables.ExportRow.adapter_id == adapter_id, tables.ExportRow.state.in_(_WAITING)
     )
@@ -82,9 +82,7 @@ def find_waiting(session: Session, adapter_id: str) -> str | None:
 
 
 def cancel(session: Session, export_id: str, *, now: datetime | None = None) -> tables.ExportRow:
-    """End an export. Its worker learns that its lease is gone and drops everything. Raises
-    ExportAlreadyEnded.
-    """
+    """End an export. Its worker finds its lease gone and drops the result. Raises ExportAlreadyEnded."""
     export = _locked(session, export_id)
     if ExportState(export.state).has_ended:
         raise ExportAlreadyEnded(f"Export {export_id} is {export.state} already.")
@@ -97,7 +95,7 @@ def cancel(session: Session, export_id: str, *, now: datetime | None = None) -> 
 
 
 def retry(session: Session, export_id: str) -> tables.ExportRow:
-    """Queue a failed or cancelled export again; a merge that was complete is not made again.
+    """Queue a failed or cancelled export again; a complete merged model is used again.
 
     Raises ExportNotRetryable.
     """
@@ -117,7 +115,7 @@ def retry(session: Session, export_id: str) -> tables.ExportRow:
 
 
 def delete(session: Session, export_id: str) -> str:
-    """Remove an export that has ended; answers the key of all its files. Raises ExportNotEnded."""
+    """Remove an export that has ended. Returns the key of all its files. Raises ExportNotEnded."""
     export = _locked(session, export_id)
     if not ExportState(export.state).has_ended:
         raise ExportNotEnded(
@@ -129,7 +127,7 @@ def delete(session: Session, export_id: str) -> str:
 
 
 def check_downloadable(export: tables.ExportRow) -> None:
-    """Raise ExportNotReady where there is nothing to download."""
+    """Raise ExportNotReady where the export has no files to download."""
     if export.state != ExportState.SUCCEEDED:
         raise ExportNotReady(
             f"Export {export.id} is {export.state}.", hint=f"GET /exports/{export.id} says how far it is."
@@ -139,12 +137,12 @@ def check_downloadable(export: tables.ExportRow) -> None:
 
 
 def name_folder(export_id: str) -> str:
-    """The key of all files of an export in the artifact store."""
+    """Returns the key, in the artifact store, of all files of an export."""
     return f"exports/{export_id}"
 
 
 def _locked(session: Session, export_id: str) -> tables.ExportRow:
-    """The export; nobody else changes it until the transaction ends. Raises ExportNotFound."""
+    """Returns the export, its row locked until the transaction ends. Raises ExportNotFound."""
     query = select(tables.ExportRow).where(tables.ExportRow.id == export_id).with_for_update()
     session.scalar(query.execution_options(populate_existing=True))
     return get(session, export_id)

@@ -1,12 +1,10 @@
-"""What an export became: its files, and how well they agree with the live adapter. Knows no database and
-no torch.
-"""
+"""An export's files, and how well they agree with the live adapter. Knows no database and no torch."""
 
 import re
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# What 16-bit weights alone do to a model whose adapter changes next to nothing.
+# The divergence, in nats, that 16-bit weights alone cause where an adapter changes next to nothing.
 _NOISE = 1e-3
 _STEM_LENGTH = 100
 
@@ -42,7 +40,7 @@ class Agreement(BaseModel):
 
     @property
     def mismatch(self) -> str | None:
-        """Why this is not good enough, or None."""
+        """Why the agreement is below the threshold, in words for a message, or None."""
         least = self.threshold
         if not self.mean_kl <= least.max_mean_kl:
             return f"the mean divergence is {self.mean_kl:.4g} nats, where {least.max_mean_kl:g} is allowed"
@@ -60,7 +58,7 @@ class Agreement(BaseModel):
 
 
 def file_stem(adapter_name: str) -> str:
-    """An adapter's name as part of a file's name; OpenAI's names have colons, and a model's name a slash."""
+    """Returns an adapter's name as part of a file name, without the colons and slashes of OpenAI's names."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", adapter_name)[:_STEM_LENGTH].strip(".-") or "adapter"
 
 

@@ -1,1 +1,1 @@
-"""Jobs: requests, the queue of workers, events, inputs, continuation, OpenAI's fine-tuning."""
+"""Jobs: what people do with them, the workers' queue, events, inputs, continuation, OpenAI's fine-tuning."""

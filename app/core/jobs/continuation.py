@@ -1,4 +1,4 @@
-"""Jobs that start from an adapter: whether they can, by what the database knows. The child checks weights."""
+"""Fills in and checks the spec of a job that starts from an adapter, by the database. Reads no weights."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -10,9 +10,10 @@ from app.core.storage import tables
 
 
 def resolve(session: Session, spec: JobSpec) -> JobSpec:
-    """The spec of a job that starts from an adapter: that one's id, and its settings where the spec has none.
+    """Returns the spec with the adapter's id, and with the adapter's settings where the spec has none.
 
-    The adapter can't be deleted until the transaction ends. Raises AdapterNotFound and AdapterIncompatible.
+    The adapter can't be deleted until the transaction ends. Raises AdapterNotFound, AdapterNotReady and
+    AdapterIncompatible.
     """
     assert spec.continue_from is not None
     adapter = _hold(session, spec.continue_from)
@@ -48,7 +49,7 @@ def _hold(session: Session, id_or_name: str) -> tables.AdapterRow:
 
 
 def _find_origin(session: Session, adapter: tables.AdapterRow) -> tuple[LoraSpec | None, str | None]:
-    """LoRA settings and chat template that the adapter was made with, by its job or by its own files."""
+    """Returns the adapter's LoRA settings and chat template, by its job or its import, where known."""
     job = session.get(tables.JobRow, adapter.job_id) if adapter.job_id else None
     if job:
         made = JobSpec.model_validate(job.spec)
@@ -60,7 +61,7 @@ def _find_origin(session: Session, adapter: tables.AdapterRow) -> tuple[LoraSpec
 
 
 def _refuse_other_shape(name: str, made: LoraSpec, asked: LoraSpec) -> None:
-    """Every setting of an adapter must be as it was, but for its dropout, which is no part of it."""
+    """Raise AdapterIncompatible where a setting other than the dropout differs from the adapter's."""
     for setting in sorted(LoraSpec.model_fields.keys() - {"dropout"}):
         was, now = getattr(made, setting), getattr(asked, setting)
         if was != now and not (setting == "target_modules" and _same_names(was, now)):

@@ -1,6 +1,6 @@
 """Typed job events: append and read. Rows are `(job_id, seq, at, level, type, data)`.
 
-Appending numbers the events through the job's own row, so `seq` has no gaps and no two writers share one.
+Appending takes the numbers from the job's own row, so `seq` has no gaps and is unique among writers.
 """
 
 import math
@@ -118,12 +118,12 @@ class Event(BaseModel):
 
     @cached_property
     def as_json(self) -> str:
-        """In one line; made once, however many follow the job."""
+        """The event as one line of JSON; made once for all clients that follow the job."""
         return self.model_dump_json()
 
 
 def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> None:
-    """Record events of a job, in order; its end is announced to webhooks. Raises JobNotFound."""
+    """Record events of a job, in order, and announce its end to webhooks. Raises JobNotFound."""
     if not entries:
         return
     last_seq = session.scalar(
@@ -150,13 +150,13 @@ def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> No
     ]
     session.execute(insert(tables.EventRow), rows)
     for entry in entries:
-        # Here, because every road into a state passes here: no end of a job goes untold.
+        # Every change of state is recorded here, so no end of a job is missed.
         if isinstance(entry, StateChange) and entry.state.has_ended:
             deliveries.announce(session, job_id, entry.state)
 
 
 def first(entry: AnyEventData) -> tables.EventRow:
-    """The first event of a job that is not written yet, for its `events`; its `last_event_seq` is then 1."""
+    """Returns a job's first event, to insert with the job, whose `last_event_seq` is then 1."""
     return tables.EventRow(
         seq=1, at=datetime.now(UTC), level=_level(entry), type=entry.type, data=_dump(entry)
     )
@@ -165,7 +165,7 @@ def first(entry: AnyEventData) -> tables.EventRow:
 def read(
     session: Session, job_id: str, *, after: int = 0, limit: int = 100, types: Sequence[str] = ()
 ) -> list[Event]:
-    """Events of a job with a seq above `after`, oldest first, at most `limit`."""
+    """Returns the events of a job with a seq above `after`, oldest first, at most `limit`."""
     query = select(tables.EventRow).where(tables.EventRow.job_id == job_id, tables.EventRow.seq > after)
     if types:
         query = query.where(tables.EventRow.type.in_(types))
@@ -173,7 +173,7 @@ def read(
 
 
 def read_newest(session: Session, job_id: str, *, before: int | None, limit: int) -> list[Event]:
-    """Events of a job with a seq below `before`, newest first, at most `limit`."""
+    """Returns the events of a job with a seq below `before`, newest first, at most `limit`."""
     query = select(tables.EventRow).where(tables.EventRow.job_id == job_id)
     if before is not None:
         query = query.where(tables.EventRow.seq < before)
@@ -183,7 +183,7 @@ def read_newest(session: Session, job_id: str, *, before: int | None, limit: int
 
 
 def read_last(session: Session, job_id: str, *, types: Sequence[str]) -> AnyEventData | None:
-    """What the newest event of these types says, or None."""
+    """Returns the data of the newest event of these types, or None."""
     query = select(tables.EventRow).where(tables.EventRow.job_id == job_id, tables.EventRow.type.in_(types))
     row = session.scalar(query.order_by(tables.EventRow.seq.desc()).limit(1))
     return _from_row(row).data if row else None

@@ -1,7 +1,7 @@
-"""OpenAI's hyperparameters as training settings, and what its fine-tuning asks of a file. Pure.
+"""OpenAI's hyperparameters as training settings, and what its fine-tuning requires of a file. No I/O.
 
 docs/openai.md shows the rules as a table. The number of epochs for `auto` is the rule that OpenAI published
-(its cookbook on preparing data for fine-tuning): a small file is read more often, a large one once.
+(its cookbook on preparing data for fine-tuning): more epochs for a small file, one for a large one.
 """
 
 import math
@@ -22,7 +22,7 @@ _TARGET_EPOCHS, _MOST_EPOCHS = 3, 25
 _FEWEST_ROWS_READ, _MOST_ROWS_READ = 100, 25_000
 _MOST_POINTS = 500
 _ROWS_IN_A_PASS = 4
-_LINES_TOLD = 5
+_LINES_SHOWN = 5
 
 INVALID_COUNT = "invalid_n_examples"
 _CODES = (INVALID_FORMAT, INVALID_COUNT)
@@ -34,7 +34,7 @@ FileKind = Literal["training", "validation"]
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Each a number, or `auto`."""
+    """OpenAI's hyperparameters; each is a number or `auto`."""
 
     n_epochs: float | Auto = "auto"
     batch_size: int | Auto = "auto"
@@ -44,7 +44,7 @@ class Hyperparameters:
 def training_settings(
     asked: Hyperparameters, given: dict[str, Any], *, rows: int, is_validated: bool
 ) -> dict[str, Any]:
-    """The settings of TrainingSpec that follow for a file of so many rows; those in `given` go before."""
+    """Returns settings of TrainingSpec for a file of `rows` rows; those in `given` have precedence."""
     batch = AUTO_BATCH_SIZE if asked.batch_size == "auto" else asked.batch_size
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
     epochs = auto_epochs(rows) if asked.n_epochs == "auto" else asked.n_epochs
@@ -64,7 +64,7 @@ def training_settings(
 
 
 def hyperparameters(training: TrainingSpec) -> Hyperparameters:
-    """What a job's settings are in OpenAI's words."""
+    """Returns a job's settings as OpenAI's hyperparameters."""
     return Hyperparameters(
         n_epochs=_whole(training.num_train_epochs),
         batch_size=effective_batch(training),
@@ -73,7 +73,7 @@ def hyperparameters(training: TrainingSpec) -> Hyperparameters:
 
 
 def auto_epochs(rows: int) -> int:
-    """Three, but more for so few rows that it would read less than 100, and fewer past 25,000."""
+    """Returns 3, but more where that would read fewer than 100 rows in all, and fewer past 25,000."""
     if rows * _TARGET_EPOCHS < _FEWEST_ROWS_READ:
         return min(_MOST_EPOCHS, _FEWEST_ROWS_READ // max(1, rows))
     if rows * _TARGET_EPOCHS > _MOST_ROWS_READ:
@@ -82,23 +82,23 @@ def auto_epochs(rows: int) -> int:
 
 
 def effective_batch(training: TrainingSpec) -> int:
-    """Rows that an optimizer step learns from."""
+    """Returns the rows of one optimizer step."""
     rows = training.per_device_train_batch_size
     return (_ROWS_IN_A_PASS if rows == "auto" else rows) * training.gradient_accumulation_steps
 
 
 def find_failure(dataset: tables.DatasetRow, kind: FileKind) -> Failure | None:
-    """Why a job can't be trained with this file, in OpenAI's words and codes; None where it can."""
+    """Returns why a job can't be trained with this file, with OpenAI's words and codes; None where it can."""
     start = _INVALID.format(kind=kind)
     if dataset.state == DatasetState.FAILED:
         error = dataset.error or {}
         lines = [
-            f"Line {problem['line']}: {problem['message']}" for problem in dataset.problems[:_LINES_TOLD]
+            f"Line {problem['line']}: {problem['message']}" for problem in dataset.problems[:_LINES_SHOWN]
         ]
-        told = " ".join(lines) or error.get("message", "")
+        reasons = " ".join(lines) or error.get("message", "")
         rest = dataset.problem_count - len(lines)
         more = f" … and {rest} more." if lines and rest > 0 else ""
-        return Failure(INVALID_FORMAT, f"{start} Invalid file format. {told}{more}", error.get("hint"))
+        return Failure(INVALID_FORMAT, f"{start} Invalid file format. {reasons}{more}", error.get("hint"))
     if kind == "training" and dataset.rows < MIN_ROWS:
         examples = "1 example" if dataset.rows == 1 else f"{dataset.rows} examples"
         return Failure(
@@ -110,14 +110,14 @@ def find_failure(dataset: tables.DatasetRow, kind: FileKind) -> Failure | None:
 
 
 def param_of(code: str, message: str) -> str | None:
-    """Which file the failure of a job is about, where it is about one."""
+    """Returns the parameter (`training_file`, `validation_file`) that a job's failure is about, or None."""
     kinds: tuple[FileKind, ...] = ("training", "validation")
     named = (kind for kind in kinds if message.startswith(_INVALID.format(kind=kind)))
     return next((f"{kind}_file" for kind in named), None) if code in _CODES else None
 
 
 def _passes(batch: int) -> dict[str, Any]:
-    """A batch as passes: of 4 rows, or as many as memory takes, where 4 divides it; else of fewer."""
+    """Returns a batch as forward passes: `auto` (4 rows or more) where 4 divides it, else of fewer rows."""
     if batch % _ROWS_IN_A_PASS == 0:
         return {
             "per_device_train_batch_size": "auto",

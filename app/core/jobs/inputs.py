@@ -1,4 +1,4 @@
-"""What a job reads: kept from being deleted while the job has not ended."""
+"""The inputs of a job, its datasets and adapter, which can't be deleted while the job has not ended."""
 
 from sqlalchemy.orm import Session
 
@@ -8,9 +8,10 @@ from app.core.specs.job import JobSpec
 
 
 def hold(session: Session, spec: JobSpec) -> JobSpec:
-    """Keep what the job reads from being deleted; answers the spec with what is left to an adapter filled in.
+    """Keep the job's inputs from being deleted until the transaction ends. Returns the spec, completed.
 
-    Raises DatasetNotFound, DatasetNotReady, AdapterNotFound and AdapterIncompatible.
+    What the spec leaves to the adapter that it continues from is filled in. Raises DatasetNotFound,
+    DatasetNotReady, AdapterNotFound, AdapterNotReady and AdapterIncompatible.
     """
     dataset_records.hold(session, spec.dataset)
     if spec.validation_dataset:

@@ -1,6 +1,6 @@
-"""What people ask of a job: submit, find, list, cancel, pause, resume, retry.
+"""What people do with jobs: submit, find, list, cancel, pause, resume, retry.
 
-What a worker does with one stands in queue.py. Nothing here commits: the caller's transaction does.
+What workers do with jobs is in app/core/jobs/queue.py. Nothing here commits: the caller's transaction does.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def submit(
 ) -> tables.JobRow:
     """Put a job at the end of the queue. Raises QueueFull.
 
-    Without `flush` its rows wait for the end of the transaction, where those of many are written together.
+    Without `flush` its rows are written at the end of the transaction, together with those of other jobs.
     """
     _count_in(session, max_queued)
     job_id = new_id("job")
@@ -54,7 +54,7 @@ def submit(
 def fail_unstarted(
     session: Session, job_id: str, failure: Failure, *, now: datetime | None = None
 ) -> tables.JobRow:
-    """Fail a waiting job whose files can't be trained on."""
+    """Fail a waiting job whose datasets can't be trained on."""
     job = _locked(session, job_id)
     _set_state(job, JobState.FAILED, now or datetime.now(UTC))
     job.error_code, job.error_message, job.error_hint = failure.code, failure.message, failure.hint
@@ -65,7 +65,7 @@ def fail_unstarted(
 
 
 def get(session: Session, job_id: str) -> tables.JobRow:
-    """The job as the database has it now. Raises JobNotFound."""
+    """Returns the job as it is in the database now. Raises JobNotFound."""
     job = session.get(tables.JobRow, job_id, populate_existing=True)
     if job is None:
         raise JobNotFound(f"There is no job {job_id!r}.", hint="GET /jobs lists them.")
@@ -80,9 +80,9 @@ def find_page(
     after: str | None,
     limit: int,
 ) -> tuple[list[tables.JobRow], str | None]:
-    """A page of jobs, newest first, and the cursor of the next page.
+    """Returns a page of jobs, newest first, and the cursor of the next page.
 
-    `metadata` takes jobs that have all of it; empty: those that have none.
+    `metadata` selects jobs that have all of its entries; an empty one, jobs without metadata.
     """
     query = select(tables.JobRow)
     if state is not None:
@@ -93,19 +93,19 @@ def find_page(
 
 
 def count_by_state(session: Session) -> dict[JobState, int]:
-    """How many jobs are in each state; a state without jobs counts 0."""
+    """Returns the number of jobs in each state, 0 included."""
     rows = session.execute(select(tables.JobRow.state, func.count()).group_by(tables.JobRow.state)).all()
     return dict.fromkeys(JobState, 0) | {JobState(state): count for state, count in rows}
 
 
 def find_oldest_queued_at(session: Session) -> datetime | None:
-    """When the job that waits longest was submitted, or None."""
+    """Returns when the job that has waited longest was submitted, or None."""
     oldest = select(tables.JobRow.created_at).where(tables.JobRow.state == JobState.QUEUED)
     return session.scalar(oldest.order_by(tables.JobRow.created_at).limit(1))
 
 
 def request_cancel(session: Session, job_id: str, *, now: datetime | None = None) -> tables.JobRow:
-    """Cancel a waiting or paused job at once; ask a running one's worker to stop. Raises JobAlreadyEnded."""
+    """Cancel a waiting or paused job at once; request that a running one stops. Raises JobAlreadyEnded."""
     now = now or datetime.now(UTC)
     job = _unended(session, job_id)
     if job.state in (JobState.QUEUED, JobState.PAUSED):
@@ -119,7 +119,7 @@ def request_cancel(session: Session, job_id: str, *, now: datetime | None = None
 
 
 def request_pause(session: Session, job_id: str, *, now: datetime | None = None) -> tables.JobRow:
-    """Pause a waiting job at once; ask a running one's worker to stop after its step and keep a checkpoint.
+    """Pause a waiting job at once; request that a running one stops after its step with a checkpoint.
 
     Raises JobAlreadyEnded and JobNotPausable.
     """
@@ -143,7 +143,7 @@ def request_pause(session: Session, job_id: str, *, now: datetime | None = None)
 
 
 def resume(session: Session, job_id: str, *, now: datetime | None = None) -> tables.JobRow:
-    """Queue a paused job again, to go on from its last checkpoint; take back a pause that is only asked for.
+    """Queue a paused job again, from its last checkpoint, or withdraw a pause that was only requested.
 
     Raises JobNotPaused.
     """
@@ -167,7 +167,7 @@ def resume(session: Session, job_id: str, *, now: datetime | None = None) -> tab
 
 
 def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tables.JobRow:
-    """Queue a failed or cancelled job again; it goes on from its last checkpoint. Raises JobNotRetryable."""
+    """Queue a failed or cancelled job again, from its last checkpoint. Raises JobNotRetryable."""
     job = _locked(session, job_id)
     if job.state not in _RETRYABLE:
         raise JobNotRetryable(
@@ -193,7 +193,7 @@ def _have(metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
 
 
 def _count_in(session: Session, max_queued: int) -> None:
-    """Make room for one more in the queue, which is counted once a transaction. Raises QueueFull."""
+    """Count one more job in the queue; the database is asked once a transaction. Raises QueueFull."""
     waiting = session.info.get("queued_jobs")
     if waiting is None:
         waiting = session.scalar(select(func.count()).where(tables.JobRow.state == JobState.QUEUED)) or 0

@@ -1,4 +1,4 @@
-"""How fast finished jobs trained: what the next one like them may expect. Knows no device."""
+"""The training speed of finished jobs, as an estimate for the next job like them. Knows no device."""
 
 from statistics import median
 
@@ -16,7 +16,7 @@ _EVENTS_READ = 1000
 
 
 def find_tokens_per_second(session: Session, spec: JobSpec) -> float | None:
-    """The speed of the last finished job of the same base model, packing and quantization, or None."""
+    """Returns the speed of the last finished job with this base model, packing and quantization, or None."""
     finished = (
         select(tables.JobRow)
         .where(tables.JobRow.base_model == spec.base_model, tables.JobRow.state == JobState.SUCCEEDED)
@@ -39,7 +39,7 @@ def _is_alike(one: JobSpec, other: JobSpec) -> bool:
 
 
 def _read_speed(session: Session, job_id: str) -> float | None:
-    """The median, as the first steps are slow."""
+    """Returns the median tokens per second of a job's steps: the first ones are slow."""
     found = [
         event.data.tokens_per_second
         for event in events.read(session, job_id, limit=_EVENTS_READ, types=["metrics"])

@@ -1,1 +1,1 @@
-"""The vocabulary of jobs and exports: what may be asked for, the states they are in, and template syntax."""
+"""The vocabulary of jobs and exports: their specs, their states, and the syntax of chat templates."""

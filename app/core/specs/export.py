@@ -1,4 +1,4 @@
-"""What an export may be asked for: its format and that format's options. Knows no database and no torch."""
+"""What an export request may contain: a format and its options. Knows no database and no torch."""
 
 from enum import StrEnum
 from typing import Annotated, Literal

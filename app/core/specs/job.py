@@ -1,4 +1,4 @@
-"""What a job is asked to do: the recipe's settings under their own names, validated.
+"""What a job request may contain: the settings of the reference recipe under their own names, validated.
 
 Field names and defaults are those of the reference recipe (Llama-2-7b-chat with NF4 QLoRA). The worker turns
 a spec into trainer settings in `worker/training/config.py`; nothing here knows an ML library.
@@ -13,7 +13,7 @@ from app.core.specs.template_syntax import find_problem
 # A Hub id (owner/name) or the name of a folder in the models folder; never a path.
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 
-# Of a job or an adapter.
+# The name of a job or of an adapter.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Auto = Literal["auto"]

@@ -15,7 +15,7 @@ class JobState(StrEnum):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will happen by itself."""
+        """Whether the job is in a final state; only a request of a person can change it."""
         return self in ENDED
 
 
@@ -46,7 +46,7 @@ class ExportState(StrEnum):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will happen by itself."""
+        """Whether the export is in a final state; only a request of a person can change it."""
         return self not in (ExportState.QUEUED, ExportState.RUNNING)
 
 
@@ -74,10 +74,10 @@ class Phase(StrEnum):
 
 ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
-# running → queued: the lease expired, or the worker handed the job back on its way out.
-# paused → queued: somebody resumed it.
-# queued → failed: its files can't be trained on.
-# failed/cancelled → queued: somebody asked for a retry.
+# running → queued: the lease expired, or the worker released the job because it stops.
+# paused → queued: a person resumed it.
+# queued → failed: its dataset can't be trained on.
+# failed/cancelled → queued: a person asked for a retry.
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
     JobState.RUNNING: frozenset(
@@ -91,7 +91,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 
 class StopRequest(StrEnum):
-    """What somebody asked of a running job; a cancel goes before a pause."""
+    """What a person requested of a running job; a cancel has precedence over a pause."""
 
     CANCEL = "cancel"
     PAUSE = "pause"

@@ -1,4 +1,4 @@
-"""Can a chat template be read? It is parsed, never run: a template is a program, and the worker runs it."""
+"""Checks the syntax of chat templates. A template is parsed here and never run: only the worker runs it."""
 
 from jinja2 import TemplateSyntaxError, nodes
 from jinja2.ext import Extension
@@ -7,7 +7,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}`…`{% endgeneration %}`, as transformers knows it."""
+    """The tag `{% generation %}`…`{% endgeneration %}` of transformers."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -18,7 +18,7 @@ class _GenerationTag(Extension):
 
 
 def find_problem(template: str) -> str | None:
-    """What is wrong with the template's text, or None."""
+    """Returns what is wrong with the syntax of a template, for a message, or None."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
@@ -33,7 +33,7 @@ def find_problem(template: str) -> str | None:
 def _find_problem(environment: ImmutableSandboxedEnvironment, tree: nodes.Template) -> str | None:
     if not any(name.name == "messages" for name in tree.find_all(nodes.Name)):
         return "it never uses `messages`, the conversation"
-    # Only compiling would tell of these.
+    # Parsing alone does not find unknown filters and tests.
     for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
         for node in tree.find_all(kind):
             if node.name not in known:

@@ -1,1 +1,1 @@
-"""The database, the artifact store, and what is kept in them: tables, ids, pages, keys, backups."""
+"""The database and the artifact store: tables, ids, pages, API keys, idempotency, backups."""

@@ -1,6 +1,7 @@
-"""ArtifactStore: the files of datasets and adapters, in a folder or an object store (any fsspec URL).
+"""ArtifactStore: files of datasets, adapters and exports, in a folder or an object store (any fsspec URL).
 
-A key is written once under a fresh id and named by a database row only afterwards: nobody sees half a file.
+A key is written once under a fresh id, and a database row names it only afterwards: no reader finds half a
+file.
 """
 
 import shutil
@@ -12,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 class ArtifactStore:
-    """Put, open and delete by key; a key is a relative path made of ids, never of what a user typed."""
+    """Stores, opens and deletes files by key: a relative path made of ids and never of user input."""
 
     def __init__(self, url: str) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url)
@@ -25,23 +26,23 @@ class ArtifactStore:
         self._fs.put_file(str(source), path)
 
     def put_folder(self, key: str, folder: Path) -> int:
-        """Copy every file of a folder; answers the bytes."""
+        """Copy every file of a folder into the store. Returns their size in bytes."""
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         for path in files:
             self.put_file(f"{key}/{path.relative_to(folder).as_posix()}", path)
         return sum(path.stat().st_size for path in files)
 
     def open(self, key: str) -> BinaryIO:
-        """Open a file to read. Raises FileNotFoundError."""
+        """Open a file for reading. Raises FileNotFoundError."""
         return cast(BinaryIO, self._fs.open(self._path(key), "rb"))
 
     def list_files(self, key: str) -> list[str]:
-        """Paths of the files under a folder, relative to it."""
+        """Returns the paths of the files under a folder, relative to it."""
         root = self._path(key)
         return sorted(path[len(root) + 1 :] for path in self._fs.find(root))
 
     def fetch(self, key: str, cache: Path) -> Path:
-        """A local path of the file or folder: itself where the store is a folder, else a copy under `cache`.
+        """Returns a local path of a file or folder: itself where the store is local, else a copy in `cache`.
 
         Raises FileNotFoundError.
         """
@@ -60,7 +61,7 @@ class ArtifactStore:
         return target
 
     def delete(self, key: str) -> None:
-        """Remove a file or folder; nothing happens when it is not there."""
+        """Remove a file or folder, where it exists."""
         if self._fs.exists(self._path(key)):
             self._fs.rm(self._path(key), recursive=True)
 

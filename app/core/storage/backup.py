@@ -1,7 +1,8 @@
-"""Everything that a Tunesmith holds as one tar: rows, datasets, adapters, checkpoints. Base models stay out.
+"""Writes a backup as one tar: rows, datasets, adapters, checkpoints. Base models and exports are left out.
 
-It may run while jobs do. The rows are those of one moment; every file that they name is held by a link before
-any is read, and when one was deleted in between, another moment is taken. Files never change once named.
+A backup may run while jobs do. The rows are those of one snapshot. Every file that they name is linked into a
+staging folder before any is read; when one was deleted in between, another snapshot is taken. Files never
+change once a row names them.
 """
 
 import json
@@ -27,15 +28,15 @@ from app.core.storage.row_copy import copy_rows, one_state
 
 DATABASE, ARTIFACTS, JOBS, MANIFEST = "tunesmith.db", "artifacts", "jobs", "manifest.json"
 FORMAT = 1
-# What only a job that has not succeeded needs. Their folders appear whole, under names without a dot.
+# Subfolders of a job from which it resumes. What is in them is complete once its name has no dot.
 RESUME_FOLDERS = ("checkpoints", "best-adapters")
 
-_MOMENTS = 5
+_MAX_SNAPSHOTS = 5
 
 
 @dataclass
 class Summary:
-    """What went into a backup."""
+    """What a backup contains; `lost` lists artifacts that rows name and the store does not have."""
 
     datasets: int = 0
     adapters: int = 0
@@ -46,7 +47,7 @@ class Summary:
 
 
 def write_backup(settings: Settings, target: BinaryIO) -> Summary:
-    """Write the tar to a stream. `lost` in the answer names artifacts that rows name and the store lacks."""
+    """Write the tar to a stream. Returns what it contains."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.data_dir, prefix="backup-") as scratch:
         staging = Path(scratch)
@@ -56,7 +57,7 @@ def write_backup(settings: Settings, target: BinaryIO) -> Summary:
             for path in files:
                 tar.add(path, arcname=path.relative_to(staging).as_posix())
             summary.files, summary.bytes = len(files), sum(path.stat().st_size for path in files)
-            # The last member: a tar that has it is whole.
+            # Written last: a tar that has it is complete.
             tar.add(_write_manifest(staging, summary), arcname=MANIFEST)
     return summary
 
@@ -65,8 +66,8 @@ def _gather(settings: Settings, staging: Path) -> Summary:
     database = Database(settings.database_url)
     store = ArtifactStore(settings.artifacts_url)
     try:
-        for _ in range(_MOMENTS):
-            summary = _take_moment(settings, database, store, staging)
+        for _ in range(_MAX_SNAPSHOTS):
+            summary = _stage_snapshot(settings, database, store, staging)
             if not summary.lost:
                 break
     finally:
@@ -74,23 +75,24 @@ def _gather(settings: Settings, staging: Path) -> Summary:
     return summary
 
 
-def _take_moment(settings: Settings, database: Database, store: ArtifactStore, staging: Path) -> Summary:
+def _stage_snapshot(settings: Settings, database: Database, store: ArtifactStore, staging: Path) -> Summary:
+    """Put a copy of the rows, and links to the files that they name, into an empty staging folder."""
     for path in staging.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     _copy_database(database, staging / DATABASE)
-    moment = Database(f"sqlite:///{staging / DATABASE}")
+    copied = Database(f"sqlite:///{staging / DATABASE}")
     try:
-        with moment.snapshot() as session:
+        with copied.snapshot() as session:
             summary = _count(session)
             for artifact in _named_artifacts(session):
-                if not _hold_artifact(store, artifact, staging):
+                if not _link_artifact(store, artifact, staging):
                     summary.lost.append(artifact)
             for job_id in session.scalars(
                 select(tables.JobRow.id).where(tables.JobRow.state != JobState.SUCCEEDED)
             ):
-                _hold_job(settings, job_id, staging)
+                _link_job(settings, job_id, staging)
     finally:
-        moment.close()
+        copied.close()
     return summary
 
 
@@ -106,51 +108,55 @@ def _copy_database(database: Database, path: Path) -> None:
 
 
 def _named_artifacts(session: Session) -> Iterator[str]:
-    # A dataset that is still being fetched from the Hub has none yet.
+    # A dataset that is still being fetched from the Hub has no artifact yet.
     yield from session.scalars(select(tables.DatasetRow.artifact).where(tables.DatasetRow.artifact != ""))
     originals = select(tables.DatasetRow.original).where(tables.DatasetRow.original.is_not(None))
     yield from (original for original in session.scalars(originals) if original)
     yield from session.scalars(select(tables.AdapterRow.artifact))
-    unproved = tables.AdapterImportRow.state == AdapterState.IMPORTING
-    yield from session.scalars(select(tables.AdapterImportRow.artifact).where(unproved))
+    is_importing = tables.AdapterImportRow.state == AdapterState.IMPORTING
+    yield from session.scalars(select(tables.AdapterImportRow.artifact).where(is_importing))
 
 
-def _hold_artifact(store: ArtifactStore, artifact: str, staging: Path) -> bool:
+def _link_artifact(store: ArtifactStore, artifact: str, staging: Path) -> bool:
+    """Returns False where the store does not have the artifact."""
     try:
-        # From an object store it is fetched; in a folder it is linked, which takes neither time nor room.
+        # From an object store it is downloaded; in a folder it is linked, which takes no disk space.
         found = store.fetch(artifact, staging / ARTIFACTS)
-        held = staging / ARTIFACTS / artifact
-        if found != held:
-            _hold(found, held)
+        target = staging / ARTIFACTS / artifact
+        if found != target:
+            _link(found, target)
     except FileNotFoundError:
         return False
     return True
 
 
-def _hold_job(settings: Settings, job_id: str, staging: Path) -> None:
+def _link_job(settings: Settings, job_id: str, staging: Path) -> None:
     for kind in RESUME_FOLDERS:
         for folder in (settings.job_folder(job_id) / kind).glob("*"):
-            held = staging / JOBS / job_id / kind / folder.name
+            target = staging / JOBS / job_id / kind / folder.name
             if "." in folder.name:
                 continue  # still being written
             try:
-                _hold(folder, held)
+                _link(folder, target)
             except FileNotFoundError:
-                shutil.rmtree(held, ignore_errors=True)  # a newer one has taken its place
+                shutil.rmtree(target, ignore_errors=True)  # a newer checkpoint has replaced it
 
 
-def _hold(source: Path, held: Path) -> None:
-    """Keep a file, or the files of a folder, from going away. Raises FileNotFoundError."""
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a file, or the files of a folder, so that deleting the source does not lose them.
+
+    Copies where links are not possible. Raises FileNotFoundError.
+    """
     files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
     for path in files:
-        target = held / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        link = target / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(path, target)
+            os.link(path, link)
         except FileNotFoundError:
             raise
         except OSError:
-            shutil.copyfile(path, target)  # another file system, or one without links
+            shutil.copyfile(path, link)  # another file system, or one without links
 
 
 def _count(session: Session) -> Summary:

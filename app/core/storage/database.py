@@ -1,6 +1,6 @@
-"""The database connection, short transactions, and migrations; SQLite and PostgreSQL alike.
+"""Database connections, short transactions, and migrations, for SQLite and PostgreSQL.
 
-Functions elsewhere take a Session and never commit: the edge does, through `transaction()`.
+Functions elsewhere take a Session and never commit: their callers at the edge do, through `transaction()`.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _BUSY_TIMEOUT_SECONDS = 30
 
 
 class Database:
-    """A pool of connections and two ways to use one: `transaction()` to write, `snapshot()` to read."""
+    """A pool of connections: `transaction()` opens a session that writes, `snapshot()` one that reads."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -29,10 +29,10 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """A session that commits at the end, or rolls back on an error.
+        """Open a session that commits at the end, or rolls back on an error.
 
-        On SQLite it takes the write lock at the start (BEGIN IMMEDIATE): a read that turns into a write in
-        mid-transaction would fail at once, without waiting, where another connection wrote in between.
+        On SQLite it takes the write lock at the start (BEGIN IMMEDIATE): a transaction that began with a read
+        fails at its first write, without waiting, where another connection wrote in between.
         """
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
@@ -41,12 +41,12 @@ class Database:
                 listener()
 
     def listen(self, topic: str, listener: Callable[[], None]) -> None:
-        """Call back after each transaction of this process that left news of this topic in `session.info`."""
+        """Call `listener` after each commit in this process whose `session.info["topics"]` has the topic."""
         self._listeners.setdefault(topic, []).append(listener)
 
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
-        """A session that reads one consistent state and takes no write lock."""
+        """Open a session that reads one consistent state and takes no write lock."""
         reading = self.engine.execution_options(read_only=True)
         with Session(reading, expire_on_commit=False) as session:
             yield session
@@ -57,7 +57,7 @@ class Database:
 
 
 def migrate(url: str) -> None:
-    """Bring the schema to the newest version; makes the SQLite file and its folder when there is none."""
+    """Bring the schema to the newest version. Creates the SQLite file and its folder where there is none."""
     path = make_url(url).database
     if url.startswith("sqlite") and path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def is_migrated(database: Database) -> bool:
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration, bound to an open connection when one is given."""
+    """Returns Alembic's configuration, bound to a connection where one is given."""
     config = Config()
     config.set_main_option("script_location", str(_migrations_folder()))
     config.attributes["connection"] = connection

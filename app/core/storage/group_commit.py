@@ -1,8 +1,8 @@
-"""Many small changes in one transaction: beginning and committing costs more than a change does.
+"""Commits small changes of several threads in one transaction: a commit costs more than a change does.
 
-A thread that brings a change while another one commits waits for its turn, and then takes along all that came
-meanwhile. So a change waits no longer than for the commits before it, and is in the database when its caller
-goes on. In SQLite's own queue for the write lock, threads would pass each other for seconds.
+A thread that brings a change while another thread commits waits for the lock, and then commits every change
+that arrived meanwhile. A change is in the database when `run` returns. SQLite's own wait for the write lock
+is not fair: a thread could wait there for seconds while others pass it.
 """
 
 import threading
@@ -19,7 +19,7 @@ _MOST_AT_ONCE = 100
 
 
 class GroupCommit:
-    """The changes of one process that wait for the database."""
+    """Collects the changes of one process and commits them in groups."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -27,9 +27,9 @@ class GroupCommit:
         self._turn = threading.Lock()
 
     def run(self, change: Callable[[Session], Result]) -> Result:
-        """Run a change in a transaction that commits, perhaps with others; answers or raises what it does.
+        """Run a change in a transaction, perhaps with others. Returns what the change does, or raises it.
 
-        It may run twice: where one of a group raises, each is run again in a transaction of its own.
+        A change may run twice: where one of a group raises, each is run again in a transaction of its own.
         """
         mine = _Change(change)
         self._waiting.append(mine)
@@ -62,7 +62,7 @@ class GroupCommit:
 
 
 class _Change:
-    """What one caller wants, and what came of it."""
+    """A change that waits to be committed, and then its result or error."""
 
     def __init__(self, make: Callable[[Session], Any]) -> None:
         self.make = make

@@ -1,8 +1,8 @@
-"""Which requests are the same one: a repeated request answers with what the first one made.
+"""Recognizes repeated requests, so that a repetition returns what the first request made.
 
-A request is known by its Idempotency-Key, within its method and path. One without a key is known by its
-content, and is answered from an earlier one only where it says itself that it is a retry: a person may well
-want the same thing twice. Nothing here commits: the caller's transaction does.
+A request is identified by its Idempotency-Key, within its method and path. A request without a key is
+identified by its content, and counts as a repetition only where its headers say that it is a retry: a person
+may want the same thing twice. Nothing here commits: the caller's transaction does.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ from app.core.errors.storage import IdempotencyKeyReused
 from app.core.storage import tables
 
 KEY_HOURS = 24
-# The OpenAI client gives up on an answer after 10 minutes and comes back twice.
+# OpenAI's client times out after 10 minutes and retries twice.
 RETRY_MINUTES = 30
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a request the same as another one.
+    """What identifies a request.
 
-    `key` is the Idempotency-Key, `client` the API key, `body` the SHA-256 of the content, `retries` how often
-    the client has sent this request before.
+    `key` is the Idempotency-Key, `client` the API key, `body` the SHA-256 of the content, `retries` how
+    often the client says that it has sent this request before.
     """
 
     method: str
@@ -44,13 +44,13 @@ class Identity:
 
     @property
     def id(self) -> str:
-        """Names the request's row; nothing of the keys can be read back from it."""
+        """The id of the request's row: a hash, from which neither key can be read."""
         known_by = ["key", self.key] if self.key is not None else ["content", self.client or "", self.body]
         return digest(part.encode() for part in [self.method, self.path, *known_by])
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """SHA-256 over parts and where each one ends."""
+    """Returns the SHA-256, in hex, over parts and their lengths."""
     total = hashlib.sha256()
     for part in parts:
         total.update(len(part).to_bytes(8))
@@ -59,12 +59,12 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def find(session: Session, request: Identity, *, now: datetime | None = None) -> str | None:
-    """The id of what this request made before, or None. Raises IdempotencyKeyReused."""
+    """Returns the id of what this request made before, or None. Raises IdempotencyKeyReused."""
     return made_by(find_row(session, request), request, now=now)
 
 
 def find_row(session: Session, request: Identity) -> tables.IdempotencyKeyRow | None:
-    """What is remembered under the request's id, in force or not."""
+    """Returns the row with the request's id, expired or not."""
     added: dict[str, tables.IdempotencyKeyRow] = session.info.get("idempotency_keys", {})
     with session.no_autoflush:  # what this transaction adds is written as a whole, at its end
         return added.get(request.id) or session.get(tables.IdempotencyKeyRow, request.id)
@@ -73,7 +73,10 @@ def find_row(session: Session, request: Identity) -> tables.IdempotencyKeyRow | 
 def made_by(
     row: tables.IdempotencyKeyRow | None, request: Identity, *, now: datetime | None = None
 ) -> str | None:
-    """What the row says that this request made before. Raises IdempotencyKeyReused."""
+    """Returns the id of what this request made before, by its row, or None where there is nothing.
+
+    Raises IdempotencyKeyReused.
+    """
     if row is None or row.created_at < _oldest(request, now or datetime.now(UTC)):
         return None
     if row.body_sha256 != request.body:
@@ -95,7 +98,7 @@ def remember(
     row: tables.IdempotencyKeyRow | None,
     now: datetime | None = None,
 ) -> None:
-    """Bind the request to what it made, in the transaction that makes it; `row` is what `find_row` found."""
+    """Record what the request made, in the transaction that makes it; `row` is what `find_row` returned."""
     if row is None:
         row = tables.IdempotencyKeyRow(id=request.id)
         session.add(row)
@@ -105,7 +108,7 @@ def remember(
 
 
 def forget_earlier(session: Session, request: Identity) -> None:
-    """This request failed: its retry must not be answered from an earlier one with the same content."""
+    """Forget earlier requests with the content of a request that failed, so that its retry is carried out."""
     if request.may_repeat:
         return
     is_earlier = tables.IdempotencyKeyRow.created_at < request.arrived_at
@@ -115,7 +118,7 @@ def forget_earlier(session: Session, request: Identity) -> None:
 
 
 def prune(session: Session, *, now: datetime | None = None) -> None:
-    """Remove what is too old to be found."""
+    """Remove expired rows."""
     before = (now or datetime.now(UTC)) - timedelta(hours=KEY_HOURS)
     session.execute(delete(tables.IdempotencyKeyRow).where(tables.IdempotencyKeyRow.created_at < before))
 

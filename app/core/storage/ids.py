@@ -7,12 +7,12 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
 
 
 def new_id(prefix: str) -> str:
-    """`job_4kq1v9x2m7ahc3zt`; safe in a URL and as a file name."""
+    """Returns a fresh id such as `job_4kq1v9x2m7ahc3zt`; safe in a URL and as a file name."""
     return _spell(prefix, secrets.token_bytes(10))
 
 
 def derive_id(prefix: str, source: str) -> str:
-    """The id that belongs to a source: always the same one, of the same shape."""
+    """Returns an id that is a function of `source`, of the same shape as `new_id`'s."""
     return _spell(prefix, hashlib.sha256(source.encode()).digest()[:10])
 
 

@@ -1,6 +1,6 @@
-"""API keys: made once and shown once, stored as a hash, checked in constant time.
+"""API keys: shown once when they are created, stored as a hash, compared in constant time.
 
-A key holds 256 random bits, so a plain SHA-256 of it can't be guessed back.
+A key has 256 random bits, so its plain SHA-256 can't be reversed by guessing.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from app.core.storage.ids import new_id
 
 
 def create(session: Session, name: str) -> tuple[tables.ApiKeyRow, str]:
-    """A new key's row and the key itself, which is not kept."""
+    """Returns a new key's row, and the key itself, which is not stored."""
     secret = "tsk_" + secrets.token_urlsafe(32)
     key = tables.ApiKeyRow(id=new_id("key"), name=name, sha256=_sha256(secret), created_at=datetime.now(UTC))
     session.add(key)
@@ -26,12 +26,12 @@ def create(session: Session, name: str) -> tuple[tables.ApiKeyRow, str]:
 
 
 def find_all(session: Session) -> list[tables.ApiKeyRow]:
-    """Every key that was made, the oldest first."""
+    """Returns all keys, revoked ones too, oldest first."""
     return list(session.scalars(select(tables.ApiKeyRow).order_by(tables.ApiKeyRow.created_at)))
 
 
 def revoke(session: Session, key_id: str) -> None:
-    """Make a key worthless. Raises NotFound."""
+    """Revoke a key. Raises NotFound."""
     key = session.get(tables.ApiKeyRow, key_id)
     if key is None:
         raise NotFound(f"There is no key {key_id!r}.", hint="`tunesmith keys list` shows their ids.")
@@ -39,7 +39,7 @@ def revoke(session: Session, key_id: str) -> None:
 
 
 def any_exist(session: Session) -> bool:
-    """Whether at least one key is in force."""
+    """Whether at least one key is not revoked."""
     return (
         session.scalar(select(tables.ApiKeyRow.id).where(tables.ApiKeyRow.revoked_at.is_(None)).limit(1))
         is not None
@@ -47,10 +47,10 @@ def any_exist(session: Session) -> bool:
 
 
 def is_valid(session: Session, secret: str) -> bool:
-    """Whether this key is in force."""
+    """Whether this is a key that is not revoked."""
     wanted = _sha256(secret)
     hashes = session.scalars(select(tables.ApiKeyRow.sha256).where(tables.ApiKeyRow.revoked_at.is_(None)))
-    # No early end: the time taken says nothing about which key came close.
+    # Every hash is compared: the time taken says nothing about which one was close.
     return sum(hmac.compare_digest(known, wanted) for known in hashes) > 0
 
 

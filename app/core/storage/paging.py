@@ -23,9 +23,9 @@ Row = TypeVar(
 def newest_first(
     session: Session, query: Select[Row], table: type[Row], *, after: str | None, limit: int
 ) -> tuple[list[Row], str | None]:
-    """One page of `query` and the cursor of the next, or None at the end.
+    """Returns one page of `query`, and the cursor of the next page or None at the end.
 
-    The cursor is the id of the last row seen. Raises InvalidRequest when that row is gone.
+    The cursor is the id of the page's last row. Raises InvalidRequest where `after` is no row's id.
     """
     if after is not None:
         last = session.get(table, after)

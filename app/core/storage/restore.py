@@ -1,6 +1,6 @@
-"""Brings a backup into an empty Tunesmith, on SQLite or PostgreSQL, on a folder or an object store.
+"""Restores a backup into an empty Tunesmith, on SQLite or PostgreSQL, on a folder or an object store.
 
-Files come first, rows last and in one transaction: what is interrupted leaves no row without its file.
+Files are restored first, rows last and in one transaction: an interruption leaves no row without its file.
 """
 
 import json
@@ -19,9 +19,9 @@ from app.core.storage.row_copy import copy_rows, is_empty, one_state
 
 
 def restore_backup(settings: Settings, source: BinaryIO) -> None:
-    """Read the tar from a stream and put everything in its place.
+    """Read a backup's tar from a stream and restore its files and rows.
 
-    Raises NotEmpty where rows are there already, BackupUnusable where the tar is not a whole backup.
+    Raises NotEmpty where the database has rows, BackupUnusable where the tar is not a complete backup.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings.database_url)
@@ -31,7 +31,7 @@ def restore_backup(settings: Settings, source: BinaryIO) -> None:
         with tempfile.TemporaryDirectory(dir=settings.data_dir, prefix="restore-") as scratch:
             staging = Path(scratch)
             _unpack(source, staging)
-            # A backup of an older version comes up to this one before its rows are read.
+            # A backup of an older version: its schema is brought to this version before its rows are read.
             migrate(f"sqlite:///{staging / DATABASE}")
             _place_artifacts(ArtifactStore(settings.artifacts_url), staging / ARTIFACTS)
             _place_jobs(settings, staging / JOBS)
@@ -83,7 +83,7 @@ def _place_artifacts(store: ArtifactStore, folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             store.put_file(path.relative_to(folder).as_posix(), path)
-            path.unlink()  # so that the disk needs no room for two of everything
+            path.unlink()  # so that the disk never holds two copies of everything
 
 
 def _place_jobs(settings: Settings, folder: Path) -> None:

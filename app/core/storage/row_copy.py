@@ -1,4 +1,4 @@
-"""Copies all rows from one database to another, of the same kind or not: SQLite and PostgreSQL alike."""
+"""Copies all rows from one database to another; each may be SQLite or PostgreSQL."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +9,14 @@ from app.core.storage import tables
 from app.core.storage.database import Database
 
 _CHUNK_ROWS = 1000
-# What is true only of the box as it runs now, and what can be made again: files of exports are not in a
-# backup.
+# Workers are only those that run now, and exports can be made again: their files are not in a backup.
 _LEFT_OUT = {tables.WorkerRow.__tablename__, tables.ExportRow.__tablename__}
 _TABLES = [table for table in tables.Table.metadata.sorted_tables if table.name not in _LEFT_OUT]
 
 
 @contextmanager
 def one_state(database: Database) -> Iterator[Connection]:
-    """A connection that reads the state of one moment, whatever is written meanwhile."""
+    """Open a connection that reads one snapshot, whatever is written meanwhile."""
     options = (
         {"read_only": True}
         if database.engine.dialect.name == "sqlite"
@@ -28,7 +27,7 @@ def one_state(database: Database) -> Iterator[Connection]:
 
 
 def copy_rows(source: Connection, target: Connection) -> None:
-    """Every row but those of workers and exports; rows come after the rows that they refer to."""
+    """Copy every row but those of workers and exports, each after the rows that it refers to."""
     for table in _TABLES:
         found = source.execute(select(table).execution_options(yield_per=_CHUNK_ROWS))
         for rows in found.mappings().partitions():
@@ -36,5 +35,5 @@ def copy_rows(source: Connection, target: Connection) -> None:
 
 
 def is_empty(connection: Connection) -> bool:
-    """Whether there is no row that a copy would bring."""
+    """Whether the tables that `copy_rows` copies are empty."""
     return not any(connection.scalar(select(func.count()).select_from(table)) for table in _TABLES)

@@ -1,1 +1,1 @@
-"""Webhooks: subscriptions, and deliveries of events to them."""
+"""Webhooks: the registered ones, and the deliveries of events to them."""

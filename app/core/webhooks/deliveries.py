@@ -1,9 +1,9 @@
-"""The outbox of webhooks: announce, claim, record, send again, prune.
+"""The outbox of webhooks: announce, claim, record, send again, prune. Knows no HTTP.
 
-A delivery's row is written in the transaction that ends the job, so that neither can be without the other. A
-claim moves the next attempt behind a lease: where the process dies, the delivery is due again by itself. The
-result is guarded by the claim's token. A delivery may arrive twice, always with the same id; it is never
-lost. Nothing here commits: the caller's transaction does.
+A delivery's row is written in the transaction that ends the job, so that neither exists without the other. A
+claim puts the next attempt off by the length of a lease: where the process dies, the delivery is due again
+when that has passed. Only the holder of the claim's token can record a result. A delivery may arrive twice,
+with the same id; it is never lost. Nothing here commits: the caller's transaction does.
 """
 
 import json
@@ -25,7 +25,7 @@ from app.core.storage.paging import newest_first
 from app.core.webhooks import subscriptions
 from app.core.webhooks.subscriptions import EventType
 
-# A database tells its listeners of this once what was announced is committed.
+# The topic of `Database.listen`: its listeners are called once new deliveries are committed.
 TOPIC = "deliveries"
 LEASE_SECONDS = 30.0
 FIRST_WAIT_SECONDS = 5.0
@@ -55,17 +55,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class DeliveryOutcome:
-    """How one attempt went: the status that was answered, and why it does not count."""
+    """The result of one attempt: the HTTP status, and why the attempt failed, or None where it did not."""
 
     status: int | None
     error: str | None
 
 
 def announce(session: Session, job_id: str, state: JobState, *, now: datetime | None = None) -> None:
-    """A job has ended: write a delivery for every webhook that wants to know."""
+    """Write a delivery of a job's end for every enabled webhook that is registered for this event."""
     event_type, now = EventType.of(state), now or datetime.now(UTC)
     enabled = select(tables.WebhookRow.id, tables.WebhookRow.event_types).where(tables.WebhookRow.is_enabled)
-    # Held, so that none is deleted before its delivery is committed.
+    # Locked, so that no webhook is deleted before its delivery is committed.
     found = session.execute(enabled.with_for_update(read=True))
     receivers = [webhook_id for webhook_id, types in found if event_type in types]
     if not receivers:
@@ -80,7 +80,7 @@ def announce(session: Session, job_id: str, state: JobState, *, now: datetime | 
 def start_test(
     session: Session, webhook_id: str, event_type: EventType, *, now: datetime | None = None
 ) -> Claim:
-    """A delivery that names no real job, claimed for its one attempt. Raises WebhookNotFound."""
+    """Write a test delivery, which names no real job, and claim its only attempt. Raises WebhookNotFound."""
     now = now or datetime.now(UTC)
     subscriptions.get(session, webhook_id)
     body = _body(event_type, TEST_JOB_ID, now)
@@ -91,14 +91,17 @@ def start_test(
 
 
 def is_any_due(session: Session, *, busy: Collection[str] = (), now: datetime | None = None) -> bool:
-    """Whether there is something to claim."""
+    """Whether a delivery is due that `claim` would take."""
     return session.scalar(select(exists().where(*_is_due(busy, now or datetime.now(UTC))))) or False
 
 
 def claim(
     session: Session, *, limit: int, each: int, busy: Collection[str] = (), now: datetime | None = None
 ) -> list[Claim]:
-    """Take deliveries that are due, the longest due first: `each` at most of a webhook, none of busy ones."""
+    """Claim at most `limit` due deliveries, the longest due first, at most `each` for one webhook.
+
+    `busy` are ids of webhooks that are left out.
+    """
     now = now or datetime.now(UTC)
     due = session.scalars(
         select(tables.WebhookDeliveryRow)
@@ -116,7 +119,7 @@ def claim(
 
 
 def record(session: Session, claim: Claim, outcome: DeliveryOutcome, *, now: datetime | None = None) -> bool:
-    """Write down how an attempt went; False where the claim has run out, and the delivery is another's."""
+    """Record the result of an attempt. Returns False where the claim is no longer the delivery's."""
     now = now or datetime.now(UTC)
     delivery = session.scalar(
         select(tables.WebhookDeliveryRow)
@@ -140,17 +143,17 @@ def record(session: Session, claim: Claim, outcome: DeliveryOutcome, *, now: dat
 
 
 def wait_seconds(attempts: int, chance: float) -> float:
-    """Twice as long after each attempt, a fifth more or less by `chance` in [0, 1)."""
+    """Returns the wait after an attempt: doubled each time, a fifth more or less by `chance` in [0, 1)."""
     return FIRST_WAIT_SECONDS * 2.0 ** (attempts - 1) * (1 + _JITTER * (2 * chance - 1))
 
 
 def send_again(
     session: Session, webhook_id: str, delivery_id: str, *, now: datetime | None = None
 ) -> tables.WebhookDeliveryRow:
-    """Make a delivery due now, whatever came of it, for another day of attempts.
+    """Make a delivery due now, whatever its state, with another day of attempts.
 
-    An attempt under way loses its claim: were its end recorded, "delivered" would take the place of what was
-    asked for here. Raises DeliveryNotFound.
+    An attempt under way loses its claim, since recording its success would cancel the repetition. Raises
+    DeliveryNotFound.
     """
     now = now or datetime.now(UTC)
     delivery = get(session, webhook_id, delivery_id, lock=True)
@@ -166,7 +169,7 @@ def send_again(
 def get(
     session: Session, webhook_id: str, delivery_id: str, *, lock: bool = False
 ) -> tables.WebhookDeliveryRow:
-    """A delivery of this webhook. Raises DeliveryNotFound."""
+    """Returns a delivery of this webhook. Raises DeliveryNotFound."""
     delivery = session.get(tables.WebhookDeliveryRow, delivery_id, with_for_update=lock or None)
     if delivery is None or delivery.webhook_id != webhook_id:
         raise DeliveryNotFound(
@@ -179,14 +182,14 @@ def get(
 def find_page(
     session: Session, webhook_id: str, *, after: str | None, limit: int
 ) -> tuple[list[tables.WebhookDeliveryRow], str | None]:
-    """A page of a webhook's deliveries, newest first, and the next page's cursor. Raises WebhookNotFound."""
+    """Returns a page of a webhook's deliveries, newest first, and the next cursor. Raises WebhookNotFound."""
     subscriptions.get(session, webhook_id)
     query = select(tables.WebhookDeliveryRow).where(tables.WebhookDeliveryRow.webhook_id == webhook_id)
     return newest_first(session, query, tables.WebhookDeliveryRow, after=after, limit=limit)
 
 
 def prune(session: Session, *, now: datetime | None = None) -> None:
-    """Remove deliveries of long ago."""
+    """Remove deliveries older than `KEEP`."""
     before = (now or datetime.now(UTC)) - KEEP
     session.execute(delete(tables.WebhookDeliveryRow).where(tables.WebhookDeliveryRow.created_at < before))
 
@@ -231,7 +234,7 @@ def _delivery(
 
 
 def _body(event_type: EventType, job_id: str, now: datetime) -> str:
-    """What is sent, to the byte: every attempt signs the same."""
+    """Returns the JSON that is sent. It is stored: every attempt sends and signs the same bytes."""
     event = {
         "id": new_id("evt"),
         "object": "event",

@@ -1,7 +1,7 @@
-"""Webhooks: who is told when a job ends. Register, find, change, delete; what is sent is in deliveries.py.
+"""Webhooks, which are called when a job ends: register, find, change, delete. Knows nothing of what is sent.
 
-One webhook may come from the settings; its row follows them, and its secret stays there. Nothing here
-commits: the caller's transaction does.
+One webhook may come from the settings: its row is updated from them, and its secret is not stored. Nothing
+here commits: the caller's transaction does.
 """
 
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ SETTINGS_ID = derive_id("wh", "settings")
 
 
 class EventType(StrEnum):
-    """What a webhook may be told."""
+    """The events that webhooks can be called for."""
 
     SUCCEEDED = "fine_tuning.job.succeeded"
     FAILED = "fine_tuning.job.failed"
@@ -32,7 +32,7 @@ class EventType(StrEnum):
 
     @classmethod
     def of(cls, state: JobState) -> "EventType":
-        """The event of a job that has ended so."""
+        """Returns the event of a job that ended in `state`."""
         return cls(f"fine_tuning.job.{state}")
 
 
@@ -55,7 +55,7 @@ def create(session: Session, *, url: str, event_types: list[EventType], name: st
 
 
 def get(session: Session, webhook_id: str) -> tables.WebhookRow:
-    """Raises WebhookNotFound."""
+    """Returns a webhook by its id. Raises WebhookNotFound."""
     webhook = session.get(tables.WebhookRow, webhook_id)
     if webhook is None:
         raise WebhookNotFound(f"There is no webhook {webhook_id!r}.", hint="GET /webhooks lists them.")
@@ -65,7 +65,7 @@ def get(session: Session, webhook_id: str) -> tables.WebhookRow:
 def find_page(
     session: Session, *, after: str | None, limit: int
 ) -> tuple[list[tables.WebhookRow], str | None]:
-    """A page of webhooks, newest first, and the cursor of the next page."""
+    """Returns a page of webhooks, newest first, and the cursor of the next page."""
     return newest_first(session, select(tables.WebhookRow), tables.WebhookRow, after=after, limit=limit)
 
 
@@ -78,7 +78,7 @@ def change(
     name: str | None = None,
     is_enabled: bool | None = None,
 ) -> tables.WebhookRow:
-    """Change what is not None. Raises WebhookNotFound and WebhookFixed."""
+    """Change the fields that are not None. Raises WebhookNotFound and WebhookFixed."""
     webhook = _get_own(session, webhook_id)
     webhook.url = webhook.url if url is None else url
     webhook.event_types = webhook.event_types if event_types is None else list(event_types)
@@ -94,7 +94,7 @@ def delete(session: Session, webhook_id: str) -> None:
 
 
 def follow_settings(session: Session, settings: Settings) -> None:
-    """Let the row of the settings' webhook be what they say, or nothing."""
+    """Bring the row of the settings' webhook up to date, or remove it where the settings have none."""
     webhook = session.get(tables.WebhookRow, SETTINGS_ID)
     if not settings.webhook_url:
         if webhook is not None:
@@ -109,7 +109,7 @@ def follow_settings(session: Session, settings: Settings) -> None:
 
 
 def secret_of(webhook: tables.WebhookRow, settings: Settings) -> str:
-    """What signs the webhook's deliveries."""
+    """Returns the secret that signs the webhook's deliveries."""
     if webhook.secret is not None:
         return webhook.secret
     return settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""

@@ -21,13 +21,13 @@ class CsvRecords:
     def __init__(self, text: TextIO, delimiter: str, limits: Limits) -> None:
         self._limits = limits
         self._lines = _CsvLines(text, limits)
-        # A cell may be as long as a row; this setting belongs to the whole process.
+        # A cell may be as long as a row. This limit is global to the process.
         csv.field_size_limit(limits.max_row_bytes)
         self._reader = csv.reader(self._lines, delimiter=delimiter, strict=True)
         self.columns = self._read_header()
 
     def read(self) -> Iterator[Record]:
-        """The records with the lines where they begin; rows without any text are passed over."""
+        """Yield the records with the lines where they begin; rows without any text are skipped."""
         for line, cells in self._rows():
             if isinstance(cells, Problem):
                 yield line, cells
@@ -89,7 +89,7 @@ class CsvRecords:
 
 
 def sniff_delimiter(sample: str) -> str:
-    """The separator with which the header has several cells and most rows have as many as the header."""
+    """Returns the separator with which the header has several cells and most rows have the same number."""
     is_cut = not sample.endswith("\n")
     counts = {delimiter: _cell_counts(sample, delimiter, is_cut) for delimiter in _DELIMITERS}
 
@@ -112,7 +112,7 @@ def _cell_counts(sample: str, delimiter: str, is_cut: bool) -> list[int]:
 
 
 class _CsvLines:
-    """Lines for the CSV reader, which would read a row of any length."""
+    """Lines for the CSV reader, with a limit for a row: the reader itself has none."""
 
     def __init__(self, text: TextIO, limits: Limits) -> None:
         self._text = text

@@ -15,7 +15,7 @@ _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 
 
 def read_lines(stream: BinaryIO, limits: Limits) -> Iterator[Record]:
-    """The records of a file with one JSON object a line."""
+    """Yield the records of a file with one JSON object a line."""
     line = blank_lines = 0
     while raw := stream.readline(limits.max_row_bytes + 1):
         line += 1
@@ -31,7 +31,7 @@ def read_lines(stream: BinaryIO, limits: Limits) -> Iterator[Record]:
 
 
 def read_values(text: TextIO, limits: Limits) -> Iterator[Record]:
-    """The records of a JSON array, or of JSON objects spread over lines."""
+    """Yield the records of a JSON array, or of JSON objects spread over lines."""
     values = _JsonText(text, limits)
     if values.next_character() == "[":
         yield from _read_array(values)
@@ -41,7 +41,7 @@ def read_values(text: TextIO, limits: Limits) -> Iterator[Record]:
 
 
 class _JsonText:
-    """JSON text that is read in pieces, and knows its line."""
+    """JSON text that is read in pieces, and the line of the present position."""
 
     def __init__(self, text: TextIO, limits: Limits) -> None:
         self._text = text
@@ -51,7 +51,7 @@ class _JsonText:
         self._line = 1
 
     def next_character(self) -> str:
-        """The next character that is no space, not yet taken; empty at the end."""
+        """Returns the next character that is no space, without consuming it; empty at the end."""
         while True:
             found = _NOT_SPACE.search(self._buffer, self._position)
             self._advance(found.start() if found else len(self._buffer))
@@ -61,11 +61,11 @@ class _JsonText:
                 return ""
 
     def skip(self) -> None:
-        """Take the next character."""
+        """Consume the next character."""
         self._advance(self._position + 1)
 
     def take_record(self) -> Record:
-        """Take the value that begins here. Raises DatasetInvalid where it has no end."""
+        """Consume the value that begins here. Raises DatasetInvalid where it has no end."""
         line, (value, end) = self._line, self._decode()
         raw = self._buffer[self._position : end]
         if len(raw) > self._limits.max_row_bytes:
@@ -76,7 +76,7 @@ class _JsonText:
         return line, _checked_object(line, value)
 
     def broken(self, message: str, offset: int = 0) -> DatasetInvalid:
-        """What to raise where nothing can be read from so many characters ahead."""
+        """Returns the error for text that can't be read from `offset` characters ahead."""
         line_breaks = self._buffer.count("\n", self._position, self._position + offset)
         return unreadable(self._line + line_breaks, message)
 
@@ -92,7 +92,7 @@ class _JsonText:
                 return value, end
 
     def _read_more_after(self, error: BadJson) -> None:
-        """Read on where a value may only be cut off. Raises DatasetInvalid where it can't be."""
+        """Read more text where the value may only be incomplete. Raises DatasetInvalid where it is wrong."""
         if error.position is None:
             raise self.broken(str(error))
         offset = error.position - self._position

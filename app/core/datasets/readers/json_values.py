@@ -1,17 +1,17 @@
-"""Strict JSON for dataset rows: a repeated key is an error, and whatever is wrong has one short message."""
+"""Strict JSON for dataset rows: a repeated key is an error, and every error has one short message."""
 
 import json
 from typing import Any
 
 from app.core.datasets.problems import repeated
 
-_MAX_DIGITS = 400  # Python refuses to read an integer of more than some thousand; no row needs one.
+_MAX_DIGITS = 400  # Python refuses integers of more than 4,300 digits; here, longer ones become floats.
 
 
 class BadJson(ValueError):
-    """Text that is not JSON, or not what a row may hold; the message is a sentence.
+    """Text that is not JSON, or not what a row may contain; the message is a sentence.
 
-    `position` is the character where reading stopped; None where it stopped nowhere in particular.
+    `position` is the character where decoding stopped; None where the error has no position.
     """
 
     def __init__(self, message: str, position: int | None = None) -> None:
@@ -24,7 +24,7 @@ class RepeatedKey(BadJson):
 
 
 def decode_json(text: str) -> object:
-    """The one value that the text holds. Raises BadJson."""
+    """Returns the only value of a text. Raises BadJson."""
     try:
         return _strict.decode(text)
     except json.JSONDecodeError as error:
@@ -34,9 +34,9 @@ def decode_json(text: str) -> object:
 
 
 def decode_json_at(text: str, start: int) -> tuple[object, int]:
-    """The value that begins at a character, and the character after it.
+    """Returns the value that begins at `start`, and the position after it.
 
-    The value of an object with a repeated key is the error itself. Raises BadJson where there is no value.
+    For an object with a repeated key, the value is the error itself. Raises BadJson where there is no value.
     """
     try:
         try:
@@ -50,7 +50,7 @@ def decode_json_at(text: str, start: int) -> tuple[object, int]:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in the words of JSON."""
+    """Returns the kind of a value, for a message, in JSON's terms."""
     if value == []:
         return "an empty list"
     kinds: dict[type, str] = {

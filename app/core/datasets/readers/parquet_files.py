@@ -1,6 +1,6 @@
 """Records of a Parquet file, read by DuckDB as a stream: no more than a group of rows is in memory.
 
-DuckDB is given this one file and nothing else: no network, no extensions, no other path.
+DuckDB may read this one file and nothing else: no network, no extensions, no other path.
 """
 
 import glob
@@ -18,8 +18,8 @@ from app.core.errors.datasets import DatasetInvalid
 
 _ROWS_AT_ONCE = 256
 _MEMORY_LIMIT = "1GB"
-# DuckDB reads so many rows at once, whatever they take. A file of kilobytes can say "this megabyte again" a
-# thousand times, so what they take is added up before they are read.
+# DuckDB reads so many rows at once, whatever their size. A file of kilobytes can repeat one megabyte a
+# thousand times (dictionary encoding), so the sizes of rows are summed up before the rows are read.
 _BLOCK_ROWS = 2048
 _MAX_BLOCK_BYTES = 512 << 20
 
@@ -29,7 +29,7 @@ class ParquetRecords:
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self._limits = limits
-        # A path is a pattern to DuckDB.
+        # DuckDB takes a path as a glob pattern.
         self._pattern = glob.escape(str(path))
         self._connection = _connect(path, self._pattern)
         try:
@@ -39,7 +39,7 @@ class ParquetRecords:
             raise _damaged() from error
 
     def read(self, columns: Sequence[str]) -> Iterator[Record]:
-        """The records, with these columns alone."""
+        """Yield the records, with these columns only."""
         selected = ", ".join(_identifier(name) for name in columns)
         number = 0
         try:
@@ -71,7 +71,7 @@ class ParquetRecords:
         return columns
 
     def _check_sizes(self, columns: Sequence[str]) -> None:
-        """Raise DatasetInvalid where the rows take more memory or more room than they may."""
+        """Raise DatasetInvalid where the rows are over the limit of memory or of unpacked bytes."""
         row = self._connection.execute(
             "SELECT coalesce(max(bytes), 0), arg_max(block, bytes), coalesce(sum(bytes), 0) FROM ("
             "SELECT sum(bytes) AS bytes, block FROM ("
@@ -91,7 +91,7 @@ class ParquetRecords:
             raise too_large(self._limits)
 
     def _size(self, columns: Sequence[str]) -> str:
-        """SQL for the bytes of a row."""
+        """Returns an SQL expression for the bytes of a row."""
         table = self._connection.sql("SELECT * FROM read_parquet(?) LIMIT 0", params=[self._pattern])
         kinds = dict(zip(table.columns, table.types, strict=True))
         return " + ".join(_bytes_of(_identifier(name), kinds[name]) for name in columns)
@@ -108,7 +108,7 @@ def _connect(path: Path, pattern: str) -> duckdb.DuckDBPyConnection:
             "autoload_known_extensions": False,
         },
     )
-    # Both the pattern and the file that it names are checked.
+    # DuckDB checks both the pattern and the file that it matches.
     allowed = ", ".join(map(_literal, (str(path), pattern)))
     connection.execute(f"SET allowed_paths = [{allowed}]")
     connection.execute("SET enable_external_access = false")
@@ -125,7 +125,7 @@ def _literal(text: str) -> str:
 
 
 def _bytes_of(value: str, kind: DuckDBPyType, depth: int = 0) -> str:
-    """SQL for the bytes of a value, as deep as it may be nested."""
+    """Returns an SQL expression for the bytes of a value, nested values included."""
     if kind.id in ("varchar", "blob"):
         count = "strlen" if kind.id == "varchar" else "octet_length"
         return f"coalesce({count}({value}), 0)"
@@ -145,7 +145,7 @@ def _bytes_of(value: str, kind: DuckDBPyType, depth: int = 0) -> str:
 
 
 def _top_names(schema: list[tuple[Any, ...]]) -> list[str]:
-    """Names of the columns; the schema lists the root and then every node before its children."""
+    """Returns the names of the top columns; the schema lists the root, then each node before its children."""
     names = []
     nodes_left: list[int] = []
     for name, children in schema:

@@ -1,6 +1,6 @@
-"""What an upload is: packed or not, its encoding, its kind of file; found from its content alone.
+"""Detects what an upload is from its content alone: gzipped or not, its encoding, its kind of file.
 
-Whatever it is, `open_source` answers a stream of UTF-8. Knows nothing of rows.
+`open_source` opens any of them as a stream of UTF-8. Knows nothing of rows.
 """
 
 import codecs
@@ -35,7 +35,7 @@ _FOREIGN = {
     b"SQLite format 3\x00": ("a SQLite database", "Export the table as CSV"),
 }
 _BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is the beginning of this one
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -57,9 +57,9 @@ class Container(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """An upload and what it turned out to be; read it through `stream` or `text`, not through both.
+    """An open upload and what was detected; it is read through `stream` or `text`, not through both.
 
-    In `text`, bytes that are not UTF-8 stand as lone surrogates (PEP 383), and line breaks as they are.
+    In `text`, bytes that are not UTF-8 are lone surrogates (PEP 383), and line breaks are unchanged.
     """
 
     container: Container
@@ -73,10 +73,10 @@ class Source:
 
 @contextmanager
 def open_source(path: Path, limits: Limits) -> Iterator[Source]:
-    """The upload's text as UTF-8 without a byte order mark; of Parquet, a path to the unpacked file.
+    """Open an upload as UTF-8 text without a byte order mark; for Parquet, `path` is the unpacked file.
 
-    Raises DatasetInvalid for what is no text and no Parquet; reading raises it too, where the file is damaged
-    or unpacks to too much.
+    Raises DatasetInvalid for a file that is neither text nor Parquet. Reading raises it too, where the file
+    is damaged or unpacks to more than the limit.
     """
     with path.open("rb") as file:
         is_gzip = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
@@ -95,7 +95,7 @@ def open_source(path: Path, limits: Limits) -> Iterator[Source]:
 
 @contextmanager
 def _unpacked(path: Path, is_gzip: bool, limits: Limits) -> Iterator[Path]:
-    """Parquet is read from its end, so a packed file is unpacked first."""
+    """Unpack a gzipped Parquet file to a temporary file: Parquet is read from its end."""
     if not is_gzip:
         yield path
         return
@@ -123,7 +123,7 @@ def _detect_encoding(head: bytes) -> str:
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return encoding
-    # Without a mark: a table begins with an ASCII character, which in UTF-16 has a zero beside it.
+    # Without a mark: a table begins with ASCII characters, which in UTF-16 alternate with zero bytes.
     zeros = [byte == 0 for byte in head[:4]]
     if zeros == [False, True, False, True]:
         return "utf-16-le"
@@ -131,10 +131,10 @@ def _detect_encoding(head: bytes) -> str:
 
 
 def _decode_sample(head: bytes, encoding: str) -> str:
-    """The beginning of the text. Raises DatasetInvalid where it can't be text."""
+    """Returns the beginning of the text. Raises DatasetInvalid where the file is binary."""
     decoder = codecs.getincrementaldecoder(encoding)("replace")
     sample = decoder.decode(head)
-    # A few are honest: form feeds, terminal colours, a stray byte in a scraped page.
+    # Text may have a few: form feeds, terminal colours, a stray byte in a scraped page.
     if "\0" in sample or len(_CONTROL_CHARACTERS.findall(sample)) > len(sample) // 50:
         raise DatasetInvalid("The file is binary, not text.", hint=f"Upload {_ACCEPTED}.")
     return sample

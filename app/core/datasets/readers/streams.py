@@ -1,4 +1,4 @@
-"""Uploads as streams of bytes: gzip unpacked, other encodings turned into UTF-8, damage named."""
+"""Uploads as streams of bytes: gzip is unpacked, other encodings become UTF-8, damage is DatasetInvalid."""
 
 import codecs
 import gzip
@@ -14,7 +14,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 def open_plain(path: Path, is_gzip: bool, limits: Limits) -> io.BufferedReader:
-    """The bytes of a file, unpacked."""
+    """Open a file's bytes, unpacked where it is gzipped."""
     raw = _Gunzipped(path, limits.max_unpacked_bytes) if is_gzip else io.FileIO(path)
     return io.BufferedReader(raw, BUFFER_BYTES)
 
@@ -55,7 +55,7 @@ class _Gunzipped(io.RawIOBase):
 
 
 def as_utf8(stream: io.BufferedReader, encoding: str) -> io.BufferedReader:
-    """The text as UTF-8 without a byte order mark."""
+    """Returns the text as a stream of UTF-8 without a byte order mark."""
     if encoding == "utf-8-sig":
         stream.read(len(codecs.BOM_UTF8))
     if encoding.startswith("utf-8"):

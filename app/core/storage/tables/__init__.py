@@ -1,6 +1,6 @@
-"""The rows of the database, one module a noun. What may happen to them is in the modules that own each noun.
+"""The tables of the database, one module for each noun. What may be done with rows is not said here.
 
-Every class of a row ends in `Row`. All are imported here, so that the metadata of `Table` is complete.
+Every class of a table ends in `Row`. All are imported here, so that the metadata of `Table` is complete.
 """
 
 from app.core.storage.tables.adapters import AdapterImportRow, AdapterRow

@@ -10,9 +10,10 @@ from app.core.storage.tables.base import Table
 
 
 class AdapterRow(Table):
-    """A finished LoRA adapter and where its files are; with a `step`, one that a job kept on its way.
+    """A LoRA adapter that can be served, and the key of its files.
 
-    `origin` holds the LoRA settings and the chat template of one that no job made, as far as they are known.
+    `step` is set for an adapter of a job's checkpoint. `origin` has the LoRA settings and the chat template
+    of an imported adapter, as far as they are known.
     """
 
     __tablename__ = "adapters"
@@ -32,7 +33,7 @@ class AdapterRow(Table):
 
 
 class AdapterImportRow(Table):
-    """An adapter that was trained elsewhere and is not proved yet, or failed to be.
+    """An adapter that was trained elsewhere and is not verified yet, or failed verification.
 
     `origin` is as in `adapters`; `error` says why it failed, or what it waits for.
     """

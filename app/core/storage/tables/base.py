@@ -8,7 +8,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC; SQLite stores no zone, so it is put back on the way out."""
+    """An aware datetime in UTC. SQLite stores no time zone, so UTC is set again when a value is read."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

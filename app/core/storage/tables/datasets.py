@@ -1,4 +1,4 @@
-"""Rows of datasets, and of what is still to be fetched from the Hub."""
+"""Rows of datasets, and of fetches of Hub datasets that have not ended."""
 
 from datetime import datetime
 from typing import Any
@@ -11,11 +11,11 @@ from app.core.storage.tables.base import Table
 
 
 class DatasetRow(Table):
-    """The rows of a dataset in their stored form, the problems of its other rows, and where they came from.
+    """A dataset: the key of its stored rows, the problems of the rows left out, and its origin.
 
-    `size_bytes` and `sha256` are those of the stored rows; the upload's stand in `upload`, a Hub dataset's
-    name and commit in `hub`. Until the rows are there, `format` is null and `artifact` empty. `original` is
-    where the upload itself lies, byte for byte; only what came through /v1/files is kept so.
+    `size_bytes` and `sha256` are those of the stored rows; those of the upload are in `upload`, a Hub
+    dataset's name and commit in `hub`. Until the rows are stored, `format` is null and `artifact` empty.
+    `original` is the key of the upload's own bytes, which are stored only for uploads through /v1/files.
     """
 
     __tablename__ = "datasets"
@@ -43,7 +43,7 @@ class DatasetRow(Table):
 
 
 class DatasetFetchRow(Table):
-    """What is still to be done for a dataset in the state `fetching`, and the lease of the worker at it."""
+    """The fetch of a dataset in the state `fetching`, and the lease of the worker that fetches it."""
 
     __tablename__ = "dataset_fetches"
 

@@ -10,9 +10,9 @@ from app.core.storage.tables.base import Table
 
 
 class ExportRow(Table):
-    """An adapter on its way into another format, the lease of the worker at it, and the files it became.
+    """An export of an adapter to another format, the lease of the worker that makes it, and its files.
 
-    It outlives its adapter: name and base model stand here too.
+    A row outlives its adapter, so it has the adapter's name and base model too.
     """
 
     __tablename__ = "exports"

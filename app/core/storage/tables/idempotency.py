@@ -9,7 +9,7 @@ from app.core.storage.tables.base import Table
 
 
 class IdempotencyKeyRow(Table):
-    """What a request made, so that its repetition makes nothing new; idempotency.py says what the id is."""
+    """What a request made, so that a repetition makes nothing new. `Identity.id` says what `id` is."""
 
     __tablename__ = "idempotency_keys"
 

@@ -1,4 +1,4 @@
-"""Rows of jobs, of the attempts at them and of their events."""
+"""Rows of jobs, of their attempts and of their events."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ class JobRow(Table):
         viewonly=True,
         uselist=False,
     )
-    # Never read through this: it lets a job and its first event be written together, in this order.
+    # Only for writing: a job and its first event are inserted together, in this order.
     events: Mapped[list["EventRow"]] = relationship(lazy="raise", passive_deletes="all")
 
     __table_args__ = (
@@ -64,7 +64,7 @@ class JobRow(Table):
 
 
 class AttemptRow(Table):
-    """One try at a job by one worker."""
+    """One attempt of one worker to run a job."""
 
     __tablename__ = "attempts"
 

@@ -9,7 +9,7 @@ from app.core.storage.tables.base import Table
 
 
 class ApiKeyRow(Table):
-    """A key made by `tunesmith keys create`; only its hash is kept."""
+    """A key made by `tunesmith keys create`; only its hash is stored."""
 
     __tablename__ = "api_keys"
 

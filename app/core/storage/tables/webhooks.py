@@ -10,7 +10,7 @@ from app.core.storage.tables.base import Table
 
 
 class WebhookRow(Table):
-    """Who is told when a job ends, and the secret that signs it; null: the one of the settings."""
+    """A URL that is called when a job ends, and the secret that signs the calls; null: the settings' one."""
 
     __tablename__ = "webhooks"
 
@@ -24,7 +24,7 @@ class WebhookRow(Table):
 
 
 class WebhookDeliveryRow(Table):
-    """One event for one webhook, and what came of sending it."""
+    """One event that is to be sent to one webhook, and the result of the last attempt."""
 
     __tablename__ = "webhook_deliveries"
 

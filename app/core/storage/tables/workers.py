@@ -10,7 +10,7 @@ from app.core.storage.tables.base import Table
 
 
 class WorkerRow(Table):
-    """A running worker process, as it described itself at its last heartbeat."""
+    """A running worker process, as of its last heartbeat."""
 
     __tablename__ = "workers"
 
