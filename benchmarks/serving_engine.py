@@ -9,7 +9,7 @@ from app.core.engine.messages import BaseModelRef, Finished, Reply, Sampling
 from app.core.specs.job import QuantizationSpec
 from benchmarks.serving_inputs import prompts
 from benchmarks.timings import summarize
-from worker.inference.adapters.cache import Adapter, read_adapter
+from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
@@ -64,7 +64,7 @@ class Bench:
         self._decode = lambda token_ids: decode(
             tokenizer, [letters[token_id % len(letters)] for token_id in token_ids]
         )
-        self.adapters: list[Adapter] = [read_adapter(one.name, one) for one in adapters]
+        self.adapters: list[CachedAdapter] = [read_adapter(one.name, one) for one in adapters]
         self.clock = Clock()
         scheduler = Scheduler(max_waiting=10_000, adapter_slot_count=max(8, len(adapters)))
         self.engine = Engine(lambda _: self.runner, lambda replies: self.clock.deliver(replies), scheduler)
@@ -96,7 +96,7 @@ class Bench:
         made = len(texts) * new_tokens
         return {"tokens_per_second": round(made / seconds, 1), **summarize(firsts, gaps)}
 
-    def _sequence(self, token_ids: list[int], adapter: Adapter | None, new_tokens: int) -> Sequence:
+    def _sequence(self, token_ids: list[int], adapter: CachedAdapter | None, new_tokens: int) -> Sequence:
         return Sequence(
             Prompt(
                 base_model=self.base,

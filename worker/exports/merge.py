@@ -23,10 +23,11 @@ from transformers.pytorch_utils import Conv1D
 
 from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
 from app.core.errors.exports import ExportUnsupported
-from worker.exports.adapter_weights import AdapterWeights, LoraChange
+from worker.exports.adapter_weights import AdapterWeights
 from worker.exports.checkpoint import SafetensorsCheckpoint, TensorSpec, write_checkpoint
 from worker.models.base_model import linears_to_quantize
 from worker.models.nf4_roundtrip import check_kernel, round_rows, rows_at_a_time
+from worker.models.peft_adapters import LoraUpdate
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Merger:
         return self.checkpoint.read(self.shape.input_weight if is_output else name)
 
     def _change_rows(
-        self, weight_OI: torch.Tensor, change: LoraChange | None, *, is_rounded: bool
+        self, weight_OI: torch.Tensor, change: LoraUpdate | None, *, is_rounded: bool
     ) -> Iterator[torch.Tensor]:
         blocks: Iterable[torch.Tensor] = weight_OI.split(rows_at_a_time(weight_OI.shape[1]))
         if is_rounded:

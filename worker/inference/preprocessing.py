@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from app.core.engine.messages import GenerateRequest, Sampling
 from app.core.errors import InvalidRequest
-from worker.inference.adapters.cache import Adapter, AdapterShelf
+from worker.inference.adapters.cache import AdapterCache, CachedAdapter
 from worker.inference.batching.sequence import Prompt
 from worker.inference.sampling.grammars import GrammarCache
 from worker.inference.sampling.token_bytes import make_token_bytes
@@ -38,7 +38,7 @@ _TOKENIZER_FILES = (
 class Preprocessor:
     """Makes prompts from requests. Thread-safe."""
 
-    def __init__(self, models_folder: Path, adapters: AdapterShelf, device: Device) -> None:
+    def __init__(self, models_folder: Path, adapters: AdapterCache, device: Device) -> None:
         self._models_folder = models_folder
         self._adapters = adapters
         self._device = device
@@ -113,7 +113,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     return cast(str, text)
 
 
-def _tokenizer_files(base_folder: Path, adapter: Adapter | None) -> tuple[Path, Path | None]:
+def _tokenizer_files(base_folder: Path, adapter: CachedAdapter | None) -> tuple[Path, Path | None]:
     """The folder of the tokenizer, and a separate chat template if there is one.
 
     An adapter's own tokenizer takes precedence: it was trained with that one. An imported adapter may have

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.core.settings import GpuPolicy
 from app.core.storage.artifacts import ArtifactStore
-from worker.inference.adapters.cache import AdapterShelf
+from worker.inference.adapters.cache import AdapterCache
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine, EngineOptions
 from worker.inference.loading import load_runner
@@ -82,7 +82,7 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
         scheduler,
         options=options,
     )
-    adapters = AdapterShelf(
+    adapters = AdapterCache(
         ArtifactStore(request.artifacts_url),
         request.cache_folder,
         _ADAPTER_CACHE_BYTES,

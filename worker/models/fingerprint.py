@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from app.core.adapters.archives import RECORD
+from app.core.adapters.files import RECORD
 from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
 
 _METHOD = "sampled-1"

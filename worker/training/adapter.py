@@ -7,10 +7,9 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, set_seed
 
+from app.core.adapters.files import WEIGHTS
 from app.core.specs.job import JobSpec
 from worker.models import lora
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:

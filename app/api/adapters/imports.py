@@ -16,8 +16,7 @@ from app.api.deps import Services, ServicesDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import Once, OnceDep
 from app.core.adapters import archives as adapter_archives, files as adapter_files, imports as adapter_imports
-from app.core.adapters.archives import TEMPLATE
-from app.core.adapters.files import Description
+from app.core.adapters.files import TEMPLATE, Description
 from app.core.engine import base_models
 from app.core.errors import InvalidRequest
 from app.core.specs.job import MODEL_NAME, NAME, LoraSpec, QuantizationSpec

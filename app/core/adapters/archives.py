@@ -16,14 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
 
+from app.core.adapters.files import CONFIG, RECORD, TEMPLATE, TOKENIZER_CONFIG, WEIGHTS
 from app.core.datasets.limits import describe_bytes
 from app.core.errors.adapters import AdapterInvalid
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-TEMPLATE = "chat_template.jinja"
-RECORD = "tunesmith.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 _ADAPTER_FILES = frozenset(
     {CONFIG, WEIGHTS, TEMPLATE, RECORD, TOKENIZER_CONFIG, "README.md"}
     | {"tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"}

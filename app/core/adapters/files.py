@@ -12,9 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.core.adapters.archives import CONFIG, RECORD, WEIGHTS
 from app.core.errors.adapters import AdapterInvalid
 from app.core.specs.job import LoraSpec, QuantizationSpec
+
+# The files of an adapter's folder. PEFT and transformers name all but RECORD, which is Tunesmith's own.
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+TEMPLATE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+RECORD = "tunesmith.json"
 
 _MAX_HEADER_BYTES = 25 << 20
 _CHUNK_BYTES = 1 << 20

@@ -14,7 +14,7 @@ from app.core.specs.job import QuantizationSpec
 from tests.tiny_model import CONTEXT_LENGTH
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox
-from worker.inference.adapters.cache import Adapter, read_adapter
+from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.batching.model_batch import Prefill
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
@@ -59,7 +59,7 @@ def requests(models_folder: Path, adapters_folder: Path) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def adapters(adapters_folder: Path) -> dict[str, Adapter]:
+def adapters(adapters_folder: Path) -> dict[str, CachedAdapter]:
     return {name: read_adapter(name, adapters_folder / name) for name in ADAPTERS}
 
 
@@ -97,7 +97,9 @@ def generate(model: torch.nn.Module, prompt_ids: tuple[int, ...], max_new_tokens
     return made[0, ids.shape[1] :].tolist()
 
 
-def as_sequence(request: Request, adapters: dict[str, Adapter], sampling: Sampling | None = None) -> Sequence:
+def as_sequence(
+    request: Request, adapters: dict[str, CachedAdapter], sampling: Sampling | None = None
+) -> Sequence:
     return Sequence(
         Prompt(
             base_model=BASE,
@@ -133,7 +135,7 @@ def vary(runner: ModelRunner, rng: random.Random, monkeypatch: pytest.MonkeyPatc
 
 
 def play(
-    rng: random.Random, runner: ModelRunner, adapters: dict[str, Adapter], todo: list[Request]
+    rng: random.Random, runner: ModelRunner, adapters: dict[str, CachedAdapter], todo: list[Request]
 ) -> dict[Sequence, Request]:
     """Let requests come, and some of them go, at random moments; answers those that were finished."""
     mail = Mailbox()

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.worker.inference.conftest import peft_warnings_ignored, save_adapter
 from tests.worker.inference.test_equal_to_peft import BASE, Request, generate, play, vary
-from worker.inference.adapters.cache import Adapter, read_adapter
+from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.model.runner import ModelRunner
 from worker.models.base_model import load_for_serving
 from worker.models.demo_model import NAME
@@ -65,7 +65,7 @@ def requests(model_folder: Path, adapter_folders: dict[str, Path]) -> list[Reque
 
 
 @pytest.fixture(scope="module")
-def adapters(adapter_folders: dict[str, Path]) -> dict[str, Adapter]:
+def adapters(adapter_folders: dict[str, Path]) -> dict[str, CachedAdapter]:
     return {name: read_adapter(name, folder) for name, folder in adapter_folders.items()}
 
 

@@ -20,7 +20,7 @@ from app.core.errors.base_models import BaseModelChanged
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.artifacts import ArtifactStore
 from worker.inference import preprocessing
-from worker.inference.adapters.cache import AdapterShelf
+from worker.inference.adapters.cache import AdapterCache
 from worker.inference.failures import failed
 from worker.inference.preprocessing import Preprocessor
 from worker.models.base_model import load_tokenizer
@@ -44,7 +44,7 @@ def artifacts(adapters_folder: Path, models_folder: Path, tmp_path: Path) -> Pat
 def preprocessor(models_folder: Path, artifacts: Path) -> Preprocessor:
     return Preprocessor(
         models_folder,
-        AdapterShelf(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30),
+        AdapterCache(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30),
         find_device(),
     )
 

@@ -1,55 +1,43 @@
-"""LoRA adapters as PEFT writes them: read, check that this engine can apply them, keep the latest in memory.
+"""LoRA adapters in main memory: those read last stay, within a number of bytes.
 
-Only safetensors are read. What is not understood is refused by name: an adapter is applied whole or not at
-all. Shape letters: R rank, I inputs, O outputs.
+What the engine can't apply is refused by name: an adapter is applied whole or not at all.
+Shape letters: R rank, I inputs, O outputs.
 """
 
-import json
-import math
-import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from app.core.adapters.files import WEIGHTS
 from app.core.engine.messages import AdapterRef
 from app.core.errors import NotFound
 from app.core.storage.artifacts import ArtifactStore
 from worker.inference.failures import AdapterUnsupported
+from worker.models.peft_adapters import AdapterDamaged, PeftConfig, PeftWeights, read_config, read_weights
 
-_WEIGHT_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-
-# Settings of PEFT's LoraConfig that are read below or say nothing about how the weights are applied.
-_UNDERSTOOD = {
-    *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
-    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "peft_version"),
-    *("megatron_core", "qalora_group_size", "ensure_weight_tying", "eva_config", "bias"),
-}
-# These initialisations leave the base weights alone; PiSSA, OLoRA and LoftQ do not.
-_HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
+# Settings that serving may pass over beyond those of plain LoRA.
+_APPLIED = ("ensure_weight_tying",)
 
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The update of one linear layer: x · A_RIᵀ · B_RO, with the scale already in B."""
+    """The update of one linear layer: x · A_RIᵀ · B_RO. B contains the scale."""
 
     A_RI: torch.Tensor
     B_RO: torch.Tensor
 
     @property
     def rank(self) -> int:
-        """Its R."""
+        """R."""
         return self.A_RI.shape[0]
 
 
 @dataclass(frozen=True)
-class Adapter:
+class CachedAdapter:
     """An adapter in main memory. Keys of `pairs` are module names in the base model."""
 
     id: str
@@ -61,10 +49,10 @@ class Adapter:
         """The largest rank of its pairs."""
         return max(pair.rank for pair in self.pairs.values())
 
-    def ready_for(self, dtype: torch.dtype, *, pinned: bool) -> "Adapter":
-        """As the device wants it: in its dtype, and in memory that it can read by itself.
+    def ready_for(self, dtype: torch.dtype, *, pinned: bool) -> "CachedAdapter":
+        """Return the adapter in the device's dtype; `pinned`: in memory that the device can read itself.
 
-        One piece of it for all: to pin hundreds of small ones takes longer than to read the file.
+        All tensors share one allocation: to pin hundreds of small ones takes longer than to read the file.
         """
         tensors = [tensor for pair in self.pairs.values() for tensor in (pair.A_RI, pair.B_RO)]
         sizes = [tensor.numel() for tensor in tensors]
@@ -83,8 +71,8 @@ class Adapter:
         return sum(tensor.nbytes for pair in self.pairs.values() for tensor in (pair.A_RI, pair.B_RO))
 
 
-class AdapterShelf:
-    """Adapters in main memory, the least recently used put away first. Safe to call from many threads."""
+class AdapterCache:
+    """Adapters in main memory; the least recently used is dropped first. Safe to call from many threads."""
 
     def __init__(
         self, artifacts: ArtifactStore, cache_folder: Path, max_bytes: int, *, pins_memory: bool = False
@@ -93,12 +81,12 @@ class AdapterShelf:
         self._cache_folder = cache_folder
         self._max_bytes = max_bytes
         self._pins_memory = pins_memory
-        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
+        self._adapters: OrderedDict[str, CachedAdapter] = OrderedDict()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
 
-    def get(self, reference: AdapterRef, dtype: torch.dtype = torch.float32) -> Adapter:
-        """The adapter in the dtype of its base model, read when it is not here.
+    def get(self, reference: AdapterRef, dtype: torch.dtype = torch.float32) -> CachedAdapter:
+        """Return the adapter in the dtype of its base model, from memory or read from its files.
 
         Raises NotFound and AdapterUnsupported.
         """
@@ -107,16 +95,16 @@ class AdapterShelf:
             # One reader at a time: two copies of one artifact would get in each other's way.
             with self._reading:
                 adapter = self._find(reference.id) or self._read(reference, dtype)
-                self._keep(adapter)
+                self._store(adapter)
         return adapter
 
-    def _find(self, adapter_id: str) -> Adapter | None:
+    def _find(self, adapter_id: str) -> CachedAdapter | None:
         with self._lock:
             if adapter_id in self._adapters:
                 self._adapters.move_to_end(adapter_id)
             return self._adapters.get(adapter_id)
 
-    def _read(self, reference: AdapterRef, dtype: torch.dtype) -> Adapter:
+    def _read(self, reference: AdapterRef, dtype: torch.dtype) -> CachedAdapter:
         try:
             folder = self._artifacts.fetch(reference.artifact, self._cache_folder)
             adapter = read_adapter(reference.id, folder)
@@ -124,7 +112,7 @@ class AdapterShelf:
         except FileNotFoundError as error:
             raise NotFound(f"The files of adapter {reference.id!r} are gone: {error}.") from error
 
-    def _keep(self, adapter: Adapter) -> None:
+    def _store(self, adapter: CachedAdapter) -> None:
         with self._lock:
             self._adapters[adapter.id] = adapter
             size_bytes = sum(one.size_bytes for one in self._adapters.values())
@@ -132,30 +120,30 @@ class AdapterShelf:
                 size_bytes -= self._adapters.popitem(last=False)[1].size_bytes
 
 
-def read_adapter(adapter_id: str, folder: Path) -> Adapter:
+def read_adapter(adapter_id: str, folder: Path) -> CachedAdapter:
     """Read a PEFT folder. Raises AdapterUnsupported and FileNotFoundError."""
-    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
+    config = read_config(folder)
     _check_config(config)
-    path = folder / "adapter_model.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(path.name)
+    if not (folder / WEIGHTS).exists():
+        raise FileNotFoundError(WEIGHTS)
     try:
-        weights = load_file(path)
+        weights = read_weights(folder, config)
     except SafetensorError as error:
         raise AdapterUnsupported(f"The adapter's weights can't be read: {error}") from error
-    return Adapter(adapter_id, folder, _pair_up(weights, config))
+    except AdapterDamaged as error:
+        raise AdapterUnsupported(str(error)) from error
+    _check_weights(weights)
+    pairs = {
+        module: LoraPair(update.A_RI, (update.B_OR.float() * update.scale).T.contiguous())
+        for module, update in weights.updates.items()
+    }
+    return CachedAdapter(adapter_id, folder, pairs)
 
 
-def _check_config(config: dict[str, Any]) -> None:
-    if config.get("peft_type") != "LORA":
-        raise AdapterUnsupported(
-            f"This is a {config.get('peft_type')} adapter; only LoRA adapters are served."
-        )
-    unsupported = sorted(name for name, value in config.items() if value and name not in _UNDERSTOOD)
-    if config.get("bias", "none") != "none":
-        unsupported.append("bias")
-    if config.get("init_lora_weights", True) not in _HARMLESS_INITS:
-        unsupported.append(f"init_lora_weights={config['init_lora_weights']}")
+def _check_config(config: PeftConfig) -> None:
+    if config.peft_type != "LORA":
+        raise AdapterUnsupported(f"This is a {config.peft_type} adapter; only LoRA adapters are served.")
+    unsupported = config.find_unsupported(_APPLIED)
     if unsupported:
         raise AdapterUnsupported(
             f"The adapter was trained with {', '.join(unsupported)}, which the engine can't apply.",
@@ -163,32 +151,14 @@ def _check_config(config: dict[str, Any]) -> None:
         )
 
 
-def _pair_up(weights: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, LoraPair]:
-    sides: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in weights.items():
-        match = _WEIGHT_NAME.fullmatch(name)
-        if match is None:
-            raise AdapterUnsupported(f"The adapter holds {name!r}, which the engine can't apply.")
-        # A sum with an infinity or a NaN in it is one itself; a double can't overflow here.
-        if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
-            raise AdapterUnsupported(f"The adapter's weight {name!r} is not finite.")
-        sides.setdefault(match["module"], {})[match["side"]] = tensor
-    if not sides or any(len(pair) != 2 for pair in sides.values()):
+def _check_weights(weights: PeftWeights) -> None:
+    magnitudes = [
+        f"{module}.lora_magnitude_vector"
+        for module, update in weights.updates.items()
+        if update.magnitude_O is not None
+    ]
+    unsupported = [*weights.others, *magnitudes]
+    if unsupported:
+        raise AdapterUnsupported(f"The adapter holds {unsupported[0]!r}, which the engine can't apply.")
+    if not weights.updates:
         raise AdapterUnsupported("The adapter's weights are not pairs of lora_A and lora_B.")
-    return {module: _pair(module, pair["A"], pair["B"], config) for module, pair in sides.items()}
-
-
-def _pair(module: str, A_RI: torch.Tensor, B_OR: torch.Tensor, config: dict[str, Any]) -> LoraPair:
-    if A_RI.ndim != 2 or B_OR.ndim != 2 or A_RI.shape[0] != B_OR.shape[1]:
-        raise AdapterUnsupported(f"The adapter's weights for {module!r} are not two matrices of one rank.")
-    rank = A_RI.shape[0]
-    alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LoraPair(A_RI, (B_OR.float() * scale).T.contiguous())
-
-
-def _by_pattern(patterns: dict[str, float], module: str, default: float) -> float:
-    """The first pattern that matches the module's name, as PEFT's `get_pattern_key` looks for it."""
-    return next(
-        (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default
-    )

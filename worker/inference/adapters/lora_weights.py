@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from worker.inference.adapters.cache import Adapter, LoraPair
+from worker.inference.adapters.cache import CachedAdapter, LoraPair
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.model.linears import MergedLinears
 
@@ -74,7 +74,7 @@ class LoraSlots:
             if not name.endswith("lm_head"):
                 self._adopt(group)
 
-    def load(self, slot: int, adapter: Adapter) -> None:
+    def load(self, slot: int, adapter: CachedAdapter) -> None:
         """Put an adapter's weights into a slot, over what was there. Raises AdapterUnsupported."""
         for name, pair in adapter.pairs.items():
             self._check(name, pair)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from app.core.errors.jobs import OutOfMemory
-from worker.inference.adapters.cache import Adapter
+from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.batching.block_manager import BLOCK_TOKENS, block_count
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
@@ -132,7 +132,7 @@ class ModelRunner:
 
     def load_adapter(self, slot: int, adapter: AdapterHandle) -> None:
         """Put an adapter into a slot. Raises AdapterUnsupported and OutOfMemory."""
-        assert isinstance(adapter, Adapter)
+        assert isinstance(adapter, CachedAdapter)
         with _memory_errors(), torch.inference_mode():
             self._slots.load(slot, adapter)
 

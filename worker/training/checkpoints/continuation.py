@@ -7,6 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from app.core.adapters.files import WEIGHTS
 from app.core.errors.jobs import AdapterUnfit
 from worker.training import adapter
 
@@ -18,7 +19,7 @@ _SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
 def start_from(model: PeftModel, folder: Path) -> None:
     """Give the new adapter the weights in the folder. Raises AdapterUnfit, which says what differs."""
     try:
-        saved = load_file(folder / adapter.WEIGHTS)
+        saved = load_file(folder / WEIGHTS)
         config = LoraConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise AdapterUnfit(f"The adapter to continue from can't be read: {error}") from error

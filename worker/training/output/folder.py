@@ -8,7 +8,7 @@ from peft import PeftModel
 from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
-from app.core.adapters.archives import RECORD
+from app.core.adapters.files import RECORD
 from app.core.specs.job import JobSpec
 from worker.atomic_folders import appearing
 from worker.models.device import peak_memory_bytes

@@ -13,7 +13,7 @@ from app.core.errors import NotFound
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.artifacts import ArtifactStore
 from tests.worker.inference.conftest import save_adapter
-from worker.inference.adapters.cache import AdapterShelf, read_adapter
+from worker.inference.adapters.cache import AdapterCache, read_adapter
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.model.linears import merge_linears
@@ -99,28 +99,28 @@ def test_adapter_of_another_base_model_is_refused(folder, models_folder):
 
 
 def test_missing_artifact_is_not_found(tmp_path):
-    shelf = AdapterShelf(ArtifactStore(str(tmp_path)), tmp_path / "cache", max_bytes=1)
+    cache = AdapterCache(ArtifactStore(str(tmp_path)), tmp_path / "cache", max_bytes=1)
 
     with pytest.raises(NotFound, match="ad_1"):
-        shelf.get(AdapterRef(id="ad_1", artifact="adapters/ad_1"))
+        cache.get(AdapterRef(id="ad_1", artifact="adapters/ad_1"))
 
 
-def test_shelf_keeps_the_latest_within_its_bytes(adapters_folder, tmp_path):
-    shelf = AdapterShelf(ArtifactStore(str(adapters_folder)), tmp_path / "cache", max_bytes=20_000)
+def test_cache_keeps_the_latest_within_its_bytes(adapters_folder, tmp_path):
+    cache = AdapterCache(ArtifactStore(str(adapters_folder)), tmp_path / "cache", max_bytes=20_000)
     attention = AdapterRef(id="a", artifact="attention")
-    first = shelf.get(attention)
+    first = cache.get(attention)
 
-    assert shelf.get(attention) is first
-    shelf.get(AdapterRef(id="b", artifact="everything"))
-    assert shelf.get(attention) is not first
+    assert cache.get(attention) is first
+    cache.get(AdapterRef(id="b", artifact="everything"))
+    assert cache.get(attention) is not first
 
 
 def test_adapter_in_an_object_store_is_copied_once(adapters_folder, tmp_path):
     store = ArtifactStore("memory://adapters")
     store.put_folder("ad_9", adapters_folder / "attention")
-    shelf = AdapterShelf(store, tmp_path / "cache", max_bytes=1 << 30)
+    cache = AdapterCache(store, tmp_path / "cache", max_bytes=1 << 30)
 
-    adapter = shelf.get(AdapterRef(id="ad_9", artifact="ad_9"))
+    adapter = cache.get(AdapterRef(id="ad_9", artifact="ad_9"))
 
     assert adapter.folder == tmp_path / "cache" / "ad_9"
     assert adapter.rank == 4

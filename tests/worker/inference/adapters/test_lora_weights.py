@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from worker.inference.adapters.cache import Adapter, LoraPair
+from worker.inference.adapters.cache import CachedAdapter, LoraPair
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.model.linears import merge_linears
 
@@ -20,12 +20,12 @@ def make_slots(*, uses_kernels: bool) -> tuple[nn.ModuleDict, LoraSlots]:
     return model, slots
 
 
-def make_adapter(tmp_path, name: str, rank: int, targets: list[str]) -> Adapter:
+def make_adapter(tmp_path, name: str, rank: int, targets: list[str]) -> CachedAdapter:
     pairs = {
         target: LoraPair(torch.randn(rank, 32) / 5, torch.randn(rank, WIDTHS[target]) / 5)
         for target in targets
     }
-    return Adapter(name, tmp_path, pairs)
+    return CachedAdapter(name, tmp_path, pairs)
 
 
 @pytest.mark.parametrize("count", [1, 5, 40, 200], ids=["one", "few", "many", "a prompt's"])

@@ -1,0 +1,136 @@
+"""The folder of a LoRA adapter as PEFT's `save_pretrained` writes it, read in one place for all who need it.
+
+Only safetensors are read. Which of an adapter's settings can be applied, and how that is explained to a
+person, serving and exports know. R: rank, I: inputs, O: outputs of a linear layer.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+
+from app.core.adapters.files import CONFIG, WEIGHTS
+
+PREFIX = "base_model.model."
+_LORA_NAME = re.compile(
+    re.escape(PREFIX)
+    + r"(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|(?P<magnitude>magnitude_vector)(?:\.weight)?)"
+)
+
+# Settings of PEFT's LoraConfig that say how an adapter was trained, not how it is applied; or that are read
+# below.
+_UNDERSTOOD = {
+    *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "peft_version"),
+    *("megatron_core", "qalora_group_size", "eva_config"),
+}
+# These initialisations leave the base weights alone; PiSSA, OLoRA and LoftQ do not.
+_HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+class AdapterDamaged(Exception):
+    """The weights of an adapter are not what LoRA is made of; the message, for a person, says which."""
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The settings in adapter_config.json."""
+
+    settings: dict[str, Any]
+
+    @property
+    def peft_type(self) -> Any:
+        """The kind of adapter: `LORA` for those that can be read here."""
+        return self.settings.get("peft_type")
+
+    @property
+    def alpha(self) -> float:
+        """The alpha of layers that have none of their own."""
+        return float(self.settings["lora_alpha"])
+
+    @property
+    def use_rslora(self) -> bool:
+        """Whether scales are alpha / sqrt(R) (Kalajdzievski 2023) in place of alpha / R."""
+        return bool(self.settings.get("use_rslora"))
+
+    def find_unsupported(self, applied: Collection[str]) -> list[str]:
+        """Names of the settings that change what the adapter does, but for those that the caller applies."""
+        understood = {*_UNDERSTOOD, *applied, "bias"}
+        found = sorted(name for name, value in self.settings.items() if value and name not in understood)
+        if "bias" not in applied and self.settings.get("bias", "none") != "none":
+            found.append("bias")
+        init = self.settings.get("init_lora_weights", True)
+        return found if init in _HARMLESS_INITS else [*found, f"init_lora_weights={init}"]
+
+    def scale(self, module: str, rank: int) -> float:
+        """What B A is multiplied with in a module, whose alpha may be one of its own (`alpha_pattern`)."""
+        patterns: dict[str, float] = self.settings.get("alpha_pattern") or {}
+        alpha = patterns.get(get_pattern_key(list(patterns), module), self.settings["lora_alpha"])
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+@dataclass(frozen=True)
+class LoraUpdate:
+    """What one linear layer becomes: W + scale · B A, with DoRA at the length that the magnitude gives."""
+
+    A_RI: torch.Tensor
+    B_OR: torch.Tensor
+    scale: float
+    magnitude_O: torch.Tensor | None = None
+
+    def of_rows(self, first: int, last: int) -> "LoraUpdate":
+        """The update of the outputs from `first` up to `last`, which is not among them."""
+        magnitude_O = None if self.magnitude_O is None else self.magnitude_O[first:last]
+        return replace(self, B_OR=self.B_OR[first:last], magnitude_O=magnitude_O)
+
+    def apply(self, weight_OI: torch.Tensor) -> torch.Tensor:
+        """The merged weight, in float32 (LoRA: Hu et al. 2021; DoRA: Liu et al. 2024, equation 5)."""
+        merged_OI = torch.addmm(weight_OI.float(), self.B_OR.float(), self.A_RI.float(), alpha=self.scale)
+        if self.magnitude_O is not None:
+            merged_OI *= (self.magnitude_O.float() / merged_OI.norm(dim=1))[:, None]
+        return merged_OI
+
+
+@dataclass(frozen=True)
+class PeftWeights:
+    """The tensors of an adapter: LoRA by the module that it is on, all others by the names in the file."""
+
+    updates: dict[str, LoraUpdate]
+    others: dict[str, torch.Tensor]
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """Read adapter_config.json. Raises OSError and ValueError."""
+    return PeftConfig(json.loads((folder / CONFIG).read_text()))
+
+
+def read_weights(folder: Path, config: PeftConfig) -> PeftWeights:
+    """Read adapter_model.safetensors. Raises OSError, SafetensorError and AdapterDamaged."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    others: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        # A sum with an infinity or a NaN in it is one itself; a double can't overflow here.
+        if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
+            raise AdapterDamaged(f"The adapter's weight {name!r} is not finite.")
+        if match := _LORA_NAME.fullmatch(name):
+            parts.setdefault(match["module"], {})[match["side"] or match["magnitude"]] = tensor
+        else:
+            others[name] = tensor
+    return PeftWeights(
+        {module: _make_update(module, found, config) for module, found in parts.items()}, others
+    )
+
+
+def _make_update(module: str, parts: dict[str, torch.Tensor], config: PeftConfig) -> LoraUpdate:
+    A_RI, B_OR = parts.get("A"), parts.get("B")
+    if A_RI is None or B_OR is None or A_RI.ndim != 2 or B_OR.ndim != 2 or A_RI.shape[0] != B_OR.shape[1]:
+        raise AdapterDamaged(f"The adapter's weights for {module!r} are not two matrices of one rank.")
+    return LoraUpdate(A_RI, B_OR, config.scale(module, A_RI.shape[0]), parts.get("magnitude_vector"))
