@@ -1,9 +1,10 @@
-"""Weights in bitsandbytes' 4 bits to 16, as one Triton kernel, also where scales are quantized themselves.
+"""Dequantizes bitsandbytes' 4-bit weights in one Triton kernel, also where scales are quantized themselves.
 
-bitsandbytes takes three kernels for these, and its main one writes at half the speed of the memory. Layout
-and arithmetic are its own: two weights to a byte, the first in the high half, a scale for each block.
+bitsandbytes takes three kernels for that, and its main one writes at half the speed of the memory. Layout and
+arithmetic are those of bitsandbytes: two weights to a byte, the first in the high half, a scale for each
+block.
 
-I: inputs. O: outputs. R: the rank of B. S: columns behind the weight, those of B among them.
+I: inputs. O: outputs. R: the rank of B. S: columns to the right of the weight, those of B among them.
 """
 
 import torch
@@ -11,24 +12,24 @@ import triton
 import triton.language as tl
 from bitsandbytes.functional import QuantState, dequantize_4bit
 
-from worker.models.frozen_weights import Columns
+from worker.models.frozen_weights import AdapterColumns
 
-_BLOCKS = 64
+_BLOCKS = 64  # of weights, to a program
 _ROWS = 64  # of B, to a program
 _WARPS = 4
 
 
-def unpack(packed: torch.Tensor, state: QuantState) -> torch.Tensor:
+def dequantize(packed: torch.Tensor, state: QuantState) -> torch.Tensor:
     """The weight [O, I] in the type that the state names."""
     if state.shape.numel() % state.blocksize:
-        return dequantize_4bit(packed, state)  # its last block is not whole
+        return dequantize_4bit(packed, state)  # the last block is incomplete
     weight_OI = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
     _launch(packed, state, weight_OI, None)
     return weight_OI
 
 
-def unpack_beside(packed: torch.Tensor, state: QuantState, columns: Columns) -> torch.Tensor:
-    """The weight with B behind it, [O, I + S]. Its rows must be whole blocks."""
+def dequantize_with_b(packed: torch.Tensor, state: QuantState, columns: AdapterColumns) -> torch.Tensor:
+    """The weight with B to its right, [O, I + S]. A row must be a whole number of blocks."""
     outputs, inputs = state.shape
     assert inputs % state.blocksize == 0
     weight = torch.empty(outputs, inputs + columns.count, dtype=state.dtype, device=packed.device)
@@ -36,8 +37,8 @@ def unpack_beside(packed: torch.Tensor, state: QuantState, columns: Columns) -> 
     return weight
 
 
-def unpack_above(packed: torch.Tensor, state: QuantState, a_SI: torch.Tensor) -> torch.Tensor:
-    """The weight with A below it, [O + S, I]. Its rows must be whole blocks."""
+def dequantize_with_a(packed: torch.Tensor, state: QuantState, a_SI: torch.Tensor) -> torch.Tensor:
+    """The weight with A below it, [O + S, I]. A row must be a whole number of blocks."""
     outputs, inputs = state.shape
     assert inputs % state.blocksize == 0
     weight = torch.empty(outputs + len(a_SI), inputs, dtype=state.dtype, device=packed.device)
@@ -46,14 +47,16 @@ def unpack_above(packed: torch.Tensor, state: QuantState, a_SI: torch.Tensor) ->
     return weight
 
 
-def _launch(packed: torch.Tensor, state: QuantState, weight: torch.Tensor, columns: Columns | None) -> None:
-    """Write a weight to the first rows of this memory; `columns`: and those behind it."""
+def _launch(
+    packed: torch.Tensor, state: QuantState, weight: torch.Tensor, columns: AdapterColumns | None
+) -> None:
+    """Write a weight to the first O rows of `weight`; with `columns`, also the columns to its right."""
     outputs, inputs = state.shape
     count = columns.count if columns else 0
     blocks = outputs * inputs // state.blocksize
     programs = triton.cdiv(blocks, _BLOCKS)
     second = state.state2 if state.nested else None
-    _unpack_kernel[(programs + (triton.cdiv(outputs, _ROWS) if columns else 0),)](
+    _dequantize_kernel[(programs + (triton.cdiv(outputs, _ROWS) if columns else 0),)](
         packed,
         state.code,
         state.absmax,
@@ -79,7 +82,7 @@ def _launch(packed: torch.Tensor, state: QuantState, weight: torch.Tensor, colum
 
 
 @triton.jit(do_not_specialize=["programs", "first_column"])
-def _unpack_kernel(
+def _dequantize_kernel(
     packed,
     code,
     scales,
@@ -100,7 +103,7 @@ def _unpack_kernel(
     RANK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """The first `programs` unpack; those behind them write the columns behind the weight."""
+    """The first `programs` programs dequantize; the others write the columns right of the weight."""
     if COUNT > 0 and tl.program_id(0) >= programs:
         _write_columns(
             matrix_b,

@@ -1,12 +1,11 @@
-"""Gradients of LoRA layers under dropout: masks are read where they are used, and no input or gradient is
-written only to be masked.
+"""Gradients of LoRA layers under dropout, with the masks applied inside the kernels.
 
-Bound by memory. For three layers in bfloat16 the gradient of the input takes 5 bytes for each input, where
-products, masking and adding up one after the other move 33; those of A take 5 and sums of parts, where
-masking and a product for each layer move 21.
+Memory bandwidth limits them. For three layers in bfloat16 the gradient of the input moves 5 bytes for each
+input, where a product, masking and an addition for each layer move 33; the gradients of A move 5 and their
+partial sums, where masking and a product for each layer move 21.
 
-T: tokens. I: inputs. R: the rank of a layer. S: the ranks of all layers together, one layer's after the
-other's. P: parts of the tokens.
+T: tokens. I: inputs. R: the rank of a layer. S: the ranks of all layers together, one layer after the other.
+P: parts of the tokens.
 """
 
 from collections.abc import Sequence
@@ -19,22 +18,22 @@ import triton.language as tl
 _TOKENS, _INPUTS = 64, 64
 _WARPS = 4
 _STAGES = 3
-# So many programs fill a large GPU; a fixed number, so that sums do not depend on which.
+# Enough programs to fill a large GPU; a fixed number, so that results do not depend on the GPU's size.
 _PROGRAMS = 512
-# The least that a product of tiles takes, and the most of a rank that is gone through at once.
-_LEAST_RANKS, _MOST_RANKS = 16, 64
+# Ranks of a tile: the smallest that `tl.dot` accepts, and the largest.
+_MIN_RANKS, _MAX_RANKS = 16, 64
 
 
-def through_dropout(
+def grad_of_x_under_dropout(
     grad_inner_TS: torch.Tensor,
     a_SI: torch.Tensor,
     masks: Sequence[torch.Tensor | None],
     scales: Sequence[float],
     ranks: Sequence[int],
 ) -> torch.Tensor:
-    """The sum over layers of mask * (grad_inner @ A) * scale, [T, I], in float32 and rounded once.
+    """The sum over layers of mask * (grad_inner @ A) * scale, [T, I], summed in float32 and rounded once.
 
-    A mask is a bool [T, I]; None: all is kept.
+    A mask is a bool [T, I]; None is a mask of ones.
     """
     tokens, inputs = len(grad_inner_TS), a_SI.shape[1]
     grad_x_TI = grad_inner_TS.new_empty(tokens, inputs)
@@ -63,9 +62,9 @@ def grads_of_a_under_dropout(
     scales: Sequence[float],
     ranks: Sequence[int],
 ) -> list[torch.Tensor]:
-    """Of each of up to three layers grad_inner^T @ (mask * x) * scale, [R, I] in float32.
+    """grad_inner^T @ (mask * x) * scale, [R, I] in float32, for each of up to three layers.
 
-    Each part of the tokens has sums of its own, which are then added up: the same each time.
+    Each part of the tokens has its own partial sums, added up in a fixed order: results are reproducible.
     """
     tokens, inputs = x_TI.shape
     columns, steps = triton.cdiv(inputs, _INPUTS), triton.cdiv(tokens, _TOKENS)
@@ -99,7 +98,7 @@ def _contiguous(masks: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | No
 
 
 def _ranks_at_once(ranks: Sequence[int]) -> int:
-    return min(_MOST_RANKS, max(_LEAST_RANKS, triton.next_power_of_2(max(ranks))))
+    return min(_MAX_RANKS, max(_MIN_RANKS, triton.next_power_of_2(max(ranks))))
 
 
 @triton.jit(do_not_specialize=["token_count"])

@@ -1,4 +1,4 @@
-"""Products with B of a LoRA layer: as narrow as the rank, so bound by what they read and write.
+"""Matrix products with B of a LoRA layer, forward and backward, which memory bandwidth limits at low rank.
 
 T: tokens. O: outputs of the layer. R: the rank.
 """
@@ -9,28 +9,28 @@ import triton.language as tl
 
 from worker.kernels import dropout_gradients
 
-# With the two below all that the LoRA function asks for.
-through_dropout = dropout_gradients.through_dropout
+# With `add` and `gradients`, these are the products that the LoRA function needs.
+grad_of_x_under_dropout = dropout_gradients.grad_of_x_under_dropout
 grads_of_a_under_dropout = dropout_gradients.grads_of_a_under_dropout
 
-# Ranks up to which each function is faster than products of cuBLAS.
-MOST_RANKS_ADDED = 128
-MOST_RANKS_LOOKED_AT = 32
+# Ranks up to which each function is faster than cuBLAS.
+MAX_RANK_ADD = 128
+MAX_RANK_GRADIENTS = 32
 # Tokens and outputs of a tile.
-_ADDED = (64, 128)
-_LOOKED_AT = (256, 64)
-_SUMMED = 1024
+_ADD_TILE = (64, 128)
+_GRADIENTS_TILE = (256, 64)
+_SUM_ELEMENTS = 1024  # of a program
 _STAGES = 3
-# So many programs keep the largest GPUs busy, and leave few sums to add up.
+# Enough programs to keep the largest GPUs busy, with few partial sums to add up.
 _PROGRAMS = 128
-_LEAST_RANKS = 16  # that a tile's product can have
+_MIN_RANKS = 16  # of a tile's product
 
 
 def add(summand_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
-    """summand + inner @ B^T, [T, O], new memory. (`addmm` copies the summand first.)"""
+    """summand + inner @ B^T, [T, O], in new memory. (`addmm` would copy the summand first.)"""
     tokens, width = summand_TO.shape
     sum_TO = torch.empty_like(summand_TO)
-    own_tokens, own_outputs = _ADDED
+    own_tokens, own_outputs = _ADD_TILE
     _add_kernel[(triton.cdiv(width, own_outputs), triton.cdiv(tokens, own_tokens))](
         summand_TO,
         inner_TR,
@@ -51,22 +51,21 @@ def add(summand_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor) ->
 def gradients(
     grad_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor, scaling: float, out_TR: torch.Tensor
 ) -> torch.Tensor:
-    """From the gradient of inner @ B^T that of B, [O, R] in float32; scaling times that of `inner` is
-    written to `out_TR`.
+    """Return the gradient of B, [O, R] in float32; write the gradient of `inner` times `scaling` to `out_TR`.
 
-    Both need the whole gradient of the output, which is read once. Each program adds up over the tokens and
-    over the outputs that it looks at; a second kernel adds up those sums, always in the same order.
+    `grad_TO` is the gradient of inner @ B^T. Both results need all of it, so it is read once for both: each
+    program sums over its own tokens and outputs, and a second kernel adds up those sums in a fixed order.
     """
     tokens, width = grad_TO.shape
     rank = b_OR.shape[1]
-    own_tokens, own_outputs = _LOOKED_AT
+    own_tokens, own_outputs = _GRADIENTS_TILE
     token_blocks = triton.cdiv(tokens, own_tokens)
     tiles = triton.cdiv(width, own_outputs)
     chunk = triton.cdiv(tiles, triton.cdiv(_PROGRAMS, token_blocks))
     chunks = triton.cdiv(tiles, chunk)
     inner_sums = torch.empty(chunks, tokens, rank, dtype=torch.float32, device=grad_TO.device)
     b_sums = torch.empty(token_blocks, width, rank, dtype=torch.float32, device=grad_TO.device)
-    _look_kernel[(token_blocks, chunks)](
+    _gradients_kernel[(token_blocks, chunks)](
         grad_TO,
         inner_TR,
         b_OR,
@@ -85,8 +84,8 @@ def gradients(
         num_warps=8,
     )
     grad_b_OR = torch.empty(width, rank, dtype=torch.float32, device=grad_TO.device)
-    b_programs = triton.cdiv(width * rank, _SUMMED)
-    _sum_kernel[(b_programs + triton.cdiv(tokens * rank, _SUMMED),)](
+    b_programs = triton.cdiv(width * rank, _SUM_ELEMENTS)
+    _sum_kernel[(b_programs + triton.cdiv(tokens * rank, _SUM_ELEMENTS),)](
         inner_sums,
         b_sums,
         out_TR,
@@ -99,14 +98,14 @@ def gradients(
         out_TR.stride(0),
         b_programs,
         RANK=rank,
-        ELEMENTS=_SUMMED,
+        ELEMENTS=_SUM_ELEMENTS,
         num_warps=4,
     )
     return grad_b_OR
 
 
 def _padded(rank: int) -> int:
-    padded: int = max(_LEAST_RANKS, triton.next_power_of_2(rank))
+    padded: int = max(_MIN_RANKS, triton.next_power_of_2(rank))
     return padded
 
 
@@ -138,7 +137,7 @@ def _add_kernel(
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _look_kernel(
+def _gradients_kernel(
     grads,
     inners,
     matrix_b,
@@ -155,7 +154,7 @@ def _look_kernel(
     OUTPUTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One block of tokens, one chunk of outputs."""
+    """Partial sums for one block of tokens and one chunk of outputs. Grid: (blocks, chunks)."""
     block, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     token = block * TOKENS + tl.arange(0, TOKENS)[:, None]
     rank = tl.arange(0, RANKS)
@@ -191,7 +190,7 @@ def _sum_kernel(
     RANK: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
-    """The first `b_programs` add up what is of B, those behind them what is of the products with A."""
+    """The first `b_programs` programs add up the gradient of B, the others that of `inner`."""
     if tl.program_id(0) < b_programs:
         element = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS)
         tl.store(

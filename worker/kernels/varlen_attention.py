@@ -1,4 +1,6 @@
-"""Causal attention within rows that lie one after the other, as an autograd function over row_tiles.py.
+"""Causal varlen attention, within rows that are concatenated without padding, as an autograd function.
+
+The kernels are those of varlen_attention_tiles.py.
 
 T: tokens of all rows. H: query heads. K: key heads. D: width of a head. N: rows.
 """
@@ -20,20 +22,20 @@ _LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
-class _Work:
-    """How a kernel does its work: a program walks over so many others at a time."""
+class _KernelConfig:
+    """How a kernel is launched. `others`: keys (or queries) that a program reads at a time."""
 
     others: int
     warps: int
     stages: int
 
 
-# Tokens that a program holds.
+# Tokens of a tile, which one program computes.
 _OWN = 64
 # Measured on an H100 with heads of 128.
-_FORWARD = _Work(64, 4, 3)
-_QUERIES = _Work(64, 4, 2)
-_KEYS = _Work(32, 4, 4)
+_FORWARD = _KernelConfig(64, 4, 3)
+_QUERIES = _KernelConfig(64, 4, 2)
+_KEYS = _KernelConfig(32, 4, 4)
 _ROWS_AT_ONCE = 128
 
 
@@ -46,7 +48,8 @@ def attend(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """[T, H, D]. A window is how many tokens are seen, the own included."""
+    """The output [T, H, D]. `window`: how many tokens a query attends to, its own included; None: all
+    before."""
     o_THD: torch.Tensor = _Attend.apply(q_THD, k_TKD, v_TKD, starts, scale, window or 0)
     return o_THD
 
@@ -134,9 +137,9 @@ def _strides(*tensors: torch.Tensor) -> list[int]:
 
 
 def _make_tiles(starts: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Of every tile where its row begins, the row's length, and the tile's first place in it.
+    """The table of tiles: where the tile's row begins, the row's length, and the tile's first place in it.
 
-    Every row may end in a tile that is not full; tiles beyond the last have nothing to do.
+    Every row may end in a tile that is not full, so the table may have entries left over, with a length of 0.
     """
     rows = len(starts) - 1
     tiles = torch.empty(tokens // _OWN + rows, 3, dtype=torch.int32, device=starts.device)
@@ -144,7 +147,9 @@ def _make_tiles(starts: torch.Tensor, tokens: int) -> torch.Tensor:
     return tiles
 
 
-def _constants(q_THD: torch.Tensor, k_TKD: torch.Tensor, window: int, work: _Work) -> dict[str, Any]:
+def _constants(
+    q_THD: torch.Tensor, k_TKD: torch.Tensor, window: int, config: _KernelConfig
+) -> dict[str, Any]:
     dimension = q_THD.shape[2]
     return {
         "HEADS": q_THD.shape[1],
@@ -153,7 +158,7 @@ def _constants(q_THD: torch.Tensor, k_TKD: torch.Tensor, window: int, work: _Wor
         "DIMENSION_BLOCK": max(16, triton.next_power_of_2(dimension)),
         "WINDOW": window,
         "OWN": _OWN,
-        "OTHERS": work.others,
-        "num_warps": work.warps,
-        "num_stages": work.stages,
+        "OTHERS": config.others,
+        "num_warps": config.warps,
+        "num_stages": config.stages,
     }

@@ -1,12 +1,12 @@
-"""Causal attention within rows that lie one after the other, as Triton kernels, forward and backward.
+"""Triton kernels of causal varlen attention, within rows that are concatenated without padding.
 
-Made for many short rows: work is cut into tiles of rows, and not of the longest row, so none is empty; no
-gradient is added up in memory, so the same comes out each time; heads may share keys. Online softmax, and
-gradients from what is computed again, as in FlashAttention-2 (Dao 2023); dK and dV apart from dQ as in
-Triton's own tutorial of it. Sums are in float32, logarithms to base 2.
+Made for many short rows: each row is cut into tiles of its own, so no program is without work; no gradient is
+added up in memory by several programs, so results are reproducible; query heads may share key heads. Online
+softmax and recomputation in the backward pass follow FlashAttention-2 (Dao 2023); dK and dV are computed
+apart from dQ, as in Triton's tutorial of it. Sums are in float32, logarithms to base 2.
 
-One program has one tile of a row and one head; a table says which. Strides are those of tokens and heads; the
-last one is 1.
+One program computes one tile of a row and one head, as a table of tiles says. Strides are those of tokens and
+heads; the stride of the last dimension is 1.
 """
 
 import triton
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["rows", "tile_count"])
 def tile_kernel(starts, tiles, rows, tile_count, OWN: tl.constexpr, BLOCK: tl.constexpr):
-    """Write the table: one program for each row."""
+    """Write the table of tiles, one program for each row. Grid: (rows)."""
     row = tl.program_id(0)
     before = row * 0
     for first in range(0, row, BLOCK):
@@ -26,7 +26,7 @@ def tile_kernel(starts, tiles, rows, tile_count, OWN: tl.constexpr, BLOCK: tl.co
     begin = tl.load(starts + row)
     length = tl.load(starts + row + 1) - begin
     own_count = (length + OWN - 1) // OWN
-    # The last row says of all tiles behind its own that there are none.
+    # The last row writes the entries that are left over, with a length of 0.
     count = tl.where(row == rows - 1, tile_count - before, own_count)
     for first in range(0, count, BLOCK):
         tile = first + tl.arange(0, BLOCK)
@@ -61,7 +61,7 @@ def forward_kernel(
     OWN: tl.constexpr,
     OTHERS: tl.constexpr,
 ):
-    """One tile of queries of one head. (heads, tiles)"""
+    """The output of one tile of queries of one head. Grid: (heads, tiles)."""
     head = tl.program_id(0)
     begin, length, first = _read_tile(tiles, tl.program_id(1))
     if first >= length:
@@ -78,7 +78,7 @@ def forward_kernel(
     peak = tl.full((OWN,), float("-inf"), tl.float32)
     total = tl.zeros((OWN,), tl.float32)
     output = tl.zeros((OWN, DIMENSION_BLOCK), tl.float32)
-    seen, whole_end = _seen_keys(first, WINDOW, OTHERS)
+    seen, whole_end = _key_range(first, WINDOW, OTHERS)
     for is_edge in tl.static_range(2):
         begin_others = whole_end if is_edge else seen
         end_others = tl.minimum(length, first + OWN) if is_edge else whole_end
@@ -89,18 +89,18 @@ def forward_kernel(
             value = tl.load(values + other[:, None] * value_token_stride + columns, mask=is_other, other=0.0)
             score = tl.dot(query, key.trans()) * log2_scale
             if is_edge:
-                score = tl.where(_sees(own[:, None], other, length, WINDOW), score, float("-inf"))
+                score = tl.where(_attends(own[:, None], other, length, WINDOW), score, float("-inf"))
             new_peak = tl.maximum(peak, tl.max(score, 1))
             safe_peak = new_peak
             if WINDOW > 0:
-                # A tile of which a query sees nothing leaves no peak.
+                # A query that attends to nothing in these keys has no peak.
                 safe_peak = tl.where(new_peak == float("-inf"), 0.0, new_peak)
             weight = tl.exp2(score - safe_peak[:, None])
             shrink = tl.exp2(peak - safe_peak)
             total = total * shrink + tl.sum(weight, 1)
             output = tl.dot(weight.to(value.dtype), value, output * shrink[:, None])
             peak = new_peak
-    # Behind the end of the row nothing was seen.
+    # Places behind the end of the row have a total of 0.
     total = tl.where(is_own, total, 1.0)
     output_at = ((begin + own).to(tl.int64)[:, None] * HEADS + head) * DIMENSION + columns
     tl.store(outputs + output_at, output / total[:, None], mask=is_own[:, None] & is_column)
@@ -137,8 +137,10 @@ def grad_queries_kernel(
     OWN: tl.constexpr,
     OTHERS: tl.constexpr,
 ):
-    """The gradient of one tile of queries of one head; leaves the mean of every query's gradients of weights,
-    which is its output times the output's gradient. (heads, tiles)"""
+    """The gradient of one tile of queries of one head. Grid: (heads, tiles).
+
+    Writes to `means` each query's mean gradient of its weights: its output times the output's gradient.
+    """
     head = tl.program_id(0)
     begin, length, first = _read_tile(tiles, tl.program_id(1))
     if first >= length:
@@ -163,7 +165,7 @@ def grad_queries_kernel(
     values += begin.to(tl.int64) * value_token_stride + (head // GROUP) * value_head_stride
 
     grad_query = tl.zeros((OWN, DIMENSION_BLOCK), tl.float32)
-    seen, whole_end = _seen_keys(first, WINDOW, OTHERS)
+    seen, whole_end = _key_range(first, WINDOW, OTHERS)
     for is_edge in tl.static_range(2):
         begin_others = whole_end if is_edge else seen
         end_others = tl.minimum(length, first + OWN) if is_edge else whole_end
@@ -175,7 +177,7 @@ def grad_queries_kernel(
             score = tl.dot(query, key.trans()) * log2_scale
             weight = tl.exp2(score - log[:, None])
             if is_edge:
-                weight = tl.where(_sees(own[:, None], other, length, WINDOW), weight, 0.0)
+                weight = tl.where(_attends(own[:, None], other, length, WINDOW), weight, 0.0)
             grad_score = weight * (tl.dot(grad, value.trans()) - mean[:, None])
             grad_query = tl.dot(grad_score.to(key.dtype), key, grad_query)
     tl.store(grad_queries + output_at, grad_query * scale, mask=is_loaded)
@@ -211,7 +213,8 @@ def grad_keys_kernel(
     OWN: tl.constexpr,
     OTHERS: tl.constexpr,
 ):
-    """The gradients of one tile of keys and values, from all heads that read them. (key heads, tiles)"""
+    """The gradients of one tile of keys and values, from all heads that read them. Grid: (key heads,
+    tiles)."""
     key_head = tl.program_id(0)
     begin, length, first = _read_tile(tiles, tl.program_id(1))
     if first >= length:
@@ -253,10 +256,10 @@ def grad_keys_kernel(
                 log = tl.load(logs + number_at + other, mask=is_other, other=0.0)
                 mean = tl.load(means + number_at + other, mask=is_other, other=0.0)
                 score = tl.dot(key, query.trans()) * log2_scale
-                # Behind the end of the row gradients are 0, and with them all that follows.
+                # Behind the end of the row `grad` is 0, and so is all that is computed from it.
                 weight = tl.exp2(score - log)
                 if is_edge:
-                    weight = tl.where(_sees(other, own[:, None], length, WINDOW), weight, 0.0)
+                    weight = tl.where(_attends(other, own[:, None], length, WINDOW), weight, 0.0)
                 grad_value = tl.dot(weight.to(grad.dtype), grad, grad_value)
                 grad_score = weight * (tl.dot(value, grad.trans()) - mean)
                 grad_key = tl.dot(grad_score.to(query.dtype), query, grad_key)
@@ -268,14 +271,14 @@ def grad_keys_kernel(
 
 @triton.jit
 def _read_tile(tiles, tile):
-    """Where the tile's row begins, its length, and the tile's first place in it; a length of 0: there is no
-    such tile."""
+    """(where the tile's row begins, the row's length, the tile's first place in it); length 0: no such
+    tile."""
     return tl.load(tiles + 3 * tile), tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
 
 
 @triton.jit
-def _seen_keys(first, WINDOW: tl.constexpr, OTHERS: tl.constexpr):
-    """Which keys queries from `first` on see: where to begin, and up to where every one of them sees all."""
+def _key_range(first, WINDOW: tl.constexpr, OTHERS: tl.constexpr):
+    """(first key that queries from `first` on attend to, first key that not all of them attend to)."""
     seen = 0
     whole_end = first
     if WINDOW > 0:
@@ -285,8 +288,8 @@ def _seen_keys(first, WINDOW: tl.constexpr, OTHERS: tl.constexpr):
 
 
 @triton.jit
-def _sees(query, key, length, WINDOW: tl.constexpr):
-    """Whether a query sees a key, both places in one row."""
+def _attends(query, key, length, WINDOW: tl.constexpr):
+    """Whether a query attends to a key; both are places in one row."""
     sees = (key <= query) & (key < length)
     if WINDOW > 0:
         sees = sees & (query - key < WINDOW)

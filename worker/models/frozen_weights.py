@@ -1,4 +1,6 @@
-"""Frozen weights of linear layers, packed in 4 bits or not. Knows of adapters only where they lie beside.
+"""Frozen weights of linear layers, 4-bit or not, read as matrices with or without an adapter appended.
+
+Knows no module of a model and no autograd; what the appended columns and rows hold is the caller's.
 
 I: inputs. O: outputs. R: the rank. S: the ranks of all layers that read one input.
 """
@@ -14,8 +16,8 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Columns:
-    """B [O, R] among the S columns behind a weight, of which it takes R from `first` on. The others are 0."""
+class AdapterColumns:
+    """`count` = S columns to the right of a weight: B [O, R] from column `first` on, zeros elsewhere."""
 
     b_OR: torch.Tensor
     first: int
@@ -23,26 +25,28 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Unpacking:
-    """How packed bytes and their state become a weight [O, I] in the type that the state names. `beside`: one
-    with B behind it, [O, I + S]. `above`: one with A [S, I] below it. None: it can't be had so."""
+class Dequantizers:
+    """Functions from packed bytes and their state to a matrix in the type that the state names.
 
-    alone: Callable[[torch.Tensor, QuantState], torch.Tensor]
-    beside: Callable[[torch.Tensor, QuantState, Columns], torch.Tensor] | None = None
-    above: Callable[[torch.Tensor, QuantState, torch.Tensor], torch.Tensor] | None = None
+    `plain`: the weight [O, I]. `with_b`: the weight with B to its right, [O, I + S]. `with_a`: the weight
+    with A below it, [O + S, I]. None: not supported.
+    """
+
+    plain: Callable[[torch.Tensor, QuantState], torch.Tensor]
+    with_b: Callable[[torch.Tensor, QuantState, AdapterColumns], torch.Tensor] | None = None
+    with_a: Callable[[torch.Tensor, QuantState, torch.Tensor], torch.Tensor] | None = None
 
 
-BITSANDBYTES = Unpacking(dequantize_4bit)
+BITSANDBYTES = Dequantizers(dequantize_4bit)
 
 
 class FourBitWeight:
-    """Unpacked each time it is read: the largest saving of QLoRA is that it is not kept. Unless there is
-    memory to spare."""
+    """A 4-bit weight, dequantized at each read unless `cache()` was called."""
 
-    def __init__(self, linear: Linear4bit, unpacking: Unpacking) -> None:
+    def __init__(self, linear: Linear4bit, dequantizers: Dequantizers) -> None:
         self._linear = linear
-        self._unpacking = unpacking
-        self._kept: torch.Tensor | None = None  # at most [O + S, I + S]
+        self._dequantizers = dequantizers
+        self._cached: torch.Tensor | None = None  # at most [O + S, I + S]
 
     @property
     def outputs(self) -> int:
@@ -55,68 +59,71 @@ class FourBitWeight:
         return self._linear.in_features
 
     @property
-    def has_kernels(self) -> bool:
-        """Whether it can be read with an adapter beside it."""
+    def can_append_adapter(self) -> bool:
+        """Whether `read_with_b` and `read_with_a` are supported."""
         blocksize = self._linear.weight.quant_state.blocksize
-        return self._unpacking.beside is not None and self.inputs % blocksize == 0
+        return self._dequantizers.with_b is not None and self.inputs % blocksize == 0
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [O, I]."""
-        if self._kept is not None:
-            return self._kept[: self.outputs, : self.inputs]
+        if self._cached is not None:
+            return self._cached[: self.outputs, : self.inputs]
         weight = self._linear.weight
-        return self._unpacking.alone(weight.data, weight.quant_state).to(dtype)
+        return self._dequantizers.plain(weight.data, weight.quant_state).to(dtype)
 
-    def read_beside(self, columns: Columns, dtype: torch.dtype) -> torch.Tensor:
-        """The weight with B behind it, [O, I + S]. Where it is kept so, B must have been copied there."""
-        if self._kept is not None and self._kept.shape[1] > self.inputs:
-            return self._kept[: self.outputs]
-        assert self._unpacking.beside is not None
+    def read_with_b(self, columns: AdapterColumns, dtype: torch.dtype) -> torch.Tensor:
+        """The weight with B to its right, [O, I + S]. A cache with such columns must hold B: `cached_b`."""
+        if self._cached is not None and self._cached.shape[1] > self.inputs:
+            return self._cached[: self.outputs]
+        assert self._dequantizers.with_b is not None
         weight = self._linear.weight
-        return self._unpacking.beside(weight.data, weight.quant_state, columns).to(dtype)
+        return self._dequantizers.with_b(weight.data, weight.quant_state, columns).to(dtype)
 
-    def read_above(self, a_SI: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The weight with A below it, [O + S, I]. Where it is kept so, A must have been copied there."""
-        if self._kept is not None and len(self._kept) > self.outputs:
-            return self._kept[:, : self.inputs]
-        assert self._unpacking.above is not None
+    def read_with_a(self, a_SI: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The weight with A below it, [O + S, I]. A cache with such rows must hold A: `cached_a`."""
+        if self._cached is not None and len(self._cached) > self.outputs:
+            return self._cached[:, : self.inputs]
+        assert self._dequantizers.with_a is not None
         weight = self._linear.weight
-        return self._unpacking.above(weight.data, weight.quant_state, a_SI).to(dtype)
+        return self._dequantizers.with_a(weight.data, weight.quant_state, a_SI).to(dtype)
 
-    def keep(self, dtype: torch.dtype, *, rows: int = 0, columns: int = 0) -> None:
-        """From now on read what is unpacked here, with so many rows below it and columns behind it."""
+    def cache(self, dtype: torch.dtype, *, rows: int = 0, columns: int = 0) -> None:
+        """Dequantize the weight once and read that copy from now on.
+
+        The copy has `rows` rows of zeros below the weight and `columns` columns of zeros to its right.
+        """
         weight_OI = self.read(dtype)
-        self._kept = weight_OI.new_zeros(self.outputs + rows, self.inputs + columns)
-        self._kept[: self.outputs, : self.inputs] = weight_OI
+        self._cached = weight_OI.new_zeros(self.outputs + rows, self.inputs + columns)
+        self._cached[: self.outputs, : self.inputs] = weight_OI
 
-    def kept_columns(self, first: int, rank: int) -> torch.Tensor | None:
-        """Where B [O, R] lies behind a weight that is kept; None: nowhere."""
-        if self._kept is None or self._kept.shape[1] == self.inputs:
+    def cached_b(self, first: int, rank: int) -> torch.Tensor | None:
+        """The part of the cache [O, R] that must hold B, from column `first` on; None: there is none."""
+        if self._cached is None or self._cached.shape[1] == self.inputs:
             return None
-        return self._kept[: self.outputs, self.inputs + first : self.inputs + first + rank]
+        return self._cached[: self.outputs, self.inputs + first : self.inputs + first + rank]
 
-    def kept_rows(self) -> torch.Tensor | None:
-        """Where A [S, I] lies below a weight that is kept; None: nowhere."""
-        if self._kept is None or len(self._kept) == self.outputs:
+    def cached_a(self) -> torch.Tensor | None:
+        """The part of the cache [S, I] that must hold A; None: there is none."""
+        if self._cached is None or len(self._cached) == self.outputs:
             return None
-        return self._kept[self.outputs :, : self.inputs]
+        return self._cached[self.outputs :, : self.inputs]
 
-    def is_kept_without(self, room: Literal["rows", "columns"]) -> bool:
-        """Whether it is kept, but not with these below or behind it."""
-        if self._kept is None:
+    def is_cached_without(self, part: Literal["rows", "columns"]) -> bool:
+        """Whether the weight is cached without rows below it or without columns to its right."""
+        if self._cached is None:
             return False
-        return len(self._kept) == self.outputs if room == "rows" else self._kept.shape[1] == self.inputs
+        return len(self._cached) == self.outputs if part == "rows" else self._cached.shape[1] == self.inputs
 
-    def forget(self) -> bool:
-        """From now on unpack again; whether it was kept."""
-        was_kept, self._kept = self._kept is not None, None
-        return was_kept
+    def drop_cache(self) -> bool:
+        """Free the cache and dequantize at each read again. Returns whether there was a cache."""
+        was_cached, self._cached = self._cached is not None, None
+        return was_cached
 
 
 class DenseWeight:
-    """A weight of the model's own type."""
+    """A weight in the model's own type."""
 
-    has_kernels = False  # it would have to be copied
+    can_append_adapter = False  # it would have to be copied
 
     def __init__(self, linear: nn.Linear) -> None:
         self._linear = linear
@@ -126,6 +133,6 @@ class DenseWeight:
         return self._linear.weight.detach().to(dtype)
 
 
-def weight_of(linear: nn.Linear, unpacking: Unpacking) -> FourBitWeight | DenseWeight:
-    """As the layer holds it."""
-    return FourBitWeight(linear, unpacking) if isinstance(linear, Linear4bit) else DenseWeight(linear)
+def weight_of(linear: nn.Linear, dequantizers: Dequantizers) -> FourBitWeight | DenseWeight:
+    """The weight of a linear layer, 4-bit or dense."""
+    return FourBitWeight(linear, dequantizers) if isinstance(linear, Linear4bit) else DenseWeight(linear)

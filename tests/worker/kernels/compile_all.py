@@ -26,7 +26,7 @@ from worker.kernels import (
     swiglu,
     varlen_attention,
 )
-from worker.models.frozen_weights import Columns
+from worker.models.frozen_weights import AdapterColumns
 
 compiled: set[str] = set()
 
@@ -63,14 +63,14 @@ def compile_training(dtype: torch.dtype) -> None:
     low_rank_matmul.add(x, inner[:, rank : 2 * rank], b)
     low_rank_matmul.gradients(x, inner[:, rank : 2 * rank], b, 2.0, inner[:, :rank])
     under_dropout = ([x.bool()] * layers, [1.1] * layers, [rank] * layers)
-    low_rank_matmul.through_dropout(inner, a, *under_dropout)
+    low_rank_matmul.grad_of_x_under_dropout(inner, a, *under_dropout)
     low_rank_matmul.grads_of_a_under_dropout(x, inner, *under_dropout)
     for is_double in (False, True):
         packed, state = quantize_4bit(
             torch.zeros(width, width, dtype=dtype), quant_type="nf4", compress_statistics=is_double
         )
-        dequantize.unpack(packed, state)
-        dequantize.unpack_beside(packed, state, Columns(b, rank, layers * rank))
+        dequantize.dequantize(packed, state)
+        dequantize.dequantize_with_b(packed, state, AdapterColumns(b, rank, layers * rank))
     heads = torch.zeros(tokens, 4, 128, dtype=dtype, requires_grad=True)
     starts = torch.tensor([0, 100, tokens], dtype=torch.int32)
     varlen_attention.attend(heads, heads, heads, starts, scale=0.1, window=None).sum().backward()

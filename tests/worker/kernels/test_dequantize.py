@@ -1,11 +1,11 @@
-"""Weights unpacked by one kernel are bitsandbytes' own, to the last bit."""
+"""Weights dequantized by one kernel are bitsandbytes' own, to the last bit."""
 
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-from worker.kernels.dequantize import unpack, unpack_above, unpack_beside
-from worker.models.frozen_weights import Columns
+from worker.kernels.dequantize import dequantize, dequantize_with_a, dequantize_with_b
+from worker.models.frozen_weights import AdapterColumns
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -18,7 +18,7 @@ def test_a_weight_is_what_bitsandbytes_makes_of_it(
     weight = torch.randn(shape, device=device) * 0.02 + 0.01
     packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=double)
 
-    found = unpack(packed, state)
+    found = dequantize(packed, state)
 
     assert found.shape == shape
     assert torch.equal(found, dequantize_4bit(packed, state))
@@ -26,7 +26,7 @@ def test_a_weight_is_what_bitsandbytes_makes_of_it(
 
 @pytest.mark.parametrize("double", [False, True], ids=["once", "double"])
 @pytest.mark.parametrize(("rank", "first", "count"), [(8, 16, 24), (16, 0, 16), (3, 0, 8)])
-def test_b_lies_behind_the_weight_with_nothing_beside_it(
+def test_b_is_to_the_right_of_the_weight_among_zeros(
     device: torch.device, rank: int, first: int, count: int, double: bool
 ) -> None:
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def test_b_lies_behind_the_weight_with_nothing_beside_it(
     b_OR = torch.randn(70, rank, device=device)
     packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
 
-    found = unpack_beside(packed, state, Columns(b_OR, first, count))
+    found = dequantize_with_b(packed, state, AdapterColumns(b_OR, first, count))
 
     assert torch.equal(found[:, :128], dequantize_4bit(packed, state))
     expected = torch.zeros(70, count, device=device)
@@ -42,11 +42,11 @@ def test_b_lies_behind_the_weight_with_nothing_beside_it(
     assert torch.equal(found[:, 128:], expected)
 
 
-def test_a_lies_below_the_weight(device: torch.device) -> None:
+def test_a_is_below_the_weight(device: torch.device) -> None:
     torch.manual_seed(0)
     packed, state = quantize_4bit(torch.randn(70, 128, device=device), quant_type="nf4")
     a_SI = torch.randn(8, 128, device=device)
 
-    found = unpack_above(packed, state, a_SI)
+    found = dequantize_with_a(packed, state, a_SI)
 
     assert torch.equal(found, torch.cat([dequantize_4bit(packed, state), a_SI]))

@@ -32,7 +32,7 @@ def test_masks_apply_where_they_were_drawn(
     masks = [torch.rand(tokens, inputs, device=device) >= p if p else None for p in dropouts]
     scales = [1 / (1 - p) for p in dropouts]
 
-    found_TI = dropout_gradients.through_dropout(grad_inner_TS, a_SI, masks, scales, ranks)
+    found_TI = dropout_gradients.grad_of_x_under_dropout(grad_inner_TS, a_SI, masks, scales, ranks)
     found_of_a = dropout_gradients.grads_of_a_under_dropout(x_TI, grad_inner_TS, masks, scales, ranks)
 
     expected_TI = torch.zeros(tokens, inputs, device=device)

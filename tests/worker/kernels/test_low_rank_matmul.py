@@ -22,9 +22,7 @@ def test_a_product_is_added_to_what_stays(device: torch.device, tokens: int, out
 
 
 @pytest.mark.parametrize(("tokens", "outputs", "rank"), SIZES)
-def test_both_gradients_come_from_one_look(
-    device: torch.device, tokens: int, outputs: int, rank: int
-) -> None:
+def test_both_gradients_are_right(device: torch.device, tokens: int, outputs: int, rank: int) -> None:
     torch.manual_seed(0)
     grad_TO = torch.randn(tokens, outputs + 3, device=device)[:, :outputs]
     inner_TR, b_OR = torch.randn(tokens, rank, device=device), torch.randn(outputs, rank, device=device)

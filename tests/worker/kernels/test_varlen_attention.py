@@ -1,4 +1,4 @@
-"""Attention in tiles of rows against PyTorch's own, row by row, in float32: outputs and gradients."""
+"""Varlen attention in Triton against PyTorch's, row by row, in float32: outputs and gradients."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def test_outputs_and_gradients_are_those_of_each_row_alone(
 
 
 def test_rows_that_are_not_there_cost_nothing_and_change_nothing(device: torch.device) -> None:
-    """What is recorded for a size has room for more rows than a batch has: they begin and end at its end."""
+    """A CUDA graph has places for more rows than a batch has: those begin and end at the batch's end."""
     inputs, starts, grad = draw([7, 70], 2, 2, 16, device)
     end = starts[-1:]
 

@@ -30,7 +30,7 @@ from worker.planning.memory_estimate import (
 from worker.planning.model_shape import read_model, shape_of
 from worker.training.batches import PaddingFreeCollator, model_inputs
 from worker.training.optimizations import varlen_attention
-from worker.training.optimizations.lora.linears import FastLinears
+from worker.training.optimizations.lora.linears import FusedLora
 
 FOUND = json.loads(Path("benchmarks/results/estimate-h100.json").read_text())
 FLOAT32 = Precision(model=4, products=4, residual=4)
@@ -175,7 +175,7 @@ def count_saved(model: PreTrainedModel, lora: LoraSpec, batch: BatchShape, *, fa
     inputs = joined_inputs(model, batch) if batch.padding_free_tokens else padded_inputs(batch)
     own: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     if fast:
-        linears = FastLinears(model, torch.bfloat16)
+        linears = FusedLora(model, torch.bfloat16)
         linears._begin_pass(model, None)
         groups = [group._adapters for group in linears._groups if group._adapters is not None]
         own += [copy for adapters in groups for copy in (adapters.a_SI, *adapters.b_OR)]

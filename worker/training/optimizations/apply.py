@@ -15,7 +15,7 @@ from trl.trainer import utils as trl_utils
 
 from app.core.settings import TrainingPath
 from app.core.specs.job import TrainingSpec
-from worker.models.frozen_weights import Unpacking
+from worker.models.frozen_weights import Dequantizers
 from worker.planning.optimizations import OptimizationPlan, VarlenKernel, describe_family, plan_optimizations
 from worker.training.attempt import TrainingAttempt
 from worker.training.batches import PaddingFreeCollator
@@ -23,8 +23,8 @@ from worker.training.memory import SpareMemory
 from worker.training.optimizations import bnb_optimizer, liger, precomputed_targets, trial, varlen_attention
 from worker.training.optimizations.decoder_graphs import GraphedDecoder, own_stream
 from worker.training.optimizations.dequantized_cache import DequantizedCache
-from worker.training.optimizations.lora.group import LIBRARIES, Kernels
-from worker.training.optimizations.lora.linears import FastLinears
+from worker.training.optimizations.lora.group import LIBRARY_KERNELS, LoraKernels
+from worker.training.optimizations.lora.linears import FusedLora
 from worker.training.optimizations.one_pass_loss import LogProbFunction
 from worker.training.trainer import AdapterTrainer
 
@@ -149,42 +149,44 @@ def list_optimizations(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[
     return optimizations
 
 
-def _lora_kernels(plan: OptimizationPlan) -> Iterator[tuple[str, Kernels]]:
+def _lora_kernels(plan: OptimizationPlan) -> Iterator[tuple[str, LoraKernels]]:
     """(name, kernels) of the LoRA function, fastest first; the last alternative is the libraries' own."""
     name = "LoRA in one autograd function"
     if plan.triton_dequantize:
         from worker.kernels import dequantize, low_rank_matmul  # need Triton
 
-        unpack = Unpacking(dequantize.unpack, dequantize.unpack_beside, dequantize.unpack_above)
+        dequantizers = Dequantizers(
+            dequantize.dequantize, dequantize.dequantize_with_b, dequantize.dequantize_with_a
+        )
         in_triton = f"{name}, 4-bit weights dequantized by one Triton kernel"
-        yield in_triton, Kernels(unpack, low_rank_matmul)
+        yield in_triton, LoraKernels(dequantizers, low_rank_matmul)
         # The low-rank kernels need more shared memory than some GPUs have.
-        yield f"{in_triton}, matrix products by PyTorch", Kernels(unpack, None)
-    yield name, LIBRARIES
+        yield f"{in_triton}, matrix products by PyTorch", LoraKernels(dequantizers, None)
+    yield name, LIBRARY_KERNELS
 
 
 @dataclass
 class _AppliedLora:
     """The LoRA function of the model while it is applied, for optimizations that build on it."""
 
-    fast: FastLinears | None = None
+    fast: FusedLora | None = None
 
     def add_next(self, layer: nn.Module, summand: torch.Tensor) -> bool:
         return self.fast is not None and self.fast.add_next(layer, summand)
 
-    def room_before(self, *layers: nn.Module) -> int:
-        return self.fast.room_before(*layers) if self.fast else 0
+    def input_padding(self, *layers: nn.Module) -> int:
+        return self.fast.input_padding(*layers) if self.fast else 0
 
-    def room_behind(self, layer: nn.Module) -> int:
-        return self.fast.room_behind(layer) if self.fast else 0
+    def output_grad_padding(self, layer: nn.Module) -> int:
+        return self.fast.output_grad_padding(layer) if self.fast else 0
 
 
 @contextmanager
 def _fused_lora(
-    trainer: AdapterTrainer, linears: _AppliedLora, plan: OptimizationPlan, kernels: Kernels
+    trainer: AdapterTrainer, linears: _AppliedLora, plan: OptimizationPlan, kernels: LoraKernels
 ) -> Iterator[None]:
     assert plan.fused_lora_dtype is not None
-    fast = FastLinears(trainer.model, plan.fused_lora_dtype, kernels)
+    fast = FusedLora(trainer.model, plan.fused_lora_dtype, kernels)
     with ExitStack() as stack:
         stack.callback(fast.remove)
         linears.fast = fast

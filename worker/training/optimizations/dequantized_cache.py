@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from worker.training import memory
 from worker.training.memory import SpareMemory
-from worker.training.optimizations.lora.linears import FastLinears
+from worker.training.optimizations.lora.linears import FusedLora
 
 _AFTER_STEPS = 3
 # Later batches may be larger than the first ones.
@@ -23,9 +23,7 @@ _SPARE_BYTES = 4 << 30
 class DequantizedCache(TrainerCallback):
     """Looks once, after the first steps. `spare` is all spare memory of the trainer."""
 
-    def __init__(
-        self, linears: FastLinears, spare: Sequence[SpareMemory], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, linears: FusedLora, spare: Sequence[SpareMemory], say: Callable[[str], None]) -> None:
         self._linears = linears
         self._spare = spare
         self._say = say
@@ -37,10 +35,10 @@ class DequantizedCache(TrainerCallback):
         self._steps += 1
         if self._steps != _AFTER_STEPS:
             return
-        if memory.free_beside_peak(_GROWTH) >= self._linears.unpacked_bytes + _SPARE_BYTES:
-            self._linears.keep_weights()
+        if memory.free_beside_peak(_GROWTH) >= self._linears.dequantized_bytes + _SPARE_BYTES:
+            self._linears.cache_dequantized()
             self._say(
-                f"The device is this job's alone: {self._linears.unpacked_bytes / 1e9:.1f} GB of weights "
+                f"The device is this job's alone: {self._linears.dequantized_bytes / 1e9:.1f} GB of weights "
                 "stay unpacked from here on."
             )
             for spare in self._spare:
@@ -49,7 +47,7 @@ class DequantizedCache(TrainerCallback):
     def release(self) -> bool:
         """Unpack in every pass again, and look no more; whether weights were kept."""
         self._steps = _AFTER_STEPS
-        return self._linears.forget_weights()
+        return self._linears.drop_dequantized()
 
     def refresh(self) -> None:
         """Nothing here depends on where anything lies."""

@@ -1,9 +1,8 @@
-"""The residual stream of a decoder without additions of their own.
+"""Fuses the additions of a decoder's residual stream into other kernels.
 
-What a layer adds to the stream is added by the product that makes it, where that is a LoRA layer; and the
-two gradients that meet before a norm meet in the norm's kernel (the idea is Liger-Kernel's fused addition and
-norm). Norms and their gradients leave room behind each row for what LoRA layers make of it. For families
-whose decoder layer is Llama's.
+A LoRA layer adds its output to the stream in its matrix product; a norm's kernel adds the gradient of the
+stream to its own (the idea is Liger-Kernel's fused addition and norm). Norms and their gradients have padding
+columns for the LoRA layers that read them. For families whose decoder layer is Llama's.
 
 T: tokens. H: the hidden size.
 """
@@ -20,28 +19,28 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from worker.kernels import norm
-from worker.training.optimizations.lora import room
+from worker.training.optimizations.lora import padded_columns
 
-# transformers 5.23 checkpoints within the `forward` that is hidden here, releases before it around it.
+# transformers 5.23 checkpoints inside `forward`, which is replaced here; earlier releases around it.
 _CHECKPOINTS_IN_FORWARD = "__call__" not in vars(GradientCheckpointingLayer)
 
 
 class Linears(Protocol):
-    """LoRA layers that can do more than they are called for."""
+    """LoRA layers that can add to their output and use padding columns."""
 
     def add_next(self, layer: nn.Module, summand: torch.Tensor) -> bool:
-        """Make the next call of a layer add this to its output; False: it can't."""
+        """Add `summand` to the output of a layer's next call. Returns whether the layer supports it."""
 
-    def room_before(self, *layers: nn.Module) -> int:
-        """How many elements these layers' next input should have free behind each row; 0: none."""
+    def input_padding(self, *layers: nn.Module) -> int:
+        """How many padding columns the next input of these layers should have; 0: none."""
 
-    def room_behind(self, layer: nn.Module) -> int:
-        """How many elements the gradient of this layer's output should have free behind each row; 0: none."""
+    def output_grad_padding(self, layer: nn.Module) -> int:
+        """How many padding columns the gradient of this layer's output should have; 0: none."""
 
 
 @contextmanager
 def applied(model: PeftModel, linears: Linears) -> Iterator[None]:
-    """Within it the decoder's layers compute so."""
+    """Within this context the decoder's layers compute with fused additions."""
     layers = [module for module in model.get_base_model().modules() if _is_layer(module)]
     for layer in layers:
         vars(layer)["forward"] = _make_forward(layer, linears)
@@ -60,18 +59,20 @@ def _is_layer(module: nn.Module) -> bool:
 def _make_forward(layer: Any, linears: Linears) -> Callable[..., torch.Tensor]:
     def compute(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         attention, mlp = layer.self_attn, layer.mlp
-        # What comes in was made by the down_proj of the layer before, which is taken to be as this layer's:
-        # where its rank is another one the room is not used.
-        rooms = _Rooms(
-            linears.room_before(attention.q_proj, attention.k_proj, attention.v_proj),
-            linears.room_behind(mlp.down_proj),
+        # The input is the output of the previous layer's down_proj, which is taken to have this layer's rank;
+        # where its rank differs the padding is not used.
+        padding = _Padding(
+            linears.input_padding(attention.q_proj, attention.k_proj, attention.v_proj),
+            linears.output_grad_padding(mlp.down_proj),
         )
-        normed, stream = _norm(hidden_states, layer.input_layernorm, rooms)
+        normed, stream = _norm(hidden_states, layer.input_layernorm, padding)
         is_added = linears.add_next(attention.o_proj, stream)
         output, _weights = attention(normed, *args, **kwargs)
         stream = output if is_added else stream + output
-        rooms = _Rooms(linears.room_before(mlp.gate_proj, mlp.up_proj), linears.room_behind(attention.o_proj))
-        normed, stream = _norm(stream, layer.post_attention_layernorm, rooms)
+        padding = _Padding(
+            linears.input_padding(mlp.gate_proj, mlp.up_proj), linears.output_grad_padding(attention.o_proj)
+        )
+        normed, stream = _norm(stream, layer.post_attention_layernorm, padding)
         is_added = linears.add_next(mlp.down_proj, stream)
         output = mlp(normed)
         return output if is_added else stream + output
@@ -86,30 +87,30 @@ def _make_forward(layer: Any, linears: Linears) -> Callable[..., torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class _Rooms:
-    """Behind each row of the normed stream, and of the stream's gradient."""
+class _Padding:
+    """Padding columns of the normed stream, and of the stream's gradient."""
 
     normed: int
     gradient: int
 
 
-def _norm(stream: torch.Tensor, module: Any, rooms: _Rooms) -> tuple[torch.Tensor, torch.Tensor]:
-    """The normed stream, and the stream; what reads it from now on has its gradient added in the norm's."""
+def _norm(stream: torch.Tensor, module: Any, padding: _Padding) -> tuple[torch.Tensor, torch.Tensor]:
+    """(normed stream, stream); the gradient of the returned stream is added in the norm's backward kernel."""
     if stream.dtype != module.weight.dtype:
         return module(stream), stream
-    normed, passed = _NormAndPass.apply(stream, module.weight, module.variance_epsilon, rooms)
-    return room.lend(normed, rooms.normed), passed
+    normed, passed = _NormAndPass.apply(stream, module.weight, module.variance_epsilon, padding)
+    return padded_columns.mark_padding(normed, padding.normed), passed
 
 
 class _NormAndPass(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, stream: torch.Tensor, weight_H: torch.Tensor, epsilon: float, rooms: _Rooms
+        ctx: Any, stream: torch.Tensor, weight_H: torch.Tensor, epsilon: float, padding: _Padding
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x_TH = stream.reshape(-1, stream.shape[-1])
-        normed_TH, scale_T = norm.rms_norm_and_scale(x_TH, weight_H, epsilon, padding=rooms.normed)
+        normed_TH, scale_T = norm.rms_norm_and_scale(x_TH, weight_H, epsilon, padding=padding.normed)
         ctx.save_for_backward(x_TH, weight_H, scale_T)
-        ctx.rooms = rooms
+        ctx.padding = padding
         return normed_TH.view(stream.shape), stream.view_as(stream)
 
     @staticmethod
@@ -119,5 +120,5 @@ class _NormAndPass(torch.autograd.Function):
         grad_TH, passed_TH = grad.reshape(x_TH.shape).contiguous(), passed.reshape(x_TH.shape)
         if passed_TH.stride(1) != 1:
             passed_TH = passed_TH.contiguous()
-        grad_x_TH = norm.gradient(grad_TH, passed_TH, x_TH, weight_H, scale_T, padding=ctx.rooms.gradient)
-        return room.lend(grad_x_TH.view(grad.shape), ctx.rooms.gradient), None, None, None
+        grad_x_TH = norm.gradient(grad_TH, passed_TH, x_TH, weight_H, scale_T, padding=ctx.padding.gradient)
+        return padded_columns.mark_padding(grad_x_TH.view(grad.shape), ctx.padding.gradient), None, None, None

@@ -1,8 +1,8 @@
-"""Attention for rows that lie one after the other in one sequence, none of which reads another.
+"""Varlen attention in transformers: rows are concatenated without padding, and none attends to another.
 
-Nothing is padded and no mask is made. transformers hands over where rows begin (its own names for it, those
-of flash attention: `cu_seq_lens_q`, `max_length_q`); what computes the rows is a parameter: kernels of our
-own (kernels/rows.py) or PyTorch's `varlen_attn` on a GPU, row by row on a CPU.
+transformers passes where rows begin under its names for flash attention, `cu_seq_lens_q` and `max_length_q`;
+no mask is made. Rows are computed by a Triton kernel (worker/kernels/varlen_attention.py) or PyTorch's
+`varlen_attn` on a GPU, and row by row on a CPU.
 
 T: tokens of all rows. H: query heads. K: key heads. D: width of a head. N: rows. L: tokens of one row.
 """
@@ -16,12 +16,13 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 NAME = "tunesmith_varlen"
-# What changes attention and is not computed here; the check at a job's start would find each.
+# Arguments that change attention and are not supported; the trial at a job's start fails on each.
 _UNKNOWN = ("softcap", "s_aux")
 
 
 class VarlenAttention(Protocol):
-    """Causal attention within each row, [T, H, D]; a window is how many tokens are seen, the own included."""
+    """Causal attention within each row, [T, H, D]. `window`: how many tokens are attended to, the own
+    included."""
 
     def __call__(
         self,
@@ -37,10 +38,9 @@ class VarlenAttention(Protocol):
 
 
 def register(kernel: VarlenAttention) -> None:
-    """Make transformers know the name.
+    """Register an attention function with transformers under `NAME`.
 
-    No mask goes with it: rows are kept apart by where they begin, and a mask that transformers knew of, even
-    none, it would look for on the device.
+    No mask function is registered with it: transformers would build a mask by reading tensors on the device.
     """
 
     def attend(
@@ -60,10 +60,10 @@ def register(kernel: VarlenAttention) -> None:
     ) -> tuple[torch.Tensor, None]:
         unknown = [name for name in _UNKNOWN if others.get(name) is not None]
         if unknown or dropout or is_causal is False or len(query) != 1:
-            raise NotImplementedError(f"row attention with {', '.join(unknown) or 'dropout or a batch'}")
+            raise NotImplementedError(f"varlen attention with {', '.join(unknown) or 'dropout or a batch'}")
         if cu_seq_lens_q is None or max_length_q is None:
-            raise NotImplementedError("this model does not hand on where rows begin")
-        # transformers: [1, heads, T, D]. The gradient of an index would be a copy among zeros.
+            raise NotImplementedError("this model does not pass on where rows begin")
+        # From [1, heads, T, D]. `squeeze`, since the gradient of an index is a copy padded with zeros.
         q_THD, k_TKD, v_TKD = (heads.squeeze(0).transpose(0, 1) for heads in (query, key, value))
         scale = q_THD.shape[-1] ** -0.5 if scaling is None else scaling
         o_THD = kernel(q_THD, k_TKD, v_TKD, cu_seq_lens_q, max_length_q, scale=scale, window=sliding_window)
@@ -82,7 +82,7 @@ def row_by_row(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """A kernel for any device: PyTorch's own attention, once for each row."""
+    """PyTorch's scaled_dot_product_attention, once for each row, on any device."""
     ends = starts.tolist()
     lengths = [end - start for start, end in itertools.pairwise(ends)]
     rows = zip(*(heads.split(lengths) for heads in (q_THD, k_TKD, v_TKD)), strict=True)
@@ -99,7 +99,8 @@ def triton_varlen(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """Tiles of rows, in Triton, which only a GPU's installation brings for sure."""
+    """All rows in one launch of a Triton kernel. Triton is imported here, as a CPU installation may lack
+    it."""
     from worker.kernels.varlen_attention import attend
 
     return attend(q_THD, k_TKD, v_TKD, starts, scale=scale, window=window)
@@ -115,18 +116,19 @@ def torch_varlen(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """PyTorch's varlen_attn (2.11 and later): all rows in one launch, on a GPU from Ampere up, in 16 bits."""
+    """PyTorch's `varlen_attn` (2.11 and later): all rows in one launch, in 16 bits, on a GPU from Ampere
+    up."""
     from torch.nn.attention.varlen import varlen_attn
 
     if k_TKD.shape[1] != q_THD.shape[1]:
-        # PyTorch 2.11 has no grouped heads here.
-        heads_a_key = q_THD.shape[1] // k_TKD.shape[1]
-        k_TKD, v_TKD = (heads.repeat_interleave(heads_a_key, dim=1) for heads in (k_TKD, v_TKD))
+        # `varlen_attn` of PyTorch 2.11 does not support grouped heads.
+        heads_per_key = q_THD.shape[1] // k_TKD.shape[1]
+        k_TKD, v_TKD = (heads.repeat_interleave(heads_per_key, dim=1) for heads in (k_TKD, v_TKD))
     left = -1 if window is None else window - 1
     o_THD = varlen_attn(
         q_THD, k_TKD, v_TKD, starts, starts, longest, longest, scale=scale, window_size=(left, 0)
     )
-    assert isinstance(o_THD, torch.Tensor)  # alone, where nothing else is asked for
+    assert isinstance(o_THD, torch.Tensor)  # not a tuple, as no other output is asked for
     return o_THD
 
 

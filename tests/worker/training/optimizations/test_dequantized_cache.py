@@ -13,7 +13,7 @@ from worker.training import memory
 from worker.training.batches import Collator, make_dataset
 from worker.training.optimizations import dequantized_cache
 from worker.training.optimizations.dequantized_cache import DequantizedCache
-from worker.training.optimizations.lora.linears import FastLinears
+from worker.training.optimizations.lora.linears import FusedLora
 
 
 class Watcher:
@@ -29,8 +29,8 @@ class Watcher:
 
 
 @pytest.fixture
-def linears(model: PeftModel) -> Iterator[FastLinears]:
-    linears = FastLinears(model, torch.float32)
+def linears(model: PeftModel) -> Iterator[FusedLora]:
+    linears = FusedLora(model, torch.float32)
     yield linears
     linears.remove()
 
@@ -44,29 +44,29 @@ def end_step(keeper: DequantizedCache) -> None:
     keeper.on_step_end(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
 
 
-def test_kept_weights_compute_the_same(model: PeftModel, linears: FastLinears) -> None:
+def test_kept_weights_compute_the_same(model: PeftModel, linears: FusedLora) -> None:
     batch = Collator(0)(list(make_dataset(draw_rows([5, 2, 9]))))
     expected = losses_and_gradients(model, batch)
     packed = [weight for group in linears._groups for _member, weight in group._four_bit_members()]
     assert len(packed) == 14
 
-    linears.keep_weights()
+    linears.cache_dequantized()
 
-    assert linears.unpacked_bytes == sum(weight.read(torch.float32).nbytes for weight in packed)
+    assert linears.dequantized_bytes == sum(weight.read(torch.float32).nbytes for weight in packed)
     assert all(is_kept(weight) for weight in packed)
     for left, right in zip(losses_and_gradients(model, batch), expected, strict=True):
         assert torch.equal(left, right)
-    assert linears.forget_weights()
-    assert not linears.forget_weights()
+    assert linears.drop_dequantized()
+    assert not linears.drop_dequantized()
     assert not any(is_kept(weight) for weight in packed)
 
 
 @pytest.mark.parametrize("has_room", [True, False])
 def test_it_looks_for_room_once_after_the_first_steps(
-    linears: FastLinears, has_room: bool, monkeypatch: pytest.MonkeyPatch
+    linears: FusedLora, has_room: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    free_bytes = linears.unpacked_bytes + dequantized_cache._SPARE_BYTES - (not has_room)
+    free_bytes = linears.dequantized_bytes + dequantized_cache._SPARE_BYTES - (not has_room)
     monkeypatch.setattr(memory, "free_beside_peak", lambda growth: asked.append(growth) or free_bytes)
     graphs = Watcher()
     said: list[str] = []
@@ -83,7 +83,7 @@ def test_it_looks_for_room_once_after_the_first_steps(
     assert keeper.release() == has_room
 
 
-def test_once_memory_ran_out_it_looks_no_more(linears: FastLinears, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_memory_ran_out_it_looks_no_more(linears: FusedLora, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_beside_peak", lambda growth: 1 << 60)
     keeper = DequantizedCache(linears, [], print)
     assert not keeper.release()
@@ -91,4 +91,4 @@ def test_once_memory_ran_out_it_looks_no_more(linears: FastLinears, monkeypatch:
     for _ in range(5):
         end_step(keeper)
 
-    assert not linears.forget_weights()
+    assert not linears.drop_dequantized()

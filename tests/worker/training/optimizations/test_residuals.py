@@ -1,4 +1,4 @@
-"""A decoder without additions of its own has the losses and gradients of transformers' layers."""
+"""A decoder with fused residual additions has the losses and gradients of transformers' layers."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from tests.worker.training.optimizations.conftest import draw_rows, losses_and_g
 from worker.kernels import dequantize, low_rank_matmul
 from worker.models.base_model import load_model
 from worker.models.device import find_device
-from worker.models.frozen_weights import FourBitWeight, Unpacking
+from worker.models.frozen_weights import Dequantizers, FourBitWeight
 from worker.training import adapter
 from worker.training.batches import Collator, make_dataset
 from worker.training.config import CHECKPOINTING
 from worker.training.optimizations import residuals
-from worker.training.optimizations.lora.group import Kernels
-from worker.training.optimizations.lora.linears import FastLinears
+from worker.training.optimizations.lora.group import LoraKernels
+from worker.training.optimizations.lora.linears import FusedLora
 
 
 def make_model(models_folder: Path, targets: str | list[str], r: int = 4) -> PeftModel:
@@ -51,10 +51,10 @@ def test_losses_and_gradients_stay(
     batch = Collator(0)(list(make_dataset(draw_rows([5, 9, 3]))))
     expected = losses_and_gradients(model, batch)
     added: list[bool] = []
-    fast = FastLinears(model, torch.float32)
+    fast = FusedLora(model, torch.float32)
 
     def add_next(layer: torch.nn.Module, summand: torch.Tensor) -> bool:
-        added.append(FastLinears.add_next(fast, layer, summand))
+        added.append(FusedLora.add_next(fast, layer, summand))
         return added[-1]
 
     monkeypatch.setattr(fast, "add_next", add_next)
@@ -84,11 +84,11 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[Any], obje
     monkeypatch.setattr(FourBitWeight, name, method)
 
 
-@pytest.mark.parametrize("is_kept", [False, True], ids=["unpacked", "kept"])
+@pytest.mark.parametrize("is_cached", [False, True], ids=["dequantized", "cached"])
 @pytest.mark.parametrize("checkpoints", [False, True], ids=["once", "checkpointed"])
 @pytest.mark.parametrize(
     ("targets", "beside", "above"),
-    # Behind the last layer is no norm that would leave room.
+    # Behind the last layer is no norm that would pad its gradient.
     [
         ("all-linear", {24: 6, 16: 4}, 3),
         (["q_proj", "v_proj"], {16: 4}, 0),
@@ -96,36 +96,38 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[Any], obje
     ],
     ids=["all", "some", "two"],
 )
-def test_norms_leave_room_for_products_with_a(
+def test_norms_pad_their_columns_for_products_with_a(
     models_folder: Path,
     targets: str | list[str],
     beside: dict[int, int],
     above: int,
     checkpoints: bool,
-    is_kept: bool,
+    is_cached: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Beside each other: input and products, weight and B; and so with gradients, weight and A."""
+    """Input and products with A are one matrix, weight and B another; and so gradients, weight and A."""
     model = make_model(models_folder, targets, r=8)
     if checkpoints:
         checkpoint(model)
     batch = Collator(0)(list(make_dataset(draw_rows([5, 9, 3]))))
     expected = losses_and_gradients(model, batch)
-    unpack = Unpacking(dequantize.unpack, dequantize.unpack_beside, dequantize.unpack_above)
-    kernels = Kernels(unpack, low_rank_matmul)
-    fast = FastLinears(model, torch.float32, kernels)
-    if is_kept:
+    dequantizers = Dequantizers(
+        dequantize.dequantize, dequantize.dequantize_with_b, dequantize.dequantize_with_a
+    )
+    kernels = LoraKernels(dequantizers, low_rank_matmul)
+    fast = FusedLora(model, torch.float32, kernels)
+    if is_cached:
         with residuals.applied(model, fast):
             losses_and_gradients(model, batch)
-        fast.keep_weights()
-    read_beside, read_above = Counter[int](), Counter[int]()
-    watch(monkeypatch, "read_beside", lambda columns: read_beside.update([columns.count]))
-    watch(monkeypatch, "read_above", lambda a_SI: read_above.update([len(a_SI)]))
+        fast.cache_dequantized()
+    read_with_b, read_with_a = Counter[int](), Counter[int]()
+    watch(monkeypatch, "read_with_b", lambda columns: read_with_b.update([columns.count]))
+    watch(monkeypatch, "read_with_a", lambda a_SI: read_with_a.update([len(a_SI)]))
 
     with residuals.applied(model, fast):
         found = losses_and_gradients(model, batch)
 
-    # Of a weight that is kept, what lies beside it is of the pass before until it is copied anew.
+    # The adapter beside a cached weight is that of the pass before until it is copied again.
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_" in name:
@@ -136,40 +138,44 @@ def test_norms_leave_room_for_products_with_a(
     fast.remove()
     expected_later = losses_and_gradients(model, batch)
     passes = 4 if checkpoints else 2
-    assert read_beside == {count: passes * reads for count, reads in beside.items()}
-    assert read_above.total() == 2 * above
+    assert read_with_b == {count: passes * reads for count, reads in beside.items()}
+    assert read_with_a.total() == 2 * above
     for left, right in zip([*found, *found_later], [*expected, *expected_later], strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("r", "room"), [(8, 24), (3, 0), (96, 0)], ids=["fits", "no multiple", "too many"])
-def test_room_is_asked_for_where_it_serves(models_folder: Path, r: int, room: int) -> None:
+@pytest.mark.parametrize(
+    ("r", "padding"), [(8, 24), (3, 0), (96, 0)], ids=["fits", "no multiple", "too many"]
+)
+def test_padding_is_asked_for_where_it_can_be_used(models_folder: Path, r: int, padding: int) -> None:
     model = make_model(models_folder, "all-linear", r=r)
-    unpack = Unpacking(dequantize.unpack, dequantize.unpack_beside, dequantize.unpack_above)
-    fast = FastLinears(model, torch.float32, Kernels(unpack, low_rank_matmul))
+    dequantizers = Dequantizers(
+        dequantize.dequantize, dequantize.dequantize_with_b, dequantize.dequantize_with_a
+    )
+    fast = FusedLora(model, torch.float32, LoraKernels(dequantizers, low_rank_matmul))
     attention = model.get_submodule("base_model.model.model.layers.0.self_attn")
     layers = attention.q_proj, attention.k_proj, attention.v_proj
-    assert fast.room_before(*layers) == 0  # before any pass PEFT computes
+    assert fast.input_padding(*layers) == 0  # before any pass PEFT computes
 
     fast._begin_pass(model, None)
 
-    assert fast.room_before(*layers) == room
+    assert fast.input_padding(*layers) == padding
     with model.disable_adapter():
-        assert fast.room_before(*layers) == 0
+        assert fast.input_padding(*layers) == 0
     for layer in layers:
         layer.lora_dropout["default"] = torch.nn.Dropout(0.2)
-    assert fast.room_before(*layers) == 0
+    assert fast.input_padding(*layers) == 0
     model.eval()
-    assert fast.room_before(*layers) == room
-    fast.keep_weights()
-    assert fast.room_before(*layers) == 0  # kept as training reads them
+    assert fast.input_padding(*layers) == padding
+    fast.cache_dequantized()
+    assert fast.input_padding(*layers) == 0  # cached as training reads them
 
 
-def test_layers_that_are_taken_out_add_nothing(models_folder: Path) -> None:
+def test_layers_with_pefts_forward_add_nothing(models_folder: Path) -> None:
     model = make_model(models_folder, "all-linear")
     batch = Collator(0)(list(make_dataset(draw_rows([5, 9]))))
     expected = losses_and_gradients(model, batch)
-    fast = FastLinears(model, torch.float32)
+    fast = FusedLora(model, torch.float32)
 
     with residuals.applied(model, fast), fast.off():
         found = losses_and_gradients(model, batch)
@@ -180,7 +186,7 @@ def test_layers_that_are_taken_out_add_nothing(models_folder: Path) -> None:
 
 def test_a_summand_that_peft_computes_with_is_added_all_the_same(models_folder: Path) -> None:
     model = make_model(models_folder, "all-linear")
-    fast = FastLinears(model, torch.float32)
+    fast = FusedLora(model, torch.float32)
     down = model.get_submodule("base_model.model.model.layers.0.mlp.down_proj")
     x, summand = torch.randn(3, down.in_features), torch.randn(3, down.out_features)
     with fast.off():

@@ -1,4 +1,4 @@
-"""Rows that lie one after the other: none reads another; losses and gradients are those of a padded batch."""
+"""Rows concatenated without padding: none reads another; losses and gradients are those of a padded batch."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A 4-bit linear layer without an adapter: unpacked by the same kernel as others, and it may be kept so."""
+"""A 4-bit linear layer without an adapter, dequantized by the same kernel as those with one, or cached."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from torch.nn import functional
 
-from worker.models.frozen_weights import FourBitWeight, Unpacking
+from worker.models.frozen_weights import Dequantizers, FourBitWeight
 
 
 class FrozenLinear:
-    """What `forward` of the layer may be."""
+    """Computes the layer in place of its own `forward`."""
 
-    def __init__(self, layer: Linear4bit, dtype: torch.dtype, unpacking: Unpacking) -> None:
-        self.weight = FourBitWeight(layer, unpacking)
+    def __init__(self, layer: Linear4bit, dtype: torch.dtype, dequantizers: Dequantizers) -> None:
+        self.weight = FourBitWeight(layer, dequantizers)
         self._layer = layer
         self._dtype = dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output."""
+        """The layer's output [..., O] for an input [..., I]."""
         if not (x.dtype is self._layer.compute_dtype is self._dtype):
             output: torch.Tensor = type(self._layer).forward(self._layer, x)
             return output

@@ -1,4 +1,4 @@
-"""What the LoRA function of lora_linear.py computes with: layers, adapters, kernels. Knows no module.
+"""The inputs of the LoRA function: layers, adapters, kernels. Knows no module of a model.
 
 T: tokens. I: inputs. O: outputs of a layer. R: the rank; S: the ranks of all layers together.
 """
@@ -11,17 +11,17 @@ import torch
 
 
 class Weight(Protocol):
-    """A frozen weight, however it is held."""
+    """A frozen weight, in whatever form it is stored."""
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [O, I]."""
 
 
-class NarrowProducts(Protocol):
-    """Kernels for products with B, up to some ranks (kernels/narrow_products.py)."""
+class LowRankMatmul(Protocol):
+    """Kernels for matrix products with A and B, as worker/kernels/low_rank_matmul.py has them."""
 
-    MOST_RANKS_ADDED: int
-    MOST_RANKS_LOOKED_AT: int
+    MAX_RANK_ADD: int  # up to this rank `add` is faster than PyTorch
+    MAX_RANK_GRADIENTS: int  # up to this rank `gradients` is faster than PyTorch
 
     def add(self, summand_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
         """summand + inner @ B^T, [T, O]."""
@@ -34,9 +34,9 @@ class NarrowProducts(Protocol):
         scaling: float,
         out_TR: torch.Tensor,
     ) -> torch.Tensor:
-        """The gradient of B [O, R]; scaling times that of `inner` is written to `out_TR`."""
+        """Return the gradient of B, [O, R]; write the gradient of `inner` times `scaling` to `out_TR`."""
 
-    def through_dropout(
+    def grad_of_x_under_dropout(
         self,
         grad_inner_TS: torch.Tensor,
         a_SI: torch.Tensor,
@@ -44,7 +44,7 @@ class NarrowProducts(Protocol):
         scales: Sequence[float],
         ranks: Sequence[int],
     ) -> torch.Tensor:
-        """The sum over layers of mask * (grad_inner @ A) * scale, [T, I]; a mask of None keeps all."""
+        """The sum over layers of mask * (grad_inner @ A) * scale, [T, I]; None is a mask of ones."""
 
     def grads_of_a_under_dropout(
         self,
@@ -54,42 +54,46 @@ class NarrowProducts(Protocol):
         scales: Sequence[float],
         ranks: Sequence[int],
     ) -> list[torch.Tensor]:
-        """Of each of up to three layers grad_inner^T @ (mask * x) * scale, [R, I]."""
+        """grad_inner^T @ (mask * x) * scale, [R, I], for each of up to three layers."""
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One LoRA layer but for its adapter. `read_beside`: the weight with B behind it [O, I + S].
-    `read_above`: the weight with A below it [O + S, I]. None: it can't be read so."""
+class LoraLinearSpec:
+    """The frozen weight and the settings of one LoRA layer.
+
+    `read_with_b`: the weight with B to its right, [O, I + S]. `read_with_a`: the weight with A below it,
+    [O + S, I]. None: not supported.
+    """
 
     weight: Weight
     bias_O: torch.Tensor | None
     scaling: float
     dropout: float
-    read_beside: Callable[[torch.dtype], torch.Tensor] | None = None
-    read_above: Callable[[torch.dtype], torch.Tensor] | None = None
+    read_with_b: Callable[[torch.dtype], torch.Tensor] | None = None
+    read_with_a: Callable[[torch.dtype], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters in the type of the products. They are read again in the backward pass: never changed
-    between the two. `a_SI` holds the A of all layers, one below the other."""
+    """Copies of the adapters in the type of the products; `a_SI` holds the A of all layers.
+
+    The backward pass reads them again, so they must not change between the two passes.
+    """
 
     a_SI: torch.Tensor
     b_OR: tuple[torch.Tensor, ...]
 
     @property
     def ranks(self) -> list[int]:
-        """Of every layer."""
+        """R of every layer."""
         return [b_OR.shape[1] for b_OR in self.b_OR]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the function needs beside tensors with gradients. `is_beside`: the input has room for the products
-    with A."""
+    """Arguments of the function that have no gradient. `is_padded`: the input has S padding columns."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LoraLinearSpec, ...]
     adapters: Adapters
-    narrow: NarrowProducts | None
-    is_beside: bool
+    low_rank: LowRankMatmul | None
+    is_padded: bool

@@ -1,7 +1,7 @@
-"""Puts the LoRA function into a PeftModel and takes it out again; what it does not know stays PEFT's own.
+"""Replaces `forward` of a PeftModel's LoRA layers by the LoRA function, until `remove()`.
 
-PEFT's modules, their parameters and what is saved are not touched: only `forward` of a module is, by an
-attribute that hides the method.
+PEFT's modules, parameters and saved files do not change: an attribute of the module hides its method. Layers
+that the function does not support stay PEFT's own.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from torch import nn
 
 from worker.models.linear_groups import group_by_input
 from worker.training.optimizations.lora.frozen_linear import FrozenLinear
-from worker.training.optimizations.lora.group import ADAPTER, LIBRARIES, Kernels, LoraLayerGroup
+from worker.training.optimizations.lora.group import ADAPTER, LIBRARY_KERNELS, LoraKernels, LoraLayerGroup
 
 
-class FastLinears:
-    """The LoRA function in a model."""
+class FusedLora:
+    """The LoRA function applied to a model."""
 
-    def __init__(self, model: PeftModel, dtype: torch.dtype, kernels: Kernels = LIBRARIES) -> None:
-        """`dtype`: of the products of base and adapters, which must be one."""
+    def __init__(self, model: PeftModel, dtype: torch.dtype, kernels: LoraKernels = LIBRARY_KERNELS) -> None:
+        """`dtype`: the type in which both the base model and the adapters compute."""
         self._dtype = dtype
         self._groups = [LoraLayerGroup(layers, dtype, kernels) for layers in find_groups(model)]
         self._group_of = {layer: group for group in self._groups for layer in group.layers}
@@ -34,67 +34,67 @@ class FastLinears:
             for place, layer in enumerate(group.layers)
         ]
         self._frozen: list[FrozenLinear] = []
-        if kernels.unpacking.beside is not None:
+        if kernels.dequantizers.with_b is not None:
             for layer in _find_frozen(model):
-                frozen = FrozenLinear(layer, dtype, kernels.unpacking)
+                frozen = FrozenLinear(layer, dtype, kernels.dequantizers)
                 self._frozen.append(frozen)
                 self._forwards.append((layer, frozen.forward))
         self._hook = model.register_forward_pre_hook(self._begin_pass)
-        self._put_in()
+        self._replace_forwards()
 
     @property
-    def unpacked_bytes(self) -> int:
-        """What it would take to keep all 4-bit weights unpacked."""
+    def dequantized_bytes(self) -> int:
+        """Bytes that caching all 4-bit weights dequantized takes."""
         frozen = sum(layer.weight.outputs * layer.weight.inputs for layer in self._frozen)
-        return frozen * self._dtype.itemsize + sum(group.unpacked_bytes for group in self._groups)
+        return frozen * self._dtype.itemsize + sum(group.dequantized_bytes for group in self._groups)
 
-    def keep_weights(self) -> None:
-        """Unpack every weight once, and not in every pass."""
+    def cache_dequantized(self) -> None:
+        """Cache all 4-bit weights dequantized, in place of dequantizing them in every pass."""
         for group in self._groups:
-            group.keep_weights()
+            group.cache_dequantized()
         for frozen in self._frozen:
-            frozen.weight.keep(self._dtype)
+            frozen.weight.cache(self._dtype)
 
-    def forget_weights(self) -> bool:
-        """Give that memory back; whether there was any."""
-        were_kept = [group.forget_weights() for group in self._groups]
-        were_kept += [frozen.weight.forget() for frozen in self._frozen]
-        return any(were_kept)
+    def drop_dequantized(self) -> bool:
+        """Free the cached weights. Returns whether there were any."""
+        were_cached = [group.drop_dequantized() for group in self._groups]
+        were_cached += [frozen.weight.drop_cache() for frozen in self._frozen]
+        return any(were_cached)
 
-    def room_before(self, *layers: nn.Module) -> int:
-        """How many elements these layers' next input should have free behind each row; 0: none."""
+    def input_padding(self, *layers: nn.Module) -> int:
+        """How many padding columns the next input of these layers should have; 0: none."""
         groups = [group for layer in layers if (group := self._group_in_use(layer))]
-        return groups[0].room_before() if groups else 0
+        return groups[0].input_padding() if groups else 0
 
-    def room_behind(self, layer: nn.Module) -> int:
-        """How many elements the gradient of this layer's output should have free behind each row; 0: none."""
+    def output_grad_padding(self, layer: nn.Module) -> int:
+        """How many padding columns the gradient of this layer's output should have; 0: none."""
         group = self._group_in_use(layer)
-        return group.room_behind() if group else 0
+        return group.output_grad_padding() if group else 0
 
     def add_next(self, layer: nn.Module, summand: torch.Tensor) -> bool:
-        """Make the next call of a layer add this to its output; False: it is none of these layers, or not
-        alone in its group."""
+        """Add `summand` to the output of a layer's next call. Returns whether the layer supports it: it must
+        be computed by the function, and alone in its group."""
         group = self._group_in_use(layer)
         return group is not None and group.add_next(summand)
 
     def remove(self) -> None:
-        """Leave the model as PEFT made it."""
-        self._take_out()
+        """Restore PEFT's own `forward` of all layers."""
+        self._restore_forwards()
         self._hook.remove()
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Within it every layer is PEFT's own."""
-        self._take_out()
+        """Within this context every layer computes PEFT's own `forward`."""
+        self._restore_forwards()
         try:
             yield
         finally:
-            self._put_in()
+            self._replace_forwards()
 
     def _begin_pass(self, _module: nn.Module, _arguments: Any) -> None:
         copies = [copy for group in self._groups for copy in group.begin_pass()]
-        # All in one launch: kernels of their own for so many small matrices would take longer than them. What
-        # lies apart, behind weights that are kept, would make PyTorch copy all one by one.
+        # One launch for all these small matrices. Strided ones (beside cached weights) are copied apart,
+        # since one of them would make PyTorch copy all of them one by one.
         for is_whole in (True, False):
             some = [(to, origin) for to, origin in copies if to.is_contiguous() == is_whole]
             if some:
@@ -103,11 +103,11 @@ class FastLinears:
     def _group_in_use(self, layer: nn.Module) -> LoraLayerGroup | None:
         return self._group_of.get(layer) if "forward" in vars(layer) else None
 
-    def _put_in(self) -> None:
+    def _replace_forwards(self) -> None:
         for layer, forward in self._forwards:
             vars(layer)["forward"] = forward
 
-    def _take_out(self) -> None:
+    def _restore_forwards(self) -> None:
         for layer, _forward in self._forwards:
             vars(layer).pop("forward", None)
 
@@ -118,13 +118,13 @@ def _find_frozen(model: nn.Module) -> list[Linear4bit]:
 
 
 def find_groups(model: nn.Module) -> list[list[LoraLayer]]:
-    """The layers that the function can stand in for, those with one input together."""
+    """The LoRA layers that the function supports, grouped by their input."""
     layers = {name: module for name, module in model.named_modules() if is_plain(module)}
     return [[layers[name] for name in names] for names in group_by_input(layers)]
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether this is LoRA on a frozen linear layer, with nothing of DoRA and the like about it."""
+    """Whether this is plain LoRA (no DoRA or other variant) on a frozen linear layer."""
     if type(module) not in (LoraOver4Bit, LoraOverDense):
         return False
     return _is_plain_lora(module)

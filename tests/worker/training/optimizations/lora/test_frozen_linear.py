@@ -8,17 +8,17 @@ from worker.models.frozen_weights import BITSANDBYTES
 from worker.training.optimizations.lora.frozen_linear import FrozenLinear
 
 
-@pytest.mark.parametrize("is_kept", [False, True], ids=["unpacked", "kept"])
+@pytest.mark.parametrize("is_cached", [False, True], ids=["dequantized", "cached"])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["own type", "another"])
-def test_output_and_gradient(dtype: torch.dtype, bias: bool, is_kept: bool) -> None:
+def test_output_and_gradient(dtype: torch.dtype, bias: bool, is_cached: bool) -> None:
     torch.manual_seed(0)
     layer = Linear4bit(64, 32, bias=bias, compute_dtype=torch.float32, quant_type="nf4")
     layer.support_avx512bf16_for_cpu = False
     layer.requires_grad_(False).to("cpu")
     frozen = FrozenLinear(layer, torch.float32, BITSANDBYTES)
-    if is_kept:
-        frozen.weight.keep(torch.float32)
+    if is_cached:
+        frozen.weight.cache(torch.float32)
     x = torch.randn(2, 3, 80).to(dtype)[..., :64].requires_grad_()
     expected = layer(x.contiguous())
 

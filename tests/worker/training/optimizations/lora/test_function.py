@@ -12,14 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.worker.training.optimizations.conftest import TOLERANCE, relative_error
 from worker.kernels import low_rank_matmul
-from worker.training.optimizations.lora import room
+from worker.training.optimizations.lora import padded_columns
 from worker.training.optimizations.lora.function import lora_linears
-from worker.training.optimizations.lora.layers import Adapters, Layer
+from worker.training.optimizations.lora.layers import Adapters, LoraLinearSpec
 
 
 @dataclass
-class Kept:
-    """A weight that is there."""
+class DenseMatrix:
+    """A weight that counts its reads."""
 
     weight_OI: torch.Tensor
     reads: int = 0
@@ -29,8 +29,8 @@ class Kept:
         return self.weight_OI.to(dtype)
 
 
-class Roomy(torch.autograd.Function):
-    """The input, with room behind each row."""
+class PaddedInput(torch.autograd.Function):
+    """The input, with padding columns."""
 
     @staticmethod
     def forward(ctx: Any, x_TI: torch.Tensor, free: int) -> torch.Tensor:
@@ -42,8 +42,8 @@ class Roomy(torch.autograd.Function):
         return grad_TI, None
 
 
-class RoomyGradient(torch.autograd.Function):
-    """The output, whose gradient has room behind each row."""
+class PaddedGradient(torch.autograd.Function):
+    """The output, whose gradient has padding columns."""
 
     @staticmethod
     def forward(ctx: Any, y_TO: torch.Tensor, free: int) -> torch.Tensor:
@@ -53,11 +53,11 @@ class RoomyGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_TO: torch.Tensor) -> tuple[torch.Tensor, None]:
         tokens, outputs = grad_TO.shape
-        roomy_TO = grad_TO.new_empty(tokens, outputs + ctx.free)[:, :outputs].copy_(grad_TO)
-        return room.lend(roomy_TO, ctx.free), None
+        padded_TO = grad_TO.new_empty(tokens, outputs + ctx.free)[:, :outputs].copy_(grad_TO)
+        return padded_columns.mark_padding(padded_TO, ctx.free), None
 
 
-@pytest.mark.parametrize("has_room", [False, True], ids=["added", "beside"])
+@pytest.mark.parametrize("has_padding", [False, True], ids=["added", "padded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_it_computes_what_float32_says(
     ranks: list[int],
     dropout: float,
     dtype: torch.dtype,
-    has_room: bool,
+    has_padding: bool,
 ) -> None:
     random = torch.Generator().manual_seed(0)
 
@@ -89,29 +89,30 @@ def test_it_computes_what_float32_says(
     matrices = [m for r, o in zip(ranks, outputs, strict=True) for m in (draw(r, inputs), draw(o, r))]
     weighing = [draw(tokens, width).to(dtype) for width in outputs]
     layers = [
-        Layer(Kept(w), b, 0.25 + i, dropout) for i, (w, b) in enumerate(zip(weights, biases, strict=True))
+        LoraLinearSpec(DenseMatrix(w), b, 0.25 + i, dropout)
+        for i, (w, b) in enumerate(zip(weights, biases, strict=True))
     ]
 
     def fast(x: torch.Tensor, params: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         copies = [m.detach().to(dtype) for m in params]
         adapters = Adapters(torch.cat(copies[0::2]), tuple(copies[1::2]))
-        if not has_room:
+        if not has_padding:
             return lora_linears(x, layers, adapters, params)
         columns = torch.block_diag(*copies[1::2]).split(outputs)
         beside = [
             dataclasses.replace(
                 layer,
-                read_beside=torch.cat([weight, b], dim=1).to,
-                read_above=torch.cat([weight, adapters.a_SI]).to,
+                read_with_b=torch.cat([weight, b], dim=1).to,
+                read_with_a=torch.cat([weight, adapters.a_SI]).to,
             )
             for layer, weight, b in zip(layers, weights, columns, strict=True)
         ]
         total = sum(ranks)
         # The interpreter takes bfloat16 for integers.
-        narrow = low_rank_matmul if dtype is torch.float32 else None
-        roomy = room.lend(Roomy.apply(x, total), total)
-        ys = lora_linears(roomy, beside, adapters, params, narrow=narrow)
-        return [RoomyGradient.apply(y, total) for y in ys]
+        low_rank = low_rank_matmul if dtype is torch.float32 else None
+        padded = padded_columns.mark_padding(PaddedInput.apply(x, total), total)
+        ys = lora_linears(padded, beside, adapters, params, low_rank=low_rank)
+        return [PaddedGradient.apply(y, total) for y in ys]
 
     def reference(x: torch.Tensor, params: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         found = []
@@ -134,8 +135,8 @@ def test_it_computes_what_float32_says(
         assert relative_error(found, expected) <= TOLERANCE[dtype]
 
 
-def test_a_last_output_that_nobody_keeps_is_not_computed_again() -> None:
-    first, last = Kept(torch.randn(6, 4)), Kept(torch.randn(4, 6))
+def test_a_last_output_that_is_not_saved_is_not_computed_again() -> None:
+    first, last = DenseMatrix(torch.randn(6, 4)), DenseMatrix(torch.randn(4, 6))
     shapes = [(2, 4), (6, 2), (2, 6), (4, 2)]
     parameters = [torch.randn(shape, requires_grad=True) for shape in shapes]
     adapters = [
@@ -145,8 +146,8 @@ def test_a_last_output_that_nobody_keeps_is_not_computed_again() -> None:
     x_TI = torch.randn(3, 4, requires_grad=True)
 
     def compute(x: torch.Tensor) -> torch.Tensor:
-        (y,) = lora_linears(x, [Layer(first, None, 0.5, 0.0)], adapters[0], parameters[:2])
-        (z,) = lora_linears(y.sin(), [Layer(last, None, 0.5, 0.0)], adapters[1], parameters[2:])
+        (y,) = lora_linears(x, [LoraLinearSpec(first, None, 0.5, 0.0)], adapters[0], parameters[:2])
+        (z,) = lora_linears(y.sin(), [LoraLinearSpec(last, None, 0.5, 0.0)], adapters[1], parameters[2:])
         return x + z
 
     expected = torch.autograd.grad(compute(x_TI).sum(), [x_TI, *parameters])
@@ -175,7 +176,9 @@ def test_where_no_output_has_a_gradient_nothing_has() -> None:
     x_TI = torch.randn(3, 4, requires_grad=True)
     parameters = [torch.randn(shape, requires_grad=True) for shape in ((2, 4), (6, 2))]
     adapters = Adapters(parameters[0].detach(), (parameters[1].detach(),))
-    (y,) = lora_linears(x_TI, [Layer(Kept(torch.randn(6, 4)), None, 0.5, 0.0)], adapters, parameters)
+    (y,) = lora_linears(
+        x_TI, [LoraLinearSpec(DenseMatrix(torch.randn(6, 4)), None, 0.5, 0.0)], adapters, parameters
+    )
 
     (NoGradient.apply(y).sum() + x_TI.sum()).backward()
 

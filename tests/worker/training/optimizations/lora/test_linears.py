@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.worker.training.optimizations.conftest import TOLERANCE, relative_error
-from worker.training.optimizations.lora.linears import FastLinears, find_groups
+from worker.training.optimizations.lora.linears import FusedLora, find_groups
 
 
 class Block(nn.Module):
@@ -97,7 +97,7 @@ def test_it_computes_what_peft_computes(
     model = adapted(Stack(bias=True, checkpoints=checkpoints), dtype, double=double, **lora)
     x = torch.randn(2, 5, 64).to(dtype)
     plain = run(model, x, dtype)
-    fast = FastLinears(model, dtype)
+    fast = FusedLora(model, dtype)
 
     found = run(model, x, dtype)
 
@@ -111,10 +111,10 @@ def test_autograd_keeps_the_input_once_and_the_narrow_products() -> None:
     torch.manual_seed(0)
     model = adapted(Stack(), torch.float32, double=True)
     plain = saved_bytes(model)
-    FastLinears(model, torch.float32)
+    FusedLora(model, torch.float32)
 
     tokens, ranks, blocks = 10, 4, 2
-    # For each block: the input of q, k and v; that of o; four narrow products; both factors of the product.
+    # For each block: the input of q, k and v; that of o; four low_rank products; both factors of the product.
     expected = blocks * tokens * (64 + 64 + 4 * ranks + 64 + 64)
     assert saved_bytes(model) == plain == 4 * expected
 
@@ -127,7 +127,7 @@ def test_dropout_keeps_a_byte_for_each_input_where_peft_keeps_six() -> None:
     # Eight for what is left and what it was multiplied by, less the inputs themselves: two for four layers.
     assert saved_bytes(dropped) - saved_bytes(without) == 6 * inputs
     for model in (without, dropped):
-        FastLinears(model, torch.float32)
+        FusedLora(model, torch.float32)
 
     assert saved_bytes(dropped) - saved_bytes(without) == inputs
 
@@ -160,7 +160,7 @@ def test_a_switched_off_adapter_and_a_removed_function_are_pefts_own() -> None:
     with_adapter = model(x)
     with model.disable_adapter():
         without = model(x)
-    fast = FastLinears(model, torch.float32)
+    fast = FusedLora(model, torch.float32)
 
     with model.disable_adapter():
         assert torch.equal(model(x), without)
@@ -176,7 +176,7 @@ def test_layers_called_with_inputs_of_their_own_are_not_mixed_up() -> None:
     block = model.base_model.model.blocks[0]
     x, other = torch.randn(3, 64), torch.randn(3, 64)
     expected = [block.q_proj(x), block.k_proj(other), block.v_proj(x), block.q_proj(x)]
-    FastLinears(model, torch.float32)
+    FusedLora(model, torch.float32)
     model(x)
 
     found = [block.q_proj(x), block.k_proj(other), block.v_proj(x), block.q_proj(x)]
@@ -188,7 +188,7 @@ def test_layers_called_with_inputs_of_their_own_are_not_mixed_up() -> None:
 def test_an_output_that_nobody_uses_has_no_gradient() -> None:
     torch.manual_seed(0)
     model = adapted(Stack(), torch.float32, double=None)
-    FastLinears(model, torch.float32)
+    FusedLora(model, torch.float32)
     model(torch.randn(3, 64))
     block = model.base_model.model.blocks[0]
     x = torch.randn(3, 64, requires_grad=True)
