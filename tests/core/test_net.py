@@ -1,4 +1,4 @@
-"""Which addresses webhooks may go to."""
+"""URLs and addresses that webhooks may be sent to."""
 
 import socket
 from typing import Any
@@ -29,7 +29,7 @@ def stub_dns(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
         ("https://[::1", "not a URL"),
     ],
 )
-def test_what_is_no_target_is_refused_in_words(url: str, said: str) -> None:
+def test_a_url_that_can_not_be_a_webhook_is_refused_with_the_reason(url: str, said: str) -> None:
     with pytest.raises(TargetRefused, match=said):
         parse_webhook_url(url)
 
@@ -55,7 +55,7 @@ def test_what_is_no_target_is_refused_in_words(url: str, said: str) -> None:
         "2002:a01:203::1",
     ],
 )
-def test_an_address_inside_is_not_public(address: str) -> None:
+def test_a_private_address_is_not_public(address: str) -> None:
     assert not is_public(address)
 
 

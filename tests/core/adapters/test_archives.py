@@ -1,4 +1,4 @@
-"""What is unpacked, and what is refused: links, paths that lead out, bombs, pickles, two adapters in one."""
+"""Unpacking adapter archives; refusals of links, unsafe paths, bombs, pickles and several adapters."""
 
 import struct
 import tarfile
@@ -42,7 +42,7 @@ def test_the_files_of_an_adapter_are_unpacked_and_nothing_else(tmp_path: Path, f
 
 
 @pytest.mark.parametrize("name", ["../adapter_config.json", "/adapter_config.json", "a/../../x", "..\\x"])
-def test_paths_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+def test_paths_that_leave_the_archive_are_refused(tmp_path: Path, name: str) -> None:
     assert "leads out of it" in refusal(tmp_path, tarred(peft_files() | {name: b"x"}))
 
 
@@ -77,7 +77,7 @@ def test_a_zip_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:
     assert "can't be read" in refusal(tmp_path, raw.replace(honest, struct.pack("<I", 3)))
 
 
-def test_headers_without_end_are_refused(tmp_path: Path) -> None:
+def test_headers_of_huge_size_are_refused(tmp_path: Path) -> None:
     member = tarfile.TarInfo("x")
     member.type, member.size = tarfile.XHDTYPE, 1 << 30
     assert "headers are far too large" in refusal(tmp_path, member.tobuf() + bytes(1024))
@@ -111,5 +111,5 @@ def test_files_that_are_spread_over_folders_are_refused(tmp_path: Path) -> None:
     [b"", b"junk" * 1000, b"\x1f\x8bjunk", zipped(peft_files())[:-40]],
     ids=["empty", "junk", "no gzip", "half a zip"],
 )
-def test_what_is_no_archive_is_refused(tmp_path: Path, raw: bytes) -> None:
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, raw: bytes) -> None:
     assert refusal(tmp_path, raw)

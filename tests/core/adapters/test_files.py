@@ -1,3 +1,5 @@
+"""Reading the settings and weights of adapter files."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -34,20 +36,20 @@ def test_a_plain_adapter_says_its_base_model_and_its_settings(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "special", [{"rank_pattern": {"q_proj": 4}}, {"target_modules": ".*q_proj"}, {"layers_to_transform": [0]}]
 )
-def test_an_adapter_that_no_job_could_be_told_has_no_settings(
+def test_an_adapter_with_settings_that_no_job_has_gives_no_lora_spec(
     tmp_path: Path, special: dict[str, Any]
 ) -> None:
     assert described(tmp_path, special).lora is None
 
 
-def test_what_tunesmith_wrote_beside_it_says_how_the_base_model_was_held(tmp_path: Path) -> None:
+def test_the_record_that_tunesmith_wrote_gives_the_quantization(tmp_path: Path) -> None:
     quantization = QuantizationSpec(bnb_4bit_use_double_quant=True)
     record = json.dumps({"spec": {"quantization": quantization.model_dump()}}).encode()
     assert described(tmp_path, tunesmith=record).quantization == quantization
 
 
 @pytest.mark.parametrize("record", [b"", b"[]", b'{"spec": 3}', b"[" * 100_000])
-def test_a_record_that_is_none_says_nothing(tmp_path: Path, record: bytes) -> None:
+def test_an_invalid_record_is_ignored(tmp_path: Path, record: bytes) -> None:
     assert described(tmp_path, tunesmith=record).quantization is None
 
 
@@ -78,7 +80,7 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path, config: dict[str, An
         (safetensors(x={"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}), "is no safetensors file"),
     ],
 )
-def test_weights_that_are_broken_or_change_nothing_are_refused(
+def test_weights_that_are_incomplete_or_zero_are_refused(
     tmp_path: Path, weights: bytes, message: str
 ) -> None:
     assert message in refusal(tmp_path, weights=weights)

@@ -1,4 +1,4 @@
-"""Columns and what they mean; records and what is said of the bad ones."""
+"""Detecting formats by their columns, parsing records, and the messages about bad ones."""
 
 import json
 from typing import Any

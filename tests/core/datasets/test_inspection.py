@@ -1,4 +1,4 @@
-"""Uploads of every kind: what is found in them, what is stored, and what is said of the bad ones."""
+"""Inspecting uploads: what is recorded, what is stored, and the messages about bad rows."""
 
 import json
 from contextlib import suppress
@@ -20,7 +20,7 @@ from tests.factories import CHAT_ROW, jsonl
 CHOICE = {"text": "t", **CHAT_ROW}
 
 
-def test_what_is_stored_can_be_checked_against_its_record(tmp_path: Path) -> None:
+def test_the_stored_rows_have_the_recorded_size_and_hash(tmp_path: Path) -> None:
     upload = tmp_path / "upload"
     upload.write_bytes(jsonl([QUESTION, {"prompt": ""}]))
     store = ArtifactStore(str(tmp_path / "store"))

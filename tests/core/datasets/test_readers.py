@@ -1,4 +1,4 @@
-"""Kinds of files: JSON arrays, CSV and Parquet, packed or in other encodings; and files of other kinds."""
+"""Reading JSON, CSV and Parquet, gzipped or in other encodings; refusals of files of other kinds."""
 
 import bz2
 import csv
@@ -36,7 +36,7 @@ def refusal(raw: bytes, **limits: int) -> str:
 @pytest.mark.parametrize("text", [JSONL, CSV, f"[{JSONL}]"], ids=["jsonl", "csv", "json"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_encoding_plain_or_packed(text: str, encoding: str, packed: bool) -> None:
+def test_every_encoding_is_read_plain_or_packed(text: str, encoding: str, packed: bool) -> None:
     raw = text.encode(encoding)
     upload = inspected(gzip.compress(raw) if packed else raw)
     assert [row for _, row in upload.rows] == [Completion(**EMOJI)]
@@ -99,7 +99,7 @@ PACKED = gzip.compress(jsonl([QUESTION] * 5000))
     # Packed files hold the time they were made at, and every process must find the same tests.
     ids=lambda value: value if isinstance(value, str) else "file",
 )
-def test_what_is_no_dataset_is_refused_with_what_it_is(raw: bytes, said: str) -> None:
+def test_a_file_of_another_kind_is_refused_and_its_kind_named(raw: bytes, said: str) -> None:
     assert refusal(raw).startswith(said)
 
 
@@ -162,7 +162,7 @@ cells = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_character
 
 
 @given(st.lists(st.tuples(cells, cells), min_size=1, max_size=5), st.sampled_from([",", ";", "\t"]))
-def test_what_a_csv_writer_wrote_is_read(pairs: list[tuple[str, str]], delimiter: str) -> None:
+def test_the_output_of_a_csv_writer_is_read(pairs: list[tuple[str, str]], delimiter: str) -> None:
     written = io.StringIO(newline="")
     writer = csv.writer(written, delimiter=delimiter, quoting=csv.QUOTE_ALL)
     writer.writerows([("prompt", "completion"), *pairs])
@@ -193,7 +193,7 @@ def test_a_csv_cell_may_hold_messages_as_json() -> None:
     assert (line, row) == (2, Conversation((Message("user", 'q "x"'), Message("assistant", "a"))))
 
 
-def test_old_line_ends_are_line_ends() -> None:
+def test_carriage_returns_end_lines() -> None:
     assert inspected(b"text,id\ra,1\rb,2\r").rows == [(2, PlainText("a")), (3, PlainText("b"))]
 
 
@@ -297,5 +297,5 @@ def test_a_parquet_path_is_no_pattern(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "said"), [(16 << 20, "16 MiB"), (1 << 30, "1 GiB"), (1500, "1500 bytes")])
-def test_a_limit_is_said_in_the_largest_even_unit(count: int, said: str) -> None:
+def test_a_limit_is_described_in_the_largest_even_unit(count: int, said: str) -> None:
     assert describe_bytes(count) == said

@@ -1,4 +1,4 @@
-"""Uploads for tests of datasets: bytes in, what was found and stored out."""
+"""Inspects uploads for tests of datasets: from their bytes to what was found and stored."""
 
 import tempfile
 from collections.abc import Mapping

@@ -6,7 +6,7 @@ TOKEN = MadeToken(token_id=1, bytes=[97], logprob=-1, top=[])
 FAILED = Failed(kind="internal", code="x", message="x")
 
 
-def test_deltas_that_wait_together_become_one_with_all_their_tokens() -> None:
+def test_consecutive_deltas_become_one_with_all_their_tokens() -> None:
     first, second = TokenDelta(text="a", tokens=[TOKEN]), TokenDelta(text="b", tokens=[TOKEN, TOKEN])
     assert join_deltas([first, second, FAILED]) == [TokenDelta(text="ab", tokens=[TOKEN] * 3), FAILED]
 
@@ -17,7 +17,7 @@ def test_without_log_probabilities_there_are_no_tokens() -> None:
 
 @given(st.lists(st.one_of(st.text().map(lambda text: TokenDelta(text=text)), st.just(FAILED))))
 def test_no_text_and_no_end_is_lost_or_moved(replies: list[Reply]) -> None:
-    def told(replies: list[Reply]) -> str:
+    def joined_text(replies: list[Reply]) -> str:
         return "".join(reply.text if isinstance(reply, TokenDelta) else "<end>" for reply in replies)
 
-    assert told(join_deltas(replies)) == told(replies)
+    assert joined_text(join_deltas(replies)) == joined_text(replies)

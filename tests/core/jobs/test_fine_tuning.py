@@ -1,4 +1,4 @@
-"""The rule from OpenAI's hyperparameters to training settings."""
+"""Training settings from OpenAI's hyperparameters, and back."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def settings(asked: Hyperparameters = Hyperparameters(), rows: int = 100, **give
 @pytest.mark.parametrize(
     ("rows", "epochs"), [(10, 10), (3, 25), (33, 3), (34, 3), (8333, 3), (8334, 2), (12_501, 1), (90_000, 1)]
 )
-def test_auto_reads_few_rows_more_often_and_many_less(rows: int, epochs: int) -> None:
+def test_auto_epochs_are_more_for_few_rows_and_fewer_for_many(rows: int, epochs: int) -> None:
     assert fine_tuning.auto_epochs(rows) == epochs
 
 
@@ -43,12 +43,12 @@ def test_the_learning_rate_is_a_multiple_of_the_recipes() -> None:
     assert made["learning_rate"] == pytest.approx(5e-4)
 
 
-def test_what_was_asked_for_is_what_the_job_says() -> None:
+def test_requested_hyperparameters_are_those_that_the_job_shows() -> None:
     asked = Hyperparameters(n_epochs=2, batch_size=6, learning_rate_multiplier=0.3)
     assert fine_tuning.hyperparameters(TrainingSpec(**settings(asked))) == asked
 
 
-def test_settings_that_are_given_go_before_those_that_follow() -> None:
+def test_given_settings_have_precedence_over_derived_ones() -> None:
     made = settings(learning_rate=1e-3, num_train_epochs=7, keep_checkpoints=0, logging_steps=9)
     assert (made["learning_rate"], made["num_train_epochs"]) == (1e-3, 7)
     assert (made["keep_checkpoints"], made["logging_steps"]) == (0, 9)

@@ -1,4 +1,4 @@
-"""Pausing and resuming a job, in the queue's terms."""
+"""Pausing and resuming a job: its state, its attempts, its inputs and its events."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_resumed_job_goes_on_with_its_next_attempt(database: Database) -> None
         assert claim(session).attempt == 2
 
 
-def test_a_pause_that_is_taken_back_in_time_changes_nothing(database: Database) -> None:
+def test_a_pause_that_is_withdrawn_in_time_changes_nothing(database: Database) -> None:
     with database.transaction() as session:
         lease = claim_new_job(session)
         job_records.request_pause(session, lease.job_id)
@@ -85,7 +85,7 @@ def test_a_pause_that_is_taken_back_in_time_changes_nothing(database: Database) 
         assert queue.find_stop_request(session, lease) is None
 
 
-def test_a_child_that_stopped_for_a_pause_taken_back_is_queued_again(database: Database) -> None:
+def test_a_job_that_stopped_for_a_withdrawn_pause_is_queued_again(database: Database) -> None:
     with database.transaction() as session:
         lease = claim_new_job(session)
         job_records.request_pause(session, lease.job_id)
@@ -120,7 +120,7 @@ def test_a_paused_job_is_cancelled_at_once(database: Database) -> None:
         assert job.finished_at is not None
 
 
-def test_a_cancel_goes_before_a_pause(database: Database) -> None:
+def test_a_cancel_has_precedence_over_a_pause(database: Database) -> None:
     with database.transaction() as session:
         lease = claim_new_job(session)
         job_records.request_pause(session, lease.job_id)
@@ -154,7 +154,7 @@ def test_a_refusal_says_what_to_do_instead(database: Database) -> None:
         assert "/retry" in (ended.value.hint or "")
 
 
-def test_what_a_paused_job_reads_is_not_deleted(
+def test_the_inputs_of_a_paused_job_can_not_be_deleted(
     database: Database, settings: Settings, tmp_path: Path
 ) -> None:
     store = ArtifactStore(settings.artifacts_url)
@@ -168,12 +168,12 @@ def test_what_a_paused_job_reads_is_not_deleted(
             adapter_records.delete(session, adapter.id)
 
 
-def test_the_story_of_a_pause_is_told_by_events(database: Database) -> None:
+def test_a_pause_is_recorded_as_events(database: Database) -> None:
     with database.transaction() as session:
         job = pause(session, claim_new_job(session))
         job_records.resume(session, job.id)
-        told = [event.data for event in events.read(session, job.id, after=2)]
-    assert [one.state for one in told if isinstance(one, StateChange)] == ["paused", "queued"]
-    assert [one.message for one in told if isinstance(one, events.Log)] == [
+        recorded = [event.data for event in events.read(session, job.id, after=2)]
+    assert [one.state for one in recorded if isinstance(one, StateChange)] == ["paused", "queued"]
+    assert [one.message for one in recorded if isinstance(one, events.Log)] == [
         "Pause requested: stopping after this step."
     ]

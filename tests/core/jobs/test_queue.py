@@ -225,11 +225,11 @@ def test_an_unknown_job_has_no_events(database: Database) -> None:
         events.append(session, "job_none", [Log(message="lost")])
 
 
-def test_the_story_of_a_job_is_told_by_its_state_events(database: Database) -> None:
+def test_every_change_of_state_is_recorded_as_an_event(database: Database) -> None:
     lease = claim_new_job(database)
     with database.transaction() as session:
         queue.fail(session, lease, FAILURE)
-        told = events.read(session, lease.job_id, types=["state"])
-    states = [event.data.state for event in told]  # type: ignore[union-attr]
+        recorded = events.read(session, lease.job_id, types=["state"])
+    states = [event.data.state for event in recorded]  # type: ignore[union-attr]
     assert states == [JobState.QUEUED, JobState.RUNNING, JobState.FAILED]
-    assert told[-1].level == "error"
+    assert recorded[-1].level == "error"

@@ -1,4 +1,4 @@
-"""Adapters' names, datasets in use, keys, workers, base models, artifacts and settings."""
+"""Names of adapters, datasets in use, API keys, workers, base models, artifacts, settings, migrations."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -57,7 +57,7 @@ def test_a_dataset_that_a_waiting_job_needs_is_not_deleted(
     assert list(Path(settings.artifacts_url).rglob("*.jsonl")) == []
 
 
-def test_keys_are_stored_hashed_and_worthless_once_revoked(database: Database) -> None:
+def test_keys_are_stored_hashed_and_invalid_once_revoked(database: Database) -> None:
     with database.transaction() as session:
         key, secret = keys.create(session, "laptop")
         assert secret not in json.dumps([key.sha256, key.name, key.id])

@@ -44,7 +44,7 @@ def test_the_defaults_are_the_reference_recipe() -> None:
         ("surprise", 1),
     ],
 )
-def test_what_makes_no_sense_is_refused(field: str, value: Any) -> None:
+def test_invalid_values_are_refused(field: str, value: Any) -> None:
     with pytest.raises(ValidationError):
         make_spec(**{field: value})
 

@@ -1,4 +1,4 @@
-"""A backup taken from a running Tunesmith, brought into an empty one."""
+"""Backups of a running Tunesmith, restored into an empty one."""
 
 import io
 import json
@@ -70,7 +70,7 @@ def rebuilt(contents: dict[str, bytes]) -> io.BytesIO:
     return target
 
 
-def test_what_is_restored_is_what_was_there(
+def test_a_restored_database_has_the_same_rows_and_files(
     settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
 ) -> None:
     add_adapter(database, store, tmp_path)
@@ -106,14 +106,14 @@ def test_an_interrupted_job_keeps_its_checkpoints_and_a_finished_one_leaves_none
     assert found == {f"jobs/{waiting.id}/checkpoints/checkpoint-4/weights"}
 
 
-def test_a_dataset_deleted_in_mid_backup_takes_its_row_along(
+def test_a_dataset_deleted_during_a_backup_is_not_in_it(
     settings: Settings,
     database: Database,
     store: ArtifactStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kept, doomed = add_dataset(database, store, tmp_path), add_dataset(database, store, tmp_path)
+    staying, doomed = add_dataset(database, store, tmp_path), add_dataset(database, store, tmp_path)
     copy_database: Callable[[Database, Path], None] = backup._copy_database
 
     def copy_then_delete(source: Database, path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_dataset_deleted_in_mid_backup_takes_its_row_along(
     summary = write_backup(settings, tar)
     assert (summary.datasets, summary.lost) == (1, [])
     assert [name for name in members(tar.getvalue()) if name.startswith("artifacts/")] == [
-        f"artifacts/datasets/{kept}/rows.jsonl"
+        f"artifacts/datasets/{staying}/rows.jsonl"
     ]
 
 
@@ -211,7 +211,7 @@ def test_an_adapter_that_is_being_imported_comes_with_its_files(
     assert ArtifactStore(empty.artifacts_url).list_files(artifact) == ["adapter_model.safetensors"]
 
 
-def test_an_artifact_that_the_store_has_lost_is_named(
+def test_a_missing_artifact_is_named(
     settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path
 ) -> None:
     dataset_id = add_dataset(database, store, tmp_path)
@@ -220,7 +220,7 @@ def test_an_artifact_that_the_store_has_lost_is_named(
     assert summary.lost == [f"datasets/{dataset_id}/rows.jsonl"]
 
 
-def test_a_backup_leaves_nothing_behind(settings: Settings, database: Database) -> None:
+def test_a_backup_leaves_no_temporary_files(settings: Settings, database: Database) -> None:
     before = {path.name for path in settings.data_dir.iterdir()}
     names = members(take(settings)).keys()
     assert list(names) == ["tunesmith.db", "manifest.json"]
@@ -276,12 +276,12 @@ def test_a_backup_that_lacks_a_file_is_refused(
 
 
 @pytest.mark.parametrize("name", ["../outside", "artifacts/../../outside", "/etc/outside", "other.db"])
-def test_a_tar_that_names_other_places_is_refused(empty: Settings, tmp_path: Path, name: str) -> None:
+def test_a_tar_with_unsafe_paths_is_refused(empty: Settings, tmp_path: Path, name: str) -> None:
     with pytest.raises(BackupUnusable, match="not a backup of Tunesmith"):
         restore_backup(empty, rebuilt({name: b"x"}))
     assert not (tmp_path / "outside").exists()
 
 
-def test_what_is_no_tar_is_refused(empty: Settings) -> None:
+def test_a_file_that_is_no_tar_is_refused(empty: Settings) -> None:
     with pytest.raises(BackupUnusable, match="can't be read"):
         restore_backup(empty, io.BytesIO(b"no tar at all" * 100))

@@ -22,8 +22,8 @@ def count_commits(database: Database) -> list[object]:
     return commits
 
 
-def hold_the_turn(commits: GroupCommit, pool: ThreadPoolExecutor) -> threading.Event:
-    """Keep the group busy until the event is set, so that what comes meanwhile waits."""
+def block_commits(commits: GroupCommit, pool: ThreadPoolExecutor) -> threading.Event:
+    """Block the group until the event is set, so that changes that arrive meanwhile wait."""
     entered, let_go = threading.Event(), threading.Event()
 
     def hold(_session: Session) -> None:
@@ -35,10 +35,10 @@ def hold_the_turn(commits: GroupCommit, pool: ThreadPoolExecutor) -> threading.E
     return let_go
 
 
-def test_what_comes_meanwhile_is_committed_together(database: Database) -> None:
+def test_changes_that_arrive_during_a_commit_are_committed_together(database: Database) -> None:
     commits = GroupCommit(database)
     with ThreadPoolExecutor(9) as pool:
-        let_go = hold_the_turn(commits, pool)
+        let_go = block_commits(commits, pool)
         done = [pool.submit(commits.run, lambda session: make_job(session).id) for _ in range(8)]
         wait_for(lambda: len(commits._waiting) == 8, "changes that wait")
         count = count_commits(database)
@@ -50,14 +50,14 @@ def test_what_comes_meanwhile_is_committed_together(database: Database) -> None:
         assert job_records.count_by_state(session)[JobState.QUEUED] == 8
 
 
-def test_one_that_fails_leaves_the_others(database: Database) -> None:
+def test_a_change_that_fails_does_not_undo_the_others(database: Database) -> None:
     commits = GroupCommit(database)
 
     def submit(session: Session) -> str:
         return job_records.submit(session, make_spec(), max_queued=3, flush=False).id
 
     with ThreadPoolExecutor(9) as pool:
-        let_go = hold_the_turn(commits, pool)
+        let_go = block_commits(commits, pool)
         done = [pool.submit(commits.run, submit) for _ in range(8)]
         wait_for(lambda: len(commits._waiting) == 8, "changes that wait")
         let_go.set()
@@ -66,7 +66,7 @@ def test_one_that_fails_leaves_the_others(database: Database) -> None:
         assert job_records.count_by_state(session)[JobState.QUEUED] == 3
 
 
-def test_an_error_leaves_nothing_behind(database: Database) -> None:
+def test_a_change_that_fails_is_rolled_back(database: Database) -> None:
     def fail(session: Session) -> None:
         make_job(session)
         raise QueueFull
@@ -77,10 +77,10 @@ def test_an_error_leaves_nothing_behind(database: Database) -> None:
         assert job_records.count_by_state(session)[JobState.QUEUED] == 0
 
 
-def test_more_than_one_transaction_holds_all_come_through(database: Database) -> None:
+def test_more_changes_than_fit_into_one_transaction_are_all_committed(database: Database) -> None:
     commits = GroupCommit(database)
     with ThreadPoolExecutor(130) as pool:
-        let_go = hold_the_turn(commits, pool)
+        let_go = block_commits(commits, pool)
         done = [pool.submit(commits.run, lambda session: make_job(session).id) for _ in range(120)]
         wait_for(lambda: len(commits._waiting) == 120, "changes that wait")
         let_go.set()

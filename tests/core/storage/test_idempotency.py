@@ -1,4 +1,4 @@
-"""Which requests count as the same one."""
+"""Recognizing repeated requests by key or by content."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,7 +30,7 @@ def remember(database: Database, made: Identity, resource_id: str = "job_1", at:
         idempotency.remember(session, made, resource_id, row=row, now=at)
 
 
-def test_a_key_answers_with_what_its_first_request_made(database: Database) -> None:
+def test_a_key_returns_what_its_first_request_made(database: Database) -> None:
     remember(database, request(key="k"))
     assert found(database, request(key="k")) == "job_1"
 
@@ -59,13 +59,15 @@ def test_a_retry_is_answered_from_the_request_with_the_same_content(database: Da
     assert found(database, request(retries=1)) == "job_2"
 
 
-def test_the_same_content_twice_is_wanted_twice(database: Database) -> None:
+def test_the_same_content_without_a_retry_header_is_a_new_request(database: Database) -> None:
     remember(database, request())
     assert found(database, request(arrived_at=NOON + MINUTE)) is None
 
 
 @pytest.mark.parametrize("other", [{"client": "another key"}, {"body": "c" * 64}, {"path": "/v1/files"}])
-def test_a_retry_of_something_else_makes_its_own(database: Database, other: dict[str, Any]) -> None:
+def test_a_retry_that_differs_from_the_request_makes_its_own(
+    database: Database, other: dict[str, Any]
+) -> None:
     remember(database, request())
     assert found(database, request(retries=1, **other)) is None
 
@@ -96,7 +98,7 @@ def test_a_failed_request_leaves_what_its_quicker_retry_made(database: Database)
     assert found(database, request(retries=2)) == "job_1"
 
 
-def test_what_is_too_old_goes(database: Database) -> None:
+def test_expired_rows_are_removed(database: Database) -> None:
     remember(database, request(key="old"))
     remember(database, request(key="young"), at=NOON + MINUTE)
     with database.transaction() as session:
@@ -104,5 +106,5 @@ def test_what_is_too_old_goes(database: Database) -> None:
         assert session.scalars(select(tables.IdempotencyKeyRow.id)).all() == [request(key="young").id]
 
 
-def test_where_a_part_ends_counts() -> None:
+def test_the_digest_depends_on_where_parts_end() -> None:
     assert idempotency.digest([b"ab", b"c"]) != idempotency.digest([b"a", b"bc"])

@@ -1,4 +1,4 @@
-"""The outbox: what the end of a job writes, and what becomes of it."""
+"""The outbox of webhooks: deliveries of a job's end, their claims, results and repetitions."""
 
 import contextlib
 from collections.abc import Callable
@@ -101,7 +101,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("end", "event_type"), ENDS)
-def test_every_road_to_an_end_is_told(
+def test_every_end_of_a_job_is_announced(
     database: Database, end: Callable[[Session], None], event_type: EventType
 ) -> None:
     with database.transaction() as session:
@@ -112,14 +112,14 @@ def test_every_road_to_an_end_is_told(
     assert f'"type":"{event_type}","data":{{"id":"{delivery.job_id}"}}' in delivery.body
 
 
-def test_a_job_that_goes_on_is_not_told(database: Database) -> None:
+def test_a_job_that_has_not_ended_is_not_announced(database: Database) -> None:
     with database.transaction() as session:
         make_webhook(session)
         queue.hand_back(session, leased(session), reason="The worker stops.")
     assert find_all(database) == []
 
 
-def test_an_end_that_is_rolled_back_is_not_told(database: Database) -> None:
+def test_an_end_that_is_rolled_back_is_not_announced(database: Database) -> None:
     with database.transaction() as session:
         make_webhook(session)
         job_id = make_job(session).id
@@ -129,7 +129,7 @@ def test_an_end_that_is_rolled_back_is_not_told(database: Database) -> None:
     assert find_all(database) == []
 
 
-def test_only_webhooks_that_want_the_event_are_told(database: Database) -> None:
+def test_only_webhooks_of_the_event_get_a_delivery(database: Database) -> None:
     with database.transaction() as session:
         wanting = make_webhook(session, event_types=[EventType.CANCELLED]).id
         make_webhook(session, event_types=[EventType.FAILED])
@@ -138,7 +138,7 @@ def test_only_webhooks_that_want_the_event_are_told(database: Database) -> None:
     assert [delivery.webhook_id for delivery in find_all(database)] == [wanting]
 
 
-def test_listeners_hear_of_an_end_once_it_is_committed(database: Database) -> None:
+def test_listeners_are_called_once_an_end_is_committed(database: Database) -> None:
     heard: list[int] = []
     database.listen(deliveries.TOPIC, lambda: heard.append(len(find_all(database))))
     with database.transaction() as session:
@@ -172,7 +172,7 @@ def test_a_delivery_whose_process_died_is_due_again_after_its_lease(database: Da
     assert record(database, again, DONE, NOON + lease)
 
 
-def test_one_webhook_does_not_take_every_place(database: Database) -> None:
+def test_one_webhook_does_not_take_every_claim(database: Database) -> None:
     with database.transaction() as session:
         busy = make_webhook(session).id
     announce(database, count=6)
@@ -208,7 +208,7 @@ def test_chance_spreads_the_wait_by_a_fifth() -> None:
     assert [deliveries.wait_seconds(3, chance) for chance in (0, 0.5, 1)] == pytest.approx([16, 20, 24])
 
 
-def test_a_delivered_one_is_not_sent_again_by_itself(database: Database) -> None:
+def test_a_delivered_delivery_is_not_sent_again_by_itself(database: Database) -> None:
     with database.transaction() as session:
         make_webhook(session)
     announce(database)
@@ -218,7 +218,7 @@ def test_a_delivered_one_is_not_sent_again_by_itself(database: Database) -> None
     assert (delivery.state, delivery.delivered_at) == (DeliveryState.DELIVERED, NOON)
 
 
-def test_what_is_sent_again_has_another_day(database: Database) -> None:
+def test_a_delivery_that_is_sent_again_has_another_day(database: Database) -> None:
     later = NOON + timedelta(days=2)
     with database.transaction() as session:
         webhook_id = make_webhook(session).id
@@ -234,7 +234,7 @@ def test_what_is_sent_again_has_another_day(database: Database) -> None:
     assert (delivery.state, delivery.attempts) == (DeliveryState.PENDING, 1)
 
 
-def test_what_is_asked_for_again_while_it_is_sent_is_sent_twice(database: Database) -> None:
+def test_a_delivery_requested_again_during_an_attempt_is_sent_twice(database: Database) -> None:
     with database.transaction() as session:
         webhook_id = make_webhook(session).id
     announce(database)
@@ -256,7 +256,7 @@ def test_a_delivery_belongs_to_its_webhook(database: Database) -> None:
         deliveries.send_again(session, make_webhook(session).id, delivery.id)
 
 
-def test_what_is_due_to_a_disabled_webhook_waits(database: Database) -> None:
+def test_deliveries_to_a_disabled_webhook_wait(database: Database) -> None:
     with database.transaction() as session:
         webhook_id = make_webhook(session).id
     announce(database)
@@ -267,7 +267,7 @@ def test_what_is_due_to_a_disabled_webhook_waits(database: Database) -> None:
         assert deliveries.is_any_due(session, now=NOON)
 
 
-def test_deliveries_of_long_ago_go(database: Database) -> None:
+def test_old_deliveries_are_removed(database: Database) -> None:
     with database.transaction() as session:
         make_webhook(session)
     announce(database)
@@ -277,7 +277,7 @@ def test_deliveries_of_long_ago_go(database: Database) -> None:
     assert [delivery.created_at for delivery in find_all(database)] == [NOON + SECOND]
 
 
-def test_a_webhook_goes_with_its_deliveries(database: Database) -> None:
+def test_deleting_a_webhook_deletes_its_deliveries(database: Database) -> None:
     with database.transaction() as session:
         webhook_id = make_webhook(session).id
     announce(database)
