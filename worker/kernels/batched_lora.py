@@ -1,7 +1,7 @@
-"""The second product of LoRA for a mixed batch: each token through its own adapter's matrix, in one kernel.
+"""The B matmul of LoRA for a mixed batch: one kernel multiplies each token by its own adapter's matrix.
 
-What the first matrices of all adapters make of a token is there already; of it each token uses what is its
-own adapter's. (S-LoRA, Sheng et al. 2023, and Punica, Chen et al. 2023, group tokens by adapter instead.)
+The products with the A matrices of all adapters are computed before; each token uses the columns of its own
+adapter. (S-LoRA, Sheng et al. 2023, and Punica, Chen et al. 2023, group tokens by adapter instead.)
 Shape letters: N tokens, S slots, M linear layers with the same input, R rank, O outputs of all M layers,
 C columns (M times S times R), T tiles of the outputs.
 """
@@ -11,18 +11,18 @@ import triton
 import triton.language as tl
 
 _OUTPUTS_PER_TILE = 64
-# Lines of the second matrices, of all slots one under the other, that are gone through at once.
-_LINES_PER_TILE = 128
+# Rows of the stacked B matrices of all slots that a program multiplies at once.
+_ROWS_PER_TILE = 128
 
 
 def output_tiles(widths: list[int]) -> list[tuple[int, int, int]]:
-    """Tiles (layer, first output, end) of the outputs of several layers, side by side."""
-    made, first = [], 0
+    """Cut the concatenated outputs of several layers into tiles (layer, first output, end)."""
+    cut, first = [], 0
     for layer, width in enumerate(widths):
         for start in range(0, width, _OUTPUTS_PER_TILE):
-            made.append((layer, first + start, first + min(start + _OUTPUTS_PER_TILE, width)))
+            cut.append((layer, first + start, first + min(start + _OUTPUTS_PER_TILE, width)))
         first += width
-    return made
+    return cut
 
 
 def expand(
@@ -32,13 +32,14 @@ def expand(
     B_SRO: torch.Tensor,
     tiles_T3: torch.Tensor,
 ) -> torch.Tensor:
-    """y plus what each token's own adapter makes of `inner_NC`, columns by layer, then slot, then rank.
+    """Returns y plus the columns of `inner_NC` of each token's adapter times its B matrix, [N, O].
 
-    Slot 0 is no adapter; slot s has index s - 1. `tiles_T3` comes from `output_tiles`.
+    The columns C are ordered by layer, then slot, then rank. Slot 0 is no adapter; slot s has index s - 1.
+    `tiles_T3` comes from `output_tiles`.
     """
     slots, rank, outputs = B_SRO.shape
     count = len(y_NO)
-    # Few sizes: each is compiled on its own.
+    # Only three sizes, since each is compiled separately.
     tokens = 16 if count <= 16 else 32 if count <= 32 else 64
     out_NO = y_NO.new_empty(count, outputs)
     _expand_kernel[(triton.cdiv(count, tokens), len(tiles_T3))](
@@ -54,9 +55,9 @@ def expand(
         outputs,
         slots * rank,
         RANK=rank,
-        IS_ONE_TILE=slots * rank <= _LINES_PER_TILE,
+        IS_ONE_TILE=slots * rank <= _ROWS_PER_TILE,
         TOKENS=tokens,
-        LINE_TILE=_LINES_PER_TILE,
+        ROW_TILE=_ROWS_PER_TILE,
         OUTPUT_TILE=_OUTPUTS_PER_TILE,
         num_warps=4,
     )
@@ -75,11 +76,11 @@ def _expand_kernel(
     y_stride,
     inner_stride,
     output_count,
-    line_count,
+    row_count,
     RANK: tl.constexpr,
     IS_ONE_TILE: tl.constexpr,
     TOKENS: tl.constexpr,
-    LINE_TILE: tl.constexpr,
+    ROW_TILE: tl.constexpr,
     OUTPUT_TILE: tl.constexpr,
 ):
     tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -93,19 +94,21 @@ def _expand_kernel(
     )
     outputs = start + tl.arange(0, OUTPUT_TILE)
     has_output = outputs < end
-    kept = has_token[:, None] & has_output[None, :]
+    has_both = has_token[:, None] & has_output[None, :]
     tokens = tokens.to(tl.int64)
-    summed = tl.load(y + tokens[:, None] * y_stride + outputs[None, :], mask=kept, other=0.0).to(tl.float32)
-    inner += layer * line_count
+    summed = tl.load(y + tokens[:, None] * y_stride + outputs[None, :], mask=has_both, other=0.0).to(
+        tl.float32
+    )
+    inner += layer * row_count
     if IS_ONE_TILE:
-        summed += _through_lines(
-            inner, B, 0, own_slots, tokens, outputs, has_output, inner_stride, output_count, RANK, LINE_TILE
+        summed += _multiply_rows(
+            inner, B, 0, own_slots, tokens, outputs, has_output, inner_stride, output_count, RANK, ROW_TILE
         )
     else:
-        for first in range(0, line_count, LINE_TILE):
-            lines = first + tl.arange(0, LINE_TILE)
-            if tl.max(tl.max((own_slots[:, None] == lines[None, :] // RANK + 1).to(tl.int32), 1), 0) != 0:
-                summed += _through_lines(
+        for first in range(0, row_count, ROW_TILE):
+            rows = first + tl.arange(0, ROW_TILE)
+            if tl.max(tl.max((own_slots[:, None] == rows[None, :] // RANK + 1).to(tl.int32), 1), 0) != 0:
+                summed += _multiply_rows(
                     inner,
                     B,
                     first,
@@ -116,14 +119,14 @@ def _expand_kernel(
                     inner_stride,
                     output_count,
                     RANK,
-                    LINE_TILE,
+                    ROW_TILE,
                 )
     place = out + tokens[:, None] * output_count + outputs[None, :]
-    tl.store(place, summed.to(out.dtype.element_ty), mask=kept)
+    tl.store(place, summed.to(out.dtype.element_ty), mask=has_both)
 
 
 @triton.jit
-def _through_lines(
+def _multiply_rows(
     inner,
     B,
     first,
@@ -134,15 +137,15 @@ def _through_lines(
     inner_stride,
     output_count,
     RANK: tl.constexpr,
-    LINE_TILE: tl.constexpr,
+    ROW_TILE: tl.constexpr,
 ):
-    """What lines `first` and following add; a token uses those of its own slot, and others are not read."""
-    lines = first + tl.arange(0, LINE_TILE)
-    own = own_slots[:, None] == lines[None, :] // RANK + 1
+    """The product with the rows of B from `first` on. Rows of other slots than the tokens' are not read."""
+    rows = first + tl.arange(0, ROW_TILE)
+    own = own_slots[:, None] == rows[None, :] // RANK + 1
     is_used = tl.max(own.to(tl.int32), 0) > 0
-    x_tile = tl.load(inner + tokens[:, None] * inner_stride + lines[None, :], mask=own, other=0.0)
+    x_tile = tl.load(inner + tokens[:, None] * inner_stride + rows[None, :], mask=own, other=0.0)
     B_tile = tl.load(
-        B + lines[:, None].to(tl.int64) * output_count + outputs[None, :],
+        B + rows[:, None].to(tl.int64) * output_count + outputs[None, :],
         mask=is_used[:, None] & has_output[None, :],
         other=0.0,
     )

@@ -1,4 +1,4 @@
-"""One token through a linear layer: a product that only reads memory, at the speed of the memory.
+"""A linear layer for a single token: a matrix-vector product, bound by the speed of reading the weight.
 
 Shape letters: I inputs, O outputs.
 """
@@ -9,13 +9,13 @@ import triton.language as tl
 
 
 def product(x_1I: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """x times the weight's lines, plus the bias; answers [1, O]. Sums are in float32."""
+    """Returns x · Wᵀ + bias, [1, O]. Sums are in float32."""
     outputs, inputs = weight_OI.shape
     y_1O = x_1I.new_empty(1, outputs)
-    # A program reads few whole lines, as wide as the input goes into steps of one size.
+    # A program reads whole rows of the weight in steps: one row where steps of 4,096 inputs fit, else two.
     is_wide = inputs % 4096 == 0
-    lines = 1 if is_wide else 2
-    _product_kernel[(triton.cdiv(outputs, lines),)](
+    rows = 1 if is_wide else 2
+    _product_kernel[(triton.cdiv(outputs, rows),)](
         x_1I,
         weight_OI,
         bias_O if bias_O is not None else x_1I,
@@ -24,7 +24,7 @@ def product(x_1I: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | 
         inputs,
         weight_OI.stride(0),
         HAS_BIAS=bias_O is not None,
-        LINES=lines,
+        ROWS=rows,
         STEP=4096 if is_wide else 2048,
         num_warps=4,
         num_stages=3,
@@ -42,18 +42,18 @@ def _product_kernel(
     input_count,
     weight_stride,
     HAS_BIAS: tl.constexpr,
-    LINES: tl.constexpr,
+    ROWS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    lines = tl.program_id(0) * LINES + tl.arange(0, LINES)
-    has_line = lines < output_count
-    summed = tl.zeros([LINES, STEP], tl.float32)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    has_row = rows < output_count
+    summed = tl.zeros([ROWS, STEP], tl.float32)
     for first in range(0, input_count, STEP):
         inputs = first + tl.arange(0, STEP)
         has_input = inputs < input_count
         weights = tl.load(
-            weight + lines[:, None].to(tl.int64) * weight_stride + inputs[None, :],
-            mask=has_line[:, None] & has_input[None, :],
+            weight + rows[:, None].to(tl.int64) * weight_stride + inputs[None, :],
+            mask=has_row[:, None] & has_input[None, :],
             other=0.0,
             eviction_policy="evict_first",
         )
@@ -61,5 +61,5 @@ def _product_kernel(
         summed += weights.to(tl.float32) * x_part[None, :].to(tl.float32)
     total = tl.sum(summed, 1)
     if HAS_BIAS:
-        total += tl.load(bias + lines, mask=has_line, other=0.0).to(tl.float32)
-    tl.store(y + lines, total.to(y.dtype.element_ty), mask=has_line)
+        total += tl.load(bias + rows, mask=has_row, other=0.0).to(tl.float32)
+    tl.store(y + rows, total.to(y.dtype.element_ty), mask=has_row)

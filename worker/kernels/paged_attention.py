@@ -1,9 +1,9 @@
-"""Attention over a paged KV cache: store keys and values, decode one token a row, read a piece of a prompt.
+"""Attention over a paged KV cache: storing keys and values, decoding a token per row, reading prompt chunks.
 
 Online softmax as in FlashAttention (Dao et al. 2022); a row's keys are split over several programs when rows
 and heads alone are too few for the device (Flash-Decoding, Dao et al. 2023). Sums are in float32.
-Shape letters: N tokens of the step, R rows, P blocks, S tokens of a block, H query heads, G key heads,
-D dimension, M tiles.
+Shape letters: N tokens of the step, R rows, P blocks (of the cache, or of a row in a block table), S tokens
+of a block, H query heads, G key heads, D head dimension, X splits, M tiles of at most 64 query tokens.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ import triton.language as tl
 _KEYS_PER_TILE = 64
 _QUERIES_PER_TILE = 64
 _MAX_SPLITS = 32
-# Programs that keep a large GPU busy; fewer leave parts of it idle.
+# Number of programs that occupies a large GPU.
 _ENOUGH_PROGRAMS = 512
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a layer looks at keys: its scale, its sliding window and its soft cap; 0: has none."""
+class AttentionSettings:
+    """The scale of a layer's scores, its sliding window in tokens and its soft cap; 0 means none."""
 
     scale: float
     window: int = 0
@@ -37,7 +37,7 @@ def store(
     rows_N: torch.Tensor,
     positions_N: torch.Tensor,
 ) -> None:
-    """Write each token's key and value to its place. `rows_N` and `positions_N` say where; int32 or int64."""
+    """Write the key and value of each token to the block of its row and position (int32 or int64)."""
     heads, count, dimension = key_GND.shape
     _store_kernel[(count,)](
         key_GND,
@@ -65,9 +65,9 @@ def decode(
     values_PSGD: torch.Tensor,
     block_tables_RP: torch.Tensor,
     positions_N: torch.Tensor,
-    look: Look,
+    settings: AttentionSettings,
 ) -> torch.Tensor:
-    """One token for each of the rows 0 to N-1, which sees keys up to its own position; answers [N, H, D]."""
+    """Attention of one token in each of the rows 0 to N-1, over keys up to its own. Returns [N, H, D]."""
     heads, count, dimension = query_HND.shape
     key_heads = keys_PSGD.shape[2]
     group = heads // key_heads
@@ -77,7 +77,7 @@ def decode(
     if splits > 1:
         sums_NHXD = torch.empty(count, heads, splits, dimension, dtype=torch.float32, device=out_NHD.device)
         peaks_NHX2 = torch.empty(count, heads, splits, 2, dtype=torch.float32, device=out_NHD.device)
-    # Heads next to each other run together: they read neighbouring memory.
+    # Neighbouring heads run at the same time: they read neighbouring memory.
     _decode_kernel[(key_heads, count, splits)](
         query_HND,
         keys_PSGD,
@@ -90,7 +90,7 @@ def decode(
         query_HND.stride(0),
         query_HND.stride(1),
         block_tables_RP.stride(0),
-        look.scale,
+        settings.scale,
         splits,
         BLOCK_TOKENS=keys_PSGD.shape[1],
         KEY_HEADS=key_heads,
@@ -100,9 +100,9 @@ def decode(
         DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
         TILE=_KEYS_PER_TILE,
         IS_SPLIT=splits > 1,
-        WINDOW=look.window,
-        SOFTCAP=look.softcap,
-        # Without a product of matrices it only reads: two warps a program read fastest on an H100.
+        WINDOW=settings.window,
+        SOFTCAP=settings.softcap,
+        # Without grouped heads the kernel is bound by memory: two warps were fastest on an H100.
         num_warps=2 if group == 1 else 4,
         num_stages=2,
     )
@@ -126,9 +126,9 @@ def prefill(
     values_PSGD: torch.Tensor,
     block_tables_RP: torch.Tensor,
     tiles_M4: torch.Tensor,
-    look: Look,
+    settings: AttentionSettings,
 ) -> torch.Tensor:
-    """Pieces of prompts, whose keys are stored already; answers [N, H, D]. `tiles_M4` comes from `tiles`."""
+    """Attention of prompt chunks whose keys are stored. Returns [N, H, D]. `tiles_M4` comes from `tiles`."""
     heads, count, dimension = query_HND.shape
     key_heads = keys_PSGD.shape[2]
     out_NHD = query_HND.new_zeros(count, heads, dimension)
@@ -142,7 +142,7 @@ def prefill(
         query_HND.stride(0),
         query_HND.stride(1),
         block_tables_RP.stride(0),
-        look.scale,
+        settings.scale,
         BLOCK_TOKENS=keys_PSGD.shape[1],
         HEADS=heads,
         KEY_HEADS=key_heads,
@@ -150,25 +150,25 @@ def prefill(
         DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
         QUERIES=_QUERIES_PER_TILE,
         TILE=_KEYS_PER_TILE,
-        WINDOW=look.window,
-        SOFTCAP=look.softcap,
+        WINDOW=settings.window,
+        SOFTCAP=settings.softcap,
         num_warps=4,
         num_stages=2,
     )
     return out_NHD
 
 
-def tiles(pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """Cut pieces (row, first position, tokens), one after another in N, into tiles.
+def tiles(chunks: list[tuple[int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Cut chunks (row, first position, token count), consecutive in N, into tiles.
 
-    A tile is its row, its first token in N, that token's position, and how many tokens it has.
+    Returns tiles (row, index of the first token in N, position of that token, token count).
     """
-    made, first = [], 0
-    for row, position, count in pieces:
+    cut, first = [], 0
+    for row, position, count in chunks:
         for start in range(0, count, _QUERIES_PER_TILE):
-            made.append((row, first + start, position + start, min(_QUERIES_PER_TILE, count - start)))
+            cut.append((row, first + start, position + start, min(_QUERIES_PER_TILE, count - start)))
         first += count
-    return made
+    return cut
 
 
 def _splits(programs: int) -> int:
@@ -284,13 +284,13 @@ def _decode_kernel(
             added = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         weighted = weighted * shrink[:, None] + added
         peak = new_peak
-    kept = is_member[:, None] & has_item[None, :]
+    has_output = is_member[:, None] & has_item[None, :]
     if not IS_SPLIT:
         place = (row * KEY_HEADS * GROUP + heads[:, None]) * DIMENSION + items[None, :]
-        tl.store(out + place, (weighted / total[:, None]).to(out.dtype.element_ty), mask=kept)
+        tl.store(out + place, (weighted / total[:, None]).to(out.dtype.element_ty), mask=has_output)
     else:
         part = (row * KEY_HEADS * GROUP + heads) * splits + split
-        tl.store(sums + part[:, None] * DIMENSION + items[None, :], weighted, mask=kept)
+        tl.store(sums + part[:, None] * DIMENSION + items[None, :], weighted, mask=has_output)
         tl.store(peaks + part * 2, peak, mask=is_member)
         tl.store(peaks + part * 2 + 1, total, mask=is_member)
 
@@ -347,12 +347,12 @@ def _prefill_kernel(
     row, token = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
     position, count = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
 
-    lines = tl.arange(0, QUERIES)
+    queries = tl.arange(0, QUERIES)
     items = tl.arange(0, DIMENSION_BLOCK)
-    kept = (lines < count)[:, None] & (items < DIMENSION)[None, :]
+    has_output = (queries < count)[:, None] & (items < DIMENSION)[None, :]
     q = tl.load(
-        query + head * query_head_stride + (token + lines)[:, None] * query_token_stride + items[None, :],
-        mask=kept,
+        query + head * query_head_stride + (token + queries)[:, None] * query_token_stride + items[None, :],
+        mask=has_output,
         other=0.0,
     )
     peak = tl.full([QUERIES], -float("inf"), tl.float32)
@@ -374,14 +374,14 @@ def _prefill_kernel(
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if SOFTCAP > 0:
             scores = SOFTCAP * (2 * tl.sigmoid(2 * scores / SOFTCAP) - 1)
-        # A line beyond the piece looks at position 0, so that it has something to divide by.
-        own = tl.where(lines < count, position + lines, 0)[:, None]
+        # A query beyond the chunk attends to position 0, so that its sum is not zero.
+        own = tl.where(queries < count, position + queries, 0)[:, None]
         visible = each[None, :] <= own
         if WINDOW > 0:
             visible = visible & (each[None, :] > own - WINDOW)
         scores = tl.where(visible, scores, -float("inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1))
-        # A window may hide a whole tile from a line: nothing was seen yet, and nothing is subtracted.
+        # A window may hide a whole tile from a query: then there is no maximum to subtract yet.
         base = tl.where(new_peak == -float("inf"), 0.0, new_peak)
         shrink = tl.exp(peak - base)
         weights = tl.exp(scores - base[:, None])
@@ -389,5 +389,5 @@ def _prefill_kernel(
         weighted = weighted * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         peak = new_peak
     total = tl.where(total > 0, total, 1.0)
-    place = ((token + lines)[:, None] * HEADS + head) * DIMENSION + items[None, :]
-    tl.store(out + place, (weighted / total[:, None]).to(out.dtype.element_ty), mask=kept)
+    place = ((token + queries)[:, None] * HEADS + head) * DIMENSION + items[None, :]
+    tl.store(out + place, (weighted / total[:, None]).to(out.dtype.element_ty), mask=has_output)

@@ -88,11 +88,14 @@ def compile_serving(dtype: torch.dtype) -> None:
     states_HND = x.view(tokens, heads, width // heads).transpose(0, 1)
     rotary.rotate(states_HND, states_HND, x[:, :64].contiguous(), x[:, :64].contiguous())
     blocks_PSHD = torch.zeros(2, 16, heads, width // heads, dtype=dtype)
-    tables_RP, look = torch.zeros(tokens, 1, dtype=torch.int32), paged_attention.Look(0.1)
-    paged_attention.store(states_HND, states_HND, blocks_PSHD, blocks_PSHD, tables_RP, each, each)
-    paged_attention.decode(states_HND, blocks_PSHD, blocks_PSHD, tables_RP, each, look)
+    block_tables_RP, settings = (
+        torch.zeros(tokens, 1, dtype=torch.int32),
+        paged_attention.AttentionSettings(0.1),
+    )
+    paged_attention.store(states_HND, states_HND, blocks_PSHD, blocks_PSHD, block_tables_RP, each, each)
+    paged_attention.decode(states_HND, blocks_PSHD, blocks_PSHD, block_tables_RP, each, settings)
     tiles_M4 = torch.zeros(1, 4, dtype=torch.int32)
-    paged_attention.prefill(states_HND, blocks_PSHD, blocks_PSHD, tables_RP, tiles_M4, look)
+    paged_attention.prefill(states_HND, blocks_PSHD, blocks_PSHD, block_tables_RP, tiles_M4, settings)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from worker.kernels import paged_attention
-from worker.kernels.paged_attention import Look
+from worker.kernels.paged_attention import AttentionSettings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCK_TOKENS, BLOCKS_PER_ROW, KEY_HEADS = 4, 20, 2
 LENGTHS = [1, 7, 64, 75]
-LOOKS = {
-    "plain": Look(0.3),
-    "window": Look(0.3, window=9),
-    "soft cap": Look(0.3, softcap=2.0),
+SETTINGS = {
+    "plain": AttentionSettings(0.3),
+    "window": AttentionSettings(0.3, window=9),
+    "soft cap": AttentionSettings(0.3, softcap=2.0),
 }
 
 
@@ -45,49 +45,53 @@ class Case:
         # As models make them: tokens first in memory, heads first in shape.
         return torch.randn(count, self.heads, self.dimension, device=DEVICE).transpose(0, 1)
 
-    def expected(self, query_HD: torch.Tensor, row: int, position: int, look: Look) -> torch.Tensor:
-        first = max(0, position + 1 - look.window) if look.window else 0
+    def expected(
+        self, query_HD: torch.Tensor, row: int, position: int, settings: AttentionSettings
+    ) -> torch.Tensor:
+        first = max(0, position + 1 - settings.window) if settings.window else 0
         group = self.heads // KEY_HEADS
         keys_HLD = self.key[row][:, first : position + 1].repeat_interleave(group, 0)
         values_HLD = self.value[row][:, first : position + 1].repeat_interleave(group, 0)
-        scores_HL = torch.einsum("hd,hld->hl", query_HD, keys_HLD) * look.scale
-        if look.softcap:
-            scores_HL = look.softcap * torch.tanh(scores_HL / look.softcap)
+        scores_HL = torch.einsum("hd,hld->hl", query_HD, keys_HLD) * settings.scale
+        if settings.softcap:
+            scores_HL = settings.softcap * torch.tanh(scores_HL / settings.softcap)
         return torch.einsum("hl,hld->hd", scores_HL.softmax(-1), values_HLD)
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("heads", [2, 6])
 @pytest.mark.parametrize("enough_programs", [1, 64], ids=["whole", "split"])
-def test_each_row_sees_its_own_keys_up_to_its_position(look, heads, enough_programs, monkeypatch):
+def test_each_row_sees_its_own_keys_up_to_its_position(settings, heads, enough_programs, monkeypatch):
     monkeypatch.setattr(paged_attention, "_ENOUGH_PROGRAMS", enough_programs)
     case = Case(heads=heads)
     query_HND = case.queries(len(LENGTHS))
     positions = torch.tensor(LENGTHS, device=DEVICE) - 1
 
     out_NHD = paged_attention.decode(
-        query_HND, case.keys_PSGD, case.values_PSGD, case.block_tables_RP, positions, look
+        query_HND, case.keys_PSGD, case.values_PSGD, case.block_tables_RP, positions, settings
     )
 
-    expected = [case.expected(query_HND[:, row], row, length - 1, look) for row, length in enumerate(LENGTHS)]
+    expected = [
+        case.expected(query_HND[:, row], row, length - 1, settings) for row, length in enumerate(LENGTHS)
+    ]
     torch.testing.assert_close(out_NHD, torch.stack(expected), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("heads", [2, 6])
-def test_pieces_of_prompts_see_what_came_before_and_nothing_later(look, heads):
+def test_chunks_of_prompts_see_what_came_before_and_nothing_later(settings, heads):
     case = Case(heads=heads)
-    pieces = [(3, 5, 70), (1, 0, 7), (2, 63, 1)]
-    query_HND = case.queries(sum(count for _, _, count in pieces))
-    tiles = torch.tensor(paged_attention.tiles(pieces), dtype=torch.int32, device=DEVICE)
+    chunks = [(3, 5, 70), (1, 0, 7), (2, 63, 1)]
+    query_HND = case.queries(sum(count for _, _, count in chunks))
+    tiles = torch.tensor(paged_attention.tiles(chunks), dtype=torch.int32, device=DEVICE)
 
     out_NHD = paged_attention.prefill(
-        query_HND, case.keys_PSGD, case.values_PSGD, case.block_tables_RP, tiles, look
+        query_HND, case.keys_PSGD, case.values_PSGD, case.block_tables_RP, tiles, settings
     )
 
-    places = [(row, start + index) for row, start, count in pieces for index in range(count)]
+    places = [(row, start + index) for row, start, count in chunks for index in range(count)]
     expected = [
-        case.expected(query_HND[:, token], row, position, look)
+        case.expected(query_HND[:, token], row, position, settings)
         for token, (row, position) in enumerate(places)
     ]
     torch.testing.assert_close(out_NHD, torch.stack(expected), atol=2e-5, rtol=1e-4)

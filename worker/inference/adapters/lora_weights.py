@@ -1,10 +1,10 @@
-"""LoRA weights of several adapters on the device; each token of a batch goes through its own adapter.
+"""Stacked LoRA weights of several adapters on the device: each token of a batch uses its own adapter.
 
-On a GPU the first matrices of all slots ride along in the base model's own product, as further lines of its
-weights: they are few beside it, and cost less so than a product of their own. A kernel does the second.
-Elsewhere it is two dense products a group of layers, y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO, where the
-columns C are those from the first to the last slot in use and the mask leaves each token its own adapter's.
-Slot 0 is no adapter. (S-LoRA and Punica gather weights instead.)
+On a GPU the A matrices of all slots are further rows of the base model's weight, and so part of its matmul:
+that costs less than a matmul of their own. A kernel applies the B matrices. Elsewhere there are two dense
+matmuls per group of layers, y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO: the columns C are those from the first
+to the last slot in use, and the mask keeps for each token the columns of its own adapter. Slot 0 means no
+adapter. (S-LoRA and Punica gather weights instead.)
 Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
@@ -19,22 +19,22 @@ from worker.inference.failures import AdapterUnsupported
 from worker.inference.model.linears import MergedLinears
 
 _RANK_STEP = 16
-# For so many tokens cuBLAS is faster than the kernel, as long as there are not too many columns.
+# From so many tokens on, dense matmuls (cuBLAS) are faster than the kernel, up to so many columns.
 _DENSE_FROM_TOKENS = 128
 _DENSE_COLUMNS = 256
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which adapter each token of a forward pass goes through: on the device, and which there are at all."""
+    """The adapter slot of each token. `used`: the slots in use, ascending, without 0."""
 
     slots_N: torch.Tensor
     used: list[int]
     is_mixed: bool
     _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
 
-    def own_columns(self, first_slot: int, last_slot: int, columns_per_slot: int) -> torch.Tensor:
-        """Shape [N, C], true where a column, of those of these slots, is of the token's own slot."""
+    def column_mask(self, first_slot: int, last_slot: int, columns_per_slot: int) -> torch.Tensor:
+        """Boolean [N, C] over the columns of these slots: whether a column is of the token's own slot."""
         key = (first_slot, last_slot, columns_per_slot)
         if key not in self._masks:
             slots_S = torch.arange(first_slot, last_slot + 1, device=self.slots_N.device)
@@ -45,7 +45,7 @@ class Selection:
 
 
 class LoraSlots:
-    """Slots 1 to `count`. A group of layers is only touched once an adapter targets one of them."""
+    """The weights of slots 1 to `count`, allocated for the groups of layers that adapters target."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class LoraSlots:
         uses_kernels: bool = False,
     ) -> None:
         self.selection: Selection | None = None
-        # Changes whenever tensors were replaced: what was captured of them before is of no use then.
+        # Increased whenever tensors were reallocated: CUDA graphs captured before are invalid then.
         self.layout_version = 0
         self.count = count
         self.dtype = dtype
@@ -68,29 +68,29 @@ class LoraSlots:
         self._lora: dict[MergedLinears, GroupLora] = {}
 
     def prepare(self, rank: int) -> None:
-        """Make room for adapters of this rank on every layer but the output layer, before one comes."""
-        self._widen(rank)
+        """Allocate weights of this rank for all layers except the output layer, before any adapter."""
+        self._grow_rank(rank)
         for name, group in self._groups.items():
             if not name.endswith("lm_head"):
-                self._adopt(group)
+                self._add(group)
 
     def load(self, slot: int, adapter: CachedAdapter) -> None:
-        """Put an adapter's weights into a slot, over what was there. Raises AdapterUnsupported."""
+        """Copy an adapter's weights into a slot, replacing the previous ones. Raises AdapterUnsupported."""
         for name, pair in adapter.pairs.items():
             self._check(name, pair)
-        self._widen(adapter.rank)
+        self._grow_rank(adapter.rank)
         for name in adapter.pairs:
-            self._adopt(self._groups[name])
+            self._add(self._groups[name])
         for group, lora in self._lora.items():
             lora.fill(slot - 1, [adapter.pairs.get(name) for name in group.names])
 
     def select(self, used: set[int], slots_N: torch.Tensor) -> None:
-        """Say which slot each token of the next forward pass uses, and which of them are used at all."""
+        """Set the slots of the tokens of the next forward passes. `used`: all slots in `slots_N`."""
         adapters = sorted(used - {0})
         self.selection = Selection(slots_N, adapters, is_mixed=len(used) > 1) if adapters else None
 
     def begin(self, token_count: int) -> None:
-        """A forward pass of so many tokens begins. What was computed for the one before must not be used."""
+        """Start a forward pass of the first `token_count` tokens, without the masks of the one before."""
         if self.selection is not None:
             slots_N = self.selection.slots_N[:token_count]
             self.selection = Selection(slots_N, self.selection.used, self.selection.is_mixed)
@@ -113,23 +113,23 @@ class LoraSlots:
                 hint="It was trained on another base model.",
             )
 
-    def _widen(self, rank: int) -> None:
-        """Make room for a larger rank in every slot."""
+    def _grow_rank(self, rank: int) -> None:
+        """Reallocate all slots if this rank is larger than theirs."""
         rank = -(-rank // _RANK_STEP) * _RANK_STEP
         if rank > self.rank:
             self.rank = rank
             for lora in self._lora.values():
-                lora.widen()
+                lora.grow_rank()
             self.layout_version += 1
 
-    def _adopt(self, group: MergedLinears) -> None:
+    def _add(self, group: MergedLinears) -> None:
         if group not in self._lora:
             self._lora[group] = group.update = GroupLora(group, self)
             self.layout_version += 1
 
 
 class GroupLora:
-    """The adapters' weights for one group of layers."""
+    """The stacked weights of all slots for one group of layers."""
 
     def __init__(self, group: MergedLinears, slots: LoraSlots) -> None:
         self._group = group
@@ -144,7 +144,7 @@ class GroupLora:
             self._tiles_T3 = torch.tensor(tiles, dtype=torch.int32, device=group.device)
 
     def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
-        """The group's outputs, each token's with what its adapter adds."""
+        """The group's outputs [N, O], with the update of each token's adapter."""
         selection = self._slots.selection
         if selection is None:
             return self._group.weights.product(x_NI)
@@ -162,7 +162,7 @@ class GroupLora:
         return y_NO
 
     def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
-        """Write a slot; without a pair, and beyond its rank, it is zero."""
+        """Write slot `index` + 1, a pair per layer. Without a pair, and beyond a pair's rank, it is zero."""
         for layer, pair in enumerate(pairs):
             rank = pair.rank if pair is not None else 0
             outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
@@ -174,17 +174,17 @@ class GroupLora:
                 A_RI[:rank].copy_(pair.A_RI, non_blocking=True)
                 B_RO[:rank].copy_(pair.B_RO, non_blocking=True)
 
-    def widen(self) -> None:
-        """Move the weights to stacks of the rank that the slots have now."""
+    def grow_rank(self) -> None:
+        """Copy the weights to new stacks of the slots' current rank."""
         old_A_MSRI, old_B_SRO = self._A_MSRI.clone(), self._B_SRO
         self._A_MSRI, self._B_SRO = self._stacks()
         self._A_MSRI[:, :, : old_A_MSRI.shape[2]] = old_A_MSRI
         self._B_SRO[:, : old_B_SRO.shape[1]] = old_B_SRO
 
     def _add_dense(self, y_NO: torch.Tensor, inner_NC: torch.Tensor, selection: Selection) -> None:
-        """For many tokens: with the columns of all slots, and zeros where they are not a token's own."""
+        """Add the updates with dense matmuls over all slots; columns of other adapters are set to zero."""
         columns = self._slots.count * self._slots.rank
-        own_NC = selection.own_columns(1, self._slots.count, self._slots.rank)
+        own_NC = selection.column_mask(1, self._slots.count, self._slots.rank)
         parts = zip(
             y_NO.split(self._group.widths, -1),
             inner_NC.split(columns, -1),
@@ -199,8 +199,8 @@ class GroupLora:
         outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
         inner_NC = functional.linear(x_NI, self._A_MSRI[layer, slots].flatten(0, 1))
         if selection.is_mixed:
-            # Chosen, not multiplied: an infinity in another token's columns must not become a NaN here.
-            own_NC = selection.own_columns(selection.used[0], selection.used[-1], self._slots.rank)
+            # `where`, not a product: an infinity in another adapter's column must not become NaN.
+            own_NC = selection.column_mask(selection.used[0], selection.used[-1], self._slots.rank)
             inner_NC = inner_NC.where(own_NC, 0)
         y_NO.addmm_(inner_NC, self._B_SRO[slots, :, outputs].flatten(0, 1))
 

@@ -1,6 +1,6 @@
-"""Which adapter is in which slot of the device: least recently used goes first, but never one in use.
+"""Which adapters occupy which slots of the stacked LoRA weights. Unused ones are evicted, oldest use first.
 
-Knows no torch; `lora_slots.py` holds the weights. Slot 0 means no adapter.
+Slot 0 means no adapter. Knows no torch; `lora_weights.py` holds the weights.
 """
 
 from collections import Counter, OrderedDict
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pin:
-    """A slot that stays as it is until it is unpinned as often as it was pinned."""
+    """A slot that is not evicted until it is unpinned as often as it was pinned."""
 
     slot: int
+    # Whether the adapter's weights are not in the slot yet.
     must_load: bool
 
 
 class AdapterSlots:
-    """Books of the slots 1 to `count`."""
+    """Assigns the slots 1 to `count` to adapters."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -29,11 +30,11 @@ class AdapterSlots:
         return list(self._slots)
 
     def has_room_for(self, adapter_id: str | None) -> bool:
-        """Whether `pin` would find a slot."""
+        """Whether `pin` would succeed."""
         return adapter_id is None or adapter_id in self._slots or self._pinned_count < self._count
 
     def pin(self, adapter_id: str | None) -> Pin:
-        """A slot for the adapter, of its own or of the least recently used one that nobody needs."""
+        """Pin the adapter's slot; assigns the least recently used unpinned one if it has none."""
         if adapter_id is None:
             return Pin(slot=0, must_load=False)
         must_load = adapter_id not in self._slots
@@ -44,17 +45,17 @@ class AdapterSlots:
         return Pin(slot=self._slots[adapter_id], must_load=must_load)
 
     def unpin(self, adapter_id: str | None) -> None:
-        """One user less."""
+        """Undo one `pin`."""
         if adapter_id is not None:
             self._pins[adapter_id] -= 1
 
     def forget(self, adapter_id: str) -> None:
-        """Its weights are not in its slot after all."""
+        """Free the slot of an adapter that could not be loaded."""
         del self._slots[adapter_id]
         del self._pins[adapter_id]
 
     def clear(self) -> None:
-        """All slots are empty."""
+        """Free all slots."""
         self._slots.clear()
         self._pins.clear()
 

@@ -1,9 +1,10 @@
-"""Attention over the paged cache, in the place where transformers calls an attention function by name.
+"""Attention over the paged KV cache, registered with transformers as an attention function.
 
-The model's own code is left as it is and is given no cache: this function stores keys and values itself. It
-knows each layer's sliding window and soft cap, and refuses what it does not know. All tokens of a step come
-in one line, whoever they belong to. On a GPU the kernels do the work, elsewhere plain torch.
-Shape letters: N tokens of this step, R rows, L keys, H query heads, G key heads, D dimension; B is always 1.
+The model gets no cache object: this function stores keys and values itself. It supports sliding windows and
+soft caps, and raises ModelUnsupported for other kinds of attention. The tokens of all rows come in one
+sequence. On a GPU Triton kernels compute it, elsewhere torch.
+Shape letters: N tokens of this step, R rows, P blocks of a row, S tokens of a block, L keys, H query heads,
+G key/value heads, D head dimension, M tiles; B is always 1.
 """
 
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ NAME = "tunesmith_paged"
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Tokens of one row that stand one after another, from this position on."""
+class Chunk:
+    """A chunk of a prompt: `count` consecutive tokens of one row, the first at position `start`."""
 
     row: int
     start: int
@@ -31,40 +32,41 @@ class Piece:
 
     @property
     def end(self) -> int:
-        """The position after its last token."""
+        """The position after the last token."""
         return self.start + self.count
 
 
 @dataclass
 class Step:
-    """Where the tokens of one forward pass stand, and what they may see."""
+    """The rows and positions of the tokens of one forward pass, and the cache that they attend to."""
 
     cache: KVCache
     block_tables_RP: torch.Tensor
     rows_N: torch.Tensor
     positions_N: torch.Tensor
-    # Pieces of prompts, one after another; empty where token n is the next one of row n.
-    pieces: list[Piece] = field(default_factory=list)
-    # Keys of the longest row. The kernels don't ask for it: they read the positions themselves.
+    # The chunks that the tokens come from, in order; empty in a decode step, where token n belongs to row n.
+    chunks: list[Chunk] = field(default_factory=list)
+    # Number of keys of the longest row. Not used by the kernels, which read the positions.
     key_count: int = 0
     uses_kernels: bool = False
     tiles_M4: torch.Tensor | None = None
+    # The sliding window that each layer passed, by layer index.
     windows: dict[int, int | None] = field(default_factory=dict)
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     @property
-    def reads_prompts(self) -> bool:
-        """Whether these are pieces of prompts."""
-        return bool(self.pieces) or self.tiles_M4 is not None
+    def is_prefill(self) -> bool:
+        """Whether the tokens are chunks of prompts."""
+        return bool(self.chunks) or self.tiles_M4 is not None
 
     def use_kernels(self) -> None:
-        """Let the kernels do it."""
+        """Compute this step with the kernels."""
         self.uses_kernels = True
-        if self.pieces:
-            self.tiles_M4 = on_device(prompt_tiles(self.pieces), self.positions_N.device)
+        if self.chunks:
+            self.tiles_M4 = on_device(prompt_tiles(self.chunks), self.positions_N.device)
 
     def decode_mask(self, window: int | None) -> torch.Tensor:
-        """Shape [N, 1, 1, L], true where a token may look."""
+        """Boolean [N, 1, 1, L]: whether token n attends to key l."""
         if window not in self._masks:
             length = block_count(self.key_count) * BLOCK_TOKENS
             keys_L = torch.arange(length, device=self.positions_N.device)
@@ -72,11 +74,11 @@ class Step:
         return self._masks[window]
 
 
-def prompt_tiles(pieces: list[Piece]) -> torch.Tensor:
-    """What the kernels need of pieces of prompts, on the host: int32 [M, 4]."""
+def prompt_tiles(chunks: list[Chunk]) -> torch.Tensor:
+    """The tiles of `paged_attention.tiles` on the host, int32 [M, 4]."""
     from worker.kernels import paged_attention
 
-    tiles = paged_attention.tiles([(piece.row, piece.start, piece.count) for piece in pieces])
+    tiles = paged_attention.tiles([(chunk.row, chunk.start, chunk.count) for chunk in chunks])
     return torch.tensor(tiles, dtype=torch.int32)
 
 
@@ -93,7 +95,10 @@ def attend(
     step: Step | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in every layer; answers [B, N, H, D]."""
+    """The attention function that transformers calls in every layer. Returns [B, N, H, D] and no weights.
+
+    Raises ModelUnsupported for attention sinks, position biases, and calls without a `step`.
+    """
     if step is None or others.get("s_aux") is not None or others.get("position_bias") is not None:
         raise ModelUnsupported("The base model's attention is of a kind that the engine does not know.")
     index = module.layer_idx
@@ -101,17 +106,21 @@ def attend(
     step.windows[index] = sliding_window
     layer = step.cache.layer(index, key_BGND, value_BGND)
     scale = query_BHND.shape[3] ** -0.5 if scaling is None else scaling
-    look = _Look(scale, sliding_window, softcap)
+    settings = _LayerSettings(scale, sliding_window, softcap)
     if step.uses_kernels:
-        return _with_kernels(query_BHND[0], key_BGND[0], value_BGND[0], layer, step, look)[None], None
+        return _with_kernels(query_BHND[0], key_BGND[0], value_BGND[0], layer, step, settings)[None], None
     _store(key_BGND[0], value_BGND[0], layer, step)
-    attended = _read(query_BHND, layer, step, look) if step.pieces else _decode(query_BHND, layer, step, look)
+    attended = (
+        _prefill(query_BHND, layer, step, settings)
+        if step.chunks
+        else _decode(query_BHND, layer, step, settings)
+    )
     return attended, None
 
 
 @dataclass(frozen=True)
-class _Look:
-    """How a layer looks at keys."""
+class _LayerSettings:
+    """The scale of a layer's scores, its sliding window and its soft cap."""
 
     scale: float
     window: int | None
@@ -124,17 +133,21 @@ def _with_kernels(
     value_GND: torch.Tensor,
     layer: LayerCache,
     step: Step,
-    look: _Look,
+    settings: _LayerSettings,
 ) -> torch.Tensor:
-    # Triton is not there on a machine without a GPU.
+    # Triton is not installed on a machine without a GPU.
     from worker.kernels import paged_attention
 
-    kernel_look = paged_attention.Look(look.scale, look.window or 0, look.softcap or 0.0)
+    kernel_settings = paged_attention.AttentionSettings(
+        settings.scale, settings.window or 0, settings.softcap or 0.0
+    )
     cache = (layer.keys_PSGD, layer.values_PSGD)
     paged_attention.store(key_GND, value_GND, *cache, step.block_tables_RP, step.rows_N, step.positions_N)
     if step.tiles_M4 is not None:
-        return paged_attention.prefill(query_HND, *cache, step.block_tables_RP, step.tiles_M4, kernel_look)
-    return paged_attention.decode(query_HND, *cache, step.block_tables_RP, step.positions_N, kernel_look)
+        return paged_attention.prefill(
+            query_HND, *cache, step.block_tables_RP, step.tiles_M4, kernel_settings
+        )
+    return paged_attention.decode(query_HND, *cache, step.block_tables_RP, step.positions_N, kernel_settings)
 
 
 def _store(key_GND: torch.Tensor, value_GND: torch.Tensor, layer: LayerCache, step: Step) -> None:
@@ -145,48 +158,58 @@ def _store(key_GND: torch.Tensor, value_GND: torch.Tensor, layer: LayerCache, st
     layer.values_PSGD.flatten(0, 1)[places_N] = value_GND.transpose(0, 1)
 
 
-def _decode(query_BHND: torch.Tensor, layer: LayerCache, step: Step, look: _Look) -> torch.Tensor:
-    """One token a row: the query heads of a key head take the place of tokens, so no key is copied twice."""
+def _decode(
+    query_BHND: torch.Tensor, layer: LayerCache, step: Step, settings: _LayerSettings
+) -> torch.Tensor:
+    """One token per row. The query heads of a key head act as its queries, so that no key is repeated."""
     heads, count, dimension = query_BHND.shape[1:]
     tables = step.block_tables_RP[:count, : block_count(step.key_count)]
     keys_NGLD = layer.keys_PSGD[tables].flatten(1, 2).transpose(1, 2)
     values_NGLD = layer.values_PSGD[tables].flatten(1, 2).transpose(1, 2)
     grouped = query_BHND[0].transpose(0, 1).reshape(count, keys_NGLD.shape[1], -1, dimension)
-    out = _attention(grouped, keys_NGLD, values_NGLD, step.decode_mask(look.window), look)
+    out = _attention(grouped, keys_NGLD, values_NGLD, step.decode_mask(settings.window), settings)
     return out.reshape(1, count, heads, dimension)
 
 
-def _read(query_BHND: torch.Tensor, layer: LayerCache, step: Step, look: _Look) -> torch.Tensor:
-    """Pieces of prompts, one row after another."""
+def _prefill(
+    query_BHND: torch.Tensor, layer: LayerCache, step: Step, settings: _LayerSettings
+) -> torch.Tensor:
+    """Chunks of prompts, one row after another."""
     groups = query_BHND.shape[1] // layer.keys_PSGD.shape[2]
     attended, first = [], 0
-    for piece in step.pieces:
-        blocks = step.block_tables_RP[piece.row, : block_count(piece.end)]
-        keys_GLD = layer.keys_PSGD[blocks].flatten(0, 1)[: piece.end].transpose(0, 1)
-        values_GLD = layer.values_PSGD[blocks].flatten(0, 1)[: piece.end].transpose(0, 1)
-        positions = torch.arange(piece.start, piece.end, device=query_BHND.device)
-        mask = _visible(positions, torch.arange(piece.end, device=query_BHND.device), look.window)
-        query_HND = query_BHND[0, :, first : first + piece.count]
+    for chunk in step.chunks:
+        blocks = step.block_tables_RP[chunk.row, : block_count(chunk.end)]
+        keys_GLD = layer.keys_PSGD[blocks].flatten(0, 1)[: chunk.end].transpose(0, 1)
+        values_GLD = layer.values_PSGD[blocks].flatten(0, 1)[: chunk.end].transpose(0, 1)
+        positions = torch.arange(chunk.start, chunk.end, device=query_BHND.device)
+        mask = _visible(positions, torch.arange(chunk.end, device=query_BHND.device), settings.window)
+        query_HND = query_BHND[0, :, first : first + chunk.count]
         out_HND = _attention(
             query_HND[None],
-            _repeated(keys_GLD, groups)[None],
-            _repeated(values_GLD, groups)[None],
+            _repeat_kv(keys_GLD, groups)[None],
+            _repeat_kv(values_GLD, groups)[None],
             mask,
-            look,
+            settings,
         )
         attended.append(out_HND[0].transpose(0, 1))
-        first += piece.count
+        first += chunk.count
     return torch.cat(attended)[None]
 
 
 def _attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, look: _Look
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    settings: _LayerSettings,
 ) -> torch.Tensor:
-    """Plain attention over [batch, heads, tokens, D]."""
-    if look.softcap is None:
-        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=look.scale)
-    # Scores squeezed by tanh before the softmax, as in Gemma 2.
-    scores = torch.tanh(query @ keys.transpose(-2, -1) * look.scale / look.softcap) * look.softcap
+    """Attention in torch over [batch, heads, tokens, D]."""
+    if settings.softcap is None:
+        return functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, scale=settings.scale
+        )
+    # Soft cap of Gemma 2: tanh limits the scores before the softmax.
+    scores = torch.tanh(query @ keys.transpose(-2, -1) * settings.scale / settings.softcap) * settings.softcap
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
     return weights.to(query.dtype) @ values
 
@@ -198,7 +221,7 @@ def _visible(positions_N: torch.Tensor, keys_L: torch.Tensor, window: int | None
     return mask_NL
 
 
-def _repeated(states_GLD: torch.Tensor, groups: int) -> torch.Tensor:
+def _repeat_kv(states_GLD: torch.Tensor, groups: int) -> torch.Tensor:
     return states_GLD.repeat_interleave(groups, dim=0) if groups > 1 else states_GLD
 
 

@@ -26,14 +26,14 @@ from worker.inference.sampling.sampler import Logprobs, SampledBatch, Sampler
 from worker.models.device import Device, free_memory_bytes, on_device
 
 MAX_ROWS = {"cpu": 32, "cuda": 128}
-# Of the memory that is free once the model is loaded; a training job and the adapters want some too.
+# Share of the memory that is free once the model is loaded; a training job and adapters need some too.
 CACHE_SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.5}
 _PREFILL_TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
-# The rank that most adapters have. A larger one costs a moment when the first of its kind comes.
+# The rank to allocate for in advance. The first adapter of a higher rank takes longer to load.
 _EXPECTED_RANK = 16
 
-# Tokens of prompts that are read by a recording; more keep the device busy while the next are launched.
-_PROMPT_SIZES = [64, 128, 256, 384, 512, 768, 1024]
+# Sizes of captured prefill graphs, in tokens. Longer prefills keep the device busy while they are launched.
+_PREFILL_SIZES = [64, 128, 256, 384, 512, 768, 1024]
 
 
 class DeviceTokens:
@@ -56,7 +56,7 @@ class DeviceTokens:
 
 
 class ModelRunner:
-    """One base model on the device. All of it is used from one thread."""
+    """One base model on the device. Not thread-safe."""
 
     def __init__(
         self,
@@ -68,16 +68,16 @@ class ModelRunner:
         cache_share: float | None = None,
         uses_graphs: bool = True,
     ) -> None:
-        adopted = model_support.adopt(model)
+        prepared = model_support.prepare_model(model)
         max_rows = max_rows or MAX_ROWS[device.kind]
         self.is_asynchronous = device.is_cuda
         self.weight_bits = 4 if getattr(model, "is_loaded_in_4bit", False) else 8 * model.dtype.itemsize
         self._model = model
         self._device = device
-        self._uses_kernels = adopted.uses_kernels
+        self._uses_kernels = prepared.uses_kernels
         context_length = model_support.context_length(model)
         share = cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
-        blocks = int(free_memory_bytes(device) * share / (adopted.bytes_per_token * BLOCK_TOKENS))
+        blocks = int(free_memory_bytes(device) * share / (prepared.bytes_per_token * BLOCK_TOKENS))
         self.capacity = Capacity(
             max_rows=max_rows,
             block_count=min(blocks, max_rows * block_count(context_length) + 1),
@@ -87,37 +87,37 @@ class ModelRunner:
         self._cache = KVCache(self.capacity.block_count)
         self._slots = LoraSlots(
             model,
-            adopted.groups,
+            prepared.groups,
             count=adapter_slot_count,
             dtype=model.dtype,
             uses_kernels=self._uses_kernels,
         )
         vocabulary_size = model.get_output_embeddings().weight.shape[0]
         self._sampler = Sampler(max_rows=max_rows, vocabulary_size=vocabulary_size, device=device.torch)
-        # One tensor, so that a row is set with one copy: last token, position, adapter slot, is it active.
+        # Last token, position, adapter slot and activity in one tensor, so that one copy sets a row.
         self._state_4R = torch.zeros(4, max_rows, dtype=torch.long, device=device.torch)
         self._tokens_R, self._positions_R, self._adapter_slots_R, self._active_R = self._state_4R
-        self._each_R = torch.arange(max_rows, device=device.torch)
-        # One row more than there are sequences: tokens that stand for nobody belong to it.
+        self._row_indices_R = torch.arange(max_rows, device=device.torch)
+        # One row more than there are sequences, for the padding tokens of a captured prefill.
         self._block_tables_RP = torch.zeros(
             max_rows + 1, block_count(self.capacity.max_length), dtype=torch.int32, device=device.torch
         )
-        # The same on the host, so that nobody has to ask the device how long a row is.
+        # The positions on the host, to know the length of a row without a wait for the device.
         self._positions = [0] * max_rows
         self._decode_graphs: StepGraphs | None = None
         self._prefill_graphs: StepGraphs | None = None
         self._graphs_layout = self._slots.layout_version
         if self._uses_kernels and uses_graphs:
             self._decode_graphs = StepGraphs(self._forward_rows, batch_sizes(max_rows))
-            self._prefill_graphs = StepGraphs(self._forward_prompts, _PROMPT_SIZES)
-        # What a recorded reading of prompts reads: token, row, position and adapter slot; and its tiles.
-        self._prompt_4N = torch.zeros(4, _PROMPT_SIZES[-1], dtype=torch.long, device=device.torch)
+            self._prefill_graphs = StepGraphs(self._forward_prefill, _PREFILL_SIZES)
+        # The inputs of captured prefill graphs: token, row, position and adapter slot; and the tiles.
+        self._prefill_4N = torch.zeros(4, _PREFILL_SIZES[-1], dtype=torch.long, device=device.torch)
         self._tiles_M4 = torch.zeros(
-            _tile_count(_PROMPT_SIZES[-1]), 4, dtype=torch.int32, device=device.torch
+            _tile_count(_PREFILL_SIZES[-1]), 4, dtype=torch.int32, device=device.torch
         )
 
     def warm_up(self) -> None:
-        """Do once what the first requests would wait for otherwise. Raises OutOfMemory."""
+        """Allocate adapter slots and capture all graphs, before the first request. Raises OutOfMemory."""
         if self._decode_graphs is None or self._prefill_graphs is None:
             return
         with _memory_errors(), torch.inference_mode():
@@ -125,19 +125,19 @@ class ModelRunner:
             self._graphs_layout = self._slots.layout_version
             for has_adapters in (False, True):
                 used = {1} if has_adapters else set()
-                self._slots.select(used, self._prompt_4N[3])
+                self._slots.select(used, self._prefill_4N[3])
                 self._prefill_graphs.record_all(has_adapters)
                 self._slots.select(used, self._adapter_slots_R)
                 self._decode_graphs.record_all(has_adapters)
 
     def load_adapter(self, slot: int, adapter: AdapterHandle) -> None:
-        """Put an adapter into a slot. Raises AdapterUnsupported and OutOfMemory."""
+        """Copy an adapter into a slot. Raises AdapterUnsupported and OutOfMemory."""
         assert isinstance(adapter, CachedAdapter)
         with _memory_errors(), torch.inference_mode():
             self._slots.load(slot, adapter)
 
     def start(self, sequence: Sequence) -> None:
-        """A sequence was given its row and its blocks."""
+        """Set the row of a sequence that was given a row and blocks. Raises OutOfMemory."""
         row, prompt = sequence.row, sequence.prompt
         with _memory_errors(), torch.inference_mode():
             blocks = torch.tensor(sequence.blocks, dtype=torch.int32)
@@ -148,53 +148,56 @@ class ModelRunner:
             self._set_row(sequence, sequence.prefilled_count)
 
     def prefill(self, prefills: list[Prefill]) -> None:
-        """Read pieces of prompts. What it raises concerns these only: OutOfMemory."""
-        pieces = [
-            attention.Piece(one.sequence.row, one.sequence.prefilled_count, one.token_count)
+        """Read chunks of prompts. Raises OutOfMemory, which concerns only these prompts."""
+        chunks = [
+            attention.Chunk(one.sequence.row, one.sequence.prefilled_count, one.token_count)
             for one in prefills
         ]
         columns = [
-            (token, piece.row, position, prefill.sequence.adapter_slot)
-            for piece, prefill in zip(pieces, prefills, strict=True)
+            (token, chunk.row, position, prefill.sequence.adapter_slot)
+            for chunk, prefill in zip(chunks, prefills, strict=True)
             for position, token in enumerate(
-                prefill.sequence.prompt.token_ids[piece.start : piece.end], start=piece.start
+                prefill.sequence.prompt.token_ids[chunk.start : chunk.end], start=chunk.start
             )
         ]
         with _memory_errors(), torch.inference_mode():
-            self._drop_old_graphs()
+            self._drop_stale_graphs()
             inputs_4N = torch.tensor(columns).T.contiguous()
             used = {one.sequence.adapter_slot for one in prefills}
-            if not self._replay_prompts(inputs_4N, pieces, used):
+            if not self._replay_prefill(inputs_4N, chunks, used):
                 ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device.torch)
                 self._slots.select(used, slots_N)
-                self._forward(ids_N, self._step(rows_N, positions_N, pieces))
-            for piece, prefill in zip(pieces, prefills, strict=True):
-                self._set_row(prefill.sequence, piece.end)
+                self._forward(ids_N, self._step(rows_N, positions_N, chunks))
+            for chunk, prefill in zip(chunks, prefills, strict=True):
+                self._set_row(prefill.sequence, chunk.end)
 
     def decode(self, running: list[Sequence]) -> DeviceTokens:
-        """One token for each row; where the prompt is not read yet it means nothing. Raises OutOfMemory."""
-        batch = len(running)
+        """Sample a token for each row. The token of a row whose prompt is not read yet is undefined.
+
+        Raises OutOfMemory.
+        """
+        count = len(running)
         used = {one.adapter_slot for one in running}
         with _memory_errors(), torch.inference_mode():
-            self._drop_old_graphs()
+            self._drop_stale_graphs()
             if self._decode_graphs is None:
-                self._slots.select(used, self._adapter_slots_R[:batch])
-                logits_BV = self._forward_rows(batch)
+                self._slots.select(used, self._adapter_slots_R[:count])
+                logits_BV = self._forward_rows(count)
             else:
                 self._slots.select(used, self._adapter_slots_R)
-                logits_BV = self._decode_graphs.run(batch, self._slots.selection is not None)[:batch]
+                logits_BV = self._decode_graphs.run(count, self._slots.selection is not None)[:count]
             self._sampler.set_masks(running)
-            active_B = self._active_R[:batch]
+            active_B = self._active_R[:count]
             sampled = self._sampler.sample(logits_BV, 0, active_B.bool())
-            # Rows whose prompt is not read run along, but stay where they are.
-            self._tokens_R[:batch] = torch.where(active_B > 0, sampled.tokens_B, self._tokens_R[:batch])
-            self._positions_R[:batch] += active_B
+            # Rows whose prompt is not read are computed too, but their state does not change.
+            self._tokens_R[:count] = torch.where(active_B > 0, sampled.tokens_B, self._tokens_R[:count])
+            self._positions_R[:count] += active_B
             for one in running:
                 self._positions[one.row] += one.is_prefilled
             return DeviceTokens(sampled)
 
     def move(self, move: Move) -> None:
-        """A sequence goes on in another row."""
+        """Move a sequence to another row."""
         with torch.inference_mode():
             self._sampler.move(move.source, move.target)
             self._state_4R[:, move.target] = self._state_4R[:, move.source]
@@ -202,22 +205,22 @@ class ModelRunner:
             self._positions[move.target] = self._positions[move.source]
 
     def free(self, row: int) -> None:
-        """Nobody is in this row any more; what it still computes goes to the block that nobody reads."""
+        """Reset a row without a sequence: its writes go to block 0, which is never read."""
         with torch.inference_mode():
             self._state_4R[:, row].zero_()
             self._block_tables_RP[row].zero_()
             self._positions[row] = 0
 
     def is_usable(self) -> bool:
-        """Whether the device still answers; after some errors of a GPU nothing but a new process helps."""
+        """Whether the device still works. After some errors of a GPU only a new process can use it."""
         try:
             return torch.ones(1, device=self._device.torch).item() == 1
         except RuntimeError:
             return False
 
     def close(self) -> None:
-        """Give all memory back."""
-        # A graph holds a method of this runner, which would keep everything else.
+        """Free all memory."""
+        # Graphs refer to methods of this runner, which would keep its tensors alive.
         self._decode_graphs = self._prefill_graphs = None
         del self._model, self._cache, self._slots, self._sampler
         gc.collect()
@@ -225,7 +228,7 @@ class ModelRunner:
             torch.cuda.empty_cache()
 
     def _set_row(self, sequence: Sequence, read_count: int) -> None:
-        """A row stands in the midst of its prompt, or all but the last token is read and it makes tokens."""
+        """Set a row's state after `read_count` prompt tokens. It is active once all but the last are read."""
         row, token_ids = sequence.row, sequence.prompt.token_ids
         position = min(read_count, len(token_ids) - 1)
         is_active = position == len(token_ids) - 1
@@ -233,8 +236,8 @@ class ModelRunner:
         self._state_4R[:, row] = on_device(state, self._device.torch)
         self._positions[row] = position
 
-    def _drop_old_graphs(self) -> None:
-        """A recording is of no use once adapters lie elsewhere."""
+    def _drop_stale_graphs(self) -> None:
+        """Drop captured graphs once the adapters' tensors were reallocated."""
         if self._graphs_layout == self._slots.layout_version:
             return
         self._graphs_layout = self._slots.layout_version
@@ -242,28 +245,28 @@ class ModelRunner:
             if graphs is not None:
                 graphs.forget()
 
-    def _replay_prompts(self, inputs_4N: torch.Tensor, pieces: list[attention.Piece], used: set[int]) -> bool:
-        """Read prompts by a recording, if there is one that they fit."""
+    def _replay_prefill(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> bool:
+        """Read prompts with a captured graph. Returns whether they fit one."""
         count = inputs_4N.shape[1]
         size = self._prefill_graphs.size(count) if self._prefill_graphs is not None else None
         if size is None:
             return False
         assert self._prefill_graphs is not None
-        tiles = attention.prompt_tiles(pieces)
+        tiles = attention.prompt_tiles(chunks)
         if len(tiles) > _tile_count(size):
             return False
-        padding = torch.tensor([[0], [self._each_R.shape[0]], [0], [0]])
+        padding = torch.tensor([[0], [self._row_indices_R.shape[0]], [0], [0]])
         padded_4N = torch.cat([inputs_4N, padding.expand(4, size - count)], 1)
-        self._prompt_4N[:, :size] = on_device(padded_4N, self._device.torch)
+        self._prefill_4N[:, :size] = on_device(padded_4N, self._device.torch)
         empty = torch.zeros(_tile_count(size) - len(tiles), 4, dtype=torch.int32)
         self._tiles_M4[: _tile_count(size)] = on_device(torch.cat([tiles, empty]), self._device.torch)
-        self._slots.select(used, self._prompt_4N[3])
+        self._slots.select(used, self._prefill_4N[3])
         self._prefill_graphs.run(count, self._slots.selection is not None)
         return True
 
-    def _forward_prompts(self, size: int) -> torch.Tensor:
-        """Read the prompts that stand in `_prompt_4N`."""
-        ids_N, rows_N, positions_N, _ = self._prompt_4N[:, :size]
+    def _forward_prefill(self, size: int) -> torch.Tensor:
+        """Read the first `size` tokens of `_prefill_4N`."""
+        ids_N, rows_N, positions_N, _ = self._prefill_4N[:, :size]
         step = attention.Step(
             self._cache,
             self._block_tables_RP,
@@ -274,37 +277,37 @@ class ModelRunner:
         )
         return self._forward(ids_N, step)
 
-    def _forward_rows(self, batch: int) -> torch.Tensor:
-        """Logits of the first rows, from what stands in the rows' state."""
-        step = self._step(self._each_R[:batch], self._positions_R[:batch], [])
-        return self._forward(self._tokens_R[:batch], step)
+    def _forward_rows(self, count: int) -> torch.Tensor:
+        """Logits of the next token of the first `count` rows."""
+        step = self._step(self._row_indices_R[:count], self._positions_R[:count], [])
+        return self._forward(self._tokens_R[:count], step)
 
     def _step(
-        self, rows_N: torch.Tensor, positions_N: torch.Tensor, pieces: list[attention.Piece]
+        self, rows_N: torch.Tensor, positions_N: torch.Tensor, chunks: list[attention.Chunk]
     ) -> attention.Step:
-        step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, pieces)
+        step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, chunks)
         if self._uses_kernels:
             step.use_kernels()
-        elif not pieces:
+        elif not chunks:
             step.key_count = max(self._positions[: len(rows_N)]) + 1
         return step
 
     def _forward(self, ids_N: torch.Tensor, step: attention.Step) -> torch.Tensor:
-        """Logits of every token of a decode step. Of prompts only keys and values are wanted."""
+        """Logits [N, V] of a decode step. For a prefill, hidden states: only keys and values are needed."""
         self._slots.begin(len(ids_N))
-        model = self._model.base_model if step.reads_prompts else self._model
+        model = self._model.base_model if step.is_prefill else self._model
         output = model(input_ids=ids_N[None], position_ids=step.positions_N[None], use_cache=False, step=step)
         logits_NV: torch.Tensor = output[0][0]
         return logits_NV
 
 
 def _tile_count(tokens: int) -> int:
-    """Tiles that a recording has room for: short prompts have one each, whatever their length."""
+    """Maximum tiles of a captured prefill: each chunk has at least one, however short."""
     return tokens // 64 + 64
 
 
 def _on_host(sampled: SampledBatch) -> SampledBatch:
-    """Under way to the host: pinned memory, filled once the stream gets there."""
+    """Start a copy to pinned memory on the host, complete once the stream reaches it."""
     logprobs = sampled.logprobs
     if logprobs is not None:
         logprobs = Logprobs(
@@ -319,7 +322,7 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Memory that ran out, as the error that has words for it."""
+    """Raise OutOfMemory in the place of the errors that torch raises for it."""
     try:
         yield
     except torch.OutOfMemoryError as error:

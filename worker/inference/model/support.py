@@ -1,6 +1,7 @@
-"""Whether the engine can serve a base model: look at its configuration, then compute a few tokens both ways.
+"""Prepares a base model for the engine, and checks that its logits stay the same.
 
-A model that would come out wrong is refused when it is loaded, with the reason.
+A few tokens are computed by the model as it was and by the engine's path. A model whose logits differ is
+refused when it is loaded, with the reason.
 Shape letters: N tokens, V vocabulary.
 """
 
@@ -16,10 +17,10 @@ from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.linears import MergedLinears, merge_linears
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-# With these, the angles of a whole batch follow its longest row once that is beyond the original context.
+# Rotary embeddings whose angles depend on the longest row of the batch beyond the original context.
 _BATCH_DEPENDENT_ROPES = {"dynamic", "longrope"}
 _PROBE_LENGTH = 12
-# How far apart, in the Euclidean norm, two ways to compute the same logits may come out.
+# Largest relative error (Euclidean norm) between two computations of the same logits.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
 
 
@@ -27,17 +28,18 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Adopted:
-    """What the engine made of a model."""
+class PreparedModel:
+    """A model that computes by the engine's attention and linear layers."""
 
     groups: list[MergedLinears]
+    # Bytes of keys and values per token.
     bytes_per_token: int
     uses_kernels: bool
 
 
-def adopt(model: PreTrainedModel) -> Adopted:
-    """Put the paged attention and the grouped linear layers into a model. Raises ModelUnsupported."""
-    _refuse(model)
+def prepare_model(model: PreTrainedModel) -> PreparedModel:
+    """Replace a model's attention and linear layers in place. Raises ModelUnsupported."""
+    _check_config(model)
     vocabulary_size = model.config.get_text_config().vocab_size
     ids_N = torch.arange(_PROBE_LENGTH, device=model.device) % vocabulary_size
     with torch.inference_mode():
@@ -46,19 +48,19 @@ def adopt(model: PreTrainedModel) -> Adopted:
         if model.config._attn_implementation != attention.NAME:
             raise ModelUnsupported(f"{_name(model)} does not let its attention be replaced.")
         groups = merge_linears(model)
-        uses_kernels = model.device.type == "cuda" and _takes_kernels(model, ids_N, expected_NV, groups)
+        uses_kernels = model.device.type == "cuda" and _install_kernels(model, ids_N, expected_NV, groups)
         cache, found_NV = _probe(model, ids_N, uses_kernels)
     error = _error(found_NV, expected_NV)
-    # Written so that a NaN fails too.
+    # In this form, so that NaN fails too.
     if not error <= _TOLERANCE[model.dtype]:
         raise ModelUnsupported(f"{_name(model)} comes out wrong in the engine (relative error {error:.2g}).")
-    return Adopted(groups, cache.bytes_per_token, uses_kernels)
+    return PreparedModel(groups, cache.bytes_per_token, uses_kernels)
 
 
-def _takes_kernels(
+def _install_kernels(
     model: PreTrainedModel, ids_N: torch.Tensor, expected_NV: torch.Tensor, groups: list[MergedLinears]
 ) -> bool:
-    """Whether the kernels can be compiled here, and are right for this model."""
+    """Replace parts of the model by kernels. Returns whether they compile and give the same logits."""
     try:
         from worker.inference.model import fused
 
@@ -68,7 +70,7 @@ def _takes_kernels(
         error = _error(_probe(model, ids_N, uses_kernels=True)[1], expected_NV)
     except ModelUnsupported:
         raise
-    # Triton has many ways to say that there is no compiler or that a shape does not fit.
+    # Triton raises many kinds of errors where there is no compiler or a shape is unsupported.
     except Exception as failure:
         _log.warning("The kernels can't be used, so generation is slower: %s", failure, exc_info=True)
         return False
@@ -84,7 +86,7 @@ def _error(found_NV: torch.Tensor, expected_NV: torch.Tensor) -> float:
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Most tokens that one sequence may have."""
+    """The maximum number of tokens of one sequence."""
     config = model.config.get_text_config()
     lengths = [int(getattr(config, "max_position_embeddings", None) or 2048)]
     ropes = getattr(config, "rope_parameters", None) or {}
@@ -94,7 +96,7 @@ def context_length(model: PreTrainedModel) -> int:
     return min(lengths)
 
 
-def _refuse(model: PreTrainedModel) -> None:
+def _check_config(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES
     if layer_types:
@@ -104,14 +106,14 @@ def _refuse(model: PreTrainedModel) -> None:
 
 
 def _probe(model: PreTrainedModel, ids_N: torch.Tensor, uses_kernels: bool) -> tuple[KVCache, torch.Tensor]:
-    """Logits [N, V] of the paged path: two pieces of a prompt, then token by token."""
+    """The cache, and logits [N, V] of the engine's path: two chunks of a prompt, then token by token."""
     cache = KVCache(block_count=2)
     block_tables_11 = torch.ones(1, 1, dtype=torch.int32, device=ids_N.device)
     logits = []
     for start, end in [(0, 5), (5, 9), *((start, start + 1) for start in range(9, _PROBE_LENGTH))]:
         positions = torch.arange(start, end, device=ids_N.device)
-        pieces = [attention.Piece(0, start, end - start)] if end - start > 1 else []
-        step = attention.Step(cache, block_tables_11, torch.zeros_like(positions), positions, pieces, end)
+        chunks = [attention.Chunk(0, start, end - start)] if end - start > 1 else []
+        step = attention.Step(cache, block_tables_11, torch.zeros_like(positions), positions, chunks, end)
         if uses_kernels:
             step.use_kernels()
         output = model(
@@ -123,7 +125,10 @@ def _probe(model: PreTrainedModel, ids_N: torch.Tensor, uses_kernels: bool) -> t
 
 
 def _check_windows(model: PreTrainedModel, step: attention.Step) -> None:
-    """A probe is shorter than any window, so a window that never reached the attention would go unseen."""
+    """Raise ModelUnsupported where a layer's sliding window did not reach the attention function.
+
+    The logits do not show this: the probe is shorter than any window.
+    """
     layer_types = getattr(model.config.get_text_config(), "layer_types", None) or []
     missing = [
         index

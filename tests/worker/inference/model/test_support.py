@@ -98,17 +98,17 @@ def answer(model: transformers.PreTrainedModel, prompts: list[list[int]]) -> lis
 )
 def test_model_that_does_not_fit_is_refused(kind, options):
     with pytest.raises(ModelUnsupported):
-        model_support.adopt(make_model(kind, **options))
+        model_support.prepare_model(make_model(kind, **options))
 
 
 def test_model_that_comes_out_wrong_is_refused(monkeypatch):
     model = make_model("Llama")
     monkeypatch.setattr(
-        model_support.attention, "_repeated", lambda states, groups: states.repeat(groups, 1, 1)
+        model_support.attention, "_repeat_kv", lambda states, groups: states.repeat(groups, 1, 1)
     )
 
     with pytest.raises(ModelUnsupported, match="comes out wrong"):
-        model_support.adopt(model)
+        model_support.prepare_model(model)
 
 
 def test_context_ends_where_angles_would_depend_on_the_batch():
