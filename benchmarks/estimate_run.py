@@ -60,7 +60,7 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         allocator.wait()
         seconds = time.monotonic() - began
         graphs = [spare for spare in trainer.spare_memory if isinstance(spare, GraphedDecoder)]
-        recordings = sum(decoder.recordings for decoder in graphs)
+        recordings = sum(decoder.captured_count for decoder in graphs)
         peak = max(*watch.peaks, allocator.take_peak())
         with_spare = allocator.allocated()
         for spare in trainer.spare_memory:

@@ -1,4 +1,4 @@
-"""Two base models on one GPU: the second is loaded and recorded while the first one makes tokens."""
+"""Two base models on one GPU: the second is loaded and captured while the first one makes tokens."""
 
 import shutil
 from pathlib import Path
@@ -62,7 +62,7 @@ def answer(folder: Path, *sequences: Sequence, max_base_models: int, weights: st
     return engine
 
 
-def test_tokens_are_the_same_while_another_base_model_is_loaded_and_recorded(two_models):
+def test_tokens_are_the_same_while_another_base_model_is_loaded_and_captured(two_models):
     alone = new_sequence("tiny-llama")
     answer(two_models, alone, max_base_models=1)
     first, second = new_sequence("tiny-llama"), new_sequence("other-llama")

@@ -82,7 +82,7 @@ def test_a_step_does_not_wait_for_the_device(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(AdapterTrainer, "training_step", watched)
-    # Recording a graph may wait; with checkpoints there are none.
+    # Capturing a graph may wait; with checkpoints there are none.
     training = {"max_steps": 4, "gradient_checkpointing": True}
     reports = run_here(make_request(training=training, rows=make_rows(12)))
 

@@ -240,7 +240,7 @@ def test_two_16_bit_types_cost_more_than_one() -> None:
 def test_measured_peaks_are_within_a_tenth(line: Any) -> None:
     """benchmarks/estimate.py measured them on an H100; a change of the arithmetic must still meet them.
 
-    A peak holds recorded graphs, too, which are there where memory is; what a job needs is met more closely.
+    A peak holds captured graphs, too, which are there where memory is; what a job needs is met more closely.
     """
     setting = next(setting for setting in SETTINGS if setting.name == line["name"])
 

@@ -126,9 +126,9 @@ class ModelRunner:
             for has_adapters in (False, True):
                 used = {1} if has_adapters else set()
                 self._slots.select(used, self._prefill_4N[3])
-                self._prefill_graphs.record_all(has_adapters)
+                self._prefill_graphs.capture_all(has_adapters)
                 self._slots.select(used, self._adapter_slots_R)
-                self._decode_graphs.record_all(has_adapters)
+                self._decode_graphs.capture_all(has_adapters)
 
     def load_adapter(self, slot: int, adapter: AdapterHandle) -> None:
         """Copy an adapter into a slot. Raises AdapterUnsupported and OutOfMemory."""
@@ -243,7 +243,7 @@ class ModelRunner:
         self._graphs_layout = self._slots.layout_version
         for graphs in (self._decode_graphs, self._prefill_graphs):
             if graphs is not None:
-                graphs.forget()
+                graphs.discard()
 
     def _replay_prefill(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> bool:
         """Read prompts with a captured graph. Returns whether they fit one."""

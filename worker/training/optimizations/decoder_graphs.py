@@ -1,10 +1,10 @@
 """Short batches on a GPU: the decoder's forward and backward pass, each launched whole as a CUDA graph.
 
 A pass over a thousand tokens is five thousand kernels, and Python takes longer to launch them than the GPU to
-run them. A graph is recorded for one shape, so rows are joined and padded to one of few sizes; a size is
-recorded when it comes for the second time. All graphs share one pool of memory, since only one of them has a
+run them. A graph is captured for one shape, so rows are joined and padded to one of few sizes; a size is
+captured when it occurs for the second time. All graphs share one pool of memory, since only one of them has a
 pass under way. The split into two graphs with an autograd function around them is that of PyTorch's
-`make_graphed_callables`; here the loss stays outside, and gradients go on through autograd.
+`make_graphed_callables`; here the loss is computed outside of them, and gradients flow on through autograd.
 
 T: tokens of the batch. S: tokens of the size it is padded to. N: rows. H: width of a hidden state.
 """
@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from worker.models.cuda_graphs import GraphPool
 from worker.planning.optimizations import MOST_TOKENS
 from worker.training import memory
 
@@ -34,10 +35,10 @@ Work = Callable[[], None]
 
 @contextmanager
 def own_stream() -> Iterator[None]:
-    """Within it everything runs on another stream than the default one, which graphs can't be recorded on.
+    """Within it everything runs on a new stream: graphs can't be captured on the default one.
 
-    Autograd remembers the stream that a parameter's gradient was first added up on; a graph that is recorded
-    on another one fails where that is the default stream. So passes that are not recorded run here, too.
+    Autograd remembers the stream on which a parameter's gradient was first accumulated, and a graph that is
+    captured on another stream fails where that was the default one. So all passes must run within this.
     """
     gc.collect()  # what is left of earlier passes
     torch.cuda.synchronize()
@@ -49,57 +50,54 @@ def own_stream() -> Iterator[None]:
             torch.cuda.synchronize()
 
 
-class Recorder(Protocol):
-    """Makes something that can be repeated of work on fixed memory, and tells what memory is left."""
+class Capturer(Protocol):
+    """Makes something that can be replayed of work on fixed memory, and knows what memory is left."""
 
-    def record(self, work: Work) -> Work:
-        """Do the work once, or only record it; the answer repeats it."""
+    def capture(self, work: Work) -> Work:
+        """Capture the work, running it or not. Returns what replays it."""
 
-    def has_room(self, kept_bytes: int) -> bool:
-        """Whether a recording whose passes keep so much can be afforded."""
+    def has_room(self, pass_bytes: int) -> bool:
+        """Whether there is memory for graphs whose forward pass leaves so much for its backward pass."""
 
 
-class CudaRecorder:
-    """CUDA graphs in one pool. The present stream must be one of its own: `own_stream`."""
+class CudaCapturer:
+    """Captures CUDA graphs in one pool, on the present stream, which must be that of `own_stream`."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.current_stream()
+        self._pool = GraphPool(torch.cuda.current_stream())
         self._largest = 0
 
-    def record(self, work: Work) -> Work:
-        """Record a graph."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of the process may allocate meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
-        return graph.replay
+    def capture(self, work: Work) -> Work:
+        """Capture a graph. Returns its replay."""
+        return self._pool.capture(work).replay
 
-    def has_room(self, kept_bytes: int) -> bool:
-        """Whether it fits beside the largest pass that there was."""
-        self._largest = max(self._largest, kept_bytes)
+    def has_room(self, pass_bytes: int) -> bool:
+        """Whether the largest of these passes fits beside the largest pass of the process so far."""
+        self._largest = max(self._largest, pass_bytes)
         return memory.free_beside_peak() >= self._largest + _SPARE_BYTES
 
 
 @dataclass(frozen=True)
-class Size:
-    """What a graph is recorded for."""
+class GraphSize:
+    """The shape of batch that a pair of graphs is captured for."""
 
     tokens: int
     rows: int
     is_training: bool
 
     @classmethod
-    def of(cls, tokens: int, rows: int, is_training: bool) -> "Size":
-        """The smallest that the batch fits in: tokens in steps of 128, as products are tiled, later 256."""
+    def of(cls, tokens: int, rows: int, is_training: bool) -> "GraphSize":
+        """The smallest that a batch fits in: tokens in steps of 128, as products are tiled, later of 256."""
         step = 128 if tokens <= MOST_TOKENS // 2 else 256
         return cls(-(-tokens // step) * step, 1 << (rows - 1).bit_length(), is_training)
 
 
-class Recording:
-    """Both passes over one size, on memory that stays."""
+class DecoderGraphs:
+    """Forward and backward pass at one size, on memory that stays where it is."""
 
-    def __init__(self, forward: Callable[..., Any], parameters: Sequence[nn.Parameter], size: Size) -> None:
+    def __init__(
+        self, forward: Callable[..., Any], parameters: Sequence[nn.Parameter], size: GraphSize
+    ) -> None:
         device, dtype = parameters[0].device, torch.int64
         self._forward = forward
         self._parameters = parameters
@@ -114,29 +112,29 @@ class Recording:
         self._replay_forward: Work | None = None
         self._replay_backward: Work | None = None
 
-    def record(self, recorder: Recorder) -> bool:
-        """Record both passes after a rehearsal, which compiles what is compiled; False: no room."""
+    def capture(self, capturer: Capturer) -> bool:
+        """Run both passes, which compiles their kernels, then capture them. Returns False without room."""
         is_cuda = self._ids_1S.is_cuda
         before = torch.cuda.memory_allocated() if is_cuda else 0
         self._pass_forward()
         assert self._hidden_1SH is not None
-        kept = torch.cuda.memory_allocated() - before if is_cuda else 0
+        pass_bytes = torch.cuda.memory_allocated() - before if is_cuda else 0
         self._grad_1SH = torch.zeros_like(self._hidden_1SH)
         self._pass_backward()
         self._hidden_1SH, self._grads = None, []
-        if not recorder.has_room(kept):
+        if not capturer.has_room(pass_bytes):
             return False
-        self._replay_forward = recorder.record(self._pass_forward)
-        self._replay_backward = recorder.record(self._pass_backward)
+        self._replay_forward = capturer.capture(self._pass_forward)
+        self._replay_backward = capturer.capture(self._pass_backward)
         return True
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The hidden states [1, T, H] of a batch; they stay until the next forward pass."""
+        """Return the hidden states [1, T, H] of a batch, in memory that the next forward pass overwrites."""
         tokens, starts = batch["input_ids"].shape[1], batch["cu_seq_lens_q"]
         padding = (0, self._size.tokens - tokens)
         self._ids_1S.copy_(functional.pad(batch["input_ids"], padding))
         self._positions_1S.copy_(functional.pad(batch["position_ids"], padding))
-        # Padding is one row more; rows that are not there begin and end where it does.
+        # Padding is one more row; rows that the batch does not have are empty, at the end.
         self._starts.copy_(
             functional.pad(starts, (0, len(self._starts) - len(starts)), value=self._size.tokens)
         )
@@ -146,23 +144,23 @@ class Recording:
         return self._hidden_1SH.detach()[:, :tokens]
 
     def backward(self, grad_1TH: torch.Tensor) -> list[torch.Tensor | None]:
-        """Gradients of the parameters, in new memory."""
+        """Return the gradients of the parameters, in new memory."""
         assert self._grad_1SH is not None
         assert self._replay_backward is not None
         tokens = grad_1TH.shape[1]
         self._grad_1SH[:, :tokens].copy_(grad_1TH)
         self._grad_1SH[:, tokens:].zero_()
         self._replay_backward()
-        there = [grad for grad in self._grads if grad is not None]
-        copies = iter([torch.empty_like(grad) for grad in there])
-        answer = [None if grad is None else next(copies) for grad in self._grads]
-        torch._foreach_copy_([copy for copy in answer if copy is not None], there)
-        return answer
+        grads = [grad for grad in self._grads if grad is not None]
+        copies = [torch.empty_like(grad) for grad in grads]
+        torch._foreach_copy_(copies, grads)
+        remaining = iter(copies)
+        return [None if grad is None else next(remaining) for grad in self._grads]
 
     def _pass_forward(self) -> None:
         device = self._ids_1S.device.type
         dtype = torch.get_autocast_dtype(device)
-        # A cast that is kept for later would be kept in the graph's memory.
+        # Autocast's cache would keep casts in the graph's memory.
         with torch.autocast(
             device, dtype=dtype, enabled=torch.is_autocast_enabled(device), cache_enabled=False
         ):
@@ -185,23 +183,23 @@ class Recording:
 
 
 class GraphedDecoder:
-    """Stands in for a decoder's forward pass where a batch is short."""
+    """Replaces a decoder's forward pass: short batches go through captured graphs."""
 
-    def __init__(self, model: PeftModel, recorder: Recorder | None = None) -> None:
+    def __init__(self, model: PeftModel, capturer: Capturer | None = None) -> None:
         # TRL calls the decoder by this name, and the output layer apart.
         self._decoder: nn.Module = model.get_base_model().base_model
         self._plain: Callable[..., Any] = self._decoder.forward
         self._parameters = [weight for weight in self._decoder.parameters() if weight.requires_grad]
-        self._recorder: Recorder | None = recorder or CudaRecorder()
-        self._seen: Counter[Size] = Counter()
-        self._recordings: dict[Size, Recording] = {}
-        self._has_recorded = False
+        self._capturer: Capturer | None = capturer or CudaCapturer()
+        self._seen: Counter[GraphSize] = Counter()
+        self._graphs: dict[GraphSize, DecoderGraphs] = {}
+        self._has_captured = False
         vars(self._decoder)["forward"] = self._forward
 
     @property
-    def recordings(self) -> int:
-        """How many sizes are recorded."""
-        return len(self._recordings)
+    def captured_count(self) -> int:
+        """How many sizes are captured."""
+        return len(self._graphs)
 
     def remove(self) -> None:
         """Leave the decoder as it was."""
@@ -209,49 +207,51 @@ class GraphedDecoder:
         self.release()
 
     def refresh(self) -> None:
-        """Record anew: the graphs read memory that may not be there any more."""
-        self._recordings.clear()
+        """Drop the graphs, which read memory that may have been freed; sizes are captured anew."""
+        self._graphs.clear()
 
     def release(self) -> bool:
-        """Give the graphs' memory back, and record no more; whether there was any."""
-        had_any = bool(self._recordings)
-        self._recordings.clear()
-        self._recorder = None
+        """Free the graphs' memory, and capture no more. Returns whether there were any graphs."""
+        had_any = bool(self._graphs)
+        self._graphs.clear()
+        self._capturer = None
         return had_any
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         batch = {name: value for name, value in kwargs.items() if value is not None and name != "use_cache"}
-        recording = None
+        graphs = None
         if not args and batch.keys() == _INPUTS and torch.is_grad_enabled():
-            recording = self._find(batch)
-        if recording is None:
+            graphs = self._find(batch)
+        if graphs is None:
             return self._plain(*args, **kwargs)
-        hidden_1TH = _Replay.apply(recording, batch, *self._parameters)
+        hidden_1TH = _Replay.apply(graphs, batch, *self._parameters)
         return BaseModelOutputWithPast(last_hidden_state=hidden_1TH)
 
-    def _find(self, batch: dict[str, Any]) -> Recording | None:
-        """The recording for a batch, made when its size comes for the second time."""
-        size = Size.of(batch["input_ids"].shape[1], len(batch["cu_seq_lens_q"]) - 1, self._decoder.training)
-        if size in self._recordings or size.tokens > MOST_TOKENS:
-            return self._recordings.get(size)
+    def _find(self, batch: dict[str, Any]) -> DecoderGraphs | None:
+        """The graphs for a batch, captured when its size occurs for the second time; None: there are none."""
+        size = GraphSize.of(
+            batch["input_ids"].shape[1], len(batch["cu_seq_lens_q"]) - 1, self._decoder.training
+        )
+        if size in self._graphs or size.tokens > MOST_TOKENS:
+            return self._graphs.get(size)
         self._seen[size] += 1
-        if self._recorder is None or self._seen[size] < 2:
+        if self._capturer is None or self._seen[size] < 2:
             return None
-        recording = Recording(self._plain, self._parameters, size)
-        if not self._record(recording, self._recorder):
-            self._recorder = None
+        graphs = DecoderGraphs(self._plain, self._parameters, size)
+        if not self._capture(graphs, self._capturer):
+            self._capturer = None
             return None
-        self._recordings[size] = recording
-        self._has_recorded = True
-        return recording
+        self._graphs[size] = graphs
+        self._has_captured = True
+        return graphs
 
-    def _record(self, recording: Recording, recorder: Recorder) -> bool:
+    def _capture(self, graphs: DecoderGraphs, capturer: Capturer) -> bool:
         try:
-            return recording.record(recorder)
+            return graphs.capture(capturer)
         except RuntimeError:
-            if not self._has_recorded:
-                raise  # the trial of graphs wants to know
-            # The model may do something in training that can't be recorded; it goes on as before.
+            if not self._has_captured:
+                raise  # the trial of this optimization catches it
+            # The model may do something in training that can't be captured: such sizes run without graphs.
             traceback.print_exc()
             return False
 
@@ -259,12 +259,12 @@ class GraphedDecoder:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, recording: Recording, batch: dict[str, Any], *parameters: torch.Tensor
+        ctx: Any, graphs: DecoderGraphs, batch: dict[str, Any], *parameters: torch.Tensor
     ) -> torch.Tensor:
-        ctx.recording = recording
-        return recording.forward(batch)
+        ctx.graphs = graphs
+        return graphs.forward(batch)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_1TH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, None, *ctx.recording.backward(grad_1TH)
+        return None, None, *ctx.graphs.backward(grad_1TH)

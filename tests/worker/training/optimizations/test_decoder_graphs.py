@@ -1,4 +1,4 @@
-"""Short batches, padded to a few sizes and repeated: here what is recorded is computed again each time."""
+"""Short batches, padded to a few sizes and repeated: here what is captured is computed again each time."""
 
 from collections.abc import Iterator
 
@@ -9,25 +9,25 @@ from peft import PeftModel
 from tests.worker.training.optimizations.conftest import draw_rows, losses_and_gradients
 from worker.training.batches import PaddingFreeCollator, make_dataset
 from worker.training.optimizations import varlen_attention
-from worker.training.optimizations.decoder_graphs import GraphedDecoder, Size, Work
+from worker.training.optimizations.decoder_graphs import GraphedDecoder, GraphSize, Work
 
 
 class Repeater:
-    """Repeats work by doing it; counts what is recorded, and has room for so much."""
+    """Replays work by doing it again; counts what is captured, and has room for so many sizes."""
 
     def __init__(self, room: int = 100) -> None:
         self.room = room
-        self.recorded = 0
+        self.captured = 0
         self.fails = False
 
-    def record(self, work: Work) -> Work:
+    def capture(self, work: Work) -> Work:
         if self.fails:
             raise RuntimeError("operation failed during capture")
-        self.recorded += 1
+        self.captured += 1
         work()
         return torch.enable_grad()(work)
 
-    def has_room(self, kept_bytes: int) -> bool:
+    def has_room(self, pass_bytes: int) -> bool:
         self.room -= 1
         return self.room >= 0
 
@@ -53,8 +53,8 @@ def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
 def test_losses_and_gradients_are_those_of_the_batch_alone(joined_model: PeftModel) -> None:
     batches = [join([5, 2, 9, 3]), join([4, 40, 1]), join([128]), join([7, 2], masked=(0,)), join([3])]
     expected = [losses_and_gradients(joined_model, batch) for batch in batches]
-    recorder = Repeater()
-    graphed = GraphedDecoder(joined_model, recorder)
+    capturer = Repeater()
+    graphed = GraphedDecoder(joined_model, capturer)
 
     rounds = [[losses_and_gradients(joined_model, batch) for batch in batches] for _ in range(3)]
 
@@ -63,7 +63,7 @@ def test_losses_and_gradients_are_those_of_the_batch_alone(joined_model: PeftMod
         for one, of_the_batch in zip(found, expected, strict=True):
             assert_equal(one, of_the_batch)
     # One size has four rows at most, three batches have one of their own; each is two graphs.
-    assert recorder.recorded == 2 * len({(128, 4), (128, 1), (128, 2)})
+    assert capturer.captured == 2 * len({(128, 4), (128, 1), (128, 2)})
 
 
 def test_gradients_of_several_batches_add_up(joined_model: PeftModel) -> None:
@@ -89,42 +89,42 @@ def test_gradients_of_several_batches_add_up(joined_model: PeftModel) -> None:
 def test_without_room_and_after_release_it_computes_as_before(joined_model: PeftModel) -> None:
     batch, longer = join([5, 2]), join([140])
     expected = [losses_and_gradients(joined_model, one) for one in (batch, longer)]
-    recorder = Repeater(room=1)
-    graphed = GraphedDecoder(joined_model, recorder)
+    capturer = Repeater(room=1)
+    graphed = GraphedDecoder(joined_model, capturer)
     for _ in range(3):
         for one, of_the_batch in zip((batch, longer), expected, strict=True):
             assert_equal(losses_and_gradients(joined_model, one), of_the_batch)
-    assert recorder.recorded == 2
+    assert capturer.captured == 2
 
     assert graphed.release()
 
     assert_equal(losses_and_gradients(joined_model, batch), expected[0])
-    assert recorder.recorded == 2
+    assert capturer.captured == 2
     assert not graphed.release()
     graphed.remove()
 
 
-def test_what_cannot_be_recorded_later_is_computed_as_before(joined_model: PeftModel) -> None:
+def test_what_cannot_be_captured_later_is_computed_as_before(joined_model: PeftModel) -> None:
     batches = [join([5, 2]), join([140])]
     expected = [losses_and_gradients(joined_model, batch) for batch in batches]
-    recorder = Repeater()
-    graphed = GraphedDecoder(joined_model, recorder)
+    capturer = Repeater()
+    graphed = GraphedDecoder(joined_model, capturer)
     for _ in range(2):
         losses_and_gradients(joined_model, batches[0])
 
-    recorder.fails = True
+    capturer.fails = True
     for _ in range(3):
         for batch, of_the_batch in zip(batches, expected, strict=True):
             assert_equal(losses_and_gradients(joined_model, batch), of_the_batch)
 
-    assert recorder.recorded == 2
+    assert capturer.captured == 2
     graphed.remove()
 
 
-def test_the_first_recording_says_why_it_fails(joined_model: PeftModel) -> None:
-    recorder = Repeater()
-    recorder.fails = True
-    graphed = GraphedDecoder(joined_model, recorder)
+def test_the_first_capture_says_why_it_fails(joined_model: PeftModel) -> None:
+    capturer = Repeater()
+    capturer.fails = True
+    graphed = GraphedDecoder(joined_model, capturer)
     losses_and_gradients(joined_model, join([5, 2]))
 
     with pytest.raises(RuntimeError, match="capture"):
@@ -133,9 +133,9 @@ def test_the_first_recording_says_why_it_fails(joined_model: PeftModel) -> None:
     graphed.remove()
 
 
-def test_an_evaluation_is_not_recorded(joined_model: PeftModel) -> None:
-    recorder = Repeater()
-    graphed = GraphedDecoder(joined_model, recorder)
+def test_an_evaluation_is_not_captured(joined_model: PeftModel) -> None:
+    capturer = Repeater()
+    graphed = GraphedDecoder(joined_model, capturer)
     batch = join([5, 2])
     inputs = {name: batch[name] for name in batch if name not in ("labels", "sequence_lengths")}
 
@@ -144,7 +144,7 @@ def test_an_evaluation_is_not_recorded(joined_model: PeftModel) -> None:
             joined_model(**inputs, use_cache=False)
 
     graphed.remove()
-    assert recorder.recorded == 0
+    assert capturer.captured == 0
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,4 @@ def test_an_evaluation_is_not_recorded(joined_model: PeftModel) -> None:
     ],
 )
 def test_sizes(tokens: int, rows: int, expected: tuple[int, int]) -> None:
-    assert Size.of(tokens, rows, True) == Size(*expected, True)
+    assert GraphSize.of(tokens, rows, True) == GraphSize(*expected, True)
