@@ -1,6 +1,6 @@
-"""The worker's own engine process, but no token ends an answer and every token reads as a letter.
+"""The worker's own engine process, but no token ends an answer and every token decodes to a letter.
 
-So each answer has as many tokens as were asked for, and each of them arrives as text, whatever the model.
+So each answer has as many tokens as requested, and each of them arrives as text, whatever the model.
 """
 
 import os
@@ -12,7 +12,7 @@ from worker.templates import renderer
 
 
 def letter_decoder(tokenizer: Any, decode: Any) -> Any:
-    """Decodes as the tokenizer does, but other ids: each that it is asked for stands for a letter."""
+    """Returns a decode function that maps each id to a letter of the tokenizer first."""
     letters = [index for index in range(min(1000, len(tokenizer))) if decode(tokenizer, [index]).isalpha()]
     return lambda token_ids: decode(tokenizer, [letters[token_id % len(letters)] for token_id in token_ids])
 

@@ -1,8 +1,8 @@
-"""What the API and the engine's HTTP can carry: tokens a second from an engine without a model to 64 clients.
+"""The throughput of the API and the engine's HTTP: tokens per second from an engine without a model.
 
     python -m benchmarks.relay
 
-Tokens for each second of a processor's time say what one core could carry, however busy the machine is.
+Tokens per second of processor time say what one core could carry, however busy the machine is.
 """
 
 import argparse
@@ -15,21 +15,21 @@ from app.core.engine.messages import BaseModelRef
 from app.core.specs.job import QuantizationSpec
 from benchmarks.relay_engine import STEPS_PER_SECOND
 from benchmarks.serving_box import ServingBox, Setup
-from benchmarks.streaming_clients import Load, ask
+from benchmarks.streaming_clients import Load, send
 
 BASE = BaseModelRef(name="none", quantization=QuantizationSpec(load_in_4bit=False))
 
 
 def measure(clients: int, tokens: int, path: str) -> dict[str, Any]:
-    """One run."""
+    """Measure one load."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         setup = Setup(BASE, folder / "models", folder / "artifacts", ["one"], "benchmarks.relay_engine")
         with ServingBox(setup, folder) as box:
             body = {"model": "one", "prompt": "Hi", "max_tokens": tokens}
-            ask(Load(box.port, [body | {"max_tokens": 4}] * clients, path))
+            send(Load(box.port, [body | {"max_tokens": 4}] * clients, path))
             before = box.processor_seconds()
-            answers = ask(Load(box.port, [body] * clients, path))
+            answers = send(Load(box.port, [body] * clients, path))
             after = box.processor_seconds()
     made = sum(answer.tokens for answer in answers)
     seconds = max(answer.times[-1] for answer in answers) - min(answer.sent_at for answer in answers)

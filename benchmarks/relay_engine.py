@@ -19,7 +19,7 @@ STEPS_PER_SECOND = 94  # times 64 streams: 6,000 tokens a second
 
 
 class SteadyEngine(threading.Thread):
-    """Answers as fast as a good GPU would, with the same word again and again."""
+    """Generates the same word for every stream, at the rate of a fast GPU."""
 
     def __init__(self, clients: Clients) -> None:
         super().__init__(daemon=True)

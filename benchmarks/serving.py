@@ -1,4 +1,4 @@
-"""Serving, measured: in process, through HTTP, and beside PEFT's `generate`, in one run.
+"""Measures serving in process, through HTTP, and PEFT's `generate` for comparison, in one run.
 
     python -m benchmarks.serving --model data/models/SmolLM2-135M-Instruct --machine cpu-2-cores
 
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass
 class Options:
-    """What to measure; as on the command line."""
+    """What to measure: the options of the command line."""
 
     model: Path
     adapters_folder: Path
@@ -61,17 +61,17 @@ class Options:
 
     @property
     def keeps_4bit(self) -> bool:
-        """Whether the engine computes with packed weights."""
+        """Whether the engine computes with 4-bit weights."""
         return self.weights == "nf4-packed"
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Of prompts and answers."""
+        """The numbers of tokens of prompts and answers."""
         return {"prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens}
 
     @property
     def adapter_folders(self) -> list[Path]:
-        """All that any row needs, written where they are not there yet."""
+        """The folders of all adapters that any row needs, written where they do not exist yet."""
         from benchmarks.serving_inputs import write_adapters
 
         count = max([8, *self.adapters, *self.http_adapters])
@@ -79,7 +79,7 @@ class Options:
 
 
 def in_process(options: Options) -> Iterator[Row]:
-    """The engine alone, and what a system prompt costs that is shared, beside one that is not."""
+    """Measure the engine alone, and the cost of a shared system prompt and of distinct ones."""
     from benchmarks.serving_engine import Bench
     from benchmarks.serving_inputs import prompts
 
@@ -89,7 +89,7 @@ def in_process(options: Options) -> Iterator[Row]:
     yield {"part": "start", "seconds_to_ready": round(bench.ready_seconds, 1)}
     bench.run(2, 1, prompt_tokens=8, new_tokens=4)
     for adapters in options.adapters:
-        for batch in _sensible(options.batches, adapters):
+        for batch in _at_least(options.batches, adapters):
             # Every adapter is on the device before the clock starts; loading one is a line of its own.
             bench.run(max(1, adapters), adapters, prompt_tokens=2, new_tokens=2)
             yield {"part": "in process", **bench.run(batch, adapters, **options.lengths)}
@@ -103,7 +103,7 @@ def in_process(options: Options) -> Iterator[Row]:
 
 
 def through_http(options: Options) -> Iterator[Row]:
-    """A running API and a running engine."""
+    """Measure a running API and engine through HTTP."""
     from benchmarks.serving_box import ServingBox, Setup
     from benchmarks.serving_http import HttpBench
     from worker.models.base_model import load_tokenizer
@@ -124,18 +124,18 @@ def through_http(options: Options) -> Iterator[Row]:
         yield {"part": "http start", **bench.start()}
         yield {"part": "cold adapter", **bench.cold_adapters(options.prompt_tokens)}
         for adapters in options.http_adapters:
-            for batch in _sensible(options.batches, adapters):
+            for batch in _at_least(options.batches, adapters):
                 yield {"part": "http", **bench.row(batch, adapters, **options.lengths)}
 
 
 def with_peft(options: Options) -> Iterator[Row]:
-    """The baseline."""
+    """Measure PEFT, the baseline."""
     from benchmarks.serving_peft import PeftBench
 
     bench = PeftBench(options.model, options.base, options.adapter_folders[: max([1, *options.adapters])])
     lengths = {"prompt_tokens": options.prompt_tokens, "new_tokens": options.peft_new_tokens}
     for adapters in options.adapters:
-        for batch in _sensible(options.peft_batches, adapters):
+        for batch in _at_least(options.peft_batches, adapters):
             for row in bench.rows(batch, adapters, **lengths, most_calls=options.peft_calls):
                 yield {"part": "peft", **row}
 
@@ -150,7 +150,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
 def main() -> None:
     """The command line."""
     options = _parse()
-    # As the worker starts its engine: threads that spin while they wait slow a busy machine down many times.
+    # As for the worker's engine: threads that spin while they wait make a busy machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     path = _RESULTS / f"serving-{options.machine}.json"
     settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
@@ -177,7 +177,7 @@ def main() -> None:
 
 
 def _ratios(rows: list[Row]) -> dict[str, float]:
-    """HTTP against in process, and both against PEFT, where the same work was done both ways."""
+    """Rates of HTTP relative to in process, and of both to PEFT, for the same work."""
     rates = {
         (row["part"], row.get("how", ""), row["batch"], row["adapters"]): row["tokens_per_second"]
         for row in rows
@@ -200,8 +200,8 @@ def _ratios(rows: list[Row]) -> dict[str, float]:
 _COMPARED = {("http", "in process"), ("http", "peft"), ("in process", "peft")}
 
 
-def _sensible(batches: list[int], adapters: int) -> list[int]:
-    """Fewer clients than adapters would not be that many adapters."""
+def _at_least(batches: list[int], adapters: int) -> list[int]:
+    """The batches with at least one client per adapter."""
     return [batch for batch in batches if batch >= adapters]
 
 
@@ -244,7 +244,7 @@ def _parse() -> Options:
         "--weights",
         choices=["full", "nf4", "nf4-packed"],
         default="full",
-        help="full: 16 bits, on a CPU 32. nf4: unpacked once.",
+        help="full: 16 bits, on a CPU 32. nf4: dequantized once.",
     )
     add("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128])
     add("--adapters", type=int, nargs="+", default=[0, 1, 8, 32])

@@ -1,4 +1,4 @@
-"""A really running API process and engine process, for measuring: no training, no jobs, no supervisor."""
+"""Runs a real API process and engine process for measurements: no training, no jobs, no supervisor."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ _LEASE_SECONDS = 24 * 3600
 
 @dataclass
 class Setup:
-    """What is served: adapters are folders under `artifacts`, asked for by their folder's name."""
+    """What is served. Adapters are folders under `artifacts`, and have their folder's name."""
 
     base: BaseModelRef
     models_folder: Path
@@ -43,7 +43,7 @@ class Setup:
 
 
 class ServingBox:
-    """Both processes, from entering it to leaving it."""
+    """A context manager in which both processes run."""
 
     def __init__(self, setup: Setup, folder: Path) -> None:
         self._setup = setup
@@ -76,14 +76,14 @@ class ServingBox:
         self._engine.close()
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One answer of /v1/completions. Raises HTTPStatusError."""
+        """Returns the answer of /v1/completions. Raises HTTPStatusError."""
         url = f"http://127.0.0.1:{self.port}/v1/completions"
         response = httpx.post(url, json=body, timeout=_START_SECONDS, trust_env=False)
         found: dict[str, Any] = response.raise_for_status().json()
         return found
 
     def processor_seconds(self) -> dict[str, float]:
-        """What each process has used so far."""
+        """Seconds of processor time that each process has used so far."""
         processes = {"api": psutil.Process(self._api.pid), "engine": psutil.Process(self._engine.pid)}
         return {name: sum(process.cpu_times()[:2]) for name, process in processes.items()}
 

@@ -21,13 +21,13 @@ from worker.models.device import find_device
 
 @dataclass
 class Clock:
-    """When each sequence's text came out."""
+    """Records when each sequence's replies are delivered."""
 
     times: dict[Sequence, list[float]] = field(default_factory=dict)
     ended: set[Sequence] = field(default_factory=set)
 
     def deliver(self, replies: list[tuple[Sequence, Reply]]) -> None:
-        """What the engine calls once a step."""
+        """Record the replies of a step. Called by the engine."""
         now = time.perf_counter()
         for sequence, reply in replies:
             self.times.setdefault(sequence, []).append(now)
@@ -37,7 +37,7 @@ class Clock:
 
 
 class Bench:
-    """One base model, loaded once."""
+    """Measures an engine with one base model, which is loaded once."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Bench:
         self.runner.warm_up()
         self.ready_seconds = time.perf_counter() - began
         tokenizer = base_model.load_tokenizer(folder)
-        # The checkpoint's vocabulary is larger than its tokenizer's: other ids are read as letters.
+        # The checkpoint's vocabulary is larger than its tokenizer's: every id is decoded as a letter.
         letters = [index for index in range(256) if decode(tokenizer, [index]).isalpha()]
         self._decode = lambda token_ids: decode(
             tokenizer, [letters[token_id % len(letters)] for token_id in token_ids]
@@ -70,12 +70,12 @@ class Bench:
         self.engine = Engine(lambda _: self.runner, lambda replies: self.clock.deliver(replies), scheduler)
 
     def run(self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
-        """All at once: greedy, distinct prompts, adapters in turn."""
+        """Measure `batch` sequences at once: greedy, distinct prompts, adapters in turn."""
         texts = prompts(batch, prompt_tokens, self.vocabulary_size)
         return {"batch": batch, "adapters": adapters, **self.answer(texts, adapters, new_tokens)}
 
     def answer(self, texts: list[list[int]], adapters: int, new_tokens: int) -> dict[str, Any]:
-        """These prompts, all at once."""
+        """Measure these prompts, all at once."""
         self.clock = Clock()
         began = time.perf_counter()
         sequences = [

@@ -5,14 +5,14 @@ from typing import Any
 
 from benchmarks.serving_box import ServingBox
 from benchmarks.serving_inputs import prompts
-from benchmarks.streaming_clients import Answer, Load, ask
+from benchmarks.streaming_clients import Answer, Load, send
 from benchmarks.timings import summarize
 
 _COLD_ADAPTERS = 4
 
 
 class HttpBench:
-    """A box that runs, and who is asked."""
+    """Measures a running ServingBox."""
 
     def __init__(self, box: ServingBox, base_model: str, adapters: list[str], token_count: int) -> None:
         self._box = box
@@ -21,14 +21,14 @@ class HttpBench:
         self._token_count = token_count  # prompts are made of the ids below
 
     def start(self) -> dict[str, Any]:
-        """The first answer of all, for which the base model is loaded and warmed up."""
+        """Seconds to the first answer, for which the base model is loaded and warmed up."""
         began = time.perf_counter()
         # By an adapter's name: the base model's own stands for its default quantization.
         self._box.complete(self._body(self._adapters[-1], [5], 1))
         return {"first_answer_seconds": round(time.perf_counter() - began, 2)}
 
     def cold_adapters(self, prompt_tokens: int) -> dict[str, Any]:
-        """Time to the first token of adapters that nobody asked before: fetched, read, put on the device."""
+        """Time to the first token of adapters that must be fetched, read and copied to the device first."""
         names = self._adapters[:-1][:_COLD_ADAPTERS]
         texts = prompts(len(names), prompt_tokens, self._token_count)
         bodies = [self._body(name, text, 2) for name, text in zip(names, texts, strict=True)]
@@ -36,12 +36,12 @@ class HttpBench:
         return {"cold_first_token_ms": cold, "warm_first_token_ms": warm}
 
     def row(self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
-        """All clients at once: greedy, distinct prompts, adapters in turn."""
+        """Measure all clients at once: greedy, distinct prompts, adapters in turn."""
         texts = prompts(batch, prompt_tokens, self._token_count)
         names = self._adapters[:adapters] or [self._base_model]
-        self._ask([self._body(name, [7 + index], 2) for index, name in enumerate(names)])
+        self._send([self._body(name, [7 + index], 2) for index, name in enumerate(names)])
         before = self._box.processor_seconds()
-        answers = self._ask(
+        answers = self._send(
             [self._body(names[i % len(names)], text, new_tokens) for i, text in enumerate(texts)]
         )
         after = self._box.processor_seconds()
@@ -53,10 +53,10 @@ class HttpBench:
         return {"batch": batch, "adapters": adapters, **_times(answers, made), **used}
 
     def _first_ms(self, body: dict[str, Any]) -> float:
-        return round(self._ask([body])[0].first_seconds * 1e3, 1)
+        return round(self._send([body])[0].first_seconds * 1e3, 1)
 
-    def _ask(self, bodies: list[dict[str, Any]]) -> list[Answer]:
-        return ask(Load(self._box.port, bodies))
+    def _send(self, bodies: list[dict[str, Any]]) -> list[Answer]:
+        return send(Load(self._box.port, bodies))
 
     def _body(self, model: str, prompt: list[int], new_tokens: int) -> dict[str, Any]:
         return {"model": model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0}

@@ -1,4 +1,4 @@
-"""What benchmarks/serving.py serves: adapters with random weights, and distinct prompts."""
+"""Inputs of benchmarks/serving.py: adapters with random weights, and distinct prompts."""
 
 import json
 import random
@@ -13,7 +13,7 @@ RANK = 16
 
 
 def write_adapters(model_folder: Path, folder: Path, count: int) -> list[Path]:
-    """Adapters on all linear layers, as PEFT writes them; those that are there already are kept."""
+    """Write adapters on all linear layers in PEFT's format, unless they exist. Returns their folders."""
     folders = [folder / f"adapter-{index}" for index in range(count)]
     shapes = _linear_shapes(model_folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,7 +41,7 @@ def write_adapters(model_folder: Path, folder: Path, count: int) -> list[Path]:
 
 
 def prompts(count: int, length: int, vocabulary_size: int) -> list[list[int]]:
-    """Token ids, no two prompts with the same beginning."""
+    """Random token ids: no two prompts have the same beginning."""
     draw = random.Random(0)
     return [[draw.randrange(3, vocabulary_size) for _ in range(length)] for _ in range(count)]
 

@@ -16,7 +16,7 @@ from worker.models.device import find_device
 
 
 class PeftBench:
-    """One base model, the adapters loaded beside it."""
+    """Measures PEFT with one base model and all adapters loaded."""
 
     def __init__(self, folder: Path, base: BaseModelRef, adapters: list[Path]) -> None:
         self._device = find_device()
@@ -36,7 +36,7 @@ class PeftBench:
     ) -> Iterator[dict[str, Any]]:
         """The work of `batch` clients: a call for each of them; then one for each adapter's clients together.
 
-        Where that is more calls than `most_calls` the first ones stand for all: they are alike.
+        At most `most_calls` calls are measured: the others are alike.
         """
         texts = prompts(batch, prompt_tokens, self._model.config.vocab_size)
         chosen = [index % adapters for index in range(batch)] if adapters else [None] * batch
@@ -45,20 +45,20 @@ class PeftBench:
             adapter: [text for text, other in zip(texts, chosen, strict=True) if other == adapter]
             for adapter in chosen
         }
-        # What is set up at the first call is not the baseline's fault.
+        # Warm up, so that the set-up of the first call is not measured.
         self._generate(chosen[0], texts[:1], 2)
         for how, calls in (("a call for each client", alone), ("a call for each adapter", together.items())):
-            taken = list(calls)[:most_calls]
+            measured = list(calls)[:most_calls]
             began = time.perf_counter()
-            for adapter, rows in taken:
+            for adapter, rows in measured:
                 self._generate(adapter, rows, new_tokens)
             seconds = time.perf_counter() - began
-            made = sum(len(rows) for _, rows in taken) * new_tokens
+            made = sum(len(rows) for _, rows in measured) * new_tokens
             yield {
                 "batch": batch,
                 "adapters": adapters,
                 "how": how,
-                "calls": len(taken),
+                "calls": len(measured),
                 "new_tokens": new_tokens,
                 "tokens_per_second": round(made / seconds, 1),
             }

@@ -1,4 +1,4 @@
-"""Clients that stream answers over HTTP, all at once, in a process of their own: when did each piece arrive.
+"""Clients in a process of their own that stream answers over HTTP, all at once, and time the text.
 
 `python -m benchmarks.streaming_clients` reads a Load as JSON from its input and writes a list of Answers. The
 clock is the machine's, so that times compare with another process's.
@@ -29,7 +29,7 @@ class Load:
 
 @dataclasses.dataclass
 class Answer:
-    """When the request went out and when text came; how many tokens it was in the end."""
+    """When the request was sent and when text arrived (seconds), and the number of tokens of the answer."""
 
     sent_at: float
     times: list[float]
@@ -37,17 +37,17 @@ class Answer:
 
     @property
     def first_seconds(self) -> float:
-        """To the first piece of text."""
+        """Seconds to the first chunk of text."""
         return self.times[0] - self.sent_at
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between pieces of text."""
+        """Seconds between chunks of text."""
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
 
-def ask(load: Load) -> list[Answer]:
-    """Start the process and wait for its answers. Raises CalledProcessError where a request failed."""
+def send(load: Load) -> list[Answer]:
+    """Send all requests from a new process and return the answers. Raises CalledProcessError."""
     command = [sys.executable, "-m", "benchmarks.streaming_clients"]
     done = subprocess.run(
         command, input=json.dumps(dataclasses.asdict(load)).encode(), stdout=subprocess.PIPE, check=True
@@ -55,17 +55,17 @@ def ask(load: Load) -> list[Answer]:
     return [Answer(**one) for one in json.loads(done.stdout)]
 
 
-async def _ask_all(load: Load) -> list[Answer]:
+async def _send_all(load: Load) -> list[Answer]:
     connections = [await asyncio.open_connection("127.0.0.1", load.port) for _ in load.bodies]
     return await asyncio.gather(
         *(
-            _ask(*connection, load.path, body)
+            _send(*connection, load.path, body)
             for connection, body in zip(connections, load.bodies, strict=True)
         )
     )
 
 
-async def _ask(
+async def _send(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]
 ) -> Answer:
     streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -74,16 +74,16 @@ async def _ask(
     sent_at = time.perf_counter()
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     answer = Answer(sent_at, [], 0)
-    pieces = []
-    while not (pieces and pieces[-1].endswith(_END)):
-        piece = await reader.read(1 << 16)
-        if not piece:
-            sys.exit(f"The connection broke: {b''.join(pieces)[-500:]!r}")
-        if _TEXT in piece:
+    chunks = []
+    while not (chunks and chunks[-1].endswith(_END)):
+        chunk = await reader.read(1 << 16)
+        if not chunk:
+            sys.exit(f"The connection broke: {b''.join(chunks)[-500:]!r}")
+        if _TEXT in chunk:
             answer.times.append(time.perf_counter())
-        pieces.append(piece)
+        chunks.append(chunk)
     writer.close()
-    answer.tokens = _count_tokens(b"".join(pieces))
+    answer.tokens = _count_tokens(b"".join(chunks))
     return answer
 
 
@@ -95,8 +95,8 @@ def _count_tokens(answer: bytes) -> int:
 
 
 def main() -> None:
-    """Load in, answers out."""
-    answers = uvloop.run(_ask_all(Load(**json.load(sys.stdin))))
+    """Read a Load from the input, write the answers to the output."""
+    answers = uvloop.run(_send_all(Load(**json.load(sys.stdin))))
     json.dump([dataclasses.asdict(one) for one in answers], sys.stdout)
 
 

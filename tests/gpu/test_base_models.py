@@ -1,4 +1,4 @@
-"""Two base models on one GPU: the second is loaded and captured while the first one makes tokens."""
+"""Two base models on one GPU: the second is loaded and its graphs captured while the first makes tokens."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ def new_sequence(name: str, *, load_in_4bit: bool = False) -> Sequence:
 
 
 def answer(folder: Path, *sequences: Sequence, max_base_models: int, weights: str = "auto") -> Engine:
-    """All of them, one by one submitted while those before run."""
+    """Submit the sequences one by one while the others run, until all have ended."""
     request = EngineRequest(
         host="127.0.0.1",
         port=0,

@@ -1,4 +1,4 @@
-"""Sampling on the device waits for nobody, and chooses what it chooses on a CPU."""
+"""Sampling does not wait for the device, and gives the same tokens as on a CPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The engine's GPU path, kernels and graphs and all, against PEFT on the same device."""
+"""The engine's GPU path, with kernels and CUDA graphs, against PEFT on the same device."""
 
 import random
 from pathlib import Path
@@ -117,7 +117,7 @@ def load_with_peft(models_folder: Path, adapters_folder: Path, dtype: str) -> Pe
 
 @torch.inference_mode()
 def reference_logprobs(model: PeftModel, sequence: Sequence) -> torch.Tensor:
-    """What PEFT gives each token that the engine has made, after the tokens before it."""
+    """PEFT's log-probability of each token that the engine has made."""
     ids = torch.tensor([[*sequence.prompt.token_ids, *sequence.token_ids]], device="cuda")
     if sequence.adapter_id is None:
         with model.disable_adapter():

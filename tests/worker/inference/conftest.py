@@ -35,7 +35,7 @@ ADAPTERS: dict[str, dict[str, object]] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Several threads wait for each other longer than they compute on a model of this size."""
+    """One thread: on a model of this size several wait for each other longer than they compute."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +51,7 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapters_folder(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """PEFT folders by name, with random weights large enough to change what the model says."""
+    """PEFT folders by name, with random weights large enough to change the model's answers."""
     folder = tmp_path_factory.mktemp("artifacts")
     for seed, (name, options) in enumerate(ADAPTERS.items()):
         save_adapter(models_folder / "tiny-llama", folder / name, seed=seed, **options)
@@ -60,7 +60,7 @@ def adapters_folder(models_folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 @contextlib.contextmanager
 def peft_warnings_ignored() -> Iterator[None]:
-    """PEFT 0.21 asks transformers 5.23 something under a name that is deprecated."""
+    """PEFT 0.21 uses a deprecated name of transformers 5.23."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         yield

@@ -14,7 +14,7 @@ class Bench:
         self.runner = FakeRunner()
         # One for each base model, where they should not share `runner`.
         self.runners: dict[str, FakeRunner] = {}
-        # Base models that take until told.
+        # Base models that load until their event is set.
         self.slow: dict[str, threading.Event] = {}
         self.changes = 0
         self.bases: list[str] = []
@@ -54,9 +54,9 @@ class Bench:
             if all(map(self.mail.has_ended, sequences)):
                 return
             self.engine.step()
-        raise AssertionError("it goes on for ever")
+        raise AssertionError("not finished after 200 steps")
 
     def finish_all(self, *sequences):
-        """As `finish`, also where others run while a thread loads: the test's time-out ends it."""
+        """Step until these end, however long a thread loads. The test's time-out ends it."""
         while not all(map(self.mail.has_ended, sequences)):
             self.engine.step()

@@ -1,4 +1,4 @@
-"""A runner without a model, sequences without a tokenizer, and a client that keeps what it gets."""
+"""A runner without a model, sequences without a tokenizer, and a client that records its replies."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ def make_sequence(
     max_new_tokens: int = 3,
     stop: list[str] | None = None,
 ) -> Sequence:
-    """Token n reads as the n-th letter, and token 0 ends the answer."""
+    """A sequence in which token n decodes to the n-th letter, and token 0 ends the answer."""
     prompt = Prompt(
         base_model=make_base(base),
         adapter=FakeAdapter(adapter) if adapter else None,
@@ -56,7 +56,7 @@ class FakeTokens:
 
 @dataclass
 class FakeRunner:
-    """Each sequence makes the tokens of its script in turn, then `a` for ever."""
+    """Returns the tokens of each sequence's script in turn, then always `a`."""
 
     capacity: Capacity = field(default_factory=lambda: make_capacity())
     is_asynchronous: bool = False
@@ -110,7 +110,7 @@ class FakeRunner:
 
 
 class Mailbox:
-    """Keeps the replies to each sequence."""
+    """Records the replies to each sequence."""
 
     def __init__(self) -> None:
         self.replies: dict[Sequence, list[Reply]] = {}

@@ -1,4 +1,4 @@
-"""The loop: joins and leaves at every step, errors that hurt only their own, pause, stop."""
+"""The engine's loop: sequences join and leave at any step, errors stay with their sequence, pause, stop."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def test_cancel_frees_the_row_at_once(bench):
     assert bench.engine.running_count == 0
 
 
-def test_cancel_of_what_has_ended_is_nothing(bench):
+def test_cancel_after_the_end_changes_nothing(bench):
     sequence = bench.submit()
     bench.finish(sequence)
     bench.engine.cancel(sequence)
@@ -57,7 +57,7 @@ def test_cancel_of_what_has_ended_is_nothing(bench):
     assert isinstance(bench.mail.end(sequence), Finished)
 
 
-def test_full_queue_is_busy_with_a_time_to_come_back():
+def test_full_queue_is_busy_with_a_time_to_retry():
     bench = Bench(max_waiting=1)
     waiting, refused = bench.submit(), bench.submit()
     bench.finish(waiting, refused)
@@ -66,7 +66,7 @@ def test_full_queue_is_busy_with_a_time_to_come_back():
     assert (end.kind, end.code, end.retry_after_seconds) == ("busy", "queue_full", 5)
 
 
-def test_what_is_served_is_told_when_it_changes_and_only_then(bench):
+def test_changes_of_what_is_served_are_reported_once(bench):
     bench.finish(bench.submit(base="one", adapter="x"))
     before = bench.changes
     bench.finish(bench.submit(base="one", adapter="y"))
@@ -106,7 +106,7 @@ def test_failed_step_fails_what_runs_and_the_engine_goes_on(bench):
     assert isinstance(bench.mail.end(later), Finished)
 
 
-def test_device_that_is_gone_ends_the_engine_and_everybody_hears_of_it(bench):
+def test_broken_device_ends_the_engine_and_fails_all_sequences(bench):
     bench.runner.decode_errors, bench.runner.usable = [RuntimeError("illegal address")], False
     sequences = [bench.submit() for _ in range(6)]
 
@@ -179,7 +179,7 @@ def test_resume_serves_again(bench):
     assert bench.engine.state.paused_by is None
 
 
-def test_a_job_beside_is_shown_and_left_its_memory_until_serving_has_the_device_again(bench):
+def test_a_job_that_shares_the_device_is_shown_and_keeps_its_memory_until_resume(bench):
     shared = bench.engine.share("job_1", 7)
     sequence = bench.submit()
     bench.finish(sequence)
@@ -224,7 +224,7 @@ class AnyTokens:
 
 
 class CarefulRunner(FakeRunner):
-    """Begins no token for a sequence with a grammar before that knows all tokens so far."""
+    """Asserts that a sequence with a grammar has all its tokens before the next one is launched."""
 
     def decode(self, running):
         for sequence in running:
@@ -232,7 +232,7 @@ class CarefulRunner(FakeRunner):
         return super().decode(running)
 
 
-def test_a_grammar_knows_the_last_token_before_the_next_is_begun_beside_those_that_have_none(bench):
+def test_a_grammar_gets_each_token_before_the_next_is_launched_in_a_mixed_batch(bench):
     bench.runner = CarefulRunner(is_asynchronous=True)
     free = bench.submit(max_new_tokens=20)
     bench.engine.step()

@@ -1,4 +1,4 @@
-"""Base models: loaded when somebody waits, beside or after each other, and nobody waits unawares."""
+"""Base models are loaded on request, together or in turn, and the wait for them is bounded."""
 
 import queue
 import threading
@@ -27,7 +27,7 @@ def test_base_models_take_turns(bench):
     assert bench.engine.state.base_model == make_base("two")
 
 
-def test_base_model_that_does_not_load_fails_those_who_wait_for_it(bench):
+def test_base_model_that_does_not_load_fails_its_waiting_sequences(bench):
     bench.load_errors = [InvalidRequest("no such luck")]
     broken, fine = bench.submit(base="one"), bench.submit(base="two")
     bench.finish(broken, fine)
@@ -38,7 +38,7 @@ def test_base_model_that_does_not_load_fails_those_who_wait_for_it(bench):
 
 @pytest.fixture
 def two_base_models():
-    """`one` is loaded and busy; `two` loads until told."""
+    """`one` is loaded and busy; `two` loads until its event is set."""
     bench = Bench(max_base_models=2)
     bench.slow["two"] = threading.Event()
     bench.long = bench.submit(base="one", max_new_tokens=90)
@@ -81,7 +81,7 @@ def test_adapters_are_shown_with_their_base_model():
     assert bench.engine.state.adapters == ["x", "y"]
 
 
-def test_base_model_that_lacks_memory_beside_others_takes_their_place():
+def test_base_model_that_lacks_memory_while_others_are_loaded_replaces_them():
     bench = Bench(max_base_models=2)
     bench.runners["one"] = FakeRunner()
     bench.finish(bench.submit(base="one"))
@@ -94,7 +94,7 @@ def test_base_model_that_lacks_memory_beside_others_takes_their_place():
     assert [base.base_model.name for base in bench.engine.state.bases] == ["two"]
 
 
-def test_base_model_that_lacks_memory_alone_fails_those_who_wait_for_it(bench):
+def test_base_model_that_lacks_memory_alone_fails_its_waiting_sequences(bench):
     bench.load_errors = [OutOfMemory("full")]
     large = bench.submit(base="two")
     bench.finish(large)
@@ -104,7 +104,7 @@ def test_base_model_that_lacks_memory_alone_fails_those_who_wait_for_it(bench):
     assert end.retry_after_seconds
 
 
-def test_failed_loading_does_not_hurt_those_who_run(two_base_models):
+def test_failed_loading_does_not_affect_running_sequences(two_base_models):
     two_base_models.load_errors = [InvalidRequest("no such luck")]
     broken = two_base_models.submit(base="two")
     two_base_models.engine.step()

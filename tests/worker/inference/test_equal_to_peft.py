@@ -1,4 +1,4 @@
-"""The heart: whatever else is in the batch, an answer is token for token what PEFT gives alone."""
+"""Whatever else is in the batch, an answer has exactly the tokens that PEFT generates alone."""
 
 import random
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class Request:
 
 @pytest.fixture(scope="module")
 def requests(models_folder: Path, adapters_folder: Path) -> list[Request]:
-    """Prompts of all lengths over all adapters, and what PEFT makes of each alone."""
+    """Prompts of all lengths over all adapters, and what PEFT generates for each alone."""
     rng = random.Random(0)
     plain = AutoModelForCausalLM.from_pretrained(models_folder / "tiny-llama")
     tuned = load_with_peft(models_folder, adapters_folder)
@@ -127,9 +127,9 @@ def test_mixed_batches_answer_as_peft_does_alone(seed, requests, adapters, runne
 
 
 def vary(runner: ModelRunner, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts are read in pieces of some length; steps overlap or not."""
-    pieces = replace(runner.capacity, prefill_tokens_per_step=rng.choice([7, 30, 512]))
-    monkeypatch.setattr(runner, "capacity", pieces)
+    """Prompts are read in chunks of a random length; steps overlap or not."""
+    capacity = replace(runner.capacity, prefill_tokens_per_step=rng.choice([7, 30, 512]))
+    monkeypatch.setattr(runner, "capacity", capacity)
     # As on a GPU: the next step begins before anybody has seen the tokens of the last one.
     monkeypatch.setattr(runner, "is_asynchronous", rng.random() < 0.5)
 
@@ -137,7 +137,7 @@ def vary(runner: ModelRunner, rng: random.Random, monkeypatch: pytest.MonkeyPatc
 def play(
     rng: random.Random, runner: ModelRunner, adapters: dict[str, CachedAdapter], todo: list[Request]
 ) -> dict[Sequence, Request]:
-    """Let requests come, and some of them go, at random moments; answers those that were finished."""
+    """Submit requests and cancel some of them at random steps. Returns those that finished, by sequence."""
     mail = Mailbox()
     engine = new_engine(runner, mail)
     live: dict[Sequence, Request] = {}
@@ -160,7 +160,7 @@ def play(
 
 
 def test_prompts_of_the_schedules_share_blocks(requests, adapters, runner, monkeypatch):
-    """Otherwise the test above would say nothing of shared prefixes."""
+    """The test above says nothing about shared prefixes without this."""
     read: list[int] = []
     read_all = runner.prefill
 
@@ -176,7 +176,7 @@ def test_prompts_of_the_schedules_share_blocks(requests, adapters, runner, monke
 
 
 def test_adapters_change_what_the_model_says(requests):
-    """Otherwise the test above would say nothing."""
+    """The tests above say nothing about adapters without this."""
     endings = {(request.adapter, tuple(request.expected)) for request in requests}
 
     assert len(endings) > REQUEST_COUNT // 2

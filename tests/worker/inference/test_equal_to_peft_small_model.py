@@ -1,4 +1,4 @@
-"""The same on the small real model, in float32: a few schedules over adapters with random weights."""
+"""Answers on the small real model equal PEFT's, in float32, over adapters with random weights."""
 
 import random
 import subprocess

@@ -1,4 +1,4 @@
-"""How a base model is held: packed or not, and refused before it takes all of the memory."""
+"""Loading a base model: in 4 bits or dequantized, and refused before it takes all of the memory."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def make_request(models_folder: Path, **options: object) -> EngineRequest:
         ("16bit", PACKED, GPU, 10**5, False),
     ],
 )
-def test_weights_stay_packed_where_that_is_asked_for_or_needed(
+def test_weights_stay_in_4_bits_where_requested_or_needed(
     models_folder, weights, quantization, device, free_bytes, expected
 ):
     folder = models_folder / "tiny-llama"
@@ -84,8 +84,8 @@ def test_settings_reach_the_runner_and_base_models_share_the_cache(models_folder
     ("taken_bytes", "expected"),
     [(0, 60), (10, 60), (30, 60), (50, 50)],
 )
-def test_a_job_beside_is_left_what_it_has_not_taken_yet(monkeypatch, taken_bytes, expected):
-    """It needs 40 of 100, and some of that is gone already."""
+def test_memory_that_a_job_has_not_allocated_yet_stays_reserved(monkeypatch, taken_bytes, expected):
+    """The job needs 40 of 100 bytes, and has allocated some of them."""
     device = GPU.model_copy(update={"memory_bytes": 100})
     monkeypatch.setattr(loading, "free_memory_bytes", lambda _: 100 - taken_bytes)
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 0)
@@ -94,7 +94,7 @@ def test_a_job_beside_is_left_what_it_has_not_taken_yet(monkeypatch, taken_bytes
 
 
 def answer(models_folder: Path, adapters_folder: Path, weights: str) -> tuple[int, list[list[int]]]:
-    """Bits of the weights, and what an adapter and the base model say, with the log-probabilities."""
+    """Bits of the weights, and tokens and log-probabilities with and without an adapter."""
     request = make_request(models_folder, weights=weights, max_rows=4)
     reference = BaseModelRef(name="tiny-llama", quantization=PACKED)
     runner = load_runner(request, find_device(), reference)
@@ -112,7 +112,7 @@ def answer(models_folder: Path, adapters_folder: Path, weights: str) -> tuple[in
     return runner.weight_bits, [sequence.token_ids for sequence in sequences]
 
 
-def test_packed_weights_say_what_unpacked_ones_say(models_folder, adapters_folder):
+def test_4_bit_weights_generate_what_dequantized_ones_generate(models_folder, adapters_folder):
     packed_bits, packed = answer(models_folder, adapters_folder, "4bit")
     unpacked_bits, unpacked = answer(models_folder, adapters_folder, "16bit")
 

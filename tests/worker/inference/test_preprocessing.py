@@ -107,7 +107,7 @@ def test_an_adapter_is_not_applied_to_other_weights_than_those_it_was_trained_on
     assert failed(caught.value).kind == "invalid"
 
 
-def test_seed_is_kept_or_made(preprocessor):
+def test_seed_is_that_of_the_request_or_random(preprocessor):
     kept = preprocessor.prepare(make_request(prompt="a", sampling=Sampling(seed=5)))
     made = [preprocessor.prepare(make_request(prompt="a")).seed for _ in range(2)]
 
@@ -151,8 +151,8 @@ def test_a_schema_compiles_once_for_all_folders_with_the_same_tokenizer(preproce
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_decoding_by_the_short_way_gives_what_the_tokenizer_gives(models_folder, seed):
-    """Also of special tokens, and of bytes that are no character."""
+def test_decoding_by_the_backend_gives_what_the_tokenizer_gives(models_folder, seed):
+    """Includes special tokens, and bytes that are no character."""
     tokenizer = load_tokenizer(models_folder / "tiny-llama")
     rng = random.Random(seed)
     token_ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(30))]
@@ -161,7 +161,7 @@ def test_decoding_by_the_short_way_gives_what_the_tokenizer_gives(models_folder,
     assert preprocessing.decode(tokenizer, token_ids) == expected
 
 
-def test_a_tokenizer_that_decodes_in_its_own_way_is_asked(models_folder):
+def test_a_tokenizer_with_its_own_decode_is_used(models_folder):
     tokenizer = load_tokenizer(models_folder / "tiny-llama")
 
     class Loud(type(tokenizer)):

@@ -49,7 +49,7 @@ class RunningEngine:
                 yield reply_adapter.validate_json(line)
 
     def wait_until(self, *, running: int) -> None:
-        """Ask until so many sequences run; the test's time-out ends it."""
+        """Poll until so many sequences run. The test's time-out ends it."""
         while self.http.get("/health").json()["running"] != running:
             pass
 

@@ -1,4 +1,4 @@
-"""The attention kernels against plain attention in float32, over blocks in any order."""
+"""The attention kernels against attention in torch in float32, over blocks in any order."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""LoRA by kernels (here in Triton's interpreter), by dense products, and by plain torch: one sum."""
+"""LoRA by kernels (here in Triton's interpreter), by dense matmuls, and by torch: the same result."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Slots of adapters: least recently used goes, pinned stays."""
+"""Slots of adapters: the least recently used is evicted, pinned ones stay."""
 
 from worker.inference.adapters.slots import AdapterSlots, Pin
 
@@ -13,7 +13,7 @@ def test_an_adapter_is_loaded_once():
     assert [slots.pin("a"), slots.pin("a")] == [Pin(1, must_load=True), Pin(1, must_load=False)]
 
 
-def test_least_recently_used_makes_room():
+def test_least_recently_used_adapter_is_evicted():
     slots = AdapterSlots(2)
     for adapter_id in ("a", "b", "a"):
         slots.pin(adapter_id)
@@ -23,7 +23,7 @@ def test_least_recently_used_makes_room():
     assert slots.resident == ["a", "c"]
 
 
-def test_pinned_adapter_is_never_put_out():
+def test_pinned_adapter_is_never_evicted():
     slots = AdapterSlots(2)
     slots.pin("a")
     slots.pin("b")

@@ -21,7 +21,7 @@ def test_blocks_suffice_for_the_length():
     assert 0 not in allocation.blocks
 
 
-def test_no_room_is_not_now():
+def test_nothing_is_allocated_while_too_few_blocks_are_free():
     manager = BlockManager(10)
     allocation = manager.allocate(None, TEXT, 120)
 
@@ -58,7 +58,7 @@ def test_the_last_token_is_always_left_to_compute():
     assert manager.allocate(None, text, 60).cached_tokens == BLOCK_TOKENS
 
 
-def test_what_was_not_read_yet_is_waited_for_and_not_shared():
+def test_blocks_are_not_shared_before_they_are_committed():
     manager = BlockManager(40)
     first = manager.allocate(None, TEXT, 120)
     assert manager.allocate(None, TEXT, 120) is None
@@ -67,7 +67,7 @@ def test_what_was_not_read_yet_is_waited_for_and_not_shared():
     assert manager.allocate(None, TEXT, 120).cached_tokens == 80
 
 
-def test_reader_that_left_half_way_is_waited_for_no_longer():
+def test_blocks_released_before_commit_are_forgotten():
     manager = BlockManager(40)
     first = manager.allocate(None, TEXT, 120)
     manager.release(first.blocks)
@@ -75,7 +75,7 @@ def test_reader_that_left_half_way_is_waited_for_no_longer():
     assert manager.allocate(None, TEXT, 120).cached_tokens == 0
 
 
-def test_least_recently_used_text_goes_first():
+def test_least_recently_used_blocks_are_evicted_first():
     manager = BlockManager(1 + 2 * block_count(120))
     old = allocate_and_commit(manager, "old")
     new = allocate_and_commit(manager, "new")

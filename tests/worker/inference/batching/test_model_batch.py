@@ -1,4 +1,4 @@
-"""One batch: rows without gaps, prompts in pieces, blocks that are shared."""
+"""One batch: rows without gaps, chunked prefill, shared blocks."""
 
 from tests.worker.inference.fakes import make_base, make_sequence
 from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Prefill
@@ -29,7 +29,7 @@ def test_a_full_batch_starts_no_sequence():
     assert batch.start(make_sequence()) is None
 
 
-def test_long_prompt_is_read_in_pieces_and_its_last_token_is_left():
+def test_long_prompt_is_read_in_chunks_except_its_last_token():
     batch = make_batch(prefill_tokens=20)
     long, short = make_sequence(prompt_length=30), make_sequence(prompt_length=5)
     batch.start(long)

@@ -1,4 +1,4 @@
-"""Who starts, in which row, and that nobody waits for ever."""
+"""Which sequence starts next, in which row, and that every wait is bounded."""
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_full_queue_is_refused():
         scheduler.add(make_sequence())
 
 
-def test_memory_bounds_what_all_rows_may_become():
+def test_memory_bounds_the_lengths_of_all_rows_together():
     scheduler = make_scheduler(blocks=1 + 5)
     short, long, short_again = (
         make_sequence(max_new_tokens=9),
@@ -134,7 +134,7 @@ def test_only_the_batch_that_should_drain_is_held_back():
     assert start_all(scheduler) == list(late)
 
 
-def test_what_did_not_fit_beside_the_others_is_tried_again_in_the_place_of_one():
+def test_base_model_that_lacked_memory_is_tried_again_in_the_place_of_another():
     scheduler = make_scheduler(base="one", max_base_models=2)
     add(scheduler, make_sequence(base="two"))
     scheduler.begin_loading(scheduler.next_switch())
@@ -146,7 +146,7 @@ def test_what_did_not_fit_beside_the_others_is_tried_again_in_the_place_of_one()
     assert not scheduler.give_up_loading(lacks_memory=True)
 
 
-def test_head_that_needs_another_base_is_passed_over_only_so_often():
+def test_first_in_the_queue_is_passed_over_a_bounded_number_of_times():
     scheduler = make_scheduler(base="one", rows=99)
     other = make_sequence(base="two")
     scheduler.add(other)

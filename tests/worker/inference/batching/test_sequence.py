@@ -1,4 +1,4 @@
-"""When an answer ends, and what it then says of itself."""
+"""When an answer ends, and its usage and timings."""
 
 from dataclasses import replace
 
@@ -11,14 +11,14 @@ def text_of(sequence, token_ids):
     return "".join(delta.text for delta in deltas if delta)
 
 
-def test_end_token_ends_and_is_no_text():
+def test_end_token_ends_the_answer_and_has_no_text():
     sequence = make_sequence(max_new_tokens=9)
 
     assert text_of(sequence, [1, 2, END]) == "ab"
     assert sequence.finish_reason == "stop"
 
 
-def test_most_tokens_end_with_length():
+def test_max_new_tokens_end_with_length():
     sequence = make_sequence(max_new_tokens=2)
 
     assert text_of(sequence, [1, 2]) == "ab"
@@ -66,14 +66,14 @@ def test_timings_count_from_the_request():
 
 
 def make_counted(*, decode=None, **options):
-    """A sequence that asks for log-probabilities; each token has its id as its only byte."""
+    """A sequence with log-probabilities. Each token's only byte is its id."""
     sequence = make_sequence(**options)
     changes = {"decode": decode} if decode else {}
     return Sequence(replace(sequence.prompt, token_bytes=lambda token_id: bytes([token_id]), **changes))
 
 
 def pieces_of(sequence, token_ids):
-    """Text and token ids of everything that goes out."""
+    """Text and token ids of all deltas."""
     deltas = [sequence.add_token(SampledToken(token_id, SampledLogprob(-0.5))) for token_id in token_ids]
     return [(delta.text, [token.token_id for token in delta.tokens or []]) for delta in deltas if delta]
 
@@ -96,13 +96,13 @@ def test_logprobs_of_a_spread_character_come_with_it():
     assert pieces_of(sequence, "aé".encode()) == [("a", [97]), ("é", [195, 169])]
 
 
-def test_tokens_without_text_are_told_at_the_end():
+def test_tokens_without_text_are_sent_at_the_end():
     sequence = make_counted(max_new_tokens=2, decode=lambda ids: "")
 
     assert pieces_of(sequence, [1, 2]) == [("", [1, 2])]
 
 
-def test_alternatives_are_told_with_their_bytes():
+def test_alternatives_come_with_their_bytes():
     sequence = make_counted()
 
     delta = sequence.add_token(SampledToken(1, SampledLogprob(-2.0, top=((3, -0.5), (1, -2.0)))))

@@ -1,4 +1,4 @@
-"""Serving computes with the very values that QLoRA trained against."""
+"""Serving computes with exactly the values that QLoRA trained against."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_weights_for_serving_are_those_of_training_bit_for_bit(models_folder, op
 
 
 def test_rounding_changes_the_weights(models_folder):
-    """Otherwise the test above would say nothing."""
+    """The test above says nothing without this."""
     device = find_device()
     rounded = load_for_serving(models_folder / "tiny-llama", QuantizationSpec(), device).state_dict()
     whole = load_for_serving(models_folder / "tiny-llama", QuantizationSpec(load_in_4bit=False), device)

@@ -1,4 +1,4 @@
-"""The cache takes its shape from the model, its memory as it is used, and forgets what it is told to."""
+"""The KV cache: its shape is the model's, its memory is allocated on use, and blocks can be cleared."""
 
 import torch
 

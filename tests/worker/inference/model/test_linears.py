@@ -1,4 +1,4 @@
-"""Layers in groups give what they gave alone, in 16 and in 4 bits, with and without a tail."""
+"""Grouped layers compute what they computed alone, in 16 and in 4 bits, with and without a tail."""
 
 import bitsandbytes as bnb
 import pytest

@@ -1,4 +1,4 @@
-"""Models of other kinds come out right or are refused; never wrong."""
+"""Models of other families give the right tokens or are refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Whatever a model would say, what it may say keeps to the schema."""
+"""Whatever the model prefers, constrained answers match the schema."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def token_ids(words) -> list[int]:
 
 
 def say(grammar: SchemaGrammar, rng: random.Random) -> list[int]:
-    """A random walk through what is allowed, up to an end token."""
+    """A random answer of allowed tokens, up to an end token."""
     matcher, said = grammar.start(), []
     while (choice := rng.choice(token_ids(matcher.allowed_tokens()))) not in END_IDS:
         said.append(choice)
@@ -48,7 +48,7 @@ def say(grammar: SchemaGrammar, rng: random.Random) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_anything_allowed_that_ends_keeps_to_the_schema(tokenizer, seed):
+def test_any_allowed_answer_that_ends_matches_the_schema(tokenizer, seed):
     said = say(compile_schema(tokenizer, PERSON), random.Random(seed))
 
     person = json.loads(tokenizer.decode(said))
@@ -60,7 +60,7 @@ def test_anything_allowed_that_ends_keeps_to_the_schema(tokenizer, seed):
     assert len(person["tags"]) <= 2
 
 
-def test_the_end_is_allowed_exactly_where_the_schema_is_kept_to(tokenizer):
+def test_the_end_is_allowed_exactly_where_the_schema_matches(tokenizer):
     matcher = compile_schema(tokenizer, {"enum": [1, 12]}).start()
     assert not END_IDS & set(token_ids(matcher.allowed_tokens()))
 
@@ -71,7 +71,7 @@ def test_the_end_is_allowed_exactly_where_the_schema_is_kept_to(tokenizer):
     assert set(token_ids(matcher.allowed_tokens())) == END_IDS
 
 
-def test_answers_of_one_grammar_do_not_disturb_each_other(tokenizer):
+def test_answers_of_one_grammar_have_separate_states(tokenizer):
     grammar = compile_schema(tokenizer, {"enum": [12]})
     first, second = grammar.start(), grammar.start()
 
@@ -91,14 +91,14 @@ def test_answers_of_one_grammar_do_not_disturb_each_other(tokenizer):
         [1],
     ],
 )
-def test_a_schema_that_can_not_be_kept_to_is_refused(tokenizer, schema):
+def test_a_schema_that_can_not_be_compiled_is_refused(tokenizer, schema):
     with pytest.raises(InvalidRequest) as caught:
         compile_schema(tokenizer, schema)
 
     assert caught.value.param == "response_format"
 
 
-def test_what_is_not_strict_passes_over_keywords_that_are_not_known(tokenizer):
+def test_unknown_keywords_are_ignored_unless_strict(tokenizer):
     grammar = compile_schema(tokenizer, {"type": "array", "uniqueItems": True}, strict=False)
 
     assert isinstance(json.loads(tokenizer.decode(say(grammar, random.Random(0)))), list)

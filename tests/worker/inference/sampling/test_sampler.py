@@ -27,7 +27,7 @@ def make_logits(rows: int = 1) -> torch.Tensor:
     return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(0))
 
 
-def test_temperature_zero_is_greedy_beside_rows_that_are_not():
+def test_temperature_zero_is_greedy_in_a_mixed_batch():
     logits = make_logits(2)
     sampler = make_sampler(Sampling(temperature=0), Sampling(temperature=2, seed=1))
 
@@ -110,7 +110,7 @@ def test_repetition_penalty_counts_prompt_and_answer(score):
     assert tokens == [0, 1, 2]
 
 
-def test_moved_row_goes_on_with_its_own_noise():
+def test_moved_row_goes_on_with_its_own_random_numbers():
     logits = make_logits()
     mine, other = Sampling(temperature=1, seed=9), Sampling(temperature=1, seed=1)
     (expected,) = draw(make_sampler(mine), logits, times=20)
@@ -162,7 +162,7 @@ def test_presence_and_frequency_penalties_follow_the_formula_of_openai():
     assert tokens == expected
 
 
-def test_a_row_used_again_begins_without_counts():
+def test_a_reused_row_begins_without_counts():
     logits = make_logits()
     settings = Sampling(temperature=0, frequency_penalty=2, repetition_penalty=1.5)
     (expected,) = draw(make_sampler(settings), logits, times=9)
@@ -174,7 +174,7 @@ def test_a_row_used_again_begins_without_counts():
     assert draw(sampler, logits, times=9) == [expected]
 
 
-def test_a_row_used_again_by_one_that_asks_nothing_is_left_alone():
+def test_a_reused_row_without_settings_is_not_processed():
     logits = make_logits(2)
     asking = Sampling(temperature=0, presence_penalty=2, logit_bias={4: 100}, repetition_penalty=9)
     sampler = make_sampler(asking, asking)
@@ -211,7 +211,7 @@ def words(*allowed: int) -> torch.Tensor:
     return torch.tensor([sum(1 << token for token in allowed)], dtype=torch.int32)
 
 
-def test_a_mask_leaves_what_it_allows_whatever_else_is_asked():
+def test_a_mask_holds_whatever_the_other_processors_do():
     logits = make_logits(2)
     sampler = make_sampler(
         Sampling(temperature=2, logit_bias={1: 100}, seed=0), Sampling(temperature=2, seed=1)
@@ -248,7 +248,7 @@ def test_a_mask_ends_with_its_sequence_and_moves_with_it():
     assert draw(sampler, logits[:1]) == [[int(logits[0].argmax())]]
 
 
-def test_logprobs_are_those_of_the_model_before_anything_is_asked():
+def test_logprobs_are_those_of_the_model_before_any_processor():
     logits = make_logits(2)
     asking = Sampling(temperature=1.7, logit_bias={3: 100}, repetition_penalty=2, logprobs=4)
     sampled = make_sampler(asking, Sampling(temperature=0)).sample(logits, 0, torch.tensor([True, True]))
@@ -264,7 +264,7 @@ def test_logprobs_are_those_of_the_model_before_anything_is_asked():
     )
 
 
-def test_each_row_gets_as_many_alternatives_as_it_asked_for():
+def test_each_row_gets_as_many_alternatives_as_it_requests():
     sampler = make_sampler(*(Sampling(temperature=0, logprobs=count) for count in (0, 2, 20, None)))
 
     made = sampler.sample(make_logits(4), 0, torch.ones(4, dtype=torch.bool)).to_host()
@@ -272,5 +272,5 @@ def test_each_row_gets_as_many_alternatives_as_it_asked_for():
     assert [one.logprob and len(one.logprob.top) for one in made] == [0, 2, VOCABULARY, None]
 
 
-def test_no_logprobs_are_computed_where_nobody_asks():
+def test_no_logprobs_are_computed_where_no_row_requests_them():
     assert make_sampler(Sampling()).sample(make_logits(), 0, torch.tensor([True])).logprobs is None

@@ -1,4 +1,4 @@
-"""Text goes out whole: no half characters, no part of a stop string."""
+"""Text is sent in whole characters and without any part of a stop string."""
 
 import random
 
@@ -13,7 +13,7 @@ def decode_bytes(ids: list[int]) -> str:
 
 
 def decode_bytes_together(ids: list[int]) -> str:
-    """As sentencepiece's byte fallback does: one bad byte breaks the whole run."""
+    """Decodes as sentencepiece's byte fallback: one bad byte breaks the whole run."""
     try:
         return bytes(ids).decode()
     except UnicodeDecodeError:
@@ -42,7 +42,7 @@ def test_half_a_character_at_the_end_is_left_out():
     assert "".join(pieces) + detokenizer.finish() == "ok "
 
 
-def test_bytes_that_are_no_character_do_not_hold_the_rest_for_ever():
+def test_bytes_that_are_no_character_do_not_block_the_rest():
     detokenizer = Detokenizer(decode_bytes)
 
     pieces = [detokenizer.add(0xFF) for _ in range(40)] + [detokenizer.add(token_id) for token_id in b"ok"]
@@ -50,7 +50,7 @@ def test_bytes_that_are_no_character_do_not_hold_the_rest_for_ever():
     assert "".join(pieces).endswith("ok")
 
 
-def test_tokens_without_text_are_passed_over():
+def test_tokens_without_text_are_skipped():
     detokenizer = Detokenizer(lambda ids: "".join(chr(i) for i in ids if i))
 
     pieces = [detokenizer.add(token_id) for token_id in (104, *[0] * 40, 105)]
@@ -76,7 +76,7 @@ def test_text_before_a_stop_string_goes_out_and_nothing_of_it():
     assert stops.found
 
 
-def test_what_was_held_back_for_nothing_goes_out_at_the_end():
+def test_buffered_text_without_a_stop_string_is_sent_at_the_end():
     stops = StopStrings(["END"])
 
     assert stops.add("the EN") == "the "

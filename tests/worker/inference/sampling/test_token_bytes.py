@@ -1,4 +1,4 @@
-"""A token's own bytes, also where it is half a character."""
+"""A token's own bytes, also where it is a part of a character."""
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
