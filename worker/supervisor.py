@@ -25,7 +25,7 @@ from app.core.engine import workers
 from app.core.engine.preflight import PreflightRequest
 from app.core.engine.workers import WorkerReport
 from app.core.jobs import queue
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database, is_migrated
@@ -167,7 +167,7 @@ class Supervisor:
             else:
                 run(lease)
 
-    def _claim_job(self) -> Lease | None:
+    def _claim_job(self) -> JobLease | None:
         settings = self._settings
         with self._database.transaction() as session:
             queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts)

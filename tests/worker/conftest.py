@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from app.core.jobs import queue
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
@@ -41,10 +41,10 @@ def stop() -> threading.Event:
 
 
 @pytest.fixture
-def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callable[..., Lease]:
+def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callable[..., JobLease]:
     """Submits a job whose child follows the named script, and claims it."""
 
-    def submit_and_claim(script: str, **spec: Any) -> Lease:
+    def submit_and_claim(script: str, **spec: Any) -> JobLease:
         with database.transaction() as session:
             dataset = make_dataset(session, store, tmp_path)
             make_job(session, name=script, dataset=dataset.id, **spec)

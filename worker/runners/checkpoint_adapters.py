@@ -9,7 +9,7 @@ from app.core.adapters import records as adapter_records
 from app.core.errors.adapters import AdapterInUse
 from app.core.jobs import queue
 from app.core.jobs.events import Log
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.storage.artifacts import ArtifactStore
 from worker.processes.lease_heartbeat import LeaseKeeper
 from worker.processes.reports import Kept
@@ -17,7 +17,7 @@ from worker.processes.reports import Kept
 log = logging.getLogger(__name__)
 
 
-def deliver(store: ArtifactStore, keeper: LeaseKeeper, lease: Lease, kept: Kept) -> None:
+def deliver(store: ArtifactStore, keeper: LeaseKeeper, lease: JobLease, kept: Kept) -> None:
     """Store one, name it, and forget those past the spec's `keep_checkpoints`. Raises LeaseLost, OSError."""
     adapter_id, artifact = adapter_records.name_checkpoint_artifact(lease.job_id, kept.step)
     forgotten: list[str] = []
@@ -47,7 +47,7 @@ def deliver(store: ArtifactStore, keeper: LeaseKeeper, lease: Lease, kept: Kept)
     shutil.rmtree(kept.folder, ignore_errors=True)
 
 
-def _forget_oldest(session: Session, lease: Lease) -> list[str]:
+def _forget_oldest(session: Session, lease: JobLease) -> list[str]:
     artifacts = []
     most = lease.spec.training.keep_checkpoints
     for checkpoint in adapter_records.find_checkpoints(session, lease.job_id)[most:]:

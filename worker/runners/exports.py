@@ -22,16 +22,15 @@ from app.core.datasets import records as dataset_records
 from app.core.errors import NotFound, TunesmithError
 from app.core.errors.exports import ExportDiskFull, ExportFailure
 from app.core.errors.work import LeaseLost
-from app.core.exports import queue as export_queue, records as export_records
-from app.core.exports.queue import ExportLease, ExportResult
-from app.core.exports.results import Agreement
+from app.core.exports import records as export_records
+from app.core.exports.queue import ComparedFailure, ExportLease, ExportResult, export_queue
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 from app.core.specs.states import ExportPhase, ExportState
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest, export_report_adapter
 from worker.processes.child_process import ChildProcess
 from worker.processes.child_watch import last_words, watch
@@ -168,10 +167,9 @@ class ExportRunner:
         if isinstance(ended, Exported):
             self._deliver(lease, ended, keeper)
         elif isinstance(ended, ExportFailed):
-            failure = Failure(ended.code, ended.message, ended.hint)
-            self._fail(lease, keeper, failure, ended.agreement)
+            self._fail(lease, keeper, ComparedFailure(ended.code, ended.message, ended.hint, ended.agreement))
         elif self._stop.is_set():
-            keeper.write(lambda session: export_queue.hand_back(session, lease))
+            keeper.write(lambda session: export_queue.release(session, lease))
         else:
             self._lose(lease, child, keeper)
 
@@ -249,7 +247,7 @@ class ExportRunner:
     def _lose(self, lease: ExportLease, child: ChildProcess, keeper: LeaseKeeper) -> None:
         """The child died without a word."""
         message = f"The exporting process {last_words(child)}"
-        failure = Failure("process_died", message, "POST /exports/{id}/retry tries again.")
+        failure = WorkFailure("process_died", message, "POST /exports/{id}/retry tries again.")
         log.warning("%s: %s", _name(lease), message)
         most = self._settings.max_lost_attempts
         keeper.write(lambda session: export_queue.give_up_attempt(session, lease, failure, max_attempts=most))
@@ -258,13 +256,12 @@ class ExportRunner:
         self,
         lease: ExportLease,
         keeper: LeaseKeeper,
-        failure: Failure,
-        agreement: Agreement | None = None,
+        failure: WorkFailure,
     ) -> None:
         log.warning("%s: failed, %s: %s", _name(lease), failure.code, failure.message)
         # First of all: the database may be on the disk that this export has filled.
         shutil.rmtree(self._folder(lease), ignore_errors=True)
-        keeper.write(lambda session: export_queue.fail(session, lease, failure, agreement=agreement))
+        keeper.write(lambda session: export_queue.fail(session, lease, failure))
 
 
 def _find_inputs(session: Session, lease: ExportLease) -> _Inputs:
@@ -282,13 +279,13 @@ def _find_inputs(session: Session, lease: ExportLease) -> _Inputs:
         return _Inputs(adapter, None)
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(error: Exception) -> WorkFailure:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         full = ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
-        return Failure(full.code, full.message, full.hint)
+        return WorkFailure(full.code, full.message, full.hint)
     if isinstance(error, TunesmithError):
-        return Failure(error.code, error.message, error.hint)
-    return Failure("export_failed", f"The worker failed: {error}", "See the worker's log.")
+        return WorkFailure(error.code, error.message, error.hint)
+    return WorkFailure("export_failed", f"The worker failed: {error}", "See the worker's log.")
 
 
 def _name(lease: ExportLease) -> str:

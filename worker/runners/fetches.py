@@ -12,8 +12,7 @@ from functools import partial
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from app.core.datasets import fetches
-from app.core.datasets.fetches import FetchError, FetchLease
+from app.core.datasets.fetches import DatasetFailure, FetchLease, fetch_queue
 from app.core.datasets.inspection import Inspection
 from app.core.datasets.limits import Limits
 from app.core.errors.datasets import DatasetDiskFull
@@ -53,7 +52,7 @@ class FetchRunner:
         """The next fetch to run, or None."""
         settings = self._settings
         with self._database.transaction() as session:
-            return fetches.claim(
+            return fetch_queue.claim(
                 session, lease_seconds=settings.lease_seconds, max_attempts=settings.max_lost_attempts
             )
 
@@ -62,7 +61,7 @@ class FetchRunner:
         what = f"Dataset {lease.dataset_id}"
         log.info("%s: fetching %s", what, lease.source.hub_dataset)
         seconds = self._settings.lease_seconds
-        renew = partial(fetches.heartbeat, lease=lease, lease_seconds=seconds)
+        renew = partial(fetch_queue.heartbeat, lease=lease, lease_seconds=seconds)
         request = self._make_request(lease)
         with LeaseKeeper(self._database, what, seconds, renew) as keeper:
             try:
@@ -89,7 +88,7 @@ class FetchRunner:
     def _remove_leftovers(self) -> None:
         """Remove the folders of workers that died."""
         with self._database.snapshot() as session:
-            tokens = fetches.find_tokens(session)
+            tokens = fetch_queue.find_tokens(session)
         for folder in (self._settings.data_dir / "fetches").glob("*"):
             if folder.name not in tokens:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -109,10 +108,10 @@ class FetchRunner:
             self._deliver(lease, request, ended.found, keeper)
         elif isinstance(ended, FetchFailed):
             problems = tuple(ended.problems)
-            error = FetchError(ended.code, ended.message, ended.hint, problems, ended.problem_count)
+            error = DatasetFailure(ended.code, ended.message, ended.hint, problems, ended.problem_count)
             _fail(lease, keeper, error)
         elif self._stop.is_set():
-            keeper.write(lambda session: fetches.hand_back(session, lease))
+            keeper.write(lambda session: fetch_queue.release(session, lease))
         else:
             self._lose(lease, child, keeper)
 
@@ -131,10 +130,10 @@ class FetchRunner:
         try:
             if report:
                 with self._database.transaction() as session:
-                    fetches.record(session, lease, commit=report.commit, rows=report.rows)
+                    fetch_queue.record(session, lease, commit=report.commit, rows=report.rows)
             else:
                 with self._database.snapshot() as session:
-                    fetches.check(session, lease)
+                    fetch_queue.check(session, lease)
         except DBAPIError as error:
             log.warning("Dataset %s: the database does not answer: %s", lease.dataset_id, error.orig)
 
@@ -147,7 +146,7 @@ class FetchRunner:
         artifact = f"{folder}/rows.jsonl"
 
         def finish(session: Session) -> None:
-            fetches.finish(session, lease, found, artifact=artifact)
+            fetch_queue.finish(session, lease, found, artifact=artifact)
 
         try:
             self._store.put_file(artifact, request.rows)
@@ -160,19 +159,19 @@ class FetchRunner:
     def _lose(self, lease: FetchLease, child: ChildProcess, keeper: LeaseKeeper) -> None:
         """The child died without a word."""
         message = f"The fetching process {last_words(child)}"
-        failure = FetchError("process_died", message, "POST /datasets tries again.")
+        failure = DatasetFailure("process_died", message, "POST /datasets tries again.")
         log.warning("Dataset %s: %s", lease.dataset_id, message)
         most = self._settings.max_lost_attempts
-        keeper.write(lambda session: fetches.give_up_attempt(session, lease, failure, max_attempts=most))
+        keeper.write(lambda session: fetch_queue.give_up_attempt(session, lease, failure, max_attempts=most))
 
 
-def _failure(error: Exception) -> FetchError:
+def _failure(error: Exception) -> DatasetFailure:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         full = DatasetDiskFull()
-        return FetchError(full.code, full.message, full.hint)
-    return FetchError("fetch_failed", f"The worker failed: {error}", "See the worker's log.")
+        return DatasetFailure(full.code, full.message, full.hint)
+    return DatasetFailure("fetch_failed", f"The worker failed: {error}", "See the worker's log.")
 
 
-def _fail(lease: FetchLease, keeper: LeaseKeeper, error: FetchError) -> None:
+def _fail(lease: FetchLease, keeper: LeaseKeeper, error: DatasetFailure) -> None:
     log.warning("Dataset %s: failed, %s: %s", lease.dataset_id, error.code, error.message)
-    keeper.write(lambda session: fetches.fail(session, lease, error))
+    keeper.write(lambda session: fetch_queue.fail(session, lease, error))

@@ -13,7 +13,7 @@ from app.core.errors import NotFound
 from app.core.errors.jobs import JobFailure
 from app.core.jobs import events
 from app.core.jobs.events import Evaluation, Metrics
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.specs.states import JobState
 from app.core.storage import tables
@@ -34,7 +34,7 @@ class _Inputs:
 
 
 def make_request(
-    settings: Settings, database: Database, store: ArtifactStore, lease: Lease
+    settings: Settings, database: Database, store: ArtifactStore, lease: JobLease
 ) -> TrainingRequest:
     """Fetch what the job reads; answers what its child is told. Raises JobFailure, and OSError."""
     with database.snapshot() as session:
@@ -66,12 +66,12 @@ def make_request(
     )
 
 
-def output_folder(settings: Settings, lease: Lease) -> Path:
+def output_folder(settings: Settings, lease: JobLease) -> Path:
     """Where an attempt puts its finished adapter."""
     return settings.job_folder(lease.job_id) / f"attempt-{lease.attempt}-adapter"
 
 
-def remove_leftovers(settings: Settings, database: Database, store: ArtifactStore, lease: Lease) -> None:
+def remove_leftovers(settings: Settings, database: Database, store: ArtifactStore, lease: JobLease) -> None:
     """Remove what workers left that died: adapters not delivered, checkpoints of jobs that have succeeded."""
     for attempt in range(1, lease.attempt):
         _adapter_id, artifact = adapter_records.name_artifact(lease.job_id, attempt)
@@ -91,7 +91,7 @@ def remove_checkpoints(job_folder: Path) -> None:
         shutil.rmtree(job_folder / name, ignore_errors=True)
 
 
-def _find(session: Session, lease: Lease) -> _Inputs:
+def _find(session: Session, lease: JobLease) -> _Inputs:
     """What the job reads, as rows. Raises JobFailure where something was deleted meanwhile."""
     spec = lease.spec
     point = events.read_last(session, lease.job_id, types=["metrics", "eval"])

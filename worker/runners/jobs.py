@@ -23,12 +23,12 @@ from app.core.errors.jobs import DiskFull, JobFailure
 from app.core.errors.work import LeaseLost
 from app.core.jobs import queue
 from app.core.jobs.events import AnyEventData, Metrics, StateChange
-from app.core.jobs.queue import Lease, Progress
+from app.core.jobs.queue import JobLease, JobProgress
 from app.core.settings import Settings
 from app.core.specs.states import JobState, Phase, StopRequest
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 from worker.processes.child_process import ChildProcess
 from worker.processes.lease_heartbeat import LeaseKeeper
 from worker.processes.prewarmed import Standby
@@ -51,10 +51,10 @@ class Device(Protocol):
 class _Attempt:
     """What is known of the attempt under way."""
 
-    lease: Lease
+    lease: JobLease
     child: ChildProcess
     unrecorded: list[AnyEventData] = field(default_factory=list)
-    progress: Progress = field(default_factory=Progress)
+    progress: JobProgress = field(default_factory=JobProgress)
     kept: list[Kept] = field(default_factory=list)
     ended: Ended | None = None
     phase: Phase = Phase.PREPARING  # which the claim has recorded
@@ -89,7 +89,7 @@ class JobRunner:
         self._standby = standby
         self._stop = stop
 
-    def run(self, lease: Lease) -> None:
+    def run(self, lease: JobLease) -> None:
         """Run one attempt to its end and record how it ended. Only a lost lease leaves no record."""
         log.info("Job %s: attempt %d", lease.job_id, lease.attempt)
         seconds = self._settings.lease_seconds
@@ -102,7 +102,7 @@ class JobRunner:
             finally:
                 shutil.rmtree(job_inputs.output_folder(self._settings, lease), ignore_errors=True)
 
-    def _run_and_conclude(self, lease: Lease, keeper: LeaseKeeper) -> None:
+    def _run_and_conclude(self, lease: JobLease, keeper: LeaseKeeper) -> None:
         try:
             job_inputs.remove_leftovers(self._settings, self._database, self._store, lease)
             request = job_inputs.make_request(self._settings, self._database, self._store, lease)
@@ -113,15 +113,15 @@ class JobRunner:
         except LeaseLost:
             raise
         except JobFailure as failure:
-            _fail(lease, keeper, Failure(failure.code, failure.message, failure.hint))
+            _fail(lease, keeper, WorkFailure(failure.code, failure.message, failure.hint))
         except OSError as error:
             _fail(lease, keeper, _io_failure(error))
         except Exception as error:  # the job boundary: whatever it was, the job must not stay in `running`
             log.exception("Job %s: the worker failed", lease.job_id)
             text = f"The worker failed: {type(error).__name__}: {error}"
-            _fail(lease, keeper, Failure("internal_error", text, "See the worker's log."))
+            _fail(lease, keeper, WorkFailure("internal_error", text, "See the worker's log."))
 
-    def _train(self, lease: Lease, request: TrainingRequest, keeper: LeaseKeeper) -> _Attempt:
+    def _train(self, lease: JobLease, request: TrainingRequest, keeper: LeaseKeeper) -> _Attempt:
         """Start the child and stay with it until it is gone."""
         log_path = request.job_folder / f"attempt-{lease.attempt}.log"
         attempt = _Attempt(lease, self._standby.start(request, log_path))
@@ -156,7 +156,7 @@ class JobRunner:
 
     def _record(self, attempt: _Attempt) -> None:
         """Write what has gathered; keep it for the next tick where the database is away."""
-        if not attempt.unrecorded and attempt.progress == Progress():
+        if not attempt.unrecorded and attempt.progress == JobProgress():
             return
         try:
             with self._database.transaction() as session:
@@ -165,7 +165,7 @@ class JobRunner:
             log.warning("Job %s: events kept for later: %s", attempt.lease.job_id, error.orig)
             return
         attempt.unrecorded = []
-        attempt.progress = Progress()
+        attempt.progress = JobProgress()
 
     def _deliver_kept(self, attempt: _Attempt, keeper: LeaseKeeper) -> None:
         """Put the adapters that the job keeps on its way into the store."""
@@ -210,7 +210,7 @@ class JobRunner:
         elif attempt.was_asked_to_stop:
             log.info("Job %s: stopped, %s", lease.job_id, attempt.request or "handed back")
             reason = "The worker is shutting down." if self._stop.is_set() else "Resumed while it stopped."
-            keeper.write(lambda session: queue.hand_back(session, lease, reason=reason))
+            keeper.write(lambda session: queue.release(session, lease, reason=reason))
         else:
             self._lose(attempt, keeper)
 
@@ -250,7 +250,7 @@ class JobRunner:
         )
 
 
-def _fail(lease: Lease, keeper: LeaseKeeper, failure: Failure) -> None:
+def _fail(lease: JobLease, keeper: LeaseKeeper, failure: WorkFailure) -> None:
     log.warning("Job %s: failed, %s: %s", lease.job_id, failure.code, failure.message)
     keeper.write(lambda session: queue.fail(session, lease, failure))
 
@@ -273,25 +273,27 @@ def _apply(attempt: _Attempt, line: bytes) -> None:
         attempt.progress = _merge(attempt.progress, report)
 
 
-def _merge(progress: Progress, report: Advanced | Metrics) -> Progress:
+def _merge(progress: JobProgress, report: Advanced | Metrics) -> JobProgress:
     known = {name: getattr(report, name, None) for name in vars(progress)}
     return replace(progress, **{name: value for name, value in known.items() if value is not None})
 
 
-def _io_failure(error: OSError) -> Failure:
+def _io_failure(error: OSError) -> WorkFailure:
     """A file that the worker could not read or write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         full = DiskFull()
-        return Failure(full.code, full.message, full.hint)
+        return WorkFailure(full.code, full.message, full.hint)
     log.error("A file can't be read or written", exc_info=error)
-    return Failure("internal_error", f"The worker failed: {error}", "See the worker's log.")
+    return WorkFailure("internal_error", f"The worker failed: {error}", "See the worker's log.")
 
 
-def _failure(ended: Ended) -> Failure:
-    return Failure(ended.code or "job_failed", ended.message or "The training process failed.", ended.hint)
+def _failure(ended: Ended) -> WorkFailure:
+    return WorkFailure(
+        ended.code or "job_failed", ended.message or "The training process failed.", ended.hint
+    )
 
 
-def _death(child: ChildProcess) -> Failure:
+def _death(child: ChildProcess) -> WorkFailure:
     status = child.exit_status
     if status is not None and status < 0:
         name = signal.Signals(-status).name
@@ -300,4 +302,4 @@ def _death(child: ChildProcess) -> Failure:
     else:
         last = (child.log_tail().strip().splitlines() or ["it printed nothing"])[-1]
         message = f"The training process ended with status {status} before it was done: {last}"
-    return Failure("process_died", message, "POST /jobs/{id}/retry goes on from the last checkpoint.")
+    return WorkFailure("process_died", message, "POST /jobs/{id}/retry goes on from the last checkpoint.")

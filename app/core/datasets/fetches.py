@@ -1,7 +1,6 @@
-"""The durable queue of Hub datasets to fetch: submit, claim, heartbeat, record, finish, fail, hand back.
+"""The durable queue of Hub datasets to fetch: submit, and what it adds to `WorkQueue` for a worker.
 
-Whose a fetch is, is a lease (leases.py). A fetch whose lease has expired is simply claimed again; one whose
-dataset was deleted is gone, which its worker learns as LeaseLost. Nothing here commits or knows the Hub.
+Nothing here commits or knows the Hub.
 """
 
 from collections.abc import Mapping
@@ -19,9 +18,10 @@ from app.core.errors import QueueFull
 from app.core.specs.states import DatasetState
 from app.core.storage import tables
 from app.core.storage.ids import new_id
-from app.core.work.leases import Leases
+from app.core.work.failures import WorkFailure
+from app.core.work.leases import Leases, WorkLease
+from app.core.work.queue import WorkQueue
 
-_LEASES = Leases(tables.DatasetFetchRow, tables.DatasetFetchRow.dataset_id, "fetch of dataset")
 HUB_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -45,23 +45,28 @@ class HubSource(BaseModel):
 
 
 @dataclass(frozen=True)
-class FetchLease:
+class FetchLease(WorkLease):
     """A worker's right to fetch one dataset."""
 
-    dataset_id: str
-    token: str
     source: HubSource
     column_map: dict[str, str]
     on_problem: OnProblem
 
+    @property
+    def dataset_id(self) -> str:
+        """The dataset's id."""
+        return self.key
+
+    @property
+    def folder(self) -> str:
+        """The key of this attempt's folder in the store: another worker may be at the same dataset."""
+        return f"datasets/{self.dataset_id}/{self.token}"
+
 
 @dataclass(frozen=True)
-class FetchError:
-    """Why a fetch failed, in words for a person."""
+class DatasetFailure(WorkFailure):
+    """Why a fetch failed, with the rows that can't be used where there are any."""
 
-    code: str
-    message: str
-    hint: str | None = None
     problems: tuple[dict[str, object], ...] = ()
     problem_count: int = 0
 
@@ -106,98 +111,58 @@ def submit(
     return dataset
 
 
-def claim(
-    session: Session, *, lease_seconds: float, max_attempts: int, now: datetime | None = None
-) -> FetchLease | None:
-    """Take the oldest fetch that nobody is at, or None; one that was lost too often fails instead."""
-    claimed = _LEASES.claim(
-        session,
-        is_free=_LEASES.is_free(now),
-        lease_seconds=lease_seconds,
-        now=now,
-        attempts=tables.DatasetFetchRow.attempts + 1,
-    )
-    if claimed is None:
-        return None
-    fetch, token = claimed
-    hub = dataset_records.get(session, fetch.dataset_id).hub or {}
-    source = HubSource.model_validate({key: value for key, value in hub.items() if key != "commit"})
-    lease = FetchLease(fetch.dataset_id, token, source, dict(fetch.column_map), OnProblem(fetch.on_problem))
-    if fetch.attempts > max_attempts:
-        fail(session, lease, _lost(max_attempts))
-        return None
-    return lease
+class FetchQueue(WorkQueue[tables.DatasetFetchRow, FetchLease]):
+    """The queue of fetches. One whose dataset was deleted is gone."""
+
+    leases = Leases(tables.DatasetFetchRow, tables.DatasetFetchRow.dataset_id, "fetch of dataset")
+
+    def make_lease(self, session: Session, row: tables.DatasetFetchRow, token: str) -> FetchLease:
+        """The lease on a fetch that was just claimed."""
+        hub = dataset_records.get(session, row.dataset_id).hub or {}
+        source = HubSource.model_validate({key: value for key, value in hub.items() if key != "commit"})
+        return FetchLease(row.dataset_id, token, source, dict(row.column_map), OnProblem(row.on_problem))
+
+    def record(self, session: Session, lease: FetchLease, *, commit: str | None, rows: int) -> None:
+        """Write down how far the fetch is. Raises LeaseLost."""
+        dataset = self._hold_dataset(session, lease)
+        dataset.rows = rows
+        if commit:
+            dataset.hub = {**(dataset.hub or {}), "commit": commit}
+
+    def finish(self, session: Session, lease: FetchLease, found: Inspection, *, artifact: str) -> None:
+        """The rows are in the store: the dataset is ready. Raises LeaseLost."""
+        dataset = self._hold_dataset(session, lease)
+        dataset_records.describe(dataset, found, artifact=artifact)
+        _end(session, dataset, DatasetState.READY)
+
+    def fail(self, session: Session, lease: FetchLease, failure: WorkFailure) -> None:
+        """The dataset failed, with the reason. Raises LeaseLost."""
+        dataset = self._hold_dataset(session, lease)
+        dataset.error = {"code": failure.code, "message": failure.message, "hint": failure.hint}
+        dataset.rows = 0
+        rows = failure if isinstance(failure, DatasetFailure) else None
+        dataset.problems = list(rows.problems) if rows else []
+        dataset.problem_count = rows.problem_count if rows else 0
+        _end(session, dataset, DatasetState.FAILED)
+
+    def explain_loss(self, attempts: int) -> WorkFailure:
+        """Why a fetch fails whose workers were lost so many times."""
+        return WorkFailure(
+            "worker_lost",
+            f"The worker stopped answering while it fetched this dataset, {attempts} times.",
+            "Look at the worker's own log; POST /datasets tries again.",
+        )
+
+    def _hold_dataset(self, session: Session, lease: FetchLease) -> tables.DatasetRow:
+        """The dataset, for a worker that still has its lease; on PostgreSQL, the fetch's row is locked."""
+        self.leases.hold(session, lease)
+        return dataset_records.get(session, lease.dataset_id)
 
 
-def find_tokens(session: Session) -> set[str]:
-    """The tokens of all fetches under way."""
-    return _LEASES.find_tokens(session)
-
-
-def heartbeat(
-    session: Session, lease: FetchLease, *, lease_seconds: float, now: datetime | None = None
-) -> None:
-    """Extend the lease. Raises LeaseLost."""
-    _LEASES.extend(session, lease.dataset_id, lease.token, lease_seconds=lease_seconds, now=now)
-
-
-def check(session: Session, lease: FetchLease) -> None:
-    """Raise LeaseLost where another worker has the fetch, or the dataset was deleted."""
-    _LEASES.check(session, lease.dataset_id, lease.token)
-
-
-def record(session: Session, lease: FetchLease, *, commit: str | None, rows: int) -> None:
-    """Write down how far the fetch is. Raises LeaseLost."""
-    dataset = _locked(session, lease)
-    dataset.rows = rows
-    if commit:
-        dataset.hub = {**(dataset.hub or {}), "commit": commit}
-
-
-def finish(session: Session, lease: FetchLease, found: Inspection, *, artifact: str) -> None:
-    """The rows are in the store: the dataset is ready. Raises LeaseLost."""
-    dataset = _locked(session, lease)
-    dataset_records.describe(dataset, found, artifact=artifact)
-    _end(session, dataset, DatasetState.READY)
-
-
-def fail(session: Session, lease: FetchLease, error: FetchError) -> None:
-    """The dataset failed, with the reason. Raises LeaseLost."""
-    dataset = _locked(session, lease)
-    dataset.error = {"code": error.code, "message": error.message, "hint": error.hint}
-    dataset.rows = 0
-    dataset.problems = list(error.problems)
-    dataset.problem_count = error.problem_count
-    _end(session, dataset, DatasetState.FAILED)
-
-
-def hand_back(session: Session, lease: FetchLease) -> None:
-    """Let go of a fetch because this worker stops; it does not count as an attempt. Raises LeaseLost."""
-    _LEASES.hand_back(session, lease.dataset_id, lease.token)
-
-
-def give_up_attempt(session: Session, lease: FetchLease, error: FetchError, *, max_attempts: int) -> None:
-    """The fetching process died: let the fetch be claimed again, or fail it. Raises LeaseLost."""
-    key, token = lease.dataset_id, lease.token
-    if not _LEASES.may_try_again(session, key, token, max_attempts=max_attempts):
-        fail(session, lease, error)
-
-
-def _locked(session: Session, lease: FetchLease) -> tables.DatasetRow:
-    """The dataset, for a worker that still has its lease; on PostgreSQL, the fetch's row is locked."""
-    _LEASES.hold(session, lease.dataset_id, lease.token)
-    return dataset_records.get(session, lease.dataset_id)
+fetch_queue = FetchQueue()
 
 
 def _end(session: Session, dataset: tables.DatasetRow, state: DatasetState) -> None:
     dataset.state = state
     session.flush()
     session.execute(delete(tables.DatasetFetchRow).where(tables.DatasetFetchRow.dataset_id == dataset.id))
-
-
-def _lost(attempts: int) -> FetchError:
-    return FetchError(
-        "worker_lost",
-        f"The worker stopped answering while it fetched this dataset, {attempts} times.",
-        "Look at the worker's own log; POST /datasets tries again.",
-    )

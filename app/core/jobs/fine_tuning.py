@@ -12,7 +12,7 @@ from app.core.datasets.openai_files import INVALID_FORMAT
 from app.core.specs.job import TrainingSpec
 from app.core.specs.states import DatasetState
 from app.core.storage import tables
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 
 MIN_ROWS = 10
 CHECKPOINT_ADAPTERS = 3
@@ -87,7 +87,7 @@ def effective_batch(training: TrainingSpec) -> int:
     return (_ROWS_IN_A_PASS if rows == "auto" else rows) * training.gradient_accumulation_steps
 
 
-def find_failure(dataset: tables.DatasetRow, kind: FileKind) -> Failure | None:
+def find_failure(dataset: tables.DatasetRow, kind: FileKind) -> WorkFailure | None:
     """Returns why a job can't be trained with this file, with OpenAI's words and codes; None where it can."""
     start = _INVALID.format(kind=kind)
     if dataset.state == DatasetState.FAILED:
@@ -98,10 +98,10 @@ def find_failure(dataset: tables.DatasetRow, kind: FileKind) -> Failure | None:
         reasons = " ".join(lines) or error.get("message", "")
         rest = dataset.problem_count - len(lines)
         more = f" … and {rest} more." if lines and rest > 0 else ""
-        return Failure(INVALID_FORMAT, f"{start} Invalid file format. {reasons}{more}", error.get("hint"))
+        return WorkFailure(INVALID_FORMAT, f"{start} Invalid file format. {reasons}{more}", error.get("hint"))
     if kind == "training" and dataset.rows < MIN_ROWS:
         examples = "1 example" if dataset.rows == 1 else f"{dataset.rows} examples"
-        return Failure(
+        return WorkFailure(
             INVALID_COUNT,
             f"{start} Training file has {examples}, but must have at least {MIN_ROWS} examples.",
             "Add rows and upload the file again; POST /jobs, the native API, takes any number.",

@@ -1,7 +1,7 @@
-"""The durable job queue, as a worker uses it: claim, heartbeat, record, finish, hand back, requeue expired.
+"""The durable job queue, as a worker uses it: claim, heartbeat, record, finish, release, requeue expired.
 
-Whose a job is, is a lease (leases.py). What people ask of a job (submit, cancel, retry) stands in jobs.py.
-Nothing here commits: the caller's transaction does.
+It differs from `WorkQueue`: every attempt has a row, every change of state an event, and a person may ask a
+running job to pause or to cancel. Submit, cancel, pause and retry are in records.py. Nothing here commits.
 """
 
 from dataclasses import dataclass
@@ -16,26 +16,29 @@ from app.core.jobs.events import AnyEventData, StateChange
 from app.core.specs.job import JobSpec
 from app.core.specs.states import ExitReason, JobState, Phase, StopRequest
 from app.core.storage import tables
-from app.core.work.failures import Failure
-from app.core.work.leases import RELEASED, Leases
+from app.core.work.failures import WorkFailure
+from app.core.work.leases import RELEASED, Leases, WorkLease
 
 _LEASES = Leases(tables.JobRow, tables.JobRow.id, "job", tables.JobRow.state == JobState.RUNNING)
 
 
 @dataclass(frozen=True)
-class Lease:
+class JobLease(WorkLease):
     """A worker's right to run one attempt at a job."""
 
-    job_id: str
-    token: str
     attempt: int
     worker_id: str
     spec: JobSpec
     dataset_id: str
 
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.key
+
 
 @dataclass(frozen=True)
-class Progress:
+class JobProgress:
     """How far a running job is; None leaves the recorded value."""
 
     phase: Phase | None = None
@@ -48,7 +51,7 @@ class Progress:
 
 def claim(
     session: Session, worker_id: str, *, lease_seconds: float, now: datetime | None = None
-) -> Lease | None:
+) -> JobLease | None:
     """Take the oldest waiting job, or None. Safe against other workers on SQLite and PostgreSQL."""
     now = now or _now()
     claimed = _LEASES.claim(
@@ -69,15 +72,17 @@ def claim(
         session, job.id, [StateChange(state=JobState.RUNNING, phase=Phase.PREPARING, attempt=number)]
     )
     spec = JobSpec.model_validate(job.spec)
-    return Lease(job.id, token, number, worker_id, spec, job.dataset_id)
+    return JobLease(job.id, token, number, worker_id, spec, job.dataset_id)
 
 
-def heartbeat(session: Session, lease: Lease, *, lease_seconds: float, now: datetime | None = None) -> None:
+def heartbeat(
+    session: Session, lease: JobLease, *, lease_seconds: float, now: datetime | None = None
+) -> None:
     """Extend the lease. Raises LeaseLost."""
-    _LEASES.extend(session, lease.job_id, lease.token, lease_seconds=lease_seconds, now=now)
+    _LEASES.extend(session, lease, lease_seconds=lease_seconds, now=now)
 
 
-def find_stop_request(session: Session, lease: Lease) -> StopRequest | None:
+def find_stop_request(session: Session, lease: JobLease) -> StopRequest | None:
     """What somebody asked of the job, if anything. Raises LeaseLost."""
     row = session.execute(
         select(tables.JobRow.cancel_requested_at, tables.JobRow.pause_requested_at).where(
@@ -92,33 +97,33 @@ def find_stop_request(session: Session, lease: Lease) -> StopRequest | None:
 
 
 def record(
-    session: Session, lease: Lease, entries: list[AnyEventData], progress: Progress | None = None
+    session: Session, lease: JobLease, entries: list[AnyEventData], progress: JobProgress | None = None
 ) -> None:
     """Write events and progress of a running job. Raises LeaseLost."""
-    changes = {k: v for k, v in vars(progress or Progress()).items() if v is not None}
+    changes = {k: v for k, v in vars(progress or JobProgress()).items() if v is not None}
     # Without changes the guard still has to hold, and on PostgreSQL it locks the row.
-    _LEASES.update(session, lease.job_id, lease.token, **(changes or {"lease_token": lease.token}))
+    _LEASES.update(session, lease, **(changes or {"lease_token": lease.token}))
     events.append(session, lease.job_id, entries)
 
 
-def succeed(session: Session, lease: Lease, *, adapter_name: str, now: datetime | None = None) -> None:
+def succeed(session: Session, lease: JobLease, *, adapter_name: str, now: datetime | None = None) -> None:
     """End the job as succeeded; its adapter row is added by the caller in this transaction."""
     change = StateChange(state=JobState.SUCCEEDED, adapter=adapter_name)
     _end(session, lease, change, ExitReason.SUCCEEDED, now)
 
 
-def fail(session: Session, lease: Lease, failure: Failure, *, now: datetime | None = None) -> None:
+def fail(session: Session, lease: JobLease, failure: WorkFailure, *, now: datetime | None = None) -> None:
     """End the job as failed, with the reason. Raises LeaseLost."""
     change = StateChange(state=JobState.FAILED, reason=failure.message, error_code=failure.code)
     _end(session, lease, change, ExitReason.FAILED, now, failure)
 
 
-def finish_cancelled(session: Session, lease: Lease, *, now: datetime | None = None) -> None:
+def finish_cancelled(session: Session, lease: JobLease, *, now: datetime | None = None) -> None:
     """End the job as cancelled. Raises LeaseLost."""
     _end(session, lease, StateChange(state=JobState.CANCELLED), ExitReason.CANCELLED, now)
 
 
-def hand_back(session: Session, lease: Lease, *, reason: str, now: datetime | None = None) -> None:
+def release(session: Session, lease: JobLease, *, reason: str, now: datetime | None = None) -> None:
     """Put a stopped job back in the queue, or end or pause it where somebody asked for that.
 
     Raises LeaseLost.
@@ -134,7 +139,12 @@ def hand_back(session: Session, lease: Lease, *, reason: str, now: datetime | No
 
 
 def give_up_attempt(
-    session: Session, lease: Lease, failure: Failure, *, max_lost_attempts: int, now: datetime | None = None
+    session: Session,
+    lease: JobLease,
+    failure: WorkFailure,
+    *,
+    max_lost_attempts: int,
+    now: datetime | None = None,
 ) -> JobState:
     """The training process died: queue the job again, or fail it when that happened too often."""
     job = session.get(tables.JobRow, lease.job_id, populate_existing=True)
@@ -146,9 +156,9 @@ def give_up_attempt(
 def requeue_expired(
     session: Session, *, max_lost_attempts: int, now: datetime | None = None
 ) -> list[tuple[str, JobState]]:
-    """Take running jobs whose lease has expired away from their worker; answers ids and new states."""
+    """Take running jobs whose lease has expired away from their worker; returns ids and new states."""
     now = now or _now()
-    failure = Failure(
+    failure = WorkFailure(
         "worker_lost",
         "The worker stopped answering while it ran this job.",
         "Look at the worker's own log; POST /jobs/{id}/retry goes on from the last checkpoint.",
@@ -163,7 +173,7 @@ def _lose(
     session: Session,
     job: tables.JobRow,
     exit_reason: ExitReason,
-    failure: Failure,
+    failure: WorkFailure,
     max_lost_attempts: int,
     now: datetime,
 ) -> JobState:
@@ -178,7 +188,9 @@ def _lose(
         _leave(session, lease, change, exit_reason, now, lost_attempts=lost, eta_seconds=None)
         return JobState.PAUSED
     if lost >= max_lost_attempts:
-        last = Failure(failure.code, f"{failure.message} That was attempt {lost} to end so.", failure.hint)
+        last = WorkFailure(
+            failure.code, f"{failure.message} That was attempt {lost} to end so.", failure.hint
+        )
         change = StateChange(state=JobState.FAILED, reason=last.message, error_code=last.code)
         _end(session, lease, change, exit_reason, now, last)
         return JobState.FAILED
@@ -187,20 +199,20 @@ def _lose(
     return JobState.QUEUED
 
 
-def _present_lease(job: tables.JobRow) -> Lease:
+def _present_lease(job: tables.JobRow) -> JobLease:
     """The lease that the job's row names, whoever holds it."""
     last = job.attempts[-1]
     spec = JobSpec.model_validate(job.spec)
-    return Lease(job.id, job.lease_token or "", last.number, last.worker_id, spec, job.dataset_id)
+    return JobLease(job.id, job.lease_token or "", last.number, last.worker_id, spec, job.dataset_id)
 
 
 def _end(
     session: Session,
-    lease: Lease,
+    lease: JobLease,
     change: StateChange,
     exit_reason: ExitReason,
     now: datetime | None,
-    failure: Failure | None = None,
+    failure: WorkFailure | None = None,
 ) -> None:
     now = now or _now()
     columns: dict[str, object] = {"finished_at": now, "eta_seconds": None}
@@ -215,7 +227,7 @@ def _end(
 
 def _leave(
     session: Session,
-    lease: Lease,
+    lease: JobLease,
     change: StateChange,
     exit_reason: ExitReason,
     now: datetime,
@@ -224,8 +236,7 @@ def _leave(
     """Give up the lease: change the state, close the attempt, say so in an event."""
     _LEASES.update(
         session,
-        lease.job_id,
-        lease.token,
+        lease,
         state=change.state,
         phase=None,
         **RELEASED,

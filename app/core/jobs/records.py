@@ -18,7 +18,7 @@ from app.core.specs.states import TRANSITIONS, JobState
 from app.core.storage import tables
 from app.core.storage.ids import new_id
 from app.core.storage.paging import newest_first
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 
 _RETRYABLE = (JobState.FAILED, JobState.CANCELLED)
 
@@ -52,7 +52,7 @@ def submit(
 
 
 def fail_unstarted(
-    session: Session, job_id: str, failure: Failure, *, now: datetime | None = None
+    session: Session, job_id: str, failure: WorkFailure, *, now: datetime | None = None
 ) -> tables.JobRow:
     """Fail a waiting job whose datasets can't be trained on."""
     job = _locked(session, job_id)

@@ -1,11 +1,8 @@
-"""The lease, once for every table of work: claim a row, keep it, write under its guard, let it go.
+"""Leases on the rows of a table: claim a row, extend the lease, write under its guard.
 
 A claim stamps a row with a fresh token and a deadline. Every later write of that worker is guarded by key
 and token; zero rows changed means that another worker owns the work (LeaseLost). The pattern is dstack's
 pipeline lock. The same code runs on SQLite and PostgreSQL. Nothing here commits or knows what the work is.
-
-A table of work has the columns `lease_token` and `lease_expires_at`; one whose rows are claimed again as they
-are, once a lease has expired, has `attempts` too.
 """
 
 import secrets
@@ -20,16 +17,25 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from app.core.errors.work import LeaseLost
 from app.core.storage import tables
 
-Work = TypeVar("Work", tables.JobRow, tables.DatasetFetchRow, tables.ExportRow)
-
 RELEASED: dict[str, None] = {"lease_token": None, "lease_expires_at": None}
 
 
+Row = TypeVar("Row", bound=tables.LeasedRow)
+
+
 @dataclass(frozen=True)
-class Leases(Generic[Work]):
+class WorkLease:
+    """A worker's right to do one piece of work: the key of its row, and the token of the claim."""
+
+    key: str
+    token: str
+
+
+@dataclass(frozen=True)
+class Leases(Generic[Row]):
     """The leases on a table's rows. `noun` names one in messages; `is_running` holds for leased ones."""
 
-    table: type[Work]
+    table: type[Row]
     key: InstrumentedAttribute[str]
     noun: str
     is_running: ColumnElement[bool] = true()  # noqa: RUF009  (immutable)
@@ -42,7 +48,7 @@ class Leases(Generic[Work]):
         lease_seconds: float,
         now: datetime | None = None,
         **columns: Any,
-    ) -> tuple[Work, str] | None:
+    ) -> tuple[Row, str] | None:
         """Take the oldest free row and set these columns: the row and the token, or None."""
         table = self.table
         row = session.scalar(
@@ -69,74 +75,52 @@ class Leases(Generic[Work]):
         return row, token
 
     def extend(
-        self, session: Session, key: str, token: str, *, lease_seconds: float, now: datetime | None = None
+        self, session: Session, lease: WorkLease, *, lease_seconds: float, now: datetime | None = None
     ) -> None:
         """Put the deadline off. Raises LeaseLost."""
         deadline = (now or _now()) + timedelta(seconds=lease_seconds)
-        self.update(session, key, token, lease_expires_at=deadline)
+        self.update(session, lease, lease_expires_at=deadline)
 
-    def check(self, session: Session, key: str, token: str) -> None:
+    def check(self, session: Session, lease: WorkLease) -> None:
         """Raise LeaseLost where another worker has the row, or it is gone."""
-        if session.scalar(select(self.key).where(self._is_held(key, token))) is None:
-            raise self._lost(key)
+        if session.scalar(select(self.key).where(self._is_held(lease))) is None:
+            raise self._lost(lease)
 
-    def hold(self, session: Session, key: str, token: str) -> None:
-        """The same in a transaction that writes: on PostgreSQL the row is locked then."""
-        self.update(session, key, token, lease_token=token)
+    def hold(self, session: Session, lease: WorkLease) -> None:
+        """Check the lease in a transaction that writes: PostgreSQL locks the row. Raises LeaseLost."""
+        self.update(session, lease, lease_token=lease.token)
 
-    def update(self, session: Session, key: str, token: str, **columns: Any) -> None:
+    def update(self, session: Session, lease: WorkLease, **columns: Any) -> None:
         """Set columns of a row that is still this worker's. Raises LeaseLost."""
         changed = session.scalar(
             update(self.table)
-            .where(self._is_held(key, token), self.is_running)
+            .where(self._is_held(lease), self.is_running)
             .values(**columns)
             .returning(self.key)
             .execution_options(synchronize_session=False)
         )
         if changed is None:
-            raise self._lost(key)
+            raise self._lost(lease)
 
-    def hand_back(self, session: Session, key: str, token: str) -> None:
-        """Let go because this worker stops; it does not count as an attempt. Raises LeaseLost."""
-        self.update(session, key, token, **RELEASED, attempts=_attempts(self.table) - 1)
-
-    def may_try_again(self, session: Session, key: str, token: str, *, max_attempts: int) -> bool:
-        """Let go because the work's process died, unless that happened too often: then False, and it is kept.
-
-        Raises LeaseLost.
-        """
-        self.hold(session, key, token)
-        attempts = session.scalar(select(_attempts(self.table)).where(self.key == key)) or 0
-        if attempts >= max_attempts:
-            return False
-        self.update(session, key, token, **RELEASED)
-        return True
-
-    def find_expired(self, session: Session, now: datetime | None = None) -> Sequence[Work]:
-        """Rows under way whose lease has run out; nobody else gets them until the transaction ends."""
+    def find_expired(self, session: Session, now: datetime | None = None) -> Sequence[Row]:
+        """Running rows whose lease has run out; nobody else gets them until the transaction ends."""
         expired = select(self.table).where(self.is_running, self.table.lease_expires_at < (now or _now()))
         return session.scalars(expired.with_for_update(skip_locked=True)).all()
 
     def find_tokens(self, session: Session) -> set[str]:
-        """The tokens of all work under way."""
+        """The tokens of all running work."""
         return {token for token in session.scalars(select(self.table.lease_token)) if token}
 
     def is_free(self, now: datetime | None = None) -> ColumnElement[bool]:
-        """Holds for rows that nobody is at: never claimed, handed back, or expired."""
+        """A condition: the row was never claimed, was released, or its lease has expired."""
         table = self.table
         return or_(table.lease_token.is_(None), table.lease_expires_at < (now or _now()))
 
-    def _is_held(self, key: str, token: str) -> ColumnElement[bool]:
-        return (self.key == key) & (self.table.lease_token == token)
+    def _is_held(self, lease: WorkLease) -> ColumnElement[bool]:
+        return (self.key == lease.key) & (self.table.lease_token == lease.token)
 
-    def _lost(self, key: str) -> LeaseLost:
-        return LeaseLost(f"The {self.noun} {key} is not this worker's any more.")
-
-
-def _attempts(table: Any) -> InstrumentedAttribute[int]:
-    """The column that counts claims."""
-    column: InstrumentedAttribute[int] = table.attempts
-    return column
+    def _lost(self, lease: WorkLease) -> LeaseLost:
+        return LeaseLost(f"The {self.noun} {lease.key} is not this worker's any more.")
 
 
 def _now() -> datetime:

@@ -5,8 +5,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from app.api.datasets.hub import HubDataset
-from app.core.datasets import fetches
-from app.core.datasets.fetches import FetchError
+from app.core.datasets.fetches import DatasetFailure, fetch_queue
 from app.core.settings import Settings
 from app.core.storage.database import Database
 from tests.factories import CHAT_ROW, jsonl
@@ -23,10 +22,12 @@ def fetching(client: TestClient) -> str:
 
 def fail(database: Database) -> None:
     with database.transaction() as session:
-        lease = fetches.claim(session, lease_seconds=30, max_attempts=3)
+        lease = fetch_queue.claim(session, lease_seconds=30, max_attempts=3)
         assert lease is not None
         problems: tuple[dict[str, object], ...] = ({"line": 2, "message": "it is empty."},)
-        fetches.fail(session, lease, FetchError("dataset_invalid", "1 of 2 rows.", "Mend it.", problems))
+        fetch_queue.fail(
+            session, lease, DatasetFailure("dataset_invalid", "1 of 2 rows.", "Mend it.", problems)
+        )
 
 
 def test_a_named_dataset_is_taken_at_once_and_shown_as_fetching(client: TestClient) -> None:
@@ -118,7 +119,7 @@ def test_a_dataset_that_is_being_fetched_can_be_deleted(
     assert client.delete(f"/datasets/{fetching}").status_code == 204
     assert client.get(f"/datasets/{fetching}").status_code == 404
     with database.transaction() as session:
-        assert fetches.claim(session, lease_seconds=30, max_attempts=3) is None
+        assert fetch_queue.claim(session, lease_seconds=30, max_attempts=3) is None
 
 
 def test_the_json_body_is_documented(client: TestClient) -> None:

@@ -8,8 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.deps import Services
-from app.core.exports import queue as export_queue
-from app.core.exports.queue import ExportResult
+from app.core.exports.queue import ExportResult, export_queue
 from app.core.exports.results import ExportedFile
 from tests.core.exports.test_queue import AGREEMENT
 from tests.factories import make_adapter

@@ -8,7 +8,7 @@ from app.api.jobs.event_stream import EventStreams
 from app.core.jobs import events, queue, records as job_records
 from app.core.jobs.events import Event, Log
 from app.core.storage.database import Database
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 from tests.factories import make_job
 
 
@@ -95,7 +95,7 @@ def test_a_stream_goes_on_through_a_retry(database: Database, job: str) -> None:
         with database.transaction() as session:
             lease = queue.claim(session, "worker-1", lease_seconds=30)
             assert lease
-            queue.fail(session, lease, Failure("x", "Failed."))
+            queue.fail(session, lease, WorkFailure("x", "Failed."))
             job_records.retry(session, job)
         stream = streams.follow(job)
         assert [(await anext(stream)).seq for _ in range(4)] == [1, 2, 3, 4]

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from app.api.deps import Services
 from app.core.adapters import records as adapter_records
 from app.core.jobs import queue
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 from tests.factories import make_dataset, make_job, make_spec
 
 LORA = {"r": 8, "alpha": 32, "target_modules": ["q_proj", "v_proj"]}
@@ -118,7 +118,7 @@ def test_a_job_whose_dataset_is_gone_is_not_retried(
     with services.database.transaction() as session:
         lease = queue.claim(session, "worker", lease_seconds=30)
         assert lease
-        queue.fail(session, lease, Failure("disk_full", "Full."))
+        queue.fail(session, lease, WorkFailure("disk_full", "Full."))
     client.delete(f"/datasets/{dataset}")
     answer = client.post(f"/jobs/{job['id']}/retry")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "dataset_not_found")

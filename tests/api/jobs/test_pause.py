@@ -27,7 +27,7 @@ def test_a_running_job_shows_that_it_was_asked_to_pause(client: TestClient, data
     assert job["state"] == "running"
     assert job["pause_requested_at"] is not None
     with database.transaction() as session:
-        queue.hand_back(session, lease, reason="stopped")
+        queue.release(session, lease, reason="stopped")
     job = client.get(f"/jobs/{job_id}").json()
     assert (job["state"], job["pause_requested_at"]) == ("paused", None)
     assert job["attempts"][0]["exit_reason"] == "paused"

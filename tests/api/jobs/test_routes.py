@@ -9,7 +9,7 @@ from app.api.deps import Services
 from app.core.jobs import queue, records as job_records
 from app.core.settings import Settings
 from app.core.storage.database import Database
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 from app.main import create_app
 from tests.factories import make_dataset, make_job
 
@@ -29,7 +29,7 @@ def run_and_fail(database: Database) -> str:
     with database.transaction() as session:
         lease = queue.claim(session, "worker-1", lease_seconds=30)
         assert lease
-        queue.fail(session, lease, Failure("out_of_memory", "Out of memory.", "Use less."))
+        queue.fail(session, lease, WorkFailure("out_of_memory", "Out of memory.", "Use less."))
     return lease.job_id
 
 

@@ -6,7 +6,7 @@ import openai
 
 from app.core.adapters import records as adapter_records
 from app.core.jobs import queue
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.storage.database import Database
 from tests.factories import CHAT_ROW, jsonl
 
@@ -19,14 +19,14 @@ def create(client: openai.OpenAI, file_id: str, **options: Any) -> Any:
     return client.fine_tuning.jobs.create(**{"model": "owner/model", "training_file": file_id, **options})
 
 
-def claim(database: Database) -> Lease:
+def claim(database: Database) -> JobLease:
     with database.transaction() as session:
         lease = queue.claim(session, "worker", lease_seconds=30)
     assert lease is not None
     return lease
 
 
-def finish(database: Database, lease: Lease, *, checkpoints: tuple[int, ...] = ()) -> None:
+def finish(database: Database, lease: JobLease, *, checkpoints: tuple[int, ...] = ()) -> None:
     with database.transaction() as session:
         for step in (*checkpoints, None):
             make_ids = (

@@ -7,7 +7,7 @@ import pytest
 from app.core.jobs import queue
 from app.core.jobs.events import Checkpoint, Evaluation, Log, Metrics, Warn
 from app.core.storage.database import Database
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 from tests.api.openai.fine_tuning_jobs import claim, create, finish
 from tests.factories import make_adapter, make_job
 
@@ -62,7 +62,7 @@ def test_checkpoints_have_names_and_losses(
     with database.transaction() as session:
         points = [Metrics(step=step, total_steps=30, epoch=1, loss=1 / step) for step in (9, 20, 30)]
         evaluated = Evaluation(step=10, epoch=1, loss=3, token_accuracy=0.25)
-        queue.record(session, lease, [points[0], evaluated, *points[1:]], queue.Progress(step=30))
+        queue.record(session, lease, [points[0], evaluated, *points[1:]], queue.JobProgress(step=30))
     finish(database, lease, checkpoints=(10, 20))
     final = openai_client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model
     found = list(openai_client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))
@@ -85,7 +85,7 @@ def test_a_failed_job_says_why_and_how_many_tokens_it_saw(
     lease = claim(database)
     with database.transaction() as session:
         queue.record(session, lease, [Metrics(step=1, total_steps=2, epoch=1, loss=1, tokens=99)])
-        queue.fail(session, lease, Failure("out_of_memory", "Out of memory.", "Use less."))
+        queue.fail(session, lease, WorkFailure("out_of_memory", "Out of memory.", "Use less."))
     failed = openai_client.fine_tuning.jobs.retrieve(job.id)
     assert (failed.error.code, failed.error.message, failed.error.param) == (  # type: ignore[union-attr]
         ("out_of_memory", "Out of memory. Use less.", None)
@@ -100,7 +100,7 @@ def test_a_running_job_says_when_it_will_be_done(
     with database.transaction() as session:
         lease = queue.claim(session, "worker", lease_seconds=30)
         assert lease is not None
-        queue.record(session, lease, [], queue.Progress(step=1, eta_seconds=500))
+        queue.record(session, lease, [], queue.JobProgress(step=1, eta_seconds=500))
     running = openai_client.fine_tuning.jobs.retrieve(job.id)
     assert running.status == "running"
     assert running.estimated_finish - running.created_at >= 500  # type: ignore[operator]

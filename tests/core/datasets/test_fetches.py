@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.core.datasets import fetches, records as dataset_records
-from app.core.datasets.fetches import FetchError, FetchLease, HubSource
+from app.core.datasets.fetches import DatasetFailure, FetchLease, HubSource, fetch_queue
 from app.core.datasets.inspection import OnProblem
 from app.core.errors import QueueFull
 from app.core.errors.datasets import DatasetNotReady
@@ -13,7 +13,7 @@ from app.core.storage import tables
 from app.core.storage.database import Database
 
 NOW = datetime(2026, 11, 23, 6, tzinfo=UTC)
-ERROR = FetchError("hub_dataset_missing", "There is no such dataset.", "Check the spelling.")
+ERROR = DatasetFailure("hub_dataset_missing", "There is no such dataset.", "Check the spelling.")
 
 
 def submit(session: Session, *, seconds: int = 0, max_waiting: int = 10) -> str:
@@ -30,7 +30,7 @@ def submit(session: Session, *, seconds: int = 0, max_waiting: int = 10) -> str:
 
 def claim(session: Session, *, seconds: int = 0) -> FetchLease | None:
     now = NOW + timedelta(seconds=seconds)
-    return fetches.claim(session, lease_seconds=30, max_attempts=3, now=now)
+    return fetch_queue.claim(session, lease_seconds=30, max_attempts=3, now=now)
 
 
 def test_the_oldest_fetch_is_claimed_first_and_by_one_worker(database: Database) -> None:
@@ -49,12 +49,12 @@ def test_an_expired_lease_is_taken_over_and_its_worker_learns_of_it(database: Da
         first, second = claim(session), claim(session, seconds=31)
         assert first
         assert second
-        fetches.check(session, second)
-        for write in (fetches.check, fetches.hand_back):
+        fetch_queue.check(session, second)
+        for write in (fetch_queue.check, fetch_queue.release):
             with pytest.raises(LeaseLost):
                 write(session, first)
         with pytest.raises(LeaseLost):
-            fetches.fail(session, first, ERROR)
+            fetch_queue.fail(session, first, ERROR)
 
 
 def test_a_heartbeat_keeps_the_lease(database: Database) -> None:
@@ -62,7 +62,7 @@ def test_a_heartbeat_keeps_the_lease(database: Database) -> None:
         submit(session)
         lease = claim(session)
         assert lease
-        fetches.heartbeat(session, lease, lease_seconds=30, now=NOW + timedelta(seconds=20))
+        fetch_queue.heartbeat(session, lease, lease_seconds=30, now=NOW + timedelta(seconds=20))
         assert claim(session, seconds=40) is None
 
 
@@ -82,7 +82,7 @@ def test_progress_and_the_commit_are_recorded(database: Database) -> None:
         dataset_id = submit(session)
         lease = claim(session)
         assert lease
-        fetches.record(session, lease, commit="abc", rows=7)
+        fetch_queue.record(session, lease, commit="abc", rows=7)
         dataset = dataset_records.get(session, dataset_id)
         assert (dataset.rows, (dataset.hub or {})["commit"]) == (7, "abc")
 
@@ -94,7 +94,7 @@ def test_a_failed_dataset_can_not_be_used_and_says_why(database: Database) -> No
         assert lease
         with pytest.raises(DatasetNotReady, match="still being fetched"):
             dataset_records.hold(session, dataset_id)
-        fetches.fail(session, lease, ERROR)
+        fetch_queue.fail(session, lease, ERROR)
         with pytest.raises(DatasetNotReady, match="no such dataset"):
             dataset_records.hold(session, dataset_id)
 
@@ -106,7 +106,7 @@ def test_a_deleted_dataset_takes_its_fetch_along(database: Database) -> None:
         assert lease
         dataset_records.delete(session, dataset_id)
         with pytest.raises(LeaseLost):
-            fetches.heartbeat(session, lease, lease_seconds=30)
+            fetch_queue.heartbeat(session, lease, lease_seconds=30)
         assert session.get(tables.DatasetFetchRow, dataset_id) is None
 
 

@@ -10,14 +10,13 @@ from app.core.errors import QueueFull
 from app.core.errors.adapters import AdapterInUse
 from app.core.errors.exports import ExportAlreadyEnded, ExportNotEnded, ExportNotRetryable
 from app.core.errors.work import LeaseLost
-from app.core.exports import queue as export_queue, records as export_records
-from app.core.exports.queue import ExportLease, ExportResult
+from app.core.exports import records as export_records
+from app.core.exports.queue import ComparedFailure, ExportLease, ExportResult, export_queue
 from app.core.exports.results import Agreement, Threshold
 from app.core.specs.export import export_spec_adapter
 from app.core.specs.states import ExportPhase, ExportState
 from app.core.storage import tables
 from app.core.storage.database import Database
-from app.core.work.failures import Failure
 from tests.factories import make_adapter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -94,7 +93,7 @@ def test_a_cancelled_export_is_taken_from_its_worker(database: Database, lease: 
 
 def test_a_hand_back_is_no_attempt(database: Database, lease: ExportLease) -> None:
     with database.transaction() as session:
-        export_queue.hand_back(session, lease)
+        export_queue.release(session, lease)
 
     row = row_of(database, lease)
     assert (row.state, row.attempts, row.phase) == (ExportState.QUEUED, 0, None)
@@ -104,8 +103,8 @@ def test_a_failed_export_is_retried_and_a_successful_one_is_not(
     database: Database, lease: ExportLease
 ) -> None:
     with database.transaction() as session:
-        failure = Failure("export_mismatch", "No.")
-        export_queue.fail(session, lease, failure, agreement=AGREEMENT)
+        failure = ComparedFailure("export_mismatch", "No.", agreement=AGREEMENT)
+        export_queue.fail(session, lease, failure)
         assert export_records.retry(session, lease.export_id).error is None
         again = claim(session)
         assert again is not None

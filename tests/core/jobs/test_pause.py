@@ -13,32 +13,32 @@ from app.core.errors.datasets import DatasetInUse
 from app.core.errors.jobs import JobAlreadyEnded, JobNotPausable, JobNotPaused, JobNotRetryable
 from app.core.jobs import events, queue, records as job_records
 from app.core.jobs.events import StateChange
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 from tests.factories import make_adapter, make_dataset, make_job
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=31)
 
 
-def claim(session: Session) -> Lease:
+def claim(session: Session) -> JobLease:
     lease = queue.claim(session, "worker", lease_seconds=30, now=NOW)
     assert lease is not None
     return lease
 
 
-def claim_new_job(session: Session) -> Lease:
+def claim_new_job(session: Session) -> JobLease:
     make_job(session, now=NOW)
     return claim(session)
 
 
-def pause(session: Session, lease: Lease) -> tables.JobRow:
+def pause(session: Session, lease: JobLease) -> tables.JobRow:
     job_records.request_pause(session, lease.job_id)
-    queue.hand_back(session, lease, reason="stopped")
+    queue.release(session, lease, reason="stopped")
     return job_records.get(session, lease.job_id)
 
 
@@ -62,7 +62,7 @@ def test_a_running_job_is_asked_to_pause_and_its_attempt_says_so(database: Datab
         asked = job_records.request_pause(session, lease.job_id)
         job_records.request_pause(session, lease.job_id)  # twice is no error
         assert (asked.state, queue.find_stop_request(session, lease)) == ("running", "pause")
-        queue.hand_back(session, lease, reason="stopped")
+        queue.release(session, lease, reason="stopped")
         job = job_records.get(session, lease.job_id)
         assert (job.state, job.pause_requested_at, job.lease_token, job.finished_at) == (
             ("paused", None, None, None)
@@ -90,7 +90,7 @@ def test_a_job_that_stopped_for_a_withdrawn_pause_is_queued_again(database: Data
         lease = claim_new_job(session)
         job_records.request_pause(session, lease.job_id)
         job_records.resume(session, lease.job_id)
-        queue.hand_back(session, lease, reason="Resumed while it stopped.")
+        queue.release(session, lease, reason="Resumed while it stopped.")
         job = job_records.get(session, lease.job_id)
         assert (job.state, reasons(job)) == ("queued", ["handed_back"])
 
@@ -109,7 +109,7 @@ def test_a_child_that_dies_during_a_pause_leaves_a_paused_job(database: Database
     with database.transaction() as session:
         lease = claim_new_job(session)
         job_records.request_pause(session, lease.job_id)
-        died = Failure("process_died", "It died.")
+        died = WorkFailure("process_died", "It died.")
         assert queue.give_up_attempt(session, lease, died, max_lost_attempts=3) == "paused"
 
 
@@ -129,7 +129,7 @@ def test_a_cancel_has_precedence_over_a_pause(database: Database) -> None:
             job_records.request_pause(session, lease.job_id)
         with pytest.raises(JobNotPaused):
             job_records.resume(session, lease.job_id)
-        queue.hand_back(session, lease, reason="stopped")
+        queue.release(session, lease, reason="stopped")
         assert job_records.get(session, lease.job_id).state == "cancelled"
 
 

@@ -10,23 +10,23 @@ from app.core.errors.jobs import JobAlreadyEnded, JobNotFound, JobNotRetryable
 from app.core.errors.work import LeaseLost
 from app.core.jobs import events, queue, records as job_records
 from app.core.jobs.events import Log
-from app.core.jobs.queue import Lease, Progress
+from app.core.jobs.queue import JobLease, JobProgress
 from app.core.specs.states import JobState, Phase
 from app.core.storage.database import Database
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 from tests.factories import make_job, make_spec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=31)
-FAILURE = Failure("process_died", "It died.")
+FAILURE = WorkFailure("process_died", "It died.")
 
 
-def claim(database: Database, now: datetime = NOW) -> Lease | None:
+def claim(database: Database, now: datetime = NOW) -> JobLease | None:
     with database.transaction() as session:
         return queue.claim(session, "worker", lease_seconds=30, now=now)
 
 
-def claim_new_job(database: Database, **fields: object) -> Lease:
+def claim_new_job(database: Database, **fields: object) -> JobLease:
     with database.transaction() as session:
         make_job(session, now=NOW, **fields)
     lease = claim(database)
@@ -91,7 +91,7 @@ def test_a_lost_lease_can_write_nothing(database: Database) -> None:
         lambda session: queue.record(session, lease, [Log(message="late")]),
         lambda session: queue.succeed(session, lease, adapter_name="late"),
         lambda session: queue.fail(session, lease, FAILURE),
-        lambda session: queue.hand_back(session, lease, reason="late"),
+        lambda session: queue.release(session, lease, reason="late"),
         lambda session: queue.give_up_attempt(session, lease, FAILURE, max_lost_attempts=3),
     ):
         with pytest.raises(LeaseLost), database.transaction() as session:
@@ -124,7 +124,7 @@ def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(database: Database) ->
 def test_hand_back_does_not_count_as_a_loss(database: Database) -> None:
     lease = claim_new_job(database)
     with database.transaction() as session:
-        queue.hand_back(session, lease, reason="shutting down")
+        queue.release(session, lease, reason="shutting down")
         job = job_records.get(session, lease.job_id)
         assert (job.state, job.phase, job.lost_attempts) == ("queued", None, 0)
 
@@ -133,15 +133,15 @@ def test_hand_back_of_a_job_to_be_cancelled_cancels_it(database: Database) -> No
     lease = claim_new_job(database)
     with database.transaction() as session:
         job_records.request_cancel(session, lease.job_id)
-        queue.hand_back(session, lease, reason="shutting down")
+        queue.release(session, lease, reason="shutting down")
     assert state_of(database, lease.job_id) == "cancelled"
 
 
 def test_progress_keeps_what_it_does_not_name(database: Database) -> None:
     lease = claim_new_job(database)
     with database.transaction() as session:
-        queue.record(session, lease, [], Progress(phase=Phase.TRAINING, step=3, loss=1.5))
-        queue.record(session, lease, [], Progress(step=4))
+        queue.record(session, lease, [], JobProgress(phase=Phase.TRAINING, step=3, loss=1.5))
+        queue.record(session, lease, [], JobProgress(step=4))
         job = job_records.get(session, lease.job_id)
         assert (job.phase, job.step, job.loss) == ("training", 4, 1.5)
 

@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from app.core.adapters import imports as adapter_imports
 from app.core.datasets import fetches, records as dataset_records
+from app.core.datasets.fetches import fetch_queue
 from app.core.datasets.inspection import OnProblem
 from app.core.errors.storage import BackupUnusable, NotEmpty
 from app.core.jobs import queue
@@ -174,11 +175,11 @@ def test_a_dataset_that_is_being_fetched_is_fetched_again_where_it_is_restored(
         dataset_id = fetches.submit(
             session, source, name="rows", column_map={}, on_problem=OnProblem.SKIP, max_waiting=1
         ).id
-        fetches.claim(session, lease_seconds=0.0, max_attempts=3)
+        fetch_queue.claim(session, lease_seconds=0.0, max_attempts=3)
     restore_backup(empty, io.BytesIO(take(settings)))
     there = Database(empty.database_url)
     with there.transaction() as session:
-        lease = fetches.claim(session, lease_seconds=30.0, max_attempts=3)
+        lease = fetch_queue.claim(session, lease_seconds=30.0, max_attempts=3)
     there.close()
     assert lease
     assert (lease.dataset_id, lease.source) == (dataset_id, source)

@@ -12,21 +12,21 @@ from sqlalchemy.orm import Session
 
 from app.core.errors.webhooks import DeliveryNotFound
 from app.core.jobs import queue, records as job_records
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.database import Database
 from app.core.webhooks import deliveries, subscriptions
 from app.core.webhooks.deliveries import Claim, DeliveryOutcome, DeliveryState
 from app.core.webhooks.subscriptions import EventType
-from app.core.work.failures import Failure
+from app.core.work.failures import WorkFailure
 from tests.factories import make_job, make_webhook
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 DONE = DeliveryOutcome(200, None)
 BROKEN = DeliveryOutcome(500, "It answered 500.")
-FAILURE = Failure("out_of_memory", "Out of memory.")
+FAILURE = WorkFailure("out_of_memory", "Out of memory.")
 
 
 def announce(database: Database, *, count: int = 1, now: datetime = NOON) -> None:
@@ -51,7 +51,7 @@ def find_all(database: Database) -> list[tables.WebhookDeliveryRow]:
         return list(session.scalars(select(tables.WebhookDeliveryRow)))
 
 
-def leased(session: Session) -> Lease:
+def leased(session: Session) -> JobLease:
     make_job(session)
     lease = queue.claim(session, "worker-1", lease_seconds=30, now=NOON)
     assert lease
@@ -86,7 +86,7 @@ def expire_too_often(session: Session) -> None:
 def hand_back_cancelled(session: Session) -> None:
     lease = leased(session)
     job_records.request_cancel(session, lease.job_id)
-    queue.hand_back(session, lease, reason="The worker stops.")
+    queue.release(session, lease, reason="The worker stops.")
 
 
 ENDS = [
@@ -115,7 +115,7 @@ def test_every_end_of_a_job_is_announced(
 def test_a_job_that_has_not_ended_is_not_announced(database: Database) -> None:
     with database.transaction() as session:
         make_webhook(session)
-        queue.hand_back(session, leased(session), reason="The worker stops.")
+        queue.release(session, leased(session), reason="The worker stops.")
     assert find_all(database) == []
 
 

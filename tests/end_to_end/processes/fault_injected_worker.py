@@ -4,7 +4,7 @@ import logging
 import os
 from typing import Any
 
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from tests.end_to_end.processes.fault_injection import FaultInjector, Stage
 from worker import supervisor
@@ -18,7 +18,7 @@ injector = FaultInjector(worker_pid=os.getpid())
 class WatchedRunner(JobRunner):
     """Reports the claim and the delivery of a job to the injector."""
 
-    def run(self, lease: Lease) -> None:
+    def run(self, lease: JobLease) -> None:
         injector.begin(lease.spec.name or "", lease.attempt)
         injector.tick(Stage.CLAIMED)
         super().run(lease)

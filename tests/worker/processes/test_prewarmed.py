@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from app.core.jobs import records as job_records
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
@@ -182,7 +182,7 @@ def test_logs_that_killed_workers_left_are_removed(wanting: Settings) -> None:
 
 
 def test_the_next_process_is_started_when_a_job_has_made_a_step_and_the_next_job_gets_it(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("waits")
     with running(runner, lease):
@@ -203,7 +203,7 @@ def test_the_next_process_is_started_when_a_job_has_made_a_step_and_the_next_job
 
 
 def test_a_job_that_makes_no_step_is_not_disturbed_by_the_next_process(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("dies-before-its-first-step")
 
@@ -214,7 +214,7 @@ def test_a_job_that_makes_no_step_is_not_disturbed_by_the_next_process(
 
 
 def test_a_job_succeeds_at_once_where_the_process_that_waited_for_it_was_killed(
-    runner: JobRunner, next_runs: Standby, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, next_runs: Standby, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     next_runs.prepare()
     kill(the_waiting(SCRIPTED))
@@ -226,7 +226,7 @@ def test_a_job_succeeds_at_once_where_the_process_that_waited_for_it_was_killed(
 
 
 def test_what_a_process_that_waited_prints_is_in_the_log_of_its_attempt(
-    runner: JobRunner, next_runs: Standby, claimed: Callable[[str], Lease], wanting: Settings
+    runner: JobRunner, next_runs: Standby, claimed: Callable[[str], JobLease], wanting: Settings
 ) -> None:
     next_runs.prepare()
     lease = claimed("dies")

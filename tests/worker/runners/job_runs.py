@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from app.core.jobs import queue, records as job_records
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.storage import tables
 from app.core.storage.database import Database
 
@@ -21,13 +21,13 @@ class FreeDevice:
         yield False
 
 
-def claim(database: Database) -> Lease:
+def claim(database: Database) -> JobLease:
     with database.transaction() as session:
         lease = queue.claim(session, "worker", lease_seconds=30)
     assert lease is not None
     return lease
 
 
-def job_of(database: Database, lease: Lease) -> tables.JobRow:
+def job_of(database: Database, lease: JobLease) -> tables.JobRow:
     with database.snapshot() as session:
         return job_records.get(session, lease.job_id)

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.core.adapters import records as adapter_records
 from app.core.jobs import queue
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
@@ -23,7 +23,7 @@ def kept_steps(session: Session, job_id: str) -> list[int | None]:
 
 
 def test_the_newest_are_kept_under_names_of_their_own(
-    runner: JobRunner, claimed: Callable[..., Lease], database: Database, store: ArtifactStore
+    runner: JobRunner, claimed: Callable[..., JobLease], database: Database, store: ArtifactStore
 ) -> None:
     lease = claimed("keeps", **KEEPS_TWO)
     runner.run(lease)
@@ -39,7 +39,7 @@ def test_the_newest_are_kept_under_names_of_their_own(
 
 
 def test_the_job_folder_holds_none_of_them_afterwards(
-    runner: JobRunner, claimed: Callable[..., Lease], settings: Settings
+    runner: JobRunner, claimed: Callable[..., JobLease], settings: Settings
 ) -> None:
     lease = claimed("keeps", **KEEPS_TWO)
     runner.run(lease)
@@ -47,7 +47,7 @@ def test_the_job_folder_holds_none_of_them_afterwards(
 
 
 def test_an_attempt_that_comes_by_again_keeps_nothing_twice(
-    runner: JobRunner, claimed: Callable[..., Lease], database: Database
+    runner: JobRunner, claimed: Callable[..., JobLease], database: Database
 ) -> None:
     lease = claimed("keeps", training={"keep_checkpoints": 9})
     with database.transaction() as session:
@@ -67,7 +67,7 @@ def test_an_attempt_that_comes_by_again_keeps_nothing_twice(
 
 
 def test_one_that_another_job_continues_from_stays(
-    runner: JobRunner, claimed: Callable[..., Lease], database: Database
+    runner: JobRunner, claimed: Callable[..., JobLease], database: Database
 ) -> None:
     lease = claimed("keeps", training={"keep_checkpoints": 1})
     adapter_id, _artifact = adapter_records.name_checkpoint_artifact(lease.job_id, 2)
@@ -80,7 +80,7 @@ def test_one_that_another_job_continues_from_stays(
 
 def test_a_disk_that_is_full_fails_the_job_and_names_no_half_of_one(
     runner: JobRunner,
-    claimed: Callable[..., Lease],
+    claimed: Callable[..., JobLease],
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

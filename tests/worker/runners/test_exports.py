@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.core.exports import queue as export_queue, records as export_records
-from app.core.exports.queue import ExportLease
+from app.core.exports import records as export_records
+from app.core.exports.queue import ExportLease, export_queue
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
@@ -36,8 +36,8 @@ def runner(
 
 
 @pytest.fixture
-def started(runner: ExportRunner, submit: Callable[..., str], export_settings: Settings) -> "Started":
-    submit()
+def started(runner: ExportRunner, submit_export: Callable[..., str], export_settings: Settings) -> "Started":
+    submit_export()
     return Started(runner, export_settings)
 
 
@@ -148,9 +148,9 @@ def test_an_idle_worker_gives_back_the_room_of_what_nobody_needs(
 
 
 def test_a_merge_is_kept_while_an_attempt_may_need_it(
-    runner: ExportRunner, export_settings: Settings, database: Database, submit: Callable[..., str]
+    runner: ExportRunner, export_settings: Settings, database: Database, submit_export: Callable[..., str]
 ) -> None:
-    merged = export_settings.data_dir / "exports" / submit() / "merged"
+    merged = export_settings.data_dir / "exports" / submit_export() / "merged"
     merged.mkdir(parents=True)
     runner.remove_leftovers()
     assert merged.exists()
@@ -166,9 +166,9 @@ def test_an_export_is_made_stored_and_named_last(
     database: Database,
     store: ArtifactStore,
     stop: threading.Event,
-    submit: Callable[..., str],
+    submit_export: Callable[..., str],
 ) -> None:
-    export_id = submit(format="gguf", type="q8_0")
+    export_id = submit_export(format="gguf", type="q8_0")
     runner = ExportRunner(export_settings, database, store, stop=stop)
     lease = runner.claim()
     assert lease is not None
@@ -188,9 +188,9 @@ def test_a_failed_export_says_why(
     database: Database,
     store: ArtifactStore,
     stop: threading.Event,
-    submit: Callable[..., str],
+    submit_export: Callable[..., str],
 ) -> None:
-    export_id = submit()
+    export_id = submit_export()
     nowhere = export_settings.model_copy(update={"models_dir": export_settings.data_dir / "empty"})
     runner = ExportRunner(nowhere, database, store, stop=stop)
     lease = runner.claim()

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.core.datasets import fetches, records as dataset_records
-from app.core.datasets.fetches import FetchLease
+from app.core.datasets import records as dataset_records
+from app.core.datasets.fetches import FetchLease, fetch_queue
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
@@ -33,10 +33,17 @@ def held_hub(hub: FakeHub) -> FakeHub:
     return hub
 
 
+@pytest.fixture
+def runner(
+    settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event
+) -> FetchRunner:
+    return FetchRunner(settings, database, store, stop=stop)
+
+
 @contextmanager
-def running(runner: FetchRunner, hub: FakeHub, submit: Submit) -> Iterator[FetchLease]:
+def running(runner: FetchRunner, hub: FakeHub, submit_fetch: Submit) -> Iterator[FetchLease]:
     """Runs a fetch in a thread, until its child waits for the file; leaves when the fetch has ended."""
-    submit()
+    submit_fetch()
     lease = runner.claim()
     assert lease is not None
     thread = threading.Thread(target=runner.run, args=(lease,))
@@ -65,12 +72,12 @@ def assert_nothing_is_left(settings: Settings, store: ArtifactStore) -> None:
 def test_a_dataset_that_is_deleted_is_fetched_no_more(
     runner: FetchRunner,
     held_hub: FakeHub,
-    submit: Submit,
+    submit_fetch: Submit,
     database: Database,
     store: ArtifactStore,
     settings: Settings,
 ) -> None:
-    with running(runner, held_hub, submit) as lease:
+    with running(runner, held_hub, submit_fetch) as lease:
         process = child()
         with database.transaction() as session:
             dataset_records.delete(session, lease.dataset_id)
@@ -79,9 +86,9 @@ def test_a_dataset_that_is_deleted_is_fetched_no_more(
 
 
 def test_a_child_that_is_killed_is_tried_again_and_then_fails(
-    runner: FetchRunner, held_hub: FakeHub, submit: Submit, database: Database
+    runner: FetchRunner, held_hub: FakeHub, submit_fetch: Submit, database: Database
 ) -> None:
-    with running(runner, held_hub, submit) as lease:
+    with running(runner, held_hub, submit_fetch) as lease:
         os.kill(child().pid, signal.SIGKILL)
     assert dataset_of(database, lease).state == "fetching"
     for _ in range(2):
@@ -98,9 +105,9 @@ def test_a_child_that_is_killed_is_tried_again_and_then_fails(
 
 
 def test_a_stopping_worker_hands_the_fetch_back(
-    runner: FetchRunner, held_hub: FakeHub, submit: Submit, database: Database, stop: threading.Event
+    runner: FetchRunner, held_hub: FakeHub, submit_fetch: Submit, database: Database, stop: threading.Event
 ) -> None:
-    with running(runner, held_hub, submit) as lease:
+    with running(runner, held_hub, submit_fetch) as lease:
         stop.set()
     with database.snapshot() as session:
         fetch = session.get(tables.DatasetFetchRow, lease.dataset_id)
@@ -109,11 +116,11 @@ def test_a_stopping_worker_hands_the_fetch_back(
 
 
 def test_a_fetch_that_another_worker_took_over_is_dropped(
-    runner: FetchRunner, held_hub: FakeHub, submit: Submit, database: Database, settings: Settings
+    runner: FetchRunner, held_hub: FakeHub, submit_fetch: Submit, database: Database, settings: Settings
 ) -> None:
-    with running(runner, held_hub, submit) as lease, database.transaction() as session:
+    with running(runner, held_hub, submit_fetch) as lease, database.transaction() as session:
         later = datetime.now(UTC) + timedelta(hours=1)
-        second = fetches.claim(session, lease_seconds=30, max_attempts=3, now=later)
+        second = fetch_queue.claim(session, lease_seconds=30, max_attempts=3, now=later)
     assert second is not None
     held_hub.is_held = False
     leftover = settings.data_dir / "fetches" / "of-a-dead-worker"
@@ -126,7 +133,7 @@ def test_a_fetch_that_another_worker_took_over_is_dropped(
 def test_a_full_disk_fails_the_dataset_and_leaves_nothing(
     runner: FetchRunner,
     held_hub: FakeHub,
-    submit: Submit,
+    submit_fetch: Submit,
     database: Database,
     store: ArtifactStore,
     settings: Settings,
@@ -140,7 +147,7 @@ def test_a_full_disk_fails_the_dataset_and_leaves_nothing(
 
     monkeypatch.setattr(ArtifactStore, "put_file", fill_the_disk)
     held_hub.is_held = False
-    submit()
+    submit_fetch()
     lease = runner.claim()
     assert lease is not None
     runner.run(lease)

@@ -8,7 +8,7 @@ import pytest
 
 from app.core.adapters import records as adapter_records
 from app.core.jobs import events
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
@@ -19,7 +19,7 @@ from worker.runners.jobs import JobRunner
 
 def test_what_a_dead_worker_left_is_removed(
     runner: JobRunner,
-    claimed: Callable[[str], Lease],
+    claimed: Callable[[str], JobLease],
     database: Database,
     store: ArtifactStore,
     settings: Settings,
@@ -44,7 +44,7 @@ def test_what_a_dead_worker_left_is_removed(
 
 def test_the_child_is_told_where_the_adapter_to_continue_from_is(
     runner: JobRunner,
-    claimed: Callable[[str], Lease],
+    claimed: Callable[[str], JobLease],
     database: Database,
     store: ArtifactStore,
     tmp_path: Path,

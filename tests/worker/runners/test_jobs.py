@@ -13,7 +13,7 @@ import pytest
 
 from app.core.adapters import records as adapter_records
 from app.core.jobs import events, queue, records as job_records
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
@@ -22,13 +22,13 @@ from tests.worker.runners.job_runs import job_of
 from worker.runners.jobs import JobRunner
 
 
-def event_types(database: Database, lease: Lease) -> list[str]:
+def event_types(database: Database, lease: JobLease) -> list[str]:
     with database.snapshot() as session:
         return [event.type for event in events.read(session, lease.job_id)]
 
 
 @contextmanager
-def running(runner: JobRunner, lease: Lease) -> Iterator[None]:
+def running(runner: JobRunner, lease: JobLease) -> Iterator[None]:
     """Runs the job in a thread; leaves when the job has ended."""
     thread = threading.Thread(target=runner.run, args=(lease,))
     thread.start()
@@ -37,7 +37,7 @@ def running(runner: JobRunner, lease: Lease) -> Iterator[None]:
     assert not thread.is_alive()
 
 
-def wait_for_step(database: Database, lease: Lease) -> None:
+def wait_for_step(database: Database, lease: JobLease) -> None:
     """Until the child has reported its first step."""
     tick = threading.Event()
     for _ in range(600):
@@ -48,7 +48,7 @@ def wait_for_step(database: Database, lease: Lease) -> None:
 
 
 def test_a_finished_child_makes_an_adapter(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database, store: ArtifactStore
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database, store: ArtifactStore
 ) -> None:
     lease = claimed("finishes")
     runner.run(lease)
@@ -63,7 +63,7 @@ def test_a_finished_child_makes_an_adapter(
 
 
 def test_a_failed_child_fails_the_job_with_its_reason(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("fails")
     runner.run(lease)
@@ -72,7 +72,7 @@ def test_a_failed_child_fails_the_job_with_its_reason(
 
 
 def test_a_child_that_dies_is_tried_again(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("dies-once")
     runner.run(lease)
@@ -86,9 +86,9 @@ def test_a_child_that_dies_is_tried_again(
 
 
 def test_a_child_that_always_dies_fails_the_job_with_its_last_words(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
-    lease: Lease | None = claimed("dies")
+    lease: JobLease | None = claimed("dies")
     while lease is not None:
         last = lease
         runner.run(lease)
@@ -100,7 +100,7 @@ def test_a_child_that_always_dies_fails_the_job_with_its_last_words(
 
 
 def test_a_killed_child_is_named_with_its_signal(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("waits")
     with running(runner, lease):
@@ -113,7 +113,7 @@ def test_a_killed_child_is_named_with_its_signal(
 
 
 def test_cancel_ends_the_child_and_the_job(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("waits")
     with running(runner, lease):
@@ -126,7 +126,7 @@ def test_cancel_ends_the_child_and_the_job(
 
 
 def test_a_child_that_ignores_a_cancel_is_killed(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("ignores-stop")
     with running(runner, lease):
@@ -137,7 +137,7 @@ def test_a_child_that_ignores_a_cancel_is_killed(
 
 
 def test_a_stopping_worker_hands_the_job_back(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database, stop: threading.Event
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database, stop: threading.Event
 ) -> None:
     lease = claimed("waits")
     with running(runner, lease):
@@ -149,7 +149,7 @@ def test_a_stopping_worker_hands_the_job_back(
 
 
 def test_a_lost_lease_drops_the_result(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("waits")
     with running(runner, lease):
@@ -166,7 +166,7 @@ def test_a_lost_lease_drops_the_result(
 
 
 def test_a_child_that_dies_in_the_middle_of_a_report_is_tried_again(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("dies-in-mid-report")
     runner.run(lease)
@@ -176,7 +176,7 @@ def test_a_child_that_dies_in_the_middle_of_a_report_is_tried_again(
 
 def test_a_full_disk_at_the_delivery_fails_the_job_and_leaves_no_half_of_an_adapter(
     runner: JobRunner,
-    claimed: Callable[[str], Lease],
+    claimed: Callable[[str], JobLease],
     database: Database,
     store: ArtifactStore,
     settings: Settings,

@@ -4,20 +4,20 @@ import threading
 from collections.abc import Callable
 
 from app.core.jobs import events, queue, records as job_records
-from app.core.jobs.queue import Lease
+from app.core.jobs.queue import JobLease
 from app.core.storage.database import Database
 from tests.worker.runners.job_runs import claim, job_of
 from tests.worker.runners.test_jobs import running, wait_for_step
 from worker.runners.jobs import JobRunner
 
 
-def pause(database: Database, lease: Lease) -> None:
+def pause(database: Database, lease: JobLease) -> None:
     with database.transaction() as session:
         job_records.request_pause(session, lease.job_id)
 
 
 def test_a_paused_job_ends_its_child_and_keeps_its_checkpoint(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("waits")
     with running(runner, lease):
@@ -32,7 +32,7 @@ def test_a_paused_job_ends_its_child_and_keeps_its_checkpoint(
 
 
 def test_a_resumed_job_runs_to_its_end(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("waits-once")
     with running(runner, lease):
@@ -47,7 +47,7 @@ def test_a_resumed_job_runs_to_its_end(
 
 
 def test_a_worker_that_stops_during_a_pause_leaves_the_job_paused(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database, stop: threading.Event
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database, stop: threading.Event
 ) -> None:
     lease = claimed("waits")
     with running(runner, lease):
@@ -59,7 +59,7 @@ def test_a_worker_that_stops_during_a_pause_leaves_the_job_paused(
 
 
 def test_a_child_that_ignores_a_pause_is_killed_and_the_job_is_paused(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("ignores-stop")
     with running(runner, lease):
@@ -69,7 +69,7 @@ def test_a_child_that_ignores_a_pause_is_killed_and_the_job_is_paused(
 
 
 def test_a_cancel_during_a_pause_cancels(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("ignores-stop")
     with running(runner, lease):
@@ -81,7 +81,7 @@ def test_a_cancel_during_a_pause_cancels(
 
 
 def test_the_queue_goes_on_with_the_next_job_while_one_is_paused(
-    runner: JobRunner, claimed: Callable[[str], Lease], database: Database
+    runner: JobRunner, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     lease = claimed("waits")
     with running(runner, lease):

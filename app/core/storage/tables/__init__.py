@@ -4,7 +4,7 @@ Every class of a table ends in `Row`. All are imported here, so that the metadat
 """
 
 from app.core.storage.tables.adapters import AdapterImportRow, AdapterRow
-from app.core.storage.tables.base import Table, UtcDateTime
+from app.core.storage.tables.base import CountedRow, LeasedRow, Table, UtcDateTime
 from app.core.storage.tables.datasets import DatasetFetchRow, DatasetRow
 from app.core.storage.tables.exports import ExportRow
 from app.core.storage.tables.idempotency import IdempotencyKeyRow
@@ -18,12 +18,14 @@ __all__ = [
     "AdapterRow",
     "ApiKeyRow",
     "AttemptRow",
+    "CountedRow",
     "DatasetFetchRow",
     "DatasetRow",
     "EventRow",
     "ExportRow",
     "IdempotencyKeyRow",
     "JobRow",
+    "LeasedRow",
     "Table",
     "UtcDateTime",
     "WebhookDeliveryRow",

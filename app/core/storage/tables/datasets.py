@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.specs.states import DatasetState
-from app.core.storage.tables.base import Table
+from app.core.storage.tables.base import CountedRow, Table
 
 
 class DatasetRow(Table):
@@ -42,7 +42,7 @@ class DatasetRow(Table):
     __table_args__ = (Index("ix_datasets_created_at_id", "created_at", "id"),)
 
 
-class DatasetFetchRow(Table):
+class DatasetFetchRow(CountedRow, Table):
     """The fetch of a dataset in the state `fetching`, and the lease of the worker that fetches it."""
 
     __tablename__ = "dataset_fetches"
@@ -50,7 +50,4 @@ class DatasetFetchRow(Table):
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), primary_key=True)
     column_map: Mapped[dict[str, Any]]
     on_problem: Mapped[str] = mapped_column(String(16))
-    attempts: Mapped[int] = mapped_column(default=0)
-    lease_token: Mapped[str | None] = mapped_column(String(32))
-    lease_expires_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(index=True)

@@ -6,10 +6,10 @@ from typing import Any
 from sqlalchemy import Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.storage.tables.base import Table
+from app.core.storage.tables.base import CountedRow, Table
 
 
-class ExportRow(Table):
+class ExportRow(CountedRow, Table):
     """An export of an adapter to another format, the lease of the worker that makes it, and its files.
 
     A row outlives its adapter, so it has the adapter's name and base model too.
@@ -31,10 +31,6 @@ class ExportRow(Table):
     url: Mapped[str | None] = mapped_column(String(255))
     artifact: Mapped[str | None] = mapped_column(String(255))
     error: Mapped[dict[str, Any] | None]
-    attempts: Mapped[int] = mapped_column(default=0)
-    lease_token: Mapped[str | None] = mapped_column(String(32))
-    lease_expires_at: Mapped[datetime | None]
-    created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 

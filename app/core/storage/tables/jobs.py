@@ -7,13 +7,13 @@ from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.core.specs.states import JobState
-from app.core.storage.tables.base import Table
+from app.core.storage.tables.base import LeasedRow, Table
 
 if TYPE_CHECKING:
     from app.core.storage.tables.adapters import AdapterRow
 
 
-class JobRow(Table):
+class JobRow(LeasedRow, Table):
     """A job, its progress, and the lease of the worker that runs it."""
 
     __tablename__ = "jobs"
@@ -36,14 +36,11 @@ class JobRow(Table):
     error_message: Mapped[str | None] = mapped_column(Text)
     error_hint: Mapped[str | None] = mapped_column(Text)
 
-    lease_token: Mapped[str | None] = mapped_column(String(32))
-    lease_expires_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     pause_requested_at: Mapped[datetime | None]
     lost_attempts: Mapped[int] = mapped_column(default=0)
     last_event_seq: Mapped[int] = mapped_column(default=0)
 
-    created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
