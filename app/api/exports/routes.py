@@ -102,7 +102,8 @@ def download_export(
 ) -> Response:
     """The file; of an export with several, a tar of them. A download that broke off goes on with a range.
 
-    `curl -C - -OJ 'localhost:8000/exports/exp_…/download'`; `X-Checksum-SHA256` is that of the whole file.
+    `curl -C - -o helper.zip 'localhost:8000/exports/exp_…/download'`; `X-Checksum-SHA256` is that of the
+    whole file.
     """
     with services.database.snapshot() as session:
         row = export_records.get(session, export_id)
