@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.core.specs.job import QuantizationSpec
 from worker.exports.adapter_weights import AdapterWeights
-from worker.exports.checkpoint import Checkpoint
+from worker.exports.checkpoint import SafetensorsCheckpoint
 from worker.exports.merge import Merger, read_shape
 from worker.models import cpu_dequantize
 from worker.models.base_model import load_for_serving, load_model, quantization_config
@@ -213,7 +213,9 @@ def load_to_serve(base: Path, quantization: QuantizationSpec) -> dict[str, torch
 
 def merge_nothing(base: Path, quantization: QuantizationSpec) -> dict[str, torch.Tensor]:
     adapter = AdapterWeights(changes={}, replaced={}, alpha=1, use_rslora=False)
-    merger = Merger(Checkpoint(base), read_shape(base), adapter, quantization_config(quantization, CPU))
+    merger = Merger(
+        SafetensorsCheckpoint(base), read_shape(base), adapter, quantization_config(quantization, CPU)
+    )
     return {tensor.name: merger.read(tensor.name) for tensor in merger.tensors}
 
 
