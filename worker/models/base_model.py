@@ -1,4 +1,4 @@
-"""Find a base model, load it and its tokenizer: one way for training, serving and exports.
+"""Finds and loads base models and their tokenizers, for training, serving and exports alike.
 
 A base model is a folder in the models folder or a Hub id. Only safetensors are loaded, and no remote code.
 """
@@ -103,10 +103,10 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
 def load_for_serving(
     folder: Path, quantization: QuantizationSpec, device: Device, *, keeps_4bit: bool = False
 ) -> PreTrainedModel:
-    """The base model as serving uses it: 4-bit weights are put back to 16 bits (32 on a CPU), once.
+    """The base model as serving uses it: 4-bit weights are dequantized once, to 16 bits (32 on a CPU).
 
-    These are the very values that the adapter was trained against, without the cost of unpacking them at each
-    step. With `keeps_4bit` they stay as they are, for a device that has no room for more.
+    These are the values that the adapter was trained against, without the cost of dequantizing them at each
+    step. With `keeps_4bit` they stay in 4 bits, for a device without the memory for more.
     Raises ModelUnreadable.
     """
     if not quantization.load_in_4bit or keeps_4bit:
@@ -123,9 +123,10 @@ def load_for_serving(
 
 
 def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, device: Device) -> bool:
-    """Put every weight that QLoRA quantizes through 4 bits and back; answers whether that could be done.
+    """Quantize and dequantize every weight that QLoRA quantizes. Returns False where that can't be done.
 
-    On a CPU this is several times quicker than to load in 4 bits and dequantize: same functions, same values.
+    On a CPU this is several times faster than to load in 4 bits and dequantize, by the same functions, so it
+    gives the same values.
     """
     if hasattr(model.config, "quantization_config") or any(isinstance(m, Conv1D) for m in model.modules()):
         return False
@@ -138,7 +139,7 @@ def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, devic
 
 
 def linears_to_quantize(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
-    """The layers whose weights QLoRA holds in 4 bits, by name; asked of a model that is not quantized."""
+    """The layers of an unquantized model whose weights QLoRA holds in 4 bits, by name."""
     kept_in_fp32 = list(model._keep_in_fp32_modules or [])
     skipped = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)
     return {
@@ -171,8 +172,8 @@ def compute_dtype(quantization: QuantizationSpec, device: Device) -> torch.dtype
 def _keep_weights_trainable(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with AVX512-BF16.
 
-    Repacked weights know no backward pass: training would go on after that evaluation with wrong gradients
-    and not say so (bitsandbytes 0.50, Linear4bit.forward).
+    Repacked weights have no backward pass: training would continue after that evaluation with wrong gradients
+    and without an error (bitsandbytes 0.50, Linear4bit.forward).
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -189,7 +190,7 @@ def find_downloaded(name: str) -> Path | None:
 
 
 def download_description(name: str, cache: Path) -> Path:
-    """A folder with a Hub model's config and tokenizer alone, kept apart from whole models.
+    """A folder with only the config and tokenizer of a Hub model, in a cache apart from whole models.
 
     Raises ModelMissing, ModelGated, HubUnreachable.
     """
@@ -219,7 +220,7 @@ def _fetch(name: str, **options: Any) -> Path:
 
 
 def _announcing(name: str, announce: Announce) -> type[tqdm]:
-    """A progress bar that draws nothing and says a line at each tenth of the bytes."""
+    """A progress bar that draws nothing and announces a line at each tenth of the bytes."""
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -240,7 +241,7 @@ def _announcing(name: str, announce: Announce) -> type[tqdm]:
 
 
 class _Silent:
-    """Where the bar's drawing goes."""
+    """An output for the bar's drawing that discards it."""
 
     def write(self, _text: str) -> int:
         return 0

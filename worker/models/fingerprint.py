@@ -1,4 +1,4 @@
-"""Tells whether a base model still has the weights that an adapter was trained on. Knows no torch.
+"""Checks whether a base model still has the weights that an adapter was trained on. Knows no torch.
 
 A fingerprint covers every tensor's name, type and shape, and its first, middle and last bytes: other weights
 under the same name are found without a read of them all. A change of a few numbers elsewhere is not seen.
@@ -26,7 +26,7 @@ _KEY = "base_weights"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes lie."""
+    """Type and shape of a tensor in a safetensors file, and where its bytes begin and end."""
 
     path: Path
     type: str
@@ -36,7 +36,7 @@ class StoredTensor:
 
 
 def take_fingerprint(folder: Path) -> str:
-    """Of the weights in a base model's folder. Raises ModelUnreadable."""
+    """Return the fingerprint of the weights in a base model's folder. Raises ModelUnreadable."""
     try:
         return _take(folder, _describe_files(folder))
     except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
@@ -44,9 +44,9 @@ def take_fingerprint(folder: Path) -> str:
 
 
 def check_base(adapter: Path, base: Path, name: str) -> None:
-    """Raise BaseModelChanged where an adapter's record says that it was trained on other weights.
+    """Raise BaseModelChanged where an adapter's record has the fingerprint of other weights.
 
-    An adapter without a record, or with one that says nothing of them, passes.
+    An adapter without a record, or with a record without a fingerprint, passes.
     """
     recorded = _read_recorded(adapter)
     if recorded and recorded.startswith(_METHOD) and recorded != take_fingerprint(base):
@@ -57,7 +57,7 @@ def check_base(adapter: Path, base: Path, name: str) -> None:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """A file's tensors by name (the format: github.com/huggingface/safetensors)."""
+    """The tensors of a safetensors file by name (the format: github.com/huggingface/safetensors)."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > path.stat().st_size:
@@ -80,7 +80,7 @@ def _describe_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 @lru_cache(maxsize=64)
 def _take(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> str:
-    """Once for files that stay as they are: every request to an adapter asks for it."""
+    """Cached for files that have not changed, since every request to an adapter needs it."""
     total = hashlib.sha256()
     tensors = {name: tensor for path in _find_files(folder) for name, tensor in read_header(path).items()}
     if not tensors:
@@ -97,7 +97,7 @@ def _take(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def _find_files(folder: Path) -> list[Path]:
-    """The safetensors that transformers would load; some folders hold more."""
+    """The safetensors files that transformers would load; some folders have others, too."""
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if (folder / _INDEX).is_file():
@@ -107,7 +107,7 @@ def _find_files(folder: Path) -> list[Path]:
 
 
 def _sample(descriptor: int, tensor: StoredTensor) -> bytes:
-    """All of a small tensor; the beginning, the middle and the end of a large one."""
+    """All bytes of a small tensor; the first, middle and last bytes of a large one."""
     begin, end = tensor.begin, tensor.end
     if end - begin <= 3 * _SAMPLE_BYTES:
         return os.pread(descriptor, end - begin, begin)
@@ -116,7 +116,7 @@ def _sample(descriptor: int, tensor: StoredTensor) -> bytes:
 
 
 def _read_recorded(adapter: Path) -> str | None:
-    """What Tunesmith wrote beside an adapter that it made; somebody else's record may hold anything."""
+    """The fingerprint in an adapter's record, which another program may have written; None: it has none."""
     try:
         found = json.loads((adapter / RECORD).read_bytes())[_KEY]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

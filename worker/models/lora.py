@@ -1,4 +1,4 @@
-"""The LoRA adapter of a spec, put on a model by PEFT: a real one to train it, an empty one to count it."""
+"""The LoRA adapter of a spec, added to a model by PEFT: to train it, or on empty weights to count them."""
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -16,7 +16,7 @@ _SAVE_HINT = 'Set lora.modules_to_save to names like "lm_head" or "embed_tokens"
 
 
 def attach(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
-    """A new adapter on the model. Raises BadTarget."""
+    """Add a new adapter to the model. Raises BadTarget."""
     _check_modules_to_save(model, lora.modules_to_save or [])
     try:
         adapted = get_peft_model(model, lora_config(lora))
@@ -29,7 +29,7 @@ def attach(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
 
 
 def lora_config(lora: LoraSpec) -> LoraConfig:
-    """The adapter's settings. Other programs expect a whole alpha, where it is one, to be written as such."""
+    """The adapter's settings in PEFT's terms. A whole alpha is an int, as other programs expect it."""
     return LoraConfig(
         r=lora.r,
         lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
@@ -44,7 +44,7 @@ def lora_config(lora: LoraSpec) -> LoraConfig:
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:
-    """The last names of the model's linear layers, but the output layer's, which can't be a target."""
+    """Last parts of the names of the linear layers, except the output layer, which can't be a target."""
     output = model.get_output_embeddings()
     linears = (nn.Linear, Conv1D)
     named = [(path, module) for path, module in model.named_modules() if isinstance(module, linears)]
@@ -52,7 +52,7 @@ def _linear_names(model: PreTrainedModel) -> list[str]:
 
 
 def _check_modules_to_save(model: PreTrainedModel, names: list[str]) -> None:
-    """PEFT passes over names that match nothing, and can't train weights that are held in 4 bits."""
+    """Raise BadTarget for names that PEFT would ignore, as they match nothing, and for 4-bit weights."""
     for name in names:
         modules = [module for path, module in model.named_modules() if path and path.endswith(name)]
         if not modules:

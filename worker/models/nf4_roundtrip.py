@@ -1,6 +1,6 @@
-"""A weight's trip through 4 bits and back, some rows at a time: bit for bit what bitsandbytes' own way gives.
+"""Quantizes a weight to 4 bits and dequantizes it, some rows at a time: bit for bit as bitsandbytes does.
 
-That way (`Params4bit`) takes fourteen bytes for each number of the weight on a CPU; this one half a byte
+bitsandbytes' `Params4bit` takes fourteen bytes for each number of the weight on a CPU; this takes half a byte
 and a few megabytes. O: outputs, I: inputs of a linear layer.
 """
 
@@ -16,16 +16,16 @@ from transformers.pytorch_utils import Conv1D
 from worker.models import cpu_dequantize
 from worker.models.cpu_dequantize import BlockLayout
 
-# Numbers that share a scale, and scales that do: bitsandbytes' own, as QLoRA has them.
+# Numbers that share a scale, and scales that share one when quantized: bitsandbytes' own, as in QLoRA.
 _BLOCK = 64
 _STATISTICS_BLOCK = 256
 _NUMBERS_AT_A_TIME = 1 << 19
 
 
 def rows_at_a_time(columns: int) -> int:
-    """How many rows of a matrix to work on together, so that memory stays small and quick.
+    """How many rows of a matrix to process together, so that they fit the caches.
 
-    So many begin with a new block, whatever the columns.
+    It is a multiple of the block, so that each piece begins with a new block, whatever the columns.
     """
     return max(1, _NUMBERS_AT_A_TIME // (columns * _BLOCK)) * _BLOCK
 
@@ -43,10 +43,10 @@ def check_kernel(linears: Iterable[nn.Linear | Conv1D], options: BitsAndBytesCon
 def round_rows(
     weight_OI: torch.Tensor, options: BitsAndBytesConfig, dtype: torch.dtype
 ) -> Iterator[torch.Tensor]:
-    """The weight as it is after its trip, in pieces of `rows_at_a_time` rows."""
+    """Yield the dequantized weight in pieces of `rows_at_a_time` rows."""
     cpu_dequantize.check([BlockLayout(weight_OI.shape[1], options.bnb_4bit_quant_type, _BLOCK)])
     pieces = weight_OI.split(rows_at_a_time(weight_OI.shape[1]))
-    # Allocated before the pieces' large temporaries: what outlives those leaves a heap full of holes.
+    # Allocated before the pieces' large temporaries, which it outlives: else it would fragment the heap.
     packed = torch.empty(_count(weight_OI.numel(), 2), 1, dtype=torch.uint8)
     scales = torch.empty(_count(weight_OI.numel(), _BLOCK))
     for first, rows in _enumerate(pieces):
@@ -69,21 +69,21 @@ def round_rows(
 
 
 def round_weight(weight_OI: torch.Tensor, options: BitsAndBytesConfig) -> None:
-    """Round a weight where it stands."""
+    """Quantize and dequantize a weight in place."""
     targets = weight_OI.split(rows_at_a_time(weight_OI.shape[1]))
     for target, rounded in zip(targets, round_rows(weight_OI, options, weight_OI.dtype), strict=True):
         target.copy_(rounded)
 
 
 def _round_statistics(scales: torch.Tensor) -> torch.Tensor:
-    """Scales after their own trip through 8 bits, for which the whole weight's are needed."""
+    """Scales, quantized to 8 bits and dequantized. All scales of the weight are needed for that."""
     offset = scales.mean()
     numbers, state = functional.quantize_blockwise(scales - offset, blocksize=_STATISTICS_BLOCK)
     return functional.dequantize_blockwise(numbers, state) + offset
 
 
 def _enumerate(pieces: tuple[torch.Tensor, ...]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Each with how many numbers are before it."""
+    """Yield each piece with the count of the numbers before it."""
     first = 0
     for piece in pieces:
         yield first, piece
@@ -91,7 +91,7 @@ def _enumerate(pieces: tuple[torch.Tensor, ...]) -> Iterator[tuple[int, torch.Te
 
 
 def _part(of: torch.Tensor, first: int, piece: torch.Tensor, numbers_each: int) -> torch.Tensor:
-    """What belongs to a piece, of a buffer with one entry for so many numbers."""
+    """The entries of a piece in a buffer with one entry for every `numbers_each` numbers."""
     return of[first // numbers_each : _count(first + piece.numel(), numbers_each)]
 
 

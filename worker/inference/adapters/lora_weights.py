@@ -151,7 +151,7 @@ class GroupLora:
         if self._tiles_T3 is not None:
             from worker.kernels import batched_lora
 
-            y_NO, inner_NC = self._group.weights.product_and_tail(x_NI)
+            y_NO, inner_NC = self._group.weights.product_with_rows(x_NI)
             if len(x_NI) > _DENSE_FROM_TOKENS and self._slots.count * self._slots.rank <= _DENSE_COLUMNS:
                 self._add_dense(y_NO, inner_NC, selection)
                 return y_NO
@@ -208,7 +208,7 @@ class GroupLora:
         group, slots = self._group, self._slots
         shape = (len(group.widths), slots.count, slots.rank, group.input_width)
         if slots.uses_kernels:
-            A_MSRI = group.weights.reserve(shape[0] * shape[1] * shape[2]).view(shape)
+            A_MSRI = group.weights.append_rows(shape[0] * shape[1] * shape[2]).view(shape)
         else:
             A_MSRI = torch.zeros(shape, dtype=slots.dtype, device=group.device)
         B_SRO = torch.zeros(

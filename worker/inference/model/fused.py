@@ -1,7 +1,7 @@
-"""Put kernels in the place of small steps of a model's own code: RMS norm, rotary angles, SwiGLU.
+"""Replaces small steps of a model's own code by fused kernels: RMSNorm, rotary embedding, SwiGLU.
 
-Each is taken only where it gives what the model's own code gives on random input, so that a family with a
-norm, an angle or an activation of another kind keeps its own. CUDA only.
+A kernel is used only where it gives on random input what the model's own code gives, so a family with another
+kind of norm, embedding or activation keeps its own. CUDA only.
 """
 
 import sys
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from worker.kernels import norm, rotary, swiglu
 
-# Two ways to round the same sums, relative to the largest value.
+# How far results that are rounded differently may be apart, relative to the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 _ROTATE = "apply_rotary_pos_emb"
 
@@ -23,7 +23,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 @torch.inference_mode()
 def install(model: PreTrainedModel) -> list[str]:
-    """Answers what was replaced, by class or function."""
+    """Replace what can be replaced. Returns the names of the classes and functions."""
     replaced = set()
     for module in model.modules():
         found = _norm(module) or _swiglu(module)
@@ -40,7 +40,7 @@ def _norm(module: nn.Module) -> Callable[..., torch.Tensor] | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None or weight.ndim != 1:
         return None
-    # Norms of heads see strided rows; the kernel wants lines that lie one after another.
+    # The input of a norm of heads is strided; the kernel needs a contiguous one.
     return lambda x: norm.rms_norm(x.contiguous(), weight, epsilon)
 
 
@@ -57,8 +57,8 @@ def _swiglu(module: nn.Module) -> Callable[..., torch.Tensor] | None:
         assert down is not None
         gate_x, up_x = gate(x), up(x)
         active = swiglu.silu_times(gate_x.flatten(0, -2), up_x.flatten(0, -2))
-        answer: torch.Tensor = down(active.view(*x.shape[:-1], -1))
-        return answer
+        output: torch.Tensor = down(active.view(*x.shape[:-1], -1))
+        return output
 
     return forward
 
@@ -70,7 +70,7 @@ def _inputs(module: nn.Module, model: PreTrainedModel) -> Tensors:
 
 
 def _install_rotation(model: PreTrainedModel) -> bool:
-    """Replace the function in the module where the model's attention looks it up."""
+    """Replace the function in the Python module where the model's attention looks it up."""
     attentions = [module for module in model.modules() if hasattr(module, "layer_idx")]
     homes = {sys.modules[type(module).__module__] for module in attentions}
     homes = {home for home in homes if hasattr(home, _ROTATE)}
@@ -116,16 +116,16 @@ def _rotation(own: Callable[..., Tensors]) -> Callable[..., Tensors]:
 
 
 def _same(own: Callable[..., object], other: Callable[..., object], inputs: Tensors) -> bool:
-    """Whether both answer the same; what can't be called so is not the same."""
+    """Whether both return the same; False also where one can't be called with these inputs."""
     try:
-        answers = [_listed(function(*inputs)) for function in (own, other)]
+        outputs = [_as_tuple(function(*inputs)) for function in (own, other)]
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
     return all(
         a.shape == b.shape and float((a - b).abs().max()) <= _TOLERANCE[a.dtype] * float(a.abs().max())
-        for a, b in zip(*answers, strict=True)
+        for a, b in zip(*outputs, strict=True)
     )
 
 
-def _listed(answer: Any) -> Tensors:
-    return answer if isinstance(answer, tuple) else (answer,)
+def _as_tuple(output: Any) -> Tensors:
+    return output if isinstance(output, tuple) else (output,)

@@ -1,4 +1,4 @@
-"""Grouped layers compute what they computed alone, in 16 and in 4 bits, with and without a tail."""
+"""Merged layers compute what they did apart, dense and in 4 bits, with and without appended rows."""
 
 import bitsandbytes as bnb
 import pytest
@@ -39,7 +39,7 @@ def in_four_bits(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("bits", [16, 4])
 @torch.inference_mode()
-def test_groups_answer_as_the_layers_did(bias, bits):
+def test_merged_layers_compute_what_they_did_apart(bias, bits):
     torch.manual_seed(0)
     model = Attention(bias=bias)
     model = model if bits == 16 else in_four_bits(model)
@@ -57,21 +57,21 @@ def test_groups_answer_as_the_layers_did(bias, bits):
 
 @pytest.mark.parametrize("bits", [16, 4])
 @torch.inference_mode()
-def test_tail_comes_with_the_product_and_leaves_it_as_it_was(bits):
+def test_appended_rows_are_part_of_the_product_and_do_not_change_it(bits):
     torch.manual_seed(0)
     model = Attention(bias=True)
     model = model if bits == 16 else in_four_bits(model)
     group = merge_linears(nn.ModuleDict({"attention": model}))[0]
     x_NI = torch.randn(5, 64)
     expected = group.weights.product(x_NI)
-    lines = group.weights.reserve(8)
-    lines.copy_(torch.randn(8, 64))
+    rows = group.weights.append_rows(8)
+    rows.copy_(torch.randn(8, 64))
 
-    y_NO, inner_NC = group.weights.product_and_tail(x_NI)
+    y_NO, inner_NC = group.weights.product_with_rows(x_NI)
 
     torch.testing.assert_close(y_NO, expected)
     torch.testing.assert_close(group.weights.product(x_NI), expected)
-    torch.testing.assert_close(inner_NC, x_NI @ lines.T)
+    torch.testing.assert_close(inner_NC, x_NI @ rows.T)
 
 
 @torch.inference_mode()
