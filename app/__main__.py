@@ -44,7 +44,7 @@ cli.command()(backup_commands.restore)
 
 
 class Server(uvicorn.Server):
-    """Ends followed event streams as soon as a signal arrives: they would keep the process for ever."""
+    """Ends followed event streams when a signal arrives: they would keep the process alive for ever."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -59,12 +59,12 @@ class Server(uvicorn.Server):
         super().run(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Remember the loop that the streams live on."""
+        """Remember the event loop of the streams."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called on SIGTERM and SIGINT."""
+        """End the event streams; called on SIGTERM and SIGINT."""
         if self._loop:
             self._loop.call_soon_threadsafe(self._services.streams.close)
         super().handle_exit(sig, frame)
@@ -157,7 +157,7 @@ def check_migrations() -> None:
 
 
 def _refuse_unsafe_host(settings: Settings) -> None:
-    """Exit with status 2 where strangers could use the API."""
+    """Exit with status 2 if other machines could reach an API without a key."""
     if is_loopback(settings.published_host) or settings.api_key:
         return
     with Database(settings.database_url).snapshot() as session:

@@ -1,6 +1,6 @@
-"""`python -m app.health_probe`: exit status 0 when the API of this container answers `GET /health`.
+"""`python -m app.health_probe`: exit status 0 when the API of this container responds to `GET /health`.
 
-The image's health check, every few seconds: it loads nothing of the API.
+The image's health check runs it every few seconds, so it imports nothing of the API.
 """
 
 import os
@@ -12,7 +12,7 @@ _TIMEOUT_SECONDS = 5
 
 
 def is_healthy(port: int) -> bool:
-    """Whether the API on this port of the loopback address answers with 200."""
+    """Whether `GET /health` on this port of the loopback address returns 200."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"http://127.0.0.1:{port}/health", timeout=_TIMEOUT_SECONDS) as answer:

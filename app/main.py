@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from app.api import base_models, health, status
 from app.api.adapters import imports as adapter_imports, routes as adapter_routes
 from app.api.adapters.importer import Importer
-from app.api.datasets import hub as hub_datasets, preview, routes as dataset_routes
+from app.api.datasets import hub, preview, routes as dataset_routes
 from app.api.deps import Services
 from app.api.exports import routes as export_routes
 from app.api.generate import routes as generate_routes
@@ -24,13 +24,13 @@ from app.api.http.origin_guard import OriginGuardMiddleware
 from app.api.http.request_metrics import RequestMetrics
 from app.api.http.requests import RequestMiddleware
 from app.api.http.security_headers import SecurityHeadersMiddleware
-from app.api.jobs import history as job_history, preflight, routes as job_routes
+from app.api.jobs import history, preflight, routes as job_routes
 from app.api.jobs.event_stream import EventStreams
-from app.api.openai import chat, completions, files as openai_files, fine_tuning, models as openai_models
+from app.api.openai import chat, completions, files, fine_tuning, models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
 from app.api.webhooks import routes as webhook_routes
 from app.api.webhooks.deliverer import Deliverer
-from app.core.datasets import openai_files as files
+from app.core.datasets import openai_files
 from app.core.engine import workers
 from app.core.jobs import queue
 from app.core.settings import Settings
@@ -83,8 +83,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    # The last one added is the outermost: headers for browsers, the shape of errors, an id for every answer,
-    # who asks from where, the key, the body.
+    # The last one added is the outermost. From the outside: security headers, OpenAI's error format, request
+    # ids and counters, the origin, the key, the body size.
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(OriginGuardMiddleware, settings=services.settings, database=services.database)
@@ -92,12 +92,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeadersMiddleware)
     for module in (
-        hub_datasets,
+        hub,
         dataset_routes,
         preview,
         preflight,
         job_routes,
-        job_history,
+        history,
         base_models,
         adapter_routes,
         adapter_imports,
@@ -108,7 +108,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         responses = errors.documented(401, 403, 422)
         app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
-    for module in (openai_models, chat, completions, openai_files, fine_tuning):
+    for module in (models, chat, completions, files, fine_tuning):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )
@@ -152,18 +152,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _sweep(services: Services) -> None:
-    """Take jobs away from dead workers, for as long as the app lives."""
+    """Requeue the jobs of dead workers, until cancelled."""
     while True:
         try:
             await to_thread.run_sync(sweep_once, services)
         except Exception:
-            # The boundary of the loop: one sweep that fails must not be the last.
+            # The boundary of the loop: one failed sweep must not end it.
             _log.exception("Jobs of dead workers can't be looked for now")
         await asyncio.sleep(services.settings.lease_seconds / 3)
 
 
 def sweep_once(services: Services) -> None:
-    """Requeue jobs whose lease has expired; forget what is past its time."""
+    """Requeue jobs whose lease has expired; delete expired rows and files."""
     settings = services.settings
     with services.database.transaction() as session:
         for job_id, state in queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts):
@@ -172,6 +172,6 @@ def sweep_once(services: Services) -> None:
         workers.forget_dead(session, older_than_seconds=older_than)
         idempotency.prune(session)
         deliveries.prune(session)
-        expired = files.delete_expired(session)
+        expired = openai_files.delete_expired(session)
     for folder in expired:
         services.store.delete(folder)

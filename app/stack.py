@@ -1,4 +1,4 @@
-"""Runs the API and a worker as child processes: `tunesmith up` and the demo stand on it.
+"""Runs the API and a worker as child processes, for `tunesmith up` and the demo.
 
 Knows the two only as processes and over HTTP. Each child has a session of its own, so that Ctrl-C in the
 terminal reaches this process alone, and the children are stopped in order.
@@ -23,7 +23,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class StackError(Exception):
-    """The stack can't start or go on; the message says which process and why."""
+    """The stack can't start or has stopped; the message names the process and the reason."""
 
 
 class Stack:
@@ -58,7 +58,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where the API answers, as this machine reaches it."""
+        """The address of the API for clients on this machine."""
         host = _EVERYWHERE.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
@@ -69,37 +69,37 @@ class Stack:
         self.stop()
 
     def start(self, timeout: float = 60, *, with_worker: bool = True) -> None:
-        """Start the API, wait until it answers (it has migrated the database then), start the worker.
+        """Start the API, wait until it responds (the database is migrated then), start the worker.
 
         Raises StackError; `stop()` ends what was started.
         """
-        _refuse_taken_port(self.host, self.port)
+        _check_port(self.host, self.port)
         self._spawn(API, "app")
-        self._wait_for(lambda: _answers(f"{self.url}/health"), timeout, "The API does not answer")
+        self._wait_for(lambda: _responds_ok(f"{self.url}/health"), timeout, "The API does not answer")
         if with_worker:
             self._spawn(WORKER, self._worker_module)
 
     def wait_until_ready(self, timeout: float = 180) -> None:
-        """Wait until jobs would run and /generate would answer. Raises StackError."""
-        self._wait_for(lambda: _answers(f"{self.url}/ready"), timeout, "The worker is not ready")
+        """Wait until a worker trains and an engine serves. Raises StackError."""
+        self._wait_for(lambda: _responds_ok(f"{self.url}/ready"), timeout, "The worker is not ready")
 
     def wait(self) -> None:
-        """Wait until a child ends, which it should not: raises StackError then. Ctrl-C interrupts."""
+        """Wait for ever. Raises StackError when a child ends, KeyboardInterrupt on Ctrl-C."""
         while True:
             self.check()
             time.sleep(_WATCH_SECONDS)
 
     def check(self) -> None:
-        """Raise StackError where a child has ended."""
+        """Raise StackError if a child has ended."""
         for name, child in self._children.items():
             status = child.poll()
             if status is not None:
                 raise StackError(f"The {name} stopped with {_describe(status)}.{self._log_hint(name)}")
 
     def stop(self, grace_seconds: float = 100) -> None:
-        """End both children: SIGTERM, and SIGKILL when the grace is over or Ctrl-C comes again.
+        """End both children with SIGTERM, and with SIGKILL after `grace_seconds` or at a second Ctrl-C.
 
-        The grace is longer than a worker's own: it lets a training step finish and hands its job back.
+        The default is longer than a worker's own grace: it finishes a training step and requeues its job.
         """
         children, self._children = self._children, {}
         try:
@@ -140,9 +140,9 @@ class Stack:
     def _log_hint(self, name: str) -> str:
         return f" Its log: {self._log_path(name)}" if self._log_folder else ""
 
-    def _wait_for(self, is_so: Callable[[], bool], timeout: float, complaint: str) -> None:
+    def _wait_for(self, is_done: Callable[[], bool], timeout: float, complaint: str) -> None:
         deadline = time.monotonic() + timeout
-        while not is_so():
+        while not is_done():
             self.check()
             if time.monotonic() > deadline:
                 raise StackError(f"{complaint} after {timeout:.0f} s.{self._last_reasons()}")
@@ -157,15 +157,15 @@ class Stack:
             return ""
 
 
-def _answers(url: str) -> bool:
+def _responds_ok(url: str) -> bool:
     try:
         return httpx.get(url, timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
 
-def _refuse_taken_port(host: str, port: int) -> None:
-    """Another server on the port would answer in place of ours."""
+def _check_port(host: str, port: int) -> None:
+    """Raise StackError if the port is taken: another server would respond in place of the API."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

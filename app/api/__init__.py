@@ -1,1 +1,1 @@
-"""Thin HTTP: parse the request, call the core, answer."""
+"""The HTTP API: parses requests, calls `app.core`, builds responses."""

@@ -1,4 +1,4 @@
-"""Base models that may be named: those in the models folder, those on the allow-list, those loaded now."""
+"""GET /models: base models in the models folder, on the allow-list, and in engines now."""
 
 from typing import Literal, TypedDict
 
@@ -82,7 +82,7 @@ def _local(model: LocalModel, states: list[EngineState]) -> BaseModelRead:
 
 
 def _in_engines(name: str, elsewhere: State, states: list[EngineState]) -> _InEngines:
-    """What the engines say of a base model; `elsewhere`: where it is when none of them has it."""
+    """The state of a base model in the engines; `elsewhere` is its state where no engine has it."""
     is_loaded = any(base.name == name for state in states for base in state.loaded)
     is_loading = any(state.loading and state.loading.base_model.name == name for state in states)
     counts = [one.count for state in states for one in state.waiting if one.base_model.name == name]

@@ -1,4 +1,4 @@
-"""What endpoints ask for: the services of the app, and query parameters that many share.
+"""Dependencies of endpoints: the services of the app, and the parameters that many routes share.
 
 An endpoint opens its own short transaction, `with services.database.transaction() as session`, and closes it
 before it returns. A dependency that held the transaction would enter and leave it in other threads than the
@@ -44,7 +44,7 @@ async def get_services(request: Request) -> Services:
 
 
 def accepts(request: Request, media_type: str) -> bool:
-    """Whether the client asked for this media type by name."""
+    """Whether the `Accept` header names this media type."""
     return media_type in request.headers.get("accept", "")
 
 

@@ -1,4 +1,4 @@
-"""Is it up, is it ready, and what do the counters say."""
+"""GET /health, /ready and /metrics: liveness, readiness, and Prometheus counters."""
 
 import asyncio
 from typing import Literal
@@ -49,7 +49,7 @@ def show_health() -> HealthRead:
 async def show_readiness(services: ServicesDep, response: Response) -> ReadinessRead:
     """Whether the database is migrated, a worker trains, and an engine answers. Needs no key."""
     readiness, engines = await to_thread.run_sync(_look, services.settings, services.database)
-    if readiness.ready and not await _any_is_there(services.engines, engines):
+    if readiness.ready and not await _any_is_alive(services.engines, engines):
         readiness.ready = False
         readiness.reasons = ["The engine does not answer: its worker was killed, and another one may start."]
     if not readiness.ready:
@@ -70,7 +70,7 @@ def show_metrics(services: ServicesDep) -> Response:
 
 
 def _look(settings: Settings, database: Database) -> tuple[ReadinessRead, list[tuple[str, str | None]]]:
-    """What the database says, and addresses and tokens of the engines that it names."""
+    """Readiness as far as the database shows it, and the addresses and tokens of the engines in it."""
     try:
         if not is_migrated(database):
             reason = "The database has not been migrated: start the API with `python -m app`."
@@ -85,9 +85,9 @@ def _look(settings: Settings, database: Database) -> tuple[ReadinessRead, list[t
     return ReadinessRead(ready=not missing, reasons=missing or _busy(shown), workers=shown), engines
 
 
-async def _any_is_there(client: EngineClient, engines: list[tuple[str, str | None]]) -> bool:
-    """A worker that was killed stands in the database for one more lease; its engine does not answer."""
-    return any(await asyncio.gather(*(client.is_there(url, token) for url, token in engines)))
+async def _any_is_alive(client: EngineClient, engines: list[tuple[str, str | None]]) -> bool:
+    """Whether any engine responds: the row of a killed worker stays in the database for one more lease."""
+    return any(await asyncio.gather(*(client.is_alive(url, token) for url, token in engines)))
 
 
 def _missing(alive: list[tables.WorkerRow]) -> list[str]:
@@ -105,7 +105,7 @@ def _missing(alive: list[tables.WorkerRow]) -> list[str]:
 
 
 def _busy(alive: list[WorkerRead]) -> list[str]:
-    """What requests have to wait for now."""
+    """What requests to the engines wait for now."""
     states = [worker.engine for worker in alive if worker.engine]
     jobs = sorted({state.paused_by for state in states if state.paused_by})
     reasons = [f"Serving is paused: job {job_id} has the GPU." for job_id in jobs]
@@ -113,7 +113,7 @@ def _busy(alive: list[WorkerRead]) -> list[str]:
         since = loading.since.isoformat(timespec="seconds").replace("+00:00", "Z")
         reasons.append(f"An engine has been loading the base model {loading.base_model.name} since {since}.")
     for state in states:
-        # Where the base model is there, it is rows that they wait for.
+        # Requests for a base model that is loaded wait for a place in the batch, not for the model.
         served = [*state.loaded, *([state.loading.base_model] if state.loading else [])]
         busy = ", ".join(base.name for base in served) or "no base model"
         for waiting in [one for one in state.waiting if one.base_model not in served]:

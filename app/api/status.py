@@ -1,4 +1,4 @@
-"""GET /status: the whole box at a glance. What is missing before it can work stands in health.py."""
+"""GET /status: workers, queue, storage, disks and versions. Readiness is in `health.py`."""
 
 import platform
 import shutil
@@ -97,7 +97,7 @@ def show_status(services: ServicesDep) -> StatusRead:
 def _versions(database: str) -> VersionsRead:
     try:
         own = version("tunesmith")
-    except PackageNotFoundError:  # its image holds the code, not a package
+    except PackageNotFoundError:  # the image holds the code, not an installed package
         own = "0.1.0"
     return VersionsRead(tunesmith=own, python=platform.python_version(), database=database)
 
@@ -115,6 +115,6 @@ def _disks(settings: Settings) -> list[DiskRead]:
 def _disk(folder: str, path: Path) -> DiskRead | None:
     try:
         usage = shutil.disk_usage(path)
-    except OSError:  # a folder that nothing was put into yet
+    except OSError:  # the folder does not exist yet
         return None
     return DiskRead(folder=folder, path=str(path), total_bytes=usage.total, free_bytes=usage.free)

@@ -1,1 +1,1 @@
-"""The dashboard: pages that a browser runs, out of static/. They know the API over HTTP only."""
+"""The dashboard: pages for the browser, in `static/`. They use the API over HTTP only."""

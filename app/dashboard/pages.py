@@ -1,4 +1,4 @@
-"""Serves the dashboard: one page at `/`, which the browser fills from the API; its parts under ASSETS."""
+"""Serves the dashboard: one page at `/`, which requests its data from the API, and its files under ASSETS."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 ASSETS = "/dashboard"
 _FOLDER = Path(__file__).with_name("static")
-# A browser asks each time whether a file is still the same: after an upgrade no page is of two versions.
+# A browser revalidates each file, so that no page mixes two versions after an upgrade.
 _CACHE = {"cache-control": "no-cache"}
 
 

@@ -1,6 +1,6 @@
-"""Zip and tar of a folder in the artifact store, made chunk by chunk.
+"""Writes a zip or a tar of a folder in the artifact store, chunk by chunk.
 
-Files carry no time: the same files make the same bytes.
+Entries have a fixed time, so that the same files give the same bytes.
 """
 
 import io
@@ -15,8 +15,8 @@ _CHUNK_BYTES = 1 << 20
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-class _Sink(io.RawIOBase):
-    """Keeps what a zip writer writes until it is taken; can't seek, so the writer never looks back."""
+class _Buffer(io.RawIOBase):
+    """Holds the bytes of a zip writer until `take()`. It can't seek: the writer never rewrites a header."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
@@ -35,9 +35,9 @@ class _Sink(io.RawIOBase):
 
 
 def zip_chunks(store: ArtifactStore, artifact: str, names: Sequence[str], folder: str) -> Iterator[bytes]:
-    """A zip of these files under `folder`. Nothing is compressed: weights do not shrink."""
-    sink = _Sink()
-    with zipfile.ZipFile(sink, "w") as archive:
+    """A zip of these files under `folder`, uncompressed: weights do not shrink."""
+    buffer = _Buffer()
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name in names:
             entry = zipfile.ZipInfo(f"{folder}/{name}", _ZIP_EPOCH)
             entry.external_attr = 0o644 << 16
@@ -47,8 +47,8 @@ def zip_chunks(store: ArtifactStore, artifact: str, names: Sequence[str], folder
             ):
                 while chunk := source.read(_CHUNK_BYTES):
                     target.write(chunk)
-                    yield sink.take()
-    yield sink.take()
+                    yield buffer.take()
+    yield buffer.take()
 
 
 def tar_chunks(store: ArtifactStore, artifact: str, names: Sequence[str], folder: str) -> Iterator[bytes]:

@@ -1,8 +1,9 @@
-"""Proves imported adapters for as long as the API lives: each has to answer, through the engine that serves.
+"""Verifies imported adapters while the API runs: the engine that serves must generate with each of them.
 
-The engine reads the files as it will for every request, refuses what it can't apply, and says how likely it
-finds the next tokens with the adapter and without. So the proof needs no copy of the base model, and it takes
-its turn like any other request. Several API processes may prove the same one; the first to finish wins.
+The engine reads the files as for any request and refuses those that it can't apply. The same question is sent
+with the adapter and without, and the log-probabilities are compared. So the verification needs no copy of the
+base model and is scheduled like any other request. Several API processes may verify the same adapter; the
+first to finish records the result.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Importer:
-    """The loop, and one proof. `wake` may be called from any thread."""
+    """The loop of verifications. `wake` may be called from any thread."""
 
     def __init__(
         self, database: Database, settings: Settings, store: ArtifactStore, engines: EngineClient
@@ -45,44 +46,44 @@ class Importer:
         self._engines = engines
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
-        self._waits: dict[str, tuple[float, float]] = {}  # when it is due again, and how long it waited
+        self._waits: dict[str, tuple[float, float]] = {}  # adapter id: when due again, last wait in seconds
 
     def wake(self) -> None:
-        """There is something to prove."""
+        """Look for imports to verify now."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 self._loop.call_soon_threadsafe(self._woken.set)
 
     async def run(self) -> None:
-        """Prove until cancelled. What waits for an engine is tried again and again."""
+        """Verify until cancelled. An import that waits for an engine is tried again."""
         self._loop = asyncio.get_running_loop()
         while True:
             try:
-                for adapter_id in await to_thread.run_sync(self._find_unproved):
-                    await self._prove_in_turn(adapter_id)
+                for adapter_id in await to_thread.run_sync(self._find_unverified):
+                    await self._verify_if_due(adapter_id)
             except Exception:
-                # The boundary of the loop: one that fails must not be the last.
-                _log.exception("Imported adapters can't be proved now")
+                # The boundary of the loop: one failure must not end it.
+                _log.exception("Imported adapters can't be verified now")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
                     await self._woken.wait()
             self._woken.clear()
 
-    async def _prove_in_turn(self, adapter_id: str) -> None:
-        """One that could not be proved before has to wait, longer each time."""
+    async def _verify_if_due(self, adapter_id: str) -> None:
+        """Verify an import, unless an earlier attempt was too recent; the waits double up to a minute."""
         now = time.monotonic()
         due_at, wait_seconds = self._waits.get(adapter_id, (now, _POLL_SECONDS / 2))
         if due_at <= now:
             wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
             self._waits[adapter_id] = (now + wait_seconds, wait_seconds)
-            await self.prove(adapter_id)
+            await self.verify(adapter_id)
 
-    async def prove(self, adapter_id: str) -> None:
-        """Ask the engine, and write down what came of it."""
+    async def verify(self, adapter_id: str) -> None:
+        """Generate with the adapter and without, and record the result in the database."""
         try:
             target = await to_thread.run_sync(self._find_target, adapter_id)
             if target is None:
-                return  # deleted, or proved by another process
+                return  # deleted, or verified by another process
             await self._compare(target)
         except EngineRefusal as refusal:
             kind = refusal.failed.kind
@@ -99,17 +100,17 @@ class Importer:
             await to_thread.run_sync(self._finish, adapter_id)
 
     async def _compare(self, target: Target) -> None:
-        """Raise AdapterInert where the engine says the same with the adapter and without."""
+        """Raise AdapterInert where the tokens and their probabilities do not change with the adapter."""
         plain = GenerateRequest(base_model=target.base_model, messages=_MESSAGES, sampling=_SAMPLING)
         adapted = plain.model_copy(update={"adapter": target.adapter})
-        # One after the other: a refusal is the adapter's own, or else its base model's.
-        said = [await self._ask(target, request) for request in (adapted, plain)]
-        if said[0] == said[1]:
+        # One after the other: so a refusal belongs to the adapter, or else to its base model.
+        with_adapter, without = [await self._generate(target, request) for request in (adapted, plain)]
+        if with_adapter == without:
             raise AdapterInert(
                 "The adapter does not change what the model says.", hint="Was it trained on this base model?"
             )
 
-    async def _ask(self, target: Target, request: GenerateRequest) -> list[MadeToken]:
+    async def _generate(self, target: Target, request: GenerateRequest) -> list[MadeToken]:
         answers = Answers(self._engines, target.engine, [request])
         try:
             (answer,) = await collect(answers)
@@ -117,7 +118,7 @@ class Importer:
             await answers.close()
         return answer.tokens or []
 
-    def _find_unproved(self) -> list[str]:
+    def _find_unverified(self) -> list[str]:
         with self._database.snapshot() as session:
             return adapter_imports.find_unverified(session)
 
@@ -133,7 +134,10 @@ class Importer:
     def _refuse(
         self, adapter_id: str, error: TunesmithError | Failed, is_final: bool, is_suspect: bool
     ) -> None:
-        """Fail the import, or let it wait; one whose engine broke too often may be what broke it."""
+        """Fail the import, or let it wait.
+
+        `is_suspect`: the engine broke, perhaps over this adapter; too many such failures are final.
+        """
         reason = {"code": error.code, "message": error.message, "hint": error.hint}
         artifact: str | None = None
         with self._database.transaction() as session:

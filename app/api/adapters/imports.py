@@ -1,4 +1,4 @@
-"""`POST /adapters`: an adapter that was trained elsewhere. It is stored and checked here, then proved."""
+"""`POST /adapters`: stores and checks an adapter that was trained elsewhere; `importer.py` verifies it."""
 
 import re
 import tempfile
@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 
 from app.api.adapters.routes import find_adapter
 from app.api.adapters.schemas import AdapterRead
-from app.api.datasets.routes import as_file
 from app.api.deps import Services, ServicesDep
 from app.api.http.errors import documented
-from app.api.http.idempotency import Once, OnceDep
+from app.api.http.idempotency import IdempotentRequest, IdempotentRequestDep
+from app.api.http.uploads import spooled
 from app.core.adapters import archives as adapter_archives, files as adapter_files, imports as adapter_imports
 from app.core.adapters.files import TEMPLATE, Description
 from app.core.engine import base_models
@@ -36,7 +36,7 @@ def import_adapter(
             description="The folder that PEFT's `save_pretrained` wrote, as a zip or a tar, gzipped or not."
         ),
     ],
-    once: OnceDep,
+    idempotent: IdempotentRequestDep,
     response: Response,
     services: ServicesDep,
     name: Annotated[
@@ -66,30 +66,30 @@ def import_adapter(
     It is `importing` until the engine has answered with it, then `ready` like every other one, or `failed`
     with the reason: `GET /adapters/{id}` says which.
     """
-    adapter = once.find(find_adapter)
+    adapter = idempotent.find_earlier(find_adapter)
     if adapter is None:
         own_name = re.sub(
             r"[^A-Za-z0-9._-]+", "-", _ARCHIVE_ENDINGS.sub("", PurePath(file.filename or "").name)
         )
         with (
-            as_file(services.settings, file.file) as archive,
-            tempfile.TemporaryDirectory(dir=services.settings.data_dir, prefix="import-") as unpacked,
+            spooled(services.settings, file.file) as archive,
+            tempfile.TemporaryDirectory(dir=services.settings.data_dir, prefix="import-") as extracted,
         ):
-            folder = Path(unpacked)
+            folder = Path(extracted)
             limit = services.settings.max_unpacked_bytes
             adapter_archives.unpack(archive, folder, max_bytes=limit)
             described = adapter_files.describe(folder)
-            base_model = _settle_base_model(base_model, described, services)
+            base_model = _resolve_base_model(base_model, described, services)
             if chat_template is not None:
                 _check_template(chat_template)
                 (folder / TEMPLATE).write_text(chat_template)
             adapter = _submit(
                 services,
-                once,
+                idempotent,
                 folder,
                 name=name or own_name.strip(".-_")[:64] or "adapter",
                 base_model=base_model,
-                quantization=_settle_quantization(quantization, described),
+                quantization=_resolve_quantization(quantization, described),
                 lora=described.lora,
             )
         services.importer.wake()
@@ -99,7 +99,7 @@ def import_adapter(
 
 def _submit(
     services: Services,
-    once: Once,
+    idempotent: IdempotentRequest,
     folder: Path,
     *,
     name: str,
@@ -107,12 +107,12 @@ def _submit(
     quantization: QuantizationSpec,
     lora: LoraSpec | None,
 ) -> AdapterRead:
-    """Put the files into the store, then name them in a transaction; without that they go again."""
+    """Store the files, then add the import in a transaction; where that fails, delete the files."""
     adapter_id, artifact = adapter_imports.name_artifact()
     template = folder / TEMPLATE
     adapter: AdapterRead | None = None
 
-    def make(session: Session) -> AdapterRead:
+    def create(session: Session) -> AdapterRead:
         row = adapter_imports.submit(
             session,
             adapter_id,
@@ -129,14 +129,14 @@ def _submit(
 
     try:
         size_bytes = services.store.put_folder(artifact, folder)
-        adapter = once.make(make, find=find_adapter)
+        adapter = idempotent.create(create, find=find_adapter)
         return adapter
     finally:
         if adapter is None or adapter.id != adapter_id:
             services.store.delete(artifact)
 
 
-def _settle_base_model(asked: str | None, described: Description, services: Services) -> str:
+def _resolve_base_model(asked: str | None, described: Description, services: Services) -> str:
     """Raises InvalidRequest, ModelNotAllowed and UnknownModel."""
     name = asked or described.base_model or ""
     if not re.fullmatch(MODEL_NAME, name):
@@ -149,7 +149,7 @@ def _settle_base_model(asked: str | None, described: Description, services: Serv
     return name
 
 
-def _settle_quantization(asked: str | None, described: Description) -> QuantizationSpec:
+def _resolve_quantization(asked: str | None, described: Description) -> QuantizationSpec:
     if not asked:
         return described.quantization or _NOT_4BIT
     try:

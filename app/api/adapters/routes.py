@@ -1,4 +1,4 @@
-"""Adapters: list, show, download, delete. How one comes here from elsewhere stands in adapter_imports.py."""
+"""Adapters: list, show, download, delete. Imports are in `imports.py`."""
 
 import re
 from typing import Annotated, Literal
@@ -33,8 +33,8 @@ def list_adapters(
     """Adapters that answer, the newest first."""
     with services.database.snapshot() as session:
         if state is not AdapterState.READY:
-            unproved, cursor = adapter_imports.find_page(session, state=state, after=after, limit=limit)
-            return Page(data=[AdapterRead.from_import(row) for row in unproved], next=cursor)
+            unverified, cursor = adapter_imports.find_page(session, state=state, after=after, limit=limit)
+            return Page(data=[AdapterRead.from_import(row) for row in unverified], next=cursor)
         rows, cursor = adapter_records.find_page(session, after=after, limit=limit)
     return Page(data=[AdapterRead.from_row(row) for row in rows], next=cursor)
 
@@ -73,7 +73,7 @@ def download_adapter(
     if not names:
         raise AdapterNotFound(f"The files of adapter {adapter.name!r} are gone.", param="adapter")
     write = archives.zip_chunks if format == "zip" else archives.tar_chunks
-    # The name of one made as OpenAI's clients make it has slashes and colons.
+    # The names of adapters made through OpenAI's API have slashes and colons.
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter.name)
     chunks = write(services.store, adapter.artifact, names, folder)
     headers = {"content-disposition": f'attachment; filename="{folder}.{format}"'}
@@ -96,7 +96,7 @@ def find_adapter(session: Session, id_or_name: str) -> AdapterRead:
     try:
         return AdapterRead.from_row(adapter_records.get(session, id_or_name))
     except AdapterNotReady:
-        unproved = adapter_records.find_import(session, id_or_name)
-        if unproved is None:
+        unverified = adapter_records.find_import(session, id_or_name)
+        if unverified is None:
             raise
-        return AdapterRead.from_import(unproved)
+        return AdapterRead.from_import(unverified)

@@ -1,4 +1,4 @@
-"""POST /datasets with a JSON body: name a dataset of the Hub. A worker fetches it, never this process."""
+"""POST /datasets with a JSON body: a dataset of the Hub, which a worker fetches, never this process."""
 
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from starlette.types import Scope
 from app.api.datasets.schemas import DatasetRead
 from app.api.deps import ServicesDep
 from app.api.http.body_limit import is_json
-from app.api.http.idempotency import OnceDep
+from app.api.http.idempotency import IdempotentRequestDep
 from app.core.datasets import fetches, records as dataset_records
 from app.core.datasets.fetches import HubSource
 from app.core.datasets.formats import check_column_map
@@ -34,26 +34,29 @@ class HubDataset(HubSource):
 
 
 class _JsonRoute(APIRoute):
-    """Matches a JSON body alone: with any other, the path means an upload."""
+    """Matches requests with a JSON body alone; others of the same path are uploads."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, found = super().matches(scope)
         return (match, found) if is_json(scope) else (Match.NONE, {})
 
 
-# Before the upload's route, and not in the schema: OpenAPI knows one operation a path, which is the upload's.
+# Included before the upload's route, and not in the schema: OpenAPI has one operation for a path and method.
 router = APIRouter(prefix="/datasets", tags=["Datasets"], route_class=_JsonRoute)
 
 
 @router.post("", status_code=202, summary="Name a Hub dataset", include_in_schema=False)
 def fetch_dataset(
-    body: Annotated[HubDataset, Body()], once: OnceDep, response: Response, services: ServicesDep
+    body: Annotated[HubDataset, Body()],
+    idempotent: IdempotentRequestDep,
+    response: Response,
+    services: ServicesDep,
 ) -> DatasetRead:
     """Ask a worker to fetch a dataset of the Hub."""
     check_column_map(body.column_map)
     source = HubSource.model_validate(body.model_dump(include=set(HubSource.model_fields)))
 
-    def make(session: Session) -> DatasetRead:
+    def create(session: Session) -> DatasetRead:
         row = fetches.submit(
             session,
             source,
@@ -64,7 +67,7 @@ def fetch_dataset(
         )
         return DatasetRead.from_row(row)
 
-    dataset = once.make(make, find=find_dataset)
+    dataset = idempotent.create(create, find=find_dataset)
     response.headers["location"] = f"/datasets/{dataset.id}"
     return dataset
 
@@ -75,11 +78,11 @@ def find_dataset(session: Session, dataset_id: str) -> DatasetRead:
 
 
 def json_body() -> dict[str, Any]:
-    """For `openapi_extra=` of the upload's route: that it takes this JSON body, too."""
+    """`openapi_extra=` of the upload's route: documents this JSON body beside the form."""
     schema = HubDataset.model_json_schema()
     definitions = schema.pop("$defs")
     on_problem = schema["properties"]["on_problem"]
-    # The document holds definitions of its own; the one that is needed here is the upload form's, too.
+    # `$ref` to `$defs` does not resolve inside the document, so the enum is written out.
     on_problem.pop("$ref")
     on_problem |= {"type": "string", "enum": definitions["OnProblem"]["enum"]}
     example = {"hub_dataset": "HuggingFaceH4/no_robots", "split": "train"}

@@ -1,4 +1,4 @@
-"""GET /datasets/{id}/preview: rows as a base model will see them, each token marked trained or not."""
+"""GET /datasets/{id}/preview: rows in a base model's tokens, each marked trained or not."""
 
 from typing import Annotated
 
@@ -57,7 +57,7 @@ async def preview_dataset(
         return request, engine
 
     request, engine = await to_thread.run_sync(prepare)
-    answer = await services.engines.ask(engine, "/preview", request, Preview)
+    answer = await services.engines.request(engine, "/preview", request, Preview)
     if isinstance(answer, Failed):
         raise EngineRefusal(answer)
     return answer

@@ -1,37 +1,30 @@
-"""Datasets: upload, list, show, delete. Those of the Hub are named in hub_datasets.py."""
+"""Datasets: upload, list, show, download, delete. Datasets of the Hub are in `hub.py`."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePath
-from shutil import copyfileobj
-from typing import Annotated, Any, BinaryIO
+from pathlib import PurePath
+from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
-from app.api.datasets import hub as hub_datasets
+from app.api.datasets import hub
 from app.api.datasets.hub import find_dataset
 from app.api.datasets.schemas import DatasetRead
 from app.api.deps import After, DatasetId, Limit, ServicesDep
 from app.api.http.errors import documented
-from app.api.http.idempotency import Once, OnceDep
+from app.api.http.idempotency import IdempotentRequest, IdempotentRequestDep
+from app.api.http.uploads import spooled
 from app.api.schemas import Page
 from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import OnProblem
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import write_plain
 from app.core.errors import InvalidRequest
-from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 
 router = APIRouter(prefix="/datasets", tags=["Datasets"])
-
-_COPY_BYTES = 1 << 20
-
 
 _FETCHING: dict[int | str, dict[str, Any]] = {
     202: {"model": DatasetRead, "description": "A Hub dataset was named: a worker fetches it."}
@@ -43,7 +36,7 @@ _FETCHING: dict[int | str, dict[str, Any]] = {
     status_code=201,
     summary="Upload a dataset, or name one of the Hub",
     responses=documented(413, 429) | _FETCHING,
-    openapi_extra=hub_datasets.json_body(),
+    openapi_extra=hub.json_body(),
 )
 def upload_dataset(
     file: Annotated[
@@ -53,7 +46,7 @@ def upload_dataset(
             "that names a Hub dataset needs `Content-Type: application/json`."
         ),
     ],
-    once: OnceDep,
+    idempotent: IdempotentRequestDep,
     services: ServicesDep,
     name: Annotated[
         str | None, Form(min_length=1, max_length=255, description="Default: the file's own name.")
@@ -79,9 +72,9 @@ def upload_dataset(
 
     `curl localhost:8000/datasets -H 'Content-Type: application/json' -d '{"hub_dataset": "owner/name"}'`
     """
-    if earlier := once.find(find_dataset):
+    if earlier := idempotent.find_earlier(find_dataset):
         return earlier
-    with as_file(services.settings, file.file) as path:
+    with spooled(services.settings, file.file) as path:
         own_name = PurePath(file.filename or "").name[:255] or "dataset"
         row = dataset_records.store_upload(
             services.store,
@@ -91,7 +84,7 @@ def upload_dataset(
             column_map=_parse_column_map(column_map),
             on_problem=on_problem,
         )
-    return _add(once, services.store, row)
+    return _add(idempotent, services.store, row)
 
 
 @router.get("", summary="List datasets")
@@ -136,17 +129,17 @@ def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
     services.store.delete(artifact)
 
 
-def _add(once: Once, store: ArtifactStore, row: tables.DatasetRow) -> DatasetRead:
-    """Add the row of an upload; its files go where that fails, or the same request was quicker."""
+def _add(idempotent: IdempotentRequest, store: ArtifactStore, row: tables.DatasetRow) -> DatasetRead:
+    """Add the row of an upload. Its files are deleted where that fails or an equal request came first."""
 
-    def make(session: Session) -> DatasetRead:
+    def create(session: Session) -> DatasetRead:
         session.add(row)
         session.flush()
         return DatasetRead.from_row(row)
 
     dataset: DatasetRead | None = None
     try:
-        dataset = once.make(make, find=find_dataset)
+        dataset = idempotent.create(create, find=find_dataset)
         return dataset
     finally:
         if dataset is None or dataset.id != row.id:
@@ -164,13 +157,3 @@ def _parse_column_map(text: str | None) -> dict[str, str]:
             param="column_map",
             hint='For example {"prompt": "question", "completion": "answer"}.',
         ) from None
-
-
-@contextmanager
-def as_file(settings: Settings, upload: BinaryIO) -> Iterator[Path]:
-    """The upload as a file with a path, for as long as it is needed."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=settings.data_dir, prefix="upload-", suffix=".jsonl") as copy:
-        copyfileobj(upload, copy, _COPY_BYTES)
-        copy.flush()
-        yield Path(copy.name)

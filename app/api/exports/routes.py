@@ -10,7 +10,7 @@ from app.api.deps import AdapterName, After, ExportId, Limit, ServicesDep
 from app.api.exports.schemas import ExportRead
 from app.api.http import ranges
 from app.api.http.errors import documented
-from app.api.http.idempotency import OnceDep
+from app.api.http.idempotency import IdempotentRequestDep
 from app.api.schemas import Page
 from app.core.adapters import records as adapter_records
 from app.core.errors import InvalidRequest
@@ -40,18 +40,18 @@ _EXAMPLES: dict[str, Example] = {
 def submit_export(
     id_or_name: AdapterName,
     spec: Annotated[ExportSpec, Body(openapi_examples=_EXAMPLES)],
-    once: OnceDep,
+    idempotent: IdempotentRequestDep,
     response: Response,
     services: ServicesDep,
 ) -> ExportRead:
     """Ask a worker for an adapter in another format. The files are compared with the live adapter first."""
 
-    def make(session: Session) -> ExportRead:
+    def create(session: Session) -> ExportRead:
         adapter = adapter_records.get(session, id_or_name)
         row = export_records.submit(session, adapter, spec, max_waiting=services.settings.max_queued_jobs)
         return ExportRead.from_row(row)
 
-    export = once.make(make, find=_find)
+    export = idempotent.create(create, find=_find)
     response.headers["location"] = f"/exports/{export.id}"
     return export
 

@@ -1,1 +1,1 @@
-"""Generation: the route, and the client of the engine."""
+"""POST /generate, and the client of the engine."""

@@ -1,4 +1,4 @@
-"""Server-sent events made of answers. Plain bytes all the way: a token a client a step goes through here."""
+"""A response of server-sent events. Writes bytes directly: every token of every stream passes through it."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -14,7 +14,7 @@ _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 class EventStream(Response):
-    """The events, with comments while there is nothing to say, until done or until the client is gone."""
+    """The events, with a comment every 15 silent seconds, until they end or the client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -26,10 +26,10 @@ class EventStream(Response):
         self._is_silent = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send; however it ends, the work for the answers ends with it."""
+        """Send the events. However that ends, the requests to the engine are closed."""
         works = [
             asyncio.create_task(work)
-            for work in (self._send(send), self._keep_alive(send), _wait_until_gone(receive))
+            for work in (self._send(send), self._keep_alive(send), _wait_for_disconnect(receive))
         ]
         try:
             await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
@@ -39,7 +39,7 @@ class EventStream(Response):
             results = await asyncio.gather(*works, return_exceptions=True)
             await self._answers.close()
         for result in results:
-            # A socket that broke while it was written to is a client that left.
+            # An OSError while writing means that the client has disconnected.
             if isinstance(result, Exception) and not isinstance(result, OSError):
                 raise result
 
@@ -60,6 +60,6 @@ class EventStream(Response):
             self._is_silent = True
 
 
-async def _wait_until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,7 @@
-"""What is asked of which engine, and what comes back: one answer, or several at a time, as they are made.
+"""Requests to an engine and their replies: one answer or several at a time, streamed or whole.
 
-However it ends, the connections to the engine are closed, and with them the work ends. Knows no shape of an
-answer: `/generate` and the OpenAI surface give it theirs.
+Closing an `Answers` closes its connections to the engine, which ends the work there. Knows no response
+format: `/generate` and the OpenAI API have their own.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 
 Result = TypeVar("Result")
-Numbered = tuple[int, TokenDelta | Finished]
+NumberedReply = tuple[int, TokenDelta | Finished]
 
-CLIENT_GONE = 499  # nginx's number for it; nobody reads the answer, but the counters do
-# So long the status of a stream is held back: the engine may say no. Then the client must hear something.
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; no client reads it, but the counters do
+# The status of a stream is held back for so long: a refusal of the engine should be the response's status.
 _FIRST_REPLY_SECONDS = 10
 _MAX_UNREAD = 64
 _SEED_STEP = 0x1E3779B97F4A7C15
@@ -45,7 +45,7 @@ _MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Target:
-    """Who answers."""
+    """What generates: an engine, a base model, and an adapter or None."""
 
     engine: EngineEndpoint
     base_model: BaseModelRef
@@ -62,13 +62,13 @@ def find_base_model(session: Session, settings: Settings, name: str) -> Target:
     """A base model and an engine. Raises ModelNotAllowed, UnknownModel and NoEngine."""
     base_models.check(name, settings)
     engine = find_engine(session, settings, base_model=name)
-    # As it stands in memory: asking for another quantization would load it again.
+    # With the quantization that is in memory: another one would load the model again.
     loaded = next((one for one in engine.state.loaded if one.name == name), None)
     return Target(engine, loaded or BaseModelRef(name=name, quantization=QuantizationSpec()), None)
 
 
 def repeat(request: GenerateRequest, count: int) -> list[GenerateRequest]:
-    """The request so many times over, each with a seed of its own that follows from the first one's."""
+    """`count` copies of the request, each with a seed of its own that is derived from the request's."""
     return [_with_seed(request, request.sampling, index) for index in range(count)]
 
 
@@ -89,38 +89,38 @@ class Answers:
         self, engines: EngineClient, engine: EngineEndpoint, requests: Sequence[GenerateRequest]
     ) -> None:
         self._replies = _merge([engines.stream(engine, request) for request in requests])
-        self._first: asyncio.Task[Numbered] | None = None
+        self._first: asyncio.Task[NumberedReply] | None = None
 
     async def begin(self) -> bool:
-        """Wait for the first reply, but not for long. Raises what it is, where it is a refusal; else True."""
+        """Wait up to ten seconds for the first reply. Raises it where it is a refusal, else returns True."""
         self._first = asyncio.create_task(self._next())
         await asyncio.wait({self._first}, timeout=_FIRST_REPLY_SECONDS)
         if self._first.done():
             self._first.result()
         return True
 
-    async def __aiter__(self) -> AsyncIterator[Numbered]:
+    async def __aiter__(self) -> AsyncIterator[NumberedReply]:
         if self._first is not None:
-            # To await the task itself would pass a cancellation on, again and again, while it cleans up.
+            # Awaiting the task itself would pass a cancellation on to it while it cleans up.
             await asyncio.wait({self._first})
             yield self._first.result()
         async for numbered in self._replies:
             yield numbered
 
     async def close(self) -> None:
-        """End the work that is not yet done."""
+        """Cancel the requests that are not finished."""
         if self._first is not None:
             self._first.cancel()
             await asyncio.gather(self._first, return_exceptions=True)
         await self._replies.aclose()
 
-    async def _next(self) -> Numbered:
+    async def _next(self) -> NumberedReply:
         return await anext(self._replies)
 
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
-    """One answer, whole. `tokens` where log-probabilities were asked for."""
+    """One whole answer; `tokens` where log-probabilities were requested."""
 
     text: str
     tokens: list[MadeToken] | None
@@ -136,18 +136,18 @@ async def collect(answers: Answers) -> list[GeneratedAnswer]:
             ends[index] = reply
         else:
             deltas.setdefault(index, []).append(reply)
-    return [_whole(deltas.get(index, []), ends[index]) for index in sorted(ends)]
+    return [_join(deltas.get(index, []), ends[index]) for index in sorted(ends)]
 
 
-def _whole(deltas: Sequence[TokenDelta], finished: Finished) -> GeneratedAnswer:
+def _join(deltas: Sequence[TokenDelta], finished: Finished) -> GeneratedAnswer:
     tokens = [token for delta in deltas for token in delta.tokens or []]
     return GeneratedAnswer("".join(delta.text for delta in deltas), tokens or None, finished)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """The result of the work, or None where the client went away first; then the work is cancelled."""
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result of the work; None where the client disconnected first, which cancels the work."""
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_wait_until_gone(request))
+    watching = asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
@@ -157,12 +157,12 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _merge(streams: Sequence[AsyncGenerator[Reply, None]]) -> AsyncGenerator[Numbered, None]:
-    """Everything that comes through the streams, in the order in which it comes."""
+async def _merge(streams: Sequence[AsyncGenerator[Reply, None]]) -> AsyncGenerator[NumberedReply, None]:
+    """The replies of all streams, in the order in which they arrive."""
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
             async for only_reply in only:
-                yield 0, _unless_failed(only_reply)
+                yield 0, _raise_if_failed(only_reply)
         return
     arrived: asyncio.Queue[tuple[int, Reply | Exception]] = asyncio.Queue(_MAX_UNREAD)
     reading = [asyncio.create_task(_forward(*numbered, arrived)) for numbered in enumerate(streams)]
@@ -173,7 +173,7 @@ async def _merge(streams: Sequence[AsyncGenerator[Reply, None]]) -> AsyncGenerat
             if isinstance(reply, Exception):
                 raise reply
             open_count -= isinstance(reply, Finished)
-            yield index, _unless_failed(reply)
+            yield index, _raise_if_failed(reply)
     finally:
         with anyio.CancelScope(shield=True):
             for task in reading:
@@ -193,12 +193,12 @@ async def _forward(
         await stream.aclose()
 
 
-def _unless_failed(reply: Reply) -> TokenDelta | Finished:
+def _raise_if_failed(reply: Reply) -> TokenDelta | Finished:
     if isinstance(reply, Failed):
         raise EngineRefusal(reply)
     return reply
 
 
-async def _wait_until_gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

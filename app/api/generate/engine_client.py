@@ -1,8 +1,8 @@
-"""Finds a live engine in the workers table and streams an answer from it. Knows nothing of our clients.
+"""Finds a live engine in the workers table and sends requests to it. Knows nothing of the API's clients.
 
-A worker that was killed stands in the table for one more lease, and its engine's port may be another
-process's by then. So an address where nobody answers, or nobody who knows the engine's token and language, is
-passed over for the next engine.
+The row of a killed worker stays in the table for one more lease, and its engine's port may be another
+process's by then. So where no process responds at an engine's address, or one that does not accept its token
+or speak its protocol, the next engine is tried.
 """
 
 from collections.abc import AsyncGenerator, Iterator
@@ -26,12 +26,12 @@ AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 @dataclass(frozen=True)
 class EngineEndpoint:
-    """Where a live engine is, and what it serves."""
+    """The address, the token and the state of a live engine."""
 
     url: str
     token: str
     state: EngineState
-    others: tuple["EngineEndpoint", ...] = ()  # to ask where this one turns out to be gone, the best first
+    others: tuple["EngineEndpoint", ...] = ()  # tried where this one is gone, the best first
 
 
 def find_engine(session: Session, settings: Settings, *, base_model: str) -> EngineEndpoint:
@@ -56,22 +56,22 @@ def find_engine(session: Session, settings: Settings, *, base_model: str) -> Eng
 
 
 class EngineClient:
-    """Speaks to all engines: an answer that streams has a connection of its own, the rest share a pool."""
+    """A client of all engines: each streamed answer has its own connection, other requests share a pool."""
 
     def __init__(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
         self._http = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=KEEPALIVE),
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-            trust_env=False,  # a proxy for the internet has no business between us and the engine
+            trust_env=False,  # no proxy between the API and the engine
         )
 
     async def stream(self, engine: EngineEndpoint, request: GenerateRequest) -> AsyncGenerator[Reply, None]:
-        """The engine's replies, the last one Finished or Failed. Closing the iterator cancels the work.
+        """The engine's replies, the last one Finished or Failed. Closing the iterator cancels the request.
 
-        Raises EngineFailed when the engine can't be reached, is not understood, or stops half-way.
+        Raises EngineFailed where the engine can't be reached, sends what can't be parsed, or stops half-way.
         """
-        for candidate, is_last in _in_turn(engine):
+        for candidate, is_last in _candidates(engine):
             has_begun = False
             try:
                 async with aclosing(self._stream_from(candidate, request)) as replies:
@@ -79,35 +79,35 @@ class EngineClient:
                         has_begun = True
                         yield reply
                 return
-            except _NotThere:
+            except _EngineGone:
                 if is_last or has_begun:
                     raise
 
-    async def ask(
+    async def request(
         self, engine: EngineEndpoint, path: str, request: BaseModel, answer: type[AnswerT]
     ) -> AnswerT | Failed:
-        """One answer to one request, or why there is none. Raises EngineFailed as `stream` does."""
-        for candidate, is_last in _in_turn(engine):
+        """The response to one request, or Failed with the reason. Raises EngineFailed as `stream` does."""
+        for candidate, is_last in _candidates(engine):
             try:
                 with _engine_errors():
                     response = await self._http.post(f"{candidate.url}{path}", **_content(candidate, request))
                 kind = answer if response.status_code == httpx.codes.OK else Failed
-                with _understanding(response.status_code):
+                with _parse_errors(response.status_code):
                     return kind.model_validate_json(response.content)
-            except _NotThere:
+            except _EngineGone:
                 if is_last:
                     raise
         raise AssertionError("the last one answers or raises")
 
-    async def is_there(self, url: str, token: str | None) -> bool:
-        """Whether the engine of a worker's row answers, and no other process at its address."""
+    async def is_alive(self, url: str, token: str | None) -> bool:
+        """Whether an engine with this token responds at this address."""
         headers = {"authorization": f"Bearer {token or ''}"}
         try:
             response = await self._http.get(f"{url}/state", headers=headers, timeout=CONNECT_SECONDS)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             return False
         except httpx.TransportError:
-            return True  # busy beyond measure, perhaps; a request will tell
+            return True  # it accepted the connection: perhaps it is only very busy
         return response.status_code == httpx.codes.OK
 
     async def close(self) -> None:
@@ -120,7 +120,7 @@ class EngineClient:
         answer = await _connect(engine, request)
         with closing(answer), _stream_errors():
             async for lines in answer.lines():
-                replies, failure = _understood(lines, answer.status)
+                replies, failure = _parse_replies(lines, answer.status)
                 for reply in join_deltas(replies):
                     yield reply
                     if reply.type != "delta":
@@ -128,16 +128,16 @@ class EngineClient:
                 if failure is not None:
                     raise failure
             if answer.status != httpx.codes.OK:
-                raise _not_understood(answer.status)
+                raise _unexpected(answer.status)
         raise _broken_off()
 
 
-class _NotThere(EngineFailed):
-    """The engine of this row of the table does not answer at its address."""
+class _EngineGone(EngineFailed):
+    """No engine with the expected token responds at the address."""
 
 
-def _in_turn(engine: EngineEndpoint) -> Iterator[tuple[EngineEndpoint, bool]]:
-    """The engines to ask, each with whether it is the last one."""
+def _candidates(engine: EngineEndpoint) -> Iterator[tuple[EngineEndpoint, bool]]:
+    """The engines to try in order, each with whether it is the last one."""
     engines = (engine, *engine.others)
     return ((candidate, candidate is engines[-1]) for candidate in engines)
 
@@ -154,12 +154,12 @@ def _content(engine: EngineEndpoint, request: BaseModel) -> dict[str, Any]:
     return {"content": request.model_dump_json().encode(), "headers": headers}
 
 
-def _understood(lines: list[bytes], status: int) -> tuple[list[Reply], EngineFailed | None]:
-    """The replies up to a line that is none."""
+def _parse_replies(lines: list[bytes], status: int) -> tuple[list[Reply], EngineFailed | None]:
+    """The replies up to the first line that can't be parsed, and the error of that line."""
     replies: list[Reply] = []
     try:
         for line in lines:
-            with _understanding(status):
+            with _parse_errors(status):
                 replies.append(reply_adapter.validate_json(line))
     except EngineFailed as failure:
         return replies, failure
@@ -167,7 +167,7 @@ def _understood(lines: list[bytes], status: int) -> tuple[list[Reply], EngineFai
 
 
 def _unreachable() -> EngineFailed:
-    return _NotThere("The engine can't be reached.", hint="GET /ready shows the workers.")
+    return _EngineGone("The engine can't be reached.", hint="GET /ready shows the workers.")
 
 
 def _broken_off() -> EngineFailed:
@@ -193,18 +193,18 @@ def _engine_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _understanding(status: int) -> Iterator[None]:
-    """Raises _NotThere for what no engine says that knows its token."""
+def _parse_errors(status: int) -> Iterator[None]:
+    """Raises _EngineGone for a response that no engine with this token would send."""
     if status == httpx.codes.UNAUTHORIZED:
-        raise _not_understood(status)
+        raise _unexpected(status)
     try:
         yield
     except ValidationError as error:
-        raise _not_understood(status) from error
+        raise _unexpected(status) from error
 
 
-def _not_understood(status: int) -> _NotThere:
-    return _NotThere(
+def _unexpected(status: int) -> _EngineGone:
+    return _EngineGone(
         f"The engine's answer (HTTP {status}) is not understood.",
         hint="Another process may have its address: a worker that was killed is forgotten after a lease.",
     )

@@ -1,7 +1,7 @@
-"""One POST whose answer is read while it is made: a connection of its own, and httptools to understand it.
+"""One POST whose response is read while it arrives, on a connection of its own, parsed by httptools.
 
-All that has arrived is handed over at once, so that a reader who falls behind catches up in large steps; it
-carries several times the tokens of a general HTTP client. Knows nothing of what the answer means.
+All lines that have arrived are returned at once, so that a slow reader catches up in large steps; this
+carries several times the tokens of a general HTTP client. Knows nothing of what the lines mean.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _READ_BYTES = 1 << 16
 
 
 class AnswerStream:
-    """The answer to one request. Must be closed; closing it early tells the other side."""
+    """The response to one request. Must be closed; closing it early cancels the request."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -37,13 +37,13 @@ class AnswerStream:
 
     @property
     def status(self) -> int:
-        """The answer's status; 0 until it is there."""
+        """The response's status; 0 until it has arrived."""
         return int(self._parser.get_status_code())
 
     async def lines(self) -> AsyncIterator[list[bytes]]:
         """The lines that have arrived, at least one each time.
 
-        Raises OSError for a connection that breaks, HttpParserError for an answer that is none.
+        Raises OSError where the connection breaks, HttpParserError where the response is not HTTP.
         """
         rest = b""
         while not self._is_complete:
@@ -59,15 +59,15 @@ class AnswerStream:
             yield [rest]
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._writer.close()
 
     def on_body(self, body: bytes) -> None:
-        """From the parser."""
+        """Called by the parser with a part of the body."""
         self._arrived.append(body)
 
     def on_message_complete(self) -> None:
-        """From the parser."""
+        """Called by the parser at the end of the response."""
         self._is_complete = True
 
 

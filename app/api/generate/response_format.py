@@ -1,4 +1,4 @@
-"""What an answer must look like, in OpenAI's words: text, any JSON object, JSON that keeps to a schema."""
+"""The `response_format` of a request, as in OpenAI's API: text, any JSON object, JSON of a schema."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -46,7 +46,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 def output_schema(response_format: ResponseFormat | None) -> OutputSchema | None:
-    """The schema that the engine holds the answer to; None: any text."""
+    """The JSON schema that constrains the answer; None: any text."""
     match response_format:
         case JsonSchemaFormat(json_schema=named):
             return OutputSchema(source=json.dumps(named.json_schema), strict=bool(named.strict))

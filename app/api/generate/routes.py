@@ -1,4 +1,4 @@
-"""POST /generate: one answer from the engine, or several, at once or as a stream of server-sent events."""
+"""POST /generate: one answer of an adapter or a base model, or several, whole or as server-sent events."""
 
 from collections.abc import AsyncGenerator
 from typing import Annotated
@@ -10,7 +10,7 @@ from fastapi.openapi.models import Example
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answer_events import EventStream
 from app.api.generate.answers import (
-    CLIENT_GONE,
+    CLIENT_CLOSED_REQUEST,
     Answers,
     GeneratedAnswer,
     Target,
@@ -18,7 +18,7 @@ from app.api.generate.answers import (
     find_adapter,
     find_base_model,
     repeat,
-    unless_gone,
+    unless_disconnected,
 )
 from app.api.generate.response_format import output_schema
 from app.api.generate.schemas import (
@@ -75,14 +75,14 @@ async def generate(
     target, asked = await to_thread.run_sync(_plan, services, body)
     answers = Answers(services.engines, target.engine, repeat(asked, body.n))
     try:
-        if body.stream and await unless_gone(request, answers.begin()):
+        if body.stream and await unless_disconnected(request, answers.begin()):
             return EventStream(_events(target, answers, body.n), answers)
-        whole = None if body.stream else await unless_gone(request, collect(answers))
+        whole = None if body.stream else await unless_disconnected(request, collect(answers))
     except BaseException:
         await answers.close()
         raise
     await answers.close()
-    return _generation(target, whole) if whole else Response(status_code=CLIENT_GONE)
+    return _generation(target, whole) if whole else Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _plan(services: Services, body: GenerateBody) -> tuple[Target, GenerateRequest]:
@@ -147,7 +147,7 @@ async def _events(target: Target, answers: Answers, count: int) -> AsyncGenerato
                 ends[index] = reply
             else:
                 yield _event("delta", dumps(_delta(reply, index if count > 1 else None)))
-    # The status is out: what went wrong can only be said in the stream.
+    # The status has been sent: an error can only be an event of the stream.
     except EngineRefusal as refusal:
         yield _event("error", dumps(refusal_content(refusal.failed)))
     except TunesmithError as error:

@@ -1,1 +1,1 @@
-"""What every request passes: authentication, limits, origins, headers, errors, idempotency, ranges."""
+"""Common to all routes: authentication, limits, origins, headers, errors, idempotency, ranges, uploads."""

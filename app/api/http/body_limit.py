@@ -1,8 +1,8 @@
-"""Refuses a request body over the limit with 413 without reading it whole. Knows no route but the upload."""
+"""Refuses a request body over the limit with 413 without reading it whole. Knows no routes but uploads."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.http.errors import BodyTooLarge, refuse
+from app.api.http.errors import BodyTooLarge, send_error
 from app.core.errors import TooLarge
 from app.core.settings import Settings
 
@@ -10,7 +10,7 @@ _UPLOADS = {("POST", "/datasets"), ("POST", "/v1/files"), ("POST", "/adapters")}
 
 
 class BodyLimitMiddleware:
-    """Looks at Content-Length up front, and counts the bytes of a body that does not say its length."""
+    """Checks Content-Length before the body is read, and counts the bytes of a body without one."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -20,11 +20,11 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         if (_content_length(scope) or 0) > self._limit(scope):
-            return await refuse(self._too_large(scope), receive, send)
+            return await send_error(self._too_large(scope), receive, send)
         try:
             await self._app(scope, self._counted(scope, receive), send)
         except BodyTooLarge:
-            await refuse(self._too_large(scope), receive, send)
+            await send_error(self._too_large(scope), receive, send)
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
         limit = self._limit(scope)

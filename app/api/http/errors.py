@@ -1,4 +1,4 @@
-"""Turns errors into HTTP, all of one shape: {"error": {"type", "code", "message", "param", "hint"}}."""
+"""Turns errors into HTTP responses of one format: {"error": {"type", "code", "message", "param", "hint"}}."""
 
 import json
 from collections.abc import Mapping
@@ -60,13 +60,13 @@ _FAILED_KINDS: dict[str, type[TunesmithError]] = {
     "unavailable": Unavailable,
     "internal": TunesmithError,
 }
-_COMES_BACK = (Unavailable, QueueFull)
+_MAY_RETRY = (Unavailable, QueueFull)
 _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 8 << 20
 
 
 class EngineRefusal(Exception):
-    """The engine gave no answer, or no more of it, and said why."""
+    """The engine refused a request or ended its answer early; `failed` is its reason."""
 
     def __init__(self, failed: Failed) -> None:
         self.failed = failed
@@ -84,7 +84,7 @@ class BodyTooLarge(HTTPException):
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of the app leave in the one shape."""
+    """Add the exception handlers, so that every error becomes a response of the common format."""
 
     @app.exception_handler(TunesmithError)
     async def _tunesmith_error(_request: Request, error: TunesmithError) -> Response:
@@ -107,20 +107,20 @@ def install(app: FastAPI) -> None:
 
 
 def to_response(error: TunesmithError) -> Response:
-    """The HTTP answer to an error."""
+    """The HTTP response for an error."""
     status = next((_STATUS[cls] for cls in type(error).__mro__ if cls in _STATUS), 500)
     return _response(status, error_content(error), _headers(error))
 
 
 def refusal_response(failed: Failed) -> Response:
-    """The HTTP answer when the engine gave none."""
+    """The HTTP response for a refusal of the engine."""
     kind = _FAILED_KINDS[failed.kind]
-    headers = {"retry-after": str(failed.retry_after_seconds or 5)} if kind in _COMES_BACK else {}
+    headers = {"retry-after": str(failed.retry_after_seconds or 5)} if kind in _MAY_RETRY else {}
     return _response(_STATUS.get(kind, 500), refusal_content(failed), headers)
 
 
 def error_content(error: TunesmithError) -> dict[str, Any]:
-    """An error in the one shape."""
+    """An error in the common format."""
     content = _content(error.type, error.code, error.message, error.param, error.hint)
     if isinstance(error, DatasetInvalid):
         content["error"]["problems"] = error.problems
@@ -128,7 +128,7 @@ def error_content(error: TunesmithError) -> dict[str, Any]:
 
 
 def refusal_content(failed: Failed) -> dict[str, Any]:
-    """What the engine said, in the one shape; its own code is kept."""
+    """The engine's reason in the common format, with the engine's own code."""
     return _content(_FAILED_KINDS[failed.kind].type, failed.code, failed.message, failed.param, failed.hint)
 
 
@@ -138,15 +138,15 @@ def dumps(content: object) -> str:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For `responses=`: the errors a route may answer, with their shape."""
+    """For `responses=` of a route: the error statuses that it may return, with their format."""
     return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
 
 
-async def refuse(error: TunesmithError, receive: Receive, send: Send) -> None:
-    """Answer before the body was read, and close the connection.
+async def send_error(error: TunesmithError, receive: Receive, send: Send) -> None:
+    """Send an error before the body was read, and close the connection.
 
-    A little more of the body is read first: a socket closed with unread bytes is reset, and the reset may
-    overtake the answer.
+    A part of the body is read first: a socket closed with unread bytes is reset, and the reset may overtake
+    the response.
     """
     response = to_response(error)
     headers = [*response.raw_headers, (b"connection", b"close")]

@@ -1,20 +1,21 @@
-"""Make a thing once, however often the request for it is repeated.
+"""Idempotent creation: a repeated request returns what the first one created.
 
-A route that creates something takes `once: OnceDep` and lets it run the transaction:
+A route that creates something takes an `IdempotentRequestDep`, which runs the transaction:
 
-    def create_thing(body: NewThing, once: OnceDep, services: ServicesDep) -> Thing:
-        def make(session: Session) -> Thing:
-            return Thing.from_row(things.add(session, body))
+    def create_thing(body: NewThing, idempotent: IdempotentRequestDep, services: ServicesDep) -> ThingRead:
+        def create(session: Session) -> ThingRead:
+            return ThingRead.from_row(things.add(session, body))
 
-        return once.make(make, find=find_thing)
+        return idempotent.create(create, find=find_thing)
 
-where `find_thing(session, thing_id) -> Thing` answers the present state of one that is there, by its id (64
-characters at most). Where work comes before the transaction (an upload to store), `once.find(find_thing)`
-answers a repeated request first; and `once.make` may answer with another thing than the one just prepared: a
-request with the same key was quicker, and what was prepared can go.
+`find_thing(session, thing_id) -> ThingRead` returns the present state of an existing thing by its id (64
+characters at most). Where work comes before the transaction (an upload to store),
+`idempotent.find_earlier(find_thing)` returns the result of a repeated request first. `idempotent.create` may
+return another thing than the one just prepared: then a request with the same key was faster, and the prepared
+files can be deleted.
 
-The body counts by its content: JSON by its bytes, a form by its fields and the bytes of its files, which are
-read in pieces. A client chooses another boundary for each try, and that makes no difference.
+Bodies are compared by their content: JSON by its bytes, a form by its fields and the bytes of its files,
+which are read in pieces. The boundary of a form makes no difference: clients choose another for each try.
 """
 
 import hashlib
@@ -42,54 +43,59 @@ _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
 class HasId(Protocol):
-    """Any answer that names what was made."""
+    """What a route returns for a thing that it created."""
 
     @property
     def id(self) -> str: ...
 
 
-Made = TypeVar("Made", bound=HasId)
+Created = TypeVar("Created", bound=HasId)
 
 
 @dataclass(frozen=True)
-class Once:
-    """One request, and the database that knows whether it came before."""
+class IdempotentRequest:
+    """One request that creates something, identified by its key or its content."""
 
     database: Database
     commits: GroupCommit
     request: Identity
 
-    def find(self, find: Callable[[Session, str], Made]) -> Made | None:
-        """What this request made before, or None. Raises IdempotencyKeyReused."""
+    def find_earlier(self, find: Callable[[Session, str], Created]) -> Created | None:
+        """What an earlier equal request created, or None. Raises IdempotencyKeyReused."""
         if not self.request.may_repeat:
             return None
         with self.database.snapshot() as session:
             resource_id = idempotency.find(session, self.request)
             return None if resource_id is None else find(session, resource_id)
 
-    def make(self, make: Callable[[Session], Made], *, find: Callable[[Session, str], Made]) -> Made:
-        """What this request made before, or what `make` makes now, in one transaction.
+    def create(
+        self, create: Callable[[Session], Created], *, find: Callable[[Session, str], Created]
+    ) -> Created:
+        """What an earlier equal request created, else what `create` creates now, in one transaction.
 
-        `make` may run twice, the first time for nothing: its effects are those on the session.
+        `create` may run twice, the first time in a transaction that is rolled back: it must change the
+        session alone.
         """
         try:
-            return self._make(make, find)
+            return self._create(create, find)
         except IntegrityError:
-            # On PostgreSQL two requests with one key may get this far; the other one was first.
-            return self._make(make, find)
+            # On PostgreSQL two requests with one key may get this far; the other one has committed.
+            return self._create(create, find)
         except Exception:
             self._forget_earlier()
             raise
 
-    def _make(self, make: Callable[[Session], Made], find: Callable[[Session, str], Made]) -> Made:
-        def change(session: Session) -> Made:
+    def _create(
+        self, create: Callable[[Session], Created], find: Callable[[Session, str], Created]
+    ) -> Created:
+        def change(session: Session) -> Created:
             row = idempotency.find_row(session, self.request)
             earlier = idempotency.made_by(row, self.request)
             if earlier is not None:
                 return find(session, earlier)
-            made = make(session)
-            idempotency.remember(session, self.request, made.id, row=row)
-            return made
+            created = create(session)
+            idempotency.remember(session, self.request, created.id, row=row)
+            return created
 
         return self.commits.run(change)
 
@@ -112,7 +118,7 @@ async def _identify(
         ),
     ] = None,
     x_stainless_retry_count: Annotated[str, Header(include_in_schema=False)] = "",
-) -> Once:
+) -> IdempotentRequest:
     identity = Identity(
         method=request.method,
         path=request.scope["path"],
@@ -122,11 +128,11 @@ async def _identify(
         retries=int(x_stainless_retry_count) if x_stainless_retry_count.isdecimal() else 0,
         arrived_at=getattr(request.state, ARRIVED_AT, datetime.now(UTC)),
     )
-    return Once(services.database, services.commits, identity)
+    return IdempotentRequest(services.database, services.commits, identity)
 
 
 async def _hash_body(request: Request) -> str:
-    """SHA-256 of the content. Starlette has kept what FastAPI read: the body, or the form with its files."""
+    """SHA-256 of the content. Starlette caches what FastAPI has read: the body, or the form and its files."""
     if not request.headers.get("content-type", "").lower().startswith(_FORMS):
         return hashlib.sha256(await request.body()).hexdigest()
     parts: list[bytes] = []
@@ -149,4 +155,4 @@ def _hash_file(file: BinaryIO) -> bytes:
     return total.digest()
 
 
-OnceDep = Annotated[Once, Depends(_identify)]
+IdempotentRequestDep = Annotated[IdempotentRequest, Depends(_identify)]

@@ -1,9 +1,10 @@
-"""Refuses what a page of another origin asks a browser to do here. Other programs pass untouched.
+"""Refuses requests that a browser sends for a page of another origin. Other clients are not affected.
 
-An API without keys trusts whoever reaches its loopback address, and a browser on that machine does, with any
-page open in it. Such a page can send a form or an upload without reading the answer: so requests that change
-something must come from this origin. Or it gives its own name this machine's address: so without a key `Host`
-must be a name of this machine. A page can't change what its browser says of it. See docs/decisions/0016.
+An API without keys trusts every process that reaches its loopback address, and so any page open in a browser
+on that machine. Such a page can send a form or an upload without reading the response (CSRF): so requests
+that change something must come from this origin. Or it resolves its own name to this machine's address (DNS
+rebinding): so without a key `Host` must be a name of this machine. A page can't change the headers that its
+browser adds. See docs/decisions/0016.
 """
 
 import ipaddress
@@ -13,7 +14,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.http.errors import refuse
+from app.api.http.errors import send_error
 from app.core.errors.access import Forbidden, HostRefused, OriginRefused
 from app.core.settings import Settings
 from app.core.storage import keys
@@ -25,7 +26,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class OriginGuardMiddleware:
-    """Answers 403 before a key is looked at or any of the body is read."""
+    """Responds 403 before the key is checked and before any of the body is read."""
 
     def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
         self._app = app
@@ -44,11 +45,11 @@ class OriginGuardMiddleware:
                     self._check_origin(headers)
                 await self._check_host(headers)
             except Forbidden as error:
-                return await refuse(error, receive, send)
+                return await send_error(error, receive, send)
         await self._app(scope, receive, send)
 
     def _check_origin(self, headers: Headers) -> None:
-        """Raise OriginRefused where a browser says that a page of another origin asks."""
+        """Raise OriginRefused where the headers of a browser name another origin."""
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin is None and site is None:
             return  # no browser: curl, the openai client
@@ -63,7 +64,7 @@ class OriginGuardMiddleware:
         )
 
     async def _check_host(self, headers: Headers) -> None:
-        """Raise HostRefused where an API without a key is asked under a name that is not this machine's."""
+        """Raise HostRefused where the API has no key and `Host` is not a name of this machine."""
         host = _host_name(headers.get("host", ""))
         if is_loopback(host) or host in self._hosts or self._settings.api_key:
             return
@@ -80,7 +81,7 @@ class OriginGuardMiddleware:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address can only mean this machine."""
+    """Whether a host is a loopback address or a `localhost` name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -88,7 +89,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_same(origin: str, host: str) -> bool:
-    """Whether an origin is the one that was asked. The scheme is left out: a proxy may have ended TLS."""
+    """Whether an origin has the host and port of `Host`. The scheme may differ: a proxy may end TLS."""
     try:
         parts = urlsplit(origin)
         if not parts.hostname:

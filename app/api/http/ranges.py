@@ -1,6 +1,6 @@
-"""Answers with a part of a stored file where the client asks for one (RFC 9110, section 14), from any store.
+"""Range requests on stored files (RFC 9110, section 14), from any artifact store.
 
-Several files go out as one tar, whose every byte has its place before it is made: it has ranges, too.
+Several files are sent as one tar. Its layout follows from the sizes of the files, so that it has ranges, too.
 """
 
 import base64
@@ -25,7 +25,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of bytes."""
+    """A part of a download: its size in bytes, and how to open it."""
 
     size: int
     open: Callable[[], BinaryIO]
@@ -33,7 +33,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Download:
-    """What is downloaded under one name."""
+    """A file to download, made of segments."""
 
     name: str
     media_type: str
@@ -43,18 +43,18 @@ class Download:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size of the whole file in bytes."""
         return sum(segment.size for segment in self.segments)
 
 
 def one_file(store: ArtifactStore, artifact: str, file: ExportedFile) -> Download:
-    """A stored file."""
+    """The download of one stored file."""
     segment = Segment(file.size_bytes, lambda: store.open(f"{artifact}/{file.name}"))
     return Download(file.name, "application/octet-stream", [segment], file.sha256, file.sha256)
 
 
 def tar_of(store: ArtifactStore, artifact: str, files: Sequence[ExportedFile], folder: str) -> Download:
-    """All files in one tar, under a folder; they carry no time, so that its bytes are always the same."""
+    """The download of all files in one tar, under a folder. Entries have no time: its bytes never change."""
     segments: list[Segment] = []
     for file in files:
         entry = tarfile.TarInfo(f"{folder}/{file.name}")
@@ -68,7 +68,7 @@ def tar_of(store: ArtifactStore, artifact: str, files: Sequence[ExportedFile], f
 
 
 def answer(request: Request, download: Download) -> Response:
-    """The whole, or the range that the request names. Raises HTTPException (416)."""
+    """The whole file, or the range that the request names. Raises HTTPException (416)."""
     etag = f'"{download.etag}"'
     headers = {
         "accept-ranges": "bytes",
@@ -76,12 +76,12 @@ def answer(request: Request, download: Download) -> Response:
         "content-disposition": f'attachment; filename="{download.name}"',
     }
     if download.sha256:
-        # RFC 9530: of the whole file, also where a part is sent.
+        # RFC 9530: the digest of the whole file, also where a part is sent.
         digest = base64.b64encode(bytes.fromhex(download.sha256)).decode()
         headers |= {"repr-digest": f"sha-256=:{digest}:", "x-checksum-sha256": download.sha256}
     start, end, status = 0, download.size, 200
     wanted = request.headers.get("range")
-    # A file that changed meanwhile is sent anew: both halves would not be one file.
+    # A file that has changed since is sent whole: its parts would not fit together.
     if wanted and request.headers.get("if-range", etag) == etag and (found := _parse(wanted, download.size)):
         (start, end), status = found, 206
         headers["content-range"] = f"bytes {start}-{end - 1}/{download.size}"
@@ -92,7 +92,7 @@ def answer(request: Request, download: Download) -> Response:
 
 
 def _parse(header: str, size: int) -> tuple[int, int] | None:
-    """(start, end) of a single range; None: it is not understood, and the whole is sent."""
+    """(start, end) of a single range; None where the header is not understood, and the whole file is sent."""
     match = _RANGE.fullmatch(header.strip())
     if match is None or match.groups() == ("", ""):
         return None
@@ -111,7 +111,7 @@ def _parse(header: str, size: int) -> tuple[int, int] | None:
 
 
 def _read(segments: Sequence[Segment], start: int, end: int) -> Iterator[bytes]:
-    """Bytes from start to end of all segments together."""
+    """The bytes from start to end of the joined segments, in chunks."""
     offset = 0
     for segment in segments:
         first, last = max(start - offset, 0), min(end - offset, segment.size)

@@ -16,7 +16,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class RequestMetrics:
-    """One registry an app, so that two apps in a process (tests) do not share counters."""
+    """A registry for each app, so that two apps in a process (tests) do not share counters."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._registry = CollectorRegistry()
@@ -46,14 +46,14 @@ class RequestMetrics:
 
 
 class _QueueCollector(Collector):
-    """What the database says at the moment of the scrape."""
+    """Gauges that are read from the database at each scrape."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Nothing: else the registry would read the database when it is made."""
+        """Nothing: otherwise the registry would read the database when it is created."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:

@@ -1,4 +1,4 @@
-"""Around every request: its id, its place in the counters, and an answer where an exception got this far."""
+"""Gives every request an id, counts it, and turns an unhandled exception into a 500."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class RequestMiddleware:
-    """The outermost layer: `x-request-id` on every answer, and a 500 that says nothing of its cause."""
+    """Adds `x-request-id` to every response. A 500 names this id, not the cause, which is logged."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
@@ -42,10 +42,10 @@ class RequestMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            # The boundary of the request: whatever happened, the client gets the one shape.
+            # The boundary of the request: the client gets the common error format.
             _log.exception("Request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if has_started:
-                raise  # the server closes the connection: the client must not take this for the end
+                raise  # the server closes the connection, so that the client sees an incomplete response
             await to_response(_internal_error(request_id))(scope, receive, send_with_id)
 
 
@@ -56,6 +56,6 @@ def _internal_error(request_id: str) -> TunesmithError:
 
 
 def _route(scope: Scope) -> str:
-    """The route's template, so that ids do not make a time series each."""
+    """The route's template: a label with ids in it would make a time series for each id."""
     path: str = getattr(scope.get("route"), "path", "none")
     return path

@@ -1,4 +1,4 @@
-"""Headers that tell a browser what an answer may do: run the dashboard's own files, be framed by none."""
+"""Security headers of every response: a content security policy for each kind of page, no framing."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,8 +6,8 @@ from app.api.http.auth import is_docs
 from app.dashboard.pages import is_page
 
 _NO_FRAMES = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-# Scripts and styles come from files alone: text that somebody typed stays text, wherever it ends up. Trusted
-# types refuse even the attempt to make markup or code of a string.
+# Scripts and styles come from files alone, so that user text can't run as code. Trusted types refuse every
+# attempt to turn a string into markup or code.
 _PAGE = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     f"{_NO_FRAMES}; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -17,8 +17,8 @@ _DOCS = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     f"img-src 'self' data:; connect-src 'self'; {_NO_FRAMES}"
 )
-# Any other answer is no page; a browser that is pointed at it shows it, and runs nothing.
-_ANSWER = f"default-src 'none'; {_NO_FRAMES}"
+# Any other response is no page: a browser that opens it runs nothing.
+_OTHER = f"default-src 'none'; {_NO_FRAMES}"
 _ALWAYS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -28,7 +28,7 @@ _ALWAYS = [
 
 
 class SecurityHeadersMiddleware:
-    """Adds them to every answer."""
+    """Adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -49,4 +49,4 @@ class SecurityHeadersMiddleware:
 def _policy(path: str) -> str:
     if is_page(path):
         return _PAGE
-    return _DOCS if is_docs(path) else _ANSWER
+    return _DOCS if is_docs(path) else _OTHER

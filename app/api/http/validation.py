@@ -1,4 +1,4 @@
-"""Turns what pydantic found wrong with a request into one InvalidRequest for a person. Pure."""
+"""Turns pydantic's validation errors of a request into one InvalidRequest with a readable message. Pure."""
 
 import difflib
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ _LONGEST_VALUE_SHOWN = 40
 def describe(
     problems: Sequence[dict[str, Any]], *, body: object = None, model: type[BaseModel] | None = None
 ) -> InvalidRequest:
-    """The first problem in full, and which other fields have one. `model` is the body's, for hints."""
+    """An error with the first problem in full and the names of other fields with one.
+
+    `model` is the class of the body, for hints.
+    """
     if isinstance(body, bytes) and problems[0]["type"] == "model_attributes_type":
         return InvalidRequest(
             "The body is not JSON.", hint="Send JSON with the header `Content-Type: application/json`."
@@ -33,22 +36,22 @@ def describe(
 
 
 def _field_name(problem: dict[str, Any], body: object) -> str:
-    """`training.learning_rate`; the names that pydantic gives to branches of a union are left out."""
+    """The dotted name of a field (`training.learning_rate`), without pydantic's names for union branches."""
     place, *path = problem["loc"]
     if place != "body" or problem["type"] == "json_invalid":
         return ".".join(map(str, path)) if place != "body" else ""
     if not isinstance(body, dict):
         return ".".join(map(str, path))
-    kept: list[str] = []
+    names: list[str] = []
     node: Any = body
     for index, part in enumerate(path):
         is_last = index == len(path) - 1
         if _holds(node, part):
-            kept.append(str(part))
+            names.append(str(part))
             node = node[part]
         elif is_last and problem["type"] == "missing":
-            kept.append(str(part))
-    return ".".join(kept)
+            names.append(str(part))
+    return ".".join(names)
 
 
 def _holds(node: object, part: str | int) -> bool:
@@ -100,7 +103,7 @@ def _hint(field: str, problem: dict[str, Any], model: type[BaseModel] | None) ->
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"Did you mean `{close[0]}`?"
-    # A field may be known, but in another part of the body.
+    # The field may belong to another part of the body.
     for parent, info in model.model_fields.items():
         if name in _fields_of(info.annotation):
             return f"Did you mean `{parent}.{name}`?"

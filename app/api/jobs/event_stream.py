@@ -1,8 +1,8 @@
 """Follow the events of a job: one poller a job in this process feeds any number of followers.
 
-A follower starts with what the database holds and goes on with what the poller hands out. Its queue is
-bounded: when it overflows it is emptied, and the follower reads what it missed from the database, from its
-own cursor. So there is no gap, no duplicate, and no memory that grows with a slow client. Knows no HTTP.
+A follower first reads the events in the database, then those that the poller finds. Its queue is bounded:
+when it overflows it is emptied, and the follower reads the events after its cursor from the database. So
+there is no gap, no duplicate, and a slow client takes no memory. Knows no HTTP.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One consistent look at a job: events after a cursor, the last seq of all, whether the job has ended."""
+    """One consistent read of a job: events after a cursor, its last seq, and whether the job has ended."""
 
     events: list[Event]
     last_seq: int
@@ -45,7 +45,7 @@ class Follower:
         self.woken = asyncio.Event()
 
     def offer(self, entries: list[Event]) -> None:
-        """Add events, or forget all of them where there is no room: the database still has them."""
+        """Add events; a queue that would overflow is emptied instead, since the database has them."""
         if len(self.queue) + len(entries) > QUEUE_EVENTS:
             self.queue.clear()
         else:
@@ -53,14 +53,14 @@ class Follower:
         self.woken.set()
 
     def take(self, cursor: int) -> list[Event]:
-        """Empty the queue; the events that follow the cursor without a gap."""
+        """Empty the queue. Returns those of its events that follow the cursor without a gap."""
         entries, self.queue = self.queue, []
         fresh = [event for event in entries if event.seq > cursor]
         return [event for place, event in enumerate(fresh, start=1) if event.seq == cursor + place]
 
 
 class Topic:
-    """A job that is being followed: its followers, and the poller's latest look at it."""
+    """A job that is being followed: its followers, and the poller's latest snapshot of it."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
@@ -84,36 +84,36 @@ class EventStreams:
         return list(self._topics)
 
     def close(self) -> None:
-        """End every stream after what it has sent: the process stops. Call from the event loop."""
+        """End every stream after the events it has sent, for a shutdown. Call from the event loop."""
         self._is_closed = True
         for topic in self._topics.values():
             for follower in topic.followers:
                 follower.woken.set()
 
     async def follow(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event]:
-        """Events after a seq, in order, as they come; ends when the job has ended and all were given."""
-        with self._joined(job_id) as (topic, follower):
-            look = await self._look(job_id, after)
-            cursor = min(after, look.last_seq)
-            pending = look.events
+        """Events after a seq, in order, until the job has ended and all of them were yielded."""
+        with self._subscribed(job_id) as (topic, follower):
+            snapshot = await self._take_snapshot(job_id, after)
+            cursor = min(after, snapshot.last_seq)
+            pending = snapshot.events
             while True:
                 for event in pending:
                     cursor = event.seq
                     yield event
-                latest = topic.latest or look
-                if self._is_closed or _is_over(look, cursor) or _is_over(latest, cursor):
+                latest = topic.latest or snapshot
+                if self._is_closed or _is_over(snapshot, cursor) or _is_over(latest, cursor):
                     return
                 if pending := follower.take(cursor):
                     continue
-                if max(look.last_seq, latest.last_seq) > cursor:
-                    look = await self._look(job_id, cursor)
-                    pending = look.events
+                if max(snapshot.last_seq, latest.last_seq) > cursor:
+                    snapshot = await self._take_snapshot(job_id, cursor)
+                    pending = snapshot.events
                 else:
                     await follower.woken.wait()
                     follower.woken.clear()
 
     @contextlib.contextmanager
-    def _joined(self, job_id: str) -> Iterator[tuple[Topic, Follower]]:
+    def _subscribed(self, job_id: str) -> Iterator[tuple[Topic, Follower]]:
         topic = self._topics.get(job_id)
         if topic is None:
             topic = self._topics[job_id] = Topic(job_id)
@@ -132,7 +132,7 @@ class EventStreams:
         while True:
             after = topic.latest.last_seq if topic.latest else None
             try:
-                latest = await self._look(topic.job_id, after)
+                latest = await self._take_snapshot(topic.job_id, after)
             except SQLAlchemyError:
                 _log.warning("The events of job %s can't be read now", topic.job_id, exc_info=True)
             else:
@@ -142,7 +142,7 @@ class EventStreams:
                     follower.offer(latest.events)
             await asyncio.sleep(self._poll_seconds)
 
-    async def _look(self, job_id: str, after: int | None) -> Snapshot:
+    async def _take_snapshot(self, job_id: str, after: int | None) -> Snapshot:
         return await to_thread.run_sync(self._read, job_id, after)
 
     def _read(self, job_id: str, after: int | None) -> Snapshot:
@@ -155,7 +155,7 @@ class EventStreams:
         return Snapshot(found, last_seq, JobState(state).has_ended)
 
 
-def _is_over(look: Snapshot, cursor: int) -> bool:
-    # Equal, not "at least": a cursor beyond the look means that the look is old, and the job may have been
-    # retried since.
-    return look.has_ended and look.last_seq == cursor
+def _is_over(snapshot: Snapshot, cursor: int) -> bool:
+    # Equal, not "at least": a cursor beyond the snapshot means that the snapshot is old, and the job may have
+    # been retried since.
+    return snapshot.has_ended and snapshot.last_seq == cursor

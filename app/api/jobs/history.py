@@ -1,4 +1,4 @@
-"""What a job has done so far: its events, its log, its loss curve; once, or followed live."""
+"""The history of a job: its events, its log and its loss curve, read once or followed live."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Literal
@@ -54,7 +54,7 @@ def list_events(
     with services.database.snapshot() as session:
         job = job_records.get(session, job_id)
     if JobState(job.state).has_ended and last_event_id is not None and last_event_id >= job.last_event_seq:
-        # A browser's EventSource reconnects for ever, unless it is told that there is nothing more.
+        # A browser's EventSource reconnects for ever, unless the status is 204.
         return Response(status_code=204)
     start = after if last_event_id is None else last_event_id
     return EventSourceResponse(_server_sent(services, job_id, start), ping=KEEP_ALIVE_SECONDS, sep="\n")

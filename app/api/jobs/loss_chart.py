@@ -14,7 +14,7 @@ _MOST_POINTS = 1000
 
 
 def draw(points: Sequence[LossPointRead], *, title: str) -> str:
-    """The picture. Points without a finite loss are left out; a curve without points says so."""
+    """An SVG document. Points without a finite loss are left out; without points it holds a message."""
     finite = [point for point in points if math.isfinite(point.loss)]
     body = _plot(finite) if finite else [_text(WIDTH / 2, HEIGHT / 2, "No loss has been logged yet.")]
     lines = [

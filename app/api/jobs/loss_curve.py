@@ -1,4 +1,4 @@
-"""A job's loss curve: its points out of the events, as JSON and as CSV. loss_chart.py draws it."""
+"""Makes the points of a job's loss curve from its events, and CSV of them. `loss_chart.py` draws it."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from app.core.jobs.events import Evaluation, Event, Metrics
 
 
 def from_events(events: Iterable[Event]) -> list[LossPointRead]:
-    """Points by step. A resumed attempt repeats steps after its checkpoint: the last word counts."""
+    """Points by step. A resumed attempt repeats steps after its checkpoint: the last value counts."""
     points: dict[tuple[int, str], LossPointRead] = {}
     for event in events:
         if isinstance(event.data, Metrics | Evaluation):

@@ -1,4 +1,4 @@
-"""POST /jobs/preflight: what a job would do. The engine's process works it out; nothing is started."""
+"""POST /jobs/preflight: what a job would do and need, computed by the engine's process."""
 
 from typing import Annotated
 
@@ -30,7 +30,7 @@ async def preflight(
     before it starts. Large datasets are read in part.
     """
     request, engine, speed = await to_thread.run_sync(_prepare, services, spec)
-    answer = await services.engines.ask(engine, "/preflight", request, Preflight)
+    answer = await services.engines.request(engine, "/preflight", request, Preflight)
     if isinstance(answer, Failed):
         raise EngineRefusal(answer)
     return _with_measured_speed(answer, speed) if speed else answer
@@ -52,7 +52,7 @@ def _prepare(services: Services, spec: JobSpec) -> tuple[PreflightRequest, Engin
 
 
 def find_dataset(session: Session, dataset_id: str, *, param: str = "dataset") -> DatasetRef:
-    """Where an engine finds a dataset. Raises DatasetNotFound and DatasetNotReady."""
+    """A reference to a dataset's files for the engine. Raises DatasetNotFound and DatasetNotReady."""
     dataset = dataset_records.get_ready(session, dataset_id, param=param)
     return DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes)
 

@@ -1,4 +1,4 @@
-"""Jobs: submit, list, show, cancel, pause, resume, retry. What one has done stands in job_history.py."""
+"""Jobs: submit, list, show, cancel, pause, resume, retry. Events and loss curves are in `history.py`."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.api.deps import After, JobId, Limit, ServicesDep
 from app.api.http.errors import documented
-from app.api.http.idempotency import OnceDep
+from app.api.http.idempotency import IdempotentRequestDep
 from app.api.jobs.schemas import JobRead
 from app.api.schemas import Page
 from app.core.engine import base_models
@@ -39,20 +39,20 @@ SPEC_EXAMPLES: dict[str, Example] = {
 @router.post("", status_code=202, summary="Submit a job", responses=documented(404, 409, 429))
 def submit_job(
     spec: Annotated[JobSpec, Body(openapi_examples=SPEC_EXAMPLES)],
-    once: OnceDep,
+    idempotent: IdempotentRequestDep,
     response: Response,
     services: ServicesDep,
 ) -> JobRead:
     """Put a fine-tuning job in the queue. Only `base_model` and `dataset` are needed."""
 
-    def make(session: Session) -> JobRead:
+    def create(session: Session) -> JobRead:
         resolved, max_queued = job_inputs.hold(session, spec), services.settings.max_queued_jobs
         return JobRead.from_row(job_records.submit(session, resolved, max_queued=max_queued, flush=False))
 
-    job = once.find(_find)
+    job = idempotent.find_earlier(_find)
     if job is None:
         base_models.check(spec.base_model, services.settings)
-        job = once.make(make, find=_find)
+        job = idempotent.create(create, find=_find)
     response.headers["location"] = f"/jobs/{job.id}"
     return job
 

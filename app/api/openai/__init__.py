@@ -1,1 +1,1 @@
-"""The OpenAI API under /v1: models, completions, chat."""
+"""The OpenAI API under /v1: models, chat, completions, files, fine-tuning jobs."""

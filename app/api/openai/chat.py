@@ -10,11 +10,18 @@ from pydantic import BaseModel, Field
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
-from app.api.openai.answering import OpenAIUsage, Question, respond
 from app.api.openai.conversation import ChatMessageParam
 from app.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from app.api.openai.models import find_target
-from app.api.openai.parameters import MAX_NEW_TOKENS, Absent, AbsentList, CommonBody, only, refuse
+from app.api.openai.parameters import (
+    MAX_NEW_TOKENS,
+    CommonBody,
+    MustBeEmpty,
+    MustBeNull,
+    allow_only,
+    reject_parameter,
+)
+from app.api.openai.responses import CompletionPlan, OpenAIUsage, respond
 from app.core.engine.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
 from app.core.storage.ids import new_id
 
@@ -70,16 +77,20 @@ class ChatBody(CommonBody):
         None, description="What the answer must look like: text, JSON, or JSON that keeps to a schema."
     )
 
-    tools: AbsentList = Field(None, description="Only null or empty: the engine calls no tools.")
-    tool_choice: Annotated[Any, only("none", "auto")] = Field(None, description="Only `none` or `auto`.")
-    functions: AbsentList = Field(None, description="Only null or empty.")
-    function_call: Annotated[Any, only("none", "auto")] = Field(None, description="Only `none` or `auto`.")
-    modalities: Annotated[Any, only(["text"])] = Field(None, description="Only text.")
-    audio: Absent = Field(None, description="Only null.")
-    web_search_options: Absent = Field(None, description="Only null.")
-    moderation: Absent = Field(None, description="Only null.")
-    reasoning_effort: Annotated[Any, only("none")] = Field(None, description="Only `none`.")
-    verbosity: Annotated[Any, only("medium")] = Field(None, description="Only `medium`.")
+    tools: MustBeEmpty = Field(None, description="Only null or empty: the engine calls no tools.")
+    tool_choice: Annotated[Any, allow_only("none", "auto")] = Field(
+        None, description="Only `none` or `auto`."
+    )
+    functions: MustBeEmpty = Field(None, description="Only null or empty.")
+    function_call: Annotated[Any, allow_only("none", "auto")] = Field(
+        None, description="Only `none` or `auto`."
+    )
+    modalities: Annotated[Any, allow_only(["text"])] = Field(None, description="Only text.")
+    audio: MustBeNull = Field(None, description="Only null.")
+    web_search_options: MustBeNull = Field(None, description="Only null.")
+    moderation: MustBeNull = Field(None, description="Only null.")
+    reasoning_effort: Annotated[Any, allow_only("none")] = Field(None, description="Only `none`.")
+    verbosity: Annotated[Any, allow_only("medium")] = Field(None, description="Only `medium`.")
 
     parallel_tool_calls: Any = Field(None, description="Accepted; changes nothing.")
     prediction: Any = Field(None, description="Accepted; changes nothing.")
@@ -95,10 +106,10 @@ class ChatBody(CommonBody):
         """Raise InvalidRequest for parameters that do not go together."""
         super().check()
         if self.top_logprobs is not None and not self.logprobs:
-            refuse("top_logprobs", "it needs `logprobs`")
+            reject_parameter("top_logprobs", "it needs `logprobs`")
 
     def as_request(self) -> dict[str, Any]:
-        """What the engine is asked, but for the model."""
+        """The fields of the engine's request, without the model."""
         most = self.max_completion_tokens or self.max_tokens or MAX_NEW_TOKENS
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return {
@@ -139,7 +150,7 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str | None = Field(None, description="Always null.")
 
 
-class _ChatShape:
+class _ChatRenderer:
     def first(self, index: int) -> dict[str, Any]:
         return _choice(index, {"role": "assistant", "content": "", "refusal": None})
 
@@ -181,18 +192,18 @@ async def create_chat_completion(
     body: Annotated[ChatBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
 ) -> object:
     """Go on with a conversation, rendered with the model's chat template."""
-    question = await to_thread.run_sync(_plan, services, body)
+    plan = await to_thread.run_sync(_plan, services, body)
 
     def make_whole(choices: list[ChatChoice], usage: OpenAIUsage) -> ChatCompletion:
         return ChatCompletion(
-            id=question.id, created=question.created, model=body.model, choices=choices, usage=usage
+            id=plan.id, created=plan.created, model=body.model, choices=choices, usage=usage
         )
 
-    return await respond(question, _ChatShape(), make_whole, request=request, services=services)
+    return await respond(plan, _ChatRenderer(), make_whole, request=request, services=services)
 
 
-def _plan(services: Services, body: ChatBody) -> Question:
+def _plan(services: Services, body: ChatBody) -> CompletionPlan:
     body.check()
     target = find_target(services, body.model)
     asked = GenerateRequest(base_model=target.base_model, adapter=target.adapter, **body.as_request())
-    return Question(body, target, [asked], id=new_id("chatcmpl"), object="chat.completion.chunk")
+    return CompletionPlan(body, target, [asked], id=new_id("chatcmpl"), object="chat.completion.chunk")

@@ -1,4 +1,4 @@
-"""POST /v1/completions: text that goes on, taken as it is, from one prompt or many."""
+"""POST /v1/completions: continuations of one prompt or many, without a chat template."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,10 +10,17 @@ from pydantic import BaseModel, Field
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
-from app.api.openai.answering import OpenAIUsage, Question, respond
 from app.api.openai.logprobs import CompletionLogprobs, CompletionLogprobsWriter
 from app.api.openai.models import find_target
-from app.api.openai.parameters import MAX_CHOICES, MAX_NEW_TOKENS, CommonBody, Off, only, refuse
+from app.api.openai.parameters import (
+    MAX_CHOICES,
+    MAX_NEW_TOKENS,
+    CommonBody,
+    MustBeFalse,
+    allow_only,
+    reject_parameter,
+)
+from app.api.openai.responses import CompletionPlan, OpenAIUsage, respond
 from app.core.engine.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
 from app.core.storage.ids import new_id
 
@@ -56,17 +63,17 @@ class CompletionBody(CommonBody):
         None, description="Not OpenAI's here. What the answer must look like, as in chat."
     )
     best_of: int | None = Field(None, description="Only what `n` is.")
-    echo: Off = Field(None, description="Only false.")
-    suffix: Annotated[Any, only("")] = Field(None, description="Only null or empty.")
+    echo: MustBeFalse = Field(None, description="Only false.")
+    suffix: Annotated[Any, allow_only("")] = Field(None, description="Only null or empty.")
 
     def check(self) -> None:
         """Raise InvalidRequest for parameters that do not go together."""
         super().check()
         if self.best_of is not None and self.best_of != self.choice_count:
-            refuse("best_of", "not supported here, but for the value of `n`; leave it out")
+            reject_parameter("best_of", "not supported here, but for the value of `n`; leave it out")
 
     def as_requests(self) -> list[dict[str, Any]]:
-        """What the engine is asked, for each prompt, but for the model."""
+        """The fields of the engine's request for each prompt, without the model."""
         sampling = self.sampling(
             max_new_tokens=self.max_tokens or _DEFAULT_MAX_TOKENS, logprobs=self.logprobs
         )
@@ -97,7 +104,7 @@ class TextCompletion(BaseModel):
     system_fingerprint: str | None = Field(None, description="Always null.")
 
 
-class _CompletionShape:
+class _CompletionRenderer:
     def __init__(self) -> None:
         self._writers: dict[int, CompletionLogprobsWriter] = {}
 
@@ -142,24 +149,24 @@ async def create_completion(
     body: Annotated[CompletionBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
 ) -> object:
     """Go on from a text, or from several, without a chat template."""
-    question = await to_thread.run_sync(_plan, services, body)
+    plan = await to_thread.run_sync(_plan, services, body)
 
     def make_whole(choices: list[CompletionChoice], usage: OpenAIUsage) -> TextCompletion:
         return TextCompletion(
-            id=question.id, created=question.created, model=body.model, choices=choices, usage=usage
+            id=plan.id, created=plan.created, model=body.model, choices=choices, usage=usage
         )
 
-    return await respond(question, _CompletionShape(), make_whole, request=request, services=services)
+    return await respond(plan, _CompletionRenderer(), make_whole, request=request, services=services)
 
 
-def _plan(services: Services, body: CompletionBody) -> Question:
+def _plan(services: Services, body: CompletionBody) -> CompletionPlan:
     body.check()
     target = find_target(services, body.model)
     asked = [
         GenerateRequest(base_model=target.base_model, adapter=target.adapter, **fields)
         for fields in body.as_requests()
     ]
-    return Question(body, target, asked, id=new_id("cmpl"), object="text_completion")
+    return CompletionPlan(body, target, asked, id=new_id("cmpl"), object="text_completion")
 
 
 def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
-"""A conversation as OpenAI's clients send it, turned into the turns that a chat template renders."""
+"""The messages of a chat request, turned into the turns that a chat template renders."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.openai.parameters import Absent, AbsentList
+from app.api.openai.parameters import MustBeEmpty, MustBeNull
 from app.core.engine.messages import ChatMessage
 
 
@@ -27,13 +27,13 @@ class ChatMessageParam(BaseModel):
         description="What is said: text, or parts of type `text`, which are put together."
     )
     name: str | None = Field(None, description="Accepted; templates do not show it.")
-    refusal: Absent = Field(None, description="Only null.")
-    audio: Absent = Field(None, description="Only null.")
-    function_call: Absent = Field(None, description="Only null: the engine calls no functions.")
-    tool_calls: AbsentList = Field(None, description="Only null or empty: the engine calls no tools.")
-    annotations: AbsentList = Field(None, description="Only null or empty.")
+    refusal: MustBeNull = Field(None, description="Only null.")
+    audio: MustBeNull = Field(None, description="Only null.")
+    function_call: MustBeNull = Field(None, description="Only null: the engine calls no functions.")
+    tool_calls: MustBeEmpty = Field(None, description="Only null or empty: the engine calls no tools.")
+    annotations: MustBeEmpty = Field(None, description="Only null or empty.")
 
     def as_turn(self) -> ChatMessage:
-        """As the engine takes it."""
+        """The message as the engine takes it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return ChatMessage(role="system" if self.role == "developer" else self.role, content=text)

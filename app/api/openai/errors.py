@@ -1,7 +1,7 @@
-"""Turns every error of a path under /v1 into what an OpenAI client understands.
+"""Turns every error of a path under /v1 into OpenAI's format.
 
-Works on the answer that is about to leave, so that it holds for errors of every origin: the routes', the
-framework's, the key's, the body limit's. Native paths keep their own shape.
+A middleware translates the response that is about to be sent, so that it covers errors of every origin: the
+routes, the framework, authentication, the body limit. Native paths are not changed.
 """
 
 import json
@@ -15,12 +15,12 @@ from app.api.http.errors import dumps
 
 PREFIX = "/v1/"
 _MALFORMED = 422
-# 422 is what a native path says of any malformed request. OpenAI says 400, and 422 only of these.
+# Native paths return 422 for any malformed request; OpenAI returns 400, and 422 only for these codes.
 _KEEP_422 = {"idempotency_key_reused"}
 _STATUS = {"model_not_allowed": 403, "model_unknown": 404, "model_gated": 403}
 _CODES = {"dataset_not_found": "file_not_found", "dataset_in_use": "file_in_use"}
 _MODEL_NOT_FOUND = {"model_unknown", "adapter_not_found", "model_missing"}
-# The client comes back by itself after these; it need not where only another request can help.
+# OpenAI's clients retry these statuses by themselves, although only another request can succeed.
 _NO_RETRY = {409}
 
 
@@ -46,7 +46,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 
 
 class OpenAIErrors:
-    """The outermost layer."""
+    """Translates the errors of all paths under /v1."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -58,7 +58,7 @@ class OpenAIErrors:
 
 
 class _Translator:
-    """Holds the start of an error back until its body is there: a native error comes in one piece."""
+    """Holds the start of an error response back until its body arrives, which comes in one message."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -76,7 +76,7 @@ class _Translator:
 
 
 def openai_error(content: dict[str, Any]) -> dict[str, Any]:
-    """A native error in OpenAI's shape; the hint becomes part of the message."""
+    """A native error in OpenAI's format; the hint becomes part of the message."""
     error = content["error"]
     code, param = _CODES.get(error["code"], error["code"]), error["param"]
     if code in _MODEL_NOT_FOUND:
@@ -86,7 +86,7 @@ def openai_error(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _translate(start: Message, body: bytes) -> bytes:
-    """The body in OpenAI's shape; `start` gets its status and its headers."""
+    """The body in OpenAI's format; sets the status and headers of `start`."""
     native = json.loads(body)
     code = native["error"]["code"]
     status = _STATUS.get(code, start["status"])

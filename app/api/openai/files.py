@@ -10,13 +10,13 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response, StreamingResponse
 
-from app.api.datasets.routes import as_file
 from app.api.deps import MAX_PAGE, Services, ServicesDep
-from app.api.http.idempotency import OnceDep
+from app.api.http.idempotency import IdempotentRequestDep
+from app.api.http.uploads import spooled
 from app.api.jobs import loss_curve
 from app.api.jobs.history import read_curve
 from app.api.openai.lists import OpenAIPage
-from app.api.openai.parameters import refuse
+from app.api.openai.parameters import reject_parameter
 from app.core.datasets import openai_files, records as dataset_records
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import write_plain
@@ -59,7 +59,7 @@ class FileDeleted(BaseModel):
 @router.post("", summary="Upload a file")
 def upload_file(
     services: ServicesDep,
-    once: OnceDep,
+    idempotent: IdempotentRequestDep,
     file: Annotated[UploadFile, File(description="JSON lines, or any kind that `POST /datasets` takes.")],
     purpose: Annotated[str, Form(description="Only `fine-tune`.")],
     expires_anchor: Annotated[
@@ -77,26 +77,30 @@ def upload_file(
 ) -> FileObject:
     """Store a file to train on. One that can't be trained on is taken too: the job that names it fails."""
     if purpose != openai_files.FINE_TUNE:
-        refuse("purpose", f"{purpose!r} is not supported here; files are for 'fine-tune' alone")
-    earlier = once.find(lambda session, file_id: _show(services, openai_files.get(session, file_id)))
+        reject_parameter("purpose", f"{purpose!r} is not supported here; files are for 'fine-tune' alone")
+    earlier = idempotent.find_earlier(
+        lambda session, file_id: _show(services, openai_files.get(session, file_id))
+    )
     if earlier is not None:
         return earlier
-    keep = timedelta(seconds=expires_seconds) if expires_seconds else None
-    with as_file(services.settings, file.file) as path:
+    lifetime = timedelta(seconds=expires_seconds) if expires_seconds else None
+    with spooled(services.settings, file.file) as path:
         row = openai_files.store(
             services.store,
             path,
             name=PurePath(file.filename or "").name[:255] or "file",
             limits=Limits.from_settings(services.settings),
-            expires_at=datetime.now(UTC) + keep if keep else None,
+            expires_at=datetime.now(UTC) + lifetime if lifetime else None,
         )
 
-    def make(session: Session) -> FileObject:
+    def create(session: Session) -> FileObject:
         session.add(row)
         session.flush()
         return _show(services, row)
 
-    made = once.make(make, find=lambda session, file_id: _show(services, openai_files.get(session, file_id)))
+    made = idempotent.create(
+        create, find=lambda session, file_id: _show(services, openai_files.get(session, file_id))
+    )
     if made.id != row.id:
         services.store.delete(dataset_records.folder_of(row.id))
     return made

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: the native jobs, in OpenAI's words. Nothing is kept here that they do not keep."""
+"""/v1/fine_tuning/jobs: the native jobs in OpenAI's format. Stores nothing of its own."""
 
 import re
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from fastapi.openapi.models import Example
 from sqlalchemy.orm import Session
 
 from app.api.deps import MAX_PAGE, Services, ServicesDep
-from app.api.http.idempotency import OnceDep
+from app.api.http.idempotency import IdempotentRequestDep
 from app.api.jobs.history import read_curve
-from app.api.openai.fine_tuning_answers import FineTuningJob
 from app.api.openai.fine_tuning_body import FineTuningJobBody
 from app.api.openai.fine_tuning_history import FineTuningJobCheckpoint, FineTuningJobEvent, event_id
+from app.api.openai.fine_tuning_job import FineTuningJob
 from app.api.openai.lists import OpenAIPage
 from app.api.openai.models import find_origin
 from app.core.adapters import records as adapter_records
@@ -52,12 +52,14 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items in the a
 
 @router.post("", summary="Create a fine-tuning job")
 def create_job(
-    body: Annotated[FineTuningJobBody, Body(openapi_examples=_EXAMPLES)], once: OnceDep, services: ServicesDep
+    body: Annotated[FineTuningJobBody, Body(openapi_examples=_EXAMPLES)],
+    idempotent: IdempotentRequestDep,
+    services: ServicesDep,
 ) -> FineTuningJob:
     """Queue a job. Its files are validated first: where they can't be trained on, it has failed at once."""
     settings = services.settings
 
-    def make(session: Session) -> FineTuningJob:
+    def create(session: Session) -> FineTuningJob:
         base_model, adapter_id = find_origin(session, settings, body.model)
         training = get_arrived(session, body.training_file, param="training_file")
         failure = fine_tuning.find_failure(training, "training")
@@ -70,7 +72,7 @@ def create_job(
         row = job_records.submit(session, spec, max_queued=settings.max_queued_jobs)
         return _show(session, job_records.fail_unstarted(session, row.id, failure) if failure else row)
 
-    return once.find(_find) or once.make(make, find=_find)
+    return idempotent.find_earlier(_find) or idempotent.create(create, find=_find)
 
 
 @router.get("", summary="List fine-tuning jobs")
@@ -157,7 +159,7 @@ def _show(session: Session, row: tables.JobRow) -> FineTuningJob:
 
 
 def _read_metadata(request: Request) -> dict[str, str] | None:
-    """The filter in the query, `metadata[key]=value`; None: there is none; empty: jobs without metadata."""
+    """The filter `metadata[key]=value` of the query; None: no filter; empty: jobs without metadata."""
     asked = {
         found[1]: value
         for name, value in request.query_params.multi_items()
@@ -173,7 +175,7 @@ def _read_metadata(request: Request) -> dict[str, str] | None:
 
 def _seq_of(job_id: str, event: str) -> int:
     seq = event.rpartition("_")[2]
-    # Through the number: what is no event of this job has another id than the one made of it.
+    # The id is rebuilt from its number: an id of another job, or in another form, differs from it.
     if not (seq.isdecimal() and seq.isascii() and event_id(job_id, int(seq)) == event):
         raise _bad_cursor(event)
     return min(int(seq), 2**31 - 1)

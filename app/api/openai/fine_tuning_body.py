@@ -1,4 +1,4 @@
-"""What POST /v1/fine_tuning/jobs takes, and the native job that it asks for."""
+"""The body of POST /v1/fine_tuning/jobs, and the native job spec that it becomes."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api.http.validation import describe
-from app.api.openai.parameters import AbsentList, only, refuse
+from app.api.openai.parameters import MustBeEmpty, allow_only, reject_parameter
 from app.core.jobs import fine_tuning
 from app.core.specs.job import JobSpec, LoraSpec, MetadataKey, MetadataValue, QuantizationSpec, TrainingSpec
 
 Auto = Literal["auto"]
 
-# OpenAI's words, and the setting of ours that says the same.
+# OpenAI's hyperparameters and the native settings of the same meaning.
 _SAME = {
     "n_epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
@@ -52,7 +52,7 @@ class Method(BaseModel):
     """The kind of training."""
 
     model_config = ConfigDict(extra="forbid")
-    type: Annotated[str, only("supervised")] = Field("supervised", description="Only `supervised`.")
+    type: Annotated[str, allow_only("supervised")] = Field("supervised", description="Only `supervised`.")
     supervised: SupervisedMethod | None = Field(None, description="How to train.")
 
 
@@ -77,7 +77,7 @@ class FineTuningJobBody(BaseModel):
     hyperparameters: SupervisedHyperparameters | None = Field(
         None, description="Deprecated: the same as `method.supervised.hyperparameters`, which go before."
     )
-    integrations: AbsentList = Field(None, description="Only null or empty.")
+    integrations: MustBeEmpty = Field(None, description="Only null or empty.")
 
     name: str | None = Field(None, description="Not OpenAI's. Name of the job.")
     chat_template: str | None = Field(None, description="Not OpenAI's. As in the native job.")
@@ -88,7 +88,7 @@ class FineTuningJobBody(BaseModel):
     )
 
     def as_spec(self, *, base_model: str, continue_from: str | None, rows: int) -> JobSpec:
-        """The native job. Raises InvalidRequest."""
+        """The native job spec. Raises InvalidRequest."""
         asked, place = self._asked()
         parts = {name: self._part(name, asked, place) for name in _PARTS}
         self._refuse_twice(asked, parts["training"], place)
@@ -115,21 +115,23 @@ class FineTuningJobBody(BaseModel):
         return _validated(given)
 
     def _asked(self) -> tuple[SupervisedHyperparameters, str]:
-        """The hyperparameters that count, and where in the body they are."""
+        """The hyperparameters that apply, and their path in the body."""
         supervised = self.method.supervised if self.method else None
         if supervised and supervised.hyperparameters:
             return supervised.hyperparameters, "method.supervised.hyperparameters"
         return self.hyperparameters or SupervisedHyperparameters(), "hyperparameters"
 
     def _part(self, name: str, asked: SupervisedHyperparameters, place: str) -> dict[str, Any]:
-        """The fields of a native part that were given, among the hyperparameters or as the part itself."""
+        """The given fields of `lora`, `training` or `quantization`, also those among the hyperparameters."""
         extras = dict(asked.model_extra or {})
         for field in extras:
             if not any(field == part or field in model.model_fields for part, model in _PARTS.items()):
-                refuse(f"{place}.{field}", "there is no such hyperparameter, nor such a field of a job")
+                reject_parameter(
+                    f"{place}.{field}", "there is no such hyperparameter, nor such a field of a job"
+                )
         nested = extras.get(name) or {}
         if not isinstance(nested, dict):
-            refuse(f"{place}.{name}", "it must be a JSON object")
+            reject_parameter(f"{place}.{name}", "it must be a JSON object")
         fields = {field: value for field, value in extras.items() if field in _PARTS[name].model_fields}
         own: BaseModel | None = getattr(self, name)
         return {**fields, **nested, **(own.model_dump(exclude_unset=True) if own else {})}
@@ -138,7 +140,7 @@ class FineTuningJobBody(BaseModel):
     def _refuse_twice(asked: SupervisedHyperparameters, training: dict[str, Any], place: str) -> None:
         for theirs, ours in _SAME.items():
             if getattr(asked, theirs) not in (None, "auto") and ours in training:
-                refuse(f"{place}.{theirs}", f"it says the same as {ours}; give one of them")
+                reject_parameter(f"{place}.{theirs}", f"it says the same as {ours}; give one of them")
 
 
 def _validated(given: dict[str, Any]) -> JobSpec:

@@ -1,4 +1,4 @@
-"""What a fine-tuning job has done, as OpenAI's clients know it: events and checkpoints, from native rows."""
+"""Events and checkpoints of a fine-tuning job in OpenAI's format, made from native events and rows."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -38,8 +38,8 @@ class FineTuningJobEvent(BaseModel):
 
     @classmethod
     def from_event(cls, job_id: str, event: Event) -> "FineTuningJobEvent":
-        """The native event in OpenAI's words."""
-        message, numbers = _told(event)
+        """The native event in OpenAI's format."""
+        message, numbers = _describe(event)
         return cls(
             id=event_id(job_id, event.seq),
             created_at=int(event.at.timestamp()),
@@ -79,7 +79,7 @@ class FineTuningJobCheckpoint(BaseModel):
     def from_row(
         cls, row: tables.AdapterRow, job: tables.JobRow, points: Sequence[LossPointRead]
     ) -> "FineTuningJobCheckpoint":
-        """The checkpoint, with its place in the job's loss curve."""
+        """The checkpoint, with the job's losses at its step."""
         step = job.step if row.step is None else row.step
         return cls(
             id=row.id,
@@ -92,12 +92,12 @@ class FineTuningJobCheckpoint(BaseModel):
 
 
 def event_id(job_id: str, seq: int) -> str:
-    """An event's id, which holds its place."""
+    """An event's id, made of the job's id and the event's seq."""
     return f"ftevent_{job_id.rpartition('_')[2]}_{seq}"
 
 
-def _told(event: Event) -> tuple[str, dict[str, Any] | None]:
-    """The words, and for a point of the loss curve its numbers."""
+def _describe(event: Event) -> tuple[str, dict[str, Any] | None]:
+    """The message of an event, and the figures of a metrics or evaluation event, else None."""
     match event.data:
         case Metrics() as found:
             numbers = {
@@ -138,7 +138,7 @@ def _state_text(change: StateChange) -> str:
 
 
 def _metrics_at(step: int, points: Sequence[LossPointRead]) -> CheckpointMetrics:
-    """The last points up to a step."""
+    """The last losses up to a step."""
     train = next((one for one in reversed(points) if one.kind == "train" and one.step <= step), None)
     valid = next((one for one in reversed(points) if one.kind == "eval" and one.step <= step), None)
     found = CheckpointMetrics(step=step)
@@ -152,5 +152,5 @@ def _metrics_at(step: int, points: Sequence[LossPointRead]) -> CheckpointMetrics
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """The value, or None for NaN, which JSON does not have."""
     return value if value == value else None

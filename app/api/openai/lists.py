@@ -1,4 +1,4 @@
-"""A page of a list as OpenAI's clients know it: they send the id of the last item as `after`."""
+"""A page of a list in OpenAI's format: clients send the id of the last item as `after`."""
 
 from typing import Generic, Literal, TypeVar
 

@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two shapes: one for chat, an older one for completions. Pure."""
+"""Log-probabilities in OpenAI's two formats: one for chat, an older one for completions. Pure."""
 
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class CompletionLogprobs(BaseModel):
 
 
 def chat_logprobs(tokens: Sequence[MadeToken] | None) -> ChatLogprobs | None:
-    """None where nobody asked."""
+    """The tokens' log-probabilities in chat's format; None where none were requested."""
     if tokens is None:
         return None
     content = [
@@ -50,14 +50,14 @@ def chat_logprobs(tokens: Sequence[MadeToken] | None) -> ChatLogprobs | None:
 
 
 class CompletionLogprobsWriter:
-    """Keeps count of the answer's characters, which streams need from one chunk to the next."""
+    """Writes log-probabilities in the format of completions, with text offsets that continue over chunks."""
 
     def __init__(self) -> None:
         self._decoder = getincrementaldecoder("utf-8")(errors="replace")
         self._offset = 0
 
     def write(self, tokens: Sequence[MadeToken] | None) -> CompletionLogprobs | None:
-        """The next tokens; None where nobody asked."""
+        """The log-probabilities of the next tokens; None where none were requested."""
         if tokens is None:
             return None
         return CompletionLogprobs(

@@ -1,4 +1,4 @@
-"""GET and DELETE /v1/models: base models and adapters alike. Also which of them a request's `model` names."""
+"""GET and DELETE /v1/models: base models and adapters alike. Also resolves a request's `model`."""
 
 import re
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ from app.api.base_models import list_models as list_base_models
 from app.api.deps import MAX_PAGE, Services, ServicesDep
 from app.api.generate.answers import Target, find_adapter, find_base_model
 from app.core.adapters import records as adapter_records
-from app.core.engine import base_models as models
+from app.core.engine import base_models
 from app.core.errors import InvalidRequest
 from app.core.errors.adapters import AdapterNotFound
 from app.core.settings import Settings
@@ -65,11 +65,11 @@ def list_models(services: ServicesDep) -> OpenAIModelList:
 @router.get("/{model:path}", summary="Show a model")
 def show_model(model: ModelName, services: ServicesDep) -> OpenAIModel:
     """One model, by the name that `model` takes."""
-    base_models = {found.id: found for found in _base_models(services)}
-    if model in base_models:
-        return base_models[model]
+    known = {found.id: found for found in _base_models(services)}
+    if model in known:
+        return known[model]
     with services.database.snapshot() as session:
-        return _adapter(_get_adapter(session, model), set(base_models))
+        return _adapter(_get_adapter(session, model), set(known))
 
 
 @router.delete("/{model:path}", summary="Delete an adapter")
@@ -84,13 +84,13 @@ def delete_model(model: ModelName, services: ServicesDep) -> ModelDeleted:
 
 
 def find_target(services: Services, model: str) -> Target:
-    """Who answers for this name: a base model that is here, else an adapter, else a Hub id.
+    """What generates for this name: a base model in the models folder, else an adapter, else a Hub id.
 
     Raises AdapterNotFound, ModelNotAllowed and NoEngine.
     """
     settings = services.settings
     with services.database.snapshot() as session:
-        if models.find_folder(model, settings.models_folder):
+        if base_models.find_folder(model, settings.models_folder):
             return find_base_model(session, settings, model)
         try:
             return find_adapter(session, settings, model)
@@ -101,18 +101,18 @@ def find_target(services: Services, model: str) -> Target:
 
 
 def find_origin(session: Session, settings: Settings, model: str) -> tuple[str, str | None]:
-    """What a job that names this model trains: a base model, and where it names an adapter, that one's id.
+    """The base model that a job with this `model` trains, and the adapter's id where it names an adapter.
 
     Raises AdapterNotFound, UnknownModel and ModelNotAllowed.
     """
-    if models.find_folder(model, settings.models_folder) is None:
+    if base_models.find_folder(model, settings.models_folder) is None:
         try:
             adapter = adapter_records.get(session, model)
             return adapter.base_model, adapter.id
         except AdapterNotFound:
             if not ("/" in model and _MODEL_NAME.fullmatch(model)):
                 raise _not_found(model) from None
-    models.check(model, settings)
+    base_models.check(model, settings)
     return model, None
 
 
@@ -137,7 +137,7 @@ def _get_adapter(session: Session, id_or_name: str) -> tables.AdapterRow:
 
 
 def _adapter(row: tables.AdapterRow, taken: set[str]) -> OpenAIModel:
-    """By its name; by its id where a base model has that name."""
+    """An adapter in OpenAI's format: by its name, or by its id where a base model has that name."""
     return OpenAIModel(
         id=row.id if row.name in taken else row.name,
         created=int(row.created_at.timestamp()),

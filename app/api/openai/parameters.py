@@ -1,6 +1,6 @@
-"""Parameters that chat and completions share: what is used, what may only be neutral, what changes nothing.
+"""Parameters that chat and completions share: supported ones, and those accepted only with a neutral value.
 
-Where a parameter is null its default holds, as OpenAI has it.
+As in OpenAI's API, null means a parameter's default.
 """
 
 from typing import Annotated, Any, NoReturn
@@ -16,8 +16,8 @@ _MAX_STOPS = 16
 _MAX_SEED = 2**63 - 1
 
 
-def only(*neutral: object) -> AfterValidator:
-    """Null and these values change nothing; anything else would be ignored in silence, so it is refused."""
+def allow_only(*neutral: object) -> AfterValidator:
+    """A validator that accepts null and these values alone: others have no effect here and are rejected."""
 
     def check(value: object) -> object:
         if value is not None and value not in neutral:
@@ -27,9 +27,9 @@ def only(*neutral: object) -> AfterValidator:
     return AfterValidator(check)
 
 
-Absent = Annotated[Any, only()]
-AbsentList = Annotated[Any, only([])]
-Off = Annotated[Any, only(False)]
+MustBeNull = Annotated[Any, allow_only()]
+MustBeEmpty = Annotated[Any, allow_only([])]
+MustBeFalse = Annotated[Any, allow_only(False)]
 StopText = Annotated[str, Field(min_length=1)]
 
 
@@ -88,21 +88,21 @@ class CommonBody(BaseModel):
 
     @property
     def choice_count(self) -> int:
-        """How many answers to each prompt."""
+        """The number of choices for each prompt."""
         return 1 if self.n is None else self.n
 
     @property
     def includes_usage(self) -> bool:
-        """Whether a stream says the usage."""
+        """Whether a stream ends with a chunk of the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def check(self) -> None:
         """Raise InvalidRequest for parameters that do not go together."""
         if self.stream_options is not None and not self.stream:
-            refuse("stream_options", "it needs `stream`")
+            reject_parameter("stream_options", "it needs `stream`")
 
     def sampling(self, *, max_new_tokens: int, logprobs: int | None) -> Sampling:
-        """The same in the engine's words."""
+        """The sampling parameters of the engine's request."""
         given = {
             "top_p": self.top_p,
             "top_k": self.top_k,
@@ -113,7 +113,7 @@ class CommonBody(BaseModel):
             "logit_bias": self.logit_bias,
         }
         if self.top_p == 0:
-            # The likeliest token alone is what is left of no probability at all.
+            # A nucleus of no probability holds the likeliest token alone.
             given |= {"top_p": None, "top_k": 1}
         if self.top_k == -1:
             given["top_k"] = None
@@ -127,6 +127,6 @@ class CommonBody(BaseModel):
         )
 
 
-def refuse(param: str, problem: str) -> NoReturn:
-    """Raises InvalidRequest that names the parameter."""
+def reject_parameter(param: str, problem: str) -> NoReturn:
+    """Raise InvalidRequest that names the parameter."""
     raise InvalidRequest(f"{param}: {problem}.", param=param)

@@ -1,1 +1,1 @@
-"""Routes of webhooks, and the task that sends their deliveries."""
+"""Routes of webhooks, and the loop that sends their deliveries."""

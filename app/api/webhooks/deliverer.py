@@ -1,7 +1,7 @@
-"""Sends the deliveries of webhooks for as long as the API lives. Several processes may: each claims its own.
+"""Sends the deliveries of webhooks while the API runs. Several processes may: each claims its own.
 
-It looks when something of this process was announced, when an attempt has ended, and once a second for what
-workers wrote and for what is due again.
+It looks for due deliveries when this process commits one, when an attempt has ended, and once a second for
+those that workers wrote and for retries.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from app.core.storage.database import Database
 from app.core.webhooks import deliveries, subscriptions
 from app.core.webhooks.deliveries import Claim, DeliveryOutcome
 
-AT_ONCE = 16
-AT_ONCE_EACH = 4
+MAX_IN_FLIGHT = 16
+MAX_IN_FLIGHT_EACH = 4
 POLL_SECONDS = 1.0
 _STOP_SECONDS = 3.0
 _log = logging.getLogger(__name__)
 
 
 class Deliverer:
-    """The loop, and one attempt. Used from one event loop; `wake` may be called from any thread."""
+    """The loop of deliveries. Used from one event loop; `wake` may be called from any thread."""
 
     def __init__(
         self,
@@ -45,11 +45,11 @@ class Deliverer:
         self._poll_seconds = poll_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
-        self._under_way: dict[asyncio.Task[None], str] = {}
+        self._in_flight: dict[asyncio.Task[None], str] = {}  # the attempt and its webhook's id
         database.listen(deliveries.TOPIC, self.wake)
 
     def wake(self) -> None:
-        """Something may be due now."""
+        """Look for due deliveries now."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 self._loop.call_soon_threadsafe(self._woken.set)
@@ -65,7 +65,7 @@ class Deliverer:
                     is_following = True
                 await self._start_due()
             except SQLAlchemyError:
-                # The boundary of the loop: one look that fails must not be the last.
+                # The boundary of the loop: one failure must not end it.
                 _log.warning("Deliveries of webhooks can't be looked for now", exc_info=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_seconds):
@@ -73,16 +73,16 @@ class Deliverer:
             self._woken.clear()
 
     async def close(self) -> None:
-        """Let attempts that are under way end; what is cut off is due again when its lease has run out."""
-        if self._under_way:
-            _, late = await asyncio.wait(self._under_way, timeout=_STOP_SECONDS)
+        """Wait briefly for attempts in flight; one that is cancelled is due again when its lease expires."""
+        if self._in_flight:
+            _, late = await asyncio.wait(self._in_flight, timeout=_STOP_SECONDS)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self._sender.close()
 
     async def attempt(self, claim: Claim) -> None:
-        """Send one claimed delivery and write down how it went."""
+        """Send one claimed delivery and record its outcome."""
         target = await to_thread.run_sync(self._target, claim)
         if target is None:
             return  # deleted since
@@ -92,13 +92,13 @@ class Deliverer:
         await to_thread.run_sync(self._record, claim, outcome)
 
     async def _start_due(self) -> None:
-        while room := AT_ONCE - len(self._under_way):
-            counts = Counter(self._under_way.values())
-            busy = [webhook_id for webhook_id, count in counts.items() if count >= AT_ONCE_EACH]
-            claims = await to_thread.run_sync(self._claim, room, busy)
+        while free := MAX_IN_FLIGHT - len(self._in_flight):
+            counts = Counter(self._in_flight.values())
+            busy = [webhook_id for webhook_id, count in counts.items() if count >= MAX_IN_FLIGHT_EACH]
+            claims = await to_thread.run_sync(self._claim, free, busy)
             for claim in claims:
                 task = asyncio.create_task(self._attempt_safely(claim))
-                self._under_way[task] = claim.webhook_id
+                self._in_flight[task] = claim.webhook_id
                 task.add_done_callback(self._has_ended)
             if not claims:
                 return
@@ -107,23 +107,23 @@ class Deliverer:
         try:
             await self.attempt(claim)
         except Exception:
-            # The boundary of one attempt: it is due again when its lease has run out.
+            # The boundary of one attempt: it is due again when its lease expires.
             _log.exception("Delivery %s of webhook %s broke off", claim.delivery_id, claim.webhook_id)
 
     def _has_ended(self, task: asyncio.Task[None]) -> None:
-        del self._under_way[task]
+        del self._in_flight[task]
         self._woken.set()
 
     def _follow_settings(self) -> None:
         with self._database.transaction() as session:
             subscriptions.follow_settings(session, self._settings)
 
-    def _claim(self, room: int, busy: list[str]) -> list[Claim]:
+    def _claim(self, limit: int, busy: list[str]) -> list[Claim]:
         with self._database.snapshot() as session:
             if not deliveries.is_any_due(session, busy=busy):
                 return []  # without the write lock
         with self._database.transaction() as session:
-            return deliveries.claim(session, limit=room, each=AT_ONCE_EACH, busy=busy)
+            return deliveries.claim(session, limit=limit, each=MAX_IN_FLIGHT_EACH, busy=busy)
 
     def _target(self, claim: Claim) -> tuple[str, str] | None:
         with self._database.snapshot() as session:

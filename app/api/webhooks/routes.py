@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.api.deps import After, Limit, Services, ServicesDep
 from app.api.http.errors import documented
-from app.api.http.idempotency import OnceDep
+from app.api.http.idempotency import IdempotentRequestDep
 from app.api.schemas import Page
 from app.api.webhooks.schemas import (
     CreatedWebhookRead,
@@ -30,7 +30,10 @@ DeliveryId = Annotated[str, Path(description="The delivery's id.", examples=["wh
 
 @router.post("", status_code=201, summary="Register a webhook", responses=documented(409))
 def create_webhook(
-    body: Annotated[NewWebhook, Body()], once: OnceDep, response: Response, services: ServicesDep
+    body: Annotated[NewWebhook, Body()],
+    idempotent: IdempotentRequestDep,
+    response: Response,
+    services: ServicesDep,
 ) -> CreatedWebhookRead:
     """Be told when jobs end. The answer holds the `secret` that signs every delivery: it is shown only here.
 
@@ -40,14 +43,14 @@ def create_webhook(
     `webhook-id`.
     """
 
-    def make(session: Session) -> CreatedWebhookRead:
+    def create(session: Session) -> CreatedWebhookRead:
         row = subscriptions.create(session, url=body.url, event_types=body.event_types, name=body.name)
         return CreatedWebhookRead.from_row(row)
 
-    webhook = once.find(_find)
+    webhook = idempotent.find_earlier(_find)
     if webhook is None:
         _check_target(body.url, services.settings)
-        webhook = once.make(make, find=_find)
+        webhook = idempotent.create(create, find=_find)
     response.headers["location"] = f"/webhooks/{webhook.id}"
     return webhook
 
@@ -137,7 +140,7 @@ def _check_target(url: str, settings: Settings) -> None:
 
 
 def _find(session: Session, webhook_id: str) -> CreatedWebhookRead:
-    """For the same request once more: whoever can repeat it has seen the secret, or should have."""
+    """The webhook with its secret, for a repeated request, whose sender was meant to receive the secret."""
     return CreatedWebhookRead.from_row(subscriptions.get(session, webhook_id))
 
 

@@ -1,4 +1,4 @@
-"""What the routes of webhooks take and answer. Knows no database session."""
+"""What the routes of webhooks take and return. Knows no database session."""
 
 from datetime import datetime
 from typing import Annotated
@@ -81,7 +81,7 @@ class CreatedWebhookRead(WebhookRead):
 
     @classmethod
     def from_row(cls, row: tables.WebhookRow) -> "CreatedWebhookRead":
-        """The webhook with its secret, for the answer that makes it."""
+        """The webhook with its secret, for the response that creates it."""
         return cls(**WebhookRead.from_row(row).model_dump(), secret=row.secret or "")
 
 

@@ -1,4 +1,4 @@
-"""One attempt at one delivery over HTTP: a signed POST to an address that was judged, and what came of it."""
+"""One attempt at a delivery: an HTTP POST to an address that was checked, and its outcome."""
 
 import asyncio
 import contextlib
@@ -18,19 +18,19 @@ _READ_SECONDS = 2.0
 
 
 class Sender:
-    """Posts to webhooks. Follows no redirect, uses no proxy, keeps nothing of an answer but its status."""
+    """Posts to webhooks. Follows no redirect, uses no proxy, returns nothing of a response but its status."""
 
     def __init__(self, *, allow_private: bool, attempt_seconds: float = ATTEMPT_SECONDS) -> None:
         self._allow_private = allow_private
         self._attempt_seconds = attempt_seconds
 
     async def close(self) -> None:
-        """Close what is open."""
+        """Close the HTTP client, if it was used."""
         if "_client" in vars(self):
             await self._client.aclose()
 
     async def post(self, url: str, headers: dict[str, str], body: str) -> DeliveryOutcome:
-        """Send a body once. Never raises for what the receiver or the network does."""
+        """Send a body once. Failures of the receiver or the network are outcomes, not exceptions."""
         try:
             async with asyncio.timeout(self._attempt_seconds):
                 status = await self._post(url, headers, body)
@@ -57,7 +57,7 @@ class Sender:
         raise AssertionError("there is at least one address")
 
     async def _post_to(self, address: str, url: httpx.URL, headers: dict[str, str], body: str) -> int:
-        """To this very address: asking for the name again could bring another one."""
+        """Post to this address: a second look-up of the name could give another, unchecked one."""
         request = self._client.build_request(
             "POST",
             url.copy_with(host=address),
@@ -80,9 +80,9 @@ class Sender:
 
     @cached_property
     def _client(self) -> httpx.AsyncClient:
-        """Made when it is first needed: reading the certificates takes a while."""
+        """Created at its first use: reading the certificates takes a while."""
         context = httpx.create_ssl_context(trust_env=False)
-        context.load_default_certs()  # what the machine trusts, too
+        context.load_default_certs()  # the machine's own certificates, too
         # No connection is kept: requests go to bare addresses, and two names may share one.
         limits = httpx.Limits(max_keepalive_connections=0)
         timeout = httpx.Timeout(self._attempt_seconds, connect=_CONNECT_SECONDS)
@@ -90,7 +90,7 @@ class Sender:
 
 
 async def _drain(response: httpx.Response) -> None:
-    """Let the receiver finish a short answer; the status has said what matters."""
+    """Read a short response to its end, so that the receiver is not cut off; only the status matters."""
     read = 0
     with contextlib.suppress(httpx.HTTPError, TimeoutError):
         async with asyncio.timeout(_READ_SECONDS):

@@ -52,7 +52,7 @@ def settle(client: TestClient, adapter_id: str) -> dict[str, Any]:
     return wait_for(look, "the import")
 
 
-def add_unproved(database: Database, settings: Settings) -> str:
+def add_unverified(database: Database, settings: Settings) -> str:
     """An import whose files are stored, and nobody at it."""
     adapter_id, artifact = adapter_imports.name_artifact()
     for name, content in peft_files().items():
@@ -76,11 +76,11 @@ def add_unproved(database: Database, settings: Settings) -> str:
     return adapter_id
 
 
-def prove(database: Database, settings: Settings, adapter_id: str) -> None:
+def verify(database: Database, settings: Settings, adapter_id: str) -> None:
     async def once() -> None:
         engines = EngineClient()
         store = ArtifactStore(settings.artifacts_url)
-        await Importer(database, settings, store, engines).prove(adapter_id)
+        await Importer(database, settings, store, engines).verify(adapter_id)
         await engines.close()
 
     asyncio.run(once())
@@ -90,7 +90,7 @@ def stored_files(settings: Settings) -> list[str]:
     return ArtifactStore(settings.artifacts_url).list_files("adapters")
 
 
-def test_an_adapter_from_elsewhere_is_proved_and_then_like_any_other(
+def test_an_imported_adapter_is_verified_and_then_like_any_other(
     client: TestClient, engine: FakeEngine
 ) -> None:
     sent = send(client)
@@ -163,13 +163,13 @@ def test_while_it_is_imported_it_can_be_shown_and_deleted_but_not_asked(
     assert client.get(f"/adapters/{sent['id']}").status_code == 404
 
 
-def test_one_that_was_deleted_while_it_was_proved_does_not_come_back(
+def test_an_adapter_deleted_during_its_verification_does_not_come_back(
     database: Database, settings: Settings
 ) -> None:
-    adapter_id = add_unproved(database, settings)
+    adapter_id = add_unverified(database, settings)
     with database.transaction() as session:
         adapter_imports.delete(session, adapter_id)
-    prove(database, settings, adapter_id)
+    verify(database, settings, adapter_id)
     with database.transaction() as session:
         assert adapter_imports.finish(session, adapter_id) is None
         assert adapter_records.find_page(session, after=None, limit=9) == ([], None)
@@ -179,8 +179,8 @@ def test_without_an_engine_it_waits_and_says_so(
     database: Database, settings: Settings, engine: FakeEngine
 ) -> None:
     engine.scripts = [[Failed(kind="unavailable", code="gpu_taken", message="A job has the GPU.")]]
-    adapter_id = add_unproved(database, settings)
-    prove(database, settings, adapter_id)
+    adapter_id = add_unverified(database, settings)
+    verify(database, settings, adapter_id)
     with database.snapshot() as session:
         row = adapter_records.find_import(session, adapter_id)
         assert row is not None
@@ -191,20 +191,20 @@ def test_an_adapter_at_which_the_engine_breaks_again_and_again_fails(
     database: Database, settings: Settings, engine: FakeEngine
 ) -> None:
     engine.scripts = [[Act.BREAK]] * settings.max_lost_attempts
-    adapter_id = add_unproved(database, settings)
+    adapter_id = add_unverified(database, settings)
     states = []
     for _ in range(settings.max_lost_attempts):
-        prove(database, settings, adapter_id)
+        verify(database, settings, adapter_id)
         with database.snapshot() as session:
             row = adapter_records.find_import(session, adapter_id)
             states.append(row and row.state)
     assert states == ["importing"] * (settings.max_lost_attempts - 1) + ["failed"]
 
 
-def test_what_was_not_proved_when_the_api_was_killed_is_proved_when_it_starts(
+def test_an_import_left_unverified_by_a_killed_api_is_verified_at_the_next_start(
     settings: Settings, database: Database
 ) -> None:
-    adapter_id = add_unproved(database, settings)
+    adapter_id = add_unverified(database, settings)
     with TestClient(create_app(settings)) as client:
         assert settle(client, adapter_id)["state"] == "ready"
 

@@ -57,7 +57,7 @@ def test_health_and_docs_need_no_key(locked: TestClient, path: str, status: int)
 def test_a_made_key_opens_until_it_is_revoked(
     client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "LET_IN_SECONDS", 0)
+    monkeypatch.setattr(auth, "CACHE_SECONDS", 0)
     with database.transaction() as session:
         _, other = keys.create(session, "other")
         key, secret = keys.create(session, "laptop")

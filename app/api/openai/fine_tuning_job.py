@@ -1,4 +1,4 @@
-"""A fine-tuning job as OpenAI's clients know it, made from the native job's row."""
+"""A fine-tuning job in OpenAI's format, made from the native job's row."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -70,7 +70,7 @@ class FineTuningJob(BaseModel):
 
     @classmethod
     def from_row(cls, row: tables.JobRow, *, trained_tokens: int | None) -> "FineTuningJob":
-        """The job; `trained_tokens` as its events have it."""
+        """The job in OpenAI's format; `trained_tokens` comes from its events."""
         spec, state = JobSpec.model_validate(row.spec), JobState(row.state)
         used = _used(spec)
         return cls(
