@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,26 @@ def main() -> None:
     """Run the stack, train, and write the images."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"), help="where base models are")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="keep the data here; where it has an adapter, only the playground's picture is taken",
+    )
     parser.add_argument("--port", type=int, default=8123, help="port of the API")
     options = parser.parse_args()
     models = options.models_dir.absolute()
     demo_model.ensure(models)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as empty:
         environment = {"TUNESMITH_MODELS_DIR": str(models)}
-        with Stack(port=options.port, data_dir=Path(folder), environment=environment) as stack:
+        folder = options.data_dir or Path(empty)
+        with Stack(port=options.port, data_dir=folder.absolute(), environment=environment) as stack:
             stack.start()
             stack.wait_until_ready()
             take_pictures(stack.url)
 
 
 def take_pictures(url: str) -> None:
-    """Write both images."""
+    """Write the images."""
     with httpx.Client(base_url=url, timeout=120) as client, sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -56,13 +63,19 @@ def take_pictures(url: str) -> None:
         )
         page.set_default_timeout(WAIT_MS)
         expect.set_options(timeout=WAIT_MS)
-        job_id = submit(client)
-        page.goto(f"{url}/#/job/{job_id}")
-        wait_for(client, job_id, lambda job: job["progress"]["step"] >= LIVE_SHARE * total_steps(job))
-        shoot(page, "dashboard")
-        job = wait_for(client, job_id, lambda job: job["state"] == "succeeded")
-        compare(page, f"{url}/#/playground?adapter={job['adapter']}")
+        adapters = client.get("/adapters").raise_for_status().json()["data"]
+        adapter_id = adapters[0]["id"] if adapters else train(client, page, url)
+        compare(page, f"{url}/#/playground?adapter={adapter_id}")
         browser.close()
+
+
+def train(client: httpx.Client, page: Page, url: str) -> str:
+    """Train the demo's adapter, and write the image of its job while it runs; returns the adapter's id."""
+    job_id = submit(client)
+    page.goto(f"{url}/#/job/{job_id}")
+    wait_for(client, job_id, lambda job: job["progress"]["step"] >= LIVE_SHARE * total_steps(job))
+    shoot(page, "dashboard")
+    return str(wait_for(client, job_id, lambda job: job["state"] == "succeeded")["adapter"])
 
 
 def submit(client: httpx.Client) -> str:
@@ -73,7 +86,7 @@ def submit(client: httpx.Client) -> str:
     return str(client.post("/jobs", json=job).raise_for_status().json()["id"])
 
 
-def wait_for(client: httpx.Client, job_id: str, is_there: Any) -> dict[str, Any]:
+def wait_for(client: httpx.Client, job_id: str, is_there: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Poll the job until `is_there` returns true for it; returns the job. Ends where the job fails."""
     while True:
         job: dict[str, Any] = client.get(f"/jobs/{job_id}").raise_for_status().json()
