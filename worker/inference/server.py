@@ -26,7 +26,7 @@ from worker.inference.loading import load_runner
 from worker.inference.preprocessing import Preprocessor
 from worker.inference.service import Clients, Service
 from worker.models.device import Device, find_device, free_memory_bytes
-from worker.preflight.place import Place
+from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.service import PreflightService
 from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest, Listening, StateChanged
@@ -93,8 +93,8 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
         engine, clients, preprocessor.prepare, token=request.token, max_waiting=request.max_waiting
     )
     preflight = PreflightService(
-        partial(_find_place, request, device, engine),
-        partial(_find_place_coexisting, request, device),
+        partial(_find_environment, request, device, engine),
+        partial(_find_environment_coexisting, request, device),
         request.token,
     )
     app = service.app()
@@ -129,22 +129,29 @@ def _listen(request: EngineRequest) -> socket.socket:
     return socket.create_server((request.host, request.port), family=family, backlog=1024)
 
 
-def _find_place(request: EngineRequest, device: Device, engine: Engine) -> Place:
-    """The place of a job. Memory that a pause of serving frees, or another job holds, counts as free."""
+def _find_environment(request: EngineRequest, device: Device, engine: Engine) -> PreflightEnvironment:
+    """The environment of a job that has the device alone.
+
+    Memory that pausing the serving frees, or that another job holds, counts as free.
+    """
     is_busy = (engine.state.paused_by or engine.state.shares_with) is not None
     coexists = request.gpu_policy is GpuPolicy.COEXIST
     own_bytes = torch.cuda.memory_reserved() if device.is_cuda and not coexists else 0
     free_bytes = device.memory_bytes if is_busy else free_memory_bytes(device) + own_bytes
-    return _place(request, device, free_bytes, is_busy=is_busy)
+    return _make_environment(request, device, free_bytes, is_busy=is_busy)
 
 
-def _find_place_coexisting(request: EngineRequest, device: Device) -> Place:
-    """The place of a job that trains while serving goes on, less a reserve for serving."""
-    return _place(request, device, free_memory_bytes(device) - _SERVING_RESERVE_BYTES, is_busy=False)
+def _find_environment_coexisting(request: EngineRequest, device: Device) -> PreflightEnvironment:
+    """The environment of a job that trains while serving continues, with a reserve for serving."""
+    return _make_environment(
+        request, device, free_memory_bytes(device) - _SERVING_RESERVE_BYTES, is_busy=False
+    )
 
 
-def _place(request: EngineRequest, device: Device, free_bytes: int, *, is_busy: bool) -> Place:
-    return Place(
+def _make_environment(
+    request: EngineRequest, device: Device, free_bytes: int, *, is_busy: bool
+) -> PreflightEnvironment:
+    return PreflightEnvironment(
         models_folder=request.models_folder,
         artifacts_url=request.artifacts_url,
         cache_folder=request.cache_folder,

@@ -1,1 +1,1 @@
-"""What a job would do, and rows as the model will see them: before anything is started."""
+"""Before a job starts: its steps, memory, disk and time, and previews of rows as the model reads them."""

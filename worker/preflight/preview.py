@@ -1,4 +1,4 @@
-"""Rows as the model will see them: every token, and whether it is trained."""
+"""Previews of rows as the model reads them: every token, and whether it is trained."""
 
 import itertools
 
@@ -10,21 +10,21 @@ from app.core.errors import InvalidRequest
 from app.core.specs.job import TrainingSpec
 from worker.models import base_model
 from worker.planning import automatic_settings
-from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer, open_rows
+from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer, open_rows
 from worker.preflight.token_text import token_texts
 from worker.templates.choice import TemplateSource
 from worker.templates.token_rows import IGNORED, encode_row
 
 
-def run_preview(request: PreviewRequest, place: Place) -> Preview:
-    """One page of rows. Raises ModelMissing, ModelGated, HubUnreachable, DatasetNotFound."""
-    folder, notices = place.find_model(request.base_model)
+def run_preview(request: PreviewRequest, environment: PreflightEnvironment) -> Preview:
+    """Preview one page of rows. Raises ModelMissing, ModelGated, HubUnreachable, DatasetNotFound."""
+    folder, notices = environment.find_model(request.base_model)
     tokenizer, source = load_tokenizer(folder, None)
     if source is TemplateSource.PLAIN:
         notices.append(NO_TEMPLATE)
     training = TrainingSpec(max_seq_length=request.max_seq_length)
     max_length = automatic_settings.max_seq_length(training, base_model.read_context_length(folder))
-    later = (pair for pair in open_rows(place, request.dataset) if pair[0] > request.after)
+    later = (pair for pair in open_rows(environment, request.dataset) if pair[0] > request.after)
     rows = list(itertools.islice(later, request.limit + 1))
     shown = [
         show_row(line, row, tokenizer, assistant_only=request.assistant_only_loss, max_length=max_length)
@@ -37,14 +37,16 @@ def run_preview(request: PreviewRequest, place: Place) -> Preview:
 def show_row(
     line: int, row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, max_length: int
 ) -> PreviewRow:
-    """One row, cut as training cuts it."""
+    """Preview one row, truncated as in training."""
     try:
         input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only)
     except InvalidRequest as error:
         return PreviewRow(line=line, tokens=[], truncated=False, problem=error.message)
-    kept = input_ids[:max_length]
+    shown_ids = input_ids[:max_length]
     tokens = [
         PreviewToken(text=text, id=token, trained=label != IGNORED)
-        for text, token, label in zip(token_texts(tokenizer, kept), kept, labels[:max_length], strict=True)
+        for text, token, label in zip(
+            token_texts(tokenizer, shown_ids), shown_ids, labels[:max_length], strict=True
+        )
     ]
     return PreviewRow(line=line, tokens=tokens, truncated=len(input_ids) > max_length, problem=None)

@@ -1,4 +1,7 @@
-"""A job's datasets as it would read them: rendered, masked, cut, split. Of a large one every n-th row."""
+"""Reads a job's datasets as the job would: rendered, masked, truncated, split.
+
+Of large ones every n-th row.
+"""
 
 from dataclasses import dataclass
 
@@ -8,14 +11,14 @@ from app.core.datasets.rows import Conversation
 from app.core.engine.preflight import DatasetRef, PreflightRequest
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn
-from worker.preflight.place import Place, open_rows, sampling_step
+from worker.preflight.environment import PreflightEnvironment, open_rows, sampling_step
 from worker.templates.prompt_check import check_prompts
 from worker.templates.token_rows import Formatted, TokenRow, format_rows, hold_out
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read, and how many rows of the dataset stand for each."""
+    """The rows that were read; `scale` is the dataset's rows divided by the rows read."""
 
     formatted: Formatted
     train: list[TokenRow]
@@ -24,56 +27,61 @@ class Reading:
 
     @property
     def rows_read(self) -> int:
-        """Rows of the dataset that were looked at."""
+        """How many rows of the dataset were read."""
         return count_read(self.formatted)
 
     @property
     def is_sample(self) -> bool:
-        """Whether there are more."""
+        """Whether the dataset has rows that were not read."""
         return self.scale > 1
 
     @property
     def has_conversations(self) -> bool:
-        """Whether the chat template matters; a dataset's rows are of one kind."""
+        """Whether the rows are conversations, for which the chat template matters; all are of one kind."""
         return any(isinstance(sample.row, Conversation) for sample in self.formatted.samples)
 
-    def whole(self, count: int) -> int:
-        """A count of what was read, for the whole dataset."""
+    def extrapolate(self, count: int) -> int:
+        """Scale a count of what was read to the whole dataset."""
         return round(count * self.scale)
 
 
 def read_dataset(
-    request: PreflightRequest, place: Place, tokenizer: PreTrainedTokenizerBase, max_length: int
+    request: PreflightRequest,
+    environment: PreflightEnvironment,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
 ) -> Reading:
-    """The rows to train on, and how many to evaluate on.
+    """Read the rows to train on, and count those to evaluate on.
 
     Raises InvalidRequest, NothingToLearn, TemplateMismatch, DatasetNotFound.
     """
     training = request.spec.training
-    formatted = _format(request, request.dataset, place, tokenizer, max_length)
+    formatted = _format(request, request.dataset, environment, tokenizer, max_length)
     check_prompts(formatted.samples, tokenizer)
     scale = request.dataset.rows / count_read(formatted)
     train, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
     evaluation_rows = round(scale * len(held_out))
     if request.validation_dataset:
-        evaluation_rows = _count_validation(request, request.validation_dataset, place, tokenizer, max_length)
+        evaluation_rows = _count_validation(
+            request, request.validation_dataset, environment, tokenizer, max_length
+        )
     return Reading(formatted, train, evaluation_rows, scale)
 
 
 def count_read(formatted: Formatted) -> int:
-    """Rows, whether they are kept or not."""
+    """How many rows were read, dropped ones included."""
     return len(formatted.rows) + len(formatted.dropped_lines)
 
 
 def _count_validation(
     request: PreflightRequest,
     dataset: DatasetRef,
-    place: Place,
+    environment: PreflightEnvironment,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> int:
     try:
-        formatted = _format(request, dataset, place, tokenizer, max_length)
+        formatted = _format(request, dataset, environment, tokenizer, max_length)
     except (InvalidRequest, NothingToLearn) as error:
         raise type(error)(f"The validation dataset: {error.message}", hint=error.hint) from error
     return round(dataset.rows / count_read(formatted) * len(formatted.rows))
@@ -82,12 +90,12 @@ def _count_validation(
 def _format(
     request: PreflightRequest,
     dataset: DatasetRef,
-    place: Place,
+    environment: PreflightEnvironment,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> Formatted:
     return format_rows(
-        open_rows(place, dataset, step=sampling_step(dataset)),
+        open_rows(environment, dataset, step=sampling_step(dataset)),
         tokenizer,
         assistant_only=request.spec.training.assistant_only_loss,
         max_length=max_length,

@@ -1,4 +1,7 @@
-"""What a job would do: rows, tokens, steps, memory, disk, time. Loads a tokenizer, never a model."""
+"""The preflight report of a job: rows, tokens, steps, memory, disk, time.
+
+Loads a tokenizer, never a model.
+"""
 
 import shutil
 from bisect import bisect_left
@@ -25,15 +28,15 @@ from worker.models import base_model
 from worker.models.device import Device
 from worker.planning import automatic_settings, batch_size
 from worker.planning.memory_estimate import Memory, ModelShape
-from worker.preflight.place import NO_TEMPLATE, Place, load_tokenizer
+from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer
+from worker.preflight.notices import find_notices
 from worker.preflight.reading import Reading, read_dataset
 from worker.preflight.schedule import Schedule, make_schedule, pack_lengths
-from worker.preflight.warn import warn_of
 from worker.templates.choice import TemplateSource
 
 _SHORTEST_BUCKET = 32
-_CHECKPOINTS = 3  # two are kept while the next is written
-# Floating-point operations a second that a job of short rows gets out of a device, very roughly.
+_CHECKPOINTS = 3  # two complete ones while the next is written
+# Floating-point operations a second that a job of short rows reaches on a device, very roughly.
 _BF16_GPU_SPEED = 3e13
 _OTHER_GPU_SPEED = 8e12
 _CPU_SPEED = 5e10
@@ -43,18 +46,22 @@ _BUSY = Notice(
 )
 
 
-def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
-    """Raises what the job itself would fail with: InvalidRequest, NothingToLearn, BadTarget, ModelMissing…"""
-    spec, device = request.spec, place.device
+def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) -> Preflight:
+    """Report what the job would do.
+
+    Raises the errors that the job itself would fail with: InvalidRequest, NothingToLearn, BadTarget,
+    ModelMissing…
+    """
+    spec, device = request.spec, environment.device
     automatic_settings.mixed_precision(spec.training, device)
     automatic_settings.check_modules_to_save(spec, device)
-    folder, notices = place.find_model(spec.base_model)
+    folder, notices = environment.find_model(spec.base_model)
     tokenizer, source = load_tokenizer(folder, spec.chat_template)
     max_length = automatic_settings.max_seq_length(spec.training, base_model.read_context_length(folder))
-    reading = read_dataset(request, place, tokenizer, max_length)
+    reading = read_dataset(request, environment, tokenizer, max_length)
     if source is TemplateSource.PLAIN and reading.has_conversations:
         notices.append(NO_TEMPLATE)
-    if place.is_busy:
+    if environment.is_busy:
         notices.append(_BUSY)
     if slow := automatic_settings.find_slow_products(spec, device):
         notices.append(Notice(code="slow_products", message=slow))
@@ -63,14 +70,14 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
     rows = batch_size.RowLengths.measure(
         lengths, [row.trained_tokens for row in reading.train], packed_length=packed_length
     )
-    job = batch_size.PlannedJob.read(spec, device, folder, place.path)
-    chosen = batch_size.choose_batch_size(job, rows, free_bytes=place.free_bytes)
+    job = batch_size.PlannedJob.read(spec, device, folder, environment.path)
+    chosen = batch_size.choose_batch_size(job, rows, free_bytes=environment.free_bytes)
     sequences = pack_lengths(lengths, packed_length) if packed_length else lengths
     schedule = make_schedule(sequences, chosen.training, sample_of=reading.scale)
     answer = Preflight(
         rows=request.dataset.rows,
         sampled_rows=reading.rows_read if reading.is_sample else None,
-        training_rows=reading.whole(len(reading.train)),
+        training_rows=reading.extrapolate(len(reading.train)),
         evaluation_rows=reading.evaluation_rows,
         tokens=count_tokens(lengths, reading),
         trained_token_share=reading.formatted.trained_tokens / reading.formatted.tokens,
@@ -79,27 +86,29 @@ def run_preflight(request: PreflightRequest, place: Place) -> Preflight:
         optimizer_steps=schedule.optimizer_steps,
         padding_share=schedule.padding_share,
         memory=_memory_figures(chosen.memory),
-        device=DeviceFigures(name=device.name, memory_bytes=device.memory_bytes, free_bytes=place.free_bytes),
+        device=DeviceFigures(
+            name=device.name, memory_bytes=device.memory_bytes, free_bytes=environment.free_bytes
+        ),
         fits=chosen.fits,
         chosen=_chosen(spec, chosen, device, max_length),
-        disk=_disk_figures(job.shape, chosen, folder, place),
+        disk=_disk_figures(job.shape, chosen, folder, environment),
         time=guess_time(schedule, reading, job.shape, chosen, device),
         warnings=notices,
     )
-    return answer.model_copy(update={"warnings": [*notices, *warn_of(answer, spec.training)]})
+    return answer.model_copy(update={"warnings": [*notices, *find_notices(answer, spec.training)]})
 
 
-def find_room(request: PreflightRequest, place: Place) -> MemoryFit:
-    """Whether the job fits into what is free in a place. Raises as `run_preflight` does."""
-    answer = run_preflight(request, place)
+def find_memory_fit(request: PreflightRequest, environment: PreflightEnvironment) -> MemoryFit:
+    """Whether the job fits into the environment's free memory. Raises the errors of `run_preflight`."""
+    answer = run_preflight(request, environment)
     return MemoryFit(fits=answer.fits, bytes=answer.memory.total)
 
 
 def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:
-    """Of the rows to train on."""
+    """Token counts of the rows to train on."""
     ordered = sorted(lengths)
     return TokenFigures(
-        total=reading.whole(sum(ordered)),
+        total=reading.extrapolate(sum(ordered)),
         mean=sum(ordered) / len(ordered),
         p50=_percentile(ordered, 0.5),
         p95=_percentile(ordered, 0.95),
@@ -111,8 +120,8 @@ def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:
 def guess_time(
     schedule: Schedule, reading: Reading, shape: ModelShape, chosen: batch_size.ChosenBatch, device: Device
 ) -> TimeFigures:
-    """Four operations for each weight and token, six where activations are computed twice."""
-    tokens = schedule.epochs * reading.whole(sum(len(row.input_ids) for row in reading.train))
+    """Estimate the time from four operations per weight and token, six with gradient checkpointing."""
+    tokens = schedule.epochs * reading.extrapolate(sum(len(row.input_ids) for row in reading.train))
     weights = shape.quantized_weights + shape.other_weights
     for_a_token = 6 if chosen.training.gradient_checkpointing else 4
     operations = for_a_token * weights / (1 - schedule.padding_share)
@@ -124,7 +133,7 @@ def guess_time(
 
 
 def _lines(lines: list[int], reading: Reading) -> Lines:
-    return Lines(count=reading.whole(len(lines)), lines=lines[:MAX_LINES])
+    return Lines(count=reading.extrapolate(len(lines)), lines=lines[:MAX_LINES])
 
 
 def _percentile(ordered: Sequence[int], share: float) -> int:
@@ -132,11 +141,11 @@ def _percentile(ordered: Sequence[int], share: float) -> int:
 
 
 def _histogram(ordered: Sequence[int], reading: Reading) -> list[LengthBucket]:
-    """Each bar twice as wide as the one before, up to the longest row."""
+    """Counts of rows by length, each bucket twice as wide as the one before, up to the longest row."""
     bars, up_to, below = [], _SHORTEST_BUCKET, 0
     while below < len(ordered):
         end = bisect_left(ordered, up_to + 1)
-        bars.append(LengthBucket(up_to=up_to, rows=reading.whole(end - below)))
+        bars.append(LengthBucket(up_to=up_to, rows=reading.extrapolate(end - below)))
         up_to, below = 2 * up_to, end
     return bars
 
@@ -170,14 +179,14 @@ def _chosen(spec: JobSpec, chosen: batch_size.ChosenBatch, device: Device, max_l
 
 
 def _disk_figures(
-    shape: ModelShape, chosen: batch_size.ChosenBatch, folder: Path, place: Place
+    shape: ModelShape, chosen: batch_size.ChosenBatch, folder: Path, environment: PreflightEnvironment
 ) -> DiskFigures:
     memory, kept = chosen.memory, chosen.training.keep_checkpoints
     weights = 4 * shape.trained_weights
     tokenizer = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())
-    place.cache_folder.mkdir(parents=True, exist_ok=True)
+    environment.cache_folder.mkdir(parents=True, exist_ok=True)
     return DiskFigures(
         checkpoints=_CHECKPOINTS * (weights + memory.optimizer + memory.paged),
         adapter=(1 + kept) * (weights + tokenizer),
-        free=shutil.disk_usage(place.cache_folder).free,
+        free=shutil.disk_usage(environment.cache_folder).free,
     )

@@ -1,4 +1,4 @@
-"""How rows become batches, and batches optimizer steps, as in the trainer. Knows no model, no tokenizer."""
+"""The trainer's batches and optimizer steps, computed from row lengths. Knows no model and no tokenizer."""
 
 import math
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ class Schedule:
     """Steps and padding of a job."""
 
     optimizer_steps: int
-    epochs: float  # as many as the steps make
+    epochs: float  # passes over the rows in these steps
     padding_share: float
 
 
 def make_schedule(lengths: Sequence[int], training: TrainingSpec, *, sample_of: float = 1.0) -> Schedule:
-    """From the lengths of the sequences; with `sample_of`, there are so many times as many of them."""
+    """The schedule for sequences of these lengths; they are a sample of `sample_of` times as many."""
     size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     assert size != "auto"
     group_size = size * accumulation if training.group_by_length else None
@@ -40,7 +40,7 @@ def make_schedule(lengths: Sequence[int], training: TrainingSpec, *, sample_of: 
 
 
 def pack_lengths(lengths: Sequence[int], packed_length: int) -> list[int]:
-    """The lengths of the sequences that rows of these lengths are packed into."""
+    """Pack rows of these lengths. Returns the lengths of the packed sequences."""
     columns = {"input_ids": [[0] * length for length in lengths]}
     packed = pack(Dataset.from_dict(columns, features=_LENGTHS_ONLY), packed_length)
     return [sum(parts) for parts in packed["seq_lengths"]]

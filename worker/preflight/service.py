@@ -1,4 +1,4 @@
-"""Preflight and preview over HTTP, beside the engine's own routes: the work is done in the side process."""
+"""HTTP routes of the engine for preflights and previews, which run in the background process."""
 
 import logging
 from collections.abc import Callable
@@ -15,33 +15,36 @@ from app.core.engine.preflight import PreflightRequest, PreviewRequest
 from app.core.errors import InvalidRequest, NotFound, QueueFull, TunesmithError, Unavailable
 from app.core.errors.base_models import HubUnreachable, ModelMissing
 from app.core.errors.jobs import JobFailure
-from worker.preflight.place import Place
-from worker.preflight.pool import SideProcess
+from worker.preflight.background_process import BackgroundProcess
+from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.preview import run_preview
-from worker.preflight.report import find_room, run_preflight
+from worker.preflight.report import find_memory_fit, run_preflight
 from worker.processes.http_replies import as_json, is_authorized, malformed, unauthorized
 
 _log = logging.getLogger(__name__)
 _STATUS = {"invalid": 422, "not_found": 404, "unavailable": 503, "internal": 500}
 _RETRY_AFTER_SECONDS = 5
 
-Asked = TypeVar("Asked", bound=BaseModel)
-Work = Callable[[Asked, Place], BaseModel]
+RequestT = TypeVar("RequestT", bound=BaseModel)
+Work = Callable[[RequestT, PreflightEnvironment], BaseModel]
 
 
 class PreflightService:
-    """The routes. They say what the worker has at this moment, for a job alone and for one beside serving."""
+    """The routes, for a job that has the device alone and for one that shares it with serving."""
 
     def __init__(
-        self, find_place: Callable[[], Place], find_place_beside: Callable[[], Place], token: str
+        self,
+        find_environment: Callable[[], PreflightEnvironment],
+        find_environment_coexisting: Callable[[], PreflightEnvironment],
+        token: str,
     ) -> None:
-        self._find_place = find_place
-        self._find_place_beside = find_place_beside
+        self._find_environment = find_environment
+        self._find_environment_coexisting = find_environment_coexisting
         self._token = token
-        self._side = SideProcess()
+        self._process = BackgroundProcess()
 
     def routes(self) -> list[Route]:
-        """For the engine's application."""
+        """The routes for the engine's application."""
         return [
             Route("/preflight", self._preflight, methods=["POST"]),
             Route("/preview", self._preview, methods=["POST"]),
@@ -49,40 +52,49 @@ class PreflightService:
         ]
 
     def close(self) -> None:
-        """End the side process."""
-        self._side.close()
+        """End the background process."""
+        self._process.close()
 
     async def _preflight(self, request: Request) -> Response:
-        return await self._answer(request, PreflightRequest, run_preflight, self._find_place)
+        return await self._answer(request, PreflightRequest, run_preflight, self._find_environment)
 
     async def _preview(self, request: Request) -> Response:
-        return await self._answer(request, PreviewRequest, run_preview, self._find_place)
+        return await self._answer(request, PreviewRequest, run_preview, self._find_environment)
 
     async def _room(self, request: Request) -> Response:
-        return await self._answer(request, PreflightRequest, find_room, self._find_place_beside)
+        return await self._answer(
+            request, PreflightRequest, find_memory_fit, self._find_environment_coexisting
+        )
 
     async def _answer(
-        self, request: Request, kind: type[Asked], work: Work[Asked], find_place: Callable[[], Place]
+        self,
+        request: Request,
+        kind: type[RequestT],
+        work: Work[RequestT],
+        find_environment: Callable[[], PreflightEnvironment],
     ) -> Response:
         if not is_authorized(request, self._token):
             return unauthorized()
         try:
-            asked = kind.model_validate_json(await request.body())
+            parsed = kind.model_validate_json(await request.body())
         except ValidationError as error:
             return malformed(error)
-        place = await anyio.to_thread.run_sync(find_place)
+        environment = await anyio.to_thread.run_sync(find_environment)
         try:
-            answer = await self._side.run(run_safely, work, asked, place)
+            result = await self._process.run(run_safely, work, parsed, environment)
         except TunesmithError as error:
-            answer = failed(error)
-        status = _STATUS[answer.kind] if isinstance(answer, Failed) else 200
-        return as_json(answer, status)
+            result = failed(error)
+        status = _STATUS[result.kind] if isinstance(result, Failed) else 200
+        return as_json(result, status)
 
 
-def run_safely(work: Work[Asked], asked: Asked, place: Place) -> BaseModel:
-    """In the side process: what the work answers, or why it does not. An exception would lose its hint."""
+def run_safely(work: Work[RequestT], request: RequestT, environment: PreflightEnvironment) -> BaseModel:
+    """In the background process: run the work and return its result or its failure.
+
+    An exception would lose its hint on the way to the engine's process.
+    """
     try:
-        return work(asked, place)
+        return work(request, environment)
     except TunesmithError as error:
         return failed(error)
     except Exception:  # the boundary of the process: the traceback must be in the log
@@ -96,7 +108,7 @@ def run_safely(work: Work[Asked], asked: Asked, place: Place) -> BaseModel:
 
 
 def failed(error: TunesmithError) -> Failed:
-    """The error as an answer. What a job would fail with is the request's fault here."""
+    """The error as a response. Errors that a job would fail with count as invalid requests."""
     kind = "internal"
     if isinstance(error, Unavailable | QueueFull | HubUnreachable):
         kind = "unavailable"

@@ -1,4 +1,4 @@
-"""The text of each token of a row, so that the texts together are the row's text. Knows no model."""
+"""The text of each token of a row; concatenated, the texts are the row's text. Knows no model."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -9,9 +9,9 @@ _UNFINISHED = "\ufffd"
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
-    """One text a token. Where a character takes several tokens the last of them has it, the others nothing.
+    """The text of each token. Of several tokens of one character, the last has the text; the others have "".
 
-    A token is decoded together with those before it: alone, some tokenizers drop its leading space.
+    Each token is decoded together with those before it: some tokenizers drop a single token's leading space.
     """
     texts = []
     before, begin = 0, 0

@@ -1,4 +1,4 @@
-"""A place with the tiny model and datasets in a store, and the engine process in front of it."""
+"""Fixtures for preflight: an environment with the tiny model and stored datasets, and an engine process."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from app.core.settings import TrainingPath
 from tests.factories import make_spec
 from tests.tiny_model import NAME
 from worker.models.device import Device, find_device
-from worker.preflight.place import Place
+from worker.preflight.environment import PreflightEnvironment
 from worker.processes.child_process import ChildProcess
 from worker.processes.reports import EngineRequest, Listening
 
@@ -36,8 +36,8 @@ def make_rows(count: int) -> list[Row]:
 
 
 @pytest.fixture
-def place(models_folder: Path, tmp_path: Path) -> Place:
-    return Place(
+def environment(models_folder: Path, tmp_path: Path) -> PreflightEnvironment:
+    return PreflightEnvironment(
         models_folder=models_folder,
         artifacts_url=str(tmp_path),
         cache_folder=tmp_path / "cache",
@@ -50,7 +50,7 @@ def place(models_folder: Path, tmp_path: Path) -> Place:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Writes rows as a stored dataset; the line of each is ten times its number."""
+    """A function that stores rows as a dataset; each row's line is ten times its number."""
 
     def write(rows: list[Row], name: str = "rows") -> DatasetRef:
         path = tmp_path / name
@@ -70,7 +70,7 @@ def ask(store: Store) -> Ask:
 
 
 class RunningEngine:
-    """The engine's process, started as a worker starts it."""
+    """The engine's process, started as by a worker."""
 
     def __init__(self, request: EngineRequest, log: Path) -> None:
         self.process = ChildProcess("worker.inference.server", request, log)

@@ -1,4 +1,4 @@
-"""From the client through the API and the engine's processes and back."""
+"""Preflights and previews through the API and the engine's processes."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tests.worker.preflight.conftest import TOKEN, RunningEngine
 def client(
     settings: Settings, database: Database, engine: RunningEngine, shared_folder: Path, models_folder: Path
 ) -> Iterator[TestClient]:
-    """An API that shares store and models with the engine."""
+    """A client of an API that shares artifacts and models with the engine."""
     report = WorkerReport("worker-1", ["serve"], engine_url=engine.url, engine_token=TOKEN)
     with database.transaction() as session:
         workers.heartbeat(session, report)
@@ -35,7 +35,7 @@ def upload(client: TestClient, count: int) -> Any:
     return client.post("/datasets", files={"file": ("rows.jsonl", jsonl([CHAT_ROW] * count))}).json()["id"]
 
 
-def test_a_job_is_looked_at_before_it_starts(client: TestClient) -> None:
+def test_a_preflight_reports_on_a_job_and_starts_none(client: TestClient) -> None:
     spec = {"base_model": NAME, "dataset": upload(client, 30), "training": {"assistant_only_loss": True}}
 
     response = client.post("/jobs/preflight", json=spec)
@@ -62,19 +62,19 @@ def test_rows_are_shown_as_the_model_sees_them(client: TestClient) -> None:
     assert trained == "POST /jobs/{id}/cancel.<|im_end|>"
 
 
-def test_answers_are_made_while_a_preflight_runs(client: TestClient, engine: RunningEngine) -> None:
-    """The dataset takes a second to read; the engine says how it is meanwhile."""
+def test_the_engine_answers_while_a_preflight_runs(client: TestClient, engine: RunningEngine) -> None:
+    """The preflight reads the dataset for about a second."""
     spec = {"base_model": NAME, "dataset": upload(client, 3000)}
     answers: list[int] = []
-    looking = threading.Thread(
+    preflight = threading.Thread(
         target=lambda: answers.append(client.post("/jobs/preflight", json=spec).status_code)
     )
-    looking.start()
-    asked = 0
+    preflight.start()
+    health_checks = 0
     while not answers:
         assert engine.http.get("/health").status_code == 200
-        asked += 1
-    looking.join()
+        health_checks += 1
+    preflight.join()
 
     assert answers == [200]
-    assert asked > 5
+    assert health_checks > 5

@@ -1,4 +1,4 @@
-"""Rows as they are shown, against the rows that training reads."""
+"""Previewed rows compared with the rows that training reads."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from app.core.engine.preflight import Preview, PreviewRequest
 from tests.tiny_model import NAME
 from tests.worker.preflight.conftest import Store, chat, make_rows
 from worker.models import base_model
-from worker.preflight.place import Place
+from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.preview import run_preview
 from worker.preflight.token_text import token_texts
 from worker.templates.token_rows import IGNORED, format_rows
@@ -23,10 +23,10 @@ ROWS: list[Row] = [
 
 
 @pytest.fixture
-def preview(store: Store, place: Place) -> Any:
+def preview(store: Store, environment: PreflightEnvironment) -> Any:
     def make(rows: list[Row], **fields: Any) -> Preview:
         defaults: dict[str, Any] = {"base_model": NAME, "limit": 10, "assistant_only_loss": False}
-        return run_preview(PreviewRequest(dataset=store(rows), **{**defaults, **fields}), place)
+        return run_preview(PreviewRequest(dataset=store(rows), **{**defaults, **fields}), environment)
 
     return make
 
@@ -48,13 +48,15 @@ def test_tokens_and_marks_are_those_of_training(
     assert [row.line for row in shown if row.truncated] == trained.cut_lines
 
 
-def test_texts_of_tokens_are_the_row(preview: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_tokens_texts_together_are_the_row_s_text(
+    preview: Any, tokenizer: PreTrainedTokenizerBase
+) -> None:
     for row in preview(ROWS).data:
         text = "".join(token.text for token in row.tokens)
         assert text == tokenizer.decode([token.id for token in row.tokens])
 
 
-def test_a_character_of_several_tokens_stands_at_the_last(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_last_token_of_a_character_has_its_text(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = token_texts(tokenizer, tokenizer("🙂!")["input_ids"])
 
     assert texts == ["", "", "", "🙂", "!"]
@@ -73,10 +75,10 @@ def test_pages_follow_each_other(preview: Any) -> None:
 
 
 def test_a_row_that_the_template_refuses_says_why(
-    preview: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+    preview: Any, environment: PreflightEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}x"
-    tokenizer = base_model.load_tokenizer(place.models_folder / NAME)
+    tokenizer = base_model.load_tokenizer(environment.models_folder / NAME)
     tokenizer.chat_template = template
     monkeypatch.setattr(base_model, "load_tokenizer", lambda folder: tokenizer)
     system = Conversation((Message("system", "Be kind."), *chat("Hello?").messages))

@@ -1,4 +1,4 @@
-"""What preflight says of a job, against what the job itself does."""
+"""The preflight report of a job compared with what the job itself does."""
 
 import threading
 from pathlib import Path
@@ -13,8 +13,8 @@ from app.core.errors.datasets import DatasetNotFound
 from app.core.errors.jobs import BadTarget, NothingToLearn
 from app.core.settings import TrainingPath
 from tests.worker.preflight.conftest import GPU, Ask, Store, chat, make_rows
-from worker.preflight import place as places
-from worker.preflight.place import Place
+from worker.preflight import environment as environments
+from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.report import run_preflight
 from worker.processes.reports import Advanced, TrainingRequest
 from worker.training.run import run
@@ -24,28 +24,28 @@ def codes(answer: Preflight) -> list[str]:
     return [warning.code for warning in answer.warnings]
 
 
-def real_steps(request: PreflightRequest, place: Place, folder: Path) -> int:
+def real_steps(request: PreflightRequest, environment: PreflightEnvironment, folder: Path) -> int:
     """The optimizer steps that a real training child announces."""
     announced: list[int] = []
-    asked_to_stop = threading.Event()
+    stop = threading.Event()
 
     def send(report: Any) -> None:
         if isinstance(report, Advanced) and report.total_steps:
             announced.append(report.total_steps)
-            asked_to_stop.set()
+            stop.set()
 
     training = TrainingRequest(
         job_id="job_0000000000000000",
         attempt=1,
         spec=request.spec,
-        dataset=Path(place.artifacts_url) / request.dataset.artifact,
+        dataset=Path(environment.artifacts_url) / request.dataset.artifact,
         dataset_format="messages",
         dataset_sha256="0" * 64,
-        models_folder=place.models_folder,
+        models_folder=environment.models_folder,
         job_folder=folder / "job",
         output_folder=folder / "adapter",
     )
-    run(training, send, asked_to_stop)
+    run(training, send, stop)
     return announced[0]
 
 
@@ -60,15 +60,15 @@ def real_steps(request: PreflightRequest, place: Place, folder: Path) -> int:
     ],
 )
 def test_steps_are_those_of_the_trainer(
-    ask: Ask, place: Place, tmp_path: Path, training: dict[str, Any]
+    ask: Ask, environment: PreflightEnvironment, tmp_path: Path, training: dict[str, Any]
 ) -> None:
     request = ask(make_rows(23), training=training)
 
-    assert run_preflight(request, place).optimizer_steps == real_steps(request, place, tmp_path)
+    assert run_preflight(request, environment).optimizer_steps == real_steps(request, environment, tmp_path)
 
 
-def test_rows_and_tokens_are_counted(ask: Ask, place: Place) -> None:
-    answer = run_preflight(ask(make_rows(20), training={"validation_split": 0.25}), place)
+def test_rows_and_tokens_are_counted(ask: Ask, environment: PreflightEnvironment) -> None:
+    answer = run_preflight(ask(make_rows(20), training={"validation_split": 0.25}), environment)
 
     assert (answer.rows, answer.training_rows, answer.evaluation_rows) == (20, 15, 5)
     assert sum(bar.rows for bar in answer.tokens.histogram) == 15
@@ -78,32 +78,36 @@ def test_rows_and_tokens_are_counted(ask: Ask, place: Place) -> None:
     assert answer.sampled_rows is None
 
 
-def test_rows_of_a_validation_dataset_are_counted(ask: Ask, place: Place, store: Store) -> None:
+def test_rows_of_a_validation_dataset_are_counted(
+    ask: Ask, environment: PreflightEnvironment, store: Store
+) -> None:
     request = ask(make_rows(20), validation_dataset="ds_1").model_copy(
         update={"validation_dataset": store(make_rows(7), "validation")}
     )
 
-    answer = run_preflight(request, place)
+    answer = run_preflight(request, environment)
 
     assert (answer.training_rows, answer.evaluation_rows) == (20, 7)
 
 
-def test_a_validation_dataset_that_teaches_nothing_is_named(ask: Ask, place: Place, store: Store) -> None:
+def test_a_validation_dataset_that_teaches_nothing_is_named(
+    ask: Ask, environment: PreflightEnvironment, store: Store
+) -> None:
     lost = store([Completion("word " * 60, "lost")], "validation")
     request = ask(training={"max_seq_length": 64}).model_copy(update={"validation_dataset": lost})
 
     with pytest.raises(NothingToLearn, match="validation dataset"):
-        run_preflight(request, place)
+        run_preflight(request, environment)
 
 
-def test_cut_and_dropped_rows_are_named(ask: Ask, place: Place) -> None:
+def test_cut_and_dropped_rows_are_named(ask: Ask, environment: PreflightEnvironment) -> None:
     rows: list[Row] = [
         Completion("hi ", "there"),
         Completion("word " * 60, "lost"),
         Completion("a", "b " * 60),
     ]
 
-    answer = run_preflight(ask(rows, training={"max_seq_length": 32}), place)
+    answer = run_preflight(ask(rows, training={"max_seq_length": 32}), environment)
 
     assert (answer.truncated.count, answer.truncated.lines) == (2, [20, 30])
     assert (answer.dropped.count, answer.dropped.lines) == (1, [20])
@@ -111,18 +115,18 @@ def test_cut_and_dropped_rows_are_named(ask: Ask, place: Place) -> None:
     assert {"rows_cut", "rows_dropped"} <= set(codes(answer))
 
 
-def test_only_the_assistant_is_trained_when_asked(ask: Ask, place: Place) -> None:
+def test_only_the_assistant_is_trained_when_asked(ask: Ask, environment: PreflightEnvironment) -> None:
     whole, assistant = (
-        run_preflight(ask(training={"assistant_only_loss": only}), place) for only in (False, True)
+        run_preflight(ask(training={"assistant_only_loss": only}), environment) for only in (False, True)
     )
 
     assert 0 < assistant.trained_token_share < 0.5 < whole.trained_token_share < 1
     assert assistant.tokens == whole.tokens
 
 
-def test_grouping_by_length_saves_padding(ask: Ask, place: Place) -> None:
+def test_grouping_by_length_saves_padding(ask: Ask, environment: PreflightEnvironment) -> None:
     grouped, mixed = (
-        run_preflight(ask(make_rows(200), training={"group_by_length": group}), place)
+        run_preflight(ask(make_rows(200), training={"group_by_length": group}), environment)
         for group in (True, False)
     )
 
@@ -130,11 +134,13 @@ def test_grouping_by_length_saves_padding(ask: Ask, place: Place) -> None:
     assert mixed.padding_share > 0.1
 
 
-def test_a_large_dataset_is_sampled(ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = run_preflight(ask(make_rows(100)), place)
-    monkeypatch.setattr(places, "MAX_ROWS", 30)
+def test_a_large_dataset_is_sampled(
+    ask: Ask, environment: PreflightEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = run_preflight(ask(make_rows(100)), environment)
+    monkeypatch.setattr(environments, "MAX_ROWS", 30)
 
-    answer = run_preflight(ask(make_rows(100)), place)
+    answer = run_preflight(ask(make_rows(100)), environment)
 
     assert answer.sampled_rows == 25
     assert (answer.rows, answer.training_rows) == (100, 100)
@@ -143,8 +149,8 @@ def test_a_large_dataset_is_sampled(ask: Ask, place: Place, monkeypatch: pytest.
     assert "sampled" in codes(answer)
 
 
-def test_a_job_that_does_not_fit_is_told_so(ask: Ask, place: Place) -> None:
-    small = place.model_copy(update={"device": GPU, "free_bytes": 100 << 20})
+def test_a_job_that_does_not_fit_gets_a_notice(ask: Ask, environment: PreflightEnvironment) -> None:
+    small = environment.model_copy(update={"device": GPU, "free_bytes": 100 << 20})
 
     answer = run_preflight(ask(), small)
 
@@ -154,8 +160,8 @@ def test_a_job_that_does_not_fit_is_told_so(ask: Ask, place: Place) -> None:
     assert "memory_short" in codes(answer)
 
 
-def test_memory_is_that_of_the_path_that_jobs_take(ask: Ask, place: Place) -> None:
-    large = place.model_copy(update={"device": GPU, "free_bytes": GPU.memory_bytes})
+def test_memory_is_that_of_the_path_that_jobs_take(ask: Ask, environment: PreflightEnvironment) -> None:
+    large = environment.model_copy(update={"device": GPU, "free_bytes": GPU.memory_bytes})
 
     fast, plain = (run_preflight(ask(), large.model_copy(update={"path": path})) for path in TrainingPath)
 
@@ -163,8 +169,8 @@ def test_memory_is_that_of_the_path_that_jobs_take(ask: Ask, place: Place) -> No
     assert fast.memory.weights == plain.memory.weights
 
 
-def test_what_is_chosen_and_needed_is_said(ask: Ask, place: Place) -> None:
-    answer = run_preflight(ask(), place)
+def test_the_report_has_automatic_settings_and_needs(ask: Ask, environment: PreflightEnvironment) -> None:
+    answer = run_preflight(ask(), environment)
 
     assert answer.fits
     assert not answer.chosen.gradient_checkpointing
@@ -176,8 +182,8 @@ def test_what_is_chosen_and_needed_is_said(ask: Ask, place: Place) -> None:
     assert answer.time.basis == "guess"
 
 
-def test_another_job_on_the_device_is_mentioned(ask: Ask, place: Place) -> None:
-    assert "device_busy" in codes(run_preflight(ask(), place.model_copy(update={"is_busy": True})))
+def test_another_job_on_the_device_is_mentioned(ask: Ask, environment: PreflightEnvironment) -> None:
+    assert "device_busy" in codes(run_preflight(ask(), environment.model_copy(update={"is_busy": True})))
 
 
 @pytest.mark.parametrize(
@@ -190,21 +196,27 @@ def test_another_job_on_the_device_is_mentioned(ask: Ask, place: Place) -> None:
     ],
 )
 def test_what_the_job_would_fail_with_is_raised(
-    ask: Ask, place: Place, rows: list[Row] | None, spec: dict[str, Any], error: type[Exception]
+    ask: Ask,
+    environment: PreflightEnvironment,
+    rows: list[Row] | None,
+    spec: dict[str, Any],
+    error: type[Exception],
 ) -> None:
     with pytest.raises(error):
-        run_preflight(ask(rows, **spec), place)
+        run_preflight(ask(rows, **spec), environment)
 
 
-def test_a_dataset_without_its_file(ask: Ask, place: Place, store: Store, tmp_path: Path) -> None:
+def test_a_dataset_without_its_file_is_not_found(
+    ask: Ask, environment: PreflightEnvironment, store: Store, tmp_path: Path
+) -> None:
     request = ask()
     (tmp_path / request.dataset.artifact).unlink()
 
     with pytest.raises(DatasetNotFound):
-        run_preflight(request, place)
+        run_preflight(request, environment)
 
 
-def test_plain_text_needs_no_template(ask: Ask, place: Place) -> None:
-    answer = run_preflight(ask([PlainText("Some text. " * 9)] * 3), place)
+def test_plain_text_needs_no_template(ask: Ask, environment: PreflightEnvironment) -> None:
+    answer = run_preflight(ask([PlainText("Some text. " * 9)] * 3), environment)
 
     assert codes(answer) == ["few_steps"]

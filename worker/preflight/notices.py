@@ -1,4 +1,4 @@
-"""What a person should know before a job starts, from its figures."""
+"""Notices for a user before a job starts, derived from its preflight report."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ _FEW_STEPS = 10
 _LINES_SHOWN = 20
 
 
-def warn_of(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]:
-    """The notices, those that may stop the job first."""
-    yield from _warn_of_room(answer)
+def find_notices(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]:
+    """Yield the notices, those that may stop the job first."""
+    yield from _warn_of_memory_and_disk(answer)
     yield from _warn_of_rows(answer, training)
     if answer.padding_share > _MUCH_PADDING:
         yield Notice(
@@ -28,7 +28,7 @@ def warn_of(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]:
         )
 
 
-def _warn_of_room(answer: Preflight) -> Iterator[Notice]:
+def _warn_of_memory_and_disk(answer: Preflight) -> Iterator[Notice]:
     needed, device, disk = answer.memory.total, answer.device, answer.disk
     disk_needed = disk.checkpoints + disk.adapter
     if not answer.fits:
@@ -46,24 +46,24 @@ def _warn_of_room(answer: Preflight) -> Iterator[Notice]:
 
 
 def _warn_of_rows(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]:
-    kept = answer.chosen.max_seq_length
+    max_length = answer.chosen.max_seq_length
     if answer.sampled_rows:
         yield Notice(
             code="sampled",
             message=f"The dataset is large: {answer.sampled_rows:,} rows, spread evenly, were read, and the "
             f"figures for all {answer.rows:,} are reckoned from them.",
         )
-    if training.max_seq_length and training.max_seq_length > kept:
+    if training.max_seq_length and training.max_seq_length > max_length:
         yield Notice(
             code="context_length",
-            message=f"max_seq_length is {training.max_seq_length}, but the base model reads at most {kept} "
-            "tokens.",
+            message=f"max_seq_length is {training.max_seq_length}, but the base model reads at most "
+            f"{max_length} tokens.",
         )
     if answer.truncated.count:
         yield Notice(
             code="rows_cut",
-            message=f"{answer.truncated.count:,} rows are longer than {kept} tokens and will be cut: "
-            f"{_name(answer.truncated)}.",
+            message=f"{answer.truncated.count:,} rows are longer than {max_length} tokens and will be "
+            f"cut: {_name(answer.truncated)}.",
         )
     if answer.dropped.count:
         yield Notice(

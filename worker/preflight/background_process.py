@@ -1,6 +1,6 @@
-"""One process beside the engine, for work that would stall it. It starts at its first use.
+"""A background process of the engine, for work that would stall generation. It starts at its first use.
 
-Tokenizing a large dataset holds Python's lock for seconds; in a process of its own nobody waits for it.
+Tokenizing a large dataset holds Python's global interpreter lock for seconds.
 """
 
 import asyncio
@@ -19,21 +19,24 @@ from app.core.errors.engine import EngineFailed
 
 MAX_WAITING = 16
 
-Given = ParamSpec("Given")
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 
-class SideProcess:
-    """Runs functions one after the other in a process that is made again when it dies."""
+class BackgroundProcess:
+    """Runs functions one after the other in a child process, which is replaced when it dies."""
 
     def __init__(self) -> None:
         self._executor: ProcessPoolExecutor | None = None
         self._waiting = 0
 
     async def run(
-        self, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+        self, function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
     ) -> Result:
-        """The function's result. Raises what it raises; QueueFull; EngineFailed where the process died."""
+        """Run the function in the child process and return its result.
+
+        Raises the function's own errors, QueueFull, and EngineFailed where the process died.
+        """
         if self._waiting >= MAX_WAITING:
             raise QueueFull(f"{self._waiting} requests for previews and preflights are waiting already.")
         self._waiting += 1
@@ -47,18 +50,18 @@ class SideProcess:
             self._waiting -= 1
 
     def close(self) -> None:
-        """End the process, where there is one; one that is at work is left to die with this one."""
+        """End the child process; a busy one is not waited for and ends with this process."""
         if self._executor:
             self._executor.shutdown(wait=not self._waiting, cancel_futures=True)
 
     def _submit(
-        self, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+        self, function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
     ) -> Future[Result]:
         executor = self._executor = self._executor or _make_executor()
         try:
             return executor.submit(function, *args, **kwargs)
         except BrokenProcessPool:
-            # It died since the last request; a new one knows nothing of why.
+            # The process died since the last request: replace it.
             self._executor = _make_executor()
             return self._executor.submit(function, *args, **kwargs)
 
@@ -66,11 +69,11 @@ class SideProcess:
 def _make_executor() -> ProcessPoolExecutor:
     # Spawned, not forked: the engine's process has threads and perhaps a CUDA context.
     spawning = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(max_workers=1, mp_context=spawning, initializer=_settle_in)
+    return ProcessPoolExecutor(max_workers=1, mp_context=spawning, initializer=_initialize)
 
 
-def _settle_in() -> None:
-    """In the new process: no GPU, one thread, and no life after the engine's."""
+def _initialize() -> None:
+    """In the child process: hide the GPU, use one thread, and end with the engine's process."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     threading.Thread(target=_die_with_parent, daemon=True, name="parent watch").start()

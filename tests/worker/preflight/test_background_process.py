@@ -1,4 +1,4 @@
-"""The side process: made at its first use, made again when it died, gone with its parent."""
+"""The background process starts at its first use, is replaced when it dies, and ends with its parent."""
 
 import asyncio
 import os
@@ -11,15 +11,15 @@ import pytest
 
 from app.core.errors import QueueFull
 from app.core.errors.engine import EngineFailed
-from worker.preflight import pool
-from worker.preflight.pool import SideProcess
+from worker.preflight import background_process
+from worker.preflight.background_process import BackgroundProcess
 
 ORPHAN = """
 import asyncio, os, sys
-from worker.preflight.pool import SideProcess
+from worker.preflight.background_process import BackgroundProcess
 
 if __name__ == "__main__":
-    print(asyncio.run(SideProcess().run(os.getpid)), flush=True)
+    print(asyncio.run(BackgroundProcess().run(os.getpid)), flush=True)
     os._exit(0)
 """
 
@@ -30,35 +30,35 @@ def die() -> None:
 
 def test_work_is_done_in_one_other_process() -> None:
     async def twice() -> list[int]:
-        side = SideProcess()
+        process = BackgroundProcess()
         try:
-            return [await side.run(os.getpid), await side.run(os.getpid)]
+            return [await process.run(os.getpid), await process.run(os.getpid)]
         finally:
-            side.close()
+            process.close()
 
     first, second = asyncio.run(twice())
 
     assert first == second != os.getpid()
 
 
-def test_a_process_that_died_is_made_again() -> None:
-    async def die_and_go_on() -> int:
-        side = SideProcess()
+def test_a_process_that_died_is_replaced() -> None:
+    async def die_and_continue() -> int:
+        process = BackgroundProcess()
         try:
             with pytest.raises(EngineFailed, match="died"):
-                await side.run(die)
-            return await side.run(os.getpid)
+                await process.run(die)
+            return await process.run(os.getpid)
         finally:
-            side.close()
+            process.close()
 
-    assert asyncio.run(die_and_go_on()) != os.getpid()
+    assert asyncio.run(die_and_continue()) != os.getpid()
 
 
 def test_too_many_requests_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "MAX_WAITING", 0)
+    monkeypatch.setattr(background_process, "MAX_WAITING", 0)
 
     with pytest.raises(QueueFull):
-        asyncio.run(SideProcess().run(os.getpid))
+        asyncio.run(BackgroundProcess().run(os.getpid))
 
 
 def test_the_process_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_process_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script.write_text(ORPHAN)
     command = ["env", f"PYTHONPATH={Path.cwd()}", sys.executable, str(script)]
 
-    # Its standard output is closed only when the side process, which inherits it, is gone too.
+    # Standard output is closed only when the background process, which inherits it, has ended too.
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=True)
 
     assert int(done.stdout) > 0

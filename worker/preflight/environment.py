@@ -1,4 +1,4 @@
-"""Where preflight finds things on this machine: base models, datasets, the disk. Downloads no weights."""
+"""The environment of a preflight: this machine's base models, datasets and device. Downloads no weights."""
 
 import itertools
 import math
@@ -26,8 +26,8 @@ NO_TEMPLATE = Notice(
 )
 
 
-class Place(BaseModel):
-    """What a worker's preflight needs to know of it."""
+class PreflightEnvironment(BaseModel):
+    """The state of a worker that preflights and previews depend on."""
 
     models_folder: Path
     artifacts_url: str
@@ -38,7 +38,7 @@ class Place(BaseModel):
     path: TrainingPath
 
     def find_model(self, name: str) -> tuple[Path, list[Notice]]:
-        """A folder with the model's config and tokenizer, and a word where its weights are not here yet.
+        """A folder with the model's config and tokenizer, and a notice where its weights are not here yet.
 
         Raises ModelMissing, ModelGated, HubUnreachable.
         """
@@ -58,14 +58,16 @@ def load_tokenizer(folder: Path, wanted: str | None) -> tuple[PreTrainedTokenize
 
 
 def sampling_step(dataset: DatasetRef) -> int:
-    """1: every row is read; n: every n-th, so that a large dataset takes seconds."""
+    """Read every n-th row: 1 for most datasets, more for large ones, so that they take seconds."""
     return max(1, math.ceil(dataset.rows / MAX_ROWS), math.ceil(dataset.size_bytes / MAX_BYTES))
 
 
-def open_rows(place: Place, dataset: DatasetRef, *, step: int = 1) -> Iterator[tuple[int, Row]]:
-    """Every `step`-th row with its line. Raises DatasetNotFound."""
+def open_rows(
+    environment: PreflightEnvironment, dataset: DatasetRef, *, step: int = 1
+) -> Iterator[tuple[int, Row]]:
+    """Yield every `step`-th row with its line number. Raises DatasetNotFound."""
     try:
-        lines = ArtifactStore(place.artifacts_url).open(dataset.artifact)
+        lines = ArtifactStore(environment.artifacts_url).open(dataset.artifact)
     except FileNotFoundError as error:
         raise DatasetNotFound("The dataset's file is gone.", hint="Upload it again.") from error
     with lines:
