@@ -1,1 +1,1 @@
-"""Can this worker do its work? `python -m worker --check` says what it found on one screen."""
+"""Checks whether this machine can run a worker; `python -m worker --check` prints the findings."""

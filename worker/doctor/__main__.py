@@ -7,12 +7,12 @@ from pydantic import ValidationError
 
 from app.core.settings import Settings
 from worker.doctor.device import examine_device
+from worker.doctor.environment import examine_environment
 from worker.doctor.findings import Finding, failed, failure, findings_adapter, render
-from worker.doctor.surroundings import examine_surroundings
 
 
 def main() -> int:
-    """The command line; answers the exit status."""
+    """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m worker --check", description=__doc__)
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args()
@@ -22,7 +22,7 @@ def main() -> int:
 
 
 def examine() -> list[Finding]:
-    """Look at everything."""
+    """Examine the settings, the device and the environment."""
     try:
         settings = Settings()
     except ValidationError as error:
@@ -30,7 +30,7 @@ def examine() -> list[Finding]:
         return [failure("settings", f"{problem['loc'][0]}: {problem['msg']}") for problem in error.errors()]
     except OSError as error:
         return [failure("settings", str(error))]
-    return [*examine_device(require_gpu=settings.require_gpu), *examine_surroundings(settings)]
+    return [*examine_device(require_gpu=settings.require_gpu), *examine_environment(settings)]
 
 
 if __name__ == "__main__":

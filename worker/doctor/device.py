@@ -1,6 +1,6 @@
-"""The GPU, its driver, CUDA, bitsandbytes and memory, as this machine shows them.
+"""Examines the GPU, its driver, CUDA, the C compiler, bitsandbytes and memory.
 
-What is seen and what it means stand apart: `judge_gpu` is pure.
+The probing and the judgement are separate functions: `judge_gpu` is pure.
 """
 
 import re
@@ -22,7 +22,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU, and whether it computes."""
+    """The first GPU; `error` says why it does not compute."""
 
     name: str
     capability: str
@@ -32,8 +32,8 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What there is to see of a GPU: the kernel's driver, torch's CUDA, and what torch makes of both."""
+class DeviceProbe:
+    """The kernel's driver, torch's CUDA version, and the GPUs that torch can use."""
 
     driver: str | None
     torch: str
@@ -44,22 +44,22 @@ class Sight:
 
 
 def examine_device(*, require_gpu: bool) -> list[Finding]:
-    """GPU, driver, CUDA, compiler, memory, bitsandbytes."""
+    """Findings on GPU, driver, CUDA, compiler, memory and bitsandbytes."""
     try:
-        sight = _look()
+        probe = _probe()
     except (ImportError, OSError) as error:
         hint = "Install the worker's packages again: pip install 'tunesmith[worker]'."
         return [failure("torch", f"It can't be imported: {error}", hint)]
-    return [*judge_gpu(sight, require_gpu=require_gpu), _memory(), _bitsandbytes()]
+    return [*judge_gpu(probe, require_gpu=require_gpu), _memory(), _bitsandbytes()]
 
 
-def judge_gpu(sight: Sight, *, require_gpu: bool) -> list[Finding]:
-    """What the sight of a GPU, or of none, means."""
-    driver = ok("driver", f"NVIDIA {sight.driver}") if sight.driver else ok("driver", "none")
-    cuda = ok("CUDA", f"torch {sight.torch}, " + (f"CUDA {sight.cuda}" if sight.cuda else "without CUDA"))
-    if sight.gpu is None:
-        return [_no_gpu(sight, require_gpu), driver, cuda]
-    return [_gpu(sight.gpu, sight.gpus), driver, cuda, _compiler(sight.compiler)]
+def judge_gpu(probe: DeviceProbe, *, require_gpu: bool) -> list[Finding]:
+    """Findings on GPU, driver, CUDA and compiler from a probe."""
+    driver = ok("driver", f"NVIDIA {probe.driver}") if probe.driver else ok("driver", "none")
+    cuda = ok("CUDA", f"torch {probe.torch}, " + (f"CUDA {probe.cuda}" if probe.cuda else "without CUDA"))
+    if probe.gpu is None:
+        return [_no_gpu(probe, require_gpu), driver, cuda]
+    return [_gpu(probe.gpu, probe.gpus), driver, cuda, _compiler(probe.compiler)]
 
 
 def _gpu(gpu: Gpu, count: int) -> Finding:
@@ -75,15 +75,15 @@ def _gpu(gpu: Gpu, count: int) -> Finding:
     return ok("GPU", text)
 
 
-def _no_gpu(sight: Sight, require_gpu: bool) -> Finding:
-    if sight.driver and sight.cuda:
+def _no_gpu(probe: DeviceProbe, require_gpu: bool) -> Finding:
+    if probe.driver and probe.cuda:
         hint = (
-            f"The driver may be too old for CUDA {sight.cuda}, or this container was started without its GPU."
+            f"The driver may be too old for CUDA {probe.cuda}, or this container was started without its GPU."
         )
         return failure("GPU", "There is a driver, but torch can't use it: jobs run on the CPU.", hint)
     if not require_gpu:
         return warning("GPU", "none: jobs run on the CPU, which is for small models")
-    if sight.driver:
+    if probe.driver:
         hint = "Install the CUDA build of torch; for containers, leave out compose.cpu.yaml."
         return failure("GPU", "torch is a build without CUDA.", hint)
     hint = "Install the NVIDIA driver; for containers, the NVIDIA container toolkit too."
@@ -107,7 +107,7 @@ def _memory() -> Finding:
 
 
 def _bitsandbytes() -> Finding:
-    """bitsandbytes' own check, in a process of its own: a broken library may take its process along."""
+    """Run bitsandbytes' own check in a process of its own, which a broken library may crash."""
     command = [sys.executable, "-m", "bitsandbytes"]
     try:
         check = subprocess.run(command, capture_output=True, text=True, timeout=_BITSANDBYTES_SECONDS)
@@ -117,7 +117,7 @@ def _bitsandbytes() -> Finding:
 
 
 def judge_bitsandbytes(status: int, output: str) -> Finding:
-    """What `python -m bitsandbytes` said. It exits with 0 also where the CPU library failed to load."""
+    """A finding from the output of `python -m bitsandbytes`, which may exit with 0 without a CPU library."""
     last = (output.strip().splitlines() or ["it printed nothing"])[-1]
     if status == 0 and "failed to load" not in output:
         return ok("bitsandbytes", last)
@@ -125,12 +125,12 @@ def judge_bitsandbytes(status: int, output: str) -> Finding:
     return failure("bitsandbytes", f"Its own check failed with status {status}: {last}", hint)
 
 
-def _look() -> Sight:
-    # Imported here: that this fails is one of the things to be found.
+def _probe() -> DeviceProbe:
+    # Imported here: a failing import is a finding.
     import torch
 
     there = torch.cuda.is_available()
-    return Sight(
+    return DeviceProbe(
         driver=_driver(_DRIVER_VERSION),
         torch=torch.__version__,
         cuda=torch.version.cuda,
@@ -157,7 +157,7 @@ def _first_gpu() -> Gpu:
 
 
 def _driver(path: Path) -> str | None:
-    """The version of the NVIDIA driver in the kernel; a container sees it too."""
+    """The version of the kernel's NVIDIA driver, which is visible in containers too; None without one."""
     try:
         text = path.read_text()
     except OSError:

@@ -1,6 +1,6 @@
-"""What an examination found, one line each, and how a screen shows it.
+"""Findings of an examination and their rendering, one line each.
 
-Knows no torch: the supervisor reads it.
+Knows no torch: the supervisor imports it.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from enum import StrEnum
 from pydantic import BaseModel, TypeAdapter
 
 
-class Level(StrEnum):
-    """How bad it is. Only a failure keeps jobs from running or answers from coming."""
+class FindingLevel(StrEnum):
+    """The severity of a finding. Only a failure prevents training or serving."""
 
     OK = "ok"
     WARNING = "warning"
@@ -18,16 +18,16 @@ class Level(StrEnum):
 
 
 class Finding(BaseModel):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     subject: str
-    level: Level
+    level: FindingLevel
     text: str
     hint: str | None = None
 
     @property
     def sentence(self) -> str:
-        """All of it, for where there is one line."""
+        """Subject, text and hint in one line."""
         return " ".join(part for part in (f"{self.subject}: {self.text}", self.hint) if part)
 
 
@@ -37,27 +37,27 @@ _SUBJECT_WIDTH = 14
 
 
 def ok(subject: str, text: str) -> Finding:
-    """All is well."""
-    return Finding(subject=subject, level=Level.OK, text=text)
+    """A finding without a problem."""
+    return Finding(subject=subject, level=FindingLevel.OK, text=text)
 
 
 def warning(subject: str, text: str, hint: str | None = None) -> Finding:
-    """It works, but a person may want to know."""
-    return Finding(subject=subject, level=Level.WARNING, text=text, hint=hint)
+    """A finding that prevents nothing but may matter to the user."""
+    return Finding(subject=subject, level=FindingLevel.WARNING, text=text, hint=hint)
 
 
 def failure(subject: str, text: str, hint: str | None = None) -> Finding:
-    """It does not work; the hint says what to do."""
-    return Finding(subject=subject, level=Level.FAILURE, text=text, hint=hint)
+    """A finding that prevents training or serving; the hint says what to do."""
+    return Finding(subject=subject, level=FindingLevel.FAILURE, text=text, hint=hint)
 
 
 def failed(findings: Sequence[Finding]) -> list[Finding]:
-    """The failures among them."""
-    return [finding for finding in findings if finding.level is Level.FAILURE]
+    """The failures among the findings."""
+    return [finding for finding in findings if finding.level is FindingLevel.FAILURE]
 
 
 def render(findings: Sequence[Finding]) -> str:
-    """The screen: a line for each finding, a hint below it, the sum at the end."""
+    """Render one line for each finding, its hint below it, and a summary at the end."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.level:<9}{finding.subject:<{_SUBJECT_WIDTH}}{finding.text}")

@@ -1,4 +1,4 @@
-"""The examination in a process of its own, beside a running worker, which must not load torch itself."""
+"""Runs the examination in a child process of a running worker, which must not import torch itself."""
 
 import logging
 import subprocess
@@ -12,11 +12,11 @@ from worker.doctor.findings import Finding, failed, failure, findings_adapter, r
 
 log = logging.getLogger(__name__)
 
-_AGAIN_SECONDS = 60.0  # between looks at what had failed
+_RETRY_SECONDS = 60.0  # between examinations while one fails
 
 
 class Examination:
-    """Examines once, and again each minute for as long as something fails. `on_end` is called after each."""
+    """Examines once, then once a minute for as long as something fails; calls `on_end` after each time."""
 
     def __init__(self, on_end: Callable[[], None], *, module: str = "worker.doctor") -> None:
         self.failures: list[str] = []
@@ -28,11 +28,11 @@ class Examination:
         self._thread = threading.Thread(target=self._run, daemon=True, name="examination")
 
     def start(self) -> None:
-        """Begin, without waiting for what comes out."""
+        """Start the examination without waiting for its findings."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End it, also in the middle."""
+        """Stop, killing a running examination."""
         with self._lock:
             self._stopping.set()
             if self._process is not None:
@@ -49,7 +49,7 @@ class Examination:
             self._on_end()
             if not self.failures:
                 return
-            self._stopping.wait(_AGAIN_SECONDS)
+            self._stopping.wait(_RETRY_SECONDS)
 
     def _examine(self) -> list[Finding]:
         with self._lock:

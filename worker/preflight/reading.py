@@ -13,14 +13,14 @@ from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn
 from worker.preflight.environment import PreflightEnvironment, open_rows, sampling_step
 from worker.templates.prompt_check import check_prompts
-from worker.templates.token_rows import Formatted, TokenRow, format_rows, hold_out
+from worker.templates.token_rows import FormattedRows, TokenRow, format_rows, hold_out
 
 
 @dataclass(frozen=True)
 class Reading:
     """The rows that were read; `scale` is the dataset's rows divided by the rows read."""
 
-    formatted: Formatted
+    formatted: FormattedRows
     train: list[TokenRow]
     evaluation_rows: int
     scale: float
@@ -68,7 +68,7 @@ def read_dataset(
     return Reading(formatted, train, evaluation_rows, scale)
 
 
-def count_read(formatted: Formatted) -> int:
+def count_read(formatted: FormattedRows) -> int:
     """How many rows were read, dropped ones included."""
     return len(formatted.rows) + len(formatted.dropped_lines)
 
@@ -93,7 +93,7 @@ def _format(
     environment: PreflightEnvironment,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-) -> Formatted:
+) -> FormattedRows:
     return format_rows(
         open_rows(environment, dataset, step=sampling_step(dataset)),
         tokenizer,

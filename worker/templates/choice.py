@@ -1,7 +1,7 @@
-"""Which chat template a base model is used with, and whether a person's own one can be used at all.
+"""Chooses the chat template of a base model, and checks a job's own one.
 
-The job's `chat_template` comes first, then the model's own exactly as it was trained, then the one of the
-model's family, then a plain one. Training, preview and serving all set it here.
+In order: the job's `chat_template`, the model's own, that of the model's family, a plain one. Training,
+previews and serving all use this choice.
 """
 
 import json
@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import Message
 from app.core.errors import InvalidRequest
+from worker.templates.assistant_spans import find_assistant_spans, has_markers
 from worker.templates.families import PLAIN, find_family
-from worker.templates.generation_marks import find_assistant_spans, has_markers
 from worker.templates.renderer import control_tokens, encode_plain, encode_rendered, render, template_of
 
 _CONVERSATION = [
@@ -29,7 +29,7 @@ _PARAM = "chat_template"
 
 
 class TemplateSource(StrEnum):
-    """Where a chat template comes from."""
+    """The origin of a chat template."""
 
     JOB = "job"
     MODEL = "model"
@@ -38,30 +38,35 @@ class TemplateSource(StrEnum):
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A template and where it comes from."""
+class TemplateChoice:
+    """A template and its origin."""
 
     template: str
     source: TemplateSource
 
 
-def choose(own: str | None, *, wanted: str | None, model_type: str | None, tokens: Collection[str]) -> Choice:
-    """Pick a template: `own` is the tokenizer's, `wanted` the job's, `tokens` are those with a name."""
+def choose_template(
+    own: str | None, *, wanted: str | None, model_type: str | None, tokens: Collection[str]
+) -> TemplateChoice:
+    """Choose a template: `own` is the tokenizer's, `wanted` the job's; `tokens` are the control tokens."""
     if wanted is not None:
-        return Choice(wanted, TemplateSource.JOB)
+        return TemplateChoice(wanted, TemplateSource.JOB)
     if own:
-        return Choice(own, TemplateSource.MODEL)
+        return TemplateChoice(own, TemplateSource.MODEL)
     family = find_family(model_type, tokens)
     if family is not None:
-        return Choice(family.template, TemplateSource.FAMILY)
-    return Choice(PLAIN, TemplateSource.PLAIN)
+        return TemplateChoice(family.template, TemplateSource.FAMILY)
+    return TemplateChoice(PLAIN, TemplateSource.PLAIN)
 
 
 def set_template(
     tokenizer: PreTrainedTokenizerBase, *, model_type: str | None = None, wanted: str | None = None
 ) -> TemplateSource:
-    """Give a tokenizer the template it is used with. Raises InvalidRequest where `wanted` is of no use."""
-    choice = choose(
+    """Set the tokenizer's chat template.
+
+    Raises InvalidRequest where the job's template, `wanted`, is unusable.
+    """
+    choice = choose_template(
         template_of(tokenizer), wanted=wanted, model_type=model_type, tokens=control_tokens(tokenizer)
     )
     tokenizer.chat_template = choice.template
@@ -71,14 +76,14 @@ def set_template(
 
 
 def read_model_type(folder: Path) -> str | None:
-    """The `model_type` in a base model's config.json; of its language model where it has several parts."""
+    """The `model_type` in a base model's config.json; that of the language model for multimodal models."""
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return (config.get("text_config") or config).get("model_type")
 
 
 def _check(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Render a sample conversation with a person's template. Raises InvalidRequest, naming what is wrong."""
+    """Render a sample conversation with a job's template. Raises InvalidRequest that names the problem."""
     for length in (2, 4):
         messages = _CONVERSATION[:length]
         text = render(tokenizer, messages, add_generation_prompt=False)

@@ -1,6 +1,6 @@
-"""Our own chat templates, by model family, for base models that come without one. Knows no tokenizer.
+"""Tunesmith's chat templates by model family, for base models without one. Knows no tokenizer.
 
-All carry `{% generation %}` markers around what the assistant writes, its end of turn included.
+All have `{% generation %}` markers around the assistant's text, end of turn included.
 """
 
 from collections.abc import Collection
@@ -15,8 +15,8 @@ _SENTENCE_TOKENS = frozenset({"<s>", "</s>"})
 
 
 @dataclass(frozen=True)
-class Family:
-    """A template, the `model_type`s it is for (None: any), and the control tokens it is made of."""
+class TemplateFamily:
+    """A template's name, the `model_type`s it is for (None: any), and the control tokens it uses."""
 
     name: str
     model_types: frozenset[str] | None
@@ -28,26 +28,27 @@ class Family:
         return TEMPLATES[self.name]
 
 
-# The first that fits. Llama 2, Llama 3 and SmolLM are of one model type; their tokens tell them apart.
+# The first match counts. Llama 2, Llama 3 and SmolLM share a model type and differ in their control tokens.
 FAMILIES = (
-    Family(
+    TemplateFamily(
         "llama3", frozenset({"llama"}), frozenset({"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"})
     ),
-    Family("gemma3", frozenset({"gemma3", "gemma3_text"}), frozenset({"<start_of_turn>", "<end_of_turn>"})),
-    Family("gemma", frozenset({"gemma", "gemma2"}), frozenset({"<start_of_turn>", "<end_of_turn>"})),
-    Family("phi3", frozenset({"phi3"}), frozenset({"<|user|>", "<|assistant|>", "<|end|>"})),
-    Family("chatml", None, frozenset({"<|im_start|>", "<|im_end|>"})),
-    Family("mistral_v3", frozenset({"mistral", "mixtral"}), _SENTENCE_TOKENS | {"[INST]", "[/INST]"}),
-    Family("mistral", frozenset({"mistral", "mixtral"}), _SENTENCE_TOKENS),
-    Family("llama2", frozenset({"llama"}), _SENTENCE_TOKENS),
+    TemplateFamily(
+        "gemma3", frozenset({"gemma3", "gemma3_text"}), frozenset({"<start_of_turn>", "<end_of_turn>"})
+    ),
+    TemplateFamily("gemma", frozenset({"gemma", "gemma2"}), frozenset({"<start_of_turn>", "<end_of_turn>"})),
+    TemplateFamily("phi3", frozenset({"phi3"}), frozenset({"<|user|>", "<|assistant|>", "<|end|>"})),
+    TemplateFamily("chatml", None, frozenset({"<|im_start|>", "<|im_end|>"})),
+    TemplateFamily("mistral_v3", frozenset({"mistral", "mixtral"}), _SENTENCE_TOKENS | {"[INST]", "[/INST]"}),
+    TemplateFamily("mistral", frozenset({"mistral", "mixtral"}), _SENTENCE_TOKENS),
+    TemplateFamily("llama2", frozenset({"llama"}), _SENTENCE_TOKENS),
 )
 
 
-def find_family(model_type: str | None, tokens: Collection[str]) -> Family | None:
-    """The family of a base model whose tokenizer has these control tokens.
+def find_family(model_type: str | None, tokens: Collection[str]) -> TemplateFamily | None:
+    """The family of a base model by its model type and its tokenizer's control tokens; None for unknown ones.
 
-    Without its control tokens a family's template is no use: the end of a turn would be several ordinary
-    tokens.
+    A template needs its control tokens: otherwise the end of a turn would be several ordinary tokens.
     """
     for family in FAMILIES:
         if (family.model_types is None or model_type in family.model_types) and family.tokens <= set(tokens):

@@ -1,4 +1,4 @@
-"""Does serving give the model the prompts it was trained on? Compared token by token. Knows no torch."""
+"""Checks that serving renders prompts to the tokens that training used. Knows no torch."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,10 @@ _HINT = (
 
 
 def check_prompts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Render each sample's prompt as serving does: its tokens must begin so. Raises TemplateMismatch."""
+    """Render each sample's prompt as in serving and compare it with the beginning of the row's tokens.
+
+    Raises TemplateMismatch at the first token that differs.
+    """
     for sample in samples:
         line, trained_ids = sample.tokens.line, sample.tokens.input_ids
         try:
@@ -28,20 +31,21 @@ def check_prompts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase)
                 f"Line {line}: serving refuses its prompt: {error.message}", hint=_HINT
             ) from error
         pairs = zip(served_ids, trained_ids, strict=False)  # a row may be cut within its prompt
-        place = next((index for index, (served, trained) in enumerate(pairs) if served != trained), None)
-        if place is not None:
+        position = next((index for index, (served, trained) in enumerate(pairs) if served != trained), None)
+        if position is not None:
             shown = [
-                tokenizer.decode(ids[place : place + _SHOWN_TOKENS]) for ids in (served_ids, trained_ids)
+                tokenizer.decode(ids[position : position + _SHOWN_TOKENS])
+                for ids in (served_ids, trained_ids)
             ]
             raise TemplateMismatch(
-                f"Line {line}: at token {place + 1} of the prompt serving says {shown[0]!r}, where training "
-                f"said {shown[1]!r}.",
+                f"Line {line}: at token {position + 1} of the prompt serving says {shown[0]!r}, where "
+                f"training said {shown[1]!r}.",
                 hint=_HINT,
             )
 
 
 def render_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the model is given when it is asked for the row's answer; for plain text, all of it."""
+    """The token ids of the row's prompt as in serving; of the whole text for plain text."""
     match row:
         case Conversation(messages=[_]):
             return []

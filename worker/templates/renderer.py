@@ -1,7 +1,7 @@
-"""Render a conversation as text, and text as token ids: the one renderer of training and serving.
+"""Renders conversations as text, and text as token ids: the one renderer of training and serving.
 
-A template may write its special tokens itself, so rendered text is tokenized without adding any: a second
-beginning-of-sequence token would be unlike anything the model has seen.
+A chat template may write special tokens itself, so rendered text is tokenized without adding any: a second
+beginning-of-sequence token would never occur in training.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.core.errors import InvalidRequest
 
-# What a template's own code may raise: it is a program, and not ours.
+# What a template's code may raise; templates are programs of their models' authors.
 REFUSALS = (
     TemplateError,
     TypeError,
@@ -33,7 +33,7 @@ _ANSWER = {"role": "assistant", "content": "answer"}
 
 
 class Turn(Protocol):
-    """A message, whichever side of the service it comes from."""
+    """A message of a conversation, of a dataset's row or of a request."""
 
     @property
     def role(self) -> str: ...
@@ -49,7 +49,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A name for the chat template that rows are rendered with."""
+    """The SHA-256 of the chat template that rows are rendered with."""
     return hashlib.sha256((template_of(tokenizer) or "").encode()).hexdigest()
 
 
@@ -78,18 +78,20 @@ def render(
 
 
 def as_dicts(messages: Sequence[Turn]) -> list[dict[str, str]]:
-    """The messages as templates take them."""
+    """The messages as dicts, which templates expect."""
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of rendered text, with no special token added."""
+    """The token ids of rendered text, with no special token added."""
     return cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text that no template rendered, to be continued: with one beginning token where the
-    tokenizer adds it, also where the text spells it out, and no end token that the text does not have.
+    """The token ids of text that no template rendered and that the model continues.
+
+    They have one beginning token where the tokenizer adds one, also where the text contains it, and no end
+    token that the text does not contain.
     """
     input_ids = cast(list[int], tokenizer(text, add_special_tokens=True)["input_ids"])
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -137,12 +139,12 @@ def token_names(tokenizer: PreTrainedTokenizerBase) -> TokenNames:
     )
 
 
-# Asking a tokenizer for its added tokens takes a millisecond, too long for each row.
+# Reading a tokenizer's added tokens takes a millisecond, too long for each row.
 _CONTROL_TOKENS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The text of every token that stands outside of ordinary text, the end token among them."""
+    """The text of every added token and of the end token."""
     if tokenizer not in _CONTROL_TOKENS:
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         end = [tokenizer.eos_token] if tokenizer.eos_token else []

@@ -1,7 +1,7 @@
-"""Rows as tokens with labels: what the model reads, and which tokens it learns from. Knows no model.
+"""Encodes rows as token ids and labels. Knows no model.
 
-A label is the token's own id where it is learned and IGNORED elsewhere, at the token's own position; the
-model shifts. The first token of a row has nothing before it to be predicted from, so it is never learned.
+A label is the token's own id where the loss counts it and IGNORED elsewhere, at the token's own position; the
+model shifts labels. The first token of a row has no context to be predicted from, so its label is IGNORED.
 """
 
 import random
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.datasets.rows import Completion, Conversation, PlainText, Row
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn
-from worker.templates.generation_marks import find_assistant_spans
+from worker.templates.assistant_spans import find_assistant_spans
 from worker.templates.renderer import Span, control_tokens, encode_plain, encode_rendered, end_of_turn, render
 
 IGNORED = -100
@@ -22,7 +22,7 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row: `labels` stand beside `input_ids`. The line is the row's in its file."""
+    """One row: token ids, a label for each, and the row's line in its file."""
 
     line: int
     input_ids: list[int]
@@ -36,15 +36,15 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Sample:
-    """A row of the dataset beside what it became."""
+    """A row of the dataset and its tokens."""
 
     row: Row
     tokens: TokenRow
 
 
 @dataclass
-class Formatted:
-    """A dataset as tokens, what was lost on the way, and a few of its rows as they were."""
+class FormattedRows:
+    """A dataset as tokens, the lines of truncated and dropped rows, and a few samples."""
 
     rows: list[TokenRow] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
@@ -53,12 +53,12 @@ class Formatted:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows."""
+        """How many tokens all rows have."""
         return sum(len(row.input_ids) for row in self.rows)
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that the loss counts."""
+        """How many tokens the loss counts in all rows."""
         return sum(row.trained_tokens for row in self.rows)
 
 
@@ -68,12 +68,12 @@ def format_rows(
     *,
     assistant_only: bool,
     max_length: int,
-) -> Formatted:
-    """Every row as tokens, cut to `max_length`; rows that keep nothing to learn are left out.
+) -> FormattedRows:
+    """Encode every row, truncated to `max_length`; rows without a token to learn are left out.
 
     Raises InvalidRequest where the chat template refuses a row or can't be masked, NothingToLearn.
     """
-    formatted = Formatted()
+    formatted = FormattedRows()
     for line, row in rows:
         try:
             input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only)
@@ -100,7 +100,7 @@ def format_rows(
 def encode_row(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one row, not cut. Raises InvalidRequest."""
+    """The token ids and labels of one row, not truncated. Raises InvalidRequest."""
     match row:
         case Conversation():
             input_ids, labels = _encode_conversation(row, tokenizer, assistant_only)
@@ -114,7 +114,7 @@ def encode_row(
 
 
 def hold_out(rows: Sequence[TokenRow], share: float, seed: int) -> tuple[list[TokenRow], list[TokenRow]]:
-    """(rows to train on, rows to evaluate on): the same ones for the same seed, both in the file's order.
+    """Split into (rows to train on, rows to evaluate on), both in the file's order; reproducible by the seed.
 
     Raises NothingToLearn where there are too few rows to split.
     """
@@ -141,13 +141,13 @@ def _encode_conversation(
         return input_ids, list(input_ids)
     turns = _find_turns(row, tokenizer, text)
     if not end_of_turn(tokenizer):
-        # An end token is put after the text; what stands before it is written by the model, too.
+        # An end token follows the text; the model also generates the text before it.
         (start, _end_of_answer), weight = turns[-1]
         turns[-1] = ((start, len(text)), weight)
-    input_ids, places = _encode_with_places(tokenizer, text, border)
-    learned = _keep(input_ids, places, [span for span, weight in turns if weight])
+    input_ids, token_spans = _encode_with_spans(tokenizer, text, border)
+    learned = _mask(input_ids, token_spans, [span for span, weight in turns if weight])
     if not assistant_only:
-        skipped = _keep(input_ids, places, [span for span, weight in turns if not weight])
+        skipped = _mask(input_ids, token_spans, [span for span, weight in turns if not weight])
         learned = [
             token if skip == IGNORED else IGNORED for token, skip in zip(input_ids, skipped, strict=True)
         ]
@@ -160,25 +160,25 @@ def _encode_completion(row: Completion, tokenizer: PreTrainedTokenizerBase) -> t
     prompt_ids = encode_plain(tokenizer, row.prompt)
     input_ids = encode_plain(tokenizer, row.prompt + row.completion)
     if input_ids[: len(prompt_ids)] != prompt_ids:
-        # A token would straddle the border; the model will be given the prompt alone.
+        # A token would span the border, but in serving the model gets the prompt alone.
         input_ids = prompt_ids + encode_rendered(tokenizer, row.completion)
     input_ids = _end(input_ids, tokenizer)
     return input_ids, [IGNORED] * len(prompt_ids) + input_ids[len(prompt_ids) :]
 
 
 def _end_turn(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids, ended where the template ends no answer."""
+    """The ids with an end token where the template writes no end of turn."""
     return input_ids if end_of_turn(tokenizer) else _end(input_ids, tokenizer)
 
 
 def _end(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids with the end token, once: without it the model never learns to stop."""
+    """The ids with one end token at their end, without which the model never learns to stop."""
     end = tokenizer.eos_token_id
     return input_ids if end is None or input_ids[-1:] == [end] else [*input_ids, end]
 
 
 def _find_border(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Where the prompt ends and the last answer begins; 0 where there is no such place."""
+    """The position in the text where the prompt ends and the last answer begins; 0 where there is none."""
     try:
         prompt = render(tokenizer, row.messages[:-1], add_generation_prompt=True)
     except InvalidRequest:
@@ -187,7 +187,7 @@ def _find_border(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: st
 
 
 def _find_turns(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[Span, int]]:
-    """Where the assistant's turns stand in the text, each with its end-of-turn token, and their weights."""
+    """The spans of the assistant's turns in the text, end-of-turn tokens included, and their weights."""
     weights = [message.weight for message in row.messages if message.role == "assistant"]
     marked = find_assistant_spans(tokenizer, row.messages, text)
     if marked is not None and len(marked) == len(weights):
@@ -200,9 +200,10 @@ def _find_turns(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str
 def _compare_prefixes(
     row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> list[tuple[Span, int]]:
-    """The same without markers: a turn begins where the prompt that asks for it ends.
+    """The spans of the assistant's turns without markers: a turn begins where the prompt before it ends.
 
-    That holds for any template that renders the beginning of a conversation as the beginning of the whole.
+    Raises InvalidRequest where the template does not render a conversation's beginning as the whole's
+    beginning.
     """
     turns = []
     for index, message in enumerate(row.messages):
@@ -222,15 +223,15 @@ def _compare_prefixes(
 
 
 def _end_of_text(through: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Where a turn ends: white space that follows its end-of-turn token belongs to the template."""
+    """The end of a turn, without white space after its end-of-turn token."""
     stripped = through.rstrip()
     return len(stripped) if stripped.endswith(control_tokens(tokenizer)) else len(through)
 
 
 def _encode_with_border(tokenizer: PreTrainedTokenizerBase, text: str, border: int) -> list[int]:
-    """Token ids that begin as the prompt alone does, which is what the model is given when it is served.
+    """The token ids of the text, which begin with those of the prompt alone, as in serving.
 
-    Text may tokenize otherwise at the border when the answer follows: two newlines in one token, say.
+    Text may be tokenized differently at the border when the answer follows: two newlines in one token, say.
     """
     input_ids = encode_rendered(tokenizer, text)
     prompt_ids = encode_rendered(tokenizer, text[:border])
@@ -239,38 +240,38 @@ def _encode_with_border(tokenizer: PreTrainedTokenizerBase, text: str, border: i
     return prompt_ids + encode_rendered(tokenizer, text[border:])
 
 
-def _encode_with_places(
+def _encode_with_spans(
     tokenizer: PreTrainedTokenizerBase, text: str, border: int
 ) -> tuple[list[int], list[Span]]:
-    """The same, and the characters that each token stands for."""
+    """The token ids of `_encode_with_border`, and the span of characters of each token."""
     if not tokenizer.is_fast:
         raise InvalidRequest(
             "the model's tokenizer does not say where tokens stand in the text, so turns can't be masked.",
             hint="Set training.assistant_only_loss to false and leave out message weights.",
         )
-    whole_ids, whole_places = _encode_piece(tokenizer, text, 0)
-    prompt_ids, prompt_places = _encode_piece(tokenizer, text[:border], 0)
+    whole_ids, whole_spans = _encode_piece(tokenizer, text, 0)
+    prompt_ids, prompt_spans = _encode_piece(tokenizer, text[:border], 0)
     if whole_ids[: len(prompt_ids)] == prompt_ids:
-        return whole_ids, whole_places
-    answer_ids, answer_places = _encode_piece(tokenizer, text[border:], border)
-    return prompt_ids + answer_ids, prompt_places + answer_places
+        return whole_ids, whole_spans
+    answer_ids, answer_spans = _encode_piece(tokenizer, text[border:], border)
+    return prompt_ids + answer_ids, prompt_spans + answer_spans
 
 
 def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, shift: int) -> tuple[list[int], list[Span]]:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    places: list[Span] = []
-    place = (0, 0)
+    token_spans: list[Span] = []
+    span = (0, 0)
     for _start, end in encoded["offset_mapping"]:
         # Offsets may leave out a token's leading space, and the tokens of one character share that character.
-        if end > place[1]:
-            place = (place[1], end)
-        places.append(place)
-    return encoded["input_ids"], [(start + shift, end + shift) for start, end in places]
+        if end > span[1]:
+            span = (span[1], end)
+        token_spans.append(span)
+    return encoded["input_ids"], [(start + shift, end + shift) for start, end in token_spans]
 
 
-def _keep(input_ids: list[int], places: list[Span], spans: list[Span]) -> list[int]:
-    """The ids where a token stands for a character of a span, IGNORED elsewhere."""
+def _mask(input_ids: list[int], token_spans: list[Span], spans: list[Span]) -> list[int]:
+    """The ids of tokens that overlap one of the spans, IGNORED for the others."""
     return [
         token if any(start < span[1] and end > span[0] for span in spans) else IGNORED
-        for token, (start, end) in zip(input_ids, places, strict=True)
+        for token, (start, end) in zip(input_ids, token_spans, strict=True)
     ]

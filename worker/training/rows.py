@@ -11,7 +11,7 @@ from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn
 from worker.templates.choice import TemplateSource, read_model_type, set_template
 from worker.templates.prompt_check import check_prompts
-from worker.templates.token_rows import Formatted, Sample, TokenRow, format_rows, hold_out
+from worker.templates.token_rows import FormattedRows, Sample, TokenRow, format_rows, hold_out
 from worker.training.attempt import TrainingAttempt
 
 _LINES_SHOWN = 20
@@ -73,7 +73,7 @@ def _report_template(attempt: TrainingAttempt, source: TemplateSource) -> None:
 
 def _format(
     attempt: TrainingAttempt, path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Formatted:
+) -> FormattedRows:
     with path.open("rb") as lines:
         return format_rows(
             datasets.read_rows(lines),
@@ -95,7 +95,7 @@ def _format_validation(
 
 
 def _report_cut_rows(
-    attempt: TrainingAttempt, formatted: Formatted, max_length: int, *, of: str = ""
+    attempt: TrainingAttempt, formatted: FormattedRows, max_length: int, *, of: str = ""
 ) -> None:
     if formatted.cut_lines:
         attempt.warn(

@@ -1,4 +1,4 @@
-"""`python -m worker --check` and the examination beside a worker, as real processes."""
+"""`python -m worker --check` and a worker's own examination, as real processes."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ def test_the_screen_has_a_line_for_each_finding_and_its_hint() -> None:
 
 @pytest.fixture
 def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module whose code a test writes."""
+    """The file of a module that a test writes."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path / "scripted_doctor.py"
 
@@ -69,7 +69,7 @@ def examine(doctor: Path, code: str) -> Examination:
     return examination
 
 
-def test_failures_are_kept_as_sentences(doctor: Path) -> None:
+def test_failures_are_sentences(doctor: Path) -> None:
     found = findings_adapter.dump_json([ok("disk", "much"), failure("GPU", "none.", "Buy one.")]).decode()
     examination = examine(doctor, f"print({found!r})")
     assert examination.failures == ["GPU: none. Buy one."]

@@ -1,4 +1,4 @@
-"""Which template a tokenizer gets, and what is said of a template that is of no use."""
+"""The choice of a tokenizer's chat template, and the errors of unusable ones."""
 
 import sys
 import threading
@@ -25,7 +25,7 @@ CHATTY = (
 )
 
 
-def test_the_models_own_template_is_kept_as_it_is() -> None:
+def test_the_models_own_template_is_unchanged() -> None:
     own = published("phi3")
     tokenizer = make_tokenizer("phi3", template=own)
 
@@ -64,7 +64,7 @@ def test_a_template_that_ends_no_answer_gets_the_end_token() -> None:
 
 @pytest.mark.parametrize("name", ["llama3", "gemma", "phi3", "qwen2_5"])
 def test_several_turns_are_masked_with_a_published_template(name: str) -> None:
-    """Phi-3's ends a finished conversation unlike one that goes on: only a marked twin can mask it."""
+    """Phi-3's template ends a finished conversation unlike a continued one, so only markers can mask it."""
     family = {"qwen2_5": "chatml"}.get(name, name)
     tokenizer = make_tokenizer(family, template=published(name))
     set_template(tokenizer)
@@ -73,7 +73,7 @@ def test_several_turns_are_masked_with_a_published_template(name: str) -> None:
 
 
 def test_markers_in_a_models_own_template_are_used() -> None:
-    """Without them the template's words after a turn would be taken for the assistant's."""
+    """Without markers, the template's text after a turn would count as the assistant's."""
     own = TEMPLATES["chatml"].replace("{{- '\\n' -}}", "{{- 'noise\\n' -}}")
     tokenizer = make_tokenizer("chatml", template=own)
 
@@ -98,7 +98,7 @@ def test_markers_in_a_models_own_template_are_used() -> None:
         ),
     ],
 )
-def test_a_template_of_no_use_is_refused_and_named(template: str, words: str) -> None:
+def test_an_unusable_template_is_refused_with_its_problem(template: str, words: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         set_template(make_tokenizer("llama2"), wanted=template)
 
@@ -116,17 +116,17 @@ def test_a_template_without_the_beginning_token_is_refused_where_the_model_expec
 
 
 @pytest.fixture
-def impatient_threads() -> Iterator[None]:
-    """Threads take turns every microsecond, so that what they share is shared at the worst moments."""
+def fast_thread_switching() -> Iterator[None]:
+    """Python switches threads every microsecond, so that races on shared state become likely."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
 
 
-@pytest.mark.usefixtures("impatient_threads")
+@pytest.mark.usefixtures("fast_thread_switching")
 def test_masks_are_right_while_other_threads_render() -> None:
-    """transformers keeps the places of markers in an object that all renderings of a template share."""
+    """transformers tracks marker positions in an object that all renderings of a template share."""
     tokenizer = make_tokenizer("llama2")
     set_template(tokenizer, model_type="llama")
     row = Conversation(TWO_EXCHANGES)

@@ -1,4 +1,4 @@
-"""Our chat templates: the very text of the published formats, what is learned of it, and who gets which."""
+"""Tunesmith's chat templates: equal to the published formats, masked correctly, and chosen by family."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -62,7 +62,7 @@ LEARNED = {
 
 
 def base_tokenizer(family: str) -> PreTrainedTokenizerBase:
-    """A base model's, with the template that it is given here."""
+    """The tokenizer of a base model with its family's template."""
     tokenizer = make_tokenizer(family)
     set_template(tokenizer, model_type=MODEL_TYPES[family])
     return tokenizer
@@ -77,7 +77,7 @@ def published(name: str) -> str:
 
 
 def learned(row: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What is learned of the assistant's turns, with | between them."""
+    """The learned text of the assistant's turns, with | between them."""
     _input_ids, labels = encode_row(row, tokenizer, assistant_only=True)
     runs: list[list[int]] = [[]]
     for label in labels:

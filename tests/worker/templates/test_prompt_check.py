@@ -1,4 +1,4 @@
-"""Prompts are served as they were trained on, also where tokens depend on what follows; else it is said."""
+"""The check that serving renders training's prompts, also where tokens depend on the text that follows."""
 
 import copy
 
@@ -83,7 +83,7 @@ def test_a_template_that_refuses_the_prompt_is_a_mismatch(tokenizer: PreTrainedT
 def test_a_generation_prompt_that_training_never_saw_is_a_mismatch(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """As of models that think first: a finished conversation is rendered without their thoughts."""
+    """Templates of reasoning models render a finished conversation without the reasoning."""
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template = tokenizer.chat_template.replace("assistant\\n'", "assistant\\n<think>'")
 

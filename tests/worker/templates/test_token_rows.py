@@ -1,4 +1,4 @@
-"""Which tokens a row becomes, and which of them are learned."""
+"""Rows as token ids and labels."""
 
 import copy
 
@@ -27,7 +27,7 @@ LLAMA_2 = (
 
 
 def learned(row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool = False) -> str:
-    """The learned tokens as text, with | where tokens between them are not learned."""
+    """The learned tokens as text, with | in place of tokens that are not learned."""
     input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only)
     assert [label for label in labels if label != IGNORED] == [
         token for token, label in zip(input_ids, labels, strict=True) if label != IGNORED

@@ -1,4 +1,4 @@
-"""What a worker needs besides its device: folders, the Hub, the database, models."""
+"""Examines what a worker needs besides its device: data folder, database, models, Hub token."""
 
 import shutil
 import tempfile
@@ -21,8 +21,8 @@ _HUB_SECONDS = 5
 _SHOWN_MODELS = 4
 
 
-def examine_surroundings(settings: Settings) -> list[Finding]:
-    """Data folder, models folder, Hub token, database."""
+def examine_environment(settings: Settings) -> list[Finding]:
+    """Findings on data folder, database, models folder and Hub token."""
     return [
         examine_folder(settings.data_dir),
         examine_database(settings.database_url),
@@ -32,7 +32,7 @@ def examine_surroundings(settings: Settings) -> list[Finding]:
 
 
 def examine_folder(folder: Path) -> Finding:
-    """Whether the data folder takes files, and how many more bytes."""
+    """Whether the data folder is writable, and its free space."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -49,11 +49,11 @@ def examine_folder(folder: Path) -> Finding:
 
 
 def examine_database(url: str) -> Finding:
-    """Whether it answers and is at this version."""
+    """Whether the database can be reached and its schema is at this version."""
     shown = make_url(url).render_as_string(hide_password=True)
     hint = "Start the API first: it migrates. The worker must be of the same version."
     if url.startswith("sqlite") and not Path(make_url(url).database or "").is_file():
-        return failure("database", f"{shown} is not there yet.", hint)  # looking would make an empty one
+        return failure("database", f"{shown} is not there yet.", hint)  # connecting would create the file
     try:
         database = Database(url)
     except ImportError as error:
@@ -70,7 +70,7 @@ def examine_database(url: str) -> Finding:
 
 
 def examine_models(settings: Settings) -> Finding:
-    """The base models that are here; a Hub model comes when it is first named."""
+    """The base models on this machine; a Hub model is downloaded when a job first names it."""
     folder = settings.models_folder
     try:
         found = [model.name for model in base_models.find_local(settings)]
@@ -85,7 +85,7 @@ def examine_models(settings: Settings) -> Finding:
 
 
 def examine_token() -> Finding:
-    """Whether there is a Hub token and whether the Hub takes it. It is never shown."""
+    """Whether there is a Hub token and the Hub accepts it. The token is never shown."""
     token = get_token()
     if token is None:
         return ok("Hub token", "none: models that need no agreement can be used")

@@ -8,14 +8,14 @@ from huggingface_hub import constants
 
 from app.core.settings import Settings
 from tests.tiny_model import NAME
-from worker.doctor.findings import Level
-from worker.doctor.surroundings import examine_database, examine_folder, examine_models, examine_token
+from worker.doctor.environment import examine_database, examine_folder, examine_models, examine_token
+from worker.doctor.findings import FindingLevel
 
 GOOD_TOKEN = "hf_goodgoodgood"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Takes one token."""
+    """A fake Hub that accepts one token."""
 
     def do_GET(self) -> None:
         known = self.headers["Authorization"] == f"Bearer {GOOD_TOKEN}"
@@ -36,54 +36,54 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         server.shutdown()
 
 
-def test_a_folder_with_room_is_ok(tmp_path: Path) -> None:
-    assert examine_folder(tmp_path / "new").level in (Level.OK, Level.WARNING)
+def test_a_folder_with_free_space_is_ok(tmp_path: Path) -> None:
+    assert examine_folder(tmp_path / "new").level in (FindingLevel.OK, FindingLevel.WARNING)
 
 
 def test_a_folder_that_takes_no_files_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     finding = examine_folder(tmp_path / "file" / "data")
-    assert finding.level is Level.FAILURE
+    assert finding.level is FindingLevel.FAILURE
     assert "Nothing can be written" in finding.text
 
 
 def test_a_full_disk_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.doctor.surroundings._LEAST_FREE_BYTES", 1 << 62)
-    assert examine_folder(tmp_path).level is Level.FAILURE
+    monkeypatch.setattr("worker.doctor.environment._LEAST_FREE_BYTES", 1 << 62)
+    assert examine_folder(tmp_path).level is FindingLevel.FAILURE
 
 
 def test_a_migrated_database_is_ok(settings: Settings) -> None:
-    assert examine_database(settings.database_url).level is Level.OK
+    assert examine_database(settings.database_url).level is FindingLevel.OK
 
 
 def test_a_database_that_is_not_there_is_a_failure_and_is_not_made(tmp_path: Path) -> None:
     finding = examine_database(f"sqlite:///{tmp_path}/none.db")
-    assert finding.level is Level.FAILURE
+    assert finding.level is FindingLevel.FAILURE
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_database_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch()
     finding = examine_database(f"sqlite:///{tmp_path}/empty.db")
-    assert (finding.level, "another version" in finding.text) == (Level.FAILURE, True)
+    assert (finding.level, "another version" in finding.text) == (FindingLevel.FAILURE, True)
 
 
 def test_a_database_s_password_is_not_shown() -> None:
     finding = examine_database("postgresql+psycopg://me:hunter2@127.0.0.1:9/tunesmith")
-    assert finding.level is Level.FAILURE
+    assert finding.level is FindingLevel.FAILURE
     assert "hunter2" not in finding.sentence
 
 
 def test_models_in_the_folder_are_named(settings: Settings, models_folder: Path) -> None:
     settings.models_dir = models_folder
     finding = examine_models(settings)
-    assert finding.level is Level.OK
+    assert finding.level is FindingLevel.OK
     assert NAME in finding.text
 
 
 def test_no_models_is_a_warning(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert examine_models(settings).level is Level.WARNING
+    assert examine_models(settings).level is FindingLevel.WARNING
 
 
 def test_models_of_the_hub_s_cache_are_named(
@@ -97,13 +97,13 @@ def test_models_of_the_hub_s_cache_are_named(
 @pytest.mark.parametrize(
     ("token", "level", "said"),
     [
-        (GOOD_TOKEN, Level.OK, "present and valid"),
-        ("hf_wrongwrong", Level.WARNING, "does not take it"),
-        ("", Level.OK, "none"),
+        (GOOD_TOKEN, FindingLevel.OK, "present and valid"),
+        ("hf_wrongwrong", FindingLevel.WARNING, "does not take it"),
+        ("", FindingLevel.OK, "none"),
     ],
 )
 def test_a_hub_token_is_tried_and_never_shown(
-    hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str, level: Level, said: str
+    hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str, level: FindingLevel, said: str
 ) -> None:
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setenv("HF_TOKEN", token)
@@ -118,5 +118,5 @@ def test_a_hub_that_can_t_be_reached_is_a_warning(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     finding = examine_token()
-    assert finding.level is Level.WARNING
+    assert finding.level is FindingLevel.WARNING
     assert "can't be reached" in finding.text

@@ -1,7 +1,7 @@
-"""Where in a rendered conversation the assistant's words stand, as `{% generation %}` markers say.
+"""Finds the assistant's text in a rendered conversation by a template's `{% generation %}` markers.
 
-A template without markers may have a twin among our own: one that renders the same text and has them. The
-twin only points; the text, its tokens and the template that is kept are the model's own.
+For a template without markers, one of Tunesmith's templates that renders the same text may provide them. It
+is used for the positions only; the rendered text remains that of the model's own template.
 """
 
 import re
@@ -31,25 +31,25 @@ _SAMPLE = [
     {"role": "user", "content": "question 2"},
     {"role": "assistant", "content": "answer 2"},
 ]
-# transformers keeps one compiled template for each text, and the places of markers in that object: a comment
-# makes it one that only this module uses, the lock makes it used by one thread.
-_OURS = "{# places #}"
+# transformers caches one compiled template per template text and tracks marker positions in that object. A
+# comment makes this module's text distinct from the model's; the lock keeps the object to one thread.
+_DISTINCT = "{# spans #}"
 _tracking = threading.Lock()
 
 
 def find_assistant_spans(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], text: str
 ) -> list[Span] | None:
-    """The characters of `text`, which is these messages rendered, that are for the assistant to write.
+    """The spans of the assistant's text in `text`, which is the messages rendered; None without markers.
 
-    Each span takes the end-of-turn token in, also where the markers leave it out. None: nothing marks them.
+    Each span includes the end-of-turn token, also where the markers leave it out.
     """
     template, names = template_of(tokenizer), token_names(tokenizer)
-    marking = _find_marking(template, names) if template else None
-    if marking is None:
+    marked_template = _find_marked_template(template, names) if template else None
+    if marked_template is None:
         return None
     try:
-        marked, spans = _render_marked(marking, names, as_dicts(messages))
+        marked, spans = _render_marked(marked_template, names, as_dicts(messages))
     except REFUSALS:
         return None
     if marked != text or not spans:
@@ -59,13 +59,13 @@ def find_assistant_spans(
 
 
 def has_markers(template: str) -> bool:
-    """Whether the template says itself what the assistant writes."""
+    """Whether the template has `{% generation %}` markers."""
     return _MARKER.search(template) is not None
 
 
 @lru_cache(maxsize=64)
-def _find_marking(template: str, names: TokenNames) -> str | None:
-    """The template itself where its markers work, or its twin."""
+def _find_marked_template(template: str, names: TokenNames) -> str | None:
+    """A template with working markers that renders the same text: itself or one of Tunesmith's."""
     try:
         text, _spans = render_text(template, names, _SAMPLE)
     except REFUSALS:
@@ -87,11 +87,11 @@ def _render_marked(
     template: str, names: TokenNames, messages: list[dict[str, str]]
 ) -> tuple[str, list[Span]]:
     with _tracking:
-        return render_text(template.removesuffix("\n") + _OURS, names, messages, mark=True)
+        return render_text(template.removesuffix("\n") + _DISTINCT, names, messages, mark=True)
 
 
 def _with_end(text: str, span: Span, end: str | None) -> Span:
-    """The span, lengthened to the end-of-turn token that follows it."""
+    """The span, extended by the end-of-turn token that follows it."""
     after = text[span[1] :]
     if not end or text[: span[1]].rstrip().endswith(end) or not after.lstrip().startswith(end):
         return span
