@@ -1,9 +1,9 @@
-"""What the API takes on SQLite: jobs submitted a second, and followers of one job's events.
+"""The API's throughput on SQLite: jobs submitted per second, and followers of one job's events.
 
     python -m benchmarks.api
 
-Writes `benchmarks/results/api-<machine>.json`. The API, its clients, and what appends events are a process
-each. The time of a processor that a request takes says what one core could do, however busy the machine is.
+Writes `benchmarks/results/api-<machine>.json`. The API, its clients, and the writer of events are a process
+each. The CPU time of a request gives the throughput of one core, however busy the machine is.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Measure each thing so many times, print and record the results."""
+    """Run every measurement several times, print and record the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="how often each thing is measured")
     parser.add_argument("--seconds", type=float, default=20, help="how long each run offers its load")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _offered(box: ApiBox, options: argparse.Namespace) -> Row:
-    """Submissions at a rate, whether or not answers come."""
+    """Submissions at a fixed rate, whether or not responses arrive."""
     return {
         "kind": "submissions offered",
         "offered_per_second": options.rate,
@@ -65,7 +65,7 @@ def _offered(box: ApiBox, options: argparse.Namespace) -> Row:
 
 
 def _most(box: ApiBox, options: argparse.Namespace) -> Row:
-    """Submissions as fast as answers come."""
+    """Submissions as fast as responses arrive."""
     count = int(options.rate * options.seconds)
     return {"kind": "submissions, as many as it takes", **_submit(box, options.connections, count, 0)}
 
@@ -92,7 +92,7 @@ def _submit(box: ApiBox, connections: int, count: int, rate: float) -> Row:
 
 
 def _followed(box: ApiBox, options: argparse.Namespace) -> Row:
-    """Followers of one job over SSE while events are appended; each must get each event."""
+    """Followers of one job over SSE while events are appended; counts those that received every event."""
     memory_without = box.memory_mib()
     with box.database.transaction() as session:
         spec = JobSpec(base_model="owner/model", dataset=box.add_dataset())
@@ -126,7 +126,7 @@ def _followed(box: ApiBox, options: argparse.Namespace) -> Row:
 
 
 def _append(box: ApiBox, job_id: str, rate: float, seconds: float) -> int:
-    """Write events as a worker does, then end the job; the seq of the last event."""
+    """Write events as a worker does, then end the job. Returns the seq of the last event."""
     began = time.perf_counter()
     for number in range(int(rate * seconds)):
         time.sleep(max(0.0, began + number / rate - time.perf_counter()))

@@ -1,4 +1,4 @@
-"""A really running API process on a fresh SQLite file, for measuring; no worker takes its jobs."""
+"""An API process on a fresh SQLite file for measurements, without a worker."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ _MOST_JOBS = 10_000_000
 
 
 class ApiBox:
-    """The process, from entering the box to leaving it, and a second connection to its database."""
+    """A context manager that runs the API process, with a second connection to its database."""
 
     def __init__(self, folder: Path) -> None:
         self._settings = Settings(data_dir=folder / "data")
@@ -61,11 +61,11 @@ class ApiBox:
         return row.id
 
     def cpu_seconds(self) -> float:
-        """What the API has used so far."""
+        """The CPU time that the API has used so far."""
         return sum(self._process.cpu_times()[:2])
 
     def memory_mib(self) -> float:
-        """What the API holds."""
+        """The API's resident memory."""
         return round(self._process.memory_info().rss / (1 << 20), 1)
 
     def _wait_for_port(self) -> int:

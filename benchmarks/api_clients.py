@@ -1,7 +1,7 @@
-"""Clients of the API in a process of their own: many that submit jobs, many that follow one.
+"""Clients of the API in a process of their own: many that submit jobs, or many that follow one.
 
-`python -m benchmarks.api_clients` reads one Load as JSON from its input and writes what came of it. They
-speak HTTP by hand, so that they take as little of the machine as they can.
+`python -m benchmarks.api_clients` reads one Load as JSON from standard input and writes its results. HTTP is
+written by hand, to use as little CPU as possible.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _LATE_SAMPLES = 10  # followers that read the time in each event
 
 @dataclasses.dataclass
 class Load:
-    """Either `count` submissions of `body` at `rate` a second (0: as fast as answers come), or followers."""
+    """Either `count` submissions of `body` at `rate` per second (0: as fast as possible), or followers."""
 
     port: int
     connections: int
@@ -36,7 +36,7 @@ class Load:
 
 
 def start(load: Load) -> "subprocess.Popen[bytes]":
-    """Start the process; it says `ready` once followers are connected."""
+    """Start the process; it prints `ready` once followers are connected."""
     command = [sys.executable, "-m", "benchmarks.api_clients"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin
@@ -46,7 +46,7 @@ def start(load: Load) -> "subprocess.Popen[bytes]":
 
 
 def finish(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
-    """What came of it."""
+    """Wait for the process and return its results."""
     assert process.stdout
     with process:
         lines = process.stdout.read().splitlines()
@@ -72,7 +72,7 @@ async def _submit_all(load: Load) -> dict[str, Any]:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             writer.write(request)
             statuses[await _read_answer(reader)] += 1
-            seconds.append(time.perf_counter() - due)  # from when it was due: a queue here counts, too
+            seconds.append(time.perf_counter() - due)  # from the due time, so that waiting here counts, too
         writer.close()
 
     await asyncio.gather(*(submit() for _ in range(load.connections)))
@@ -110,7 +110,7 @@ async def _follow_all(load: Load) -> dict[str, Any]:
 
 
 async def _follow(load: Load, connected: asyncio.Semaphore, late: list[float] | None) -> int:
-    """Read events until the stream ends; how many there were. The first one says that it is connected."""
+    """Read events until the stream ends. Returns their count. The first event signals the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", load.port)
     writer.write(
         f"GET {load.path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"

@@ -1,6 +1,6 @@
 """Runs one export as the exporting child does, without verification, and prints memory and time as JSON.
 
-Started by `benchmarks.exports`, which watches its memory.
+Started by `benchmarks.exports`, which measures its memory.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The reference recipe as written, on a GPU: `python -m benchmarks.recipe OUT`.
 
-A Llama-2-7B shape with random weights goes through the training child itself, in fp16 and in bf16, to an
-adapter; what it reported is written down.
+A Llama-2-7B of random weights is trained by the training child, in fp16 and in bf16; its reports are
+recorded.
 """
 
 import json
@@ -22,7 +22,7 @@ ROWS = 80
 
 
 def recipe(out: Path) -> None:
-    """The recipe as written, with fp16 and with bf16, twenty steps each, through the training child."""
+    """Train twenty steps of the recipe with fp16 and with bf16 in the training child, and record results."""
     build("llama-7b")
     rows = FOLDER / "rows.jsonl"
     rows.write_bytes(b"".join(_short_chats(ROWS)))

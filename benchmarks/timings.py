@@ -1,4 +1,4 @@
-"""Times of streamed answers as a table shows them."""
+"""Percentiles of the times of streamed answers."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,6 +15,6 @@ def summarize(firsts: Sequence[float], gaps: Sequence[float]) -> dict[str, float
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The value that so many percent do not exceed."""
+    """The percentile of the values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]

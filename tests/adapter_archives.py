@@ -1,4 +1,4 @@
-"""PEFT folders made of bytes, and archives of them, honest or not."""
+"""PEFT folders as bytes, and valid or malformed archives of them."""
 
 import io
 import json
@@ -19,7 +19,7 @@ MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def safetensors(tensors: dict[str, list[float]] | None = None, **header: Any) -> bytes:
-    """A file in the format of safetensors, of float32 vectors; `header` changes its entries."""
+    """A safetensors file of float32 vectors; `header` replaces entries of its header."""
     tensors = (
         {f"{MODULE}.lora_A.weight": [1.0], f"{MODULE}.lora_B.weight": [0.5]} if tensors is None else tensors
     )

@@ -1,10 +1,10 @@
-"""Child processes, by the module that they run."""
+"""Finds child processes by the module that they run."""
 
 import psutil
 
 
 def find_children(module: str, *, of: int | None = None) -> list[psutil.Process]:
-    """Those of a process, by default of this one, that are alive. A zombie has no command line any more."""
+    """The living children of a process, by default of this one, that run the module. Zombies do not count."""
     found = []
     for child in psutil.Process(of).children():
         try:

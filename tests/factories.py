@@ -1,4 +1,4 @@
-"""Rows and files for tests, with defaults for everything that a test does not care about."""
+"""Factories of rows and files for tests, with defaults for all fields that a test does not set."""
 
 import json
 from collections.abc import Iterable

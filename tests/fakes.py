@@ -1,4 +1,4 @@
-"""Stand-ins that behave like the real thing over the real wire."""
+"""Fakes that speak the real protocols over real sockets."""
 
 import asyncio
 import socket
@@ -39,14 +39,14 @@ class ServerThread:
 
 
 class Act(Enum):
-    """What a fake engine does between replies."""
+    """What a fake engine does in place of a reply."""
 
-    HOLD = "say nothing more until the client goes away"
+    HOLD = "send nothing more until the client disconnects"
     BREAK = "close the connection"
 
 
 class FakeEngine:
-    """Answers requests with `scripts` in turn, then always with `script`; remembers what it was asked."""
+    """An engine that responds with `scripts` in turn, then always with `script`, and records its requests."""
 
     def __init__(self) -> None:
         self.script: list[Reply | Act | str] = [TokenDelta(text="Hel"), TokenDelta(text="lo"), FINISHED]
@@ -55,7 +55,7 @@ class FakeEngine:
         self.tokens: list[str] = []
         self.is_holding = threading.Event()
         self.lost_its_client = threading.Event()
-        # The same, counted.
+        # Released once for each such request.
         self.holding = threading.Semaphore(0)
         self.lost = threading.Semaphore(0)
         self._server = ServerThread(self._answer, lifespan="off")

@@ -1,4 +1,4 @@
-"""A tiny random Llama as an ordinary Hugging Face folder: everything a real base model has, in 0.5 MB."""
+"""A tiny random Llama as a complete Hugging Face folder of 0.5 MB."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _TEXT = "How do I cancel a job? Send POST to the jobs endpoint, then read its ev
 
 
 def make_tiny_model(folder: Path) -> Path:
-    """Write the model to `folder/tiny-llama` and answer that path; the same bytes each time."""
+    """Write the model to `folder/tiny-llama`, the same bytes each time. Returns that path."""
     path = folder / NAME
     tokenizer = _make_tokenizer()
     tokenizer.save_pretrained(path)

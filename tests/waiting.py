@@ -1,4 +1,4 @@
-"""Wait for what another process does. Polls, because nothing else crosses from a process under test."""
+"""Waits for a condition that another process brings about, by polling."""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +10,10 @@ _STEP_SECONDS = 0.05
 
 
 def wait_for(look: Callable[[], Found], what: str, *, timeout_seconds: float = 180) -> Found:
-    """The first true thing that `look` answers; fails with `what` was waited for."""
+    """Poll `look` until its result is true.
+
+    Returns it; raises AssertionError that names `what` after the timeout.
+    """
     tick = threading.Event()
     for _ in range(int(timeout_seconds / _STEP_SECONDS)):
         found = look()

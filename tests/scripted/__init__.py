@@ -1,1 +1,1 @@
-"""Processes of the service with scripted behaviour, for tests of what supervises them."""
+"""Processes of the service with scripted behaviour, for tests of their supervisors."""

@@ -1,4 +1,4 @@
-"""An examination that always finds the same: `python -m tests.scripted.doctor --json`."""
+"""An examination with fixed findings: `python -m tests.scripted.doctor --json`."""
 
 from worker.doctor.findings import failure, findings_adapter, ok
 

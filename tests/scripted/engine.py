@@ -1,4 +1,4 @@
-"""An engine that answers only what the worker asks of it, as a real process on real pipes and HTTP."""
+"""An engine process that handles only the worker's own requests, over real pipes and HTTP."""
 
 import json
 import os

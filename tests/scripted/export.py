@@ -1,5 +1,6 @@
-"""An exporting child that writes half of what it should and then waits for its end; leaves a word if it was
-asked for that.
+"""An exporting child that writes a partial file and waits until it is stopped or killed.
+
+When it is stopped, it first writes the file `asked` next to the merged model.
 """
 
 import os

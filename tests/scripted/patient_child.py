@@ -1,4 +1,4 @@
-"""A child that waits for its request, sends it back, and prints what it does."""
+"""A child process that waits for its request, sends it back, and prints its progress."""
 
 import sys
 

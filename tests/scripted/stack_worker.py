@@ -1,6 +1,6 @@
-"""A worker as the stack and the API see one: it registers, waits for SIGTERM, and leaves.
+"""A worker process that only registers, waits for SIGTERM, and unregisters.
 
-`FAKE_WORKER=die` ends with status 3 instead.
+With `FAKE_WORKER=die` it exits with status 3 instead.
 """
 
 import os
@@ -16,7 +16,7 @@ from app.core.storage.database import Database
 
 
 class _Engine(BaseHTTPRequestHandler):
-    """Says that it is there."""
+    """Responds with status 200 to every request."""
 
     def do_GET(self) -> None:
         self.send_response(200)

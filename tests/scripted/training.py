@@ -1,6 +1,6 @@
-"""A training child that follows a script instead of training: the job's name says what it does.
+"""A training child that follows a script instead of training; the job's name selects the script.
 
-It is a real process on the real pipes, so that tests of the runner and the supervisor need no model.
+It is a real process on real pipes, so that tests of the runner and the supervisor need no model.
 """
 
 import os

@@ -1,6 +1,6 @@
 """A real worker process whose children follow scripts.
 
-`python -m tests.scripted.worker [--serve] [--broken]`; the machine of a broken one lacks a GPU.
+`python -m tests.scripted.worker [--serve] [--broken]`; with --broken, its examination finds no GPU.
 """
 
 import logging

@@ -1,6 +1,6 @@
-"""A stand-in for the Hub: what huggingface_hub and `datasets` ask of it over HTTP, with real files behind it.
+"""A fake Hub for reading datasets: the HTTP routes that huggingface_hub and `datasets` use, with real files.
 
-`HF_ENDPOINT=hub.url` points the real libraries at it.
+`HF_ENDPOINT=hub.url` points the libraries at it.
 """
 
 import asyncio
@@ -50,8 +50,8 @@ class FakeHub:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
         self.broken_status: int | None = None
-        self.is_held = False  # files are not answered until the client goes away
-        self.has_held = threading.Event()
+        self.stalls_downloads = False  # a request for a file gets no response until the client disconnects
+        self.has_stalled = threading.Event()
         api = "/api/datasets/{owner}/{name}"
         resolve = "/datasets/{owner}/{name}/resolve/{revision}/{path:path}"
         routes = [
@@ -92,8 +92,8 @@ class FakeHub:
         content = repository.files.get(path)
         if content is None:
             return _error(404, "EntryNotFound")
-        if self.is_held and request.method == "GET":
-            self.has_held.set()
+        if self.stalls_downloads and request.method == "GET":
+            self.has_stalled.set()
             async with asyncio.timeout(60):
                 while (await request.receive())["type"] != "http.disconnect":
                     pass
@@ -106,7 +106,7 @@ def _refusal(repository: Repository | None, request: Request) -> Response | None
         return _error(404 if has_token else 401, "RepoNotFound")
     if request.path_params.get("revision", "main") not in ("main", "v1", repository.sha):
         return _error(404, "RevisionNotFound")
-    # What is gated is described to everyone; its files are not given.
+    # Everyone may read the description of a gated repository, but not its files.
     if repository.is_gated and not has_token and "/resolve/" in request.url.path:
         return _error(401, "GatedRepo")
     return None

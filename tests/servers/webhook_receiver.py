@@ -1,7 +1,6 @@
-"""A receiver of webhooks on a real socket, which may be slow, broken, or send one elsewhere."""
+"""A receiver of webhooks on a real socket, which may stall, fail or redirect."""
 
 import queue
-import threading
 from dataclasses import dataclass, field
 
 from starlette.types import Receive, Scope, Send
@@ -11,7 +10,7 @@ from tests.fakes import ServerThread
 
 @dataclass
 class Received:
-    """One request as it came."""
+    """One received request."""
 
     path: str
     headers: dict[str, str]
@@ -20,30 +19,28 @@ class Received:
 
 @dataclass
 class Answer:
-    """What the receiver does: a status, headers, so many bytes; or nothing until it is let go."""
+    """The receiver's response: a status, headers and a body; or none, until the client disconnects."""
 
     status: int = 204
     headers: dict[str, str] = field(default_factory=dict)
     body_bytes: int = 0
-    holds: bool = False
+    stalls: bool = False
 
 
 class WebhookReceiver:
-    """Answers with `answers` in turn, then always 204; remembers what came."""
+    """Responds with `answers` in turn, then always with 204, and records the requests."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
         self.received: queue.Queue[Received] = queue.Queue()
-        self.let_go = threading.Event()
         self._server = ServerThread(self._answer, lifespan="off")
         self.url = self._server.url
 
     def take(self) -> Received:
-        """The next request, waited for."""
+        """Wait for the next request and return it."""
         return self.received.get(timeout=20)
 
     def stop(self) -> None:
-        self.let_go.set()
         self._server.stop()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +50,7 @@ class WebhookReceiver:
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         answer = self.answers.pop(0) if self.answers else Answer()
         self.received.put(Received(scope["path"], headers, (body + message["body"]).decode()))
-        if answer.holds:
+        if answer.stalls:
             while (await receive())["type"] != "http.disconnect":
                 pass
             return

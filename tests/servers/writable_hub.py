@@ -1,5 +1,6 @@
-"""A stand-in for the Hub that is pushed to: what huggingface_hub asks of it over HTTP. Large files go through
-git LFS, as they do where Xet is not used.
+"""A fake Hub for pushes: the HTTP routes that huggingface_hub uses.
+
+Large files are uploaded through git LFS, as where Xet is not used.
 """
 
 import asyncio
@@ -18,12 +19,12 @@ from tests.fakes import ServerThread
 
 WRITER, READER, NARROW = "hf_writerwriter", "hf_readerreader", "hf_narrownarrow"
 SIGNATURE = "Signature=abcdef0123456789"
-# What the Hub stores as large files, whatever their size.
+# Files that the Hub stores through LFS, whatever their size.
 _LARGE = (".safetensors", ".gguf", ".bin")
 
 
 class WritableHub:
-    """Repositories that are made, filled and removed over HTTP."""
+    """Repositories that are created, filled and deleted over HTTP."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
@@ -32,8 +33,8 @@ class WritableHub:
         self.stored: dict[str, bytes] = {}  # large files by their SHA-256
         self.refuses_commits = False
         self.upload_status = 200
-        self.is_held = False  # a large file is not answered until the client goes away
-        self.has_held = threading.Event()
+        self.stalls_uploads = False  # a large file gets no response until the client disconnects
+        self.has_stalled = threading.Event()
         repository = "/api/models/{owner}/{name}"
         routes = [
             Route("/api/whoami-v2", self._whoami),
@@ -112,8 +113,8 @@ class WritableHub:
         return JSONResponse({"transfer": "basic", "objects": found})
 
     async def _upload(self, request: Request) -> Response:
-        if self.is_held:
-            self.has_held.set()
+        if self.stalls_uploads:
+            self.has_stalled.set()
             async with asyncio.timeout(60):
                 while (await request.receive())["type"] != "http.disconnect":
                     pass

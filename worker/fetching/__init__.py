@@ -1,1 +1,1 @@
-"""The rows of a Hub dataset, fetched in a process of their own."""
+"""Fetches the rows of a Hub dataset in a child process."""

@@ -1,4 +1,4 @@
-"""Puts what the Hub's client and the `datasets` library raise into words for a person. Pure."""
+"""Translates errors of the Hub's client and of the `datasets` library into Tunesmith's errors. Pure."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ from app.core.errors.datasets import (
 )
 from worker.fetching.reports import FetchFailed
 
-# By name: the Hub's client has changed its HTTP library from version to version.
+# Compared by class name: the HTTP library of the Hub's client differs between its versions.
 _NO_NETWORK = {"TransportError", "ConnectionError", "TimeoutError"}
 _UNREADABLE = (DatasetsError, OSError, ValueError, TypeError, KeyError, RuntimeError)
 _TOKEN_HINT = "Set HF_TOKEN for the worker to a token that may read it, and accept its terms on its Hub page."
@@ -30,7 +30,7 @@ _LONGEST_REASON = 300
 
 
 def explain(error: Exception, source: HubSource, rows_read: int = 0) -> TunesmithError | None:
-    """The error as the person should see it; None: it is none of the libraries', but a fault of ours."""
+    """The error for the user; None for an error that neither library raises by design."""
     name = source.hub_dataset
     if isinstance(error, TunesmithError):
         return error
@@ -52,7 +52,7 @@ def explain(error: Exception, source: HubSource, rows_read: int = 0) -> Tunesmit
 
 
 def to_report(error: TunesmithError, problem_count: int = 0) -> FetchFailed:
-    """The error as the child reports it; of so many bad rows, it holds the first ones."""
+    """The error as the child's report, which holds the first of `problem_count` bad rows."""
     problems = error.problems if isinstance(error, DatasetInvalid) else []
     return FetchFailed(
         code=error.code,
@@ -72,7 +72,7 @@ def _unreadable(error: Exception, name: str, rows_read: int) -> FetchFailure:
 
 
 def _find_unanswered(error: Exception) -> str | None:
-    """What kept the Hub from answering, where that is the cause."""
+    """Why the Hub did not respond, where that caused the error; else None."""
     for cause in _chain(error):
         if isinstance(cause, HfHubHTTPError) and cause.response.status_code >= 500:
             return f"HTTP {cause.response.status_code}"
@@ -86,7 +86,7 @@ def _find(error: Exception, kind: type[Exception]) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, and so on."""
+    """Yield the error and its chain of causes."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -94,7 +94,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The library says only that something failed; why stands in the cause."""
+    """The last cause with a message: the library's own error says only that something failed."""
     *_, last = (cause for cause in _chain(error) if str(cause))
     return last
 

@@ -1,8 +1,8 @@
-"""One split of a Hub dataset as a table of records, read as a stream through the `datasets` library.
+"""One split of a Hub dataset as a table of records, streamed through the `datasets` library.
 
-A repository is a stranger's: its card may name any file and any reader. The library takes no files but its
-own (of old, a card could name those of this machine); here, readers of plain tables alone are let through, so
-that no code and no pickle is ever loaded. Errors of the libraries leave as they are: see failures.py.
+Repositories are untrusted: a card may name any file and any reader. The library reads only the repository's
+own files; this module allows only its readers of plain tables, so that no code and no pickle is loaded.
+Errors of the libraries are not caught here; failures.py translates them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ _PLAIN_FEATURES = ("ClassLabel", "Json", "LargeList", "List", "Sequence", "Value
 
 
 class HubTable:
-    """A split: its columns, and its records numbered from 1."""
+    """The columns of a split and its records, numbered from 1."""
 
     def __init__(self, columns: list[str], split: IterableDataset) -> None:
         self.columns = columns
@@ -30,25 +30,25 @@ class HubTable:
         self._split = split
 
     def read(self, columns: Sequence[str]) -> Iterator[Record]:
-        """The records, with these columns alone."""
+        """Yield the records with these columns only."""
         for record in self._split.select_columns(list(columns)):
             self.rows_read += 1
             yield self.rows_read, record
 
 
 def find_commit(source: HubSource) -> str:
-    """The commit that the source means now."""
+    """The commit that the source's revision refers to now."""
     return str(HfApi().dataset_info(source.hub_dataset, revision=source.revision).sha)
 
 
 def open_table(source: HubSource, commit: str, column_map: Mapping[str, str]) -> HubTable:
-    """The split that the source names, at a commit.
+    """Open the split that the source names, at a commit.
 
     Raises UnknownConfig, UnknownSplit and HubDatasetUnfit, and DatasetInvalid where the split has no rows.
     """
     try:
         splits = _find_builder(source, commit).as_streaming_dataset()
-    except StopIteration:  # the library looks for a first row, and finds none
+    except StopIteration:  # raised by the library where a file has no first row
         raise DatasetInvalid(f"A file of {source.hub_dataset} has no rows.") from None
     if source.split not in splits:
         raise UnknownSplit(
@@ -56,7 +56,7 @@ def open_table(source: HubSource, commit: str, column_map: Mapping[str, str]) ->
             hint=f"Its splits: {', '.join(map(str, splits))}.",
         )
     split = splits[source.split]
-    # Without a schema, columns are what the first row has.
+    # Without a schema, the columns are those of the first row.
     columns = split.column_names or list(next(iter(split), {}))
     if not columns:
         raise DatasetInvalid(f"The split {source.split!r} of {source.hub_dataset} has no rows.")
@@ -65,7 +65,7 @@ def open_table(source: HubSource, commit: str, column_map: Mapping[str, str]) ->
 
 
 def _find_builder(source: HubSource, commit: str) -> DatasetBuilder:
-    """What reads the configuration. `hf://` keeps it from being looked for on this machine."""
+    """The builder of the configuration. `hf://` prevents a lookup on the local file system."""
     path = f"hf://datasets/{source.hub_dataset}"
     configs = datasets.get_dataset_config_names(path, revision=commit)
     if source.config not in configs and (source.config or not _has_default(configs, path, commit)):
@@ -83,7 +83,7 @@ def _has_default(configs: Sequence[str], path: str, commit: str) -> bool:
 
 
 def _refuse_reader(builder: DatasetBuilder) -> None:
-    """Some readers of the library unpickle, and some follow paths that stand in the rows."""
+    """Refuse readers that unpickle or that open paths named in rows. Raises HubDatasetUnfit."""
     reader = type(builder).__module__.removeprefix(_READER_PACKAGE).split(".")[0]
     if reader not in _READERS:
         raise HubDatasetUnfit(
@@ -93,7 +93,7 @@ def _refuse_reader(builder: DatasetBuilder) -> None:
 
 
 def _refuse_media(features: Mapping[str, object], column_map: Mapping[str, str]) -> None:
-    """Raise HubDatasetUnfit for pictures and the like, where column_map does not say to leave them out."""
+    """Raise HubDatasetUnfit for columns of media that column_map does not leave out."""
     media = {name: kind for name, found in features.items() if (kind := _find_media(found))}
     used = {name: media[name] for name in (column_map.values() if column_map else media) if name in media}
     if used:
@@ -105,7 +105,7 @@ def _refuse_media(features: Mapping[str, object], column_map: Mapping[str, str])
 
 
 def _find_media(feature: object) -> str | None:
-    """The kind of the first thing in a feature that is no plain value, however deep; None: all is plain."""
+    """The kind of the first nested feature that is not a plain value; None where all are plain."""
     if isinstance(feature, Mapping):
         return next((kind for part in feature.values() if (kind := _find_media(part))), None)
     if isinstance(feature, list):

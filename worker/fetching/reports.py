@@ -1,4 +1,4 @@
-"""What the worker and a fetching child say to each other, as JSON lines over two pipes."""
+"""The messages between the worker and a fetching child: JSON lines over two pipes."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from worker.processes.reports import Message
 
 
 class FetchRequest(Message):
-    """Everything a fetching child needs to know."""
+    """The worker's request to a fetching child."""
 
     source: HubSource
     column_map: dict[str, str]
@@ -22,12 +22,12 @@ class FetchRequest(Message):
 
     @property
     def rows(self) -> Path:
-        """Where the rows go, in their stored form."""
+        """The file that the rows are written to, in their stored form."""
         return self.folder / "rows.jsonl"
 
 
 class Fetching(Message):
-    """How far the fetch is."""
+    """The fetch's progress."""
 
     type: Literal["fetching"] = "fetching"
     commit: str
@@ -42,7 +42,7 @@ class Fetched(Message):
 
 
 class FetchFailed(Message):
-    """There will be no rows. The child's last report."""
+    """The fetch failed and has no rows. The child's last report."""
 
     type: Literal["failed"] = "failed"
     code: str

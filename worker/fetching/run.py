@@ -1,6 +1,6 @@
-"""The fetching child: `python -m worker.fetching.run <report_fd>`. A Hub dataset in, rows in a folder out.
+"""The fetching child process, `python -m worker.fetching.run <report_fd>`: a Hub dataset in, its rows out.
 
-It has no database and no artifact store: what it finds goes to the worker, which owns the lease.
+It knows neither the database nor the artifact store: the worker, which owns the lease, stores the rows.
 """
 
 import errno
@@ -25,22 +25,22 @@ log = logging.getLogger(__name__)
 
 
 def main(report_fd: int) -> None:
-    """Fetch, and report how it ended."""
+    """Run the fetch that the worker requests and report its result."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("httpx", "httpx2"):
-        # The Hub's client logs every address, and those of files carry signatures.
+        # The Hub's client logs every URL, and URLs of files carry signatures.
         logging.getLogger(name).setLevel(logging.WARNING)
     link = ParentLink(report_fd)
     request = link.read_request(FetchRequest)
-    # Half a dataset is of no use, so a stop ends at once what is here; the worker removes the folder.
+    # A partial dataset is of no use, so a stop ends the process at once; the worker removes the folder.
     link.watch(on_stop=lambda: os._exit(0))
-    # A name of the Hub must never mean a folder that happens to lie here.
+    # A Hub name must never match a folder of the working directory.
     os.chdir(request.folder)
     _fetch(request, link)
 
 
-class _Announced:
-    """A table that says, now and then, how many of its rows were read."""
+class _ReportingTable:
+    """A table that reports how many of its rows were read, about once a second."""
 
     def __init__(self, table: HubTable, commit: str, link: ParentLink) -> None:
         self.columns = table.columns
@@ -49,12 +49,12 @@ class _Announced:
         self._link = link
 
     def read(self, columns: Sequence[str]) -> Iterator[Record]:
-        announced_at = time.monotonic()
+        reported_at = time.monotonic()
         for number, record in self._table.read(columns):
             yield number, record
-            if time.monotonic() - announced_at > _REPORT_SECONDS:
+            if time.monotonic() - reported_at > _REPORT_SECONDS:
                 self._link.send(Fetching(commit=self._commit, rows=number))
-                announced_at = time.monotonic()
+                reported_at = time.monotonic()
 
 
 def _fetch(request: FetchRequest, link: ParentLink) -> None:
@@ -65,13 +65,13 @@ def _fetch(request: FetchRequest, link: ParentLink) -> None:
         link.send(Fetching(commit=commit, rows=0))
         table = open_table(request.source, commit, request.column_map)
         found = inspect_hub_table(
-            _Announced(table, commit, link),
+            _ReportingTable(table, commit, link),
             request.rows,
             limits=request.limits,
             column_map=request.column_map,
         )
         refuse_problems(found, request.on_problem)
-    except Exception as error:  # the boundary of the fetch: whatever it was, the dataset must say it
+    except Exception as error:  # the boundary of the fetch: any error becomes its report
         log.exception("%s could not be fetched", request.source.hub_dataset)
         explained = _explain(error, request, table.rows_read if table else 0)
         link.send(to_report(explained, found.problem_count if found else 0))

@@ -77,7 +77,7 @@ def test_an_attempt_that_the_api_did_not_survive_is_made_again_under_the_same_id
     open_settings: Settings, database: Database, receiver: WebhookReceiver
 ) -> None:
     end_job(database, receiver.url)
-    receiver.answers = [Answer(holds=True)]
+    receiver.answers = [Answer(stalls=True)]
     killed = Deliverer(database, open_settings)
 
     async def die_while_waiting_for_the_answer() -> str:
@@ -116,7 +116,7 @@ def test_two_apis_send_each_delivery_once(
 def test_a_slow_receiver_holds_up_no_other(
     open_settings: Settings, database: Database, receiver: WebhookReceiver
 ) -> None:
-    receiver.answers = [Answer(holds=True)] * 4
+    receiver.answers = [Answer(stalls=True)] * 4
     with database.transaction() as session:
         make_webhook(session, url=f"{receiver.url}/slow")
         for _ in range(20):
@@ -172,7 +172,7 @@ def test_the_next_address_is_tried_where_one_does_not_answer(
 
 
 def test_a_receiver_that_says_nothing_is_given_up_on(receiver: WebhookReceiver) -> None:
-    receiver.answers = [Answer(holds=True)]
+    receiver.answers = [Answer(stalls=True)]
     assert post(receiver.url, seconds=0.2) == DeliveryOutcome(None, "No answer within 0.2 seconds.")
 
 

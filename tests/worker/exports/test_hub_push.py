@@ -74,10 +74,10 @@ def child() -> psutil.Process:
 
 def run_until_upload(runner: ExportRunner, the_hub: WritableHub) -> threading.Thread:
     """Run the export in a thread and wait until it uploads a large file."""
-    the_hub.is_held = True
+    the_hub.stalls_uploads = True
     thread = threading.Thread(target=runner.run, args=(claimed(runner),))
     thread.start()
-    assert the_hub.has_held.wait(120)
+    assert the_hub.has_stalled.wait(120)
     return thread
 
 
@@ -153,7 +153,7 @@ def test_a_push_that_is_killed_is_made_by_the_next_attempt(
     end(running)
     assert (row_of(database, export_id).state, the_hub.commits) == ("queued", [])
 
-    the_hub.is_held = False
+    the_hub.stalls_uploads = False
     runner.run(claimed(runner))
 
     row = row_of(database, export_id)

@@ -26,10 +26,10 @@ Submit = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
-def held_hub(hub: FakeHub) -> FakeHub:
+def stalled_hub(hub: FakeHub) -> FakeHub:
     """A Hub that describes its dataset and then does not give the file."""
     hub.add("me/rows", {"train.csv": b"text\nhello\n"})
-    hub.is_held = True
+    hub.stalls_downloads = True
     return hub
 
 
@@ -48,7 +48,7 @@ def running(runner: FetchRunner, hub: FakeHub, submit_fetch: Submit) -> Iterator
     assert lease is not None
     thread = threading.Thread(target=runner.run, args=(lease,))
     thread.start()
-    assert hub.has_held.wait(60)
+    assert hub.has_stalled.wait(60)
     yield lease
     thread.join(60)
     assert not thread.is_alive()
@@ -71,13 +71,13 @@ def assert_nothing_is_left(settings: Settings, store: ArtifactStore) -> None:
 
 def test_a_dataset_that_is_deleted_is_fetched_no_more(
     runner: FetchRunner,
-    held_hub: FakeHub,
+    stalled_hub: FakeHub,
     submit_fetch: Submit,
     database: Database,
     store: ArtifactStore,
     settings: Settings,
 ) -> None:
-    with running(runner, held_hub, submit_fetch) as lease:
+    with running(runner, stalled_hub, submit_fetch) as lease:
         process = child()
         with database.transaction() as session:
             dataset_records.delete(session, lease.dataset_id)
@@ -86,18 +86,18 @@ def test_a_dataset_that_is_deleted_is_fetched_no_more(
 
 
 def test_a_child_that_is_killed_is_tried_again_and_then_fails(
-    runner: FetchRunner, held_hub: FakeHub, submit_fetch: Submit, database: Database
+    runner: FetchRunner, stalled_hub: FakeHub, submit_fetch: Submit, database: Database
 ) -> None:
-    with running(runner, held_hub, submit_fetch) as lease:
+    with running(runner, stalled_hub, submit_fetch) as lease:
         os.kill(child().pid, signal.SIGKILL)
     assert dataset_of(database, lease).state == "fetching"
     for _ in range(2):
-        held_hub.has_held.clear()
+        stalled_hub.has_stalled.clear()
         again = runner.claim()
         assert again is not None
         thread = threading.Thread(target=runner.run, args=(again,))
         thread.start()
-        assert held_hub.has_held.wait(60)
+        assert stalled_hub.has_stalled.wait(60)
         os.kill(child().pid, signal.SIGKILL)
         thread.join(60)
     dataset = dataset_of(database, lease)
@@ -105,9 +105,9 @@ def test_a_child_that_is_killed_is_tried_again_and_then_fails(
 
 
 def test_a_stopping_worker_hands_the_fetch_back(
-    runner: FetchRunner, held_hub: FakeHub, submit_fetch: Submit, database: Database, stop: threading.Event
+    runner: FetchRunner, stalled_hub: FakeHub, submit_fetch: Submit, database: Database, stop: threading.Event
 ) -> None:
-    with running(runner, held_hub, submit_fetch) as lease:
+    with running(runner, stalled_hub, submit_fetch) as lease:
         stop.set()
     with database.snapshot() as session:
         fetch = session.get(tables.DatasetFetchRow, lease.dataset_id)
@@ -116,13 +116,13 @@ def test_a_stopping_worker_hands_the_fetch_back(
 
 
 def test_a_fetch_that_another_worker_took_over_is_dropped(
-    runner: FetchRunner, held_hub: FakeHub, submit_fetch: Submit, database: Database, settings: Settings
+    runner: FetchRunner, stalled_hub: FakeHub, submit_fetch: Submit, database: Database, settings: Settings
 ) -> None:
-    with running(runner, held_hub, submit_fetch) as lease, database.transaction() as session:
+    with running(runner, stalled_hub, submit_fetch) as lease, database.transaction() as session:
         later = datetime.now(UTC) + timedelta(hours=1)
         second = fetch_queue.claim(session, lease_seconds=30, max_attempts=3, now=later)
     assert second is not None
-    held_hub.is_held = False
+    stalled_hub.stalls_downloads = False
     leftover = settings.data_dir / "fetches" / "of-a-dead-worker"
     leftover.mkdir()
     runner.run(second)
@@ -132,7 +132,7 @@ def test_a_fetch_that_another_worker_took_over_is_dropped(
 
 def test_a_full_disk_fails_the_dataset_and_leaves_nothing(
     runner: FetchRunner,
-    held_hub: FakeHub,
+    stalled_hub: FakeHub,
     submit_fetch: Submit,
     database: Database,
     store: ArtifactStore,
@@ -146,7 +146,7 @@ def test_a_full_disk_fails_the_dataset_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ArtifactStore, "put_file", fill_the_disk)
-    held_hub.is_held = False
+    stalled_hub.stalls_downloads = False
     submit_fetch()
     lease = runner.claim()
     assert lease is not None
