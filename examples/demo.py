@@ -59,7 +59,7 @@ def run_walkthrough(url: str) -> None:
 
 
 def submit(client: httpx.Client) -> str:
-    """Upload the example dataset and submit the job of demo-job.json; answers the job's id."""
+    """Upload the example dataset and submit the job of demo-job.json. Returns the job's id."""
     say(3, "Uploading examples/tunesmith-help.jsonl and submitting examples/demo-job.json")
     with (HERE / "tunesmith-help.jsonl").open("rb") as file:
         dataset = answered(client.post("/datasets", files={"file": ("tunesmith-help.jsonl", file)}))
@@ -131,7 +131,7 @@ def ask(client: httpx.Client, question: str, **who: str) -> str:
 
 
 def answered(response: httpx.Response) -> Any:
-    """The body of a good answer; ends the demo with the message of a bad one."""
+    """The body of a successful response; exits with the message of an error response."""
     if response.is_error:
         error = response.json()["error"]
         raise SystemExit(f"{error['message']} {error['hint'] or ''}")

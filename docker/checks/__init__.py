@@ -1,1 +1,1 @@
-"""What `make compose-check` runs: the compose files read, the images built, the stack walked through."""
+"""The tests of `make compose-check`: of the compose files, the images, and the running stack."""

@@ -1,4 +1,4 @@
-"""Without an engine the checks fail at once; they are never skipped."""
+"""Fails the checks at once where no container engine is available; they are never skipped."""
 
 import pytest
 

@@ -13,7 +13,7 @@ ENV_FILE = Path(__file__).parent / "check.env"
 
 
 class Compose:
-    """One project: its files, its environment, and the commands on it."""
+    """A compose project: its files, its environment, and commands on it."""
 
     def __init__(self, name: str, *overrides: str, **environment: str) -> None:
         files = [FOLDER / f"{stem}.yaml" for stem in ("compose", *(f"compose.{name}" for name in overrides))]
@@ -22,7 +22,7 @@ class Compose:
         self._environment = os.environ | {"TUNESMITH_ENV_FILE": str(ENV_FILE), **environment}
 
     def run(self, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        """A compose command; what it prints is kept unless `stdout` says where it goes."""
+        """Run a compose command, capturing its output unless `stdout` redirects it."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         ended = subprocess.run([*self._command, *arguments], env=self._environment, **options)
         if check and ended.returncode != 0:
@@ -30,16 +30,16 @@ class Compose:
         return ended
 
     def show(self, *arguments: str) -> None:
-        """A compose command whose progress a person may watch."""
+        """Run a compose command that prints its progress."""
         self.run(*arguments, stdout=None, stderr=None)
 
     def configuration(self) -> dict[str, Any]:
-        """The merged files."""
+        """The project's merged configuration."""
         merged: dict[str, Any] = json.loads(self.run("config", "--format", "json").stdout)
         return merged
 
     def execute(self, service: str, *command: str) -> subprocess.CompletedProcess[bytes]:
-        """A command in a service's container, whatever its exit status."""
+        """Run a command in a service's container, whatever its exit status."""
         return self.run("exec", "-T", service, *command, check=False)
 
     def container(self, service: str) -> dict[str, Any]:
@@ -49,13 +49,13 @@ class Compose:
 
 
 def inspect(kind: str, name: str) -> dict[str, Any]:
-    """The engine's description of a thing."""
+    """The engine's description of an object."""
     described: list[dict[str, Any]] = json.loads(_docker(kind, "inspect", name))
     return described[0]
 
 
 def added_bytes(image: str) -> int:
-    """What an image adds to its base: the layers down to the first of our Dockerfile, which is its label."""
+    """The bytes that an image adds to its base: its layers down to the one of the title label."""
     history = _docker("image", "history", "--human=false", "--no-trunc", "--format", "{{json .}}", image)
     total = 0
     for layer in map(json.loads, history.splitlines()):
@@ -66,7 +66,7 @@ def added_bytes(image: str) -> int:
 
 
 def find_complaint() -> str | None:
-    """What is missing for the checks; None where nothing is."""
+    """The first missing prerequisite of the checks, or None."""
     if not shutil.which("docker") or subprocess.run(["docker", "version"], capture_output=True).returncode:
         return "No container engine answers. Start one, or point DOCKER_HOST at one."
     if not shutil.which("hadolint"):
@@ -77,7 +77,7 @@ def find_complaint() -> str | None:
 
 
 def overrides() -> Sequence[str]:
-    """What this engine needs: one without a bridge network is confined."""
+    """The override files that this engine needs: `confined` for one without a bridge network."""
     names = _docker("network", "ls", "--format", "{{.Name}}").split()
     return () if "bridge" in names else ("confined",)
 

@@ -1,4 +1,4 @@
-"""What must hold of the compose files however they are combined, and of the Dockerfiles."""
+"""Properties of every combination of the compose files, and of the Dockerfiles."""
 
 import re
 import subprocess

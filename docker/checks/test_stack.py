@@ -1,4 +1,4 @@
-"""The CPU stack from the build to the removal, with curl from outside, as a person would."""
+"""The CPU stack from build to removal, used from outside with curl."""
 
 import json
 import socket
@@ -44,7 +44,7 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def stack(port: int) -> Iterator[Compose]:
-    """Built, up and healthy, with the small model in its volume; removed at the end with all it holds."""
+    """A built, healthy stack with the small model in its volume; removed at the end with its volumes."""
     stack = Compose("tunesmith-check", "cpu", *engine.overrides(), TUNESMITH_PORT=str(port))
     model = demo_model.ensure(ROOT / "data" / "models")
     stack.run("down", "--volumes", "--remove-orphans")
@@ -86,7 +86,7 @@ class Api:
 
 @pytest.fixture(scope="module")
 def job(stack: Compose, api: Api) -> dict[str, Any]:
-    """A job whose worker was killed in mid-training, at its end."""
+    """A finished job whose worker was killed in mid training."""
     dataset = api.call("/datasets", "--form", f"file=@{EXAMPLE}")
     job_id = api.post("/jobs", {**JOB, "dataset": dataset["id"]})["id"]
 
