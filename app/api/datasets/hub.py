@@ -78,7 +78,7 @@ def find_dataset(session: Session, dataset_id: str) -> DatasetRead:
 
 
 def json_body() -> dict[str, Any]:
-    """`openapi_extra=` of the upload's route: documents this JSON body beside the form."""
+    """`openapi_extra=` of the upload's route: documents this JSON body in addition to the form."""
     schema = HubDataset.model_json_schema()
     definitions = schema.pop("$defs")
     on_problem = schema["properties"]["on_problem"]

@@ -83,7 +83,7 @@ class Sender:
         """Created at its first use: reading the certificates takes a while."""
         context = httpx.create_ssl_context(trust_env=False)
         context.load_default_certs()  # the machine's own certificates, too
-        # No connection is kept: requests go to bare addresses, and two names may share one.
+        # No keep-alive: requests go to bare addresses, which two names may share.
         limits = httpx.Limits(max_keepalive_connections=0)
         timeout = httpx.Timeout(self._attempt_seconds, connect=_CONNECT_SECONDS)
         return httpx.AsyncClient(verify=context, trust_env=False, limits=limits, timeout=timeout)

@@ -45,7 +45,7 @@ async function readAll() {
 
 const known = new Map();
 
-/** A job that made an adapter has ended: it is asked for once. */
+/** A job that made an adapter. It has ended, so it is fetched once. */
 async function readJob(id) {
   if (!known.has(id)) known.set(id, await get(`/jobs/${id}`));
   return known.get(id);

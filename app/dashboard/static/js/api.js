@@ -1,4 +1,4 @@
-// The API over HTTP, and the key that it may ask for. The key stays in this browser.
+// A client of the API over HTTP, and the key that it may need. The key is stored in this browser alone.
 
 const KEY = "tunesmith.key";
 let askForKey = async () => null;
@@ -40,7 +40,7 @@ export function forgetKey() {
   announceKey();
 }
 
-/** `ask(message)` answers a promise of true, once a key was given, or of false. */
+/** Sets the function that asks for a key: it returns a promise of true once a key was given, else of false. */
 export function onKeyNeeded(ask) {
   askForKey = ask;
 }
@@ -65,18 +65,18 @@ export async function send(path, { headers = {}, ...options } = {}) {
     if (response.ok) return response;
     const error = new ApiError(response.status, await readError(response));
     if (response.status !== 401) throw error;
-    // Another request may have been given a key meanwhile.
+    // Another request may have got a key meanwhile.
     if (storedKey() !== key) continue;
     if (!(await needKey(key ? error.message : ""))) throw error;
   }
 }
 
-/** The JSON that a path answers with. */
+/** The JSON at a path. */
 export async function get(path, options) {
   return (await send(path, options)).json();
 }
 
-/** POST JSON; answers JSON. */
+/** POST JSON. Returns the response's JSON. */
 export async function post(path, body, { headers = {}, ...options } = {}) {
   const content = body === undefined ? {} : { body: JSON.stringify(body) };
   const type = body === undefined ? {} : { "content-type": "application/json" };
@@ -101,7 +101,7 @@ export async function getAll(path, most = 1000) {
   return found;
 }
 
-/** Save what a path answers as a file. A link can't carry the key, so with one the answer is fetched first. */
+/** Save the response of a path as a file. A link can't carry a key, so with a key it is fetched first. */
 export async function download(path, name) {
   if (!storedKey()) return saveLink(path, name);
   const blob = await (await send(path)).blob();
@@ -117,7 +117,7 @@ function saveLink(href, name) {
   link.click();
 }
 
-/** POST a form and hear how much of it has gone; `fetch` does not tell. */
+/** POST a form with a callback for its upload progress, which `fetch` does not report. */
 export async function upload(path, form, onProgress) {
   for (;;) {
     const key = storedKey();
@@ -140,7 +140,7 @@ function sendForm(path, form, key, onProgress) {
   });
 }
 
-/** Ask once for all requests that wait; not again after a person has closed the question. */
+/** Ask for a key once for all waiting requests; not again after the dialog was closed. */
 function needKey(message) {
   if (isDeclined) return false;
   asking ??= askForKey(message).then((isGiven) => {

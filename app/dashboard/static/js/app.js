@@ -77,7 +77,7 @@ function toMain(event) {
   document.getElementById("main").focus();
 }
 
-/** Whether jobs would run and answers come, at a glance. `/ready` needs no key, and its 503 is an answer too. */
+/** Whether jobs run and models generate. `/ready` needs no key, and its 503 has the same body. */
 function Box() {
   const { value } = useLoaded(async () => {
     try {

@@ -1,4 +1,4 @@
-// A job's curves out of its events, and how they are drawn. A resumed job repeats steps: the last word counts.
+// A job's curves, made from its events, and how they are drawn. A resumed job repeats steps: the last value counts.
 
 import { useEffect, useLayoutEffect, useRef } from "../vendor/htm-preact.js";
 import uPlot from "../vendor/uplot.js";
@@ -18,7 +18,7 @@ export class Curve {
   train = new Map();
   eval = new Map();
 
-  /** Take what an event says; answers whether it said something. */
+  /** Add an event. Returns whether it has a point. */
   add({ type, data }) {
     const kind = { metrics: "train", eval: "eval" }[type];
     if (kind) this[kind].set(data.step, data);
@@ -97,7 +97,7 @@ function options({ lines, height, isLog, format, syncKey, width }) {
         dash: line.dash,
         spanGaps: true,
         points: { show: (plot, series) => plot.data[series].filter((value) => value != null).length < FEW, size: 5, fill: colour(line.colour) },
-        // Where nothing is pointed at, the last one.
+        // The last point, unless the pointer is over one.
         value: (plot, value, series, index) => {
           const shown = index == null ? plot.data[series]?.findLast((one) => one != null) : value;
           return shown == null ? "–" : format(shown);

@@ -57,7 +57,7 @@ function Row({ dataset, onPreview, onDelete }) {
   </tr>`;
 }
 
-/** Its rows, as the base model that is chosen sees them. */
+/** A dataset's rows in the tokens of the chosen base model. */
 function Look({ dataset, onClose }) {
   const { value, error } = useLoaded(() => get("/models"), []);
   const [chosen, setChosen] = useState("");

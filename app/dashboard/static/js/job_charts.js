@@ -1,4 +1,4 @@
-// The curves of a job, beside those of other jobs if wanted.
+// The curves of a job, and of other jobs to compare it with.
 
 import { useEffect, useMemo, useState } from "../vendor/htm-preact.js";
 import { get } from "./api.js";

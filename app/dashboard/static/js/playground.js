@@ -1,4 +1,4 @@
-// One prompt, several models beside each other, their answers as they come.
+// One prompt for several models, in columns, with their answers as they are generated.
 
 import { useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { get, getAll } from "./api.js";
@@ -28,7 +28,7 @@ async function readTargets() {
   return { models: models.data, adapters };
 }
 
-/** The columns to begin with: an adapter beside its own base model. */
+/** The first columns: an adapter and its base model. */
 function chooseColumns(models, adapters, wanted) {
   const adapter = adapters.find(({ id, name }) => id === wanted || name === wanted) ?? adapters[0];
   if (adapter) return [`base:${adapter.base_model}`, `adapter:${adapter.id}`];

@@ -8,7 +8,7 @@ import { Copy, Field, html, Problem } from "./ui.js";
 
 export const EMPTY = { text: "", isBusy: false, end: null, error: null };
 
-/** Stream an answer; `show` hears of it as it grows. */
+/** Stream an answer; `show` is called whenever it has grown. */
 export async function ask(body, signal, show) {
   let text = "";
   show({ ...EMPTY, isBusy: true });

@@ -8,7 +8,7 @@ import { Facts, html, Loading, Problem } from "./ui.js";
 const WAIT = 500;
 const PARTS = [["weights", "base model"], ["lora", "adapter"], ["optimizer", "optimizer"], ["activations", "activations"], ["overhead", "overhead"]];
 
-/** The API's answer to a spec, asked anew a little after it has changed; null: it lacks something yet. */
+/** The preflight of a spec, requested again shortly after it has changed; null: the spec is incomplete. */
 export function usePreflight(spec) {
   const [found, setFound] = useState({});
   const text = spec ? JSON.stringify({ ...spec, name: undefined }) : null;

@@ -20,7 +20,7 @@ async function readAll() {
   return { status, readiness };
 }
 
-/** An answer of 503 says what is missing. */
+/** The body of a 503 has the reasons. */
 async function readReadiness() {
   try {
     return await (await fetch("/ready")).json();
@@ -87,7 +87,7 @@ const Queue = ({ queue }) => html`<${Card} title="Jobs">
   </div>
 <//>`;
 
-/** Folders on one disk are told once. */
+/** Folders on the same disk are shown once. */
 function gather(disks) {
   const found = new Map();
   for (const disk of disks) {

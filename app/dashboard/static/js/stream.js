@@ -39,8 +39,9 @@ function parseBlock(block) {
 }
 
 /**
- * Every event of a job once and in order, until it has ended, whatever happens to the connection meanwhile.
- * `onEvents(list)` hears of those that came together; `onConnection(isThere)` of the connection.
+ * Every event of a job once and in order until it has ended; a broken connection is opened again.
+ * `onEvents(list)` is called with events that arrived together, `onConnection(isThere)` when the connection
+ * breaks or returns.
  */
 export function followJob(jobId, { onEvents, onConnection, onEnd, onError }) {
   const stop = new AbortController();
@@ -66,7 +67,7 @@ export function followJob(jobId, { onEvents, onConnection, onEnd, onError }) {
       wait = Math.min(wait * 2, LONGEST_WAIT);
     }
 
-    /** One connection; answers whether the job has ended. */
+    /** One connection. Returns whether the job has ended. */
     async function readOnce() {
       const silence = new AbortController();
       let timer = setTimeout(() => silence.abort(), SILENCE);
@@ -85,7 +86,7 @@ export function followJob(jobId, { onEvents, onConnection, onEnd, onError }) {
         for await (const { data } of readEvents(response, touch)) {
           const event = JSON.parse(data);
           if (event.seq <= lastSeq) continue;
-          // A gap: come again from the last one that is sure.
+          // A gap: connect again after the last event without one.
           if (event.seq !== lastSeq + 1) return false;
           lastSeq = event.seq;
           gather(event);
@@ -101,7 +102,7 @@ export function followJob(jobId, { onEvents, onConnection, onEnd, onError }) {
 const isPassing = (error) =>
   error instanceof Unreachable || error.name === "AbortError" || error instanceof TypeError || error.status >= 500;
 
-/** Hand on together what comes within a frame: a long history is thousands of events at once. */
+/** Pass events on in one call a frame: a long history is thousands of events at once. */
 function makeBatch(onEvents) {
   let waiting = [];
   return (event) => {

@@ -4,7 +4,7 @@ import { html, useCallback, useEffect, useRef, useState } from "../vendor/htm-pr
 
 export { html };
 
-/** What `load` answers, again every so many milliseconds while the page is seen. Keeps the last value on error. */
+/** The result of `load`, loaded again every so many milliseconds while the page is visible. Errors keep the last value. */
 export function useLoaded(load, keys = [], every = 0) {
   const [found, setFound] = useState({ value: null, error: null });
   const turn = useRef(0);
@@ -72,7 +72,7 @@ export const Facts = ({ facts }) => html`<dl class="facts">
   ${facts.filter(Boolean).map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value ?? "–"}</dd></div>`)}
 </dl>`;
 
-/** A button that is busy while what it began goes on, and tells what went wrong. */
+/** A button that is busy while its action runs, and shows the action's error. */
 export function Action({ onClick, children, ...rest }) {
   const [isBusy, setBusy] = useState(false);
   const act = async () => {
@@ -99,7 +99,7 @@ export function Dialog({ title, onClose, children }) {
   </dialog>`;
 }
 
-/** Asks before something is lost, and says what. */
+/** A dialog that asks for confirmation before something is deleted. */
 export const Confirm = ({ title, children, label, onConfirm, onClose }) => html`
   <${Dialog} title=${title} onClose=${onClose}>
     ${children}
@@ -133,7 +133,7 @@ async function copy(text) {
   area.remove();
 }
 
-/** A short word in the corner, read aloud too. */
+/** A short message in the corner, announced to screen readers. */
 export function tell(message, kind = "") {
   dispatchEvent(new CustomEvent("tunesmith:tell", { detail: { message, kind } }));
 }
