@@ -27,17 +27,17 @@ def port() -> Iterator[int]:
         server.shutdown()
 
 
-def test_an_api_that_answers_is_healthy(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_that_responds_is_healthy(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert is_healthy(port)
 
 
-def test_an_api_that_fails_is_not(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_that_fails_is_not_healthy(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Api, "status", 500)
     assert not is_healthy(port)
 
 
-def test_nobody_there_is_not_healthy() -> None:
+def test_an_address_without_a_server_is_not_healthy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     assert not is_healthy(port)

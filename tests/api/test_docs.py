@@ -42,7 +42,7 @@ def test_every_parameter_and_operation_is_described(document: dict[str, Any]) ->
             assert parameter.get("description"), f"{name} {parameter['name']}"
 
 
-def test_every_error_has_the_one_shape(document: dict[str, Any]) -> None:
+def test_every_error_has_the_common_format(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         shape = {"$ref": f"#/components/schemas/{'OpenAIError' if ' /v1/' in name else 'ErrorResponse'}"}
         for status, response in operation["responses"].items():

@@ -56,23 +56,21 @@ def test_a_killed_workers_row_does_not_make_it_ready(client: TestClient, databas
     assert "does not answer" in answer.json()["reasons"][0]
 
 
-def test_a_strange_process_at_the_engines_address_is_no_engine(
-    client: TestClient, database: Database
-) -> None:
+def test_another_process_at_the_engines_address_is_no_engine(client: TestClient, database: Database) -> None:
     stranger = ServerThread(PlainTextResponse("Not Found", 404), lifespan="off")
     register(database, engine_url=stranger.url)
     assert client.get("/ready").status_code == 503
     stranger.stop()
 
 
-def test_an_engine_that_still_starts_is_told(client: TestClient, database: Database) -> None:
+def test_an_engine_that_still_starts_is_a_reason(client: TestClient, database: Database) -> None:
     register(database, engine_url=None)
     answer = client.get("/ready")
     assert answer.status_code == 503
     assert answer.json()["reasons"] == ["The engine is still starting."]
 
 
-def test_a_missing_role_is_told(client: TestClient, database: Database) -> None:
+def test_a_missing_role_is_a_reason(client: TestClient, database: Database) -> None:
     register(database, roles=["train"], engine_url=None)
     (reason,) = client.get("/ready").json()["reasons"]
     assert reason.startswith("No worker serves")
@@ -87,14 +85,14 @@ def test_a_pause_names_the_job_that_has_the_gpu(
     assert answer.json()["reasons"] == ["Serving is paused: job job_1 has the GPU."]
 
 
-def test_what_a_worker_found_wrong_with_its_machine_is_told(client: TestClient, database: Database) -> None:
+def test_a_problem_of_a_workers_machine_is_a_reason(client: TestClient, database: Database) -> None:
     register(database, problems=["bitsandbytes: Its own check failed."])
     answer = client.get("/ready")
     assert answer.status_code == 503
     assert answer.json()["reasons"] == ["Worker worker-1: bitsandbytes: Its own check failed."]
 
 
-def test_it_says_what_is_being_loaded_and_who_waits_for_what_is_not(
+def test_reasons_name_the_model_being_loaded_and_those_waited_for(
     client: TestClient, database: Database, engine: FakeEngine
 ) -> None:
     one, two, three = (

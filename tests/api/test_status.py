@@ -10,7 +10,7 @@ from app.main import create_app
 from tests.factories import make_adapter, make_dataset, make_job
 
 
-def test_an_empty_box_tells_its_versions_and_disks(client: TestClient, settings: Settings) -> None:
+def test_an_empty_box_shows_its_versions_and_disks(client: TestClient, settings: Settings) -> None:
     status = client.get("/status").json()
     assert status["versions"]["database"] == "sqlite"
     assert status["workers"] == []
@@ -21,7 +21,9 @@ def test_an_empty_box_tells_its_versions_and_disks(client: TestClient, settings:
     assert 0 < status["disks"][0]["free_bytes"] <= status["disks"][0]["total_bytes"]
 
 
-def test_what_is_there_is_counted(client: TestClient, database: Database, settings: Settings) -> None:
+def test_jobs_datasets_and_adapters_are_counted(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
     with database.transaction() as session:
         dataset = make_dataset(session, ArtifactStore(settings.artifacts_url), settings.data_dir)
         size = dataset.size_bytes

@@ -18,7 +18,7 @@ runner = CliRunner()
 
 
 @pytest.fixture
-def nobody() -> str:
+def unused_url() -> str:
     """An address where nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -30,15 +30,15 @@ def key(database: Database) -> str:
         return keys.create(session, "laptop")[1]
 
 
-def test_no_api_is_said_with_what_to_do(nobody: str) -> None:
-    ended = runner.invoke(cli, ["--url", nobody, "jobs", "list"])
+def test_an_unreachable_api_is_an_error_with_a_hint(unused_url: str) -> None:
+    ended = runner.invoke(cli, ["--url", unused_url, "jobs", "list"])
     assert ended.exit_code == 3
-    assert f"No API answers at {nobody}" in ended.stderr
+    assert f"No API answers at {unused_url}" in ended.stderr
     assert "tunesmith up" in ended.stderr
 
 
-def test_an_error_in_json_leaves_standard_output_empty(nobody: str) -> None:
-    ended = runner.invoke(cli, ["--url", nobody, "jobs", "list", "--json"])
+def test_an_error_in_json_leaves_standard_output_empty(unused_url: str) -> None:
+    ended = runner.invoke(cli, ["--url", unused_url, "jobs", "list", "--json"])
     assert ended.stdout == ""
     assert json.loads(ended.stderr)["error"]["code"] == "unreachable"
 
@@ -55,7 +55,7 @@ def test_the_key_may_come_from_the_environment(run: Run, key: str, monkeypatch: 
     assert json_of(run("jobs", "list", "--json")) == {"data": []}
 
 
-def test_login_asks_for_a_key_and_keeps_it_for_this_user_alone(
+def test_login_asks_for_a_key_and_saves_it_for_this_user_alone(
     run: Run, api: ServerThread, key: str, own_configuration: Path
 ) -> None:
     ended = run("login", stdin=f"{key}\n")
@@ -66,19 +66,19 @@ def test_login_asks_for_a_key_and_keeps_it_for_this_user_alone(
     assert json_of(runner.invoke(cli, ["jobs", "list", "--json"])) == {"data": []}
 
 
-def test_login_keeps_nothing_that_is_refused(run: Run, key: str, own_configuration: Path) -> None:
+def test_login_saves_nothing_that_is_refused(run: Run, key: str, own_configuration: Path) -> None:
     assert run("--api-key", "wrong", "login").exit_code == 4
     assert not own_configuration.exists()
 
 
-def test_a_kept_key_goes_to_its_own_api_alone() -> None:
+def test_a_saved_key_goes_to_its_own_api_alone() -> None:
     write_profile("default", Connection("http://box:8000", "secret"))
     assert find_connection(None, None, None) == Connection("http://box:8000", "secret")
     assert find_connection("http://box:8000/", None, None).api_key == "secret"
     assert find_connection("http://elsewhere", None, None).api_key is None
 
 
-def test_profiles_stand_beside_each_other() -> None:
+def test_several_profiles_are_saved() -> None:
     write_profile("default", Connection("http://one", 'a"b\\c'))
     write_profile("gpu box", Connection("http://two"))
     assert find_connection(None, None, None) == Connection("http://one", 'a"b\\c')

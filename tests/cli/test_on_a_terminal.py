@@ -93,7 +93,9 @@ def test_a_pipe_gets_lines_without_control_codes(api: ServerThread, job_id: str,
     assert b"\x1b" not in ended.stdout + ended.stderr
 
 
-def test_ctrl_c_stops_an_answer_and_what_was_said_is_kept(chat: Terminal, engine: FakeEngine) -> None:
+def test_ctrl_c_stops_an_answer_and_its_part_stays_in_the_conversation(
+    chat: Terminal, engine: FakeEngine
+) -> None:
     engine.scripts = [[TokenDelta(text="Once upon"), Act.HOLD], [TokenDelta(text="Goodbye."), FINISHED]]
     chat.type("Tell me.\n")
     chat.wait_for("Once upon")

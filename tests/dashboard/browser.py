@@ -1,4 +1,4 @@
-"""A real browser for the tests: the system's Chromium, and pages whose console is listened to."""
+"""A real browser for the tests: the system's Chromium, and pages whose console is recorded."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ expect.set_options(timeout=180_000)
 
 
 def find_chromium() -> str:
-    """Its path; the test fails where there is none."""
+    """The path of Chromium; the test fails without one."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
         pytest.fail(
@@ -47,7 +47,7 @@ def launch() -> Iterator[Browser]:
 
 
 class Console:
-    """What a page said in its console; `allowed` is what a test expects of it."""
+    """The messages of a page's console; `allowed` are those that a test expects."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -86,7 +86,7 @@ def pages(browser: Browser, console: Console) -> Iterator[NewPage]:
 
 
 def serious_faults(page: Page) -> list[str]:
-    """What axe finds serious or critical; it runs beside the page's own policy, not under it."""
+    """Axe's serious and critical findings; axe bypasses the page's own content security policy."""
     session = page.context.new_cdp_session(page)
     session.send("Runtime.evaluate", {"expression": AXE.read_text()})
     run = "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations)"

@@ -40,7 +40,7 @@ def give(page: Page, key: str) -> None:
     page.get_by_role("button", name="Use this key").click()
 
 
-def test_the_key_is_asked_for_once_and_kept_here_alone(url: str, page: Page) -> None:
+def test_the_key_is_asked_for_once_and_stored_in_this_browser_alone(url: str, page: Page) -> None:
     page.goto(url)
     expect(page.get_by_role("dialog")).to_contain_text("This API needs a key")
     assert serious_faults(page) == []
@@ -55,7 +55,7 @@ def test_the_key_is_asked_for_once_and_kept_here_alone(url: str, page: Page) -> 
     expect(page.get_by_role("dialog")).to_contain_text("This API needs a key")
 
 
-def test_who_closes_the_question_is_not_asked_again_until_they_want(url: str, page: Page) -> None:
+def test_a_closed_key_dialog_opens_again_only_on_request(url: str, page: Page) -> None:
     page.goto(url)
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")

@@ -89,7 +89,7 @@ def upload(page: Page, name: str, rows: bytes) -> None:
 
 
 def drop(page: Page, name: str, rows: bytes) -> None:
-    """What the browser does when a file is let go over the page."""
+    """Drop a file on the page, as the browser does."""
     script = (
         "([name, text]) => { const held = new DataTransfer(); held.items.add(new File([text], name));"
         " return held; }"

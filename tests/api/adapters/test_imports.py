@@ -1,4 +1,4 @@
-"""Adapters from elsewhere: what is taken in, how it is proved, what becomes of it when something fails."""
+"""Imported adapters: what is accepted, how it is verified, and what a failure leaves behind."""
 
 import asyncio
 from pathlib import Path
@@ -42,8 +42,8 @@ def send(client: TestClient, files: dict[str, bytes] | None = None, **fields: An
     return client.post("/adapters", files=upload, data=fields, headers=headers)
 
 
-def settle(client: TestClient, adapter_id: str) -> dict[str, Any]:
-    """The adapter once it is proved, or failed."""
+def wait_for_verification(client: TestClient, adapter_id: str) -> dict[str, Any]:
+    """The adapter once it is verified, or has failed."""
 
     def look() -> dict[str, Any] | None:
         found: dict[str, Any] = client.get(f"/adapters/{adapter_id}").json()
@@ -53,7 +53,7 @@ def settle(client: TestClient, adapter_id: str) -> dict[str, Any]:
 
 
 def add_unverified(database: Database, settings: Settings) -> str:
-    """An import whose files are stored, and nobody at it."""
+    """An import whose files are stored, without an API that verifies it."""
     adapter_id, artifact = adapter_imports.name_artifact()
     for name, content in peft_files().items():
         path = settings.data_dir / "made" / name
@@ -96,7 +96,7 @@ def test_an_imported_adapter_is_verified_and_then_like_any_other(
     sent = send(client)
     assert (sent.status_code, sent.json()["state"]) == (202, "importing")
     assert sent.headers["location"] == f"/adapters/{sent.json()['id']}"
-    found = settle(client, sent.json()["id"])
+    found = wait_for_verification(client, sent.json()["id"])
 
     assert (found["state"], found["name"], found["base_model"]) == ("ready", "my-adapter", "owner/model")
     assert (found["job"], found["error"]) == (None, None)
@@ -110,10 +110,10 @@ def test_an_imported_adapter_is_verified_and_then_like_any_other(
     assert not adapted.base_model.quantization.load_in_4bit
 
 
-def test_base_model_quantization_and_template_may_be_said(client: TestClient, engine: FakeEngine) -> None:
+def test_base_model_quantization_and_template_may_be_given(client: TestClient, engine: FakeEngine) -> None:
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     fields = {"name": "mine", "base_model": "other/base", "quantization": '{"load_in_4bit": true}'}
-    found = settle(client, send(client, **fields, chat_template=template).json()["id"])
+    found = wait_for_verification(client, send(client, **fields, chat_template=template).json()["id"])
     assert (found["name"], found["base_model"]) == ("mine", "other/base")
     assert engine.requests[0].base_model.quantization.load_in_4bit
 
@@ -122,16 +122,16 @@ def test_an_adapter_that_changes_nothing_fails_and_its_files_go(
     client: TestClient, engine: FakeEngine, settings: Settings
 ) -> None:
     engine.scripts = [said(-0.5), said(-0.5)]
-    found = settle(client, send(client).json()["id"])
+    found = wait_for_verification(client, send(client).json()["id"])
     assert (found["state"], found["error"]["code"]) == ("failed", "adapter_inert")
     assert stored_files(settings) == []
 
 
-def test_what_the_engine_refuses_fails_with_its_words_and_can_be_deleted(
+def test_an_adapter_that_the_engine_refuses_fails_with_the_reason_and_can_be_deleted(
     client: TestClient, engine: FakeEngine
 ) -> None:
     engine.scripts = [[UNSUPPORTED]]
-    found = settle(client, send(client).json()["id"])
+    found = wait_for_verification(client, send(client).json()["id"])
     assert found["error"]["message"] == "It was trained with DoRA."
     (listed,) = client.get("/adapters", params={"state": "failed"}).json()["data"]
     assert listed["id"] == found["id"]
@@ -142,13 +142,13 @@ def test_what_the_engine_refuses_fails_with_its_words_and_can_be_deleted(
 
 def test_a_failed_import_leaves_its_name_to_the_next(client: TestClient, engine: FakeEngine) -> None:
     engine.scripts = [[UNSUPPORTED], said(-0.5), said(-0.7)]
-    settle(client, send(client).json()["id"])
-    found = settle(client, send(client).json()["id"])
+    wait_for_verification(client, send(client).json()["id"])
+    found = wait_for_verification(client, send(client).json()["id"])
     assert (found["state"], found["name"]) == ("ready", "my-adapter")
     assert client.get("/adapters/my-adapter").json()["id"] == found["id"]
 
 
-def test_while_it_is_imported_it_can_be_shown_and_deleted_but_not_asked(
+def test_an_adapter_being_imported_can_be_shown_and_deleted_but_not_used(
     client: TestClient, engine: FakeEngine, settings: Settings
 ) -> None:
     engine.scripts = [[Act.HOLD]]
@@ -175,7 +175,7 @@ def test_an_adapter_deleted_during_its_verification_does_not_come_back(
         assert adapter_records.find_page(session, after=None, limit=9) == ([], None)
 
 
-def test_without_an_engine_it_waits_and_says_so(
+def test_an_import_waits_for_an_engine_and_shows_that(
     database: Database, settings: Settings, engine: FakeEngine
 ) -> None:
     engine.scripts = [[Failed(kind="unavailable", code="gpu_taken", message="A job has the GPU.")]]
@@ -206,12 +206,12 @@ def test_an_import_left_unverified_by_a_killed_api_is_verified_at_the_next_start
 ) -> None:
     adapter_id = add_unverified(database, settings)
     with TestClient(create_app(settings)) as client:
-        assert settle(client, adapter_id)["state"] == "ready"
+        assert wait_for_verification(client, adapter_id)["state"] == "ready"
 
 
 def test_the_same_request_makes_one_adapter(client: TestClient, settings: Settings) -> None:
     sent = [send(client, key="once").json()["id"] for _ in range(2)]
-    settle(client, sent[0])
+    wait_for_verification(client, sent[0])
     assert sent[0] == sent[1]
     assert {path.split("/")[0] for path in stored_files(settings)} == {sent[0]}
 
@@ -245,19 +245,22 @@ def test_bad_fields_are_named(
     assert stored_files(settings) == []
 
 
-def test_an_adapter_that_does_not_say_its_base_model_needs_it_said(client: TestClient) -> None:
+def test_an_adapter_without_a_base_model_needs_it_given(client: TestClient) -> None:
     files = peft_files({"base_model_name_or_path": "/root/models/llama"})
     refused = send(client, files).json()["error"]
     assert refused["param"] == "base_model"
     assert "Send `base_model`" in refused["hint"]
-    assert settle(client, send(client, files, base_model="owner/model").json()["id"])["state"] == "ready"
+    assert (
+        wait_for_verification(client, send(client, files, base_model="owner/model").json()["id"])["state"]
+        == "ready"
+    )
 
 
-def test_a_job_continues_from_it_with_its_settings(
+def test_a_job_continues_from_an_imported_adapter_with_its_settings(
     client: TestClient, services: Services, tmp_path: Path
 ) -> None:
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    found = settle(client, send(client, chat_template=template).json()["id"])
+    found = wait_for_verification(client, send(client, chat_template=template).json()["id"])
     with services.database.transaction() as session:
         dataset = make_dataset(session, services.store, tmp_path).id
     body = {"base_model": "owner/model", "dataset": dataset, "continue_from": found["name"]}

@@ -70,7 +70,7 @@ def test_a_deleted_adapter_is_gone_with_its_files(
     assert services.store.list_files(f"adapters/{adapter}") == []
 
 
-def test_a_deleted_adapter_is_never_asked_though_an_engine_holds_it(
+def test_a_deleted_adapter_is_never_used_though_an_engine_holds_it(
     client: TestClient, adapter: str, engine: FakeEngine, database: Database
 ) -> None:
     engine.register(database, EngineState(adapters=[adapter]))

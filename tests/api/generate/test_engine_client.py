@@ -1,4 +1,4 @@
-"""A worker that was killed stays in the table for a lease; its engine's address may be anybody's by then."""
+"""A killed worker stays in the table for a lease; another process may have its engine's address by then."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ UNAUTHORIZED = Failed(kind="invalid", code="unauthorized", message="The engine's
 
 
 @pytest.fixture
-def strangers() -> Iterator[list[ServerThread]]:
+def other_processes() -> Iterator[list[ServerThread]]:
     """Other processes on the addresses of dead engines."""
     servers: list[ServerThread] = []
     yield servers
@@ -27,7 +27,7 @@ def strangers() -> Iterator[list[ServerThread]]:
 
 
 def leave_dead_worker(engine: FakeEngine, database: Database, url: str) -> None:
-    """One that is preferred: it says that it has the model loaded."""
+    """Add the row of a dead worker that is preferred, since its model is loaded."""
     engine.register(database, LOADED, id="worker-0", engine_url=url)
 
 
@@ -41,16 +41,16 @@ STRANGERS: dict[str, ASGIApp] = {
 
 @pytest.mark.parametrize("kind", STRANGERS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stranger_at_a_dead_engines_address_is_passed_over(
+def test_another_process_at_a_dead_engines_address_is_passed_over(
     client: TestClient,
     engine: FakeEngine,
     database: Database,
-    strangers: list[ServerThread],
+    other_processes: list[ServerThread],
     kind: str,
     stream: bool,
 ) -> None:
-    strangers.append(ServerThread(STRANGERS[kind], lifespan="off"))
-    leave_dead_worker(engine, database, strangers[0].url)
+    other_processes.append(ServerThread(STRANGERS[kind], lifespan="off"))
+    leave_dead_worker(engine, database, other_processes[0].url)
     refused = client.post("/generate", json=ASK).json()["error"]
     assert refused["code"] == "engine_failed"
     engine.register(database)
@@ -58,7 +58,7 @@ def test_a_stranger_at_a_dead_engines_address_is_passed_over(
     assert (answer.status_code, len(engine.requests)) == (200, 1)
 
 
-def test_an_address_where_nobody_answers_is_passed_over(
+def test_an_address_without_a_server_is_passed_over(
     client: TestClient, engine: FakeEngine, database: Database
 ) -> None:
     leave_dead_worker(engine, database, "http://127.0.0.1:9")

@@ -79,7 +79,7 @@ def test_a_streamed_answer_gives_the_text_as_it_comes(client: TestClient) -> Non
     assert "text" not in end
 
 
-def test_the_base_model_is_asked_as_it_stands_in_memory(
+def test_a_base_model_is_requested_with_the_quantization_in_memory(
     client: TestClient, engine: FakeEngine, database: Database
 ) -> None:
     loaded = BaseModelRef(name="owner/model", quantization=QuantizationSpec(load_in_4bit=False))
@@ -185,12 +185,12 @@ def test_an_engine_that_breaks_off_is_a_failure(
 ) -> None:
     engine.script = [TokenDelta(text="Hel"), *rest]
     assert client.post("/generate", json=ASK).json()["error"]["code"] == "engine_failed"
-    (first, _), (last, told) = stream(client)
+    (first, _), (last, content) = stream(client)
     assert (first, last) == ("delta", "error")
-    assert told["error"]["code"] == "engine_failed"
+    assert content["error"]["code"] == "engine_failed"
 
 
-def test_a_refusal_in_mid_stream_is_told_in_the_stream(client: TestClient, engine: FakeEngine) -> None:
+def test_a_refusal_in_mid_stream_is_an_event_of_the_stream(client: TestClient, engine: FakeEngine) -> None:
     engine.script = [TokenDelta(text="Hel"), failed("unavailable", "gpu_taken")]
     assert stream(client)[-1][1]["error"]["code"] == "gpu_taken"
 
@@ -247,10 +247,10 @@ def test_tokens_with_log_probabilities_come_with_their_text(
     token = MadeToken(token_id=7, bytes=[72], logprob=-0.5, top=[])
     engine.script = [TokenDelta(text="H", tokens=[token]), FINISHED]
     if streamed:
-        told = stream(client, logprobs=0)[0][1]
+        content = stream(client, logprobs=0)[0][1]
     else:
-        told = client.post("/generate", json={**ASK, "logprobs": 0}).json()
-    assert (told["text"], told["tokens"]) == ("H", [token.model_dump()])
+        content = client.post("/generate", json={**ASK, "logprobs": 0}).json()
+    assert (content["text"], content["tokens"]) == ("H", [token.model_dump()])
 
 
 def test_a_schema_reaches_the_engine(client: TestClient, engine: FakeEngine) -> None:

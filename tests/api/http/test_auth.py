@@ -25,7 +25,7 @@ def locked(settings: Settings) -> Iterator[TestClient]:
         yield client
 
 
-def test_without_any_key_everybody_may_ask(client: TestClient) -> None:
+def test_without_any_key_every_request_is_accepted(client: TestClient) -> None:
     assert client.get("/jobs").status_code == 200
 
 
@@ -38,12 +38,12 @@ def test_a_missing_or_wrong_key_is_refused(locked: TestClient, headers: dict[str
     assert "x-request-id" in answer.headers
 
 
-def test_the_key_of_the_settings_opens(locked: TestClient) -> None:
+def test_the_key_of_the_settings_is_accepted(locked: TestClient) -> None:
     assert locked.get("/jobs", headers=bearer("open sesame")).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/nope", "/metrics", "/redoc", "/health/"])
-def test_paths_that_are_not_open_tell_nothing_without_a_key(locked: TestClient, path: str) -> None:
+def test_other_paths_reveal_nothing_without_a_key(locked: TestClient, path: str) -> None:
     assert locked.get(path).status_code == 401
 
 
@@ -54,7 +54,7 @@ def test_health_and_docs_need_no_key(locked: TestClient, path: str, status: int)
     assert locked.get(path).status_code == status
 
 
-def test_a_made_key_opens_until_it_is_revoked(
+def test_a_created_key_is_accepted_until_it_is_revoked(
     client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auth, "CACHE_SECONDS", 0)
@@ -69,7 +69,7 @@ def test_a_made_key_opens_until_it_is_revoked(
     assert client.get("/jobs", headers=bearer(other)).status_code == 200
 
 
-def test_a_revoked_key_opens_for_a_second_at_most(settings: Settings, database: Database) -> None:
+def test_a_revoked_key_is_accepted_for_a_second_at_most(settings: Settings, database: Database) -> None:
     with database.transaction() as session:
         key, secret = keys.create(session, "laptop")
     now = 0.0

@@ -62,7 +62,7 @@ def test_a_body_within_the_limit_passes(small: httpx.Client) -> None:
     assert small.post("/datasets", files={"file": ("rows.jsonl", row)}).status_code == 201
 
 
-def test_a_stranger_is_refused_before_the_upload_is_read(settings: Settings) -> None:
+def test_a_request_without_a_key_is_refused_before_the_upload_is_read(settings: Settings) -> None:
     settings.api_key = settings.api_key or type(settings).model_validate({"api_key": "k"}).api_key
     server = ServerThread(create_app(settings))
     host, port = server.url.removeprefix("http://").split(":")

@@ -22,7 +22,7 @@ def refused(client: TestClient, body: object = None, *, raw: str | None = None) 
     return error
 
 
-def test_an_unknown_route_answers_in_the_one_shape(client: TestClient) -> None:
+def test_an_unknown_route_has_the_common_error_format(client: TestClient) -> None:
     answer = client.get("/nope")
     assert answer.status_code == 404
     assert answer.json()["error"] == {
@@ -34,7 +34,7 @@ def test_an_unknown_route_answers_in_the_one_shape(client: TestClient) -> None:
     }
 
 
-def test_a_wrong_method_is_answered_with_the_right_ones(client: TestClient) -> None:
+def test_a_wrong_method_names_the_allowed_ones(client: TestClient) -> None:
     answer = client.put("/jobs")
     assert answer.status_code == 405
     assert answer.headers["allow"] == "GET, POST"
@@ -52,7 +52,7 @@ def test_json_that_breaks_the_parser_is_refused(client: TestClient, raw: str) ->
     assert "can't be read" in refused(client, raw=raw)["message"]
 
 
-def test_a_body_sent_as_a_form_hears_which_header_is_missing(client: TestClient) -> None:
+def test_a_body_sent_as_a_form_names_the_missing_header(client: TestClient) -> None:
     answer = client.post("/jobs", content="{}", headers={"content-type": "application/x-www-form-urlencoded"})
     assert answer.json()["error"]["hint"] == "Send JSON with the header `Content-Type: application/json`."
 
@@ -77,7 +77,7 @@ def test_a_malformed_field_is_named(
     assert message in error["message"]
 
 
-def test_several_problems_are_counted_and_the_first_told_in_full(client: TestClient) -> None:
+def test_several_problems_are_counted_and_the_first_is_shown_in_full(client: TestClient) -> None:
     error = refused(client, {"base_model": "a/b", "lora": {"r": 0}, "training": {"seed": "x"}})
     assert error["message"].startswith("dataset is missing. 2 more fields have a problem: ")
     assert error["param"] == "dataset"

@@ -52,7 +52,9 @@ def test_a_page_of_another_origin_changes_nothing(client: TestClient, headers: d
         {"host": "localhost", "origin": "https://localhost"},
     ],
 )
-def test_the_own_page_and_programs_may(client: TestClient, headers: dict[str, str]) -> None:
+def test_the_own_page_and_other_clients_may_change_things(
+    client: TestClient, headers: dict[str, str]
+) -> None:
     assert upload(client, **headers).status_code == 201
 
 
@@ -79,7 +81,7 @@ def test_no_answer_lets_another_origin_read_it(client: TestClient) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_origins_of_the_settings_may(settings: Settings) -> None:
+def test_origins_of_the_settings_may_change_things(settings: Settings) -> None:
     settings.allowed_origins = ["https://box.example"]
     with TestClient(create_app(settings)) as client:
         headers = {"origin": "https://box.example", "sec_fetch_site": "cross-site"}
@@ -122,5 +124,5 @@ def test_with_a_made_key_any_name_may_be_used(client: TestClient, database: Data
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "localhost.evil.example", "box"])
-def test_what_is_not_the_loopback_is_not(host: str) -> None:
+def test_other_hosts_are_no_loopback(host: str) -> None:
     assert not is_loopback(host)

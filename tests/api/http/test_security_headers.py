@@ -19,14 +19,14 @@ def test_the_dashboard_runs_nothing_but_its_own_files(client: TestClient, path: 
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/jobs", "/nope", "/openapi.json"])
-def test_every_answer_is_framed_by_none_and_taken_for_what_it_says(client: TestClient, path: str) -> None:
+def test_no_response_may_be_framed_or_sniffed(client: TestClient, path: str) -> None:
     headers = client.get(path).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-def test_an_answer_that_is_no_page_may_run_nothing(client: TestClient) -> None:
+def test_a_response_that_is_no_page_may_run_no_script(client: TestClient) -> None:
     assert "script-src" not in client.get("/jobs").headers["content-security-policy"]
 
 

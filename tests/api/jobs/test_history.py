@@ -91,7 +91,7 @@ def test_a_stream_is_resumed_without_a_gap(
     assert [event["id"] for event in parse(answer.text.split("\n"))] == ["3", "4", "5"]
 
 
-def test_a_browser_that_has_seen_the_end_is_told_to_stop_reconnecting(
+def test_a_browser_that_has_seen_the_end_stops_reconnecting(
     client: TestClient, database: Database, job: str
 ) -> None:
     end(database, job)
@@ -177,7 +177,7 @@ def test_the_loss_curve_comes_as_csv(
     assert row["grad_norm"] == ""
 
 
-def test_a_loss_that_is_not_a_number_does_not_break_the_answers(
+def test_a_loss_that_is_not_a_number_does_not_break_the_responses(
     client: TestClient, database: Database, job: str
 ) -> None:
     append(database, job, metrics(1, float("nan"), grad_norm=float("inf")), metrics(2, 1.0))

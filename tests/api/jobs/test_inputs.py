@@ -1,4 +1,4 @@
-"""What a job reads beside its dataset: a validation dataset, an adapter to continue from. Their deletion."""
+"""A job's other inputs: a validation dataset, an adapter to continue from; and their deletion."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def test_a_job_continues_from_an_adapter_with_its_settings(
     assert (spec["lora"]["r"], spec["lora"]["alpha"], spec["quantization"]["load_in_4bit"]) == (8, 32, False)
 
 
-def test_settings_that_agree_may_be_said_again(client: TestClient, dataset: str, adapter: str) -> None:
+def test_settings_that_agree_may_be_given_again(client: TestClient, dataset: str, adapter: str) -> None:
     lora = {**LORA, "dropout": 0.0, "target_modules": ["v_proj", "q_proj"]}
     job = submit(client, dataset, continue_from="helper", lora=lora, quantization={"load_in_4bit": True})
     assert (job["spec"]["lora"]["dropout"], job["spec"]["quantization"]["load_in_4bit"]) == (0.0, True)

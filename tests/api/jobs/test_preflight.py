@@ -1,4 +1,4 @@
-"""POST /jobs/preflight and GET /datasets/{id}/preview against an engine that answers what it is told."""
+"""POST /jobs/preflight and GET /datasets/{id}/preview against an engine with a scripted response."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +65,7 @@ ANSWER = Preflight(
 
 
 class FakePreflight:
-    """Answers every request with `answer`, and remembers what it was asked."""
+    """Responds to every request with `answer`, and records the requests."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -147,7 +147,9 @@ def test_preview_passes_its_parameters_on(client: TestClient, engine: FakePrefli
 
 
 @pytest.mark.parametrize("path", ["preflight", "preview"])
-def test_without_a_worker_nothing_can_be_said(client: TestClient, dataset: str, path: str) -> None:
+def test_without_a_worker_there_is_no_preflight_or_preview(
+    client: TestClient, dataset: str, path: str
+) -> None:
     if path == "preflight":
         response = ask(client, dataset)
     else:
@@ -174,7 +176,9 @@ def test_a_refusal_keeps_its_code(
     assert (error["code"], error["message"], error["hint"]) == ("bad_target_modules", "No.", "Yes.")
 
 
-def test_an_answer_that_is_not_understood(client: TestClient, engine: FakePreflight, dataset: str) -> None:
+def test_a_malformed_response_of_the_engine_is_an_error(
+    client: TestClient, engine: FakePreflight, dataset: str
+) -> None:
     engine.answer = None
 
     response = ask(client, dataset)
@@ -182,7 +186,7 @@ def test_an_answer_that_is_not_understood(client: TestClient, engine: FakePrefli
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_failed")
 
 
-def test_an_engine_that_is_gone(client: TestClient, services: Services, dataset: str) -> None:
+def test_an_engine_that_is_gone_is_an_error(client: TestClient, services: Services, dataset: str) -> None:
     report = WorkerReport("worker-1", ["serve"], engine_url="http://127.0.0.1:9", engine_token="secret")
     with services.database.transaction() as session:
         workers.heartbeat(session, report)
@@ -211,7 +215,7 @@ def test_a_dead_workers_row_does_not_hide_the_living_engine(
         ({"surprise": 1}, 422),
     ],
 )
-def test_what_no_job_could_be_is_refused_first(
+def test_an_impossible_job_is_refused_before_the_engine_is_asked(
     client: TestClient, engine: FakePreflight, dataset: str, fields: dict[str, Any], status: int
 ) -> None:
     assert ask(client, **{"dataset": dataset, **fields}).status_code == status
@@ -248,7 +252,7 @@ def test_time_comes_from_the_last_job_like_it(
     }
 
 
-def test_other_jobs_say_nothing_of_the_time(
+def test_other_jobs_do_not_change_the_time(
     client: TestClient, services: Services, engine: FakePreflight, dataset: str
 ) -> None:
     finish_job(services, [20.0], quantization={"load_in_4bit": False})

@@ -27,7 +27,7 @@ def ask(client: openai.OpenAI, **options: Any) -> Any:
     return client.chat.completions.create(**{"model": "helper", "messages": HI, **options})
 
 
-def test_an_answer_has_everything_that_openai_s_has(openai_client: openai.OpenAI) -> None:
+def test_a_response_has_every_field_of_openai_s(openai_client: openai.OpenAI) -> None:
     completion = ask(openai_client)
     (choice,) = completion.choices
     assert completion.id.startswith("chatcmpl")
@@ -158,8 +158,8 @@ def test_logprobs_are_streamed_with_their_text(openai_client: openai.OpenAI, eng
         FINISHED,
     ]
     _role, *deltas, end = (chunk.choices[0] for chunk in ask(openai_client, stream=True, logprobs=True))
-    told = [(one.delta.content, len(one.logprobs.content)) for one in deltas]
-    assert told in ([("é", 2), ("a", 1)], [("éa", 3)])
+    found = [(one.delta.content, len(one.logprobs.content)) for one in deltas]
+    assert found in ([("é", 2), ("a", 1)], [("éa", 3)])
     assert end.logprobs is None
 
 
@@ -207,7 +207,7 @@ def test_a_client_that_leaves_in_mid_stream_ends_the_work(
     assert engine.lost_its_client.wait(10)
 
 
-def test_a_stream_says_that_it_lives_while_the_engine_is_silent(
+def test_a_silent_stream_sends_keep_alives(
     live: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "_FIRST_REPLY_SECONDS", 0)

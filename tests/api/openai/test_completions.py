@@ -63,7 +63,7 @@ def test_a_stream_is_of_completions(openai_client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_logprobs_have_the_older_shape_with_offsets(
+def test_logprobs_have_the_older_format_with_offsets(
     openai_client: openai.OpenAI, engine: FakeEngine, streamed: bool
 ) -> None:
     engine.script = [
@@ -73,8 +73,8 @@ def test_logprobs_have_the_older_shape_with_offsets(
     ]
     answer = ask(openai_client, logprobs=1, stream=streamed)
     found = [chunk.choices[0].logprobs for chunk in (answer if streamed else [answer])]
-    told = [logprobs for logprobs in found if logprobs]
-    assert [token for one in told for token in one.tokens] == ["a", "bytes:\\xc3", "bytes:\\xa9", "b"]
-    assert [value for one in told for value in one.token_logprobs] == [-1, -2, -3, -4]
-    assert [offset for one in told for offset in one.text_offset] == [0, 1, 1, 2]
-    assert [top for one in told for top in one.top_logprobs][1] == {"bytes:\\xc3": -2}
+    given = [logprobs for logprobs in found if logprobs]
+    assert [token for one in given for token in one.tokens] == ["a", "bytes:\\xc3", "bytes:\\xa9", "b"]
+    assert [value for one in given for value in one.token_logprobs] == [-1, -2, -3, -4]
+    assert [offset for one in given for offset in one.text_offset] == [0, 1, 1, 2]
+    assert [top for one in given for top in one.top_logprobs][1] == {"bytes:\\xc3": -2}

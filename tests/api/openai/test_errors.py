@@ -1,4 +1,4 @@
-"""Every error under /v1 reaches the official client as the class it belongs to, with its words."""
+"""Every error under /v1 reaches the official client as its own exception class, with its message."""
 
 from typing import Any
 
@@ -95,7 +95,9 @@ def test_what_would_change_the_answer_and_is_not_supported_is_named(
         ({"prompt": ["a"] * 100, "n": 2}, "n"),
     ],
 )
-def test_of_completions_too(openai_client: openai.OpenAI, options: dict[str, Any], param: str) -> None:
+def test_an_unsupported_parameter_of_completions_is_named(
+    openai_client: openai.OpenAI, options: dict[str, Any], param: str
+) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         openai_client.completions.create(**{"model": "helper", "prompt": "x", **options})
     assert caught.value.param == param
@@ -116,7 +118,7 @@ def test_a_model_off_the_allow_list_is_not_permitted(
         ask(openai_client, model="owner/model")
 
 
-def test_without_a_key_nothing_is_answered(openai_client: openai.OpenAI, database: Database) -> None:
+def test_a_request_without_a_key_is_refused(openai_client: openai.OpenAI, database: Database) -> None:
     with database.transaction() as session:
         keys.create(session, "laptop")
     with pytest.raises(openai.AuthenticationError) as caught:
@@ -128,7 +130,7 @@ def test_without_a_key_nothing_is_answered(openai_client: openai.OpenAI, databas
     ("method", "path", "status"),
     [("GET", "/v1", 404), ("GET", "/v1/nowhere", 404), ("PUT", "/v1/chat/completions", 405)],
 )
-def test_the_framework_s_own_errors_have_the_shape(
+def test_the_framework_s_own_errors_have_openais_format(
     live: httpx.Client, method: str, path: str, status: int
 ) -> None:
     answer = live.request(method, path)
@@ -145,14 +147,16 @@ def test_a_body_that_is_not_understood_is_a_bad_request(client: TestClient, body
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_body_that_is_too_large_is_refused_in_the_shape(client: TestClient, settings: Settings) -> None:
+def test_a_body_that_is_too_large_is_refused_in_openais_format(
+    client: TestClient, settings: Settings
+) -> None:
     settings.max_body_bytes = 100
     answer = client.post("/v1/chat/completions", content=b"x" * 101)
     assert answer.status_code == 413
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_failure_of_our_own_is_told_without_its_cause(
+def test_an_internal_error_does_not_show_its_cause(
     settings: Settings, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat, "find_target", lambda *_: 1 / 0)

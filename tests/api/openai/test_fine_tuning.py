@@ -1,4 +1,4 @@
-"""Fine-tuning jobs as the official client makes, lists and steers them; each is a native job."""
+"""Fine-tuning jobs as the official client creates, lists and changes them; each is a native job."""
 
 from typing import Any
 
@@ -148,7 +148,7 @@ def test_the_file_of_a_paused_job_is_kept(
 
 
 class LosesFirstAnswers(httpx.HTTPTransport):
-    """Sends every request, and loses the first answer to each path that is posted to."""
+    """Sends every request, and loses the first response to each path that is posted to."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the official client is told of jobs that can't be made: its error classes, and OpenAI's codes."""
+"""Jobs that can't be created, in the official client: its exception classes, and OpenAI's codes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,8 +148,8 @@ def test_the_end_in_validation_is_announced_to_webhooks(
         webhook_id = make_webhook(session).id
     create(openai_client, upload(openai_client, 1))
     with database.snapshot() as session:
-        told = [
+        events = [
             delivery.event_type
             for delivery in deliveries.find_page(session, webhook_id, after=None, limit=9)[0]
         ]
-    assert told == ["fine_tuning.job.failed"]
+    assert events == ["fine_tuning.job.failed"]

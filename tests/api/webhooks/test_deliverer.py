@@ -1,4 +1,4 @@
-"""The loop that sends deliveries: what the API finds after a crash, beside another one, and behind DNS."""
+"""The loop that sends deliveries: after a crash, with a second API, and with names that resolve elsewhere."""
 
 import asyncio
 import socket
@@ -38,7 +38,7 @@ def open_settings(settings: Settings) -> Settings:
 
 
 def end_job(database: Database, url: str) -> str:
-    """A job ends and its webhook's delivery is committed; nobody is there to send it."""
+    """End a job and commit its webhook's delivery, without an API that sends it."""
     with database.transaction() as session:
         make_webhook(session, url=url)
         job_id = make_job(session).id
@@ -147,7 +147,7 @@ def test_a_name_that_turns_private_is_refused_when_it_is_connected_to(
     assert receiver.received.empty()
 
 
-def test_the_connection_goes_to_the_address_that_was_judged(
+def test_the_connection_goes_to_the_address_that_was_checked(
     receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -176,7 +176,7 @@ def test_a_receiver_that_says_nothing_is_given_up_on(receiver: WebhookReceiver) 
     assert post(receiver.url, seconds=0.2) == DeliveryOutcome(None, "No answer within 0.2 seconds.")
 
 
-def test_what_is_not_http_is_said() -> None:
+def test_a_response_that_is_not_http_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         async def answer_nonsense() -> DeliveryOutcome:

@@ -49,7 +49,7 @@ def log(client: TestClient, webhook: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_secret_is_shown_only_by_the_answer_that_makes_it(client: TestClient) -> None:
+def test_a_secret_is_shown_only_by_the_response_that_creates_it(client: TestClient) -> None:
     answer = client.post("/webhooks", json={"url": "http://127.0.0.1:1/", "name": "chat"})
     webhook = answer.json()
     secret = webhook.pop("secret")
@@ -77,16 +77,14 @@ def test_the_end_of_a_job_arrives_signed_for_the_openai_client(
         openai_client.webhooks.unwrap(got.body + " ", got.headers)
 
 
-def test_a_key_repeats_the_answer_with_its_secret(client: TestClient) -> None:
+def test_an_idempotency_key_repeats_the_response_with_its_secret(client: TestClient) -> None:
     body = {"url": "http://127.0.0.1:1/"}
     first, second = (client.post("/webhooks", json=body, headers={"idempotency-key": "k"}) for _ in "12")
     assert first.json() == second.json()
     assert len(client.get("/webhooks").json()["data"]) == 1
 
 
-def test_a_test_tells_at_once_what_the_receiver_answered(
-    client: TestClient, receiver: WebhookReceiver
-) -> None:
+def test_a_test_shows_the_receivers_response_at_once(client: TestClient, receiver: WebhookReceiver) -> None:
     webhook = register(client, receiver.url)
     receiver.answers = [Answer(204), Answer(500)]
     path = f"/webhooks/{webhook['id']}/test"
@@ -109,7 +107,7 @@ def test_a_redirect_is_not_followed(client: TestClient, receiver: WebhookReceive
     assert receiver.received.empty()
 
 
-def test_an_endless_answer_is_cut_off(client: TestClient, receiver: WebhookReceiver) -> None:
+def test_an_endless_response_is_cut_off(client: TestClient, receiver: WebhookReceiver) -> None:
     webhook = register(client, receiver.url)
     receiver.answers = [Answer(200, body_bytes=1 << 34)]
     assert client.post(f"/webhooks/{webhook['id']}/test").json()["state"] == "delivered"

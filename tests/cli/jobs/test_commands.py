@@ -68,7 +68,7 @@ def test_a_dataset_may_be_named(run: Run, rows: Path) -> None:
     assert json_of(job)["spec"]["dataset"] == dataset["id"]
 
 
-def test_a_dataset_that_is_neither_file_nor_name_is_said_with_its_line(run: Run, job_file: Path) -> None:
+def test_a_dataset_that_is_neither_file_nor_name_is_an_error_with_its_line(run: Run, job_file: Path) -> None:
     job_file.write_text(JOB.replace("rows.jsonl", "gone.jsonl"))
     ended = run("jobs", "submit", str(job_file))
     assert ended.exit_code == 5

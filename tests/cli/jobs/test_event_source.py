@@ -105,7 +105,7 @@ def test_a_keep_alive_is_no_event() -> None:
     assert [event.seq for event in found if isinstance(event, EventView)] == [1, 2]
 
 
-def test_a_job_that_is_not_there_is_said_at_once(restarting: RestartingApi) -> None:
+def test_an_unknown_job_is_an_error_at_once(restarting: RestartingApi) -> None:
     with Client(Connection(restarting.url)) as client, pytest.raises(CommandFailed, match="There is no job"):
         list(follow(client, "job_0000000000000000", sleep=pytest.fail))
 

@@ -32,20 +32,20 @@ def test_values_are_what_json_would_have(tmp_path: Path, text: str, value: objec
         ("a: .nan\n", r"job\.yaml holds what a job can't"),
     ],
 )
-def test_what_is_no_job_file_is_said(tmp_path: Path, text: str, message: str) -> None:
+def test_what_is_no_job_file_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(text)
     with pytest.raises(UsageProblem, match=message):
         read_job_file(path)
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="No such file"):
         read_job_file(tmp_path / "job.yaml")
 
 
 @pytest.mark.parametrize("override", ["learning_rate", "=1", "a..b=1", "a.b.c=1"])
-def test_an_override_that_makes_no_sense_is_said(tmp_path: Path, override: str) -> None:
+def test_a_malformed_override_is_an_error(tmp_path: Path, override: str) -> None:
     path = tmp_path / "job.yaml"
     path.write_text("a:\n  b: 1\n")
     with pytest.raises(UsageProblem, match="--set"):
