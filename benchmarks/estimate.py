@@ -2,10 +2,10 @@
 
     python -m benchmarks.estimate measure OUT                    every setting
     python -m benchmarks.estimate measure OUT --settings recipe  some of them, by name; what OUT holds stays
-    python -m benchmarks.estimate table FILE                     anywhere: beside them, the estimate
+    python -m benchmarks.estimate table FILE                     on any machine: add the estimate to each line
 
 On a GPU, `measure` trains a few steps for each setting, in a fresh process each, with the training child's
-own code and the ways of training that a job would take.
+own code and the optimizations that a job would use.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(out: Path, settings: list[Setting]) -> None:
-    """Each in a process of its own, some at a time; the context's size is taken with one alone."""
+    """Measure each setting in its own process, some at a time; the CUDA context is measured alone."""
     for name in sorted({setting.model for setting in settings}):
         _call("build", name)
     device = json.loads(_call("device"))
@@ -63,7 +63,7 @@ def measure(out: Path, settings: list[Setting]) -> None:
     before = json.loads(out.read_text())["measured"] if out.exists() else []
     lines: dict[str, dict[str, Any]] = {line["name"]: line for line in before}
     with ThreadPoolExecutor(PROCESSES) as threads:
-        # The largest first: small ones fill up what is left beside them.
+        # The largest first: small ones then fit into the memory that is left.
         ordered = sorted(settings, key=lambda setting: -setting.gigabytes)
         for line in as_completed(threads.submit(_measure_one, setting, device_memory) for setting in ordered):
             lines[line.result()["name"]] = line.result()
@@ -73,7 +73,7 @@ def measure(out: Path, settings: list[Setting]) -> None:
 
 
 class DeviceMemory:
-    """The device's memory, set aside for processes that run at the same time."""
+    """The device's memory, reserved for processes that run at the same time."""
 
     def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes = self._free_bytes = memory_bytes
@@ -81,7 +81,7 @@ class DeviceMemory:
 
     @contextmanager
     def taken(self, gigabytes: int) -> Iterator[None]:
-        """Within it so much is one process's own; waits until it is there."""
+        """Wait until so much memory is free, and reserve it within this context."""
         wanted = min(gigabytes * 10**9, self._memory_bytes)
         with self._changed:
             self._changed.wait_for(lambda: self._free_bytes >= wanted)
@@ -95,7 +95,7 @@ class DeviceMemory:
 
 
 def table(path: Path) -> None:
-    """Put the estimate beside every measurement, in the file, and print the table."""
+    """Add the estimate to every measurement in the file, and print the table."""
     found = json.loads(path.read_text())
     context_bytes = found["context_bytes"]
     for line in found["measured"]:
@@ -128,12 +128,12 @@ def _line(line: dict[str, Any], context_bytes: int) -> str:
 
 
 def find_peak(line: dict[str, Any]) -> int:
-    """The most that a job had allocated, in the trial of the fast ways or in training."""
+    """Most bytes that a job had allocated, in the trial of the optimizations or in training."""
     return max(int(line[name]) for name in ("peak_trial_bytes", "peak_allocated_bytes"))
 
 
 def find_needed(line: dict[str, Any]) -> int:
-    """The same without what is given back when memory runs short."""
+    """Most bytes that a job had allocated, without memory that is released when memory runs short."""
     return max(int(line[name]) for name in ("peak_trial_bytes", "peak_needed_bytes"))
 
 
@@ -155,7 +155,7 @@ def _measure_one(setting: Setting, device_memory: DeviceMemory) -> dict[str, Any
 
 
 def _describe_device() -> dict[str, int]:
-    """What CUDA takes beside PyTorch's own allocations, once a model has run, and what there is."""
+    """Bytes that CUDA takes besides PyTorch's allocations once a model has run, and bytes of the device."""
     import torch
 
     free_before = torch.cuda.mem_get_info()[1]
@@ -186,7 +186,7 @@ def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
         model = AutoModelForCausalLM.from_config(LlamaConfig(**MODELS[setting.model]))
     shape = shape_of(model, spec.lora)
     job = batch_size.PlannedJob(spec, device, shape, describe_family(model), TrainingPath(setting.path))
-    plan, is_padding_free = batch_size.make_memory_settings(job, spec.training)
+    settings, is_padding_free = batch_size.make_memory_settings(job, spec.training)
     largest = max(line["passes"], key=lambda entry: entry["tokens"])
     sequences, tokens = largest["sequences"], largest["tokens"]
     batch = BatchShape(
@@ -196,7 +196,7 @@ def estimate_line(setting: Setting, line: dict[str, Any]) -> Any:
         has_mask=setting.rows != "equal" and not is_padding_free,
         padding_free_tokens=tokens if is_padding_free else None,
     )
-    return estimate(shape, plan, batch)
+    return estimate(shape, settings, batch)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One setting of benchmarks/estimate.py, trained as the training child trains: what memory it takes."""
+"""Trains one setting of benchmarks/estimate.py as a training process does, and measures its memory."""
 
 import random
 import threading
@@ -29,13 +29,13 @@ from worker.training.trainer import AdapterTrainer
 
 
 def train(setting: Setting, parent: Path) -> dict[str, Any]:
-    """Train the steps of a setting by the path that it names, on the model that lies under `parent`."""
+    """Train the steps of a setting, with its training path, on the model in a folder under `parent`."""
     score_learned_tokens_only()
     said: list[str] = []
     folder = parent / "models" / setting.model
     attempt = _make_attempt(setting, parent, said)
     if setting.card_gibibytes:
-        _pretend(setting.card_gibibytes << 30)
+        _limit_memory(setting.card_gibibytes << 30)
     model = run.load(attempt, folder)
     allocator = Allocator(attempt.device.is_cuda)
     loaded, peak_loading = allocator.allocated(), allocator.take_peak()
@@ -54,14 +54,14 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
     )
     with apply_optimizations(attempt, trainer, spec.training, attempt.request.path):
         peak_trial = allocator.take_peak()
-        watch = PassMemory(trainer, allocator)
+        passes = PassMemory(trainer, allocator)
         began = time.monotonic()
         trainer.train()
         allocator.wait()
         seconds = time.monotonic() - began
         graphs = [spare for spare in trainer.spare_memory if isinstance(spare, GraphedDecoder)]
         recordings = sum(decoder.captured_count for decoder in graphs)
-        peak = max(*watch.peaks, allocator.take_peak())
+        peak = max(*passes.peaks, allocator.take_peak())
         with_spare = allocator.allocated()
         for spare in trainer.spare_memory:
             spare.release()
@@ -73,21 +73,21 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         "device": attempt.device.name,
         "said": said,
         "peak_allocated_bytes": peak,
-        "peak_needed_bytes": watch.find_needed(staying),
+        "peak_needed_bytes": passes.find_needed(staying),
         "peak_reserved_bytes": allocator.most_reserved,
         "peak_loading_bytes": peak_loading,
         "peak_trial_bytes": peak_trial,
         "loaded_bytes": loaded,
         "graphs": recordings,
         "spare_bytes": with_spare - staying,
-        "passes": watch.passes,
+        "passes": passes.passes,
         "seconds": round(seconds, 2),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
 
 
-def _pretend(card_bytes: int) -> None:
-    """From now on the device is as large as a card of so many bytes, of which CUDA itself takes some."""
+def _limit_memory(card_bytes: int) -> None:
+    """Limit the device to the memory of a card of so many bytes, of which the CUDA context takes some."""
     _free_bytes, total_bytes = torch.cuda.mem_get_info()
     usable_bytes = card_bytes - CUDA_CONTEXT
     torch.cuda.set_per_process_memory_fraction(usable_bytes / total_bytes)
@@ -95,18 +95,18 @@ def _pretend(card_bytes: int) -> None:
 
 
 class Allocator:
-    """PyTorch's memory on a GPU; on a CPU, which does not count, everything is 0."""
+    """Bytes that PyTorch has allocated on a GPU; 0 on a CPU, where PyTorch does not count."""
 
     def __init__(self, is_cuda: bool) -> None:
         self._is_cuda = is_cuda
-        self.most_reserved = 0  # what graphs keep counts
+        self.most_reserved = 0  # including the pools of CUDA graphs
 
     def allocated(self) -> int:
-        """Now."""
+        """Allocated at this time."""
         return torch.cuda.memory_allocated() if self._is_cuda else 0
 
     def take_peak(self) -> int:
-        """The most since the last call."""
+        """Most allocated since the last call."""
         if not self._is_cuda:
             return 0
         peak = torch.cuda.max_memory_allocated()
@@ -115,13 +115,13 @@ class Allocator:
         return peak
 
     def wait(self) -> None:
-        """Until the device has done everything."""
+        """Wait until the device has finished all work."""
         if self._is_cuda:
             torch.cuda.synchronize()
 
 
 class PassMemory:
-    """Reads the allocator before and after the forward and the backward pass of every batch."""
+    """Records the allocator's bytes before and after the forward and backward pass of every batch."""
 
     def __init__(self, trainer: AdapterTrainer, allocator: Allocator) -> None:
         self.passes: list[dict[str, int]] = []
@@ -133,7 +133,7 @@ class PassMemory:
         trainer.compute_loss, trainer.training_step = self._forward, self._whole
 
     def find_needed(self, staying: int) -> int:
-        """The peak without spare memory: what lay there when a step began, beside `staying` bytes."""
+        """The peak without spare memory: bytes at the beginning of a step in excess of `staying` bytes."""
         needed = 0
         began: dict[int, int] = {}
         for entry in self.passes:
@@ -147,7 +147,7 @@ class PassMemory:
         entry = {
             "step": self._trainer.state.global_step,
             "sequences": memory.count_rows(inputs),
-            # Laid out as the model gets them: padding counts.
+            # As the model gets them: padding counts.
             "tokens": inputs["input_ids"].numel(),
             "real_tokens": int(count_tokens(inputs)),
             "scored": memory.count_trained(inputs),

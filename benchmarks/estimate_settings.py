@@ -54,7 +54,7 @@ class Setting:
     model: str = "llama-7b"
     path: Literal["auto", "plain"] = "auto"
     steps: int = STEPS
-    gigabytes: int = 20  # to set aside for it on a device that others are measured on meanwhile
+    gigabytes: int = 20  # reserved for it on a device on which others are measured meanwhile
     card_gibibytes: int | None = None  # of a smaller device than the one measured on
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -134,7 +134,7 @@ SETTINGS = [
     Setting("small card, 2,048 tokens", False, 1, 2048, "equal", True, r=16, gigabytes=12, **_ALL),
     Setting("grouped heads", False, 4, 1024, "ragged", False, **_GROUPED),
     Setting("grouped heads, checkpointed", False, 4, 1024, "ragged", True, **_GROUPED),
-    # What the fast ways are made for.
+    # Jobs for which the optimizations are made.
     Setting("defaults", False, 4, 1024, "ragged", False, gigabytes=32, **_DEFAULTS),
     Setting("defaults, packed", False, 4, 2048, "packed", False, gigabytes=46, **_DEFAULTS),
     Setting("defaults, packed, checkpointed", False, 4, 2048, "packed", True, gigabytes=14, **_DEFAULTS),
@@ -150,7 +150,7 @@ SETTINGS = [
     ),
     Setting("8,192 tokens, checkpointed", False, 1, 8192, "packed", True, **{**_DEFAULTS, **_SMALL}),
     Setting("recipe, long rows", False, 4, 1500, "ragged", False, gigabytes=30),
-    # Enough steps for most sizes to come twice.
+    # Enough steps that most batch sizes come twice and have CUDA graphs.
     Setting("recipe, recorded", False, 4, 512, "ragged", False, steps=30, gigabytes=28),
     Setting("recipe, long rows, recorded", False, 4, 1200, "ragged", False, steps=24, gigabytes=46),
     # At 87% of the card by the estimate: it must train without a pass that runs out of memory.
@@ -189,7 +189,7 @@ SETTINGS = [
 
 
 def describe_machine(module: str) -> dict[str, Any]:
-    """What results are to be read with."""
+    """Device, versions and command of a measurement."""
     import torch
 
     names = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"]
@@ -203,7 +203,7 @@ def describe_machine(module: str) -> dict[str, Any]:
 
 
 def build(name: str, parent: Path = FOLDER, shape: dict[str, Any] | None = None) -> None:
-    """The checkpoint and its tokenizer, unless they are there; of a shape of MODELS unless one is given."""
+    """Write a checkpoint and its tokenizer unless they exist; of a shape of MODELS unless one is given."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -220,7 +220,7 @@ def build(name: str, parent: Path = FOLDER, shape: dict[str, Any] | None = None)
 
 
 def _make_tokenizer() -> Any:
-    """Bytes as tokens: any text can be read, and no word list is needed."""
+    """A tokenizer with bytes as tokens, for any text, without a vocabulary file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
-"""A chip's clock and power under load, and how fast it multiplies for long.
+"""Measures a GPU's clock and power under load, and its sustained speed in matrix products.
 
-A GPU that computes without a pause reaches its power limit and lowers its clock, so a step is slower than the
-sum of its kernels, each measured by itself. Read from nvidia-smi, which samples by itself.
+A GPU under continuous load reaches its power limit and lowers its clock, so a step takes longer than the sum
+of its kernels, each measured alone. Samples come from nvidia-smi.
 """
 
 import statistics
@@ -19,7 +19,7 @@ _TOKENS, _INPUTS, _OUTPUTS = 8192, 4096, 11008
 
 
 class GpuMonitor:
-    """Samples while its context is on."""
+    """Samples nvidia-smi within its context."""
 
     def __enter__(self) -> "GpuMonitor":
         self._process = subprocess.Popen(
@@ -31,11 +31,11 @@ class GpuMonitor:
 
     def __exit__(self, *_error: Any) -> None:
         self._process.terminate()
-        self._said, _ = self._process.communicate()
+        self._output, _ = self._process.communicate()
 
     def summary(self) -> dict[str, Any]:
-        """Means over the samples; `slowed_by_power` is the share of them in which the limit held it back."""
-        lines = [line.split(", ") for line in self._said.splitlines() if line.count(", ") == 4]
+        """Means over the samples; `slowed_by_power`: the share of them with a clock lowered by the limit."""
+        lines = [line.split(", ") for line in self._output.splitlines() if line.count(", ") == 4]
         if not lines:
             return {}
         clocks, top, power, limit = ([float(line[column]) for line in lines] for column in range(4))
@@ -50,13 +50,13 @@ class GpuMonitor:
 
 
 def measure_products() -> dict[str, Any]:
-    """TFLOP/s of one large bfloat16 product, again and again: at first, and when the chip is warm."""
+    """TFLOP/s of one large bfloat16 product, repeated: at first, and when the GPU is warm."""
     x = torch.randn(_TOKENS, _INPUTS, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(_OUTPUTS, _INPUTS, device="cuda", dtype=torch.bfloat16)
     output = x.new_empty(_TOKENS, _OUTPUTS)
     flops = 2.0 * _TOKENS * _INPUTS * _OUTPUTS
     speeds: list[float] = []
-    with GpuMonitor() as chip:
+    with GpuMonitor() as monitor:
         began = time.perf_counter()
         while time.perf_counter() - began < _SECONDS_OF_PRODUCTS:
             start = time.perf_counter()
@@ -64,4 +64,4 @@ def measure_products() -> dict[str, Any]:
                 torch.mm(x, weight.t(), out=output)
             torch.cuda.synchronize()
             speeds.append(200 * flops / (time.perf_counter() - start) / 1e12)
-    return {"tflops_at_first": round(max(speeds)), "tflops_sustained": round(speeds[-1]), **chip.summary()}
+    return {"tflops_at_first": round(max(speeds)), "tflops_sustained": round(speeds[-1]), **monitor.summary()}

@@ -42,7 +42,7 @@ def main() -> None:
     estimate_settings.build(options.shape, options.folder, _SHAPES[options.shape])
     described = estimate_settings.describe_machine("benchmarks.job_start")
     with tempfile.TemporaryDirectory() as scratch:
-        # The first one also reads the libraries from the disk.
+        # The first run also reads the libraries from the disk.
         runs = {
             kind: [
                 measure(options.shape, options.folder, Path(scratch) / f"{kind}-{run}", waits=waits)
@@ -57,8 +57,8 @@ def main() -> None:
 
 
 def measure(shape: str, folder: Path, work: Path, *, waits: bool) -> dict[str, float]:
-    """When each phase began and the first step ended, in seconds after the process was started, or after one
-    that waited was given its request; of that one also what it took to get there."""
+    """Seconds until each phase began and the first step ended: since the process was started, or since a
+    prewarmed one got its request; for that one also how long it took to be ready."""
     work.mkdir()
     request = _make_request(shape, folder, work)
     began = time.monotonic()
@@ -66,7 +66,7 @@ def measure(shape: str, folder: Path, work: Path, *, waits: bool) -> dict[str, f
     before: dict[str, float] = {}
     try:
         if waits:
-            before = _read_until_it_waits(child)
+            before = _read_until_ready(child)
             began = time.monotonic()
             child.begin(request, work / "attempt.log")
         return before | _read_to_the_first_step(child, began)
@@ -99,7 +99,7 @@ def _make_request(shape: str, folder: Path, work: Path) -> TrainingRequest:
     )
 
 
-def _read_until_it_waits(child: ChildProcess) -> dict[str, float]:
+def _read_until_ready(child: ChildProcess) -> dict[str, float]:
     began = time.monotonic()
     if child.reports.get(timeout=300) is None:
         raise SystemExit(child.log_tail())

@@ -48,7 +48,7 @@ from worker.training.loss import score_learned_tokens_only
 from worker.training.optimizations.apply import apply_optimizations
 from worker.training.trainer import AdapterTrainer
 
-# What an H100 reaches in large bfloat16 products; the share of it is what TRAINING figures are told in.
+# TFLOP/s of an H100 in large bfloat16 products; `model_flop_share` is the share of it.
 PEAK_TFLOPS = 790.0
 SHAPES = {"llama-7b": estimate_settings.SEVEN_B, "tiny": TINY}
 
@@ -90,7 +90,7 @@ def measure(
     folder: Path,
     seconds: float,
 ) -> None:
-    """One setup after the other; what fails says so and the next begins."""
+    """Measure one setup after the other; a failure is written to its line."""
     began = time.monotonic()
     score_learned_tokens_only()
     estimate_settings.build(shape, folder, SHAPES[shape])
@@ -110,7 +110,7 @@ def measure(
 
 
 class Bench:
-    """A base model in memory, one for each kind of quantization that is asked for."""
+    """Trains setups on one base model in memory, loaded again where the quantization changes."""
 
     def __init__(self, folder: Path, shape: str, row_ids: list[list[int]]) -> None:
         self._folder = folder
@@ -121,7 +121,7 @@ class Bench:
         self.weights = 0
 
     def measure(self, setup: Setup) -> dict[str, Any]:
-        """The line of a setup."""
+        """Train a setup. Returns its line of the results."""
         try:
             return {"name": setup.name, "setup": asdict(setup), **self._train(setup)}
         # A setup may run out of memory, or ask for what this machine lacks.
@@ -139,23 +139,23 @@ class Bench:
         said: list[str] = []
         attempt = self._make_attempt(spec, said, is_alone=setup.alone)
         base = self._load(spec)
-        # Setups before may have left checkpointing on, and hooks that ask for a gradient of what is embedded.
+        # Earlier setups may have left checkpointing on, and hooks that require a gradient of the embeddings.
         getattr(base, f"{config.CHECKPOINTING}_disable")()
         base.get_input_embeddings()._forward_hooks.clear()
         model = adapter.attach(base, spec)
         trainer, undo = self._make_trainer(setup, attempt, model)
-        watch = StepTimer(trainer, self._device.is_cuda, setup.warm_up)
-        trainer.add_callback(watch)
+        timer = StepTimer(trainer, self._device.is_cuda, setup.warm_up)
+        trainer.add_callback(timer)
         if self._device.is_cuda:
             torch.cuda.reset_peak_memory_stats()
         began = time.monotonic()
-        with undo, GpuMonitor() if self._device.is_cuda else nullcontext() as chip:
+        with undo, GpuMonitor() if self._device.is_cuda else nullcontext() as monitor:
             trainer.train()
         seconds = time.monotonic() - began
         model.unload()
         return {
-            **self._summarize(setup, watch, trainer),
-            "chip": chip.summary() if chip else None,
+            **self._summarize(setup, timer, trainer),
+            "chip": monitor.summary() if monitor else None,
             "seconds_in_all": round(seconds, 1),
             "said": said,
         }
@@ -176,7 +176,7 @@ class Bench:
                 data_collator=Collator(tokenizer.pad_token_id),
                 processing_class=tokenizer,
             )
-            # The order of the rows is the job's, so that every setup learns from the same ones.
+            # The trainer's order of rows, so that every setup learns from the same ones.
             trainer._get_train_sampler = lambda *_given: AdapterTrainer._get_train_sampler(trainer)
             return trainer, ExitStack()
         trainer = run.make_trainer(
@@ -216,19 +216,19 @@ class Bench:
 
         return TrainingAttempt(request, self._device, send, threading.Event())
 
-    def _summarize(self, setup: Setup, watch: StepTimer, trainer: SFTTrainer) -> dict[str, Any]:
-        seconds = watch.seconds[setup.warm_up : -1]  # the last step was profiled
-        tokens = watch.tokens[setup.warm_up : -1]
+    def _summarize(self, setup: Setup, timer: StepTimer, trainer: SFTTrainer) -> dict[str, Any]:
+        seconds = timer.seconds[setup.warm_up : -1]  # the last step was profiled
+        tokens = timer.tokens[setup.warm_up : -1]
         speed = sum(tokens) / sum(seconds)
         return {
             "ms_a_step": round(statistics.mean(seconds) * 1e3, 1),
-            "ms_of_steps": [round(second * 1e3, 1) for second in watch.seconds],
+            "ms_of_steps": [round(second * 1e3, 1) for second in timer.seconds],
             "tokens_a_step": round(statistics.mean(tokens)),
             "tokens_per_second": round(speed),
             "model_flop_share": round(speed * 4 * self.weights / (PEAK_TFLOPS * 1e12), 4),
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if self._device.is_cuda else None,
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-            "profile": watch.profile,
+            "profile": timer.profile,
         }
 
 

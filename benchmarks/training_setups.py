@@ -4,7 +4,7 @@ import dataclasses
 import random
 from typing import Any, Literal
 
-# Lengths of rows as those of the data that the figures are from: mean 166, 95th percentile 449.
+# Row lengths are log-normal like those of the reference data: mean 166, 95th percentile 449.
 _MEDIAN_LOG, _SPREAD_LOG = 4.793, 0.799
 _SHORTEST, LONGEST = 8, 2048
 ROWS = 4000
@@ -36,7 +36,7 @@ class Setup:
     optim: str = "paged_adamw_32bit"
     bf16: bool = True
     double_quantized: bool = False
-    alone: bool = False  # nobody serves on the device meanwhile
+    alone: bool = False  # no engine serves on the device meanwhile
     steps: int = 16
     warm_up: int = 5  # steps that are not counted
 

@@ -1,4 +1,4 @@
-"""What benchmarks/training.py sees of a training step: its time, its tokens, its kernels."""
+"""Measures training steps for benchmarks/training.py: time, tokens and kernels."""
 
 import time
 from typing import Any
@@ -16,7 +16,7 @@ _LARGEST_KERNELS = 40
 class StepTimer(TrainerCallback):
     """Times the steps between the first few and the last, which is profiled.
 
-    The device is waited for at both ends alone: between them steps follow one another as in any job.
+    The host waits for the device only before and after these steps, so they overlap as in any job.
     """
 
     def __init__(self, trainer: SFTTrainer, is_cuda: bool, warm_up: int) -> None:
@@ -32,15 +32,15 @@ class StepTimer(TrainerCallback):
 
     @property
     def tokens(self) -> list[int]:
-        """Of every step."""
+        """Tokens of every step, without padding."""
         return [sum(int(count) for count in counts) for counts in self._tokens]
 
     def _count(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **options: Any) -> torch.Tensor:
-        self._tokens[-1].append(count_tokens(inputs))  # to read it would wait for the device
+        self._tokens[-1].append(count_tokens(inputs))  # reading it would wait for the device
         return self._training_step(model, inputs, *rest, **options)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The clock starts when the device has nothing to do."""
+        """Start the clock once the device is idle."""
         self._tokens.append([])
         if state.global_step in (0, self._warm_up, state.max_steps - 1):
             self._wait()
@@ -52,7 +52,7 @@ class StepTimer(TrainerCallback):
             self._profiler.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """And stops when the device is done."""
+        """Stop the clock once the device is idle."""
         if state.global_step >= state.max_steps - 1:
             self._wait()
         now = time.perf_counter()
@@ -69,7 +69,7 @@ class StepTimer(TrainerCallback):
 
 
 def summarize_profile(profiler: torch.profiler.profile, *, is_cuda: bool) -> dict[str, Any]:
-    """How many kernels (on a CPU: operators) a step launches, their time, and those that take the most."""
+    """Count and time in ms of a step's kernels (on a CPU: operators), and the longest of them."""
     kind = torch.autograd.DeviceType.CUDA if is_cuda else torch.autograd.DeviceType.CPU
     events = [
         event

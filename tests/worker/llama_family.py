@@ -1,4 +1,4 @@
-"""Llama, as the choice of fast ways sees a model's family."""
+"""Llama, as the plan of optimizations sees a model's family."""
 
 from worker.planning.optimizations import ModelFamily
 

@@ -186,19 +186,19 @@ def activation_bytes(shape: ModelShape, settings: MemorySettings, batch: BatchSh
     """
     layer = saved_by_layer(shape, settings, batch)
     in_layer = passing_in_layer(shape, settings, batch)
-    kept = shape.layers * layer
+    saved = shape.layers * layer
     if settings.checkpointing:
         layer_input = batch.tokens * shape.hidden * settings.precision.residual
-        kept = shape.layers * layer_input
+        saved = shape.layers * layer_input
         # Liger's norm saves its input, which checkpointing saves anyway.
         in_layer += layer - (layer_input if settings.liger else 0)
     if batch.has_mask:
-        kept += batch.sequences * batch.length * batch.length
+        saved += batch.sequences * batch.length * batch.length
     in_loss = loss_bytes(shape, settings, batch)
     if settings.accumulates:
-        return kept + max(in_loss, in_layer)
+        return saved + max(in_loss, in_layer)
     gradients = shape.trained_weights * _FLOAT32
-    return max(kept + in_loss - gradients, max(kept, gradients) + in_layer - gradients)
+    return max(saved + in_loss - gradients, max(saved, gradients) + in_layer - gradients)
 
 
 def trial_bytes(shape: ModelShape, settings: MemorySettings) -> int:

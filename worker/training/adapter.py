@@ -1,4 +1,4 @@
-"""The adapter itself: put on a base model, written to files, read back. Knows no trainer, no job folder."""
+"""A LoRA adapter: attached to a base model, saved to files, restored. Knows no trainer and no job folder."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from worker.models import lora
 
 
 def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
-    """A new adapter on the base model, its weights drawn from the seed. Raises BadTarget."""
+    """Attach a new adapter to the base model, with weights drawn from the seed. Raises BadTarget."""
     set_seed(spec.training.seed)
     adapted = lora.attach(model, spec.lora)
-    # The name that a person may use elsewhere; PEFT writes this machine's path.
+    # The base model's name in place of this machine's path, so that the adapter can be used elsewhere.
     adapted.peft_config["default"].base_model_name_or_path = spec.base_model
     return adapted
 
 
 def find_unserved(model: PeftModel) -> list[str]:
-    """What in this adapter the engine can't apply, in the spec's words; such an adapter can be downloaded."""
+    """Settings of this adapter, by their names in the spec, that the engine does not support."""
     config = model.peft_config["default"]
     on_embeddings = any("lora_embedding_" in name for name, _parameter in model.named_parameters())
     found = {
@@ -35,7 +35,8 @@ def find_unserved(model: PeftModel) -> list[str]:
 
 
 def trainable_to_float32(model: PeftModel) -> None:
-    """TRL rounds a 4-bit model's adapter to bfloat16: small updates are lost, and fp16 training fails."""
+    """Turn trained weights into float32. TRL rounds a 4-bit model's adapter to bfloat16: small updates are
+    lost and fp16 training fails."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -48,14 +49,12 @@ def is_finite(model: PeftModel) -> bool:
 
 
 def save(model: PeftModel, folder: Path) -> None:
-    """Write weights and config, without the model card that PEFT makes of nothing.
-
-    `save_embedding_layers` is said outright because PEFT's own choice asks the Hub.
-    """
+    """Write weights and config to a folder, without PEFT's generic model card."""
+    # PEFT's default for `save_embedding_layers` sends a request to the Hub.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 
 def restore(model: PeftModel, folder: Path) -> None:
-    """Put saved weights into an adapter that is on its base model already."""
+    """Load saved weights into an adapter that is attached already."""
     set_peft_model_state_dict(model, load_file(folder / WEIGHTS))

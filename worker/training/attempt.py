@@ -1,4 +1,4 @@
-"""One attempt at a job, as every part of the training child sees it: what is asked, and whom to tell."""
+"""One attempt at a job as all parts of the training process know it: its request, device and reports."""
 
 import threading
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from worker.training.progress.callbacks import Send
 
 
 class Stopped(Exception):
-    """The worker asked for a stop, and there is nothing left to save."""
+    """The worker requested a stop, and nothing is left to save."""
 
 
 @dataclass(frozen=True)
 class TrainingAttempt:
-    """What every part of the job needs."""
+    """The request of an attempt, its device, and how it reports to the worker."""
 
     request: TrainingRequest
     device: Device
@@ -25,30 +25,30 @@ class TrainingAttempt:
     asked_to_stop: threading.Event
 
     def enter(self, phase: Phase) -> None:
-        """Begin a phase. Raises Stopped: between phases nothing is half done."""
+        """Report a new phase. Raises Stopped where the worker requested a stop."""
         if self.asked_to_stop.is_set():
             raise Stopped
         self.send(Advanced(phase=phase))
 
     def say(self, line: str) -> None:
-        """A line in the job's log."""
+        """Add a line to the job's log."""
         self.send(Happened(event=Log(message=line)))
 
     def warn(self, code: str, message: str) -> None:
-        """Something that the person should know."""
+        """Add a warning to the job's events."""
         self.send(Happened(event=Warn(code=code, message=message)))
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints are, from one attempt to the next."""
+        """The folder of checkpoints, which all attempts of a job share."""
         return self.request.job_folder / "checkpoints"
 
     @property
     def epoch_adapters(self) -> Path:
-        """The adapters of ended epochs, until the worker has taken them."""
+        """The folder of the adapters of finished epochs, until the worker has moved them."""
         return self.request.job_folder / "kept-adapters"
 
     @property
     def best_adapters(self) -> Path:
-        """The adapters with the lowest evaluation loss so far, where training may stop early."""
+        """The folder of the adapters with the lowest evaluation loss so far, for early stopping."""
         return self.request.job_folder / "best-adapters"

@@ -1,4 +1,4 @@
-"""Packed rows must not read each other. Knows no trainer.
+"""Checks that a base model's attention keeps packed rows apart. Knows no trainer.
 
 B: sequences in a batch. L: tokens of a sequence. V: the vocabulary.
 """
@@ -14,9 +14,8 @@ _ROW_LENGTH = 8
 def refuse_leaking(model: PeftModel) -> None:
     """Raise InvalidRequest where a packed row can read the one before it.
 
-    transformers keeps rows apart by their position ids in most models; models with a state that runs along
-    the sequence, for one, do not look at them. So it is tried: a change in the first row must leave what the
-    model says of the second one as it was, to the last bit.
+    transformers separates rows by their position ids in most models, but not, for one, in models with a
+    recurrent state. So this changes the first of two rows: the logits of the second must stay bitwise equal.
     """
     device = model.device
     positions_BL = torch.arange(_ROW_LENGTH, device=device).repeat(2)[None]
@@ -26,12 +25,12 @@ def refuse_leaking(model: PeftModel) -> None:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        said = [
+        logits = [
             model(input_ids=ids_BL, position_ids=positions_BL, use_cache=False).logits[:, _ROW_LENGTH:]
             for ids_BL in (first_BL, second_BL)
         ]
     model.train(was_training)
-    if not torch.equal(*said):
+    if not torch.equal(*logits):
         raise InvalidRequest(
             "Rows packed into one sequence would read each other in this base model.",
             param="training.packing",

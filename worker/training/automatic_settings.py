@@ -1,7 +1,7 @@
-"""What the job's passes through the model are, where the spec leaves them to `auto`: from the estimate.
+"""Replaces `auto` for a job's batch size and checkpointing, by the memory estimate and the free memory.
 
-It is of the fast ways that the job is about to try. Where a trial fails, the plain way may need more than
-there is: then the trainer halves the rows of a pass (trainer.py).
+The estimate counts on the planned optimizations. Where the trial of one fails, the job may need more memory
+than there is: then the trainer halves the rows of a pass (trainer.py).
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from worker.training.attempt import TrainingAttempt
 def choose_training_settings(
     attempt: TrainingAttempt, folder: Path, rows: Sequence[TokenRow], packed_length: int | None
 ) -> TrainingSpec:
-    """The training settings without `auto` for passes, with a word on what was chosen and why.
+    """The training settings without `auto` for batch size and checkpointing; logs what was chosen and why.
 
     Raises ModelUnreadable, BadTarget.
     """

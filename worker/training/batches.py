@@ -1,4 +1,4 @@
-"""Batches of token rows: the dataset that TRL takes, packing, padding or joining, and the order of the rows.
+"""Batches of token rows: TRL's dataset, packing, collators with and without padding, the order of the rows.
 
 L: tokens of a row, or of the rows packed into one sequence. B: sequences in a batch. T: tokens of a batch.
 N: rows in a batch.
@@ -19,7 +19,7 @@ _FEATURES = Features({"input_ids": ListOf(Value("int32")), "labels": ListOf(Valu
 
 
 class Example(TypedDict, total=False):
-    """A sequence as the dataset holds it; `seq_lengths` are the lengths of the rows packed into it."""
+    """A sequence of the dataset. `seq_lengths`: the lengths of the rows packed into it."""
 
     input_ids: list[int]
     labels: list[int]
@@ -27,24 +27,26 @@ class Example(TypedDict, total=False):
 
 
 def make_dataset(rows: Sequence[TokenRow], *, packed_length: int | None = None) -> Dataset:
-    """Rows as TRL's trainer takes them; with `packed_length`, as many to a sequence as fit."""
+    """Rows as a dataset for TRL's trainer; with `packed_length`, packed into sequences of up to so many
+    tokens."""
     columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
     dataset = Dataset.from_dict(columns, features=_FEATURES)
     return pack(dataset, packed_length) if packed_length else dataset
 
 
 class Collator:
-    """Pads sequences to the longest of the batch. What is padding is known by its place, never by its id."""
+    """Pads sequences to the longest of the batch. Padding is identified by its place, never by its token
+    id."""
 
     def __init__(self, pad_token_id: int) -> None:
         self._pad_token_id = pad_token_id
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """A batch on the CPU, all [B, L]: `input_ids`, `labels`, and one of two ways to tell tokens apart.
+        """A batch on the CPU, all [B, L]: `input_ids`, `labels`, and `attention_mask` or `position_ids`.
 
-        Rows of their own get an `attention_mask`. Packed rows get `position_ids` that begin again with each
-        row, and no mask: from these transformers builds one that keeps the rows apart (attention.py tries).
-        Padding counts as rows of one token.
+        Unpacked rows get an `attention_mask`. Packed rows get `position_ids` that begin again with each row,
+        from which transformers builds a mask that separates the rows (attention.py checks it); padding counts
+        as rows of one token.
         """
         batch = {
             "input_ids": _pad([example["input_ids"] for example in examples], self._pad_token_id),
@@ -60,17 +62,17 @@ class Collator:
 
 
 class PaddingFreeCollator:
-    """Lays all rows of a batch one after the other: no padding, and attention that knows where rows begin."""
+    """Concatenates all rows of a batch without padding, for varlen attention."""
 
     def __init__(self, *, with_targets: bool = False) -> None:
         self._tells_targets = with_targets
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """A batch on the CPU: `input_ids`, `labels`, `position_ids`, [1, T], and where rows begin in
-        the names that transformers hands on to attention. `sequence_lengths` [B] is for our own use.
+        """A batch on the CPU: `input_ids`, `labels`, `position_ids`, [1, T], and where rows begin, in the
+        arguments that transformers passes to attention. `sequence_lengths` [B] is not for the model.
 
-        Where it tells targets, S tokens are learned: `learned` [S] are the places whose next token is, and
-        `targets` [S] those tokens.
+        With targets, S tokens are learned: `targets` [S] are those tokens, and `learned` [S] the places of
+        the tokens before them.
         """
         lengths = [length for example in examples for length in _row_lengths(example)]
         ids, labels = ([token for one in examples for token in one[key]] for key in ("input_ids", "labels"))
@@ -84,17 +86,18 @@ class PaddingFreeCollator:
 
 
 class EpochSampler(Sampler[int]):
-    """The order of the rows: a function of seed and epoch alone, so that a resumed job sees the same one."""
+    """The order of the rows, a function of seed and epoch alone, so that a resumed job reads the same
+    order."""
 
     def __init__(self, lengths: Sequence[int], *, seed: int, group_size: int | None) -> None:
-        """With `group_size`, the rows of an optimizer step are of like length."""
+        """`group_size`: so many rows in turn, those of an optimizer step, have similar lengths."""
         self._lengths = lengths
         self._seed = seed
         self._group_size = group_size
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Counts from 0; the trainer's data loader says it, also where it skips rows to resume."""
+        """Set the epoch, from 0; the trainer's data loader calls this, also where it skips rows to resume."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -107,7 +110,7 @@ class EpochSampler(Sampler[int]):
 
 
 def count_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Tokens of a batch, padding left out; on the batch's device, so that nothing waits for it."""
+    """Count of a batch's tokens without padding, on the batch's device, so that the host does not wait."""
     if "attention_mask" in batch:
         return batch["attention_mask"].sum()
     if "sequence_lengths" in batch:
@@ -119,12 +122,12 @@ def count_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a batch the model is given."""
+    """The part of a batch that is passed to the model."""
     return {name: value for name, value in batch.items() if name != "sequence_lengths"}
 
 
 def split_padding_free(batch: Mapping[str, Any], sequences: int) -> list[dict[str, Any]]:
-    """Parts of joined rows, so many sequences each."""
+    """Split a padding-free batch into batches of at most so many sequences."""
     sequence_lengths = batch["sequence_lengths"].tolist()
     starts = batch["cu_seq_lens_q"].tolist()
     row_lengths = [end - start for start, end in pairwise(starts)]
@@ -155,10 +158,10 @@ def _padding_free_batch(
     starts = torch.tensor([0, *accumulate(row_lengths)], dtype=torch.int32, device=device)
     positions = [place for length in row_lengths for place in range(length)]
     longest = max(row_lengths)
-    told = {}
+    learned_targets = {}
     if with_targets:
         learned = (labels_1T[0, 1:] != IGNORED).nonzero()[:, 0]
-        told = {"learned": learned, "targets": labels_1T[0, 1:][learned]}
+        learned_targets = {"learned": learned, "targets": labels_1T[0, 1:][learned]}
     return {
         "input_ids": ids_1T,
         "labels": labels_1T,
@@ -168,7 +171,7 @@ def _padding_free_batch(
         "max_length_q": longest,
         "max_length_k": longest,
         "sequence_lengths": torch.tensor(sequence_lengths, device=device),
-        **told,
+        **learned_targets,
     }
 
 

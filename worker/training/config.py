@@ -1,7 +1,7 @@
-"""A job's spec in the terms of TRL: no model, no files, so that a table of cases tests it.
+"""Turns a job's training settings into TRL's. Knows no model and no files.
 
-`packing`, `assistant_only_loss`, `max_seq_length` and `validation_split` are not here: they shape the rows,
-in formatting.py and batches.py.
+`packing`, `assistant_only_loss`, `max_seq_length` and `validation_split` are not used here: they apply to the
+rows, in rows.py and batches.py.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ CHECKPOINTING = (
 
 
 def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> SFTConfig:
-    """The trainer's settings, for a spec whose passes are settled. Rows arrive as tokens, cut and masked, so
-    TRL prepares nothing.
+    """TRL's settings for training settings without `auto`. Rows are tokenized already, so TRL prepares
+    nothing.
 
-    Raises InvalidRequest where the device can't do what the spec asks for.
+    Raises InvalidRequest where the device does not support the mixed precision of the spec.
     """
     assert not has_automatic_batch(training)
     fp16, bf16 = mixed_precision(training, device)
@@ -44,7 +44,7 @@ def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> 
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         lr_scheduler_type=training.lr_scheduler_type,
-        # Below 1 it is a share of the steps; there is no warmup_ratio any more.
+        # A value below 1 is a share of the steps: transformers has no warmup_ratio any more.
         warmup_steps=training.warmup_ratio,
         max_grad_norm=training.max_grad_norm,
         fp16=fp16,
@@ -56,11 +56,11 @@ def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> 
         data_seed=training.seed,
         logging_steps=training.logging_steps,
         logging_first_step=True,
-        # The filter would hide a NaN behind the mean of earlier losses.
+        # The filter would replace a NaN by the mean of earlier losses.
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=training.save_steps,
-        # Without eval_steps there is one evaluation, after training; run.py asks for it.
+        # Without eval_steps there is one evaluation, which run.py starts after training.
         eval_strategy="steps" if training.eval_steps else "no",
         eval_steps=training.eval_steps,
         prediction_loss_only=True,
@@ -69,9 +69,9 @@ def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> 
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_pin_memory=device.is_cuda,
-        # Else every batch that is sent to a GPU waits for all steps before it.
+        # Otherwise each copy of a batch to a GPU waits for all earlier steps.
         accelerator_config={"non_blocking": device.is_cuda},
-        # TensorBoard is written by a callback of our own, which knows the folder.
+        # The callback that run.py adds writes to TensorBoard: it needs the job's folder.
         report_to="none",
         disable_tqdm=True,
         **checkpointing,

@@ -1,4 +1,4 @@
-"""Why a training child ended, in words for a person. Knows what exceptions the libraries raise for what."""
+"""Turns the exception that ended a training process into the report of its failure."""
 
 import errno
 
@@ -10,12 +10,12 @@ from worker.processes.redaction import redact
 from worker.processes.reports import Ended, Outcome
 
 _MAX_LENGTH = 2000
-# What is no torch.OutOfMemoryError: the CPU's allocator, cuBLAS, and CUDA outside PyTorch's allocator.
+# Messages of RuntimeErrors from the CPU's allocator, cuBLAS, and CUDA outside PyTorch's allocator.
 _NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def explain(error: BaseException) -> Ended:
-    """The report that ends a failed child."""
+    """The last report of a process that failed with this exception."""
     known = _name(error)
     if isinstance(known, TunesmithError):
         return _ended(known.code, known.message, known.hint)
@@ -24,7 +24,7 @@ def explain(error: BaseException) -> Ended:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine, had no memory left."""
+    """Whether the exception means that the device or the host had no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
@@ -50,4 +50,4 @@ def _name(error: BaseException) -> BaseException:
 def _is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "No space left on device" in str(error)  # safetensors has an exception of its own
+    return "No space left on device" in str(error)  # safetensors raises its own exception

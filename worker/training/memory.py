@@ -1,4 +1,4 @@
-"""Passes that fit the memory: the parts of a batch, and what must be put back before a step is repeated."""
+"""Memory of training: batches split into parts, memory that can be released, random state to restore."""
 
 import gc
 from collections.abc import Mapping
@@ -13,31 +13,31 @@ Batch = Mapping[str, torch.Tensor]
 
 
 class SpareMemory(Protocol):
-    """Memory that makes training faster and nothing else."""
+    """Memory that only makes training faster, and is released when memory runs out."""
 
     def release(self) -> bool:
-        """Give it back, and take no more; whether there was any."""
+        """Free it for the rest of the job. Returns whether there was any."""
 
     def refresh(self) -> None:
-        """What passes compute with lies elsewhere now."""
+        """React to weights having moved to other addresses."""
 
 
 class RandomState:
-    """Where the random numbers of dropout and NEFTune stood when it was made."""
+    """The state of PyTorch's random generators (dropout, NEFTune) at the time of construction."""
 
     def __init__(self) -> None:
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
     def restore(self) -> None:
-        """Go back to there."""
+        """Set the generators to this state."""
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda)
 
 
 def split(batch: Batch, rows: int | None) -> list[Batch]:
-    """Parts of at most so many rows, in order; None: the batch as it is."""
+    """Split a batch into parts of at most `rows` sequences, in order; None: not split."""
     if rows is None or count_rows(batch) <= rows:
         return [batch]
     if "sequence_lengths" in batch:
@@ -52,18 +52,18 @@ def count_rows(batch: Batch) -> int:
 
 
 def count_trained(batch: Batch) -> int:
-    """Tokens that the loss counts; the first of a row has nothing before it."""
+    """Tokens that the loss counts; the first token of a sequence is never predicted."""
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
 def free_beside_peak(growth: float = 1.0) -> int:
-    """Bytes of a GPU that nobody has, beside `growth` times the largest pass of this process so far."""
+    """Bytes of the GPU that stay free when this process needs `growth` times its peak so far."""
     free_bytes, _total = torch.cuda.mem_get_info()
     return int(free_bytes + torch.cuda.memory_reserved() - growth * torch.cuda.max_memory_allocated())
 
 
 def free() -> None:
-    """Give back what a failed pass has left; its exception, which held the tensors, must be gone by now."""
+    """Free the memory of a failed pass. Its exception refers to tensors, so it must be deleted before."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

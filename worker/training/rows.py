@@ -1,4 +1,4 @@
-"""The job's dataset as rows of tokens, with a word to the person on what was cut or dropped."""
+"""Turns the job's dataset into rows of tokens, and reports rows that were cut or dropped."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ _CHAT = (DatasetFormat.MESSAGES, DatasetFormat.CONVERSATIONS, DatasetFormat.INST
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """The dataset as the trainer takes it, a few of its rows as they were, and how they were rendered."""
+    """Token rows to train and evaluate on, sample rows with their text, and the source of the chat
+    template."""
 
     train: list[TokenRow]
     held_out: list[TokenRow]
@@ -31,10 +32,10 @@ class PreparedRows:
 def prepare_rows(
     attempt: TrainingAttempt, tokenizer: PreTrainedTokenizerBase, model_folder: Path, max_length: int
 ) -> PreparedRows:
-    """Rows to train on and rows to evaluate on, with a word on what was cut or dropped.
+    """Rows to train on and rows to evaluate on; reports what was cut or dropped.
 
-    Gives the tokenizer its chat template. Raises InvalidRequest, NothingToLearn, and TemplateMismatch, which
-    would otherwise fail the job after hours of training.
+    Sets the tokenizer's chat template. Raises InvalidRequest, NothingToLearn, and TemplateMismatch, which
+    would otherwise end the job only after training.
     """
     request, training = attempt.request, attempt.request.spec.training
     source = set_template(
@@ -56,9 +57,9 @@ def prepare_rows(
         held_out = _format_validation(attempt, request.validation_dataset, tokenizer, max_length)
     else:
         rows, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
-    kept = f"{len(rows)} rows to train on" + (f", {len(held_out)} to evaluate on" if held_out else "")
+    counts = f"{len(rows)} rows to train on" + (f", {len(held_out)} to evaluate on" if held_out else "")
     share = formatted.trained_tokens / formatted.tokens
-    attempt.say(f"{kept}: {formatted.tokens:,} tokens, {share:.0%} of them trained.")
+    attempt.say(f"{counts}: {formatted.tokens:,} tokens, {share:.0%} of them trained.")
     return PreparedRows(rows, held_out, formatted.samples, source)
 
 

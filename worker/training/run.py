@@ -1,4 +1,4 @@
-"""The training child: one attempt at one job, top to bottom. `python -m worker.training.run <report_fd>`.
+"""The training process: one attempt at one job. `python -m worker.training.run <report_fd>`.
 
 Prepares rows, loads the base model, trains an adapter, evaluates, saves and verifies it.
 """
@@ -29,7 +29,7 @@ from worker.training.attempt import Stopped, TrainingAttempt
 from worker.training.attention import refuse_leaking
 from worker.training.automatic_settings import choose_training_settings
 from worker.training.batches import Collator, make_dataset
-from worker.training.checkpoints import continuation as continuing, early_stopping, store as checkpoints
+from worker.training.checkpoints import continuation, early_stopping, store as checkpoints
 from worker.training.checkpoints.early_stopping import StopEarly
 from worker.training.checkpoints.epoch_checkpoints import SaveEpochAdapters
 from worker.training.failures import explain
@@ -58,12 +58,12 @@ def main() -> None:
     with contextlib.suppress(OSError):  # the log's disk may be full
         sys.stdout.flush()
         sys.stderr.flush()
-    # The thread that reads standard input holds its lock; the interpreter's own way out would abort over it.
+    # The thread that reads standard input holds its lock, on which the interpreter's own exit would abort.
     os._exit(0)
 
 
 def run(request: TrainingRequest, send: Send, asked_to_stop: threading.Event) -> Ended:
-    """One attempt; the answer is the report that ends it."""
+    """Run one attempt. Returns its last report."""
     try:
         train(TrainingAttempt(request, find_device(), send, asked_to_stop))
     except Stopped:
@@ -76,7 +76,7 @@ def run(request: TrainingRequest, send: Send, asked_to_stop: threading.Event) ->
 
 
 def train(attempt: TrainingAttempt) -> None:
-    """From the request to a proven adapter in the output folder. Raises Stopped and TunesmithError."""
+    """From the request to a verified adapter in the output folder. Raises Stopped and TunesmithError."""
     request, device = attempt.request, attempt.device
     attempt.enter(Phase.PREPARING)
     automatic_settings.mixed_precision(request.spec.training, device)
@@ -126,7 +126,9 @@ def train(attempt: TrainingAttempt) -> None:
 
     attempt.enter(Phase.VERIFYING)
     verification.verify_prompts(request.output_folder, rows.samples, record.chat_template.sha256)
-    verification.verify_weights(take_base(attempt, trainer, folder), request.output_folder, rows.train[0])
+    verification.verify_weights(
+        unload_adapter(attempt, trainer, folder), request.output_folder, rows.train[0]
+    )
     attempt.say(
         f"Loaded afresh, the adapter changes what the model says, and {len(rows.samples)} rows come out as "
         "they were trained on." + (" It can be downloaded, not served here yet." if record.unserved else "")
@@ -134,7 +136,7 @@ def train(attempt: TrainingAttempt) -> None:
 
 
 def find_checkpoint(attempt: TrainingAttempt) -> Path | None:
-    """The newest good checkpoint; a word on those that are not."""
+    """The newest intact checkpoint; warns about damaged ones."""
     return checkpoints.find_newest(
         attempt.checkpoints,
         lambda step, damage: attempt.warn(
@@ -146,13 +148,13 @@ def find_checkpoint(attempt: TrainingAttempt) -> Path | None:
 
 
 def load(attempt: TrainingAttempt, folder: Path) -> PeftModel:
-    """The base model with a new adapter on it, or with a copy of the one that the job continues from."""
+    """The base model with a new adapter, or with a copy of the adapter that the job continues from."""
     spec, start = attempt.request.spec, attempt.request.continue_from
     quantization = automatic_settings.quantization(spec, attempt.device)
     model = adapter.attach(base_model.load_model(folder, quantization, attempt.device), spec)
     if start:
         fingerprint.check_base(start, folder, spec.base_model)
-        continuing.start_from(model, start)
+        continuation.start_from(model, start)
         attempt.say(f"The adapter starts from the weights of {spec.continue_from}.")
     trained, total = model.get_nb_trainable_parameters()
     kind = (
@@ -184,7 +186,7 @@ def make_trainer(
     train_set: Dataset,
     eval_set: Dataset | None,
 ) -> AdapterTrainer:
-    """The trainer, with the counters of the newest checkpoint where there is one."""
+    """The trainer, with the counters and history of the newest checkpoint where there is one."""
     counters = checkpoints.read_counters(newest) if newest else Counters()
     history = checkpoints.read_history(newest) if newest else History()
     for point in history.find_unrecorded(attempt.request.last_point):
@@ -214,12 +216,12 @@ def make_trainer(
 
 
 def open_tensorboard(attempt: TrainingAttempt, newest: Path | None) -> TensorBoardCallback:
-    """The job's TensorBoard files; what an interrupted attempt wrote past its checkpoint is hidden."""
+    """Write TensorBoard files; points that an interrupted attempt wrote after its checkpoint are purged."""
     folder = str(attempt.request.job_folder / "tensorboard")
     callback = TensorBoardCallback(
         SummaryWriter(log_dir=folder, purge_step=checkpoints.step_of(newest) + 1 if newest else 0)
     )
-    # It closes the writer when training ends, and opens one here for an evaluation after that.
+    # The callback closes its writer after training; an evaluation after that opens a new one in this folder.
     callback.logging_dir = folder
     return callback
 
@@ -246,15 +248,15 @@ def run_trainer(attempt: TrainingAttempt, trainer: AdapterTrainer, newest: Path 
 
 
 def is_trained(newest: Path, counters: Counters, patience: int | None) -> bool:
-    """Whether an interrupted attempt had made its last step; the trainer itself would make one more."""
+    """Whether an interrupted attempt had finished its last step: the trainer would make one more."""
     if patience and counters.evaluations_without_gain >= patience:
         return True
     state = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
     return state.global_step >= state.max_steps
 
 
-def take_base(attempt: TrainingAttempt, trainer: AdapterTrainer, folder: Path) -> PreTrainedModel:
-    """The base model without the trained adapter; loaded afresh where its own weights were trained too."""
+def unload_adapter(attempt: TrainingAttempt, trainer: AdapterTrainer, folder: Path) -> PreTrainedModel:
+    """The base model without the trained adapter; loaded again where weights of its own were trained."""
     lora = attempt.request.spec.lora
     if lora.bias == "none" and not lora.modules_to_save:
         return trainer.model.unload()

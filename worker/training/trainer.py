@@ -1,9 +1,9 @@
-"""TRL's trainer, made to resume exactly, to checkpoint whole and to go on with less memory.
+"""TRL's trainer with exact resuming, atomic checkpoints and recovery from running out of memory.
 
-When a pass runs out of memory its optimizer step begins anew with half the rows in a pass and twice the
-passes. The gradients of what was done of the step are dropped and its random numbers put back, so the step is
-the one that smaller passes would have made anyway: weights, optimizer and order of rows know nothing of it.
-(transformers' `auto_find_batch_size` begins the whole training anew, with a smaller effective batch.)
+When a pass runs out of memory, its optimizer step is repeated with half the rows in a pass and twice the
+passes. The step's gradients are dropped and its random state is restored, so weights, optimizer state and the
+order of rows are those that smaller passes would have given. (transformers' `auto_find_batch_size` restarts
+the whole training, with a smaller effective batch.)
 """
 
 import traceback
@@ -38,12 +38,12 @@ from worker.training.progress.counters import Counters
 from worker.training.progress.history import History
 from worker.training.progress.loss_guard import not_finite
 
-Made = TypeVar("Made")
+Computed = TypeVar("Computed")
 
 
 class _NoGradientOfEmbeddings(TrainerCallback):
-    """TRL and transformers ask for a gradient of what is embedded, which only reentrant checkpoints need, and
-    none here are: the first layer would compute it for nobody."""
+    """Turns off the gradient of the embeddings' output, which TRL and transformers turn on for reentrant
+    checkpointing: that is not used here, so the first layer would compute the gradient in vain."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -54,7 +54,7 @@ class _NoGradientOfEmbeddings(TrainerCallback):
 class AdapterTrainer(SFTTrainer):
     """Trains the adapter of a PeftModel.
 
-    Some methods it replaces or calls are private to transformers; 5.17 to 5.23 have them.
+    It overrides and calls private methods of transformers, as 5.17 to 5.23 have them.
     """
 
     def __init__(self, *, counters: Counters, history: History, send: Send, **options: Any) -> None:
@@ -66,22 +66,22 @@ class AdapterTrainer(SFTTrainer):
         self._random_before_step = memory.RandomState()
         self.spare_memory: list[memory.SpareMemory] = []
         super().__init__(**options)
-        # Before training begins transformers asks as TRL just did, and would forget of the first hook.
+        # TRL has just turned it on; transformers does so again when training begins and loses the first hook.
         self.model.get_base_model().disable_input_require_grads()
         self.add_callback(_NoGradientOfEmbeddings())
         self.remove_callback(PrinterCallback)
         adapter.trainable_to_float32(self.model)
 
     def say(self, line: str) -> None:
-        """A line in the job's log."""
+        """Add a line to the job's log."""
         self._send(Happened(event=Log(message=line)))
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Forward and backward over one batch, in as many passes as memory needs.
+        """Forward and backward over one batch, in several passes where memory is short.
 
-        Raises OutOfMemory where a single row is too much.
+        Returns the batch's loss. Raises OutOfMemory where a single row does not fit.
         """
         if self._step != self.state.global_step:
             self._step, self._step_batches = self.state.global_step, []
@@ -90,7 +90,7 @@ class AdapterTrainer(SFTTrainer):
         self.counters.add_tokens(count_tokens(inputs))
         loss = _unless_out_of_memory(lambda: self._pass_over([inputs], model, num_items_in_batch))
         while loss is None:
-            self._begin_step_anew(model)
+            self._reset_step(model)
             loss = _unless_out_of_memory(
                 lambda: self._pass_over(self._step_batches, model, num_items_in_batch)
             )
@@ -103,7 +103,8 @@ class AdapterTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """TRL's loss, without its three waits for the device in each pass: metrics are read when logged."""
+        """TRL's loss without its three synchronizations in each pass: metrics stay on the device until
+        `log`."""
         inputs = model_inputs(inputs)
         if self.aux_loss_enabled:
             loss: torch.Tensor = super().compute_loss(model, inputs, False, num_items_in_batch)
@@ -118,7 +119,7 @@ class AdapterTrainer(SFTTrainer):
         return -outputs.log_probs.sum() / divisor.clamp(min=1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what TRL gathered since the last time."""
+        """Log the metrics since the last call."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, values in metrics.items():
             metrics[name] = [float(value) for value in values]
@@ -128,7 +129,7 @@ class AdapterTrainer(SFTTrainer):
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None, None]:
-        """The loss of one batch held out: the mean over its tokens, in as many passes as memory needs."""
+        """The mean loss of an evaluation batch over its tokens, in several passes where memory is short."""
         predict = super().prediction_step
 
         def measure() -> torch.Tensor:
@@ -146,7 +147,7 @@ class AdapterTrainer(SFTTrainer):
         return loss, None, None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The loss on the rows held out; says so, as it may take a while."""
+        """Evaluate on the held-out rows; reports the phase."""
         self._send(Advanced(phase=Phase.EVALUATING))
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         if self.is_in_train:
@@ -166,7 +167,7 @@ class AdapterTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.counters.exploded_steps:
-            return  # It would take the place of one from before the loss exploded.
+            return  # It would replace a checkpoint from before the loss exploded.
         if not adapter.is_finite(self.model):
             step, total = self.state.global_step, self.state.max_steps
             raise not_finite("adapter", step, total, self.args.learning_rate)
@@ -184,9 +185,9 @@ class AdapterTrainer(SFTTrainer):
     def _pass_over(
         self, batches: Sequence[Batch], model: Any, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """Add the gradients of the batches; answers the loss of the last one."""
+        """Add up the gradients of the batches. Returns the loss of the last one."""
         for batch in batches:
-            # Where the trainer counts no tokens for the whole step, the loss is the mean over this batch.
+            # Without a token count for the whole step, the loss is the mean over this batch.
             items = memory.count_trained(batch) if num_items_in_batch is None else num_items_in_batch
             losses = []
             for part in memory.split(batch, self.counters.train_rows_at_once):
@@ -194,14 +195,15 @@ class AdapterTrainer(SFTTrainer):
                 self.counters.add_loss(losses[-1])
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
-    def _begin_step_anew(self, model: Any) -> None:
-        """Forget what was done of the present step; from now on, no spare memory is used, or fewer rows."""
+    def _reset_step(self, model: Any) -> None:
+        """Undo the present step, and release spare memory, or halve the rows of a pass where there is
+        none."""
         released = [spare.release() for spare in self.spare_memory]
         if any(released):
             memory.free()
             self.say(
                 f"Step {self.state.global_step + 1} ran out of memory and is repeated without the memory "
-                "that only made it faster (recorded graphs, unpacked weights)."
+                "that only made it faster (CUDA graphs, dequantized weights)."
             )
         else:
             self.counters.train_rows_at_once = self._halve(
@@ -210,11 +212,11 @@ class AdapterTrainer(SFTTrainer):
                 doing=f"Step {self.state.global_step + 1} of {self.state.max_steps}",
             )
         model.zero_grad()
-        self.counters.forget_losses()
+        self.counters.drop_losses()
         self._random_before_step.restore()
 
     def _halve(self, rows_at_once: int | None, batches: Sequence[Batch], *, doing: str) -> int:
-        """Half the rows that did not fit. Raises OutOfMemory where that was one."""
+        """Half the number of rows that did not fit. Raises OutOfMemory where that was one."""
         memory.free()
         most = max(map(memory.count_rows, batches))
         tried = min(rows_at_once or most, most)
@@ -232,10 +234,11 @@ class AdapterTrainer(SFTTrainer):
         return tried // 2
 
 
-def _unless_out_of_memory(make: Callable[[], Made]) -> Made | None:
-    """What `make` makes, or None: only when this has returned can the memory of the failed pass be freed."""
+def _unless_out_of_memory(compute: Callable[[], Computed]) -> Computed | None:
+    """The result of `compute`, or None where memory ran out: the failed pass can be freed after this
+    returns."""
     try:
-        return make()
+        return compute()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

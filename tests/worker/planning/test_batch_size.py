@@ -1,4 +1,4 @@
-"""What passes and checkpointing become, for the same job on devices of every size."""
+"""Batch size and checkpointing of the same job on devices of every size."""
 
 from typing import Any
 
@@ -109,11 +109,11 @@ def test_packed_rows_fill_sequences() -> None:
     ("gigabytes", "path", "expected"),
     [
         (16, TrainingPath.PLAIN, True),
-        (16, TrainingPath.AUTO, False),  # the fast ways need 12.5 GB where the plain one takes 15.7
+        (16, TrainingPath.AUTO, False),  # optimized it needs 12.5 GB, else 15.7
         (8, TrainingPath.AUTO, True),
     ],
 )
-def test_fast_ways_fit_where_the_plain_one_does_not(
+def test_optimized_jobs_fit_where_others_do_not(
     seven_b: ModelShape, gigabytes: float, path: TrainingPath, expected: bool
 ) -> None:
     one = chosen(seven_b, gigabytes, path=path)
@@ -121,14 +121,14 @@ def test_fast_ways_fit_where_the_plain_one_does_not(
     assert (one.training.gradient_checkpointing, one.fits) == (expected, True)
 
 
-def test_what_is_not_fast_for_a_spec_is_reckoned_as_plain(seven_b: ModelShape) -> None:
+def test_optimizations_that_do_not_apply_are_not_counted_on(seven_b: ModelShape) -> None:
     noisy = chosen(seven_b, 80, path=TrainingPath.AUTO, neftune_noise_alpha=5.0)
     quiet = chosen(seven_b, 80, path=TrainingPath.AUTO)
 
     assert noisy.memory.activations > quiet.memory.activations  # its batches are padded
 
 
-def test_the_largest_joined_batch_is_one_that_the_trainer_makes() -> None:
+def test_the_largest_padding_free_batch_is_one_that_the_trainer_makes() -> None:
     lengths = [length % 97 + 2 for length in range(0, 4000, 7)]
     rows = RowLengths.measure(lengths, [length - 1 for length in lengths])
     training = make_spec(training={"num_train_epochs": 2}).training
@@ -148,10 +148,10 @@ def test_a_padded_batch_is_as_long_as_the_longest_row() -> None:
     rows = RowLengths.measure([30, 50, 40], [10, 20, 30])
     training = make_spec().training
 
-    padded, joined = (
+    padded, padding_free = (
         find_largest_batch(rows, training, 2, 1, is_padding_free=is_padding_free)
         for is_padding_free in (False, True)
     )
 
     assert (padded.tokens, padded.scored, padded.has_mask) == (100, 60, True)
-    assert joined.tokens <= 90
+    assert padding_free.tokens <= 90

@@ -164,15 +164,15 @@ def test_saved_activations_are_those_that_autograd_saves(
     last_norm = batch.tokens * shape.hidden * 4
     mask = batch.tokens * batch.length if batch.has_mask else 0
     expected = shape.layers * saved_by_layer(shape, settings, batch) + last_norm + mask
-    # Rotary angles are kept once, and counted nowhere.
+    # Rotary angles are saved once, and counted nowhere.
     assert expected == pytest.approx(saved, rel=0.015)
 
 
 def count_saved(model: PreTrainedModel, lora: LoraSpec, batch: BatchShape, *, fast: bool) -> int:
-    """Bytes of every storage that autograd keeps in the forward pass, the weights' own left out."""
+    """Bytes of every storage that autograd saves in the forward pass, without the weights' own."""
     model = adapted(model.to(torch.bfloat16), lora).train()
     model.enable_input_require_grads()
-    inputs = joined_inputs(model, batch) if batch.padding_free_tokens else padded_inputs(batch)
+    inputs = padding_free_inputs(model, batch) if batch.padding_free_tokens else padded_inputs(batch)
     own: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     if fast:
         linears = FusedLora(model, torch.bfloat16)
@@ -180,19 +180,19 @@ def count_saved(model: PreTrainedModel, lora: LoraSpec, batch: BatchShape, *, fa
         groups = [group._adapters for group in linears._groups if group._adapters is not None]
         own += [copy for adapters in groups for copy in (adapters.a_SI, *adapters.b_OR)]
     weights = {tensor.untyped_storage().data_ptr() for tensor in own}
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+            saved[storage.data_ptr()] = storage
         return tensor
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16):
         output = model.get_base_model().model(**inputs)
     assert output.last_hidden_state.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def padded_inputs(batch: BatchShape) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def padded_inputs(batch: BatchShape) -> dict[str, Any]:
     return {"input_ids": torch.ones_like(mask), "attention_mask": mask}
 
 
-def joined_inputs(model: PeftModel, batch: BatchShape) -> dict[str, Any]:
-    """One row, whose attention keeps what that of a GPU does: no copies."""
+def padding_free_inputs(model: PeftModel, batch: BatchShape) -> dict[str, Any]:
+    """One row, whose attention saves what that of a GPU does: no copies."""
     varlen_attention.register(
         lambda q, k, v, _starts, _longest, *, scale, window: varlen_attention._attend_row(
             q, k, v, scale=scale, window=window
@@ -240,7 +240,8 @@ def test_two_16_bit_types_cost_more_than_one() -> None:
 def test_measured_peaks_are_within_a_tenth(line: Any) -> None:
     """benchmarks/estimate.py measured them on an H100; a change of the arithmetic must still meet them.
 
-    A peak holds captured graphs, too, which are there where memory is; what a job needs is met more closely.
+    A peak includes CUDA graphs, which are captured where memory is free; what a job needs is met more
+    closely.
     """
     setting = next(setting for setting in SETTINGS if setting.name == line["name"])
 

@@ -1,4 +1,4 @@
-"""What may be used for a spec on a device: a table."""
+"""Which optimizations apply to a spec on a device: a table."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ HOPPER = CPU.model_copy(update={"kind": "cuda", "name": "H100", "supports_bf16":
 TURING = CPU.model_copy(update={"kind": "cuda", "name": "T4"})
 
 
-def settled_spec(**fields: Any) -> JobSpec:
+def make_job_spec(**fields: Any) -> JobSpec:
     training = {"gradient_checkpointing": False, **fields.pop("training", {})}
     return make_spec(training=training, **fields)
 
 
-def chosen(spec: dict[str, Any], device: Device, *, family: ModelFamily = LLAMA) -> OptimizationPlan:
-    return plan_optimizations(settled_spec(**spec), device, family, TrainingPath.AUTO)
+def plan_for(spec: dict[str, Any], device: Device, *, family: ModelFamily = LLAMA) -> OptimizationPlan:
+    return plan_optimizations(make_job_spec(**spec), device, family, TrainingPath.AUTO)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def chosen(spec: dict[str, Any], device: Device, *, family: ModelFamily = LLAMA)
 def test_the_recipe_on_each_device(
     device: Device, expected: tuple[torch.dtype, tuple[str, ...], bool]
 ) -> None:
-    plan = chosen({}, device)
+    plan = plan_for({}, device)
 
     assert (plan.fused_lora_dtype, plan.varlen_kernels, plan.one_pass_loss) == expected
 
@@ -54,7 +54,7 @@ def test_the_recipe_on_each_device(
     ids=["dora", "bias", "types", "no mixed precision"],
 )
 def test_linears_that_stay_pefts_own(spec: dict[str, Any], reason: str) -> None:
-    plan = chosen(spec, HOPPER)
+    plan = plan_for(spec, HOPPER)
 
     assert plan.fused_lora_dtype is None
     assert any(line.startswith("LoRA in one autograd function") and reason in line for line in plan.left_out)
@@ -73,7 +73,7 @@ def test_linears_that_stay_pefts_own(spec: dict[str, Any], reason: str) -> None:
 def test_batches_that_stay_padded(training: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
     family = ModelFamily(**{**vars(LLAMA), **changes})
 
-    plan = chosen({"training": training}, HOPPER, family=family)
+    plan = plan_for({"training": training}, HOPPER, family=family)
 
     assert not plan.varlen_kernels
     assert any(line.startswith("padding-free batches") and reason in line for line in plan.left_out)
@@ -82,16 +82,16 @@ def test_batches_that_stay_padded(training: dict[str, Any], changes: dict[str, A
 @pytest.mark.parametrize(
     ("device", "packing", "is_padding_free"),
     [(CPU, False, False), (CPU, True, True), (HOPPER, False, True)],
-    ids=["nothing to join", "packed", "for graphs"],
+    ids=["one row", "packed", "for graphs"],
 )
 def test_one_sequence_in_a_batch(device: Device, packing: bool, is_padding_free: bool) -> None:
-    plan = chosen({"training": {"per_device_train_batch_size": 1, "packing": packing}}, device)
+    plan = plan_for({"training": {"per_device_train_batch_size": 1, "packing": packing}}, device)
 
     assert bool(plan.varlen_kernels) == is_padding_free
 
 
 def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
-    assert not chosen({}, CPU, family=ModelFamily(**{**vars(LLAMA), "shapes_logits": True})).one_pass_loss
+    assert not plan_for({}, CPU, family=ModelFamily(**{**vars(LLAMA), "shapes_logits": True})).one_pass_loss
 
 
 @pytest.mark.parametrize(
@@ -106,24 +106,24 @@ def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
     ],
 )
 def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | None) -> None:
-    plan = chosen({"training": training}, HOPPER)
+    plan = plan_for({"training": training}, HOPPER)
 
     assert plan.cuda_graphs == (reason is None)
     assert reason is None or any(reason in line for line in plan.left_out)
 
 
 @pytest.mark.parametrize("in_4_bits", [True, False])
-def test_a_gpu_unpacks_in_a_kernel_and_draws_other_masks_over_what_is_not_packed(in_4_bits: bool) -> None:
+def test_a_gpu_dequantizes_in_triton_and_draws_other_masks_over_unquantized_weights(in_4_bits: bool) -> None:
     spec = {"quantization": {"load_in_4bit": in_4_bits}}
 
-    assert chosen(spec, HOPPER).triton_dequantize == in_4_bits
-    assert chosen(spec, HOPPER).draws_peft_masks == in_4_bits
-    assert not chosen(spec, CPU).triton_dequantize
+    assert plan_for(spec, HOPPER).triton_dequantize == in_4_bits
+    assert plan_for(spec, HOPPER).draws_peft_masks == in_4_bits
+    assert not plan_for(spec, CPU).triton_dequantize
 
 
 @pytest.mark.parametrize(("name", "is_known"), [("llama", True), ("gpt2", False)])
 def test_liger_is_for_families_that_it_knows(name: str, is_known: bool) -> None:
-    plan = chosen({}, HOPPER, family=ModelFamily(**{**vars(LLAMA), "name": name}))
+    plan = plan_for({}, HOPPER, family=ModelFamily(**{**vars(LLAMA), "name": name}))
 
     assert plan.liger is is_known
     assert is_known or "Liger kernels (Liger does not know gpt2)" in plan.left_out
@@ -131,14 +131,14 @@ def test_liger_is_for_families_that_it_knows(name: str, is_known: bool) -> None:
 
 @pytest.mark.parametrize("device", [CPU, HOPPER], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("is_alone", [True, False])
-def test_unpacked_weights_are_kept_on_a_gpu_that_is_not_shared(device: Device, is_alone: bool) -> None:
-    plan = plan_optimizations(settled_spec(), device, LLAMA, TrainingPath.AUTO, is_alone=is_alone)
+def test_dequantized_weights_are_cached_on_a_gpu_that_is_not_shared(device: Device, is_alone: bool) -> None:
+    plan = plan_optimizations(make_job_spec(), device, LLAMA, TrainingPath.AUTO, is_alone=is_alone)
 
     assert plan.dequantized_cache == (is_alone and device is HOPPER)
-    assert plan_optimizations(settled_spec(), CPU, LLAMA, TrainingPath.AUTO) == chosen({}, CPU)
+    assert plan_optimizations(make_job_spec(), CPU, LLAMA, TrainingPath.AUTO) == plan_for({}, CPU)
 
 
 def test_plain_is_plain() -> None:
-    assert plan_optimizations(settled_spec(), HOPPER, LLAMA, TrainingPath.PLAIN) == OptimizationPlan(
+    assert plan_optimizations(make_job_spec(), HOPPER, LLAMA, TrainingPath.PLAIN) == OptimizationPlan(
         left_out=("all (TUNESMITH_TRAINING_PATH is plain)",)
     )

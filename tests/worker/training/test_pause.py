@@ -1,4 +1,4 @@
-"""A real training job, paused and resumed by way of the queue: as if it had never stopped."""
+"""A real training job, paused and resumed through the queue: as if it had never stopped."""
 
 import threading
 from pathlib import Path

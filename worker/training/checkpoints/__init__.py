@@ -1,1 +1,1 @@
-"""Checkpoints of a job: written, checked, kept for epochs, and continued from."""
+"""Checkpoints of a job: written, verified, saved after epochs, and continued from."""

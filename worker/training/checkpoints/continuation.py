@@ -1,4 +1,4 @@
-"""A job that starts from an adapter which another job made: its weights, checked before they are used."""
+"""Starts a job from another job's adapter, after checking that it fits the job."""
 
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from app.core.errors.jobs import AdapterUnfit
 from worker.training import adapter
 
 _HINT = "Use the base model and the lora settings that the adapter was made with, or leave out continue_from."
-# Beside the weights' names and shapes, what they mean.
+# Settings that change what weights of equal names and shapes mean.
 _SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 
 def start_from(model: PeftModel, folder: Path) -> None:
-    """Give the new adapter the weights in the folder. Raises AdapterUnfit, which says what differs."""
+    """Load the weights in the folder into the new adapter. Raises AdapterUnfit, which names the
+    difference."""
     try:
         saved = load_file(folder / WEIGHTS)
         config = LoraConfig.from_pretrained(str(folder))

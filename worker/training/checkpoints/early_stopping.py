@@ -1,6 +1,6 @@
-"""Early stopping: keeps the adapter of the lowest evaluation loss; ends training when that no longer falls.
+"""Early stopping: saves the adapter with the lowest evaluation loss; ends training when that stops falling.
 
-The best adapters lie in one folder, each under its step; a checkpoint names the one that was best by then.
+The best adapters are in one folder, by step; the counters of a checkpoint name the best one at its time.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from worker.training.progress.counters import Counters
 
 
 class StopEarly(TrainerCallback):
-    """Stops after `patience` evaluations without a better loss."""
+    """Stops training after `patience` evaluations in a row without a lower loss."""
 
     def __init__(self, send: Send, counters: Counters, patience: int, best_adapters: Path) -> None:
         self._send = send
@@ -57,9 +57,11 @@ class StopEarly(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        kept = [self._counters, *checkpoints.read_all_counters(Path(str(args.output_dir)))]
+        all_counters = [self._counters, *checkpoints.read_all_counters(Path(str(args.output_dir)))]
         named = {
-            folder_of(self._best_adapters, counters.best_step) for counters in kept if counters.best_step
+            folder_of(self._best_adapters, counters.best_step)
+            for counters in all_counters
+            if counters.best_step
         }
         for folder in self._best_adapters.glob("step-*"):
             if folder not in named:
@@ -67,5 +69,5 @@ class StopEarly(TrainerCallback):
 
 
 def folder_of(best_adapters: Path, step: int) -> Path:
-    """Where the adapter that was the best one at a step is."""
+    """The folder of the adapter that was saved at a step."""
     return best_adapters / f"step-{step}"

@@ -1,4 +1,4 @@
-"""Keeps the adapter at the end of each epoch but the last, as a folder that can be served and downloaded."""
+"""Saves the adapter at the end of each epoch but the last, as a folder that can be served and downloaded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,8 @@ from worker.training.output import folder as output
 
 
 class SaveEpochAdapters(TrainerCallback):
-    """The finished adapter is the last epoch's, so that one is not kept twice."""
+    """Saves and reports the adapters of epochs. That of the last epoch is the finished adapter, saved
+    elsewhere."""
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class SaveEpochAdapters(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # A worker that died left these; what it has taken, it has removed.
+        # Adapters that an earlier attempt saved and its worker did not move before it ended.
         for folder in self._attempt.epoch_adapters.glob("step-*"):
             if folder.suffix == "":
                 self._attempt.send(Kept(step=int(folder.name.removeprefix("step-")), folder=folder))
@@ -40,7 +41,7 @@ class SaveEpochAdapters(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # It is called too where training stops in the middle of an epoch.
+        # Also called where training stops in the middle of an epoch.
         is_whole = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
         if not is_whole or state.global_step >= state.max_steps:
             return

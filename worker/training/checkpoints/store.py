@@ -1,7 +1,7 @@
-"""Checkpoints of a job on disk: complete or absent, checked before they are used.
+"""Checkpoints of a job on disk: complete or absent, and verified before they are used.
 
-What is in a checkpoint is trainer.py's business, but for three files: the job's counters, the last events it
-sent, and a manifest of all the others.
+Does not know a checkpoint's files except for three: the job's counters, the last events that it sent, and a
+manifest of all files.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from worker import atomic_folders
 from worker.training.progress.counters import Counters
 from worker.training.progress.history import History
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
 _PROGRESS = "progress.json"
 _HISTORY = "history.json"
 _MANIFEST = "manifest.json"
@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1 << 22
 
 
 class _File(BaseModel):
-    """CRC-32 finds damage at the speed of the disk; nobody here forges checkpoints."""
+    """Size and checksum of a file. CRC-32 is as fast as the disk; it need not resist forgery."""
 
     size: int
     crc32: int
@@ -34,7 +34,7 @@ class _Manifest(BaseModel):
 
 
 def folder_of(parent: Path, step: int) -> Path:
-    """Where the checkpoint of a step goes."""
+    """The folder of a step's checkpoint."""
     return parent / f"checkpoint-{step}"
 
 
@@ -44,7 +44,7 @@ def step_of(folder: Path) -> int:
 
 
 def seal(folder: Path, counters: Counters, history: History) -> None:
-    """Add the counters, the events and, last, the manifest."""
+    """Write the counters, the events and, last, the manifest."""
     (folder / _PROGRESS).write_text(counters.model_dump_json())
     (folder / _HISTORY).write_text(history.model_dump_json())
     files = {str(path.relative_to(folder)): _describe(path) for path in _files(folder)}
@@ -52,9 +52,9 @@ def seal(folder: Path, counters: Counters, history: History) -> None:
 
 
 def find_newest(parent: Path, report_damaged: Callable[[int, str], None]) -> Path | None:
-    """The newest checkpoint that is as it was written; `report_damaged` gets the step of any other and why.
+    """The newest intact checkpoint. Damaged ones are removed, and reported with their step and the damage.
 
-    A damaged one is removed: left there it would count as newer than the ones that follow it.
+    A damaged checkpoint that stayed would count as newer than those written after resuming before it.
     """
     if not parent.is_dir():
         return None
@@ -69,8 +69,8 @@ def find_newest(parent: Path, report_damaged: Callable[[int, str], None]) -> Pat
 
 
 def remove_older(parent: Path) -> None:
-    """Keep the newest two: the last one and, should it turn out bad, the one before."""
-    for folder in _by_age(parent)[:-KEPT]:
+    """Remove all but the newest two checkpoints: the second is a fallback should the first be damaged."""
+    for folder in _by_age(parent)[:-MAX_CHECKPOINTS]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -85,7 +85,7 @@ def read_history(folder: Path) -> History:
 
 
 def read_all_counters(parent: Path) -> list[Counters]:
-    """The counters of every checkpoint that is kept."""
+    """The counters of every checkpoint in a folder."""
     return [read_counters(folder) for folder in _by_age(parent)]
 
 

@@ -1,10 +1,10 @@
-"""bitsandbytes' optimizers in the order of the other work, without waits and without prefetching in vain.
+"""Steps of bitsandbytes' optimizers without host synchronization, ordered with the job's CUDA stream.
 
-Their kernels always go to the default stream, whatever the present one is: it has to wait for the gradients,
-and whoever goes on has to wait for it. They make the CPU wait after every weight, and once more where their
-state is paged; that is not needed where the device keeps the order, since whoever reads the state (a
-checkpoint) has waited for the whole step. And they ask for the pages of every weight's state to be brought to
-the device, which takes the driver long; where memory is free, they never left.
+bitsandbytes launches its kernels on the default stream, whatever the current stream is. So the default stream
+must wait for the gradients, and the current stream for the optimizer's step. bitsandbytes also synchronizes
+the host after each weight, and again for paged state: not needed where streams are ordered, since reading the
+state (for a checkpoint) synchronizes anyway. And it prefetches the pages of each weight's state, which takes
+the driver long; while device memory is free those pages never left the device. Patches bitsandbytes 0.50.
 """
 
 from collections.abc import Iterator
@@ -16,21 +16,21 @@ from bitsandbytes.optim import optimizer
 from bitsandbytes.optim.optimizer import Optimizer8bit
 from transformers import Trainer, TrainerCallback
 
-# With less free, pages may have had to leave.
+# With less free memory, pages of paged state may have left the device.
 _SCARCE_BYTES = 1 << 30
 
 
 @contextmanager
 def without_sync(trainer: Trainer) -> Iterator[None]:
-    """Within it the device orders the optimizer's steps, and the CPU does not wait for them."""
-    wait, prefetch = optimizer.sync_gpu, Optimizer8bit.prefetch_state  # the base of all of them
+    """Within this context streams order the optimizer's steps, and the host does not wait for them."""
+    wait, prefetch = optimizer.sync_gpu, Optimizer8bit.prefetch_state  # the base class of all optimizers
     stream_steps = DefaultStreamSteps()
 
     def prefetch_state(self: Optimizer8bit, weight: torch.Tensor) -> None:
         if stream_steps.is_memory_short:
             prefetch(self, weight)
 
-    optimizer.sync_gpu, Optimizer8bit.prefetch_state = _go_on, prefetch_state
+    optimizer.sync_gpu, Optimizer8bit.prefetch_state = _no_sync, prefetch_state
     trainer.add_callback(stream_steps)
     try:
         yield
@@ -40,25 +40,25 @@ def without_sync(trainer: Trainer) -> Iterator[None]:
 
 
 class DefaultStreamSteps(TrainerCallback):
-    """Makes the default stream the present one for an optimizer's step, behind what came before."""
+    """Runs each optimizer step on the default stream, ordered with the current stream."""
 
     def __init__(self) -> None:
-        self._turn = ExitStack()
+        self._step = ExitStack()
         self.is_memory_short = True
 
     def on_pre_optimizer_step(self, *_given: Any, **_named: Any) -> None:
-        """Its kernels wait for the gradients."""
-        ours, theirs = torch.cuda.current_stream(), torch.cuda.default_stream()
-        theirs.wait_stream(ours)
-        self._turn.enter_context(torch.cuda.stream(theirs))
-        self._turn.callback(ours.wait_stream, theirs)
+        """Make the step wait for the gradients, and the default stream current."""
+        current, default = torch.cuda.current_stream(), torch.cuda.default_stream()
+        default.wait_stream(current)
+        self._step.enter_context(torch.cuda.stream(default))
+        self._step.callback(current.wait_stream, default)
         free_bytes, _total = torch.cuda.mem_get_info()
         self.is_memory_short = free_bytes < _SCARCE_BYTES
 
     def on_optimizer_step(self, *_given: Any, **_named: Any) -> None:
-        """What comes next waits for them."""
-        self._turn.close()
+        """Make the job's stream current again and wait for the step."""
+        self._step.close()
 
 
-def _go_on(_weight: torch.Tensor) -> None:
-    """In place of a wait."""
+def _no_sync(_weight: torch.Tensor) -> None:
+    """Replaces bitsandbytes' `sync_gpu`."""

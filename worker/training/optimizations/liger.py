@@ -1,7 +1,7 @@
-"""Liger's kernels in a model of a family that it knows: norms, rotary angles, SwiGLU; taken out again whole.
+"""Liger-Kernel's norms, rotary embeddings and SwiGLU in a model of a supported family, until they are undone.
 
-Its losses are left alone: TRL has its own. Liger puts what it has into the modules and into the family's
-module of transformers; both are remembered.
+Liger's losses are not used, since TRL has its own. Liger replaces functions, classes and methods in the
+model's modules and in the family's module of transformers; all replaced attributes are restored afterwards.
 """
 
 import logging
@@ -17,13 +17,13 @@ _MISSING = object()
 
 @contextmanager
 def applied(model: PeftModel) -> Iterator[None]:
-    """Within it the base model computes with Liger's kernels."""
+    """Within this context the base model computes with Liger's kernels."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
-    # It warns of every backend that it finds no package for.
+    # Liger warns of every backend whose package is not installed.
     logging.getLogger("liger_kernel").setLevel(logging.ERROR)
     base = model.get_base_model()
-    # Copies of what each namespace holds: Liger replaces functions, classes and methods by name.
+    # Copies of the namespaces, to find what Liger replaces in them.
     namespaces = [vars(sys.modules[type(base).__module__]), *(vars(module) for module in base.modules())]
     before = [dict(names) for names in namespaces]
     _apply_liger_kernel_to_instance(model=base, cross_entropy=False, fused_linear_cross_entropy=False)

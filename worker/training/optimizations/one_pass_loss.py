@@ -1,23 +1,23 @@
-"""Log-probabilities of the learned tokens with their gradient from one product with the output layer.
+"""Log-probabilities of the learned tokens and their gradient from one product with the output layer.
 
-TRL multiplies with the output layer twice: in the forward pass, and again in the backward pass, since it
-keeps no logits. The gradient of a log-probability needs nothing from the backward pass but a factor, so it
-is made while the logits are there, some tokens at a time (the idea is Liger-Kernel's fused linear
-cross-entropy, Hsu et al. 2024).
+TRL multiplies with the output layer in the forward pass, and again in the backward pass, since it saves no
+logits. The gradient of a log-probability needs only a factor from the backward pass, so it is computed in the
+forward pass while the logits of a chunk of tokens exist (as in Liger-Kernel's fused linear cross-entropy, Hsu
+et al. 2024).
 
-N: learned tokens. C: tokens at a time. H: the hidden size. V: the vocabulary.
+N: learned tokens. C: tokens of a chunk. H: the hidden size. V: the vocabulary.
 """
 
 from typing import Any
 
 import torch
 
-# Logits that exist at one time.
+# Logits of a chunk.
 _TILE = 1 << 23
 
 
 class OnePassLogProbs(torch.autograd.Function):
-    """Stands in for TRL's ChunkedLogProbFunction where the output layer is frozen and has no soft cap."""
+    """Replaces TRL's ChunkedLogProbFunction where the output layer is frozen and has no soft cap."""
 
     @staticmethod
     def forward(
@@ -27,7 +27,8 @@ class OnePassLogProbs(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         targets_N: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(log-probability, entropy, is the likeliest) of each token, in float32."""
+        """(log-probability, entropy, whether the token is the likeliest) of each token; the first two in
+        float32."""
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
         needs_grad = ctx.needs_input_grad[0]
@@ -60,7 +61,7 @@ class OnePassLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_N: torch.Tensor | None, *_others: Any) -> tuple[torch.Tensor | None, ...]:
-        """The factor of each token, and the gradient that was kept."""
+        """Multiply the saved gradient of each token by its factor."""
         if grad_N is None:
             return None, None, None, None
         (grad_NH,) = ctx.saved_tensors
@@ -68,7 +69,7 @@ class OnePassLogProbs(torch.autograd.Function):
 
 
 class LogProbFunction:
-    """The door in TRL: it calls `apply` with these arguments (1.16)."""
+    """Replaces the function class on which TRL 1.16 calls `apply` with these arguments."""
 
     def __init__(self, trl_function: Any) -> None:
         self.trl_function = trl_function
@@ -85,16 +86,16 @@ class LogProbFunction:
         logit_scale: float = 1.0,
         outputs: tuple[str, ...] = (),
     ) -> tuple[torch.Tensor | None, ...]:
-        """What TRL's own answers, which it is asked for wherever this function would not do."""
+        """Returns what TRL's function returns; calls that one for arguments that are not supported."""
         is_trained = weight_VH.requires_grad or (bias_V is not None and bias_V.requires_grad)
         known = set(outputs) <= {"log_probs", "entropy", "is_top1"}
-        is_plain = temperature == 1 and softcap is None and logit_scale == 1
-        if is_trained or not is_plain or not known or not len(hidden_NH):
+        is_unscaled = temperature == 1 and softcap is None and logit_scale == 1
+        if is_trained or not is_unscaled or not known or not len(hidden_NH):
             rest = (temperature, chunk_size, softcap, logit_scale, outputs)
-            answer: tuple[torch.Tensor | None, ...] = self.trl_function.apply(
+            found: tuple[torch.Tensor | None, ...] = self.trl_function.apply(
                 hidden_NH, weight_VH, bias_V, targets_N, *rest
             )
-            return answer
+            return found
         log_probs_N, entropy_N, is_likeliest_N = OnePassLogProbs.apply(
             hidden_NH, weight_VH, bias_V, targets_N
         )

@@ -1,8 +1,8 @@
-"""The loss without a wait for the device: which tokens are learned is told by whoever made the batch.
+"""The loss without host synchronization: the collator computes which tokens are learned, on the CPU.
 
-TRL picks the learned tokens by a mask that lies on the device, so it must wait there to learn how many there
-are, four times a pass, and the device waits for what is launched afterwards. The CPU knew when it joined the
-rows. What is computed stays TRL's own: log-probabilities from the output layer, in tiles.
+TRL selects the learned tokens by a mask on the device, so the host must wait for the device to know how many
+there are, four times a pass. The batches of `PaddingFreeCollator` contain their positions and targets
+instead. The computation stays TRL's: log-probabilities from the output layer, in chunks of tokens.
 
 T: tokens of a batch. N: learned tokens. H: the hidden size.
 """
@@ -22,9 +22,10 @@ _OUTPUTS = ("log_probs", "entropy", "is_top1")
 
 @contextmanager
 def applied(model: PeftModel) -> Iterator[None]:
-    """Within it a batch that says `learned` and `targets` (batches.py) is scored by them."""
+    """Within this context the loss of a batch with `learned` and `targets` (batches.py) is computed from
+    them."""
     base = model.get_base_model()
-    plain = base.forward
+    original = base.forward
 
     def forward(
         *args: Any,
@@ -35,15 +36,15 @@ def applied(model: PeftModel) -> Iterator[None]:
         **kwargs: Any,
     ) -> Any:
         if learned is None or targets is None or not fused_lm_head:
-            return plain(*args, labels=labels, fused_lm_head=fused_lm_head, **kwargs)
+            return original(*args, labels=labels, fused_lm_head=fused_lm_head, **kwargs)
         hidden_1TH = base.base_model(*args, **kwargs).last_hidden_state
-        return _score(base, _Pick.apply(hidden_1TH[0], learned), targets)
+        return _score(base, _SelectRows.apply(hidden_1TH[0], learned), targets)
 
     base.forward = forward
     try:
         yield
     finally:
-        base.forward = plain
+        base.forward = original
 
 
 def _score(base: PreTrainedModel, hidden_NH: torch.Tensor, targets_N: torch.Tensor) -> FusedCausalLMOutput:
@@ -68,8 +69,9 @@ def _score(base: PreTrainedModel, hidden_NH: torch.Tensor, targets_N: torch.Tens
     )
 
 
-class _Pick(torch.autograd.Function):
-    """Some rows of a matrix, none twice: so their gradients are put back and not added up."""
+class _SelectRows(torch.autograd.Function):
+    """Select rows of a matrix, each at most once, so that the backward pass copies gradients, without
+    adding."""
 
     @staticmethod
     def forward(ctx: Any, hidden_TH: torch.Tensor, places_N: torch.Tensor) -> torch.Tensor:

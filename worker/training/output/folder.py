@@ -1,4 +1,4 @@
-"""The folder of a finished adapter: weights, tokenizer, chat template, and where it all came from."""
+"""Writes the folder of a finished adapter: weights, tokenizer, chat template, model card, and its origin."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -42,7 +42,7 @@ class FinalMetrics(BaseModel):
 
 
 class DatasetOrigin(BaseModel):
-    """What the adapter was trained on. Rows are those that kept a token to learn."""
+    """The dataset of an adapter. Rows without a token to learn are not counted."""
 
     id: str
     name: str | None
@@ -52,14 +52,14 @@ class DatasetOrigin(BaseModel):
 
 
 class TemplateOrigin(BaseModel):
-    """The chat template that rows were rendered with; chat_template.jinja is its text."""
+    """Origin of the chat template that rows were rendered with; chat_template.jinja has its text."""
 
     source: TemplateSource
     sha256: str
 
 
 class Record(BaseModel):
-    """Where an adapter came from; written beside it."""
+    """The origin of an adapter, written to its folder."""
 
     job: str
     spec: JobSpec
@@ -79,7 +79,7 @@ def make_record(
     rows: PreparedRows,
     trainer: AdapterTrainer,
 ) -> Record:
-    """Where the adapter comes from."""
+    """Collect the origin of a trained adapter."""
     request, counters = attempt.request, trainer.counters
     return Record(
         job=request.job_id,
@@ -109,20 +109,20 @@ def make_record(
 
 
 def write(folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> int:
-    """Fill the folder, which appears whole; answers its bytes."""
+    """Write the folder, atomically. Returns its size in bytes."""
     with appearing(folder) as staging:
         adapter.save(model, staging)
         tokenizer.save_pretrained(staging)
         (staging / model_card.CARD).write_text(_write_card(record))
         (staging / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         for path in staging.iterdir():
-            # safetensors writes its file for the owner alone.
+            # safetensors makes its file readable for the owner only.
             path.chmod(0o644)
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def versions() -> dict[str, str]:
-    """What this ran on."""
+    """Versions of Python and the packages that training depends on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The adapter's README.md: what it is, how it was trained and how to use it, for a person and for the Hub."""
+"""Writes an adapter's README.md, the model card of the Hub: what it is, how it was trained, how to use it."""
 
 import json
 from collections.abc import Mapping
@@ -86,7 +86,7 @@ def write_card(
     versions: Mapping[str, str],
     unserved: list[str],
 ) -> str:
-    """The card's text. `unserved` names what in the adapter the engine can't apply."""
+    """The text of the card. `unserved`: settings of the adapter that the engine does not support."""
     name = spec.name or job
     serving = _UNSERVED.substitute(reasons=", ".join(f"`{reason}`" for reason in unserved))
     return _CARD.substitute(
@@ -123,7 +123,7 @@ def _recipe(spec: JobSpec) -> dict[str, object]:
 
 
 def _chosen(spec: JobSpec) -> dict[str, object]:
-    """What differs from the defaults; a chat template stands in a file of its own."""
+    """Settings that differ from the defaults, without the chat template, which has its own file."""
     return spec.model_dump(mode="json", exclude_defaults=True, exclude={"chat_template"})
 
 
@@ -132,7 +132,7 @@ def _table(rows: Mapping[str, object]) -> str:
 
 
 def _cell(value: object) -> str:
-    """The value on one line, with nothing that a table would take for its own."""
+    """A value on one line, with the characters escaped that have a meaning in a table."""
     text = (
         f"{value:,.4g}"
         if isinstance(value, float)

@@ -1,5 +1,6 @@
-"""Is the finished adapter right? Its files are loaded afresh, as serving loads them: prompts must come out as
-they were trained on, and the adapter must change what the model says.
+"""Verifies a finished adapter from its files, loaded as serving loads them.
+
+Prompts must be rendered as they were in training, and the adapter must change the model's logits.
 
 B: one row. L: its tokens. V: the vocabulary.
 """
@@ -22,7 +23,8 @@ _MAX_TOKENS = 256
 
 
 def verify_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha256: str) -> None:
-    """Render the samples with the tokenizer and the template in the folder. Raises TemplateMismatch."""
+    """Render the samples with the tokenizer and template in the folder. Raises TemplateMismatch on a
+    difference."""
     tokenizer = base_model.load_tokenizer(folder)
     set_template(tokenizer)
     check_prompts(samples, tokenizer)
@@ -31,10 +33,11 @@ def verify_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha
 
 
 def verify_weights(base: PreTrainedModel, folder: Path, row: TokenRow) -> None:
-    """Compare logits with the adapter and without. Raises AdapterInert (the same), LossNotFinite (NaN)."""
+    """Compare logits with and without the adapter. Raises AdapterInert (equal), LossNotFinite (NaN or
+    infinite)."""
     input_ids_BL = torch.tensor([row.input_ids[:_MAX_TOKENS]], device=base.device)
     with torch.no_grad():
-        plain_BLV = base.eval()(input_ids=input_ids_BL).logits
+        base_BLV = base.eval()(input_ids=input_ids_BL).logits
         model = PeftModel.from_pretrained(base, str(folder)).eval()
         adapted_BLV = model(input_ids=input_ids_BL).logits
     if not adapted_BLV.isfinite().all():
@@ -42,7 +45,7 @@ def verify_weights(base: PreTrainedModel, folder: Path, row: TokenRow) -> None:
             "With the finished adapter the model's output is NaN or infinite.",
             hint="Lower training.learning_rate.",
         )
-    if torch.equal(adapted_BLV, plain_BLV):
+    if torch.equal(adapted_BLV, base_BLV):
         raise AdapterInert(
             "The finished adapter does not change what the model says.",
             hint="Train for more steps or with a higher training.learning_rate.",

@@ -1,4 +1,4 @@
-"""What happens while the trainer trains: progress and metrics for the worker, asked-for stops."""
+"""Trainer callbacks that report progress and metrics to the worker, and stop on its request."""
 
 import math
 import threading
@@ -20,12 +20,12 @@ from worker.training.progress.loss_guard import LossGuard
 
 Send = Callable[[BaseModel], None]
 
-# The time left is reckoned from so many last steps.
+# The remaining time is estimated from so many last steps.
 _RECENT_STEPS = 50
 
 
 class Reporter(TrainerCallback):
-    """Sends what happens. Only optimizer steps are timed: evaluations and checkpoints are left out."""
+    """Reports progress and metrics. Times optimizer steps only, without evaluations and checkpoints."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Reporter(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_log = True
         self._launched.append((self._counters.launched(), state.global_step, state.epoch))
-        is_looked_at = control.should_log or control.should_evaluate or control.should_save
-        # A GPU is given the next step while it does this one.
-        ahead = 1 if self._device.is_cuda and not is_looked_at and not control.should_training_stop else 0
+        is_read = control.should_log or control.should_evaluate or control.should_save
+        # The next step is launched while the GPU computes this one.
+        ahead = 1 if self._device.is_cuda and not is_read and not control.should_training_stop else 0
         self.wait_for_steps(args, state, ahead)
 
     def on_epoch_end(
@@ -76,8 +76,8 @@ class Reporter(TrainerCallback):
         self.wait_for_steps(args, state)
 
     def wait_for_steps(self, args: TrainingArguments, state: TrainerState, ahead: int = 0) -> None:
-        """Wait for all steps but the last `ahead`: the one place of a step that waits for the device, so
-        what is timed is what it took."""
+        """Wait for all launched steps but the last `ahead`, and report them. Nothing else in a step waits for
+        the device, so this times steps correctly."""
         while len(self._launched) > ahead:
             launched, step, epoch = self._launched.popleft()
             loss, tokens = launched.wait()
@@ -104,7 +104,7 @@ class Reporter(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        # The trainer also logs evaluations and a summary; those have no `loss`.
+        # The trainer also logs evaluations and a summary, which have no `loss`.
         if not logs or "loss" not in logs:
             return
         self._send_point(
@@ -112,7 +112,7 @@ class Reporter(TrainerCallback):
                 step=state.global_step,
                 total_steps=state.max_steps,
                 epoch=state.epoch or 0.0,
-                # The trainer's own mean forgets the steps before an interruption.
+                # The trainer's mean leaves out the steps before an interruption.
                 loss=self._counters.end_window(),
                 grad_norm=_finite(logs.get("grad_norm")),
                 learning_rate=logs.get("learning_rate"),
@@ -157,21 +157,22 @@ class Reporter(TrainerCallback):
 
 
 class StopOnRequest(TrainerCallback):
-    """Ends training after the present optimizer step, with a checkpoint. Stands behind the Reporter."""
+    """Ends training with a checkpoint after the present step, on request. Must follow the Reporter."""
 
-    def __init__(self, asked: threading.Event, reporter: Reporter) -> None:
-        self._asked = asked
+    def __init__(self, requested: threading.Event, reporter: Reporter) -> None:
+        self._requested = requested
         self._reporter = reporter
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._asked.is_set():
+        if self._requested.is_set():
             self._reporter.wait_for_steps(args, state)
             control.should_save = True
             control.should_training_stop = True
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity; float16 training skips a step whose gradient is infinite and goes on."""
+    """The value, None where not finite: JSON has no infinity, and float16 training skips infinite
+    gradients."""
     return value if value is not None and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What is counted over a whole job, so that an interrupted one reports as an undisturbed one does."""
+"""Counts over a whole job, saved in checkpoints, so that a resumed job reports as an uninterrupted one."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, PrivateAttr
 
 
 class Counters(BaseModel):
-    """Goes into every checkpoint."""
+    """Tokens, time and losses of a job up to its present step. Saved in every checkpoint."""
 
     tokens: int = Field(0, description="Tokens trained on, padding left out.")
     seconds: float = Field(0.0, description="Time spent in optimizer steps.")
@@ -28,30 +28,30 @@ class Counters(BaseModel):
         None, description="Rows in a forward pass since memory ran out; None: as the job asks."
     )
     eval_rows_at_once: int | None = None
-    # Of the present step. They stay on the device: to read one there waits for all the work before it.
+    # Of the present step, on the device: reading them waits for all work launched before.
     _losses: list[torch.Tensor] = PrivateAttr(default_factory=list)
     _tokens: list[torch.Tensor] = PrivateAttr(default_factory=list)
 
     def add_loss(self, loss: torch.Tensor) -> None:
-        """A pass of the present step is done; its share of the step's loss."""
+        """Add a pass's share of the present step's loss."""
         self._losses.append(loss)
 
     def add_tokens(self, tokens: torch.Tensor) -> None:
-        """A batch of the present step has so many tokens."""
+        """Add the token count of a batch of the present step."""
         self._tokens.append(tokens)
 
-    def forget_losses(self) -> None:
-        """The present step begins anew."""
+    def drop_losses(self) -> None:
+        """Drop the losses of the present step, which is repeated."""
         self._losses = []
 
     def launched(self) -> "Launched":
-        """Everything of the present step has been given to the device."""
+        """End the present step once it is launched. Returns its loss and tokens, still being computed."""
         launched = Launched(self._losses, self._tokens)
         self._losses, self._tokens = [], []
         return launched
 
     def end_step(self, loss: float, tokens: int, seconds: float) -> None:
-        """An optimizer step is done, in so much time."""
+        """Count a finished optimizer step."""
         self.last_loss = loss
         self.tokens += tokens
         self.seconds += seconds
@@ -68,7 +68,7 @@ class Counters(BaseModel):
 
 
 class Launched:
-    """Loss and tokens of a step, on their way from the device: later steps can be launched meanwhile."""
+    """Loss and tokens of a launched step, copied from the device while later steps are launched."""
 
     def __init__(self, losses: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]) -> None:
         self._passes = len(losses)
@@ -83,7 +83,7 @@ class Launched:
             self._values = values
 
     def wait(self) -> tuple[float, int]:
-        """Loss and tokens, when the device has done the step."""
+        """Wait until the device has finished the step. Returns (loss, tokens)."""
         if self._ready:
             self._ready.synchronize()
         values = self._values.tolist()

@@ -1,7 +1,7 @@
-"""The last points of the loss curve that were sent, kept in each checkpoint.
+"""The last points of the loss curve that were sent, saved in each checkpoint.
 
-A worker that is killed may take reports with it that it had not recorded yet. The attempt that goes on from
-the checkpoint sends those again, so that the curve has no hole.
+Reports that a killed worker had received but not recorded are lost. The attempt that resumes from the
+checkpoint sends them again, so that the curve has no gap.
 """
 
 from pydantic import BaseModel
@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from app.core.jobs.events import Evaluation
 from worker.processes.reports import CurvePoint
 
-# A worker records what it reads every half second; nothing makes it lag so far behind.
-_KEPT = 500
+# A worker records reports every half second, so it never has so many unrecorded points.
+_MAX_POINTS = 500
 
 
 class History(BaseModel):
@@ -19,8 +19,8 @@ class History(BaseModel):
     points: list[CurvePoint] = []
 
     def add(self, point: CurvePoint) -> None:
-        """Remember a point; the oldest are forgotten."""
-        self.points = [*self.points[1 - _KEPT :], point]
+        """Add a point; drops the oldest beyond the limit."""
+        self.points = [*self.points[1 - _MAX_POINTS :], point]
 
     def find_unrecorded(self, recorded: CurvePoint | None) -> list[CurvePoint]:
         """The points that come after the last one that the worker has recorded."""
@@ -30,5 +30,5 @@ class History(BaseModel):
 
 
 def _place(point: CurvePoint) -> tuple[int, bool]:
-    """By step; a step is logged before it is evaluated."""
+    """Sort key: the step; a step is logged before it is evaluated."""
     return point.step, isinstance(point, Evaluation)

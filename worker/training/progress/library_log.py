@@ -1,4 +1,4 @@
-"""What the libraries say while they work: warnings become events, each once; progress bars are off."""
+"""Turns warnings that the libraries log into events, each once; turns their progress bars off."""
 
 import logging
 import warnings
@@ -14,10 +14,10 @@ from worker.processes.reports import Happened
 
 _LIBRARIES = ("transformers", "trl", "peft", "accelerate", "bitsandbytes", "torch")
 _MAX_LENGTH = 500
-# Said of every job, and nothing that a person could or should do anything about.
+# Warnings of every job, which need no action.
 _EXPECTED = (
     "Paged optimizers are not supported on CPU",
-    # PEFT 0.21 asks transformers 5.23 by the old name.
+    # PEFT 0.21 reads an attribute of transformers 5.23 by its old name.
     "`is_gradient_checkpointing` is deprecated",
 )
 _NOISE = (
@@ -28,7 +28,7 @@ _NOISE = (
 
 
 def attach(send: Callable[[BaseModel], None]) -> None:
-    """Send the libraries' warnings from now on."""
+    """Send the libraries' warnings as events from now on."""
     for message in _EXPECTED:
         warnings.filterwarnings("ignore", message=message)
     transformers.utils.logging.disable_progress_bar()
@@ -42,11 +42,11 @@ class _Sender(logging.Handler):
     def __init__(self, send: Callable[[BaseModel], None]) -> None:
         super().__init__(logging.WARNING)
         self._send = send
-        self._said: set[str] = set()
+        self._sent: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = redact(record.getMessage())[:_MAX_LENGTH]
-        if message in self._said or any(noise in message for noise in _NOISE):
+        if message in self._sent or any(noise in message for noise in _NOISE):
             return
-        self._said.add(message)
+        self._sent.add(message)
         self._send(Happened(event=Warn(code="library", message=f"{record.name.split('.')[0]}: {message}")))

@@ -1,9 +1,9 @@
-"""Stops a job whose loss is no number or has exploded, before it overwrites its good checkpoints.
+"""Stops a job whose loss is not finite or has exploded, before it overwrites its good checkpoints.
 
-The rule is made to be wrong seldom rather than early. For 20 steps on end, more than any spike lasts that an
-adapter recovers from, the loss must be above three times that of the first step, which was taken before
-anything was learned, and above half of ln(vocabulary), the loss of a model that guesses blindly: a small loss
-may triple and mean nothing, and to an odd base model the rows may be noise from the start.
+The rule prefers few false alarms to an early one. For 20 steps in a row, longer than any spike from which an
+adapter recovers, the loss must be above three times that of the first step, before anything was learned, and
+above half of ln(vocabulary), the loss of uniform guessing: a small loss may triple without harm, and for an
+unusual base model the rows may be noise from the start.
 """
 
 import math
@@ -17,7 +17,7 @@ _TIMES_GUESSING = 0.5
 
 
 def not_finite(thing: str, step: int, total: int, learning_rate: float) -> LossNotFinite:
-    """The error of a loss or an adapter that is NaN or infinite."""
+    """The error for a loss or an adapter that is NaN or infinite."""
     return LossNotFinite(
         f"The {thing} became NaN or infinite at step {step} of {total}.",
         hint=f"Lower training.learning_rate (it is {learning_rate:g}) or give it a warm-up: "
@@ -26,14 +26,14 @@ def not_finite(thing: str, step: int, total: int, learning_rate: float) -> LossN
 
 
 class LossGuard:
-    """Looks at the loss of every step, and counts those that are far too high."""
+    """Checks the loss of every step, and counts steps in a row whose loss is far too high."""
 
     def __init__(self, counters: Counters, vocabulary: int) -> None:
         self._counters = counters
         self._guessing = math.log(vocabulary)
 
     def check(self, step: int, total: int, learning_rate: float) -> None:
-        """A step has ended. Raises LossNotFinite and LossExploded."""
+        """Check the loss of the last step. Raises LossNotFinite, LossExploded."""
         counters = self._counters
         assert counters.first_loss is not None
         assert counters.last_loss is not None

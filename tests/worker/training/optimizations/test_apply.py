@@ -1,4 +1,4 @@
-"""A job takes what applies and is right, says so, and trains as it would without."""
+"""A job uses the optimizations that apply and pass their trial, logs them, and trains as it would without."""
 
 from dataclasses import replace
 from typing import Any
@@ -86,7 +86,7 @@ def test_a_fast_job_learns_what_a_plain_one_does(make_request: MakeRequest, chan
 def test_dropout_draws_what_pefts_layers_draw(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where rows lie as in a padded batch, a job with dropout has the losses of a plain one, too."""
+    """With padded batches a job with dropout has the losses of a plain one, too."""
     monkeypatch.setattr(apply, "_padding_free", lambda *_given, **_options: apply.ExitStack())
     spec = SPEC | {"lora": {"r": 4, "dropout": 0.3}}
 
@@ -97,7 +97,7 @@ def test_dropout_draws_what_pefts_layers_draw(
 
 
 @pytest.mark.parametrize("draws_peft_masks", [True, False])
-def test_other_masks_are_no_fault_where_they_are_expected(
+def test_other_dropout_masks_are_no_fault_where_they_are_expected(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, draws_peft_masks: bool
 ) -> None:
     def draw(*given: Any) -> Any:
@@ -137,7 +137,7 @@ def test_other_masks_are_no_fault_where_they_are_expected(
     ],
     ids=["dora", "bias", "modules_to_save", "neftune"],
 )
-def test_what_does_not_apply_is_left_out_with_a_reason(
+def test_optimizations_that_do_not_apply_are_left_out_with_a_reason(
     make_request: MakeRequest, changes: dict[str, Any], reason: str
 ) -> None:
     reports = run_here(make_request(**(SPEC | changes)))
@@ -173,7 +173,7 @@ def test_a_kernel_that_lets_rows_read_each_other_is_found_and_not_used(
 
     monkeypatch.setitem(apply._VARLEN, "row by row", leaking)
     plan_optimizations = apply.plan_optimizations
-    # Graphs would be next; where batches stay padded they are not even begun.
+    # CUDA graphs would be next; where batches stay padded they are not tried.
     monkeypatch.setattr(
         apply,
         "plan_optimizations",
@@ -202,7 +202,7 @@ def test_a_kernel_that_fails_here_is_not_used(
     assert losses(reports)
 
 
-def test_what_fails_makes_room_for_what_stands_in_for_it(
+def test_an_optimization_that_fails_is_replaced_by_its_alternative(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_given: Any, **_options: Any) -> torch.Tensor:

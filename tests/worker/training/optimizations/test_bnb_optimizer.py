@@ -1,4 +1,4 @@
-"""Steps of bitsandbytes' optimizers: in the order of the other work, without waits."""
+"""Steps of bitsandbytes' optimizers: ordered by streams, without host synchronization."""
 
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -29,7 +29,9 @@ class FakeTrainer:
         self.remove_callback = self.callbacks.remove
 
 
-def test_a_step_is_ordered_by_the_device_and_later_by_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_ordered_by_streams_and_afterwards_by_synchronization_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     said: list[str] = []
 
     @contextmanager
@@ -67,7 +69,7 @@ def test_a_step_is_ordered_by_the_device_and_later_by_waits_again(monkeypatch: p
 
 
 @pytest.mark.parametrize(("free_bytes", "asks"), [(1 << 34, 0), (1 << 28, 2)], ids=["free", "scarce"])
-def test_pages_are_asked_for_where_they_may_have_left(
+def test_pages_are_prefetched_where_they_may_have_left_the_device(
     monkeypatch: pytest.MonkeyPatch, free_bytes: int, asks: int
 ) -> None:
     asked: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""Weights that stay unpacked: the same numbers, looked at once, given back when memory runs out."""
+"""Cached dequantized weights: the same numbers, decided once, released when memory runs out."""
 
 from collections.abc import Iterator
 
@@ -16,8 +16,8 @@ from worker.training.optimizations.dequantized_cache import DequantizedCache
 from worker.training.optimizations.lora.linears import FusedLora
 
 
-class Watcher:
-    """Spare memory that only counts."""
+class CountingMemory:
+    """Spare memory that counts its refreshes."""
 
     refreshed = 0
 
@@ -35,16 +35,16 @@ def linears(model: PeftModel) -> Iterator[FusedLora]:
     linears.remove()
 
 
-def is_kept(weight: FourBitWeight) -> bool:
+def is_cached(weight: FourBitWeight) -> bool:
     first, second = (weight.read(torch.float32) for _ in range(2))
     return first.data_ptr() == second.data_ptr()
 
 
-def end_step(keeper: DequantizedCache) -> None:
-    keeper.on_step_end(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
+def end_step(cache: DequantizedCache) -> None:
+    cache.on_step_end(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
 
 
-def test_kept_weights_compute_the_same(model: PeftModel, linears: FusedLora) -> None:
+def test_cached_weights_compute_the_same(model: PeftModel, linears: FusedLora) -> None:
     batch = Collator(0)(list(make_dataset(draw_rows([5, 2, 9]))))
     expected = losses_and_gradients(model, batch)
     packed = [weight for group in linears._groups for _member, weight in group._four_bit_members()]
@@ -53,42 +53,42 @@ def test_kept_weights_compute_the_same(model: PeftModel, linears: FusedLora) -> 
     linears.cache_dequantized()
 
     assert linears.dequantized_bytes == sum(weight.read(torch.float32).nbytes for weight in packed)
-    assert all(is_kept(weight) for weight in packed)
+    assert all(is_cached(weight) for weight in packed)
     for left, right in zip(losses_and_gradients(model, batch), expected, strict=True):
         assert torch.equal(left, right)
     assert linears.drop_dequantized()
     assert not linears.drop_dequantized()
-    assert not any(is_kept(weight) for weight in packed)
+    assert not any(is_cached(weight) for weight in packed)
 
 
-@pytest.mark.parametrize("has_room", [True, False])
-def test_it_looks_for_room_once_after_the_first_steps(
-    linears: FusedLora, has_room: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fits", [True, False])
+def test_free_memory_is_read_once_after_the_first_steps(
+    linears: FusedLora, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    free_bytes = linears.dequantized_bytes + dequantized_cache._SPARE_BYTES - (not has_room)
+    free_bytes = linears.dequantized_bytes + dequantized_cache._SPARE_BYTES - (not fits)
     monkeypatch.setattr(memory, "free_beside_peak", lambda growth: asked.append(growth) or free_bytes)
-    graphs = Watcher()
+    graphs = CountingMemory()
     said: list[str] = []
-    keeper = DequantizedCache(linears, [graphs], said.append)
+    cache = DequantizedCache(linears, [graphs], said.append)
 
     for _ in range(2):
-        end_step(keeper)
+        end_step(cache)
     assert asked == []
     for _ in range(5):
-        end_step(keeper)
+        end_step(cache)
 
     assert asked == [dequantized_cache._GROWTH]
-    assert graphs.refreshed == len(said) == has_room
-    assert keeper.release() == has_room
+    assert graphs.refreshed == len(said) == fits
+    assert cache.release() == fits
 
 
-def test_once_memory_ran_out_it_looks_no_more(linears: FusedLora, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_memory_ran_out_nothing_is_cached(linears: FusedLora, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_beside_peak", lambda growth: 1 << 60)
-    keeper = DequantizedCache(linears, [], print)
-    assert not keeper.release()
+    cache = DequantizedCache(linears, [], print)
+    assert not cache.release()
 
     for _ in range(5):
-        end_step(keeper)
+        end_step(cache)
 
     assert not linears.drop_dequantized()

@@ -1,4 +1,4 @@
-"""Liger's kernels are put into a model and taken out again; only a GPU runs them."""
+"""Liger's kernels are applied to a model and undone; only a GPU runs them."""
 
 from peft import PeftModel
 from transformers.models.llama import modeling_llama
@@ -11,7 +11,7 @@ def what_is_there(model: PeftModel) -> list[dict[str, object]]:
     return [dict(vars(modeling_llama)), *(dict(vars(module)) for module in base.modules())]
 
 
-def test_a_model_is_left_as_it_was(model: PeftModel) -> None:
+def test_a_model_is_restored(model: PeftModel) -> None:
     base = model.get_base_model()
     before = what_is_there(model)
 

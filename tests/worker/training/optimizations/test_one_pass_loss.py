@@ -1,4 +1,4 @@
-"""The loss in one pass against TRL's own: log-probabilities, entropy, accuracy and gradient."""
+"""Log-probabilities in one pass against TRL's: also entropy, accuracy and gradient."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def test_in_bfloat16_it_is_as_close_to_float32_as_trls() -> None:
 @pytest.mark.parametrize(
     "options", [{"trained": True}, {"softcap": 5.0}, {"logit_scale": 0.5}, {"tokens": 0}], ids=str
 )
-def test_what_it_does_not_know_goes_trls_way(options: dict[str, Any]) -> None:
+def test_what_is_not_supported_is_computed_by_trl(options: dict[str, Any]) -> None:
     class Counting:
         calls = 0
 
@@ -77,7 +77,7 @@ def test_what_it_does_not_know_goes_trls_way(options: dict[str, Any]) -> None:
     assert Counting.calls == 1
 
 
-def test_without_gradients_nothing_is_kept() -> None:
+def test_without_gradients_nothing_is_saved() -> None:
     weight_VH = torch.randn(50, 16)
 
     with torch.no_grad():

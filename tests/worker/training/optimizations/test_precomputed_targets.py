@@ -1,4 +1,4 @@
-"""Batches that say what is learned are scored as TRL scores them by their labels."""
+"""The loss of batches with precomputed targets is that of TRL from their labels."""
 
 from typing import Any
 

@@ -38,7 +38,7 @@ def checkpoint(model: PeftModel) -> None:
     getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
 
 
-@pytest.mark.parametrize("checkpoints", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["saved", "checkpointed"])
 @pytest.mark.parametrize(
     "targets", ["all-linear", ["q_proj", "v_proj"], ["o_proj", "up_proj"]], ids=["all", "some", "one adds"]
 )
@@ -87,7 +87,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[Any], obje
 @pytest.mark.parametrize("is_cached", [False, True], ids=["dequantized", "cached"])
 @pytest.mark.parametrize("checkpoints", [False, True], ids=["once", "checkpointed"])
 @pytest.mark.parametrize(
-    ("targets", "beside", "above"),
+    ("targets", "with_b", "with_a"),
     # Behind the last layer is no norm that would pad its gradient.
     [
         ("all-linear", {24: 6, 16: 4}, 3),
@@ -99,8 +99,8 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[Any], obje
 def test_norms_pad_their_columns_for_products_with_a(
     models_folder: Path,
     targets: str | list[str],
-    beside: dict[int, int],
-    above: int,
+    with_b: dict[int, int],
+    with_a: int,
     checkpoints: bool,
     is_cached: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,7 +127,7 @@ def test_norms_pad_their_columns_for_products_with_a(
     with residuals.applied(model, fast):
         found = losses_and_gradients(model, batch)
 
-    # The adapter beside a cached weight is that of the pass before until it is copied again.
+    # The adapter next to a cached weight is that of the pass before until it is copied again.
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_" in name:
@@ -138,8 +138,8 @@ def test_norms_pad_their_columns_for_products_with_a(
     fast.remove()
     expected_later = losses_and_gradients(model, batch)
     passes = 4 if checkpoints else 2
-    assert read_with_b == {count: passes * reads for count, reads in beside.items()}
-    assert read_with_a.total() == 2 * above
+    assert read_with_b == {count: passes * reads for count, reads in with_b.items()}
+    assert read_with_a.total() == 2 * with_a
     for left, right in zip([*found, *found_later], [*expected, *expected_later], strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 

@@ -68,7 +68,7 @@ def test_the_gpus_kernel_is_asked_for_causal_rows(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("packed_length", [None, 12], ids=["rows", "packed"])
 @pytest.mark.parametrize("masked", [(), (1,), (0, 2)], ids=str)
-@pytest.mark.parametrize("checkpoints", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["saved", "checkpointed"])
 def test_losses_and_gradients_are_those_of_a_padded_batch(
     model: PeftModel, checkpoints: bool, masked: tuple[int, ...], packed_length: int | None
 ) -> None:

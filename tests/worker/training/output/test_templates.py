@@ -1,4 +1,4 @@
-"""Chat templates of whole jobs: which is taken, what is kept of it, and that serving uses the same."""
+"""Chat templates of whole jobs: which is taken, what is saved of it, and that serving uses the same."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What the proof finds, tried by breaking the files that a finished job left behind."""
+"""What the verification finds, tested by breaking the files of a finished job."""
 
 import json
 from collections.abc import Callable

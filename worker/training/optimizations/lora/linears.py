@@ -93,7 +93,7 @@ class FusedLora:
 
     def _begin_pass(self, _module: nn.Module, _arguments: Any) -> None:
         copies = [copy for group in self._groups for copy in group.begin_pass()]
-        # One launch for all these small matrices. Strided ones (beside cached weights) are copied apart,
+        # One launch for all these small matrices. Strided ones (next to cached weights) are copied apart,
         # since one of them would make PyTorch copy all of them one by one.
         for is_whole in (True, False):
             some = [(to, origin) for to, origin in copies if to.is_contiguous() == is_whole]

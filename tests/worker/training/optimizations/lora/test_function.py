@@ -99,7 +99,7 @@ def test_it_computes_what_float32_says(
         if not has_padding:
             return lora_linears(x, layers, adapters, params)
         columns = torch.block_diag(*copies[1::2]).split(outputs)
-        beside = [
+        appended = [
             dataclasses.replace(
                 layer,
                 read_with_b=torch.cat([weight, b], dim=1).to,
@@ -111,7 +111,7 @@ def test_it_computes_what_float32_says(
         # The interpreter takes bfloat16 for integers.
         low_rank = low_rank_matmul if dtype is torch.float32 else None
         padded = padded_columns.mark_padding(PaddedInput.apply(x, total), total)
-        ys = lora_linears(padded, beside, adapters, params, low_rank=low_rank)
+        ys = lora_linears(padded, appended, adapters, params, low_rank=low_rank)
         return [PaddedGradient.apply(y, total) for y in ys]
 
     def reference(x: torch.Tensor, params: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The LoRA function in a model against PEFT's own layers: outputs, gradients, what is kept and what stays."""
+"""The LoRA function in a model against PEFT's own layers: outputs, gradients, and what autograd saves."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ def run(model: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> list[torch.Ten
     return [y.detach(), x.grad, *(w.grad for w in model.parameters() if w.grad is not None)]
 
 
-@pytest.mark.parametrize("checkpoints", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["saved", "checkpointed"])
 @pytest.mark.parametrize("double", [None, False, True], ids=["dense", "nf4", "double"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("lora", [{}, {"lora_dropout": 0.2}, {"use_rslora": True, "r": 9}], ids=str)
@@ -107,7 +107,7 @@ def test_it_computes_what_peft_computes(
         assert relative_error(left, right) <= 3 * TOLERANCE[dtype]
 
 
-def test_autograd_keeps_the_input_once_and_the_narrow_products() -> None:
+def test_autograd_saves_the_input_once_and_the_low_rank_products() -> None:
     torch.manual_seed(0)
     model = adapted(Stack(), torch.float32, double=True)
     plain = saved_bytes(model)
@@ -119,7 +119,7 @@ def test_autograd_keeps_the_input_once_and_the_narrow_products() -> None:
     assert saved_bytes(model) == plain == 4 * expected
 
 
-def test_dropout_keeps_a_byte_for_each_input_where_peft_keeps_six() -> None:
+def test_dropout_saves_a_byte_for_each_input_where_peft_saves_six() -> None:
     torch.manual_seed(0)
     without = adapted(Stack(), torch.float32, double=True)
     dropped = adapted(Stack(), torch.float32, double=True, lora_dropout=0.1)
@@ -133,18 +133,18 @@ def test_dropout_keeps_a_byte_for_each_input_where_peft_keeps_six() -> None:
 
 
 def saved_bytes(model: nn.Module) -> int:
-    """What autograd keeps of a forward pass beside the model's own weights, each tensor once."""
+    """Bytes that autograd saves in a forward pass, without the model's own weights, each tensor once."""
     own = {weight.data_ptr() for weight in model.parameters()}
-    kept: dict[int, tuple[int, torch.Tensor]] = {}
+    saved: dict[int, tuple[int, torch.Tensor]] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+            saved[tensor.data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model(torch.randn(2, 5, 64, requires_grad=True))
-    return sum(size for size, _tensor in kept.values())
+    return sum(size for size, _tensor in saved.values())
 
 
 def test_what_is_not_plain_lora_stays_pefts_own() -> None:
