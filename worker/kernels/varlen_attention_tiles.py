@@ -213,8 +213,7 @@ def grad_keys_kernel(
     OWN: tl.constexpr,
     OTHERS: tl.constexpr,
 ):
-    """The gradients of one tile of keys and values, from all heads that read them. Grid: (key heads,
-    tiles)."""
+    """The gradients of a tile of keys and values, from all heads that read them. Grid: (key heads, tiles)."""
     key_head = tl.program_id(0)
     begin, length, first = _read_tile(tiles, tl.program_id(1))
     if first >= length:
@@ -271,8 +270,7 @@ def grad_keys_kernel(
 
 @triton.jit
 def _read_tile(tiles, tile):
-    """(where the tile's row begins, the row's length, the tile's first place in it); length 0: no such
-    tile."""
+    """(where the tile's row begins, length of the row, first place of the tile in it); length 0: no tile."""
     return tl.load(tiles + 3 * tile), tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
 
 

@@ -35,8 +35,10 @@ def find_unserved(model: PeftModel) -> list[str]:
 
 
 def trainable_to_float32(model: PeftModel) -> None:
-    """Turn trained weights into float32. TRL rounds a 4-bit model's adapter to bfloat16: small updates are
-    lost and fp16 training fails."""
+    """Turn trained weights into float32.
+
+    TRL rounds a 4-bit model's adapter to bfloat16: small updates are lost, and fp16 training fails.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -27,16 +27,14 @@ class Example(TypedDict, total=False):
 
 
 def make_dataset(rows: Sequence[TokenRow], *, packed_length: int | None = None) -> Dataset:
-    """Rows as a dataset for TRL's trainer; with `packed_length`, packed into sequences of up to so many
-    tokens."""
+    """Rows as a dataset for TRL's trainer; `packed_length`: packed into sequences of up to so many tokens."""
     columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
     dataset = Dataset.from_dict(columns, features=_FEATURES)
     return pack(dataset, packed_length) if packed_length else dataset
 
 
 class Collator:
-    """Pads sequences to the longest of the batch. Padding is identified by its place, never by its token
-    id."""
+    """Pads sequences to the longest of the batch. Padding is known by its place, never by its token id."""
 
     def __init__(self, pad_token_id: int) -> None:
         self._pad_token_id = pad_token_id
@@ -65,7 +63,7 @@ class PaddingFreeCollator:
     """Concatenates all rows of a batch without padding, for varlen attention."""
 
     def __init__(self, *, with_targets: bool = False) -> None:
-        self._tells_targets = with_targets
+        self._with_targets = with_targets
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """A batch on the CPU: `input_ids`, `labels`, `position_ids`, [1, T], and where rows begin, in the
@@ -81,13 +79,12 @@ class PaddingFreeCollator:
             torch.tensor([labels]),
             lengths,
             [len(example["input_ids"]) for example in examples],
-            with_targets=self._tells_targets,
+            with_targets=self._with_targets,
         )
 
 
 class EpochSampler(Sampler[int]):
-    """The order of the rows, a function of seed and epoch alone, so that a resumed job reads the same
-    order."""
+    """The order of the rows, from seed and epoch alone, so that a resumed job reads the same order."""
 
     def __init__(self, lengths: Sequence[int], *, seed: int, group_size: int | None) -> None:
         """`group_size`: so many rows in turn, those of an optimizer step, have similar lengths."""

@@ -20,8 +20,7 @@ _CHAT = (DatasetFormat.MESSAGES, DatasetFormat.CONVERSATIONS, DatasetFormat.INST
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """Token rows to train and evaluate on, sample rows with their text, and the source of the chat
-    template."""
+    """Token rows to train and evaluate on, samples with their text, and the source of the chat template."""
 
     train: list[TokenRow]
     held_out: list[TokenRow]

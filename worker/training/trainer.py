@@ -103,8 +103,7 @@ class AdapterTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """TRL's loss without its three synchronizations in each pass: metrics stay on the device until
-        `log`."""
+        """TRL's loss without its three synchronizations a pass: metrics stay on the device until `log`."""
         inputs = model_inputs(inputs)
         if self.aux_loss_enabled:
             loss: torch.Tensor = super().compute_loss(model, inputs, False, num_items_in_batch)
@@ -196,8 +195,7 @@ class AdapterTrainer(SFTTrainer):
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _reset_step(self, model: Any) -> None:
-        """Undo the present step, and release spare memory, or halve the rows of a pass where there is
-        none."""
+        """Undo the present step; release spare memory or, where there is none, halve the rows of a pass."""
         released = [spare.release() for spare in self.spare_memory]
         if any(released):
             memory.free()
@@ -235,8 +233,7 @@ class AdapterTrainer(SFTTrainer):
 
 
 def _unless_out_of_memory(compute: Callable[[], Computed]) -> Computed | None:
-    """The result of `compute`, or None where memory ran out: the failed pass can be freed after this
-    returns."""
+    """The result of `compute`, or None where memory ran out, so that the caller can free the failed pass."""
     try:
         return compute()
     except (RuntimeError, MemoryError) as error:

@@ -55,7 +55,7 @@ TRAINING_CASES: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "dataset_kwargs", {"skip_prepare_dataset": True}),
     ({}, "logging_nan_inf_filter", False),
 ]
-# These shape the rows or the callbacks; test_formatting.py and test_run.py see to them.
+# These apply to the rows or the callbacks, whose tests are in tests/worker/templates and test_run.py.
 ELSEWHERE = {"early_stopping_patience", "keep_checkpoints"}
 
 

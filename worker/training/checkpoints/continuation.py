@@ -17,8 +17,7 @@ _SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 
 def start_from(model: PeftModel, folder: Path) -> None:
-    """Load the weights in the folder into the new adapter. Raises AdapterUnfit, which names the
-    difference."""
+    """Load the weights in a folder into the new adapter. Raises AdapterUnfit, which names the difference."""
     try:
         saved = load_file(folder / WEIGHTS)
         config = LoraConfig.from_pretrained(str(folder))

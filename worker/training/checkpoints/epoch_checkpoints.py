@@ -17,8 +17,7 @@ from worker.training.output import folder as output
 
 
 class SaveEpochAdapters(TrainerCallback):
-    """Saves and reports the adapters of epochs. That of the last epoch is the finished adapter, saved
-    elsewhere."""
+    """Saves and reports adapters. The last epoch's is the finished adapter, which is saved elsewhere."""
 
     def __init__(
         self,

@@ -27,8 +27,7 @@ class OnePassLogProbs(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         targets_N: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(log-probability, entropy, whether the token is the likeliest) of each token; the first two in
-        float32."""
+        """(log-probability in float32, entropy in float32, whether it is the likeliest) of each token."""
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
         needs_grad = ctx.needs_input_grad[0]

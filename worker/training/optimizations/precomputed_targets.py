@@ -22,8 +22,7 @@ _OUTPUTS = ("log_probs", "entropy", "is_top1")
 
 @contextmanager
 def applied(model: PeftModel) -> Iterator[None]:
-    """Within this context the loss of a batch with `learned` and `targets` (batches.py) is computed from
-    them."""
+    """Within this context the loss is computed from `learned` and `targets` of a batch (batches.py)."""
     base = model.get_base_model()
     original = base.forward
 
@@ -70,8 +69,7 @@ def _score(base: PreTrainedModel, hidden_NH: torch.Tensor, targets_N: torch.Tens
 
 
 class _SelectRows(torch.autograd.Function):
-    """Select rows of a matrix, each at most once, so that the backward pass copies gradients, without
-    adding."""
+    """Select rows of a matrix, each at most once, so the backward pass copies gradients without adding."""
 
     @staticmethod
     def forward(ctx: Any, hidden_TH: torch.Tensor, places_N: torch.Tensor) -> torch.Tensor:

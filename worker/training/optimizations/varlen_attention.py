@@ -21,8 +21,7 @@ _UNKNOWN = ("softcap", "s_aux")
 
 
 class VarlenAttention(Protocol):
-    """Causal attention within each row, [T, H, D]. `window`: how many tokens are attended to, the own
-    included."""
+    """Causal attention within each row, [T, H, D]. `window`: tokens attended to, with the own one."""
 
     def __call__(
         self,
@@ -99,8 +98,7 @@ def triton_varlen(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """All rows in one launch of a Triton kernel. Triton is imported here, as a CPU installation may lack
-    it."""
+    """All rows in one launch of a Triton kernel, imported here since a CPU installation may lack Triton."""
     from worker.kernels.varlen_attention import attend
 
     return attend(q_THD, k_TKD, v_TKD, starts, scale=scale, window=window)
@@ -116,8 +114,7 @@ def torch_varlen(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """PyTorch's `varlen_attn` (2.11 and later): all rows in one launch, in 16 bits, on a GPU from Ampere
-    up."""
+    """PyTorch's `varlen_attn` (2.11 and later): one launch, in 16 bits, on a GPU from Ampere up."""
     from torch.nn.attention.varlen import varlen_attn
 
     if k_TKD.shape[1] != q_THD.shape[1]:

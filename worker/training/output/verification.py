@@ -23,8 +23,7 @@ _MAX_TOKENS = 256
 
 
 def verify_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha256: str) -> None:
-    """Render the samples with the tokenizer and template in the folder. Raises TemplateMismatch on a
-    difference."""
+    """Render the samples with the tokenizer and template in the folder. Raises TemplateMismatch."""
     tokenizer = base_model.load_tokenizer(folder)
     set_template(tokenizer)
     check_prompts(samples, tokenizer)
@@ -33,8 +32,7 @@ def verify_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha
 
 
 def verify_weights(base: PreTrainedModel, folder: Path, row: TokenRow) -> None:
-    """Compare logits with and without the adapter. Raises AdapterInert (equal), LossNotFinite (NaN or
-    infinite)."""
+    """Compare logits with and without the adapter. Raises AdapterInert (equal), LossNotFinite."""
     input_ids_BL = torch.tensor([row.input_ids[:_MAX_TOKENS]], device=base.device)
     with torch.no_grad():
         base_BLV = base.eval()(input_ids=input_ids_BL).logits

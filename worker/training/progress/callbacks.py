@@ -173,6 +173,5 @@ class StopOnRequest(TrainerCallback):
 
 
 def _finite(value: float | None) -> float | None:
-    """The value, None where not finite: JSON has no infinity, and float16 training skips infinite
-    gradients."""
+    """The value, or None where it is not finite, as gradients in float16 may be: JSON has no infinity."""
     return value if value is not None and math.isfinite(value) else None

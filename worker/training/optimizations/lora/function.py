@@ -210,8 +210,7 @@ def _grads_through_b(
     grad_inner_TS: torch.Tensor,
     call: Call,
 ) -> list[torch.Tensor | None]:
-    """Return the gradient of every B, [O, R]; write scaled those of the products with A to
-    `grad_inner_TS`."""
+    """Return the gradient of every B, [O, R]; write the scaled ones of the products with A."""
     ranks, low_rank = call.adapters.ranks, call.low_rank
     parts = (inner_TS.split(ranks, dim=1), grad_inner_TS.split(ranks, dim=1))
     found: list[torch.Tensor | None] = []
