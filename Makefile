@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo serve check test compose-check bench clean
+.PHONY: setup demo serve check test test-slow test-all compose-check bench clean
 
 setup: $(STAMP)
 
@@ -29,8 +29,18 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m app check-migrations
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 15
+
+# Everything once: processes that train, serve and are killed included.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 15
+	$(PYTEST) -m "not slow"
+
+# More of the same: every kind of fault, family and format, and the small real model.
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
+
+test-all: $(STAMP)
+	$(PYTEST)
 
 # The machine's name becomes part of the result's file name.
 bench: $(STAMP)

@@ -136,7 +136,7 @@ def test_a_person_uploads_looks_submits_watches_and_compares(
 
     page.get_by_role("link", name="Try it").click()
     page.get_by_label("Message", exact=True).fill("Say 3")
-    page.get_by_label("Most new tokens").fill("8")
+    page.get_by_label("Max new tokens").fill("8")
     page.get_by_label("Temperature").fill("0")
     page.get_by_role("button", name="Ask all").click()
     for place in (1, 2):
@@ -155,7 +155,7 @@ def test_a_copied_request_runs_as_it_is(stack: Stack, new_page: NewPage, way: st
     page = new_page(permissions=["clipboard-read", "clipboard-write"])
     stack.open(page, "playground")
     page.get_by_label("Message", exact=True).fill('It\'s "quoted" $HOME\n`and` so on')
-    page.get_by_label("Most new tokens").fill("4")
+    page.get_by_label("Max new tokens").fill("4")
     page.get_by_label("Top k").fill("5")
     page.get_by_label("Seed").fill("1")
     page.get_by_role("button", name=f"Copy as {way}").last.click()

@@ -8,7 +8,7 @@ import { Card, Field, html, Loading, Page, Problem, Tabs, useLoaded } from "./ui
 const MEMORY = "tunesmith.playground";
 const MOST_COLUMNS = 4;
 const SAMPLING = [
-  ["max_new_tokens", "Most new tokens", 128, { min: 1, max: 32768, step: 1 }],
+  ["max_new_tokens", "Max new tokens", 128, { min: 1, max: 32768, step: 1 }],
   ["temperature", "Temperature", 0.7, { min: 0, max: 2, step: 0.1 }],
   ["top_p", "Top p", 1, { min: 0.01, max: 1, step: 0.01 }],
   ["top_k", "Top k", 0, { min: 0, step: 1 }],

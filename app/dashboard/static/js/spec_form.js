@@ -84,7 +84,7 @@ const LABELS = {
   r: "Rank (r)",
   per_device_train_batch_size: "Batch size",
   per_device_eval_batch_size: "Evaluation batch size",
-  max_seq_length: "Most tokens in a row",
+  max_seq_length: "Max sequence length",
   load_in_4bit: "4-bit base model (QLoRA)",
   num_train_epochs: "Epochs",
   lr_scheduler_type: "Learning rate schedule",
