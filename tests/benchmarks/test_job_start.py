@@ -1,4 +1,4 @@
-"""The start of a job is measured on the real child process, new or waiting."""
+"""The benchmark of a job's start measures the real child process, new or prewarmed."""
 
 from pathlib import Path
 

@@ -31,7 +31,7 @@ QUANTIZATION = {"load_in_4bit": False}
 
 
 class City(pydantic.BaseModel):
-    """What an answer is asked to be."""
+    """The schema of a structured answer."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
     name: str = pydantic.Field(max_length=6)
@@ -48,7 +48,7 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
-    """The engine's own process, and adapters `attention` and `everything` for it."""
+    """An engine process with the adapters `attention` and `everything`."""
     folder = tmp_path_factory.mktemp("engine")
     for seed, name in enumerate(("attention", "everything")):
         save_adapter(models_folder / MODEL, folder / "artifacts" / name, seed=seed, **ADAPTERS[name])

@@ -20,7 +20,7 @@ ROWS = jsonl(
     for n in range(24)
 )
 HI: list[Any] = [{"role": "user", "content": "Say 3"}]
-# Settings of ours among OpenAI's: the tiny model learns in a few seconds.
+# Tunesmith's own settings among OpenAI's, with which the tiny model learns in a few seconds.
 QUICK: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "learning_rate_multiplier": 5}
 # An epoch is one step.
 SLOW: dict[str, Any] = QUICK | {"n_epochs": 1000, "batch_size": 24}

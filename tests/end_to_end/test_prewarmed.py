@@ -1,4 +1,4 @@
-"""The real API and worker with a training process that waits for the next job, as they run by default."""
+"""The real API and worker with a prewarmed training process, as by default."""
 
 import signal
 from collections.abc import Iterator

@@ -44,7 +44,7 @@ class Repository:
 
 
 class FakeHub:
-    """Serves the repositories that it was given; `requests` remembers the paths that were asked."""
+    """Serves repositories of datasets; `requests` records the method and path of each request."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}

@@ -2,7 +2,7 @@
 
 Repositories are untrusted: a card may name any file and any reader. The library reads only the repository's
 own files; this module allows only its readers of plain tables, so that no code and no pickle is loaded.
-Errors of the libraries are not caught here; failures.py translates them.
+Errors of the libraries are not caught here; worker/fetching/failures.py translates them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

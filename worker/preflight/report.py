@@ -181,12 +181,12 @@ def _chosen(spec: JobSpec, chosen: batch_size.ChosenBatch, device: Device, max_l
 def _disk_figures(
     shape: ModelShape, chosen: batch_size.ChosenBatch, folder: Path, environment: PreflightEnvironment
 ) -> DiskFigures:
-    memory, kept = chosen.memory, chosen.training.keep_checkpoints
+    memory, checkpoint_adapters = chosen.memory, chosen.training.keep_checkpoints
     weights = 4 * shape.trained_weights
     tokenizer = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())
     environment.cache_folder.mkdir(parents=True, exist_ok=True)
     return DiskFigures(
         checkpoints=_CHECKPOINTS * (weights + memory.optimizer + memory.paged),
-        adapter=(1 + kept) * (weights + tokenizer),
+        adapter=(1 + checkpoint_adapters) * (weights + tokenizer),
         free=shutil.disk_usage(environment.cache_folder).free,
     )

@@ -48,7 +48,7 @@ class PreflightService:
         return [
             Route("/preflight", self._preflight, methods=["POST"]),
             Route("/preview", self._preview, methods=["POST"]),
-            Route("/room", self._room, methods=["POST"]),
+            Route("/room", self._memory_fit, methods=["POST"]),
         ]
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class PreflightService:
     async def _preview(self, request: Request) -> Response:
         return await self._answer(request, PreviewRequest, run_preview, self._find_environment)
 
-    async def _room(self, request: Request) -> Response:
+    async def _memory_fit(self, request: Request) -> Response:
         return await self._answer(
             request, PreflightRequest, find_memory_fit, self._find_environment_coexisting
         )

@@ -58,7 +58,7 @@ def submit(database: Database) -> Callable[..., str]:
 
 @pytest.fixture
 def fetch(database: Database, runner: FetchRunner, submit: Callable[..., str]) -> Fetch:
-    """Names a dataset, fetches it, and answers its row."""
+    """A function that submits a fetch, runs it, and returns the dataset's row."""
 
     def fetch_to_the_end(**source: Any) -> tables.DatasetRow:
         dataset_id = submit(**source)

@@ -1,4 +1,4 @@
-"""Real fetching children, with the real `datasets` library, against a Hub on this machine."""
+"""Fetching children with the real `datasets` library against a fake Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def test_a_token_opens_what_is_private_and_gated(
         ({"config": "small", "column_map": {"text": "nowhere"}}, "dataset_invalid", "'nowhere'"),
     ],
 )
-def test_what_is_not_there_is_said(
+def test_missing_datasets_revisions_and_splits_are_errors(
     hub: FakeHub, fetch: Fetch, source: dict[str, Any], code: str, said: str
 ) -> None:
     files = {"small.jsonl": jsonl([CHAT_ROW]), "large.jsonl": jsonl([CHAT_ROW])}
@@ -110,7 +110,7 @@ def test_what_is_not_there_is_said(
     assert said in f"{error['message']} {error['hint']}"
 
 
-def test_a_hub_that_is_down_is_said(hub: FakeHub, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_down_is_an_error(hub: FakeHub, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.broken_status = 503
     assert "HTTP 503" in error_of(fetch())["message"]
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

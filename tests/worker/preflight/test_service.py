@@ -48,16 +48,17 @@ def test_preflight_answers(engine: RunningEngine, dataset: DatasetRef) -> None:
     assert answer.device.free_bytes <= answer.device.memory_bytes
 
 
-def test_room_is_what_a_job_needs_and_whether_that_is_free_beside_serving(
+def test_memory_fit_is_a_job_s_need_and_whether_that_is_free_while_serving(
     engine: RunningEngine, dataset: DatasetRef
 ) -> None:
     request = PreflightRequest(spec=make_spec(base_model=NAME, lora={"r": 4}), dataset=dataset)
 
     response = engine.http.post("/room", content=request.model_dump_json())
 
-    room = MemoryFit.model_validate_json(response.content)
-    assert room.bytes == Preflight.model_validate_json(preflight(engine, dataset).content).memory.total
-    assert room.fits
+    memory_fit = MemoryFit.model_validate_json(response.content)
+    total = Preflight.model_validate_json(preflight(engine, dataset).content).memory.total
+    assert memory_fit.bytes == total
+    assert memory_fit.fits
 
 
 def test_preview_answers(engine: RunningEngine, dataset: DatasetRef) -> None:
@@ -78,7 +79,7 @@ def test_preview_answers(engine: RunningEngine, dataset: DatasetRef) -> None:
         ({"base_model": "owner/missing"}, 503, "hub_unreachable"),
     ],
 )
-def test_what_the_job_would_fail_with_is_answered(
+def test_a_preflight_fails_with_the_error_of_the_job(
     engine: RunningEngine, dataset: DatasetRef, spec: dict[str, Any], status: int, code: str
 ) -> None:
     response = preflight(engine, dataset, **spec)
@@ -90,7 +91,7 @@ def test_what_the_job_would_fail_with_is_answered(
     assert failed.hint
 
 
-def test_rows_without_a_token_to_learn_are_answered(engine: RunningEngine, shared_folder: Path) -> None:
+def test_rows_without_a_token_to_learn_are_an_error(engine: RunningEngine, shared_folder: Path) -> None:
     dataset = write(shared_folder, [Completion("word " * 60, "lost")], "lost")
 
     response = preflight(engine, dataset, training={"max_seq_length": 16})
