@@ -18,7 +18,7 @@ _SCHEMA_SECONDS = 60
 
 
 def main() -> int:
-    """Run a worker until it is told to stop, or look at one; answers the exit status."""
+    """Run a worker until it is told to stop, or check one; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     parser.add_argument("--role", choices=[*Role, "all"], default="all", help="what this worker does")
     look = parser.add_mutually_exclusive_group()

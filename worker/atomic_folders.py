@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, also after a crash, a power cut or on a full disk."""
+"""Folders that exist whole or not at all, also after a crash, a power cut or on a full disk."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def appearing(folder: Path) -> Iterator[Path]:
         for path in [*staging.rglob("*"), staging]:
             _flush(path)
     except BaseException as error:
-        # To be asked before room is made: torch.save says no more than that writing failed.
+        # Before anything is removed: torch.save says no more than that writing failed.
         is_full = isinstance(error, Exception) and is_disk_full(staging)
         shutil.rmtree(staging, ignore_errors=True)
         if is_full:
@@ -47,10 +47,15 @@ def is_disk_full(folder: Path) -> bool:
     try:
         probe.write_bytes(bytes(_PROBE_BYTES))
     except OSError as error:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return is_disk_full_error(error)
     finally:
         probe.unlink(missing_ok=True)
     return False
+
+
+def is_disk_full_error(error: BaseException) -> bool:
+    """Whether an error is the system's own for a disk, or a user's share of it, that takes no more."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _flush(path: Path) -> None:

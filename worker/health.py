@@ -1,6 +1,6 @@
-"""Is the worker of this machine, or of this container, at work? What a container's health check asks.
+"""The health check of a container: whether the worker of this machine, or of this container, is at work.
 
-It looks at what the worker last wrote of itself, and neither signals it nor loads torch.
+It reads the row that the worker last wrote, and neither signals the worker nor loads torch.
 """
 
 import socket
@@ -14,7 +14,7 @@ from app.core.storage.database import Database
 
 
 def find_complaint(settings: Settings) -> str | None:
-    """Why it is not healthy; None where it is."""
+    """Returns why the worker is not healthy; None where it is."""
     database = Database(settings.database_url)
     try:
         with database.snapshot() as session:

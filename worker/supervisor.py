@@ -1,6 +1,6 @@
-"""The worker process: registers, keeps the engine running, takes jobs, fetches and exports, leaves well.
+"""The worker process: registers, keeps the engine running, runs jobs, fetches and exports, and signs off.
 
-It never imports torch, so that it stays small and nothing a model does can hurt it.
+It never imports torch, so that it stays small and nothing that a model does can end it.
 """
 
 import logging
@@ -32,11 +32,12 @@ from app.core.storage.database import Database, is_migrated
 from worker.doctor.process import Examination
 from worker.planning import gpu_sharing
 from worker.processes.engine_process import ENGINE_MODULE, EngineProcess
-from worker.processes.gpu_stats import DeviceUse
-from worker.processes.prewarmed import TRAINING_MODULE, Standby, remove_leftovers
-from worker.runners.exports import EXPORTING_MODULE, ExportRunner
-from worker.runners.fetches import FETCHING_MODULE, FetchRunner
-from worker.runners.jobs import JobRunner
+from worker.processes.gpu_stats import GpuStats
+from worker.processes.prewarmed import TRAINING_MODULE, PrewarmedTrainer, remove_leftovers
+from worker.runners.exports import EXPORTING_MODULE, ExportHandler
+from worker.runners.fetches import FETCHING_MODULE, FetchHandler
+from worker.runners.jobs import JobHandler
+from worker.runners.work_runner import WorkRunner
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Role(StrEnum):
 
 
 class Supervisor:
-    """One worker. `run()` returns when it has been told to stop and everything is handed back."""
+    """One worker. `run()` returns after a signal, when all work is released."""
 
     def __init__(
         self,
@@ -73,48 +74,55 @@ class Supervisor:
         self._stop = threading.Event()
         self._beat_now = threading.Event()
         self._device: dict[str, Any] = {}
-        self._device_use = DeviceUse()
+        self._gpu_stats = GpuStats()
         self._engine = (
             EngineProcess(settings, self._beat_now.set, module=engine_module) if Role.SERVE in roles else None
         )
         store = ArtifactStore(settings.artifacts_url)
         self._examination = make_examination(self._beat_now.set) if make_examination else None
-        self._standby = Standby(settings, self.id, module=training_module)
-        self._runner = JobRunner(
-            settings, self._database, store, self, standby=self._standby, stop=self._stop
+        self._prewarmed = PrewarmedTrainer(settings, self.id, module=training_module)
+        jobs = JobHandler(
+            settings,
+            self._database,
+            store,
+            self,
+            worker_id=self.id,
+            prewarmed=self._prewarmed,
+            stop=self._stop,
         )
-        self._fetcher = FetchRunner(
-            settings, self._database, store, stop=self._stop, fetching_module=fetching_module
-        )
-        self._exporter = ExportRunner(
-            settings, self._database, store, stop=self._stop, exporting_module=exporting_module
-        )
+        self._jobs = WorkRunner(settings, self._database, store, jobs, stop=self._stop)
+        # These run while a job trains, each kind in a thread of its own.
+        fetches = FetchHandler(settings, self._database, store, module=fetching_module)
+        exports = ExportHandler(settings, self._database, store, module=exporting_module)
+        self._concurrent: dict[str, WorkRunner[Any, Any, Any]] = {
+            "fetches": WorkRunner(settings, self._database, store, fetches, stop=self._stop),
+            "exports": WorkRunner(settings, self._database, store, exports, stop=self._stop),
+        }
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        self._forget_dead_neighbours()
+        self._remove_dead_workers()
         self._device = _probe_device()
         log.info("Worker %s (%s) on %s", self.id, ", ".join(sorted(self._roles)), self._device.get("name"))
         if self._engine:
             self._engine.start()
         threads = [threading.Thread(target=self._beat, daemon=True, name="heartbeat")]
         if Role.TRAIN in self._roles:
-            # Beside the jobs: a dataset is fetched, and an adapter exported, while another job trains.
-            for name, beside in (("fetches", self._fetcher), ("exports", self._exporter)):
-                work = (beside.claim, beside.run)
+            for name, runner in self._concurrent.items():
+                work = (runner.claim, runner.run)
                 threads.append(threading.Thread(target=self._take, args=work, daemon=True, name=name))
         for thread in threads:
             thread.start()
         if self._examination:
             self._examination.start()
         try:
-            self._take(self._claim_job, self._runner.run, rest=self._prepare_for_the_next_job)
+            self._take(self._claim_job, self._jobs.run, on_idle=self._prewarm)
         finally:
             self._stop.set()
             self._beat_now.set()
-            self._standby.close()
+            self._prewarmed.close()
             for thread in threads:
                 thread.join()
             if self._examination:
@@ -125,8 +133,8 @@ class Supervisor:
             log.info("Worker %s has stopped", self.id)
 
     @contextmanager
-    def lend(self, job_id: str) -> Iterator[bool]:
-        """Make room for a job on the device, as the GPU policy says; whether the job has it for itself."""
+    def reserve(self, job_id: str) -> Iterator[bool]:
+        """Make room for a job on the device, as the GPU policy says; yields whether the job has all of it."""
         if self._engine is None:
             yield False  # another worker may serve on it
             return
@@ -143,18 +151,18 @@ class Supervisor:
         with self._database.snapshot() as session:
             return gpu_sharing.find_request(session, job_id)
 
-    def _prepare_for_the_next_job(self) -> None:
-        # Not while the engine starts: whoever waits for it would wait longer.
+    def _prewarm(self) -> None:
+        # Not while the engine starts, which would take longer then.
         if Role.TRAIN in self._roles and (self._engine is None or self._engine.url):
-            self._standby.prepare()
+            self._prewarmed.prepare()
 
     def _take(
         self,
         claim: Callable[[], Work | None],
         run: Callable[[Work], None],
-        rest: Callable[[], None] = lambda: None,
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
-        """Claim and run one kind of work until the worker is told to stop; `rest` where there is none."""
+        """Claim and run one kind of work until the worker stops; `on_idle` is called where there is none."""
         while not self._stop.is_set():
             try:
                 lease = claim()
@@ -162,21 +170,20 @@ class Supervisor:
                 log.warning("The database does not answer: %s", error.orig)
                 lease = None
             if lease is None:
-                rest()
+                on_idle()
                 self._stop.wait(_IDLE_SECONDS)
             else:
                 run(lease)
 
     def _claim_job(self) -> JobLease | None:
-        settings = self._settings
+        if Role.TRAIN in self._roles:
+            return self._jobs.claim()
         with self._database.transaction() as session:
-            queue.requeue_expired(session, max_lost_attempts=settings.max_lost_attempts)
-            if Role.TRAIN not in self._roles:
-                return None
-            return queue.claim(session, self.id, lease_seconds=settings.lease_seconds)
+            queue.requeue_expired(session, max_lost_attempts=self._settings.max_lost_attempts)
+        return None
 
     def _beat(self) -> None:
-        """Refresh the worker's row at a third of a lease, and at once when the engine's address changes."""
+        """Update the worker's row every third of a lease, and at once when the engine's address changes."""
         while not self._stop.is_set():
             self._beat_now.clear()
             report = self._report()  # outside of the transaction: it asks the driver
@@ -192,15 +199,15 @@ class Supervisor:
         return WorkerReport(
             id=self.id,
             roles=sorted(self._roles),
-            device=self._device | self._device_use.read(self._device.get("kind")),
+            device=self._device | self._gpu_stats.read(self._device.get("kind")),
             engine_url=engine.url if engine else None,
             engine_token=engine.token if engine else None,
             engine_state=engine.read_state() if engine else None,
             problems=self._examination.failures if self._examination else [],
         )
 
-    def _forget_dead_neighbours(self) -> None:
-        """Remove the rows of this host's workers that were killed: for one more lease, they look alive."""
+    def _remove_dead_workers(self) -> None:
+        """Remove the rows of this host's killed workers, which look alive for one more lease."""
         remove_leftovers(self._settings, _was_killed_here)
         try:
             with self._database.transaction() as session:
@@ -216,7 +223,7 @@ class Supervisor:
             with self._database.transaction() as session:
                 workers.leave(session, self.id)
         except DBAPIError as error:
-            log.warning("The worker's row stays until it is forgotten: %s", error.orig)
+            log.warning("The worker's row stays until it expires: %s", error.orig)
         self._database.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -245,13 +252,13 @@ def wait_for_schema(settings: Settings, *, timeout_seconds: float) -> bool:
 
 
 def _was_killed_here(worker_id: str) -> bool:
-    """Whether a worker's id names a process of this host that is no more, or is this one by now."""
+    """Whether a worker's id names a process of this host that has ended, or whose id is now this one's."""
     host, _, pid = worker_id.rpartition("-")[0].rpartition("-")
     return host == socket.gethostname() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
 
 
 def _probe_device() -> dict[str, Any]:
-    """Ask a short-lived process: importing torch here would cost memory, on the GPU too."""
+    """Describe the device, in a short-lived process: torch would take memory here, of the GPU too."""
     probe = subprocess.run([sys.executable, "-m", "worker.models.device"], capture_output=True, check=False)
     if probe.returncode != 0:
         log.error("No device could be found: %s", probe.stderr.decode(errors="replace")[-1000:])

@@ -10,7 +10,14 @@ import threading
 from app.core.jobs.events import Checkpoint, Log, Metrics
 from app.core.specs.states import Phase
 from worker.processes.child import ParentLink
-from worker.processes.reports import Advanced, Ended, Happened, Kept, Outcome, TrainingRequest
+from worker.processes.reports import (
+    Advanced,
+    CheckpointAdapterSaved,
+    Ended,
+    Happened,
+    Outcome,
+    TrainingRequest,
+)
 
 
 def main() -> None:
@@ -43,7 +50,7 @@ def main() -> None:
             folder = request.job_folder / "kept-adapters" / f"step-{step}"
             folder.mkdir(parents=True)
             (folder / "adapter_model.safetensors").write_bytes(b"weights of %d" % step)
-            link.send(Kept(step=step, folder=folder))
+            link.send(CheckpointAdapterSaved(step=step, folder=folder))
     if script == "shows-its-inputs":
         assert request.continue_from
         assert request.validation_dataset

@@ -15,8 +15,8 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.factories import make_dataset, make_job
 from tests.tiny_model import NAME, make_tiny_model
-from tests.worker.runners.job_runs import FreeDevice
-from worker.processes.prewarmed import Standby
+from tests.worker.runners.job_runs import make_runner
+from worker.processes.prewarmed import PrewarmedTrainer
 from worker.runners.jobs import JobRunner
 
 
@@ -58,5 +58,5 @@ def claimed(database: Database, store: ArtifactStore, tmp_path: Path) -> Callabl
 @pytest.fixture
 def runner(settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event) -> JobRunner:
     brisk = settings.model_copy(update={"cancel_grace_seconds": 0.5, "shutdown_grace_seconds": 0.5})
-    standby = Standby(brisk, "worker", module="tests.scripted.training")
-    return JobRunner(brisk, database, store, FreeDevice(), standby=standby, stop=stop)
+    prewarmed = PrewarmedTrainer(brisk, "worker", module="tests.scripted.training")
+    return make_runner(brisk, database, store, prewarmed, stop)

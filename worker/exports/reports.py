@@ -9,10 +9,10 @@ from app.core.exports.results import Agreement, ExportedFile
 from app.core.specs.export import ExportSpec
 from app.core.specs.job import QuantizationSpec
 from app.core.specs.states import ExportPhase
-from worker.processes.reports import Message
+from worker.processes.reports import ProcessMessage
 
 
-class ExportRequest(Message):
+class ExportRequest(ProcessMessage):
     """The worker's request to an exporting child."""
 
     spec: ExportSpec
@@ -32,7 +32,7 @@ class ExportRequest(Message):
         return self.merged.with_suffix(".json")
 
 
-class Exporting(Message):
+class Exporting(ProcessMessage):
     """The export's phase and progress."""
 
     type: Literal["exporting"] = "exporting"
@@ -40,7 +40,7 @@ class Exporting(Message):
     progress: float = Field(0.0, description="Of this phase, from 0 to 1.")
 
 
-class Exported(Message):
+class Exported(ProcessMessage):
     """The files are complete and verified. The child's last report."""
 
     type: Literal["exported"] = "exported"
@@ -51,7 +51,7 @@ class Exported(Message):
     url: str | None = Field(None, description="Where they were pushed to.")
 
 
-class ExportFailed(Message):
+class ExportFailed(ProcessMessage):
     """The export failed and has no files. The child's last report."""
 
     type: Literal["failed"] = "failed"

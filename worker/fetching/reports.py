@@ -8,10 +8,10 @@ from pydantic import Field, TypeAdapter
 from app.core.datasets.fetches import HubSource
 from app.core.datasets.inspection import Inspection, OnProblem
 from app.core.datasets.limits import Limits
-from worker.processes.reports import Message
+from worker.processes.reports import ProcessMessage
 
 
-class FetchRequest(Message):
+class FetchRequest(ProcessMessage):
     """The worker's request to a fetching child."""
 
     source: HubSource
@@ -26,7 +26,7 @@ class FetchRequest(Message):
         return self.folder / "rows.jsonl"
 
 
-class Fetching(Message):
+class Fetching(ProcessMessage):
     """The fetch's progress."""
 
     type: Literal["fetching"] = "fetching"
@@ -34,14 +34,14 @@ class Fetching(Message):
     rows: int
 
 
-class Fetched(Message):
+class Fetched(ProcessMessage):
     """The rows are complete. The child's last report."""
 
     type: Literal["fetched"] = "fetched"
     found: Inspection
 
 
-class FetchFailed(Message):
+class FetchFailed(ProcessMessage):
     """The fetch failed and has no rows. The child's last report."""
 
     type: Literal["failed"] = "failed"

@@ -1,4 +1,4 @@
-"""Whether a job trains beside serving or in its place, as the GPU policy says. Knows no torch."""
+"""Shares the GPU between a job and serving, as the GPU policy says. Knows no torch."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ Describe = Callable[[], PreflightRequest]
 log = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
-    """What serves, as far as a job is concerned."""
+class SharedEngine(Protocol):
+    """The engine that shares its device with a job."""
 
     def find_room(self, request: PreflightRequest) -> MemoryFit | None: ...
     def sharing(self, job_id: str, reserved_bytes: int) -> AbstractContextManager[None]: ...
@@ -29,10 +29,12 @@ class Engine(Protocol):
 
 @contextmanager
 def make_room(
-    engine: Engine, job_id: str, describe: Describe, *, policy: GpuPolicy, is_gpu: bool
+    engine: SharedEngine, job_id: str, describe: Describe, *, policy: GpuPolicy, is_gpu: bool
 ) -> Iterator[bool]:
-    """The device for a job, for as long as the context lasts; where nobody knows whether both fit, alone.
-    Answers whether it is alone."""
+    """Make room for a job on the device while the context lasts; yields whether serving pauses meanwhile.
+
+    Serving pauses, too, where it is unknown whether both fit.
+    """
     if policy is GpuPolicy.COEXIST or (policy is GpuPolicy.AUTO and not is_gpu):
         yield False
         return
@@ -46,17 +48,17 @@ def make_room(
             yield True
 
 
-def _find_room(engine: Engine, describe: Describe) -> MemoryFit | None:
+def _find_room(engine: SharedEngine, describe: Describe) -> MemoryFit | None:
     try:
         return engine.find_room(describe())
     except TunesmithError as error:
-        # The job will end with it, in words of its own.
+        # The job will fail with this error.
         log.info("Nobody can say how large the job is: %s", error)
         return None
 
 
 def find_request(session: Session, job_id: str) -> PreflightRequest:
-    """What to ask of a job's size. Raises JobNotFound, DatasetNotFound, AdapterNotFound."""
+    """The request whose answer is a job's size. Raises JobNotFound, DatasetNotFound, AdapterNotFound."""
     spec = JobSpec.model_validate(job_records.get(session, job_id).spec)
     if spec.continue_from:
         spec = continuation.resolve(session, spec)

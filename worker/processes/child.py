@@ -1,4 +1,4 @@
-"""The child's end of the pipes to the worker: reads its request, sends reports, dies with the worker.
+"""The child's end of the pipes to the worker: reads its request, sends reports, ends with the worker.
 
 Knows nothing of what the child does, and no torch.
 """
@@ -14,7 +14,7 @@ Request = TypeVar("Request", bound=BaseModel)
 
 
 class ParentLink:
-    """Talks to the worker that started this process with `worker.processes.child_process.ChildProcess`."""
+    """The pipes to the worker, which started this process as a `ChildProcess` (child_process.py)."""
 
     def __init__(self, report_fd: int) -> None:
         self._reports = os.fdopen(report_fd, "w", buffering=1, encoding="utf-8")
@@ -23,18 +23,18 @@ class ParentLink:
         self._requests = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
 
     def read_request(self, kind: type[Request]) -> Request:
-        """The first line of standard input; dies where the worker is gone before it asked for anything."""
+        """The request, from the first line of standard input; ends the process where the worker is gone."""
         line = self._requests.readline()
         if not line:
             os._exit(1)
         return kind.model_validate_json(line)
 
     def watch(self, on_stop: Callable[[], None]) -> None:
-        """Call `on_stop`, in another thread, when the worker says so; die when the worker is gone."""
+        """Call `on_stop`, in another thread, when the worker asks for a stop; end with the worker."""
         threading.Thread(target=self._watch, args=(on_stop,), daemon=True, name="parent-link").start()
 
     def send(self, report: BaseModel) -> None:
-        """Send one report; dies where nobody reads any more."""
+        """Send one report; ends the process where the worker is gone."""
         with self._lock:
             try:
                 self._reports.write(report.model_dump_json() + "\n")

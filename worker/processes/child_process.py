@@ -25,7 +25,7 @@ class ChildProcess:
     """A Python module running in a process of its own.
 
     Its reports arrive as raw lines in `reports`; None there means that it closed the pipe, which it does at
-    the latest when it dies. Everything it prints goes to a log file. Without a request it waits for one.
+    the latest when it dies. What it prints goes to a log file. Without a request it waits for one.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ChildProcess:
             )
         os.close(write_fd)
         if request is not None:
-            self._ask(request)
+            self._send_request(request)
         threading.Thread(target=self._read, args=(read_fd,), daemon=True, name=f"{module} reports").start()
 
     @property
@@ -67,19 +67,19 @@ class ChildProcess:
         return self._process.poll()
 
     def begin(self, request: BaseModel, log_path: Path) -> bool:
-        """Give a child that waits its request; answers whether it was alive to get it. Raises OSError.
+        """Send a waiting child its request; returns whether it was alive to get it. Raises OSError.
 
-        Its log is moved, and goes on: what it printed while it waited is the beginning of this one.
+        Its log file moves to `log_path`, with what the child printed while it waited.
         """
         if self.exit_status is not None:
             return False
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self.log_path.replace(log_path)
         self.log_path = log_path
-        return self._ask(request)
+        return self._send_request(request)
 
     def ask_to_stop(self) -> None:
-        """Tell the child to finish its present step and end."""
+        """Ask the child to finish its present step and end."""
         self._write(STOP)
 
     def wait(self, timeout_seconds: float | None = None) -> int | None:
@@ -90,23 +90,28 @@ class ChildProcess:
             return None
 
     def kill(self) -> None:
-        """End it at once and wait until it is gone, so that its memory is free."""
+        """Kill the child and wait until it is gone, so that its memory is free."""
         self._process.kill()
         self._process.wait()
 
     def close(self) -> None:
-        """Close the pipe to the child; a child that still runs dies of it."""
+        """Close the pipe to the child; a child that still runs ends when it sees that."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
 
+    def describe_death(self) -> str:
+        """How a child ended that gave no last report: its exit status, and the last line that it printed."""
+        last = (self.log_tail().strip().splitlines() or ["it printed nothing"])[-1]
+        return f"ended with status {self.exit_status} before it was done: {last}"
+
     def log_tail(self, max_bytes: int = 4000) -> str:
-        """The end of what it printed."""
+        """The last bytes of what the child printed, as text."""
         with self.log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - max_bytes))
             return log.read().decode(errors="replace")
 
-    def _ask(self, request: BaseModel) -> bool:
+    def _send_request(self, request: BaseModel) -> bool:
         return self._write(request.model_dump_json().encode() + b"\n")
 
     def _write(self, line: bytes) -> bool:
@@ -115,7 +120,7 @@ class ChildProcess:
             self._process.stdin.write(line)
             self._process.stdin.flush()
         except BrokenPipeError:
-            return False  # it is dead already; its exit status tells
+            return False  # it is dead already; its exit status says more
         return True
 
     def _read(self, read_fd: int) -> None:

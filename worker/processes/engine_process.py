@@ -43,14 +43,14 @@ class EngineProcess:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._port: int | None = None
-        # What the engine has to know of a job, and is told again after a restart: where, and what.
-        self._told: tuple[str, dict[str, str | int]] | None = None
+        # The path and body of the request that makes room for a job; sent again after a restart.
+        self._sharing_request: tuple[str, dict[str, str | int]] | None = None
         self._child: ChildProcess | None = None
         self._thread = threading.Thread(target=self._keep_running, daemon=True, name="engine process")
 
     @property
     def url(self) -> str | None:
-        """Where the API finds the engine; None while it is not up."""
+        """The engine's address for the API; None while it does not listen."""
         return self._url(self._settings.engine_host) if self._port else None
 
     @property
@@ -59,11 +59,11 @@ class EngineProcess:
         return self._token
 
     def start(self) -> None:
-        """Start it, without waiting until it listens."""
+        """Start the process, without waiting until it listens."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Let running answers end, within a grace, and end the process."""
+        """End the process; running generations get a grace."""
         self._stopping.set()
         child = self._child
         if child is not None:
@@ -73,7 +73,7 @@ class EngineProcess:
         self._thread.join()
 
     def read_state(self) -> EngineState | None:
-        """What the engine serves now; None while it does not answer."""
+        """The engine's state; None while it does not answer."""
         try:
             answer = self._call("GET", "/state", timeout=_STATE_SECONDS)
         except httpx.HTTPError:
@@ -81,7 +81,7 @@ class EngineProcess:
         return EngineState.model_validate_json(answer.content) if answer else None
 
     def find_room(self, request: PreflightRequest) -> MemoryFit | None:
-        """Whether a job fits beside what the engine holds; None where it can't say."""
+        """Whether a job fits on the device with what the engine holds; None where that is unknown."""
         try:
             answer = self._call("POST", "/room", json=request.model_dump(mode="json"), timeout=_ROOM_SECONDS)
         except httpx.HTTPError as error:
@@ -91,39 +91,39 @@ class EngineProcess:
 
     @contextmanager
     def sharing(self, job_id: str, reserved_bytes: int) -> Iterator[None]:
-        """Let the engine leave so much of the device to a job for as long as the context lasts."""
-        with self._telling("/share", {"job_id": job_id, "reserved_bytes": reserved_bytes}):
+        """Have the engine leave so much of the device to a job while the context lasts."""
+        with self._requesting("/share", {"job_id": job_id, "reserved_bytes": reserved_bytes}):
             yield
 
     @contextmanager
     def paused(self, job_id: str) -> Iterator[None]:
-        """Take the device from the engine for as long as the context lasts."""
-        with self._telling("/pause", {"job_id": job_id}):
+        """Have the engine leave the device to a job while the context lasts."""
+        with self._requesting("/pause", {"job_id": job_id}):
             yield
 
     @contextmanager
-    def _telling(self, path: str, what: dict[str, str | int]) -> Iterator[None]:
-        self._tell((path, what))
+    def _requesting(self, path: str, body: dict[str, str | int]) -> Iterator[None]:
+        self._set_sharing_request((path, body))
         try:
             yield
         finally:
-            self._tell(None)
+            self._set_sharing_request(None)
 
-    def _tell(self, told: tuple[str, dict[str, str | int]] | None) -> None:
+    def _set_sharing_request(self, request: tuple[str, dict[str, str | int]] | None) -> None:
         with self._lock:
-            self._told = told
+            self._sharing_request = request
             try:
-                self._send_told()
+                self._send_sharing_request()
             except httpx.HTTPError:
-                # An engine that does not let go must not keep a job waiting; the restarted one is told.
+                # It must not keep a job waiting; the restarted engine gets the request.
                 log.exception("The engine did not answer; restarting it")
                 if self._child is not None:
                     self._child.kill()
         self._on_change()
 
-    def _send_told(self) -> None:
-        path, what = self._told or ("/resume", None)
-        self._call("POST", path, json=what, timeout=_PAUSE_SECONDS)
+    def _send_sharing_request(self) -> None:
+        path, body = self._sharing_request or ("/resume", None)
+        self._call("POST", path, json=body, timeout=_PAUSE_SECONDS)
 
     def _keep_running(self) -> None:
         delay_seconds = _FIRST_RESTART_SECONDS
@@ -138,12 +138,12 @@ class EngineProcess:
             self._stopping.wait(delay_seconds)
 
     def _run_once(self) -> bool:
-        """Run one engine process to its end; answers whether it ever listened."""
+        """Run one engine process to its end; returns whether it ever listened."""
         child = ChildProcess(self._module, self._request(), self._settings.data_dir / "logs" / "engine.log")
         self._child = child
         line = child.reports.get()
         if line is not None:
-            self._listens(Listening.model_validate_json(line).port)
+            self._on_listening(Listening.model_validate_json(line).port)
             while child.reports.get() is not None:
                 # Its state has changed: the API should not have to wait for the next heartbeat.
                 self._on_change()
@@ -155,11 +155,11 @@ class EngineProcess:
             log.error("The engine ended with status %s: %s", status, child.log_tail(1000).strip())
         return line is not None
 
-    def _listens(self, port: int) -> None:
+    def _on_listening(self, port: int) -> None:
         with self._lock:
             self._port = port
-            if self._told is not None:
-                self._send_told()
+            if self._sharing_request is not None:
+                self._send_sharing_request()
         log.info("The engine listens on port %d", port)
         self._on_change()
 
@@ -184,7 +184,7 @@ class EngineProcess:
         )
 
     def _call(self, method: str, path: str, *, timeout: float, json: object = None) -> httpx.Response | None:
-        """A request to the engine, or None while it does not listen: the next one is told at its start."""
+        """The engine's response to a request, or None while it does not listen."""
         if self._port is None:
             return None
         headers = {"Authorization": f"Bearer {self._token}"}

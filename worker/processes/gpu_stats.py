@@ -1,4 +1,4 @@
-"""What the worker's device does now, for the heartbeat. Loads no torch: it asks the driver's own tool."""
+"""How busy the worker's device is now, for the heartbeat. Loads no torch: it runs the driver's own tool."""
 
 import logging
 import subprocess
@@ -18,8 +18,8 @@ _COMMAND = [
 _TIMEOUT_SECONDS = 3.0
 
 
-class DeviceUse:
-    """Reads it; once the driver's tool has failed, it is not asked again."""
+class GpuStats:
+    """Reads free memory, utilization and temperature; a driver's tool that has failed is not run again."""
 
     def __init__(self, command: list[str] | None = None) -> None:
         self._command = command or _COMMAND
@@ -30,9 +30,9 @@ class DeviceUse:
         if kind == "cpu":
             free = psutil.virtual_memory().available
             return {"free_bytes": free, "utilization_percent": round(psutil.cpu_percent())}
-        return self._ask_driver() if kind == "cuda" and not self._is_broken else {}
+        return self._run_tool() if kind == "cuda" and not self._is_broken else {}
 
-    def _ask_driver(self) -> dict[str, Any]:
+    def _run_tool(self) -> dict[str, Any]:
         try:
             answer = subprocess.run(
                 self._command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=True
@@ -45,7 +45,7 @@ class DeviceUse:
 
 
 def parse(line: str) -> dict[str, Any]:
-    """The tool's one line: MiB free, percent busy, degrees. A figure the driver does not know is left out."""
+    """Parse the tool's one line: MiB free, percent busy, degrees Celsius. Unknown figures are left out."""
     names = ("free_bytes", "utilization_percent", "temperature_celsius")
     cells = [cell.strip() for cell in line.splitlines()[0].split(",")] if line.strip() else []
     if len(cells) != len(names):

@@ -1,4 +1,4 @@
-"""Answers of the engine process that every route gives: as JSON, without a token, to a malformed body."""
+"""Responses that all routes of the engine process share: JSON, 401 without a token, 422 for a bad body."""
 
 import hmac
 
@@ -17,18 +17,18 @@ def is_authorized(request: Request, token: str) -> bool:
 
 
 def as_json(content: BaseModel, status: int = 200) -> Response:
-    """The content as the whole answer."""
+    """The content as a JSON response."""
     return Response(content.model_dump_json(), status_code=status, media_type="application/json")
 
 
 def unauthorized() -> Response:
-    """The answer to a request without the token."""
+    """The response to a request without the token."""
     refusal = Failed(kind="invalid", code="unauthorized", message="The engine's token is missing or wrong.")
     return as_json(refusal, status=401)
 
 
 def malformed(error: ValidationError) -> Response:
-    """The answer to a body that is not understood."""
+    """The response to a malformed body."""
     where = ", ".join(".".join(map(str, one["loc"])) or "body" for one in error.errors())
     message = f"The request is malformed: {where}."
     return as_json(Failed(kind="invalid", code=InvalidRequest.code, message=message), status=422)

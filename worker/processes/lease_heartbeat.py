@@ -1,6 +1,6 @@
-"""Keeps a lease alive from a thread of its own, so that a long upload or a slow step can't lose the work.
+"""Extends a lease from a thread of its own, so that a long upload or a slow step can't lose the work.
 
-Knows neither jobs nor datasets: how a lease is renewed is told.
+Knows nothing of the work: it is given a function that extends the lease.
 """
 
 import logging
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 _RETRY_SECONDS = 1.0
 
 
-class LeaseKeeper:
-    """A context manager; `is_lost` turns true when another worker may own the work.
+class LeaseHeartbeat:
+    """A context in which a lease is extended; `is_lost` turns true when another worker may own the work.
 
     `renew` extends the lease in the transaction it is given, and raises LeaseLost; `what` names the work.
     """
@@ -34,7 +34,7 @@ class LeaseKeeper:
         self._what = what
         self._lease_seconds = lease_seconds
         self._renew = renew
-        self._leave = threading.Event()
+        self._closing = threading.Event()
         self._lost = threading.Event()
         self._renewed_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"lease of {what}")
@@ -45,7 +45,7 @@ class LeaseKeeper:
         return self._lost.is_set() or time.monotonic() - self._renewed_at > self._lease_seconds
 
     def write(self, change: Callable[[Session], object]) -> None:
-        """Run `change` in a transaction, again and again while the database is away. Raises LeaseLost."""
+        """Run `change` in a transaction, again while the database is away. Raises LeaseLost."""
         while True:
             try:
                 with self._database.transaction() as session:
@@ -55,7 +55,7 @@ class LeaseKeeper:
                 if self.is_lost:
                     raise LeaseLost(f"{self._what}: the database was away for too long.") from error
                 log.warning("%s: could not write, trying again: %s", self._what, error.orig)
-                self._leave.wait(_RETRY_SECONDS)
+                self._closing.wait(_RETRY_SECONDS)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -64,12 +64,12 @@ class LeaseKeeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave.set()
+        self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
         # A third of the lease: two heartbeats may be lost.
-        while not self._leave.wait(self._lease_seconds / 3):
+        while not self._closing.wait(self._lease_seconds / 3):
             try:
                 started = time.monotonic()
                 with self._database.transaction() as session:

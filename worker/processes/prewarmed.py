@@ -1,4 +1,4 @@
-"""Keeps one training process waiting that has imported everything, so that the next job starts at once.
+"""A training process that is started before its job, so that a job need not wait for imports.
 
 Knows nothing of jobs, and no torch. Used from one thread.
 """
@@ -11,7 +11,6 @@ from pydantic import BaseModel
 
 from app.core.settings import Settings
 from worker.processes.child_process import ChildProcess
-from worker.processes.child_watch import last_words
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +18,8 @@ TRAINING_MODULE = "worker.training.run"
 _PREFIX = "standby-"
 
 
-class Standby:
-    """Starts training processes, and holds at most one that waits for its request."""
+class PrewarmedTrainer:
+    """Starts training processes; at most one is prewarmed: it has imported all and waits for a request."""
 
     def __init__(self, settings: Settings, worker_id: str, *, module: str = TRAINING_MODULE) -> None:
         self._module = module
@@ -32,8 +31,8 @@ class Standby:
     def prepare(self) -> None:
         """Start the process for the next job, once for each job.
 
-        One that has died meanwhile is not replaced: what it died of, an import or a lack of memory, may well
-        kill its successor too, again and again.
+        A process that has died meanwhile is not replaced: what it died of, an import or a lack of memory, may
+        kill its successor too.
         """
         if not self._is_due:
             return
@@ -45,7 +44,7 @@ class Standby:
             log.warning("No process waits for the next job: %s", error)
 
     def start(self, request: BaseModel, log_path: Path) -> ChildProcess:
-        """A process with this request: the one that waits, or else a new one. Raises OSError."""
+        """A process with this request: the prewarmed one, or else a new one. Raises OSError."""
         waiting = self._waiting
         self._waiting, self._is_due = None, self._is_wanted
         if waiting is None:
@@ -53,7 +52,7 @@ class Standby:
         try:
             if waiting.begin(request, log_path):
                 return waiting
-            reason = last_words(waiting)
+            reason = waiting.describe_death()
         except OSError as error:
             reason = f"can't be used: {error}"
         log.warning("The process that waited for a job %s", reason)
@@ -61,7 +60,7 @@ class Standby:
         return ChildProcess(self._module, request, log_path)
 
     def close(self) -> None:
-        """End the process that waits: it has nothing to lose."""
+        """End the prewarmed process: it has nothing to lose."""
         waiting = self._waiting
         self._waiting, self._is_due = None, False
         if waiting:
@@ -74,7 +73,7 @@ class Standby:
 
 
 def remove_leftovers(settings: Settings, was_killed: Callable[[str], bool]) -> None:
-    """Remove the logs of processes that waited for workers that were killed; they died with them."""
+    """Remove the logs of the prewarmed processes of killed workers; these processes died with them."""
     pattern = _log_path(settings, "*")
     for path in pattern.parent.glob(pattern.name):
         if was_killed(path.stem.removeprefix(_PREFIX)):
@@ -82,5 +81,5 @@ def remove_leftovers(settings: Settings, was_killed: Callable[[str], bool]) -> N
 
 
 def _log_path(settings: Settings, worker_id: str) -> Path:
-    # Beside the folders of jobs, so that it can be moved into one of them.
+    # On the disk of the folders of jobs, so that it can be moved into one of them.
     return settings.job_folder(f"{_PREFIX}{worker_id}.log")

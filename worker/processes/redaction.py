@@ -1,4 +1,4 @@
-"""Takes secrets out of what a person will read. Pure."""
+"""Removes secrets from text that a person will read."""
 
 import re
 

@@ -1,9 +1,9 @@
-"""What the worker and its children say to each other, as JSON lines over two pipes. Knows no torch.
+"""Messages between the worker and its children, as JSON lines over two pipes. Knows no torch.
 
 The worker writes one request to a child's standard input (TrainingRequest or EngineRequest), perhaps long
-after its start, and later perhaps the line `stop`; end of file there means the worker is gone. The child
-answers on a pipe of its own: a training child with Reports, the engine with one Listening and then any number
-of StateChanged.
+after its start, and later perhaps the line `stop`; end of file there means that the worker is gone. The child
+writes to a pipe of its own: a training child Reports, the engine one Listening and then any number of
+StateChanged.
 """
 
 from enum import StrEnum
@@ -19,8 +19,8 @@ from app.core.specs.job import JobSpec
 from app.core.specs.states import Phase
 
 
-class Message(BaseModel):
-    """Refuses what it does not know: both sides are of one version."""
+class ProcessMessage(BaseModel):
+    """Base of all messages. Unknown fields are refused: both sides are of one version."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,7 +28,7 @@ class Message(BaseModel):
 CurvePoint = Annotated[Metrics | Evaluation, Field(discriminator="type")]
 
 
-class TrainingRequest(Message):
+class TrainingRequest(ProcessMessage):
     """Everything a training child needs to know."""
 
     job_id: str
@@ -52,21 +52,21 @@ class TrainingRequest(Message):
     )
 
 
-class Waiting(Message):
-    """Everything is imported; what the child does next depends on its request."""
+class Waiting(ProcessMessage):
+    """The child has imported everything and waits for its request."""
 
     type: Literal["waiting"] = "waiting"
 
 
-class Happened(Message):
+class Happened(ProcessMessage):
     """An event to record."""
 
     type: Literal["happened"] = "happened"
     event: AnyEventData
 
 
-class Advanced(Message):
-    """How far the job is; not worth an event."""
+class Advanced(ProcessMessage):
+    """How far the job is, where that is no event."""
 
     type: Literal["advanced"] = "advanced"
     phase: Phase | None = None
@@ -77,10 +77,10 @@ class Advanced(Message):
     eta_seconds: float | None = None
 
 
-class Kept(Message):
-    """An adapter that the job keeps on its way is complete in a folder."""
+class CheckpointAdapterSaved(ProcessMessage):
+    """The adapter of a checkpoint is complete in a folder."""
 
-    type: Literal["kept"] = "kept"
+    type: Literal["checkpoint_adapter_saved"] = "checkpoint_adapter_saved"
     step: int
     folder: Path
 
@@ -93,7 +93,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-class Ended(Message):
+class Ended(ProcessMessage):
     """The child's last report."""
 
     type: Literal["ended"] = "ended"
@@ -103,12 +103,14 @@ class Ended(Message):
     hint: str | None = None
 
 
-Report = Annotated[Waiting | Happened | Advanced | Kept | Ended, Field(discriminator="type")]
+Report = Annotated[
+    Waiting | Happened | Advanced | CheckpointAdapterSaved | Ended, Field(discriminator="type")
+]
 report_adapter: TypeAdapter[Report] = TypeAdapter(Report)
 STOP = b"stop\n"
 
 
-class EngineRequest(Message):
+class EngineRequest(ProcessMessage):
     """Everything the engine process needs to know."""
 
     host: str
@@ -129,14 +131,14 @@ class EngineRequest(Message):
     training_path: TrainingPath = TrainingPath.AUTO
 
 
-class Listening(Message):
-    """The engine answers HTTP from now on."""
+class Listening(ProcessMessage):
+    """The engine takes HTTP requests now."""
 
     type: Literal["listening"] = "listening"
     port: int
 
 
-class StateChanged(Message):
-    """What the engine serves is not what it was; its state says more."""
+class StateChanged(ProcessMessage):
+    """The engine's state has changed; GET /state returns it."""
 
     type: Literal["state_changed"] = "state_changed"

@@ -1,4 +1,4 @@
-"""Adapters that a job keeps on its way: from the child's folder into the store, the oldest making room."""
+"""Checkpoint adapters: from the child's folder into the store; the oldest are removed."""
 
 import logging
 import shutil
@@ -11,21 +11,26 @@ from app.core.jobs import queue
 from app.core.jobs.events import Log
 from app.core.jobs.queue import JobLease
 from app.core.storage.artifacts import ArtifactStore
-from worker.processes.lease_heartbeat import LeaseKeeper
-from worker.processes.reports import Kept
+from worker.processes.lease_heartbeat import LeaseHeartbeat
+from worker.processes.reports import CheckpointAdapterSaved
 
 log = logging.getLogger(__name__)
 
 
-def deliver(store: ArtifactStore, keeper: LeaseKeeper, lease: JobLease, kept: Kept) -> None:
-    """Store one, name it, and forget those past the spec's `keep_checkpoints`. Raises LeaseLost, OSError."""
-    adapter_id, artifact = adapter_records.name_checkpoint_artifact(lease.job_id, kept.step)
-    forgotten: list[str] = []
+def deliver(
+    store: ArtifactStore, heartbeat: LeaseHeartbeat, lease: JobLease, saved: CheckpointAdapterSaved
+) -> None:
+    """Store an adapter, add its row, and delete those past the spec's `keep_checkpoints`.
 
-    def name(session: Session) -> None:
-        forgotten.clear()
+    Raises LeaseLost, OSError.
+    """
+    adapter_id, artifact = adapter_records.name_checkpoint_artifact(lease.job_id, saved.step)
+    deleted: list[str] = []
+
+    def add(session: Session) -> None:
+        deleted.clear()
         known = {checkpoint.step for checkpoint in adapter_records.find_checkpoints(session, lease.job_id)}
-        if kept.step in known:
+        if saved.step in known:
             return  # An earlier attempt came this far: it has the same weights.
         adapter = adapter_records.add(
             session,
@@ -34,20 +39,20 @@ def deliver(store: ArtifactStore, keeper: LeaseKeeper, lease: JobLease, kept: Ke
             job_id=lease.job_id,
             artifact=artifact,
             size_bytes=size_bytes,
-            step=kept.step,
+            step=saved.step,
         )
-        said = Log(message=f"The adapter of step {kept.step} is kept and answers as {adapter.name}.")
-        queue.record(session, lease, [said])
-        forgotten.extend(_forget_oldest(session, lease))
+        line = Log(message=f"The adapter of step {saved.step} is kept and answers as {adapter.name}.")
+        queue.record(session, lease, [line])
+        deleted.extend(_delete_oldest(session, lease))
 
-    size_bytes = store.put_folder(artifact, kept.folder)
-    keeper.write(name)
-    for gone in forgotten:
-        store.delete(gone)
-    shutil.rmtree(kept.folder, ignore_errors=True)
+    size_bytes = store.put_folder(artifact, saved.folder)
+    heartbeat.write(add)
+    for key in deleted:
+        store.delete(key)
+    shutil.rmtree(saved.folder, ignore_errors=True)
 
 
-def _forget_oldest(session: Session, lease: JobLease) -> list[str]:
+def _delete_oldest(session: Session, lease: JobLease) -> list[str]:
     artifacts = []
     most = lease.spec.training.keep_checkpoints
     for checkpoint in adapter_records.find_checkpoints(session, lease.job_id)[most:]:

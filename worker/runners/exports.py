@@ -1,17 +1,12 @@
-"""Runs one claimed export: starts its child, stores the files, says truthfully how it ended.
+"""Exports, as the runner needs to know them: their child, on the CPU, and the files they end with."""
 
-The child never touches the database; this process owns the lease and does all the writing. Knows no torch.
-"""
-
-import contextlib
-import errno
 import logging
 import math
 import shutil
-import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
@@ -21,7 +16,6 @@ from app.core.adapters import records as adapter_records
 from app.core.datasets import records as dataset_records
 from app.core.errors import NotFound, TunesmithError
 from app.core.errors.exports import ExportDiskFull, ExportFailure
-from app.core.errors.work import LeaseLost
 from app.core.exports import records as export_records
 from app.core.exports.queue import ComparedFailure, ExportLease, ExportResult, export_queue
 from app.core.settings import Settings
@@ -31,28 +25,39 @@ from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from app.core.work.failures import WorkFailure
-from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest, export_report_adapter
+from worker.exports.reports import (
+    Exported,
+    ExportFailed,
+    Exporting,
+    ExportReport,
+    ExportRequest,
+    export_report_adapter,
+)
 from worker.processes.child_process import ChildProcess
-from worker.processes.child_watch import last_words, watch
-from worker.processes.lease_heartbeat import LeaseKeeper
+from worker.runners.work_handler import WorkHandler
+from worker.runners.work_runner import WorkRunner
 
 log = logging.getLogger(__name__)
 
 EXPORTING_MODULE = "worker.exports.run"
 _MERGED = "merged"
 _SWEEP_SECONDS = 60.0
-# An empty list of devices: the GPU is training's. Threads beside it give way (see run.py).
+# An empty list of devices: the GPU is training's. The child gives way to other threads, see run.py.
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class _ExportInputs:
     adapter: tables.AdapterRow
     dataset: tables.DatasetRow | None
 
 
-class ExportRunner:
-    """Makes exports, one at a time, until it is told to stop."""
+class ExportHandler(WorkHandler[ExportLease, ExportReport, Exported]):
+    """Exports. A merged model stays between attempts, so that a further one need not merge again."""
+
+    queue = export_queue
+    reports = export_report_adapter
+    disk_full = ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
 
     def __init__(
         self,
@@ -60,52 +65,86 @@ class ExportRunner:
         database: Database,
         store: ArtifactStore,
         *,
-        stop: threading.Event,
-        exporting_module: str = EXPORTING_MODULE,
+        module: str = EXPORTING_MODULE,
     ) -> None:
+        self.stop_grace_seconds = settings.cancel_grace_seconds
         self._settings = settings
         self._database = database
         self._store = store
-        self._stop = stop
-        self._module = exporting_module
+        self._module = module
         self._root = settings.data_dir / "exports"
         self._swept_at = -math.inf
 
-    def claim(self) -> ExportLease | None:
-        """The next export to run, or None; then what nobody needs is removed, now and then."""
-        settings = self._settings
-        with self._database.transaction() as session:
-            lease = export_queue.claim(
-                session, lease_seconds=settings.lease_seconds, max_attempts=settings.max_lost_attempts
-            )
-        if lease is None and time.monotonic() - self._swept_at >= _SWEEP_SECONDS:
+    def describe(self, lease: ExportLease) -> str:
+        return f"Export {lease.export_id}"
+
+    @contextmanager
+    def start(self, lease: ExportLease) -> Iterator[ChildProcess]:
+        log.info("Export %s: adapter %s as %s", lease.export_id, lease.adapter_id, lease.spec.format)
+        self._sweep()
+        self._folder(lease).mkdir(parents=True)
+        log_path = self._settings.data_dir / "logs" / "exports.log"
+        yield ChildProcess(self._module, self._make_request(lease), log_path, environment=_ENVIRONMENT)
+
+    def find_ending(self, report: ExportReport) -> Exported | WorkFailure | None:
+        if isinstance(report, ExportFailed):
+            return ComparedFailure(report.code, report.message, report.hint, report.agreement)
+        return report if isinstance(report, Exported) else None
+
+    def record(self, session: Session, lease: ExportLease, reports: Sequence[ExportReport]) -> None:
+        last = reports[-1]
+        assert isinstance(last, Exporting)
+        export_queue.record(session, lease, phase=last.phase, progress=last.progress)
+
+    def may_undo(self, lease: ExportLease) -> bool:
+        """Whether the export was cancelled or deleted: then its child removes what it made at the Hub.
+
+        Where another worker runs the export now, what is at the Hub is that worker's.
+        """
+        try:
+            with self._database.snapshot() as session:
+                row = session.get(tables.ExportRow, lease.export_id)
+        except DBAPIError:
+            return False
+        return row is None or ExportState(row.state).has_ended
+
+    def artifact(self, lease: ExportLease) -> str:
+        return lease.artifact
+
+    def deliver(
+        self, lease: ExportLease, result: Exported, announce: Callable[[ExportReport], None]
+    ) -> Callable[[Session], None]:
+        for done, file in enumerate(result.files):
+            announce(Exporting(phase=ExportPhase.STORING, progress=done / len(result.files)))
+            self._store.put_file(f"{lease.artifact}/{file.name}", result.folder / file.name)
+        found = ExportResult(result.files, result.agreement, result.notes, result.url)
+        return lambda session: export_queue.finish(session, lease, found)
+
+    def delivered(self, lease: ExportLease) -> None:
+        shutil.rmtree(self._root / lease.export_id, ignore_errors=True)
+
+    def explain(self, error: Exception) -> WorkFailure:
+        if isinstance(error, TunesmithError):
+            return WorkFailure.of(error)
+        return WorkFailure("export_failed", f"The worker failed: {error}", "See the worker's log.")
+
+    def explain_death(self, child: ChildProcess) -> WorkFailure:
+        message = f"The exporting process {child.describe_death()}"
+        return WorkFailure("process_died", message, "POST /exports/{id}/retry tries again.")
+
+    def clean_up(self, lease: ExportLease) -> None:
+        shutil.rmtree(self._folder(lease), ignore_errors=True)
+        self._swept_at = -math.inf
+
+    def rest(self) -> None:
+        """Remove what nobody needs, at most once a minute."""
+        if time.monotonic() - self._swept_at >= _SWEEP_SECONDS:
             self._swept_at = time.monotonic()
             self._sweep()
-        return lease
-
-    def run(self, lease: ExportLease) -> None:
-        """Run one export to its end and record how it ended. Only a lost lease leaves no record."""
-        log.info("%s: adapter %s as %s", _name(lease), lease.adapter_id, lease.spec.format)
-        seconds = self._settings.lease_seconds
-        renew = partial(export_queue.heartbeat, lease=lease, lease_seconds=seconds)
-        with LeaseKeeper(self._database, _name(lease), seconds, renew) as keeper:
-            try:
-                self._sweep()
-                self._folder(lease).mkdir(parents=True)
-                self._export(lease, self._make_request(lease), keeper)
-            except LeaseLost:
-                log.warning("%s: cancelled, deleted, or another worker's now; files dropped", _name(lease))
-            except Exception as error:  # the boundary: whatever it was, it must not stay `running`
-                log.exception("%s: the worker failed", _name(lease))
-                with contextlib.suppress(LeaseLost):
-                    self._fail(lease, keeper, _failure(error))
-            finally:
-                shutil.rmtree(self._folder(lease), ignore_errors=True)
-                self._swept_at = -math.inf
 
     def remove_leftovers(self) -> None:
         """Remove what workers left that died, and merged models that no attempt will need."""
-        # Looked at before the rows: what an export makes that begins meanwhile is not taken for a leftover.
+        # Listed before the rows are read: the folder of an export that begins meanwhile is no leftover.
         parts = [part for part in self._root.glob("*/*") if part.is_dir() and part.name != _MERGED]
         folders = list(self._root.glob("*"))
         keys = {"exports/" + "/".join(path.split("/")[:2]) for path in self._store.list_files("exports")}
@@ -122,7 +161,6 @@ class ExportRunner:
                 self._store.delete(key)
 
     def _sweep(self) -> None:
-        """Give back the room of what died, was cancelled or deleted."""
         try:
             self.remove_leftovers()
         except Exception:  # the store may be away; exports are claimed all the same
@@ -132,7 +170,7 @@ class ExportRunner:
         return self._root / lease.export_id / lease.token
 
     def _make_request(self, lease: ExportLease) -> ExportRequest:
-        """What the child is told. Raises ExportFailure where the adapter is gone."""
+        """The child's request. Raises ExportFailure where the adapter is gone."""
         with self._database.snapshot() as session:
             inputs = _find_inputs(session, lease)
         try:
@@ -154,139 +192,20 @@ class ExportRunner:
             merged=self._root / lease.export_id / _MERGED,
         )
 
-    def _export(self, lease: ExportLease, request: ExportRequest, keeper: LeaseKeeper) -> None:
-        log_path = self._settings.data_dir / "logs" / "exports.log"
-        child = ChildProcess(self._module, request, log_path, environment=_ENVIRONMENT)
-        ended = watch(
-            child,
-            stop=self._stop,
-            grace_seconds=self._settings.cancel_grace_seconds,
-            take=lambda line: self._take(lease, line, keeper, child),
-            look=lambda: self._check_or_stop(lease, keeper, child),
-        )
-        if isinstance(ended, Exported):
-            self._deliver(lease, ended, keeper)
-        elif isinstance(ended, ExportFailed):
-            self._fail(lease, keeper, ComparedFailure(ended.code, ended.message, ended.hint, ended.agreement))
-        elif self._stop.is_set():
-            keeper.write(lambda session: export_queue.release(session, lease))
-        else:
-            self._lose(lease, child, keeper)
 
-    def _take(
-        self, lease: ExportLease, line: bytes, keeper: LeaseKeeper, child: ChildProcess
-    ) -> Exported | ExportFailed | None:
-        """Write down how far the child is, or answer that it has ended."""
-        report = export_report_adapter.validate_json(line)
-        if not isinstance(report, Exporting):
-            return report
-        self._check_or_stop(lease, keeper, child, report)
-        return None
-
-    def _check_or_stop(
-        self,
-        lease: ExportLease,
-        keeper: LeaseKeeper,
-        child: ChildProcess,
-        report: Exporting | None = None,
-    ) -> None:
-        """Let the child of an export that was cancelled take back what it began at the Hub. Raises
-        LeaseLost.
-        """
-        try:
-            self._check(lease, keeper, report)
-        except LeaseLost:
-            # Where another worker is at it now, what there is at the Hub is no longer this one's.
-            if not self._is_run_elsewhere(lease):
-                child.ask_to_stop()
-                child.wait(self._settings.cancel_grace_seconds)
-            raise
-
-    def _is_run_elsewhere(self, lease: ExportLease) -> bool:
-        try:
-            with self._database.snapshot() as session:
-                row = session.get(tables.ExportRow, lease.export_id)
-        except DBAPIError:
-            return True
-        return row is not None and not ExportState(row.state).has_ended
-
-    def _check(self, lease: ExportLease, keeper: LeaseKeeper, report: Exporting | None = None) -> None:
-        """Write down how far the child is, where it said so. Raises LeaseLost."""
-        if keeper.is_lost:
-            raise LeaseLost
-        try:
-            if report:
-                with self._database.transaction() as session:
-                    export_queue.record(session, lease, phase=report.phase, progress=report.progress)
-            else:
-                with self._database.snapshot() as session:
-                    export_queue.check(session, lease)
-        except DBAPIError as error:
-            log.warning("%s: the database does not answer: %s", _name(lease), error.orig)
-
-    def _deliver(self, lease: ExportLease, exported: Exported, keeper: LeaseKeeper) -> None:
-        """Put the files into the store, then name them in a transaction."""
-        result = ExportResult(
-            files=exported.files,
-            agreement=exported.agreement,
-            notes=exported.notes,
-            url=exported.url,
-        )
-        try:
-            for done, file in enumerate(exported.files):
-                storing = Exporting(phase=ExportPhase.STORING, progress=done / len(exported.files))
-                self._check(lease, keeper, storing)
-                self._store.put_file(f"{lease.artifact}/{file.name}", exported.folder / file.name)
-            keeper.write(lambda session: export_queue.finish(session, lease, result))
-        except BaseException:
-            self._store.delete(lease.artifact)
-            raise
-        shutil.rmtree(self._root / lease.export_id, ignore_errors=True)
-        log.info("%s: ready", _name(lease))
-
-    def _lose(self, lease: ExportLease, child: ChildProcess, keeper: LeaseKeeper) -> None:
-        """The child died without a word."""
-        message = f"The exporting process {last_words(child)}"
-        failure = WorkFailure("process_died", message, "POST /exports/{id}/retry tries again.")
-        log.warning("%s: %s", _name(lease), message)
-        most = self._settings.max_lost_attempts
-        keeper.write(lambda session: export_queue.give_up_attempt(session, lease, failure, max_attempts=most))
-
-    def _fail(
-        self,
-        lease: ExportLease,
-        keeper: LeaseKeeper,
-        failure: WorkFailure,
-    ) -> None:
-        log.warning("%s: failed, %s: %s", _name(lease), failure.code, failure.message)
-        # First of all: the database may be on the disk that this export has filled.
-        shutil.rmtree(self._folder(lease), ignore_errors=True)
-        keeper.write(lambda session: export_queue.fail(session, lease, failure))
+ExportRunner = WorkRunner[ExportLease, ExportReport, Exported]
 
 
-def _find_inputs(session: Session, lease: ExportLease) -> _Inputs:
-    """The adapter, and the rows that it was trained on where they are still here. Raises ExportFailure."""
+def _find_inputs(session: Session, lease: ExportLease) -> _ExportInputs:
+    """The adapter, and the dataset that it was trained on where it still exists. Raises ExportFailure."""
     try:
         adapter = adapter_records.get(session, export_records.get(session, lease.export_id).adapter_id)
     except NotFound as error:
         raise ExportFailure("The adapter was deleted before the export began.") from error
     job = session.get(tables.JobRow, adapter.job_id) if adapter.job_id else None
     if job is None:
-        return _Inputs(adapter, None)
+        return _ExportInputs(adapter, None)
     try:
-        return _Inputs(adapter, dataset_records.get_ready(session, job.dataset_id))
+        return _ExportInputs(adapter, dataset_records.get_ready(session, job.dataset_id))
     except TunesmithError:
-        return _Inputs(adapter, None)
-
-
-def _failure(error: Exception) -> WorkFailure:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
-        return WorkFailure(full.code, full.message, full.hint)
-    if isinstance(error, TunesmithError):
-        return WorkFailure(error.code, error.message, error.hint)
-    return WorkFailure("export_failed", f"The worker failed: {error}", "See the worker's log.")
-
-
-def _name(lease: ExportLease) -> str:
-    return f"Export {lease.export_id}"
+        return _ExportInputs(adapter, None)

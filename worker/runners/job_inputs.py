@@ -1,4 +1,4 @@
-"""What an attempt needs to begin: its files on this machine, and none of those of earlier attempts."""
+"""What an attempt at a job begins with: its files on this machine, without those of earlier attempts."""
 
 import shutil
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from worker.processes.reports import CurvePoint, TrainingRequest
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class _JobInputs:
     """What a job reads, and how far its loss curve is recorded."""
 
     dataset: tables.DatasetRow
@@ -36,7 +36,7 @@ class _Inputs:
 def make_request(
     settings: Settings, database: Database, store: ArtifactStore, lease: JobLease
 ) -> TrainingRequest:
-    """Fetch what the job reads; answers what its child is told. Raises JobFailure, and OSError."""
+    """Fetch what the job reads; returns its child's request. Raises JobFailure, OSError."""
     with database.snapshot() as session:
         inputs = _find(session, lease)
     job_folder = settings.job_folder(lease.job_id)
@@ -72,7 +72,7 @@ def output_folder(settings: Settings, lease: JobLease) -> Path:
 
 
 def remove_leftovers(settings: Settings, database: Database, store: ArtifactStore, lease: JobLease) -> None:
-    """Remove what workers left that died: adapters not delivered, checkpoints of jobs that have succeeded."""
+    """Remove what dead workers left: adapters not delivered, checkpoints of jobs that have succeeded."""
     for attempt in range(1, lease.attempt):
         _adapter_id, artifact = adapter_records.name_artifact(lease.job_id, attempt)
         store.delete(artifact)
@@ -91,14 +91,14 @@ def remove_checkpoints(job_folder: Path) -> None:
         shutil.rmtree(job_folder / name, ignore_errors=True)
 
 
-def _find(session: Session, lease: JobLease) -> _Inputs:
-    """What the job reads, as rows. Raises JobFailure where something was deleted meanwhile."""
+def _find(session: Session, lease: JobLease) -> _JobInputs:
+    """The rows of what the job reads. Raises JobFailure where one was deleted meanwhile."""
     spec = lease.spec
     point = events.read_last(session, lease.job_id, types=["metrics", "eval"])
     assert point is None or isinstance(point, Metrics | Evaluation)
     try:
         dataset = dataset_records.get_ready(session, lease.dataset_id)
-        return _Inputs(
+        return _JobInputs(
             dataset,
             DatasetFormat(dataset.format or ""),
             dataset_records.get_ready(session, spec.validation_dataset) if spec.validation_dataset else None,

@@ -96,6 +96,12 @@ def find_stop_request(session: Session, lease: JobLease) -> StopRequest | None:
     return StopRequest.PAUSE if row.pause_requested_at is not None else None
 
 
+def find_phase(session: Session, lease: JobLease) -> Phase | None:
+    """The phase that the job's row names."""
+    phase = session.scalar(select(tables.JobRow.phase).where(tables.JobRow.id == lease.job_id))
+    return Phase(phase) if phase else None
+
+
 def record(
     session: Session, lease: JobLease, entries: list[AnyEventData], progress: JobProgress | None = None
 ) -> None:

@@ -2,44 +2,50 @@
 
 import logging
 import os
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.orm import Session
 
 from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from tests.end_to_end.processes.fault_injection import FaultInjector, Stage
 from worker import supervisor
-from worker.processes.lease_heartbeat import LeaseKeeper
-from worker.runners.jobs import JobRunner
+from worker.processes.child_process import ChildProcess
+from worker.processes.reports import Ended, Report
+from worker.runners.jobs import JobHandler
 from worker.supervisor import Role, Supervisor
 
 injector = FaultInjector(worker_pid=os.getpid())
 
 
-class WatchedRunner(JobRunner):
+class WatchedHandler(JobHandler):
     """Reports the claim and the delivery of a job to the injector."""
 
-    def run(self, lease: JobLease) -> None:
+    @contextmanager
+    def start(self, lease: JobLease) -> Iterator[ChildProcess]:
         injector.begin(lease.spec.name or "", lease.attempt)
         injector.tick(Stage.CLAIMED)
-        super().run(lease)
+        with super().start(lease) as child:
+            yield child
 
-    def _deliver(self, attempt: Any, request: Any, keeper: LeaseKeeper) -> None:
+    def deliver(
+        self, lease: JobLease, result: Ended, announce: Callable[[Report], None]
+    ) -> Callable[[Session], None]:
         injector.enter(Stage.DELIVERING)
-        write = keeper.write
+        succeed = super().deliver(lease, result, announce)
+        injector.tick(Stage.DELIVERING)
+        return succeed
 
-        def watched_write(change: Any) -> None:
-            injector.tick(Stage.DELIVERING)
-            write(change)
-            injector.tick(Stage.DELIVERING)
-
-        keeper.write = watched_write  # type: ignore[method-assign]
-        super()._deliver(attempt, request, keeper)
+    def delivered(self, lease: JobLease) -> None:
+        injector.tick(Stage.DELIVERING)
+        super().delivered(lease)
         injector.leave()
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
-    supervisor.JobRunner = WatchedRunner  # type: ignore[misc]
+    supervisor.JobHandler = WatchedHandler  # type: ignore[misc]
     supervisor._probe_device = lambda: {}  # it imports torch, which this test does not need
     Supervisor(
         Settings(),

@@ -18,7 +18,7 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.children import find_children
 from tests.servers.writable_hub import READER, SIGNATURE, WRITER, WritableHub
-from worker.runners.exports import EXPORTING_MODULE, ExportRunner
+from worker.runners.exports import EXPORTING_MODULE, ExportHandler, ExportRunner
 
 REPOSITORY = "me/helper"
 
@@ -43,7 +43,8 @@ def export_settings(settings: Settings, models_folder: Path) -> Settings:
 def runner(
     export_settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event
 ) -> ExportRunner:
-    return ExportRunner(export_settings, database, store, stop=stop)
+    handler = ExportHandler(export_settings, database, store)
+    return ExportRunner(export_settings, database, store, handler, stop=stop)
 
 
 @pytest.fixture

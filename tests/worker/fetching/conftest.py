@@ -15,7 +15,7 @@ from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.servers.hub import FakeHub
-from worker.runners.fetches import FetchRunner
+from worker.runners.fetches import FetchHandler, FetchRunner
 
 Fetch = Callable[..., tables.DatasetRow]
 
@@ -34,7 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
 def runner(
     settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event
 ) -> FetchRunner:
-    return FetchRunner(settings, database, store, stop=stop)
+    return FetchRunner(settings, database, store, FetchHandler(settings, database, store), stop=stop)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from worker.processes.gpu_stats import DeviceUse, parse
+from worker.processes.gpu_stats import GpuStats, parse
 
 
 def test_the_driver_s_line_is_read() -> None:
@@ -15,23 +15,23 @@ def test_a_figure_that_the_driver_does_not_know_is_left_out() -> None:
 
 
 def test_the_memory_of_a_cpu_s_machine_is_read() -> None:
-    found = DeviceUse().read("cpu")
+    found = GpuStats().read("cpu")
     assert found["free_bytes"] > 0
     assert 0 <= found["utilization_percent"] <= 100
 
 
 def test_the_driver_s_tool_is_asked_for_a_gpu() -> None:
-    use = DeviceUse([sys.executable, "-c", "print('1, 2, 3')"])
-    assert use.read("cuda")["utilization_percent"] == 2
+    stats = GpuStats([sys.executable, "-c", "print('1, 2, 3')"])
+    assert stats.read("cuda")["utilization_percent"] == 2
 
 
 @pytest.mark.parametrize("script", ["raise SystemExit(9)", "print('No devices')", "pass"])
 def test_a_tool_that_fails_is_not_asked_again(script: str) -> None:
-    use = DeviceUse([sys.executable, "-c", script])
-    assert use.read("cuda") == {}
-    use._command = [sys.executable, "-c", "print('1, 2, 3')"]
-    assert use.read("cuda") == {}
+    stats = GpuStats([sys.executable, "-c", script])
+    assert stats.read("cuda") == {}
+    stats._command = [sys.executable, "-c", "print('1, 2, 3')"]
+    assert stats.read("cuda") == {}
 
 
 def test_where_no_device_was_found_nothing_is_known() -> None:
-    assert DeviceUse(["no-such-tool"]).read(None) == {}
+    assert GpuStats(["no-such-tool"]).read(None) == {}

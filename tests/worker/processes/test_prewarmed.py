@@ -1,6 +1,5 @@
 """A process that waits for the next job: handed out, lost, not wanted; and when it is started."""
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.children import find_children
 from tests.waiting import wait_for
-from tests.worker.runners.job_runs import FreeDevice, job_of
+from tests.worker.runners.job_runs import job_of, make_runner
 from tests.worker.runners.test_jobs import running, wait_for_step
 from worker.processes.child_process import ChildProcess
-from worker.processes.prewarmed import Standby, remove_leftovers
+from worker.processes.prewarmed import PrewarmedTrainer, remove_leftovers
 from worker.processes.reports import Advanced, Report, Waiting, report_adapter
 from worker.runners.jobs import JobRunner
 
@@ -32,22 +31,24 @@ def wanting(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def standby(wanting: Settings) -> Iterator[Standby]:
-    standby = Standby(wanting, "worker", module=PATIENT)
-    yield standby
-    standby.close()
+def prewarmed(wanting: Settings) -> Iterator[PrewarmedTrainer]:
+    prewarmed = PrewarmedTrainer(wanting, "worker", module=PATIENT)
+    yield prewarmed
+    prewarmed.close()
 
 
 @pytest.fixture
-def next_runs(wanting: Settings) -> Iterator[Standby]:
-    standby = Standby(wanting, "worker", module=SCRIPTED)
-    yield standby
-    standby.close()
+def next_runs(wanting: Settings) -> Iterator[PrewarmedTrainer]:
+    prewarmed = PrewarmedTrainer(wanting, "worker", module=SCRIPTED)
+    yield prewarmed
+    prewarmed.close()
 
 
 @pytest.fixture
-def runner(wanting: Settings, database: Database, store: ArtifactStore, next_runs: Standby) -> JobRunner:
-    return JobRunner(wanting, database, store, FreeDevice(), standby=next_runs, stop=threading.Event())
+def runner(
+    wanting: Settings, database: Database, store: ArtifactStore, next_runs: PrewarmedTrainer
+) -> JobRunner:
+    return make_runner(wanting, database, store, next_runs)
 
 
 def the_waiting(module: str) -> psutil.Process:
@@ -71,12 +72,12 @@ def read_to_end(child: ChildProcess) -> list[Report]:
 
 
 def test_the_process_that_waits_gets_the_request_and_its_log_goes_on(
-    standby: Standby, tmp_path: Path
+    prewarmed: PrewarmedTrainer, tmp_path: Path
 ) -> None:
-    standby.prepare()
+    prewarmed.prepare()
     waiting = the_waiting(PATIENT)
 
-    child = standby.start(REQUEST, tmp_path / "job" / "log")
+    child = prewarmed.start(REQUEST, tmp_path / "job" / "log")
 
     assert child.pid == waiting.pid
     assert read_to_end(child) == [Waiting(), REQUEST]
@@ -84,33 +85,33 @@ def test_the_process_that_waits_gets_the_request_and_its_log_goes_on(
     assert child.log_tail() == "imported\nbegan\n"
 
 
-def test_where_none_waits_a_new_process_gets_the_request(standby: Standby, tmp_path: Path) -> None:
-    child = standby.start(REQUEST, tmp_path / "log")
+def test_where_none_waits_a_new_process_gets_the_request(prewarmed: PrewarmedTrainer, tmp_path: Path) -> None:
+    child = prewarmed.start(REQUEST, tmp_path / "log")
 
     assert read_to_end(child) == [Waiting(), REQUEST]
     assert child.log_tail() == "imported\nbegan\n"
 
 
-def test_one_process_waits_however_often_it_is_asked_for(standby: Standby, tmp_path: Path) -> None:
+def test_one_process_waits_however_often_it_is_asked_for(prewarmed: PrewarmedTrainer, tmp_path: Path) -> None:
     for _ in range(3):
-        standby.prepare()
+        prewarmed.prepare()
     first = the_waiting(PATIENT)
 
-    read_to_end(standby.start(REQUEST, tmp_path / "log"))
-    standby.prepare()
+    read_to_end(prewarmed.start(REQUEST, tmp_path / "log"))
+    prewarmed.prepare()
 
     assert the_waiting(PATIENT).pid != first.pid
 
 
 def test_a_process_that_was_killed_while_it_waited_is_not_handed_out(
-    standby: Standby, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    prewarmed: PrewarmedTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    standby.prepare()
+    prewarmed.prepare()
     waiting = the_waiting(PATIENT)
     kill(waiting)
-    standby.prepare()  # would be killed too, perhaps: another one only comes after the next job
+    prewarmed.prepare()  # would be killed too, perhaps: another one only comes after the next job
 
-    child = standby.start(REQUEST, tmp_path / "log")
+    child = prewarmed.start(REQUEST, tmp_path / "log")
 
     assert child.pid != waiting.pid
     assert read_to_end(child) == [Waiting(), REQUEST]
@@ -118,13 +119,13 @@ def test_a_process_that_was_killed_while_it_waited_is_not_handed_out(
 
 
 def test_a_process_whose_log_is_lost_is_not_handed_out(
-    standby: Standby, wanting: Settings, tmp_path: Path
+    prewarmed: PrewarmedTrainer, wanting: Settings, tmp_path: Path
 ) -> None:
-    standby.prepare()
+    prewarmed.prepare()
     waiting = the_waiting(PATIENT)
     wanting.job_folder("standby-worker.log").unlink()
 
-    child = standby.start(REQUEST, tmp_path / "log")
+    child = prewarmed.start(REQUEST, tmp_path / "log")
 
     assert child.pid != waiting.pid
     assert not waiting.is_running()
@@ -132,30 +133,32 @@ def test_a_process_whose_log_is_lost_is_not_handed_out(
 
 
 def test_where_none_can_be_started_a_job_does_without(
-    standby: Standby, wanting: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    prewarmed: PrewarmedTrainer, wanting: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     wanting.job_folder("any").parent.write_text("a file where a folder should be")
 
-    standby.prepare()
+    prewarmed.prepare()
 
     assert "No process waits for the next job" in caplog.text
-    assert read_to_end(standby.start(REQUEST, tmp_path / "log")) == [Waiting(), REQUEST]
+    assert read_to_end(prewarmed.start(REQUEST, tmp_path / "log")) == [Waiting(), REQUEST]
 
 
 def test_none_waits_where_the_setting_says_so(settings: Settings, tmp_path: Path) -> None:
-    standby = Standby(settings, "worker", module=PATIENT)
+    prewarmed = PrewarmedTrainer(settings, "worker", module=PATIENT)
 
-    standby.prepare()
+    prewarmed.prepare()
 
     assert find_children(PATIENT) == []
-    assert read_to_end(standby.start(REQUEST, tmp_path / "log")) == [Waiting(), REQUEST]
+    assert read_to_end(prewarmed.start(REQUEST, tmp_path / "log")) == [Waiting(), REQUEST]
 
 
-def test_closing_ends_the_process_for_good_and_leaves_no_log(standby: Standby, wanting: Settings) -> None:
-    standby.prepare()
+def test_closing_ends_the_process_for_good_and_leaves_no_log(
+    prewarmed: PrewarmedTrainer, wanting: Settings
+) -> None:
+    prewarmed.prepare()
 
-    standby.close()
-    standby.prepare()
+    prewarmed.close()
+    prewarmed.prepare()
 
     assert find_children(PATIENT) == []
     assert list(wanting.job_folder("any").parent.iterdir()) == []
@@ -214,7 +217,7 @@ def test_a_job_that_makes_no_step_is_not_disturbed_by_the_next_process(
 
 
 def test_a_job_succeeds_at_once_where_the_process_that_waited_for_it_was_killed(
-    runner: JobRunner, next_runs: Standby, claimed: Callable[[str], JobLease], database: Database
+    runner: JobRunner, next_runs: PrewarmedTrainer, claimed: Callable[[str], JobLease], database: Database
 ) -> None:
     next_runs.prepare()
     kill(the_waiting(SCRIPTED))
@@ -226,7 +229,7 @@ def test_a_job_succeeds_at_once_where_the_process_that_waited_for_it_was_killed(
 
 
 def test_what_a_process_that_waited_prints_is_in_the_log_of_its_attempt(
-    runner: JobRunner, next_runs: Standby, claimed: Callable[[str], JobLease], wanting: Settings
+    runner: JobRunner, next_runs: PrewarmedTrainer, claimed: Callable[[str], JobLease], wanting: Settings
 ) -> None:
     next_runs.prepare()
     lease = claimed("dies")

@@ -1,24 +1,39 @@
-"""What tests of the job runner share: a device, and a look at a job."""
+"""What tests of the job runner share: a runner, a device, and the rows of jobs."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from app.core.jobs import queue, records as job_records
 from app.core.jobs.queue import JobLease
+from app.core.settings import Settings
 from app.core.storage import tables
+from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
+from worker.processes.prewarmed import PrewarmedTrainer
+from worker.runners.jobs import JobHandler, JobRunner
 
 
 class FreeDevice:
-    """Remembers who had it."""
-
-    def __init__(self) -> None:
-        self.lent_to: list[str] = []
+    """A device that nothing else uses."""
 
     @contextmanager
-    def lend(self, job_id: str) -> Iterator[bool]:
-        self.lent_to.append(job_id)
+    def reserve(self, job_id: str) -> Iterator[bool]:
         yield False
+
+
+def make_runner(
+    settings: Settings,
+    database: Database,
+    store: ArtifactStore,
+    prewarmed: PrewarmedTrainer,
+    stop: threading.Event | None = None,
+) -> JobRunner:
+    stop = stop or threading.Event()
+    handler = JobHandler(
+        settings, database, store, FreeDevice(), worker_id="worker", prewarmed=prewarmed, stop=stop
+    )
+    return JobRunner(settings, database, store, handler, stop=stop)
 
 
 def claim(database: Database) -> JobLease:

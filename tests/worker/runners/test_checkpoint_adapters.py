@@ -1,4 +1,4 @@
-"""Adapters that a job keeps on its way: stored, named, and the oldest forgotten."""
+"""Checkpoint adapters: stored, named, and the oldest deleted."""
 
 from collections.abc import Callable
 
@@ -18,17 +18,17 @@ from worker.runners.jobs import JobRunner
 KEEPS_TWO = {"training": {"keep_checkpoints": 2}}
 
 
-def kept_steps(session: Session, job_id: str) -> list[int | None]:
+def checkpoint_steps(session: Session, job_id: str) -> list[int | None]:
     return [adapter.step for adapter in adapter_records.find_checkpoints(session, job_id)]
 
 
-def test_the_newest_are_kept_under_names_of_their_own(
+def test_the_newest_are_stored_under_names_of_their_own(
     runner: JobRunner, claimed: Callable[..., JobLease], database: Database, store: ArtifactStore
 ) -> None:
     lease = claimed("keeps", **KEEPS_TWO)
     runner.run(lease)
     with database.snapshot() as session:
-        assert kept_steps(session, lease.job_id) == [6, 4]
+        assert checkpoint_steps(session, lease.job_id) == [6, 4]
         newest = adapter_records.get(session, "keeps:ckpt-step-6")
         finished = job_of(database, lease).adapter
     assert finished is not None
@@ -46,7 +46,7 @@ def test_the_job_folder_holds_none_of_them_afterwards(
     assert list(settings.job_folder(lease.job_id).rglob("step-*")) == []
 
 
-def test_an_attempt_that_comes_by_again_keeps_nothing_twice(
+def test_a_step_that_an_earlier_attempt_stored_is_not_stored_twice(
     runner: JobRunner, claimed: Callable[..., JobLease], database: Database
 ) -> None:
     lease = claimed("keeps", training={"keep_checkpoints": 9})
@@ -63,7 +63,7 @@ def test_an_attempt_that_comes_by_again_keeps_nothing_twice(
         )
     runner.run(lease)
     with database.snapshot() as session:
-        assert kept_steps(session, lease.job_id) == [6, 4, 2]
+        assert checkpoint_steps(session, lease.job_id) == [6, 4, 2]
 
 
 def test_one_that_another_job_continues_from_stays(
@@ -75,23 +75,29 @@ def test_one_that_another_job_continues_from_stays(
         make_job(session, continue_from=adapter_id)
     runner.run(lease)
     with database.snapshot() as session:
-        assert kept_steps(session, lease.job_id) == [6, 2]
+        assert checkpoint_steps(session, lease.job_id) == [6, 2]
 
 
-def test_a_disk_that_is_full_fails_the_job_and_names_no_half_of_one(
+def test_a_disk_that_is_full_fails_the_job_names_no_half_of_one_and_leaves_the_checkpoints(
     runner: JobRunner,
     claimed: Callable[..., JobLease],
     database: Database,
+    settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lease = claimed("keeps", **KEEPS_TWO)
+    checkpoint = settings.job_folder(lease.job_id) / "checkpoints" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
 
     def fill_the_disk(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ArtifactStore, "put_folder", fill_the_disk)
     runner.run(lease)
-    assert job_of(database, lease).error_code == "disk_full"
+    job = job_of(database, lease)
+    assert (job.state, job.error_code) == ("failed", "disk_full")
+    assert "retry" in (job.error_hint or "")
+    assert checkpoint.is_dir()
     with database.transaction() as session:
-        assert kept_steps(session, lease.job_id) == []
+        assert checkpoint_steps(session, lease.job_id) == []
         assert queue.claim(session, "worker", lease_seconds=30) is None

@@ -17,9 +17,26 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.children import find_children
 from tests.waiting import wait_for
-from worker.runners.exports import ExportRunner
+from worker.runners.exports import EXPORTING_MODULE, ExportHandler, ExportRunner
 
 SCRIPTED = "tests.scripted.export"
+
+
+def make_runner(
+    settings: Settings,
+    database: Database,
+    store: ArtifactStore,
+    stop: threading.Event,
+    *,
+    module: str = EXPORTING_MODULE,
+) -> ExportRunner:
+    handler = ExportHandler(settings, database, store, module=module)
+    return ExportRunner(settings, database, store, handler, stop=stop)
+
+
+def remove_leftovers(runner: ExportRunner) -> None:
+    assert isinstance(runner.handler, ExportHandler)
+    runner.handler.remove_leftovers()
 
 
 @pytest.fixture
@@ -32,7 +49,7 @@ def runner(
     export_settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event
 ) -> ExportRunner:
     """Its children make half an export and then wait."""
-    return ExportRunner(export_settings, database, store, stop=stop, exporting_module=SCRIPTED)
+    return make_runner(export_settings, database, store, stop, module=SCRIPTED)
 
 
 @pytest.fixture
@@ -78,7 +95,7 @@ def test_a_cancelled_export_leaves_nothing(
     with database.transaction() as session:
         export_records.cancel(session, started.lease.export_id)
     started.join()
-    runner.remove_leftovers()
+    remove_leftovers(runner)
 
     assert row_of(database, started.lease.export_id).state == "cancelled"
     assert_nothing_is_left(started, store)
@@ -130,7 +147,7 @@ def test_what_a_killed_worker_left_is_removed(
     (tmp_path / "half").write_bytes(b"x")
     store.put_file("exports/exp_0000000000000000/token/half", tmp_path / "half")
 
-    runner.remove_leftovers()
+    remove_leftovers(runner)
 
     assert not folder.parent.exists()
     assert store.list_files("exports") == []
@@ -152,12 +169,12 @@ def test_a_merge_is_kept_while_an_attempt_may_need_it(
 ) -> None:
     merged = export_settings.data_dir / "exports" / submit_export() / "merged"
     merged.mkdir(parents=True)
-    runner.remove_leftovers()
+    remove_leftovers(runner)
     assert merged.exists()
 
     with database.transaction() as session:
         export_records.cancel(session, merged.parent.name)
-    runner.remove_leftovers()
+    remove_leftovers(runner)
     assert not merged.exists()
 
 
@@ -169,7 +186,7 @@ def test_an_export_is_made_stored_and_named_last(
     submit_export: Callable[..., str],
 ) -> None:
     export_id = submit_export(format="gguf", type="q8_0")
-    runner = ExportRunner(export_settings, database, store, stop=stop)
+    runner = make_runner(export_settings, database, store, stop)
     lease = runner.claim()
     assert lease is not None
 
@@ -192,7 +209,7 @@ def test_a_failed_export_says_why(
 ) -> None:
     export_id = submit_export()
     nowhere = export_settings.model_copy(update={"models_dir": export_settings.data_dir / "empty"})
-    runner = ExportRunner(nowhere, database, store, stop=stop)
+    runner = make_runner(nowhere, database, store, stop)
     lease = runner.claim()
     assert lease is not None
 

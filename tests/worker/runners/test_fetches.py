@@ -1,13 +1,11 @@
 """What becomes of a fetch when its child, its worker or its dataset goes away; with real children."""
 
-import errno
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,7 +18,7 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.children import find_children
 from tests.servers.hub import FakeHub
-from worker.runners.fetches import FETCHING_MODULE, FetchRunner
+from worker.runners.fetches import FETCHING_MODULE, FetchHandler, FetchRunner
 
 Submit = Callable[..., str]
 
@@ -37,7 +35,7 @@ def stalled_hub(hub: FakeHub) -> FakeHub:
 def runner(
     settings: Settings, database: Database, store: ArtifactStore, stop: threading.Event
 ) -> FetchRunner:
-    return FetchRunner(settings, database, store, stop=stop)
+    return FetchRunner(settings, database, store, FetchHandler(settings, database, store), stop=stop)
 
 
 @contextmanager
@@ -128,29 +126,3 @@ def test_a_fetch_that_another_worker_took_over_is_dropped(
     runner.run(second)
     assert (dataset_of(database, lease).state, dataset_of(database, lease).rows) == ("ready", 1)
     assert not leftover.exists()
-
-
-def test_a_full_disk_fails_the_dataset_and_leaves_nothing(
-    runner: FetchRunner,
-    stalled_hub: FakeHub,
-    submit_fetch: Submit,
-    database: Database,
-    store: ArtifactStore,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    put_file = ArtifactStore.put_file
-
-    def fill_the_disk(self: ArtifactStore, key: str, source: Path) -> None:
-        put_file(self, key, source)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(ArtifactStore, "put_file", fill_the_disk)
-    stalled_hub.stalls_downloads = False
-    submit_fetch()
-    lease = runner.claim()
-    assert lease is not None
-    runner.run(lease)
-    dataset = dataset_of(database, lease)
-    assert (dataset.state, (dataset.error or {})["code"]) == ("failed", "disk_full")
-    assert_nothing_is_left(settings, store)

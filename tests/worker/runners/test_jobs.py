@@ -1,6 +1,5 @@
 """The job runner against a real child process that follows a script."""
 
-import errno
 import os
 import signal
 import threading
@@ -9,12 +8,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
-
 from app.core.adapters import records as adapter_records
 from app.core.jobs import events, queue, records as job_records
 from app.core.jobs.queue import JobLease
-from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.children import find_children
@@ -172,32 +168,6 @@ def test_a_child_that_dies_in_the_middle_of_a_report_is_tried_again(
     runner.run(lease)
     job = job_of(database, lease)
     assert (job.state, job.attempts[0].exit_reason, job.step) == ("queued", "process_died", 1)
-
-
-def test_a_full_disk_at_the_delivery_fails_the_job_and_leaves_no_half_of_an_adapter(
-    runner: JobRunner,
-    claimed: Callable[[str], JobLease],
-    database: Database,
-    store: ArtifactStore,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    lease = claimed("finishes")
-    put_file = ArtifactStore.put_file
-
-    def fill_the_disk(self: ArtifactStore, key: str, source: Path) -> None:
-        put_file(self, key, source)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(ArtifactStore, "put_file", fill_the_disk)
-    checkpoint = settings.job_folder(lease.job_id) / "checkpoints" / "checkpoint-1"
-    checkpoint.mkdir(parents=True)
-    runner.run(lease)
-    job = job_of(database, lease)
-    assert (job.state, job.error_code) == ("failed", "disk_full")
-    assert "retry" in (job.error_hint or "")
-    assert not store.list_files("adapters")
-    assert checkpoint.is_dir()
 
 
 def _child_pid() -> int:

@@ -1,6 +1,5 @@
 """A real training job, paused and resumed through the queue: as if it had never stopped."""
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.factories import make_dataset, make_job
 from tests.tiny_model import NAME
-from tests.worker.runners.job_runs import FreeDevice, claim, job_of
+from tests.worker.runners.job_runs import claim, job_of, make_runner
 from tests.worker.runners.test_jobs import running, wait_for_step
 from tests.worker.training.conftest import make_rows
-from worker.processes.prewarmed import Standby
+from worker.processes.prewarmed import PrewarmedTrainer
 from worker.runners.jobs import JobRunner
 
 # Enough to be paused in the middle of, also where the worker is slow to hear of it.
@@ -32,8 +31,7 @@ SPEC: dict[str, Any] = {
 @pytest.fixture
 def runner(settings: Settings, database: Database, store: ArtifactStore, models_folder: Path) -> JobRunner:
     here = settings.model_copy(update={"models_dir": models_folder})
-    standby = Standby(here, "worker")
-    return JobRunner(here, database, store, FreeDevice(), standby=standby, stop=threading.Event())
+    return make_runner(here, database, store, PrewarmedTrainer(here, "worker"))
 
 
 def points(database: Database, job_id: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from worker.processes.reports import Kept
+from worker.processes.reports import CheckpointAdapterSaved
 from worker.training.attempt import TrainingAttempt
 from worker.training.output import folder as output
 
@@ -35,7 +35,9 @@ class SaveEpochAdapters(TrainerCallback):
         # Adapters that an earlier attempt saved and its worker did not move before it ended.
         for folder in self._attempt.epoch_adapters.glob("step-*"):
             if folder.suffix == "":
-                self._attempt.send(Kept(step=int(folder.name.removeprefix("step-")), folder=folder))
+                self._attempt.send(
+                    CheckpointAdapterSaved(step=int(folder.name.removeprefix("step-")), folder=folder)
+                )
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -46,4 +48,4 @@ class SaveEpochAdapters(TrainerCallback):
             return
         folder = self._attempt.epoch_adapters / f"step-{state.global_step}"
         output.write(folder, kwargs["model"], self._tokenizer, self._make_record())
-        self._attempt.send(Kept(step=state.global_step, folder=folder))
+        self._attempt.send(CheckpointAdapterSaved(step=state.global_step, folder=folder))

@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.worker.training.checkpoints.test_resume import at_step
 from tests.worker.training.conftest import MakeRequest, run_here
-from worker.processes.reports import Kept, Outcome
+from worker.processes.reports import CheckpointAdapterSaved, Outcome
 
 # Ten rows in passes of four: three steps an epoch.
 TRAINING: dict[str, Any] = {"num_train_epochs": 3, "keep_checkpoints": 3, "learning_rate": 1e-2}
@@ -15,7 +15,7 @@ def test_every_epoch_but_the_last_leaves_an_adapter_that_can_be_served(make_requ
 
     reports = run_here(request)
 
-    kept = [report for report in reports if isinstance(report, Kept)]
+    kept = [report for report in reports if isinstance(report, CheckpointAdapterSaved)]
     assert [report.step for report in kept] == [3, 6]
     finished = {path.name for path in request.output_folder.iterdir()}
     weights = [(report.folder / "adapter_model.safetensors").read_bytes() for report in kept]
@@ -28,7 +28,7 @@ def test_keeping_changes_neither_losses_nor_weights(make_request: MakeRequest) -
         make_request("plain", training={**TRAINING, "keep_checkpoints": 0}),
         make_request("keeping", training=TRAINING),
     )
-    assert not any(isinstance(report, Kept) for report in run_here(plain))
+    assert not any(isinstance(report, CheckpointAdapterSaved) for report in run_here(plain))
     run_here(keeping)
     one, other = ((request.output_folder / "adapter_model.safetensors") for request in (plain, keeping))
     assert one.read_bytes() == other.read_bytes()
@@ -41,6 +41,9 @@ def test_a_job_that_is_stopped_in_mid_epoch_keeps_nothing_half_way(make_request:
     second = run_here(request)
 
     assert first.ended.outcome is Outcome.STOPPED
-    kept = [[report.step for report in reports if isinstance(report, Kept)] for reports in (first, second)]
+    kept = [
+        [report.step for report in reports if isinstance(report, CheckpointAdapterSaved)]
+        for reports in (first, second)
+    ]
     # What the worker has not taken away is named again.
     assert kept == [[3], [3, 6]]
