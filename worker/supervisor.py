@@ -138,7 +138,7 @@ class Supervisor:
         if self._engine is None:
             yield False  # another worker may serve on it
             return
-        with gpu_sharing.make_room(
+        with gpu_sharing.reserve_device(
             self._engine,
             job_id,
             lambda: self._describe(job_id),

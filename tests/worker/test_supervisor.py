@@ -36,9 +36,9 @@ def start_worker(settings: Settings, tmp_path: Path) -> Iterator[Start]:
         "TUNESMITH_GPU_POLICY": "pause_serving",
     }
 
-    def start(*arguments: str, standby: bool = False) -> subprocess.Popen[bytes]:
+    def start(*arguments: str, prewarmed: bool = False) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.scripted.worker", *arguments]
-        own = environment | {"TUNESMITH_TRAINING_STANDBY": str(standby)}
+        own = environment | {"TUNESMITH_TRAINING_STANDBY": str(prewarmed)}
         with (tmp_path / "worker.log").open("ab") as log:
             process = subprocess.Popen(command, env=own, stdout=log, stderr=log)
         started.append(process)
@@ -144,7 +144,7 @@ def find_waiting(worker: subprocess.Popen[bytes]) -> psutil.Process | None:
 def test_a_process_waits_where_there_is_no_job_and_the_next_one_gets_it(
     start_worker: Start, submit: Callable[..., list[str]], database: Database, settings: Settings
 ) -> None:
-    worker = start_worker("--serve", standby=True)
+    worker = start_worker("--serve", prewarmed=True)
     waiting = wait_for(lambda: find_waiting(worker), "a process that waits")
     [job_id] = submit("waits")
     wait_for_step(database, job_id)
@@ -164,13 +164,13 @@ def test_a_killed_worker_takes_the_process_that_waits_along(start_worker: Start,
     def logs() -> list[str]:
         return [path.name for path in settings.job_folder("any").parent.glob("standby-*")]
 
-    first = start_worker(standby=True)
+    first = start_worker(prewarmed=True)
     waiting = wait_for(lambda: find_waiting(first), "a process that waits")
     first.kill()
     first.wait()
     waiting.wait(30)
     [left] = logs()
-    second = start_worker(standby=True)
+    second = start_worker(prewarmed=True)
     wait_for(lambda: find_waiting(second), "another one")
     assert left not in logs()
     assert len(logs()) == 1

@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 class SharedEngine(Protocol):
     """The engine that shares its device with a job."""
 
-    def find_room(self, request: PreflightRequest) -> MemoryFit | None: ...
+    def find_fit(self, request: PreflightRequest) -> MemoryFit | None: ...
     def sharing(self, job_id: str, reserved_bytes: int) -> AbstractContextManager[None]: ...
     def paused(self, job_id: str) -> AbstractContextManager[None]: ...
 
 
 @contextmanager
-def make_room(
+def reserve_device(
     engine: SharedEngine, job_id: str, describe: Describe, *, policy: GpuPolicy, is_gpu: bool
 ) -> Iterator[bool]:
     """Make room for a job on the device while the context lasts; yields whether serving pauses meanwhile.
@@ -38,27 +38,27 @@ def make_room(
     if policy is GpuPolicy.COEXIST or (policy is GpuPolicy.AUTO and not is_gpu):
         yield False
         return
-    room = _find_room(engine, describe) if policy is GpuPolicy.AUTO else None
-    if room is not None and room.fits:
-        log.info("Job %s: trains beside serving; it needs %.1f GB", job_id, room.bytes / 1e9)
-        with engine.sharing(job_id, room.bytes):
+    fit = _find_fit(engine, describe) if policy is GpuPolicy.AUTO else None
+    if fit is not None and fit.fits:
+        log.info("Job %s: trains while serving goes on; it needs %.1f GB", job_id, fit.bytes / 1e9)
+        with engine.sharing(job_id, fit.bytes):
             yield False
     else:
         with engine.paused(job_id):
             yield True
 
 
-def _find_room(engine: SharedEngine, describe: Describe) -> MemoryFit | None:
+def _find_fit(engine: SharedEngine, describe: Describe) -> MemoryFit | None:
     try:
-        return engine.find_room(describe())
+        return engine.find_fit(describe())
     except TunesmithError as error:
         # The job will fail with this error.
-        log.info("Nobody can say how large the job is: %s", error)
+        log.info("The size of the job is unknown: %s", error)
         return None
 
 
 def find_request(session: Session, job_id: str) -> PreflightRequest:
-    """The request whose answer is a job's size. Raises JobNotFound, DatasetNotFound, AdapterNotFound."""
+    """The request for the size of a job. Raises JobNotFound, DatasetNotFound, AdapterNotFound."""
     spec = JobSpec.model_validate(job_records.get(session, job_id).spec)
     if spec.continue_from:
         spec = continuation.resolve(session, spec)

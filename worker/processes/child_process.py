@@ -48,7 +48,7 @@ class ChildProcess:
                 stderr=log,
                 pass_fds=[write_fd],
                 env={**_ENVIRONMENT, **os.environ, **(environment or {})},
-                # A Ctrl-C in the terminal is for the worker, which then tells its children.
+                # A Ctrl-C in the terminal is for the worker, which then stops its children.
                 start_new_session=True,
             )
         os.close(write_fd)

@@ -24,7 +24,7 @@ ENGINE_MODULE = "worker.inference.server"
 _STOP_SECONDS = 10
 _PAUSE_SECONDS = 60
 # Reading a large dataset takes a while.
-_ROOM_SECONDS = 120
+_FIT_SECONDS = 120
 _STATE_SECONDS = 2
 _FIRST_RESTART_SECONDS = 1.0
 _LAST_RESTART_SECONDS = 30.0
@@ -75,19 +75,19 @@ class EngineProcess:
     def read_state(self) -> EngineState | None:
         """The engine's state; None while it does not answer."""
         try:
-            answer = self._call("GET", "/state", timeout=_STATE_SECONDS)
+            response = self._call("GET", "/state", timeout=_STATE_SECONDS)
         except httpx.HTTPError:
             return None
-        return EngineState.model_validate_json(answer.content) if answer else None
+        return EngineState.model_validate_json(response.content) if response else None
 
-    def find_room(self, request: PreflightRequest) -> MemoryFit | None:
+    def find_fit(self, request: PreflightRequest) -> MemoryFit | None:
         """Whether a job fits on the device with what the engine holds; None where that is unknown."""
         try:
-            answer = self._call("POST", "/room", json=request.model_dump(mode="json"), timeout=_ROOM_SECONDS)
+            response = self._call("POST", "/room", json=request.model_dump(mode="json"), timeout=_FIT_SECONDS)
         except httpx.HTTPError as error:
-            log.warning("Nobody knows whether the job fits beside serving, which pauses: %s", error)
+            log.warning("Unknown whether the job fits on the device with serving, which pauses: %s", error)
             return None
-        return MemoryFit.model_validate_json(answer.content) if answer else None
+        return MemoryFit.model_validate_json(response.content) if response else None
 
     @contextmanager
     def sharing(self, job_id: str, reserved_bytes: int) -> Iterator[None]:

@@ -34,10 +34,10 @@ class GpuStats:
 
     def _run_tool(self) -> dict[str, Any]:
         try:
-            answer = subprocess.run(
+            completed = subprocess.run(
                 self._command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=True
             )
-            return parse(answer.stdout)
+            return parse(completed.stdout)
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             _log.warning("The GPU's use can't be read: %s", error)
             self._is_broken = True
@@ -49,7 +49,7 @@ def parse(line: str) -> dict[str, Any]:
     names = ("free_bytes", "utilization_percent", "temperature_celsius")
     cells = [cell.strip() for cell in line.splitlines()[0].split(",")] if line.strip() else []
     if len(cells) != len(names):
-        raise ValueError(f"unexpected answer {line!r}")
+        raise ValueError(f"unexpected output {line!r}")
     scales = (1 << 20, 1, 1)
     return {
         name: int(cell) * scale

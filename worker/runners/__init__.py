@@ -1,1 +1,1 @@
-"""Runs claimed work in child processes and records how it ended. Imports no torch."""
+"""Runs claimed work in child processes: one runner, and a handler for each kind of work. Imports no torch."""

@@ -1,4 +1,8 @@
-"""What the runner needs to know of one kind of work: its queue, its child, and where its result goes."""
+"""What the runner needs to know of one kind of work: its queue, its child, and where its result goes.
+
+A new kind of work needs a table (`tables.CountedRow`), a queue on it (`app.core.work.queue.WorkQueue`), a
+handler, and its line in the supervisor. tests/worker/runners/counts.py has a small example.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -68,7 +72,7 @@ class WorkHandler(ABC, Generic[Lease, Report, Result]):
 
     @abstractmethod
     def find_ending(self, report: Report) -> Result | WorkFailure | None:
-        """The result or the failure that the child's last report tells; None for every other report."""
+        """The result or the failure in the child's last report; None for every other report."""
 
     @abstractmethod
     def record(self, session: Session, lease: Lease, reports: Sequence[Report]) -> None:

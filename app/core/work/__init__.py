@@ -1,1 +1,1 @@
-"""How any kind of work (a job, an export, a fetch) is claimed, kept, and ended."""
+"""How any kind of work (a job, an export, a fetch) is claimed, held, and ended."""

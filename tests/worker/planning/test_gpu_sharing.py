@@ -1,4 +1,4 @@
-"""The GPU policy: beside serving, or in its place."""
+"""The GPU policy: a job trains while serving goes on, or serving pauses."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,42 +11,42 @@ from app.core.settings import GpuPolicy
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.factories import make_dataset, make_job
-from worker.planning.gpu_sharing import find_request, make_room
+from worker.planning.gpu_sharing import find_request, reserve_device
 
 
 class FakeEngine:
-    """Says what room there is, and remembers what it was told."""
+    """Returns a given fit, and lists the calls."""
 
-    def __init__(self, room: MemoryFit | None = None) -> None:
-        self.room = room
-        self.told: list[str] = []
+    def __init__(self, fit: MemoryFit | None = None) -> None:
+        self.fit = fit
+        self.calls: list[str] = []
 
-    def find_room(self, request):
-        self.told.append("asked")
-        return self.room
+    def find_fit(self, request):
+        self.calls.append("asked")
+        return self.fit
 
     @contextmanager
     def sharing(self, job_id, reserved_bytes):
-        self.told.append(f"leaves {reserved_bytes} to {job_id}")
+        self.calls.append(f"leaves {reserved_bytes} to {job_id}")
         yield
-        self.told.append("serves alone")
+        self.calls.append("serves alone")
 
     @contextmanager
     def paused(self, job_id):
-        self.told.append(f"pauses for {job_id}")
+        self.calls.append(f"pauses for {job_id}")
         yield
-        self.told.append("serves alone")
+        self.calls.append("serves alone")
 
 
 FITS, TOO_LARGE = MemoryFit(fits=True, bytes=7), MemoryFit(fits=False, bytes=99)
-BESIDE = ["asked", "leaves 7 to job_1", "serves alone"]
+SHARED = ["asked", "leaves 7 to job_1", "serves alone"]
 PAUSED = ["pauses for job_1", "serves alone"]
 
 
 @pytest.mark.parametrize(
-    ("policy", "is_gpu", "room", "expected"),
+    ("policy", "is_gpu", "fit", "expected"),
     [
-        ("auto", True, FITS, BESIDE),
+        ("auto", True, FITS, SHARED),
         ("auto", True, TOO_LARGE, ["asked", *PAUSED]),
         ("auto", True, None, ["asked", *PAUSED]),
         ("auto", False, None, []),
@@ -55,12 +55,12 @@ PAUSED = ["pauses for job_1", "serves alone"]
         ("pause_serving", False, FITS, PAUSED),
     ],
 )
-def test_a_job_gets_the_device_as_the_policy_says(policy, is_gpu, room, expected):
-    engine = FakeEngine(room)
-    with make_room(engine, "job_1", lambda: None, policy=GpuPolicy(policy), is_gpu=is_gpu):
+def test_a_job_gets_the_device_as_the_policy_says(policy, is_gpu, fit, expected):
+    engine = FakeEngine(fit)
+    with reserve_device(engine, "job_1", lambda: None, policy=GpuPolicy(policy), is_gpu=is_gpu):
         pass
 
-    assert engine.told == expected
+    assert engine.calls == expected
 
 
 def test_a_job_that_can_not_be_looked_at_gets_the_device_alone():
@@ -68,10 +68,10 @@ def test_a_job_that_can_not_be_looked_at_gets_the_device_alone():
         raise DatasetNotFound
 
     engine = FakeEngine(FITS)
-    with make_room(engine, "job_1", describe, policy=GpuPolicy.AUTO, is_gpu=True):
+    with reserve_device(engine, "job_1", describe, policy=GpuPolicy.AUTO, is_gpu=True):
         pass
 
-    assert engine.told == PAUSED
+    assert engine.calls == PAUSED
 
 
 def test_what_is_asked_is_the_job_s_own_spec_and_datasets(database: Database, tmp_path: Path):

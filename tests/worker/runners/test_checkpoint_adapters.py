@@ -38,7 +38,7 @@ def test_the_newest_are_stored_under_names_of_their_own(
     assert len(store.list_files("adapters")) == 3
 
 
-def test_the_job_folder_holds_none_of_them_afterwards(
+def test_the_job_folder_holds_no_checkpoint_adapters_afterwards(
     runner: JobRunner, claimed: Callable[..., JobLease], settings: Settings
 ) -> None:
     lease = claimed("keeps", **KEEPS_TWO)
