@@ -52,7 +52,8 @@ def runner(
 
 
 def the_waiting(module: str) -> psutil.Process:
-    [process] = find_children(module)
+    # A process that has just been started may have no command line for an instant.
+    [process] = wait_for(lambda: find_children(module), f"a process of {module}")
     return process
 
 
