@@ -10,6 +10,8 @@ from benchmarks.estimate_run import train
 from benchmarks.estimate_settings import Setting
 from benchmarks.training_setups import TINY
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -8,6 +8,8 @@ from benchmarks import estimate_settings
 from benchmarks.job_start import measure
 from benchmarks.training_setups import TINY
 
+pytestmark = pytest.mark.slow
+
 PHASES = ["preparing", "loading", "training", "step 1"]
 
 

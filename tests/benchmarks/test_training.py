@@ -10,6 +10,8 @@ from trl.trainer import utils as trl_utils
 from benchmarks.training import measure
 from benchmarks.training_setups import SETUPS, draw_rows
 
+pytestmark = pytest.mark.slow
+
 
 def test_setups_are_measured_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trl_utils, "_use_triton", trl_utils._use_triton)  # put back afterwards

@@ -14,6 +14,8 @@ from tests.tiny_model import NAME, make_tiny_model
 from tests.waiting import wait_for
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored, save_adapter
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "How do I cancel a job?"
 NEW_TOKENS = 24
 

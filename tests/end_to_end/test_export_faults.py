@@ -20,6 +20,8 @@ from tests.tiny_model import NAME, make_tiny_model
 from tests.waiting import wait_for
 from tests.worker.exports.conftest import save_adapter
 
+pytestmark = pytest.mark.slow
+
 CHILD = "tests.end_to_end.processes.paused_export"
 # More than the spare space that an export requires.
 MEGABYTES = 160

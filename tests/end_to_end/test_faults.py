@@ -62,6 +62,7 @@ def test_a_killed_training_child_and_a_killed_api_leave_a_job_that_finishes(box:
     assert box.answer("Say 3", adapter="tiny") is not None
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_a_job_that_another_resumes(box: Box) -> None:
     box.start_api()
     first = box.start_worker()
@@ -78,6 +79,7 @@ def test_a_killed_worker_leaves_a_job_that_another_resumes(box: Box) -> None:
     assert exit_reasons(job) == ["worker_lost", "succeeded"]
 
 
+@pytest.mark.slow
 def test_sigterm_lets_the_step_finish_and_the_next_worker_goes_on_from_there(box: Box) -> None:
     box.start_api()
     first = box.start_worker()
@@ -94,6 +96,7 @@ def test_sigterm_lets_the_step_finish_and_the_next_worker_goes_on_from_there(box
     assert steps == list(range(1, 151)), f"stopped at {stopped_at}"
 
 
+@pytest.mark.slow
 def test_cancel_ends_the_child_and_retry_goes_on_from_the_checkpoint(box: Box) -> None:
     box.start_api()
     worker = box.start_worker()

@@ -21,6 +21,8 @@ from tests.waiting import wait_for
 from tests.worker.inference.conftest import ADAPTERS, save_adapter
 from tests.worker.inference.test_server import LONG, add_long_model
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 200
 BURSTS = 3
 CONTEXT_LENGTH = 8_000

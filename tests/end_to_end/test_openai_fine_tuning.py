@@ -114,6 +114,7 @@ def files_in(box: Box, model: str) -> set[str]:
     return {name.rpartition("/")[2] for name in zipfile.ZipFile(io.BytesIO(content)).namelist()}
 
 
+@pytest.mark.slow
 def test_the_async_client_pauses_a_job_asks_its_checkpoint_resumes_and_cancels(
     url: str, client: openai.OpenAI, box: Box
 ) -> None:

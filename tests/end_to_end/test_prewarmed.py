@@ -14,6 +14,8 @@ from tests.tiny_model import NAME, make_tiny_model
 from tests.waiting import wait_for
 from worker.processes.prewarmed import TRAINING_MODULE
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"prompt": f"Say {n}", "completion": f"{n} is said"} for n in range(40)]
 SPEC: dict[str, Any] = {
     "base_model": NAME,

@@ -66,6 +66,7 @@ def test_an_engine_killed_in_mid_answer_says_so_and_its_successor_answers_the_sa
         assert box.answer("Say 3", base_model="endless-llama") == before
 
 
+@pytest.mark.slow
 def test_two_base_models_answer_side_by_side_where_two_are_allowed(tmp_path, models_dir):
     with running_box(tmp_path, models_dir, engine_max_base_models="2") as box:
         box.start_worker()
@@ -76,6 +77,7 @@ def test_two_base_models_answer_side_by_side_where_two_are_allowed(tmp_path, mod
             wait_for(lambda: set(states(box).values()) == {"loaded"}, "both to be shown as loaded")
 
 
+@pytest.mark.slow
 def test_a_base_model_that_finds_no_place_is_refused_in_time_and_nothing_hangs(tmp_path, models_dir):
     with running_box(tmp_path, models_dir, engine_switch_wait_seconds="1") as box:
         box.start_worker()
@@ -89,6 +91,7 @@ def test_a_base_model_that_finds_no_place_is_refused_in_time_and_nothing_hangs(t
         assert "endless-llama" in refused.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_client_that_waits_for_a_base_model_is_seen_and_served_when_the_other_has_drained(
     tmp_path, models_dir
 ):
