@@ -191,7 +191,9 @@ def test_jobs_that_are_killed_five_times_end_with_the_result_of_an_undisturbed_o
 
     jobs = [box.job(job_id) for job_id in job_ids]
     assert [job["state"] for job in jobs] == ["succeeded"] * len(JOBS), [job["error"] for job in jobs]
-    assert sum(len(plan.find_injected(name)) for name in JOBS) == KILLS_A_JOB * len(JOBS), [plan.find_next(name) for name in JOBS]
+    assert sum(len(plan.find_injected(name)) for name in JOBS) == KILLS_A_JOB * len(JOBS), [
+        plan.find_next(name) for name in JOBS
+    ]
     for job in jobs:
         check_attempts(job, plan)
         assert curve(box, job["id"]) == curve(box, undisturbed)
