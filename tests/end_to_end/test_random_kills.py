@@ -1,7 +1,7 @@
 """Five kills by SIGKILL at random points of each job: it must end as an undisturbed one does.
 
-`RANDOM_KILLS_SEED` repeats a run: it is printed with every failure. `RANDOM_KILLS_JOBS` is the number of jobs:
-2 where it is not set, 4 at most.
+`RANDOM_KILLS_SEED` repeats a run: it is printed with every failure. `RANDOM_KILLS_JOBS` is the number of
+jobs: 2 where it is not set, 4 at most.
 """
 
 import io
