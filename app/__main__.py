@@ -79,7 +79,7 @@ def serve(context: typer.Context) -> None:
     settings = _settings()
     migrate(settings.database_url)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # each look at the schema would write two lines
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # each check of the schema would log two lines
     _refuse_unsafe_host(settings)
     app = create_app(settings)
     config = uvicorn.Config(
@@ -87,7 +87,7 @@ def serve(context: typer.Context) -> None:
         host=settings.host,
         port=settings.port,
         server_header=False,
-        # Health checks and followers would drown what matters; GET /metrics counts requests by route.
+        # Lines for health checks and followers would hide all others; GET /metrics counts requests by route.
         access_log=False,
         timeout_graceful_shutdown=_SHUTDOWN_GRACE_SECONDS,
     )

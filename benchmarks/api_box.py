@@ -17,7 +17,7 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database, migrate
 
 _START_SECONDS = 60
-_MOST_JOBS = 10_000_000
+_MAX_JOBS = 10_000_000
 
 
 class ApiBox:
@@ -33,7 +33,7 @@ class ApiBox:
         environment = {
             "TUNESMITH_DATA_DIR": str(self._settings.data_dir),
             "TUNESMITH_PORT": "0",
-            "TUNESMITH_MAX_QUEUED_JOBS": str(_MOST_JOBS),
+            "TUNESMITH_MAX_QUEUED_JOBS": str(_MAX_JOBS),
         }
         with self._log.open("wb") as log:
             self._api = subprocess.Popen(

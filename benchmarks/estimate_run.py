@@ -74,7 +74,7 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         "said": said,
         "peak_allocated_bytes": peak,
         "peak_needed_bytes": passes.find_needed(staying),
-        "peak_reserved_bytes": allocator.most_reserved,
+        "peak_reserved_bytes": allocator.max_reserved,
         "peak_loading_bytes": peak_loading,
         "peak_trial_bytes": peak_trial,
         "loaded_bytes": loaded,
@@ -99,7 +99,7 @@ class Allocator:
 
     def __init__(self, is_cuda: bool) -> None:
         self._is_cuda = is_cuda
-        self.most_reserved = 0  # including the pools of CUDA graphs
+        self.max_reserved = 0  # including the pools of CUDA graphs
 
     def allocated(self) -> int:
         """Allocated at this time."""
@@ -110,7 +110,7 @@ class Allocator:
         if not self._is_cuda:
             return 0
         peak = torch.cuda.max_memory_allocated()
-        self.most_reserved = max(self.most_reserved, torch.cuda.max_memory_reserved())
+        self.max_reserved = max(self.max_reserved, torch.cuda.max_memory_reserved())
         torch.cuda.reset_peak_memory_stats()
         return peak
 

@@ -11,7 +11,7 @@ FOLDER = Path("/dev/shm/tunesmith-benchmark")
 STEPS = 3
 PROCESSES = 4  # at a time, where the device has the memory
 PADDED_SHARE = 0.5  # ragged rows are between so much of the length and all of it
-SHORT_ROW = 166  # the mean row of TRAINING.md's data, for packing
+SHORT_ROW = 166  # the mean row of the reference recipe's data, for packing
 
 SEVEN_B: dict[str, Any] = {
     "vocab_size": 32000,

@@ -136,7 +136,7 @@ def with_peft(options: Options) -> Iterator[Row]:
     lengths = {"prompt_tokens": options.prompt_tokens, "new_tokens": options.peft_new_tokens}
     for adapters in options.adapters:
         for batch in _at_least(options.peft_batches, adapters):
-            for row in bench.rows(batch, adapters, **lengths, most_calls=options.peft_calls):
+            for row in bench.rows(batch, adapters, **lengths, max_calls=options.peft_calls):
                 yield {"part": "peft", **row}
 
 

@@ -25,7 +25,7 @@ from worker.processes.reports import EngineRequest, Listening
 
 _TOKEN = "benchmark"
 _START_SECONDS = 300
-_MOST_WAITING = 1000
+_MAX_WAITING = 1000
 _LEASE_SECONDS = 24 * 3600
 
 
@@ -97,7 +97,7 @@ class ServingBox:
             cache_folder=self._folder / "cache",
             adapter_slots=self._setup.adapter_slots,
             weights=self._setup.weights,
-            max_waiting=_MOST_WAITING,
+            max_waiting=_MAX_WAITING,
         )
         return ChildProcess(self._setup.engine_module, request, self._folder / "engine.log")
 

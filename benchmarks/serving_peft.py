@@ -32,11 +32,11 @@ class PeftBench:
         self._model.eval()
 
     def rows(
-        self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int, most_calls: int
+        self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int, max_calls: int
     ) -> Iterator[dict[str, Any]]:
         """The work of `batch` clients: a call for each of them; then one for each adapter's clients together.
 
-        At most `most_calls` calls are measured: the others are alike.
+        At most `max_calls` calls are measured: the others are alike.
         """
         texts = prompts(batch, prompt_tokens, self._model.config.vocab_size)
         chosen = [index % adapters for index in range(batch)] if adapters else [None] * batch
@@ -48,7 +48,7 @@ class PeftBench:
         # Warm up, so that the set-up of the first call is not measured.
         self._generate(chosen[0], texts[:1], 2)
         for how, calls in (("a call for each client", alone), ("a call for each adapter", together.items())):
-            measured = list(calls)[:most_calls]
+            measured = list(calls)[:max_calls]
             began = time.perf_counter()
             for adapter, rows in measured:
                 self._generate(adapter, rows, new_tokens)

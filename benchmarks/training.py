@@ -1,4 +1,4 @@
-"""Training steps of a 7B shape with random weights in NF4, beside plain TRL: time, tokens, memory, kernels.
+"""Training steps of a 7B shape with random weights in NF4, and of plain TRL: time, tokens, memory, kernels.
 
     python -m benchmarks.training OUT                                 every setup, one after the other
     python -m benchmarks.training OUT --setups recipe "packed, r 64"  some of them
@@ -34,7 +34,7 @@ from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
 from benchmarks import estimate_settings
 from benchmarks.gpu_monitor import GpuMonitor, measure_products
-from benchmarks.training_setups import LONGEST, ROWS, SETUPS, TINY, Setup, draw_rows
+from benchmarks.training_setups import MAX_ROW_TOKENS, ROWS, SETUPS, TINY, Setup, draw_rows
 from benchmarks.training_watch import StepTimer
 from worker.models import base_model
 from worker.models.device import find_device
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-7b")
     parser.add_argument("--steps", type=int, help="of every setup, in place of its own; 2 are not counted")
     parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--longest", type=int, default=LONGEST, help="tokens of a row")
+    parser.add_argument("--longest", type=int, default=MAX_ROW_TOKENS, help="tokens of a row")
     parser.add_argument("--folder", type=Path, default=estimate_settings.FOLDER, help="for the base model")
     parser.add_argument("--seconds", type=float, default=540.0, help="no setup is begun after so long")
     options = parser.parse_args()

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 # Row lengths are log-normal like those of the reference data: mean 166, 95th percentile 449.
 _MEDIAN_LOG, _SPREAD_LOG = 4.793, 0.799
-_SHORTEST, LONGEST = 8, 2048
+_MIN_ROW_TOKENS, MAX_ROW_TOKENS = 8, 2048
 ROWS = 4000
 
 TINY: dict[str, Any] = {
@@ -100,11 +100,11 @@ SETUPS = [
 ]
 
 
-def draw_rows(count: int, vocabulary: int, *, longest: int = LONGEST) -> list[list[int]]:
+def draw_rows(count: int, vocabulary: int, *, longest: int = MAX_ROW_TOKENS) -> list[list[int]]:
     """Rows of random tokens with lengths like those of the data."""
     draw = random.Random(0)
     rows = []
     for _ in range(count):
-        length = min(longest, max(_SHORTEST, round(draw.lognormvariate(_MEDIAN_LOG, _SPREAD_LOG))))
+        length = min(longest, max(_MIN_ROW_TOKENS, round(draw.lognormvariate(_MEDIAN_LOG, _SPREAD_LOG))))
         rows.append([draw.randrange(3, vocabulary) for _ in range(length)])
     return rows

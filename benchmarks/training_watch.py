@@ -10,7 +10,7 @@ from trl import SFTTrainer
 
 from worker.training.batches import count_tokens
 
-_LARGEST_KERNELS = 40
+_MAX_KERNELS = 40
 
 
 class StepTimer(TrainerCallback):
@@ -81,7 +81,7 @@ def summarize_profile(profiler: torch.profiler.profile, *, is_cuda: bool) -> dic
     def milliseconds(event: Any) -> float:
         return (event.self_device_time_total if is_cuda else event.self_cpu_time_total) / 1e3
 
-    largest = sorted(events, key=milliseconds, reverse=True)[:_LARGEST_KERNELS]
+    largest = sorted(events, key=milliseconds, reverse=True)[:_MAX_KERNELS]
     return {
         "kind": "kernels" if is_cuda else "operators",
         "count": sum(event.count for event in events),

@@ -27,13 +27,13 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 def pytest_collection_finish() -> None:
-    """Trainers collect garbage several times a run; without this they walk through every imported module."""
+    """Exclude all imported objects from garbage collection, which trainers run several times."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
-    """nanobind counts at exit what was frozen as leaked, and says so at length."""
+    """Undo the freeze: nanobind reports frozen objects as leaks at exit."""
     gc.unfreeze()
 
 

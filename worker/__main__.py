@@ -30,7 +30,7 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "worker.doctor"])
     settings = Settings()
     if options.check_health:
-        complaint = health.find_complaint(settings)
+        complaint = health.find_problem(settings)
         print(complaint or "The worker is at work.")
         return 1 if complaint else 0
     return _run(settings, options.role)

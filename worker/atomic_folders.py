@@ -15,7 +15,7 @@ _PROBE_BYTES = 1 << 20
 
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """A folder to fill that takes its name once everything in it is on the disk. Raises DiskFull."""
+    """A folder to fill, renamed to its final name once all of it is on the disk. Raises DiskFull."""
     staging = folder.with_name(folder.name + _PARTIAL)
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -42,7 +42,7 @@ def remove_partial(parent: Path) -> None:
 
 
 def is_disk_full(folder: Path) -> bool:
-    """Whether the disk, or the user's share of it, takes no more."""
+    """Whether the disk is full, or the user's quota on it used up."""
     probe = folder / ".probe"
     try:
         probe.write_bytes(bytes(_PROBE_BYTES))
@@ -54,7 +54,7 @@ def is_disk_full(folder: Path) -> bool:
 
 
 def is_disk_full_error(error: BaseException) -> bool:
-    """Whether an error is the system's own for a disk, or a user's share of it, that takes no more."""
+    """Whether an error is the system's own for a full disk or a used up quota."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -13,7 +13,7 @@ from app.core.storage import tables
 from app.core.storage.database import Database
 
 
-def find_complaint(settings: Settings) -> str | None:
+def find_problem(settings: Settings) -> str | None:
     """Returns why the worker is not healthy; None where it is."""
     database = Database(settings.database_url)
     try:

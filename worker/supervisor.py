@@ -1,4 +1,4 @@
-"""The worker process: registers, keeps the engine running, runs jobs, fetches and exports, and signs off.
+"""The worker process: registers, keeps the engine running, runs jobs, fetches and exports, and unregisters.
 
 It never imports torch, so that it stays small and nothing that a model does can end it.
 """
@@ -112,13 +112,13 @@ class Supervisor:
         if Role.TRAIN in self._roles:
             for name, runner in self._concurrent.items():
                 work = (runner.claim, runner.run)
-                threads.append(threading.Thread(target=self._take, args=work, daemon=True, name=name))
+                threads.append(threading.Thread(target=self._run_work, args=work, daemon=True, name=name))
         for thread in threads:
             thread.start()
         if self._examination:
             self._examination.start()
         try:
-            self._take(self._claim_job, self._jobs.run, on_idle=self._prewarm)
+            self._run_work(self._claim_job, self._jobs.run, on_idle=self._prewarm)
         finally:
             self._stop.set()
             self._beat_now.set()
@@ -134,7 +134,7 @@ class Supervisor:
 
     @contextmanager
     def reserve(self, job_id: str) -> Iterator[bool]:
-        """Make room for a job on the device, as the GPU policy says; yields whether the job has all of it."""
+        """Reserve the device for a job, as the GPU policy says; yields whether the job has all of it."""
         if self._engine is None:
             yield False  # another worker may serve on it
             return
@@ -156,7 +156,7 @@ class Supervisor:
         if Role.TRAIN in self._roles and (self._engine is None or self._engine.url):
             self._prewarmed.prepare()
 
-    def _take(
+    def _run_work(
         self,
         claim: Callable[[], Work | None],
         run: Callable[[Work], None],
@@ -186,7 +186,7 @@ class Supervisor:
         """Update the worker's row every third of a lease, and at once when the engine's address changes."""
         while not self._stop.is_set():
             self._beat_now.clear()
-            report = self._report()  # outside of the transaction: it asks the driver
+            report = self._report()  # outside of the transaction: it runs the driver's tool
             try:
                 with self._database.transaction() as session:
                     workers.heartbeat(session, report)

@@ -48,7 +48,7 @@ def show_health() -> HealthRead:
 )
 async def show_readiness(services: ServicesDep, response: Response) -> ReadinessRead:
     """Whether the database is migrated, a worker trains, and an engine answers. Needs no key."""
-    readiness, engines = await to_thread.run_sync(_look, services.settings, services.database)
+    readiness, engines = await to_thread.run_sync(_read_readiness, services.settings, services.database)
     if readiness.ready and not await _any_is_alive(services.engines, engines):
         readiness.ready = False
         readiness.reasons = ["The engine does not answer: its worker was killed, and another one may start."]
@@ -69,7 +69,9 @@ def show_metrics(services: ServicesDep) -> Response:
     return Response(services.request_metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _look(settings: Settings, database: Database) -> tuple[ReadinessRead, list[tuple[str, str | None]]]:
+def _read_readiness(
+    settings: Settings, database: Database
+) -> tuple[ReadinessRead, list[tuple[str, str | None]]]:
     """Readiness as far as the database shows it, and the addresses and tokens of the engines in it."""
     try:
         if not is_migrated(database):

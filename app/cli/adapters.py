@@ -83,7 +83,7 @@ def download(
     """The PEFT folder of an adapter as an archive. Complete or absent: never half a file under its name."""
     client = client_of(context)
     adapter = AdapterView.model_validate(find_adapter(client, name))
-    # A name may hold what a file's can't.
+    # An adapter's name may contain characters that a file name can't.
     file_name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', adapter.name)}.{archive}"
     path = output or Path(file_name)
     if path == _STDOUT:

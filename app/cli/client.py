@@ -17,7 +17,7 @@ Params = Mapping[str, str | int | bool | None]
 
 _TIMEOUT = httpx.Timeout(60, connect=5)
 _GENERATION_TIMEOUT = httpx.Timeout(900, connect=5)
-# A stream that says nothing for so long is dead: the API sends a comment every 15 s.
+# A stream without data for so long is dead: the API sends a comment every 15 s.
 _STREAM_TIMEOUT = httpx.Timeout(50, connect=5)
 _TRIES = 3
 _PAGE = 100

@@ -7,7 +7,7 @@ from app.cli.failures import CommandFailed
 from app.cli.profiles import find_connection
 
 _SECONDS = 1.0
-_MOST = 100
+_MAX_OFFERED = 100
 
 
 def jobs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -40,10 +40,10 @@ def _offer(context: typer.Context, incomplete: str, path: str, about: str) -> li
     try:
         connection = find_connection(given.get("url"), given.get("api_key"), given.get("profile"))
         with Client(connection, timeout=_SECONDS) as client:
-            found = client.list(path, limit=_MOST)
+            found = client.list(path, limit=_MAX_OFFERED)
     except CommandFailed:
         return []
-    # A name is quicker to recognise; an id is offered to who has begun one.
+    # Names are easier to recognise, so ids are offered only once the user has typed something.
     names: dict[str, str] = {one["name"]: str(one.get(about) or "") for one in reversed(found)}
     ids = {one["id"]: one["name"] for one in found if "id" in one and incomplete}
     return [(name, text) for name, text in (names | ids).items() if name.startswith(incomplete)]

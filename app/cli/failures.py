@@ -8,7 +8,7 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """The exit status of every command; docs/cli.md documents them."""
 
-    ERROR = 1  # the API said no, or the job did not succeed
+    ERROR = 1  # the API refused the request, or the job did not succeed
     USAGE = 2  # the command line or the job file is wrong
     UNREACHABLE = 3
     UNAUTHORIZED = 4

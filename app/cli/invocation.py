@@ -49,7 +49,7 @@ def invocation_of(context: typer.Context) -> Invocation:
 
 def _set_json(context: typer.Context, value: bool) -> bool:
     invocation = context.find_root().obj
-    if isinstance(invocation, Invocation):  # not while a shell completes
+    if isinstance(invocation, Invocation):  # None during shell completion
         invocation.as_json = invocation.as_json or value
         return invocation.as_json
     return value

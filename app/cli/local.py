@@ -26,7 +26,7 @@ Only the API runs: the worker is not installed here, so jobs wait and nothing is
 `pip install 'tunesmith[worker]'`, or start one elsewhere on the same database and files.
 """
 
-# For commands that `python -m app` carries out: it knows their arguments.
+# For commands that are passed on to `python -m app`, which parses their arguments.
 PASSED_ON: Any = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 }
@@ -38,7 +38,7 @@ def up(
     ready_seconds: Annotated[float, typer.Option(help="How long the worker may take to start.")] = 180,
 ) -> None:
     """Run the API and a worker until Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the same way
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does
     stack = Stack(host=host, port=port)
     has_worker = _worker_is_installed()
     try:

@@ -34,7 +34,7 @@ def find_dataset_id(client: Client, name: str) -> str:
 
 def find_adapter(client: Client, name: str) -> Any:
     """An adapter by its id or name. Raises CommandFailed."""
-    if "/" in name:  # as OpenAI's clients name theirs; it is no part of a path
+    if "/" in name:  # OpenAI's clients name adapters so; such a name can't be part of a path
         return _find_newest(client, "adapter", name)
     return client.get(f"/adapters/{segment(name)}")
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from app.cli.failures import CommandFailed
 
-_MOST_PROBLEMS = 20
+_MAX_PROBLEMS = 20
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 STATE_STYLES = {
     "queued": "yellow",
@@ -64,10 +64,10 @@ def show_failure(failure: CommandFailed, *, as_json: bool) -> None:
         return
     screen = error_console()
     screen.print(Text.assemble(("Error: ", "bold red"), clean(failure.message)))
-    for problem in failure.problems[:_MOST_PROBLEMS]:
+    for problem in failure.problems[:_MAX_PROBLEMS]:
         screen.print(Text.assemble((f"  line {problem.line}: ", "bold"), clean(problem.message)))
-    if len(failure.problems) > _MOST_PROBLEMS:
-        screen.print(f"  … and {len(failure.problems) - _MOST_PROBLEMS} more lines")
+    if len(failure.problems) > _MAX_PROBLEMS:
+        screen.print(f"  … and {len(failure.problems) - _MAX_PROBLEMS} more lines")
     if failure.hint:
         screen.print(Text.assemble(("Hint: ", "bold yellow"), clean(failure.hint)))
 
@@ -83,7 +83,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, 
         return
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for place, column in enumerate(columns):
-        # The first one is what other commands take: it is never cut.
+        # Other commands accept the first column as an argument, so it is never truncated.
         table.add_column(column, no_wrap=True, overflow="fold" if place == 0 else "ellipsis")
     for row in listed:
         table.add_row(*row)

@@ -6,6 +6,6 @@ from . import engine
 
 
 def pytest_sessionstart() -> None:
-    complaint = engine.find_complaint()
+    complaint = engine.find_missing_prerequisite()
     if complaint:
         pytest.exit(f"make compose-check can't run. {complaint}", returncode=1)

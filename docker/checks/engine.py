@@ -65,7 +65,7 @@ def added_bytes(image: str) -> int:
     return total
 
 
-def find_complaint() -> str | None:
+def find_missing_prerequisite() -> str | None:
     """The first missing prerequisite of the checks, or None."""
     if not shutil.which("docker") or subprocess.run(["docker", "version"], capture_output=True).returncode:
         return "No container engine answers. Start one, or point DOCKER_HOST at one."

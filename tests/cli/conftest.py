@@ -20,7 +20,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No profile and no environment of whoever runs the tests. Returns the folder of profiles."""
+    """Hide the user's own profiles and environment. Returns the folder of profiles."""
     for name in ("TUNESMITH_URL", "TUNESMITH_API_KEY", "TUNESMITH_PROFILE", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -74,6 +74,6 @@ def serving(engine: FakeEngine, database: Database, adapter: str) -> FakeEngine:
 
 
 def json_of(result: Result) -> Any:
-    """The one JSON document of a command that went well."""
+    """The JSON document that a successful command printed."""
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)

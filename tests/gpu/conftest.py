@@ -15,7 +15,7 @@ __all__ = ["adapters_folder", "make_request", "models_folder"]
 
 @pytest.fixture(autouse=True)
 def own_rotation() -> Iterator[None]:
-    """The engine puts a kernel that knows no gradients into transformers' module; no job trains beside it."""
+    """Restore transformers' rotation: the engine replaces it in its process by a kernel without gradients."""
     own = modeling_llama.apply_rotary_pos_emb
     yield
     modeling_llama.apply_rotary_pos_emb = own

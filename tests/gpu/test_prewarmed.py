@@ -9,7 +9,7 @@ from worker.processes.prewarmed import TRAINING_MODULE
 from worker.processes.reports import Waiting, report_adapter
 
 # A context alone takes some hundred.
-MOST_BYTES = 32 << 20
+MAX_BYTES = 32 << 20
 
 
 def test_a_process_that_waits_has_no_memory_of_the_device(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_process_that_waits_has_no_memory_of_the_device(tmp_path: Path) -> Non
 
         after, _total = torch.cuda.mem_get_info()
 
-        assert before - after < MOST_BYTES
+        assert before - after < MAX_BYTES
     finally:
         child.kill()
         child.close()

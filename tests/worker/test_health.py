@@ -29,7 +29,7 @@ def test_a_worker_that_beats_and_whose_engine_answers_is_healthy(
     settings: Settings, database: Database
 ) -> None:
     register(database)
-    assert health.find_complaint(settings) is None
+    assert health.find_problem(settings) is None
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_what_is_wrong_is_said(
     settings: Settings, database: Database, fields: dict[str, Any], complaint: str
 ) -> None:
     register(database, **fields)
-    assert (health.find_complaint(settings) or "").startswith(complaint)
+    assert (health.find_problem(settings) or "").startswith(complaint)
 
 
 def test_a_database_without_tables_is_a_complaint(settings: Settings) -> None:
     settings.database_url = f"sqlite:///{settings.data_dir}/empty.db"
-    assert (health.find_complaint(settings) or "").startswith("The database does not answer")
+    assert (health.find_problem(settings) or "").startswith("The database does not answer")
 
 
 def test_the_command_s_status_tells(settings: Settings, database: Database) -> None:

@@ -15,7 +15,7 @@ from app.core.storage.database import Database, is_migrated
 from worker.doctor.findings import Finding, failure, ok, warning
 
 _GIB = 1 << 30
-_LEAST_FREE_BYTES = 1 * _GIB
+_MIN_FREE_BYTES = 1 * _GIB
 _LOW_FREE_BYTES = 20 * _GIB
 _HUB_SECONDS = 5
 _SHOWN_MODELS = 4
@@ -41,7 +41,7 @@ def examine_folder(folder: Path) -> Finding:
         hint = "Make it writable for the user of this process: `chown`, or another TUNESMITH_DATA_DIR."
         return failure("disk", f"Nothing can be written to {folder}: {error.strerror}.", hint)
     text = f"{free_bytes / _GIB:.1f} GiB free for {folder}"
-    if free_bytes < _LEAST_FREE_BYTES:
+    if free_bytes < _MIN_FREE_BYTES:
         return failure("disk", text, "Delete adapters, datasets or models, or use a larger disk.")
     if free_bytes < _LOW_FREE_BYTES:
         return warning("disk", text, "Checkpoints and downloaded models may fill it.")

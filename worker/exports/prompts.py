@@ -5,8 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets import rows as datasets
-from app.core.datasets.rows import Message
+from app.core.datasets.rows import Message, read_rows
 from app.core.errors import InvalidRequest
 from worker.templates.prompt_check import render_prompt
 from worker.templates.renderer import encode_plain, encode_rendered, render
@@ -30,7 +29,7 @@ def collect_prompts(tokenizer: PreTrainedTokenizerBase, dataset: Path | None) ->
 def _read_rows(tokenizer: PreTrainedTokenizerBase, dataset: Path) -> list[list[int]]:
     prompts = []
     with dataset.open("rb") as lines:
-        for _line, row in islice(datasets.read_rows(lines), _ROWS):
+        for _line, row in islice(read_rows(lines), _ROWS):
             try:
                 prompts.append(render_prompt(row, tokenizer))
             except InvalidRequest:

@@ -22,7 +22,7 @@ from app.core.exports.results import Agreement, ExportedFile
 from app.core.specs.export import BaseWeights, GgufLoraSpec, GgufSpec, PytorchBinSpec
 from app.core.specs.states import ExportPhase
 from worker.atomic_folders import is_disk_full
-from worker.exports import disk, formats, hub, model_card as card, verification
+from worker.exports import disk, formats, hub, model_card, verification
 from worker.exports.agreement import find_threshold
 from worker.exports.formats import ExportInputs, ProducedFiles
 from worker.exports.prompts import collect_prompts
@@ -163,7 +163,7 @@ def _notes(inputs: ExportInputs, agreement: Agreement) -> list[str]:
     notes = []
     base = _base_weights(inputs)
     if base is not None:
-        notes.append(card.EXPLAINED[base])
+        notes.append(model_card.EXPLAINED[base])
     if agreement.mean_kl > agreement.adapter_kl / 2:
         notes.append(
             f"The files are {agreement.mean_kl:.2g} nats away from the live adapter; the base model "
@@ -176,7 +176,7 @@ def _notes(inputs: ExportInputs, agreement: Agreement) -> list[str]:
             f"llama.cpp gives this model no sliding window: beyond {config.sliding_window} tokens it differs."
         )
     if isinstance(spec, GgufLoraSpec) and inputs.request.quantization.load_in_4bit:
-        notes.append(card.EXPLAINED_LORA)
+        notes.append(model_card.EXPLAINED_LORA)
     if isinstance(spec, PytorchBinSpec):
         notes.append("These files are pickles: load them with weights_only=True.")
     return notes
@@ -189,13 +189,13 @@ def _write_card(
     if inputs.weights is None or isinstance(inputs.request.spec, GgufLoraSpec):
         return
     base = _base_weights(inputs)
-    (produced.folder / card.CARD).write_text(
-        card.write_card(
+    (produced.folder / model_card.CARD).write_text(
+        model_card.write_card(
             name=inputs.name,
             base_model=inputs.request.base_model,
             base=base,
             agreement=agreement,
-            notes=[note for note in notes if base is None or note != card.EXPLAINED[base]],
+            notes=[note for note in notes if base is None or note != model_card.EXPLAINED[base]],
             library="gguf" if isinstance(inputs.request.spec, GgufSpec) else "transformers",
         )
     )

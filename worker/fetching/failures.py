@@ -26,7 +26,7 @@ from worker.fetching.reports import FetchFailed
 _NO_NETWORK = {"TransportError", "ConnectionError", "TimeoutError"}
 _UNREADABLE = (DatasetsError, OSError, ValueError, TypeError, KeyError, RuntimeError)
 _TOKEN_HINT = "Set HF_TOKEN for the worker to a token that may read it, and accept its terms on its Hub page."
-_LONGEST_REASON = 300
+_MAX_REASON_LENGTH = 300
 
 
 def explain(error: Exception, source: HubSource, rows_read: int = 0) -> TunesmithError | None:
@@ -101,4 +101,4 @@ def _root(error: BaseException) -> BaseException:
 
 def _first_line(error: BaseException) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text[:_LONGEST_REASON].rstrip(".") + ("…" if len(text) > _LONGEST_REASON else "")
+    return text[:_MAX_REASON_LENGTH].rstrip(".") + ("…" if len(text) > _MAX_REASON_LENGTH else "")

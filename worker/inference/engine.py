@@ -234,7 +234,7 @@ class Engine:
             self._fail_waiting([sequence], error)
 
     def _load_next(self) -> None:
-        """Start to load the next base model that a sequence waits for, if there is room."""
+        """Start to load the next base model that a sequence waits for, where the scheduler allows one."""
         switch = self._scheduler.next_switch() if self._refusal is None else None
         if switch is None:
             return

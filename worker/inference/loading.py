@@ -50,7 +50,7 @@ def _load(
 ) -> ModelRunner:
     free_bytes = unreserved_bytes(device, reserved_bytes)
     keeps_4bit = stays_4bit(folder, quantization, device, request.weights, free_bytes)
-    _check_room(folder, quantization, device, keeps_4bit, free_bytes)
+    _check_memory(folder, quantization, device, keeps_4bit, free_bytes)
     model = base_model.load_for_serving(folder, quantization, device, keeps_4bit=keeps_4bit)
     share = request.cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
     # The runner takes its share of all free memory, so it is scaled to what is not reserved.
@@ -82,7 +82,7 @@ def stays_4bit(
     )
 
 
-def _check_room(
+def _check_memory(
     folder: Path, quantization: QuantizationSpec, device: Device, keeps_4bit: bool, free_bytes: int
 ) -> None:
     """Raise OutOfMemory for weights that can't fit: otherwise the system would kill the process."""

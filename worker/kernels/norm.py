@@ -12,7 +12,7 @@ _WARPS = 8
 
 
 def rms_norm(x: torch.Tensor, weight_H: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Return x [..., H], which is contiguous, over the root of its mean square, times the weight."""
+    """Return the contiguous x [..., H], divided by the root of its mean square, times the weight."""
     width = x.shape[-1]
     y = torch.empty_like(x)
     _rms_norm_kernel[(x.numel() // width,)](
@@ -96,7 +96,7 @@ def _rms_norm_and_scale_kernel(x, weight, normed, scales, width, normed_stride, 
 
 @triton.jit
 def _normalize(x_row, weight, columns, is_column, width, epsilon):
-    """One row, normed, rounded to its own type and times the weight; and what it was multiplied with."""
+    """One row, normed, rounded to its own type and times the weight; and the factor that normed it."""
     rounded = tl.load(x_row + columns, mask=is_column, other=0.0)
     value = rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value) / width + epsilon)

@@ -48,7 +48,7 @@ def attend(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """The output [T, H, D]. `window`: how many tokens a query attends to with its own; None: all before."""
+    """The output [T, H, D]. `window`: tokens that a query attends to, its own included; None: all before."""
     o_THD: torch.Tensor = _Attend.apply(q_THD, k_TKD, v_TKD, starts, scale, window or 0)
     return o_THD
 

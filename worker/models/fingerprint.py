@@ -38,7 +38,7 @@ class StoredTensor:
 def take_fingerprint(folder: Path) -> str:
     """Return the fingerprint of the weights in a base model's folder. Raises ModelUnreadable."""
     try:
-        return _take(folder, _describe_files(folder))
+        return _compute(folder, _describe_files(folder))
     except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
         raise ModelUnreadable(f"The weights in {folder.name!r} can't be read: {error}") from error
 
@@ -79,8 +79,8 @@ def _describe_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 @lru_cache(maxsize=64)
-def _take(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> str:
-    """Cached for files that have not changed, since every request to an adapter needs it."""
+def _compute(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> str:
+    """The fingerprint, cached while the files do not change, since every request to an adapter needs it."""
     total = hashlib.sha256()
     tensors = {name: tensor for path in _find_files(folder) for name, tensor in read_header(path).items()}
     if not tensors:

@@ -1,7 +1,7 @@
 """The folder of a LoRA adapter as PEFT's `save_pretrained` writes it, read in one place for all who need it.
 
-Only safetensors are read. Which of an adapter's settings can be applied, and how that is explained to a
-person, serving and exports know. R: rank, I: inputs, O: outputs of a linear layer.
+Only safetensors are read. Serving and exports decide which of an adapter's settings they apply, and
+explain what they refuse. R: rank, I: inputs, O: outputs of a linear layer.
 """
 
 import json
@@ -37,7 +37,7 @@ _HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 class AdapterDamaged(Exception):
-    """The weights of an adapter are not what LoRA is made of; the message, for a person, says which."""
+    """The weights of an adapter are not pairs of finite matrices; the message names the first such weight."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PeftConfig:
         return bool(self.settings.get("use_rslora"))
 
     def find_unsupported(self, applied: Collection[str]) -> list[str]:
-        """Names of the settings that change what the adapter does, but for those that the caller applies."""
+        """Names of the settings that change what the adapter does, except those that the caller applies."""
         understood = {*_UNDERSTOOD, *applied, "bias"}
         found = sorted(name for name, value in self.settings.items() if value and name not in understood)
         if "bias" not in applied and self.settings.get("bias", "none") != "none":
@@ -79,7 +79,7 @@ class PeftConfig:
 
 @dataclass(frozen=True)
 class LoraUpdate:
-    """What one linear layer becomes: W + scale · B A, with DoRA at the length that the magnitude gives."""
+    """The update of one linear layer to W + scale · B A; DoRA scales its rows to the trained magnitude."""
 
     A_RI: torch.Tensor
     B_OR: torch.Tensor
@@ -87,7 +87,7 @@ class LoraUpdate:
     magnitude_O: torch.Tensor | None = None
 
     def of_rows(self, first: int, last: int) -> "LoraUpdate":
-        """The update of the outputs from `first` up to `last`, which is not among them."""
+        """The update of the outputs from `first` to `last` - 1."""
         magnitude_O = None if self.magnitude_O is None else self.magnitude_O[first:last]
         return replace(self, B_OR=self.B_OR[first:last], magnitude_O=magnitude_O)
 

@@ -74,7 +74,7 @@ def check_modules_to_save(spec: JobSpec, device: Device) -> None:
 
 
 def max_seq_length(training: TrainingSpec, context_length: int | None) -> int:
-    """Rows are cut to so many tokens: never more than the base model's context."""
+    """The number of tokens that rows are cut to: at most the base model's context."""
     longest = context_length or DEFAULT_MAX_SEQ_LENGTH
     return min(training.max_seq_length or DEFAULT_MAX_SEQ_LENGTH, longest)
 

@@ -54,8 +54,8 @@ class RowLengths:
     longest: int
     shortest: int
     count: int
-    scored: int  # most tokens of a sequence that the loss counts
-    each: tuple[tuple[int, int], ...] = ()  # (length, scored tokens); empty: all are as the longest
+    scored: int  # the largest number of tokens of a sequence that the loss counts
+    each: tuple[tuple[int, int], ...] = ()  # (length, scored tokens); empty: all are as long as the longest
 
     @classmethod
     def measure(

@@ -23,7 +23,7 @@ _MAX_HEAD_WIDTH = 256
 # Families whose decoder layers have the same `forward`, to the letter, in transformers 5.17 to 5.23.
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")
 # Most tokens of a batch that runs as a CUDA graph: with more, the GPU is busy while kernels are launched.
-MOST_TOKENS = 4096
+MAX_GRAPH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _why_not_graphs(spec: JobSpec, padding_free_reason: str | None) -> str | Non
     if training.gradient_checkpointing:
         return "gradient checkpointing is on"
     rows, length = training.per_device_train_batch_size, training.max_seq_length
-    if training.packing and (length is None or int(rows) * length > MOST_TOKENS):
+    if training.packing and (length is None or int(rows) * length > MAX_GRAPH_TOKENS):
         return "batches are long enough to keep the GPU busy"
     return None
 

@@ -44,5 +44,5 @@ class ParentLink:
     def _watch(self, on_stop: Callable[[], None]) -> None:
         while self._requests.readline():
             on_stop()
-        # An orphan would hold the GPU against the next worker, so nothing is cleaned up here.
+        # An orphan would keep the GPU from the next worker, so the process ends without any cleanup.
         os._exit(1)

@@ -60,7 +60,7 @@ class PrewarmedTrainer:
         return ChildProcess(self._module, request, log_path)
 
     def close(self) -> None:
-        """End the prewarmed process: it has nothing to lose."""
+        """Kill the prewarmed process: it has no state to save."""
         waiting = self._waiting
         self._waiting, self._is_due = None, False
         if waiting:

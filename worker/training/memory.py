@@ -56,7 +56,7 @@ def count_trained(batch: Batch) -> int:
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
-def free_beside_peak(growth: float = 1.0) -> int:
+def free_bytes_at_peak(growth: float = 1.0) -> int:
     """Bytes of the GPU that stay free when this process needs `growth` times its peak so far."""
     free_bytes, _total = torch.cuda.mem_get_info()
     return int(free_bytes + torch.cuda.memory_reserved() - growth * torch.cuda.max_memory_allocated())

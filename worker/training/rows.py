@@ -5,8 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets import rows as datasets
-from app.core.datasets.rows import DatasetFormat
+from app.core.datasets.rows import DatasetFormat, read_rows
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn
 from worker.templates.choice import TemplateSource, read_model_type, set_template
@@ -76,7 +75,7 @@ def _format(
 ) -> FormattedRows:
     with path.open("rb") as lines:
         return format_rows(
-            datasets.read_rows(lines),
+            read_rows(lines),
             tokenizer,
             assistant_only=attempt.request.spec.training.assistant_only_loss,
             max_length=max_length,

@@ -16,7 +16,7 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class _Buffer(io.RawIOBase):
-    """Holds the bytes of a zip writer until `take()`. It can't seek: the writer never rewrites a header."""
+    """The output of a zip writer until `drain()`. It has no `seek`: the writer never rewrites a header."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
@@ -28,10 +28,10 @@ class _Buffer(io.RawIOBase):
         self._chunks.append(bytes(chunk))  # type: ignore[call-overload]
         return len(self._chunks[-1])
 
-    def take(self) -> bytes:
-        taken = b"".join(self._chunks)
+    def drain(self) -> bytes:
+        drained = b"".join(self._chunks)
         self._chunks.clear()
-        return taken
+        return drained
 
 
 def zip_chunks(store: ArtifactStore, artifact: str, names: Sequence[str], folder: str) -> Iterator[bytes]:
@@ -47,8 +47,8 @@ def zip_chunks(store: ArtifactStore, artifact: str, names: Sequence[str], folder
             ):
                 while chunk := source.read(_CHUNK_BYTES):
                     target.write(chunk)
-                    yield buffer.take()
-    yield buffer.take()
+                    yield buffer.drain()
+    yield buffer.drain()
 
 
 def tar_chunks(store: ArtifactStore, artifact: str, names: Sequence[str], folder: str) -> Iterator[bytes]:

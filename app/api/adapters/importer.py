@@ -30,7 +30,7 @@ _POLL_SECONDS = 2.0
 _MESSAGES = [ChatMessage(role="user", content="How do I list the files of a folder?")]
 _SAMPLING = Sampling(max_new_tokens=8, temperature=0, logprobs=20)
 _FINAL = ("invalid", "not_found")
-_LONGEST_WAIT_SECONDS = 60.0
+_MAX_WAIT_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -74,7 +74,7 @@ class Importer:
         now = time.monotonic()
         due_at, wait_seconds = self._waits.get(adapter_id, (now, _POLL_SECONDS / 2))
         if due_at <= now:
-            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+            wait_seconds = min(2 * wait_seconds, _MAX_WAIT_SECONDS)
             self._waits[adapter_id] = (now + wait_seconds, wait_seconds)
             await self.verify(adapter_id)
 
@@ -136,7 +136,7 @@ class Importer:
     ) -> None:
         """Fail the import, or let it wait.
 
-        `is_suspect`: the engine broke, perhaps over this adapter; too many such failures are final.
+        `is_suspect`: the engine failed, perhaps because of this adapter; too many such failures are final.
         """
         reason = {"code": error.code, "message": error.message, "hint": error.hint}
         artifact: str | None = None

@@ -15,7 +15,7 @@ from app.api.deps import Services, ServicesDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequest, IdempotentRequestDep
 from app.api.http.uploads import spooled
-from app.core.adapters import archives as adapter_archives, files as adapter_files, imports as adapter_imports
+from app.core.adapters import archives, files, imports as adapter_imports
 from app.core.adapters.files import TEMPLATE, Description
 from app.core.engine import base_models
 from app.core.errors import InvalidRequest
@@ -77,8 +77,8 @@ def import_adapter(
         ):
             folder = Path(extracted)
             limit = services.settings.max_unpacked_bytes
-            adapter_archives.unpack(archive, folder, max_bytes=limit)
-            described = adapter_files.describe(folder)
+            archives.unpack(archive, folder, max_bytes=limit)
+            described = files.describe(folder)
             base_model = _resolve_base_model(base_model, described, services)
             if chat_template is not None:
                 _check_template(chat_template)
@@ -136,9 +136,9 @@ def _submit(
             services.store.delete(artifact)
 
 
-def _resolve_base_model(asked: str | None, described: Description, services: Services) -> str:
+def _resolve_base_model(given: str | None, described: Description, services: Services) -> str:
     """Raises InvalidRequest, ModelNotAllowed and UnknownModel."""
-    name = asked or described.base_model or ""
+    name = given or described.base_model or ""
     if not re.fullmatch(MODEL_NAME, name):
         raise InvalidRequest(
             f"{name!r} is no base model's name." if name else "The adapter does not say its base model.",
@@ -149,11 +149,11 @@ def _resolve_base_model(asked: str | None, described: Description, services: Ser
     return name
 
 
-def _resolve_quantization(asked: str | None, described: Description) -> QuantizationSpec:
-    if not asked:
+def _resolve_quantization(given: str | None, described: Description) -> QuantizationSpec:
+    if not given:
         return described.quantization or _NOT_4BIT
     try:
-        return TypeAdapter(QuantizationSpec).validate_json(asked)
+        return TypeAdapter(QuantizationSpec).validate_json(given)
     except ValidationError as error:
         raise InvalidRequest(
             f"quantization: {error.errors(include_url=False)[0]['msg']}.",

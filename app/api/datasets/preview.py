@@ -16,7 +16,7 @@ from app.core.specs.job import MODEL_NAME
 
 router = APIRouter(prefix="/datasets", tags=["Datasets"])
 
-_MOST_ROWS = 50
+_MAX_ROWS = 50
 
 
 @router.get("/{dataset_id}/preview", summary="Preview a dataset", responses=documented(404, 409, 503))
@@ -32,7 +32,7 @@ async def preview_dataset(
             examples=["SmolLM2-135M-Instruct"],
         ),
     ],
-    limit: Annotated[int, Query(ge=1, le=_MOST_ROWS, description="Most rows in the answer.")] = 5,
+    limit: Annotated[int, Query(ge=1, le=_MAX_ROWS, description="Most rows in the answer.")] = 5,
     after: Annotated[int, Query(ge=0, description="`next` of the page before: a line of the file.")] = 0,
     assistant_only_loss: Annotated[
         bool, Query(description="Mark as a job with this setting would train.")

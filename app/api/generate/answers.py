@@ -35,8 +35,8 @@ from app.core.specs.job import QuantizationSpec
 Result = TypeVar("Result")
 NumberedReply = tuple[int, TokenDelta | Finished]
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; no client reads it, but the counters do
-# The status of a stream is held back for so long: a refusal of the engine should be the response's status.
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; the client is gone, only the request counters use it
+# A streamed response is not begun before this time, so that an early refusal can set its status.
 _FIRST_REPLY_SECONDS = 10
 _MAX_UNREAD = 64
 _SEED_STEP = 0x1E3779B97F4A7C15

@@ -31,7 +31,7 @@ class EngineEndpoint:
     url: str
     token: str
     state: EngineState
-    others: tuple["EngineEndpoint", ...] = ()  # tried where this one is gone, the best first
+    others: tuple["EngineEndpoint", ...] = ()  # to try if this one does not respond, best first
 
 
 def find_engine(session: Session, settings: Settings, *, base_model: str) -> EngineEndpoint:

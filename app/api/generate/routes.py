@@ -72,8 +72,8 @@ async def generate(
     body: Annotated[GenerateBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
 ) -> object:
     """Ask an adapter or a base model. A client that goes away ends the work."""
-    target, asked = await to_thread.run_sync(_plan, services, body)
-    answers = Answers(services.engines, target.engine, repeat(asked, body.n))
+    target, generate_request = await to_thread.run_sync(_plan, services, body)
+    answers = Answers(services.engines, target.engine, repeat(generate_request, body.n))
     try:
         if body.stream and await unless_disconnected(request, answers.begin()):
             return EventStream(_events(target, answers, body.n), answers)

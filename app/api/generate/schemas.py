@@ -8,7 +8,7 @@ from app.api.generate.response_format import ResponseFormat
 from app.core.engine.messages import ChatMessage, MadeToken, Sampling, Timings, Usage
 from app.core.specs.job import MODEL_NAME
 
-_MOST_CHOICES = 128
+_MAX_CHOICES = 128
 
 
 class GenerateBody(Sampling):
@@ -22,7 +22,7 @@ class GenerateBody(Sampling):
     messages: list[ChatMessage] | None = Field(
         None, min_length=1, description="A conversation, rendered with the model's chat template."
     )
-    n: int = Field(1, ge=1, le=_MOST_CHOICES, description="How many answers; see `choices`.")
+    n: int = Field(1, ge=1, le=_MAX_CHOICES, description="How many answers; see `choices`.")
     response_format: ResponseFormat | None = Field(
         None, description="What the answer must look like: text, JSON, or JSON that keeps to a schema."
     )

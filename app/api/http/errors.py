@@ -102,7 +102,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
         if isinstance(error, BodyTooLarge):
-            raise error  # for the middleware that counts, which can also close the connection
+            raise error  # BodyLimitMiddleware sends it: it can also close the connection
         return _http_response(request, error)
 
 

@@ -53,7 +53,7 @@ class _QueueCollector(Collector):
         self._database = database
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Nothing: otherwise the registry would read the database when it is created."""
+        """Return nothing: otherwise the registry would read the database when it is created."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from app.core.errors import InvalidRequest
 
-_LONGEST_VALUE_SHOWN = 40
+_MAX_VALUE_LENGTH = 40
 
 
 def describe(
@@ -88,7 +88,7 @@ def _sentence(text: str) -> str:
 
 
 def _is_short_scalar(value: object) -> bool:
-    return isinstance(value, bool | int | float | str) and len(repr(value)) <= _LONGEST_VALUE_SHOWN
+    return isinstance(value, bool | int | float | str) and len(repr(value)) <= _MAX_VALUE_LENGTH
 
 
 def _hint(field: str, problem: dict[str, Any], model: type[BaseModel] | None) -> str | None:

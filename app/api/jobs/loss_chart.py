@@ -1,4 +1,4 @@
-"""Draws a loss curve as an SVG picture: axes, ticks, training and evaluation loss. Pure, by hand."""
+"""Draws a loss curve as an SVG picture: axes, ticks, both losses. Pure; uses no plotting library."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 64, 48
 _COLOURS = {"train": "#2563eb", "eval": "#ea580c"}
 _LABELS = {"train": "training loss", "eval": "evaluation loss"}
-_MOST_POINTS = 1000
+_MAX_POINTS = 1000
 
 
 def draw(points: Sequence[LossPointRead], *, title: str) -> str:
@@ -76,7 +76,7 @@ def _grid(x: _Scale, y: _Scale) -> list[str]:
 
 def _curve(points: Sequence[LossPointRead], x: _Scale, y: _Scale) -> str:
     # More points than pixels add nothing but bytes; the last one always stays.
-    stride = math.ceil(len(points) / _MOST_POINTS)
+    stride = math.ceil(len(points) / _MAX_POINTS)
     shown = [*points[:-1:stride], points[-1]]
     places = [(x(point.step), y(point.loss)) for point in shown]
     colour = _COLOURS[points[0].kind]

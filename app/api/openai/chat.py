@@ -205,5 +205,5 @@ async def create_chat_completion(
 def _plan(services: Services, body: ChatBody) -> CompletionPlan:
     body.check()
     target = find_target(services, body.model)
-    asked = GenerateRequest(base_model=target.base_model, adapter=target.adapter, **body.as_request())
-    return CompletionPlan(body, target, [asked], id=new_id("chatcmpl"), object="chat.completion.chunk")
+    request = GenerateRequest(base_model=target.base_model, adapter=target.adapter, **body.as_request())
+    return CompletionPlan(body, target, [request], id=new_id("chatcmpl"), object="chat.completion.chunk")

@@ -162,11 +162,11 @@ async def create_completion(
 def _plan(services: Services, body: CompletionBody) -> CompletionPlan:
     body.check()
     target = find_target(services, body.model)
-    asked = [
+    requests = [
         GenerateRequest(base_model=target.base_model, adapter=target.adapter, **fields)
         for fields in body.as_requests()
     ]
-    return CompletionPlan(body, target, asked, id=new_id("cmpl"), object="text_completion")
+    return CompletionPlan(body, target, requests, id=new_id("cmpl"), object="text_completion")
 
 
 def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[dict[str, Any]]:

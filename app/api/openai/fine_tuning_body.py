@@ -89,10 +89,10 @@ class FineTuningJobBody(BaseModel):
 
     def as_spec(self, *, base_model: str, continue_from: str | None, rows: int) -> JobSpec:
         """The native job spec. Raises InvalidRequest."""
-        asked, place = self._asked()
-        parts = {name: self._part(name, asked, place) for name in _PARTS}
-        self._refuse_twice(asked, parts["training"], place)
-        numbers = {name: value for name in _SAME if (value := getattr(asked, name)) is not None}
+        chosen, place = self._hyperparameters()
+        parts = {name: self._part(name, chosen, place) for name in _PARTS}
+        self._refuse_twice(chosen, parts["training"], place)
+        numbers = {name: value for name in _SAME if (value := getattr(chosen, name)) is not None}
         if self.seed is not None:
             parts["training"].setdefault("seed", self.seed)
         parts["training"] = fine_tuning.training_settings(
@@ -114,16 +114,16 @@ class FineTuningJobBody(BaseModel):
         }
         return _validated(given)
 
-    def _asked(self) -> tuple[SupervisedHyperparameters, str]:
+    def _hyperparameters(self) -> tuple[SupervisedHyperparameters, str]:
         """The hyperparameters that apply, and their path in the body."""
         supervised = self.method.supervised if self.method else None
         if supervised and supervised.hyperparameters:
             return supervised.hyperparameters, "method.supervised.hyperparameters"
         return self.hyperparameters or SupervisedHyperparameters(), "hyperparameters"
 
-    def _part(self, name: str, asked: SupervisedHyperparameters, place: str) -> dict[str, Any]:
+    def _part(self, name: str, chosen: SupervisedHyperparameters, place: str) -> dict[str, Any]:
         """The given fields of `lora`, `training` or `quantization`, also those among the hyperparameters."""
-        extras = dict(asked.model_extra or {})
+        extras = dict(chosen.model_extra or {})
         for field in extras:
             if not any(field == part or field in model.model_fields for part, model in _PARTS.items()):
                 reject_parameter(
@@ -137,9 +137,9 @@ class FineTuningJobBody(BaseModel):
         return {**fields, **nested, **(own.model_dump(exclude_unset=True) if own else {})}
 
     @staticmethod
-    def _refuse_twice(asked: SupervisedHyperparameters, training: dict[str, Any], place: str) -> None:
+    def _refuse_twice(chosen: SupervisedHyperparameters, training: dict[str, Any], place: str) -> None:
         for theirs, ours in _SAME.items():
-            if getattr(asked, theirs) not in (None, "auto") and ours in training:
+            if getattr(chosen, theirs) not in (None, "auto") and ours in training:
                 reject_parameter(f"{place}.{theirs}", f"it says the same as {ours}; give one of them")
 
 

@@ -34,7 +34,7 @@ Name = Annotated[
     str, typer.Argument(metavar="DATASET", help="Id or name.", autocompletion=completions.datasets)
 ]
 _FETCH_POLL_SECONDS = 1.0
-_MOST_PROBLEMS = 20
+_MAX_PROBLEMS = 20
 
 
 @cli.command()
@@ -203,7 +203,7 @@ def _show_dataset(answer: Any, *, as_json: bool) -> None:
                 ("added", f"{found.created_at.astimezone():%Y-%m-%d %H:%M}"),
             ]
         )
-        for problem in found.problems[:_MOST_PROBLEMS]:
+        for problem in found.problems[:_MAX_PROBLEMS]:
             sys.stdout.write(f"  line {problem.line}: {clean(problem.message)}\n")
     if found.error:
         raise CommandFailed(found.error.message, code=found.error.code, hint=found.error.hint)

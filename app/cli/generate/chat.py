@@ -86,25 +86,25 @@ class ChatSession:
 
         Raises CommandFailed and KeyboardInterrupt; a question without any answer becomes no turn.
         """
-        asked = [*self.turns, {"role": "user", "content": question}]
-        said: list[str] = []
+        turns = [*self.turns, {"role": "user", "content": question}]
+        pieces: list[str] = []
         try:
-            body = {**self._settings, "messages": [*self._system, *asked]}
+            body = {**self._settings, "messages": [*self._system, *turns]}
             with stream_answer(self._client, body) as answer:
-                recorded = StreamedAnswer(_record(answer, said), answer.end)
+                recorded = StreamedAnswer(_record(answer, pieces), answer.end)
                 if as_json:
                     text = "".join(recorded.pieces)
                     print_json_line({"text": text, **answer.end})
                 else:
                     write_pieces(recorded)
         finally:
-            if said:
-                self.turns = [*asked, {"role": "assistant", "content": "".join(said)}]
+            if pieces:
+                self.turns = [*turns, {"role": "assistant", "content": "".join(pieces)}]
 
 
-def _record(answer: StreamedAnswer, said: list[str]) -> Iterator[str]:
+def _record(answer: StreamedAnswer, pieces: list[str]) -> Iterator[str]:
     for piece in answer.pieces:
-        said.append(piece)
+        pieces.append(piece)
         yield piece
 
 

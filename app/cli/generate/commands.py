@@ -61,13 +61,13 @@ def generate(
 
 def write_pieces(answer: StreamedAnswer) -> str:
     """Write an answer to standard output as it arrives. Returns its text."""
-    said = ""
+    text = ""
     for piece in answer.pieces:
-        said += piece
+        text += piece
         sys.stdout.write(clean(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
-    return said
+    return text
 
 
 def _text(prompt: str | None) -> str:

@@ -12,7 +12,7 @@ from app.cli.failures import CommandFailed, ExitCode
 from app.cli.views import ENDED, EventView
 
 _FIRST_WAIT_SECONDS = 0.25
-_LONGEST_WAIT_SECONDS = 4.0
+_MAX_WAIT_SECONDS = 4.0
 _PATIENCE_SECONDS = 600.0
 
 
@@ -56,7 +56,7 @@ def follow(
         yield Interrupted(failure.message, wait_seconds)
         sleep(wait_seconds)
         silent_seconds += wait_seconds
-        wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+        wait_seconds = min(2 * wait_seconds, _MAX_WAIT_SECONDS)
 
 
 def _stream(client: Client, job_id: str, after: int) -> Iterator[EventView]:

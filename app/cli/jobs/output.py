@@ -52,7 +52,7 @@ def show(job: JobView, curve: Sequence[LossPointView]) -> None:
             ("id", job.id),
             ("name", job.name),
             ("state", state_text(job.state, job.phase)),
-            ("asked for", _asked_for(job)),
+            ("asked for", _requested_change(job)),
             ("base model", str(job.spec["base_model"])),
             ("dataset", str(job.spec["dataset"])),
             ("steps", _steps(job) or None),
@@ -85,8 +85,8 @@ def show_end(job: JobView, adapter: str | None) -> None:
 
 def change_text(job: JobView) -> str:
     """The state of a job after a change was requested."""
-    asked = _asked_for(job)
-    return f"{job.state}, {asked}" if asked else job.state
+    requested = _requested_change(job)
+    return f"{job.state}, {requested}" if requested else job.state
 
 
 def show_curve(points: Sequence[LossPointView]) -> None:
@@ -162,7 +162,7 @@ def _steps(job: JobView) -> str:
     return f"{job.progress.step}/{total}" if total else ""
 
 
-def _asked_for(job: JobView) -> str | None:
+def _requested_change(job: JobView) -> str | None:
     if job.has_ended:
         return None
     if job.cancel_requested_at:

@@ -41,7 +41,7 @@ class _Entry:
 
     path: PurePosixPath
     size_bytes: int
-    source: IO[bytes] | None  # None where it is not wanted
+    source: IO[bytes] | None  # None for entries that are ignored
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:

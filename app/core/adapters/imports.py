@@ -90,7 +90,7 @@ def references(row: tables.AdapterImportRow) -> tuple[BaseModelRef, AdapterRef]:
 
 def finish(session: Session, adapter_id: str) -> tables.AdapterRow | None:
     """Make an adapter of a verified import. Returns None where it was deleted or finished meanwhile."""
-    row = _take(session, adapter_id)
+    row = _lock_unverified(session, adapter_id)
     if row is None:
         return None
     session.delete(row)
@@ -103,7 +103,7 @@ def fail(session: Session, adapter_id: str, error: dict[str, str | None]) -> str
 
     Returns None where it was deleted or finished meanwhile.
     """
-    row = _take(session, adapter_id)
+    row = _lock_unverified(session, adapter_id)
     if row is None:
         return None
     row.state, row.error = AdapterState.FAILED, error
@@ -113,7 +113,7 @@ def fail(session: Session, adapter_id: str, error: dict[str, str | None]) -> str
 
 def wait(session: Session, adapter_id: str, reason: dict[str, str | None], *, is_lost: bool) -> int:
     """Record what an import waits for. Returns the count of lost attempts, this one included if `is_lost`."""
-    row = _take(session, adapter_id)
+    row = _lock_unverified(session, adapter_id)
     if row is None:
         return 0
     row.error = reason
@@ -131,7 +131,7 @@ def delete(session: Session, id_or_name: str) -> str:
     return row.artifact
 
 
-def _take(session: Session, adapter_id: str) -> tables.AdapterImportRow | None:
+def _lock_unverified(session: Session, adapter_id: str) -> tables.AdapterImportRow | None:
     return session.scalar(
         select(tables.AdapterImportRow)
         .where(

@@ -59,7 +59,7 @@ class FetchLease(WorkLease):
 
     @property
     def folder(self) -> str:
-        """The key of this attempt's folder in the store: another worker may be at the same dataset."""
+        """The key of this attempt's folder in the store: another worker may be fetching the same dataset."""
         return f"datasets/{self.dataset_id}/{self.token}"
 
 
@@ -123,7 +123,7 @@ class FetchQueue(WorkQueue[tables.DatasetFetchRow, FetchLease]):
         return FetchLease(row.dataset_id, token, source, dict(row.column_map), OnProblem(row.on_problem))
 
     def record(self, session: Session, lease: FetchLease, *, commit: str | None, rows: int) -> None:
-        """Write down how far the fetch is. Raises LeaseLost."""
+        """Record the progress of the fetch. Raises LeaseLost."""
         dataset = self._hold_dataset(session, lease)
         dataset.rows = rows
         if commit:
@@ -146,7 +146,7 @@ class FetchQueue(WorkQueue[tables.DatasetFetchRow, FetchLease]):
         _end(session, dataset, DatasetState.FAILED)
 
     def explain_loss(self, attempts: int) -> WorkFailure:
-        """Why a fetch fails whose workers were lost so many times."""
+        """The failure of a fetch whose workers were lost so many times."""
         return WorkFailure(
             "worker_lost",
             f"The worker stopped answering while it fetched this dataset, {attempts} times.",
@@ -154,7 +154,7 @@ class FetchQueue(WorkQueue[tables.DatasetFetchRow, FetchLease]):
         )
 
     def _hold_dataset(self, session: Session, lease: FetchLease) -> tables.DatasetRow:
-        """The dataset, for a worker that still has its lease; on PostgreSQL, the fetch's row is locked."""
+        """Returns the dataset; locks the fetch's row on PostgreSQL. Raises LeaseLost."""
         self.leases.hold(session, lease)
         return dataset_records.get(session, lease.dataset_id)
 

@@ -95,7 +95,7 @@ def inspect(
     check_column_map(column_map)
     with open_source(upload, limits) as source, stored.open("wb") as target:
         inspector = _Inspector(_describe(upload, source, column_map), target, limits, column_map)
-        inspector.take_all(inspector.open(source))
+        inspector.inspect_all(inspector.open(source))
     return inspector.found
 
 
@@ -107,7 +107,7 @@ def inspect_hub_table(
     upload = Upload(Container.HUB, None, None, 0, "", _printable_map(column_map))
     with stored.open("wb") as target:
         inspector = _Inspector(upload, target, limits, column_map)
-        inspector.take_all(inspector.open_table(table))
+        inspector.inspect_all(inspector.open_table(table))
     return inspector.found
 
 
@@ -147,7 +147,7 @@ class _Inspector:
         self._no_layout: DatasetInvalid | None = None
         self._sha256 = hashlib.sha256()
 
-    def take_all(self, records: Iterable[Record]) -> None:
+    def inspect_all(self, records: Iterable[Record]) -> None:
         """Check and write every record. Raises DatasetInvalid as `inspect` does."""
         for line, record in records:
             parsed = record if isinstance(record, Problem) else self._parse(line, record)

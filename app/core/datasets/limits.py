@@ -43,6 +43,6 @@ def too_long(limits: Limits) -> str:
 
 
 def check_blank_lines(count: int, limits: Limits) -> None:
-    """Raise DatasetInvalid where there are more blank lines than rows may be: gzip packs them to nothing."""
+    """Raise DatasetInvalid for too many blank lines: gzip compresses them to almost nothing."""
     if count > limits.max_rows:
         raise DatasetInvalid(f"The file has more than {limits.max_rows} blank lines.", hint="Remove them.")

@@ -91,13 +91,13 @@ def delete(session: Session, file_id: str) -> str:
 def delete_expired(session: Session, *, now: datetime | None = None) -> list[str]:
     """Remove expired files that no job needs. Returns the keys of their files, as `delete` does."""
     query = select(tables.DatasetRow.id).where(tables.DatasetRow.expires_at <= (now or datetime.now(UTC)))
-    gone = []
+    deleted = []
     for dataset_id in session.scalars(query).all():
         try:
-            gone.append(dataset_records.delete(session, dataset_id))
+            deleted.append(dataset_records.delete(session, dataset_id))
         except DatasetInUse:
             continue  # until its job has ended
-    return gone
+    return deleted
 
 
 def created_at(file: File) -> datetime:

@@ -31,7 +31,7 @@ class ExportLease(WorkLease):
 
     @property
     def artifact(self) -> str:
-        """The key of this attempt's files: another worker may be at the same export."""
+        """The key of this attempt's files: another worker may be running the same export."""
         return f"exports/{self.export_id}/{self.token}"
 
 
@@ -75,7 +75,7 @@ class ExportQueue(WorkQueue[tables.ExportRow, ExportLease]):
         return ExportLease(row.id, token, row.adapter_id, export_spec_adapter.validate_python(row.spec))
 
     def record(self, session: Session, lease: ExportLease, *, phase: ExportPhase, progress: float) -> None:
-        """Write down how far the export is. Raises LeaseLost."""
+        """Record the progress of the export. Raises LeaseLost."""
         self.leases.update(session, lease, phase=phase, progress=progress)
 
     def finish(
@@ -105,7 +105,7 @@ class ExportQueue(WorkQueue[tables.ExportRow, ExportLease]):
         self._end(session, lease, ExportState.FAILED, now, error=error, agreement=found)
 
     def explain_loss(self, attempts: int) -> WorkFailure:
-        """Why an export fails whose workers were lost so many times."""
+        """The failure of an export whose workers were lost so many times."""
         return WorkFailure(
             "worker_lost",
             f"The worker stopped answering during this export, {attempts} times.",

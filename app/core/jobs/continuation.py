@@ -60,10 +60,10 @@ def _find_origin(session: Session, adapter: tables.AdapterRow) -> tuple[LoraSpec
     )
 
 
-def _refuse_other_shape(name: str, made: LoraSpec, asked: LoraSpec) -> None:
+def _refuse_other_shape(name: str, made: LoraSpec, requested: LoraSpec) -> None:
     """Raise AdapterIncompatible where a setting other than the dropout differs from the adapter's."""
     for setting in sorted(LoraSpec.model_fields.keys() - {"dropout"}):
-        was, now = getattr(made, setting), getattr(asked, setting)
+        was, now = getattr(made, setting), getattr(requested, setting)
         if was != now and not (setting == "target_modules" and _same_names(was, now)):
             raise AdapterIncompatible(
                 f"Adapter {name!r} was made with lora.{setting} {was!r}, not {now!r}.",

@@ -18,9 +18,9 @@ MIN_ROWS = 10
 CHECKPOINT_ADAPTERS = 3
 BASE_LEARNING_RATE = 2e-4
 AUTO_BATCH_SIZE = 4
-_TARGET_EPOCHS, _MOST_EPOCHS = 3, 25
-_FEWEST_ROWS_READ, _MOST_ROWS_READ = 100, 25_000
-_MOST_POINTS = 500
+_TARGET_EPOCHS, _MAX_EPOCHS = 3, 25
+_MIN_ROWS_READ, _MAX_ROWS_READ = 100, 25_000
+_MAX_POINTS = 500
 _ROWS_IN_A_PASS = 4
 _LINES_SHOWN = 5
 
@@ -42,12 +42,12 @@ class Hyperparameters:
 
 
 def training_settings(
-    asked: Hyperparameters, given: dict[str, Any], *, rows: int, is_validated: bool
+    requested: Hyperparameters, given: dict[str, Any], *, rows: int, is_validated: bool
 ) -> dict[str, Any]:
     """Returns settings of TrainingSpec for a file of `rows` rows; those in `given` have precedence."""
-    batch = AUTO_BATCH_SIZE if asked.batch_size == "auto" else asked.batch_size
-    multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
-    epochs = auto_epochs(rows) if asked.n_epochs == "auto" else asked.n_epochs
+    batch = AUTO_BATCH_SIZE if requested.batch_size == "auto" else requested.batch_size
+    multiplier = 1.0 if requested.learning_rate_multiplier == "auto" else requested.learning_rate_multiplier
+    epochs = auto_epochs(rows) if requested.n_epochs == "auto" else requested.n_epochs
     settings = {
         "num_train_epochs": epochs,
         **_passes(batch),
@@ -57,7 +57,7 @@ def training_settings(
     }
     epoch_steps = max(1, math.ceil(rows / effective_batch(TrainingSpec.model_construct(**settings))))
     total_steps = max(1, math.ceil(epoch_steps * settings["num_train_epochs"]))
-    follows: dict[str, Any] = {"logging_steps": math.ceil(total_steps / _MOST_POINTS)}
+    follows: dict[str, Any] = {"logging_steps": math.ceil(total_steps / _MAX_POINTS)}
     if is_validated:
         follows["eval_steps"] = epoch_steps
     return follows | settings
@@ -74,10 +74,10 @@ def hyperparameters(training: TrainingSpec) -> Hyperparameters:
 
 def auto_epochs(rows: int) -> int:
     """Returns 3, but more where that would read fewer than 100 rows in all, and fewer past 25,000."""
-    if rows * _TARGET_EPOCHS < _FEWEST_ROWS_READ:
-        return min(_MOST_EPOCHS, _FEWEST_ROWS_READ // max(1, rows))
-    if rows * _TARGET_EPOCHS > _MOST_ROWS_READ:
-        return max(1, _MOST_ROWS_READ // rows)
+    if rows * _TARGET_EPOCHS < _MIN_ROWS_READ:
+        return min(_MAX_EPOCHS, _MIN_ROWS_READ // max(1, rows))
+    if rows * _TARGET_EPOCHS > _MAX_ROWS_READ:
+        return max(1, _MAX_ROWS_READ // rows)
     return _TARGET_EPOCHS
 
 
@@ -117,7 +117,7 @@ def param_of(code: str, message: str) -> str | None:
 
 
 def _passes(batch: int) -> dict[str, Any]:
-    """Returns a batch as forward passes: `auto` (4 rows or more) where 4 divides it, else of fewer rows."""
+    """Returns the settings for a batch: `auto` rows a pass (4 or more) where 4 divides it, else fewer."""
     if batch % _ROWS_IN_A_PASS == 0:
         return {
             "per_device_train_batch_size": "auto",

@@ -83,7 +83,7 @@ def heartbeat(
 
 
 def find_stop_request(session: Session, lease: JobLease) -> StopRequest | None:
-    """What somebody asked of the job, if anything. Raises LeaseLost."""
+    """The stop that a person requested of the job, or None. Raises LeaseLost."""
     row = session.execute(
         select(tables.JobRow.cancel_requested_at, tables.JobRow.pause_requested_at).where(
             tables.JobRow.id == lease.job_id, tables.JobRow.lease_token == lease.token
@@ -97,7 +97,7 @@ def find_stop_request(session: Session, lease: JobLease) -> StopRequest | None:
 
 
 def find_phase(session: Session, lease: JobLease) -> Phase | None:
-    """The phase that the job's row names."""
+    """The phase in the job's row."""
     phase = session.scalar(select(tables.JobRow.phase).where(tables.JobRow.id == lease.job_id))
     return Phase(phase) if phase else None
 
@@ -130,7 +130,7 @@ def finish_cancelled(session: Session, lease: JobLease, *, now: datetime | None 
 
 
 def release(session: Session, lease: JobLease, *, reason: str, now: datetime | None = None) -> None:
-    """Put a stopped job back in the queue, or end or pause it where somebody asked for that.
+    """Put a stopped job back in the queue, or cancel or pause it where a person requested that.
 
     Raises LeaseLost.
     """
@@ -183,7 +183,7 @@ def _lose(
     max_lost_attempts: int,
     now: datetime,
 ) -> JobState:
-    """Queue a job whose worker or process is gone again; fail, cancel or pause it where that is due."""
+    """Queue a job again after its worker or process has ended; fail, cancel or pause it where that is due."""
     lease = _present_lease(job)
     lost = job.lost_attempts + 1
     if job.cancel_requested_at is not None:
@@ -206,7 +206,7 @@ def _lose(
 
 
 def _present_lease(job: tables.JobRow) -> JobLease:
-    """The lease that the job's row names, whoever holds it."""
+    """The lease in the job's row, whichever worker has it."""
     last = job.attempts[-1]
     spec = JobSpec.model_validate(job.spec)
     return JobLease(job.id, job.lease_token or "", last.number, last.worker_id, spec, job.dataset_id)
@@ -239,7 +239,7 @@ def _leave(
     now: datetime,
     **columns: object,
 ) -> None:
-    """Give up the lease: change the state, close the attempt, say so in an event."""
+    """Give up the lease: change the state, close the attempt, record an event."""
     _LEASES.update(
         session,
         lease,

@@ -193,7 +193,7 @@ def _have(metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
 
 
 def _count_in(session: Session, max_queued: int) -> None:
-    """Count one more job in the queue; the database is asked once a transaction. Raises QueueFull."""
+    """Count one more job in the queue; the database is queried once per transaction. Raises QueueFull."""
     waiting = session.info.get("queued_jobs")
     if waiting is None:
         waiting = session.scalar(select(func.count()).where(tables.JobRow.state == JobState.QUEUED)) or 0

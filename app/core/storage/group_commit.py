@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from app.core.storage.database import Database
 
 Result = TypeVar("Result")
-_MOST_AT_ONCE = 100
+_MAX_CHANGES = 100
 
 
 class GroupCommit:
@@ -36,7 +36,7 @@ class GroupCommit:
         while not mine.is_done:
             with self._turn:
                 if not mine.is_done:
-                    count = min(len(self._waiting), _MOST_AT_ONCE)
+                    count = min(len(self._waiting), _MAX_CHANGES)
                     self._commit([self._waiting.popleft() for _ in range(count)])
         if mine.error is not None:
             raise mine.error

@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 
 from app.core.datasets.inspection import inspect, refuse_problems
 from app.core.datasets.limits import Limits, describe_bytes
-from app.core.datasets.readers import parquet_files as dataset_parquet
+from app.core.datasets.readers import parquet_files
 from app.core.datasets.readers.csv_files import sniff_delimiter
 from app.core.datasets.rows import Completion, Conversation, Message, PlainText
 from app.core.errors.datasets import DatasetInvalid
@@ -125,7 +125,7 @@ LONG = "repeat('a', 100000)"
 def test_a_parquet_bomb_is_refused_before_its_rows_are_read(
     column: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset_parquet, "_MAX_BLOCK_BYTES", 5 << 20)
+    monkeypatch.setattr(parquet_files, "_MAX_BLOCK_BYTES", 5 << 20)
     bomb = parquet(f"SELECT {column}, 1 AS block, 2 AS bytes FROM range(100)")
     assert len(bomb) < 20_000
     assert refusal(bomb) == "Rows 1 to 2048 together take more than 5 MiB."

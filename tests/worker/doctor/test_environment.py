@@ -48,7 +48,7 @@ def test_a_folder_that_takes_no_files_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.doctor.environment._LEAST_FREE_BYTES", 1 << 62)
+    monkeypatch.setattr("worker.doctor.environment._MIN_FREE_BYTES", 1 << 62)
     assert examine_folder(tmp_path).level is FindingLevel.FAILURE
 
 

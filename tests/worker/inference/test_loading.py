@@ -9,7 +9,7 @@ from app.core.errors.jobs import OutOfMemory
 from app.core.settings import EngineWeights
 from app.core.specs.job import QuantizationSpec
 from tests.worker.inference.fakes import Mailbox
-from tests.worker.inference.test_equal_to_peft import Request as Asked, as_sequence
+from tests.worker.inference.test_equal_to_peft import Request, as_sequence
 from worker.inference import loading
 from worker.inference.adapters.cache import read_adapter
 from worker.inference.batching.scheduler import Scheduler
@@ -102,7 +102,7 @@ def answer(models_folder: Path, adapters_folder: Path, weights: str) -> tuple[in
     engine = Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=9, adapter_slot_count=8))
     adapters = {"everything": read_adapter("everything", adapters_folder / "everything")}
     sequences = [
-        as_sequence(Asked((5, 6, 7, 8, *range(20, 40)), name, 12, []), adapters)
+        as_sequence(Request((5, 6, 7, 8, *range(20, 40)), name, 12, []), adapters)
         for name in (None, "everything")
     ]
     for sequence in sequences:

@@ -1,4 +1,4 @@
-"""The demo's base model: made once, and a clear word where it can't be fetched."""
+"""The demo's base model: made once, and the error where it can't be fetched."""
 
 from pathlib import Path
 

@@ -58,7 +58,7 @@ def the_waiting(module: str) -> psutil.Process:
 
 
 def kill(process: psutil.Process) -> None:
-    """As the system does it that has run out of memory."""
+    """Kill it with SIGKILL, as the system does when memory runs out."""
     process.kill()
     wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE, "its death")
 

@@ -29,7 +29,7 @@ UNSERVED: list[tuple[dict[str, Any], str]] = [
 
 
 def loads_in_peft(models_folder: Path, folder: Path) -> torch.Tensor:
-    """How far the adapter moves the logits in plain PEFT, with nothing of Tunesmith's about it."""
+    """How far the adapter moves the logits in plain PEFT, without Tunesmith's code."""
     base = AutoModelForCausalLM.from_pretrained(models_folder / NAME)
     tokens = torch.arange(20)[None]
     with torch.no_grad():

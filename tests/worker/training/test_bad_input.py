@@ -1,4 +1,4 @@
-"""Odd rows and odd numbers: each trains or fails with a word on why, and none is lost silently."""
+"""Odd rows and odd numbers: each trains or fails with the reason, and none is lost silently."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """A step that runs out of memory is repeated in smaller passes, and ends as if nothing had happened.
 
-The shortage is injected where it hurts most: after a pass has added its gradients.
+The shortage is injected after a pass has added its gradients.
 """
 
 from collections.abc import Callable
@@ -34,17 +34,17 @@ Scarce = Callable[[int, int], None]
 def scarce(monkeypatch: pytest.MonkeyPatch) -> Scarce:
     """From some step on, no more than so many rows fit."""
 
-    def limit(most_rows: int, from_step: int = 0) -> None:
+    def limit(max_rows: int, from_step: int = 0) -> None:
         train, predict = SFTTrainer.training_step, SFTTrainer.prediction_step
 
         def training_step(self: SFTTrainer, model: Any, inputs: memory.Batch, *rest: Any) -> torch.Tensor:
             loss: torch.Tensor = train(self, model, inputs, *rest)
-            if self.state.global_step >= from_step and memory.count_rows(inputs) > most_rows:
+            if self.state.global_step >= from_step and memory.count_rows(inputs) > max_rows:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
             return loss
 
         def prediction_step(self: SFTTrainer, model: Any, inputs: memory.Batch, *rest: Any, **kw: Any) -> Any:
-            if memory.count_rows(inputs) > most_rows:
+            if memory.count_rows(inputs) > max_rows:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
             return predict(self, model, inputs, *rest, **kw)
 

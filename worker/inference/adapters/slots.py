@@ -29,7 +29,7 @@ class AdapterSlots:
         """Ids of the adapters in slots, the least recently used first."""
         return list(self._slots)
 
-    def has_room_for(self, adapter_id: str | None) -> bool:
+    def can_pin(self, adapter_id: str | None) -> bool:
         """Whether `pin` would succeed."""
         return adapter_id is None or adapter_id in self._slots or self._pinned_count < self._count
 

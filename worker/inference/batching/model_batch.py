@@ -61,8 +61,8 @@ class ModelBatch:
         return len(self.running) >= self.capacity.max_rows
 
     def start(self, sequence: Sequence) -> Pin | None:
-        """Allocate blocks, a row and an adapter slot for a sequence. Returns None while there is no room."""
-        if self.is_full or not self.slots.has_room_for(sequence.adapter_id):
+        """Allocate blocks, a row and an adapter slot for a sequence; None where one is lacking."""
+        if self.is_full or not self.slots.can_pin(sequence.adapter_id):
             return None
         # A prompt that can never fit starts without blocks; the executor then refuses it with the numbers.
         if len(sequence.prompt.token_ids) < self.capacity.max_length and not self._allocate_blocks(sequence):

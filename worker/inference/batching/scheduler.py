@@ -74,7 +74,7 @@ class Scheduler:
         return Counter(sequence.base_key for sequence in self.waiting)
 
     def next_switch(self) -> Switch | None:
-        """The base model to load now, if there is room. At most one is loaded at a time."""
+        """The base model to load now, or None. At most one is loaded at a time."""
         claimant = self._claimant()
         if claimant is None or self._loading is not None:
             return None
@@ -87,7 +87,7 @@ class Scheduler:
         return Switch(claimant.prompt.base_model, leaving)
 
     def begin_loading(self, switch: Switch) -> None:
-        """Record that the switch's base model is being loaded, and drop the batch that makes room for it."""
+        """Record that the switch's base model is being loaded, and drop the batch that it replaces."""
         self._loading, self._too_large = switch.wanted.key, None
         if switch.leaving is not None:
             self.close(switch.leaving)

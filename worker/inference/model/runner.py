@@ -19,7 +19,7 @@ from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.batching.block_manager import BLOCK_TOKENS, block_count
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
 from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
-from worker.inference.model import attention, support as model_support
+from worker.inference.model import attention, support
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
 from worker.inference.sampling.sampler import Logprobs, SampledBatch, Sampler
@@ -68,14 +68,14 @@ class ModelRunner:
         cache_share: float | None = None,
         uses_graphs: bool = True,
     ) -> None:
-        prepared = model_support.prepare_model(model)
+        prepared = support.prepare_model(model)
         max_rows = max_rows or MAX_ROWS[device.kind]
         self.is_asynchronous = device.is_cuda
         self.weight_bits = 4 if getattr(model, "is_loaded_in_4bit", False) else 8 * model.dtype.itemsize
         self._model = model
         self._device = device
         self._uses_kernels = prepared.uses_kernels
-        context_length = model_support.context_length(model)
+        context_length = support.context_length(model)
         share = cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
         blocks = int(free_memory_bytes(device) * share / (prepared.bytes_per_token * BLOCK_TOKENS))
         self.capacity = Capacity(

@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from worker.models.cuda_graphs import GraphPool
-from worker.planning.optimizations import MOST_TOKENS
+from worker.planning.optimizations import MAX_GRAPH_TOKENS
 from worker.training import memory
 
 _INPUTS = {"input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
@@ -35,7 +35,7 @@ Work = Callable[[], None]
 
 @contextmanager
 def own_stream() -> Iterator[None]:
-    """Within it everything runs on a new stream: graphs can't be captured on the default one.
+    """Within this context all work runs on a new stream: graphs can't be captured on the default one.
 
     Autograd remembers the stream on which a parameter's gradient was first accumulated, and a graph that is
     captured on another stream fails where that was the default one. So all passes must run within this.
@@ -51,13 +51,13 @@ def own_stream() -> Iterator[None]:
 
 
 class Capturer(Protocol):
-    """Makes something that can be replayed of work on fixed memory, and knows what memory is left."""
+    """Captures work on fixed memory to replay it, and checks whether memory for it is free."""
 
     def capture(self, work: Work) -> Work:
-        """Capture the work, running it or not. Returns what replays it."""
+        """Capture the work; it may run meanwhile. Returns a function that replays it."""
 
-    def has_room(self, pass_bytes: int) -> bool:
-        """Whether there is memory for graphs whose forward pass leaves so much for its backward pass."""
+    def has_memory_for(self, pass_bytes: int) -> bool:
+        """Whether memory is free for graphs whose forward pass saves `pass_bytes` for the backward pass."""
 
 
 class CudaCapturer:
@@ -68,13 +68,13 @@ class CudaCapturer:
         self._largest = 0
 
     def capture(self, work: Work) -> Work:
-        """Capture a graph. Returns its replay."""
+        """Capture a CUDA graph. Returns the function that replays it."""
         return self._pool.capture(work).replay
 
-    def has_room(self, pass_bytes: int) -> bool:
-        """Whether the largest of these passes fits beside the largest pass of the process so far."""
+    def has_memory_for(self, pass_bytes: int) -> bool:
+        """Whether the largest of these passes fits in addition to the peak of the process so far."""
         self._largest = max(self._largest, pass_bytes)
-        return memory.free_beside_peak() >= self._largest + _SPARE_BYTES
+        return memory.free_bytes_at_peak() >= self._largest + _SPARE_BYTES
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class GraphSize:
 
     @classmethod
     def of(cls, tokens: int, rows: int, is_training: bool) -> "GraphSize":
-        """The smallest that a batch fits in: tokens in steps of 128, as products are tiled, later of 256."""
-        step = 128 if tokens <= MOST_TOKENS // 2 else 256
+        """The smallest that holds a batch: tokens in steps of 128, as products are tiled, or of 256."""
+        step = 128 if tokens <= MAX_GRAPH_TOKENS // 2 else 256
         return cls(-(-tokens // step) * step, 1 << (rows - 1).bit_length(), is_training)
 
 
@@ -113,7 +113,7 @@ class DecoderGraphs:
         self._replay_backward: Work | None = None
 
     def capture(self, capturer: Capturer) -> bool:
-        """Run both passes, which compiles their kernels, then capture them. Returns False without room."""
+        """Run both passes, which compiles their kernels, then capture them; False where memory is lacking."""
         is_cuda = self._ids_1S.is_cuda
         before = torch.cuda.memory_allocated() if is_cuda else 0
         self._pass_forward()
@@ -122,7 +122,7 @@ class DecoderGraphs:
         self._grad_1SH = torch.zeros_like(self._hidden_1SH)
         self._pass_backward()
         self._hidden_1SH, self._grads = None, []
-        if not capturer.has_room(pass_bytes):
+        if not capturer.has_memory_for(pass_bytes):
             return False
         self._replay_forward = capturer.capture(self._pass_forward)
         self._replay_backward = capturer.capture(self._pass_backward)
@@ -232,7 +232,7 @@ class GraphedDecoder:
         size = GraphSize.of(
             batch["input_ids"].shape[1], len(batch["cu_seq_lens_q"]) - 1, self._decoder.training
         )
-        if size in self._graphs or size.tokens > MOST_TOKENS:
+        if size in self._graphs or size.tokens > MAX_GRAPH_TOKENS:
             return self._graphs.get(size)
         self._seen[size] += 1
         if self._capturer is None or self._seen[size] < 2:

@@ -35,7 +35,7 @@ class DequantizedCache(TrainerCallback):
         self._steps += 1
         if self._steps != _AFTER_STEPS:
             return
-        if memory.free_beside_peak(_GROWTH) >= self._linears.dequantized_bytes + _SPARE_BYTES:
+        if memory.free_bytes_at_peak(_GROWTH) >= self._linears.dequantized_bytes + _SPARE_BYTES:
             self._linears.cache_dequantized()
             self._say(
                 f"This job has the device alone: {self._linears.dequantized_bytes / 1e9:.1f} GB of "

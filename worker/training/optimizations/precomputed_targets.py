@@ -22,7 +22,7 @@ _OUTPUTS = ("log_probs", "entropy", "is_top1")
 
 @contextmanager
 def applied(model: PeftModel) -> Iterator[None]:
-    """Within this context the loss is computed from `learned` and `targets` of a batch (batches.py)."""
+    """Within this context the loss is computed from `learned` and `targets` of a `PaddingFreeCollator`."""
     base = model.get_base_model()
     original = base.forward
 

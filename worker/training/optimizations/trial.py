@@ -24,7 +24,7 @@ Layout = Literal["padded", "alone", "padding-free"]
 ComputeLoss = Callable[[], torch.Tensor]
 
 ROWS = 3
-_LONGEST = 48  # tokens
+_MAX_ROW_TOKENS = 48
 # Largest difference of the gradients, as a share of their Euclidean norm. In 16 bits a deep model amplifies
 # rounding (32 random layers: 6%), so there two unoptimized passes are compared first, and an optimization may
 # differ three times as much, up to a limit. (Those two round alike where a row is not padded.)
@@ -67,7 +67,7 @@ class Trial:
         self._tolerance = find_tolerance(self._reference[False], alone)
 
     def find_fault(self, layout: Layout, *, passes: int = 1) -> str | None:
-        """Why what is applied now must not be used; None where loss and gradients are right.
+        """How loss or gradients with the present optimizations differ from the reference; None: they agree.
 
         `passes`: the batch is computed so many times, and the last time compared.
         """
@@ -112,7 +112,7 @@ def shorten_examples(examples: list[Example]) -> list[Example]:
     """The first rows, cut to different short lengths; all their tokens but the first are learned."""
     found: list[Example] = []
     for place, example in enumerate(examples[:ROWS]):
-        ids = list(example["input_ids"])[: max(2, _LONGEST // (1 + place))]
+        ids = list(example["input_ids"])[: max(2, _MAX_ROW_TOKENS // (1 + place))]
         found.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
     return found
 

@@ -21,7 +21,7 @@ _UNKNOWN = ("softcap", "s_aux")
 
 
 class VarlenAttention(Protocol):
-    """Causal attention within each row, [T, H, D]. `window`: tokens attended to, with the own one."""
+    """Causal attention within each row, [T, H, D]. `window`: tokens attended to, the query's own included."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""The tables of the database, one module for each noun. What may be done with rows is not said here.
+"""The tables of the database, one module for each noun. Knows no operation on rows.
 
 Every class of a table ends in `Row`. All are imported here, so that the metadata of `Table` is complete.
 """

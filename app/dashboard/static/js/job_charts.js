@@ -6,7 +6,7 @@ import { Chart, Curve } from "./curves.js";
 import { bytes, count } from "./format.js";
 import { Card, html, useLoaded } from "./ui.js";
 
-const MOST_COMPARED = 4;
+const MAX_COMPARED = 4;
 const OTHERS = ["--series-3", "--series-4", "--series-5", "--series-6"];
 const FIGURES = [
   ["learning_rate", "Learning rate"],
@@ -17,7 +17,7 @@ const FIGURES = [
 
 export function JobCharts({ job, curve, version, compared }) {
   const [isLog, setLog] = useState(false);
-  const others = useCompared(compared.slice(0, MOST_COMPARED));
+  const others = useCompared(compared.slice(0, MAX_COMPARED));
   const lines = useMemo(() => lossLines(curve, others), [curve, version, others]);
   const small = useMemo(
     () => FIGURES.map(([figure, label]) => [{ label, colour: "--series-1", data: curve.series("train", figure) }]),
@@ -88,7 +88,7 @@ function Compare({ job, compared }) {
   const toggle = ({ target }) => {
     const id = target.value;
     target.value = "";
-    show(compared.includes(id) ? compared.filter((other) => other !== id) : [...compared, id].slice(-MOST_COMPARED));
+    show(compared.includes(id) ? compared.filter((other) => other !== id) : [...compared, id].slice(-MAX_COMPARED));
   };
   return html`<label class="row small"><span class="visually-hidden">Compare with another job</span>
     <select onChange=${toggle} value="">

@@ -6,7 +6,7 @@ import { Answer, EMPTY, ask } from "./playground_answer.js";
 import { Card, Field, html, Loading, Page, Problem, Tabs, useLoaded } from "./ui.js";
 
 const MEMORY = "tunesmith.playground";
-const MOST_COLUMNS = 4;
+const MAX_COLUMNS = 4;
 const SAMPLING = [
   ["max_new_tokens", "Max new tokens", 128, { min: 1, max: 32768, step: 1 }],
   ["temperature", "Temperature", 0.7, { min: 0, max: 2, step: 0.1 }],
@@ -97,7 +97,7 @@ function Bench({ models, adapters, wanted }) {
           answer=${answers[column] ?? EMPTY} body=${() => makeBody(target, form)} onTarget=${(chosen) => change(column, chosen)}
           onRemove=${columns.length > 1 ? () => (setColumns(columns.filter((_, index) => index !== column)), setAnswers({})) : null} />`)}
       </div>
-      ${columns.length < MOST_COLUMNS && html`<div><button type="button" onClick=${() => setColumns([...columns, ""])}>Add a column</button></div>`}
+      ${columns.length < MAX_COLUMNS && html`<div><button type="button" onClick=${() => setColumns([...columns, ""])}>Add a column</button></div>`}
     </form>
   <//>`;
 }

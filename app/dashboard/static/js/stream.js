@@ -3,7 +3,7 @@
 import { send, Unreachable } from "./api.js";
 
 const FIRST_WAIT = 500;
-const LONGEST_WAIT = 5_000;
+const MAX_WAIT = 5_000;
 // The API sends a comment every 15 seconds: a connection that is silent for longer is dead.
 const SILENCE = 40_000;
 
@@ -64,7 +64,7 @@ export function followJob(jobId, { onEvents, onConnection, onEnd, onError }) {
         onConnection(false);
       }
       await pause(wait, stop.signal);
-      wait = Math.min(wait * 2, LONGEST_WAIT);
+      wait = Math.min(wait * 2, MAX_WAIT);
     }
 
     /** One connection. Returns whether the job has ended. */

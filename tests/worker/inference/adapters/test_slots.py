@@ -38,9 +38,9 @@ def test_no_room_while_every_slot_is_pinned():
     slots = AdapterSlots(1)
     slots.pin("a")
 
-    assert not slots.has_room_for("b")
-    assert slots.has_room_for("a")
-    assert slots.has_room_for(None)
+    assert not slots.can_pin("b")
+    assert slots.can_pin("a")
+    assert slots.can_pin(None)
 
 
 def test_slot_of_a_failed_load_is_free_again():

@@ -10,7 +10,7 @@ from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
 from worker.inference.failures import ModelUnsupported
-from worker.inference.model import support as model_support
+from worker.inference.model import support
 from worker.inference.model.runner import ModelRunner
 from worker.models.device import find_device
 
@@ -98,17 +98,15 @@ def answer(model: transformers.PreTrainedModel, prompts: list[list[int]]) -> lis
 )
 def test_model_that_does_not_fit_is_refused(kind, options):
     with pytest.raises(ModelUnsupported):
-        model_support.prepare_model(make_model(kind, **options))
+        support.prepare_model(make_model(kind, **options))
 
 
 def test_model_that_comes_out_wrong_is_refused(monkeypatch):
     model = make_model("Llama")
-    monkeypatch.setattr(
-        model_support.attention, "_repeat_kv", lambda states, groups: states.repeat(groups, 1, 1)
-    )
+    monkeypatch.setattr(support.attention, "_repeat_kv", lambda states, groups: states.repeat(groups, 1, 1))
 
     with pytest.raises(ModelUnsupported, match="comes out wrong"):
-        model_support.prepare_model(model)
+        support.prepare_model(model)
 
 
 def test_context_ends_where_angles_would_depend_on_the_batch():
@@ -119,5 +117,5 @@ def test_context_ends_where_angles_would_depend_on_the_batch():
         "original_max_position_embeddings": 32,
     }
 
-    assert model_support.context_length(make_model("Llama", rope_parameters=rope)) == 32
-    assert model_support.context_length(make_model("Llama")) == 128
+    assert support.context_length(make_model("Llama", rope_parameters=rope)) == 32
+    assert support.context_length(make_model("Llama")) == 128

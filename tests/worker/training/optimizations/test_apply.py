@@ -12,7 +12,7 @@ from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, Reports, make_rows, run_here
 from worker.processes.reports import Outcome, TrainingRequest
 from worker.training.optimizations import apply, varlen_attention
-from worker.training.optimizations.lora import function as lora_linear
+from worker.training.optimizations.lora import function
 
 TRAINING: dict[str, Any] = {"max_steps": 4, "logging_steps": 1, "learning_rate": 1e-2, "save_steps": 2}
 SPEC: dict[str, Any] = {
@@ -150,8 +150,8 @@ def test_optimizations_that_do_not_apply_are_left_out_with_a_reason(
 def test_a_function_that_is_wrong_here_is_found_and_not_used(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = lora_linear._grads_of_a
-    monkeypatch.setattr(lora_linear, "_grads_of_a", lambda *given: [1.1 * grad for grad in right(*given)])
+    right = function._grads_of_a
+    monkeypatch.setattr(function, "_grads_of_a", lambda *given: [1.1 * grad for grad in right(*given)])
     fast = run_here(make_request("fast", **SPEC))
 
     monkeypatch.undo()

@@ -27,7 +27,7 @@ class Repeater:
         work()
         return torch.enable_grad()(work)
 
-    def has_room(self, pass_bytes: int) -> bool:
+    def has_memory_for(self, pass_bytes: int) -> bool:
         self.room -= 1
         return self.room >= 0
 

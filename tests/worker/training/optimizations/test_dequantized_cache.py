@@ -67,7 +67,7 @@ def test_free_memory_is_read_once_after_the_first_steps(
 ) -> None:
     asked: list[float] = []
     free_bytes = linears.dequantized_bytes + dequantized_cache._SPARE_BYTES - (not fits)
-    monkeypatch.setattr(memory, "free_beside_peak", lambda growth: asked.append(growth) or free_bytes)
+    monkeypatch.setattr(memory, "free_bytes_at_peak", lambda growth: asked.append(growth) or free_bytes)
     graphs = CountingMemory()
     said: list[str] = []
     cache = DequantizedCache(linears, [graphs], said.append)
@@ -84,7 +84,7 @@ def test_free_memory_is_read_once_after_the_first_steps(
 
 
 def test_once_memory_ran_out_nothing_is_cached(linears: FusedLora, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_beside_peak", lambda growth: 1 << 60)
+    monkeypatch.setattr(memory, "free_bytes_at_peak", lambda growth: 1 << 60)
     cache = DequantizedCache(linears, [], print)
     assert not cache.release()
 

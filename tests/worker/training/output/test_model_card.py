@@ -1,4 +1,4 @@
-"""The adapter's README: a person reads it, the Hub reads its header, and neither finds what is not theirs."""
+"""The adapter's README: its text, its header for the Hub, and that neither has secrets or local paths."""
 
 import json
 from typing import Any

@@ -170,7 +170,7 @@ class LoraLayerGroup:
         self._pending = _Pending(x, outputs) if outputs else None
         return output
 
-    def takes(self, x: torch.Tensor) -> bool:
+    def supports(self, x: torch.Tensor) -> bool:
         """Whether the function supports a call: base and adapters compute in one type, adapters are on."""
         return self._takes_calls(x.device.type)
 

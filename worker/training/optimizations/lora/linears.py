@@ -148,7 +148,7 @@ def _make_forward(layer: LoraLayer, group: LoraLayerGroup, place: int) -> Callab
     plain = type(layer).forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args or kwargs or not group.takes(x):
+        if args or kwargs or not group.supports(x):
             output: torch.Tensor = plain(layer, x, *args, **kwargs)
             summand = group.take_summand()
             return output if summand is None else summand + output
