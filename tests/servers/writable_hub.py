@@ -33,7 +33,8 @@ class WritableHub:
         self.stored: dict[str, bytes] = {}  # large files by their SHA-256
         self.refuses_commits = False
         self.upload_status = 200
-        self.stalls_uploads = False  # a large file gets no response until the client disconnects
+        # A large file gets no response until the client disconnects or deletes the repository.
+        self.stalls_uploads = False
         self.has_stalled = threading.Event()
         repository = "/api/models/{owner}/{name}"
         routes = [
@@ -75,6 +76,8 @@ class WritableHub:
     async def _delete(self, request: Request) -> Response:
         wanted = await request.json()
         del self.repositories[f"{wanted['organization']}/{wanted['name']}"]
+        if self.stalls_uploads:
+            await asyncio.sleep(0.5)  # The client learns first that its upload has failed.
         return Response()
 
     async def _accept(self, _request: Request) -> Response:
@@ -116,8 +119,10 @@ class WritableHub:
         if self.stalls_uploads:
             self.has_stalled.set()
             async with asyncio.timeout(60):
-                while (await request.receive())["type"] != "http.disconnect":
-                    pass
+                while not await request.is_disconnected():
+                    if not self.repositories:
+                        return JSONResponse({"error": "Repository not found"}, 404)
+                    await asyncio.sleep(0.02)
         self.stored[request.path_params["sha256"]] = await request.body()
         return Response(status_code=self.upload_status)
 

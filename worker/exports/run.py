@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,13 +52,19 @@ def main(report_fd: int) -> None:
     request = link.read_request(ExportRequest)
     # A stop loses nothing of use: a complete merge is renamed already, and the worker removes the rest.
     push = hub.HubPush.of(request.spec)
-    link.watch(on_stop=lambda: _stop(push))
-    link.send(run(request, link.send, push))
+    stopping = threading.Event()
+    link.watch(on_stop=lambda: _stop(push, stopping))
+    ending = run(request, link.send, push)
+    if stopping.is_set() and isinstance(ending, ExportFailed):
+        # The export did not fail by itself: its repository was deleted. The process ends in `_stop`.
+        threading.Event().wait()
+    link.send(ending)
     # A thread blocked on standard input holds its lock; a regular interpreter exit would abort.
     os._exit(0)
 
 
-def _stop(push: hub.HubPush | None) -> None:
+def _stop(push: hub.HubPush | None, stopping: threading.Event) -> None:
+    stopping.set()
     if push is not None:
         push.undo()
     os._exit(0)

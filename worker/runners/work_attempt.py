@@ -204,6 +204,7 @@ class WorkAttempt(Generic[Lease, Report, Result]):
     def _explain(self, error: Exception) -> WorkFailure:
         if is_disk_full_error(error):
             return WorkFailure.of(self._handler.disk_full)
-        if not isinstance(error, TunesmithError):
+        failure = self._handler.explain(error)
+        if not isinstance(error, TunesmithError) or failure != WorkFailure.of(error):
             log.error("%s: the worker failed", self._name, exc_info=error)
-        return self._handler.explain(error)
+        return failure

@@ -145,6 +145,24 @@ def test_a_push_that_is_cancelled_leaves_no_repository(
     assert (the_hub.repositories, the_hub.commits) == ({}, [])
 
 
+def test_a_worker_that_stops_during_a_push_leaves_no_repository_and_hands_the_export_back(
+    the_hub: WritableHub,
+    runner: ExportRunner,
+    push: Callable[..., str],
+    database: Database,
+    stop: threading.Event,
+) -> None:
+    export_id = push()
+    running = run_until_upload(runner, the_hub)
+
+    stop.set()
+    end(running)
+
+    row = row_of(database, export_id)
+    assert (row.state, row.error, row.attempts) == ("queued", None, 0)
+    assert (the_hub.repositories, the_hub.commits) == ({}, [])
+
+
 def test_a_push_that_is_killed_is_made_by_the_next_attempt(
     the_hub: WritableHub, runner: ExportRunner, push: Callable[..., str], database: Database
 ) -> None:

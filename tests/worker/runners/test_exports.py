@@ -136,6 +136,7 @@ def test_a_worker_that_stops_hands_the_export_back(
 
     row = row_of(database, started.lease.export_id)
     assert (row.state, row.attempts) == ("queued", 0)
+    assert (started.root / started.lease.export_id / "asked").exists()
     assert_nothing_is_left(started, store)
 
 
@@ -195,7 +196,7 @@ def test_an_export_is_made_stored_and_named_last(
     row = row_of(database, export_id)
     assert (row.state, row.error) == ("succeeded", None)
     assert row.agreement is not None
-    assert row.artifact == lease.artifact
+    assert row.artifact == runner.handler.artifact(lease)
     assert store.list_files(lease.artifact) == [file["name"] for file in row.files]
     assert list((export_settings.data_dir / "exports").iterdir()) == []
 

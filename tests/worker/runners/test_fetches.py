@@ -124,5 +124,7 @@ def test_a_fetch_that_another_worker_took_over_is_dropped(
     leftover = settings.data_dir / "fetches" / "of-a-dead-worker"
     leftover.mkdir()
     runner.run(second)
-    assert (dataset_of(database, lease).state, dataset_of(database, lease).rows) == ("ready", 1)
+    dataset = dataset_of(database, lease)
+    assert (dataset.state, dataset.rows) == ("ready", 1)
+    assert dataset.artifact == f"{runner.handler.artifact(second)}/rows.jsonl"
     assert not leftover.exists()

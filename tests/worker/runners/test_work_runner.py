@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from app.core.errors import NotFound
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
@@ -187,6 +188,22 @@ def test_a_full_disk_fails_the_work_and_its_files_go_before_the_database_is_writ
     runner.run(lease)
     assert (row_of(database).state, row_of(database).message) == ("failed", "The disk is full.")
     assert handler.succeeded == []
+
+
+def test_the_log_has_the_traceback_of_an_error_that_the_failure_does_not_explain(
+    runner: CountRunner,
+    claimed: Claim,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def lose(self: ArtifactStore, key: str, source: Path) -> None:
+        raise NotFound(f"{key} is gone.")
+
+    monkeypatch.setattr(ArtifactStore, "put_file", lose)
+    runner.run(claimed("finishes"))
+    assert row_of(database).message == "The worker failed: NotFound"
+    assert "three is gone." in caplog.text
 
 
 @pytest.mark.parametrize("kind", [JobHandler, ExportHandler, FetchHandler])
