@@ -48,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[Row] = []
     for _ in range(options.runs):
-        for measure in (_offered, _most, _followed):
+        for measure in (_offered, _fastest, _followed):
             with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ApiBox(Path(folder)) as box:
                 rows.append({**measure(box, options), "load_average": os.getloadavg()[0]})
             print(json.dumps(rows[-1]), flush=True)
@@ -64,7 +64,7 @@ def _offered(box: ApiBox, options: argparse.Namespace) -> Row:
     }
 
 
-def _most(box: ApiBox, options: argparse.Namespace) -> Row:
+def _fastest(box: ApiBox, options: argparse.Namespace) -> Row:
     """Submissions as fast as responses arrive."""
     count = int(options.rate * options.seconds)
     return {"kind": "submissions, as many as it takes", **_submit(box, options.connections, count, 0)}

@@ -1,4 +1,4 @@
-"""Merging a 7B model: peak memory beside its bound (1.3 times the largest shard plus the adapter), and MB/s.
+"""Merging a 7B model: peak memory and its bound (1.3 times the largest shard plus the adapter), and MB/s.
 
     python -m benchmarks.exports --folder DIR
 

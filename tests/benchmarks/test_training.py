@@ -13,7 +13,7 @@ from benchmarks.training_setups import SETUPS, draw_rows
 pytestmark = pytest.mark.slow
 
 
-def test_setups_are_measured_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setups_are_measured_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trl_utils, "_use_triton", trl_utils._use_triton)  # put back afterwards
     names = ["recipe, TRL", "recipe, plain", "recipe"]
     setups = [replace(setup, steps=6, warm_up=2) for setup in SETUPS if setup.name in names]

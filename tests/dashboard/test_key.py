@@ -30,7 +30,7 @@ def url(settings: Settings, database: Database) -> Iterator[str]:
 
 @pytest.fixture
 def page(new_page: NewPage, console: Console) -> Page:
-    # The browser tells every 401.
+    # The browser logs every 401.
     console.allowed = [FAILED_REQUEST]
     return new_page()
 

@@ -60,7 +60,7 @@ def peft_answer(model_folder: Path, folder: Path) -> str:
         model = PeftModel.from_pretrained(base, str(folder)).eval()
     prompt = tokenizer(PROMPT, return_tensors="pt")
     made = model.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
-    # Half a character at the end is kept back by the engine.
+    # Half a character at the end is held back by the engine.
     text = tokenizer.decode(made[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
     return str(text).rstrip("\N{REPLACEMENT CHARACTER}")
 

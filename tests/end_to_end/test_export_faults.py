@@ -101,7 +101,9 @@ def kill(process: Process | psutil.Process) -> None:
     process.wait(30)
 
 
-def test_an_export_that_is_killed_at_every_stage_is_handed_out_only_when_it_is_whole(stand: Stand) -> None:
+def test_an_export_that_is_killed_at_every_stage_is_downloadable_only_when_it_is_complete(
+    stand: Stand,
+) -> None:
     stand.pauses.set("merging", "converting", "storing")
     export_id = stand.submit(format="pytorch_bin")
     first = stand.start_worker()

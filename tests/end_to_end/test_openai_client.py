@@ -161,9 +161,9 @@ def test_logprobs_of_a_stream_are_those_of_the_answer(client: openai.OpenAI) -> 
     whole = complete(client, logprobs=2).choices[0].logprobs
     streamed = [chunk.choices[0].logprobs for chunk in complete(client, logprobs=2, stream=True)]
 
-    told = [logprobs for logprobs in streamed if logprobs]
-    assert [token for one in told for token in one.tokens] == whole.tokens
-    assert [offset for one in told for offset in one.text_offset] == whole.text_offset
+    chunks = [logprobs for logprobs in streamed if logprobs]
+    assert [token for one in chunks for token in one.tokens] == whole.tokens
+    assert [offset for one in chunks for offset in one.text_offset] == whole.text_offset
 
 
 def test_n_answers_differ_and_come_again_with_their_seed(client: openai.OpenAI) -> None:

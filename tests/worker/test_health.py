@@ -54,7 +54,9 @@ def test_a_database_without_tables_is_a_complaint(settings: Settings) -> None:
     assert (health.find_problem(settings) or "").startswith("The database does not answer")
 
 
-def test_the_command_s_status_tells(settings: Settings, database: Database) -> None:
+def test_the_command_exits_with_1_where_the_worker_is_not_healthy(
+    settings: Settings, database: Database
+) -> None:
     command = [sys.executable, "-m", "worker", "--check-health"]
     environment = os.environ | {"TUNESMITH_DATA_DIR": str(settings.data_dir)}
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 1

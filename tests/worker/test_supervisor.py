@@ -123,7 +123,7 @@ def test_the_rows_of_this_hosts_dead_workers_are_forgotten(start_worker: Start, 
     assert {alive, elsewhere} <= ids()
 
 
-def test_sigterm_hands_the_job_back_and_exits_0(
+def test_sigterm_requeues_the_job_and_exits_0(
     start_worker: Start, submit: Callable[..., list[str]], database: Database
 ) -> None:
     [job_id] = submit("waits")

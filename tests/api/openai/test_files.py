@@ -171,7 +171,7 @@ def test_an_upload_that_is_sent_again_makes_one_file(openai_client: openai.OpenA
     assert len(list(openai_client.files.list())) == 1
 
 
-def test_a_hub_dataset_on_its_way_is_uploaded_and_has_no_content_yet(
+def test_a_hub_dataset_being_fetched_is_uploaded_and_has_no_content_yet(
     openai_client: openai.OpenAI, live: httpx.Client
 ) -> None:
     dataset_id = live.post("/datasets", json={"hub_dataset": "owner/rows"}).json()["id"]

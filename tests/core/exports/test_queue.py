@@ -91,7 +91,7 @@ def test_a_cancelled_export_is_taken_from_its_worker(database: Database, lease: 
     assert row_of(database, lease).state == ExportState.CANCELLED
 
 
-def test_a_hand_back_is_no_attempt(database: Database, lease: ExportLease) -> None:
+def test_a_release_is_not_counted_as_an_attempt(database: Database, lease: ExportLease) -> None:
     with database.transaction() as session:
         export_queue.release(session, lease)
 

@@ -98,7 +98,7 @@ def test_an_archive_unpacks_to_a_peft_folder(export: Export, base: Path, tmp_pat
     assert ended.agreement.max_abs_logit_difference == 0
 
 
-def test_files_that_answer_otherwise_are_not_handed_out(
+def test_files_that_answer_otherwise_fail_the_export(
     make_request: Callable[..., ExportRequest], make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damage(folder: Path, dtype: torch.dtype) -> Any:

@@ -157,9 +157,9 @@ def test_pause_waits_for_the_base_model_that_is_being_loaded_and_drops_it(two_ba
 
 
 def test_a_full_queue_refuses_at_once_while_a_base_model_is_loaded():
-    bench, told = Bench(), queue.SimpleQueue()
+    bench, replies = Bench(), queue.SimpleQueue()
     bench.slow["base"] = threading.Event()
-    engine = Engine(bench._load, told.put, Scheduler(max_waiting=1, adapter_slot_count=1))
+    engine = Engine(bench._load, replies.put, Scheduler(max_waiting=1, adapter_slot_count=1))
     thread = threading.Thread(target=engine.run, daemon=True)
     thread.start()
     engine.submit(make_sequence())
@@ -167,7 +167,7 @@ def test_a_full_queue_refuses_at_once_while_a_base_model_is_loaded():
         pass
     refused = make_sequence()
     engine.submit(refused)
-    ((sequence, reply),) = told.get(timeout=10)
+    ((sequence, reply),) = replies.get(timeout=10)
     bench.slow["base"].set()
     engine.stop(grace_seconds=0)
     thread.join()

@@ -119,7 +119,7 @@ def test_on_this_processor_every_checked_width_is_right(columns: int, kind: str)
 @pytest.mark.parametrize("is_always_wrong", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(32, WRONG), (7, 50), (5, 3, WRONG)], ids=str)
-def test_a_width_whose_kernel_is_wrong_is_computed_another_way(
+def test_a_width_whose_kernel_is_wrong_is_computed_without_it(
     shape: tuple[int, ...], kind: str, is_always_wrong: bool, kernel: Kernel
 ) -> None:
     kernel.is_always_wrong = is_always_wrong

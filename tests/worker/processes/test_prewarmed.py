@@ -104,7 +104,7 @@ def test_one_process_waits_however_often_it_is_asked_for(prewarmed: PrewarmedTra
     assert the_waiting(PATIENT).pid != first.pid
 
 
-def test_a_process_that_was_killed_while_it_waited_is_not_handed_out(
+def test_a_process_that_was_killed_while_it_waited_is_not_used(
     prewarmed: PrewarmedTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prewarmed.prepare()
@@ -119,7 +119,7 @@ def test_a_process_that_was_killed_while_it_waited_is_not_handed_out(
     assert "The process that waited for a job ended with status -9" in caplog.text
 
 
-def test_a_process_whose_log_is_lost_is_not_handed_out(
+def test_a_process_whose_log_is_lost_is_not_used(
     prewarmed: PrewarmedTrainer, wanting: Settings, tmp_path: Path
 ) -> None:
     prewarmed.prepare()

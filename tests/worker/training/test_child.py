@@ -48,7 +48,7 @@ def test_a_child_trains_an_adapter_and_exits(make_request: MakeRequest, start_ch
 
 
 @pytest.mark.slow
-def test_a_child_that_is_told_to_stop_resumes_exactly(
+def test_a_child_that_is_asked_to_stop_resumes_exactly(
     make_request: MakeRequest, start_child: StartChild, undisturbed: TrainingRequest
 ) -> None:
     request = make_request(**SPEC)

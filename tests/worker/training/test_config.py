@@ -158,7 +158,7 @@ def test_rows_are_never_longer_than_the_context(
         ({}, CPU, False),
     ],
 )
-def test_modules_trained_whole_need_mixed_precision_beside_16_bits(
+def test_modules_trained_whole_need_mixed_precision_with_16_bit_weights(
     spec: dict[str, Any], device: Device, is_refused: bool
 ) -> None:
     asked = make_spec(lora={"modules_to_save": ["lm_head"]}, **spec)

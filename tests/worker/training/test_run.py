@@ -28,7 +28,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_a_job_reports_its_way_to_a_proven_adapter(make_request: MakeRequest) -> None:
+def test_a_job_reports_each_phase_until_its_adapter_is_verified(make_request: MakeRequest) -> None:
     request = make_request(training={**SHORT, "logging_steps": 2, "save_steps": 2})
 
     reports = run_here(request)

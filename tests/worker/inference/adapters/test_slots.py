@@ -34,7 +34,7 @@ def test_pinned_adapter_is_never_evicted():
     assert slots.resident == ["a", "c"]
 
 
-def test_no_room_while_every_slot_is_pinned():
+def test_nothing_can_be_pinned_while_every_slot_is_pinned():
     slots = AdapterSlots(1)
     slots.pin("a")
 

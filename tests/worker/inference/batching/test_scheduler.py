@@ -85,7 +85,7 @@ def test_another_base_model_waits_until_the_batch_has_drained():
     assert scheduler.next_switch() == Switch(make_base("two"), leaving=scheduler.batches[0])
 
 
-def test_another_base_model_is_loaded_in_free_room_while_others_run():
+def test_another_base_model_is_loaded_while_others_run():
     scheduler = make_scheduler(base="one", max_base_models=2)
     add(scheduler, make_sequence(base="one"), make_sequence(base="two"))
     start_all(scheduler)
@@ -103,7 +103,7 @@ def test_one_base_model_is_loaded_at_a_time():
     assert scheduler.next_switch() == Switch(make_base("three"), leaving=None)
 
 
-def test_the_least_recently_used_base_model_makes_room():
+def test_the_least_recently_used_base_model_is_replaced():
     scheduler = make_scheduler(base="one", others=("two",), max_base_models=2)
     used, *_ = add(scheduler, make_sequence(base="one"))
     start_all(scheduler)

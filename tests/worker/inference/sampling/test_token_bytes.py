@@ -26,7 +26,7 @@ def test_special_tokens_are_their_own_text_and_unknown_ids_are_nothing(models_fo
     assert token_bytes(99_999) == b""
 
 
-def test_sentencepiece_spells_bytes_and_spaces_its_own_way():
+def test_sentencepiece_spells_bytes_and_spaces_differently():
     vocabulary = {"▁Hel": 0, "lo": 1, "<0xF0>": 2, "<0x9F>": 3, "é▁": 4, "<unk>": 5}
     backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
     backend.decoder = decoders.Sequence(

@@ -15,11 +15,11 @@ def test_every_epoch_but_the_last_leaves_an_adapter_that_can_be_served(make_requ
 
     reports = run_here(request)
 
-    kept = [report for report in reports if isinstance(report, CheckpointAdapterSaved)]
-    assert [report.step for report in kept] == [3, 6]
+    saved = [report for report in reports if isinstance(report, CheckpointAdapterSaved)]
+    assert [report.step for report in saved] == [3, 6]
     finished = {path.name for path in request.output_folder.iterdir()}
-    weights = [(report.folder / "adapter_model.safetensors").read_bytes() for report in kept]
-    assert all({path.name for path in report.folder.iterdir()} == finished for report in kept)
+    weights = [(report.folder / "adapter_model.safetensors").read_bytes() for report in saved]
+    assert all({path.name for path in report.folder.iterdir()} == finished for report in saved)
     assert len({*weights, (request.output_folder / "adapter_model.safetensors").read_bytes()}) == 3
 
 
@@ -34,16 +34,16 @@ def test_keeping_changes_neither_losses_nor_weights(make_request: MakeRequest) -
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_job_that_is_stopped_in_mid_epoch_keeps_nothing_half_way(make_request: MakeRequest) -> None:
+def test_a_job_that_is_stopped_in_mid_epoch_saves_no_adapter_of_that_epoch(make_request: MakeRequest) -> None:
     request = make_request(training=TRAINING)
 
     first = run_here(request, stop_when=at_step(4))
     second = run_here(request)
 
     assert first.ended.outcome is Outcome.STOPPED
-    kept = [
+    saved_steps = [
         [report.step for report in reports if isinstance(report, CheckpointAdapterSaved)]
         for reports in (first, second)
     ]
-    # What the worker has not taken away is named again.
-    assert kept == [[3], [3, 6]]
+    # An adapter that the worker has not moved is reported again.
+    assert saved_steps == [[3], [3, 6]]

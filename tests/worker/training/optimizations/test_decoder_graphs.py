@@ -13,10 +13,10 @@ from worker.training.optimizations.decoder_graphs import GraphedDecoder, GraphSi
 
 
 class Repeater:
-    """Replays work by doing it again; counts what is captured, and has room for so many sizes."""
+    """Replays work by doing it again; counts the captures, up to `max_sizes` sizes."""
 
-    def __init__(self, room: int = 100) -> None:
-        self.room = room
+    def __init__(self, max_sizes: int = 100) -> None:
+        self.sizes_left = max_sizes
         self.captured = 0
         self.fails = False
 
@@ -28,8 +28,8 @@ class Repeater:
         return torch.enable_grad()(work)
 
     def has_memory_for(self, pass_bytes: int) -> bool:
-        self.room -= 1
-        return self.room >= 0
+        self.sizes_left -= 1
+        return self.sizes_left >= 0
 
 
 def join(lengths: list[int], *, masked: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
@@ -86,10 +86,10 @@ def test_gradients_of_several_batches_add_up(joined_model: PeftModel) -> None:
     assert_equal(found, [left + right for left, right in zip(*parts, strict=True)])
 
 
-def test_without_room_and_after_release_it_computes_as_before(joined_model: PeftModel) -> None:
+def test_without_memory_and_after_release_it_computes_as_before(joined_model: PeftModel) -> None:
     batch, longer = join([5, 2]), join([140])
     expected = [losses_and_gradients(joined_model, one) for one in (batch, longer)]
-    capturer = Repeater(room=1)
+    capturer = Repeater(max_sizes=1)
     graphed = GraphedDecoder(joined_model, capturer)
     for _ in range(3):
         for one, of_the_batch in zip((batch, longer), expected, strict=True):

@@ -62,7 +62,7 @@ def test_how_to_use_it_here_is_only_said_where_it_works(unserved: list[str], is_
     assert ("does not apply `lora.use_dora`" in card) is not is_served
 
 
-def test_a_jobs_card_tells_its_story_and_no_secret(make_request: MakeRequest) -> None:
+def test_a_jobs_card_describes_the_job_and_has_no_secret(make_request: MakeRequest) -> None:
     request = make_request(
         name="story", training={"max_steps": 2, "learning_rate": 1e-2, "validation_split": 0.2}
     ).model_copy(update={"dataset_name": "support.jsonl"})

@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def test_the_jobs_template_is_kept_with_the_adapter_and_named(make_request: MakeRequest) -> None:
+def test_the_jobs_template_is_saved_with_the_adapter_and_named(make_request: MakeRequest) -> None:
     request = make_request(training=SHORT, chat_template=CHAT_TEMPLATE)
 
     assert run_here(request).ended.outcome is Outcome.FINISHED

@@ -42,7 +42,7 @@ def template_name(folder: Path) -> str:
     return str(record["chat_template"]["sha256"])
 
 
-def test_a_sound_adapter_is_proved(finished: Path, sample: Sample, models_folder: Path) -> None:
+def test_a_sound_adapter_passes_verification(finished: Path, sample: Sample, models_folder: Path) -> None:
     verify_prompts(finished, [sample], template_name(finished))
     verify_weights(load_base(models_folder), finished, sample.tokens)
 

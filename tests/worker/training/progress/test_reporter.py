@@ -78,7 +78,7 @@ def test_the_end_of_an_epoch_sees_every_step(tmp_path: Any) -> None:
     assert box.losses == [(1, 3.0)]
 
 
-def test_a_loss_that_is_no_number_is_told_of_its_own_step(tmp_path: Any) -> None:
+def test_a_loss_that_is_not_a_number_is_reported_for_its_own_step(tmp_path: Any) -> None:
     box = Box(GPU, tmp_path)
     box.do_step(3.0)
     box.do_step(float("nan"))
