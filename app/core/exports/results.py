@@ -22,7 +22,7 @@ class Threshold(BaseModel):
 
 
 class Agreement(BaseModel):
-    """The produced files compared with the live adapter, on the same tokens."""
+    """The produced files beside the live adapter, on the same tokens."""
 
     model_config = ConfigDict(extra="forbid")
 
