@@ -40,11 +40,11 @@ def peft_files(config: dict[str, Any] | None = None, **more: bytes) -> dict[str,
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
-    """A zip of these files."""
+    """A zip of these files, with the same bytes at any time of day."""
     with io.BytesIO() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in files.items():
-                archive.writestr(name, content)
+                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
         return file.getvalue()
 
 
