@@ -57,6 +57,6 @@ function summary({ end, isBusy, isStopped }) {
   if (isStopped) return "Stopped.";
   if (!end) return "";
   const { usage, timings, finish_reason: reason } = end;
-  const why = reason === "length" ? "cut at the most new tokens" : "ended by itself";
+  const why = reason === "length" ? "stopped at max new tokens" : "ended by itself";
   return `${count(usage.completion_tokens)} tokens, ${number(timings.tokens_per_second, 3)} a second, first after ${Math.round((timings.queued_seconds + timings.first_token_seconds) * 1000)} ms, ${why}`;
 }
