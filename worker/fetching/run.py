@@ -3,7 +3,6 @@
 It knows neither the database nor the artifact store: the worker, which owns the lease, stores the rows.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ from app.core.datasets.inspection import Inspection, inspect_hub_table, refuse_p
 from app.core.datasets.problems import Record
 from app.core.errors import TunesmithError
 from app.core.errors.datasets import DatasetDiskFull, FetchFailure
+from worker.atomic_folders import is_disk_full_error
 from worker.fetching.failures import explain, to_report
 from worker.fetching.hub_table import HubTable, find_commit, open_table
 from worker.fetching.reports import Fetched, Fetching, FetchRequest
@@ -80,7 +80,7 @@ def _fetch(request: FetchRequest, link: ParentLink) -> None:
 
 
 def _explain(error: Exception, request: FetchRequest, rows_read: int) -> TunesmithError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full_error(error):
         return DatasetDiskFull()
     unknown = FetchFailure(f"{type(error).__name__}: {error}", hint="See the worker's log.")
     return explain(error, request.source, rows_read) or unknown

@@ -1,11 +1,10 @@
 """Turns the exception that ended a training process into the report of its failure."""
 
-import errno
-
 import torch
 
 from app.core.errors import TunesmithError
 from app.core.errors.jobs import DiskFull, OutOfMemory
+from worker.atomic_folders import is_disk_full_error
 from worker.processes.redaction import redact
 from worker.processes.reports import Ended, Outcome
 
@@ -48,6 +47,5 @@ def _name(error: BaseException) -> BaseException:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "No space left on device" in str(error)  # safetensors raises its own exception
+    # safetensors raises an exception of its own.
+    return is_disk_full_error(error) or "No space left on device" in str(error)
