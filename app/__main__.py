@@ -10,9 +10,10 @@ import signal
 import socket
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 import uvicorn
@@ -23,6 +24,8 @@ from pydantic import ValidationError
 
 from app import backup_commands
 from app.api.deps import Services
+from app.api.http.connections import ConnectionLimits, Connections
+from app.api.http.limited_protocol import LimitedProtocol
 from app.api.http.origin_guard import is_loopback
 from app.core.errors import TunesmithError
 from app.core.settings import Settings
@@ -82,11 +85,14 @@ def serve(context: typer.Context) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # each check of the schema would log two lines
     _refuse_unsafe_host(settings)
     app = create_app(settings)
+    limits = ConnectionLimits.from_settings(settings)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         server_header=False,
+        http=cast("type[asyncio.Protocol]", partial(LimitedProtocol, connections=Connections(limits))),
+        ws="none",
         # Lines for health checks and followers would hide all others; GET /metrics counts requests by route.
         access_log=False,
         timeout_graceful_shutdown=_SHUTDOWN_GRACE_SECONDS,

@@ -84,6 +84,31 @@ class Settings(BaseSettings):
         False, description="Webhooks may go to loopback, private and link-local networks."
     )
 
+    max_connections: int = Field(
+        4096,
+        ge=16,
+        description="Connections to the API at the same time, as far as the process may open files; where "
+        "there would be more, the oldest idle one is closed.",
+    )
+    max_connections_per_address: int = Field(
+        2048,
+        ge=1,
+        description="Connections of one client address (IPv6: of one /64 network). Behind a reverse proxy "
+        "they all come from its address.",
+    )
+    max_header_bytes: int = Field(
+        32_768, ge=1024, le=1 << 20, description="Largest request line and headers, together, in bytes."
+    )
+    request_seconds: float = Field(
+        20.0,
+        gt=0,
+        description="How long a client may take to send a request's headers, and after them its body; a body "
+        "may take longer as long as it arrives at `MIN_BODY_BYTES_PER_SECOND`.",
+    )
+    min_body_bytes_per_second: int = Field(
+        1024, ge=1, description="The slowest that a long request body may arrive, on average."
+    )
+
     max_upload_bytes: int = Field(1 << 30, gt=0, description="Largest upload, in bytes.")
     max_body_bytes: int = Field(4 << 20, gt=0, description="Largest other request body, in bytes.")
     max_dataset_rows: int = Field(1_000_000, gt=0, description="Most rows in one dataset.")

@@ -7,6 +7,7 @@ TunesmithError
 ├── InvalidRequest      the payload is wrong; `param` names the field
 │   ├── adapters:       AdapterInvalid, AdapterIncompatible
 │   ├── base_models:    ModelNotAllowed, UnknownModel
+│   ├── connections:    RequestUnreadable, HeadersTooLarge, RequestTooSlow
 │   ├── datasets:       DatasetInvalid (its `problems` name the lines)
 │   ├── engine:         PromptTooLong
 │   ├── storage:        IdempotencyKeyReused
@@ -28,6 +29,7 @@ TunesmithError
 ├── QueueFull           too many of this kind are waiting
 ├── Unavailable         no engine can generate now; `retry_after_seconds` says when to try again
 │   └── engine:         NoEngine, GpuTaken, EngineFailed
+├── connections:        TooManyConnections
 ├── access:             Unauthorized (no valid key)
 ├── access:             Forbidden (refused because of the Origin or Host header)
 │   └── access:         OriginRefused, HostRefused

@@ -1,0 +1,162 @@
+"""uvicorn's HTTP protocol with limits that hold before a request reaches the application.
+
+uvicorn's own protocol on httptools has none: a header without an end is joined in memory for ever (and in
+quadratic time), and a client that sends nothing holds its connection for ever. Here the bytes that the parser
+can't deliver yet are counted, headers and body have to arrive in time (as with Apache's mod_reqtimeout), and
+`connections.py` limits the connections of an address.
+"""
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.api.http.connections import Connections, client_address
+from app.api.http.errors import dumps, error_content
+from app.core.errors import TunesmithError
+from app.core.errors.connections import (
+    HeadersTooLarge,
+    RequestTooSlow,
+    RequestUnreadable,
+    TooManyConnections,
+)
+
+# How long a closed connection may take to deliver what was written to it.
+_FLUSH_SECONDS = 60.0
+_log = logging.getLogger(__name__)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *, connections: Connections, **options: Any) -> None:
+        super().__init__(**options)
+        self._counted = connections
+        self._limits = connections.limits
+        self._has_request = False
+        # When the part of a request that is being received has to be there; None: nothing is awaited.
+        self._deadline: float | None = None
+        self._is_in_body = False
+        self._body_bytes = 0
+        # The bytes since the parser has last delivered headers, a piece of a body, or the end of a request.
+        self._undelivered_bytes = 0
+        self._closing_seconds = 0.0
+        self.address = ""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered: none has arrived, or the last response was sent."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the headers of a first request have not arrived."""
+        return not self._has_request
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Count the connection, or refuse it with 503."""
+        super().connection_made(transport)
+        self.address = client_address(self.client[0] if self.client else None)
+        self._deadline = self.loop.time() + self._limits.request_seconds
+        if not self._counted.admit(self, self.loop):
+            self._refuse(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                TooManyConnections(
+                    hint="The limits are TUNESMITH_MAX_CONNECTIONS and TUNESMITH_MAX_CONNECTIONS_PER_ADDRESS."
+                ),
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count the connection no more."""
+        self._counted.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse bytes, in pieces that stay within the limit of what the parser may hold."""
+        if self._deadline is None and self.is_idle:
+            self._deadline = self.loop.time() + self._limits.request_seconds
+        limit = self._limits.max_header_bytes
+        offset = 0
+        while offset < len(data) and not self.transport.is_closing():
+            before = self._undelivered_bytes
+            piece = data[offset : offset + limit + 1 - before]
+            offset += len(piece)
+            self._undelivered_bytes = -1  # a callback that delivers sets it to zero
+            super().data_received(piece)
+            self._undelivered_bytes = 0 if self._undelivered_bytes == 0 else before + len(piece)
+            if self._undelivered_bytes > limit:
+                self._refuse(
+                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                    HeadersTooLarge(
+                        f"The request's headers are larger than {limit:,} bytes.",
+                        hint="The limit is TUNESMITH_MAX_HEADER_BYTES.",
+                    ),
+                )
+
+    def check(self, now: float, elapsed_seconds: float) -> None:
+        """Close the connection where its client is too slow to send a request or to take the last bytes."""
+        if self.transport.is_closing():
+            self._closing_seconds += elapsed_seconds
+            if self._closing_seconds > _FLUSH_SECONDS:
+                self.transport.abort()
+        elif self._deadline is None:
+            return
+        elif self._is_in_body and (self.flow.read_paused or self.cycle.waiting_for_100_continue):
+            self._deadline += elapsed_seconds  # the client waits for the application
+        elif now > self._deadline + self._body_bytes / self._limits.min_body_bytes_per_second:
+            part = "body" if self._is_in_body else "headers"
+            self._refuse(
+                HTTPStatus.REQUEST_TIMEOUT,
+                RequestTooSlow(
+                    f"The request's {part} did not arrive in time.",
+                    hint="The limits are TUNESMITH_REQUEST_SECONDS and TUNESMITH_MIN_BODY_BYTES_PER_SECOND.",
+                ),
+            )
+
+    def drop(self) -> None:
+        """Close the connection, for another one."""
+        self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """The parser has delivered a request's headers."""
+        self._undelivered_bytes = 0
+        self._has_request = self._is_in_body = True
+        self._body_bytes = 0
+        self._deadline = self.loop.time() + self._limits.request_seconds
+        super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """The parser has delivered a header, or a trailer after a body: trailers are not used."""
+        if not self._is_in_body:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """The parser has delivered a piece of a body."""
+        self._undelivered_bytes = 0
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The parser has delivered the end of a request."""
+        self._undelivered_bytes = 0
+        self._is_in_body = False
+        self._deadline = None
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, in the common format of errors."""
+        self._refuse(HTTPStatus.BAD_REQUEST, RequestUnreadable(hint="Is it TLS, or a proxy's own protocol?"))
+
+    def _refuse(self, status: HTTPStatus, error: TunesmithError) -> None:
+        """Close the connection, with a response unless another one has begun."""
+        self._deadline = None
+        if self.is_idle or not self.cycle.response_started:
+            body = dumps(error_content(error)).encode()
+            head = (
+                f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()
