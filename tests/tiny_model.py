@@ -14,6 +14,13 @@ TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# With a date, as Llama 3.2's.
+DATED_TEMPLATE = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}"
+    "{{ bos_token + 'Today Date: ' + date_string + '\\n' }}" + TEMPLATE.replace("{{ bos_token }}", "")
+)
 _SPECIAL = ["<|begin|>", "<|im_start|>", END_OF_TURN, "<|pad|>"]
 _TEXT = "How do I cancel a job? Send POST to the jobs endpoint, then read its events and the adapter."
 

@@ -1,12 +1,15 @@
 """The tiny model and its tokenizer, and a job runner whose children follow scripts."""
 
+import itertools
 import threading
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from app.core.jobs import queue
 from app.core.jobs.queue import JobLease
@@ -28,6 +31,19 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(models_folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(models_folder / NAME)
+
+
+@pytest.fixture
+def a_day_passes_at_every_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that a chat template reads the clock of transformers, it is a day later."""
+    days = itertools.count()
+
+    class FakeClock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2030, 1, 1, tzinfo=tz) + timedelta(days=next(days))
+
+    monkeypatch.setattr(chat_template_utils, "datetime", FakeClock)
 
 
 @pytest.fixture

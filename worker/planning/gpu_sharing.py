@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC
 from typing import Protocol
 
 from sqlalchemy.orm import Session
@@ -59,7 +60,8 @@ def _find_fit(engine: SharedEngine, describe: Describe) -> MemoryFit | None:
 
 def find_request(session: Session, job_id: str) -> PreflightRequest:
     """The request for the size of a job. Raises JobNotFound, DatasetNotFound, AdapterNotFound."""
-    spec = JobSpec.model_validate(job_records.get(session, job_id).spec)
+    job = job_records.get(session, job_id)
+    spec = JobSpec.model_validate(job.spec)
     if spec.continue_from:
         spec = continuation.resolve(session, spec)
     validation = spec.validation_dataset
@@ -67,6 +69,7 @@ def find_request(session: Session, job_id: str) -> PreflightRequest:
         spec=spec,
         dataset=_find_dataset(session, spec.dataset),
         validation_dataset=_find_dataset(session, validation) if validation else None,
+        submitted_at=job.created_at.astimezone(UTC),
     )
 
 

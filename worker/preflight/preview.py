@@ -1,6 +1,7 @@
 """Previews of rows as the model reads them: every token, and whether it is trained."""
 
 import itertools
+from datetime import UTC, datetime
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,8 +27,16 @@ def run_preview(request: PreviewRequest, environment: PreflightEnvironment) -> P
     max_length = automatic_settings.max_seq_length(training, base_model.read_context_length(folder))
     later = (pair for pair in open_rows(environment, request.dataset) if pair[0] > request.after)
     rows = list(itertools.islice(later, request.limit + 1))
+    now = datetime.now(UTC)
     shown = [
-        show_row(line, row, tokenizer, assistant_only=request.assistant_only_loss, max_length=max_length)
+        show_row(
+            line,
+            row,
+            tokenizer,
+            assistant_only=request.assistant_only_loss,
+            max_length=max_length,
+            moment=now,
+        )
         for line, row in rows[: request.limit]
     ]
     has_more = len(rows) > request.limit
@@ -35,11 +44,17 @@ def run_preview(request: PreviewRequest, environment: PreflightEnvironment) -> P
 
 
 def show_row(
-    line: int, row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, max_length: int
+    line: int,
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    assistant_only: bool,
+    max_length: int,
+    moment: datetime | None = None,
 ) -> PreviewRow:
-    """Preview one row, truncated as in training."""
+    """Preview one row, truncated as in training; a date in it is the moment's, the present by default."""
     try:
-        input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only)
+        input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
     except InvalidRequest as error:
         return PreviewRow(line=line, tokens=[], truncated=False, problem=error.message)
     shown_ids = input_ids[:max_length]

@@ -4,6 +4,7 @@ Of large ones every n-th row.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from transformers import PreTrainedTokenizerBase
 
@@ -56,8 +57,9 @@ def read_dataset(
     Raises InvalidRequest, NothingToLearn, TemplateMismatch, DatasetNotFound.
     """
     training = request.spec.training
+    request = request.model_copy(update={"submitted_at": request.submitted_at or datetime.now(UTC)})
     formatted = _format(request, request.dataset, environment, tokenizer, max_length)
-    check_prompts(formatted.samples, tokenizer)
+    check_prompts(formatted.samples, tokenizer, moment=request.submitted_at)
     scale = request.dataset.rows / count_read(formatted)
     train, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
     evaluation_rows = round(scale * len(held_out))
@@ -99,4 +101,5 @@ def _format(
         tokenizer,
         assistant_only=request.spec.training.assistant_only_loss,
         max_length=max_length,
+        moment=request.submitted_at,
     )

@@ -6,6 +6,7 @@ writes to a pipe of its own: a training child Reports, the engine one Listening 
 StateChanged.
 """
 
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,6 +42,10 @@ class TrainingRequest(ProcessMessage):
     validation_dataset: Path | None = Field(None, description="The file of rows to evaluate on.")
     continue_from: Path | None = Field(
         None, description="The folder of the adapter that the job starts from."
+    )
+    submitted_at: datetime = Field(
+        default_factory=lambda: datetime.now(UTC),
+        description="When the job was submitted, in UTC: chat templates print this date in every attempt.",
     )
     models_folder: Path
     job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")

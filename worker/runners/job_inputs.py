@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -11,7 +12,7 @@ from app.core.datasets import records as dataset_records
 from app.core.datasets.rows import DatasetFormat
 from app.core.errors import NotFound
 from app.core.errors.jobs import JobFailure
-from app.core.jobs import events
+from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Evaluation, Metrics
 from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
@@ -31,6 +32,7 @@ class _JobInputs:
     validation_dataset: tables.DatasetRow | None
     adapter: tables.AdapterRow | None
     last_point: CurvePoint | None
+    submitted_at: datetime
 
 
 def make_request(
@@ -58,6 +60,7 @@ def make_request(
         dataset_name=inputs.dataset.name,
         validation_dataset=fetch(inputs.validation_dataset) if inputs.validation_dataset else None,
         continue_from=fetch(inputs.adapter) if inputs.adapter else None,
+        submitted_at=inputs.submitted_at,
         models_folder=settings.models_folder,
         job_folder=job_folder,
         output_folder=output_folder(settings, lease),
@@ -104,6 +107,7 @@ def _find(session: Session, lease: JobLease) -> _JobInputs:
             dataset_records.get_ready(session, spec.validation_dataset) if spec.validation_dataset else None,
             adapter_records.get(session, spec.continue_from) if spec.continue_from else None,
             point,
+            job_records.get(session, lease.job_id).created_at.astimezone(UTC),
         )
     except NotFound as error:
         raise JobFailure(f"It was deleted before the job began: {error.message}", hint=error.hint) from error

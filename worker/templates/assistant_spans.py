@@ -7,10 +7,12 @@ is used for the positions only; the rendered text remains that of the model's ow
 import re
 import threading
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
+from worker.templates.clock import ANY_MOMENT
 from worker.templates.families import TEMPLATES
 from worker.templates.renderer import (
     REFUSALS,
@@ -38,9 +40,9 @@ _tracking = threading.Lock()
 
 
 def find_assistant_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], text: str
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], text: str, *, moment: datetime | None
 ) -> list[Span] | None:
-    """The spans of the assistant's text in `text`, which is the messages rendered; None without markers.
+    """The spans of the assistant's text in `text`, the messages rendered at the moment; None without markers.
 
     Each span includes the end-of-turn token, also where the markers leave it out.
     """
@@ -49,7 +51,7 @@ def find_assistant_spans(
     if marked_template is None:
         return None
     try:
-        marked, spans = _render_marked(marked_template, names, as_dicts(messages))
+        marked, spans = _render_marked(marked_template, names, as_dicts(messages), moment)
     except REFUSALS:
         return None
     if marked != text or not spans:
@@ -67,7 +69,7 @@ def has_markers(template: str) -> bool:
 def _find_marked_template(template: str, names: TokenNames) -> str | None:
     """A template with working markers that renders the same text: itself or one of Tunesmith's."""
     try:
-        text, _spans = render_text(template, names, _SAMPLE)
+        text, _spans = render_text(template, names, _SAMPLE, moment=ANY_MOMENT)
     except REFUSALS:
         return None
     candidates = [template] if has_markers(template) else list(TEMPLATES.values())
@@ -76,7 +78,7 @@ def _find_marked_template(template: str, names: TokenNames) -> str | None:
 
 def _marks_answers(template: str, names: TokenNames, text: str) -> bool:
     try:
-        marked, spans = _render_marked(template, names, _SAMPLE)
+        marked, spans = _render_marked(template, names, _SAMPLE, ANY_MOMENT)
     except REFUSALS:
         return False
     found = [marked[start:end] for start, end in spans]
@@ -84,10 +86,11 @@ def _marks_answers(template: str, names: TokenNames, text: str) -> bool:
 
 
 def _render_marked(
-    template: str, names: TokenNames, messages: list[dict[str, str]]
+    template: str, names: TokenNames, messages: list[dict[str, str]], moment: datetime | None
 ) -> tuple[str, list[Span]]:
     with _tracking:
-        return render_text(template.removesuffix("\n") + _DISTINCT, names, messages, mark=True)
+        distinct = template.removesuffix("\n") + _DISTINCT
+        return render_text(distinct, names, messages, moment=moment, mark=True)
 
 
 def _with_end(text: str, span: Span, end: str | None) -> Span:

@@ -7,6 +7,7 @@ previews and serving all use this choice.
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,11 @@ def read_model_type(folder: Path) -> str | None:
 
 def _check(tokenizer: PreTrainedTokenizerBase) -> None:
     """Render a sample conversation with a job's template. Raises InvalidRequest that names the problem."""
+    now = datetime.now(UTC)
     for length in (2, 4):
         messages = _CONVERSATION[:length]
-        text = render(tokenizer, messages, add_generation_prompt=False)
-        prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
+        text = render(tokenizer, messages, add_generation_prompt=False, moment=now)
+        prompt = render(tokenizer, messages[:-1], add_generation_prompt=True, moment=now)
         missing = next((message.content for message in messages if message.content not in text), None)
         if missing:
             raise _refuse(f"leaves out a turn: {missing!r} is not in what it renders")
@@ -96,16 +98,16 @@ def _check(tokenizer: PreTrainedTokenizerBase) -> None:
                 "renders the prompt of an answer (add_generation_prompt) unlike the beginning of the whole "
                 f"conversation: {prompt!r} and {text!r}"
             )
-        _check_markers(tokenizer, messages, text, prompt)
+        _check_markers(tokenizer, messages, text, prompt, now)
     _check_beginning(tokenizer, render(tokenizer, _CONVERSATION[:2], add_generation_prompt=False))
 
 
 def _check_markers(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], text: str, prompt: str
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], text: str, prompt: str, moment: datetime
 ) -> None:
     if not has_markers(template_of(tokenizer) or ""):
         return
-    spans = find_assistant_spans(tokenizer, messages, text)
+    spans = find_assistant_spans(tokenizer, messages, text, moment=moment)
     if spans is None:
         raise _refuse("has {% generation %} markers that do not enclose the assistant's text")
     unlearned = text[len(prompt) : spans[-1][0]]

@@ -1,6 +1,7 @@
 """Checks that serving renders prompts to the tokens that training used. Knows no torch."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,15 +18,19 @@ _HINT = (
 )
 
 
-def check_prompts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> None:
+def check_prompts(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, *, moment: datetime | None = None
+) -> None:
     """Render each sample's prompt as in serving and compare it with the beginning of the row's tokens.
+
+    `moment` is the one that the rows were rendered at.
 
     Raises TemplateMismatch at the first token that differs.
     """
     for sample in samples:
         line, trained_ids = sample.tokens.line, sample.tokens.input_ids
         try:
-            served_ids = render_prompt(sample.row, tokenizer)
+            served_ids = render_prompt(sample.row, tokenizer, moment=moment)
         except InvalidRequest as error:
             raise TemplateMismatch(
                 f"Line {line}: serving refuses its prompt: {error.message}", hint=_HINT
@@ -44,13 +49,18 @@ def check_prompts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase)
             )
 
 
-def render_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids of the row's prompt as in serving; of the whole text for plain text."""
+def render_prompt(
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, moment: datetime | None = None
+) -> list[int]:
+    """The token ids of the row's prompt as in serving; of the whole text for plain text.
+
+    A date in the prompt is the moment's, today's by default.
+    """
     match row:
         case Conversation(messages=[_]):
             return []
         case Conversation():
-            text = render(tokenizer, row.messages[:-1], add_generation_prompt=True)
+            text = render(tokenizer, row.messages[:-1], add_generation_prompt=True, moment=moment)
             return encode_rendered(tokenizer, text)
         case Completion():
             return encode_plain(tokenizer, row.prompt)

@@ -6,6 +6,7 @@ beginning-of-sequence token would never occur in training.
 
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.core.errors import InvalidRequest
+from worker.templates.clock import ANY_MOMENT, set_clock
 
 # What a template's code may raise; templates are programs of their models' authors.
 REFUSALS = (
@@ -54,15 +56,23 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], *, add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Turn],
+    *,
+    add_generation_prompt: bool,
+    moment: datetime | None = None,
 ) -> str:
-    """The conversation as the model reads it.
+    """The conversation as the model reads it, with the moment's date where the template prints one.
+
+    Without a moment the date is today's, as in serving.
 
     Raises InvalidRequest where the template refuses it (a system turn it does not know, say).
     """
+    template, clock = set_clock(template_of(tokenizer) or "", moment)
+    options: dict[str, Any] = {"chat_template": template, **clock} if clock else {}
     try:
         text = tokenizer.apply_chat_template(
-            as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
         )
     except REFUSALS as error:
         hint = None
@@ -120,14 +130,20 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def render_text(
-    template: str, names: TokenNames, messages: list[dict[str, str]], *, mark: bool = False
+    template: str,
+    names: TokenNames,
+    messages: list[dict[str, str]],
+    *,
+    moment: datetime | None,
+    mark: bool = False,
 ) -> tuple[str, list[Span]]:
     """A conversation rendered without a tokenizer, and the spans that `{% generation %}` markers enclose.
 
     Raises REFUSALS.
     """
-    options: dict[str, Any] = {"return_assistant_tokens_mask": mark, **dict(names)}
-    rendered: Any = render_jinja_template([messages], chat_template=template, **options)
+    clocked, clock = set_clock(template, moment)
+    options: dict[str, Any] = {"return_assistant_tokens_mask": mark, **dict(names), **clock}
+    rendered: Any = render_jinja_template([messages], chat_template=clocked, **options)
     texts, spans = rendered
     return texts[0], spans[0] if mark else []
 
@@ -155,7 +171,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 @lru_cache(maxsize=64)
 def _find_end(template: str, names: TokenNames, controls: tuple[str, ...]) -> str | None:
     try:
-        text, _spans = render_text(template, names, [_QUESTION, _ANSWER])
+        text, _spans = render_text(template, names, [_QUESTION, _ANSWER], moment=ANY_MOMENT)
     except REFUSALS:
         return None
     after = text.rpartition(_ANSWER["content"])[2].lstrip()

@@ -7,6 +7,7 @@ model shifts labels. The first token of a row has no context to be predicted fro
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from transformers import PreTrainedTokenizerBase
 
@@ -68,15 +69,18 @@ def format_rows(
     *,
     assistant_only: bool,
     max_length: int,
+    moment: datetime | None = None,
 ) -> FormattedRows:
     """Encode every row, truncated to `max_length`; rows without a token to learn are left out.
 
+    Chat templates that print a date print the moment's, the present by default.
+
     Raises InvalidRequest where the chat template refuses a row or can't be masked, NothingToLearn.
     """
-    formatted = FormattedRows()
+    formatted, moment = FormattedRows(), moment or datetime.now(UTC)
     for line, row in rows:
         try:
-            input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only)
+            input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
         except InvalidRequest as error:
             raise InvalidRequest(f"Line {line}: {error.message}", hint=error.hint) from error
         if len(input_ids) > max_length:
@@ -98,12 +102,14 @@ def format_rows(
 
 
 def encode_row(
-    row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, moment: datetime | None = None
 ) -> tuple[list[int], list[int]]:
     """The token ids and labels of one row, not truncated. Raises InvalidRequest."""
     match row:
         case Conversation():
-            input_ids, labels = _encode_conversation(row, tokenizer, assistant_only)
+            input_ids, labels = _encode_conversation(
+                row, tokenizer, assistant_only, moment or datetime.now(UTC)
+            )
         case Completion():
             input_ids, labels = _encode_completion(row, tokenizer)
         case PlainText():
@@ -131,15 +137,15 @@ def hold_out(rows: Sequence[TokenRow], share: float, seed: int) -> tuple[list[To
 
 
 def _encode_conversation(
-    row: Conversation, tokenizer: PreTrainedTokenizerBase, assistant_only: bool
+    row: Conversation, tokenizer: PreTrainedTokenizerBase, assistant_only: bool, moment: datetime
 ) -> tuple[list[int], list[int]]:
-    text = render(tokenizer, row.messages, add_generation_prompt=False)
-    border = _find_border(row, tokenizer, text)
+    text = render(tokenizer, row.messages, add_generation_prompt=False, moment=moment)
+    border = _find_border(row, tokenizer, text, moment)
     unweighted = any(message.weight == 0 for message in row.messages if message.role == "assistant")
     if not assistant_only and not unweighted:
         input_ids = _end_turn(_encode_with_border(tokenizer, text, border), tokenizer)
         return input_ids, list(input_ids)
-    turns = _find_turns(row, tokenizer, text)
+    turns = _find_turns(row, tokenizer, text, moment)
     if not end_of_turn(tokenizer):
         # An end token follows the text; the model also generates the text before it.
         (start, _end_of_answer), weight = turns[-1]
@@ -177,28 +183,30 @@ def _end(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return input_ids if end is None or input_ids[-1:] == [end] else [*input_ids, end]
 
 
-def _find_border(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+def _find_border(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str, moment: datetime) -> int:
     """The position in the text where the prompt ends and the last answer begins; 0 where there is none."""
     try:
-        prompt = render(tokenizer, row.messages[:-1], add_generation_prompt=True)
+        prompt = render(tokenizer, row.messages[:-1], add_generation_prompt=True, moment=moment)
     except InvalidRequest:
         return 0
     return len(prompt) if text.startswith(prompt) else 0
 
 
-def _find_turns(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[Span, int]]:
+def _find_turns(
+    row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str, moment: datetime
+) -> list[tuple[Span, int]]:
     """The spans of the assistant's turns in the text, end-of-turn tokens included, and their weights."""
     weights = [message.weight for message in row.messages if message.role == "assistant"]
-    marked = find_assistant_spans(tokenizer, row.messages, text)
+    marked = find_assistant_spans(tokenizer, row.messages, text, moment=moment)
     if marked is not None and len(marked) == len(weights):
         return list(zip(marked, weights, strict=True))
     if marked is not None and all(weights):
         return [(span, 1) for span in marked]
-    return _compare_prefixes(row, tokenizer, text)
+    return _compare_prefixes(row, tokenizer, text, moment)
 
 
 def _compare_prefixes(
-    row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str
+    row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str, moment: datetime
 ) -> list[tuple[Span, int]]:
     """The spans of the assistant's turns without markers: a turn begins where the prompt before it ends.
 
@@ -209,8 +217,8 @@ def _compare_prefixes(
     for index, message in enumerate(row.messages):
         if message.role != "assistant":
             continue
-        before = render(tokenizer, row.messages[:index], add_generation_prompt=True)
-        through = render(tokenizer, row.messages[: index + 1], add_generation_prompt=False)
+        before = render(tokenizer, row.messages[:index], add_generation_prompt=True, moment=moment)
+        through = render(tokenizer, row.messages[: index + 1], add_generation_prompt=False, moment=moment)
         if not (text.startswith(through) and through.startswith(before)):
             raise InvalidRequest(
                 f"the model's chat template renders message {index + 1} differently once others follow, so "

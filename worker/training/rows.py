@@ -48,7 +48,7 @@ def prepare_rows(
             "tokens.",
         )
     formatted = _format(attempt, request.dataset, tokenizer, max_length)
-    check_prompts(formatted.samples, tokenizer)
+    check_prompts(formatted.samples, tokenizer, moment=request.submitted_at)
     _report_cut_rows(attempt, formatted, max_length)
     if request.validation_dataset:
         rows = formatted.rows
@@ -79,6 +79,7 @@ def _format(
             tokenizer,
             assistant_only=attempt.request.spec.training.assistant_only_loss,
             max_length=max_length,
+            moment=attempt.request.submitted_at,
         )
 
 

@@ -125,7 +125,9 @@ def train(attempt: TrainingAttempt) -> None:
     attempt.say(f"The adapter is saved: {size_bytes / 1e6:.1f} MB.")
 
     attempt.enter(Phase.VERIFYING)
-    verification.verify_prompts(request.output_folder, rows.samples, record.chat_template.sha256)
+    verification.verify_prompts(
+        request.output_folder, rows.samples, record.chat_template.sha256, moment=request.submitted_at
+    )
     verification.verify_weights(
         unload_adapter(attempt, trainer, folder), request.output_folder, rows.train[0]
     )

@@ -1,5 +1,6 @@
 """Requests and results of preflight and preview, between the API and the engine. Knows no model."""
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
@@ -24,6 +25,7 @@ class PreflightRequest(Wire):
     spec: JobSpec
     dataset: DatasetRef
     validation_dataset: DatasetRef | None = None
+    submitted_at: datetime | None = Field(None, description="When the job was submitted; null: not yet.")
 
 
 class MemoryFit(Wire):

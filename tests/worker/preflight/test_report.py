@@ -1,6 +1,7 @@
 """The preflight report of a job compared with what the job itself does."""
 
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from app.core.errors import InvalidRequest
 from app.core.errors.datasets import DatasetNotFound
 from app.core.errors.jobs import BadTarget, NothingToLearn
 from app.core.settings import TrainingPath
+from tests.tiny_model import DATED_TEMPLATE
 from tests.worker.preflight.conftest import GPU, Ask, Store, chat, make_rows
 from worker.preflight import environment as environments
 from worker.preflight.environment import PreflightEnvironment
@@ -220,3 +222,32 @@ def test_plain_text_needs_no_template(ask: Ask, environment: PreflightEnvironmen
     answer = run_preflight(ask([PlainText("Some text. " * 9)] * 3), environment)
 
     assert codes(answer) == ["few_steps"]
+
+
+@pytest.mark.usefixtures("a_day_passes_at_every_look")
+def test_rows_are_read_at_one_moment_also_where_midnight_passes(
+    ask: Ask, environment: PreflightEnvironment
+) -> None:
+    """Masks are found by comparing texts, which are rendered one after the other."""
+    request = ask(chat_template=DATED_TEMPLATE, training={"assistant_only_loss": True})
+
+    assert run_preflight(request, environment).trained_token_share < 1
+
+
+@pytest.mark.usefixtures("a_day_passes_at_every_look")
+def test_the_rows_of_a_submitted_job_are_read_at_the_moment_of_its_submission(
+    ask: Ask, environment: PreflightEnvironment
+) -> None:
+    """The date's length differs, and so do the tokens."""
+    template = DATED_TEMPLATE.replace("%d %b %Y", "%A" * 5)
+    tokens = [
+        run_preflight(
+            ask(chat_template=template).model_copy(
+                update={"submitted_at": datetime(2026, 3, day, tzinfo=UTC)}
+            ),
+            environment,
+        ).tokens.total
+        for day in (1, 4)
+    ]
+
+    assert tokens[0] < tokens[1]  # Sunday and Wednesday

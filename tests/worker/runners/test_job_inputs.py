@@ -1,6 +1,8 @@
 """What an attempt begins with: files of its own, and none of those of earlier attempts."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.factories import make_dataset, make_job
 from tests.worker.runners.job_runs import claim, job_of
+from worker.runners import job_inputs
 from worker.runners.jobs import JobRunner
 
 
@@ -60,6 +63,23 @@ def test_the_child_is_told_where_the_adapter_to_continue_from_is(
     with database.snapshot() as session:
         found = [event.data.message for event in events.read(session, lease.job_id) if event.type == "log"]  # type: ignore[union-attr]
     assert found == [f"{adapter.artifact}/adapter_model.safetensors", validation.artifact]
+
+
+def test_every_attempt_is_told_when_the_job_was_submitted(
+    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """Chat templates print this date, so that a second attempt trains on the same tokens."""
+    submitted_at = datetime(2026, 3, 5, 23, 59, tzinfo=UTC)
+    with database.transaction() as session:
+        make_job(session, dataset=make_dataset(session, store, tmp_path).id, now=submitted_at)
+    lease = claim(database)
+
+    requests = [
+        job_inputs.make_request(settings, database, store, replace(lease, attempt=attempt))
+        for attempt in (1, 2)
+    ]
+
+    assert [request.submitted_at for request in requests] == [submitted_at] * 2
 
 
 @pytest.mark.parametrize("kind", ["dataset", "validation_dataset", "continue_from"])

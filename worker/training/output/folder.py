@@ -1,6 +1,7 @@
 """Writes the folder of a finished adapter: weights, tokenizer, chat template, model card, and its origin."""
 
 import platform
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -56,6 +57,9 @@ class TemplateOrigin(BaseModel):
 
     source: TemplateSource
     sha256: str
+    rendered_at: datetime = Field(
+        description="The date and time that the template could print: when the job was submitted, in UTC."
+    )
 
 
 class Record(BaseModel):
@@ -92,7 +96,11 @@ def make_record(
             training_rows=len(rows.train),
             evaluation_rows=len(rows.held_out),
         ),
-        chat_template=TemplateOrigin(source=rows.template_source, sha256=template_sha256(tokenizer)),
+        chat_template=TemplateOrigin(
+            source=rows.template_source,
+            sha256=template_sha256(tokenizer),
+            rendered_at=request.submitted_at,
+        ),
         unserved=adapter.find_unserved(trainer.model),
         device=attempt.device.name,
         versions=versions(),

@@ -6,6 +6,7 @@ B: one row. L: its tokens. V: the vocabulary.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -22,11 +23,16 @@ from worker.templates.token_rows import Sample, TokenRow
 _MAX_TOKENS = 256
 
 
-def verify_prompts(folder: Path, samples: Sequence[Sample], trained_template_sha256: str) -> None:
-    """Render the samples with the tokenizer and template in the folder. Raises TemplateMismatch."""
+def verify_prompts(
+    folder: Path, samples: Sequence[Sample], trained_template_sha256: str, *, moment: datetime
+) -> None:
+    """Render the samples with the tokenizer and template in the folder, at the moment of the training.
+
+    Raises TemplateMismatch.
+    """
     tokenizer = base_model.load_tokenizer(folder)
     set_template(tokenizer)
-    check_prompts(samples, tokenizer)
+    check_prompts(samples, tokenizer, moment=moment)
     if template_sha256(tokenizer) != trained_template_sha256:
         raise TemplateMismatch("The chat template saved with the adapter is not the one it was trained with.")
 

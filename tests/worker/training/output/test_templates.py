@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,16 @@ import pytest
 
 from app.core.datasets.rows import Message
 from app.core.jobs.events import Warn
-from tests.tiny_model import NAME, TEMPLATE
+from tests.tiny_model import DATED_TEMPLATE, NAME, TEMPLATE
 from tests.worker.training.conftest import MakeRequest, run_here
 from worker.inference.preprocessing import TokenizerCache
-from worker.processes.reports import Advanced, Outcome, TrainingRequest
+from worker.models import base_model
+from worker.models.device import find_device
+from worker.processes.reports import Advanced, CheckpointAdapterSaved, Outcome, TrainingRequest
 from worker.templates.families import TEMPLATES
 from worker.templates.renderer import render
+from worker.training.attempt import TrainingAttempt
+from worker.training.rows import PreparedRows, prepare_rows
 
 SHORT: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-2}
 CHAT_TEMPLATE = (
@@ -34,7 +40,11 @@ def test_the_jobs_template_is_saved_with_the_adapter_and_named(make_request: Mak
     record = json.loads((request.output_folder / "tunesmith.json").read_text())
     kept = (request.output_folder / "chat_template.jinja").read_bytes()
     assert kept.decode() == CHAT_TEMPLATE
-    assert record["chat_template"] == {"source": "job", "sha256": sha256(kept).hexdigest()}
+    assert record["chat_template"] == {
+        "source": "job",
+        "sha256": sha256(kept).hexdigest(),
+        "rendered_at": request.model_dump(mode="json")["submitted_at"],
+    }
 
 
 def test_serving_renders_with_the_jobs_template(make_request: MakeRequest) -> None:
@@ -85,6 +95,47 @@ def test_a_base_model_is_trained_and_served_with_its_own_template_or_its_familys
     for folder in (request.models_folder / NAME, request.output_folder):
         _, tokenizer = cache.get(folder)
         assert tokenizer.chat_template == template
+
+
+@pytest.mark.usefixtures("a_day_passes_at_every_look")
+def test_a_job_that_passes_midnight_finishes(make_request: MakeRequest, tmp_path: Path) -> None:
+    request = make_request(
+        training={"num_train_epochs": 2, "learning_rate": 1e-2, "keep_checkpoints": 1}
+    ).model_copy(update={"submitted_at": datetime(2026, 3, 5, 23, 59, tzinfo=UTC)})
+
+    reports = run_here(with_template(request, tmp_path, DATED_TEMPLATE))
+
+    assert reports.ended.outcome is Outcome.FINISHED, reports.ended.message
+    folders = [report.folder for report in reports if isinstance(report, CheckpointAdapterSaved)]
+    assert folders
+    for folder in (request.output_folder, *folders):
+        record = json.loads((folder / "tunesmith.json").read_text())
+        assert record["chat_template"]["rendered_at"] == "2026-03-05T23:59:00Z"
+
+
+@pytest.mark.usefixtures("a_day_passes_at_every_look")
+def test_an_attempt_on_the_next_day_trains_on_the_same_tokens(
+    make_request: MakeRequest, tmp_path: Path
+) -> None:
+    """Also with rows masked by comparing texts, which are rendered one after the other."""
+    first = with_template(
+        make_request(training={**SHORT, "assistant_only_loss": True}), tmp_path, DATED_TEMPLATE
+    )
+    second = first.model_copy(update={"attempt": 2})
+
+    before, after = (prepare(request) for request in (first, second))
+
+    assert before.train == after.train
+    folder = first.models_folder / NAME
+    assert first.submitted_at.strftime("%d %b %Y") in base_model.load_tokenizer(folder).decode(
+        before.train[0].input_ids
+    )
+
+
+def prepare(request: TrainingRequest) -> PreparedRows:
+    folder = request.models_folder / NAME
+    attempt = TrainingAttempt(request, find_device(), lambda report: None, threading.Event())
+    return prepare_rows(attempt, base_model.load_tokenizer(folder), folder, 256)
 
 
 def with_template(request: TrainingRequest, folder: Path, template: str | None) -> TrainingRequest:

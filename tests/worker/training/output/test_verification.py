@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from worker.templates.choice import set_template
 from worker.templates.token_rows import Sample, format_rows
 from worker.training.output.verification import verify_prompts, verify_weights
 
+NOW = datetime.now(UTC)
 ROW = Conversation((Message("user", "How do I cancel a job?"), Message("assistant", "Send POST.")))
 
 
@@ -43,7 +45,7 @@ def template_name(folder: Path) -> str:
 
 
 def test_a_sound_adapter_passes_verification(finished: Path, sample: Sample, models_folder: Path) -> None:
-    verify_prompts(finished, [sample], template_name(finished))
+    verify_prompts(finished, [sample], template_name(finished), moment=NOW)
     verify_weights(load_base(models_folder), finished, sample.tokens)
 
 
@@ -52,7 +54,7 @@ def test_a_template_that_renders_otherwise_is_a_mismatch(finished: Path, sample:
     path.write_text(path.read_text().replace("<|im_start|>", "<|im_end|>"))
 
     with pytest.raises(TemplateMismatch, match="Line 1: at token 2"):
-        verify_prompts(finished, [sample], template_name(finished))
+        verify_prompts(finished, [sample], template_name(finished), moment=NOW)
 
 
 def test_a_template_that_is_not_the_recorded_one_is_a_mismatch(finished: Path, sample: Sample) -> None:
@@ -60,7 +62,7 @@ def test_a_template_that_is_not_the_recorded_one_is_a_mismatch(finished: Path, s
     path.write_text(path.read_text() + "{# changed #}")
 
     with pytest.raises(TemplateMismatch, match="not the one it was trained with"):
-        verify_prompts(finished, [sample], template_name(finished))
+        verify_prompts(finished, [sample], template_name(finished), moment=NOW)
 
 
 def test_a_tokenizer_that_splits_otherwise_is_a_mismatch(finished: Path, sample: Sample) -> None:
@@ -70,7 +72,7 @@ def test_a_tokenizer_that_splits_otherwise_is_a_mismatch(finished: Path, sample:
     path.write_text(json.dumps(settings))
 
     with pytest.raises(TemplateMismatch, match="how do i"):
-        verify_prompts(finished, [sample], template_name(finished))
+        verify_prompts(finished, [sample], template_name(finished), moment=NOW)
 
 
 @pytest.mark.parametrize(
