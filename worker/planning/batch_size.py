@@ -9,14 +9,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec, TrainingSpec
 from worker.models.device import Device
 from worker.planning import automatic_settings
 from worker.planning.memory_estimate import BatchShape, Memory, MemorySettings, ModelShape, estimate
-from worker.planning.model_shape import read_model, shape_of
+from worker.planning.model_shape import shape_of
 from worker.planning.optimizations import ModelFamily, describe_family, plan_optimizations
 from worker.planning.row_order import order_rows
 
@@ -41,9 +42,8 @@ class PlannedJob:
     path: TrainingPath
 
     @classmethod
-    def read(cls, spec: JobSpec, device: Device, folder: Path, path: TrainingPath) -> "PlannedJob":
-        """Read the base model's config in a folder. Raises ModelUnreadable, BadTarget."""
-        model = read_model(folder)
+    def read(cls, spec: JobSpec, device: Device, model: PreTrainedModel, path: TrainingPath) -> "PlannedJob":
+        """From the base model on the meta device, which gets the adapter. Raises BadTarget."""
         return cls(spec, device, shape_of(model, spec.lora), describe_family(model), path)
 
 

@@ -5,7 +5,8 @@ than there is: then the trainer halves the rows of a pass (trainer.py).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from app.core.specs.job import TrainingSpec
 from worker.models.device import free_memory_bytes
@@ -15,11 +16,11 @@ from worker.training.attempt import TrainingAttempt
 
 
 def choose_training_settings(
-    attempt: TrainingAttempt, folder: Path, rows: Sequence[TokenRow], packed_length: int | None
+    attempt: TrainingAttempt, model: PreTrainedModel, rows: Sequence[TokenRow], packed_length: int | None
 ) -> TrainingSpec:
     """The training settings without `auto` for batch size and checkpointing; logs what was chosen and why.
 
-    Raises ModelUnreadable, BadTarget.
+    The base model is on the meta device; it gets the adapter. Raises BadTarget.
     """
     spec, device = attempt.request.spec, attempt.device
     if not automatic_settings.has_automatic_batch(spec.training):
@@ -29,7 +30,7 @@ def choose_training_settings(
         [row.trained_tokens for row in rows],
         packed_length=packed_length,
     )
-    job = batch_size.PlannedJob.read(spec, device, folder, attempt.request.path)
+    job = batch_size.PlannedJob.read(spec, device, model, attempt.request.path)
     free_bytes = free_memory_bytes(device)
     chosen = batch_size.choose_batch_size(job, measured, free_bytes=free_bytes)
     training, total = chosen.training, chosen.memory.total

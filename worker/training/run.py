@@ -21,7 +21,7 @@ from trl import SFTConfig
 from app.core.specs.states import Phase
 from worker.models import base_model, fingerprint
 from worker.models.device import find_device
-from worker.planning import automatic_settings
+from worker.planning import automatic_settings, model_checks, model_shape
 from worker.processes.child import ParentLink
 from worker.processes.reports import Ended, Happened, Outcome, TrainingRequest
 from worker.training import adapter, config
@@ -88,12 +88,13 @@ def train(attempt: TrainingAttempt) -> None:
     max_length = automatic_settings.max_seq_length(
         request.spec.training, base_model.read_context_length(folder)
     )
+    planned = check_model(attempt, folder)
     rows = prepare_rows(attempt, tokenizer, folder, max_length)
 
     attempt.enter(Phase.LOADING)
     base_weights = fingerprint.take_fingerprint(folder)
     packed_length = max_length if request.spec.training.packing else None
-    training = choose_training_settings(attempt, folder, rows.train, packed_length)
+    training = choose_training_settings(attempt, planned, rows.train, packed_length)
     settings = config.trainer_config(training, device, attempt.checkpoints)
     newest = find_checkpoint(attempt)
     trainer = make_trainer(
@@ -135,6 +136,17 @@ def train(attempt: TrainingAttempt) -> None:
         f"Loaded afresh, the adapter changes what the model says, and {len(rows.samples)} rows come out as "
         "they were trained on." + (" It can be downloaded, not served here yet." if record.unserved else "")
     )
+
+
+def check_model(attempt: TrainingAttempt, folder: Path) -> PreTrainedModel:
+    """The base model on the meta device; warns of what its structure says.
+
+    Raises ModelUnreadable, BadTarget.
+    """
+    model = model_shape.read_model(folder)
+    for finding in model_checks.check_model(model, attempt.request.spec):
+        attempt.warn(finding.code, finding.message)
+    return model
 
 
 def find_checkpoint(attempt: TrainingAttempt) -> Path | None:

@@ -63,7 +63,8 @@ class LoraSpec(Spec):
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained too.")
     target_modules: ModuleNames | Literal["all-linear"] | None = Field(
         None,
-        description="Modules that get an adapter: names, `all-linear`, or null: PEFT's choice.",
+        description="Modules that get an adapter: names, each of which must match, `all-linear`, or null: "
+        "PEFT's default for the model's family, `all-linear` where it has none.",
         examples=["all-linear", ["q_proj", "v_proj"]],
     )
     modules_to_save: ModuleNames | None = Field(

@@ -1,5 +1,7 @@
 """The preflight report of a job compared with what the job itself does."""
 
+import json
+import shutil
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +15,7 @@ from app.core.errors import InvalidRequest
 from app.core.errors.datasets import DatasetNotFound
 from app.core.errors.jobs import BadTarget, NothingToLearn
 from app.core.settings import TrainingPath
-from tests.tiny_model import DATED_TEMPLATE
+from tests.tiny_model import DATED_TEMPLATE, NAME
 from tests.worker.preflight.conftest import GPU, Ask, Store, chat, make_rows
 from worker.preflight import environment as environments
 from worker.preflight.environment import PreflightEnvironment
@@ -251,3 +253,21 @@ def test_the_rows_of_a_submitted_job_are_read_at_the_moment_of_its_submission(
     ]
 
     assert tokens[0] < tokens[1]  # Sunday and Wednesday
+
+
+def test_targets_of_a_family_without_a_default_are_told_as_the_job_tells_them(
+    environment: PreflightEnvironment, ask: Ask, tmp_path: Path, models_folder: Path
+) -> None:
+    folder = tmp_path / "models" / NAME
+    shutil.copytree(models_folder / NAME, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    environment = environment.model_copy(update={"models_folder": folder.parent})
+
+    answer = run_preflight(ask(), environment)
+
+    told = next(warning for warning in answer.warnings if warning.code == "default_targets")
+    assert "'olmo2', so every linear layer gets an adapter" in told.message
+    with pytest.raises(BadTarget, match="'v_porj'"):
+        run_preflight(ask(lora={"target_modules": ["q_proj", "v_porj"]}), environment)

@@ -1,5 +1,6 @@
 """Adapters beyond plain LoRA: trained on a 4-bit base, loaded in plain PEFT, refused by the engine."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
 from app.core.jobs.events import Log, Warn
 from tests.tiny_model import NAME
@@ -118,3 +119,21 @@ def test_modules_that_can_not_be_trained_whole_are_refused(
 
     assert ended.code == "bad_target_modules"
     assert words in (ended.message or "")
+
+
+def test_a_family_without_a_default_of_peft_trains_every_linear_layer_and_says_so(
+    make_request: MakeRequest, tmp_path: Path, models_folder: Path
+) -> None:
+    folder = tmp_path / "models" / NAME
+    shutil.copytree(models_folder / NAME, folder)
+    config = AutoConfig.from_pretrained(folder).to_dict()
+    Olmo2ForCausalLM(Olmo2Config(**{**config, "model_type": "olmo2"})).save_pretrained(folder)
+    request = make_request(training=SHORT).model_copy(update={"models_folder": folder.parent})
+
+    reports = run_here(request)
+
+    assert reports.ended.outcome is Outcome.FINISHED, reports.ended
+    warned = {event.code: event.message for event in reports.events(Warn)}
+    assert "'olmo2', so every linear layer gets an adapter" in warned["default_targets"]
+    card = (request.output_folder / "README.md").read_text()
+    assert "on down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in card

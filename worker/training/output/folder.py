@@ -121,7 +121,7 @@ def write(folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, re
     with appearing(folder) as staging:
         adapter.save(model, staging)
         tokenizer.save_pretrained(staging)
-        (staging / model_card.CARD).write_text(_write_card(record))
+        (staging / model_card.CARD).write_text(_write_card(record, model))
         (staging / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         for path in staging.iterdir():
             # safetensors makes its file readable for the owner only.
@@ -140,7 +140,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write_card(record: Record) -> str:
+def _write_card(record: Record, model: PeftModel) -> str:
     dataset, metrics = record.dataset, record.metrics
     return model_card.write_card(
         job=record.job,
@@ -162,4 +162,5 @@ def _write_card(record: Record) -> str:
         },
         versions=record.versions,
         unserved=record.unserved,
+        targets=model.peft_config["default"].target_modules,
     )

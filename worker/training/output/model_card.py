@@ -1,7 +1,7 @@
 """Writes an adapter's README.md, the model card of the Hub: what it is, how it was trained, how to use it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from string import Template
 
 from app.core.specs.job import JobSpec
@@ -85,8 +85,12 @@ def write_card(
     results: Mapping[str, object],
     versions: Mapping[str, str],
     unserved: list[str],
+    targets: Collection[str] | str | None = None,
 ) -> str:
-    """The text of the card. `unserved`: settings of the adapter that the engine does not support."""
+    """The text of the card.
+
+    `unserved`: settings of the adapter that the engine does not support; `targets`: modules that it is on.
+    """
     name = spec.name or job
     serving = _UNSERVED.substitute(reasons=", ".join(f"`{reason}`" for reason in unserved))
     return _CARD.substitute(
@@ -94,7 +98,7 @@ def write_card(
         base_model_yaml=json.dumps(spec.base_model),
         name=name,
         job=job,
-        facts=_table({"Base model": f"`{spec.base_model}`", **facts, **_recipe(spec)}),
+        facts=_table({"Base model": f"`{spec.base_model}`", **facts, **_recipe(spec, targets)}),
         settings=json.dumps(_chosen(spec), indent=2, ensure_ascii=False),
         results=_table(results),
         serving=serving if unserved else _SERVED.substitute(name=name),
@@ -102,12 +106,13 @@ def write_card(
     )
 
 
-def _recipe(spec: JobSpec) -> dict[str, object]:
+def _recipe(spec: JobSpec, targets: Collection[str] | str | None) -> dict[str, object]:
     lora, training, quantization = spec.lora, spec.training, spec.quantization
-    targets = lora.target_modules or "PEFT's choice"
+    targets = targets or lora.target_modules or "PEFT's default"
+    own_names = {name.rpartition(".")[2] for name in targets}
     return {
         "LoRA": f"r = {lora.r}, alpha = {lora.alpha:g}, dropout = {lora.dropout:g}, "
-        f"on {targets if isinstance(targets, str) else ', '.join(targets)}",
+        f"on {targets if isinstance(targets, str) else ', '.join(sorted(own_names))}",
         "Base weights": f"4-bit {quantization.bnb_4bit_quant_type}"
         if quantization.load_in_4bit
         else "not quantized",
