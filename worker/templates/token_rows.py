@@ -15,7 +15,8 @@ from app.core.datasets.rows import Completion, Conversation, PlainText, Row
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn
 from worker.templates.assistant_spans import find_assistant_spans
-from worker.templates.renderer import Span, control_tokens, encode_plain, encode_rendered, end_of_turn, render
+from worker.templates.continuations import encode_completion, encode_with_border, encode_with_spans
+from worker.templates.renderer import Span, control_tokens, encode_plain, end_of_turn, render
 
 IGNORED = -100
 SAMPLES = 4
@@ -143,14 +144,14 @@ def _encode_conversation(
     border = _find_border(row, tokenizer, text, moment)
     unweighted = any(message.weight == 0 for message in row.messages if message.role == "assistant")
     if not assistant_only and not unweighted:
-        input_ids = _end_turn(_encode_with_border(tokenizer, text, border), tokenizer)
+        input_ids = _end_turn(encode_with_border(tokenizer, text, border), tokenizer)
         return input_ids, list(input_ids)
     turns = _find_turns(row, tokenizer, text, moment)
     if not end_of_turn(tokenizer):
         # An end token follows the text; the model also generates the text before it.
         (start, _end_of_answer), weight = turns[-1]
         turns[-1] = ((start, len(text)), weight)
-    input_ids, token_spans = _encode_with_spans(tokenizer, text, border)
+    input_ids, token_spans = encode_with_spans(tokenizer, text, border)
     learned = _mask(input_ids, token_spans, [span for span, weight in turns if weight])
     if not assistant_only:
         skipped = _mask(input_ids, token_spans, [span for span, weight in turns if not weight])
@@ -163,12 +164,8 @@ def _encode_conversation(
 
 
 def _encode_completion(row: Completion, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    prompt_ids = encode_plain(tokenizer, row.prompt)
-    input_ids = encode_plain(tokenizer, row.prompt + row.completion)
-    if input_ids[: len(prompt_ids)] != prompt_ids:
-        # A token would span the border, but in serving the model gets the prompt alone.
-        input_ids = prompt_ids + encode_rendered(tokenizer, row.completion)
-    input_ids = _end(input_ids, tokenizer)
+    prompt_ids, completion_ids = encode_completion(tokenizer, row.prompt, row.completion)
+    input_ids = _end(prompt_ids + completion_ids, tokenizer)
     return input_ids, [IGNORED] * len(prompt_ids) + input_ids[len(prompt_ids) :]
 
 
@@ -234,47 +231,6 @@ def _end_of_text(through: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """The end of a turn, without white space after its end-of-turn token."""
     stripped = through.rstrip()
     return len(stripped) if stripped.endswith(control_tokens(tokenizer)) else len(through)
-
-
-def _encode_with_border(tokenizer: PreTrainedTokenizerBase, text: str, border: int) -> list[int]:
-    """The token ids of the text, which begin with those of the prompt alone, as in serving.
-
-    Text may be tokenized differently at the border when the answer follows: two newlines in one token, say.
-    """
-    input_ids = encode_rendered(tokenizer, text)
-    prompt_ids = encode_rendered(tokenizer, text[:border])
-    if input_ids[: len(prompt_ids)] == prompt_ids:
-        return input_ids
-    return prompt_ids + encode_rendered(tokenizer, text[border:])
-
-
-def _encode_with_spans(
-    tokenizer: PreTrainedTokenizerBase, text: str, border: int
-) -> tuple[list[int], list[Span]]:
-    """The token ids of `_encode_with_border`, and the span of characters of each token."""
-    if not tokenizer.is_fast:
-        raise InvalidRequest(
-            "the model's tokenizer does not say where tokens stand in the text, so turns can't be masked.",
-            hint="Set training.assistant_only_loss to false and leave out message weights.",
-        )
-    whole_ids, whole_spans = _encode_piece(tokenizer, text, 0)
-    prompt_ids, prompt_spans = _encode_piece(tokenizer, text[:border], 0)
-    if whole_ids[: len(prompt_ids)] == prompt_ids:
-        return whole_ids, whole_spans
-    answer_ids, answer_spans = _encode_piece(tokenizer, text[border:], border)
-    return prompt_ids + answer_ids, prompt_spans + answer_spans
-
-
-def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, shift: int) -> tuple[list[int], list[Span]]:
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    token_spans: list[Span] = []
-    span = (0, 0)
-    for _start, end in encoded["offset_mapping"]:
-        # Offsets may leave out a token's leading space, and the tokens of one character share that character.
-        if end > span[1]:
-            span = (span[1], end)
-        token_spans.append(span)
-    return encoded["input_ids"], [(start + shift, end + shift) for start, end in token_spans]
 
 
 def _mask(input_ids: list[int], token_spans: list[Span], spans: list[Span]) -> list[int]:
