@@ -23,6 +23,18 @@ class ModelUnsupported(InvalidRequest):
     code = "model_unsupported"
 
 
+class ScoresNotFinite(InvalidRequest):
+    """A model computed an infinity or no number where the score of the next token belongs."""
+
+    code = "scores_not_finite"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model's scores for the next token are not finite numbers.",
+            hint="Weights of the adapter or of the base model are too large for its number format.",
+        )
+
+
 class BaseModelBusy(Unavailable):
     """The engine is busy with other base models."""
 

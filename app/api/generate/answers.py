@@ -19,6 +19,7 @@ from app.api.http.errors import EngineRefusal
 from app.core.adapters import records as adapter_records
 from app.core.engine import base_models
 from app.core.engine.messages import (
+    MAX_SEED,
     AdapterRef,
     BaseModelRef,
     Failed,
@@ -40,7 +41,6 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; the client is gone, only t
 _FIRST_REPLY_SECONDS = 10
 _MAX_UNREAD = 64
 _SEED_STEP = 0x1E3779B97F4A7C15
-_MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def repeat(request: GenerateRequest, count: int) -> list[GenerateRequest]:
 def _with_seed(request: GenerateRequest, sampling: Sampling, index: int) -> GenerateRequest:
     if sampling.seed is None or index == 0:
         return request
-    seed = (sampling.seed + index * _SEED_STEP) & _MAX_SEED
+    seed = (sampling.seed + index * _SEED_STEP) & MAX_SEED
     return request.model_copy(update={"sampling": sampling.model_copy(update={"seed": seed})})
 
 

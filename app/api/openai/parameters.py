@@ -7,13 +7,20 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.core.engine.messages import MAX_LOGIT_BIAS, Sampling
+from app.core.engine.messages import (
+    MAX_LOGIT_BIAS,
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MAX_STOPS,
+    MAX_TOP_K,
+    MIN_REPETITION_PENALTY,
+    Sampling,
+    StopText,
+)
 from app.core.errors import InvalidRequest
 
 MAX_CHOICES = 128
 MAX_NEW_TOKENS = 32768
-_MAX_STOPS = 16
-_MAX_SEED = 2**63 - 1
 
 
 def allow_only(*neutral: object) -> AfterValidator:
@@ -30,7 +37,6 @@ def allow_only(*neutral: object) -> AfterValidator:
 MustBeNull = Annotated[Any, allow_only()]
 MustBeEmpty = Annotated[Any, allow_only([])]
 MustBeFalse = Annotated[Any, allow_only(False)]
-StopText = Annotated[str, Field(min_length=1)]
 
 
 class StreamOptions(BaseModel):
@@ -55,9 +61,9 @@ class CommonBody(BaseModel):
     )
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
     seed: int | None = Field(
-        None, ge=-(2**63), le=_MAX_SEED, description="The same seed gives the same answers."
+        None, ge=-(2**63), le=MAX_SEED, description="The same seed gives the same answers."
     )
-    stop: StopText | Annotated[list[StopText], Field(max_length=_MAX_STOPS)] | None = Field(
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="Texts that end the answer; they are not part of it."
     )
     presence_penalty: float | None = Field(
@@ -69,7 +75,9 @@ class CommonBody(BaseModel):
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, max_length=MAX_LOGIT_BIAS, description="Added to the scores of tokens, by token id."
     )
-    top_k: int | None = Field(None, ge=-1, description="Not OpenAI's. Sample from so many likeliest tokens.")
+    top_k: int | None = Field(
+        None, ge=-1, le=MAX_TOP_K, description="Not OpenAI's. Sample from so many likeliest tokens."
+    )
     min_p: float | None = Field(
         None,
         ge=0,
@@ -78,8 +86,8 @@ class CommonBody(BaseModel):
     )
     repetition_penalty: float | None = Field(
         None,
-        gt=0,
-        le=10,
+        ge=MIN_REPETITION_PENALTY,
+        le=MAX_REPETITION_PENALTY,
         description="Not OpenAI's. Above 1: what prompt or answer said becomes less likely.",
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
@@ -120,7 +128,7 @@ class CommonBody(BaseModel):
         return Sampling(
             max_new_tokens=max_new_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
-            seed=None if self.seed is None else self.seed & _MAX_SEED,
+            seed=None if self.seed is None else self.seed & MAX_SEED,
             stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
             logprobs=logprobs,
             **{name: value for name, value in given.items() if value is not None},

@@ -67,6 +67,8 @@ class FakeRunner:
     freed: list[int] = field(default_factory=list)
     prefill_errors: list[Exception] = field(default_factory=list)
     decode_errors: list[Exception] = field(default_factory=list)
+    # Errors of every step that contains the sequence.
+    errors_of: dict[Sequence, Exception] = field(default_factory=dict)
     adapter_errors: list[Exception] = field(default_factory=list)
     usable: bool = True
     closed: bool = False
@@ -82,12 +84,18 @@ class FakeRunner:
     def prefill(self, prefills: list[Prefill]) -> None:
         if self.prefill_errors:
             raise self.prefill_errors.pop()
+        self._raise_errors_of([prefill.sequence for prefill in prefills])
 
     def decode(self, running: list[Sequence]) -> FakeTokens:
         if self.decode_errors:
             raise self.decode_errors.pop()
+        self._raise_errors_of(running)
         assert [sequence.row for sequence in running] == list(range(len(running)))
         return FakeTokens([self._next_token(sequence) for sequence in running])
+
+    def decode_alone(self, sequence: Sequence) -> FakeTokens:
+        self._raise_errors_of([sequence])
+        return FakeTokens([self._next_token(sequence)])
 
     def move(self, move: Move) -> None:
         assert move.source > move.target
@@ -100,6 +108,10 @@ class FakeRunner:
 
     def close(self) -> None:
         self.closed = True
+
+    def _raise_errors_of(self, sequences: list[Sequence]) -> None:
+        for error in [self.errors_of[one] for one in sequences if one in self.errors_of]:
+            raise error
 
     def _next_token(self, sequence: Sequence) -> SampledToken:
         if not sequence.is_prefilled:

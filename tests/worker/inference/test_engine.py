@@ -10,7 +10,7 @@ from app.core.errors.jobs import OutOfMemory
 from tests.worker.inference.engine_bench import Bench
 from tests.worker.inference.fakes import END, FakeRunner, make_capacity, make_sequence
 from worker.inference.batching.executor import RunnerBroken
-from worker.inference.batching.sequence import Sequence
+from worker.inference.batching.sequence import NO_TOKEN, Sequence
 
 
 @pytest.fixture
@@ -104,6 +104,29 @@ def test_failed_step_fails_what_runs_and_the_engine_goes_on(bench):
 
     assert bench.mail.end(failing).code == "out_of_memory"
     assert isinstance(bench.mail.end(later), Finished)
+
+
+@pytest.mark.parametrize("prompt_length", [1, 20], ids=["in decode", "in prefill"])
+@pytest.mark.parametrize("is_asynchronous", [False, True])
+def test_a_sequence_that_fails_every_step_fails_alone(bench, prompt_length, is_asynchronous):
+    bench.runner.is_asynchronous = is_asynchronous
+    earlier = bench.submit([1, 2, 3, 1, 2], max_new_tokens=5)
+    bench.engine.step()
+    culprit = bench.submit(prompt_length=prompt_length)
+    bench.runner.errors_of[culprit] = OutOfMemory("full")
+    later = bench.submit([3, 2, 1, END], prompt_length=prompt_length, max_new_tokens=9)
+    bench.finish(earlier, culprit, later)
+
+    assert bench.mail.end(culprit).code == "out_of_memory"
+    assert (bench.mail.text(earlier), bench.mail.text(later)) == ("abcab", "cba")
+
+
+def test_a_row_without_a_token_fails_alone(bench):
+    broken, fine = bench.submit([1, NO_TOKEN, 1], max_new_tokens=5), bench.submit([2] * 5, max_new_tokens=5)
+    bench.finish(broken, fine)
+
+    assert (bench.mail.end(broken).code, bench.mail.text(broken)) == ("scores_not_finite", "a")
+    assert bench.mail.text(fine) == "bbbbb"
 
 
 def test_broken_device_ends_the_engine_and_fails_all_sequences(bench):

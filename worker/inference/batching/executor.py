@@ -2,9 +2,11 @@
 
 On an asynchronous device (a GPU) the next step is launched before the tokens of the last one are read: the
 device computes while the host makes text. A sequence that turns out to be finished has then made a token too
-many, which is dropped. Knows no torch: the model is behind the protocol `Runner`.
+many, which is dropped. Where a step of several sequences fails, each is computed alone, so that an error ends
+only the sequence that it comes from. Knows no torch: the model is behind the protocol `Runner`.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +17,8 @@ from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Pr
 from worker.inference.batching.scheduler import Started
 from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
 from worker.inference.failures import failed
+
+_log = logging.getLogger(__name__)
 
 Put = Callable[[Sequence, Reply], None]
 
@@ -27,7 +31,10 @@ class PendingTokens(Protocol):
 
 
 class Runner(Protocol):
-    """A loaded base model. Any method may raise; an error of `prefill` concerns only its prompts."""
+    """A loaded base model. Any method may raise; no row has advanced after an error of `prefill` or `decode`.
+
+    `decode_alone` computes one sequence where `decode` has failed for the batch.
+    """
 
     capacity: Capacity
     # Bits per weight of the large layers.
@@ -39,6 +46,7 @@ class Runner(Protocol):
     def start(self, sequence: Sequence) -> None: ...
     def prefill(self, prefills: list[Prefill]) -> None: ...
     def decode(self, running: list[Sequence]) -> PendingTokens: ...
+    def decode_alone(self, sequence: Sequence) -> PendingTokens: ...
     def move(self, move: Move) -> None: ...
     def free(self, row: int) -> None: ...
     def is_usable(self) -> bool: ...
@@ -47,10 +55,10 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class _InFlight:
-    """A launched step whose tokens were not read yet, and the sequences by row when it was launched."""
+    """A launched step whose tokens were not read yet; `places`: of each sequence in it."""
 
     pending: PendingTokens
-    rows: list[tuple[int, Sequence]]
+    places: list[tuple[int, Sequence]]
 
 
 class RunnerBroken(Exception):
@@ -64,12 +72,12 @@ class BatchExecutor:
         self.batch = batch
         self.runner = runner
         self._put = put
-        self._in_flight: _InFlight | None = None
+        self._in_flight: list[_InFlight] = []
 
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
-        return bool(self.batch.running) or self._in_flight is not None
+        return bool(self.batch.running) or bool(self._in_flight)
 
     def start(self, started: Started) -> None:
         """Load the adapter where needed and start a sequence that the scheduler has given a row.
@@ -113,20 +121,33 @@ class BatchExecutor:
 
     def close(self) -> None:
         """Free the model's memory on the device."""
-        self._in_flight = None
+        self._in_flight.clear()
         self.runner.close()
 
-    def _launch(self) -> _InFlight | None:
+    def _launch(self) -> list[_InFlight]:
         """Read chunks of prompts, then launch a token for every sequence whose prompt is read."""
         self._prefill()
         running = list(self.batch.running)
-        rows = [(sequence.row, sequence) for sequence in running if sequence.is_prefilled]
-        if not rows:
-            return None
+        ready = [sequence for sequence in running if sequence.is_prefilled]
+        if not ready:
+            return []
         try:
-            return _InFlight(self.runner.decode(running), rows)
+            places = [(sequence.row, sequence) for sequence in ready]
+            return [_InFlight(self.runner.decode(running), places)]
         except Exception as error:
-            self._fail_after_error(running, error)
+            self._check_usable(error)
+            if len(running) == 1:
+                self.fail(ready[0], error)
+                return []
+            _log.warning("A step of %d sequences failed; computing each alone: %s", len(running), error)
+        # One that fails is removed at once, and another sequence then moves into its row.
+        return [launched for sequence in ready if (launched := self._launch_alone(sequence)) is not None]
+
+    def _launch_alone(self, sequence: Sequence) -> _InFlight | None:
+        try:
+            return _InFlight(self.runner.decode_alone(sequence), [(0, sequence)])
+        except Exception as error:
+            self._fail_after_error(sequence, error)
             return None
 
     def _prefill(self) -> None:
@@ -136,45 +157,62 @@ class BatchExecutor:
         try:
             self.runner.prefill(prefills)
         except Exception as error:
-            self._fail_after_error([prefill.sequence for prefill in prefills], error)
-            return
+            self._check_usable(error)
+            if len(prefills) == 1:
+                self.fail(prefills[0].sequence, error)
+                return
+            _log.warning("Chunks of %d prompts failed; reading each alone: %s", len(prefills), error)
+            prefills = [prefill for prefill in prefills if self._prefill_alone(prefill)]
         for prefill in prefills:
             prefill.sequence.prefilled_count += prefill.token_count
             self.batch.commit(prefill.sequence)
 
+    def _prefill_alone(self, prefill: Prefill) -> bool:
+        """Read a chunk of one prompt. Returns whether that succeeded; else its sequence has failed."""
+        try:
+            self.runner.prefill([prefill])
+        except Exception as error:
+            self._fail_after_error(prefill.sequence, error)
+            return False
+        return True
+
     def _collect(self) -> None:
         """Read the tokens of the step in flight. Sequences that were removed since are skipped."""
-        if self._in_flight is None:
-            return
-        in_flight, self._in_flight = self._in_flight, None
-        try:
-            tokens = in_flight.pending.to_host()
-        except Exception as error:
-            self._fail_after_error(list(self.batch.running), error)
-            return
-        for row, sequence in in_flight.rows:
-            if self.batch.is_running(sequence):
-                self._add(sequence, tokens[row])
+        in_flight, self._in_flight = self._in_flight, []
+        for one in in_flight:
+            try:
+                tokens = one.pending.to_host()
+            except Exception as error:
+                for _, sequence in one.places:
+                    if self.batch.is_running(sequence):
+                        self._fail_after_error(sequence, error)
+                continue
+            for place, sequence in one.places:
+                if self.batch.is_running(sequence):
+                    self._add(sequence, tokens[place])
 
     def _add(self, sequence: Sequence, token: SampledToken) -> None:
         try:
             delta = sequence.add_token(token)
+            finished = sequence.finished() if sequence.finish_reason is not None else None
         except Exception as error:
             self.fail(sequence, error)
             return
         if delta is not None:
             self._put(sequence, delta)
-        if sequence.finish_reason is not None:
-            self._put(sequence, sequence.finished())
+        if finished is not None:
+            self._put(sequence, finished)
             self.batch.commit(sequence)
             self.remove(sequence)
 
-    def _fail_after_error(self, sequences: list[Sequence], error: Exception) -> None:
-        """Fail these sequences. Raises RunnerBroken where the device is no longer usable."""
+    def _fail_after_error(self, sequence: Sequence, error: Exception) -> None:
+        """Fail this sequence. Raises RunnerBroken where the device is no longer usable."""
+        self._check_usable(error)
+        self.fail(sequence, error)
+
+    def _check_usable(self, error: Exception) -> None:
         if not self.runner.is_usable():
             raise RunnerBroken from error
-        for sequence in sequences:
-            self.fail(sequence, error)
 
 
 def _check_length(sequence: Sequence, capacity: Capacity) -> None:

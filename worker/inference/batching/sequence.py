@@ -15,11 +15,15 @@ from app.core.engine.messages import (
     TokenProbability,
     Usage,
 )
+from worker.inference.failures import ScoresNotFinite
 from worker.inference.sampling.text_stream import Decode, Detokenizer, StopStrings, TokenBuffer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+# In the place of a token where the scores of the row are not finite numbers.
+NO_TOKEN = -1
 
 FinishReason = Literal["stop", "length"]
 TokenBytes = Callable[[int], bytes]
@@ -151,8 +155,10 @@ class Sequence:
     def add_token(self, token: SampledToken) -> TokenDelta | None:
         """Append the next token. Returns the text that may be sent now; sets `finish_reason` at the end.
 
-        Raises InvalidRequest where the grammar fails.
+        Raises InvalidRequest where the grammar fails, or where the model's scores are not finite.
         """
+        if token.token_id == NO_TOKEN:
+            raise ScoresNotFinite
         self.token_ids.append(token.token_id)
         if self._first_token_at is None:
             self._first_token_at = self.clock()

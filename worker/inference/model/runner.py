@@ -8,11 +8,12 @@ Shape letters: R all rows, B rows of a step, N tokens of a step, P blocks of a r
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence as Listed
 
 import torch
 from transformers import PreTrainedModel
 
+from app.core.errors import InvalidRequest
 from app.core.errors.jobs import OutOfMemory
 from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.adapters.lora_weights import LoraSlots
@@ -92,6 +93,7 @@ class ModelRunner:
             dtype=model.dtype,
             uses_kernels=self._uses_kernels,
         )
+        self._embedding_count = model.get_input_embeddings().weight.shape[0]
         vocabulary_size = model.get_output_embeddings().weight.shape[0]
         self._sampler = Sampler(max_rows=max_rows, vocabulary_size=vocabulary_size, device=device.torch)
         # Last token, position, adapter slot and activity in one tensor, so that one copy sets a row.
@@ -137,8 +139,12 @@ class ModelRunner:
             self._slots.load(slot, adapter)
 
     def start(self, sequence: Sequence) -> None:
-        """Set the row of a sequence that was given a row and blocks. Raises OutOfMemory."""
+        """Set the row of a sequence that was given a row and blocks.
+
+        Raises InvalidRequest for tokens that the base model does not have, and OutOfMemory.
+        """
         row, prompt = sequence.row, sequence.prompt
+        self._check_ids(prompt.token_ids)
         with _memory_errors(), torch.inference_mode():
             blocks = torch.tensor(sequence.blocks, dtype=torch.int32)
             self._block_tables_RP[row, : len(blocks)] = on_device(blocks, self._device.torch)
@@ -167,14 +173,17 @@ class ModelRunner:
             if not self._replay_prefill(inputs_4N, chunks, used):
                 ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device.torch)
                 self._slots.select(used, slots_N)
-                self._forward(ids_N, self._step(rows_N, positions_N, chunks))
+                step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, chunks)
+                if self._uses_kernels:
+                    step.use_kernels()
+                self._forward(ids_N, step)
             for chunk, prefill in zip(chunks, prefills, strict=True):
                 self._set_row(prefill.sequence, chunk.end)
 
     def decode(self, running: list[Sequence]) -> DeviceTokens:
         """Sample a token for each row. The token of a row whose prompt is not read yet is undefined.
 
-        Raises OutOfMemory.
+        Raises OutOfMemory. After an error no row has advanced.
         """
         count = len(running)
         used = {one.adapter_slot for one in running}
@@ -186,15 +195,14 @@ class ModelRunner:
             else:
                 self._slots.select(used, self._adapter_slots_R)
                 logits_BV = self._decode_graphs.run(count, self._slots.selection is not None)[:count]
-            self._sampler.set_masks(running)
-            active_B = self._active_R[:count]
-            sampled = self._sampler.sample(logits_BV, 0, active_B.bool())
-            # Rows whose prompt is not read are computed too, but their state does not change.
-            self._tokens_R[:count] = torch.where(active_B > 0, sampled.tokens_B, self._tokens_R[:count])
-            self._positions_R[:count] += active_B
-            for one in running:
-                self._positions[one.row] += one.is_prefilled
-            return DeviceTokens(sampled)
+            return self._sample(logits_BV, running, slice(count))
+
+    def decode_alone(self, sequence: Sequence) -> DeviceTokens:
+        """Sample a token for one row, after `decode` failed for its batch. Raises OutOfMemory."""
+        rows = slice(sequence.row, sequence.row + 1)
+        with _memory_errors(), torch.inference_mode():
+            self._slots.select({sequence.adapter_slot}, self._adapter_slots_R[rows])
+            return self._sample(self._forward_rows(1, sequence.row), [sequence], rows)
 
     def move(self, move: Move) -> None:
         """Move a sequence to another row."""
@@ -235,6 +243,31 @@ class ModelRunner:
         state = torch.tensor((token_ids[-1], position, sequence.adapter_slot, is_active), dtype=torch.long)
         self._state_4R[:, row] = on_device(state, self._device.torch)
         self._positions[row] = position
+
+    def _sample(self, logits_BV: torch.Tensor, sequences: list[Sequence], rows: slice) -> DeviceTokens:
+        """Sample the tokens of these rows, and make them the inputs of the next step."""
+        self._sampler.set_masks(sequences)
+        active_B = self._active_R[rows]
+        sampled = self._sampler.sample(logits_BV, sequences[0].row, active_B.bool())
+        tokens = DeviceTokens(sampled)
+        # The next step may be launched before the host has seen NO_TOKEN, which is no id.
+        ids_B = sampled.tokens_B.clamp(0, self._embedding_count - 1)
+        # Rows whose prompt is not read are computed too, but their state does not change.
+        self._tokens_R[rows] = torch.where(active_B > 0, ids_B, self._tokens_R[rows])
+        self._positions_R[rows] += active_B
+        for one in sequences:
+            self._positions[one.row] += one.is_prefilled
+        return tokens
+
+    def _check_ids(self, token_ids: Listed[int]) -> None:
+        """Raise InvalidRequest for an id that is no row of the embedding: it would end a GPU's process."""
+        unknown = max(token_ids)
+        if unknown >= self._embedding_count:
+            raise InvalidRequest(
+                f"The prompt has the token {unknown}; the base model has {self._embedding_count} tokens.",
+                param="prompt",
+                hint="The tokenizer is of another model.",
+            )
 
     def _drop_stale_graphs(self) -> None:
         """Drop captured graphs once the adapters' tensors were reallocated."""
@@ -277,20 +310,16 @@ class ModelRunner:
         )
         return self._forward(ids_N, step)
 
-    def _forward_rows(self, count: int) -> torch.Tensor:
-        """Logits of the next token of the first `count` rows."""
-        step = self._step(self._row_indices_R[:count], self._positions_R[:count], [])
-        return self._forward(self._tokens_R[:count], step)
-
-    def _step(
-        self, rows_N: torch.Tensor, positions_N: torch.Tensor, chunks: list[attention.Chunk]
-    ) -> attention.Step:
-        step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, chunks)
+    def _forward_rows(self, count: int, first_row: int = 0) -> torch.Tensor:
+        """Logits of the next token of `count` rows."""
+        rows = slice(first_row, first_row + count)
+        tables_BP, indices_B = self._block_tables_RP[rows], self._row_indices_R[:count]
+        step = attention.Step(self._cache, tables_BP, indices_B, self._positions_R[rows])
         if self._uses_kernels:
             step.use_kernels()
-        elif not chunks:
-            step.key_count = max(self._positions[: len(rows_N)]) + 1
-        return step
+        else:
+            step.key_count = max(self._positions[rows]) + 1
+        return self._forward(self._tokens_R[rows], step)
 
     def _forward(self, ids_N: torch.Tensor, step: attention.Step) -> torch.Tensor:
         """Logits [N, V] of a decode step. For a prefill, hidden states: only keys and values are needed."""

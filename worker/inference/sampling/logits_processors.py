@@ -118,19 +118,26 @@ class RepetitionPenalty(LogitsProcessor):
         return sampling.repetition_penalty != 1
 
     def make_state(self) -> tuple[torch.Tensor, ...]:
-        """The penalty minus one [R, 1], and whether each token was seen [R, V]."""
-        return self._zeros(1, torch.float), self._zeros(self._vocabulary_size, torch.bool)
+        """The penalty [R, 1], 1 where there is none, and whether each token was seen [R, V]."""
+        return self._zeros(1, torch.float) + 1, self._zeros(self._vocabulary_size, torch.bool)
+
+    def clear(self, row: int) -> None:
+        """Make a row neutral."""
+        penalty_R1, seen_RV = self._state
+        penalty_R1[row], seen_RV[row] = 1, False
 
     def fill(self, row: int, sampling: Sampling, prompt_ids: Sequence[int]) -> None:
         """Write the penalty, and mark the tokens of the prompt as seen."""
-        excess_R1, seen_RV = self._state
-        excess_R1[row] = sampling.repetition_penalty - 1
-        seen_RV[row, torch.tensor(prompt_ids, dtype=torch.long).to(self._device)] = True
+        penalty_R1, seen_RV = self._state
+        penalty_R1[row] = sampling.repetition_penalty
+        # The embedding may have tokens that the output layer lacks: those of images, for instance.
+        known = [token for token in prompt_ids if token < self._vocabulary_size]
+        seen_RV[row, torch.tensor(known, dtype=torch.long).to(self._device)] = True
 
     def process(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
         """Seen tokens: positive scores are divided by the penalty, negative ones multiplied by it."""
-        excess_R1, seen_RV = self._state
-        penalty_B1 = excess_R1[rows] + 1
+        penalty_R1, seen_RV = self._state
+        penalty_B1 = penalty_R1[rows]
         penalized_BV = torch.where(scores_BV < 0, scores_BV * penalty_B1, scores_BV / penalty_B1)
         return torch.where(seen_RV[rows], penalized_BV, scores_BV)
 

@@ -1,8 +1,9 @@
 """Samples the next token of every row on the device, with the settings and the seed of each row.
 
 The random number of a token is a hash of the row's seed and of the number of tokens that the row has made, so
-the text of a seed does not depend on the other rows of the batch. Only `to_host` waits for the device: a step
-may be sampled before the tokens of the step before are read.
+the text of a seed does not depend on the other rows of the batch. A row whose scores are not finite gets
+NO_TOKEN, which changes no other row. Only `to_host` waits for the device: a step may be sampled before the
+tokens of the step before are read.
 Shape letters: R all rows, B rows of a step, V vocabulary, K alternatives (the most that any row requests),
 W words of 32 bits.
 """
@@ -12,8 +13,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from app.core.engine.messages import Sampling
-from worker.inference.batching.sequence import SampledLogprob, SampledToken, Sequence
+from app.core.engine.messages import MIN_LOGPROB, Sampling
+from worker.inference.batching.sequence import NO_TOKEN, SampledLogprob, SampledToken, Sequence
 from worker.inference.sampling.logits_processors import (
     FrequencyPenalties,
     GrammarMask,
@@ -26,7 +27,7 @@ _GREEDY = Sampling(temperature=0)
 
 @dataclass
 class RowSettings:
-    """The sampling settings of all rows, and how many tokens each has drawn."""
+    """The sampling settings of all rows, and how many tokens each has drawn. A temperature of 0 is greedy."""
 
     temperature_R: torch.Tensor
     top_p_R: torch.Tensor
@@ -47,7 +48,10 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """The tokens of one step, on the device. `top_counts`: alternatives requested by row, or None."""
+    """The tokens of one step, on the device. `top_counts`: alternatives requested by row, or None.
+
+    A token is an id of the model's vocabulary, or NO_TOKEN.
+    """
 
     tokens_B: torch.Tensor
     logprobs: Logprobs | None
@@ -97,7 +101,7 @@ class Sampler:
         """Set a row to the settings of the sequence that starts in it, without a grammar's mask."""
         rows = self._rows
         # `fill_` passes the number to the kernel; an assignment would copy it from the host and wait.
-        rows.temperature_R[row].fill_(sampling.temperature)
+        rows.temperature_R[row].fill_(0 if sampling.is_greedy else sampling.temperature)
         rows.top_p_R[row].fill_(sampling.top_p)
         rows.top_k_R[row].fill_(sampling.top_k)
         rows.min_p_R[row].fill_(sampling.min_p)
@@ -131,22 +135,35 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, logits_BV: torch.Tensor, first_row: int, active_B: torch.Tensor) -> SampledBatch:
-        """Sample the next tokens of the rows from `first_row` on. Inactive rows keep their state."""
+        """Sample the next tokens of the rows from `first_row` on. Inactive rows keep their state.
+
+        All is computed before any state changes: after an error the step can be sampled again.
+        """
         rows = slice(first_row, first_row + len(logits_BV))
         samplings = self._samplings[rows]
         logits_BV = logits_BV.float()
         scores_BV = logits_BV
         for processor in self._processors:
             scores_BV = processor.apply(scores_BV, rows)
-        tokens_B = scores_BV.argmax(-1)
-        if any(one.temperature > 0 for one in samplings):
-            here = self._settings(rows)
+        peak_B, tokens_B = scores_BV.max(-1)
+        # False for NaN too, which is a maximum.
+        is_sound_B = peak_B.abs() < torch.inf
+        here = self._settings(rows)
+        if draws := any(not one.is_greedy for one in samplings):
             tokens_B = torch.where(here.temperature_R > 0, _draw(scores_BV, here, samplings), tokens_B)
+            # Scores that overflow in the draw have no cumulative probability: the search ends past the last.
+            is_sound_B &= tokens_B < scores_BV.shape[1]
+        # An id that the vocabulary lacks would end the process on a GPU, where it is used as an index.
+        tokens_B = torch.where(is_sound_B, tokens_B, 0)
+        top_counts = [one.logprobs for one in samplings]
+        logprobs = _logprobs(logits_BV, tokens_B, top_counts)
+        if logprobs is not None:
+            is_sound_B &= ~logprobs.chosen_B.isnan()
+        if draws:
             here.made_count_R += active_B
         for processor in self._processors:
             processor.record(tokens_B, rows, active_B)
-        top_counts = [one.logprobs for one in samplings]
-        return SampledBatch(tokens_B, _logprobs(logits_BV, tokens_B, top_counts), top_counts)
+        return SampledBatch(torch.where(is_sound_B, tokens_B, NO_TOKEN), logprobs, top_counts)
 
     def _settings(self, rows: slice) -> RowSettings:
         return RowSettings(**{one.name: getattr(self._rows, one.name)[rows] for one in fields(RowSettings)})
@@ -160,9 +177,12 @@ def _logprobs(
     if not counts:
         return None
     total_B1 = logits_BV.logsumexp(-1, keepdim=True)
+    # A score of infinity leaves no probabilities, whichever token is chosen.
+    total_B1 = total_B1.masked_fill(total_B1.isinf(), torch.nan)
     top = logits_BV.topk(min(max(counts), logits_BV.shape[1]), dim=-1)
     chosen_B = (logits_BV.gather(1, tokens_B[:, None]) - total_B1).squeeze(1)
-    return Logprobs(chosen_B, top.values - total_B1, top.indices)
+    top_values_BK = (top.values - total_B1).clamp(min=MIN_LOGPROB)
+    return Logprobs(chosen_B.clamp(min=MIN_LOGPROB), top_values_BK, top.indices)
 
 
 def _token_logprob(

@@ -49,36 +49,86 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Buffers text for as long as it may be the beginning of a stop string."""
+    """Buffers text for as long as it may be the beginning of a stop string.
+
+    Takes time in proportion to the text, however long the stop strings are.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._buffered = ""
+        self._searches = [_Search(stop) for stop in stops]
+        # Buffered text, as it was added: joining it at each token would copy a long beginning every time.
+        self._parts: deque[str] = deque()
+        self._buffered_length = 0
         self.found = False
 
     def add(self, text: str) -> str:
         """Add text. Returns what may be sent: all before a stop string or a possible beginning of one."""
-        self._buffered += text
-        starts = [start for stop in self._stops if (start := self._buffered.find(stop)) >= 0]
-        self.found = bool(starts)
-        cut = min(starts) if starts else len(self._buffered) - self._beginning_length()
-        sent, self._buffered = self._buffered[:cut], "" if starts else self._buffered[cut:]
-        return sent
+        self._parts.append(text)
+        self._buffered_length += len(text)
+        ends = [(end, search) for search in self._searches if (end := search.read(text)) is not None]
+        if ends:
+            self.found = True
+            before = self._buffered_length - len(text)
+            sent = self._take(min(before + end - len(search.pattern) for end, search in ends))
+            self._take(self._buffered_length)
+            return sent
+        held = max((search.matched_length for search in self._searches), default=0)
+        return self._take(self._buffered_length - held)
 
     def flush(self) -> str:
         """Returns the buffered text, at the end of the answer."""
-        text, self._buffered = self._buffered, ""
-        return text
+        return self._take(self._buffered_length)
 
-    def _beginning_length(self) -> int:
-        """Length of the longest suffix of the buffered text that is a prefix of a stop string."""
-        lengths = (
-            length
-            for stop in self._stops
-            for length in range(min(len(stop) - 1, len(self._buffered)), 0, -1)
-            if self._buffered.endswith(stop[:length])
-        )
-        return max(lengths, default=0)
+    def _take(self, length: int) -> str:
+        """Remove so many characters from the beginning of the buffered text, and return them."""
+        taken = []
+        self._buffered_length -= length
+        while length > 0:
+            part = self._parts.popleft()
+            if len(part) > length:
+                self._parts.appendleft(part[length:])
+            taken.append(part[:length])
+            length -= len(part)
+        return "".join(taken)
+
+
+class _Search:
+    """Searches a text that arrives in parts for one pattern (Knuth, Morris and Pratt 1977).
+
+    The table of the pattern's own borders is made only as far as the text has matched.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        # The length of the longest suffix of the text that is a prefix of the pattern.
+        self.matched_length = 0
+        # By length of a prefix: the length of the longest shorter prefix that is also its suffix.
+        self._borders = [0, 0]
+
+    def read(self, text: str) -> int | None:
+        """Read the next part of the text. Returns the index in it after the end of the first match."""
+        matched, first = self.matched_length, self.pattern[0]
+        if not matched and first not in text:
+            return None
+        for index, character in enumerate(text):
+            while matched and self.pattern[matched] != character:
+                matched = self._borders[matched]
+            if self.pattern[matched] == character:
+                matched += 1
+                if matched == len(self.pattern):
+                    return index + 1
+                self._extend_borders(matched)
+        self.matched_length = matched
+        return None
+
+    def _extend_borders(self, length: int) -> None:
+        """Add the border of the prefix of this length, of which all shorter ones are known."""
+        if length < len(self._borders):
+            return
+        border = self._borders[length - 1]
+        while border and self.pattern[border] != self.pattern[length - 1]:
+            border = self._borders[border]
+        self._borders.append(border + (self.pattern[border] == self.pattern[length - 1]))
 
 
 class TokenBuffer(Generic[Token]):

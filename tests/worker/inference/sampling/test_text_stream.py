@@ -98,3 +98,25 @@ def test_any_cut_into_pieces_stops_at_the_same_place(seed):
     starts = [start for stop in wanted if (start := text[:at].find(stop)) >= 0]
     assert stops.found == bool(starts)
     assert sent + stops.flush() == text[: min(starts, default=len(text))]
+
+
+class CountedText(str):
+    """Text that counts how many of its characters are looked at."""
+
+    __slots__ = ("looked_at",)
+
+    def __getitem__(self, key):
+        self.looked_at = getattr(self, "looked_at", 0) + 1
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("stop", ["a" * 5_000 + "b", "ab" * 2_500 + "c", "aab" * 1_700 + "c"])
+def test_a_long_stop_string_takes_time_in_proportion_to_the_text(stop):
+    pattern = CountedText(stop)
+    stops = StopStrings([pattern])
+    text = (stop[:-1] * 3)[:12_000]
+
+    sent = [stops.add(character) for character in text]
+
+    assert "".join(sent) + stops.flush() == text
+    assert pattern.looked_at < 10 * len(text)
