@@ -22,6 +22,7 @@ TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 RECORD = "tunesmith.json"
 
+MAX_RANK = 1024
 _MAX_HEADER_BYTES = 25 << 20
 _CHUNK_BYTES = 1 << 20
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -36,7 +37,7 @@ class _PeftConfig(BaseModel):
     peft_type: Literal["LORA"]
     task_type: Literal["CAUSAL_LM"] | None = None
     base_model_name_or_path: str | None = None
-    r: Annotated[int, Field(ge=1, le=1024)]
+    r: Annotated[int, Field(ge=1, le=MAX_RANK)]
     lora_alpha: Annotated[float, Field(gt=0, strict=False)]
     lora_dropout: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
     bias: Literal["none", "all", "lora_only"] = "none"

@@ -85,6 +85,43 @@ def test_no_probability_at_all_leaves_the_likeliest_token(
     assert engine.requests[0].sampling.top_k == 1
 
 
+EDGES: list[tuple[str, list[Any], list[Any]]] = [
+    ("top_k", [-1, 0, 2**63 - 1], [-2, 2**63, 10**400, 1e300]),
+    ("seed", [-(2**63), 2**63 - 1], [2**63, 10**400]),
+    ("temperature", [0, 1e-45, 1.2e-38, 2], [-1e-45, 2.1, 10**400]),
+    ("top_p", [0, 5e-324, 1], [1.1]),
+    ("min_p", [0, 5e-324, 1], [-1, 1.1]),
+    ("repetition_penalty", [0.01, 10], [0, 1e-30, 1e-9, 11, 10**400]),
+    ("presence_penalty", [-2, 2], [-3, 1e300]),
+    ("frequency_penalty", [-2, 2], [-3, 1e300]),
+    ("logit_bias", [{str(10**30): 100}], [{"-1": 1}, {"1": 101}, {"1": 1e300}]),
+    ("n", [1, 128], [0, 129, 2**63, 10**400]),
+    ("max_tokens", [1, 32768], [0, 32769, 2**63, 10**400]),
+    ("max_completion_tokens", [1, 32768], [0, 2**63]),
+    ("stop", ["x" * 10_000, ["x"] * 16], ["", "x" * 10_001, ["x"] * 17]),
+]
+
+
+@pytest.mark.parametrize(("name", "allowed", "refused"), EDGES, ids=[name for name, *_ in EDGES])
+def test_every_number_has_bounds_and_works_at_them(
+    live: httpx.Client, engine: FakeEngine, name: str, allowed: list[Any], refused: list[Any]
+) -> None:
+    def status(value: object) -> int:
+        body = {"model": "helper", "messages": HI, name: value}
+        return live.post("/v1/chat/completions", json=body).status_code
+
+    assert [status(value) for value in allowed] == [200] * len(allowed)
+    assert [status(value) for value in refused] == [400] * len(refused)
+
+
+def test_top_logprobs_has_bounds(live: httpx.Client, engine: FakeEngine) -> None:
+    body = {"model": "helper", "messages": HI, "logprobs": True}
+    answers = [
+        live.post("/v1/chat/completions", json=body | {"top_logprobs": count}) for count in (0, 20, 21, 2**63)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 400, 400]
+
+
 def test_what_changes_nothing_is_accepted(openai_client: openai.OpenAI) -> None:
     neutral = {
         "n": 1,

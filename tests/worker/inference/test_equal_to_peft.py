@@ -20,6 +20,7 @@ from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
 from worker.inference.model.runner import ModelRunner
+from worker.inference.sampling.sampler import SampledBatch
 from worker.models.base_model import load_for_serving
 from worker.models.device import find_device
 
@@ -199,6 +200,75 @@ def test_a_seed_gives_the_same_text_alone_and_in_company(requests, adapters, run
         return sequence.token_ids
 
     assert answer([]) == answer(requests[2:6]) == answer(requests[6:9])
+
+
+class Spoilt:
+    """Makes the scores of one row of the model NaN."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, runner: ModelRunner, mail: Mailbox) -> None:
+        self._sample = runner._sampler.sample
+        self.mail = mail
+        self.sequence: Sequence | None = None
+        monkeypatch.setattr(runner._sampler, "sample", self)
+
+    def __call__(self, logits_BV: torch.Tensor, first_row: int, active_B: torch.Tensor) -> SampledBatch:
+        if self.sequence is not None and self.sequence.token_ids and not self.mail.has_ended(self.sequence):
+            logits_BV[self.sequence.row - first_row] = torch.nan
+        return self._sample(logits_BV, first_row, active_B)
+
+
+@pytest.mark.parametrize("is_asynchronous", [False, True])
+@pytest.mark.parametrize("culprit", ["scores that are no numbers", "a token that the model lacks"])
+def test_neighbours_of_a_row_that_fails_answer_as_without_it(
+    culprit, is_asynchronous, requests, adapters, runner, monkeypatch
+):
+    monkeypatch.setattr(runner, "is_asynchronous", is_asynchronous)
+    mail = Mailbox()
+    spoilt = Spoilt(monkeypatch, runner, mail)
+    sampling = Sampling(temperature=0.9, top_p=0.9, repetition_penalty=1.1, seed=7, max_new_tokens=20)
+
+    def answer(odd: Sequence | None) -> list[list[int]]:
+        spoilt.sequence = odd if culprit.startswith("scores") else None
+        engine = new_engine(runner, mail)
+        mine = [as_sequence(request, adapters, sampling) for request in requests[:4]]
+        for sequence in mine[:2] + [odd] * (odd is not None) + mine[2:]:
+            engine.submit(sequence)
+        for _ in range(60):
+            engine.step()
+        assert {type(mail.end(sequence)) for sequence in mine} == {Finished}
+        return [sequence.token_ids for sequence in mine]
+
+    ids = requests[5].prompt_ids if culprit.startswith("scores") else (5, 10**9)
+    endless = sampling.model_copy(update={"logit_bias": {END: -100}})
+    odd = as_sequence(replace(requests[5], prompt_ids=ids), adapters, endless)
+    assert answer(odd) == answer(None)
+    assert mail.end(odd).code == ("scores_not_finite" if culprit.startswith("scores") else "invalid_request")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbours_of_odd_settings_answer_as_without_them(seed, requests, adapters, runner):
+    sampling = Sampling(temperature=0.9, top_p=0.9, seed=seed, max_new_tokens=20)
+    odd = [
+        Sampling(temperature=1e-45, seed=1),
+        Sampling(temperature=1.2e-38, top_p=5e-324, seed=1),
+        Sampling(temperature=1e-5, repetition_penalty=0.01, min_p=1, top_k=2**63 - 1, seed=1),
+    ]
+
+    def answer(odd: list[Sampling]) -> list[int]:
+        mail = Mailbox()
+        engine = new_engine(runner, mail)
+        mine = as_sequence(requests[1], adapters, sampling)
+        company = [as_sequence(requests[2], adapters, settings) for settings in odd]
+        for sequence in [*company, mine]:
+            engine.submit(sequence)
+        for _ in range(40):
+            engine.step()
+        assert {type(mail.end(sequence)) for sequence in [*company, mine] if mail.has_ended(sequence)} == {
+            Finished
+        }
+        return mine.token_ids
+
+    assert answer(odd) == answer([])
 
 
 def test_context_is_filled_to_the_last_token(requests, adapters, runner, models_folder):

@@ -4,6 +4,7 @@ What the engine can't apply is refused by name: an adapter is applied whole or n
 Shape letters: R rank, I inputs, O outputs.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from app.core.adapters.files import WEIGHTS
+from app.core.adapters.files import MAX_RANK, WEIGHTS
 from app.core.engine.messages import AdapterRef
 from app.core.errors import NotFound
 from app.core.storage.artifacts import ArtifactStore
@@ -53,12 +54,20 @@ class CachedAdapter:
         """Return the adapter in the device's dtype; `pinned`: in memory that the device can read itself.
 
         All tensors share one allocation: to pin hundreds of small ones takes longer than to read the file.
+        Raises AdapterUnsupported for weights that are infinite in that type: where a batch has several
+        adapters they are multiplied by zero, which is no number.
         """
         tensors = [tensor for pair in self.pairs.values() for tensor in (pair.A_RI, pair.B_RO)]
         sizes = [tensor.numel() for tensor in tensors]
         memory = torch.empty(sum(sizes), dtype=dtype, pin_memory=pinned)
         placed = [part.view_as(tensor) for part, tensor in zip(memory.split(sizes), tensors, strict=True)]
         torch._foreach_copy_(placed, tensors)
+        # A sum in float64 can't overflow here, and is not finite where one of its terms is not.
+        if not math.isfinite(memory.sum(dtype=torch.float64).item()):
+            raise AdapterUnsupported(
+                f"The adapter's weights are too large for {str(dtype).removeprefix('torch.')}, in which its "
+                "base model is served."
+            )
         pairs = {
             name: LoraPair(A_RI, B_RO)
             for name, A_RI, B_RO in zip(self.pairs, placed[0::2], placed[1::2], strict=True)
@@ -160,5 +169,8 @@ def _check_weights(weights: PeftWeights) -> None:
     unsupported = [*weights.others, *magnitudes]
     if unsupported:
         raise AdapterUnsupported(f"The adapter holds {unsupported[0]!r}, which the engine can't apply.")
+    rank = max((update.A_RI.shape[0] for update in weights.updates.values()), default=0)
+    if rank > MAX_RANK:
+        raise AdapterUnsupported(f"The adapter has a layer of rank {rank}; the highest is {MAX_RANK}.")
     if not weights.updates:
         raise AdapterUnsupported("The adapter's weights are not pairs of lora_A and lora_B.")

@@ -114,13 +114,15 @@ class LoraSlots:
             )
 
     def _grow_rank(self, rank: int) -> None:
-        """Reallocate all slots if this rank is larger than theirs."""
-        rank = -(-rank // _RANK_STEP) * _RANK_STEP
-        if rank > self.rank:
-            self.rank = rank
-            for lora in self._lora.values():
-                lora.grow_rank()
-            self.layout_version += 1
+        """Reallocate all slots if this rank is larger than theirs.
+
+        Each group has a rank of its own, so that a lack of memory half-way leaves all adapters as they are.
+        """
+        self.rank = max(self.rank, -(-rank // _RANK_STEP) * _RANK_STEP)
+        for lora in self._lora.values():
+            if lora.rank < self.rank:
+                self.layout_version += 1
+                lora.grow_rank(self.rank)
 
     def _add(self, group: MergedLinears) -> None:
         if group not in self._lora:
@@ -134,7 +136,8 @@ class GroupLora:
     def __init__(self, group: MergedLinears, slots: LoraSlots) -> None:
         self._group = group
         self._slots = slots
-        self._A_MSRI, self._B_SRO = self._stacks()
+        self.rank = slots.rank
+        self._A_MSRI, self._B_SRO = self._stacks(self.rank)
         self._starts = [sum(group.widths[:index]) for index in range(len(group.widths))]
         self._tiles_T3: torch.Tensor | None = None
         if slots.uses_kernels:
@@ -152,7 +155,7 @@ class GroupLora:
             from worker.kernels import batched_lora
 
             y_NO, inner_NC = self._group.weights.product_with_rows(x_NI)
-            if len(x_NI) > _DENSE_FROM_TOKENS and self._slots.count * self._slots.rank <= _DENSE_COLUMNS:
+            if len(x_NI) > _DENSE_FROM_TOKENS and self._slots.count * self.rank <= _DENSE_COLUMNS:
                 self._add_dense(y_NO, inner_NC, selection)
                 return y_NO
             return batched_lora.expand(y_NO, inner_NC, selection.slots_N, self._B_SRO, self._tiles_T3)
@@ -167,24 +170,25 @@ class GroupLora:
             rank = pair.rank if pair is not None else 0
             outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
             A_RI, B_RO = self._A_MSRI[layer, index], self._B_SRO[index, :, outputs]
-            if rank < self._slots.rank:
+            if rank < self.rank:
                 A_RI[rank:].zero_()
                 B_RO[rank:].zero_()
             if pair is not None:
                 A_RI[:rank].copy_(pair.A_RI, non_blocking=True)
                 B_RO[:rank].copy_(pair.B_RO, non_blocking=True)
 
-    def grow_rank(self) -> None:
-        """Copy the weights to new stacks of the slots' current rank."""
+    def grow_rank(self, rank: int) -> None:
+        """Copy the weights to new stacks of this rank. Nothing changes where memory is lacking for them."""
         old_A_MSRI, old_B_SRO = self._A_MSRI.clone(), self._B_SRO
-        self._A_MSRI, self._B_SRO = self._stacks()
+        self._A_MSRI, self._B_SRO = self._stacks(rank)
+        self.rank = rank
         self._A_MSRI[:, :, : old_A_MSRI.shape[2]] = old_A_MSRI
         self._B_SRO[:, : old_B_SRO.shape[1]] = old_B_SRO
 
     def _add_dense(self, y_NO: torch.Tensor, inner_NC: torch.Tensor, selection: Selection) -> None:
         """Add the updates with dense matmuls over all slots; columns of other adapters are set to zero."""
-        columns = self._slots.count * self._slots.rank
-        own_NC = selection.column_mask(1, self._slots.count, self._slots.rank)
+        columns = self._slots.count * self.rank
+        own_NC = selection.column_mask(1, self._slots.count, self.rank)
         parts = zip(
             y_NO.split(self._group.widths, -1),
             inner_NC.split(columns, -1),
@@ -200,18 +204,17 @@ class GroupLora:
         inner_NC = functional.linear(x_NI, self._A_MSRI[layer, slots].flatten(0, 1))
         if selection.is_mixed:
             # `where`, not a product: an infinity in another adapter's column must not become NaN.
-            own_NC = selection.column_mask(selection.used[0], selection.used[-1], self._slots.rank)
+            own_NC = selection.column_mask(selection.used[0], selection.used[-1], self.rank)
             inner_NC = inner_NC.where(own_NC, 0)
         y_NO.addmm_(inner_NC, self._B_SRO[slots, :, outputs].flatten(0, 1))
 
-    def _stacks(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _stacks(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         group, slots = self._group, self._slots
-        shape = (len(group.widths), slots.count, slots.rank, group.input_width)
+        shape = (len(group.widths), slots.count, rank, group.input_width)
+        # Before A, whose rows replace those of the group's weights: after that nothing may fail.
+        B_SRO = torch.zeros(slots.count, rank, sum(group.widths), dtype=slots.dtype, device=group.device)
         if slots.uses_kernels:
             A_MSRI = group.weights.append_rows(shape[0] * shape[1] * shape[2]).view(shape)
         else:
             A_MSRI = torch.zeros(shape, dtype=slots.dtype, device=group.device)
-        B_SRO = torch.zeros(
-            slots.count, slots.rank, sum(group.widths), dtype=slots.dtype, device=group.device
-        )
         return A_MSRI, B_SRO

@@ -93,7 +93,9 @@ class ModelRunner:
             dtype=model.dtype,
             uses_kernels=self._uses_kernels,
         )
-        self._embedding_count = model.get_input_embeddings().weight.shape[0]
+        embedding = model.get_input_embeddings().weight
+        assert isinstance(embedding, torch.Tensor)
+        self._embedding_count = embedding.shape[0]
         vocabulary_size = model.get_output_embeddings().weight.shape[0]
         self._sampler = Sampler(max_rows=max_rows, vocabulary_size=vocabulary_size, device=device.torch)
         # Last token, position, adapter slot and activity in one tensor, so that one copy sets a row.

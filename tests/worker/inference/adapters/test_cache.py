@@ -52,6 +52,27 @@ def test_settings_that_can_not_be_applied_are_refused_by_name(folder, changes, w
         read_adapter("ad", folder)
 
 
+def test_weights_that_are_infinite_in_the_type_of_the_base_model_are_refused(folder):
+    configure(folder, lora_alpha=1e30)
+    adapter = read_adapter("ad", folder)
+
+    assert adapter.ready_for(torch.float32, pinned=False)
+    with pytest.raises(AdapterUnsupported, match="too large for float16"):
+        adapter.ready_for(torch.float16, pinned=False)
+
+
+def test_a_rank_above_the_highest_is_refused(folder):
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_A" in name)
+    other = name.replace("lora_A", "lora_B")
+    weights[name] = torch.ones(1025, weights[name].shape[1])
+    weights[other] = torch.ones(weights[other].shape[0], 1025)
+    save_file(weights, folder / "adapter_model.safetensors")
+
+    with pytest.raises(AdapterUnsupported, match="rank 1025"):
+        read_adapter("ad", folder)
+
+
 def test_real_dora_adapter_is_refused(models_folder, tmp_path):
     folder = save_adapter(models_folder / "tiny-llama", tmp_path / "dora", use_dora=True, r=2)
 

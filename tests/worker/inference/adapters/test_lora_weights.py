@@ -49,6 +49,37 @@ def test_kernels_add_what_plain_torch_adds(count, tmp_path):
     torch.testing.assert_close(answers[1], answers[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("uses_kernels", [False, True])
+@torch.inference_mode()
+def test_a_rank_that_memory_lacks_for_leaves_the_other_adapters_as_they_are(
+    uses_kernels, tmp_path, monkeypatch
+):
+    model, slots = make_slots(uses_kernels=uses_kernels)
+    slots.load(1, make_adapter(tmp_path, "all", 4, list(WIDTHS)))
+    group = next(iter(slots._lora.values()))
+    x_1NI = torch.randn(1, 5, 32, device=DEVICE)
+    slots_N = torch.ones(5, dtype=torch.long, device=DEVICE)
+
+    def answer() -> list[torch.Tensor]:
+        slots.select({1}, slots_N)
+        return [linear(x_1NI) for linear in model["layer"].values()]
+
+    expected = answer()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            slots.load(2, make_adapter(tmp_path, "wide", 40, list(WIDTHS)))
+
+    torch.testing.assert_close(answer(), expected)
+    slots.load(2, make_adapter(tmp_path, "wide", 40, list(WIDTHS)))
+    assert group.rank == 48
+    torch.testing.assert_close(answer(), expected, atol=1e-5, rtol=1e-5)
+
+
+def out_of_memory(*_sizes: object, **_options: object) -> torch.Tensor:
+    raise torch.OutOfMemoryError("no memory")
+
+
 @torch.inference_mode()
 def test_without_an_adapter_in_the_batch_nothing_is_added(tmp_path):
     model, slots = make_slots(uses_kernels=True)
