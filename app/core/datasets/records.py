@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from app.core.datasets.inspection import Inspection, OnProblem, inspect, refuse_fields, refuse_problems
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import Row, read_rows
-from app.core.datasets.unused_fields import OnUnused
+from app.core.datasets.unused_fields import OnUnused, UnusedField
 from app.core.errors.datasets import DatasetInUse, DatasetNotFound, DatasetNotReady
 from app.core.specs.states import ENDED, DatasetState
 from app.core.storage import tables
@@ -156,6 +156,11 @@ def delete(session: Session, dataset_id: str) -> str:
     session.execute(sql_delete(tables.DatasetFetchRow).where(tables.DatasetFetchRow.dataset_id == dataset_id))
     session.delete(dataset)
     return folder_of(dataset_id)
+
+
+def find_unused(dataset: tables.DatasetRow) -> list[UnusedField]:
+    """Returns the fields of a dataset from which nothing is learned."""
+    return [UnusedField(**record) for record in dataset.unused_fields]
 
 
 def open_rows(store: ArtifactStore, dataset: tables.DatasetRow) -> Iterator[tuple[int, Row]]:

@@ -3,7 +3,7 @@
 The memory for them does not grow with the file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field as dataclass_field
 from enum import StrEnum
 from typing import Any
@@ -138,6 +138,21 @@ def refuse_unused(
     )
 
 
+def describe_unused(unused: Sequence[UnusedField]) -> str:
+    """Returns a sentence that names unused fields; empty where there are none."""
+    lost = [one for one in unused if one.changes_learning]
+    others = [one for one in unused if not one.changes_learning]
+    said = [
+        f"{start}: {_name(fields)}."
+        for start, fields in (
+            ("Not used, although their names say that they change what is learned", lost),
+            ("Not used", others),
+        )
+        if fields
+    ]
+    return " ".join(said)
+
+
 def holds_value(value: object, depth: int = 0) -> bool:
     """Whether a value says anything: not null, NaN, empty, `[]` as text, or a list or object of only such."""
     if isinstance(value, str):
@@ -166,6 +181,14 @@ def is_absent(value: object, depth: int = 0) -> bool:
 def printable(name: str) -> str:
     """Returns a name as valid UTF-8 of limited length, which any database and client accepts."""
     return name[:_MAX_CHARACTERS].encode("utf-8", "backslashreplace").decode()[:_MAX_CHARACTERS]
+
+
+def _name(fields: Sequence[UnusedField]) -> str:
+    named = [
+        f"{one.field!r} ({one.rows} row{'s' if one.rows != 1 else ''})" for one in fields[:_FIELDS_IN_MESSAGE]
+    ]
+    more = f" and {len(fields) - len(named)} more" if len(fields) > len(named) else ""
+    return ", ".join(named) + more
 
 
 def _in_words(one: UnusedField, rows: int, place: str) -> str:
