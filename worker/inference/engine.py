@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app.core.engine.messages import BaseModelRef, EngineState, LoadingBase, Reply
+from app.core.engine.messages import BaseModelRef, EngineState, LoadingBase, Reply, ServingPath
 from app.core.errors import QueueFull, TunesmithError
 from app.core.errors.engine import EngineFailed, GpuTaken
 from app.core.errors.jobs import OutOfMemory
@@ -21,7 +21,7 @@ from worker.inference.batching.executor import BatchExecutor, Runner, RunnerBrok
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
 from worker.inference.engine_state import describe, urgent_part
-from worker.inference.failures import BaseModelBusy, EngineStopping, failed
+from worker.inference.failures import BaseModelBusy, EngineStopping, ModelUnsupported, failed
 
 _PAUSE_GRACE_SECONDS = 5.0
 _PAUSED_RETRY_AFTER_SECONDS = 30
@@ -39,6 +39,8 @@ class EngineOptions:
     switch_wait_seconds: float = 600.0
     # Called in the engine's thread after an urgent change of the state (engine_state.py).
     on_change: Callable[[], None] = lambda: None
+    # Called with a base model that the paged engine can't compute, and the reason.
+    on_unsupported: Callable[[BaseModelRef, str], None] = lambda _base, _reason: None
 
 
 class Engine:
@@ -265,6 +267,10 @@ class Engine:
     def _not_loaded(self, wanted: BaseModelRef, error: Exception) -> None:
         self._loading = None
         if self._scheduler.give_up_loading(lacks_memory=isinstance(error, OutOfMemory)):
+            return
+        if isinstance(error, ModelUnsupported) and wanted.path is ServingPath.PAGED:
+            self._options.on_unsupported(wanted, error.message)
+            self._scheduler.take_general_path(wanted.key)
             return
         key = wanted.key
         self._fail_waiting([one for one in self._scheduler.waiting if one.base_key == key], error)

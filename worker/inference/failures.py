@@ -18,7 +18,7 @@ class AdapterUnsupported(InvalidRequest):
 
 
 class ModelUnsupported(InvalidRequest):
-    """The engine can't serve this base model."""
+    """The paged engine can't compute this base model; the general path can."""
 
     code = "model_unsupported"
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
-from app.core.engine.messages import BaseModelRef
+from app.core.engine.messages import BaseModelRef, ServingPath
 from app.core.errors.jobs import OutOfMemory
 from app.core.settings import EngineWeights
 from app.core.specs.job import QuantizationSpec
+from worker.inference.batching.executor import Runner
+from worker.inference.general.runner import GeneralRunner
 from worker.inference.model.runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
 from worker.models import base_model
 from worker.models.device import Device, free_memory_bytes
@@ -26,14 +28,16 @@ _log = logging.getLogger(__name__)
 
 def load_runner(
     request: EngineRequest, device: Device, reference: BaseModelRef, *, reserved_bytes: int = 0
-) -> ModelRunner:
+) -> Runner:
     """Returns a loaded and warmed up base model; leaves `reserved_bytes` to a job on the same device.
 
     Raises OutOfMemory, ModelUnsupported, and the errors of finding and reading a base model.
     """
     folder = base_model.locate(reference.name, request.models_folder)
     try:
-        return _load(request, device, folder, reference.quantization, reserved_bytes)
+        if reference.path is ServingPath.GENERAL:
+            return _load_general(request, device, folder, reference.quantization, reserved_bytes)
+        return _load_paged(request, device, folder, reference.quantization, reserved_bytes)
     except torch.OutOfMemoryError:
         reason = OutOfMemory(f"The device has no memory left for the base model {reference.name!r}.")
     except OutOfMemory as error:
@@ -45,27 +49,52 @@ def load_runner(
     raise reason
 
 
-def _load(
+def _load_paged(
     request: EngineRequest, device: Device, folder: Path, quantization: QuantizationSpec, reserved_bytes: int
 ) -> ModelRunner:
     free_bytes = unreserved_bytes(device, reserved_bytes)
     keeps_4bit = stays_4bit(folder, quantization, device, request.weights, free_bytes)
     _check_memory(folder, quantization, device, keeps_4bit, free_bytes)
     model = base_model.load_for_serving(folder, quantization, device, keeps_4bit=keeps_4bit)
-    share = request.cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
-    # The runner takes its share of all free memory, so it is scaled to what is not reserved.
-    share *= unreserved_bytes(device, reserved_bytes) / free_memory_bytes(device)
     runner = ModelRunner(
         model,
         device,
         adapter_slot_count=request.adapter_slots,
         max_rows=request.max_rows,
-        cache_share=share / request.max_base_models,
+        cache_share=_cache_share(request, device, reserved_bytes),
     )
     runner.warm_up()
     blocks = runner.capacity.block_count
     _log.info("Serving %s: weights of %d bits, %d cache blocks", folder.name, runner.weight_bits, blocks)
     return runner
+
+
+def _load_general(
+    request: EngineRequest, device: Device, folder: Path, quantization: QuantizationSpec, reserved_bytes: int
+) -> GeneralRunner:
+    # As the job held them, where they were trained against 4-bit weights; a CPU multiplies those slowly.
+    keeps_4bit = quantization.load_in_4bit and (
+        request.weights is EngineWeights.FOUR_BIT
+        or (request.weights is EngineWeights.AUTO and device.is_cuda)
+    )
+    _check_memory(folder, quantization, device, keeps_4bit, unreserved_bytes(device, reserved_bytes))
+    model = base_model.load_for_serving(folder, quantization, device, keeps_4bit=keeps_4bit)
+    runner = GeneralRunner(
+        model,
+        device,
+        max_rows=request.max_rows,
+        cache_share=_cache_share(request, device, reserved_bytes),
+    )
+    _log.info("Serving %s by transformers and PEFT: weights of %d bits", folder.name, runner.weight_bits)
+    return runner
+
+
+def _cache_share(request: EngineRequest, device: Device, reserved_bytes: int) -> float:
+    """The share of all free memory that one base model's cache may take; what is reserved is left out."""
+    share = request.cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
+    return (
+        share * unreserved_bytes(device, reserved_bytes) / free_memory_bytes(device) / request.max_base_models
+    )
 
 
 def stays_4bit(

@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from app.core.engine.messages import GenerateRequest, Sampling
 from app.core.errors import InvalidRequest
-from worker.inference.adapters.cache import AdapterCache, CachedAdapter
+from worker.inference.adapters.cache import AdapterCache, StoredAdapter
 from worker.inference.batching.sequence import Prompt
+from worker.inference.general.paths import ServingPaths
 from worker.inference.sampling.grammars import GrammarCache
 from worker.inference.sampling.token_bytes import make_token_bytes
 from worker.models import base_model, fingerprint
@@ -38,10 +39,13 @@ _TOKENIZER_FILES = (
 class Preprocessor:
     """Makes prompts from requests. Thread-safe."""
 
-    def __init__(self, models_folder: Path, adapters: AdapterCache, device: Device) -> None:
+    def __init__(
+        self, models_folder: Path, adapters: AdapterCache, device: Device, paths: ServingPaths
+    ) -> None:
         self._models_folder = models_folder
         self._adapters = adapters
         self._device = device
+        self._paths = paths
         self._tokenizers = TokenizerCache()
         self._grammars = GrammarCache()
 
@@ -63,7 +67,7 @@ class Preprocessor:
         end_ids = renderer.end_token_ids(tokenizer, _generation_eos(base_folder))
         seed, schema = request.sampling.seed, request.output_schema
         return Prompt(
-            base_model=request.base_model,
+            base_model=self._paths.choose(request.base_model, base_folder, adapter),
             adapter=adapter,
             token_ids=token_ids,
             sampling=request.sampling,
@@ -113,7 +117,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     return cast(str, text)
 
 
-def _tokenizer_files(base_folder: Path, adapter: CachedAdapter | None) -> tuple[Path, Path | None]:
+def _tokenizer_files(base_folder: Path, adapter: StoredAdapter | None) -> tuple[Path, Path | None]:
     """The folder of the tokenizer, and a separate chat template if there is one.
 
     An adapter's own tokenizer takes precedence: it was trained with that one. An imported adapter may have

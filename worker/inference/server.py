@@ -22,6 +22,7 @@ from app.core.storage.artifacts import ArtifactStore
 from worker.inference.adapters.cache import AdapterCache
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine, EngineOptions
+from worker.inference.general.paths import ServingPaths
 from worker.inference.loading import load_runner
 from worker.inference.preprocessing import Preprocessor
 from worker.inference.service import Clients, Service
@@ -75,7 +76,10 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
         max_base_models=request.max_base_models,
     )
     device = find_device()
-    options = EngineOptions(request.switch_wait_seconds, on_change=lambda: link.send(StateChanged()))
+    paths = ServingPaths()
+    options = EngineOptions(
+        request.switch_wait_seconds, on_change=lambda: link.send(StateChanged()), on_unsupported=paths.learn
+    )
     engine = Engine(
         lambda base: load_runner(request, device, base, reserved_bytes=engine.reserved_bytes),
         clients.deliver,
@@ -88,7 +92,7 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
         _ADAPTER_CACHE_BYTES,
         pins_memory=device.is_cuda,
     )
-    preprocessor = Preprocessor(request.models_folder, adapters, device)
+    preprocessor = Preprocessor(request.models_folder, adapters, device, paths)
     service = Service(
         engine, clients, preprocessor.prepare, token=request.token, max_waiting=request.max_waiting
     )

@@ -21,19 +21,6 @@ def attach(model: PreTrainedModel, spec: JobSpec) -> PeftModel:
     return adapted
 
 
-def find_unserved(model: PeftModel) -> list[str]:
-    """Settings of this adapter, by their names in the spec, that the engine does not support."""
-    config = model.peft_config["default"]
-    on_embeddings = any("lora_embedding_" in name for name, _parameter in model.named_parameters())
-    found = {
-        "lora.use_dora": config.use_dora,
-        "lora.modules_to_save": bool(config.modules_to_save),
-        "lora.bias": config.bias != "none",
-        "lora.target_modules (the embedding layer)": on_embeddings,
-    }
-    return [name for name, is_there in found.items() if is_there]
-
-
 def trainable_to_float32(model: PeftModel) -> None:
     """Turn trained weights into float32.
 

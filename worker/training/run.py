@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig
 
 from app.core.specs.states import Phase
-from worker.models import base_model, fingerprint
+from worker.models import base_model, fingerprint, serving_path
 from worker.models.device import find_device
 from worker.planning import automatic_settings, model_checks, model_shape
 from worker.processes.child import ParentLink
@@ -134,7 +134,7 @@ def train(attempt: TrainingAttempt) -> None:
     )
     attempt.say(
         f"Loaded afresh, the adapter changes what the model says, and {len(rows.samples)} rows come out as "
-        "they were trained on." + (" It can be downloaded, not served here yet." if record.unserved else "")
+        "they were trained on."
     )
 
 
@@ -178,12 +178,11 @@ def load(attempt: TrainingAttempt, folder: Path) -> PeftModel:
         f"{spec.base_model} is loaded, {kind}, on {attempt.device.name}: {total / 1e6:,.1f} million weights, "
         f"{trained / 1e6:,.2f} million of them trained."
     )
-    unserved = adapter.find_unserved(model)
-    if unserved:
-        attempt.warn(
-            "adapter_not_served",
-            f"This adapter can be downloaded, but not served here yet: the engine does not apply "
-            f"{', '.join(unserved)}.",
+    obstacles = serving_path.find_obstacles(model)
+    if obstacles:
+        attempt.say(
+            "The finished adapter will be served on the engine's general path, by transformers and PEFT: one "
+            f"request after another, more slowly than others. The reason: {', '.join(obstacles)}."
         )
     if spec.training.packing:
         refuse_leaking(model)

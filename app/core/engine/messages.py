@@ -5,6 +5,7 @@ any number of TokenDelta, then one Finished or one Failed. Closing the connectio
 """
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -98,11 +99,23 @@ class AdapterRef(Wire):
     artifact: str
 
 
+class ServingPath(StrEnum):
+    """Which code of an engine generates.
+
+    `paged`: its own attention and linear layers, which batch requests. `general`: transformers and PEFT, one
+    request after another at each step, for whatever the first can't compute.
+    """
+
+    PAGED = "paged"
+    GENERAL = "general"
+
+
 class BaseModelRef(Wire):
     """A base model and how its weights were quantized when adapters were trained against them."""
 
     name: str = Field(description="A Hub id or the name of a local model.")
     quantization: QuantizationSpec
+    path: ServingPath = Field(ServingPath.PAGED, description="Which code of the engine generates.")
 
     @property
     def key(self) -> str:
@@ -146,6 +159,11 @@ class Timings(Wire):
     first_token_seconds: float = Field(description="From the start of the work to the first token.")
     total_seconds: float = Field(description="From the request to the last token.")
     tokens_per_second: float = Field(description="Tokens made a second, once the first was there.")
+    path: ServingPath = Field(
+        ServingPath.PAGED,
+        description="Which code of the engine generated: `paged` batches requests; `general`, for models and "
+        "adapters that the first can't compute, is slower.",
+    )
 
 
 class TokenProbability(Wire):

@@ -2,6 +2,7 @@
 
 import threading
 
+from app.core.engine.messages import ServingPath
 from tests.worker.inference.fakes import FakeRunner, Mailbox, make_sequence
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine, EngineOptions
@@ -19,6 +20,8 @@ class Bench:
         self.changes = 0
         self.bases: list[str] = []
         self.load_errors: list[Exception] = []
+        self.paths: list[ServingPath] = []
+        self.unsupported: list[tuple[str, str]] = []
         self.mail = Mailbox()
         self.scheduler = Scheduler(
             max_waiting=max_waiting, adapter_slot_count=slots, max_base_models=max_base_models
@@ -29,13 +32,19 @@ class Bench:
             self.mail.deliver,
             self.scheduler,
             clock=lambda: self.now,
-            options=EngineOptions(switch_wait_seconds=100, on_change=self._changed),
+            options=EngineOptions(
+                switch_wait_seconds=100, on_change=self._changed, on_unsupported=self._learn
+            ),
         )
 
     def _changed(self):
         self.changes += 1
 
+    def _learn(self, base, reason):
+        self.unsupported.append((base.name, reason))
+
     def _load(self, base):
+        self.paths.append(base.path)
         if base.name in self.slow:
             self.slow[base.name].wait()
         if self.load_errors:

@@ -5,13 +5,14 @@ import threading
 
 import pytest
 
-from app.core.engine.messages import Finished
+from app.core.engine.messages import Finished, ServingPath
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import OutOfMemory
 from tests.worker.inference.engine_bench import Bench
 from tests.worker.inference.fakes import FakeRunner, make_base, make_capacity, make_sequence
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine
+from worker.inference.failures import ModelUnsupported
 
 
 @pytest.fixture
@@ -34,6 +35,26 @@ def test_base_model_that_does_not_load_fails_its_waiting_sequences(bench):
 
     assert bench.mail.end(broken).message == "no such luck"
     assert isinstance(bench.mail.end(fine), Finished)
+
+
+def test_base_model_that_the_paged_engine_can_not_compute_is_loaded_on_the_general_path(bench):
+    bench.load_errors = [ModelUnsupported("it has attention sinks")]
+    one, two = bench.submit(base="one"), bench.submit(base="one", adapter="x")
+    bench.finish(one, two)
+
+    assert bench.paths == [ServingPath.PAGED, ServingPath.GENERAL]
+    assert bench.unsupported == [("one", "it has attention sinks")]
+    ends = [bench.mail.end(one), bench.mail.end(two)]
+    assert [end.timings.path for end in ends] == [ServingPath.GENERAL, ServingPath.GENERAL]
+    assert bench.engine.state.base_model.path is ServingPath.GENERAL
+
+
+def test_base_model_that_fails_on_the_general_path_too_fails_its_sequences(bench):
+    bench.load_errors = [ModelUnsupported("nor on this one"), ModelUnsupported("not on this path")]
+    sequence = bench.submit(base="one")
+    bench.finish(sequence)
+
+    assert bench.mail.end(sequence).message == "nor on this one"
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from app.core.storage.artifacts import ArtifactStore
 from worker.inference import preprocessing
 from worker.inference.adapters.cache import AdapterCache
 from worker.inference.failures import failed
+from worker.inference.general.paths import ServingPaths
 from worker.inference.preprocessing import Preprocessor
 from worker.models.base_model import load_tokenizer
 from worker.models.device import find_device
@@ -46,6 +47,7 @@ def preprocessor(models_folder: Path, artifacts: Path) -> Preprocessor:
         models_folder,
         AdapterCache(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30),
         find_device(),
+        ServingPaths(),
     )
 
 

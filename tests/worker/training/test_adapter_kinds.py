@@ -1,5 +1,6 @@
-"""Adapters beyond plain LoRA: trained on a 4-bit base, loaded in plain PEFT, refused by the engine."""
+"""Adapters beyond plain LoRA: trained on a 4-bit base, loaded in plain PEFT, served on one of two paths."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
+from app.core.adapters.files import RECORD
 from app.core.jobs.events import Log, Warn
 from tests.tiny_model import NAME
 from tests.worker.training.conftest import MakeRequest, run_here
-from worker.inference.adapters.cache import read_adapter
-from worker.inference.failures import AdapterUnsupported
+from worker.inference.adapters.cache import CachedAdapter, read_adapter
+from worker.inference.general.adapters import PeftFolder
 from worker.processes.reports import Advanced, Outcome
 
 SHORT: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-2, "save_steps": 1}
-SERVED: list[dict[str, Any]] = [{"use_rslora": True}, {"target_modules": "all-linear", "use_rslora": True}]
-UNSERVED: list[tuple[dict[str, Any], str]] = [
+PAGED: list[dict[str, Any]] = [{"use_rslora": True}, {"target_modules": "all-linear", "use_rslora": True}]
+GENERAL: list[tuple[dict[str, Any], str]] = [
     ({"use_dora": True}, "lora.use_dora"),
     ({"modules_to_save": ["lm_head"]}, "lora.modules_to_save"),
     ({"modules_to_save": ["embed_tokens", "lm_head", "model.norm"]}, "lora.modules_to_save"),
@@ -39,7 +41,7 @@ def loads_in_peft(models_folder: Path, folder: Path) -> torch.Tensor:
         return (model(input_ids=tokens).logits - plain).abs().max()
 
 
-@pytest.mark.parametrize("lora", [*SERVED, *(lora for lora, _reason in UNSERVED)])
+@pytest.mark.parametrize("lora", [*PAGED, *(lora for lora, _reason in GENERAL)])
 def test_it_trains_and_loads_in_plain_peft(
     make_request: MakeRequest, models_folder: Path, lora: dict[str, Any]
 ) -> None:
@@ -54,33 +56,32 @@ def test_it_trains_and_loads_in_plain_peft(
     assert len(base_weights) == len(lora.get("modules_to_save", []))
 
 
-@pytest.mark.parametrize("lora", SERVED)
-def test_what_the_engine_applies_comes_without_a_warning(
-    make_request: MakeRequest, lora: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("lora", PAGED)
+def test_plain_lora_is_served_on_the_paged_path(make_request: MakeRequest, lora: dict[str, Any]) -> None:
     request = make_request(training=SHORT, lora={"r": 4, **lora})
 
     reports = run_here(request)
 
     assert not reports.events(Warn)
-    assert read_adapter("ad_0", request.output_folder).rank == 4
+    assert not any("general path" in event.message for event in reports.events(Log))
+    adapter = read_adapter("ad_0", request.output_folder)
+    assert isinstance(adapter, CachedAdapter)
+    assert adapter.rank == 4
 
 
-@pytest.mark.parametrize(("lora", "reason"), UNSERVED)
-def test_what_the_engine_does_not_apply_is_said_at_the_start_and_in_the_card(
+@pytest.mark.parametrize(("lora", "reason"), GENERAL)
+def test_the_log_says_why_an_adapter_takes_the_general_path(
     make_request: MakeRequest, lora: dict[str, Any], reason: str
 ) -> None:
     request = make_request(training=SHORT, lora={"r": 4, **lora})
 
     reports = run_here(request)
 
-    warning = next(event for event in reports.events(Warn) if event.code == "adapter_not_served")
-    assert reason in warning.message
-    assert "downloaded" in reports.events(Log)[-1].message
-    assert reason in (request.output_folder / "README.md").read_text()
-    if lora != {"bias": "all"}:  # the tiny model has no biases to save
-        with pytest.raises(AdapterUnsupported):
-            read_adapter("ad_0", request.output_folder)
+    said = next(event.message for event in reports.events(Log) if "general path" in event.message)
+    assert reason in said
+    assert reason in json.loads((request.output_folder / RECORD).read_text())["general_path"][0]
+    assert not reports.events(Warn)
+    assert isinstance(read_adapter("ad_0", request.output_folder), PeftFolder)
 
 
 def test_modules_trained_whole_change(make_request: MakeRequest, models_folder: Path) -> None:

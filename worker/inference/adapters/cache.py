@@ -1,10 +1,11 @@
 """LoRA adapters in main memory: those read last stay, within a number of bytes.
 
-What the engine can't apply is refused by name: an adapter is applied whole or not at all.
+An adapter is applied whole: by the paged engine, by PEFT on the general path, or it is refused by name.
 Shape letters: R rank, I inputs, O outputs.
 """
 
 import math
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -18,10 +19,13 @@ from app.core.engine.messages import AdapterRef
 from app.core.errors import NotFound
 from app.core.storage.artifacts import ArtifactStore
 from worker.inference.failures import AdapterUnsupported
+from worker.inference.general.adapters import APPLIED, PeftFolder
 from worker.models.peft_adapters import AdapterDamaged, PeftConfig, PeftWeights, read_config, read_weights
 
-# Settings that serving may pass over beyond those of plain LoRA.
-_APPLIED = ("ensure_weight_tying",)
+# Settings beyond those of plain LoRA that the paged engine may pass over.
+_PASSED_OVER = ("ensure_weight_tying",)
+# Base weights of experts are one tensor each; adapters of older versions name every expert's layers.
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ class CachedAdapter:
         return sum(tensor.nbytes for pair in self.pairs.values() for tensor in (pair.A_RI, pair.B_RO))
 
 
+StoredAdapter = CachedAdapter | PeftFolder
+
+
 class AdapterCache:
     """Adapters in main memory; the least recently used is dropped first. Safe to call from many threads."""
 
@@ -90,11 +97,11 @@ class AdapterCache:
         self._cache_folder = cache_folder
         self._max_bytes = max_bytes
         self._pins_memory = pins_memory
-        self._adapters: OrderedDict[str, CachedAdapter] = OrderedDict()
+        self._adapters: OrderedDict[str, StoredAdapter] = OrderedDict()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
 
-    def get(self, reference: AdapterRef, dtype: torch.dtype = torch.float32) -> CachedAdapter:
+    def get(self, reference: AdapterRef, dtype: torch.dtype = torch.float32) -> StoredAdapter:
         """Return the adapter in the dtype of its base model, from memory or read from its files.
 
         Raises NotFound and AdapterUnsupported.
@@ -107,21 +114,23 @@ class AdapterCache:
                 self._store(adapter)
         return adapter
 
-    def _find(self, adapter_id: str) -> CachedAdapter | None:
+    def _find(self, adapter_id: str) -> StoredAdapter | None:
         with self._lock:
             if adapter_id in self._adapters:
                 self._adapters.move_to_end(adapter_id)
             return self._adapters.get(adapter_id)
 
-    def _read(self, reference: AdapterRef, dtype: torch.dtype) -> CachedAdapter:
+    def _read(self, reference: AdapterRef, dtype: torch.dtype) -> StoredAdapter:
         try:
             folder = self._artifacts.fetch(reference.artifact, self._cache_folder)
             adapter = read_adapter(reference.id, folder)
+            if isinstance(adapter, PeftFolder):
+                return adapter
             return adapter.ready_for(dtype, pinned=self._pins_memory)
         except FileNotFoundError as error:
             raise NotFound(f"The files of adapter {reference.id!r} are gone: {error}.") from error
 
-    def _store(self, adapter: CachedAdapter) -> None:
+    def _store(self, adapter: StoredAdapter) -> None:
         with self._lock:
             self._adapters[adapter.id] = adapter
             size_bytes = sum(one.size_bytes for one in self._adapters.values())
@@ -129,12 +138,12 @@ class AdapterCache:
                 size_bytes -= self._adapters.popitem(last=False)[1].size_bytes
 
 
-def read_adapter(adapter_id: str, folder: Path) -> CachedAdapter:
-    """Read a PEFT folder. Raises AdapterUnsupported and FileNotFoundError."""
-    try:
-        config = read_config(folder)
-    except AdapterDamaged as error:
-        raise AdapterUnsupported(str(error)) from error
+def read_adapter(adapter_id: str, folder: Path) -> StoredAdapter:
+    """Read a PEFT folder; a PeftFolder is what the paged engine can't apply.
+
+    Raises AdapterUnsupported and FileNotFoundError.
+    """
+    config = read_config(folder)
     _check_config(config)
     if not (folder / WEIGHTS).exists():
         raise FileNotFoundError(WEIGHTS)
@@ -144,7 +153,9 @@ def read_adapter(adapter_id: str, folder: Path) -> CachedAdapter:
         raise AdapterUnsupported(f"The adapter's weights can't be read: {error}") from error
     except AdapterDamaged as error:
         raise AdapterUnsupported(str(error)) from error
-    _check_weights(weights)
+    obstacle = _find_obstacle(config, weights)
+    if obstacle:
+        return PeftFolder(adapter_id, folder, obstacle)
     pairs = {
         module: LoraPair(update.A_RI, (update.B_OR.float() * update.scale).T.contiguous())
         for module, update in weights.updates.items()
@@ -155,7 +166,7 @@ def read_adapter(adapter_id: str, folder: Path) -> CachedAdapter:
 def _check_config(config: PeftConfig) -> None:
     if config.peft_type != "LORA":
         raise AdapterUnsupported(f"This is a {config.peft_type} adapter; only LoRA adapters are served.")
-    unsupported = config.find_unsupported(_APPLIED)
+    unsupported = config.find_unsupported(APPLIED)
     if unsupported:
         raise AdapterUnsupported(
             f"The adapter was trained with {', '.join(unsupported)}, which the engine can't apply.",
@@ -163,17 +174,25 @@ def _check_config(config: PeftConfig) -> None:
         )
 
 
-def _check_weights(weights: PeftWeights) -> None:
-    magnitudes = [
-        f"{module}.lora_magnitude_vector"
+def _find_obstacle(config: PeftConfig, weights: PeftWeights) -> str | None:
+    """What in an adapter the paged engine can't apply.
+
+    Raises AdapterUnsupported for an adapter without weights, and for a rank that is too high.
+    """
+    if not weights.updates and not weights.others:
+        raise AdapterUnsupported("The adapter has no weights.")
+    if settings := config.find_unsupported(_PASSED_OVER):
+        return ", ".join(settings)
+    if weights.others:
+        return f"the weight {next(iter(weights.others))!r}"
+    unlike = [
+        module
         for module, update in weights.updates.items()
-        if update.magnitude_O is not None
+        if update.magnitude_O is not None or _EXPERT.search(module)
     ]
-    unsupported = [*weights.others, *magnitudes]
-    if unsupported:
-        raise AdapterUnsupported(f"The adapter holds {unsupported[0]!r}, which the engine can't apply.")
-    rank = max((update.A_RI.shape[0] for update in weights.updates.values()), default=0)
+    if unlike:
+        return f"the weights for {unlike[0]!r}"
+    rank = max(update.A_RI.shape[0] for update in weights.updates.values())
     if rank > MAX_RANK:
         raise AdapterUnsupported(f"The adapter has a layer of rank {rank}; the highest is {MAX_RANK}.")
-    if not weights.updates:
-        raise AdapterUnsupported("The adapter's weights are not pairs of lora_A and lora_B.")
+    return None

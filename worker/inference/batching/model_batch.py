@@ -21,6 +21,8 @@ class Capacity:
     context_length: int
     # Chunked prefill: decode steps run between the chunks of a long prompt, so that no stream stalls for it.
     prefill_tokens_per_step: int = 512
+    # Whether the blocks are those of a paged cache; else they only count the memory of separate caches.
+    shares_prefixes: bool = True
 
     @property
     def max_length(self) -> int:
@@ -106,14 +108,13 @@ class ModelBatch:
     def commit(self, sequence: Sequence) -> None:
         """Let other sequences share the full blocks that the model has read of this one."""
         cached = [*sequence.prompt.token_ids, *sequence.token_ids][: -1 if sequence.token_ids else None]
-        if sequence.is_prefilled:
+        if sequence.is_prefilled and self.capacity.shares_prefixes:
             self._block_manager.commit(sequence.adapter_id, cached, sequence.blocks)
 
     def _allocate_blocks(self, sequence: Sequence) -> bool:
         sequence.length_limit = self.capacity.max_length
-        allocation = self._block_manager.allocate(
-            sequence.adapter_id, sequence.prompt.token_ids, sequence.max_length
-        )
+        shared = sequence.prompt.token_ids if self.capacity.shares_prefixes else ()
+        allocation = self._block_manager.allocate(sequence.adapter_id, shared, sequence.max_length)
         if allocation is None:
             return False
         sequence.blocks, sequence.prefilled_count = allocation.blocks, allocation.cached_tokens

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence as Listed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from app.core.engine.messages import (
@@ -10,11 +10,13 @@ from app.core.engine.messages import (
     Finished,
     MadeToken,
     Sampling,
+    ServingPath,
     Timings,
     TokenDelta,
     TokenProbability,
     Usage,
 )
+from app.core.errors import InvalidRequest
 from worker.inference.failures import ScoresNotFinite
 from worker.inference.sampling.text_stream import Decode, Detokenizer, StopStrings, TokenBuffer
 
@@ -87,6 +89,16 @@ class Prompt:
     token_bytes: TokenBytes | None = None
     grammar: Grammar | None = None
 
+    def check_ids(self, embedding_count: int) -> None:
+        """Raise InvalidRequest for an id that is no row of the embedding: it would end a GPU's process."""
+        unknown = max(self.token_ids)
+        if unknown >= embedding_count:
+            raise InvalidRequest(
+                f"The prompt has the token {unknown}; the base model has {embedding_count} tokens.",
+                param="prompt",
+                hint="The tokenizer is of another model.",
+            )
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -148,6 +160,12 @@ class Sequence:
         """The bit mask of `Matcher.allowed_tokens`; None without a grammar."""
         return self._matcher.allowed_tokens() if self._matcher is not None else None
 
+    def take_general_path(self) -> None:
+        """Generate with the base model of the general path in place of the paged one."""
+        base_model = self.prompt.base_model.model_copy(update={"path": ServingPath.GENERAL})
+        self.prompt = replace(self.prompt, base_model=base_model)
+        self.base_key = base_model.key
+
     def start(self) -> None:
         """Record that the sequence has left the queue, for the timings."""
         self._started_at = self.clock()
@@ -194,6 +212,7 @@ class Sequence:
                 first_token_seconds=self._first_token_at - self._started_at,
                 total_seconds=now - self._received_at,
                 tokens_per_second=count / working_seconds if working_seconds > 0 else 0.0,
+                path=self.prompt.base_model.path,
             ),
         )
 

@@ -6,20 +6,17 @@ Only `DeviceTokens.to_host` waits for the device. Knows nothing of queues, text 
 Shape letters: R all rows, B rows of a step, N tokens of a step, P blocks of a row, V vocabulary.
 """
 
-import contextlib
 import gc
-from collections.abc import Iterator, Sequence as Listed
 
 import torch
 from transformers import PreTrainedModel
 
-from app.core.errors import InvalidRequest
-from app.core.errors.jobs import OutOfMemory
 from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.batching.block_manager import BLOCK_TOKENS, block_count
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
 from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
+from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.model import attention, support
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
@@ -124,7 +121,7 @@ class ModelRunner:
         """Allocate adapter slots and capture all graphs, before the first request. Raises OutOfMemory."""
         if self._decode_graphs is None or self._prefill_graphs is None:
             return
-        with _memory_errors(), torch.inference_mode():
+        with memory_errors(), torch.inference_mode():
             self._slots.prepare(_EXPECTED_RANK)
             self._graphs_layout = self._slots.layout_version
             for has_adapters in (False, True):
@@ -137,7 +134,7 @@ class ModelRunner:
     def load_adapter(self, slot: int, adapter: AdapterHandle) -> None:
         """Copy an adapter into a slot. Raises AdapterUnsupported and OutOfMemory."""
         assert isinstance(adapter, CachedAdapter)
-        with _memory_errors(), torch.inference_mode():
+        with memory_errors(), torch.inference_mode():
             self._slots.load(slot, adapter)
 
     def start(self, sequence: Sequence) -> None:
@@ -146,8 +143,8 @@ class ModelRunner:
         Raises InvalidRequest for tokens that the base model does not have, and OutOfMemory.
         """
         row, prompt = sequence.row, sequence.prompt
-        self._check_ids(prompt.token_ids)
-        with _memory_errors(), torch.inference_mode():
+        prompt.check_ids(self._embedding_count)
+        with memory_errors(), torch.inference_mode():
             blocks = torch.tensor(sequence.blocks, dtype=torch.int32)
             self._block_tables_RP[row, : len(blocks)] = on_device(blocks, self._device.torch)
             if not self._uses_kernels:
@@ -168,7 +165,7 @@ class ModelRunner:
                 prefill.sequence.prompt.token_ids[chunk.start : chunk.end], start=chunk.start
             )
         ]
-        with _memory_errors(), torch.inference_mode():
+        with memory_errors(), torch.inference_mode():
             self._drop_stale_graphs()
             inputs_4N = torch.tensor(columns).T.contiguous()
             used = {one.sequence.adapter_slot for one in prefills}
@@ -189,7 +186,7 @@ class ModelRunner:
         """
         count = len(running)
         used = {one.adapter_slot for one in running}
-        with _memory_errors(), torch.inference_mode():
+        with memory_errors(), torch.inference_mode():
             self._drop_stale_graphs()
             if self._decode_graphs is None:
                 self._slots.select(used, self._adapter_slots_R[:count])
@@ -202,7 +199,7 @@ class ModelRunner:
     def decode_alone(self, sequence: Sequence) -> DeviceTokens:
         """Sample a token for one row, after `decode` failed for its batch. Raises OutOfMemory."""
         rows = slice(sequence.row, sequence.row + 1)
-        with _memory_errors(), torch.inference_mode():
+        with memory_errors(), torch.inference_mode():
             self._slots.select({sequence.adapter_slot}, self._adapter_slots_R[rows])
             return self._sample(self._forward_rows(1, sequence.row), [sequence], rows)
 
@@ -223,10 +220,7 @@ class ModelRunner:
 
     def is_usable(self) -> bool:
         """Whether the device still works. After some errors of a GPU only a new process can use it."""
-        try:
-            return torch.ones(1, device=self._device.torch).item() == 1
-        except RuntimeError:
-            return False
+        return is_usable(self._device)
 
     def close(self) -> None:
         """Free all memory."""
@@ -260,16 +254,6 @@ class ModelRunner:
         for one in sequences:
             self._positions[one.row] += one.is_prefilled
         return tokens
-
-    def _check_ids(self, token_ids: Listed[int]) -> None:
-        """Raise InvalidRequest for an id that is no row of the embedding: it would end a GPU's process."""
-        unknown = max(token_ids)
-        if unknown >= self._embedding_count:
-            raise InvalidRequest(
-                f"The prompt has the token {unknown}; the base model has {self._embedding_count} tokens.",
-                param="prompt",
-                hint="The tokenizer is of another model.",
-            )
 
     def _drop_stale_graphs(self) -> None:
         """Drop captured graphs once the adapters' tensors were reallocated."""
@@ -349,17 +333,3 @@ def _on_host(sampled: SampledBatch) -> SampledBatch:
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-
-
-@contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Raise OutOfMemory in the place of the errors that torch raises for it."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise OutOfMemory("The GPU has no memory left for this request.") from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        raise OutOfMemory("The machine has no memory left for this request.") from error

@@ -15,8 +15,8 @@ from worker.inference.failures import ModelUnsupported
 from worker.inference.model import attention
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.linears import MergedLinears, merge_linears
+from worker.models.serving_path import find_model_obstacle
 
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Rotary embeddings whose angles depend on the longest row of the batch beyond the original context.
 _BATCH_DEPENDENT_ROPES = {"dynamic", "longrope"}
 _PROBE_LENGTH = 12
@@ -97,12 +97,9 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def _check_config(model: PreTrainedModel) -> None:
-    config = model.config.get_text_config()
-    layer_types = set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES
-    if layer_types:
-        raise ModelUnsupported(f"{_name(model)} has layers of type {', '.join(sorted(layer_types))}.")
-    if config.is_encoder_decoder or getattr(config, "num_kv_shared_layers", None):
-        raise ModelUnsupported(f"{_name(model)} has attention that is not plainly causal.")
+    obstacle = find_model_obstacle(model.config)
+    if obstacle:
+        raise ModelUnsupported(f"{_name(model)} has {obstacle}.")
 
 
 def _probe(model: PreTrainedModel, ids_N: torch.Tensor, uses_kernels: bool) -> tuple[KVCache, torch.Tensor]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.adapters.files import RECORD
 from app.core.specs.job import JobSpec
 from worker.atomic_folders import appearing
+from worker.models import serving_path
 from worker.models.device import peak_memory_bytes
 from worker.templates.choice import TemplateSource
 from worker.templates.renderer import template_sha256
@@ -70,7 +71,9 @@ class Record(BaseModel):
     base_weights: str = Field(description="Their fingerprint: see worker/models/fingerprint.py.")
     dataset: DatasetOrigin
     chat_template: TemplateOrigin
-    unserved: list[str] = Field(description="What in the adapter Tunesmith's engine can't apply.")
+    general_path: list[str] = Field(
+        description="Why the engine serves the adapter on its general path; empty: the paged one serves it."
+    )
     device: str
     versions: dict[str, str]
     metrics: FinalMetrics
@@ -101,7 +104,7 @@ def make_record(
             sha256=template_sha256(tokenizer),
             rendered_at=request.submitted_at,
         ),
-        unserved=adapter.find_unserved(trainer.model),
+        general_path=serving_path.find_obstacles(trainer.model),
         device=attempt.device.name,
         versions=versions(),
         metrics=FinalMetrics(
@@ -161,6 +164,5 @@ def _write_card(record: Record, model: PeftModel) -> str:
             "Evaluation loss": metrics.eval_loss,
         },
         versions=record.versions,
-        unserved=record.unserved,
         targets=model.peft_config["default"].target_modules,
     )

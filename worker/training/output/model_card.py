@@ -62,19 +62,17 @@ answer = model.generate(**prompt, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-$serving
-## Made with
-
-$versions
-""")
-_SERVED = Template("""On the Tunesmith that trained it:
+On the Tunesmith that trained it:
 
 ```sh
 curl http://127.0.0.1:8000/generate -H 'Content-Type: application/json' \\
   -d '{"adapter": "$name", "messages": [{"role": "user", "content": "Hello"}]}'
 ```
+
+## Made with
+
+$versions
 """)
-_UNSERVED = Template("Tunesmith's `/generate` can't serve it yet: its engine does not apply $reasons.\n")
 
 
 def write_card(
@@ -84,15 +82,10 @@ def write_card(
     facts: Mapping[str, object],
     results: Mapping[str, object],
     versions: Mapping[str, str],
-    unserved: list[str],
     targets: Collection[str] | str | None = None,
 ) -> str:
-    """The text of the card.
-
-    `unserved`: settings of the adapter that the engine does not support; `targets`: modules that it is on.
-    """
+    """The text of the card. `targets`: modules that the adapter is on."""
     name = spec.name or job
-    serving = _UNSERVED.substitute(reasons=", ".join(f"`{reason}`" for reason in unserved))
     return _CARD.substitute(
         base_model=spec.base_model,
         base_model_yaml=json.dumps(spec.base_model),
@@ -101,7 +94,6 @@ def write_card(
         facts=_table({"Base model": f"`{spec.base_model}`", **facts, **_recipe(spec, targets)}),
         settings=json.dumps(_chosen(spec), indent=2, ensure_ascii=False),
         results=_table(results),
-        serving=serving if unserved else _SERVED.substitute(name=name),
         versions=", ".join(f"{package} {version}" for package, version in versions.items()),
     )
 

@@ -16,6 +16,7 @@ from tests.worker.inference.conftest import save_adapter
 from worker.inference.adapters.cache import AdapterCache, read_adapter
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.failures import AdapterUnsupported
+from worker.inference.general.adapters import PeftFolder
 from worker.inference.model.linears import merge_linears
 from worker.models.base_model import load_for_serving
 from worker.models.device import find_device
@@ -35,10 +36,6 @@ def configure(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "bias"),
-        ({"lora_bias": True}, "lora_bias"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
@@ -73,19 +70,33 @@ def test_a_rank_above_the_highest_is_refused(folder):
         read_adapter("ad", folder)
 
 
-def test_real_dora_adapter_is_refused(models_folder, tmp_path):
-    folder = save_adapter(models_folder / "tiny-llama", tmp_path / "dora", use_dora=True, r=2)
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+    ],
+)
+def test_settings_that_only_peft_applies_are_named(folder, changes, word):
+    configure(folder, **changes)
 
-    with pytest.raises(AdapterUnsupported, match="use_dora"):
-        read_adapter("ad", folder)
+    adapter = read_adapter("ad", folder)
+
+    assert isinstance(adapter, PeftFolder)
+    assert word in adapter.obstacle
 
 
-def test_embedding_adapter_is_refused(models_folder, tmp_path):
+def test_weights_that_only_peft_applies_are_named(models_folder, tmp_path):
     targets = ["embed_tokens", "q_proj"]
     folder = save_adapter(models_folder / "tiny-llama", tmp_path / "e", r=2, target_modules=targets)
 
-    with pytest.raises(AdapterUnsupported, match="lora_embedding"):
-        read_adapter("ad", folder)
+    adapter = read_adapter("ad", folder)
+
+    assert isinstance(adapter, PeftFolder)
+    assert "lora_embedding" in adapter.obstacle
 
 
 def test_weights_that_are_not_finite_are_refused(folder):

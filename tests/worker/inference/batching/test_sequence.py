@@ -62,6 +62,7 @@ def test_timings_count_from_the_request():
         "first_token_seconds": 1.0,
         "total_seconds": 7.0,
         "tokens_per_second": 0.5,
+        "path": "paged",
     }
 
 

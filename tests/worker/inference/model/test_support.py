@@ -12,6 +12,7 @@ from worker.inference.engine import Engine
 from worker.inference.failures import ModelUnsupported
 from worker.inference.model import support
 from worker.inference.model.runner import ModelRunner
+from worker.models import serving_path
 from worker.models.device import find_device
 
 SIZES = {
@@ -28,7 +29,8 @@ SIZES = {
 
 def make_model(kind: str, **options: object) -> transformers.PreTrainedModel:
     model_class = getattr(transformers, f"{kind}ForCausalLM")
-    config = model_class.config_class(**{**SIZES, **options})
+    given = {**SIZES, **options}
+    config = model_class.config_class(**{name: one for name, one in given.items() if one is not None})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class(config)
@@ -99,6 +101,28 @@ def answer(model: transformers.PreTrainedModel, prompts: list[list[int]]) -> lis
 def test_model_that_does_not_fit_is_refused(kind, options):
     with pytest.raises(ModelUnsupported):
         support.prepare_model(make_model(kind, **options))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("Bloom", {}),
+        ("Falcon", {"head_dim": None}),
+        ("StableLm", {}),
+        ("Nemotron", {}),
+        ("GPTJ", {"rotary_dim": 4}),
+        ("CodeGen", {"rotary_dim": 4, "n_head": 4}),
+        ("XGLM", {"attention_heads": 4, "ffn_dim": 64}),
+    ],
+)
+def test_families_that_are_known_to_need_the_general_path_do_need_it(kind, options, monkeypatch):
+    model = make_model(kind, **options)
+    assert serving_path.find_model_obstacle(model.config)
+    monkeypatch.setattr(support, "find_model_obstacle", lambda config: None)
+
+    with pytest.raises(ModelUnsupported):
+        support.prepare_model(model)
 
 
 def test_model_that_comes_out_wrong_is_refused(monkeypatch):

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.factories import make_spec
@@ -12,16 +11,13 @@ from tests.worker.training.conftest import MakeRequest, run_here
 from worker.training.output.model_card import write_card
 
 
-def make_card(
-    *, unserved: list[str] | None = None, facts: dict[str, object] | None = None, **spec: Any
-) -> str:
+def make_card(*, facts: dict[str, object] | None = None, **spec: Any) -> str:
     return write_card(
         job="job_0",
         spec=make_spec(**spec),
         facts=facts or {},
         results={"Optimizer steps": 1200, "Training loss, at the end": 1.23456, "Evaluation loss": None},
         versions={"peft": "0.21.2"},
-        unserved=unserved or [],
     )
 
 
@@ -54,12 +50,8 @@ def test_a_name_from_outside_does_not_break_the_page() -> None:
     assert "| Dataset | rows \\| of # &lt;script> |" in card
 
 
-@pytest.mark.parametrize(("unserved", "is_served"), [([], True), (["lora.use_dora"], False)])
-def test_how_to_use_it_here_is_only_said_where_it_works(unserved: list[str], is_served: bool) -> None:
-    card = make_card(name="helper", unserved=unserved)
-
-    assert ("curl http" in card) is is_served
-    assert ("does not apply `lora.use_dora`" in card) is not is_served
+def test_how_to_use_it_here_names_the_adapter() -> None:
+    assert '-d \'{"adapter": "helper", ' in make_card(name="helper")
 
 
 def test_a_jobs_card_describes_the_job_and_has_no_secret(make_request: MakeRequest) -> None:

@@ -1,0 +1,191 @@
+"""Sequences on the general path stream, end, fail and leave as on the paged one, each for itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.core.engine.messages import Failed, Finished, TokenDelta
+from tests.worker.inference.conftest import peft_warnings_ignored
+from tests.worker.inference.general.conftest import (
+    Bench,
+    generate_with_peft,
+    make_bench,
+    make_model,
+    make_sequence,
+    save_adapter,
+)
+from worker.inference.adapters.cache import StoredAdapter, read_adapter
+from worker.inference.general.generation import TextSteps
+
+PROMPT = [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model("Llama")
+
+
+@pytest.fixture
+def bench(model) -> Bench:
+    return make_bench(model)
+
+
+@pytest.fixture(scope="module")
+def adapters(model, tmp_path_factory) -> list[StoredAdapter]:
+    folder = tmp_path_factory.mktemp("adapters")
+    with peft_warnings_ignored():
+        folders = [save_adapter(model, folder / f"{seed}", seed=seed, use_dora=True) for seed in range(3)]
+    return [read_adapter(folder.name, folder) for folder in folders]
+
+
+@pytest.fixture(autouse=True)
+def _peft_warnings():
+    with peft_warnings_ignored():
+        yield
+
+
+def test_text_is_streamed_token_by_token(bench):
+    sequence = make_sequence(PROMPT, count=6)
+    bench.engine.submit(sequence)
+    seen = []
+    while not bench.mail.has_ended(sequence):
+        bench.engine.step()
+        seen.append(len(bench.mail.replies.get(sequence, [])))
+
+    # A step loads the base model; the last reply is the end.
+    assert [after - before for before, after in zip([0, *seen], seen, strict=False)][-6:] == [
+        1,
+        1,
+        1,
+        1,
+        1,
+        2,
+    ]
+    assert isinstance(bench.mail.end(sequence), Finished)
+
+
+def test_a_stop_text_ends_the_answer(bench, model):
+    text = "".join(chr(ord("0") + one) for one in generate_with_peft(model, None, PROMPT, 10))
+    sequence = make_sequence(PROMPT, stop=[text[3:5]])
+
+    bench.run(sequence)
+
+    assert bench.mail.text(sequence) == text[: text.index(text[3:5])]
+
+
+def test_a_seed_gives_the_same_text_alone_and_in_company(bench, adapters):
+    settings = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.2, "count": 20}
+
+    def answer(*company):
+        sequence = make_sequence(PROMPT, adapters[0], **settings)
+        bench.run(sequence, *company)
+        return sequence.token_ids
+
+    alone = answer()
+    assert alone == answer(make_sequence([9, 8], temperature=1.5), make_sequence([4], adapters[1]))
+    assert alone != generate_with_peft(bench.runner._models[0], adapters[0].folder, PROMPT, 20)
+
+
+def test_logprobs_are_those_of_the_model(bench, model):
+    sequence = make_sequence(PROMPT, count=1, logprobs=2)
+    sequence.prompt.__dict__["token_bytes"] = lambda token_id: bytes([token_id])
+
+    bench.run(sequence)
+
+    expected = model(torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1).topk(2)
+    delta = bench.mail.replies[sequence][0]
+    assert isinstance(delta, TokenDelta)
+    assert [one.token_id for one in delta.tokens[0].top] == expected.indices.tolist()
+    assert [one.logprob for one in delta.tokens[0].top] == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
+def test_a_cancelled_answer_frees_its_cache_and_its_turn(bench):
+    first, second = make_sequence(PROMPT, count=100), make_sequence([9], count=4)
+    bench.engine.submit(first)
+    bench.engine.submit(second)
+    while not first.token_ids:
+        bench.engine.step()
+
+    bench.engine.cancel(first)
+    bench.run()
+    while not bench.mail.has_ended(second):
+        bench.engine.step()
+
+    assert len(first.token_ids) <= 2
+    assert bench.engine.running_count == 0
+    assert not bench.runner._rows
+
+
+def test_waiting_requests_are_counted_and_take_their_turn(model, adapters):
+    bench = make_bench(model, max_rows=1)
+    sequences = [make_sequence([one], adapters[0], count=4) for one in (3, 4, 5)]
+    for sequence in sequences:
+        bench.engine.submit(sequence)
+    bench.run()
+    while bench.engine.running_count == 0:
+        bench.engine.step()
+    assert [one.count for one in bench.engine.state.waiting] == [2]
+
+    while not all(map(bench.mail.has_ended, sequences)):
+        bench.engine.step()
+    folder = adapters[0].folder
+    assert [one.token_ids for one in sequences] == [
+        generate_with_peft(model, folder, [token], 4) for token in (3, 4, 5)
+    ]
+
+
+def test_more_adapters_than_slots_take_turns_and_the_coldest_is_unloaded(model, adapters):
+    bench = make_bench(model, slots=2)
+    sequences = [make_sequence(PROMPT, adapter) for adapter in (*adapters, adapters[0])]
+
+    bench.run(*sequences)
+
+    assert [one.token_ids for one in sequences] == [
+        generate_with_peft(model, adapter.folder, PROMPT, 10) for adapter in (*adapters, adapters[0])
+    ]
+    assert len(bench.runner._models) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "PEFT can't put the adapter on this base model"),
+        ({"r": 900_000}, "says rank 900000; some of its weights have 4"),
+        ({"rank_pattern": {"(a+)+b": 4}}, "rank_pattern '(a+)+b' is not the name of a layer"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_fails_its_requests_alone(
+    bench, adapters, tmp_path: Path, changes: dict[str, object], words: str
+):
+    folder = save_adapter(make_model("Falcon"), tmp_path / "other", use_dora=True)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    wrong, right = make_sequence(PROMPT, read_adapter("w", folder)), make_sequence(PROMPT, adapters[0])
+
+    bench.run(wrong, right)
+
+    failed = bench.mail.end(wrong)
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.code) == ("invalid", "adapter_unsupported")
+    assert words in failed.message
+    assert right.token_ids == generate_with_peft(bench.runner._models[0], adapters[0].folder, PROMPT, 10)
+
+
+def test_an_error_in_one_answer_is_its_own(bench, adapters, monkeypatch):
+    lucky, unlucky, third = (make_sequence([one], adapters[0], count=8) for one in (3, 4, 5))
+    next_logits = TextSteps.next_logits
+
+    def fail_for_four(steps: TextSteps, token_1: torch.Tensor) -> torch.Tensor:
+        if steps._ids_1L[0, 0] == 4 and steps._ids_1L.shape[1] == 4:
+            raise RuntimeError("this one can't be computed")
+        return next_logits(steps, token_1)
+
+    monkeypatch.setattr(TextSteps, "next_logits", fail_for_four)
+    bench.run(lucky, unlucky, third)
+
+    assert isinstance(bench.mail.end(unlucky), Failed)
+    model = bench.runner._models[0]
+    for one in (lucky, third):
+        assert one.token_ids == generate_with_peft(model, adapters[0].folder, one.prompt.token_ids, 8)

@@ -1,0 +1,65 @@
+"""Which code of the engine generates for a base model or an adapter, as far as their settings tell.
+
+The paged engine (`worker/inference/model`) batches requests; what it can't compute, transformers and PEFT
+compute (`worker/inference/general`), more slowly. A base model that passes here may still be found to differ
+when the engine loads it; the engine then uses the general path by itself.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import AutoConfig, PretrainedConfig
+
+from app.core.errors.base_models import ModelUnreadable
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Families whose attention can not be replaced by the engine's, by model type; a test compares the two.
+_ATTENTION = {
+    "gpt_oss": "attention sinks",
+    **dict.fromkeys(("bloom", "falcon"), "attention with ALiBi or of its own kind"),
+    **dict.fromkeys(("codegen", "gptj", "nemotron", "stablelm", "xglm"), "attention of its own kind"),
+}
+
+
+def find_model_obstacle(config: PretrainedConfig) -> str | None:
+    """Why the paged engine can't compute a model with this configuration, or None."""
+    text = config.get_text_config()
+    layer_types = set(getattr(text, "layer_types", None) or []) - _LAYER_TYPES
+    if layer_types:
+        return f"layers of type {', '.join(sorted(layer_types))}"
+    if text.is_encoder_decoder or getattr(text, "num_kv_shared_layers", None):
+        return "attention that is not plainly causal"
+    if text.model_type in _ATTENTION:
+        return _ATTENTION[text.model_type]
+    return None
+
+
+def find_folder_obstacle(folder: Path) -> str | None:
+    """`find_model_obstacle` of the base model in a folder. Raises ModelUnreadable."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
+    return find_model_obstacle(config)
+
+
+def find_obstacles(model: PeftModel) -> list[str]:
+    """What in a base model, and in the settings of its adapter, the paged engine can't compute."""
+    of_model = find_model_obstacle(model.get_base_model().config)
+    return ([of_model] if of_model else []) + find_adapter_obstacles(model)
+
+
+def find_adapter_obstacles(model: PeftModel) -> list[str]:
+    """Settings of an adapter, by their names in a job's spec, that the paged engine can't apply."""
+    config = model.peft_config["default"]
+    names = [name for name, _parameter in model.named_parameters()]
+    settings: dict[str, Any] = {
+        "lora.use_dora": config.use_dora,
+        "lora.modules_to_save": config.modules_to_save,
+        "lora.bias": config.bias != "none",
+        "lora.target_parameters": getattr(config, "target_parameters", None),
+        "lora.target_modules (the embedding layer)": any("lora_embedding_" in name for name in names),
+        "lora.target_modules (transposed layers)": config.fan_in_fan_out,
+    }
+    return [name for name, is_there in settings.items() if is_there]
