@@ -85,6 +85,14 @@ class LossPointView(BaseModel):
     memory_bytes: int | None = None
 
 
+class UnusedFieldView(BaseModel):
+    """A field of a dataset from which nothing is learned."""
+
+    field: str
+    rows: int
+    changes_learning: bool
+
+
 class DatasetView(BaseModel):
     """A dataset."""
 
@@ -96,6 +104,7 @@ class DatasetView(BaseModel):
     columns: list[str]
     problems: list[LineProblem] = []
     problem_count: int = 0
+    unused_fields: list[UnusedFieldView] = []
     hub: dict[str, Any] | None = None
     error: FailureView | None = None
     created_at: datetime

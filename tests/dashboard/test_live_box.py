@@ -229,6 +229,23 @@ def test_a_file_s_problems_are_listed_by_line_and_the_rest_can_be_taken(
     expect(page.get_by_text("bad.jsonl is deleted.")).to_be_visible()
 
 
+def test_a_file_with_fields_that_would_not_be_used_can_be_taken_without_them(
+    stack: Stack, page: Page, console: Console
+) -> None:
+    console.allowed = [FAILED_REQUEST]
+    stack.open(page, "datasets")
+    tools = [{**row, "id": 1, "tools": [{"name": HTML}]} for row in ROWS[:3]]
+    upload(page, "tools.jsonl", jsonl([*tools, {"messages": []}]))
+    page.get_by_role("button", name="Upload the other rows").click()
+    table = page.get_by_role("table", name="Fields of tools.jsonl that would not be used")
+    expect(table.locator("tbody td")).to_have_text(["tools", "3", "1, 2, 3"])
+    page.get_by_role("button", name="Upload without these fields").click()
+    expect(page.get_by_text("tools.jsonl: 3 rows, 1 left out.")).to_be_visible()
+    row = page.get_by_role("row").filter(has_text="tools.jsonl")
+    row.get_by_text("2 fields not used (changes what is learned)").click()
+    expect(row.get_by_text("tools: 3 rows, changes what is learned")).to_be_visible()
+
+
 def test_nothing_that_somebody_wrote_is_executed(stack: Stack, page: Page) -> None:
     for route in ("datasets", f"new?dataset={stack.dataset}", "adapters", f"job/{stack.job}", "jobs"):
         stack.open(page, route)

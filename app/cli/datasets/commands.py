@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from app.cli import completions
 from app.cli.client import Client, Params
-from app.cli.datasets.uploads import upload
+from app.cli.datasets.uploads import upload, with_options
 from app.cli.deletion import Yes, delete_each
 from app.cli.failures import CommandFailed, UsageProblem
 from app.cli.invocation import Json, client_of
@@ -37,6 +38,13 @@ _FETCH_POLL_SECONDS = 1.0
 _MAX_PROBLEMS = 20
 
 
+class UnusedChoice(StrEnum):
+    """What to do with a dataset that has unused fields which change what is learned."""
+
+    REFUSE = "refuse"
+    IGNORE = "ignore"
+
+
 @cli.command()
 def add(
     context: typer.Context,
@@ -52,6 +60,12 @@ def add(
     skip_problems: Annotated[
         bool, typer.Option("--skip-problems", help="Leave bad rows out instead of refusing the file.")
     ] = False,
+    on_unused: Annotated[
+        UnusedChoice,
+        typer.Option(
+            help="What to do where a field that changes what is learned (tools, images) is not used."
+        ),
+    ] = UnusedChoice.REFUSE,
     hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="A dataset of the Hub instead of a file.")
     ] = None,
@@ -67,14 +81,14 @@ def add(
         raise UsageProblem(
             "Give either a file or --hub.", hint="For example `tunesmith datasets add rows.jsonl`."
         )
-    fields = _fields(name, column or [], skip_problems)
+    fields = _fields(name, column or [], skip_problems, on_unused)
     if file is not None:
         answer = upload(client, file, fields)
     else:
         named = {"hub_dataset": hub, "config": config, "split": split, "revision": revision, "name": name}
         body: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
         body |= {"column_map": json.loads(fields["column_map"])} if column else {}
-        body |= {"on_problem": "skip"} if skip_problems else {}
+        body |= {key: fields[key] for key in ("on_problem", "on_unused") if key in fields}
         answer = client.create("/datasets", body)
         if wait:
             answer = _wait_for_rows(client, answer)
@@ -159,7 +173,9 @@ def remove(
     delete_each(client, "/datasets", "dataset", ids, yes=yes, as_json=as_json)
 
 
-def _fields(name: str | None, columns: list[str], skip_problems: bool) -> dict[str, str]:
+def _fields(
+    name: str | None, columns: list[str], skip_problems: bool, on_unused: UnusedChoice
+) -> dict[str, str]:
     fields = {"name": name} if name else {}
     pairs = [column.partition("=") for column in columns]
     for (theirs, equals, yours), column in zip(pairs, columns, strict=True):
@@ -172,6 +188,8 @@ def _fields(name: str | None, columns: list[str], skip_problems: bool) -> dict[s
         fields["column_map"] = json.dumps({theirs: yours for theirs, _, yours in pairs})
     if skip_problems:
         fields["on_problem"] = "skip"
+    if on_unused is UnusedChoice.IGNORE:
+        fields["on_unused"] = "ignore"
     return fields
 
 
@@ -200,13 +218,27 @@ def _show_dataset(answer: Any, *, as_json: bool) -> None:
                 ("columns", ", ".join(found.columns) or None),
                 ("hub", found.hub["hub_dataset"] if found.hub else None),
                 ("left out", f"{found.problem_count:,} rows" if found.problem_count else None),
+                ("not used", _unused_text(found)),
                 ("added", f"{found.created_at.astimezone():%Y-%m-%d %H:%M}"),
             ]
         )
         for problem in found.problems[:_MAX_PROBLEMS]:
             sys.stdout.write(f"  line {problem.line}: {clean(problem.message)}\n")
     if found.error:
-        raise CommandFailed(found.error.message, code=found.error.code, hint=found.error.hint)
+        failure = CommandFailed(found.error.message, code=found.error.code, hint=found.error.hint)
+        raise with_options(failure)
+    if any(one.changes_learning for one in found.unused_fields):
+        note("Warning: the dataset says more than is learned from it; see its unused fields.", "yellow")
+
+
+def _unused_text(found: DatasetView) -> str | None:
+    named = [
+        f"{clean(one.field)} ({one.rows:,} row{'' if one.rows == 1 else 's'}"
+        + (", changes what is learned)" if one.changes_learning else ")")
+        for one in found.unused_fields[:_MAX_PROBLEMS]
+    ]
+    more = len(found.unused_fields) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "") or None
 
 
 def _row_text(row: PreviewRowView, *, marked: bool) -> Text:

@@ -17,6 +17,7 @@ from app.cli.names import find_dataset_id, looks_like_file
 from app.cli.output import error_console, note
 
 _READ_BYTES = 1 << 20
+_OPTIONS = {"on_problem=skip": "--skip-problems", "on_unused=ignore": "--on-unused ignore"}
 _DATASET_FIELDS = ("dataset", "validation_dataset")
 
 
@@ -28,9 +29,16 @@ def upload(client: Client, path: Path, fields: dict[str, str]) -> Any:
         return _send(client, path, fields, key)
     except CommandFailed as failure:
         if failure.exit_code is not ExitCode.NOT_FOUND:
-            raise
+            raise with_options(failure) from None
         # The dataset of the earlier upload was deleted; its idempotency key still refers to it.
         return _send(client, path, fields, f"cli-{uuid.uuid4()}")
+
+
+def with_options(failure: CommandFailed) -> CommandFailed:
+    """A failure of the API whose hint names options of `tunesmith datasets add`, not fields of HTTP."""
+    for field, option in _OPTIONS.items():
+        failure.hint = failure.hint.replace(field, option) if failure.hint else None
+    return failure
 
 
 def fill_in_datasets(client: Client, job_file: JobFile) -> dict[str, Any]:

@@ -19,7 +19,16 @@ def test_columns_of_ones_own_are_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_hub_dataset_is_named_and_need_not_be_waited_for(run: Run) -> None:
-    options = ["--split", "test", "--column", "prompt=question", "--skip-problems", "--no-wait"]
+    options = [
+        "--split",
+        "test",
+        "--column",
+        "prompt=question",
+        "--skip-problems",
+        "--on-unused",
+        "ignore",
+        "--no-wait",
+    ]
     dataset = json_of(run("datasets", "add", "--hub", "owner/name", *options, "--json"))
     assert (dataset["state"], dataset["hub"]["split"]) == ("fetching", "test")
 
@@ -30,6 +39,20 @@ def test_bad_rows_are_listed_by_line(run: Run, tmp_path: Path) -> None:
     ended = run("datasets", "add", str(path))
     assert ended.exit_code == 1
     assert "line 2: " in ended.stderr
+
+
+def test_fields_that_change_learning_are_refused_until_they_are_ignored(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "id": 1, "tools": [{"name": "f"}]}\n')
+    ended = run("datasets", "add", str(path))
+    assert ended.exit_code == 1
+    assert "'tools' (tools) in 1 of 1 rows (line 1)" in ended.stderr
+    assert "--on-unused ignore" in ended.stderr
+    ended = run("datasets", "add", str(path), "--on-unused", "ignore")
+    assert ended.exit_code == 0
+    assert "tools (1 row, changes what is learned), id (1 row)" in ended.stdout
+    assert "says more than is learned" in ended.stderr
+    assert "tools (1 row," in run("datasets", "show", "rows.jsonl").stdout
 
 
 def test_control_characters_of_a_name_never_reach_the_terminal(run: Run, rows: Path) -> None:

@@ -14,6 +14,7 @@ export class ApiError extends Error {
     this.param = body?.param ?? null;
     this.hint = body?.hint ?? null;
     this.problems = body?.problems ?? null;
+    this.unusedFields = body?.unused_fields ?? null;
   }
 }
 

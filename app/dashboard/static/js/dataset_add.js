@@ -20,12 +20,12 @@ function FromFile({ onAdded }) {
   const [share, setShare] = useState(null);
   const [failure, setFailure] = useState(null);
   const [columns, setColumns] = useState({});
-  const take = async (file, onProblem = "refuse") => {
+  const take = async (file, choices = {}) => {
     if (!file) return;
     setFailure(null);
     setShare(0);
     const form = new FormData();
-    form.set("on_problem", onProblem);
+    for (const [name, value] of Object.entries(choices)) form.set(name, value);
     const named = Object.entries(columns).filter(([, own]) => own.trim()).map(([known, own]) => [known, own.trim()]);
     if (named.length) form.set("column_map", JSON.stringify(Object.fromEntries(named)));
     form.set("file", file);
@@ -34,7 +34,7 @@ function FromFile({ onAdded }) {
       tell(`${dataset.name}: ${plural(dataset.rows, "row")}${dataset.problem_count ? `, ${dataset.problem_count} left out` : ""}.`, "good");
       onAdded(dataset);
     } catch (error) {
-      setFailure({ error, file });
+      setFailure({ error, file, choices });
     } finally {
       setShare(null);
     }
@@ -65,12 +65,13 @@ function FromFile({ onAdded }) {
         <input id=${`column-${name}`} value=${columns[name] ?? ""} autocomplete="off" onInput=${({ target }) => setColumns({ ...columns, [name]: target.value })} />
       <//>`)}</div>
     </details>
-    ${failure && html`<${Problems} ...${failure} onSkip=${() => take(failure.file, "skip")} />`}
+    ${failure && html`<${Problems} ...${failure} onAgain=${(choice) => take(failure.file, { ...failure.choices, ...choice })} />`}
   </div>`;
 }
 
-function Problems({ error, file, onSkip }) {
+function Problems({ error, file, onAgain }) {
   const problems = error.problems ?? [];
+  const unused = error.unusedFields ?? [];
   return html`<div class="stack tight">
     <${Problem} error=${error} />
     ${problems.length > 0 && html`
@@ -79,7 +80,14 @@ function Problems({ error, file, onSkip }) {
         <thead><tr><th scope="col">Line</th><th scope="col">What is wrong</th></tr></thead>
         <tbody>${problems.map(({ line, message }, index) => html`<tr key=${index}><td class="numbers">${line}</td><td class="wrap">${message}</td></tr>`)}</tbody>
       </table></div>
-      <div><${Action} onClick=${onSkip}>Upload the other rows<//></div>`}
+      <div><${Action} onClick=${() => onAgain({ on_problem: "skip" })}>Upload the other rows<//></div>`}
+    ${unused.length > 0 && html`
+      <div class="scroll" tabindex="0" role="group" aria-label="Fields that would not be used"><table>
+        <caption class="visually-hidden">${`Fields of ${file.name} that would not be used`}</caption>
+        <thead><tr><th scope="col">Field</th><th scope="col">Rows</th><th scope="col">First lines</th></tr></thead>
+        <tbody>${unused.map(({ field, rows, lines }) => html`<tr key=${field}><td class="wrap mono">${field}</td><td class="numbers">${rows}</td><td class="wrap">${lines.join(", ")}</td></tr>`)}</tbody>
+      </table></div>
+      <div><${Action} onClick=${() => onAgain({ on_unused: "ignore" })}>Upload without these fields<//></div>`}
   </div>`;
 }
 

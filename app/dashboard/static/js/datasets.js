@@ -1,7 +1,7 @@
 // Datasets: add, look into, download, delete.
 
 import { useState } from "../vendor/htm-preact.js";
-import { download, get, getAll, remove } from "./api.js";
+import { download, get, getAll, post, remove } from "./api.js";
 import { AddDataset } from "./dataset_add.js";
 import { ago, bytes, count, moment, plural } from "./format.js";
 import { Preview } from "./preview.js";
@@ -11,6 +11,11 @@ export default function Datasets() {
   const { value, error, reload } = useLoaded(() => getAll("/datasets"), [], 3_000);
   const [doomed, setDoomed] = useState(null);
   const [seen, setSeen] = useState(null);
+  const fetchAgain = async ({ name, hub }) => {
+    const { commit, ...source } = hub;
+    await post("/datasets", { ...source, name, on_unused: "ignore" });
+    await reload();
+  };
   return html`<${Page} title="Datasets">
     <div class="stack">
       <${Card} title="Add a dataset"><${AddDataset} onAdded=${reload} /><//>
@@ -20,7 +25,7 @@ export default function Datasets() {
       ${value?.length > 0 && html`<${Card}><table class="cards-on-phone">
         <caption class="visually-hidden">Datasets</caption>
         <thead><tr><th scope="col">Name</th><th scope="col">Rows</th><th scope="col">Size</th><th scope="col">Came from</th><th scope="col">Added</th><th scope="col"><span class="visually-hidden">What to do</span></th></tr></thead>
-        <tbody>${value.map((dataset) => html`<${Row} key=${dataset.id} dataset=${dataset} onPreview=${() => setSeen(dataset)} onDelete=${() => setDoomed(dataset)} />`)}</tbody>
+        <tbody>${value.map((dataset) => html`<${Row} key=${dataset.id} dataset=${dataset} onPreview=${() => setSeen(dataset)} onFetchAgain=${() => fetchAgain(dataset)} onDelete=${() => setDoomed(dataset)} />`)}</tbody>
       </table><//>`}
     </div>
     ${seen && html`<${Look} dataset=${seen} onClose=${() => setSeen(null)} />`}
@@ -35,14 +40,16 @@ export default function Datasets() {
   <//>`;
 }
 
-function Row({ dataset, onPreview, onDelete }) {
+function Row({ dataset, onPreview, onFetchAgain, onDelete }) {
   const { id, name, state, hub, error } = dataset;
   const isReady = state === "ready";
   return html`<tr>
     <td><strong class="wrap">${name}</strong><div class="small muted mono">${id}</div>
       ${!isReady && html`<${State} state=${state} />`}
       ${error && html`<div class="note bad small"><strong>${error.message}</strong> ${error.hint}</div>`}
+      ${hub && error?.hint?.includes("on_unused=ignore") && html`<div><${Action} class="small" onClick=${onFetchAgain}>Fetch it without these fields<//></div>`}
       ${dataset.problem_count > 0 && html`<details class="small"><summary>${`${plural(dataset.problem_count, "row")} left out`}</summary><ul>${dataset.problems.map(({ line, message }) => html`<li key=${line}>Line ${line}: ${message}</li>`)}</ul></details>`}
+      <${UnusedFields} fields=${dataset.unused_fields} />
     </td>
     <td data-label="Rows"><span class="numbers">${count(dataset.rows)}</span><div class="small muted">${dataset.format?.replaceAll("_", " ")}</div></td>
     <td data-label="Size" class="numbers">${isReady ? bytes(dataset.size_bytes) : ""}</td>
@@ -55,6 +62,15 @@ function Row({ dataset, onPreview, onDelete }) {
       <button type="button" class="small danger" aria-label=${`Delete ${name}`} onClick=${onDelete}>Delete</button>
     </div></td>
   </tr>`;
+}
+
+/** The fields of a dataset from which nothing is learned. */
+function UnusedFields({ fields }) {
+  if (!fields.length) return null;
+  return html`<details class="small">
+    <summary>${`${plural(fields.length, "field")} not used`}${fields.some((field) => field.changes_learning) && html` <strong>(changes what is learned)</strong>`}</summary>
+    <ul>${fields.map(({ field, rows, changes_learning }) => html`<li key=${field}><span class="mono wrap">${field}</span>: ${plural(rows, "row")}${changes_learning ? ", changes what is learned" : ""}</li>`)}</ul>
+  </details>`;
 }
 
 /** A dataset's rows in the tokens of the chosen base model. */

@@ -50,7 +50,7 @@ export function Preflight({ answer, error, isLoading }) {
       ${` Batches of ${chosen.per_device_train_batch_size}${chosen.gradient_accumulation_steps > 1 ? ` × ${chosen.gradient_accumulation_steps}` : ""}, ${chosen.compute_dtype}, rows cut at ${count(chosen.max_seq_length)} tokens, padding ${percent(answer.padding_share)}.`}</p>
     ${truncated.count > 0 && html`<div class="note warn">${`${plural(truncated.count, "row")} would be cut${lines(truncated.lines)}.`}</div>`}
     ${dropped.count > 0 && html`<div class="note warn">${`${plural(dropped.count, "row")} would be left out${lines(dropped.lines)}: no token to learn from remains.`}</div>`}
-    ${answer.warnings.map(({ code, message }) => html`<div key=${code} class="note warn">${message}</div>`)}
+    ${answer.warnings.map(({ code, message }) => html`<div key=${message} class="note warn">${message}</div>`)}
   </div>`;
 }
 

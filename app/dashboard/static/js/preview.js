@@ -32,7 +32,7 @@ export function Preview({ dataset, baseModel, assistantOnly = false, maxLength =
   const { data, next, warnings } = found.preview;
   return html`<div class="stack">
     <p class="small muted">Learned from: <mark>marked and underlined</mark>. The rest is read, not learned.</p>
-    ${warnings.map(({ code, message }) => html`<div key=${code} class="note warn">${message}</div>`)}
+    ${warnings.map(({ code, message }) => html`<div key=${message} class="note warn">${message}</div>`)}
     ${data.map((row) => html`<${Row} key=${row.line} row=${row} />`)}
     <div class="row">
       ${after > 0 && html`<button type="button" class="small" onClick=${() => setAfter(0)}>First rows</button>`}
