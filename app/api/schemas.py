@@ -25,6 +25,18 @@ class ProblemRead(BaseModel):
     message: str = Field(description="What is wrong with it.")
 
 
+class UnusedFieldRead(BaseModel):
+    """A field of a file from which nothing is learned."""
+
+    field: str = Field(description="Where it is.", examples=["messages[].tool_calls", "category"])
+    rows: int = Field(description="Rows in which it has a value; empty in all: the rows that have it.")
+    changes_learning: bool = Field(
+        description="Whether its name says that it changes what is learned: tools, preferences, images, "
+        "reasoning. Such a file is refused unless `on_unused` is `ignore`."
+    )
+    lines: list[int] = Field([], description="The first lines with a value.")
+
+
 class ErrorRead(BaseModel):
     """What went wrong, and what to do next."""
 
@@ -34,6 +46,9 @@ class ErrorRead(BaseModel):
     param: str | None = Field(description="The field it is about.", examples=["training.learning_rate"])
     hint: str | None = Field(description="What to do next.")
     problems: list[ProblemRead] | None = Field(None, description="With `dataset_invalid`: every bad line.")
+    unused_fields: list[UnusedFieldRead] | None = Field(
+        None, description="With `fields_unused`: the fields for which the file was refused."
+    )
 
 
 class ErrorResponse(BaseModel):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from app.core.errors.exports import ExportMismatch, NoMemoryForVerification
@@ -23,6 +23,7 @@ from app.core.specs.job import QuantizationSpec
 from worker.exports.agreement import LogitComparison
 from worker.models import base_model
 from worker.models.device import Device, find_device
+from worker.models.peft_adapters import read_config, read_weights
 
 PROMPT_TOKENS = 96
 ANSWER_TOKENS = 16
@@ -108,7 +109,23 @@ def load_live(base: Path, adapter: Path, quantization: QuantizationSpec, dtype: 
         # PEFT warns that merging may fail where one of two tied embeddings is trained; this module verifies
         # it.
         warnings.filterwarnings("ignore", "Model has .tie_word_embeddings", UserWarning)
-        return PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).eval()
+        config = _without_expressions(adapter)
+        return PeftModel.from_pretrained(
+            model, str(adapter), config=config, autocast_adapter_dtype=False
+        ).eval()
+
+
+def _without_expressions(adapter: Path) -> LoraConfig:
+    """The adapter's configuration, where the layers are named by the weights in place of regular expressions.
+
+    An imported adapter's expressions may take exponential time, and its weights say the same.
+    """
+    config = LoraConfig.from_pretrained(str(adapter))
+    is_expression = isinstance(config.target_modules, str) and config.target_modules != "all-linear"
+    if is_expression or isinstance(config.exclude_modules, str) or config.layers_pattern:
+        config.target_modules = set(read_weights(adapter, read_config(adapter)).updates)
+        config.exclude_modules = config.layers_pattern = config.layers_to_transform = None
+    return config
 
 
 def compare(

@@ -16,6 +16,7 @@ from app.core.errors.base_models import HubUnreachable
 from app.core.errors.datasets import (
     DatasetInvalid,
     FetchFailure,
+    FieldsUnused,
     HubDatasetGated,
     HubDatasetMissing,
     HubDatasetUnreadable,
@@ -60,6 +61,7 @@ def to_report(error: TunesmithError, problem_count: int = 0) -> FetchFailed:
         hint=error.hint,
         problems=problems,
         problem_count=max(problem_count, len(problems)),
+        unused_fields=error.unused_fields if isinstance(error, FieldsUnused) else [],
     )
 
 

@@ -5,15 +5,15 @@ own files; this module allows only its readers of plain tables, so that no code 
 Errors of the libraries are not caught here; worker/fetching/failures.py translates them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import datasets
 from datasets import DatasetBuilder, IterableDataset
 from huggingface_hub import HfApi
 
 from app.core.datasets.fetches import HubSource
-from app.core.datasets.formats import quoted
-from app.core.datasets.problems import Record
+from app.core.datasets.problems import Record, quoted
+from app.core.datasets.unused_fields import OnUnused
 from app.core.errors.datasets import DatasetInvalid, HubDatasetUnfit, UnknownConfig, UnknownSplit
 
 _READERS = ("arrow", "csv", "json", "parquet", "text")
@@ -22,18 +22,21 @@ _PLAIN_FEATURES = ("ClassLabel", "Json", "LargeList", "List", "Sequence", "Value
 
 
 class HubTable:
-    """The columns of a split and its records, numbered from 1."""
+    """The columns of a split and its records, numbered from 1. Columns of media are not read."""
 
-    def __init__(self, columns: list[str], split: IterableDataset) -> None:
+    def __init__(self, columns: list[str], split: IterableDataset, media: Collection[str] = ()) -> None:
         self.columns = columns
         self.rows_read = 0
         self._split = split
+        self._media = media
 
-    def read(self, columns: Sequence[str]) -> Iterator[Record]:
-        """Yield the records with these columns only."""
-        for record in self._split.select_columns(list(columns)):
+    def read(self, columns: Sequence[str], presence_of: Sequence[str] = ()) -> Iterator[Record]:
+        """Yield the records with these columns and those of `presence_of`; media are a word instead."""
+        wanted = [*columns, *presence_of]
+        unread = {name: "media" for name in wanted if name in self._media}
+        for record in self._split.select_columns([name for name in wanted if name not in unread]):
             self.rows_read += 1
-            yield self.rows_read, record
+            yield self.rows_read, {**record, **unread}
 
 
 def find_commit(source: HubSource) -> str:
@@ -41,7 +44,9 @@ def find_commit(source: HubSource) -> str:
     return str(HfApi().dataset_info(source.hub_dataset, revision=source.revision).sha)
 
 
-def open_table(source: HubSource, commit: str, column_map: Mapping[str, str]) -> HubTable:
+def open_table(
+    source: HubSource, commit: str, column_map: Mapping[str, str], on_unused: OnUnused
+) -> HubTable:
     """Open the split that the source names, at a commit.
 
     Raises UnknownConfig, UnknownSplit and HubDatasetUnfit, and DatasetInvalid where the split has no rows.
@@ -60,8 +65,9 @@ def open_table(source: HubSource, commit: str, column_map: Mapping[str, str]) ->
     columns = split.column_names or list(next(iter(split), {}))
     if not columns:
         raise DatasetInvalid(f"The split {source.split!r} of {source.hub_dataset} has no rows.")
-    _refuse_media(split.features or {}, column_map)
-    return HubTable(columns, split)
+    media = {name: kind for name, found in (split.features or {}).items() if (kind := _find_media(found))}
+    _refuse_media(media, column_map, on_unused)
+    return HubTable(columns, split, media)
 
 
 def _find_builder(source: HubSource, commit: str) -> DatasetBuilder:
@@ -92,15 +98,14 @@ def _refuse_reader(builder: DatasetBuilder) -> None:
         )
 
 
-def _refuse_media(features: Mapping[str, object], column_map: Mapping[str, str]) -> None:
-    """Raise HubDatasetUnfit for columns of media that column_map does not leave out."""
-    media = {name: kind for name, found in features.items() if (kind := _find_media(found))}
-    used = {name: media[name] for name in (column_map.values() if column_map else media) if name in media}
-    if used:
-        shown = ", ".join(f"{quoted([name])} ({kind})" for name, kind in used.items())
+def _refuse_media(media: Mapping[str, str], column_map: Mapping[str, str], on_unused: OnUnused) -> None:
+    """Raise HubDatasetUnfit for columns of media, unless they may be left out."""
+    refused = [name for name in media if on_unused is OnUnused.REFUSE or name in column_map.values()]
+    if refused:
+        shown = ", ".join(f"{quoted([name])} ({media[name]})" for name in refused)
         raise HubDatasetUnfit(
             f"The dataset has columns that are not text: {shown}.",
-            hint="Only text can be trained on. To leave them out, name the columns of text in column_map.",
+            hint="Only text can be learned from yet. To train without them: on_unused=ignore.",
         )
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 from app.core.datasets.fetches import HubSource
 from app.core.datasets.inspection import Inspection, OnProblem
 from app.core.datasets.limits import Limits
+from app.core.datasets.unused_fields import OnUnused
 from worker.processes.reports import ProcessMessage
 
 
@@ -17,6 +18,7 @@ class FetchRequest(ProcessMessage):
     source: HubSource
     column_map: dict[str, str]
     on_problem: OnProblem
+    on_unused: OnUnused
     limits: Limits
     folder: Path = Field(description="The fetch's own folder, empty now; removed after it.")
 
@@ -50,6 +52,7 @@ class FetchFailed(ProcessMessage):
     hint: str | None = None
     problems: list[dict[str, object]] = Field([], description="Rows that can't be used, the first hundred.")
     problem_count: int = 0
+    unused_fields: list[dict[str, object]] = Field([], description="Fields for which it was refused.")
 
 
 FetchReport = Annotated[Fetching | Fetched | FetchFailed, Field(discriminator="type")]

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from app.core.datasets.inspection import Inspection, inspect_hub_table, refuse_problems
+from app.core.datasets.inspection import Inspection, inspect_hub_table, refuse_fields, refuse_problems
 from app.core.datasets.problems import Record
 from app.core.errors import TunesmithError
 from app.core.errors.datasets import DatasetDiskFull, FetchFailure
@@ -48,9 +48,9 @@ class _ReportingTable:
         self._commit = commit
         self._link = link
 
-    def read(self, columns: Sequence[str]) -> Iterator[Record]:
+    def read(self, columns: Sequence[str], presence_of: Sequence[str]) -> Iterator[Record]:
         reported_at = time.monotonic()
-        for number, record in self._table.read(columns):
+        for number, record in self._table.read(columns, presence_of):
             yield number, record
             if time.monotonic() - reported_at > _REPORT_SECONDS:
                 self._link.send(Fetching(commit=self._commit, rows=number))
@@ -63,7 +63,7 @@ def _fetch(request: FetchRequest, link: ParentLink) -> None:
     try:
         commit = find_commit(request.source)
         link.send(Fetching(commit=commit, rows=0))
-        table = open_table(request.source, commit, request.column_map)
+        table = open_table(request.source, commit, request.column_map, request.on_unused)
         found = inspect_hub_table(
             _ReportingTable(table, commit, link),
             request.rows,
@@ -71,6 +71,7 @@ def _fetch(request: FetchRequest, link: ParentLink) -> None:
             column_map=request.column_map,
         )
         refuse_problems(found, request.on_problem)
+        refuse_fields(found, request.on_unused)
     except Exception as error:  # the boundary of the fetch: any error becomes its report
         log.exception("%s could not be fetched", request.source.hub_dataset)
         explained = _explain(error, request, table.rows_read if table else 0)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
-from app.core.adapters.files import CONFIG, WEIGHTS
+from app.core.adapters.files import CONFIG, WEIGHTS, check_pattern_key
+from app.core.specs.job import MODULE_NAME
 
 PREFIX = "base_model.model."
 _LORA_NAME = re.compile(
@@ -37,7 +37,10 @@ _HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 class AdapterDamaged(Exception):
-    """The weights of an adapter are not pairs of finite matrices; the message names the first such weight."""
+    """The weights of an adapter are not pairs of finite matrices, or its settings can't be read.
+
+    The message names the first such weight or setting.
+    """
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ class PeftConfig:
     def scale(self, module: str, rank: int) -> float:
         """What B A is multiplied with in a module, whose alpha may be one of its own (`alpha_pattern`)."""
         patterns: dict[str, float] = self.settings.get("alpha_pattern") or {}
-        alpha = patterns.get(get_pattern_key(list(patterns), module), self.settings["lora_alpha"])
+        alpha = next(
+            (patterns[key] for key in patterns if is_match(key, module)), self.settings["lora_alpha"]
+        )
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
@@ -107,9 +112,31 @@ class PeftWeights:
     others: dict[str, torch.Tensor]
 
 
+def is_match(key: str, module: str) -> bool:
+    """Whether a key of rank_pattern or alpha_pattern is the end of a module's name; with a ^, the whole name.
+
+    This is what PEFT's `get_pattern_key` finds for names; it compiles the key as a regular expression.
+    """
+    name = key.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    return module == name or (not key.startswith("^") and module.endswith(f".{name}"))
+
+
 def read_config(folder: Path) -> PeftConfig:
-    """Read adapter_config.json. Raises OSError and ValueError."""
-    return PeftConfig(json.loads((folder / CONFIG).read_text()))
+    """Read adapter_config.json. Raises OSError, ValueError and AdapterDamaged."""
+    config = PeftConfig(json.loads((folder / CONFIG).read_text()))
+    try:
+        for setting in ("rank_pattern", "alpha_pattern"):
+            for key in config.settings.get(setting) or {}:
+                check_pattern_key(key)
+    except ValueError as error:
+        raise AdapterDamaged(f"The adapter's {setting}: {error}.") from error
+    for setting in ("modules_to_save", "target_modules"):
+        names = config.settings.get(setting)
+        # One text in place of a list is an expression: it is not compiled, the weights name the layers.
+        for name in names if isinstance(names, list) else []:
+            if not re.fullmatch(MODULE_NAME, str(name)):
+                raise AdapterDamaged(f"The adapter's {setting}: {str(name)[:100]!r} is no name of a module.")
+    return config
 
 
 def read_weights(folder: Path, config: PeftConfig) -> PeftWeights:

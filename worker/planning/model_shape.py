@@ -16,6 +16,7 @@ from app.core.errors.base_models import ModelUnreadable
 from app.core.specs.job import LoraSpec
 from worker.models import lora
 from worker.models.base_model import linears_to_quantize
+from worker.models.layer_sizes import largest
 from worker.planning.memory_estimate import ModelShape
 
 # Names of linear layers that share their input with no other linear layer.
@@ -44,14 +45,14 @@ def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:
     model.requires_grad_(False)
     adapted = _adapted(_attach(model, spec))
     # A model without attention has no heads; its saved activations are then estimated from its width.
-    heads = getattr(config, "num_attention_heads", None) or 1
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = largest(config, "num_attention_heads") or 1
+    head_width = largest(config, "head_dim") or config.hidden_size // heads
     return ModelShape(
         layers=layers,
         hidden=config.hidden_size,
         heads=heads,
         query_width=heads * head_width,
-        key_width=(getattr(config, "num_key_value_heads", None) or heads) * head_width,
+        key_width=(largest(config, "num_key_value_heads") or heads) * head_width,
         mlp_width=_mlp_width(config),
         is_gated=any("gate" in name.rpartition(".")[2] for name in quantized),
         norm_width=norm_width // layers,
@@ -100,15 +101,17 @@ def _norm_width(model: PreTrainedModel, config: PreTrainedConfig) -> int:
         is_key = name.endswith("k_norm")
         is_query = name.endswith("q_norm")
         heads = 1
-        if (is_key or is_query) and weight.numel() == getattr(config, "head_dim", None):
-            heads = config.num_key_value_heads if is_key else config.num_attention_heads
+        if (is_key or is_query) and weight.numel() == largest(config, "head_dim"):
+            heads = largest(config, "num_key_value_heads" if is_key else "num_attention_heads") or 1
         width += weight.numel() * heads
     return width
 
 
 def _mlp_width(config: PreTrainedConfig) -> int:
-    """The width between the MLP's linear layers; of a mixture of experts, of all experts of one token."""
-    width: int | None = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
-    width = width or 4 * config.hidden_size
-    experts = getattr(config, "num_experts_per_tok", None)
-    return experts * (getattr(config, "moe_intermediate_size", None) or width) if experts else width
+    """The width between the MLP's linear layers, the largest of all layers.
+
+    Of a mixture of experts, the sum over all experts of one token.
+    """
+    width = largest(config, "intermediate_size") or largest(config, "n_inner") or 4 * config.hidden_size
+    experts = largest(config, "num_experts_per_tok")
+    return experts * (largest(config, "moe_intermediate_size") or width) if experts else width

@@ -15,6 +15,7 @@ from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
 from worker.models.base_model import compute_dtype
 from worker.models.device import Device
+from worker.models.layer_sizes import largest
 from worker.planning import automatic_settings
 
 VarlenKernel = Literal["Triton", "PyTorch varlen_attn", "row by row"]
@@ -112,12 +113,12 @@ def describe_family(model: PreTrainedModel) -> ModelFamily:
         "lm_head_multiplier",
         "output_multiplier",
     )
-    heads = getattr(config, "num_attention_heads", None) or 1
+    heads = largest(config, "num_attention_heads") or 1
     return ModelFamily(
         name=config.model_type,
         takes_attention=bool(getattr(model, "_supports_attention_backend", False)),
         changes_attention=odd or not kinds <= {"full_attention", "sliding_attention"},
-        head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        head_width=largest(config, "head_dim") or config.hidden_size // heads,
         shapes_logits=any(getattr(config, name, None) is not None for name in scales),
         adds_losses=bool(getattr(config, "output_router_logits", False)),
     )

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.core.datasets.rows import DatasetFormat
+from app.core.datasets.unused_fields import UnusedField
 from app.core.jobs.events import AnyEventData, Evaluation, Metrics
 from app.core.settings import EngineWeights, GpuPolicy, TrainingPath
 from app.core.specs.job import JobSpec
@@ -40,6 +41,9 @@ class TrainingRequest(ProcessMessage):
     dataset_sha256: str
     dataset_name: str | None = None
     validation_dataset: Path | None = Field(None, description="The file of rows to evaluate on.")
+    unused_fields: list[UnusedField] = Field(
+        [], description="Fields of the dataset from which nothing is learned."
+    )
     continue_from: Path | None = Field(
         None, description="The folder of the adapter that the job starts from."
     )

@@ -70,7 +70,14 @@ class FetchHandler(WorkHandler[FetchLease, FetchReport, Fetched]):
     def find_ending(self, report: FetchReport) -> Fetched | WorkFailure | None:
         if isinstance(report, FetchFailed):
             problems = tuple(report.problems)
-            return DatasetFailure(report.code, report.message, report.hint, problems, report.problem_count)
+            return DatasetFailure(
+                report.code,
+                report.message,
+                report.hint,
+                problems=problems,
+                problem_count=report.problem_count,
+                unused_fields=tuple(report.unused_fields),
+            )
         return report if isinstance(report, Fetched) else None
 
     def record(self, session: Session, lease: FetchLease, reports: Sequence[FetchReport]) -> None:
@@ -114,6 +121,7 @@ class FetchHandler(WorkHandler[FetchLease, FetchReport, Fetched]):
             source=lease.source,
             column_map=lease.column_map,
             on_problem=lease.on_problem,
+            on_unused=lease.on_unused,
             limits=Limits.from_settings(self._settings),
             folder=self._folder(lease),
         )

@@ -59,6 +59,7 @@ def make_request(
         dataset_sha256=inputs.dataset.sha256,
         dataset_name=inputs.dataset.name,
         validation_dataset=fetch(inputs.validation_dataset) if inputs.validation_dataset else None,
+        unused_fields=dataset_records.find_unused(inputs.dataset),
         continue_from=fetch(inputs.adapter) if inputs.adapter else None,
         submitted_at=inputs.submitted_at,
         models_folder=settings.models_folder,

@@ -142,6 +142,8 @@ def _encode_conversation(
 ) -> tuple[list[int], list[int]]:
     text = render(tokenizer, row.messages, add_generation_prompt=False, moment=moment)
     border = _find_border(row, tokenizer, text, moment)
+    # A question is learned with the whole row, or not at all: a mask of its own has only the answers.
+    assistant_only |= any(message.weight == 0 for message in row.messages if message.role != "assistant")
     unweighted = any(message.weight == 0 for message in row.messages if message.role == "assistant")
     if not assistant_only and not unweighted:
         input_ids = _end_turn(encode_with_border(tokenizer, text, border), tokenizer)

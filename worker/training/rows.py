@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import DatasetFormat, read_rows
+from app.core.datasets.unused_fields import describe_unused
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn
 from worker.templates.choice import TemplateSource, read_model_type, set_template
@@ -47,6 +48,7 @@ def prepare_rows(
             f"max_seq_length is {training.max_seq_length}, but the base model reads at most {max_length} "
             "tokens.",
         )
+    _report_unused_fields(attempt)
     formatted = _format(attempt, request.dataset, tokenizer, max_length)
     check_prompts(formatted.samples, tokenizer, moment=request.submitted_at)
     _report_cut_rows(attempt, formatted, max_length)
@@ -59,6 +61,14 @@ def prepare_rows(
     share = formatted.trained_tokens / formatted.tokens
     attempt.say(f"{counts}: {formatted.tokens:,} tokens, {share:.0%} of them trained.")
     return PreparedRows(rows, held_out, formatted.samples, source)
+
+
+def _report_unused_fields(attempt: TrainingAttempt) -> None:
+    unused = attempt.request.unused_fields
+    if any(one.changes_learning for one in unused):
+        attempt.warn("unused_fields", describe_unused(unused))
+    elif unused:
+        attempt.say(describe_unused(unused))
 
 
 def _report_template(attempt: TrainingAttempt, source: TemplateSource) -> None:

@@ -17,6 +17,7 @@ from app.core.datasets import fetches, records as dataset_records
 from app.core.datasets.fetches import HubSource
 from app.core.datasets.formats import check_column_map
 from app.core.datasets.inspection import OnProblem
+from app.core.datasets.unused_fields import OnUnused
 
 
 class HubDataset(HubSource):
@@ -30,6 +31,11 @@ class HubDataset(HubSource):
     )
     on_problem: OnProblem = Field(
         OnProblem.REFUSE, description="What to do where some rows can't be used.", examples=["refuse", "skip"]
+    )
+    on_unused: OnUnused = Field(
+        OnUnused.REFUSE,
+        description="What to do where fields that change what is learned are not used.",
+        examples=["refuse", "ignore"],
     )
 
 
@@ -63,6 +69,7 @@ def fetch_dataset(
             name=body.name or body.hub_dataset,
             column_map=body.column_map,
             on_problem=body.on_problem,
+            on_unused=body.on_unused,
             max_waiting=services.settings.max_queued_jobs,
         )
         return DatasetRead.from_row(row)
@@ -81,9 +88,10 @@ def json_body() -> dict[str, Any]:
     """`openapi_extra=` of the upload's route: documents this JSON body in addition to the form."""
     schema = HubDataset.model_json_schema()
     definitions = schema.pop("$defs")
-    on_problem = schema["properties"]["on_problem"]
-    # `$ref` to `$defs` does not resolve inside the document, so the enum is written out.
-    on_problem.pop("$ref")
-    on_problem |= {"type": "string", "enum": definitions["OnProblem"]["enum"]}
+    for name in ("on_problem", "on_unused"):
+        # `$ref` to `$defs` does not resolve inside the document, so the enum is written out.
+        field = schema["properties"][name]
+        choices = definitions[field.pop("$ref").rsplit("/", 1)[-1]]["enum"]
+        field |= {"type": "string", "enum": choices}
     example = {"hub_dataset": "HuggingFaceH4/no_robots", "split": "train"}
     return {"requestBody": {"content": {"application/json": {"schema": schema, "example": example}}}}

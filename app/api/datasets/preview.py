@@ -11,7 +11,7 @@ from app.api.http.errors import EngineRefusal, documented
 from app.api.jobs.preflight import find_dataset
 from app.core.engine import base_models
 from app.core.engine.messages import Failed
-from app.core.engine.preflight import DatasetRef, Preview, PreviewRequest
+from app.core.engine.preflight import DatasetRef, Notice, Preview, PreviewRequest
 from app.core.specs.job import MODEL_NAME
 
 router = APIRouter(prefix="/datasets", tags=["Datasets"])
@@ -43,9 +43,9 @@ async def preview_dataset(
 ) -> Preview:
     """Rows rendered with the model's template, token by token, as training will read them."""
 
-    def prepare() -> tuple[PreviewRequest, EngineEndpoint]:
+    def prepare() -> tuple[PreviewRequest, EngineEndpoint, list[Notice]]:
         base_models.check(base_model, services.settings)
-        reference, engine = _find(services, dataset_id, base_model)
+        reference, notices, engine = _find(services, dataset_id, base_model)
         request = PreviewRequest(
             base_model=base_model,
             dataset=reference,
@@ -54,16 +54,19 @@ async def preview_dataset(
             assistant_only_loss=assistant_only_loss,
             max_seq_length=max_seq_length,
         )
-        return request, engine
+        return request, engine, notices
 
-    request, engine = await to_thread.run_sync(prepare)
+    request, engine, notices = await to_thread.run_sync(prepare)
     answer = await services.engines.request(engine, "/preview", request, Preview)
     if isinstance(answer, Failed):
         raise EngineRefusal(answer)
+    answer.warnings.extend(notices)
     return answer
 
 
-def _find(services: Services, dataset_id: str, base_model: str) -> tuple[DatasetRef, EngineEndpoint]:
+def _find(
+    services: Services, dataset_id: str, base_model: str
+) -> tuple[DatasetRef, list[Notice], EngineEndpoint]:
     with services.database.snapshot() as session:
-        dataset = find_dataset(session, dataset_id)
-        return dataset, find_engine(session, services.settings, base_model=base_model)
+        dataset, notices = find_dataset(session, dataset_id)
+        return dataset, notices, find_engine(session, services.settings, base_model=base_model)

@@ -20,6 +20,7 @@ from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import OnProblem
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import write_plain
+from app.core.datasets.unused_fields import OnUnused
 from app.core.errors import InvalidRequest
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
@@ -57,12 +58,18 @@ def upload_dataset(
     on_problem: Annotated[
         OnProblem, Form(description="What to do where some rows can't be used.")
     ] = OnProblem.REFUSE,
+    on_unused: Annotated[
+        OnUnused,
+        Form(description="What to do where fields that change what is learned are not used: tools, images."),
+    ] = OnUnused.REFUSE,
 ) -> DatasetRead:
     """Store a file of rows: JSON lines, a JSON array, CSV, TSV or Parquet, plain or packed with gzip.
 
     Its columns say its format: `messages`; or `prompt` and `completion`; or `text`; or `instruction` and
     `output`; or `conversations`; `column_map` says what others mean. A file with a bad row is refused, with
-    every bad row and what is wrong, unless `on_problem` is `skip`.
+    every bad row and what is wrong, unless `on_problem` is `skip`. Fields from which nothing is learned are
+    listed in `unused_fields`; a file where such a field changes what is learned (tools, preferences, images,
+    reasoning, loss masks) is refused with the error `fields_unused`, unless `on_unused` is `ignore`.
 
     `curl -F file=@rows.csv -F 'column_map={"prompt": "question"}' localhost:8000/datasets`
 
@@ -83,6 +90,7 @@ def upload_dataset(
             limits=Limits.from_settings(services.settings),
             column_map=_parse_column_map(column_map),
             on_problem=on_problem,
+            on_unused=on_unused,
         )
     return _add(idempotent, services.store, row)
 

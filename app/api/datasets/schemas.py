@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
-from app.api.schemas import ProblemRead
+from app.api.schemas import ProblemRead, UnusedFieldRead
 from app.core.datasets.rows import DatasetFormat
 from app.core.specs.states import DatasetState
 from app.core.storage import tables
@@ -46,6 +46,9 @@ class DatasetRead(BaseModel):
         description="Rows that were skipped, or for which it failed; the first hundred."
     )
     problem_count: int = Field(description="How many rows were skipped, or can't be used where it failed.")
+    unused_fields: list[UnusedFieldRead] = Field(
+        description="Fields from which nothing is learned, those that change what is learned first."
+    )
     hub: HubOriginRead | None = Field(description="Where it came from; null: it was uploaded.")
     error: DatasetErrorRead | None = Field(description="Why it failed.")
     created_at: datetime = Field(description="When it was uploaded or asked for.")
@@ -63,6 +66,7 @@ class DatasetRead(BaseModel):
             size_bytes=row.size_bytes,
             problems=[ProblemRead.model_validate(problem) for problem in row.problems],
             problem_count=row.problem_count,
+            unused_fields=[UnusedFieldRead.model_validate(unused) for unused in row.unused_fields],
             hub=HubOriginRead.model_validate(row.hub) if row.hub else None,
             error=DatasetErrorRead.model_validate(row.error) if row.error else None,
             created_at=row.created_at,

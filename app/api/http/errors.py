@@ -26,7 +26,7 @@ from app.core.errors import (
     Unavailable,
 )
 from app.core.errors.access import Forbidden, Unauthorized
-from app.core.errors.datasets import DatasetInvalid
+from app.core.errors.datasets import DatasetInvalid, FieldsUnused
 from app.core.errors.work import LeaseLost
 
 _STATUS: dict[type[TunesmithError], int] = {
@@ -124,6 +124,8 @@ def error_content(error: TunesmithError) -> dict[str, Any]:
     content = _content(error.type, error.code, error.message, error.param, error.hint)
     if isinstance(error, DatasetInvalid):
         content["error"]["problems"] = error.problems
+    if isinstance(error, FieldsUnused):
+        content["error"]["unused_fields"] = error.unused_fields
     return content
 
 

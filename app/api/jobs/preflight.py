@@ -11,9 +11,10 @@ from app.api.generate.engine_client import EngineEndpoint, find_engine
 from app.api.http.errors import EngineRefusal, documented
 from app.api.jobs.routes import SPEC_EXAMPLES
 from app.core.datasets import records as dataset_records
+from app.core.datasets.unused_fields import describe_unused
 from app.core.engine import base_models
 from app.core.engine.messages import Failed
-from app.core.engine.preflight import DatasetRef, Preflight, PreflightRequest
+from app.core.engine.preflight import DatasetRef, Notice, Preflight, PreflightRequest
 from app.core.jobs import continuation, speeds
 from app.core.specs.job import JobSpec
 
@@ -29,32 +30,49 @@ async def preflight(
     A job that can't run answers with the error that it would fail with. `warnings` says what should be known
     before it starts. Large datasets are read in part.
     """
-    request, engine, speed = await to_thread.run_sync(_prepare, services, spec)
+    request, engine, speed, notices = await to_thread.run_sync(_prepare, services, spec)
     answer = await services.engines.request(engine, "/preflight", request, Preflight)
     if isinstance(answer, Failed):
         raise EngineRefusal(answer)
+    answer.warnings.extend(notices)
     return _with_measured_speed(answer, speed) if speed else answer
 
 
-def _prepare(services: Services, spec: JobSpec) -> tuple[PreflightRequest, EngineEndpoint, float | None]:
+def _prepare(
+    services: Services, spec: JobSpec
+) -> tuple[PreflightRequest, EngineEndpoint, float | None, list[Notice]]:
     base_models.check(spec.base_model, services.settings)
     with services.database.snapshot() as session:
-        dataset = find_dataset(session, spec.dataset)
+        dataset, notices = find_dataset(session, spec.dataset)
         validation_dataset = None
         if spec.validation_dataset:
-            validation_dataset = find_dataset(session, spec.validation_dataset, param="validation_dataset")
+            validation_dataset, more = find_dataset(
+                session, spec.validation_dataset, param="validation_dataset"
+            )
+            notices += [
+                Notice(code=one.code, message=f"The validation dataset: {one.message}") for one in more
+            ]
         if spec.continue_from:
             spec = continuation.resolve(session, spec)
         engine = find_engine(session, services.settings, base_model=spec.base_model)
         speed = speeds.find_tokens_per_second(session, spec)
     request = PreflightRequest(spec=spec, dataset=dataset, validation_dataset=validation_dataset)
-    return request, engine, speed
+    return request, engine, speed, notices
 
 
-def find_dataset(session: Session, dataset_id: str, *, param: str = "dataset") -> DatasetRef:
-    """A reference to a dataset's files for the engine. Raises DatasetNotFound and DatasetNotReady."""
+def find_dataset(
+    session: Session, dataset_id: str, *, param: str = "dataset"
+) -> tuple[DatasetRef, list[Notice]]:
+    """A reference to a dataset's files for the engine, and what should be known about its fields.
+
+    Raises DatasetNotFound and DatasetNotReady.
+    """
     dataset = dataset_records.get_ready(session, dataset_id, param=param)
-    return DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes)
+    unused = describe_unused(dataset_records.find_unused(dataset))
+    return (
+        DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes),
+        [Notice(code="unused_fields", message=unused)] if unused else [],
+    )
 
 
 def _with_measured_speed(answer: Preflight, tokens_per_second: float) -> Preflight:

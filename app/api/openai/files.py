@@ -20,6 +20,7 @@ from app.api.openai.parameters import reject_parameter
 from app.core.datasets import openai_files, records as dataset_records
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import write_plain
+from app.core.datasets.unused_fields import OnUnused
 from app.core.errors.datasets import DatasetNotFound
 from app.core.specs.states import DatasetState
 from app.core.storage import tables
@@ -74,6 +75,13 @@ def upload_file(
             description="How long to keep it; later than that it goes once no job needs it.",
         ),
     ] = None,
+    on_unused: Annotated[
+        OnUnused,
+        Form(
+            description="Not OpenAI's (`extra_body`): whether a file with fields that change what is learned "
+            "and are not used, such as tools, is trained on without them."
+        ),
+    ] = OnUnused.REFUSE,
 ) -> FileObject:
     """Store a file to train on. One that can't be trained on is taken too: the job that names it fails."""
     if purpose != openai_files.FINE_TUNE:
@@ -90,6 +98,7 @@ def upload_file(
             path,
             name=PurePath(file.filename or "").name[:255] or "file",
             limits=Limits.from_settings(services.settings),
+            on_unused=on_unused,
             expires_at=datetime.now(UTC) + lifetime if lifetime else None,
         )
 

@@ -4,16 +4,17 @@ Checks that the weights are complete and not all zero. Whether they fit the base
 """
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from app.core.errors.adapters import AdapterInvalid
-from app.core.specs.job import LoraSpec, QuantizationSpec
+from app.core.specs.job import MODULE_NAME, LoraSpec, QuantizationSpec
 
 # The files of an adapter's folder. PEFT and transformers name all but RECORD, which is Tunesmith's own.
 CONFIG = "adapter_config.json"
@@ -23,10 +24,27 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 RECORD = "tunesmith.json"
 
 MAX_RANK = 1024
+# PEFT compiles the keys of rank_pattern and alpha_pattern as regular expressions, which may take exponential
+# time. Taken are names, which it compares with the ends of modules' names; with a ^ they are whole names.
+PATTERN_KEY = re.compile(r"\^?([A-Za-z0-9_-]+(?:\\?\.[A-Za-z0-9_-]+)*)\$?")
 _MAX_HEADER_BYTES = 25 << 20
 _CHUNK_BYTES = 1 << 20
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _HINT = "Save it again with PEFT's save_pretrained."
+
+
+def check_pattern_key(key: str) -> str:
+    """Returns the key of a rank_pattern or alpha_pattern. Raises ValueError where it is no layer's name."""
+    if not PATTERN_KEY.fullmatch(key):
+        raise ValueError(
+            f"{key[:100]!r} is no name of a layer, as 'q_proj' or 'layers.1.self_attn.q_proj' are; regular "
+            "expressions are not taken"
+        )
+    return key
+
+
+ModuleName = Annotated[str, Field(pattern=MODULE_NAME)]
+PatternKey = Annotated[str, Field(max_length=1000), AfterValidator(check_pattern_key)]
 
 
 class _PeftConfig(BaseModel):
@@ -41,12 +59,12 @@ class _PeftConfig(BaseModel):
     lora_alpha: Annotated[float, Field(gt=0, strict=False)]
     lora_dropout: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
     bias: Literal["none", "all", "lora_only"] = "none"
-    target_modules: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
+    target_modules: list[ModuleName] | str | None = None
+    modules_to_save: list[ModuleName] | None = None
     use_rslora: bool = False
     use_dora: bool = False
-    rank_pattern: dict[str, Any] | None = None
-    alpha_pattern: dict[str, Any] | None = None
+    rank_pattern: dict[PatternKey, Annotated[int, Field(ge=1, le=MAX_RANK)]] | None = None
+    alpha_pattern: dict[PatternKey, Annotated[float, Field(strict=False, allow_inf_nan=False)]] | None = None
     layers_to_transform: list[int] | int | None = None
     auto_mapping: dict[str, Any] | None = None
 

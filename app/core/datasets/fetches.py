@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import Inspection, OnProblem
+from app.core.datasets.unused_fields import OnUnused
 from app.core.errors import QueueFull
 from app.core.specs.states import DatasetState
 from app.core.storage import tables
@@ -51,6 +52,7 @@ class FetchLease(WorkLease):
     source: HubSource
     column_map: dict[str, str]
     on_problem: OnProblem
+    on_unused: OnUnused
 
     @property
     def dataset_id(self) -> str:
@@ -65,10 +67,11 @@ class FetchLease(WorkLease):
 
 @dataclass(frozen=True)
 class DatasetFailure(WorkFailure):
-    """Why a fetch failed, with the rows that can't be used where there are any."""
+    """Why a fetch failed, with the rows that can't be used and the unused fields where there are any."""
 
     problems: tuple[dict[str, object], ...] = ()
     problem_count: int = 0
+    unused_fields: tuple[dict[str, object], ...] = ()
 
 
 def submit(
@@ -78,6 +81,7 @@ def submit(
     name: str,
     column_map: Mapping[str, str],
     on_problem: OnProblem,
+    on_unused: OnUnused = OnUnused.REFUSE,
     max_waiting: int,
     now: datetime | None = None,
 ) -> tables.DatasetRow:
@@ -95,6 +99,7 @@ def submit(
         columns=[],
         problems=[],
         problem_count=0,
+        unused_fields=[],
         upload={},
         size_bytes=0,
         sha256="",
@@ -104,7 +109,11 @@ def submit(
     session.add(dataset)
     session.flush()
     fetch = tables.DatasetFetchRow(
-        dataset_id=dataset.id, column_map=dict(column_map), on_problem=on_problem, created_at=now
+        dataset_id=dataset.id,
+        column_map=dict(column_map),
+        on_problem=on_problem,
+        on_unused=on_unused,
+        created_at=now,
     )
     session.add(fetch)
     session.flush()
@@ -120,7 +129,14 @@ class FetchQueue(WorkQueue[tables.DatasetFetchRow, FetchLease]):
         """The lease on a fetch that was just claimed."""
         hub = dataset_records.get(session, row.dataset_id).hub or {}
         source = HubSource.model_validate({key: value for key, value in hub.items() if key != "commit"})
-        return FetchLease(row.dataset_id, token, source, dict(row.column_map), OnProblem(row.on_problem))
+        return FetchLease(
+            row.dataset_id,
+            token,
+            source,
+            dict(row.column_map),
+            OnProblem(row.on_problem),
+            OnUnused(row.on_unused),
+        )
 
     def record(self, session: Session, lease: FetchLease, *, commit: str | None, rows: int) -> None:
         """Record the progress of the fetch. Raises LeaseLost."""
@@ -143,6 +159,7 @@ class FetchQueue(WorkQueue[tables.DatasetFetchRow, FetchLease]):
         rows = failure if isinstance(failure, DatasetFailure) else None
         dataset.problems = list(rows.problems) if rows else []
         dataset.problem_count = rows.problem_count if rows else 0
+        dataset.unused_fields = list(rows.unused_fields) if rows else []
         _end(session, dataset, DatasetState.FAILED)
 
     def explain_loss(self, attempts: int) -> WorkFailure:

@@ -1,20 +1,15 @@
-"""Finds the format that a file's columns have, and turns its records into rows. Knows no files.
-
-Every message is for the person who made the file: what is wrong with the row, and what would be right.
-"""
+"""Finds the format that a file's columns have. Knows no rows and no files."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-from app.core.datasets.problems import repeated
-from app.core.datasets.readers.json_values import BadJson, decode_json, kind_of
-from app.core.datasets.rows import Completion, Conversation, DatasetFormat, Message, PlainText, Row
+from app.core.datasets.field_names import Meaning, meaning_of, normalized
+from app.core.datasets.problems import quoted, repeated
+from app.core.datasets.rows import DatasetFormat
 from app.core.errors.datasets import DatasetInvalid
 
-_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", **_ROLES}
 _REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {
     DatasetFormat.MESSAGES: ("messages",),
     DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
@@ -23,19 +18,17 @@ _REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {
     DatasetFormat.CONVERSATIONS: ("conversations",),
 }
 _OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
-    DatasetFormat.INSTRUCTION: ("input", "system"),
+    DatasetFormat.MESSAGES: ("system",),
+    DatasetFormat.PROMPT_COMPLETION: ("system",),
+    DatasetFormat.INSTRUCTION: ("input", "system", "history"),
     DatasetFormat.CONVERSATIONS: ("system",),
 }
 _KNOWN = list(
     dict.fromkeys(name for columns in (*_REQUIRED.values(), *_OPTIONAL.values()) for name in columns)
 )
 _MAY_LACK = {name for columns in _OPTIONAL.values() for name in columns}
-_MAX_COLUMNS_SHOWN = 20
 _MAX_CHARACTERS_SHOWN = 60
-
-
-class BadRow(ValueError):
-    """A row can't be used; the message says why."""
+_QUESTIONS = ("prompt", "question", "instruction", "input", "query")
 
 
 class UnknownColumns(DatasetInvalid):
@@ -48,6 +41,11 @@ class ColumnLayout:
 
     format: DatasetFormat
     names: Mapping[str, str]
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """The file's columns that the format reads."""
+        return frozenset(self.names.values())
 
 
 def check_column_map(column_map: Mapping[str, str]) -> None:
@@ -89,21 +87,9 @@ def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> Colu
     return ColumnLayout(fits[0], {**{name: name for name in own}, **column_map})
 
 
-def parse_row(record: Mapping[str, Any], layout: ColumnLayout) -> Row:
-    """Returns a record as a row. Raises BadRow."""
-    names = layout.names
-    for column in _REQUIRED[layout.format]:
-        if names[column] not in record:
-            raise BadRow(f"{quoted([names[column]])} is missing; this line has {quoted(record)}.")
-    return _PARSERS[layout.format](record, names)
-
-
-def quoted(names: Iterable[str]) -> str:
-    """Returns names for a message: quoted, printable, and no more than `_MAX_COLUMNS_SHOWN` of them."""
-    names = list(names)
-    shown = ", ".join(_shown(name) for name in names[:_MAX_COLUMNS_SHOWN]) or "none"
-    more = len(names) - _MAX_COLUMNS_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+def required_columns(name: DatasetFormat) -> tuple[str, ...]:
+    """Returns the columns without which there is no row of a format."""
+    return _REQUIRED[name]
 
 
 def _columns(name: DatasetFormat) -> tuple[str, ...]:
@@ -132,6 +118,8 @@ def _no_format(columns: list[str], column_map: Mapping[str, str]) -> UnknownColu
         return _bad_map(
             f"column_map has {has} and still needs {wanted}; the file's columns are {quoted(columns)}."
         )
+    if any(meaning_of(name) is Meaning.PREFERENCE for name in columns):
+        return _preferences(columns)
     pair = ["prompt", "completion"] if len(columns) > 1 else ["text"]
     example = json.dumps(dict(zip(pair, (name[:_MAX_CHARACTERS_SHOWN] for name in columns), strict=False)))
     return UnknownColumns(
@@ -141,120 +129,22 @@ def _no_format(columns: list[str], column_map: Mapping[str, str]) -> UnknownColu
     )
 
 
+def _preferences(columns: list[str]) -> UnknownColumns:
+    chosen = next((name for name in columns if normalized(name).startswith("chosen")), None)
+    hint = "Write the answers to learn from as `messages`, or as `prompt` and `completion`."
+    if chosen:
+        question = next((name for name in columns if normalized(name) in _QUESTIONS), None)
+        column_map = {"prompt": question, "completion": chosen} if question else {"messages": chosen}
+        hint = (
+            f"To learn from the chosen answers alone: column_map={json.dumps(column_map)}, on_unused=ignore."
+        )
+    return UnknownColumns(
+        f"The columns {quoted(columns)} hold preferences between answers, which can't be learned from yet.",
+        hint=hint,
+    )
+
+
 def _bad_map(message: str, hint: str | None = None) -> UnknownColumns:
     error = UnknownColumns(message, hint=hint)
     error.param = "column_map"
     return error
-
-
-def _parse_messages(record: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
-    return _conversation(record[names["messages"]], names["messages"])
-
-
-def _parse_conversations(record: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
-    return _conversation(record[names["conversations"]], names["conversations"], _system(record, names))
-
-
-def _parse_prompt_completion(record: Mapping[str, Any], names: Mapping[str, str]) -> Row:
-    prompt, completion = names["prompt"], names["completion"]
-    if isinstance(record[prompt], list) and isinstance(record[completion], list):
-        return _conversation([*record[prompt], *record[completion]], f"{prompt} and {completion}")
-    return Completion(_text(record, prompt), _text(record, completion))
-
-
-def _parse_text(record: Mapping[str, Any], names: Mapping[str, str]) -> PlainText:
-    return PlainText(_text(record, names["text"]))
-
-
-def _parse_instruction(record: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
-    question = _text(record, names["instruction"])
-    context = names.get("input")
-    if context and record.get(context):
-        question += "\n\n" + _text(record, context)
-    answer = _text(record, names["output"])
-    return Conversation((*_system(record, names), Message("user", question), Message("assistant", answer)))
-
-
-def _system(record: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Message, ...]:
-    """Returns the system prompt as messages, none where the record has no such column."""
-    column = names.get("system")
-    return (Message("system", _text(record, column)),) if column and record.get(column) else ()
-
-
-def _conversation(turns: object, column: str, system: tuple[Message, ...] = ()) -> Conversation:
-    if isinstance(turns, str):
-        turns = _json_cell(turns, column)
-    if not isinstance(turns, list) or not turns:
-        raise BadRow(f"{quoted([column])} must be a list of messages, found {kind_of(turns)}.")
-    messages = (*system, *(_message(turn, index) for index, turn in enumerate(turns, start=1)))
-    _check_order(messages)
-    return Conversation(messages)
-
-
-def _json_cell(cell: str, column: str) -> object:
-    """Returns the list that a CSV cell holds as JSON. Raises BadRow."""
-    try:
-        return decode_json(cell)
-    except BadJson as error:
-        raise BadRow(f"{quoted([column])} must be a list of messages: {error}") from None
-
-
-def _message(turn: object, index: int) -> Message:
-    if not isinstance(turn, dict):
-        raise BadRow(f"message {index} must be an object with 'role' and 'content', found {kind_of(turn)}.")
-    sharegpt = "from" in turn and "role" not in turn
-    role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
-    known = _SHAREGPT_ROLES if sharegpt else _ROLES
-    for key in (role_key, content_key):
-        if key not in turn:
-            raise BadRow(f"message {index} has no {key!r}.")
-    role = turn[role_key]
-    if not isinstance(role, str) or role not in known:
-        shown = _shown(role) if isinstance(role, str) else kind_of(role)
-        raise BadRow(f"message {index} has the role {shown}; use one of {', '.join(known)}.")
-    weight = turn.get("weight")
-    if weight is not None and weight not in (0, 1):
-        raise BadRow(f"message {index} has a weight that is neither 0 nor 1.")
-    return Message(known[role], _text(turn, content_key, f"message {index}: "), 0 if weight == 0 else 1)
-
-
-def _check_order(messages: tuple[Message, ...]) -> None:
-    has_system = messages[0].role == "system"
-    wanted = "user"
-    for place, message in enumerate(messages[has_system:], start=1 + has_system):
-        if message.role != wanted:
-            raise BadRow(f"message {place} must be from the {wanted}, found {message.role!r}.")
-        wanted = "assistant" if wanted == "user" else "user"
-    if messages[-1].role != "assistant":
-        raise BadRow(f"the last message must be from the assistant, found {messages[-1].role!r}.")
-    if not any(message.weight for message in messages if message.role == "assistant"):
-        raise BadRow("every assistant message has the weight 0, so there is nothing to learn.")
-
-
-def _text(record: Mapping[str, Any], column: str, where: str = "") -> str:
-    value = record[column]
-    if not isinstance(value, str):
-        raise BadRow(f"{where}{quoted([column])} must be text, found {kind_of(value)}.")
-    if not value or value.isspace():
-        raise BadRow(f"{where}{quoted([column])} is empty. Fill it in, or remove the row.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        what = f"{where}{quoted([column])} holds {half}"
-        raise BadRow(f"{what}, half of a surrogate pair. Write the whole character.") from None
-    return value
-
-
-def _shown(name: str) -> str:
-    cut = name if len(name) <= _MAX_CHARACTERS_SHOWN else name[:_MAX_CHARACTERS_SHOWN] + "…"
-    return repr(cut)
-
-
-_PARSERS: dict[DatasetFormat, Callable[[Mapping[str, Any], Mapping[str, str]], Row]] = {
-    DatasetFormat.MESSAGES: _parse_messages,
-    DatasetFormat.PROMPT_COMPLETION: _parse_prompt_completion,
-    DatasetFormat.TEXT: _parse_text,
-    DatasetFormat.INSTRUCTION: _parse_instruction,
-    DatasetFormat.CONVERSATIONS: _parse_conversations,
-}

@@ -4,6 +4,7 @@ Memory does not grow with the file. Knows no database and no network.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,26 +12,25 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from app.core.datasets.formats import (
-    BadRow,
     ColumnLayout,
     UnknownColumns,
     check_column_map,
     check_mapped_columns,
     choose_layout,
-    parse_row,
 )
 from app.core.datasets.limits import Limits, too_large, too_long
-from app.core.datasets.problems import Record
+from app.core.datasets.parsing import ParsedRow, parse_row
+from app.core.datasets.problems import BadRow, Record, quoted
 from app.core.datasets.readers.csv_files import CsvRecords, sniff_delimiter
 from app.core.datasets.readers.json_files import read_lines, read_values
 from app.core.datasets.readers.parquet_files import ParquetRecords
 from app.core.datasets.readers.sources import Container, Source, open_source
-from app.core.datasets.rows import DatasetFormat, Problem, Row, write_row
+from app.core.datasets.rows import DatasetFormat, Problem, write_row
+from app.core.datasets.unused_fields import OnUnused, UnusedField, UnusedTally, printable, refuse_unused
 from app.core.errors.datasets import DatasetInvalid
 
 MAX_PROBLEMS = 100
 _MAX_COLUMNS = 200
-_MAX_COLUMN_CHARACTERS = 200
 _PROBLEMS_IN_MESSAGE = 5
 _TABLES = (Container.PARQUET, Container.HUB)
 _EXPECTED = (
@@ -69,6 +69,7 @@ class Inspection:
     rows: int = 0
     problems: list[Problem] = field(default_factory=list)
     problem_count: int = 0
+    unused_fields: list[UnusedField] = field(default_factory=list)
     size_bytes: int = 0
     sha256: str = ""
 
@@ -78,8 +79,12 @@ class RecordTable(Protocol):
 
     columns: list[str]
 
-    def read(self, columns: Sequence[str]) -> Iterator[Record]:
-        """Returns the records, numbered from 1, with these columns only."""
+    def read(self, columns: Sequence[str], presence_of: Sequence[str]) -> Iterator[Record]:
+        """Returns the records, numbered from 1, with these columns.
+
+        Of the columns `presence_of` a record need only show whether it has them, and whether they are empty:
+        null, an empty text, or anything else.
+        """
 
 
 def inspect(
@@ -132,6 +137,12 @@ def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE)
     )
 
 
+def refuse_fields(found: Inspection, on_unused: OnUnused = OnUnused.REFUSE) -> None:
+    """Raise FieldsUnused where a field that changes what is learned is not used, and that is not ignored."""
+    place = "row" if found.upload.container in _TABLES else "line"
+    refuse_unused(found.unused_fields, found.rows, on_unused, place=place)
+
+
 class _Inspector:
     """Checks, counts and writes the records of one upload."""
 
@@ -145,6 +156,7 @@ class _Inspector:
         self._layout: ColumnLayout | None = None
         self._columns: dict[str, None] = {}
         self._no_layout: DatasetInvalid | None = None
+        self._unused = UnusedTally()
         self._sha256 = hashlib.sha256()
 
     def inspect_all(self, records: Iterable[Record]) -> None:
@@ -167,9 +179,10 @@ class _Inspector:
         return "split" if self.found.upload.container is Container.HUB else "file"
 
     def open_table(self, table: RecordTable) -> Iterator[Record]:
-        """Returns the records of a table, with only the columns that the format uses."""
-        layout = self._choose_layout(table.columns)
-        return table.read([name for name in table.columns if name in layout.names.values()])
+        """Returns the records of a table."""
+        used = self._choose_layout(table.columns).used
+        read = [name for name in table.columns if name in used]
+        return table.read(read, presence_of=[name for name in table.columns if name not in used])
 
     def open(self, source: Source) -> Iterator[Record]:
         """Returns the records of an upload."""
@@ -204,7 +217,7 @@ class _Inspector:
         self._layout = choose_layout(columns, self._column_map)
         return self._layout
 
-    def _parse(self, line: int, record: dict[str, Any]) -> Row | Problem:
+    def _parse(self, line: int, record: dict[str, Any]) -> ParsedRow | Problem:
         if not record.keys() <= self._columns.keys() and len(self._columns) < _MAX_COLUMNS:
             self._columns.update(dict.fromkeys(record))
         try:
@@ -215,7 +228,7 @@ class _Inspector:
             return Problem(line, str(error))
         except UnknownColumns as error:
             # A later row may have columns that fit; if none has, the file is refused with this error.
-            self._no_layout = self._no_layout or error
+            self._no_layout = self._no_layout or _explain_wrapping(error, record)
             return Problem(line, error.message[0].lower() + error.message[1:])
 
     def _add_problem(self, problem: Problem) -> None:
@@ -225,13 +238,14 @@ class _Inspector:
         elif self._no_layout and self._layout is None:
             raise self._no_layout
 
-    def _write(self, line: int, row: Row) -> None:
-        raw = write_row(line, row)
+    def _write(self, line: int, parsed: ParsedRow) -> None:
+        raw = write_row(line, parsed.row)
         # Other readers limit a row's length as they read; a table's row has no length before this.
         if self.found.upload.container in _TABLES and len(raw) > self._limits.max_row_bytes:
             self._add_problem(Problem(line, too_long(self._limits)))
             return
         self.found.rows += 1
+        self._unused.add(line, parsed.unused)
         self.found.size_bytes += len(raw)
         if self.found.size_bytes > self._limits.max_unpacked_bytes:
             raise too_large(self._limits)
@@ -252,8 +266,22 @@ class _Inspector:
         if len(self._columns) < _MAX_COLUMNS:
             check_mapped_columns(self._columns, self._column_map)
         found.format = self._layout.format if self._layout else None
-        found.columns = [_printable(name) for name in list(self._columns)[:_MAX_COLUMNS]]
+        found.columns = [printable(name) for name in list(self._columns)[:_MAX_COLUMNS]]
+        found.unused_fields = self._unused.result()
         found.sha256 = self._sha256.hexdigest()
+
+
+def _explain_wrapping(error: UnknownColumns, record: Mapping[str, Any]) -> UnknownColumns:
+    """Say what a record with one column seems to be: messages, or all rows as in `{"data": [...]}`."""
+    [only, *others] = record.items() if record else [("", None)]
+    name, value = only
+    if not others and isinstance(value, list) and value and isinstance(value[0], dict):
+        if value[0].keys() & {"role", "from"}:
+            meant = f"If {quoted([name])} holds messages: column_map={json.dumps({'messages': name[:60]})}."
+        else:
+            meant = f"The rows seem to be the list in {quoted([name])}: upload that list itself."
+        error.hint = f"{meant} {error.hint}"
+    return error
 
 
 def _describe(path: Path, source: Source, column_map: Mapping[str, str]) -> Upload:
@@ -270,12 +298,7 @@ def _describe(path: Path, source: Source, column_map: Mapping[str, str]) -> Uplo
 
 
 def _printable_map(column_map: Mapping[str, str]) -> dict[str, str]:
-    return {key: _printable(name) for key, name in column_map.items()}
-
-
-def _printable(name: str) -> str:
-    """Returns a column's name as valid UTF-8 of limited length, which any database and client accepts."""
-    return name.encode("utf-8", "backslashreplace").decode()[:_MAX_COLUMN_CHARACTERS]
+    return {key: printable(name) for key, name in column_map.items()}
 
 
 def _in_words(problem: Problem, found: Inspection) -> str:

@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 
 from app.core.datasets import records as dataset_records
 from app.core.datasets.limits import Limits
+from app.core.datasets.unused_fields import OnUnused
 from app.core.errors import InvalidRequest
-from app.core.errors.datasets import DatasetInUse, DatasetInvalid, DatasetNotFound
+from app.core.errors.datasets import DatasetInUse, DatasetInvalid, DatasetNotFound, FieldsUnused
 from app.core.specs.states import DatasetState, JobState
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
@@ -31,11 +32,17 @@ File = tables.DatasetRow | tables.JobRow
 
 
 def store(
-    store: ArtifactStore, upload: Path, *, name: str, limits: Limits, expires_at: datetime | None = None
+    store: ArtifactStore,
+    upload: Path,
+    *,
+    name: str,
+    limits: Limits,
+    on_unused: OnUnused = OnUnused.REFUSE,
+    expires_at: datetime | None = None,
 ) -> tables.DatasetRow:
     """Put an upload into the store, valid or not. Returns its row, which the caller adds to the session."""
     try:
-        row = dataset_records.store_upload(store, upload, name=name, limits=limits)
+        row = dataset_records.store_upload(store, upload, name=name, limits=limits, on_unused=on_unused)
     except DatasetInvalid as error:
         row = _unusable(name, error)
     row.original = f"{dataset_records.folder_of(row.id)}/original"
@@ -126,17 +133,23 @@ def _unusable(name: str, error: DatasetInvalid) -> tables.DatasetRow:
         id=new_id("ds"),
         name=name,
         state=DatasetState.FAILED,
-        error={"code": INVALID_FORMAT, "message": error.message, "hint": error.hint},
+        error={"code": INVALID_FORMAT, "message": _reason(error), "hint": error.hint},
         rows=0,
         columns=[],
         problems=error.problems,
         problem_count=len(error.problems),
+        unused_fields=error.unused_fields if isinstance(error, FieldsUnused) else [],
         upload={},
         size_bytes=0,
         sha256="",
         artifact="",
         created_at=datetime.now(UTC),
     )
+
+
+def _reason(error: DatasetInvalid) -> str:
+    # OpenAI's clients show no hint, and this one is a choice and no repair.
+    return f"{error.message} {error.hint}" if isinstance(error, FieldsUnused) else error.message
 
 
 def _all_files(purpose: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""Messages that the readers of uploads share.
+"""Messages that the readers and parsers of uploads share.
 
 A record that can't be read becomes a Problem with its line. Where nothing after it could be read either (an
 array broken in the middle, a quote that is never closed), DatasetInvalid is raised for the whole file.
@@ -13,6 +13,26 @@ from app.core.errors.datasets import DatasetInvalid
 
 # The line where a record begins, and the record, or the problem that it could not be read.
 Record = tuple[int, dict[str, Any] | Problem]
+
+_MAX_NAMES_SHOWN = 20
+_MAX_CHARACTERS_SHOWN = 60
+
+
+class BadRow(ValueError):
+    """A row can't be used; the message says why."""
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Returns names for a message: quoted, printable, cut, and no more than twenty of them."""
+    names = list(names)
+    listed = ", ".join(map(shown, names[:_MAX_NAMES_SHOWN])) or "none"
+    more = len(names) - _MAX_NAMES_SHOWN
+    return f"{listed} and {more} more" if more > 0 else listed
+
+
+def shown(name: str) -> str:
+    """Returns one name for a message: quoted, printable, and cut where it is long."""
+    return repr(name if len(name) <= _MAX_CHARACTERS_SHOWN else name[:_MAX_CHARACTERS_SHOWN] + "…")
 
 
 def repeated(names: Iterable[str]) -> list[str]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from sqlalchemy import delete as sql_delete, or_, select
 from sqlalchemy.orm import Session
 
-from app.core.datasets.inspection import Inspection, OnProblem, inspect, refuse_problems
+from app.core.datasets.inspection import Inspection, OnProblem, inspect, refuse_fields, refuse_problems
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import Row, read_rows
+from app.core.datasets.unused_fields import OnUnused, UnusedField
 from app.core.errors.datasets import DatasetInUse, DatasetNotFound, DatasetNotReady
 from app.core.specs.states import ENDED, DatasetState
 from app.core.storage import tables
@@ -31,6 +32,7 @@ def store_upload(
     limits: Limits,
     column_map: Mapping[str, str] | None = None,
     on_problem: OnProblem = OnProblem.REFUSE,
+    on_unused: OnUnused = OnUnused.REFUSE,
 ) -> tables.DatasetRow:
     """Inspect an upload and put its rows into the store. Returns its table row, for the caller to add.
 
@@ -40,6 +42,7 @@ def store_upload(
         rows = Path(folder) / "rows.jsonl"
         found = inspect(upload, rows, limits=limits, column_map=column_map)
         refuse_problems(found, on_problem)
+        refuse_fields(found, on_unused)
         return store_rows(store, rows, name=name, found=found)
 
 
@@ -61,6 +64,7 @@ def describe(row: tables.DatasetRow, found: Inspection, *, artifact: str) -> Non
     row.columns = found.columns
     row.problems = [{"line": problem.line, "message": problem.message} for problem in found.problems]
     row.problem_count = found.problem_count
+    row.unused_fields = [one.as_record() for one in found.unused_fields]
     row.upload = asdict(found.upload)
     row.size_bytes = found.size_bytes
     row.sha256 = found.sha256
@@ -152,6 +156,11 @@ def delete(session: Session, dataset_id: str) -> str:
     session.execute(sql_delete(tables.DatasetFetchRow).where(tables.DatasetFetchRow.dataset_id == dataset_id))
     session.delete(dataset)
     return folder_of(dataset_id)
+
+
+def find_unused(dataset: tables.DatasetRow) -> list[UnusedField]:
+    """Returns the fields of a dataset from which nothing is learned."""
+    return [UnusedField(**record) for record in dataset.unused_fields]
 
 
 def open_rows(store: ArtifactStore, dataset: tables.DatasetRow) -> Iterator[tuple[int, Row]]:

@@ -15,6 +15,16 @@ class DatasetInvalid(InvalidRequest):
         self.problems = problems or []
 
 
+class FieldsUnused(DatasetInvalid):
+    """The dataset has fields that change what is learned, and nothing is learned from them."""
+
+    code = "fields_unused"
+
+    def __init__(self, message: str, *, unused_fields: list[dict[str, object]], hint: str | None = None):
+        super().__init__(message, hint=hint)
+        self.unused_fields = unused_fields
+
+
 class DatasetNotFound(NotFound):
     """There is no such dataset."""
 

@@ -17,8 +17,11 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Auto = Literal["auto"]
+# Names of modules: PEFT compiles some of them as regular expressions, which may take exponential time.
+MODULE_NAME = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
 ModuleNames = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)
+    list[Annotated[str, Field(min_length=1, max_length=200, pattern=MODULE_NAME)]],
+    Field(min_length=1, max_length=64),
 ]
 # Without quotes and backslashes: the key becomes part of a path into JSON, which databases quote differently.
 METADATA_KEY = r'^[^"\\\x00-\x1f]+$'

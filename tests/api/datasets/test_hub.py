@@ -32,7 +32,7 @@ def fail(database: Database) -> None:
 
 def test_a_named_dataset_is_taken_at_once_and_shown_as_fetching(client: TestClient) -> None:
     fields = {"config": "small", "split": "test", "revision": "v1", "column_map": {"text": "body"}}
-    answer = name_dataset(client, **fields, on_problem="skip")
+    answer = name_dataset(client, **fields, on_problem="skip", on_unused="ignore")
     assert answer.status_code == 202
     dataset = answer.json()
     assert answer.headers["location"] == f"/datasets/{dataset['id']}"
@@ -61,6 +61,7 @@ def test_a_named_dataset_can_have_another_name(client: TestClient) -> None:
         ({"split": "train[:10%]"}, "split"),
         ({"revision": "-x"}, "revision"),
         ({"on_problem": "ignore"}, "on_problem"),
+        ({"on_unused": "skip"}, "on_unused"),
         ({"column_map": {"prompts": "q"}}, "column_map"),
         ({"column_map": [1]}, "column_map"),
         ({"splits": "train"}, "splits"),

@@ -146,6 +146,28 @@ def test_preview_passes_its_parameters_on(client: TestClient, engine: FakePrefli
     assert (request.limit, request.after, request.assistant_only_loss) == (3, 7, True)
 
 
+def test_preflight_and_preview_name_fields_that_are_not_used(
+    client: TestClient, engine: FakePreflight, services: Services, tmp_path: Path
+) -> None:
+    with services.database.transaction() as session:
+        row = make_dataset(session, services.store, tmp_path, [{**CHAT_ROW, "id": 1}] * 2)
+        tools = {"field": "tools", "rows": 1, "changes_learning": True, "lines": [1]}
+        row.unused_fields = [tools, *row.unused_fields]
+        dataset = row.id
+    said = (
+        "Not used, although their names say that they change what is learned: 'tools' (1 row). "
+        "Not used: 'id' (2 rows)."
+    )
+    warnings = ask(client, dataset, validation_dataset=dataset).json()["warnings"]
+    assert warnings == [
+        {"code": "unused_fields", "message": said},
+        {"code": "unused_fields", "message": f"The validation dataset: {said}"},
+    ]
+    engine.answer = Preview(data=[], next=None, warnings=[])
+    preview = client.get(f"/datasets/{dataset}/preview", params={"base_model": MODEL}).json()
+    assert preview["warnings"] == warnings[:1]
+
+
 @pytest.mark.parametrize("path", ["preflight", "preview"])
 def test_without_a_worker_there_is_no_preflight_or_preview(
     client: TestClient, dataset: str, path: str

@@ -72,6 +72,22 @@ def test_a_file_that_can_not_be_trained_on_is_taken_with_its_problem(
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "dataset_not_ready")
 
 
+def test_a_file_with_tools_fails_its_job_unless_they_are_ignored(openai_client: openai.OpenAI) -> None:
+    content = jsonl([{**CHAT_ROW, "tools": [{"type": "function"}]}] * 12)
+    file = upload(openai_client, content)
+    assert "'tools' (tools) in 12 of 12 rows" in file.status_details
+    assert "on_unused=ignore" in file.status_details
+    job = openai_client.fine_tuning.jobs.create(model="owner/model", training_file=file.id)
+    assert (job.status, job.error.code, job.error.param) == ("failed", "invalid_file_format", "training_file")
+    assert file.status_details in job.error.message
+    ignored = openai_client.files.create(
+        file=("rows.jsonl", content), purpose="fine-tune", extra_body={"on_unused": "ignore"}
+    )
+    assert ignored.status_details is None
+    job = openai_client.fine_tuning.jobs.create(model="owner/model", training_file=ignored.id)
+    assert job.status == "queued"
+
+
 def test_files_for_anything_else_are_refused(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="'assistants' is not supported") as caught:
         openai_client.files.create(file=("a.txt", b"text"), purpose="assistants")

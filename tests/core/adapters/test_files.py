@@ -60,6 +60,11 @@ def test_an_invalid_record_is_ignored(tmp_path: Path, record: bytes) -> None:
         ({"r": 0}, "r: Input should be greater than or equal to 1"),
         ({"r": "8"}, "r: Input should be a valid integer"),
         ({"task_type": "SEQ_CLS"}, "task_type: Input should be 'CAUSAL_LM'"),
+        ({"alpha_pattern": {"(.+)+x": 4}}, "'(.+)+x' is no name of a layer"),
+        ({"rank_pattern": {"layers.*.q_proj": 4}}, "'layers.*.q_proj' is no name of a layer"),
+        ({"rank_pattern": {"q_proj": 1025}}, "rank_pattern.q_proj: Input should be less than or equal to"),
+        ({"alpha_pattern": {"q_proj": "4x"}}, "alpha_pattern.q_proj: Input should be a valid number"),
+        ({"modules_to_save": ["(.+)+x"]}, "modules_to_save.0: String should match pattern"),
     ],
 )
 def test_another_kind_of_adapter_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:

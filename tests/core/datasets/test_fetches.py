@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 from app.core.datasets import fetches, records as dataset_records
 from app.core.datasets.fetches import DatasetFailure, FetchLease, HubSource, fetch_queue
 from app.core.datasets.inspection import OnProblem
+from app.core.datasets.unused_fields import OnUnused
 from app.core.errors import QueueFull
 from app.core.errors.datasets import DatasetNotReady
 from app.core.errors.work import LeaseLost
@@ -23,6 +24,7 @@ def submit(session: Session, *, seconds: int = 0, max_waiting: int = 10) -> str:
         name="rows",
         column_map={"text": "body"},
         on_problem=OnProblem.SKIP,
+        on_unused=OnUnused.IGNORE,
         max_waiting=max_waiting,
         now=NOW + timedelta(seconds=seconds),
     ).id
@@ -41,6 +43,7 @@ def test_the_oldest_fetch_is_claimed_first_and_by_one_worker(database: Database)
     assert leases[0] is not None
     assert leases[0].source == HubSource(hub_dataset="me/rows")
     assert (leases[0].column_map, leases[0].on_problem) == ({"text": "body"}, "skip")
+    assert leases[0].on_unused is OnUnused.IGNORE
 
 
 def test_an_expired_lease_is_taken_over_and_its_worker_learns_of_it(database: Database) -> None:

@@ -1,138 +1,20 @@
-"""Detecting formats by their columns, parsing records, and the messages about bad ones."""
-
-import json
-from typing import Any
+"""Finding the format that a file's columns have, and the messages where there is none."""
 
 import pytest
 
 from app.core.datasets.formats import (
-    BadRow,
     UnknownColumns,
     check_column_map,
     check_mapped_columns,
     choose_layout,
-    parse_row,
 )
-from app.core.datasets.rows import Completion, Conversation, Message, PlainText, Row
 from app.core.errors.datasets import DatasetInvalid
-
-ASKED = (Message("user", "q"), Message("assistant", "a"))
-
-
-def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-def sharegpt(*turns: tuple[str, Any]) -> dict[str, Any]:
-    return {"conversations": [{"from": role, "value": content} for role, content in turns]}
-
-
-def parsed(record: dict[str, Any], column_map: dict[str, str] | None = None) -> Row:
-    return parse_row(record, choose_layout(record, column_map or {}))
 
 
 def choose_checked_layout(columns: list[str], column_map: dict[str, str]) -> None:
     check_column_map(column_map)
     check_mapped_columns(columns, column_map)
     choose_layout(columns, column_map)
-
-
-def complaint(record: dict[str, Any]) -> str:
-    with pytest.raises(BadRow) as bad:
-        parsed(record)
-    return str(bad.value)
-
-
-@pytest.mark.parametrize(
-    ("record", "row"),
-    [
-        (chat(("user", "q"), ("assistant", "a")), Conversation(ASKED)),
-        ({"messages": json.dumps(chat(("user", "q"), ("assistant", "a"))["messages"])}, Conversation(ASKED)),
-        ({"messages": sharegpt(("human", "q"), ("gpt", "a"))["conversations"]}, Conversation(ASKED)),
-        ({"prompt": "p", "completion": "c"}, Completion("p", "c")),
-        (
-            {
-                "prompt": [{"role": "user", "content": "q"}],
-                "completion": [{"role": "assistant", "content": "a"}],
-            },
-            Conversation(ASKED),
-        ),
-        ({"text": " 😀\n", "id": 1}, PlainText(" 😀\n")),
-        ({"instruction": "q", "input": "", "output": "a"}, Conversation(ASKED)),
-        (
-            {"instruction": "do", "input": "this", "output": "a", "system": "s"},
-            Conversation((Message("system", "s"), Message("user", "do\n\nthis"), Message("assistant", "a"))),
-        ),
-        (sharegpt(("human", "q"), ("gpt", "a")), Conversation(ASKED)),
-        (
-            {"system": "s", **sharegpt(("human", "q"), ("gpt", "a"))},
-            Conversation((Message("system", "s"), *ASKED)),
-        ),
-        ({"system": None, **sharegpt(("human", "q"), ("gpt", "a"))}, Conversation(ASKED)),
-    ],
-)
-def test_each_format_is_detected_and_parsed(record: dict[str, Any], row: Row) -> None:
-    assert parsed(record) == row
-
-
-@pytest.mark.parametrize(
-    ("record", "said"),
-    [
-        (chat(("user", "q")), "the last message must be from the assistant, found 'user'."),
-        (chat(("assistant", "a")), "message 1 must be from the user, found 'assistant'."),
-        (
-            chat(("system", "s"), ("user", "q"), ("user", "q")),
-            "message 3 must be from the assistant, found 'user'.",
-        ),
-        (chat(("system", "s")), "the last message must be from the assistant, found 'system'."),
-        (chat(("bot", "a")), "message 1 has the role 'bot'; use one of system, user, assistant."),
-        (
-            {"messages": [{"role": ["user"], "content": "q"}]},
-            "message 1 has the role a list; use one of system, user, assistant.",
-        ),
-        (
-            sharegpt(("bot", "a")),
-            "message 1 has the role 'bot'; use one of human, gpt, system, user, assistant.",
-        ),
-        ({"messages": [{"content": "q"}]}, "message 1 has no 'role'."),
-        ({"messages": [{"role": "user"}]}, "message 1 has no 'content'."),
-        ({"messages": ["q"]}, "message 1 must be an object with 'role' and 'content', found text."),
-        (
-            chat(("user", "q"), ("assistant", "  ")),
-            "message 2: 'content' is empty. Fill it in, or remove the row.",
-        ),
-        (chat(("user", 5), ("assistant", "a")), "message 1: 'content' must be text, found a number."),
-        (chat(("user", None), ("assistant", "a")), "message 1: 'content' must be text, found null."),
-        (
-            chat(("user", "\ud83d"), ("assistant", "a")),
-            "message 1: 'content' holds \\ud83d, half of a surrogate pair. Write the whole character.",
-        ),
-        ({"messages": []}, "'messages' must be a list of messages, found an empty list."),
-        ({"messages": {}}, "'messages' must be a list of messages, found an object."),
-        (
-            {"messages": "q"},
-            "'messages' must be a list of messages: not valid JSON: Expecting value at column 1.",
-        ),
-        ({"messages": '{"a": 1}'}, "'messages' must be a list of messages, found an object."),
-        ({"text": True}, "'text' must be text, found true or false."),
-        ({"text": b"t"}, "'text' must be text, found a value of type bytes."),
-        ({"prompt": "p", "completion": ""}, "'completion' is empty. Fill it in, or remove the row."),
-        ({"prompt": "p", "completion": ["c"]}, "'completion' must be text, found a list."),
-        ({"instruction": "q", "input": 1, "output": "a"}, "'input' must be text, found a number."),
-    ],
-)
-def test_a_bad_row_is_named_with_what_is_wrong(record: dict[str, Any], said: str) -> None:
-    assert complaint(record) == said
-
-
-def test_a_weight_must_be_0_or_1_and_leave_something_to_learn() -> None:
-    record = chat(("user", "q"), ("assistant", "a"))
-    record["messages"][1]["weight"] = None
-    assert parsed(record) == Conversation(ASKED)
-    record["messages"][1]["weight"] = 2
-    assert complaint(record) == "message 2 has a weight that is neither 0 nor 1."
-    record["messages"][1]["weight"] = 0
-    assert complaint(record) == "every assistant message has the weight 0, so there is nothing to learn."
 
 
 @pytest.mark.parametrize(
@@ -158,13 +40,6 @@ def test_a_column_map_says_what_columns_mean(
     assert [names[name] for name in order if name in names] == used
 
 
-def test_a_mapped_row_takes_its_text_from_the_named_columns() -> None:
-    record = {"question": "q", "answer": "a", "text": "t"}
-    assert parsed(record, {"prompt": "question", "completion": "answer"}) == Completion("q", "a")
-    with pytest.raises(BadRow, match="'answer' is empty"):
-        parsed({**record, "answer": ""}, {"prompt": "question", "completion": "answer"})
-
-
 @pytest.mark.parametrize(
     ("column_map", "said"),
     [
@@ -183,7 +58,10 @@ def test_a_mapped_row_takes_its_text_from_the_named_columns() -> None:
             "column_map has 'prompt' and still needs 'completion'; the file's columns are "
             "'question', 'answer', 'completion'.",
         ),
-        ({"system": "question"}, "column_map has 'system' and still needs 'instruction', 'output' or "),
+        (
+            {"system": "question"},
+            "column_map has 'system' and still needs 'messages' or 'prompt' or 'instruction', 'output' or ",
+        ),
     ],
 )
 def test_a_wrong_column_map_is_refused(column_map: dict[str, str], said: str) -> None:

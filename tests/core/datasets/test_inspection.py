@@ -74,7 +74,7 @@ def test_a_file_where_nothing_is_left_is_refused_in_both_modes() -> None:
         (b'{"text": "\xff"}', "Line 2: not UTF-8 text, it has the byte 0xff. Save the file as UTF-8."),
         (b'{"a":' + b"[" * 100_000, "Line 2: the JSON is nested too deeply."),
         (b'{"text": ' + b"1" * 5000 + b"}", "Line 2: 'text' must be text, found a number."),
-        (b'{"text": NaN}', "Line 2: 'text' must be text, found a number."),
+        (b'{"text": NaN}', "Line 2: 'text' must be text, found NaN, a missing value."),
         (
             b'{"text": "a", "text": "b"}',
             "Line 2: the key 'text' is there twice in one object. Keep one of them.",

@@ -1,5 +1,6 @@
 """A merged model computes what PEFT computes on the live base model, for every kind of adapter."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ def test_a_merged_model_answers_as_the_live_adapter(
     assert found.max_abs_logit_difference < 1e-4
     assert found.adapter_kl > 1e-3
     assert found.answers_equal == 1
+
+
+@pytest.mark.parametrize("setting", ["target_modules", "exclude_modules", "layers_pattern"])
+def test_a_strangers_regular_expression_is_not_compiled(
+    setting: str, base: Path, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    adapter = make_adapter()
+    merged = merge_into(tmp_path / "merged", base, adapter)
+    expected = agree(merged, base, adapter)
+    path = adapter / "adapter_config.json"
+    # To match the names of the model's modules with it would take longer than any test may.
+    changes = {setting: "(.+)+x"} | ({"layers_to_transform": [0]} if setting == "layers_pattern" else {})
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    assert agree(merged, base, adapter) == expected
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from app.core.datasets import fetches
 from app.core.datasets.fetches import HubSource
 from app.core.datasets.inspection import OnProblem
+from app.core.datasets.unused_fields import OnUnused
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
@@ -42,6 +43,7 @@ def submit(database: Database) -> Callable[..., str]:
     def submit_fetch(**source: Any) -> str:
         column_map = source.pop("column_map", {})
         on_problem = source.pop("on_problem", OnProblem.REFUSE)
+        on_unused = source.pop("on_unused", OnUnused.REFUSE)
         source = {"hub_dataset": "me/rows", **source}
         with database.transaction() as session:
             return fetches.submit(
@@ -50,6 +52,7 @@ def submit(database: Database) -> Callable[..., str]:
                 name="rows",
                 column_map=column_map,
                 on_problem=on_problem,
+                on_unused=on_unused,
                 max_waiting=10,
             ).id
 

@@ -9,6 +9,7 @@ import pytest
 from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import OnProblem
 from app.core.datasets.rows import Completion, Conversation
+from app.core.datasets.unused_fields import OnUnused
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from tests.factories import CHAT_ROW, jsonl
@@ -156,9 +157,7 @@ def test_a_card_that_names_another_server_is_refused(hub: FakeHub, fetch: Fetch)
     assert "don't belong to me/rows" in error_of(fetch())["message"]
 
 
-def test_pictures_are_refused_unless_the_columns_of_text_are_named(
-    hub: FakeHub, fetch: Fetch, tmp_path: Path
-) -> None:
+def test_pictures_are_refused_unless_they_are_ignored(hub: FakeHub, fetch: Fetch, tmp_path: Path) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "picture": datasets.Image()})
     rows = {"text": ["hello"], "picture": [{"bytes": b"no picture", "path": None}]}
     path = tmp_path / "train.parquet"
@@ -167,7 +166,25 @@ def test_pictures_are_refused_unless_the_columns_of_text_are_named(
     error = error_of(fetch())
     assert error["code"] == "hub_dataset_unfit"
     assert "'picture' (Image)" in error["message"]
-    assert fetch(column_map={"text": "text"}).rows == 1
+    assert "on_unused=ignore" in error["hint"]
+    assert error_of(fetch(column_map={"text": "text"})) == error
+    dataset = fetch(on_unused=OnUnused.IGNORE)
+    assert dataset.rows == 1
+    assert dataset.unused_fields == [{"field": "picture", "rows": 1, "changes_learning": True, "lines": [1]}]
+
+
+def test_a_split_with_tools_is_refused_with_the_sentence_of_an_upload(hub: FakeHub, fetch: Fetch) -> None:
+    rows = [{"text": "one", "id": 1, "tools": [{"name": "f"}]}, {"text": "two", "id": 2, "tools": []}]
+    hub.add("me/rows", {"train.jsonl": jsonl(rows)})
+    failed = fetch()
+    error = error_of(failed)
+    assert error["code"] == "fields_unused"
+    assert error["message"].startswith(
+        "Nothing would be learned from 'tools' (tools) in 1 of 2 rows (row 1)."
+    )
+    assert [one["field"] for one in failed.unused_fields] == ["tools"]
+    dataset = fetch(on_unused=OnUnused.IGNORE)
+    assert [(one["field"], one["rows"]) for one in dataset.unused_fields] == [("tools", 1), ("id", 2)]
 
 
 def test_the_limits_of_the_settings_hold(

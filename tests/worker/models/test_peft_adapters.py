@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 
-from worker.models.peft_adapters import AdapterDamaged, PeftConfig, PeftWeights, read_config, read_weights
+from worker.models.peft_adapters import (
+    AdapterDamaged,
+    PeftConfig,
+    PeftWeights,
+    is_match,
+    read_config,
+    read_weights,
+)
 
 A, B = torch.ones(4, 8), torch.ones(6, 4)
 ON_Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
@@ -47,6 +55,46 @@ def test_a_module_may_have_an_alpha_of_its_own(pattern: str, alpha: int, use_rsl
     scale = config.scale("model.layers.1.self_attn.q_proj", 16)
 
     assert scale == alpha / (math.sqrt(16) if use_rslora else 16)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("q_proj", "attn.q_proj", "self_attn.q_proj", "layers.1.self_attn.q_proj", "proj", "_proj"),
+        *(
+            "model.layers.1.self_attn.q_proj",
+            "^model.layers.1.self_attn.q_proj",
+            "^layers.1.self_attn.q_proj",
+        ),
+        *("^q_proj$", "q_proj$", "self_attn\\.q_proj", "self_attn", "layers.11.self_attn.q_proj"),
+    ],
+)
+def test_a_key_names_the_modules_that_it_names_for_peft(key: str) -> None:
+    module = "model.layers.1.self_attn.q_proj"
+
+    assert is_match(key, module) == (get_pattern_key([key], module) == key)
+
+
+# The names of modules are long enough for these to match for longer than any test may take.
+EXPRESSIONS = ["(.+)+x", "((l|a|y|e|r|s|.)*)*x", "layers.*.q_proj", "q_proj|v_proj", "[", "", "q_proj\n"]
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+@pytest.mark.parametrize("setting", ["alpha_pattern", "rank_pattern", "modules_to_save"])
+def test_regular_expressions_are_refused_and_not_compiled(
+    tmp_path: Path, setting: str, expression: str
+) -> None:
+    value: object = [expression] if setting == "modules_to_save" else {expression: 4}
+
+    with pytest.raises(AdapterDamaged, match=f"{setting}: .* is no name of a"):
+        read(tmp_path, {f"{ON_Q}A.weight": A, f"{ON_Q}B.weight": B}, **{setting: value})
+
+
+@pytest.mark.parametrize("setting", ["target_modules", "exclude_modules", "layers_pattern"])
+def test_expressions_that_only_training_used_are_not_compiled(tmp_path: Path, setting: str) -> None:
+    lora = {f"{ON_Q}A.weight": A, f"{ON_Q}B.weight": B}
+
+    assert len(read(tmp_path, lora, **{setting: "(.+)+x"}).updates) == 1
 
 
 def test_settings_that_change_what_an_adapter_does_are_named() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from app.core.adapters import records as adapter_records
+from app.core.datasets.unused_fields import UnusedField
 from app.core.jobs import events
 from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
-from tests.factories import make_dataset, make_job
+from tests.factories import CHAT_ROW, make_dataset, make_job
 from tests.worker.runners.job_runs import claim, job_of
 from worker.runners import job_inputs
 from worker.runners.jobs import JobRunner
@@ -80,6 +81,18 @@ def test_every_attempt_is_told_when_the_job_was_submitted(
     ]
 
     assert [request.submitted_at for request in requests] == [submitted_at] * 2
+
+
+def test_the_child_is_told_which_fields_are_not_used(
+    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path
+) -> None:
+    with database.transaction() as session:
+        dataset = make_dataset(session, store, tmp_path, [{**CHAT_ROW, "id": 1}])
+        make_job(session, dataset=dataset.id)
+
+    request = job_inputs.make_request(settings, database, store, claim(database))
+
+    assert request.unused_fields == [UnusedField("id", 1, False, lines=[1])]
 
 
 @pytest.mark.parametrize("kind", ["dataset", "validation_dataset", "continue_from"])

@@ -1,6 +1,7 @@
 """Rows as token ids and labels."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -75,6 +76,14 @@ def test_a_turn_of_weight_0_is_not_learned(tokenizer: PreTrainedTokenizerBase, a
     assert "So." not in found
     assert found.endswith(" Read  on.<|im_end|>" + ("" if assistant_only else "\n"))
     assert ("How?" in found) is not assistant_only
+
+
+def test_a_question_of_weight_0_is_not_learned(tokenizer: PreTrainedTokenizerBase) -> None:
+    messages = [replace(message, weight=int(message.role == "assistant")) for message in TWO_TURNS.messages]
+
+    found = learned(Conversation(tuple(messages)), tokenizer, assistant_only=False)
+
+    assert found == learned(TWO_TURNS, tokenizer, assistant_only=True)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -50,6 +50,7 @@ def make_request(tmp_path: Path, models_folder: Path) -> MakeRequest:
             dataset=dataset,
             dataset_format=found.format,
             dataset_sha256="0" * 64,
+            unused_fields=found.unused_fields,
             models_folder=models_folder,
             job_folder=tmp_path / name / "job",
             output_folder=tmp_path / name / "adapter",

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.core.jobs.events import Evaluation, Metrics, Warn
+from app.core.jobs.events import Evaluation, Log, Metrics, Warn
 from tests.tiny_model import CONTEXT_LENGTH
 from tests.worker.training.conftest import MakeRequest, Reports, make_rows, run_here
 from worker.processes.reports import Outcome
@@ -65,6 +65,18 @@ def test_one_row_can_not_be_split(make_request: MakeRequest) -> None:
     assert (ended.outcome, ended.code) == (Outcome.FAILED, "nothing_to_learn")
     assert "too few to hold any out" in (ended.message or "")
     assert ended.hint == "Set training.validation_split to 0."
+
+
+@pytest.mark.parametrize("field", ["tools", "id"])
+def test_fields_that_are_not_used_are_named_in_the_log(make_request: MakeRequest, field: str) -> None:
+    # One row can't be split, so the job ends before it loads the model.
+    reports = run_here(
+        make_request(rows=[make_rows(1)[0] | {field: "x"}], training=SHORT | {"validation_split": 0.5})
+    )
+
+    said = [event.message for event in reports.events(Log)] + list(warnings(reports).values())
+    assert f"{field!r} (1 row)" in " ".join(said)
+    assert ("unused_fields" in warnings(reports)) is (field == "tools")
 
 
 def test_an_answer_longer_than_the_context_is_cut_and_named(make_request: MakeRequest) -> None:

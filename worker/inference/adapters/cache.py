@@ -143,7 +143,10 @@ def read_adapter(adapter_id: str, folder: Path) -> StoredAdapter:
 
     Raises AdapterUnsupported and FileNotFoundError.
     """
-    config = read_config(folder)
+    try:
+        config = read_config(folder)
+    except AdapterDamaged as error:
+        raise AdapterUnsupported(str(error)) from error
     _check_config(config)
     if not (folder / WEIGHTS).exists():
         raise FileNotFoundError(WEIGHTS)

@@ -5,9 +5,8 @@ import io
 from collections.abc import Iterator
 from typing import TextIO
 
-from app.core.datasets.formats import quoted
 from app.core.datasets.limits import Limits, check_blank_lines, too_long
-from app.core.datasets.problems import Record, bad_utf8, repeated, unreadable
+from app.core.datasets.problems import Record, bad_utf8, quoted, repeated, unreadable
 from app.core.datasets.rows import Problem
 from app.core.errors.datasets import DatasetInvalid
 

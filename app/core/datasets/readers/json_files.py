@@ -138,6 +138,8 @@ def _parse_line(line: int, raw: bytes) -> dict[str, Any] | Problem:
     except UnicodeDecodeError as error:
         return Problem(line, not_utf8(raw[error.start]))
     except BadJson as error:
+        if error.position is not None and raw[error.position :].strip() == b"," and raw.isascii():
+            return Problem(line, "a comma follows the JSON object. Remove it: each line is one object.")
         return Problem(line, str(error) if error.position is None else f"{error} Expected one JSON object.")
 
 

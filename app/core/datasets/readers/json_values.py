@@ -1,6 +1,7 @@
 """Strict JSON for dataset rows: a repeated key is an error, and every error has one short message."""
 
 import json
+import math
 from typing import Any
 
 from app.core.datasets.problems import repeated
@@ -53,6 +54,8 @@ def kind_of(value: object) -> str:
     """Returns the kind of a value, for a message, in JSON's terms."""
     if value == []:
         return "an empty list"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN, a missing value"
     kinds: dict[type, str] = {
         dict: "an object",
         list: "a list",

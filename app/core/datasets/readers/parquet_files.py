@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 from duckdb.sqltypes import DuckDBPyType
 
-from app.core.datasets.formats import quoted
 from app.core.datasets.limits import Limits, describe_bytes, too_large
-from app.core.datasets.problems import Record, repeated
+from app.core.datasets.problems import Record, quoted, repeated
+from app.core.datasets.unused_fields import EMPTY_TEXTS
 from app.core.errors.datasets import DatasetInvalid
 
 _ROWS_AT_ONCE = 256
@@ -38,9 +38,14 @@ class ParquetRecords:
             self._connection.close()
             raise _damaged() from error
 
-    def read(self, columns: Sequence[str]) -> Iterator[Record]:
-        """Yield the records, with these columns only."""
-        selected = ", ".join(_identifier(name) for name in columns)
+    def read(self, columns: Sequence[str], presence_of: Sequence[str] = ()) -> Iterator[Record]:
+        """Yield the records with these columns; of `presence_of`, null, an empty text, or a text."""
+        kinds = self._kinds()
+        markers = [
+            f"{_presence(_identifier(name), kinds[name])} AS {_identifier(name)}" for name in presence_of
+        ]
+        selected = ", ".join([*(_identifier(name) for name in columns), *markers])
+        names = [*columns, *presence_of]
         number = 0
         try:
             self._check_sizes(columns)
@@ -48,7 +53,7 @@ class ParquetRecords:
             while rows := found.fetchmany(_ROWS_AT_ONCE):
                 for row in rows:
                     number += 1
-                    yield number, dict(zip(columns, row, strict=True))
+                    yield number, dict(zip(names, row, strict=True))
         except duckdb.OutOfMemoryException as error:
             raise DatasetInvalid(
                 f"The rows after row {number} need more than {_MEMORY_LIMIT} of memory at once.",
@@ -92,9 +97,12 @@ class ParquetRecords:
 
     def _size(self, columns: Sequence[str]) -> str:
         """Returns an SQL expression for the bytes of a row."""
-        table = self._connection.sql("SELECT * FROM read_parquet(?) LIMIT 0", params=[self._pattern])
-        kinds = dict(zip(table.columns, table.types, strict=True))
+        kinds = self._kinds()
         return " + ".join(_bytes_of(_identifier(name), kinds[name]) for name in columns)
+
+    def _kinds(self) -> dict[str, DuckDBPyType]:
+        table = self._connection.sql("SELECT * FROM read_parquet(?) LIMIT 0", params=[self._pattern])
+        return dict(zip(table.columns, table.types, strict=True))
 
 
 def _connect(path: Path, pattern: str) -> duckdb.DuckDBPyConnection:
@@ -124,6 +132,49 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def _presence(value: str, kind: DuckDBPyType) -> str:
+    """Returns an SQL expression: null where a value is absent, '' where it is empty, else 'x'."""
+    is_absent = f"NOT ({_is_there(value, kind)})"
+    return f"CASE WHEN {is_absent} THEN NULL WHEN {_holds_value(value, kind)} THEN 'x' ELSE '' END"
+
+
+def _is_there(value: str, kind: DuckDBPyType) -> str:
+    """Returns an SQL condition like `not unused_fields.is_absent`."""
+    if fields := _fields_of(value, kind):
+        return " OR ".join(f"({_is_there(*field)})" for field in fields)
+    number = f" AND NOT isnan({value})" if kind.id in ("float", "double") else ""
+    return f"{value} IS NOT NULL{number}"
+
+
+def _holds_value(value: str, kind: DuckDBPyType) -> str:
+    """Returns an SQL condition like `unused_fields.holds_value`; of a list it sees only the length."""
+    if fields := _fields_of(value, kind):
+        return " OR ".join(f"({_holds_value(*field)})" for field in fields)
+    match kind.id:
+        case "varchar":
+            empty = ", ".join(map(_literal, EMPTY_TEXTS))
+            condition = f"CASE WHEN strlen({value}) > 64 THEN true ELSE trim({value}) NOT IN ({empty}) END"
+        case "blob":
+            condition = f"octet_length({value}) > 0"
+        case "list" | "array":
+            condition = f"len({value}) > 0"
+        case "map":
+            condition = f"cardinality({value}) > 0"
+        case _:
+            condition = f"{value} IS NOT NULL"
+    return f"coalesce({condition}, false)"
+
+
+def _fields_of(value: str, kind: DuckDBPyType) -> list[tuple[str, DuckDBPyType]]:
+    if kind.id != "struct":
+        return []
+    return [
+        (f"struct_extract({value}, {_literal(str(name))})", child)
+        for name, child in kind.children
+        if isinstance(child, DuckDBPyType)
+    ]
+
+
 def _bytes_of(value: str, kind: DuckDBPyType, depth: int = 0) -> str:
     """Returns an SQL expression for the bytes of a value, nested values included."""
     if kind.id in ("varchar", "blob"):
@@ -133,8 +184,7 @@ def _bytes_of(value: str, kind: DuckDBPyType, depth: int = 0) -> str:
         return "8"
     parts = [(str(name), child) for name, child in kind.children if isinstance(child, DuckDBPyType)]
     if kind.id == "struct":
-        fields = [(f"struct_extract({value}, {_literal(name)})", child) for name, child in parts]
-        return " + ".join(_bytes_of(part, child, depth) for part, child in fields)
+        return " + ".join(_bytes_of(part, child, depth) for part, child in _fields_of(value, kind))
     lists = [f"map_keys({value})", f"map_values({value})"] if kind.id == "map" else [value]
     element = f"e{depth}"
     sums = []

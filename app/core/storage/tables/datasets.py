@@ -15,6 +15,8 @@ class DatasetRow(Table):
 
     `size_bytes` and `sha256` are those of the stored rows; those of the upload are in `upload`, a Hub
     dataset's name and commit in `hub`. Until the rows are stored, `format` is null and `artifact` empty.
+    `unused_fields` are those from which nothing is learned: each has `field`, `rows`,
+    `changes_learning` and the first `lines`.
     `original` is the key of the upload's own bytes, which are stored only for uploads through /v1/files.
     """
 
@@ -30,6 +32,7 @@ class DatasetRow(Table):
     columns: Mapped[list[Any]]
     problems: Mapped[list[Any]]
     problem_count: Mapped[int]
+    unused_fields: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
     upload: Mapped[dict[str, Any]]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
@@ -50,4 +53,5 @@ class DatasetFetchRow(CountedRow, Table):
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), primary_key=True)
     column_map: Mapped[dict[str, Any]]
     on_problem: Mapped[str] = mapped_column(String(16))
+    on_unused: Mapped[str] = mapped_column(String(16), default="refuse", server_default="refuse")
     created_at: Mapped[datetime] = mapped_column(index=True)

@@ -1,0 +1,140 @@
+"""Turns the records of a file into rows, and accounts for every field of a record. Knows no files.
+
+Every message is for the person who made the file: what is wrong with the row, and what would be right.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.core.datasets.formats import ColumnLayout, required_columns
+from app.core.datasets.problems import BadRow, quoted
+from app.core.datasets.readers.json_values import kind_of
+from app.core.datasets.rows import Completion, Conversation, DatasetFormat, Message, PlainText, Row
+from app.core.datasets.turns import checked_text, list_of, messages_of, parse_conversation
+from app.core.datasets.unused_fields import RowFields, holds_value
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRow:
+    """A row, and the fields of its record from which it takes nothing."""
+
+    row: Row
+    unused: RowFields
+
+
+def parse_row(record: Mapping[str, Any], layout: ColumnLayout) -> ParsedRow:
+    """Returns a record as a row. Raises BadRow."""
+    names = layout.names
+    for column in required_columns(layout.format):
+        if names[column] not in record:
+            raise BadRow(f"{quoted([names[column]])} is missing; this line has {quoted(record)}.")
+    fields = RowFields()
+    row = _PARSERS[layout.format](record, names, fields)
+    used = layout.used
+    if isinstance(row, Completion) and "system" in names:
+        used -= {names["system"]}  # without a chat template there is no place for it
+    if not record.keys() <= used:
+        fields.add_columns(record, used)
+    return ParsedRow(row, fields)
+
+
+def _parse_messages(record: Mapping[str, Any], names: Mapping[str, str], fields: RowFields) -> Conversation:
+    column = names["messages"]
+    turns = {column: messages_of(record[column], column)}
+    return parse_conversation(turns, fields, system=_system(record, names))
+
+
+def _parse_conversations(
+    record: Mapping[str, Any], names: Mapping[str, str], fields: RowFields
+) -> Conversation:
+    column = names["conversations"]
+    turns = {column: messages_of(record[column], column)}
+    return parse_conversation(turns, fields, system=_system(record, names))
+
+
+def _parse_prompt_completion(record: Mapping[str, Any], names: Mapping[str, str], fields: RowFields) -> Row:
+    prompt, completion = names["prompt"], names["completion"]
+    asked, answer = record[prompt], record[completion]
+    if isinstance(asked, list) and isinstance(answer, list):
+        _refuse_columns(asked, prompt)
+        turns = {prompt: asked, completion: answer}
+        return parse_conversation(turns, fields, system=_system(record, names))
+    for column, value, other in ((prompt, asked, completion), (completion, answer, prompt)):
+        if isinstance(value, list) and isinstance(record[other], str):
+            raise BadRow(
+                f"{quoted([column])} is a list and {quoted([other])} is text. Write both as lists of "
+                "messages, or both as text."
+            )
+    return Completion(checked_text(asked, prompt), checked_text(answer, completion))
+
+
+def _refuse_columns(values: list[object], column: str) -> None:
+    """Raise BadRow for a list of texts: the file holds columns, where rows are expected."""
+    if len(values) > 1 and all(isinstance(value, str) for value in values):
+        raise BadRow(
+            f"{quoted([column])} is a list of texts: the file holds whole columns. Write one object for "
+            "each row."
+        )
+
+
+def _parse_text(record: Mapping[str, Any], names: Mapping[str, str], _fields: RowFields) -> PlainText:
+    return PlainText(checked_text(record[names["text"]], names["text"]))
+
+
+def _parse_instruction(
+    record: Mapping[str, Any], names: Mapping[str, str], _fields: RowFields
+) -> Conversation:
+    question = checked_text(record[names["instruction"]], names["instruction"])
+    if context := _optional_text(record, names, "input"):
+        question += "\n\n" + context
+    answer = checked_text(record[names["output"]], names["output"])
+    system = _system(record, names)
+    return Conversation(
+        (
+            *((Message("system", system),) if system is not None else ()),
+            *_history(record, names),
+            Message("user", question),
+            Message("assistant", answer),
+        )
+    )
+
+
+def _history(record: Mapping[str, Any], names: Mapping[str, str]) -> list[Message]:
+    """Returns the earlier turns of a row. Their answers are learned too, as in LLaMA-Factory."""
+    column = names.get("history")
+    if column is None or not holds_value(record.get(column)):
+        return []
+    messages = []
+    what = "a list of [question, answer] pairs"
+    for number, pair in enumerate(list_of(record[column], column, what), start=1):
+        where = f"pair {number} of "
+        if not isinstance(pair, list) or len(pair) != 2:
+            found = f"a list of {len(pair)}" if isinstance(pair, list) and pair else kind_of(pair)
+            raise BadRow(f"{where}{quoted([column])} must be [question, answer], found {found}.")
+        messages.append(Message("user", checked_text(pair[0], column, where)))
+        messages.append(Message("assistant", checked_text(pair[1], column, where)))
+    return messages
+
+
+def _system(record: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
+    return _optional_text(record, names, "system")
+
+
+def _optional_text(record: Mapping[str, Any], names: Mapping[str, str], key: str) -> str | None:
+    """Returns the text of an optional column; None where the record has none."""
+    column = names.get(key)
+    value = record.get(column) if column else None
+    is_blank = not value.strip() if isinstance(value, str) else not holds_value(value)
+    if column is None or is_blank:
+        return None
+    return checked_text(value, column)
+
+
+_PARSERS: dict[DatasetFormat, Callable[[Mapping[str, Any], Mapping[str, str], RowFields], Row]] = {
+    DatasetFormat.MESSAGES: _parse_messages,
+    DatasetFormat.PROMPT_COMPLETION: _parse_prompt_completion,
+    DatasetFormat.TEXT: _parse_text,
+    DatasetFormat.INSTRUCTION: _parse_instruction,
+    DatasetFormat.CONVERSATIONS: _parse_conversations,
+}

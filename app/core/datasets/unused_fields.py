@@ -1,0 +1,197 @@
+"""Fields of an upload from which nothing is learned: found in each row, counted over the file, refused.
+
+The memory for them does not grow with the file.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field as dataclass_field
+from enum import StrEnum
+from typing import Any
+
+from app.core.datasets.field_names import Meaning, meaning_of
+from app.core.errors.datasets import FieldsUnused
+
+EMPTY_TEXTS = ("", "[]", "{}", "null")
+_MAX_DEPTH = 8
+_MAX_FIELDS = 200
+_MAX_CHARACTERS = 200
+_MAX_LINES = 5
+_FIELDS_IN_MESSAGE = 10
+_UNNAMED = "(unnamed)"
+
+
+class OnUnused(StrEnum):
+    """What to do with an upload that has unused fields which change what is learned."""
+
+    REFUSE = "refuse"
+    IGNORE = "ignore"
+
+
+@dataclass
+class UnusedField:
+    """A field from which nothing is learned.
+
+    `field` is a path, such as `category` or `messages[].tool_calls`. `rows` are those in which it has a
+    value; where it is empty in all of them, those that have it. `lines` are the first of these rows.
+    """
+
+    field: str
+    rows: int
+    changes_learning: bool
+    meaning: Meaning | None = None
+    lines: list[int] = dataclass_field(default_factory=list)
+
+    def as_record(self) -> dict[str, object]:
+        """Returns the field as the table of datasets has it."""
+        return {
+            "field": self.field,
+            "rows": self.rows,
+            "changes_learning": self.changes_learning,
+            "lines": self.lines,
+        }
+
+
+class RowFields:
+    """The unused fields of one row: for each path whether it has a value, and what that says."""
+
+    __slots__ = ("found",)
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[bool, Meaning | None]] = {}
+
+    def add(self, path: str, value: object, meaning: Meaning | None) -> None:
+        """Add a field, unless the row does not have it: null, NaN, or an object of nothing else."""
+        if not is_absent(value):
+            earlier = self.found.get(path)
+            self.found[path] = (holds_value(value) or bool(earlier and earlier[0]), meaning)
+
+    def add_columns(self, columns: Mapping[str, Any], used: frozenset[str]) -> None:
+        """Add the columns that are not used."""
+        for name, value in columns.items():
+            if name not in used:
+                self.add(name, value, meaning_of(name))
+
+
+@dataclass
+class _Count:
+    meaning: Meaning | None
+    rows: int = 0
+    rows_with_value: int = 0
+    lines: list[int] = dataclass_field(default_factory=list)
+
+
+class UnusedTally:
+    """Counts the unused fields of many rows, up to 200 that change what is learned and 200 others."""
+
+    def __init__(self) -> None:
+        self._counts: dict[bool, dict[str, _Count]] = {True: {}, False: {}}
+
+    def add(self, line: int, fields: RowFields) -> None:
+        """Count the unused fields of a row."""
+        for path, (has_value, meaning) in fields.found.items():
+            name = printable(path or _UNNAMED)
+            counts = self._counts[meaning is not None]
+            count = counts.get(name)
+            if count is None:
+                if len(counts) >= _MAX_FIELDS:
+                    continue
+                count = counts[name] = _Count(meaning)
+            count.rows += 1
+            if has_value:
+                count.rows_with_value += 1
+                if len(count.lines) < _MAX_LINES:
+                    count.lines.append(line)
+
+    def result(self) -> list[UnusedField]:
+        """Returns the fields, those that change what is learned first."""
+        found = [
+            UnusedField(
+                field=name,
+                rows=count.rows_with_value or count.rows,
+                changes_learning=count.meaning is not None and count.rows_with_value > 0,
+                meaning=count.meaning,
+                lines=count.lines,
+            )
+            for counts in self._counts.values()
+            for name, count in counts.items()
+        ]
+        return sorted(found, key=lambda one: not one.changes_learning)
+
+
+def refuse_unused(
+    unused: list[UnusedField], rows: int, on_unused: OnUnused = OnUnused.REFUSE, *, place: str = "line"
+) -> None:
+    """Raise FieldsUnused where a field that changes what is learned is not used, and that is not ignored.
+
+    `rows` is the number of usable rows; `place` is what their numbers count.
+    """
+    lost = [one for one in unused if one.changes_learning]
+    if not lost or on_unused is OnUnused.IGNORE:
+        return
+    shown = "; ".join(_in_words(one, rows, place) for one in lost[:_FIELDS_IN_MESSAGE])
+    more = f"; and {len(lost) - _FIELDS_IN_MESSAGE} more fields" if len(lost) > _FIELDS_IN_MESSAGE else ""
+    them = "these fields" if len(lost) > 1 else "this field"
+    raise FieldsUnused(
+        f"Nothing would be learned from {shown}{more}. That is not supported yet.",
+        unused_fields=[one.as_record() for one in lost],
+        hint=f"Remove {them}, or train without {'them' if len(lost) > 1 else 'it'}: on_unused=ignore.",
+    )
+
+
+def describe_unused(unused: Sequence[UnusedField]) -> str:
+    """Returns a sentence that names unused fields; empty where there are none."""
+    lost = [one for one in unused if one.changes_learning]
+    others = [one for one in unused if not one.changes_learning]
+    said = [
+        f"{start}: {_name(fields)}."
+        for start, fields in (
+            ("Not used, although their names say that they change what is learned", lost),
+            ("Not used", others),
+        )
+        if fields
+    ]
+    return " ".join(said)
+
+
+def holds_value(value: object, depth: int = 0) -> bool:
+    """Whether a value says anything: not null, NaN, empty, `[]` as text, or a list or object of only such."""
+    if isinstance(value, str):
+        return len(value) > _MAX_CHARACTERS or value.strip() not in EMPTY_TEXTS
+    if depth >= _MAX_DEPTH:
+        return True
+    if isinstance(value, dict):
+        return any(holds_value(part, depth + 1) for part in value.values())
+    if isinstance(value, list | tuple):
+        return any(holds_value(part, depth + 1) for part in value)
+    return not is_absent(value)
+
+
+def is_absent(value: object, depth: int = 0) -> bool:
+    """Whether a row does not have a field.
+
+    Parquet and the Hub's library fill fields that a row lacks with null; pandas writes NaN.
+    """
+    if value is None or value != value:
+        return True
+    if isinstance(value, dict) and value and depth < _MAX_DEPTH:
+        return all(is_absent(part, depth + 1) for part in value.values())
+    return False
+
+
+def printable(name: str) -> str:
+    """Returns a name as valid UTF-8 of limited length, which any database and client accepts."""
+    return name[:_MAX_CHARACTERS].encode("utf-8", "backslashreplace").decode()[:_MAX_CHARACTERS]
+
+
+def _name(fields: Sequence[UnusedField]) -> str:
+    named = [
+        f"{one.field!r} ({one.rows} row{'s' if one.rows != 1 else ''})" for one in fields[:_FIELDS_IN_MESSAGE]
+    ]
+    more = f" and {len(fields) - len(named)} more" if len(fields) > len(named) else ""
+    return ", ".join(named) + more
+
+
+def _in_words(one: UnusedField, rows: int, place: str) -> str:
+    lines = ", ".join(map(str, one.lines)) + (", …" if one.rows > len(one.lines) else "")
+    places = f"{place}s" if one.rows > 1 else place
+    return f"{one.field!r} ({one.meaning}) in {one.rows} of {rows} rows ({places} {lines})"

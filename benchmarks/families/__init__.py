@@ -1,0 +1,1 @@
+"""Which model families work: tiny random models go through preflight, training, verification and serving."""

@@ -1,0 +1,61 @@
+"""Which model families work, tried on a CPU with tiny random models of 2 to 4 layers.
+
+python -m benchmarks.families                          all of them, as a table in Markdown
+python -m benchmarks.families --families llama,gpt2    some, by name or `model_type`
+python -m benchmarks.families --json FILE              the results with all details as well
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+# Before torch is imported: the table is about families, not about a GPU; as the worker's children have it.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from benchmarks.families.configs import find_families
+from benchmarks.families.processes import run_families
+from benchmarks.families.results import FamilyResult, make_table
+
+
+def main() -> None:
+    """Run the families of the command line and print their table; each one's name as it is done."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--families", help="names or model types, with commas between them")
+    parser.add_argument("--json", type=Path, help="write the results to this file as well")
+    parser.add_argument("--folder", type=Path, help="keep models, adapters and logs in this folder")
+    parser.add_argument("--targets", choices=["all-linear"], help="lora.target_modules; else the recipe's")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    try:
+        families = find_families(options.families)
+    except ValueError as error:
+        parser.error(str(error))
+    with tempfile.TemporaryDirectory() as scratch:
+        results = []
+        for result in run_families(
+            families,
+            options.folder or Path(scratch),
+            process_count=options.processes,
+            targets=options.targets,
+        ):
+            print(f"{result.name}: {'no' if result.says_no else 'yes'}", file=sys.stderr, flush=True)
+            results.append(result)
+    print(make_table(results))
+    if options.json:
+        _write(results, options.json)
+
+
+def _write(results: list[FamilyResult], path: Path) -> None:
+    path.write_text(json.dumps([result.model_dump() for result in results], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The table of model families: what it says where a stage fails, and the tiny models it is made with."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.families.configs import FAMILIES, Family, find_families
+from benchmarks.families.results import FamilyResult, Run, Verdict, make_table
+from benchmarks.families.tiny_model import make_config, make_tokenizer
+
+YES = Verdict(works=True)
+STAGES = ("preflight", "trained", "verified", "served", "equal_to_peft")
+
+
+def make_run(**verdicts: Verdict) -> Run:
+    return Run(**{**dict.fromkeys(STAGES, YES), **verdicts})
+
+
+def make_result(**fields: Any) -> FamilyResult:
+    return FamilyResult(name="Llama 2", model_type="llama", **fields)
+
+
+def last_row(result: FamilyResult) -> str:
+    return make_table([result]).splitlines()[-1]
+
+
+def test_a_family_that_works_has_no_reason() -> None:
+    row = last_row(make_result(runs={"4 bits": make_run(), "unquantized": make_run()}))
+
+    assert row == "| Llama 2 | `llama` | yes | yes | yes | yes | yes |  |"
+
+
+def test_a_failure_of_one_width_is_said_with_its_width() -> None:
+    broken = make_run(preflight=Verdict.no("too odd"), trained=Verdict.no("too odd"), verified=Verdict())
+
+    row = last_row(make_result(runs={"4 bits": broken, "unquantized": make_run()}))
+
+    assert "| 4 bits: **no**, unquantized: yes | 4 bits: -, unquantized: yes |" in row
+    assert row.endswith("| 4 bits: too odd |")
+
+
+@pytest.mark.parametrize(
+    ("run", "contradiction"),
+    [
+        (make_run(), None),
+        (make_run(trained=Verdict.no("")), "preflight lets a job pass that fails"),
+        (make_run(verified=Verdict.no("")), "preflight lets a job pass that fails"),
+        (make_run(preflight=Verdict.no("")), "preflight refuses a job that works"),
+        (make_run(served=Verdict.no("")), "preflight does not say that the adapter can't be served"),
+    ],
+)
+def test_what_preflight_said_is_compared_with_what_happened(run: Run, contradiction: str | None) -> None:
+    assert run.contradiction == contradiction
+
+
+def test_a_family_is_found_by_its_name_and_by_its_type() -> None:
+    assert [family.name for family in find_families("gpt2,OLMo 2")] == ["OLMo 2", "GPT-2"]
+    with pytest.raises(ValueError, match="gpt3"):
+        find_families("llama,gpt3")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_has_a_tiny_model(family: Family) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(make_config(family, make_tokenizer()))
+
+    assert model.num_parameters() < 1_000_000
