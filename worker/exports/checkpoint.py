@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from app.core.errors.base_models import ModelUnreadable
+from worker.models.fingerprint import reading_weights
+from worker.models.reading import read_json_object
 
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -45,11 +47,9 @@ class SafetensorsCheckpoint:
         self.folder = folder
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        try:
+        with reading_weights(folder):
             for path in _find_files(folder):
                 self._read_header(path)
-        except (OSError, SafetensorError, ValueError) as error:
-            raise ModelUnreadable(f"The weights in {folder.name!r} can't be read: {error}") from error
         if not self._files:
             raise ModelUnreadable(f"There are no safetensors in {folder.name!r}.")
 
@@ -97,7 +97,7 @@ class SafetensorsCheckpoint:
 def _find_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if index.is_file():
-        names = json.loads(index.read_text())["weight_map"].values()
+        names = read_json_object(index)["weight_map"].values()
         return [folder / name for name in dict.fromkeys(names)]
     single = folder / SINGLE_FILE
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))

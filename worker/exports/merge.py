@@ -12,20 +12,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
+from app.core.errors.base_models import BaseModelChanged
 from app.core.errors.exports import ExportUnsupported
 from worker.exports.adapter_weights import AdapterWeights
 from worker.exports.checkpoint import SafetensorsCheckpoint, TensorSpec, write_checkpoint
-from worker.models.base_model import linears_to_quantize
+from worker.models.base_model import build_empty, linears_to_quantize
 from worker.models.nf4_roundtrip import check_kernel, round_rows, rows_at_a_time
 from worker.models.peft_adapters import LoraUpdate
 
@@ -67,12 +61,8 @@ def read_shape(folder: Path) -> BaseShape:
 
     Raises ModelUnreadable, and ExportUnsupported for a base model whose own weights are quantized.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
+    model = build_empty(folder)
+    config = model.config
     if getattr(config, "quantization_config", None):
         raise ExportUnsupported(
             f"The base model {folder.name!r} holds quantized weights, into which nothing can be merged.",

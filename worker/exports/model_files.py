@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.errors.exports import TokenizerUnfit
 from worker.exports.merge import BaseShape
 from worker.models import base_model
+from worker.models.reading import read_json_object
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -55,7 +56,7 @@ def write_companion_files(
     folder: Path, *, base: Path, adapter: Path, dtype: torch.dtype, is_tied: bool
 ) -> None:
     """Write all files of a merged model except its weights and its model card."""
-    config: dict[str, Any] = json.loads((base / "config.json").read_text())
+    config = read_json_object(base / "config.json")
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
     if not is_tied:

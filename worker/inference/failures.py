@@ -4,8 +4,8 @@ import logging
 
 from app.core.engine.messages import Failed
 from app.core.errors import InvalidRequest, NotFound, QueueFull, TunesmithError, Unavailable
-from app.core.errors.base_models import BaseModelChanged, HubUnreachable, ModelGated, ModelMissing
-from app.core.errors.jobs import OutOfMemory
+from app.core.errors.base_models import HubUnreachable, ModelMissing
+from app.core.errors.jobs import JobFailure, OutOfMemory
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_SECONDS = 5
@@ -49,8 +49,6 @@ class EngineStopping(Unavailable):
 
 def failed(error: Exception) -> Failed:
     """The error as a reply. An unexpected error is logged, and its message is not shown to the client."""
-    if isinstance(error, InvalidRequest | ModelGated | BaseModelChanged):
-        return _failed("invalid", error)
     if isinstance(error, NotFound | ModelMissing):
         return _failed("not_found", error)
     if isinstance(error, Unavailable):
@@ -59,6 +57,9 @@ def failed(error: Exception) -> Failed:
         return _failed("busy", error, retry_after_seconds=_RETRY_AFTER_SECONDS)
     if isinstance(error, HubUnreachable | OutOfMemory):
         return _failed("unavailable", error, retry_after_seconds=_RETRY_AFTER_SECONDS)
+    if isinstance(error, InvalidRequest | JobFailure):
+        # What a job on this base model would fail with: gated, changed, or not readable.
+        return _failed("invalid", error)
     if isinstance(error, TunesmithError):
         return _failed("internal", error)
     _log.error("An answer failed", exc_info=error)

@@ -15,7 +15,8 @@ from worker.inference.general.runner import GeneralRunner
 from worker.inference.model.runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
 from worker.models import base_model
 from worker.models.device import Device, free_memory_bytes
-from worker.models.fingerprint import read_header
+from worker.models.fingerprint import read_header, reading_weights
+from worker.models.reading import reading
 from worker.processes.reports import EngineRequest
 
 # Largest share of the free GPU memory for dequantized weights; cache, adapters and graphs need the rest.
@@ -35,9 +36,9 @@ def load_runner(
     """
     folder = base_model.locate(reference.name, request.models_folder)
     try:
-        if reference.path is ServingPath.GENERAL:
-            return _load_general(request, device, folder, reference.quantization, reserved_bytes)
-        return _load_paged(request, device, folder, reference.quantization, reserved_bytes)
+        with reading(f"The base model {reference.name!r}", hint=base_model.MODEL_HINT):
+            load = _load_general if reference.path is ServingPath.GENERAL else _load_paged
+            return load(request, device, folder, reference.quantization, reserved_bytes)
     except torch.OutOfMemoryError:
         reason = OutOfMemory(f"The device has no memory left for the base model {reference.name!r}.")
     except OutOfMemory as error:
@@ -136,7 +137,8 @@ def unreserved_bytes(device: Device, reserved_bytes: int) -> int:
 def _dequantized_bytes(folder: Path, quantization: QuantizationSpec, device: Device) -> int:
     # Some folders hold the weights twice: the second time in the layout of another library.
     files = list(folder.glob("model*.safetensors")) or list(folder.glob("*.safetensors"))
-    return sum(map(_count_weights, files)) * base_model.compute_dtype(quantization, device).itemsize
+    with reading_weights(folder):
+        return sum(map(_count_weights, files)) * base_model.compute_dtype(quantization, device).itemsize
 
 
 def _count_weights(path: Path) -> int:

@@ -4,7 +4,6 @@ It may wait for a disk, an object store or the Hub, so it runs in threads of its
 """
 
 import hashlib
-import json
 import secrets
 import threading
 import time
@@ -20,11 +19,13 @@ from app.core.engine.messages import GenerateRequest, Sampling
 from app.core.errors import InvalidRequest
 from worker.inference.adapters.cache import AdapterCache, StoredAdapter
 from worker.inference.batching.sequence import Prompt
+from worker.inference.failures import AdapterUnsupported
 from worker.inference.general.paths import ServingPaths
 from worker.inference.sampling.grammars import GrammarCache
 from worker.inference.sampling.token_bytes import make_token_bytes
 from worker.models import base_model, fingerprint
 from worker.models.device import Device
+from worker.models.reading import reading
 from worker.templates import renderer
 from worker.templates.choice import read_model_type, set_template
 
@@ -64,7 +65,7 @@ class Preprocessor:
         digest, tokenizer = self._tokenizers.get(*_tokenizer_files(base_folder, adapter))
         token_ids = _encode(tokenizer, request)
         _check_bias(tokenizer, request.sampling)
-        end_ids = renderer.end_token_ids(tokenizer, _generation_eos(base_folder))
+        end_ids = renderer.end_token_ids(tokenizer, base_model.read_end_ids(base_folder))
         seed, schema = request.sampling.seed, request.output_schema
         return Prompt(
             base_model=self._paths.choose(request.base_model, base_folder, adapter),
@@ -95,16 +96,24 @@ class TokenizerCache:
 
         `template` is a file that replaces the folder's own chat template. Raises ModelUnreadable.
         """
-        digest = _digest(folder, template)
+        with base_model.reading_tokenizer(folder):
+            digest = _digest(folder, template)
         with self._lock:
             if digest not in self._tokenizers:
                 self._tokenizers[digest] = base_model.load_tokenizer(folder)
-                own = template.read_text() if template else None
+                own = _read_template(template) if template else None
                 set_template(self._tokenizers[digest], model_type=read_model_type(folder), wanted=own)
             self._tokenizers.move_to_end(digest)
             while len(self._tokenizers) > _MAX_TOKENIZERS:
                 self._tokenizers.popitem(last=False)
             return digest, self._tokenizers[digest]
+
+
+def _read_template(path: Path) -> str:
+    with reading(
+        f"{path.name} in {path.parent.name!r}", hint="Import the adapter again.", raises=AdapterUnsupported
+    ):
+        return path.read_text()
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
@@ -159,17 +168,6 @@ def _validate_ids(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], 
     if unknown is not None:
         raise InvalidRequest(f"There is no token {unknown}: the tokenizer has {len(tokenizer)}.", param=param)
     return ids
-
-
-def _generation_eos(folder: Path) -> int | list[int] | None:
-    """End tokens from the model's generation settings, or else from its configuration."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        settings: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        if settings.get("eos_token_id") is not None:
-            found: int | list[int] = settings["eos_token_id"]
-            return found
-    return None
 
 
 def _digest(folder: Path, template: Path | None) -> str:

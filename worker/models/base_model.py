@@ -5,6 +5,7 @@ A base model is a folder in the models folder or a Hub id. Only safetensors are 
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,39 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from app.core.engine.base_models import find_folder
-from app.core.errors.base_models import HubUnreachable, ModelGated, ModelMissing, ModelUnreadable
+from app.core.errors.base_models import HubUnreachable, ModelGated, ModelMissing
 from app.core.specs.job import QuantizationSpec
 from worker.models import cpu_dequantize
 from worker.models.device import Device
 from worker.models.nf4_roundtrip import check_kernel, round_weight
+from worker.models.reading import read_json_object, reading
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 # Weights as pickles (*.bin, *.pt) and Python files are never fetched.
 _DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
 _HUB_FILES = ["*.safetensors", *_DESCRIPTION]
+
+MODEL_HINT = (
+    "It must be a causal language model of a family that transformers knows, with whole safetensors weights "
+    "and no code of its own. Copy its files again, or name another base model."
+)
+_TOKENIZER_HINT = (
+    "Copy the tokenizer's files, such as tokenizer.json, from the model's repository again, or name another "
+    "base model."
+)
 
 Announce = Callable[[str], None]
 
@@ -50,29 +67,82 @@ def locate(name: str, models_folder: Path, announce: Announce = lambda line: Non
 
     `announce` gets a line at each tenth of the download. Raises ModelMissing, ModelGated, HubUnreachable.
     """
-    return find_folder(name, models_folder) or _download(name, announce)
+    return find_here(name, models_folder) or _download(name, announce)
+
+
+def find_here(name: str, models_folder: Path) -> Path | None:
+    """The model's folder in the models folder; None for a Hub id. Raises ModelMissing for a folder's name."""
+    folder = find_folder(name, models_folder)
+    if folder is None and "/" not in name:
+        raise ModelMissing(
+            f"There is no base model {name!r} in the models folder, or it has no {CONFIG} that can be read.",
+            hint="Put the model's folder there, whole. A Hub model is named with its owner: owner/name.",
+        )
+    return folder
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, with a pad token. Raises ModelUnreadable."""
-    try:
+    if (folder / CONFIG).exists():
+        # transformers reads it for the tokenizer, too, and would blame the tokenizer for what is wrong there.
+        read_config(folder)
+    with reading_tokenizer(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelUnreadable(f"The tokenizer in {folder.name!r} can't be loaded: {error}") from error
-    if tokenizer.pad_token is None:
-        # Padding is masked by position, never by id, so that eos stays a token to learn.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        if tokenizer.pad_token is None:
+            # Padding is masked by position, never by id, so that eos stays a token to learn.
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def reading_tokenizer(folder: Path) -> AbstractContextManager[None]:
+    """Raise ModelUnreadable for any error that the tokenizer in a folder causes within the block."""
+    return reading(f"The tokenizer in {folder.name!r}", hint=_TOKENIZER_HINT)
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The config of a base model, which must be a causal language model. Raises ModelUnreadable."""
+    settings = read_json_object(folder / CONFIG)
+    read_end_ids(folder)
+    with reading(f"{CONFIG} of the base model {folder.name!r}", hint=MODEL_HINT):
+        if "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING:
+            raise ValueError("the model needs code of its own, which is never run here")
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"a model of the type {config.model_type!r} does not continue text")
+        return config
 
 
 def read_context_length(folder: Path) -> int | None:
     """How many tokens the model can read, where it says so. Raises ModelUnreadable."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
-    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length
+    length = getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
+    if length is None:
+        return None
+    with reading(f"{CONFIG} of the base model {folder.name!r}", hint=MODEL_HINT):
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"max_position_embeddings is {length!r}, not a number of tokens")
+        return length
+
+
+def read_end_ids(folder: Path) -> list[int]:
+    """The end tokens in the model's generation settings, or else in its config. Raises ModelUnreadable."""
+    for name in (GENERATION_CONFIG, CONFIG):
+        found = read_json_object(folder / name).get("eos_token_id")
+        if found is None:
+            continue
+        with reading(f"{name} of the base model {folder.name!r}", hint=MODEL_HINT):
+            ids: list[int] = found if isinstance(found, list) else [found]
+            if not all(type(one) is int for one in ids):
+                raise ValueError(f"eos_token_id is {found!r}, not the number of a token")
+            return ids
+    return []
+
+
+def build_empty(folder: Path) -> PreTrainedModel:
+    """The base model on the device `meta`, without weights. Raises ModelUnreadable."""
+    config = read_config(folder)
+    with reading(f"The base model {folder.name!r}", hint=MODEL_HINT), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return model
 
 
 def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> PreTrainedModel:
@@ -80,7 +150,8 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
     options: dict[str, Any] = {"dtype": compute_dtype(quantization, device)}
     if quantization.load_in_4bit:
         options["quantization_config"] = quantization_config(quantization, device)
-    try:
+    read_config(folder)
+    with reading(f"The base model {folder.name!r}", hint=MODEL_HINT):
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             device_map={"": device.torch},
@@ -89,11 +160,6 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
             use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelUnreadable(
-            f"The base model in {folder.name!r} can't be loaded: {error}",
-            hint="It must be a causal language model with safetensors weights and no code of its own.",
-        ) from error
     model.requires_grad_(False)
     _keep_weights_trainable(model)
     cpu_dequantize.check_model(model)

@@ -10,6 +10,9 @@ import psutil
 import torch
 from pydantic import BaseModel, Field
 
+# Messages of RuntimeErrors from the CPU's allocator, cuBLAS, and CUDA outside PyTorch's allocator.
+_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
 
 class Device(BaseModel):
     """The device that trains and serves."""
@@ -79,6 +82,20 @@ def peak_memory_bytes(device: Device) -> int:
         return int(torch.cuda.max_memory_allocated(device.torch))
     kilobytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that the device or the host had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether the error is a fault that CUDA reports."""
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checks whether a base model still has the weights that an adapter was trained on. Knows no torch.
+"""Checks whether a base model still has the weights that an adapter was trained on.
 
 A fingerprint covers every tensor's name, type and shape, and its first, middle and last bytes: other weights
 under the same name are found without a read of them all. A change of a few numbers elsewhere is not seen.
@@ -9,13 +9,15 @@ import hashlib
 import json
 import os
 import struct
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from app.core.adapters.files import RECORD
-from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
+from app.core.errors.base_models import BaseModelChanged
+from worker.models.reading import read_json_object, reading
 
 _METHOD = "sampled-1"
 _SAMPLE_BYTES = 4096
@@ -37,10 +39,14 @@ class StoredTensor:
 
 def take_fingerprint(folder: Path) -> str:
     """Return the fingerprint of the weights in a base model's folder. Raises ModelUnreadable."""
-    try:
+    with reading_weights(folder):
         return _compute(folder, _describe_files(folder))
-    except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
-        raise ModelUnreadable(f"The weights in {folder.name!r} can't be read: {error}") from error
+
+
+def reading_weights(folder: Path) -> AbstractContextManager[None]:
+    """Raise ModelUnreadable for any error that the weights in a folder cause within the block."""
+    hint = "Weights must be whole safetensors files. Copy them again, and the index of the shards with them."
+    return reading(f"The weights in {folder.name!r}", hint=hint)
 
 
 def check_base(adapter: Path, base: Path, name: str) -> None:
@@ -59,10 +65,13 @@ def check_base(adapter: Path, base: Path, name: str) -> None:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name (the format: github.com/huggingface/safetensors)."""
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > path.stat().st_size:
-            raise ValueError(f"{path.name} is cut off")
-        entries: dict[str, Any] = json.loads(file.read(length))
+        first = file.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+        if not 0 < length <= path.stat().st_size:
+            raise ValueError(f"{path.name} is cut off, or no safetensors file")
+        entries: Any = json.loads(file.read(length))
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path.name} is no safetensors file")
     entries.pop("__metadata__", None)
     start = 8 + length
     return {
@@ -101,7 +110,7 @@ def _find_files(folder: Path) -> list[Path]:
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if (folder / _INDEX).is_file():
-        names = json.loads((folder / _INDEX).read_text())["weight_map"].values()
+        names = read_json_object(folder / _INDEX)["weight_map"].values()
         return [folder / name for name in dict.fromkeys(names)]
     return sorted(folder.glob("*.safetensors"))
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from app.core.errors.jobs import BadTarget
 from app.core.specs.job import LoraSpec
 from worker.models import targets
+from worker.models.reading import describe, is_caused_by_content
 
 
 def attach(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
@@ -16,9 +17,11 @@ def attach(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
     config.exclude_modules = targets.find_excluded(model, lora)
     try:
         adapted = get_peft_model(model, config)
-    except ValueError as error:
+    except Exception as error:
+        if not is_caused_by_content(error):
+            raise
         hint = f"{targets.TARGET_HINT} Those of this model: {', '.join(targets.linear_names(model))}."
-        raise BadTarget(f"The base model can't take this adapter: {error}", hint=hint) from error
+        raise BadTarget(f"The base model can't take this adapter: {describe(error)}.", hint=hint) from error
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise BadTarget(
             "An adapter on the output layer (lm_head) would never be trained.", hint=targets.TARGET_HINT

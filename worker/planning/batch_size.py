@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec, TrainingSpec
+from worker.models.base_model import MODEL_HINT
 from worker.models.device import Device
+from worker.models.reading import reading
 from worker.planning import automatic_settings
 from worker.planning.memory_estimate import BatchShape, Memory, MemorySettings, ModelShape, estimate
 from worker.planning.model_shape import shape_of
@@ -43,8 +45,14 @@ class PlannedJob:
 
     @classmethod
     def read(cls, spec: JobSpec, device: Device, model: PreTrainedModel, path: TrainingPath) -> "PlannedJob":
-        """From the base model on the meta device, which gets the adapter. Raises BadTarget."""
-        return cls(spec, device, shape_of(model, spec.lora), describe_family(model), path)
+        """From the base model on the meta device, which gets the adapter.
+
+        Raises BadTarget, ModelUnreadable.
+        """
+        with reading(f"The base model {spec.base_model!r}", hint=MODEL_HINT):
+            if not any(parameter.numel() for parameter in model.parameters()):
+                raise ValueError("by its config.json it has no weights")
+            return cls(spec, device, shape_of(model, spec.lora), describe_family(model), path)
 
 
 @dataclass(frozen=True)

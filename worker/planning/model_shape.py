@@ -5,14 +5,12 @@ are read by name.
 """
 
 import warnings
-from pathlib import Path
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from app.core.errors.base_models import ModelUnreadable
 from app.core.specs.job import LoraSpec
 from worker.models import lora
 from worker.models.base_model import linears_to_quantize
@@ -21,17 +19,6 @@ from worker.planning.memory_estimate import ModelShape
 
 # Names of linear layers that share their input with no other linear layer.
 _OUTPUT_PROJECTIONS = {"o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "dense_4h_to_h", "w2"}
-
-
-def read_model(folder: Path) -> PreTrainedModel:
-    """The base model in a folder, on the meta device. Raises ModelUnreadable."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-            return model
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
 
 
 def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:

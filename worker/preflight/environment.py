@@ -9,7 +9,6 @@ from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import Row, read_rows
-from app.core.engine.base_models import find_folder
 from app.core.engine.preflight import DatasetRef, Notice
 from app.core.errors.datasets import DatasetNotFound
 from app.core.settings import TrainingPath
@@ -42,7 +41,7 @@ class PreflightEnvironment(BaseModel):
 
         Raises ModelMissing, ModelGated, HubUnreachable.
         """
-        folder = find_folder(name, self.models_folder) or base_model.find_downloaded(name)
+        folder = base_model.find_here(name, self.models_folder) or base_model.find_downloaded(name)
         if folder:
             return folder, []
         message = f"{name} is not on this machine yet: the job downloads it first."

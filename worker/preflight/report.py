@@ -26,7 +26,7 @@ from app.core.engine.preflight import (
 from app.core.specs.job import JobSpec
 from worker.models import base_model
 from worker.models.device import Device
-from worker.planning import automatic_settings, batch_size, model_checks, model_shape
+from worker.planning import automatic_settings, batch_size, model_checks
 from worker.planning.memory_estimate import Memory, ModelShape
 from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer
 from worker.preflight.notices import find_notices
@@ -58,7 +58,7 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
     folder, notices = environment.find_model(spec.base_model)
     tokenizer, source = load_tokenizer(folder, spec.chat_template)
     max_length = automatic_settings.max_seq_length(spec.training, base_model.read_context_length(folder))
-    model = model_shape.read_model(folder)
+    model = base_model.build_empty(folder)
     notices += [Notice(code=one.code, message=one.message) for one in model_checks.check_model(model, spec)]
     reading = read_dataset(request, environment, tokenizer, max_length)
     if source is TemplateSource.PLAIN and reading.has_conversations:

@@ -14,6 +14,7 @@ from app.core.engine.messages import Failed
 from app.core.engine.preflight import PreflightRequest, PreviewRequest
 from app.core.errors import InvalidRequest, NotFound, QueueFull, TunesmithError, Unavailable
 from app.core.errors.base_models import HubUnreachable, ModelMissing
+from app.core.errors.engine import EngineFailed
 from app.core.errors.jobs import JobFailure
 from worker.preflight.background_process import BackgroundProcess
 from worker.preflight.environment import PreflightEnvironment
@@ -97,7 +98,9 @@ def run_safely(work: Work[RequestT], request: RequestT, environment: PreflightEn
         return work(request, environment)
     except TunesmithError as error:
         return failed(error)
-    except Exception:  # the boundary of the process: the traceback must be in the log
+    except MemoryError:
+        return failed(EngineFailed("The process that reads datasets has no memory left.", hint="Try again."))
+    except BaseException:  # the boundary of the process: no library may end it, and the log has the traceback
         _log.exception("A preflight or preview failed")
         return Failed(
             kind="internal",

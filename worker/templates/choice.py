@@ -4,18 +4,17 @@ In order: the job's `chat_template`, the model's own, that of the model's family
 previews and serving all use this choice.
 """
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import Message
 from app.core.errors import InvalidRequest
+from worker.models.reading import read_json_object
 from worker.templates.assistant_spans import find_assistant_spans, has_markers
 from worker.templates.families import PLAIN, find_family
 from worker.templates.renderer import control_tokens, encode_plain, encode_rendered, render, template_of
@@ -77,10 +76,14 @@ def set_template(
 
 
 def read_model_type(folder: Path) -> str | None:
-    """The `model_type` in a base model's config.json; that of the language model for multimodal models."""
-    path = folder / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return (config.get("text_config") or config).get("model_type")
+    """The `model_type` in a base model's config.json; that of the language model for multimodal models.
+
+    Raises ModelUnreadable.
+    """
+    config = read_json_object(folder / "config.json")
+    text_config = config.get("text_config")
+    found = (text_config if isinstance(text_config, dict) else config).get("model_type")
+    return found if isinstance(found, str) else None
 
 
 def _check(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,7 +11,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from app.core.errors import InvalidRequest
-from worker.templates.renderer import Span, encode_plain, encode_rendered
+from worker.templates.renderer import Span, encode, encode_plain, encode_rendered
 
 # Put before the rest of a text, whose tokens are those that follow the anchor's. transformers' chat utilities
 # encode pieces of a chat after a newline; where that merges with the rest, others may not.
@@ -89,12 +89,12 @@ def _decode(tokenizer: PreTrainedTokenizerBase, input_ids: list[int]) -> str:
 
 
 def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[Span]]:
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = encode(tokenizer, text, add_special_tokens=False, with_offsets=True)
     token_spans: list[Span] = []
     span = (0, 0)
-    for _start, end in encoded["offset_mapping"]:
+    for _start, end in encoded.offsets:
         # Offsets may leave out a token's leading space, and the tokens of one character share that character.
         if end > span[1]:
             span = (span[1], end)
         token_spans.append(span)
-    return encoded["input_ids"], token_spans
+    return encoded.input_ids, token_spans

@@ -6,30 +6,26 @@ beginning-of-sequence token would never occur in training.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.core.errors import InvalidRequest
+from app.core.errors.base_models import ModelUnreadable
+from worker.models.reading import describe, is_caused_by_content
 from worker.templates.clock import ANY_MOMENT, set_clock
 
-# What a template's code may raise; templates are programs of their models' authors.
-REFUSALS = (
-    TemplateError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-)
+# A template is a program of its model's author, or of a job's: it may raise anything.
+REFUSALS = Exception
 Span = tuple[int, int]
 TokenNames = tuple[tuple[str, str], ...]
+_SHOWN_LETTERS = 40
 _QUESTION = {"role": "user", "content": "question"}
 _ANSWER = {"role": "assistant", "content": "answer"}
 
@@ -75,14 +71,14 @@ def render(
             as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
         )
     except REFUSALS as error:
-        hint = None
+        hint = "Train with a chat_template of your own, or change the conversation."
         if any(message.role == "system" for message in messages):
             hint = (
                 "Where the template knows no system turn, put its text into the first user turn, or train "
                 "with a chat_template of your own."
             )
         raise InvalidRequest(
-            f"The model's chat template refuses this conversation: {error}", hint=hint
+            f"The model's chat template refuses this conversation: {describe(error)}", hint=hint
         ) from error
     return cast(str, text)
 
@@ -92,9 +88,43 @@ def as_dicts(messages: Sequence[Turn]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids, and the characters of each where they were requested."""
+
+    input_ids: list[int]
+    offsets: list[Span]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool, with_offsets: bool = False
+) -> Encoded:
+    """Tokenize a text.
+
+    Raises InvalidRequest for text that is no Unicode, ModelUnreadable where the tokenizer fails.
+    """
+    options = {"return_offsets_mapping": True} if with_offsets else {}
+    try:
+        found = tokenizer(text, add_special_tokens=add_special_tokens, **options)
+    except BaseException as error:
+        if not is_caused_by_content(error):
+            raise
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InvalidRequest(
+                "The text has half of a character: a surrogate without its pair.",
+                hint="Write the text as UTF-8; in JSON, an emoji is one character or two \\u escapes.",
+            ) from error
+        name = Path(tokenizer.name_or_path).name
+        raise ModelUnreadable(
+            f"The tokenizer in {name!r} can't encode {text[:_SHOWN_LETTERS]!r}: {describe(error)}.",
+            hint="Copy the tokenizer's files from the model's repository again, or name another base model.",
+        ) from error
+    return Encoded(found["input_ids"], found.get("offset_mapping", []))
+
+
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The token ids of rendered text, with no special token added."""
-    return cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encode(tokenizer, text, add_special_tokens=False).input_ids
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -103,7 +133,7 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     They have one beginning token where the tokenizer adds one, also where the text contains it, and no end
     token that the text does not contain.
     """
-    input_ids = cast(list[int], tokenizer(text, add_special_tokens=True)["input_ids"])
+    input_ids = encode(tokenizer, text, add_special_tokens=True).input_ids
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     if begin is not None and input_ids[:2] == [begin, begin]:
         input_ids = input_ids[1:]

@@ -116,7 +116,8 @@ def encode_row(
         case PlainText():
             input_ids = _end(encode_plain(tokenizer, row.text), tokenizer)
             labels = list(input_ids)
-    labels[:1] = [IGNORED]
+    if labels:
+        labels[0] = IGNORED
     return input_ids, labels
 
 

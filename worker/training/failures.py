@@ -1,16 +1,13 @@
 """Turns the exception that ended a training process into the report of its failure."""
 
-import torch
-
 from app.core.errors import TunesmithError
 from app.core.errors.jobs import DiskFull, OutOfMemory
 from worker.atomic_folders import is_disk_full_error
+from worker.models.device import is_out_of_memory
 from worker.processes.redaction import redact
 from worker.processes.reports import Ended, Outcome
 
 _MAX_LENGTH = 2000
-# Messages of RuntimeErrors from the CPU's allocator, cuBLAS, and CUDA outside PyTorch's allocator.
-_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def explain(error: BaseException) -> Ended:
@@ -20,13 +17,6 @@ def explain(error: BaseException) -> Ended:
         return _ended(known.code, known.message, known.hint)
     message = f"Training stopped on an unexpected {type(error).__name__}: {error}"
     return _ended(TunesmithError.code, message, "The attempt's log has the whole traceback.")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the exception means that the device or the host had no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _ended(code: str, message: str, hint: str | None) -> Ended:

@@ -21,7 +21,7 @@ from trl import SFTConfig
 from app.core.specs.states import Phase
 from worker.models import base_model, fingerprint, serving_path
 from worker.models.device import find_device
-from worker.planning import automatic_settings, model_checks, model_shape
+from worker.planning import automatic_settings, model_checks
 from worker.processes.child import ParentLink
 from worker.processes.reports import Ended, Happened, Outcome, TrainingRequest
 from worker.training import adapter, config
@@ -33,6 +33,7 @@ from worker.training.checkpoints import continuation, early_stopping, store as c
 from worker.training.checkpoints.early_stopping import StopEarly
 from worker.training.checkpoints.epoch_checkpoints import SaveEpochAdapters
 from worker.training.failures import explain
+from worker.training.forward_check import refuse_broken
 from worker.training.loss import score_learned_tokens_only
 from worker.training.optimizations.apply import apply_optimizations
 from worker.training.output import folder as output, verification
@@ -143,7 +144,7 @@ def check_model(attempt: TrainingAttempt, folder: Path) -> PreTrainedModel:
 
     Raises ModelUnreadable, BadTarget.
     """
-    model = model_shape.read_model(folder)
+    model = base_model.build_empty(folder)
     for finding in model_checks.check_model(model, attempt.request.spec):
         attempt.warn(finding.code, finding.message)
     return model
@@ -165,7 +166,9 @@ def load(attempt: TrainingAttempt, folder: Path) -> PeftModel:
     """The base model with a new adapter, or with a copy of the adapter that the job continues from."""
     spec, start = attempt.request.spec, attempt.request.continue_from
     quantization = automatic_settings.quantization(spec, attempt.device)
-    model = adapter.attach(base_model.load_model(folder, quantization, attempt.device), spec)
+    base = base_model.load_model(folder, quantization, attempt.device)
+    refuse_broken(base, folder)
+    model = adapter.attach(base, spec)
     if start:
         fingerprint.check_base(start, folder, spec.base_model)
         continuation.start_from(model, start)

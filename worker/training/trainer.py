@@ -27,11 +27,11 @@ from app.core.errors.jobs import OutOfMemory
 from app.core.jobs.events import Checkpoint, Log, Warn
 from app.core.specs.states import Phase
 from worker.atomic_folders import appearing
+from worker.models.device import is_out_of_memory
 from worker.processes.reports import Advanced, Happened
 from worker.training import adapter, memory
 from worker.training.batches import EpochSampler, count_tokens, model_inputs
 from worker.training.checkpoints import store as checkpoints
-from worker.training.failures import is_out_of_memory
 from worker.training.memory import Batch
 from worker.training.progress.callbacks import Send
 from worker.training.progress.counters import Counters

@@ -85,7 +85,7 @@ def test_files_that_are_exchanged_in_place_are_seen(tmp_path: Path) -> None:
 def test_broken_weights_are_unreadable(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
 
-    with pytest.raises(ModelUnreadable, match="can't be read"):
+    with pytest.raises(ModelUnreadable, match="can't be used"):
         take_fingerprint(tmp_path)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from app.core.specs.job import LoraSpec, QuantizationSpec
 from benchmarks.estimate import SETTINGS, estimate_line, find_needed, find_peak
 from tests.tiny_model import NAME
-from worker.models.base_model import load_model
+from worker.models.base_model import build_empty, load_model
 from worker.models.device import find_device
 from worker.models.lora import attach
 from worker.planning.memory_estimate import (
@@ -27,7 +27,7 @@ from worker.planning.memory_estimate import (
     saved_by_layer,
     weight_bytes,
 )
-from worker.planning.model_shape import read_model, shape_of
+from worker.planning.model_shape import shape_of
 from worker.training.batches import PaddingFreeCollator, model_inputs
 from worker.training.optimizations import varlen_attention
 from worker.training.optimizations.lora.linears import FusedLora
@@ -86,7 +86,7 @@ def test_weights_are_those_of_the_loaded_model(models_folder: Path, load_in_4bit
         for state in [module.weight.quant_state]
     ]
 
-    shape = shape_of(read_model(models_folder / NAME), LoraSpec())
+    shape = shape_of(build_empty(models_folder / NAME), LoraSpec())
 
     counted = sum(parameter.nbytes for parameter in model.parameters()) + sum(scales)
     assert weight_bytes(shape, quantization, FLOAT32) == pytest.approx(counted, rel=1e-3 if double else 0)
@@ -105,7 +105,7 @@ def test_lora_is_that_of_peft(models_folder: Path, fields: dict[str, Any]) -> No
     model = adapted(AutoModelForCausalLM.from_pretrained(models_folder / NAME), lora)
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
 
-    shape = shape_of(read_model(models_folder / NAME), lora)
+    shape = shape_of(build_empty(models_folder / NAME), lora)
     memory = estimate(shape, make_settings(lora=lora), BatchShape(1, 8, 7, has_mask=False))
 
     assert shape.trained_sizes == tuple(trained)

@@ -195,19 +195,35 @@ def test_target_modules_that_match_nothing_are_answered_with_those_that_would(
     assert "lm_head" not in (ended.hint or "")
 
 
-def test_a_loss_that_is_not_a_number_stops_the_job(make_request: MakeRequest, tmp_path: Path) -> None:
-    request = make_request(training=SHORT)
-    poisoned = tmp_path / "poisoned" / NAME
-    shutil.copytree(request.models_folder / NAME, poisoned)
-    tensors = load_file(poisoned / "model.safetensors")
-    tensors["model.norm.weight"][0] = float("nan")
-    save_file(tensors, poisoned / "model.safetensors", metadata={"format": "pt"})
+def test_a_base_model_of_numbers_that_are_none_is_refused(make_request: MakeRequest, tmp_path: Path) -> None:
+    request = poison(make_request(training=SHORT), tmp_path)
 
-    reports = run_here(request.model_copy(update={"models_folder": poisoned.parent}))
+    ended = run_here(request).ended
+
+    assert ended.code == "model_unreadable"
+    assert "its logits are not finite numbers" in (ended.message or "")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_job(
+    make_request: MakeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if training had led there: the check before it would refuse the base model.
+    monkeypatch.setattr("worker.training.run.refuse_broken", lambda model, folder: None)
+
+    reports = run_here(poison(make_request(training=SHORT), tmp_path))
 
     assert reports.ended.code == "loss_not_finite"
     assert "step 1 of 3" in (reports.ended.message or "")
     assert not reports.events(Metrics)
+
+
+def poison(request: TrainingRequest, folder: Path) -> TrainingRequest:
+    """The request with a base model in which one weight is not a number."""
+    poisoned = shutil.copytree(request.models_folder / NAME, folder / "poisoned" / NAME)
+    tensors = load_file(poisoned / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, poisoned / "model.safetensors", metadata={"format": "pt"})
+    return request.model_copy(update={"models_folder": poisoned.parent})
 
 
 def test_a_stop_before_training_ends_at_the_next_phase(make_request: MakeRequest) -> None:
