@@ -11,9 +11,9 @@ from typing import Any
 
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
+from worker.models.base_model import build_empty
 from worker.models.device import Device
 from worker.planning import batch_size
-from worker.planning.model_shape import read_model
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- python -m docs.memory_table -->\n", "<!-- end -->"
@@ -83,7 +83,7 @@ def needed_gib(model: Model, settings: dict[str, Any]) -> float:
     spec = JobSpec.model_validate({"base_model": "any", "dataset": "any", **settings})
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(model.config()))
-        job = batch_size.PlannedJob.read(spec, GPU, read_model(Path(folder)), TrainingPath.AUTO)
+        job = batch_size.PlannedJob.read(spec, GPU, build_empty(Path(folder)), TrainingPath.AUTO)
     rows = batch_size.RowLengths(ROW_TOKENS, ROW_TOKENS, 1000, ROW_TOKENS)
     memory = batch_size.choose_batch_size(job, rows, free_bytes=GPU.memory_bytes).memory
     return memory.total / batch_size.USABLE_SHARE / (1 << 30)

@@ -88,6 +88,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         read_config(folder)
     with reading_tokenizer(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = tokenizer.chat_template
+        templates = list(found.values()) if isinstance(found, dict) else [found]
+        if not all(isinstance(template, str | None) for template in templates):
+            raise ValueError("its chat_template is not text")
         if tokenizer.pad_token is None:
             # Padding is masked by position, never by id, so that eos stays a token to learn.
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
