@@ -23,7 +23,7 @@ from worker.inference.failures import AdapterUnsupported
 from worker.inference.general.paths import ServingPaths
 from worker.inference.sampling.grammars import GrammarCache
 from worker.inference.sampling.token_bytes import make_token_bytes
-from worker.models import base_model, fingerprint
+from worker.models import base_model, fingerprint, vocabulary
 from worker.models.device import Device
 from worker.models.reading import reading
 from worker.templates import renderer
@@ -49,6 +49,8 @@ class Preprocessor:
         self._paths = paths
         self._tokenizers = TokenizerCache()
         self._grammars = GrammarCache()
+        # Tokenizers by digest, and rows of an embedding, that were found to fit together.
+        self._fitting: set[tuple[str, int]] = set()
 
     def prepare(self, request: GenerateRequest) -> Prompt:
         """Returns the prompt, with its adapter in main memory.
@@ -64,7 +66,8 @@ class Preprocessor:
             fingerprint.check_base(adapter.folder, base_folder, request.base_model.name)
         digest, tokenizer = self._tokenizers.get(*_tokenizer_files(base_folder, adapter))
         token_ids = _encode(tokenizer, request)
-        _check_bias(tokenizer, request.sampling)
+        rows = self._check_vocabulary(digest, tokenizer, token_ids, base_folder)
+        _check_bias(rows, request.sampling)
         end_ids = renderer.end_token_ids(tokenizer, base_model.read_end_ids(base_folder))
         seed, schema = request.sampling.seed, request.output_schema
         return Prompt(
@@ -82,6 +85,22 @@ class Preprocessor:
             if schema
             else None,
         )
+
+    def _check_vocabulary(
+        self, digest: str, tokenizer: PreTrainedTokenizerBase, token_ids: list[int], base_folder: Path
+    ) -> int:
+        """The number of tokens that tokenizer and base model both have.
+
+        Raises ModelUnreadable or InvalidRequest where the base model has no embedding for a token.
+        """
+        rows = base_model.count_embedding_rows(base_folder)
+        if rows is None:
+            return len(tokenizer)
+        if (digest, rows) not in self._fitting:
+            vocabulary.check_tokenizer(tokenizer, rows)
+            self._fitting.add((digest, rows))
+        vocabulary.check_ids(token_ids, tokenizer, rows)
+        return min(len(tokenizer), rows)
 
 
 class TokenizerCache:
@@ -144,7 +163,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> lis
     if sum(one is not None for one in (request.prompt, request.prompt_ids, request.messages)) != 1:
         raise InvalidRequest("Send either `prompt` or `messages`.", param="prompt")
     if request.prompt_ids is not None:
-        token_ids = _validate_ids(tokenizer, request.prompt_ids, param="prompt")
+        token_ids = _validate_ids(len(tokenizer), request.prompt_ids, param="prompt")
     elif request.messages is not None:
         text = renderer.render(tokenizer, request.messages, add_generation_prompt=True)
         token_ids = renderer.encode_rendered(tokenizer, text)
@@ -157,16 +176,16 @@ def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> lis
     return token_ids
 
 
-def _check_bias(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
-    _validate_ids(tokenizer, sampling.logit_bias, param="logit_bias")
+def _check_bias(rows: int, sampling: Sampling) -> None:
+    _validate_ids(rows, sampling.logit_bias, param="logit_bias")
 
 
-def _validate_ids(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], *, param: str) -> list[int]:
-    """Returns the ids. Raises InvalidRequest for one that the tokenizer does not have."""
+def _validate_ids(count: int, token_ids: Iterable[int], *, param: str) -> list[int]:
+    """Returns the ids. Raises InvalidRequest for one that a tokenizer of so many tokens does not have."""
     ids = list(token_ids)
-    unknown = next((token_id for token_id in ids if token_id >= len(tokenizer)), None)
+    unknown = next((token_id for token_id in ids if token_id >= count), None)
     if unknown is not None:
-        raise InvalidRequest(f"There is no token {unknown}: the tokenizer has {len(tokenizer)}.", param=param)
+        raise InvalidRequest(f"There is no token {unknown}: the tokenizer has {count}.", param=param)
     return ids
 
 

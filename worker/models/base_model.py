@@ -6,6 +6,7 @@ A base model is a folder in the models folder or a Hub id. Only safetensors are 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from app.core.engine.base_models import find_folder
 from app.core.errors.base_models import HubUnreachable, ModelGated, ModelMissing
 from app.core.specs.job import QuantizationSpec
-from worker.models import cpu_dequantize
+from worker.models import cpu_dequantize, vocabulary
 from worker.models.device import Device
 from worker.models.nf4_roundtrip import check_kernel, round_weight
 from worker.models.reading import read_json_object, reading
@@ -82,7 +83,7 @@ def find_here(name: str, models_folder: Path) -> Path | None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, with a pad token. Raises ModelUnreadable."""
+    """The tokenizer in a folder, with a pad token where it has a special one. Raises ModelUnreadable."""
     if (folder / CONFIG).exists():
         # transformers reads it for the tokenizer, too, and would blame the tokenizer for what is wrong there.
         read_config(folder)
@@ -92,9 +93,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         templates = list(found.values()) if isinstance(found, dict) else [found]
         if not all(isinstance(template, str | None) for template in templates):
             raise ValueError("its chat_template is not text")
-        if tokenizer.pad_token is None:
-            # Padding is masked by position, never by id, so that eos stays a token to learn.
-            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        vocabulary.set_padding(tokenizer, count_embedding_rows(folder))
     return tokenizer
 
 
@@ -114,6 +113,22 @@ def read_config(folder: Path) -> PreTrainedConfig:
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError(f"a model of the type {config.model_type!r} does not continue text")
         return config
+
+
+def count_embedding_rows(folder: Path) -> int | None:
+    """The number of tokens that the base model in a folder has embeddings for; None where no config says it.
+
+    Raises ModelUnreadable.
+    """
+    path = folder / CONFIG
+    return _read_embedding_rows(folder, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@lru_cache(maxsize=64)
+def _read_embedding_rows(folder: Path, _modified: int) -> int | None:
+    """Cached while the config does not change, since every request needs it."""
+    rows: int | None = getattr(read_config(folder).get_text_config(), "vocab_size", None)
+    return rows
 
 
 def read_context_length(folder: Path) -> int | None:

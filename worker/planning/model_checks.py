@@ -3,12 +3,16 @@
 The model is on the meta device; nothing here changes it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.core.specs.job import JobSpec
-from worker.models import targets
+from worker.models import targets, vocabulary
+from worker.planning.model_shape import count_embedding_rows
+
+_TOKENS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,28 @@ class Finding:
     message: str
 
 
-def check_model(model: PreTrainedModel, spec: JobSpec) -> list[Finding]:
-    """What should be known about this job on this base model. Raises BadTarget."""
+def check_model(model: PreTrainedModel, spec: JobSpec, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """What should be known about this job on this base model. Raises BadTarget, ModelUnreadable."""
     targets.check_names(model, spec)
-    findings = []
+    findings = list(_check_tokenizer(tokenizer, count_embedding_rows(model)))
     if chosen := targets.explain_default(model, spec.lora):
         findings.append(Finding("default_targets", chosen))
     return findings
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> Iterator[Finding]:
+    if beyond := vocabulary.check_tokenizer(tokenizer, rows):
+        shown = ", ".join(map(repr, beyond[:_TOKENS_SHOWN]))
+        more = f" and {len(beyond) - _TOKENS_SHOWN} more" if len(beyond) > _TOKENS_SHOWN else ""
+        yield Finding(
+            "tokens_without_embedding",
+            f"The tokenizer has tokens that the base model's embedding of {rows:,} rows does not have: "
+            f"{shown}{more}. Text with one of them is refused.",
+        )
+    if tokenizer.eos_token_id is None:
+        yield Finding(
+            "no_end_token",
+            "The tokenizer has no end token (eos_token), so rows do not end with one. Unless the chat "
+            "template ends an answer with a token of its own, the adapter does not learn to stop: it "
+            "generates up to max_new_tokens.",
+        )

@@ -21,6 +21,11 @@ from worker.planning.memory_estimate import ModelShape
 _OUTPUT_PROJECTIONS = {"o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "dense_4h_to_h", "w2"}
 
 
+def count_embedding_rows(model: PreTrainedModel) -> int:
+    """The number of tokens that the model has an embedding for."""
+    return model.get_input_embeddings().get_parameter("weight").shape[0]
+
+
 def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:
     """The shape of a model on the meta device, which gets the adapter of the spec. Raises BadTarget."""
     config = model.config.get_text_config()

@@ -9,7 +9,7 @@ from app.core.datasets.rows import Row
 from app.core.engine.preflight import Preview, PreviewRequest, PreviewRow, PreviewToken
 from app.core.errors import InvalidRequest
 from app.core.specs.job import TrainingSpec
-from worker.models import base_model
+from worker.models import base_model, vocabulary
 from worker.planning import automatic_settings
 from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer, open_rows
 from worker.preflight.token_text import token_texts
@@ -27,7 +27,7 @@ def run_preview(request: PreviewRequest, environment: PreflightEnvironment) -> P
     max_length = automatic_settings.max_seq_length(training, base_model.read_context_length(folder))
     later = (pair for pair in open_rows(environment, request.dataset) if pair[0] > request.after)
     rows = list(itertools.islice(later, request.limit + 1))
-    now = datetime.now(UTC)
+    now, embedding_rows = datetime.now(UTC), base_model.count_embedding_rows(folder)
     shown = [
         show_row(
             line,
@@ -36,6 +36,7 @@ def run_preview(request: PreviewRequest, environment: PreflightEnvironment) -> P
             assistant_only=request.assistant_only_loss,
             max_length=max_length,
             moment=now,
+            embedding_rows=embedding_rows,
         )
         for line, row in rows[: request.limit]
     ]
@@ -51,10 +52,13 @@ def show_row(
     assistant_only: bool,
     max_length: int,
     moment: datetime | None = None,
+    embedding_rows: int | None = None,
 ) -> PreviewRow:
     """Preview one row, truncated as in training; a date in it is the moment's, the present by default."""
     try:
         input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
+        if embedding_rows is not None:
+            vocabulary.check_ids(input_ids[:max_length], tokenizer, embedding_rows)
     except InvalidRequest as error:
         return PreviewRow(line=line, tokens=[], truncated=False, problem=error.message)
     shown_ids = input_ids[:max_length]

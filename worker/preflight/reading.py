@@ -51,6 +51,7 @@ def read_dataset(
     environment: PreflightEnvironment,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    embedding_rows: int,
 ) -> Reading:
     """Read the rows to train on, and count those to evaluate on.
 
@@ -58,14 +59,14 @@ def read_dataset(
     """
     training = request.spec.training
     request = request.model_copy(update={"submitted_at": request.submitted_at or datetime.now(UTC)})
-    formatted = _format(request, request.dataset, environment, tokenizer, max_length)
+    formatted = _format(request, request.dataset, environment, tokenizer, max_length, embedding_rows)
     check_prompts(formatted.samples, tokenizer, moment=request.submitted_at)
     scale = request.dataset.rows / count_read(formatted)
     train, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
     evaluation_rows = round(scale * len(held_out))
     if request.validation_dataset:
         evaluation_rows = _count_validation(
-            request, request.validation_dataset, environment, tokenizer, max_length
+            request, request.validation_dataset, environment, tokenizer, max_length, embedding_rows
         )
     return Reading(formatted, train, evaluation_rows, scale)
 
@@ -81,9 +82,10 @@ def _count_validation(
     environment: PreflightEnvironment,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    embedding_rows: int,
 ) -> int:
     try:
-        formatted = _format(request, dataset, environment, tokenizer, max_length)
+        formatted = _format(request, dataset, environment, tokenizer, max_length, embedding_rows)
     except (InvalidRequest, NothingToLearn) as error:
         raise type(error)(f"The validation dataset: {error.message}", hint=error.hint) from error
     return round(dataset.rows / count_read(formatted) * len(formatted.rows))
@@ -95,11 +97,13 @@ def _format(
     environment: PreflightEnvironment,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    embedding_rows: int,
 ) -> FormattedRows:
     return format_rows(
         open_rows(environment, dataset, step=sampling_step(dataset)),
         tokenizer,
         assistant_only=request.spec.training.assistant_only_loss,
         max_length=max_length,
+        embedding_rows=embedding_rows,
         moment=request.submitted_at,
     )

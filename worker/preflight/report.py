@@ -26,7 +26,7 @@ from app.core.engine.preflight import (
 from app.core.specs.job import JobSpec
 from worker.models import base_model
 from worker.models.device import Device
-from worker.planning import automatic_settings, batch_size, model_checks
+from worker.planning import automatic_settings, batch_size, model_checks, model_shape
 from worker.planning.memory_estimate import Memory, ModelShape
 from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer
 from worker.preflight.notices import find_notices
@@ -59,8 +59,11 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
     tokenizer, source = load_tokenizer(folder, spec.chat_template)
     max_length = automatic_settings.max_seq_length(spec.training, base_model.read_context_length(folder))
     model = base_model.build_empty(folder)
-    notices += [Notice(code=one.code, message=one.message) for one in model_checks.check_model(model, spec)]
-    reading = read_dataset(request, environment, tokenizer, max_length)
+    notices += [
+        Notice(code=one.code, message=one.message) for one in model_checks.check_model(model, spec, tokenizer)
+    ]
+    embedding_rows = model_shape.count_embedding_rows(model)
+    reading = read_dataset(request, environment, tokenizer, max_length, embedding_rows)
     if source is TemplateSource.PLAIN and reading.has_conversations:
         notices.append(NO_TEMPLATE)
     if environment.is_busy:

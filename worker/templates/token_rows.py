@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.datasets.rows import Completion, Conversation, PlainText, Row
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn
+from worker.models import vocabulary
 from worker.templates.assistant_spans import find_assistant_spans
 from worker.templates.continuations import encode_completion, encode_with_border, encode_with_spans
 from worker.templates.renderer import Span, control_tokens, encode_plain, end_of_turn, render
@@ -71,10 +72,12 @@ def format_rows(
     assistant_only: bool,
     max_length: int,
     moment: datetime | None = None,
+    embedding_rows: int | None = None,
 ) -> FormattedRows:
     """Encode every row, truncated to `max_length`; rows without a token to learn are left out.
 
-    Chat templates that print a date print the moment's, the present by default.
+    Chat templates that print a date print the moment's, the present by default. A token that has no row among
+    the base model's `embedding_rows` is refused.
 
     Raises InvalidRequest where the chat template refuses a row or can't be masked, NothingToLearn.
     """
@@ -82,6 +85,8 @@ def format_rows(
     for line, row in rows:
         try:
             input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
+            if embedding_rows is not None:
+                vocabulary.check_ids(input_ids[:max_length], tokenizer, embedding_rows)
         except InvalidRequest as error:
             raise InvalidRequest(f"Line {line}: {error.message}", hint=error.hint) from error
         if len(input_ids) > max_length:

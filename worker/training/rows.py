@@ -29,7 +29,11 @@ class PreparedRows:
 
 
 def prepare_rows(
-    attempt: TrainingAttempt, tokenizer: PreTrainedTokenizerBase, model_folder: Path, max_length: int
+    attempt: TrainingAttempt,
+    tokenizer: PreTrainedTokenizerBase,
+    model_folder: Path,
+    max_length: int,
+    embedding_rows: int,
 ) -> PreparedRows:
     """Rows to train on and rows to evaluate on; reports what was cut or dropped.
 
@@ -49,12 +53,14 @@ def prepare_rows(
             "tokens.",
         )
     _report_unused_fields(attempt)
-    formatted = _format(attempt, request.dataset, tokenizer, max_length)
+    formatted = _format(attempt, request.dataset, tokenizer, max_length, embedding_rows)
     check_prompts(formatted.samples, tokenizer, moment=request.submitted_at)
     _report_cut_rows(attempt, formatted, max_length)
     if request.validation_dataset:
         rows = formatted.rows
-        held_out = _format_validation(attempt, request.validation_dataset, tokenizer, max_length)
+        held_out = _format_validation(
+            attempt, request.validation_dataset, tokenizer, max_length, embedding_rows
+        )
     else:
         rows, held_out = hold_out(formatted.rows, training.validation_split, training.seed)
     counts = f"{len(rows)} rows to train on" + (f", {len(held_out)} to evaluate on" if held_out else "")
@@ -81,7 +87,11 @@ def _report_template(attempt: TrainingAttempt, source: TemplateSource) -> None:
 
 
 def _format(
-    attempt: TrainingAttempt, path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
+    attempt: TrainingAttempt,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    embedding_rows: int,
 ) -> FormattedRows:
     with path.open("rb") as lines:
         return format_rows(
@@ -90,14 +100,19 @@ def _format(
             assistant_only=attempt.request.spec.training.assistant_only_loss,
             max_length=max_length,
             moment=attempt.request.submitted_at,
+            embedding_rows=embedding_rows,
         )
 
 
 def _format_validation(
-    attempt: TrainingAttempt, path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
+    attempt: TrainingAttempt,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    embedding_rows: int,
 ) -> list[TokenRow]:
     try:
-        formatted = _format(attempt, path, tokenizer, max_length)
+        formatted = _format(attempt, path, tokenizer, max_length, embedding_rows)
     except (InvalidRequest, NothingToLearn) as error:
         raise type(error)(f"The validation dataset: {error.message}", hint=error.hint) from error
     _report_cut_rows(attempt, formatted, max_length, of="The validation dataset: ")

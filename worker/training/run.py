@@ -19,9 +19,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig
 
 from app.core.specs.states import Phase
-from worker.models import base_model, fingerprint, serving_path
+from worker.models import base_model, fingerprint, serving_path, vocabulary
 from worker.models.device import find_device
-from worker.planning import automatic_settings, model_checks
+from worker.planning import automatic_settings, model_checks, model_shape
 from worker.processes.child import ParentLink
 from worker.processes.reports import Ended, Happened, Outcome, TrainingRequest
 from worker.training import adapter, config
@@ -89,8 +89,8 @@ def train(attempt: TrainingAttempt) -> None:
     max_length = automatic_settings.max_seq_length(
         request.spec.training, base_model.read_context_length(folder)
     )
-    planned = check_model(attempt, folder)
-    rows = prepare_rows(attempt, tokenizer, folder, max_length)
+    planned = check_model(attempt, folder, tokenizer)
+    rows = prepare_rows(attempt, tokenizer, folder, max_length, model_shape.count_embedding_rows(planned))
 
     attempt.enter(Phase.LOADING)
     base_weights = fingerprint.take_fingerprint(folder)
@@ -139,13 +139,15 @@ def train(attempt: TrainingAttempt) -> None:
     )
 
 
-def check_model(attempt: TrainingAttempt, folder: Path) -> PreTrainedModel:
+def check_model(
+    attempt: TrainingAttempt, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
     """The base model on the meta device; warns of what its structure says.
 
     Raises ModelUnreadable, BadTarget.
     """
     model = base_model.build_empty(folder)
-    for finding in model_checks.check_model(model, attempt.request.spec):
+    for finding in model_checks.check_model(model, attempt.request.spec, tokenizer):
         attempt.warn(finding.code, finding.message)
     return model
 
@@ -225,8 +227,8 @@ def make_trainer(
         args=settings,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        data_collator=Collator(tokenizer.pad_token_id),
-        processing_class=tokenizer,
+        data_collator=Collator(vocabulary.padding_id(tokenizer)),
+        processing_class=vocabulary.with_padding(tokenizer),
         callbacks=callbacks,
     )
 

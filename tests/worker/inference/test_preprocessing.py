@@ -16,7 +16,7 @@ from app.core.engine.messages import (
     Sampling,
 )
 from app.core.errors import InvalidRequest, NotFound
-from app.core.errors.base_models import BaseModelChanged
+from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.artifacts import ArtifactStore
 from worker.inference import preprocessing
@@ -173,3 +173,27 @@ def test_a_tokenizer_with_its_own_decode_is_used(models_folder):
     tokenizer.__class__ = Loud
 
     assert preprocessing.decode(tokenizer, tokenizer("job")["input_ids"]) == "JOB"
+
+
+def test_tokens_without_a_row_in_the_embedding_are_refused(models_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "tiny-llama"
+    shutil.copytree(models_folder / "tiny-llama", folder)
+    tokenizer = load_tokenizer(folder)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(folder)
+    adapters = AdapterCache(ArtifactStore(str(tmp_path)), tmp_path / "cache", 1 << 20)
+    preprocessor = Preprocessor(folder.parent, adapters, find_device())
+
+    assert preprocessor.prepare(make_request(prompt="Hello")).token_ids
+    for options in (
+        {"prompt": "Hello <tool>"},
+        {"prompt_ids": [rows]},
+        {"prompt": "Hello", "sampling": Sampling(logit_bias={rows: 1})},
+    ):
+        with pytest.raises(InvalidRequest, match=f"{rows}"):
+            preprocessor.prepare(make_request(**options))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    with pytest.raises(ModelUnreadable, match="100 rows"):
+        preprocessor.prepare(make_request(prompt="Hello"))
