@@ -117,7 +117,7 @@ def is_match(key: str, module: str) -> bool:
 
     This is what PEFT's `get_pattern_key` finds for names; it compiles the key as a regular expression.
     """
-    name = key.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    name = key.removeprefix("^").removeprefix(".*\\.").removesuffix("$").replace("\\.", ".")
     return module == name or (not key.startswith("^") and module.endswith(f".{name}"))
 
 

@@ -26,7 +26,8 @@ RECORD = "tunesmith.json"
 MAX_RANK = 1024
 # PEFT compiles the keys of rank_pattern and alpha_pattern as regular expressions, which may take exponential
 # time. Taken are names, which it compares with the ends of modules' names; with a ^ they are whole names.
-PATTERN_KEY = re.compile(r"\^?([A-Za-z0-9_-]+(?:\\?\.[A-Za-z0-9_-]+)*)\$?")
+# PEFT itself writes `.*\.` before the names of experts' parameters.
+PATTERN_KEY = re.compile(r"(?:\^|\.\*\\\.)?([A-Za-z0-9_-]+(?:\\?\.[A-Za-z0-9_-]+)*)\$?")
 _MAX_HEADER_BYTES = 25 << 20
 _CHUNK_BYTES = 1 << 20
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

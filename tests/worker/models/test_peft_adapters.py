@@ -66,6 +66,7 @@ def test_a_module_may_have_an_alpha_of_its_own(pattern: str, alpha: int, use_rsl
             "^model.layers.1.self_attn.q_proj",
             "^layers.1.self_attn.q_proj",
         ),
+        *(".*\\.q_proj", ".*\\.proj", ".*\\.layers.1.self_attn.q_proj"),
         *("^q_proj$", "q_proj$", "self_attn\\.q_proj", "self_attn", "layers.11.self_attn.q_proj"),
     ],
 )

@@ -1,8 +1,8 @@
 """Adapters as folders, and how PEFT puts one on a copy of the base model.
 
 PEFT's own code applies the adapter. Its configuration is written anew from the settings that are known to
-leave the base model's weights alone, with the layers by name: no pattern of a stranger is run, and no rank
-is allocated that the weights do not have.
+leave the base model's weights alone, with the layers by name: no expression of a stranger is compiled, and no
+rank is allocated that the weights do not have.
 """
 
 import math
@@ -33,9 +33,6 @@ APPLIED = (
     *("use_dora", "bias", "lora_bias", "modules_to_save", "target_parameters", "fan_in_fan_out"),
     *("trainable_token_indices", "ensure_weight_tying"),
 )
-_PATTERNS = ("rank_pattern", "alpha_pattern")
-# A layer's name, or the end of one, without repetitions; PEFT itself writes `.*\.` before such an end.
-_PLAIN_PATTERN = re.compile(r"\^?(\.\*\\\.)?[\w.\\-]+\$?")
 _EMBEDDING_KEY = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.lora_embedding_A")
 # Layers that one parameter of transformers 5 is made of: its adapter has so many times the rank.
 _MAX_FUSED = 4
@@ -83,17 +80,18 @@ def put_on(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 def _lora_config(model: PreTrainedModel, config: PeftConfig, weights: PeftWeights) -> LoraConfig:
     settings = config.settings
-    _check_patterns(config)
     ranks = _ranks(weights)
     parameters = _parameter_holders(model, settings.get("target_parameters") or [], ranks)
     layers = {module: rank for module, rank in ranks.items() if module not in parameters}
     _check_ranks(config, [ranks[module] for module in parameters])
     there = {name for name, _module in model.named_modules()}
-    if layers.keys() <= there:
+    # One text in place of a list is an expression.
+    if layers.keys() <= there or not isinstance(settings.get("target_modules"), list):
         given = {"target_modules": sorted(layers), **_literal_patterns(config, layers)}
     else:
         # The names in files of older versions may differ from the model's; PEFT then converts them.
-        given = {name: settings.get(name) or {} for name in ("target_modules", *_PATTERNS)}
+        named = ("target_modules", "rank_pattern", "alpha_pattern")
+        given = {name: settings.get(name) or {} for name in named}
         _check_ranks(config, list(layers.values()))
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -104,17 +102,6 @@ def _lora_config(model: PreTrainedModel, config: PeftConfig, weights: PeftWeight
         **given,
         **{name: settings[name] for name in APPLIED if settings.get(name)},
     )
-
-
-def _check_patterns(config: PeftConfig) -> None:
-    """Raise AdapterUnsupported for patterns with repetitions: those may take exponential time to match."""
-    for name in _PATTERNS:
-        for pattern in config.settings.get(name) or {}:
-            if not _PLAIN_PATTERN.fullmatch(pattern):
-                raise AdapterUnsupported(
-                    f"The adapter's {name} {pattern[:100]!r} is not the name of a layer.",
-                    hint="Name each layer, as in 'layers.1.self_attn.q_proj'.",
-                )
 
 
 def _check_ranks(config: PeftConfig, ranks: list[int]) -> None:
