@@ -183,7 +183,7 @@ def test_tokens_without_a_row_in_the_embedding_are_refused(models_folder: Path, 
     tokenizer.add_tokens(["<tool>"])
     tokenizer.save_pretrained(folder)
     adapters = AdapterCache(ArtifactStore(str(tmp_path)), tmp_path / "cache", 1 << 20)
-    preprocessor = Preprocessor(folder.parent, adapters, find_device())
+    preprocessor = Preprocessor(folder.parent, adapters, find_device(), ServingPaths())
 
     assert preprocessor.prepare(make_request(prompt="Hello")).token_ids
     for options in (
