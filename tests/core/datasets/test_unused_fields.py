@@ -1,6 +1,8 @@
 """Counting unused fields over a file, and refusing those that change what is learned."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +124,12 @@ def test_null_filled_keys_of_messages_in_parquet_count_as_absent() -> None:
 def test_names_are_matched_without_case_and_separators(name: str, meaning: Meaning | None) -> None:
     assert meaning_of(name) is meaning
     assert not is_turn_flag(name)
+
+
+def test_the_documented_names_have_the_documented_meaning() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
+    table = page.partition("| What it says |")[2].partition("\n\n")[0]
+    found = dict(re.findall(r"(?m)^\| ([^|]+?) \| (`[^|]+) \|$", table))
+    assert set(found) == set(Meaning) - {Meaning.PART}
+    for meaning, names in found.items():
+        assert {meaning_of(name) for name in re.findall(r"`([\w-]{2,})`", names)} == {meaning}
