@@ -6,6 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 LLAMA_2 = ("<s>", "</s>")
+DEEPSEEK = tuple(f"<\uff5c{name}\u2581of\u2581sentence\uff5c>" for name in ("begin", "end"))
 CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
     "llama2": LLAMA_2,
     "mistral": LLAMA_2,
@@ -31,15 +32,21 @@ MODEL_TYPES = {
     "phi3": "phi3",
     "plain": "gpt_neox",
 }
-BEGINS = {"<s>", "<|begin_of_text|>", "<bos>"}
-ENDS = {"</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>"}
+BEGINS = {"<s>", "<|begin_of_text|>", "<bos>", DEEPSEEK[0]}
+ENDS = {"</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<|return|>", DEEPSEEK[1]}
 
 
 def make_tokenizer(family: str, *, template: str | None = None) -> PreTrainedTokenizerFast:
     """A base model's tokenizer as a family has it; without a chat template unless one is given."""
-    controls = CONTROL_TOKENS[family]
+    return with_controls(CONTROL_TOKENS[family], template=template, rstrip=family == "phi3")
+
+
+def with_controls(
+    controls: Sequence[str], *, template: str | None, rstrip: bool = False
+) -> PreTrainedTokenizerFast:
+    """A tokenizer with these control tokens, which may swallow the white space that follows them."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_make_backend(family, controls),
+        tokenizer_object=_make_backend(controls, rstrip),
         bos_token=next((token for token in controls if token in BEGINS), None),
         eos_token=next(token for token in controls if token in ENDS),
     )
@@ -47,12 +54,10 @@ def make_tokenizer(family: str, *, template: str | None = None) -> PreTrainedTok
     return tokenizer
 
 
-def _make_backend(family: str, controls: Sequence[str]) -> Tokenizer:
+def _make_backend(controls: Sequence[str], rstrip: bool) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    # Phi-3's control tokens swallow the white space that follows them.
-    rstrip = family == "phi3"
     backend.add_special_tokens([AddedToken(token, rstrip=rstrip and token != "<s>") for token in controls])
     return backend

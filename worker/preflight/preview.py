@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.datasets.rows import Row
 from app.core.engine.preflight import Preview, PreviewRequest, PreviewRow, PreviewToken
 from app.core.errors import InvalidRequest
+from app.core.errors.jobs import TemplateMismatch
 from app.core.specs.job import TrainingSpec
 from worker.models import base_model, vocabulary
 from worker.planning import automatic_settings
@@ -59,7 +60,7 @@ def show_row(
         input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
         if embedding_rows is not None:
             vocabulary.check_ids(input_ids[:max_length], tokenizer, embedding_rows)
-    except InvalidRequest as error:
+    except (InvalidRequest, TemplateMismatch) as error:
         return PreviewRow(line=line, tokens=[], truncated=False, problem=error.message)
     shown_ids = input_ids[:max_length]
     tokens = [

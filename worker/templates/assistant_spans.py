@@ -1,8 +1,4 @@
-"""Finds the assistant's text in a rendered conversation by a template's `{% generation %}` markers.
-
-For a template without markers, one of Tunesmith's templates that renders the same text may provide them. It
-is used for the positions only; the rendered text remains that of the model's own template.
-"""
+"""Finds the assistant's text in a rendered conversation by its template's `{% generation %}` markers."""
 
 import re
 import threading
@@ -13,7 +9,6 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from worker.templates.clock import ANY_MOMENT
-from worker.templates.families import TEMPLATES
 from worker.templates.renderer import (
     REFUSALS,
     Span,
@@ -47,11 +42,10 @@ def find_assistant_spans(
     Each span includes the end-of-turn token, also where the markers leave it out.
     """
     template, names = template_of(tokenizer), token_names(tokenizer)
-    marked_template = _find_marked_template(template, names) if template else None
-    if marked_template is None:
+    if template is None or not _marks_answers(template, names):
         return None
     try:
-        marked, spans = _render_marked(marked_template, names, as_dicts(messages), moment)
+        marked, spans = _render_marked(template, names, as_dicts(messages), moment)
     except REFUSALS:
         return None
     if marked != text or not spans:
@@ -66,23 +60,16 @@ def has_markers(template: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _find_marked_template(template: str, names: TokenNames) -> str | None:
-    """A template with working markers that renders the same text: itself or one of Tunesmith's."""
-    try:
-        text, _spans = render_text(template, names, _SAMPLE, moment=ANY_MOMENT)
-    except REFUSALS:
-        return None
-    candidates = [template] if has_markers(template) else list(TEMPLATES.values())
-    return next((one for one in candidates if _marks_answers(one, names, text)), None)
-
-
-def _marks_answers(template: str, names: TokenNames, text: str) -> bool:
+def _marks_answers(template: str, names: TokenNames) -> bool:
+    """Whether the template has markers that enclose the assistant's text."""
+    if not has_markers(template):
+        return False
     try:
         marked, spans = _render_marked(template, names, _SAMPLE, ANY_MOMENT)
     except REFUSALS:
         return False
     found = [marked[start:end] for start, end in spans]
-    return marked == text and all(any(answer in one for one in found) for answer in ("answer 1", "answer 2"))
+    return all(any(answer in one for one in found) for answer in ("answer 1", "answer 2"))
 
 
 def _render_marked(

@@ -12,12 +12,20 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets.rows import Message
+from app.core.datasets.rows import Conversation, Message
 from app.core.errors import InvalidRequest
+from app.core.errors.jobs import TemplateMismatch
 from worker.models.reading import read_json_object
 from worker.templates.assistant_spans import find_assistant_spans, has_markers
 from worker.templates.families import PLAIN, find_family
-from worker.templates.renderer import control_tokens, encode_plain, encode_rendered, render, template_of
+from worker.templates.renderer import (
+    DatedRenderer,
+    control_tokens,
+    encode_plain,
+    encode_rendered,
+    template_of,
+)
+from worker.templates.training_text import render_for_training
 
 _CONVERSATION = [
     Message("user", "question 1"),
@@ -88,32 +96,32 @@ def read_model_type(folder: Path) -> str | None:
 
 def _check(tokenizer: PreTrainedTokenizerBase) -> None:
     """Render a sample conversation with a job's template. Raises InvalidRequest that names the problem."""
-    now = datetime.now(UTC)
+    renderer = DatedRenderer(tokenizer, datetime.now(UTC))
     for length in (2, 4):
         messages = _CONVERSATION[:length]
-        text = render(tokenizer, messages, add_generation_prompt=False, moment=now)
-        prompt = render(tokenizer, messages[:-1], add_generation_prompt=True, moment=now)
+        text = renderer.render(messages)
         missing = next((message.content for message in messages if message.content not in text), None)
         if missing:
             raise _refuse(f"leaves out a turn: {missing!r} is not in what it renders")
-        if not text.startswith(prompt):
+        prompt = renderer.render(messages[:-1], is_prompt=True)
+        try:
+            render_for_training(Conversation(tuple(messages)), renderer)
+        except TemplateMismatch as error:
             raise _refuse(
                 "renders the prompt of an answer (add_generation_prompt) unlike the beginning of the whole "
                 f"conversation: {prompt!r} and {text!r}"
-            )
-        _check_markers(tokenizer, messages, text, prompt, now)
-    _check_beginning(tokenizer, render(tokenizer, _CONVERSATION[:2], add_generation_prompt=False))
+            ) from error
+        _check_markers(renderer, messages, text, prompt)
+    _check_beginning(tokenizer, renderer.render(_CONVERSATION[:2]))
 
 
-def _check_markers(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], text: str, prompt: str, moment: datetime
-) -> None:
-    if not has_markers(template_of(tokenizer) or ""):
+def _check_markers(renderer: DatedRenderer, messages: list[Message], text: str, prompt: str) -> None:
+    if not has_markers(template_of(renderer.tokenizer) or ""):
         return
-    spans = find_assistant_spans(tokenizer, messages, text, moment=moment)
+    spans = find_assistant_spans(renderer.tokenizer, messages, text, moment=renderer.moment)
     if spans is None:
         raise _refuse("has {% generation %} markers that do not enclose the assistant's text")
-    unlearned = text[len(prompt) : spans[-1][0]]
+    unlearned = text[len(prompt) : spans[-1][0]] if text.startswith(prompt) else ""
     if unlearned.strip():
         raise _refuse(
             f"puts {unlearned!r} between the prompt and its {{% generation %}} marker, so the model would "

@@ -10,12 +10,9 @@ from app.core.errors import InvalidRequest
 from app.core.errors.jobs import TemplateMismatch
 from worker.templates.renderer import encode_plain, encode_rendered, render
 from worker.templates.token_rows import Sample
+from worker.templates.training_text import PROMPT_HINT
 
 _SHOWN_TOKENS = 12
-_HINT = (
-    "With add_generation_prompt, the template must render a conversation without its last answer as the "
-    "beginning of the whole conversation. Give the job a chat_template that does."
-)
 
 
 def check_prompts(
@@ -33,7 +30,7 @@ def check_prompts(
             served_ids = render_prompt(sample.row, tokenizer, moment=moment)
         except InvalidRequest as error:
             raise TemplateMismatch(
-                f"Line {line}: serving refuses its prompt: {error.message}", hint=_HINT
+                f"Line {line}: serving refuses its prompt: {error.message}", hint=PROMPT_HINT
             ) from error
         pairs = zip(served_ids, trained_ids, strict=False)  # a row may be cut within its prompt
         position = next((index for index, (served, trained) in enumerate(pairs) if served != trained), None)
@@ -42,10 +39,12 @@ def check_prompts(
                 tokenizer.decode(ids[position : position + _SHOWN_TOKENS])
                 for ids in (served_ids, trained_ids)
             ]
+            common = tokenizer.decode(trained_ids[max(0, position - _SHOWN_TOKENS) : position])
+            after = f", after {common!r}" if common else ""
             raise TemplateMismatch(
                 f"Line {line}: at token {position + 1} of the prompt serving says {shown[0]!r}, where "
-                f"training said {shown[1]!r}.",
-                hint=_HINT,
+                f"training said {shown[1]!r}{after}.",
+                hint=PROMPT_HINT,
             )
 
 

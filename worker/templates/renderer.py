@@ -6,7 +6,7 @@ beginning-of-sequence token would never occur in training.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from app.core.datasets.rows import Message
 from app.core.errors import InvalidRequest
 from app.core.errors.base_models import ModelUnreadable
 from worker.models.reading import describe, is_caused_by_content
@@ -27,6 +28,8 @@ Span = tuple[int, int]
 TokenNames = tuple[tuple[str, str], ...]
 _SHOWN_LETTERS = 40
 _QUESTION = {"role": "user", "content": "question"}
+# Private-use characters: no template changes their case or trims them, and no text begins with them.
+_PLACEHOLDER = "\uf8f0\uf8f1\uf8f2"
 _ANSWER = {"role": "assistant", "content": "answer"}
 
 
@@ -81,6 +84,36 @@ def render(
             f"The model's chat template refuses this conversation: {describe(error)}", hint=hint
         ) from error
     return cast(str, text)
+
+
+@dataclass(frozen=True)
+class DatedRenderer:
+    """Renders conversations with a tokenizer's chat template, all with the date of one moment."""
+
+    tokenizer: PreTrainedTokenizerBase
+    moment: datetime
+
+    def render(self, messages: Sequence[Message], *, is_prompt: bool = False) -> str:
+        """The conversation, or the prompt for its next answer. Raises InvalidRequest where it is refused."""
+        return render(self.tokenizer, messages, add_generation_prompt=is_prompt, moment=self.moment)
+
+    def render_around(
+        self, messages: Sequence[Message], indexes: Sequence[int], *, is_prompt: bool = False
+    ) -> list[str] | None:
+        """The text before, between and after the content of some messages, found with other content in place.
+
+        None where the template leaves out one of them. Raises InvalidRequest where the template refuses the
+        conversation or repeats the content.
+        """
+        changed = [
+            replace(message, content=_PLACEHOLDER) if index in indexes else message
+            for index, message in enumerate(messages)
+        ]
+        pieces = self.render(changed, is_prompt=is_prompt).split(_PLACEHOLDER)
+        if len(pieces) > len(indexes) + 1:
+            numbers = " or ".join(str(index + 1) for index in indexes)
+            raise InvalidRequest(f"the model's chat template renders message {numbers} more than once.")
+        return pieces if len(pieces) == len(indexes) + 1 else None
 
 
 def as_dicts(messages: Sequence[Turn]) -> list[dict[str, str]]:

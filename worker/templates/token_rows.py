@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import Completion, Conversation, PlainText, Row
 from app.core.errors import InvalidRequest
-from app.core.errors.jobs import NothingToLearn
+from app.core.errors.jobs import NothingToLearn, TemplateMismatch
 from worker.models import vocabulary
-from worker.templates.assistant_spans import find_assistant_spans
 from worker.templates.continuations import encode_completion, encode_with_border, encode_with_spans
-from worker.templates.renderer import Span, control_tokens, encode_plain, end_of_turn, render
+from worker.templates.renderer import DatedRenderer, Span, encode_plain, end_of_turn
+from worker.templates.training_text import render_for_training
+from worker.templates.turns import find_turns
 
 IGNORED = -100
 SAMPLES = 4
@@ -79,7 +80,8 @@ def format_rows(
     Chat templates that print a date print the moment's, the present by default. A token that has no row among
     the base model's `embedding_rows` is refused.
 
-    Raises InvalidRequest where the chat template refuses a row or can't be masked, NothingToLearn.
+    Raises InvalidRequest where the chat template refuses a row or can't be masked, TemplateMismatch where it
+    renders prompts otherwise for serving, NothingToLearn.
     """
     formatted, moment = FormattedRows(), moment or datetime.now(UTC)
     for line, row in rows:
@@ -87,8 +89,8 @@ def format_rows(
             input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
             if embedding_rows is not None:
                 vocabulary.check_ids(input_ids[:max_length], tokenizer, embedding_rows)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"Line {line}: {error.message}", hint=error.hint) from error
+        except (InvalidRequest, TemplateMismatch) as error:
+            raise type(error)(f"Line {line}: {error.message}", hint=error.hint) from error
         if len(input_ids) > max_length:
             formatted.cut_lines.append(line)
         token_row = TokenRow(line, input_ids[:max_length], labels[:max_length])
@@ -110,7 +112,7 @@ def format_rows(
 def encode_row(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, moment: datetime | None = None
 ) -> tuple[list[int], list[int]]:
-    """The token ids and labels of one row, not truncated. Raises InvalidRequest."""
+    """The token ids and labels of one row, not truncated. Raises InvalidRequest, TemplateMismatch."""
     match row:
         case Conversation():
             input_ids, labels = _encode_conversation(
@@ -146,23 +148,22 @@ def hold_out(rows: Sequence[TokenRow], share: float, seed: int) -> tuple[list[To
 def _encode_conversation(
     row: Conversation, tokenizer: PreTrainedTokenizerBase, assistant_only: bool, moment: datetime
 ) -> tuple[list[int], list[int]]:
-    text = render(tokenizer, row.messages, add_generation_prompt=False, moment=moment)
-    border = _find_border(row, tokenizer, text, moment)
+    renderer = DatedRenderer(tokenizer, moment)
+    rendered = render_for_training(row, renderer)
+    text, border = rendered.text, rendered.border
     # A question is learned with the whole row, or not at all: a mask of its own has only the answers.
     assistant_only |= any(message.weight == 0 for message in row.messages if message.role != "assistant")
     unweighted = any(message.weight == 0 for message in row.messages if message.role == "assistant")
     if not assistant_only and not unweighted:
         input_ids = _end_turn(encode_with_border(tokenizer, text, border), tokenizer)
         return input_ids, list(input_ids)
-    turns = _find_turns(row, tokenizer, text, moment)
-    if not end_of_turn(tokenizer):
-        # An end token follows the text; the model also generates the text before it.
-        (start, _end_of_answer), weight = turns[-1]
-        turns[-1] = ((start, len(text)), weight)
+    turns = find_turns(row, rendered, renderer)
     input_ids, token_spans = encode_with_spans(tokenizer, text, border)
-    learned = _mask(input_ids, token_spans, [span for span, weight in turns if weight])
+    learned = _mask(input_ids, token_spans, [span for turn in turns if turn.weight for span in turn.spans])
     if not assistant_only:
-        skipped = _mask(input_ids, token_spans, [span for span, weight in turns if not weight])
+        skipped = _mask(
+            input_ids, token_spans, [span for turn in turns if not turn.weight for span in turn.spans]
+        )
         learned = [
             token if skip == IGNORED else IGNORED for token, skip in zip(input_ids, skipped, strict=True)
         ]
@@ -186,59 +187,6 @@ def _end(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids with one end token at their end, without which the model never learns to stop."""
     end = tokenizer.eos_token_id
     return input_ids if end is None or input_ids[-1:] == [end] else [*input_ids, end]
-
-
-def _find_border(row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str, moment: datetime) -> int:
-    """The position in the text where the prompt ends and the last answer begins; 0 where there is none."""
-    try:
-        prompt = render(tokenizer, row.messages[:-1], add_generation_prompt=True, moment=moment)
-    except InvalidRequest:
-        return 0
-    return len(prompt) if text.startswith(prompt) else 0
-
-
-def _find_turns(
-    row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str, moment: datetime
-) -> list[tuple[Span, int]]:
-    """The spans of the assistant's turns in the text, end-of-turn tokens included, and their weights."""
-    weights = [message.weight for message in row.messages if message.role == "assistant"]
-    marked = find_assistant_spans(tokenizer, row.messages, text, moment=moment)
-    if marked is not None and len(marked) == len(weights):
-        return list(zip(marked, weights, strict=True))
-    if marked is not None and all(weights):
-        return [(span, 1) for span in marked]
-    return _compare_prefixes(row, tokenizer, text, moment)
-
-
-def _compare_prefixes(
-    row: Conversation, tokenizer: PreTrainedTokenizerBase, text: str, moment: datetime
-) -> list[tuple[Span, int]]:
-    """The spans of the assistant's turns without markers: a turn begins where the prompt before it ends.
-
-    Raises InvalidRequest where the template does not render a conversation's beginning as the whole's
-    beginning.
-    """
-    turns = []
-    for index, message in enumerate(row.messages):
-        if message.role != "assistant":
-            continue
-        before = render(tokenizer, row.messages[:index], add_generation_prompt=True, moment=moment)
-        through = render(tokenizer, row.messages[: index + 1], add_generation_prompt=False, moment=moment)
-        if not (text.startswith(through) and through.startswith(before)):
-            raise InvalidRequest(
-                f"the model's chat template renders message {index + 1} differently once others follow, so "
-                "the assistant's tokens can't be told apart.",
-                hint="Set training.assistant_only_loss to false and leave out message weights, or give the "
-                "job a chat_template with {% generation %} markers.",
-            )
-        turns.append(((len(before), _end_of_text(through, tokenizer)), message.weight))
-    return turns
-
-
-def _end_of_text(through: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The end of a turn, without white space after its end-of-turn token."""
-    stripped = through.rstrip()
-    return len(stripped) if stripped.endswith(control_tokens(tokenizer)) else len(through)
 
 
 def _mask(input_ids: list[int], token_spans: list[Span], spans: list[Span]) -> list[int]:

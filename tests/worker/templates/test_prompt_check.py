@@ -83,11 +83,8 @@ def test_a_template_that_refuses_the_prompt_is_a_mismatch(tokenizer: PreTrainedT
 def test_a_generation_prompt_that_training_never_saw_is_a_mismatch(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Templates of reasoning models render a finished conversation without the reasoning."""
-    thinking = copy.deepcopy(tokenizer)
-    thinking.chat_template = tokenizer.chat_template.replace("assistant\\n'", "assistant\\n<think>'")
+    polite = copy.deepcopy(tokenizer)
+    polite.chat_template = tokenizer.chat_template.replace("assistant\\n'", "assistant\\nSure. '")
 
-    rows = format_rows([(1, CHAT)], thinking, assistant_only=False, max_length=256)
-
-    with pytest.raises(TemplateMismatch, match="<think>"):
-        check_prompts(rows.samples, thinking)
+    with pytest.raises(TemplateMismatch, match=r"Line 1: .*Sure\. ', the whole: .*So\."):
+        format_rows([(1, CHAT)], polite, assistant_only=False, max_length=256)

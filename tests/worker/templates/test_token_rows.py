@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import Completion, Conversation, Message, PlainText, Row
 from app.core.errors import InvalidRequest
-from app.core.errors.jobs import NothingToLearn
+from app.core.errors.jobs import NothingToLearn, TemplateMismatch
 from worker.templates.token_rows import IGNORED, encode_row, format_rows, hold_out
 
 TWO_TURNS = Conversation(
@@ -92,10 +92,29 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrained
         "{% for message in messages %}{{ message['content'] if loop.last else '…' }}<|im_end|>{% endfor %}",
     )
 
-    with pytest.raises(
-        InvalidRequest, match="Line 3: the model's chat template renders message 3 differently"
-    ):
-        format_rows([(3, TWO_TURNS)], forgetful, assistant_only=True, max_length=256)
+    for assistant_only in (False, True):
+        with pytest.raises(TemplateMismatch, match=r"Line 3: .*The prompt: .*And then\?.*the whole: .*Read"):
+            format_rows([(3, TWO_TURNS)], forgetful, assistant_only=assistant_only, max_length=256)
+
+
+@pytest.mark.parametrize(("weight", "words"), [(1, "leaves out message 3"), (0, None)])
+def test_a_turn_that_the_template_leaves_out_can_not_be_learned(
+    tokenizer: PreTrainedTokenizerBase, weight: int, words: str | None
+) -> None:
+    silent = with_template(
+        tokenizer,
+        "{% for message in messages %}{% if loop.index != 3 %}{{ message['role'] + message['content'] }}"
+        "<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}",
+    )
+    messages = list(TWO_TURNS.messages)
+    messages[2] = Message("assistant", "So. 🎉", weight=weight)
+    row = Conversation(tuple(messages))
+
+    if words is None:
+        assert learned(row, silent, assistant_only=True) == " Read  on.<|im_end|>"
+    else:
+        with pytest.raises(InvalidRequest, match=words):
+            encode_row(row, silent, assistant_only=True)
 
 
 def test_a_completion_is_learned_without_its_prompt_and_ended(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -70,12 +70,23 @@ def test_a_template_of_no_use_fails_the_job_before_the_model_is_loaded(make_requ
 def test_a_model_whose_prompts_are_not_what_it_is_trained_on_fails_at_once(
     make_request: MakeRequest, tmp_path: Path
 ) -> None:
-    thinking = TEMPLATE.replace("assistant\\n'", "assistant\\n<think>'")
+    polite = TEMPLATE.replace("assistant\\n'", "assistant\\nSure. '")
+
+    reports = run_here(with_template(make_request(training=SHORT), tmp_path, polite))
+
+    assert reports.ended.code == "template_mismatch"
+    assert "Sure. " in (reports.ended.message or "")
+
+
+def test_a_model_whose_prompts_open_a_thought_learns_to_end_it(
+    make_request: MakeRequest, tmp_path: Path
+) -> None:
+    """As DeepSeek-R1's distillations, whose template renders a finished answer without its thought."""
+    thinking = TEMPLATE.replace("assistant\\n'", "assistant\\n<think>\\n'")
 
     reports = run_here(with_template(make_request(training=SHORT), tmp_path, thinking))
 
-    assert reports.ended.code == "template_mismatch"
-    assert "<think>" in (reports.ended.message or "")
+    assert reports.ended.outcome is Outcome.FINISHED, reports.ended.message
 
 
 @pytest.mark.parametrize(
@@ -135,7 +146,7 @@ def test_an_attempt_on_the_next_day_trains_on_the_same_tokens(
 def prepare(request: TrainingRequest) -> PreparedRows:
     folder = request.models_folder / NAME
     attempt = TrainingAttempt(request, find_device(), lambda report: None, threading.Event())
-    return prepare_rows(attempt, base_model.load_tokenizer(folder), folder, 256)
+    return prepare_rows(attempt, base_model.load_tokenizer(folder), folder, 256, 1000)
 
 
 def with_template(request: TrainingRequest, folder: Path, template: str | None) -> TrainingRequest:
