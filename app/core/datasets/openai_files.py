@@ -133,7 +133,7 @@ def _unusable(name: str, error: DatasetInvalid) -> tables.DatasetRow:
         id=new_id("ds"),
         name=name,
         state=DatasetState.FAILED,
-        error={"code": INVALID_FORMAT, "message": _reason(error), "hint": error.hint},
+        error={"code": INVALID_FORMAT, **_reason(error)},
         rows=0,
         columns=[],
         problems=error.problems,
@@ -147,9 +147,11 @@ def _unusable(name: str, error: DatasetInvalid) -> tables.DatasetRow:
     )
 
 
-def _reason(error: DatasetInvalid) -> str:
-    # OpenAI's clients show no hint, and this one is a choice and no repair.
-    return f"{error.message} {error.hint}" if isinstance(error, FieldsUnused) else error.message
+def _reason(error: DatasetInvalid) -> dict[str, str | None]:
+    if isinstance(error, FieldsUnused):
+        # `status_details` shows no hint, and this one says how the same file is taken.
+        return {"message": f"{error.message} {error.hint}", "hint": None}
+    return {"message": error.message, "hint": error.hint}
 
 
 def _all_files(purpose: str | None) -> Any:

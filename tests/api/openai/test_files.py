@@ -79,7 +79,7 @@ def test_a_file_with_tools_fails_its_job_unless_they_are_ignored(openai_client: 
     assert "on_unused=ignore" in file.status_details
     job = openai_client.fine_tuning.jobs.create(model="owner/model", training_file=file.id)
     assert (job.status, job.error.code, job.error.param) == ("failed", "invalid_file_format", "training_file")
-    assert file.status_details in job.error.message
+    assert job.error.message.endswith(file.status_details)
     ignored = openai_client.files.create(
         file=("rows.jsonl", content), purpose="fine-tune", extra_body={"on_unused": "ignore"}
     )
