@@ -22,7 +22,7 @@ from alembic.util import CommandError
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from app import backup_commands
+from app import backup_commands, garbage
 from app.api.deps import Services
 from app.api.http.connections import ConnectionLimits, Connections
 from app.api.http.limited_protocol import LimitedProtocol
@@ -65,6 +65,8 @@ class Server(uvicorn.Server):
         """Remember the event loop of the streams."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        garbage.exclude_what_is_loaded()
+        self._collector = self._loop.create_task(garbage.collect_by_the_clock())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End the event streams; called on SIGTERM and SIGINT."""

@@ -21,6 +21,7 @@ from app.api.http import errors
 from app.api.http.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.http.body_limit import BodyLimitMiddleware
 from app.api.http.origin_guard import OriginGuardMiddleware
+from app.api.http.pacing import PacingMiddleware
 from app.api.http.request_metrics import RequestMetrics
 from app.api.http.requests import RequestMiddleware
 from app.api.http.security_headers import SecurityHeadersMiddleware
@@ -83,14 +84,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    # The last one added is the outermost. From the outside: security headers, OpenAI's error format, request
-    # ids and counters, the origin, the key, the body size.
+    # The last one added is the outermost. From the outside: turns, security headers, OpenAI's error format,
+    # request ids and counters, the origin, the key, the body size.
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(OriginGuardMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(PacingMiddleware)
     for module in (
         hub,
         dataset_routes,

@@ -36,8 +36,9 @@ class ReadinessRead(BaseModel):
 
 
 @router.get("/health", summary="Liveness")
-def show_health() -> HealthRead:
+async def show_health() -> HealthRead:
     """The process is up. Needs no key."""
+    # Async: it waits for no thread, however many requests are busy.
     return HealthRead()
 
 

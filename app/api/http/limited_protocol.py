@@ -7,7 +7,6 @@ can't deliver yet are counted, headers and body have to arrive in time (as with 
 """
 
 import asyncio
-import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -25,7 +24,9 @@ from app.core.errors.connections import (
 
 # How long a closed connection may take to deliver what was written to it.
 _FLUSH_SECONDS = 60.0
-_log = logging.getLogger(__name__)
+# A response waits while its client has not taken more than this. A thousand clients that begin to read at
+# once get no more than this each before the event loop does anything else.
+_MAX_UNSENT_BYTES = 16 << 10
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -58,6 +59,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, or refuse it with 503."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=_MAX_UNSENT_BYTES)
         self.address = client_address(self.client[0] if self.client else None)
         self._deadline = self.loop.time() + self._limits.request_seconds
         if not self._counted.admit(self, self.loop):

@@ -1,8 +1,8 @@
-"""Follow the events of a job: one poller a job in this process feeds any number of followers.
+"""Follow the events of a job: any number of followers share one poller, one read and one rendering.
 
-A follower first reads the events in the database, then those that the poller finds. Its queue is bounded:
-when it overflows it is emptied, and the follower reads the events after its cursor from the database. So
-there is no gap, no duplicate, and a slow client takes no memory. Knows no HTTP.
+A follower is no more than a cursor: it reads pages of events (`event_pages.py`) until it is at the end that
+the poller has seen last, and then waits for the poller. So there is no gap, no duplicate, and a slow client
+takes no memory. Followers take turns: a thousand that join at once do not stop the event loop.
 """
 
 import asyncio
@@ -15,58 +15,47 @@ from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.jobs import events
-from app.core.jobs.events import Event
+from app.api.http.turns import Turns
+from app.api.jobs.event_pages import EventPages, Render
+from app.core.errors.jobs import JobNotFound
 from app.core.specs.states import JobState
 from app.core.storage import tables
 from app.core.storage.database import Database
 
 POLL_SECONDS = 0.25
-PAGE_EVENTS = 256
-QUEUE_EVENTS = 512
+# A page takes about 0.1 ms to send.
+_PAGES_PER_ITERATION = 4
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """One consistent read of a job: events after a cursor, its last seq, and whether the job has ended."""
+class JobEnd:
+    """How far a job is: the seq of its last event, and whether the job has ended."""
 
-    events: list[Event]
     last_seq: int
     has_ended: bool
 
 
-class Follower:
-    """One reader's queue."""
-
-    def __init__(self) -> None:
-        self.queue: list[Event] = []
-        self.woken = asyncio.Event()
-
-    def offer(self, entries: list[Event]) -> None:
-        """Add events; a queue that would overflow is emptied instead, since the database has them."""
-        if len(self.queue) + len(entries) > QUEUE_EVENTS:
-            self.queue.clear()
-        else:
-            self.queue.extend(entries)
-        self.woken.set()
-
-    def take(self, cursor: int) -> list[Event]:
-        """Empty the queue. Returns those of its events that follow the cursor without a gap."""
-        entries, self.queue = self.queue, []
-        fresh = [event for event in entries if event.seq > cursor]
-        return [event for place, event in enumerate(fresh, start=1) if event.seq == cursor + place]
-
-
 class Topic:
-    """A job that is being followed: its followers, and the poller's latest snapshot of it."""
+    """A job that is being followed: the number of its followers, and what its poller has seen last."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        self.followers: set[Follower] = set()
-        self.latest: Snapshot | None = None
+        self.followers = 0
+        self.latest: JobEnd | None = None
+        self.is_gone = False
         self.poller: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Wait for the next change."""
+        await self._changed.wait()
+
+    def announce(self) -> None:
+        """Wake all who wait."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 class EventStreams:
@@ -75,7 +64,12 @@ class EventStreams:
     def __init__(self, database: Database, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._database = database
         self._poll_seconds = poll_seconds
+        self._pages = EventPages(database)
+        self._turns = Turns(_PAGES_PER_ITERATION)
         self._topics: dict[str, Topic] = {}
+        # Reads that have begun, and reads that begin next, by job.
+        self._running: dict[str, asyncio.Task[JobEnd | None]] = {}
+        self._waiting: dict[str, asyncio.Task[JobEnd | None]] = {}
         self._is_closed = False
 
     @property
@@ -87,75 +81,85 @@ class EventStreams:
         """End every stream after the events it has sent, for a shutdown. Call from the event loop."""
         self._is_closed = True
         for topic in self._topics.values():
-            for follower in topic.followers:
-                follower.woken.set()
+            topic.announce()
 
-    async def follow(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event]:
-        """Events after a seq, in order, until the job has ended and all of them were yielded."""
-        with self._subscribed(job_id) as (topic, follower):
-            snapshot = await self._take_snapshot(job_id, after)
-            cursor = min(after, snapshot.last_seq)
-            pending = snapshot.events
-            while True:
-                for event in pending:
-                    cursor = event.seq
-                    yield event
-                latest = topic.latest or snapshot
-                if self._is_closed or _is_over(snapshot, cursor) or _is_over(latest, cursor):
-                    return
-                if pending := follower.take(cursor):
-                    continue
-                if max(snapshot.last_seq, latest.last_seq) > cursor:
-                    snapshot = await self._take_snapshot(job_id, cursor)
-                    pending = snapshot.events
-                else:
-                    await follower.woken.wait()
-                    follower.woken.clear()
+    async def find_end(self, job_id: str) -> JobEnd:
+        """How far the job is now. Raises JobNotFound."""
+        found = await self._read(job_id)
+        if found is None:
+            raise JobNotFound(f"There is no job {job_id!r}.", hint="GET /jobs lists them.")
+        return found
+
+    async def follow(self, job_id: str, render: Render, *, after: int = 0) -> AsyncIterator[bytes]:
+        """Events after a seq, rendered, several at a time, until the job has ended and all were yielded."""
+        with self._subscribed(job_id) as topic:
+            end = await self._read(job_id)
+            cursor = min(after, end.last_seq) if end else after
+            while end and not self._is_closed and not topic.is_gone and not _is_over(end, cursor):
+                if end.last_seq > cursor:
+                    content, cursor = await self._pages.read(job_id, render, cursor)
+                    await self._turns.take()
+                    if content:
+                        yield content
+                elif topic.latest is None or topic.latest.last_seq <= end.last_seq:
+                    await topic.wait()
+                # The poller's read may be older than this follower's own.
+                if topic.latest and topic.latest.last_seq > end.last_seq:
+                    end = topic.latest
 
     @contextlib.contextmanager
-    def _subscribed(self, job_id: str) -> Iterator[tuple[Topic, Follower]]:
+    def _subscribed(self, job_id: str) -> Iterator[Topic]:
         topic = self._topics.get(job_id)
         if topic is None:
             topic = self._topics[job_id] = Topic(job_id)
             topic.poller = asyncio.create_task(self._poll(topic))
-        follower = Follower()
-        topic.followers.add(follower)
+        topic.followers += 1
         try:
-            yield topic, follower
+            yield topic
         finally:
-            topic.followers.discard(follower)
+            topic.followers -= 1
             if not topic.followers and topic.poller:
                 topic.poller.cancel()
                 del self._topics[job_id]
 
     async def _poll(self, topic: Topic) -> None:
-        while True:
-            after = topic.latest.last_seq if topic.latest else None
+        while not topic.is_gone:
             try:
-                latest = await self._take_snapshot(topic.job_id, after)
+                latest = await self._read(topic.job_id)
             except SQLAlchemyError:
                 _log.warning("The events of job %s can't be read now", topic.job_id, exc_info=True)
             else:
-                is_news = topic.latest is None or latest != topic.latest
-                topic.latest = latest
-                for follower in topic.followers if is_news else ():
-                    follower.offer(latest.events)
+                is_news, topic.latest, topic.is_gone = latest != topic.latest, latest, latest is None
+                if is_news or topic.is_gone:
+                    topic.announce()
             await asyncio.sleep(self._poll_seconds)
 
-    async def _take_snapshot(self, job_id: str, after: int | None) -> Snapshot:
-        return await to_thread.run_sync(self._read, job_id, after)
+    async def _read(self, job_id: str) -> JobEnd | None:
+        """A read that begins after this call, shared by all who call before it begins."""
+        task = self._waiting.get(job_id)
+        if task is None:
+            task = self._waiting[job_id] = asyncio.create_task(self._read_next(job_id))
+        found = await asyncio.shield(task)
+        await self._turns.take()  # all who shared the read go on now
+        return found
 
-    def _read(self, job_id: str, after: int | None) -> Snapshot:
+    async def _read_next(self, job_id: str) -> JobEnd | None:
+        if earlier := self._running.get(job_id):
+            await asyncio.wait([earlier])
+        self._running[job_id] = self._waiting.pop(job_id)
+        try:
+            return await to_thread.run_sync(self._read_end, job_id)
+        finally:
+            del self._running[job_id]
+
+    def _read_end(self, job_id: str) -> JobEnd | None:
         of_job = select(tables.JobRow.last_event_seq, tables.JobRow.state).where(tables.JobRow.id == job_id)
         with self._database.snapshot() as session:
-            last_seq, state = session.execute(of_job).one()
-            found = events.read(
-                session, job_id, after=last_seq if after is None else after, limit=PAGE_EVENTS
-            )
-        return Snapshot(found, last_seq, JobState(state).has_ended)
+            found = session.execute(of_job).one_or_none()
+        return JobEnd(found[0], JobState(found[1]).has_ended) if found else None
 
 
-def _is_over(snapshot: Snapshot, cursor: int) -> bool:
-    # Equal, not "at least": a cursor beyond the snapshot means that the snapshot is old, and the job may have
-    # been retried since.
-    return snapshot.has_ended and snapshot.last_seq == cursor
+def _is_over(end: JobEnd, cursor: int) -> bool:
+    # Equal, not "at least": a cursor beyond the end means that the end is old, and the job may have been
+    # retried since.
+    return end.has_ended and end.last_seq == cursor

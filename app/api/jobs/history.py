@@ -1,19 +1,19 @@
 """The history of a job: its events, its log and its loss curve, read once or followed live."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from sse_starlette import EventSourceResponse
 from starlette.responses import StreamingResponse
 
-from app.api.deps import JobId, Services, ServicesDep, accepts
+from app.api.deps import JobId, ServicesDep, accepts
 from app.api.http.errors import documented
 from app.api.jobs import log_lines, loss_chart, loss_curve
 from app.api.jobs.schemas import EventPage, LossCurveRead, LossPointRead
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Event
-from app.core.specs.states import JobState
 from app.core.storage.database import Database
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["Jobs"])
@@ -37,7 +37,7 @@ _MAX_SEQ = 2**31 - 1
         204: {"description": "As a stream: the job has ended, and `Last-Event-ID` was its last event."},
     },
 )
-def list_events(
+async def list_events(
     job_id: JobId,
     request: Request,
     services: ServicesDep,
@@ -50,14 +50,14 @@ def list_events(
 ) -> object:
     """Everything that happened to the job: logs, metrics, evaluations, checkpoints, changes of state."""
     if not accepts(request, "text/event-stream"):
-        return _read_page(services.database, job_id, after, limit)
-    with services.database.snapshot() as session:
-        job = job_records.get(session, job_id)
-    if JobState(job.state).has_ended and last_event_id is not None and last_event_id >= job.last_event_seq:
+        return await to_thread.run_sync(_read_page, services.database, job_id, after, limit)
+    end = await services.streams.find_end(job_id)
+    if end.has_ended and last_event_id is not None and last_event_id >= end.last_seq:
         # A browser's EventSource reconnects for ever, unless the status is 204.
         return Response(status_code=204)
     start = after if last_event_id is None else last_event_id
-    return EventSourceResponse(_server_sent(services, job_id, start), ping=KEEP_ALIVE_SECONDS, sep="\n")
+    found = services.streams.follow(job_id, _server_sent, after=start)
+    return EventSourceResponse(found, ping=KEEP_ALIVE_SECONDS, sep="\n")
 
 
 @router.get(
@@ -67,16 +67,16 @@ def list_events(
     responses=documented(404)
     | {200: {"description": "Lines of text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-def read_log(
+async def read_log(
     job_id: JobId,
     services: ServicesDep,
     follow: Annotated[bool, Query(description="Go on until the job has ended (`curl -N`).")] = False,
 ) -> StreamingResponse:
     """The job's events as aligned lines of text."""
-    with services.database.snapshot() as session:
-        job_records.get(session, job_id)
+    await services.streams.find_end(job_id)
     if follow:
-        return StreamingResponse(_followed_lines(services, job_id), media_type="text/plain")
+        followed = services.streams.follow(job_id, log_lines.render)
+        return StreamingResponse(followed, media_type="text/plain")
     lines = (log_lines.render(event) for event in _read_all(services.database, job_id))
     return StreamingResponse(lines, media_type="text/plain")
 
@@ -117,14 +117,8 @@ def draw_metrics(job_id: JobId, services: ServicesDep) -> Response:
     return Response(loss_chart.draw(points, title=f"Loss of {name}"), media_type="image/svg+xml")
 
 
-async def _server_sent(services: Services, job_id: str, after: int) -> AsyncIterator[bytes]:
-    async for event in services.streams.follow(job_id, after=after):
-        yield f"id: {event.seq}\nevent: {event.type}\ndata: {event.as_json}\n\n".encode()
-
-
-async def _followed_lines(services: Services, job_id: str) -> AsyncIterator[str]:
-    async for event in services.streams.follow(job_id):
-        yield log_lines.render(event)
+def _server_sent(event: Event) -> str:
+    return f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
 
 
 def _read_page(database: Database, job_id: str, after: int, limit: int) -> EventPage:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
@@ -115,11 +114,6 @@ class Event(BaseModel):
     level: EventLevel
     type: str = Field(description="The kind of event; `data` has the fields of that kind.")
     data: AnyEventData = Field(description="What the event says.")
-
-    @cached_property
-    def as_json(self) -> str:
-        """The event as one line of JSON; made once for all clients that follow the job."""
-        return self.model_dump_json()
 
 
 def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> None:
