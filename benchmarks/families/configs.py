@@ -159,7 +159,18 @@ FAMILIES = (
         "Granite MoE, shared expert", "granitemoeshared", {**_LOCAL_EXPERTS, "shared_intermediate_size": 64}
     ),
     Family(
-        "Granite 4",
+        "Granite 4, dense",
+        "granitemoehybrid",
+        {
+            **_MAMBA2_HEADS,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 64,
+            "layer_types": ["mamba", "attention"],
+        },
+    ),
+    Family(
+        "Granite 4, mixture",
         "granitemoehybrid",
         {
             **_LOCAL_EXPERTS,

@@ -6,6 +6,7 @@ LLAMA = ModelFamily(
     "llama",
     takes_attention=True,
     changes_attention=False,
+    drops_attention=False,
     head_width=128,
     shapes_logits=False,
     adds_losses=False,

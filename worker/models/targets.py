@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
+import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba, check_target_module_exists
@@ -57,7 +58,7 @@ def explain_default(model: PreTrainedModel, lora: LoraSpec) -> str | None:
     """A sentence for the person where `with_default` chooses `all-linear`, else None."""
     if lora.target_modules == ALL_LINEAR or with_default(model, lora).target_modules != ALL_LINEAR:
         return None
-    experts = _expert_parameters(model)
+    experts = find_expert_parameters(model, lora.model_copy(update={"target_modules": ALL_LINEAR}))
     others = (
         f", and so do the experts' weights ({', '.join(experts)}): name linear layers to leave those out"
         if experts
@@ -74,10 +75,12 @@ def find_excluded(model: PreTrainedModel, lora: LoraSpec) -> str | None:
     """A regular expression for the modules that get no adapter whatever the targets are; None: no module.
 
     Text never passes some, such as a vision tower: their adapters would never be trained. `all-linear` leaves
-    out those that PEFT refuses (the output projection of Mamba, which transformers passes by).
+    out routers that are linear layers with several outputs, and what PEFT refuses (the output projection of
+    Mamba, which transformers passes by).
     """
     excluded = _outside_text(model)
     if lora.target_modules == ALL_LINEAR:
+        excluded += [re.escape(path) for path, module in model.named_modules() if _is_router(module)]
         refused = {path.rpartition(".")[2] for path in _linear_paths(model) if not _is_taken(model, path)}
         excluded += [rf"(.+\.)?{re.escape(name)}" for name in sorted(refused)]
     return f"({'|'.join(excluded)})" if excluded else None
@@ -97,6 +100,16 @@ def _outside_text(model: PreTrainedModel) -> list[str]:
     ]
 
 
+def _is_router(module: nn.Module) -> bool:
+    """Whether a linear layer of transformers' own class returns several tensors, as Llama 4's router does."""
+    if not isinstance(module, nn.Linear) or not type(module).__module__.startswith("transformers."):
+        return False
+    weight = module.weight
+    with torch.no_grad():
+        output = module(torch.zeros(1, module.in_features, device=weight.device, dtype=weight.dtype))
+    return not isinstance(output, torch.Tensor)
+
+
 def _is_taken(model: PreTrainedModel, path: str) -> bool:
     """Whether PEFT puts LoRA on a linear layer of this name in such a model."""
     try:
@@ -106,10 +119,13 @@ def _is_taken(model: PreTrainedModel, path: str) -> bool:
     return True
 
 
-def _expert_parameters(model: PreTrainedModel) -> list[str]:
-    """Names of the experts' weights that PEFT adapts with `all-linear`: they once were linear layers."""
-    config = LoraConfig(target_modules=ALL_LINEAR)
-    convert_peft_config_for_transformers(config, model, None)
+def find_expert_parameters(model: PreTrainedModel, lora: LoraSpec) -> list[str]:
+    """Names of the parameters that PEFT adapts for these targets: experts' weights that once were layers."""
+    config = LoraConfig(target_modules=lora.target_modules)
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:
+        return []  # PEFT refuses the names, and says why, when the adapter is attached.
     return sorted(config.target_parameters or ())
 
 
@@ -132,6 +148,7 @@ def _linear_paths(model: PreTrainedModel) -> list[str]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and module is not output
+        and not _is_router(module)
         and not any(re.fullmatch(pattern, path) for pattern in outside)
     ]
 
@@ -174,7 +191,11 @@ def _find_unmatched(model: PreTrainedModel, names: Iterable[str], saved: list[st
 
 
 def _matches(model: PreTrainedModel, config: LoraConfig) -> bool:
-    return any(check_target_module_exists(config, path) for path, _module in model.named_modules() if path)
+    return any(
+        check_target_module_exists(config, path) and not _is_router(module)
+        for path, module in model.named_modules()
+        if path
+    )
 
 
 def _check_module_to_save(model: PreTrainedModel, name: str, *, is_4bit: bool) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.core.specs.job import JobSpec
-from worker.models import targets, vocabulary
+from worker.models import lora, targets, vocabulary
 from worker.planning.model_shape import count_embedding_rows
 
 _TOKENS_SHOWN = 5
@@ -29,6 +29,8 @@ def check_model(model: PreTrainedModel, spec: JobSpec, tokenizer: PreTrainedToke
     findings = list(_check_tokenizer(tokenizer, count_embedding_rows(model)))
     if chosen := targets.explain_default(model, spec.lora):
         findings.append(Finding("default_targets", chosen))
+    if partial := lora.explain_dropout(model, spec.lora):
+        findings.append(Finding("partial_dropout", partial))
     return findings
 
 

@@ -25,6 +25,8 @@ _MAX_HEAD_WIDTH = 256
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")
 # Most tokens of a batch that runs as a CUDA graph: with more, the GPU is busy while kernels are launched.
 MAX_GRAPH_TOKENS = 4096
+# What configurations call the dropout of attention weights.
+_ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class ModelFamily:
 
     name: str  # transformers' `model_type`
     takes_attention: bool  # its attention function can be replaced
-    changes_attention: bool  # it has soft caps, sinks, dropout, or layers that are not attention
+    changes_attention: bool  # it has soft caps, or layers that are not attention
+    drops_attention: bool  # in training, it drops out attention weights
     head_width: int
     shapes_logits: bool  # logits are scaled or have a soft cap
     adds_losses: bool  # the loss contains one of the router of a mixture of experts
@@ -105,7 +108,6 @@ def describe_family(model: PreTrainedModel) -> ModelFamily:
     """The family of a model, loaded or without weights."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
-    odd = any(getattr(config, name, None) for name in ("attn_logit_softcapping", "attention_dropout"))
     scales = (
         "final_logit_softcapping",
         "logit_scale",
@@ -117,7 +119,9 @@ def describe_family(model: PreTrainedModel) -> ModelFamily:
     return ModelFamily(
         name=config.model_type,
         takes_attention=bool(getattr(model, "_supports_attention_backend", False)),
-        changes_attention=odd or not kinds <= {"full_attention", "sliding_attention"},
+        changes_attention=bool(getattr(config, "attn_logit_softcapping", None))
+        or not kinds <= {"full_attention", "sliding_attention"},
+        drops_attention=any(getattr(config, name, None) for name in _ATTENTION_DROPOUTS),
         head_width=largest(config, "head_dim") or config.hidden_size // heads,
         shapes_logits=any(getattr(config, name, None) is not None for name in scales),
         adds_losses=bool(getattr(config, "output_router_logits", False)),
@@ -160,6 +164,10 @@ def _why_not_padding_free(spec: JobSpec, device: Device, family: ModelFamily) ->
         return f"{family.name} does not let its attention be replaced"
     if family.changes_attention:
         return f"{family.name} has attention of its own kind"
+    if family.drops_attention:
+        return (
+            "varlen attention has no dropout of attention weights, which the base model's configuration sets"
+        )
     if not device.is_cuda:
         return None
     if not device.supports_bf16:

@@ -37,6 +37,7 @@ from worker.training.progress.callbacks import Send
 from worker.training.progress.counters import Counters
 from worker.training.progress.history import History
 from worker.training.progress.loss_guard import not_finite
+from worker.training.trl_names import add_names
 
 Computed = TypeVar("Computed")
 
@@ -65,6 +66,7 @@ class AdapterTrainer(SFTTrainer):
         self._step_batches: list[Batch] = []
         self._random_before_step = memory.RandomState()
         self.spare_memory: list[memory.SpareMemory] = []
+        add_names(options["model"].get_base_model())
         super().__init__(**options)
         # TRL has just turned it on; transformers does so again when training begins and loses the first hook.
         self.model.get_base_model().disable_input_require_grads()

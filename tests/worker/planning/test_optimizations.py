@@ -4,13 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
+from benchmarks.families.configs import find_families
+from benchmarks.families.tiny_model import make_config, make_tokenizer
 from tests.factories import make_spec
 from tests.worker.llama_family import LLAMA
 from worker.models.device import Device
-from worker.planning.optimizations import ModelFamily, OptimizationPlan, plan_optimizations
+from worker.planning.optimizations import ModelFamily, OptimizationPlan, describe_family, plan_optimizations
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=1, supports_bf16=False, torch_version="2.13.0")
 HOPPER = CPU.model_copy(update={"kind": "cuda", "name": "H100", "supports_bf16": True})
@@ -66,9 +69,10 @@ def test_linears_that_stay_pefts_own(spec: dict[str, Any], reason: str) -> None:
         ({"neftune_noise_alpha": 5.0}, {}, "NEFTune"),
         ({}, {"takes_attention": False}, "does not let its attention be replaced"),
         ({}, {"changes_attention": True}, "attention of its own kind"),
+        ({}, {"drops_attention": True}, "no dropout of attention weights"),
         ({}, {"head_width": 512}, "heads up to 256"),
     ],
-    ids=["neftune", "own attention", "odd attention", "wide heads"],
+    ids=["neftune", "own attention", "odd attention", "dropped attention", "wide heads"],
 )
 def test_batches_that_stay_padded(training: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
     family = ModelFamily(**{**vars(LLAMA), **changes})
@@ -142,3 +146,12 @@ def test_plain_is_plain() -> None:
     assert plan_optimizations(make_job_spec(), HOPPER, LLAMA, TrainingPath.PLAIN) == OptimizationPlan(
         left_out=("all (TUNESMITH_TRAINING_PATH is plain)",)
     )
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_bigcode", "seed_oss", "llama"])
+def test_dropout_of_attention_is_known_by_each_familys_name_of_it(model_type: str) -> None:
+    [family, *_others] = find_families(model_type)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(make_config(family, make_tokenizer()))
+
+    assert describe_family(model).drops_attention is (model_type != "llama")

@@ -122,7 +122,11 @@ def list_optimizations(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[
             ]
         )
     if plan.liger:
-        optimizations.append([Optimization("Liger kernels", liger.applied(trainer.model))])
+        alternatives = [Optimization("Liger kernels", liger.applied(trainer.model))]
+        if liger.has_adapted_experts(trainer.model):
+            context = liger.applied(trainer.model, with_experts=False)
+            alternatives.append(Optimization("Liger kernels, except for the experts", context))
+        optimizations.append(alternatives)
     if plan.fused_residuals:
         from worker.training.optimizations import residuals  # needs Triton
 

@@ -11,6 +11,7 @@ from app.core.jobs.events import Evaluation, Log, Metrics, Warn
 from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, Reports, make_rows, run_here
 from worker.processes.reports import Outcome, TrainingRequest
+from worker.training import run
 from worker.training.optimizations import apply, varlen_attention
 from worker.training.optimizations.lora import function
 
@@ -226,3 +227,24 @@ def test_an_optimization_that_fails_is_replaced_by_its_alternative(
     )
     assert "varlen attention: row by row" in said(reports)
     assert losses(reports)
+
+
+def test_what_fails_with_the_base_models_own_dropout_is_not_used(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches of its comparison have no dropout; those of the job do."""
+    load_model = run.base_model.load_model
+
+    def load_dropping(*given: Any, **named: Any) -> Any:
+        model = load_model(*given, **named)
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.1
+        return model
+
+    monkeypatch.setattr(run.base_model, "load_model", load_dropping)
+
+    reports = run_here(make_request(**SPEC))
+
+    assert losses(reports)
+    assert "padding-free" not in said(reports)
+    assert "varlen attention with dropout" in "".join(warned(reports))
