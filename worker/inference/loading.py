@@ -142,4 +142,8 @@ def _dequantized_bytes(folder: Path, quantization: QuantizationSpec, device: Dev
 
 
 def _count_weights(path: Path) -> int:
-    return sum(int(torch.Size(tensor.shape).numel()) for tensor in read_header(path).values())
+    # Bytes without a sign hold two weights of 4 bits each, in files that are quantized already.
+    return sum(
+        torch.Size(tensor.shape).numel() * (2 if tensor.type == "U8" else 1)
+        for tensor in read_header(path).values()
+    )

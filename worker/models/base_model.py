@@ -39,7 +39,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from app.core.engine.base_models import find_folder
 from app.core.errors.base_models import HubUnreachable, ModelGated, ModelMissing
 from app.core.specs.job import QuantizationSpec
-from worker.models import cpu_dequantize, vocabulary
+from worker.models import cpu_dequantize, prequantized, vocabulary
 from worker.models.device import Device
 from worker.models.nf4_roundtrip import check_kernel, round_weight
 from worker.models.reading import read_json_object, reading
@@ -166,19 +166,25 @@ def build_empty(folder: Path) -> PreTrainedModel:
 
 def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> PreTrainedModel:
     """The base model as training uses it: 4-bit or not, frozen, on the device. Raises ModelUnreadable."""
-    options: dict[str, Any] = {"dtype": compute_dtype(quantization, device)}
-    if quantization.load_in_4bit:
-        options["quantization_config"] = quantization_config(quantization, device)
-    read_config(folder)
+    bits = quantization_config(quantization, device) if quantization.load_in_4bit else None
+    config = read_config(folder)
+    prequantized.check(config, folder.name)
+    dtype = compute_dtype(quantization, device)
+    options, is_unfinished = prequantized.loading_options(config, bits)
     with reading(f"The base model {folder.name!r}", hint=MODEL_HINT):
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
-            device_map={"": device.torch},
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            **options,
+            **{
+                "device_map": {"": device.torch},
+                "local_files_only": True,
+                "trust_remote_code": False,
+                "use_safetensors": True,
+                "dtype": dtype,
+                **options,
+            },
         )
+        if is_unfinished:
+            model = prequantized.finish(model, bits, linears_to_quantize(model), device.torch, dtype)
     model.requires_grad_(False)
     _keep_weights_trainable(model)
     cpu_dequantize.check_model(model)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.core.specs.job import JobSpec
-from worker.models import lora, targets, vocabulary
+from worker.models import lora, prequantized, targets, vocabulary
 from worker.planning.model_shape import count_embedding_rows
 
 _TOKENS_SHOWN = 5
@@ -25,8 +25,12 @@ class Finding:
 
 def check_model(model: PreTrainedModel, spec: JobSpec, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     """What should be known about this job on this base model. Raises BadTarget, ModelUnreadable."""
+    prequantized.check(model.config, spec.base_model)
     targets.check_names(model, spec)
     findings = list(_check_tokenizer(tokenizer, count_embedding_rows(model)))
+    stored = prequantized.describe(model.config, load_in_4bit=spec.quantization.load_in_4bit)
+    if stored:
+        findings.append(Finding("prequantized", stored))
     if chosen := targets.explain_default(model, spec.lora):
         findings.append(Finding("default_targets", chosen))
     if partial := lora.explain_dropout(model, spec.lora):
