@@ -1,6 +1,5 @@
 """Folders that exist whole or not at all, also after a crash, a power cut or on a full disk."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.core.errors.jobs import DiskFull
+from app.core.storage.disk import is_disk_full_error
 
 _PARTIAL = ".partial"
 _PROBE_BYTES = 1 << 20
@@ -51,11 +51,6 @@ def is_disk_full(folder: Path) -> bool:
     finally:
         probe.unlink(missing_ok=True)
     return False
-
-
-def is_disk_full_error(error: BaseException) -> bool:
-    """Whether an error is the system's own for a full disk or a used up quota."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _flush(path: Path) -> None:

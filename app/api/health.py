@@ -1,6 +1,8 @@
 """GET /health, /ready and /metrics: liveness, readiness, and Prometheus counters."""
 
 import asyncio
+import tempfile
+from pathlib import Path
 from typing import Literal
 
 from anyio import to_thread
@@ -8,7 +10,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.api.deps import ServicesDep
+from app.api.deps import Services, ServicesDep
 from app.api.generate.engine_client import EngineClient
 from app.api.http.auth import bearer
 from app.api.http.errors import documented
@@ -17,6 +19,7 @@ from app.core.engine import workers
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.database import Database, is_migrated
+from app.core.storage.disk import find_full
 
 router = APIRouter(tags=["Service"])
 
@@ -50,6 +53,9 @@ async def show_health() -> HealthRead:
 async def show_readiness(services: ServicesDep, response: Response) -> ReadinessRead:
     """Whether the database is migrated, a worker trains, and an engine answers. Needs no key."""
     readiness, engines = await to_thread.run_sync(_read_readiness, services.settings, services.database)
+    if full := await to_thread.run_sync(_find_full, services):
+        readiness.ready = False
+        readiness.reasons = full + readiness.reasons
     if readiness.ready and not await _any_is_alive(services.engines, engines):
         readiness.ready = False
         readiness.reasons = ["The engine does not answer: its worker was killed, and another one may start."]
@@ -68,6 +74,15 @@ async def show_readiness(services: ServicesDep, response: Response) -> Readiness
 def show_metrics(services: ServicesDep) -> Response:
     """Jobs by state, age of the queue, live workers; requests and their latency by route."""
     return Response(services.request_metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _find_full(services: Services) -> list[str]:
+    """A sentence for each folder whose disk takes no more files."""
+    # Uploads are spooled to the temporary folder first.
+    folders = [services.settings.data_dir, Path(tempfile.gettempdir())]
+    if services.store.local_folder and services.store.local_folder.is_dir():
+        folders.append(services.store.local_folder)
+    return [f"The disk of {folder} is full: free some space." for folder in find_full(folders)]
 
 
 def _read_readiness(

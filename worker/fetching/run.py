@@ -13,7 +13,7 @@ from app.core.datasets.inspection import Inspection, inspect_hub_table, refuse_f
 from app.core.datasets.problems import Record
 from app.core.errors import TunesmithError
 from app.core.errors.datasets import DatasetDiskFull, FetchFailure
-from worker.atomic_folders import is_disk_full_error
+from app.core.storage.disk import is_disk_full_error
 from worker.fetching.failures import explain, to_report
 from worker.fetching.hub_table import HubTable, find_commit, open_table
 from worker.fetching.reports import Fetched, Fetching, FetchRequest

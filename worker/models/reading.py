@@ -14,7 +14,7 @@ from typing import Any
 
 from app.core.errors import TunesmithError
 from app.core.errors.base_models import ModelUnreadable
-from worker.atomic_folders import is_disk_full_error
+from app.core.storage.disk import is_disk_full_error
 from worker.models.device import is_device_error, is_out_of_memory
 
 _MAX_REASON_LENGTH = 300

@@ -19,8 +19,8 @@ from app.core.settings import Settings
 from app.core.specs.states import StopRequest
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
+from app.core.storage.disk import is_disk_full_error
 from app.core.work.failures import WorkFailure
-from worker.atomic_folders import is_disk_full_error
 from worker.processes.child_process import ChildProcess
 from worker.processes.lease_heartbeat import LeaseHeartbeat
 from worker.runners.work_handler import Lease, Report, Result, WorkHandler

@@ -2,7 +2,7 @@
 
 from app.core.errors import TunesmithError
 from app.core.errors.jobs import DiskFull, OutOfMemory
-from worker.atomic_folders import is_disk_full_error
+from app.core.storage.disk import is_disk_full_error
 from worker.models.device import is_out_of_memory
 from worker.processes.redaction import redact
 from worker.processes.reports import Ended, Outcome
@@ -26,7 +26,7 @@ def _ended(code: str, message: str, hint: str | None) -> Ended:
 def _name(error: BaseException) -> BaseException:
     if isinstance(error, TunesmithError):
         return error
-    if _is_disk_full(error):
+    if is_disk_full_error(error):
         return DiskFull()
     if is_out_of_memory(error):
         return OutOfMemory(
@@ -34,8 +34,3 @@ def _name(error: BaseException) -> BaseException:
             hint="Turn on training.gradient_checkpointing, or lower training.max_seq_length or lora.r.",
         )
     return error
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    # safetensors raises an exception of its own.
-    return is_disk_full_error(error) or "No space left on device" in str(error)

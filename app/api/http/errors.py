@@ -26,8 +26,11 @@ from app.core.errors import (
     Unavailable,
 )
 from app.core.errors.access import Forbidden, Unauthorized
+from app.core.errors.connections import TooManyConnections
 from app.core.errors.datasets import DatasetInvalid, FieldsUnused
+from app.core.errors.storage import StorageFull
 from app.core.errors.work import LeaseLost
+from app.core.storage.disk import is_disk_full_error
 
 _STATUS: dict[type[TunesmithError], int] = {
     InvalidRequest: 422,
@@ -38,7 +41,9 @@ _STATUS: dict[type[TunesmithError], int] = {
     LeaseLost: 409,
     TooLarge: 413,
     QueueFull: 429,
+    TooManyConnections: 503,
     Unavailable: 503,
+    StorageFull: 507,
 }
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _DESCRIPTIONS = {
@@ -50,6 +55,7 @@ _DESCRIPTIONS = {
     416: "The range begins behind the end.",
     422: "The request is malformed; `param` names the field.",
     429: "Too many are waiting; `Retry-After` says when to come back.",
+    507: "The disk is full; `hint` says what to free.",
     503: "Nothing can answer now; `Retry-After` says when to come back.",
 }
 _QUEUE_FULL_RETRY_SECONDS = 30
@@ -176,6 +182,9 @@ def _http_response(request: Request, error: HTTPException) -> Response:
                 "invalid_request_error", "method_not_allowed", message, None, f"Allowed: {allowed}."
             )
             return _response(405, content, {"allow": allowed})
+        case 400 if is_disk_full_error(error):
+            # FastAPI says no more than that the form can't be parsed. Its files go to the temporary folder.
+            return to_response(StorageFull())
         case 400:
             return to_response(InvalidRequest(f"The body can't be read: {error.detail}."))
     content = _content("invalid_request_error", "http_error", str(error.detail), None, None)

@@ -10,6 +10,8 @@ from app.api.http.errors import to_response
 from app.api.http.idempotency import ARRIVED_AT
 from app.api.http.request_metrics import RequestMetrics
 from app.core.errors import TunesmithError
+from app.core.errors.storage import StorageFull
+from app.core.storage.disk import is_disk_full_error
 from app.core.storage.ids import new_id
 
 _log = logging.getLogger(__name__)
@@ -41,8 +43,11 @@ class RequestMiddleware:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:
+        except Exception as error:
             # The boundary of the request: the client gets the common error format.
+            if is_disk_full_error(error) and not has_started:
+                _log.error("Request %s failed: the disk is full: %s", request_id, error)
+                return await to_response(StorageFull())(scope, receive, send_with_id)
             _log.exception("Request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if has_started:
                 raise  # the server closes the connection, so that the client sees an incomplete response

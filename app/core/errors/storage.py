@@ -15,6 +15,20 @@ class NotEmpty(Conflict):
     code = "not_empty"
 
 
+class StorageFull(TunesmithError):
+    """The disk is full: nothing more can be stored."""
+
+    type = "unavailable_error"
+    code = "disk_full"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            message,
+            hint="Free space, then send the request again: GET /ready names the folder. Exports take most "
+            "(DELETE /exports/{id}), then models, datasets and adapters that nobody needs.",
+        )
+
+
 class BackupUnusable(TunesmithError):
     """This is not a whole backup."""
 

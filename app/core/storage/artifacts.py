@@ -4,6 +4,7 @@ A key is written once under a fresh id, and a database row names it only afterwa
 file.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -22,8 +23,13 @@ class ArtifactStore:
     def put_file(self, key: str, source: Path) -> None:
         """Copy a file into the store."""
         path = self._path(key)
-        self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        self._fs.put_file(str(source), path)
+        try:
+            self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            self._fs.put_file(str(source), path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk: what was copied would fill it for good
+                self.delete(key)
+            raise
 
     def put_folder(self, key: str, folder: Path) -> int:
         """Copy every file of a folder into the store. Returns their size in bytes."""
@@ -64,6 +70,11 @@ class ArtifactStore:
         """Remove a file or folder, where it exists."""
         if self._fs.exists(self._path(key)):
             self._fs.rm(self._path(key), recursive=True)
+
+    @property
+    def local_folder(self) -> Path | None:
+        """The folder of the store, or None where it is an object store."""
+        return Path(self._root) if self._is_local else None
 
     def _path(self, key: str) -> str:
         assert ".." not in key.split("/"), key
