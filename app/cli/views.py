@@ -149,6 +149,7 @@ class PreviewRowView(BaseModel):
     tokens: list[TokenView]
     truncated: bool
     problem: str | None = None
+    notices: list[str] = []
 
 
 class NoticeView(BaseModel):

@@ -15,6 +15,7 @@ from worker.planning import automatic_settings
 from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer, open_rows
 from worker.preflight.token_text import token_texts
 from worker.templates.choice import TemplateSource
+from worker.templates.notices import describe_row
 from worker.templates.token_rows import IGNORED, encode_row
 
 
@@ -57,16 +58,22 @@ def show_row(
 ) -> PreviewRow:
     """Preview one row, truncated as in training; a date in it is the moment's, the present by default."""
     try:
-        input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
+        encoded = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
+        shown_ids = encoded.input_ids[:max_length]
         if embedding_rows is not None:
-            vocabulary.check_ids(input_ids[:max_length], tokenizer, embedding_rows)
+            vocabulary.check_ids(shown_ids, tokenizer, embedding_rows)
     except (InvalidRequest, TemplateMismatch) as error:
         return PreviewRow(line=line, tokens=[], truncated=False, problem=error.message)
-    shown_ids = input_ids[:max_length]
     tokens = [
         PreviewToken(text=text, id=token, trained=label != IGNORED)
         for text, token, label in zip(
-            token_texts(tokenizer, shown_ids), shown_ids, labels[:max_length], strict=True
+            token_texts(tokenizer, shown_ids), shown_ids, encoded.labels[:max_length], strict=True
         )
     ]
-    return PreviewRow(line=line, tokens=tokens, truncated=len(input_ids) > max_length, problem=None)
+    return PreviewRow(
+        line=line,
+        tokens=tokens,
+        truncated=len(encoded.input_ids) > max_length,
+        problem=None,
+        notices=describe_row(encoded),
+    )

@@ -33,6 +33,7 @@ from worker.preflight.notices import find_notices
 from worker.preflight.reading import Reading, read_dataset
 from worker.preflight.schedule import Schedule, make_schedule, pack_lengths
 from worker.templates.choice import TemplateSource
+from worker.templates.notices import describe_rows
 
 _SHORTEST_BUCKET = 32
 _CHECKPOINTS = 3  # two complete ones while the next is written
@@ -66,6 +67,7 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
     reading = read_dataset(request, environment, tokenizer, max_length, embedding_rows)
     if source is TemplateSource.PLAIN and reading.has_conversations:
         notices.append(NO_TEMPLATE)
+    notices += describe_rows(reading.formatted, reading.extrapolate)
     if environment.is_busy:
         notices.append(_BUSY)
     if slow := automatic_settings.find_slow_products(spec, device):

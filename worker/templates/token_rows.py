@@ -16,12 +16,23 @@ from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateMismatch
 from worker.models import vocabulary
 from worker.templates.continuations import encode_completion, encode_with_border, encode_with_spans
+from worker.templates.omissions import Omission, find_omissions
 from worker.templates.renderer import DatedRenderer, Span, encode_plain, end_of_turn
-from worker.templates.training_text import render_for_training
+from worker.templates.training_text import TrainingText, render_for_training
 from worker.templates.turns import find_turns
 
 IGNORED = -100
 SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A row's token ids and labels, and what the chat template left out of it or added to it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    omissions: tuple[Omission, ...] = ()
+    has_empty_thought: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,12 +59,24 @@ class Sample:
 
 @dataclass
 class FormattedRows:
-    """A dataset as tokens, the lines of truncated and dropped rows, and a few samples."""
+    """A dataset as tokens, a few samples, and the lines of rows that were truncated, dropped or changed.
+
+    Of each row that the chat template left something out of, `omissions` has the first.
+    """
 
     rows: list[TokenRow] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     cut_lines: list[int] = field(default_factory=list)
     dropped_lines: list[int] = field(default_factory=list)
+    omissions: list[tuple[int, Omission]] = field(default_factory=list)
+    empty_thought_lines: list[int] = field(default_factory=list)
+
+    def note(self, line: int, row: EncodedRow) -> None:
+        """Note what the chat template made of a row."""
+        if row.omissions:
+            self.omissions.append((line, row.omissions[0]))
+        if row.has_empty_thought:
+            self.empty_thought_lines.append(line)
 
     @property
     def tokens(self) -> int:
@@ -86,14 +109,15 @@ def format_rows(
     formatted, moment = FormattedRows(), moment or datetime.now(UTC)
     for line, row in rows:
         try:
-            input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
+            encoded = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
             if embedding_rows is not None:
-                vocabulary.check_ids(input_ids[:max_length], tokenizer, embedding_rows)
+                vocabulary.check_ids(encoded.input_ids[:max_length], tokenizer, embedding_rows)
         except (InvalidRequest, TemplateMismatch) as error:
             raise type(error)(f"Line {line}: {error.message}", hint=error.hint) from error
-        if len(input_ids) > max_length:
+        formatted.note(line, encoded)
+        if len(encoded.input_ids) > max_length:
             formatted.cut_lines.append(line)
-        token_row = TokenRow(line, input_ids[:max_length], labels[:max_length])
+        token_row = TokenRow(line, encoded.input_ids[:max_length], encoded.labels[:max_length])
         if token_row.trained_tokens:
             formatted.rows.append(token_row)
             if len(formatted.samples) < SAMPLES:
@@ -111,21 +135,20 @@ def format_rows(
 
 def encode_row(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, moment: datetime | None = None
-) -> tuple[list[int], list[int]]:
-    """The token ids and labels of one row, not truncated. Raises InvalidRequest, TemplateMismatch."""
+) -> EncodedRow:
+    """One row, not truncated. Raises InvalidRequest, TemplateMismatch."""
     match row:
         case Conversation():
-            input_ids, labels = _encode_conversation(
-                row, tokenizer, assistant_only, moment or datetime.now(UTC)
-            )
+            renderer = DatedRenderer(tokenizer, moment or datetime.now(UTC))
+            encoded = _encode_conversation(row, renderer, assistant_only)
         case Completion():
-            input_ids, labels = _encode_completion(row, tokenizer)
+            encoded = _encode_completion(row, tokenizer)
         case PlainText():
             input_ids = _end(encode_plain(tokenizer, row.text), tokenizer)
-            labels = list(input_ids)
-    if labels:
-        labels[0] = IGNORED
-    return input_ids, labels
+            encoded = EncodedRow(input_ids, list(input_ids))
+    if encoded.labels:
+        encoded.labels[0] = IGNORED
+    return encoded
 
 
 def hold_out(rows: Sequence[TokenRow], share: float, seed: int) -> tuple[list[TokenRow], list[TokenRow]]:
@@ -145,20 +168,27 @@ def hold_out(rows: Sequence[TokenRow], share: float, seed: int) -> tuple[list[To
     return train, [row for index, row in enumerate(rows) if index in held_out]
 
 
-def _encode_conversation(
-    row: Conversation, tokenizer: PreTrainedTokenizerBase, assistant_only: bool, moment: datetime
-) -> tuple[list[int], list[int]]:
-    renderer = DatedRenderer(tokenizer, moment)
+def _encode_conversation(row: Conversation, renderer: DatedRenderer, assistant_only: bool) -> EncodedRow:
+    tokenizer = renderer.tokenizer
     rendered = render_for_training(row, renderer)
-    text, border = rendered.text, rendered.border
+    omissions = find_omissions(row, rendered, renderer)
     # A question is learned with the whole row, or not at all: a mask of its own has only the answers.
     assistant_only |= any(message.weight == 0 for message in row.messages if message.role != "assistant")
     unweighted = any(message.weight == 0 for message in row.messages if message.role == "assistant")
-    if not assistant_only and not unweighted:
-        input_ids = _end_turn(encode_with_border(tokenizer, text, border), tokenizer)
-        return input_ids, list(input_ids)
+    if assistant_only or unweighted:
+        input_ids, labels = _mask_turns(row, rendered, renderer, assistant_only)
+    else:
+        input_ids = _end_turn(encode_with_border(tokenizer, rendered.text, rendered.border), tokenizer)
+        labels = list(input_ids)
+    return EncodedRow(input_ids, labels, omissions, rendered.has_empty_thought)
+
+
+def _mask_turns(
+    row: Conversation, rendered: TrainingText, renderer: DatedRenderer, assistant_only: bool
+) -> tuple[list[int], list[int]]:
+    """The token ids of a conversation, and labels of which only some turns count, or all others."""
     turns = find_turns(row, rendered, renderer)
-    input_ids, token_spans = encode_with_spans(tokenizer, text, border)
+    input_ids, token_spans = encode_with_spans(renderer.tokenizer, rendered.text, rendered.border)
     learned = _mask(input_ids, token_spans, [span for turn in turns if turn.weight for span in turn.spans])
     if not assistant_only:
         skipped = _mask(
@@ -167,15 +197,15 @@ def _encode_conversation(
         learned = [
             token if skip == IGNORED else IGNORED for token, skip in zip(input_ids, skipped, strict=True)
         ]
-    ended = _end_turn(input_ids, tokenizer)
+    ended = _end_turn(input_ids, renderer.tokenizer)
     last_is_learned = row.messages[-1].weight != 0
     return ended, learned + [token if last_is_learned else IGNORED for token in ended[len(input_ids) :]]
 
 
-def _encode_completion(row: Completion, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def _encode_completion(row: Completion, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
     prompt_ids, completion_ids = encode_completion(tokenizer, row.prompt, row.completion)
     input_ids = _end(prompt_ids + completion_ids, tokenizer)
-    return input_ids, [IGNORED] * len(prompt_ids) + input_ids[len(prompt_ids) :]
+    return EncodedRow(input_ids, [IGNORED] * len(prompt_ids) + input_ids[len(prompt_ids) :])
 
 
 def _end_turn(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

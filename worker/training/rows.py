@@ -10,6 +10,7 @@ from app.core.datasets.unused_fields import describe_unused
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateMismatch
 from worker.templates.choice import TemplateSource, read_model_type, set_template
+from worker.templates.notices import describe_rows
 from worker.templates.prompt_check import check_prompts
 from worker.templates.token_rows import FormattedRows, Sample, TokenRow, format_rows, hold_out
 from worker.training.attempt import TrainingAttempt
@@ -128,6 +129,8 @@ def _report_cut_rows(
             f"{of}{len(formatted.cut_lines)} rows are longer than {max_length} tokens and were cut: "
             f"{_name_lines(formatted.cut_lines)}.",
         )
+    for notice in describe_rows(formatted):
+        attempt.warn(notice.code, of + notice.message)
     if formatted.dropped_lines:
         attempt.warn(
             "rows_dropped",

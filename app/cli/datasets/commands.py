@@ -245,6 +245,8 @@ def _row_text(row: PreviewRowView, *, marked: bool) -> Text:
     text = Text.assemble((f"── line {row.line}" + (" (cut)" if row.truncated else ""), "bold"), "\n")
     if row.problem:
         return text.append(clean(row.problem) + "\n", style="red")
+    for notice in row.notices:
+        text.append(clean(notice) + "\n", style="yellow")
     is_trained = False
     for token in row.tokens:
         if marked and token.trained != is_trained:

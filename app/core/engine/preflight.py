@@ -174,6 +174,9 @@ class PreviewRow(Wire):
     tokens: list[PreviewToken] = Field(description="The row, rendered and cut.")
     truncated: bool = Field(description="Whether the row is longer than `max_seq_length` and was cut.")
     problem: str | None = Field(description="Why the row can't be rendered; a job would fail on it.")
+    notices: list[str] = Field(
+        [], description="What the chat template leaves out of the row, or adds to it; empty: nothing."
+    )
 
 
 class Preview(Wire):

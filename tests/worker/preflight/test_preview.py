@@ -9,6 +9,7 @@ from app.core.datasets.rows import Completion, Conversation, Message, PlainText,
 from app.core.engine.preflight import Preview, PreviewRequest
 from tests.tiny_model import NAME
 from tests.worker.preflight.conftest import Store, chat, make_rows
+from tests.worker.templates.test_families import published
 from worker.models import base_model
 from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.preview import run_preview
@@ -88,3 +89,21 @@ def test_a_row_that_the_template_refuses_says_why(
     assert refused.problem is not None
     assert "no system turns" in refused.problem
     assert (refused.tokens, fine.problem) == ([], None)
+
+
+def test_what_the_template_leaves_out_is_told_of_each_row(
+    preview: Any, environment: PreflightEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = base_model.load_tokenizer(environment.models_folder / NAME)
+    tokenizer.chat_template = published("qwen3")
+    monkeypatch.setattr(base_model, "load_tokenizer", lambda folder: tokenizer)
+    thought = "<think>\nAdd one.\n</think>"
+    thinking = chat("0+1?", thought + "\n\n1").messages
+
+    several, single = preview([Conversation(thinking * 2), Conversation(thinking)]).data
+
+    assert several.notices == [
+        f"The chat template leaves out {len(thought)} characters of message 2: {thought!r}."
+    ]
+    assert single.notices == []
+    assert "Add one." in "".join(token.text for token in several.tokens)

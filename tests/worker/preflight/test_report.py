@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.core.datasets.rows import Completion, PlainText, Row
+from app.core.datasets.rows import Completion, Conversation, PlainText, Row
 from app.core.engine.preflight import Preflight, PreflightRequest
 from app.core.errors import InvalidRequest
 from app.core.errors.datasets import DatasetNotFound
@@ -17,6 +17,7 @@ from app.core.errors.jobs import BadTarget, NothingToLearn
 from app.core.settings import TrainingPath
 from tests.tiny_model import DATED_TEMPLATE, NAME
 from tests.worker.preflight.conftest import GPU, Ask, Store, chat, make_rows
+from tests.worker.templates.test_families import published
 from worker.preflight import environment as environments
 from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.report import run_preflight
@@ -271,3 +272,15 @@ def test_targets_of_a_family_without_a_default_are_told_as_the_job_tells_them(
     assert "'olmo2', so every linear layer gets an adapter" in told.message
     with pytest.raises(BadTarget, match="'v_porj'"):
         run_preflight(ask(lora={"target_modules": ["q_proj", "v_porj"]}), environment)
+
+
+def test_what_the_template_leaves_out_is_counted(ask: Ask, environment: PreflightEnvironment) -> None:
+    thinking = Conversation(chat("0+1?", "<think>\nAdd one.\n</think>\n\n1").messages * 2)
+
+    answer = run_preflight(
+        ask([thinking, *make_rows(3), thinking], chat_template=published("qwen3")), environment
+    )
+
+    found = {warning.code: warning.message for warning in answer.warnings}
+    assert "a part of 2 rows" in found["template_omits"]
+    assert "In line 10 these are 25 characters of message 2: '<think>" in found["template_omits"]

@@ -131,7 +131,8 @@ def test_rendered_text_is_encoded_the_same_with_and_without_spans(
 def test_a_row_is_learned_as_it_is_written(tokenizer: PreTrainedTokenizerBase) -> None:
     row = Completion("A: ", " Paris.")
 
-    input_ids, labels = encode_row(row, tokenizer, assistant_only=False)
+    encoded = encode_row(row, tokenizer, assistant_only=False)
+    input_ids, labels = encoded.input_ids, encoded.labels
 
     assert tokenizer.decode(input_ids).removeprefix("<s>").strip() == "A:  Paris.</s>"
     learned = [label for label in labels if label != IGNORED]

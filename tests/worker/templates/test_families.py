@@ -78,7 +78,7 @@ def published(name: str) -> str:
 
 def learned(row: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
     """The learned text of the assistant's turns, with | between them."""
-    _input_ids, labels = encode_row(row, tokenizer, assistant_only=True)
+    labels = encode_row(row, tokenizer, assistant_only=True).labels
     runs: list[list[int]] = [[]]
     for label in labels:
         runs[-1].append(label) if label != IGNORED else runs.append([])
@@ -143,7 +143,7 @@ def test_one_exchange_has_one_beginning_token(family: str) -> None:
 @pytest.mark.parametrize("family", LEARNED)
 def test_serving_stops_at_the_end_of_a_turn(family: str) -> None:
     tokenizer = base_tokenizer(family)
-    _input_ids, labels = encode_row(conversation(family), tokenizer, assistant_only=True)
+    labels = encode_row(conversation(family), tokenizer, assistant_only=True).labels
     first_end = next(label for label, following in pairwise(labels) if label >= 0 > following)
 
     assert {first_end, tokenizer.eos_token_id} <= end_token_ids(tokenizer, None)

@@ -29,7 +29,8 @@ LLAMA_2 = (
 
 def learned(row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool = False) -> str:
     """The learned tokens as text, with | in place of tokens that are not learned."""
-    input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only)
+    encoded = encode_row(row, tokenizer, assistant_only=assistant_only)
+    input_ids, labels = encoded.input_ids, encoded.labels
     assert [label for label in labels if label != IGNORED] == [
         token for token, label in zip(input_ids, labels, strict=True) if label != IGNORED
     ]
@@ -125,7 +126,7 @@ def test_a_completion_begins_where_the_prompt_alone_would_end(tokenizer: PreTrai
     """ " POST" has a token of its own, which would swallow the prompt's last space."""
     prompt_ids = tokenizer("How? ")["input_ids"]
 
-    input_ids, _labels = encode_row(Completion("How? ", "POST it."), tokenizer, assistant_only=False)
+    input_ids = encode_row(Completion("How? ", "POST it."), tokenizer, assistant_only=False).input_ids
 
     assert input_ids[: len(prompt_ids)] == prompt_ids
 
@@ -143,7 +144,8 @@ def test_plain_text_is_learned_to_its_end(tokenizer: PreTrainedTokenizerBase) ->
 def test_there_is_one_beginning_token(tokenizer: PreTrainedTokenizerBase, row: Row) -> None:
     begins = with_beginning(tokenizer)
 
-    input_ids, labels = encode_row(row, begins, assistant_only=False)
+    encoded = encode_row(row, begins, assistant_only=False)
+    input_ids, labels = encoded.input_ids, encoded.labels
 
     assert input_ids.count(begins.bos_token_id) == 1
     assert input_ids[0] == begins.bos_token_id

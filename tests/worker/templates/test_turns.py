@@ -41,7 +41,8 @@ def learned(
     row: Conversation, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool = True
 ) -> list[str]:
     """The learned text, a string for each run of learned tokens."""
-    input_ids, labels = encode_row(row, tokenizer, assistant_only=assistant_only, moment=MOMENT)
+    encoded = encode_row(row, tokenizer, assistant_only=assistant_only, moment=MOMENT)
+    input_ids, labels = encoded.input_ids, encoded.labels
     assert all(label in (token, IGNORED) for token, label in zip(input_ids, labels, strict=True))
     runs: list[list[int]] = [[]]
     for label in labels:
@@ -63,7 +64,7 @@ def test_a_system_message_changes_nothing_of_it(name: str, tokenizer: PreTrained
     row = conversation("1", "3", system=True)
 
     assert learned(row, tokenizer) == [first.format("1"), last.format("3")]
-    input_ids, _labels = encode_row(row, tokenizer, assistant_only=True)
+    input_ids = encode_row(row, tokenizer, assistant_only=True).input_ids
     assert SYSTEM.content in tokenizer.decode(input_ids)
 
 
@@ -170,7 +171,7 @@ def test_turns_of_the_assistant_may_follow_each_other(name: str, tokenizer: PreT
     assert "".join(found).endswith(last.format("3"))
     assert len(found) == 3
     prompt_ids = render_prompt(Conversation(messages), tokenizer, moment=MOMENT)
-    input_ids, _labels = encode_row(Conversation(messages), tokenizer, assistant_only=True, moment=MOMENT)
+    input_ids = encode_row(Conversation(messages), tokenizer, assistant_only=True, moment=MOMENT).input_ids
     assert input_ids[: len(prompt_ids)] == prompt_ids
 
 

@@ -54,6 +54,7 @@ function toRuns(tokens) {
 const Row = ({ row }) => html`<div class="stack tight">
   <h3>Line ${row.line} <span class="muted small">${row.tokens.length} tokens, ${row.tokens.filter(({ trained }) => trained).length} learned${row.truncated ? ", cut" : ""}</span></h3>
   ${row.problem && html`<div class="note bad">${row.problem}</div>`}
+  ${(row.notices ?? []).map((notice) => html`<div key=${notice} class="note warn">${notice}</div>`)}
   <div class="tokens" tabindex="0" role="group" aria-label=${`Tokens of line ${row.line}`}>${toRuns(row.tokens).map(({ trained, tokens }) => {
     const parts = tokens.map(({ text, id }) => html`<span title=${`token ${id}`}>${text}</span>`);
     return trained ? html`<mark>${parts}</mark>` : html`<span class="plain">${parts}</span>`;

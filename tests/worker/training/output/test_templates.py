@@ -87,6 +87,9 @@ def test_a_model_whose_prompts_open_a_thought_learns_to_end_it(
     reports = run_here(with_template(make_request(training=SHORT), tmp_path, thinking))
 
     assert reports.ended.outcome is Outcome.FINISHED, reports.ended.message
+    (warning,) = reports.events(Warn)
+    assert warning.code == "empty_thoughts"
+    assert "in 10 rows, line 1 first" in warning.message
 
 
 @pytest.mark.parametrize(

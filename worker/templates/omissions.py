@@ -1,0 +1,75 @@
+"""Finds what a chat template leaves out of the messages of a row: thoughts of earlier turns, say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.core.datasets.rows import Conversation, Message
+from worker.templates.renderer import DatedRenderer
+from worker.templates.training_text import TrainingText
+
+_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Omission:
+    """Text of a message, counted from 1, that is not in what the model reads."""
+
+    message: int
+    text: str
+
+    def __str__(self) -> str:
+        shown = self.text if len(self.text) <= _SHOWN else self.text[:_SHOWN] + "…"
+        count = len(self.text)
+        return f"{count:,} character{'s' if count > 1 else ''} of message {self.message}: {shown!r}"
+
+
+def find_omissions(
+    row: Conversation, rendered: TrainingText, renderer: DatedRenderer
+) -> tuple[Omission, ...]:
+    """What the template leaves out; white space is not compared, which templates trim and change."""
+    if _has_all_in_order(row.messages, rendered.text):
+        return ()
+    lost = [_find_lost(row.messages, index, rendered, renderer) for index in range(len(row.messages))]
+    return tuple(Omission(number, text) for number, text in enumerate(lost, start=1) if text)
+
+
+def _has_all_in_order(messages: Sequence[Message], text: str) -> bool:
+    """Whether the text has the content of every message, one after the other, as most templates write it."""
+    place = 0
+    for content in (message.content.strip() for message in messages):
+        place = text.find(content, place)
+        if place < 0:
+            return False
+        place += len(content)
+    return True
+
+
+def _find_lost(
+    messages: Sequence[Message], index: int, rendered: TrainingText, renderer: DatedRenderer
+) -> str:
+    """The part of a message's content that is not where the template renders it."""
+    content = messages[index].content
+    is_prompt = bool(rendered.border) and index < len(messages) - 1
+    turns, text = (messages[:-1], rendered.prompt) if is_prompt else (messages, rendered.text)
+    pieces = renderer.render_around(turns, [index], is_prompt=is_prompt)
+    if pieces is None or not text.endswith(pieces[1]):
+        return content.strip()
+    # Where the text begins otherwise, the answer's thought is in the place of an inserted one.
+    begin = len(pieces[0]) if text.startswith(pieces[0]) else 0
+    return _subtract(content, text[begin : len(text) - len(pieces[1])]).strip()
+
+
+def _subtract(content: str, shown: str) -> str:
+    """The content without what it ends with, and then begins with, of what is shown."""
+    places = [place for place, letter in enumerate(content) if not letter.isspace()]
+    letters, shown = _squeeze(content), _squeeze(shown)
+    limit = min(len(letters), len(shown))
+    tail = next((size for size in range(limit) if letters[-1 - size] != shown[-1 - size]), limit)
+    limit -= tail
+    head = next((size for size in range(limit) if letters[size] != shown[size]), limit)
+    lost = places[head : len(places) - tail]
+    return content[lost[0] : lost[-1] + 1] if lost else ""
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
