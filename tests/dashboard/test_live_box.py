@@ -246,6 +246,30 @@ def test_a_file_with_fields_that_would_not_be_used_can_be_taken_without_them(
     expect(row.get_by_text("tools: 3 rows, changes what is learned")).to_be_visible()
 
 
+def test_a_hub_dataset_with_fields_that_would_not_be_used_is_fetched_without_them(
+    stack: Stack, page: Page
+) -> None:
+    failed = stack.box.client.get(f"/datasets/{stack.dataset}").json() | {
+        "state": "failed",
+        "hub": {"hub_dataset": "me/rows", "config": None, "split": "test", "revision": None, "commit": "c1"},
+        "error": {"code": "fields_unused", "message": "No.", "hint": "Train without: on_unused=ignore."},
+    }
+    page.route(
+        re.compile(r"/datasets(\?|$)"), lambda route: route.fulfill(json={"data": [failed], "next": None})
+    )
+    stack.open(page, "datasets")
+    with page.expect_request(lambda request: request.method == "POST") as sent:
+        page.get_by_role("button", name="Fetch it without these fields").click()
+    assert sent.value.post_data_json == {
+        "hub_dataset": "me/rows",
+        "config": None,
+        "split": "test",
+        "revision": None,
+        "name": HTML,
+        "on_unused": "ignore",
+    }
+
+
 def test_nothing_that_somebody_wrote_is_executed(stack: Stack, page: Page) -> None:
     for route in ("datasets", f"new?dataset={stack.dataset}", "adapters", f"job/{stack.job}", "jobs"):
         stack.open(page, route)

@@ -5,7 +5,7 @@ own files; this module allows only its readers of plain tables, so that no code 
 Errors of the libraries are not caught here; worker/fetching/failures.py translates them.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import datasets
 from datasets import DatasetBuilder, IterableDataset
@@ -24,16 +24,20 @@ _PLAIN_FEATURES = ("ClassLabel", "Json", "LargeList", "List", "Sequence", "Value
 class HubTable:
     """The columns of a split and its records, numbered from 1. Columns of media are not read."""
 
-    def __init__(self, columns: list[str], split: IterableDataset, media: Collection[str] = ()) -> None:
+    def __init__(self, columns: list[str], split: IterableDataset, media: Mapping[str, str]) -> None:
         self.columns = columns
         self.rows_read = 0
         self._split = split
         self._media = media
 
     def read(self, columns: Sequence[str], presence_of: Sequence[str] = ()) -> Iterator[Record]:
-        """Yield the records with these columns and those of `presence_of`; media are a word instead."""
+        """Yield the records with these columns and those of `presence_of`, of which media are a word instead.
+
+        Raises HubDatasetUnfit where one of `columns` holds media.
+        """
+        _refuse({name: self._media[name] for name in columns if name in self._media})
         wanted = [*columns, *presence_of]
-        unread = {name: "media" for name in wanted if name in self._media}
+        unread = {name: self._media[name] for name in wanted if name in self._media}
         for record in self._split.select_columns([name for name in wanted if name not in unread]):
             self.rows_read += 1
             yield self.rows_read, {**record, **unread}
@@ -44,9 +48,7 @@ def find_commit(source: HubSource) -> str:
     return str(HfApi().dataset_info(source.hub_dataset, revision=source.revision).sha)
 
 
-def open_table(
-    source: HubSource, commit: str, column_map: Mapping[str, str], on_unused: OnUnused
-) -> HubTable:
+def open_table(source: HubSource, commit: str, on_unused: OnUnused) -> HubTable:
     """Open the split that the source names, at a commit.
 
     Raises UnknownConfig, UnknownSplit and HubDatasetUnfit, and DatasetInvalid where the split has no rows.
@@ -66,7 +68,8 @@ def open_table(
     if not columns:
         raise DatasetInvalid(f"The split {source.split!r} of {source.hub_dataset} has no rows.")
     media = {name: kind for name, found in (split.features or {}).items() if (kind := _find_media(found))}
-    _refuse_media(media, column_map, on_unused)
+    if on_unused is OnUnused.REFUSE:
+        _refuse(media)
     return HubTable(columns, split, media)
 
 
@@ -98,14 +101,13 @@ def _refuse_reader(builder: DatasetBuilder) -> None:
         )
 
 
-def _refuse_media(media: Mapping[str, str], column_map: Mapping[str, str], on_unused: OnUnused) -> None:
-    """Raise HubDatasetUnfit for columns of media, unless they may be left out."""
-    refused = [name for name in media if on_unused is OnUnused.REFUSE or name in column_map.values()]
-    if refused:
-        shown = ", ".join(f"{quoted([name])} ({media[name]})" for name in refused)
+def _refuse(media: Mapping[str, str]) -> None:
+    """Raise HubDatasetUnfit where there are columns of media; `media` has the kind of each."""
+    if media:
+        shown = ", ".join(f"{quoted([name])} ({kind})" for name, kind in media.items())
         raise HubDatasetUnfit(
             f"The dataset has columns that are not text: {shown}.",
-            hint="Only text can be learned from yet. To train without them: on_unused=ignore.",
+            hint="Only text can be learned from yet. To train on the other columns: on_unused=ignore.",
         )
 
 

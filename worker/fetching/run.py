@@ -63,7 +63,7 @@ def _fetch(request: FetchRequest, link: ParentLink) -> None:
     try:
         commit = find_commit(request.source)
         link.send(Fetching(commit=commit, rows=0))
-        table = open_table(request.source, commit, request.column_map, request.on_unused)
+        table = open_table(request.source, commit, request.on_unused)
         found = inspect_hub_table(
             _ReportingTable(table, commit, link),
             request.rows,

@@ -58,7 +58,7 @@ def fill_in_datasets(client: Client, job_file: JobFile) -> dict[str, Any]:
 def _find_or_upload(client: Client, folder: Path, named: str) -> str:
     for path in (folder / named, Path(named)):
         if path.is_file():
-            dataset = upload(client, path, {})
+            dataset = _upload_for_job(client, path)
             note(f"{path}: {dataset['rows']} rows, {dataset['id']}", "dim")
             return str(dataset["id"])
     if looks_like_file(named):
@@ -70,6 +70,15 @@ def _find_or_upload(client: Client, folder: Path, named: str) -> str:
                 failure.hint = f"Files are looked for in {folder.resolve()} and in the current folder."
             raise
     return find_dataset_id(client, named)
+
+
+def _upload_for_job(client: Client, path: Path) -> Any:
+    try:
+        return upload(client, path, {})
+    except CommandFailed as failure:
+        if failure.hint and any(option in failure.hint for option in _OPTIONS.values()):
+            failure.hint += f" Use `tunesmith datasets add {path}`, and name the dataset's id in the job."
+        raise
 
 
 def _send(client: Client, path: Path, fields: dict[str, str], key: str) -> Any:

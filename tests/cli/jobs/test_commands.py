@@ -134,3 +134,16 @@ def test_logs_are_lines_of_text_or_of_json(run: Run, database: Database) -> None
 def test_a_job_that_is_not_there_is_not_found(run: Run) -> None:
     assert run("jobs", "show", "job_0000000000000000").exit_code == 5
     assert run("jobs", "show", "nobody").exit_code == 5
+
+
+def test_a_job_file_s_rows_with_unused_fields_name_the_command_that_takes_them(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "tools.jsonl").write_text('{"text": "a", "tools": [1]}\n')
+    path = tmp_path / "job.yaml"
+    path.write_text("base_model: owner/model\ndataset: tools.jsonl\n")
+    ended = run("jobs", "submit", str(path))
+    assert ended.exit_code == 1
+    hint = " ".join(ended.stderr.split())
+    assert "--on-unused ignore. Use `tunesmith datasets add" in hint
+    assert "name the dataset's id in the job" in hint

@@ -173,6 +173,20 @@ def test_pictures_are_refused_unless_they_are_ignored(hub: FakeHub, fetch: Fetch
     assert dataset.unused_fields == [{"field": "picture", "rows": 1, "changes_learning": True, "lines": [1]}]
 
 
+def test_pictures_in_the_column_that_is_read_are_refused_always(
+    hub: FakeHub, fetch: Fetch, tmp_path: Path
+) -> None:
+    part = {"type": datasets.Value("string"), "image": datasets.Image()}
+    turn = {"role": datasets.Value("string"), "content": [part]}
+    rows = {"messages": [[{"role": "user", "content": [{"type": "image", "image": None}]}]]}
+    path = tmp_path / "train.parquet"
+    features = datasets.Features({"messages": [turn]})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    hub.add("me/rows", {"train.parquet": path.read_bytes()})
+    error = error_of(fetch(on_unused=OnUnused.IGNORE))
+    assert "'messages' (Image)" in error["message"]
+
+
 def test_a_split_with_tools_is_refused_with_the_sentence_of_an_upload(hub: FakeHub, fetch: Fetch) -> None:
     rows = [{"text": "one", "id": 1, "tools": [{"name": "f"}]}, {"text": "two", "id": 2, "tools": []}]
     hub.add("me/rows", {"train.jsonl": jsonl(rows)})
