@@ -5,8 +5,12 @@ archive is ever joined to a local path. Other files are ignored; an archive with
 device, a path that leaves the archive) is refused as a whole.
 """
 
+import errno
 import gzip
+import lzma
+import math
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -27,12 +31,21 @@ _ADAPTER_FILES = frozenset(
 )
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _MAX_ENTRIES = 10_000
-_MAX_TEXT_BYTES = 64 << 20  # the limit of any file but the weights
+_MAX_TEXT_BYTES = 64 << 20  # the limit of any file but the weights and those that are parsed here
+_MAX_PARSED_BYTES = 4 << 20
+_PARSED = frozenset({CONFIG, RECORD, TEMPLATE, TOKENIZER_CONFIG})
 _CHUNK_BYTES = 1 << 20
-# tarfile reads a header's extensions in one piece, whatever size they claim.
-_MAX_READ_BYTES = 8 << 20
+_MAX_REST_BYTES = 128 << 10
+_ENCRYPTED = 1  # a flag of a zip's entry
+# Between two entries. zipfile reads its directory, and tarfile the extensions of a header, whatever size they
+# claim, and an entry of either takes Python up to 30 us.
+_MAX_HEADER_BYTES = 1 << 20
 _HINT = "Send the folder that PEFT's save_pretrained wrote, as a zip or a tar."
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, NotImplementedError)
+# What the libraries raise for archives that are not as their formats say.
+_BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(ArithmeticError, EOFError, LookupError, RuntimeError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,10 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
             _copy(entry, folder)
     except _BROKEN as error:
         raise AdapterInvalid(f"The archive can't be read: {error}.", hint="Pack it again.") from error
-    except RuntimeError as error:  # zipfile raises it for encrypted entries
-        raise AdapterInvalid(f"The archive can't be read: {error}.", hint="Pack it without one.") from error
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):
+            raise  # of this machine: a full disk
+        raise AdapterInvalid(f"The archive can't be read: {error}.", hint="Pack it again.") from error
     _check_whole(names, parents, pickles)
 
 
@@ -102,7 +117,10 @@ def _entries(archive: Path) -> Iterator[_Entry]:
 
 
 def _zip_entries(archive: Path) -> Iterator[_Entry]:
-    with zipfile.ZipFile(archive) as opened:
+    with archive.open("rb") as file:
+        plain = _BoundedFile(file, may_read_rest=True)
+        opened = zipfile.ZipFile(cast(BinaryIO, plain))
+        plain.left = math.inf
         for member in opened.infolist():
             path = _checked(member.filename)
             kind = stat.S_IFMT(member.external_attr >> 16)
@@ -110,6 +128,8 @@ def _zip_entries(archive: Path) -> Iterator[_Entry]:
                 raise _unsafe(member.filename, "is a link or a device")
             if member.is_dir():
                 continue
+            if member.flag_bits & _ENCRYPTED:
+                raise AdapterInvalid("The archive is encrypted.", hint="Pack it without a password.")
             if not _is_wanted(path):
                 yield _Entry(path, member.file_size, None)
                 continue
@@ -120,11 +140,11 @@ def _zip_entries(archive: Path) -> Iterator[_Entry]:
 def _tar_entries(archive: Path) -> Iterator[_Entry]:
     with _unzipped(archive) as plain:
         try:
-            opened = tarfile.open(fileobj=plain, mode="r:")  # noqa: SIM115  (closed below)
+            opened = tarfile.open(fileobj=cast(BinaryIO, plain), mode="r:")  # noqa: SIM115  (closed below)
         except tarfile.ReadError as error:
             raise AdapterInvalid("This is neither a zip nor a tar.", hint=_HINT) from error
         with opened:
-            for member in opened:
+            while member := _next_member(opened, plain):
                 # Folders are checked too, and never created.
                 path = _checked(member.name)
                 if member.isdir():
@@ -134,25 +154,40 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
                 yield _Entry(path, member.size, opened.extractfile(member) if _is_wanted(path) else None)
 
 
+def _next_member(opened: tarfile.TarFile, plain: "_BoundedFile") -> tarfile.TarInfo | None:
+    plain.left = _MAX_HEADER_BYTES
+    member = opened.next()
+    plain.left = math.inf
+    if member is not None and member.size < 0:
+        raise tarfile.ReadError(f"{member.name[:200]!r} has {member.size} bytes")
+    return member
+
+
 @contextmanager
-def _unzipped(archive: Path) -> Iterator[BinaryIO]:
+def _unzipped(archive: Path) -> Iterator["_BoundedFile"]:
     with archive.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        yield cast(BinaryIO, _BoundedFile(gzip.GzipFile(fileobj=file) if is_gzip else file))
+        yield _BoundedFile(gzip.GzipFile(fileobj=file) if is_gzip else file)
 
 
 class _BoundedFile:
-    """A file that refuses reads of more than `_MAX_READ_BYTES` at once."""
+    """A file that refuses to read more bytes than `left`: those of headers, which are read in one piece."""
 
-    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, *, may_read_rest: bool = False) -> None:
         self._file = file
-        self.seek, self.tell = file.seek, file.tell
+        self._may_read_rest = may_read_rest
+        self.left: float = _MAX_HEADER_BYTES
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_READ_BYTES:
+        if size < 0 and self._may_read_rest:
+            size = _MAX_REST_BYTES  # zipfile reads the last bytes of the file so
+        if not 0 <= size <= self.left:
             raise AdapterInvalid("The archive's headers are far too large.", hint="Pack it again.")
-        return self._file.read(size)
+        found = self._file.read(size)
+        self.left -= len(found)
+        return found
 
 
 def _checked(name: str) -> PurePosixPath:
@@ -170,10 +205,9 @@ def _is_wanted(path: PurePosixPath) -> bool:
 
 def _copy(entry: _Entry, folder: Path) -> None:
     assert entry.source is not None
-    if entry.path.name != WEIGHTS and entry.size_bytes > _MAX_TEXT_BYTES:
-        raise AdapterInvalid(
-            f"{entry.path.name} has more than {describe_bytes(_MAX_TEXT_BYTES)}.", hint=_HINT
-        )
+    limit = _MAX_PARSED_BYTES if entry.path.name in _PARSED else _MAX_TEXT_BYTES
+    if entry.path.name != WEIGHTS and entry.size_bytes > limit:
+        raise AdapterInvalid(f"{entry.path.name} has more than {describe_bytes(limit)}.", hint=_HINT)
     left = entry.size_bytes
     with (folder / entry.path.name).open("xb") as target:
         # No more than the declared size is read: a zip's entry may unpack to more.
