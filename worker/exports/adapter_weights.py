@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from app.core.errors.exports import ExportUnsupported
 from worker.models.peft_adapters import (
@@ -46,10 +45,10 @@ def read_adapter(folder: Path) -> AdapterWeights:
         config = read_config(folder)
         _check_config(config)
         weights = read_weights(folder, config)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ExportUnsupported(f"The adapter's files can't be read: {error}") from error
+    except FileNotFoundError as error:
+        raise ExportUnsupported(f"The adapter has no {error}.") from error
     except AdapterDamaged as error:
-        raise ExportUnsupported(str(error)) from error
+        raise ExportUnsupported(error.message, hint=error.hint) from error
     replaced = {_parameter(name): tensor for name, tensor in weights.others.items()}
     return AdapterWeights(weights.updates, replaced, config.alpha, config.use_rslora)
 

@@ -17,14 +17,16 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
 
-from app.core.errors.exports import ExportMismatch, NoMemoryForVerification
+from app.core.errors.exports import ExportMismatch, ExportUnsupported, NoMemoryForVerification
 from app.core.exports.results import Agreement, Threshold
 from app.core.specs.job import QuantizationSpec
 from worker.exports.agreement import LogitComparison
 from worker.models import base_model
 from worker.models.device import Device, find_device
 from worker.models.peft_adapters import read_config, read_weights
+from worker.models.reading import reading
 
+_ADAPTER_HINT = "Was it trained on another base model? Else save it again with PEFT's save_pretrained."
 PROMPT_TOKENS = 96
 ANSWER_TOKENS = 16
 # The last positions of each prompt and its answer whose logits are compared.
@@ -109,10 +111,12 @@ def load_live(base: Path, adapter: Path, quantization: QuantizationSpec, dtype: 
         # PEFT warns that merging may fail where one of two tied embeddings is trained; this module verifies
         # it.
         warnings.filterwarnings("ignore", "Model has .tie_word_embeddings", UserWarning)
-        config = _without_expressions(adapter)
-        return PeftModel.from_pretrained(
-            model, str(adapter), config=config, autocast_adapter_dtype=False
-        ).eval()
+        with reading(
+            "The adapter", hint="Export the base model that it was trained on.", raises=ExportUnsupported
+        ):
+            return PeftModel.from_pretrained(
+                model, str(adapter), config=_without_expressions(adapter), autocast_adapter_dtype=False
+            ).eval()
 
 
 def _without_expressions(adapter: Path) -> LoraConfig:

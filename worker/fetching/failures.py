@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,13 +24,12 @@ from worker.fetching.reports import FetchFailed
 
 # Compared by class name: the HTTP library of the Hub's client differs between its versions.
 _NO_NETWORK = {"TransportError", "ConnectionError", "TimeoutError"}
-_UNREADABLE = (DatasetsError, OSError, ValueError, TypeError, KeyError, RuntimeError)
 _TOKEN_HINT = "Set HF_TOKEN for the worker to a token that may read it, and accept its terms on its Hub page."
 _MAX_REASON_LENGTH = 300
 
 
-def explain(error: Exception, source: HubSource, rows_read: int = 0) -> TunesmithError | None:
-    """The error for the user; None for an error that neither library raises by design."""
+def explain(error: Exception, source: HubSource, rows_read: int = 0) -> TunesmithError:
+    """The error for the user. A repository's files are a stranger's, and the libraries raise anything."""
     name = source.hub_dataset
     if isinstance(error, TunesmithError):
         return error
@@ -49,7 +47,7 @@ def explain(error: Exception, source: HubSource, rows_read: int = 0) -> Tunesmit
             f"The Hub can't be reached, or does not answer: {unanswered}.",
             hint="Check the worker's network and HF_ENDPOINT, then POST /datasets again.",
         )
-    return _unreadable(error, name, rows_read) if isinstance(error, _UNREADABLE) else None
+    return _unreadable(error, name, rows_read)
 
 
 def to_report(error: TunesmithError, problem_count: int = 0) -> FetchFailed:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from app.core.datasets.inspection import Inspection, inspect_hub_table, refuse_fields, refuse_problems
 from app.core.datasets.problems import Record
 from app.core.errors import TunesmithError
-from app.core.errors.datasets import DatasetDiskFull, FetchFailure
+from app.core.errors.datasets import DatasetDiskFull
 from app.core.storage.disk import is_disk_full_error
 from worker.fetching.failures import explain, to_report
 from worker.fetching.hub_table import HubTable, find_commit, open_table
@@ -83,8 +83,7 @@ def _fetch(request: FetchRequest, link: ParentLink) -> None:
 def _explain(error: Exception, request: FetchRequest, rows_read: int) -> TunesmithError:
     if is_disk_full_error(error):
         return DatasetDiskFull()
-    unknown = FetchFailure(f"{type(error).__name__}: {error}", hint="See the worker's log.")
-    return explain(error, request.source, rows_read) or unknown
+    return explain(error, request.source, rows_read)
 
 
 if __name__ == "__main__":

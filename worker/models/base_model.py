@@ -112,6 +112,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError(f"a model of the type {config.model_type!r} does not continue text")
+        if not isinstance(config.get_text_config(), PreTrainedConfig):
+            raise ValueError("its text_config is not a JSON object")
         return config
 
 

@@ -7,7 +7,8 @@ explain what they refuse. R: rank, I: inputs, O: outputs of a linear layer.
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from app.core.adapters.files import CONFIG, WEIGHTS, check_pattern_key
+from app.core.errors import TunesmithError
 from app.core.specs.job import MODULE_NAME
+from worker.models.reading import reading
 
 PREFIX = "base_model.model."
 _LORA_NAME = re.compile(
@@ -36,11 +39,13 @@ _UNDERSTOOD = {
 _HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
-class AdapterDamaged(Exception):
+class AdapterDamaged(TunesmithError):
     """The weights of an adapter are not pairs of finite matrices, or its settings can't be read.
 
     The message names the first such weight or setting.
     """
+
+    code = "adapter_damaged"
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,13 @@ def is_match(key: str, module: str) -> bool:
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """Read adapter_config.json. Raises OSError, ValueError and AdapterDamaged."""
-    config = PeftConfig(json.loads((folder / CONFIG).read_text()))
+    """Read adapter_config.json. Raises FileNotFoundError and AdapterDamaged."""
+    with _reading(folder / CONFIG):
+        settings = json.loads((folder / CONFIG).read_bytes())
+        if not isinstance(settings, dict):
+            raise ValueError("it is not a JSON object")
+        _check_numbers(settings)
+        config = PeftConfig(settings)
     try:
         for setting in ("rank_pattern", "alpha_pattern"):
             for key in config.settings.get(setting) or {}:
@@ -139,11 +149,35 @@ def read_config(folder: Path) -> PeftConfig:
     return config
 
 
+def _check_numbers(settings: dict[str, Any]) -> None:
+    numbers = {name: settings.get(name) for name in ("r", "lora_alpha")}
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        numbers |= {f"{pattern}[{key!r}]": value for key, value in (settings.get(pattern) or {}).items()}
+    for name, value in numbers.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} is {value!r}, not a number")
+
+
 def read_weights(folder: Path, config: PeftConfig) -> PeftWeights:
-    """Read adapter_model.safetensors. Raises OSError, SafetensorError and AdapterDamaged."""
+    """Read adapter_model.safetensors. Raises FileNotFoundError and AdapterDamaged."""
+    with _reading(folder / WEIGHTS):
+        return _sort_weights(load_file(folder / WEIGHTS), config)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise AdapterDamaged for any error that a file of an adapter causes within the block."""
+    if not path.exists():
+        raise FileNotFoundError(path.name)
+    hint = "Save the adapter again with PEFT's save_pretrained."
+    with reading(f"The adapter's {path.name}", hint=hint, raises=AdapterDamaged):
+        yield
+
+
+def _sort_weights(tensors: dict[str, torch.Tensor], config: PeftConfig) -> PeftWeights:
     parts: dict[str, dict[str, torch.Tensor]] = {}
     others: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(folder / WEIGHTS).items():
+    for name, tensor in tensors.items():
         # A sum with an infinity or a NaN in it is one itself; a double can't overflow here.
         if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
             raise AdapterDamaged(f"The adapter's weight {name!r} is not finite.")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
-from app.core.errors.base_models import ModelUnreadable
+from worker.models import base_model
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Families whose attention can not be replaced by the engine's, by model type; a test compares the two.
@@ -37,11 +37,7 @@ def find_model_obstacle(config: PretrainedConfig) -> str | None:
 
 def find_folder_obstacle(folder: Path) -> str | None:
     """`find_model_obstacle` of the base model in a folder. Raises ModelUnreadable."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelUnreadable(f"The base model in {folder.name!r} can't be loaded: {error}") from error
-    return find_model_obstacle(config)
+    return find_model_obstacle(base_model.read_config(folder))
 
 
 def find_obstacles(model: PeftModel) -> list[str]:

@@ -4,12 +4,14 @@ Tokenizing a large dataset holds Python's global interpreter lock for seconds.
 """
 
 import asyncio
+import faulthandler
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -18,6 +20,7 @@ from app.core.errors import QueueFull
 from app.core.errors.engine import EngineFailed
 
 MAX_WAITING = 16
+MAX_SECONDS = 600
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -44,7 +47,10 @@ class BackgroundProcess:
             return await asyncio.wrap_future(self._submit(function, *args, **kwargs))
         except BrokenProcessPool as error:
             raise EngineFailed(
-                "The process that reads datasets died; the machine may be short of memory.", hint="Try again."
+                "The process that reads base models and datasets died: the machine may be short of memory, "
+                f"or there was no result within {MAX_SECONDS // 60} minutes.",
+                hint="Try again. Where it dies each time, name another base model or chat template: the "
+                "worker's engine log says what it was doing.",
             ) from error
         finally:
             self._waiting -= 1
@@ -59,11 +65,20 @@ class BackgroundProcess:
     ) -> Future[Result]:
         executor = self._executor = self._executor or _make_executor()
         try:
-            return executor.submit(function, *args, **kwargs)
+            return executor.submit(_run_limited, partial(function, *args, **kwargs))
         except BrokenProcessPool:
             # The process died since the last request: replace it.
             self._executor = _make_executor()
-            return self._executor.submit(function, *args, **kwargs)
+            return self._executor.submit(_run_limited, partial(function, *args, **kwargs))
+
+
+def _run_limited(work: Callable[[], Result]) -> Result:
+    """In the child process: do the work; end the process, with a traceback, where it takes too long."""
+    faulthandler.dump_traceback_later(MAX_SECONDS, exit=True)
+    try:
+        return work()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _make_executor() -> ProcessPoolExecutor:

@@ -67,12 +67,14 @@ def _configs(folder: Path) -> list[Path]:
 def _describe(config_path: Path) -> LocalModel:
     config = _read_config(config_path)
     folder = config_path.parent
-    architectures = config.get("architectures") or [None]
+    architectures = config.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
+    length = config.get("max_position_embeddings")
     return LocalModel(
         name=folder.name,
         path=folder,
-        architecture=architectures[0],
-        context_length=config.get("max_position_embeddings"),
+        architecture=architecture if isinstance(architecture, str) else None,
+        context_length=length if isinstance(length, int) else None,
         size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
     )
 
@@ -80,6 +82,6 @@ def _describe(config_path: Path) -> LocalModel:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def test_a_process_that_died_is_replaced() -> None:
             process.close()
 
     assert asyncio.run(die_and_continue()) != os.getpid()
+
+
+def run_endlessly() -> None:
+    background_process.MAX_SECONDS = 1
+    background_process._run_limited(threading.Event().wait)
+
+
+def test_work_without_an_end_is_ended() -> None:
+    async def run() -> int:
+        process = BackgroundProcess()
+        try:
+            with pytest.raises(EngineFailed, match="no result within 10 minutes"):
+                await process.run(run_endlessly)
+            return await process.run(os.getpid)
+        finally:
+            process.close()
+
+    assert asyncio.run(run()) != os.getpid()
 
 
 def test_too_many_requests_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

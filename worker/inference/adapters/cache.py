@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
-from app.core.adapters.files import MAX_RANK, WEIGHTS
+from app.core.adapters.files import MAX_RANK
 from app.core.engine.messages import AdapterRef
 from app.core.errors import NotFound
 from app.core.storage.artifacts import ArtifactStore
@@ -145,17 +144,10 @@ def read_adapter(adapter_id: str, folder: Path) -> StoredAdapter:
     """
     try:
         config = read_config(folder)
-    except AdapterDamaged as error:
-        raise AdapterUnsupported(str(error)) from error
-    _check_config(config)
-    if not (folder / WEIGHTS).exists():
-        raise FileNotFoundError(WEIGHTS)
-    try:
+        _check_config(config)
         weights = read_weights(folder, config)
-    except SafetensorError as error:
-        raise AdapterUnsupported(f"The adapter's weights can't be read: {error}") from error
     except AdapterDamaged as error:
-        raise AdapterUnsupported(str(error)) from error
+        raise AdapterUnsupported(error.message, hint=error.hint) from error
     obstacle = _find_obstacle(config, weights)
     if obstacle:
         return PeftFolder(adapter_id, folder, obstacle)

@@ -11,9 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from peft import LoraConfig, PeftModel
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from app.core.errors import NotFound
@@ -27,6 +25,7 @@ from worker.models.peft_adapters import (
     read_config,
     read_weights,
 )
+from worker.models.reading import describe, is_caused_by_content
 
 # Settings of LoraConfig that PEFT applies here, beyond those of plain LoRA.
 APPLIED = (
@@ -60,18 +59,18 @@ def put_on(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         weights = read_weights(folder, config)
     except FileNotFoundError as error:
         raise NotFound(f"The files of the adapter are gone: {error}.") from error
-    except (SafetensorError, AdapterDamaged) as error:
-        raise AdapterUnsupported(f"The adapter's weights can't be read: {error}") from error
+    except AdapterDamaged as error:
+        raise AdapterUnsupported(error.message, hint=error.hint) from error
     lora = _lora_config(model, config, weights)
     copied = copy_modules(model, own=_overwritten(model, weights, lora))
     try:
         adapted = PeftModel.from_pretrained(copied, str(folder), config=lora).eval()
-    # PEFT and torch raise these for layers that are missing, and for other shapes than the model's.
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    # PEFT and torch raise anything for layers that are missing, and for other shapes than the model's.
+    except Exception as error:
+        if not is_caused_by_content(error):
             raise
         raise AdapterUnsupported(
-            f"PEFT can't put the adapter on this base model: {' '.join(str(error).split())[:500]}",
+            f"PEFT can't put the adapter on this base model: {describe(error)}.",
             hint="Was it trained on another base model?",
         ) from error
     base: PreTrainedModel = adapted.get_base_model()

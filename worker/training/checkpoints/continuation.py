@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from app.core.adapters.files import WEIGHTS
 from app.core.errors.jobs import AdapterUnfit
+from worker.models.reading import reading
 from worker.training import adapter
 
 _HINT = "Use the base model and the lora settings that the adapter was made with, or leave out continue_from."
@@ -18,11 +18,9 @@ _SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 def start_from(model: PeftModel, folder: Path) -> None:
     """Load the weights in a folder into the new adapter. Raises AdapterUnfit, which names the difference."""
-    try:
+    with reading("The adapter to continue from", hint=_HINT, raises=AdapterUnfit):
         saved = load_file(folder / WEIGHTS)
         config = LoraConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise AdapterUnfit(f"The adapter to continue from can't be read: {error}") from error
     new = model.peft_config["default"]
     for name in _SETTINGS:
         if getattr(config, name) != getattr(new, name):

@@ -111,7 +111,7 @@ def test_weights_that_are_not_finite_are_refused(folder):
 def test_file_that_is_no_safetensors_is_refused(folder):
     (folder / "adapter_model.safetensors").write_bytes(b"pickle")
 
-    with pytest.raises(AdapterUnsupported, match="can't be read"):
+    with pytest.raises(AdapterUnsupported, match="can't be used"):
         read_adapter("ad", folder)
 
 

@@ -77,4 +77,4 @@ def test_an_adapter_that_is_damaged_is_refused(
     ended = run_here(continued(make_request(**SPEC), finished.output_folder)).ended
 
     assert ended.code == "adapter_incompatible"
-    assert "can't be read" in (ended.message or "")
+    assert "can't be used" in (ended.message or "")
