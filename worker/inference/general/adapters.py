@@ -61,9 +61,9 @@ def put_on(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         raise NotFound(f"The files of the adapter are gone: {error}.") from error
     except AdapterDamaged as error:
         raise AdapterUnsupported(error.message, hint=error.hint) from error
-    lora = _lora_config(model, config, weights)
-    copied = copy_modules(model, own=_overwritten(model, weights, lora))
     try:
+        lora = _lora_config(model, config, weights)
+        copied = copy_modules(model, own=_overwritten(model, weights, lora))
         adapted = PeftModel.from_pretrained(copied, str(folder), config=lora).eval()
     # PEFT and torch raise anything for layers that are missing, and for other shapes than the model's.
     except Exception as error:
