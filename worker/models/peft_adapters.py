@@ -150,7 +150,7 @@ def read_config(folder: Path) -> PeftConfig:
 
 
 def _check_numbers(settings: dict[str, Any]) -> None:
-    numbers = {name: settings[name] for name in ("r", "lora_alpha") if name in settings}
+    numbers: dict[str, Any] = {name: settings[name] for name in ("r", "lora_alpha") if name in settings}
     for pattern in ("rank_pattern", "alpha_pattern"):
         numbers |= {f"{pattern}[{key!r}]": value for key, value in (settings.get(pattern) or {}).items()}
     for name, value in numbers.items():
