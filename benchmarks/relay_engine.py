@@ -9,7 +9,16 @@ import time
 import uvicorn
 import uvloop
 
-from app.core.engine.messages import EngineState, Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
+from app.core.engine.messages import (
+    EngineHealth,
+    EngineState,
+    Finished,
+    GenerateRequest,
+    Reply,
+    Timings,
+    TokenDelta,
+    Usage,
+)
 from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.service import Clients, Service
 from worker.processes.child import ParentLink
@@ -28,6 +37,9 @@ class SteadyEngine(threading.Thread):
         self._lock = threading.Lock()
         self.state = EngineState()
         self.running_count = self.waiting_count = 0
+
+    def health(self) -> EngineHealth:
+        return EngineHealth()
 
     def submit(self, sequence: Sequence) -> None:
         with self._lock:

@@ -70,7 +70,7 @@ class FakeEngine:
         self._server.stop()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/state":
+        if scope["path"] in ("/state", "/health"):
             await send({"type": "http.response.start", "status": 200, "headers": []})
             return await send({"type": "http.response.body", "body": b"{}"})
         body = b""

@@ -203,8 +203,12 @@ class Supervisor:
             engine_url=engine.url if engine else None,
             engine_token=engine.token if engine else None,
             engine_state=engine.read_state() if engine else None,
-            problems=self._examination.failures if self._examination else [],
+            problems=self._find_problems(),
         )
+
+    def _find_problems(self) -> list[str]:
+        found = list(self._examination.failures) if self._examination else []
+        return [*found, self._engine.problem] if self._engine and self._engine.problem else found
 
     def _remove_dead_workers(self) -> None:
         """Remove the rows of this host's killed workers, which look alive for one more lease."""

@@ -56,9 +56,11 @@ async def show_readiness(services: ServicesDep, response: Response) -> Readiness
     if full := await to_thread.run_sync(_find_full, services):
         readiness.ready = False
         readiness.reasons = full + readiness.reasons
-    if readiness.ready and not await _any_is_alive(services.engines, engines):
+    if readiness.ready and not await _any_is_moving(services.engines, engines):
         readiness.ready = False
-        readiness.reasons = ["The engine does not answer: its worker was killed, and another one may start."]
+        readiness.reasons = [
+            "The engine does not answer: it has frozen and is started again, or its worker was killed."
+        ]
     if not readiness.ready:
         response.status_code = 503
     return readiness
@@ -103,9 +105,9 @@ def _read_readiness(
     return ReadinessRead(ready=not missing, reasons=missing or _busy(shown), workers=shown), engines
 
 
-async def _any_is_alive(client: EngineClient, engines: list[tuple[str, str | None]]) -> bool:
+async def _any_is_moving(client: EngineClient, engines: list[tuple[str, str | None]]) -> bool:
     """Whether any engine responds: the row of a killed worker stays in the database for one more lease."""
-    return any(await asyncio.gather(*(client.is_alive(url, token) for url, token in engines)))
+    return any(await asyncio.gather(*(client.is_moving(url, token) for url, token in engines)))
 
 
 def _missing(alive: list[tables.WorkerRow]) -> list[str]:

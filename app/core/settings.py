@@ -181,6 +181,12 @@ class Settings(BaseSettings):
         description="How long a request may wait for a base model that is not loaded; then 503 with "
         "`Retry-After`.",
     )
+    engine_stall_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="An engine that has not moved for so long is killed and started again. What may take "
+        "longer, as loading a model, is not counted.",
+    )
     engine_weights: EngineWeights = Field(
         EngineWeights.AUTO,
         description="How the engine holds a base model whose adapters were trained on 4-bit weights: `16bit` "

@@ -1,12 +1,22 @@
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 from starlette.responses import PlainTextResponse
 
+from app.api.generate import engine_client
 from app.core.engine import workers
-from app.core.engine.messages import BaseModelRef, EngineState, LoadingBase, ServedBase, WaitingRequests
+from app.core.engine.messages import (
+    BaseModelRef,
+    EngineHealth,
+    EngineState,
+    LoadingBase,
+    ServedBase,
+    WaitingRequests,
+)
 from app.core.engine.workers import WorkerReport
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
@@ -54,6 +64,41 @@ def test_a_killed_workers_row_does_not_make_it_ready(client: TestClient, databas
     answer = client.get("/ready")
     assert answer.status_code == 503
     assert "does not answer" in answer.json()["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    "health", [EngineHealth(silent_seconds=11, limit_seconds=10).model_dump_json(), "not JSON", "{}x"]
+)
+def test_an_engine_that_does_not_move_does_not_make_it_ready(
+    client: TestClient, database: Database, health: str
+) -> None:
+    frozen = ServerThread(PlainTextResponse(health), lifespan="off")
+    register(database, engine_url=frozen.url)
+    answer = client.get("/ready")
+    frozen.stop()
+    assert answer.status_code == 503
+    assert answer.json()["reasons"] == [
+        "The engine does not answer: it has frozen and is started again, or its worker was killed."
+    ]
+
+
+def test_an_engine_that_takes_its_time_is_ready(client: TestClient, database: Database) -> None:
+    busy = EngineHealth(silent_seconds=100, limit_seconds=120).model_dump_json()
+    engine = ServerThread(PlainTextResponse(busy), lifespan="off")
+    register(database, engine_url=engine.url)
+    answer = client.get("/ready")
+    engine.stop()
+    assert answer.status_code == 200
+
+
+def test_a_silent_engine_does_not_make_it_ready(
+    client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_client, "CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        register(database, engine_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        answer = client.get("/ready")
+    assert answer.status_code == 503
 
 
 def test_another_process_at_the_engines_address_is_no_engine(client: TestClient, database: Database) -> None:

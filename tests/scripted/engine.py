@@ -1,24 +1,35 @@
-"""An engine process that handles only the worker's own requests, over real pipes and HTTP."""
+"""An engine process that handles only the worker's own requests, over real pipes and HTTP.
+
+`POST /freeze` names what freezes: the `interpreter` (a call that holds its lock for hours), or the `loop` (as
+`GET /health` shows it). `POST /busy` has the loop do what may take long.
+"""
 
 import json
 import os
+import re
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from app.core.engine.messages import EngineState
+from app.core.engine.messages import EngineHealth, EngineState
 from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest, Listening
 
 state = EngineState()
+health = EngineHealth()
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self._answer(state.model_dump_json().encode())
+        shown = health if self.path == "/health" else state
+        self._answer(shown.model_dump_json().encode())
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length) or b"{}")
+        if self.path == "/freeze" and body["what"] == "interpreter":
+            re.match("(.+)+x", "a" * 60)
+        if self.path in ("/freeze", "/busy"):
+            health.silent_seconds, health.limit_seconds = 100, 10 if self.path == "/freeze" else 1000
         state.paused_by = body.get("job_id") if self.path == "/pause" else None
         self._answer(b"{}")
 

@@ -8,12 +8,20 @@ behind Runner, clients behind `deliver`.
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app.core.engine.messages import BaseModelRef, EngineState, LoadingBase, Reply, ServingPath
+from app.core.engine.messages import (
+    BaseModelRef,
+    EngineHealth,
+    EngineState,
+    LoadingBase,
+    Reply,
+    ServingPath,
+)
 from app.core.errors import QueueFull, TunesmithError
 from app.core.errors.engine import EngineFailed, GpuTaken
 from app.core.errors.jobs import OutOfMemory
@@ -24,6 +32,10 @@ from worker.inference.engine_state import describe, urgent_part
 from worker.inference.failures import BaseModelBusy, EngineStopping, ModelUnsupported, failed
 
 _PAUSE_GRACE_SECONDS = 5.0
+# How long the loop may not move: between steps, and while it reads an adapter or frees a model's memory.
+_MOVING_SECONDS = 10.0
+_ADAPTER_SECONDS = 120.0
+_UNLOAD_SECONDS = 120.0
 _PAUSED_RETRY_AFTER_SECONDS = 30
 _BUSY_RETRY_AFTER_SECONDS = 30
 
@@ -73,6 +85,9 @@ class Engine:
         # Memory that a job on the same device needs, including what it has not allocated yet.
         self.reserved_bytes = 0
         self._last_summary: object = None
+        # When the loop was asked for a sign that it has not given yet, and how long it may take now.
+        self._asked_at: float | None = None
+        self._limit_seconds = _MOVING_SECONDS
         self.state = EngineState()
 
     @property
@@ -84,6 +99,20 @@ class Engine:
     def waiting_count(self) -> int:
         """The number of sequences in the queue."""
         return len(self._scheduler.waiting)
+
+    def health(self) -> EngineHealth:
+        """Whether the loop moves; asks it for a sign. Called in one thread only, which may be another one."""
+        asked_at, limit_seconds = self._asked_at, self._limit_seconds
+        if asked_at is None:
+            asked_at = self._asked_at = self._clock()
+            self._commands.put(self._give_sign)
+        return EngineHealth(
+            running=self.running_count,
+            waiting=self.waiting_count,
+            silent_seconds=self._clock() - asked_at,
+            limit_seconds=limit_seconds,
+            is_loading=self._loading is not None,
+        )
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; its replies go to `deliver`. Thread-safe, as are the next five methods."""
@@ -134,7 +163,8 @@ class Engine:
             self._start_waiting()
             for executor in self._executors:
                 if executor.has_work:
-                    executor.step()
+                    with self._taking(executor.step_seconds):
+                        executor.step()
         except RunnerBroken:
             self._fail_all()
             raise
@@ -149,6 +179,18 @@ class Engine:
             # An engine that stops does not wait for a base model that is being loaded.
             or (self._loading is not None and not isinstance(self._refusal, EngineStopping))
         )
+
+    def _give_sign(self) -> None:
+        self._asked_at = None
+
+    @contextmanager
+    def _taking(self, seconds: float) -> Iterator[None]:
+        """Allow what is done in the context to take so long."""
+        before, self._limit_seconds = self._limit_seconds, seconds
+        try:
+            yield
+        finally:
+            self._limit_seconds = before
 
     def _run_commands(self) -> None:
         while not self._commands.empty():
@@ -241,8 +283,7 @@ class Engine:
         if switch is None:
             return
         for executor in [one for one in self._executors if one.batch is switch.leaving]:
-            executor.close()
-            self._executors.remove(executor)
+            self._close(executor)
         self._scheduler.begin_loading(switch)
         self._loading = LoadingBase(base_model=switch.wanted, since=datetime.now(UTC))
         self._publish()
@@ -262,7 +303,7 @@ class Engine:
     def _loaded(self, base_model: BaseModelRef, runner: Runner) -> None:
         self._loading = None
         batch = self._scheduler.open(base_model, runner.capacity)
-        self._executors.append(BatchExecutor(batch, runner, self._put))
+        self._executors.append(BatchExecutor(batch, runner, self._put, self._clock))
 
     def _not_loaded(self, wanted: BaseModelRef, error: Exception) -> None:
         self._loading = None
@@ -297,13 +338,19 @@ class Engine:
         return max(0.0, first + self._options.switch_wait_seconds - self._clock())
 
     def _unload(self, executor: BatchExecutor) -> None:
-        executor.close()
-        self._executors.remove(executor)
+        self._close(executor)
         self._scheduler.close(executor.batch)
+
+    def _close(self, executor: BatchExecutor) -> None:
+        with self._taking(_UNLOAD_SECONDS):
+            executor.close()
+        self._executors.remove(executor)
 
     def _start_waiting(self) -> None:
         while (started := self._scheduler.start_next()) is not None:
-            next(executor for executor in self._executors if executor.batch is started.batch).start(started)
+            executor = next(one for one in self._executors if one.batch is started.batch)
+            with self._taking(_ADAPTER_SECONDS):
+                executor.start(started)
 
     def _fail_all(self) -> None:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:

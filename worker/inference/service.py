@@ -43,14 +43,6 @@ class ShareRequest(BaseModel):
     reserved_bytes: int
 
 
-class EngineHealth(BaseModel):
-    """The numbers of running and waiting sequences."""
-
-    status: str = "ok"
-    running: int
-    waiting: int
-
-
 class Clients:
     """The queues of replies in the event loop, one for each sequence with a connected client."""
 
@@ -208,8 +200,11 @@ class Service:
         await asyncio.wrap_future(self.engine.resume())
         return as_json(self.engine.state)
 
-    async def _health(self, _request: Request) -> Response:
-        return as_json(EngineHealth(running=self.engine.running_count, waiting=self.engine.waiting_count))
+    async def _health(self, request: Request) -> Response:
+        """Needs no token, but a wrong one is refused: its sender means another engine."""
+        if "authorization" in request.headers and not is_authorized(request, self._token):
+            return unauthorized()
+        return as_json(self.engine.health())
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

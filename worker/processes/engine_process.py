@@ -4,15 +4,18 @@ Knows no torch and nothing of generation; talks HTTP to the engine and pipes to 
 """
 
 import logging
+import queue
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
+from pydantic import ValidationError
 
-from app.core.engine.messages import EngineState
+from app.core.engine.messages import EngineHealth, EngineState
 from app.core.engine.preflight import MemoryFit, PreflightRequest
 from app.core.settings import Settings
 from worker.processes.child_process import ChildProcess
@@ -26,6 +29,12 @@ _PAUSE_SECONDS = 60
 # Reading a large dataset takes a while.
 _FIT_SECONDS = 120
 _STATE_SECONDS = 2
+# A process that has not begun to listen after this time has frozen at its start.
+_START_SECONDS = 600
+_WATCH_SECONDS = 1.0
+_HEALTH_SECONDS = 3.0
+# While a base model is loaded, libraries may hold the interpreter's lock for long.
+_LOADING_SECONDS = 300.0
 _FIRST_RESTART_SECONDS = 1.0
 _LAST_RESTART_SECONDS = 30.0
 
@@ -46,6 +55,8 @@ class EngineProcess:
         # The path and body of the request that makes room for a job; sent again after a restart.
         self._sharing_request: tuple[str, dict[str, str | int]] | None = None
         self._child: ChildProcess | None = None
+        # Why the engine that listens is not usable; None while it moves.
+        self.problem: str | None = None
         self._thread = threading.Thread(target=self._keep_running, daemon=True, name="engine process")
 
     @property
@@ -73,7 +84,9 @@ class EngineProcess:
         self._thread.join()
 
     def read_state(self) -> EngineState | None:
-        """The engine's state; None while it does not answer."""
+        """The engine's state; None while it does not answer, or does not move."""
+        if self.problem is not None:
+            return None
         try:
             response = self._call("GET", "/state", timeout=_STATE_SECONDS)
         except httpx.HTTPError:
@@ -141,19 +154,51 @@ class EngineProcess:
         """Run one engine process to its end; returns whether it ever listened."""
         child = ChildProcess(self._module, self._request(), self._settings.data_dir / "logs" / "engine.log")
         self._child = child
-        line = child.reports.get()
+        line = _first_report(child)
         if line is not None:
             self._on_listening(Listening.model_validate_json(line).port)
+            watching = threading.Thread(target=self._watch, args=(child,), daemon=True, name="engine watch")
+            watching.start()
             while child.reports.get() is not None:
                 # Its state has changed: the API should not have to wait for the next heartbeat.
                 self._on_change()
-        self._port = None
+            watching.join()
+        self._port = self.problem = None
         self._on_change()
         status = child.wait()
         child.close()
         if status != 0:
             log.error("The engine ended with status %s: %s", status, child.log_tail(1000).strip())
         return line is not None
+
+    def _watch(self, child: ChildProcess) -> None:
+        """Kill the child once it has not moved for as long as the settings allow."""
+        health, stalled_seconds, looked_at = EngineHealth(), 0.0, time.monotonic()
+        while child.exit_status is None and not self._stopping.wait(_WATCH_SECONDS):
+            found = self._read_health()
+            health, problem = found or health, _describe_stall(found)
+            now = time.monotonic()
+            # Not more than a look takes: this process may have been stopped meanwhile itself.
+            passed_seconds, looked_at = min(now - looked_at, _WATCH_SECONDS + _HEALTH_SECONDS), now
+            stalled_seconds = stalled_seconds + passed_seconds if problem else 0.0
+            if (self.problem is None) != (problem is None):
+                log.log(logging.WARNING if problem else logging.INFO, problem or "The engine moves again")
+                self.problem = problem
+                self._on_change()
+            limit_seconds = self._settings.engine_stall_seconds
+            if stalled_seconds >= (
+                max(limit_seconds, _LOADING_SECONDS) if health.is_loading else limit_seconds
+            ):
+                log.error("The engine has not moved for %.0f s; killing it", stalled_seconds)
+                child.kill()
+
+    def _read_health(self) -> EngineHealth | None:
+        """The engine's health; None where it is silent, or sends what no engine would send."""
+        try:
+            response = self._call("GET", "/health", timeout=_HEALTH_SECONDS)
+            return EngineHealth.model_validate_json(response.content) if response else None
+        except (httpx.HTTPError, ValidationError):
+            return None
 
     def _on_listening(self, port: int) -> None:
         with self._lock:
@@ -200,3 +245,21 @@ class EngineProcess:
             return self._settings.engine_url
         reachable = socket.gethostname() if host in ("0.0.0.0", "::") else host
         return f"http://{reachable}:{self._port}"
+
+
+def _describe_stall(health: EngineHealth | None) -> str | None:
+    if health is None:
+        return "The engine does not answer; it is started again if that lasts."
+    if not health.is_moving:
+        return "The engine does not move; it is started again if that lasts."
+    return None
+
+
+def _first_report(child: ChildProcess) -> bytes | None:
+    """The child's first report; None where it ended without one. A child that stays silent is killed."""
+    try:
+        return child.reports.get(timeout=_START_SECONDS)
+    except queue.Empty:
+        log.error("The engine has not begun to listen after %d s; killing it", _START_SECONDS)
+        child.kill()
+        return child.reports.get()

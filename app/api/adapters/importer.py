@@ -31,6 +31,8 @@ _MESSAGES = [ChatMessage(role="user", content="How do I list the files of a fold
 _SAMPLING = Sampling(max_new_tokens=8, temperature=0, logprobs=20)
 _FINAL = ("invalid", "not_found")
 _MAX_WAIT_SECONDS = 60.0
+# An engine that fails or freezes may do so for another request's sake, but hardly twice.
+_MAX_LOST_ATTEMPTS = 2
 _log = logging.getLogger(__name__)
 
 
@@ -136,13 +138,17 @@ class Importer:
     ) -> None:
         """Fail the import, or let it wait.
 
-        `is_suspect`: the engine failed, perhaps because of this adapter; too many such failures are final.
+        `is_suspect`: the engine failed or froze, perhaps because of this adapter; the second time is final.
         """
         reason = {"code": error.code, "message": error.message, "hint": error.hint}
         artifact: str | None = None
         with self._database.transaction() as session:
             lost = adapter_imports.wait(session, adapter_id, reason, is_lost=is_suspect)
-            if is_final or lost >= self._settings.max_lost_attempts:
+            is_lost = lost >= min(self._settings.max_lost_attempts, _MAX_LOST_ATTEMPTS)
+            if is_suspect and is_lost:
+                reason["message"] = f"The engine failed or froze while it tried the adapter, {lost} times."
+                reason["hint"] = f"The last time: {error.message}"
+            if is_final or is_lost:
                 artifact = adapter_imports.fail(session, adapter_id, reason)
         if artifact:
             _log.warning("Adapter %s can't be used: %s", adapter_id, error.message)

@@ -17,7 +17,15 @@ from sqlalchemy.orm import Session
 
 from app.api.generate.engine_stream import CONNECT_SECONDS, KEEPALIVE, AnswerStream, post
 from app.core.engine import workers
-from app.core.engine.messages import EngineState, Failed, GenerateRequest, Reply, join_deltas, reply_adapter
+from app.core.engine.messages import (
+    EngineHealth,
+    EngineState,
+    Failed,
+    GenerateRequest,
+    Reply,
+    join_deltas,
+    reply_adapter,
+)
 from app.core.errors.engine import EngineFailed, NoEngine
 from app.core.settings import Settings
 
@@ -31,6 +39,7 @@ class EngineEndpoint:
     url: str
     token: str
     state: EngineState
+    is_silent: bool = False  # it does not answer its worker
     others: tuple["EngineEndpoint", ...] = ()  # to try if this one does not respond, best first
 
 
@@ -42,6 +51,7 @@ def find_engine(session: Session, settings: Settings, *, base_model: str) -> Eng
             worker.engine_url,
             worker.engine_token or "",
             EngineState.model_validate(worker.engine_state or {}),
+            is_silent=worker.engine_state is None,
         )
         for worker in alive
         if worker.engine_url
@@ -99,16 +109,14 @@ class EngineClient:
                     raise
         raise AssertionError("the last one answers or raises")
 
-    async def is_alive(self, url: str, token: str | None) -> bool:
-        """Whether an engine with this token responds at this address."""
-        headers = {"authorization": f"Bearer {token or ''}"}
+    async def is_moving(self, url: str, token: str | None) -> bool:
+        """Whether an engine with this token responds at this address, and its loop moves."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
         try:
-            response = await self._http.get(f"{url}/state", headers=headers, timeout=CONNECT_SECONDS)
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+            response = await self._http.get(f"{url}/health", headers=headers, timeout=CONNECT_SECONDS)
+            return EngineHealth.model_validate_json(response.content).is_moving
+        except (httpx.TransportError, ValidationError):
             return False
-        except httpx.TransportError:
-            return True  # it accepted the connection: perhaps it is only very busy
-        return response.status_code == httpx.codes.OK
 
     async def close(self) -> None:
         """Close every connection."""
@@ -210,7 +218,7 @@ def _unexpected(status: int) -> _EngineGone:
     )
 
 
-def _preference(engine: EngineEndpoint, base_model: str) -> tuple[bool, bool]:
-    """Sorts engines: a paused one last, one without the base model after one that has it."""
+def _preference(engine: EngineEndpoint, base_model: str) -> tuple[bool, bool, bool]:
+    """Sorts engines: a silent or paused one last, one without the base model after one that has it."""
     is_loaded = any(loaded.name == base_model for loaded in engine.state.loaded)
-    return engine.state.paused_by is not None, not is_loaded
+    return engine.is_silent, engine.state.paused_by is not None, not is_loaded

@@ -250,6 +250,22 @@ class WaitingRequests(Wire):
     count: int = Field(description="How many.")
 
 
+class EngineHealth(Wire):
+    """Whether an engine works: each request for it asks the loop for a sign, which its next step gives."""
+
+    status: Literal["ok"] = "ok"
+    running: int = Field(0, description="Sequences that are being generated.")
+    waiting: int = Field(0, description="Sequences in the queue.")
+    silent_seconds: float = Field(0.0, description="How long the loop has not given the sign asked for.")
+    limit_seconds: float = Field(0.0, description="How long what it does now may take.")
+    is_loading: bool = Field(False, description="Whether a base model is being loaded.")
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the loop moves, or does what may take so long."""
+        return self.silent_seconds <= self.limit_seconds
+
+
 class EngineState(Wire):
     """What the engine serves now; it stands in the worker's row."""
 

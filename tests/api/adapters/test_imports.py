@@ -190,15 +190,19 @@ def test_an_import_waits_for_an_engine_and_shows_that(
 def test_an_adapter_at_which_the_engine_breaks_again_and_again_fails(
     database: Database, settings: Settings, engine: FakeEngine
 ) -> None:
-    engine.scripts = [[Act.BREAK]] * settings.max_lost_attempts
+    engine.scripts = [[Act.BREAK]] * 2
     adapter_id = add_unverified(database, settings)
     states = []
-    for _ in range(settings.max_lost_attempts):
+    for _ in range(2):
         verify(database, settings, adapter_id)
         with database.snapshot() as session:
             row = adapter_records.find_import(session, adapter_id)
-            states.append(row and row.state)
-    assert states == ["importing"] * (settings.max_lost_attempts - 1) + ["failed"]
+            assert row is not None
+            states.append((row.state, row.error and row.error["message"]))
+    assert states == [
+        ("importing", "The engine stopped while it was answering."),
+        ("failed", "The engine failed or froze while it tried the adapter, 2 times."),
+    ]
 
 
 def test_an_import_left_unverified_by_a_killed_api_is_verified_at_the_next_start(

@@ -264,3 +264,49 @@ def test_a_grammar_gets_each_token_before_the_next_is_launched_in_a_mixed_batch(
     bench.finish(free, constrained)
 
     assert (bench.mail.text(free), bench.mail.text(constrained)) == ("a" * 20, "a" * 5)
+
+
+def test_health_is_silent_until_the_loop_has_stepped(bench):
+    assert bench.engine.health().silent_seconds == 0
+    bench.now = 8.0
+    assert (bench.engine.health().silent_seconds, bench.engine.health().is_moving) == (8, True)
+    bench.now = 11.0
+    assert not bench.engine.health().is_moving
+
+    bench.engine.step()
+
+    assert bench.engine.health().silent_seconds == 0
+
+
+class AskingRunner(FakeRunner):
+    """Records the health of its engine while it works."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self.bench = bench
+        self.limits: dict[str, list[float]] = {}
+
+    def load_adapter(self, slot, adapter):
+        self._ask("adapter")
+        super().load_adapter(slot, adapter)
+
+    def decode(self, running):
+        self._ask("decode")
+        return super().decode(running)
+
+    def close(self):
+        self._ask("close")
+        super().close()
+
+    def _ask(self, what: str) -> None:
+        self.limits.setdefault(what, []).append(self.bench.engine.health().limit_seconds)
+
+
+def test_what_may_take_long_has_limits_of_its_own(bench):
+    bench.runner = runner = AskingRunner(bench)
+    bench.finish(bench.submit(adapter="x", max_new_tokens=6))
+    bench.engine.pause("job_1")
+    bench.engine.step()
+
+    assert runner.limits == {"adapter": [120], "decode": [600] * 4 + [10] * 2, "close": [120]}
+    assert bench.engine.health().limit_seconds == 10

@@ -16,6 +16,7 @@ from app.core.errors.engine import PromptTooLong
 from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Prefill
 from worker.inference.batching.scheduler import Started
 from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
+from worker.inference.batching.step_limit import StepLimit
 from worker.inference.failures import failed
 
 _log = logging.getLogger(__name__)
@@ -68,11 +69,18 @@ class RunnerBroken(Exception):
 class BatchExecutor:
     """Runs one batch on the model of one runner. Replies are passed to `put`."""
 
-    def __init__(self, batch: ModelBatch, runner: Runner, put: Put) -> None:
+    def __init__(self, batch: ModelBatch, runner: Runner, put: Put, clock: Callable[[], float]) -> None:
         self.batch = batch
         self.runner = runner
         self._put = put
+        self._clock = clock
+        self._limit = StepLimit()
         self._in_flight: list[_InFlight] = []
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the next step may take before it counts as frozen."""
+        return self._limit.of(self._step_tokens)
 
     @property
     def has_work(self) -> bool:
@@ -99,6 +107,16 @@ class BatchExecutor:
 
     def step(self) -> None:
         """Launch a step of the model and deliver the tokens of the step before. Raises RunnerBroken."""
+        token_count, began_at = self._step_tokens, self._clock()
+        self._step()
+        self._limit.record(token_count, self._clock() - began_at)
+
+    @property
+    def _step_tokens(self) -> int:
+        """The number of tokens that the next step reads and makes."""
+        return len(self.batch.running) + sum(prefill.token_count for prefill in self.batch.prefills())
+
+    def _step(self) -> None:
         if any(sequence.needs_host for sequence in self.batch.running):
             self._collect()
         launched = self._launch()
