@@ -34,7 +34,7 @@ from worker.inference.failures import BaseModelBusy, EngineStopping, ModelUnsupp
 _PAUSE_GRACE_SECONDS = 5.0
 # How long the loop may not move: between steps, and while it reads an adapter or frees a model's memory.
 _MOVING_SECONDS = 10.0
-_ADAPTER_SECONDS = 120.0
+_ADAPTER_SECONDS = 300.0
 _UNLOAD_SECONDS = 120.0
 _PAUSED_RETRY_AFTER_SECONDS = 30
 _BUSY_RETRY_AFTER_SECONDS = 30

@@ -30,6 +30,7 @@ from app.core.engine.messages import (
     Sampling,
     TokenDelta,
 )
+from app.core.errors import InvalidRequest
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 
@@ -52,19 +53,31 @@ class Target:
     adapter: AdapterRef | None
 
 
-def find_adapter(session: Session, settings: Settings, id_or_name: str) -> Target:
-    """An adapter and an engine. Raises AdapterNotFound and NoEngine."""
+def find_adapter(
+    session: Session, settings: Settings, id_or_name: str, *, quantization: QuantizationSpec | None = None
+) -> Target:
+    """An adapter and an engine. Raises AdapterNotFound, NoEngine, and InvalidRequest for a quantization."""
     base_model, adapter = adapter_records.references(adapter_records.get(session, id_or_name))
+    if quantization not in (None, base_model.quantization):
+        raise InvalidRequest(
+            f"The adapter {id_or_name!r} was trained on weights of another quantization.",
+            param="quantization",
+            hint="Leave it out: an adapter is always on the weights that it was trained on.",
+        )
     return Target(find_engine(session, settings, base_model=base_model.name), base_model, adapter)
 
 
-def find_base_model(session: Session, settings: Settings, name: str) -> Target:
-    """A base model and an engine. Raises ModelNotAllowed, UnknownModel and NoEngine."""
+def find_base_model(
+    session: Session, settings: Settings, name: str, *, quantization: QuantizationSpec | None = None
+) -> Target:
+    """A base model and an engine. Raises ModelNotAllowed, UnknownModel and NoEngine.
+
+    Without a quantization it is that of a job that says none, whatever an engine has loaded: the same request
+    has the same answer.
+    """
     base_models.check(name, settings)
     engine = find_engine(session, settings, base_model=name)
-    # With the quantization that is in memory: another one would load the model again.
-    loaded = next((one for one in engine.state.loaded if one.name == name), None)
-    return Target(engine, loaded or BaseModelRef(name=name, quantization=QuantizationSpec()), None)
+    return Target(engine, BaseModelRef(name=name, quantization=quantization or QuantizationSpec()), None)
 
 
 def repeat(request: GenerateRequest, count: int) -> list[GenerateRequest]:

@@ -91,9 +91,11 @@ def _plan(services: Services, body: GenerateBody) -> tuple[Target, GenerateReque
     _exactly_one(body, "prompt", "messages")
     with services.database.snapshot() as session:
         if body.adapter:
-            target = find_adapter(session, services.settings, body.adapter)
+            target = find_adapter(session, services.settings, body.adapter, quantization=body.quantization)
         else:
-            target = find_base_model(session, services.settings, body.base_model or "")
+            target = find_base_model(
+                session, services.settings, body.base_model or "", quantization=body.quantization
+            )
     return target, GenerateRequest(
         base_model=target.base_model,
         adapter=target.adapter,
@@ -133,6 +135,7 @@ def _end(target: Target, finished: list[Finished]) -> GenerationEndRead:
         id=new_id("gen"),
         adapter=target.adapter.id if target.adapter else None,
         base_model=target.base_model.name,
+        quantization=target.base_model.quantization,
         finish_reason=finished[0].finish_reason,
         usage=finished[0].usage.model_copy(update={"completion_tokens": made}),
         timings=slowest.timings,

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from app.api.generate.response_format import ResponseFormat
 from app.core.engine.messages import ChatMessage, MadeToken, Sampling, Timings, Usage
-from app.core.specs.job import MODEL_NAME
+from app.core.specs.job import MODEL_NAME, QuantizationSpec
 
 _MAX_CHOICES = 128
 
@@ -17,6 +17,11 @@ class GenerateBody(Sampling):
     adapter: str | None = Field(None, max_length=400, description="Id or name of an adapter.")
     base_model: str | None = Field(
         None, max_length=200, pattern=MODEL_NAME, description="A base model, to ask it without an adapter."
+    )
+    quantization: QuantizationSpec | None = Field(
+        None,
+        description="With `base_model`: how its weights are held; default: as in a job that says nothing. "
+        "An adapter is on the weights that it was trained on.",
     )
     prompt: str | None = Field(None, min_length=1, description="Text to continue, taken as it is.")
     messages: list[ChatMessage] | None = Field(
@@ -48,6 +53,7 @@ class GenerationEndRead(ChoiceEndRead):
     id: str = Field(description="Names this answer.", examples=["gen_4kq1v9x2m7ahc3zt"])
     adapter: str | None = Field(description="Id of the adapter that answered.")
     base_model: str = Field(description="The base model that answered.")
+    quantization: QuantizationSpec = Field(description="How its weights were quantized.")
     usage: Usage = Field(description="Tokens read, and tokens made for all answers.")
     timings: Timings = Field(description="Where the time went; of several answers, for the slowest.")
 

@@ -147,7 +147,9 @@ class ChatCompletion(BaseModel):
     model: str = Field(description="`model` as it was asked for.")
     choices: list[ChatChoice] = Field(description="The answers.")
     usage: OpenAIUsage = Field(description="Tokens read and made.")
-    system_fingerprint: str | None = Field(None, description="Always null.")
+    system_fingerprint: str = Field(
+        description="How the base model's weights were quantized.", examples=["nf4-auto"]
+    )
 
 
 class _ChatRenderer:
@@ -196,7 +198,12 @@ async def create_chat_completion(
 
     def make_whole(choices: list[ChatChoice], usage: OpenAIUsage) -> ChatCompletion:
         return ChatCompletion(
-            id=plan.id, created=plan.created, model=body.model, choices=choices, usage=usage
+            id=plan.id,
+            created=plan.created,
+            model=body.model,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=plan.fingerprint,
         )
 
     return await respond(plan, _ChatRenderer(), make_whole, request=request, services=services)
@@ -204,6 +211,6 @@ async def create_chat_completion(
 
 def _plan(services: Services, body: ChatBody) -> CompletionPlan:
     body.check()
-    target = find_target(services, body.model)
+    target = find_target(services, body.model, body.quantization)
     request = GenerateRequest(base_model=target.base_model, adapter=target.adapter, **body.as_request())
     return CompletionPlan(body, target, [request], id=new_id("chatcmpl"), object="chat.completion.chunk")

@@ -101,7 +101,9 @@ class TextCompletion(BaseModel):
     model: str = Field(description="`model` as it was asked for.")
     choices: list[CompletionChoice] = Field(description="The answers.")
     usage: OpenAIUsage = Field(description="Tokens read and made.")
-    system_fingerprint: str | None = Field(None, description="Always null.")
+    system_fingerprint: str = Field(
+        description="How the base model's weights were quantized.", examples=["nf4-auto"]
+    )
 
 
 class _CompletionRenderer:
@@ -153,7 +155,12 @@ async def create_completion(
 
     def make_whole(choices: list[CompletionChoice], usage: OpenAIUsage) -> TextCompletion:
         return TextCompletion(
-            id=plan.id, created=plan.created, model=body.model, choices=choices, usage=usage
+            id=plan.id,
+            created=plan.created,
+            model=body.model,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=plan.fingerprint,
         )
 
     return await respond(plan, _CompletionRenderer(), make_whole, request=request, services=services)
@@ -161,7 +168,7 @@ async def create_completion(
 
 def _plan(services: Services, body: CompletionBody) -> CompletionPlan:
     body.check()
-    target = find_target(services, body.model)
+    target = find_target(services, body.model, body.quantization)
     requests = [
         GenerateRequest(base_model=target.base_model, adapter=target.adapter, **fields)
         for fields in body.as_requests()

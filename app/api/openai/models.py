@@ -15,7 +15,7 @@ from app.core.engine import base_models
 from app.core.errors import InvalidRequest
 from app.core.errors.adapters import AdapterNotFound
 from app.core.settings import Settings
-from app.core.specs.job import MODEL_NAME
+from app.core.specs.job import MODEL_NAME, QuantizationSpec
 from app.core.storage import tables
 
 router = APIRouter(prefix="/models")
@@ -83,20 +83,20 @@ def delete_model(model: ModelName, services: ServicesDep) -> ModelDeleted:
     return ModelDeleted(id=model)
 
 
-def find_target(services: Services, model: str) -> Target:
+def find_target(services: Services, model: str, quantization: QuantizationSpec | None) -> Target:
     """What generates for this name: a base model in the models folder, else an adapter, else a Hub id.
 
-    Raises AdapterNotFound, ModelNotAllowed and NoEngine.
+    Raises AdapterNotFound, ModelNotAllowed, NoEngine, and InvalidRequest for an adapter's quantization.
     """
     settings = services.settings
     with services.database.snapshot() as session:
         if base_models.find_folder(model, settings.models_folder):
-            return find_base_model(session, settings, model)
+            return find_base_model(session, settings, model, quantization=quantization)
         try:
-            return find_adapter(session, settings, model)
+            return find_adapter(session, settings, model, quantization=quantization)
         except AdapterNotFound:
             if "/" in model and _MODEL_NAME.fullmatch(model):
-                return find_base_model(session, settings, model)
+                return find_base_model(session, settings, model, quantization=quantization)
             raise _not_found(model) from None
 
 

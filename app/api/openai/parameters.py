@@ -18,6 +18,7 @@ from app.core.engine.messages import (
     StopText,
 )
 from app.core.errors import InvalidRequest
+from app.core.specs.job import QuantizationSpec
 
 MAX_CHOICES = 128
 MAX_NEW_TOKENS = 32768
@@ -89,6 +90,10 @@ class CommonBody(BaseModel):
         ge=MIN_REPETITION_PENALTY,
         le=MAX_REPETITION_PENALTY,
         description="Not OpenAI's. Above 1: what prompt or answer said becomes less likely.",
+    )
+    quantization: QuantizationSpec | None = Field(
+        None,
+        description="Not OpenAI's. For a base model: how its weights are held; see `system_fingerprint`.",
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")

@@ -72,6 +72,11 @@ class CompletionPlan:
             reject_parameter("n", f"at most {MAX_CHOICES} answers at a time, over all prompts")
         return [request for prompt in self.prompts for request in repeat(prompt, count)]
 
+    @property
+    def fingerprint(self) -> str:
+        """The backend's configuration, as far as answers depend on it."""
+        return self.target.base_model.quantization.label
+
     def usage(self, finished: Sequence[Finished]) -> OpenAIUsage:
         """The tokens of all choices together."""
         read = sum(one.usage.prompt_tokens for one in finished[:: self.body.choice_count])
@@ -138,6 +143,7 @@ def _chunk(plan: CompletionPlan, choices: list[dict[str, Any]], usage: dict[str,
         "object": plan.object,
         "created": plan.created,
         "model": plan.body.model,
+        "system_fingerprint": plan.fingerprint,
         "choices": choices,
     }
     if plan.body.includes_usage:

@@ -105,6 +105,13 @@ class QuantizationSpec(Spec):
     )
     bnb_4bit_use_double_quant: bool = Field(False, description="Quantize the quantization constants as well.")
 
+    @property
+    def label(self) -> str:
+        """The settings in one word, as `nf4-auto`; different settings have different words."""
+        constants = "-double" if self.bnb_4bit_use_double_quant else ""
+        kind = f"{self.bnb_4bit_quant_type}{constants}" if self.load_in_4bit else "unquantized"
+        return f"{kind}-{self.bnb_4bit_compute_dtype}"
+
 
 class TrainingSpec(Spec):
     """The training run (the names are transformers' TrainingArguments')."""

@@ -41,6 +41,7 @@ def test_an_answer_of_the_base_model(client: TestClient, engine: FakeEngine) -> 
     assert answer == {
         "adapter": None,
         "base_model": "owner/model",
+        "quantization": QuantizationSpec().model_dump(),
         "text": "Hello",
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 3, "completion_tokens": 2},
@@ -60,7 +61,7 @@ def test_an_answer_of_an_adapter_by_name_or_id(
     with database.transaction() as session:
         make_adapter(session, quantization={"load_in_4bit": False})
     answer = client.post("/generate", json={"adapter": name, "messages": MESSAGES}).json()
-    assert answer["adapter"] == "ad_0000000000000000"
+    assert (answer["adapter"], answer["quantization"]["load_in_4bit"]) == ("ad_0000000000000000", False)
     (asked,) = engine.requests
     assert asked.adapter is not None
     assert asked.adapter.artifact == "adapters/ad_0000000000000000"
@@ -79,13 +80,33 @@ def test_a_streamed_answer_gives_the_text_as_it_comes(client: TestClient) -> Non
     assert "text" not in end
 
 
-def test_a_base_model_is_requested_with_the_quantization_in_memory(
-    client: TestClient, engine: FakeEngine, database: Database
+@pytest.mark.parametrize("wanted", [None, QuantizationSpec(bnb_4bit_quant_type="fp4")])
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+def test_a_base_model_has_the_same_quantization_whatever_is_loaded(
+    client: TestClient, engine: FakeEngine, database: Database, path: str, wanted: QuantizationSpec | None
 ) -> None:
     loaded = BaseModelRef(name="owner/model", quantization=QuantizationSpec(load_in_4bit=False))
     engine.register(database, EngineState(base_model=loaded))
-    client.post("/generate", json=ASK)
-    assert engine.requests[0].base_model == loaded
+    model = {"base_model": "owner/model"} if path == "/generate" else {"model": "owner/model"}
+    prompt = {"messages": MESSAGES} if path.endswith("/chat/completions") else {"prompt": "Hi"}
+    given = {"quantization": wanted.model_dump(exclude_unset=True)} if wanted else {}
+    answer = client.post(path, json=model | prompt | given)
+    expected = wanted or QuantizationSpec()
+    assert engine.requests[0].base_model.quantization == expected
+    said = answer.json().get("quantization") or answer.json()["system_fingerprint"]
+    assert said == (expected.model_dump() if path == "/generate" else expected.label)
+
+
+@pytest.mark.parametrize(("load_in_4bit", "status"), [(False, 200), (True, 422)])
+def test_an_adapter_has_the_quantization_that_it_was_trained_on(
+    client: TestClient, engine: FakeEngine, database: Database, load_in_4bit: bool, status: int
+) -> None:
+    with database.transaction() as session:
+        make_adapter(session, quantization={"load_in_4bit": False})
+    body = {"adapter": "helper", "prompt": "Hi", "quantization": {"load_in_4bit": load_in_4bit}}
+    answer = client.post("/generate", json=body)
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["param"] == "quantization"
 
 
 def test_the_engine_that_has_the_base_model_is_preferred(

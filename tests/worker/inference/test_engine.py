@@ -308,5 +308,5 @@ def test_what_may_take_long_has_limits_of_its_own(bench):
     bench.engine.pause("job_1")
     bench.engine.step()
 
-    assert runner.limits == {"adapter": [120], "decode": [600] * 4 + [10] * 2, "close": [120]}
+    assert runner.limits == {"adapter": [300], "decode": [600] * 4 + [10] * 2, "close": [120]}
     assert bench.engine.health().limit_seconds == 10
