@@ -94,6 +94,12 @@ def test_values_of_parquet_count_as_those_of_json(value: str, fields: list[tuple
     assert unused(upload) == fields
 
 
+def test_large_values_of_parquet_are_not_read_and_count_in_every_row() -> None:
+    query = "SELECT 't' AS text, CASE WHEN i = 0 THEN range(50000) END AS images FROM range(2) t(i)"
+    assert unused(inspected(parquet(query))) == [("images", 2, True)]
+    assert unused(inspected(parquet(query.replace("50000", "500")))) == [("images", 1, True)]
+
+
 def test_null_filled_keys_of_messages_in_parquet_count_as_absent() -> None:
     turns = (
         "[{'from': 'human', 'value': 'q', 'role': NULL, 'weight': NULL, 'tool_calls': NULL::INT[]}, "

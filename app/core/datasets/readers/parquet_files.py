@@ -22,6 +22,7 @@ _MEMORY_LIMIT = "1GB"
 # thousand times (dictionary encoding), so the sizes of rows are summed up before the rows are read.
 _BLOCK_ROWS = 2048
 _MAX_BLOCK_BYTES = 512 << 20
+_MAX_PRESENCE_BYTES = 128 << 20
 
 
 class ParquetRecords:
@@ -40,15 +41,11 @@ class ParquetRecords:
 
     def read(self, columns: Sequence[str], presence_of: Sequence[str] = ()) -> Iterator[Record]:
         """Yield the records with these columns; of `presence_of`, null, an empty text, or a text."""
-        kinds = self._kinds()
-        markers = [
-            f"{_presence(_identifier(name), kinds[name])} AS {_identifier(name)}" for name in presence_of
-        ]
-        selected = ", ".join([*(_identifier(name) for name in columns), *markers])
         names = [*columns, *presence_of]
         number = 0
         try:
             self._check_sizes(columns)
+            selected = ", ".join([*map(_identifier, columns), *map(self._presence, presence_of)])
             found = self._connection.execute(f"SELECT {selected} FROM read_parquet(?)", [self._pattern])
             while rows := found.fetchmany(_ROWS_AT_ONCE):
                 for row in rows:
@@ -99,6 +96,21 @@ class ParquetRecords:
         """Returns an SQL expression for the bytes of a row."""
         kinds = self._kinds()
         return " + ".join(_bytes_of(_identifier(name), kinds[name]) for name in columns)
+
+    def _presence(self, column: str) -> str:
+        """Returns an SQL expression: null where a value is absent, '' where it is empty, else 'x'.
+
+        Columns of large values, such as images, are not read: they count as values in every row.
+        """
+        size, rows = self._connection.execute(
+            "SELECT (SELECT coalesce(sum(total_uncompressed_size), 0) FROM parquet_metadata($1) "
+            "WHERE path_in_schema = $2 OR starts_with(path_in_schema, $2 || ', ')), "
+            "(SELECT sum(num_rows) FROM parquet_file_metadata($1))",
+            [self._pattern, column],
+        ).fetchone() or (0, 0)
+        if size * _BLOCK_ROWS > _MAX_PRESENCE_BYTES * max(rows, 1):
+            return "'x'"
+        return _presence(_identifier(column), self._kinds()[column])
 
     def _kinds(self) -> dict[str, DuckDBPyType]:
         table = self._connection.sql("SELECT * FROM read_parquet(?) LIMIT 0", params=[self._pattern])
