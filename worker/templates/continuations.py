@@ -53,7 +53,7 @@ def encode_with_spans(
             hint="Set training.assistant_only_loss to false and leave out message weights.",
         )
     whole_ids, whole_spans = _encode_piece(tokenizer, text)
-    prompt_ids, prompt_spans = _encode_piece(tokenizer, text[:border])
+    prompt_ids = encode_rendered(tokenizer, text[:border])
     if whole_ids[: len(prompt_ids)] == prompt_ids:
         return whole_ids, whole_spans
     anchor = _find_anchor(tokenizer, prompt_ids, text[border:])
@@ -61,7 +61,7 @@ def encode_with_spans(
     rest_ids, rest_spans = _encode_piece(tokenizer, anchor + text[border:])
     shift = border - len(anchor)
     moved = [(max(start + shift, border), end + shift) for start, end in rest_spans[skipped:]]
-    return prompt_ids + rest_ids[skipped:], prompt_spans + moved
+    return prompt_ids + rest_ids[skipped:], _encode_piece(tokenizer, text[:border])[1] + moved
 
 
 def _find_anchor(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], rest: str) -> str:

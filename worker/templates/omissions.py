@@ -1,5 +1,6 @@
 """Finds what a chat template leaves out of the messages of a row: thoughts of earlier turns, say."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,16 +28,23 @@ def find_omissions(
     row: Conversation, rendered: TrainingText, renderer: DatedRenderer
 ) -> tuple[Omission, ...]:
     """What the template leaves out; white space is not compared, which templates trim and change."""
-    if _has_all_in_order(row.messages, rendered.text):
+    contents = [message.content.strip() for message in row.messages]
+    if _has_all_in_order(contents, rendered.text):
         return ()
-    lost = [_find_lost(row.messages, index, rendered, renderer) for index in range(len(row.messages))]
-    return tuple(Omission(number, text) for number, text in enumerate(lost, start=1) if text)
+    repeats = Counter(contents)
+    found = [
+        Omission(number, lost)
+        for number, content in enumerate(contents, start=1)
+        if rendered.text.count(content) < repeats[content]
+        if (lost := _find_lost(row.messages, number - 1, rendered, renderer))
+    ]
+    return tuple(found)
 
 
-def _has_all_in_order(messages: Sequence[Message], text: str) -> bool:
+def _has_all_in_order(contents: Sequence[str], text: str) -> bool:
     """Whether the text has the content of every message, one after the other, as most templates write it."""
     place = 0
-    for content in (message.content.strip() for message in messages):
+    for content in contents:
         place = text.find(content, place)
         if place < 0:
             return False

@@ -5,6 +5,7 @@ model shifts labels. The first token of a row has no context to be predicted fro
 """
 
 import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -221,7 +222,9 @@ def _end(input_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _mask(input_ids: list[int], token_spans: list[Span], spans: list[Span]) -> list[int]:
     """The ids of tokens that overlap one of the spans, IGNORED for the others."""
-    return [
-        token if any(start < span[1] and end > span[0] for span in spans) else IGNORED
-        for token, (start, end) in zip(input_ids, token_spans, strict=True)
-    ]
+    starts, ends = [start for start, _end in token_spans], [end for _start, end in token_spans]
+    masked = [IGNORED] * len(input_ids)
+    for start, end in spans:
+        first, last = bisect_right(ends, start), bisect_left(starts, end)
+        masked[first:last] = input_ids[first:last]
+    return masked

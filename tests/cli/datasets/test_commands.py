@@ -1,5 +1,7 @@
 from pathlib import Path
 
+from app.cli.datasets.commands import _row_text
+from app.cli.views import PreviewRowView, TokenView
 from tests.cli.conftest import Run, json_of
 
 
@@ -58,3 +60,9 @@ def test_fields_that_change_learning_are_refused_until_they_are_ignored(run: Run
 def test_control_characters_of_a_name_never_reach_the_terminal(run: Run, rows: Path) -> None:
     run("datasets", "add", str(rows), "--name", "red\x1b[31m\x9bname")
     assert "red[31mname" in run("datasets", "list").stdout
+
+
+def test_what_the_template_leaves_out_is_shown_above_the_row() -> None:
+    tokens = [TokenView(text="How?", trained=False), TokenView(text=" So.", trained=True)]
+    row = PreviewRowView(line=3, tokens=tokens, truncated=False, notices=["It leaves out 'x\x1b'."])
+    assert _row_text(row, marked=True).plain == "── line 3\nIt leaves out 'x'.\nHow?« So.»\n"
