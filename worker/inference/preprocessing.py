@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from app.core.engine.messages import GenerateRequest, Sampling
 from app.core.errors import InvalidRequest
+from app.core.errors.base_models import ModelUnreadable
 from worker.inference.adapters.cache import AdapterCache, StoredAdapter
 from worker.inference.batching.sequence import Prompt
 from worker.inference.failures import AdapterUnsupported
@@ -64,10 +65,13 @@ class Preprocessor:
         adapter = self._adapters.get(request.adapter, dtype) if request.adapter else None
         if adapter:
             fingerprint.check_base(adapter.folder, base_folder, request.base_model.name)
-        digest, tokenizer = self._tokenizers.get(*_tokenizer_files(base_folder, adapter))
+        tokenizer_folder, template = _tokenizer_files(base_folder, adapter)
+        digest, tokenizer = self._tokenizers.get(tokenizer_folder, template)
+        rows = self._check_vocabulary(digest, tokenizer, base_folder, is_own=tokenizer_folder != base_folder)
         token_ids = _encode(tokenizer, request)
-        rows = self._check_vocabulary(digest, tokenizer, token_ids, base_folder)
-        _check_bias(rows, request.sampling)
+        if rows is not None:
+            vocabulary.check_ids(token_ids, tokenizer, rows)
+        _check_bias(len(tokenizer) if rows is None else min(len(tokenizer), rows), request.sampling)
         end_ids = renderer.end_token_ids(tokenizer, base_model.read_end_ids(base_folder))
         seed, schema = request.sampling.seed, request.output_schema
         return Prompt(
@@ -87,20 +91,42 @@ class Preprocessor:
         )
 
     def _check_vocabulary(
-        self, digest: str, tokenizer: PreTrainedTokenizerBase, token_ids: list[int], base_folder: Path
-    ) -> int:
-        """The number of tokens that tokenizer and base model both have.
+        self, digest: str, tokenizer: PreTrainedTokenizerBase, base_folder: Path, *, is_own: bool
+    ) -> int | None:
+        """The rows of the base model's embedding; None where they are unknown.
 
-        Raises ModelUnreadable or InvalidRequest where the base model has no embedding for a token.
+        `is_own`: the tokenizer is the adapter's. Raises ModelUnreadable or AdapterUnsupported where it has
+        tokens that the base model has not.
         """
         rows = base_model.count_embedding_rows(base_folder)
-        if rows is None:
-            return len(tokenizer)
-        if (digest, rows) not in self._fitting:
-            vocabulary.check_tokenizer(tokenizer, rows)
+        if rows is not None and (digest, rows) not in self._fitting:
+            if is_own:
+                _check_own_tokenizer(tokenizer, self._tokenizers.get(base_folder)[1], rows)
+            else:
+                vocabulary.check_tokenizer(tokenizer, rows)
             self._fitting.add((digest, rows))
-        vocabulary.check_ids(token_ids, tokenizer, rows)
-        return min(len(tokenizer), rows)
+        return rows
+
+
+def _check_own_tokenizer(own: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase, rows: int) -> None:
+    """Raise AdapterUnsupported where an adapter's tokenizer has tokens that the base model lacks.
+
+    Added tokens without a row are allowed where the base model's own tokenizer has them too.
+    """
+    hint = "Import it without its tokenizer: the base model's is used then."
+    known = vocabulary.check_tokenizer(base, rows)
+    try:
+        added = set(vocabulary.check_tokenizer(own, rows)) - set(known)
+    except ModelUnreadable as error:
+        raise AdapterUnsupported(
+            f"The adapter's tokenizer does not fit its base model. {error.message}", hint=hint
+        ) from error
+    if added:
+        raise AdapterUnsupported(
+            f"The adapter's tokenizer has the token {min(added)!r}, for which the base model's embedding of "
+            f"{rows:,} rows has none.",
+            hint=hint,
+        )
 
 
 class TokenizerCache:

@@ -21,7 +21,7 @@ from app.core.specs.job import QuantizationSpec
 from app.core.storage.artifacts import ArtifactStore
 from worker.inference import preprocessing
 from worker.inference.adapters.cache import AdapterCache
-from worker.inference.failures import failed
+from worker.inference.failures import AdapterUnsupported, failed
 from worker.inference.general.paths import ServingPaths
 from worker.inference.preprocessing import Preprocessor
 from worker.models.base_model import load_tokenizer
@@ -197,3 +197,33 @@ def test_tokens_without_a_row_in_the_embedding_are_refused(models_folder: Path, 
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(ModelUnreadable, match="100 rows"):
         preprocessor.prepare(make_request(prompt="Hello"))
+
+
+@pytest.mark.parametrize("token", ["<tool>", "an end token"])
+def test_an_adapters_tokenizer_with_tokens_that_the_model_lacks_is_refused(
+    preprocessor: Preprocessor, artifacts: Path, token: str
+) -> None:
+    tokenizer = load_tokenizer(artifacts / "own")
+    tokenizer.add_tokens([token])
+    if token == "an end token":
+        tokenizer.eos_token = token
+    tokenizer.save_pretrained(artifacts / "own")
+
+    with pytest.raises(AdapterUnsupported, match=f"The adapter's tokenizer .*{token}"):
+        preprocessor.prepare(make_request(messages=QUESTION, adapter="own"))
+    assert preprocessor.prepare(make_request(messages=QUESTION, adapter="plain")).token_ids
+
+
+def test_an_adapters_tokenizer_may_have_what_the_base_models_own_has(
+    models_folder: Path, artifacts: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models" / "tiny-llama"
+    shutil.copytree(models_folder / "tiny-llama", folder)
+    for where in (folder, artifacts / "own"):
+        tokenizer = load_tokenizer(where)
+        tokenizer.add_tokens(["<image>"])
+        tokenizer.save_pretrained(where)
+    adapters = AdapterCache(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30)
+    preprocessor = Preprocessor(folder.parent, adapters, find_device(), ServingPaths())
+
+    assert preprocessor.prepare(make_request(prompt="Hello", adapter="own")).token_ids
