@@ -23,7 +23,10 @@ class DatasetFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. A weight of 0 keeps an assistant's turn out of the loss."""
+    """One turn. A weight of 0 excludes an assistant's turn from the loss.
+
+    Of another turn, it restricts the loss to the assistant's turns of the conversation.
+    """
 
     role: str
     content: str
