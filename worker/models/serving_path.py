@@ -5,6 +5,7 @@ compute (`worker/inference/general`), more slowly. A base model that passes here
 when the engine loads it; the engine then uses the general path by itself.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def find_obstacles(model: PeftModel) -> list[str]:
     """What in a base model, and in the settings of its adapter, the paged engine can't compute."""
     of_model = find_model_obstacle(model.get_base_model().config)
     return ([of_model] if of_model else []) + find_adapter_obstacles(model)
+
+
+def explain(obstacles: Sequence[str]) -> str:
+    """A sentence for the person whose adapter has these obstacles."""
+    return (
+        "The finished adapter will be served on the engine's general path, by transformers and PEFT: one "
+        f"request after another, more slowly than others. The reason: {', '.join(obstacles)}."
+    )
 
 
 def find_adapter_obstacles(model: PeftModel) -> list[str]:

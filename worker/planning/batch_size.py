@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec, TrainingSpec
+from worker.models import serving_path
 from worker.models.base_model import MODEL_HINT
 from worker.models.device import Device
 from worker.models.reading import reading
 from worker.planning import automatic_settings
 from worker.planning.memory_estimate import BatchShape, Memory, MemorySettings, ModelShape, estimate
-from worker.planning.model_shape import shape_of
+from worker.planning.model_shape import attach_and_measure
 from worker.planning.optimizations import ModelFamily, describe_family, plan_optimizations
 from worker.planning.row_order import order_rows
 
@@ -42,6 +43,7 @@ class PlannedJob:
     shape: ModelShape
     family: ModelFamily
     path: TrainingPath
+    serving_obstacles: tuple[str, ...] = ()  # what the paged engine can't compute of model and adapter
 
     @classmethod
     def read(cls, spec: JobSpec, device: Device, model: PreTrainedModel, path: TrainingPath) -> "PlannedJob":
@@ -52,7 +54,9 @@ class PlannedJob:
         with reading(f"The base model {spec.base_model!r}", hint=MODEL_HINT):
             if not any(parameter.numel() for parameter in model.parameters()):
                 raise ValueError("by its config.json it has no weights")
-            return cls(spec, device, shape_of(model, spec.lora), describe_family(model), path)
+            adapted, shape = attach_and_measure(model, spec.lora)
+            obstacles = tuple(serving_path.find_obstacles(adapted))
+            return cls(spec, device, shape, describe_family(model), path, obstacles)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.core.specs.job import JobSpec
 from worker.models import lora, prequantized, targets, vocabulary
+from worker.planning import packing
 from worker.planning.model_shape import count_embedding_rows
 
 _TOKENS_SHOWN = 5
@@ -24,9 +25,14 @@ class Finding:
 
 
 def check_model(model: PreTrainedModel, spec: JobSpec, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """What should be known about this job on this base model. Raises BadTarget, ModelUnreadable."""
+    """What should be known about this job on this base model.
+
+    Raises BadTarget, ModelUnreadable, and InvalidRequest for packing that would let rows read each other.
+    """
     prequantized.check(model.config, spec.base_model)
     targets.check_names(model, spec)
+    if spec.training.packing:
+        packing.refuse_leaking(model.config)
     findings = list(_check_tokenizer(tokenizer, count_embedding_rows(model)))
     stored = prequantized.describe(model.config, load_in_4bit=spec.quantization.load_in_4bit)
     if stored:

@@ -28,6 +28,11 @@ def count_embedding_rows(model: PreTrainedModel) -> int:
 
 def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:
     """The shape of a model on the meta device, which gets the adapter of the spec. Raises BadTarget."""
+    return attach_and_measure(model, spec)[1]
+
+
+def attach_and_measure(model: PreTrainedModel, spec: LoraSpec) -> tuple[PeftModel, ModelShape]:
+    """(a model on the meta device with the adapter of the spec, its shape). Raises BadTarget."""
     config = model.config.get_text_config()
     quantized = linears_to_quantize(model)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -35,11 +40,12 @@ def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:
     norm_width = _norm_width(model, config)
     layers = config.num_hidden_layers
     model.requires_grad_(False)
-    adapted = _adapted(_attach(model, spec))
+    with_adapter = _attach(model, spec)
+    adapted = _adapted(with_adapter)
     # A model without attention has no heads; its saved activations are then estimated from its width.
     heads = largest(config, "num_attention_heads") or 1
     head_width = largest(config, "head_dim") or config.hidden_size // heads
-    return ModelShape(
+    shape = ModelShape(
         layers=layers,
         hidden=config.hidden_size,
         heads=heads,
@@ -56,6 +62,7 @@ def shape_of(model: PreTrainedModel, spec: LoraSpec) -> ModelShape:
         shared_inputs=sum({place: inputs for place, inputs, _rank in adapted if place}.values()),
         ranks=sum(rank for _place, _inputs, rank in adapted),
     )
+    return with_adapter, shape
 
 
 def _attach(model: PreTrainedModel, spec: LoraSpec) -> PeftModel:

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.core.engine.messages import ServingPath
 from app.core.engine.preflight import (
     MAX_LINES,
     Chosen,
@@ -20,11 +21,12 @@ from app.core.engine.preflight import (
     Notice,
     Preflight,
     PreflightRequest,
+    Serving,
     TimeFigures,
     TokenFigures,
 )
 from app.core.specs.job import JobSpec
-from worker.models import base_model
+from worker.models import base_model, serving_path
 from worker.models.device import Device
 from worker.planning import automatic_settings, batch_size, model_checks, model_shape
 from worker.planning.memory_estimate import Memory, ModelShape
@@ -72,12 +74,15 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
         notices.append(_BUSY)
     if slow := automatic_settings.find_slow_products(spec, device):
         notices.append(Notice(code="slow_products", message=slow))
+    job = batch_size.PlannedJob.read(spec, device, model, environment.path)
+    obstacles = job.serving_obstacles
+    if obstacles:
+        notices.append(Notice(code="general_path", message=serving_path.explain(obstacles)))
     lengths = [len(row.input_ids) for row in reading.train]
     packed_length = max_length if spec.training.packing else None
     rows = batch_size.RowLengths.measure(
         lengths, [row.trained_tokens for row in reading.train], packed_length=packed_length
     )
-    job = batch_size.PlannedJob.read(spec, device, model, environment.path)
     chosen = batch_size.choose_batch_size(job, rows, free_bytes=environment.free_bytes)
     sequences = pack_lengths(lengths, packed_length) if packed_length else lengths
     schedule = make_schedule(sequences, chosen.training, sample_of=reading.scale)
@@ -100,6 +105,9 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
         chosen=_chosen(spec, chosen, device, max_length),
         disk=_disk_figures(job.shape, chosen, folder, environment),
         time=guess_time(schedule, reading, job.shape, chosen, device),
+        serving=Serving(
+            path=ServingPath.GENERAL if obstacles else ServingPath.PAGED, reason=", ".join(obstacles) or None
+        ),
         warnings=notices,
     )
     return answer.model_copy(update={"warnings": [*notices, *find_notices(answer, spec.training)]})

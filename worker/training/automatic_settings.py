@@ -6,8 +6,6 @@ than there is: then the trainer halves the rows of a pass (trainer.py).
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel
-
 from app.core.specs.job import TrainingSpec
 from worker.models.device import free_memory_bytes
 from worker.planning import automatic_settings, batch_size
@@ -16,12 +14,9 @@ from worker.training.attempt import TrainingAttempt
 
 
 def choose_training_settings(
-    attempt: TrainingAttempt, model: PreTrainedModel, rows: Sequence[TokenRow], packed_length: int | None
+    attempt: TrainingAttempt, job: batch_size.PlannedJob, rows: Sequence[TokenRow], packed_length: int | None
 ) -> TrainingSpec:
-    """The training settings without `auto` for batch size and checkpointing; logs what was chosen and why.
-
-    The base model is on the meta device; it gets the adapter. Raises BadTarget.
-    """
+    """The training settings without `auto` for batch size and checkpointing; logs what was chosen and why."""
     spec, device = attempt.request.spec, attempt.device
     if not automatic_settings.has_automatic_batch(spec.training):
         return spec.training
@@ -30,7 +25,6 @@ def choose_training_settings(
         [row.trained_tokens for row in rows],
         packed_length=packed_length,
     )
-    job = batch_size.PlannedJob.read(spec, device, model, attempt.request.path)
     free_bytes = free_memory_bytes(device)
     chosen = batch_size.choose_batch_size(job, measured, free_bytes=free_bytes)
     training, total = chosen.training, chosen.memory.total

@@ -43,8 +43,8 @@ class Collator:
         """A batch on the CPU, all [B, L]: `input_ids`, `labels`, and `attention_mask` or `position_ids`.
 
         Unpacked rows get an `attention_mask`. Packed rows get `position_ids` that begin again with each row,
-        from which transformers builds a mask that separates the rows (attention.py checks it); padding counts
-        as rows of one token.
+        from which transformers builds a mask that separates the rows (planning/packing.py checks it); padding
+        counts as rows of one token.
         """
         batch = {
             "input_ids": _pad([example["input_ids"] for example in examples], self._pad_token_id),

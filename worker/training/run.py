@@ -21,12 +21,11 @@ from trl import SFTConfig
 from app.core.specs.states import Phase
 from worker.models import base_model, fingerprint, serving_path, vocabulary
 from worker.models.device import find_device
-from worker.planning import automatic_settings, model_checks, model_shape
+from worker.planning import automatic_settings, batch_size, model_checks, model_shape, packing
 from worker.processes.child import ParentLink
 from worker.processes.reports import Ended, Happened, Outcome, TrainingRequest
 from worker.training import adapter, config
 from worker.training.attempt import Stopped, TrainingAttempt
-from worker.training.attention import refuse_leaking
 from worker.training.automatic_settings import choose_training_settings
 from worker.training.batches import Collator, make_dataset
 from worker.training.checkpoints import continuation, early_stopping, store as checkpoints
@@ -89,8 +88,9 @@ def train(attempt: TrainingAttempt) -> None:
     max_length = automatic_settings.max_seq_length(
         request.spec.training, base_model.read_context_length(folder)
     )
-    planned = check_model(attempt, folder, tokenizer)
-    rows = prepare_rows(attempt, tokenizer, folder, max_length, model_shape.count_embedding_rows(planned))
+    model = base_model.build_empty(folder)
+    planned = check_model(attempt, model, tokenizer)
+    rows = prepare_rows(attempt, tokenizer, folder, max_length, model_shape.count_embedding_rows(model))
 
     attempt.enter(Phase.LOADING)
     base_weights = fingerprint.take_fingerprint(folder)
@@ -140,16 +140,20 @@ def train(attempt: TrainingAttempt) -> None:
 
 
 def check_model(
-    attempt: TrainingAttempt, folder: Path, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel:
-    """The base model on the meta device; warns of what its structure says.
+    attempt: TrainingAttempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> batch_size.PlannedJob:
+    """What is known of the job before the weights are there; warns of what the model's structure says.
 
-    Raises ModelUnreadable, BadTarget.
+    The base model is on the meta device; it gets the adapter. Raises ModelUnreadable, BadTarget,
+    InvalidRequest.
     """
-    model = base_model.build_empty(folder)
-    for finding in model_checks.check_model(model, attempt.request.spec, tokenizer):
+    spec = attempt.request.spec
+    for finding in model_checks.check_model(model, spec, tokenizer):
         attempt.warn(finding.code, finding.message)
-    return model
+    planned = batch_size.PlannedJob.read(spec, attempt.device, model, attempt.request.path)
+    if planned.serving_obstacles:
+        attempt.say(serving_path.explain(planned.serving_obstacles))
+    return planned
 
 
 def find_checkpoint(attempt: TrainingAttempt) -> Path | None:
@@ -183,14 +187,8 @@ def load(attempt: TrainingAttempt, folder: Path) -> PeftModel:
         f"{spec.base_model} is loaded, {kind}, on {attempt.device.name}: {total / 1e6:,.1f} million weights, "
         f"{trained / 1e6:,.2f} million of them trained."
     )
-    obstacles = serving_path.find_obstacles(model)
-    if obstacles:
-        attempt.say(
-            "The finished adapter will be served on the engine's general path, by transformers and PEFT: one "
-            f"request after another, more slowly than others. The reason: {', '.join(obstacles)}."
-        )
-    if spec.training.packing:
-        refuse_leaking(model)
+    if spec.training.packing and not packing.refuse_leaking(model.get_base_model().config):
+        packing.refuse_leaking_model(model)
     return model
 
 

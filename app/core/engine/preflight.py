@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.core.engine.messages import Wire
+from app.core.engine.messages import ServingPath, Wire
 from app.core.specs.job import MODEL_NAME, JobSpec
 
 MAX_LINES = 100
@@ -135,6 +135,16 @@ class TimeFigures(Wire):
     )
 
 
+class Serving(Wire):
+    """How the finished adapter would be served."""
+
+    path: ServingPath = Field(
+        description="`paged`: in batches with others, at full speed. `general`: by transformers and PEFT, "
+        "one request after another."
+    )
+    reason: str | None = Field(description="What the paged engine can't compute; null where it serves.")
+
+
 class Preflight(Wire):
     """What a job would do, before it starts."""
 
@@ -156,6 +166,7 @@ class Preflight(Wire):
     chosen: Chosen = Field(description="What the job would run with.")
     disk: DiskFigures = Field(description="Space that the job needs.")
     time: TimeFigures = Field(description="How long the training may take.")
+    serving: Serving = Field(description="How the finished adapter would be served.")
     warnings: list[Notice] = Field(description="What should be known first; empty: nothing.")
 
 

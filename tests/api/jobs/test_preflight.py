@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.deps import Services
 from app.core.engine import workers
-from app.core.engine.messages import Failed, Wire
+from app.core.engine.messages import Failed, ServingPath, Wire
 from app.core.engine.preflight import (
     Chosen,
     DeviceFigures,
@@ -22,6 +22,7 @@ from app.core.engine.preflight import (
     PreflightRequest,
     Preview,
     PreviewRequest,
+    Serving,
     TimeFigures,
     TokenFigures,
 )
@@ -60,6 +61,7 @@ ANSWER = Preflight(
     ),
     disk=DiskFigures(checkpoints=1, adapter=1, free=10),
     time=TimeFigures(seconds=100, tokens_per_second=10, basis="guess"),
+    serving=Serving(path=ServingPath.PAGED, reason=None),
     warnings=[],
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.core.datasets.rows import Completion, Conversation, PlainText, Row
+from app.core.engine.messages import ServingPath
 from app.core.engine.preflight import Preflight, PreflightRequest
 from app.core.errors import InvalidRequest
 from app.core.errors.datasets import DatasetNotFound
@@ -284,3 +285,29 @@ def test_what_the_template_leaves_out_is_counted(ask: Ask, environment: Prefligh
     found = {warning.code: warning.message for warning in answer.warnings}
     assert "a part of 2 rows" in found["template_omits"]
     assert "In line 10 these are 25 characters of message 2: '<think>" in found["template_omits"]
+
+
+def test_how_the_adapter_will_be_served_is_said_as_the_job_says_it(
+    environment: PreflightEnvironment, ask: Ask
+) -> None:
+    plain, dora = (run_preflight(ask(lora={"use_dora": dora}), environment) for dora in (False, True))
+
+    assert (plain.serving.path, plain.serving.reason) == (ServingPath.PAGED, None)
+    assert (dora.serving.path, dora.serving.reason) == (ServingPath.GENERAL, "lora.use_dora")
+    told = next(warning.message for warning in dora.warnings if warning.code == "general_path")
+    assert told.endswith("The reason: lora.use_dora.")
+    assert "general_path" not in codes(plain)
+
+
+def test_packing_that_lets_rows_read_each_other_is_refused(
+    environment: PreflightEnvironment, ask: Ask, tmp_path: Path, models_folder: Path
+) -> None:
+    folder = Path(shutil.copytree(models_folder / NAME, tmp_path / "models" / NAME))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mamba", "architectures": ["MambaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    environment = environment.model_copy(update={"models_folder": folder.parent})
+
+    with pytest.raises(InvalidRequest, match="would read each other"):
+        run_preflight(ask(training={"packing": True, "max_seq_length": 64}), environment)
+    assert run_preflight(ask(), environment).serving.path is ServingPath.GENERAL

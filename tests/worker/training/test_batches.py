@@ -13,9 +13,9 @@ from tests.factories import make_spec
 from tests.tiny_model import NAME
 from worker.models.base_model import load_model
 from worker.models.device import find_device
+from worker.planning.packing import refuse_leaking_model
 from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter
-from worker.training.attention import refuse_leaking
 from worker.training.batches import Collator, EpochSampler, count_tokens, make_dataset
 
 ROWS = [
@@ -60,7 +60,7 @@ def test_packed_rows_are_read_as_they_are_alone(models_folder: Path) -> None:
 
 
 def test_a_model_that_keeps_packed_rows_apart_may_pack(model: PeftModel) -> None:
-    refuse_leaking(model)
+    refuse_leaking_model(model)
 
 
 def test_a_model_that_lets_packed_rows_leak_is_refused(
@@ -70,7 +70,7 @@ def test_a_model_that_lets_packed_rows_leak_is_refused(
     monkeypatch.setattr(model, "forward", lambda position_ids, **inputs: whole(**inputs))
 
     with pytest.raises(InvalidRequest, match="would read each other"):
-        refuse_leaking(model)
+        refuse_leaking_model(model)
 
 
 def test_an_evaluation_leaves_4_bit_weights_trainable(
