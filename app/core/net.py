@@ -23,6 +23,21 @@ _PREFIX = "whsec_"
 _SECRET_BYTES = 32
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Networks that lead to other addresses or to this site, whatever Python's version says of them.
+_NEVER_PUBLIC = [
+    ipaddress.ip_network(text)
+    for text in (
+        "::/96",  # IPv4-compatible addresses, with the loopback (RFC 4291)
+        "::ffff:0:0:0/96",  # IPv4-translated addresses (RFC 2765)
+        "64:ff9b:1::/48",  # NAT64 of a site (RFC 8215)
+        "2001::/32",  # Teredo (RFC 4380)
+        "2002::/16",  # 6to4 (RFC 3056)
+        "3fff::/20",  # documentation (RFC 9637)
+        "5f00::/16",  # segment routing (RFC 9602)
+        "fec0::/10",  # site-local addresses (RFC 3879)
+        "192.88.99.0/24",  # relays of 6to4 (RFC 7526)
+    )
+]
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -30,9 +45,10 @@ def parse_webhook_url(text: str) -> httpx.URL:
     """Parse a webhook's URL. Raises TargetRefused where a webhook can't be sent to such a URL."""
     try:
         url = httpx.URL(text)
+        host = url.host  # decodes it: a malformed international name shows here
     except (httpx.InvalidURL, ValueError):
         raise TargetRefused("This is not a URL.", hint="For example https://example.org/hooks.") from None
-    if url.scheme not in _PORTS or not url.host:
+    if url.scheme not in _PORTS or not host:
         raise TargetRefused("A webhook needs an http or https URL.", hint="Prefer https.")
     if url.port is not None and not 0 < url.port < 1 << 16:
         raise TargetRefused(f"There is no port {url.port}.")
@@ -66,16 +82,18 @@ def resolve_allowed_addresses(url: httpx.URL, *, allow_private: bool) -> list[st
 def is_public(address: str) -> bool:
     """Whether an IP address is a public unicast address, also where an IPv6 address wraps an IPv4 one."""
     parsed = _unwrapped(ipaddress.ip_address(address.partition("%")[0]))
+    if any(parsed in network for network in _NEVER_PUBLIC):
+        return False
     return parsed.is_global and not parsed.is_multicast
 
 
 def _unwrapped(address: _Address) -> _Address:
-    """Returns the IPv4 address that an IPv6 address wraps (NAT64, mapped, 6to4), or the address itself."""
+    """Returns the IPv4 address that an IPv6 address wraps (NAT64, mapped), or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or address
+    return address.ipv4_mapped or address
 
 
 def new_webhook_secret() -> str:

@@ -27,6 +27,9 @@ def stub_dns(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
         ("https://example.org/#part", "#"),
         ("https://example.org:99999", "no port"),
         ("https://[::1", "not a URL"),
+        ("http://xn--/", "not a URL"),
+        ("http://xn--a/", "not a URL"),
+        ("http://xn--zz--a/", "not a URL"),
     ],
 )
 def test_a_url_that_can_not_be_a_webhook_is_refused_with_the_reason(url: str, said: str) -> None:
@@ -53,6 +56,15 @@ def test_a_url_that_can_not_be_a_webhook_is_refused_with_the_reason(url: str, sa
         "::ffff:127.0.0.1",
         "64:ff9b::a01:203",
         "2002:a01:203::1",
+        "2002:101:101::1",
+        "2001:0:101:101::1",
+        "::101:101",
+        "::ffff:0:101:101",
+        "64:ff9b:1::101:101",
+        "fec0::1",
+        "3fff::1",
+        "5f00::1",
+        "192.88.99.1",
     ],
 )
 def test_a_private_address_is_not_public(address: str) -> None:

@@ -33,12 +33,14 @@ async def preview_dataset(
         ),
     ],
     limit: Annotated[int, Query(ge=1, le=_MAX_ROWS, description="Most rows in the answer.")] = 5,
-    after: Annotated[int, Query(ge=0, description="`next` of the page before: a line of the file.")] = 0,
+    after: Annotated[
+        int, Query(ge=0, le=2**31 - 1, description="`next` of the page before: a line of the file.")
+    ] = 0,
     assistant_only_loss: Annotated[
         bool, Query(description="Mark as a job with this setting would train.")
     ] = False,
     max_seq_length: Annotated[
-        int | None, Query(ge=8, description="Cut as a job with this setting would cut.")
+        int | None, Query(ge=8, le=1 << 24, description="Cut as a job with this setting would cut.")
     ] = None,
 ) -> Preview:
     """Rows rendered with the model's template, token by token, as training will read them."""

@@ -2,6 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.http.digits import bounded_int
 from app.api.http.errors import BodyTooLarge, send_error
 from app.core.errors import TooLarge
 from app.core.settings import Settings
@@ -64,5 +65,5 @@ def _is_upload(scope: Scope) -> bool:
 def _content_length(scope: Scope) -> int | None:
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
-            return int(value)
+            return bounded_int(value.decode())
     return None

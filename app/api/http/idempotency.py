@@ -32,6 +32,7 @@ from starlette.datastructures import UploadFile
 
 from app.api.deps import ServicesDep
 from app.api.http.auth import bearer_key
+from app.api.http.digits import bounded_int
 from app.core.storage import idempotency
 from app.core.storage.database import Database
 from app.core.storage.group_commit import GroupCommit
@@ -125,7 +126,7 @@ async def _identify(
         body=await _hash_body(request),
         key=idempotency_key,
         client=bearer_key(request.scope),
-        retries=int(x_stainless_retry_count) if x_stainless_retry_count.isdecimal() else 0,
+        retries=bounded_int(x_stainless_retry_count) if x_stainless_retry_count.isdecimal() else 0,
         arrived_at=getattr(request.state, ARRIVED_AT, datetime.now(UTC)),
     )
     return IdempotentRequest(services.database, services.commits, identity)

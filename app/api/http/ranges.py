@@ -16,11 +16,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from app.api.http.digits import bounded_int
 from app.core.exports.results import ExportedFile
 from app.core.storage.artifacts import ArtifactStore
 
 _CHUNK_BYTES = 1 << 20
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ def _parse(header: str, size: int) -> tuple[int, int] | None:
     match = _RANGE.fullmatch(header.strip())
     if match is None or match.groups() == ("", ""):
         return None
-    first, last = match.groups()
-    if first == "":
-        start, end = max(size - int(last), 0), size
+    first, last = (bounded_int(digits) if digits else None for digits in match.groups())
+    if first is None:
+        start, end = max(size - (last or 0), 0), size
     else:
-        start, end = int(first), min(int(last) + 1, size) if last else size
-    if last and first and int(last) < int(first):
+        start, end = first, size if last is None else min(last + 1, size)
+    if first is not None and last is not None and last < first:
         return None
     if start >= size or start >= end:
         raise HTTPException(

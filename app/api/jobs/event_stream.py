@@ -15,7 +15,7 @@ from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.api.http.turns import Turns
+from app.api.http.pacing import Turns
 from app.api.jobs.event_pages import EventPages, Render
 from app.core.errors.jobs import JobNotFound
 from app.core.specs.states import JobState

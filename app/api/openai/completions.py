@@ -37,7 +37,7 @@ _EXAMPLES: dict[str, Example] = {
         "value": {"model": "SmolLM2-135M-Instruct", "prompt": [[504, 2365], [12899]], "temperature": 0},
     },
 }
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
 
 
@@ -62,7 +62,7 @@ class CompletionBody(CommonBody):
     response_format: ResponseFormat | None = Field(
         None, description="Not OpenAI's here. What the answer must look like, as in chat."
     )
-    best_of: int | None = Field(None, description="Only what `n` is.")
+    best_of: int | None = Field(None, ge=1, le=128, description="Only what `n` is.")
     echo: MustBeFalse = Field(None, description="Only false.")
     suffix: Annotated[Any, allow_only("")] = Field(None, description="Only null or empty.")
 

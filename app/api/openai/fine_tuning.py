@@ -9,6 +9,7 @@ from fastapi.openapi.models import Example
 from sqlalchemy.orm import Session
 
 from app.api.deps import MAX_PAGE, Services, ServicesDep
+from app.api.http.digits import bounded_int
 from app.api.http.idempotency import IdempotentRequestDep
 from app.api.jobs.history import read_curve
 from app.api.openai.fine_tuning_body import FineTuningJobBody
@@ -176,7 +177,7 @@ def _read_metadata(request: Request) -> dict[str, str] | None:
 def _seq_of(job_id: str, event: str) -> int:
     seq = event.rpartition("_")[2]
     # The id is rebuilt from its number: an id of another job, or in another form, differs from it.
-    if not (seq.isdecimal() and seq.isascii() and event_id(job_id, int(seq)) == event):
+    if not (seq.isdecimal() and seq.isascii() and event_id(job_id, bounded_int(seq)) == event):
         raise _bad_cursor(event)
     return min(int(seq), 2**31 - 1)
 

@@ -29,6 +29,8 @@ MetadataKey = Annotated[str, Field(max_length=64, pattern=METADATA_KEY)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
+_MAX_STEPS = 100_000_000
+
 Optimizer = Literal[
     "paged_adamw_32bit",
     "paged_adamw_8bit",
@@ -61,7 +63,7 @@ class LoraSpec(Spec):
     """The low-rank adapter (Hu et al. 2021; the names are PEFT's)."""
 
     r: int = Field(64, ge=1, le=1024, description="Rank of the update matrices.")
-    alpha: float = Field(16, gt=0, description="Scale: the update is multiplied by alpha / r.")
+    alpha: float = Field(16, ge=1e-6, le=1e6, description="Scale: the update is multiplied by alpha / r.")
     dropout: Fraction = Field(0.1, description="Dropout on the adapter's input while training.")
     bias: Literal["none", "all", "lora_only"] = Field(
         "none",
@@ -116,8 +118,10 @@ class QuantizationSpec(Spec):
 class TrainingSpec(Spec):
     """The training run (the names are transformers' TrainingArguments')."""
 
-    num_train_epochs: float = Field(1, gt=0, le=1000, description="Passes over the dataset.")
-    max_steps: int = Field(-1, ge=-1, description="Optimizer steps; -1: as many as the epochs make.")
+    num_train_epochs: float = Field(1, ge=1e-6, le=1000, description="Passes over the dataset.")
+    max_steps: int = Field(
+        -1, ge=-1, le=_MAX_STEPS, description="Optimizer steps; -1: as many as the epochs make."
+    )
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = Field(
         4,
         description="Rows in one forward pass. auto: an optimizer step learns from 4 times "
@@ -132,12 +136,14 @@ class TrainingSpec(Spec):
     )
     optim: Optimizer = Field("paged_adamw_32bit", description="Optimizer.")
     learning_rate: float = Field(2e-4, gt=0, le=10, description="Peak learning rate.")
-    weight_decay: float = Field(0.001, ge=0, description="Decoupled weight decay.")
+    weight_decay: float = Field(0.001, ge=0, le=100, description="Decoupled weight decay.")
     lr_scheduler_type: Scheduler = Field("constant", description="How the learning rate changes.")
     warmup_ratio: Fraction = Field(
         0.03, description="Share of the steps that warm up, where the scheduler does."
     )
-    max_grad_norm: float = Field(0.3, ge=0, description="Gradients are clipped to this norm; 0: never.")
+    max_grad_norm: float = Field(
+        0.3, ge=0, le=1e6, description="Gradients are clipped to this norm; 0: never."
+    )
     fp16: bool | Auto = Field("auto", description="Mixed precision in float16.")
     bf16: bool | Auto = Field(
         "auto", description="Mixed precision in bfloat16. auto: where the device has it."
@@ -146,6 +152,7 @@ class TrainingSpec(Spec):
     max_seq_length: int | None = Field(
         None,
         ge=8,
+        le=1 << 24,
         description="Rows are cut to so many tokens; null: the base model's own context, at most 2048.",
     )
     packing: bool = Field(False, description="Fill every sequence with several rows.")
@@ -154,9 +161,11 @@ class TrainingSpec(Spec):
         description="Learn from the assistant's turns alone. (prompt + completion rows always learn from "
         "the completion alone.)",
     )
-    neftune_noise_alpha: float | None = Field(None, gt=0, description="NEFTune noise on the embeddings.")
-    logging_steps: int = Field(25, ge=1, description="A metrics event every so many steps.")
-    save_steps: int = Field(25, ge=1, description="A checkpoint every so many steps.")
+    neftune_noise_alpha: float | None = Field(
+        None, ge=1e-6, le=1000, description="NEFTune noise on the embeddings."
+    )
+    logging_steps: int = Field(25, ge=1, le=_MAX_STEPS, description="A metrics event every so many steps.")
+    save_steps: int = Field(25, ge=1, le=_MAX_STEPS, description="A checkpoint every so many steps.")
     keep_checkpoints: int = Field(
         0,
         ge=0,
@@ -164,10 +173,12 @@ class TrainingSpec(Spec):
         description="Keep the adapter at the end of each epoch, the newest so many of them: they answer, and "
         "can be downloaded, beside the finished one.",
     )
-    eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps; null: at the end.")
+    eval_steps: int | None = Field(
+        None, ge=1, le=_MAX_STEPS, description="Evaluate every so many steps; null: at the end."
+    )
     validation_split: Fraction = Field(0.0, description="Share of the rows held out for evaluation.")
     early_stopping_patience: int | None = Field(
-        None, ge=1, description="Stop after so many evaluations without a better loss."
+        None, ge=1, le=_MAX_STEPS, description="Stop after so many evaluations without a better loss."
     )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of data order, initialisation and dropout.")
 

@@ -108,6 +108,20 @@ def test_a_range_is_a_part_of_the_whole(
     assert part.headers["content-range"].endswith(f"/{len(whole)}")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "status", "size"),
+    [("0-%s", 206, 9), ("-%s", 206, 9), ("%s-", 416, None), ("%s-0", 200, 9), ("000%.0s2-4", 206, 3)],
+)
+def test_a_range_of_thousands_of_digits_is_a_number_like_others(
+    client: TestClient, finished: str, wanted: str, status: int, size: int | None
+) -> None:
+    answer = client.get(
+        f"/exports/{finished}/files/README.md", headers={"range": f"bytes={wanted % ('9' * 5000)}"}
+    )
+    assert answer.status_code == status
+    assert size is None or len(answer.content) == size
+
+
 def test_a_range_behind_the_end_is_refused(client: TestClient, finished: str) -> None:
     answer = client.get(f"{finished}/download?file=README.md", headers={"Range": "bytes=100-"})
 

@@ -74,6 +74,13 @@ def test_a_retry_without_a_key_makes_nothing_new(client: TestClient, post: Post)
     assert retry == again
 
 
+def test_a_retry_count_of_thousands_of_digits_is_a_retry(client: TestClient, post: Post) -> None:
+    first, retry = (
+        post(client, {"x-stainless-retry-count": count}).json()["id"] for count in ("0", "9" * 5000)
+    )
+    assert retry == first
+
+
 def test_the_retry_of_a_refused_request_is_not_answered_from_an_earlier_one(
     client: TestClient, settings: Settings
 ) -> None:

@@ -3,8 +3,7 @@ from collections import Counter
 
 from starlette.types import Receive, Scope, Send
 
-from app.api.http.pacing import PacingMiddleware
-from app.api.http.turns import Turns
+from app.api.http.pacing import PacingMiddleware, Turns
 
 
 def test_callers_go_on_in_order_and_a_few_in_an_iteration() -> None:
