@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+from fastapi.testclient import TestClient
+
 from app.core.settings import Settings
 from app.core.storage.database import Database
 from app.main import create_app
+from tests.factories import make_dataset
 
 LOWEST = {"minimum", "exclusiveMinimum"}
 HIGHEST = {"maximum", "exclusiveMaximum"}

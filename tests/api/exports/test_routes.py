@@ -116,7 +116,7 @@ def test_a_range_of_thousands_of_digits_is_a_number_like_others(
     client: TestClient, finished: str, wanted: str, status: int, size: int | None
 ) -> None:
     answer = client.get(
-        f"/exports/{finished}/files/README.md", headers={"range": f"bytes={wanted % ('9' * 5000)}"}
+        f"{finished}/download?file=README.md", headers={"range": f"bytes={wanted % ('9' * 5000)}"}
     )
     assert answer.status_code == status
     assert size is None or len(answer.content) == size
