@@ -120,7 +120,7 @@ def through_http(options: Options) -> Iterator[Row]:
         weights=EngineWeights.FOUR_BIT if options.keeps_4bit else EngineWeights.SIXTEEN_BIT,
     )
     with tempfile.TemporaryDirectory() as scratch, ServingBox(setup, Path(scratch)) as box:
-        bench = HttpBench(box, options.base.name, names, len(load_tokenizer(options.model)))
+        bench = HttpBench(box, options.base, names, len(load_tokenizer(options.model)))
         yield {"part": "http start", **bench.start()}
         yield {"part": "cold adapter", **bench.cold_adapters(options.prompt_tokens)}
         for adapters in options.http_adapters:

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from app.core.engine.messages import BaseModelRef
 from benchmarks.serving_box import ServingBox
 from benchmarks.serving_inputs import prompts
 from benchmarks.streaming_clients import Answer, Load, send
@@ -14,7 +15,9 @@ _COLD_ADAPTERS = 4
 class HttpBench:
     """Measures a running ServingBox."""
 
-    def __init__(self, box: ServingBox, base_model: str, adapters: list[str], token_count: int) -> None:
+    def __init__(
+        self, box: ServingBox, base_model: BaseModelRef, adapters: list[str], token_count: int
+    ) -> None:
         self._box = box
         self._base_model = base_model
         self._adapters = adapters
@@ -23,7 +26,6 @@ class HttpBench:
     def start(self) -> dict[str, Any]:
         """Seconds to the first answer, for which the base model is loaded and warmed up."""
         began = time.perf_counter()
-        # By an adapter's name: the base model's own stands for its default quantization.
         self._box.complete(self._body(self._adapters[-1], [5], 1))
         return {"first_answer_seconds": round(time.perf_counter() - began, 2)}
 
@@ -38,7 +40,7 @@ class HttpBench:
     def row(self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         """Measure all clients at once: greedy, distinct prompts, adapters in turn."""
         texts = prompts(batch, prompt_tokens, self._token_count)
-        names = self._adapters[:adapters] or [self._base_model]
+        names = self._adapters[:adapters] or [self._base_model.name]
         self._send([self._body(name, [7 + index], 2) for index, name in enumerate(names)])
         before = self._box.processor_seconds()
         answers = self._send(
@@ -59,7 +61,9 @@ class HttpBench:
         return send(Load(self._box.port, bodies))
 
     def _body(self, model: str, prompt: list[int], new_tokens: int) -> dict[str, Any]:
-        return {"model": model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0}
+        body = {"model": model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0}
+        is_base = model == self._base_model.name
+        return body | ({"quantization": self._base_model.quantization.model_dump()} if is_base else {})
 
 
 def _times(answers: list[Answer], made: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
+from app.core.specs.job import QuantizationSpec
 from app.core.specs.states import AdapterState
 from app.core.storage import tables
 
@@ -22,6 +23,7 @@ class AdapterRead(BaseModel):
     id: str = Field(description="Names the adapter for good.", examples=["ad_4kq1v9x2m7ahc3zt"])
     name: str = Field(description="The job's name; the API takes it wherever it takes the id.")
     base_model: str = Field(description="The base model it was trained against.")
+    quantization: QuantizationSpec = Field(description="How the base model's weights were quantized for it.")
     job: str | None = Field(description="Id of the job that made it.")
     step: int | None = Field(description="The step at which the job kept it; null: it is the finished one.")
     state: AdapterState = Field(
@@ -40,6 +42,7 @@ class AdapterRead(BaseModel):
             id=row.id,
             name=row.name,
             base_model=row.base_model,
+            quantization=QuantizationSpec.model_validate(row.quantization),
             job=row.job_id,
             step=row.step,
             state=AdapterState.READY,
@@ -54,6 +57,7 @@ class AdapterRead(BaseModel):
             id=row.id,
             name=row.name,
             base_model=row.base_model,
+            quantization=QuantizationSpec.model_validate(row.quantization),
             job=None,
             step=None,
             state=AdapterState(row.state),

@@ -99,7 +99,7 @@ def test_an_imported_adapter_is_verified_and_then_like_any_other(
     found = wait_for_verification(client, sent.json()["id"])
 
     assert (found["state"], found["name"], found["base_model"]) == ("ready", "my-adapter", "owner/model")
-    assert (found["job"], found["error"]) == (None, None)
+    assert (found["job"], found["error"], found["quantization"]["load_in_4bit"]) == (None, None, False)
     assert [one["id"] for one in client.get("/adapters").json()["data"]] == [found["id"]]
     assert found["name"] in [one["id"] for one in client.get("/v1/models").json()["data"]]
     assert client.get(f"/adapters/{found['id']}/download").status_code == 200

@@ -57,6 +57,7 @@ function Bench({ models, adapters, wanted }) {
     for (const work of running.current) work.abort();
   };
   useEffect(() => stop, []);
+  const quantizations = findQuantizations(columns, adapters);
   const isBusy = Object.values(answers).some(({ isBusy }) => isBusy);
   const run = (event) => {
     event.preventDefault();
@@ -67,7 +68,7 @@ function Bench({ models, adapters, wanted }) {
       const work = new AbortController();
       running.current.add(work);
       const show = (answer) => work.signal.aborted && answer.isBusy ? null : setAnswers((before) => ({ ...before, [column]: answer }));
-      ask(makeBody(target, form), work.signal, show).finally(() => running.current.delete(work));
+      ask(makeBody(target, form, quantizations), work.signal, show).finally(() => running.current.delete(work));
     });
   };
   const submitKeys = (event) => (event.ctrlKey || event.metaKey) && event.key === "Enter" && form.prompt && run(event);
@@ -94,7 +95,7 @@ function Bench({ models, adapters, wanted }) {
       </div>
       <div class="answers">
         ${columns.map((target, column) => html`<${Answer} key=${column} number=${column + 1} target=${target} models=${models} adapters=${adapters}
-          answer=${answers[column] ?? EMPTY} body=${() => makeBody(target, form)} onTarget=${(chosen) => change(column, chosen)}
+          answer=${answers[column] ?? EMPTY} body=${() => makeBody(target, form, quantizations)} onTarget=${(chosen) => change(column, chosen)}
           onRemove=${columns.length > 1 ? () => (setColumns(columns.filter((_, index) => index !== column)), setAnswers({})) : null} />`)}
       </div>
       ${columns.length < MAX_COLUMNS && html`<div><button type="button" onClick=${() => setColumns([...columns, ""])}>Add a column</button></div>`}
@@ -102,11 +103,21 @@ function Bench({ models, adapters, wanted }) {
   <//>`;
 }
 
+/** By base model: the quantization of an adapter on it in another column, so that both are asked of the same weights. */
+function findQuantizations(columns, adapters) {
+  const shown = adapters.filter(({ id, quantization }) => columns.includes(`adapter:${id}`) && !isDefault(quantization));
+  return Object.fromEntries(shown.map(({ base_model, quantization }) => [base_model, quantization]));
+}
+
+const isDefault = ({ load_in_4bit, bnb_4bit_quant_type, bnb_4bit_compute_dtype, bnb_4bit_use_double_quant }) =>
+  load_in_4bit && bnb_4bit_quant_type === "nf4" && bnb_4bit_compute_dtype === "auto" && !bnb_4bit_use_double_quant;
+
 /** The body of POST /generate. What stands at its default is left out. */
-function makeBody(target, form) {
+function makeBody(target, form, quantizations) {
   const [kind, ...rest] = target.split(":");
   const name = rest.join(":");
   const body = kind === "adapter" ? { adapter: name } : { base_model: name };
+  if (kind === "base" && quantizations[name]) body.quantization = quantizations[name];
   if (form.mode === "text") body.prompt = form.prompt;
   else body.messages = [...(form.system ? [{ role: "system", content: form.system }] : []), { role: "user", content: form.prompt }];
   for (const [field, , fallback] of SAMPLING) {

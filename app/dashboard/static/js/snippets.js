@@ -16,7 +16,7 @@ export function asPython({ adapter, base_model: baseModel, messages, prompt, max
   const own = {};
   const known = { model: adapter ?? baseModel, ...(messages ? { messages } : { prompt }), max_tokens: maxTokens };
   for (const [name, value] of Object.entries(sampling)) {
-    const target = ["top_k", "min_p", "repetition_penalty"].includes(name) ? own : known;
+    const target = ["top_k", "min_p", "repetition_penalty", "quantization"].includes(name) ? own : known;
     target[name] = value;
   }
   const call = messages ? "client.chat.completions.create" : "client.completions.create";
