@@ -63,7 +63,8 @@ def show_row(
         if embedding_rows is not None:
             vocabulary.check_ids(shown_ids, tokenizer, embedding_rows)
     except (InvalidRequest, TemplateMismatch) as error:
-        return PreviewRow(line=line, tokens=[], truncated=False, problem=error.message)
+        problem = f"{error.message} {error.hint}" if error.hint else error.message
+        return PreviewRow(line=line, tokens=[], truncated=False, problem=problem)
     tokens = [
         PreviewToken(text=text, id=token, trained=label != IGNORED)
         for text, token, label in zip(

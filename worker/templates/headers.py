@@ -9,8 +9,10 @@ from app.core.datasets.rows import Message
 from app.core.errors import InvalidRequest
 from worker.templates.renderer import DatedRenderer
 
-OPENED_THOUGHT = re.compile(r"<\w+>\s*$")
-EMPTY_THOUGHT = re.compile(r"<(\w+)>\s*</\1>\s*")
+# <think>, <thinking>, <seed:think>, <reasoning>…
+_THOUGHT = r"[\w:]*(?:think|thought|reason)[\w:]*"
+OPENED_THOUGHT = re.compile(rf"<{_THOUGHT}>\s*$")
+EMPTY_THOUGHT = re.compile(rf"<({_THOUGHT})>\s*</\1>\s*")
 _THOUGHT_OF_A_PROMPT = re.compile(rf"(?:{OPENED_THOUGHT.pattern}|{EMPTY_THOUGHT.pattern}$)")
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import Conversation, Message
 from app.core.errors.jobs import TemplateMismatch
+from tests.worker.families import with_controls
 from tests.worker.templates.reasoning_templates import TEMPLATES, THOUGHTS
 from worker.templates.prompt_check import check_prompts, render_prompt
 from worker.templates.token_rows import IGNORED, encode_row, format_rows
@@ -185,3 +186,23 @@ def test_a_conversation_may_begin_with_the_assistant(name: str, tokenizer: PreTr
     assert "Ask me." in found[0]
     assert found[1] == last.format("1")
     assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [("think", "\n</think>\n\n3</s>"), ("seed:think", "\n</seed:think>\n\n3</s>"), ("bot", None)],
+)
+def test_only_an_opened_thought_is_ended(tag: str, expected: str | None) -> None:
+    """A header of a template that writes another one into finished conversations is no thought."""
+    template = (
+        "{% for message in messages %}[{{ message.role }}]{{ message.content }}"
+        "{% if loop.last and message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]<" + tag + ">\\n' }}{% endif %}"
+    )
+    tokenizer = with_controls(("<s>", "</s>"), template=template)
+
+    if expected is None:
+        with pytest.raises(TemplateMismatch, match="<bot>"):
+            learned(PLAIN, tokenizer)
+    else:
+        assert learned(PLAIN, tokenizer)[-1] == expected
