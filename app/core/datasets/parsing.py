@@ -58,7 +58,7 @@ def _parse_prompt_completion(record: Mapping[str, Any], names: Mapping[str, str]
     asked, answer = record[prompt], record[completion]
     if isinstance(asked, list) and isinstance(answer, list):
         _refuse_columns(asked, prompt)
-        turns = {prompt: asked, completion: answer}
+        turns = {prompt: messages_of(asked, prompt), completion: messages_of(answer, completion)}
         return parse_conversation(turns, fields, system=_system(record, names))
     for column, value, other in ((prompt, asked, completion), (completion, answer, prompt)):
         if isinstance(value, list) and isinstance(record[other], str):

@@ -169,7 +169,7 @@ def _part(part: object, where: str, path: str, fields: RowFields) -> str | None:
 
 
 def _first_key(part: Mapping[str, Any]) -> str:
-    return next(key for key, value in part.items() if key != "type" and not is_absent(value))
+    return next((key for key, value in part.items() if key != "type" and not is_absent(value)), "type")
 
 
 def _weight(turn: Mapping[str, Any], where: str) -> int:

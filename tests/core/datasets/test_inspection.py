@@ -163,11 +163,36 @@ json_values = st.recursive(
     max_leaves=8,
 )
 known_columns = st.sampled_from(
-    ["messages", "prompt", "completion", "text", "instruction", "input", "output", "conversations", "system"]
+    [
+        "messages",
+        "prompt",
+        "completion",
+        "text",
+        "instruction",
+        "input",
+        "output",
+        "conversations",
+        "system",
+        "history",
+        "tools",
+        "label",
+    ]
+)
+parts = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["text", "image"]) | json_values,
+        "text": json_values,
+        "a": json_values,
+    },
 )
 turns = st.fixed_dictionaries(
     {},
-    optional=dict.fromkeys(("role", "content", "from", "value", "weight"), json_values),
+    optional={
+        **dict.fromkeys(("value", "weight", "loss", "train", "parts", "tool_calls", "name"), json_values),
+        **dict.fromkeys(("role", "from"), st.sampled_from(["user", "assistant", "tool"]) | json_values),
+        "content": st.lists(parts, max_size=3) | json_values,
+    },
 )
 rows = json_values | st.dictionaries(known_columns, json_values | st.lists(turns, max_size=3), max_size=3)
 

@@ -144,6 +144,10 @@ def test_each_format_is_detected_and_parsed(record: dict[str, Any], row: Row) ->
             chat(("user", "\ud83d"), ("assistant", "a")),
             "message 1: 'content' holds \\ud83d, half of a surrogate pair. Write the whole character.",
         ),
+        (
+            {"prompt": [], "completion": []},
+            "'prompt' must be a list of messages, found an empty list.",
+        ),
         ({"messages": []}, "'messages' must be a list of messages, found an empty list."),
         ({"messages": {}}, "'messages' must be a list of messages, found an object."),
         (
