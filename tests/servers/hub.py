@@ -1,4 +1,4 @@
-"""A fake Hub for reading datasets: the HTTP routes that huggingface_hub and `datasets` use, with real files.
+"""A fake Hub for reading datasets and models: the HTTP routes that the Hub's libraries use, with real files.
 
 `HF_ENDPOINT=hub.url` points the libraries at it.
 """
@@ -32,7 +32,7 @@ def parquet(**columns: list[Any]) -> bytes:
 
 @dataclass
 class Repository:
-    """A dataset repository with one commit."""
+    """A repository with one commit."""
 
     files: dict[str, bytes]
     is_gated: bool = False
@@ -44,7 +44,7 @@ class Repository:
 
 
 class FakeHub:
-    """Serves repositories of datasets; `requests` records the method and path of each request."""
+    """Serves repositories of datasets and models; `requests` records the method and path of each request."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -52,15 +52,10 @@ class FakeHub:
         self.broken_status: int | None = None
         self.stalls_downloads = False  # a request for a file gets no response until the client disconnects
         self.has_stalled = threading.Event()
-        api = "/api/datasets/{owner}/{name}"
-        resolve = "/datasets/{owner}/{name}/resolve/{revision}/{path:path}"
         routes = [
-            Route(api, self._answer(_info)),
-            Route(api + "/revision/{revision}", self._answer(_info)),
-            Route(api + "/tree/{revision}", self._answer(_tree)),
-            Route(api + "/tree/{revision}/{path:path}", self._answer(_tree)),
-            Route(api + "/paths-info/{revision}", self._answer(_paths_info), methods=["POST"]),
-            Route(resolve, self._answer(self._file)),
+            route
+            for kind, files in (("datasets", "/datasets"), ("models", ""))
+            for route in self._make_routes(f"/api/{kind}/{{owner}}/{{name}}", files)
         ]
         self._server = ServerThread(Starlette(routes=routes), lifespan="off")
         self.url = self._server.url
@@ -71,6 +66,16 @@ class FakeHub:
 
     def stop(self) -> None:
         self._server.stop()
+
+    def _make_routes(self, api: str, files: str) -> list[Route]:
+        return [
+            Route(api, self._answer(_info)),
+            Route(api + "/revision/{revision}", self._answer(_info)),
+            Route(api + "/tree/{revision}", self._answer(_tree)),
+            Route(api + "/tree/{revision}/{path:path}", self._answer(_tree)),
+            Route(api + "/paths-info/{revision}", self._answer(_paths_info), methods=["POST"]),
+            Route(files + "/{owner}/{name}/resolve/{revision}/{path:path}", self._answer(self._file)),
+        ]
 
     def _answer(self, serve: Any) -> Any:
         async def endpoint(request: Request) -> Response:

@@ -71,6 +71,23 @@ def locate(name: str, models_folder: Path, announce: Announce = lambda line: Non
     return find_here(name, models_folder) or _download(name, announce)
 
 
+def locate_description(name: str, models_folder: Path) -> Path:
+    """The model's folder on this machine, where a Hub model may yet lack its weights: see `add_weights`.
+
+    Raises ModelMissing, ModelGated, HubUnreachable.
+    """
+    return find_here(name, models_folder) or _fetch(name, allow_patterns=_DESCRIPTION)
+
+
+def add_weights(name: str, folder: Path, models_folder: Path, announce: Announce = lambda line: None) -> Path:
+    """Download the weights for what `locate_description` found, of the same revision. Returns the folder.
+
+    Raises ModelMissing, ModelGated, HubUnreachable.
+    """
+    # The Hub's cache names the folder of a revision by its commit.
+    return find_here(name, models_folder) or _download(name, announce, revision=folder.name)
+
+
 def find_here(name: str, models_folder: Path) -> Path | None:
     """The model's folder in the models folder; None for a Hub id. Raises ModelMissing for a folder's name."""
     folder = find_folder(name, models_folder)
@@ -290,8 +307,8 @@ def download_description(name: str, cache: Path) -> Path:
     return _fetch(name, allow_patterns=_DESCRIPTION, cache_dir=cache)
 
 
-def _download(name: str, announce: Announce) -> Path:
-    return _fetch(name, allow_patterns=_HUB_FILES, tqdm_class=_announcing(name, announce))
+def _download(name: str, announce: Announce, *, revision: str | None = None) -> Path:
+    return _fetch(name, revision=revision, allow_patterns=_HUB_FILES, tqdm_class=_announcing(name, announce))
 
 
 def _fetch(name: str, **options: Any) -> Path:

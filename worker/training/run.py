@@ -83,7 +83,7 @@ def train(attempt: TrainingAttempt) -> None:
     automatic_settings.check_modules_to_save(request.spec, device)
     if slow := automatic_settings.find_slow_products(request.spec, device):
         attempt.warn("slow_products", slow)
-    folder = base_model.locate(request.spec.base_model, request.models_folder, attempt.say)
+    folder = base_model.locate_description(request.spec.base_model, request.models_folder)
     tokenizer = base_model.load_tokenizer(folder)
     max_length = automatic_settings.max_seq_length(
         request.spec.training, base_model.read_context_length(folder)
@@ -91,6 +91,7 @@ def train(attempt: TrainingAttempt) -> None:
     model = base_model.build_empty(folder)
     planned = check_model(attempt, model, tokenizer)
     rows = prepare_rows(attempt, tokenizer, folder, max_length, model_shape.count_embedding_rows(model))
+    folder = base_model.add_weights(request.spec.base_model, folder, request.models_folder, attempt.say)
 
     attempt.enter(Phase.LOADING)
     base_weights = fingerprint.take_fingerprint(folder)
