@@ -278,6 +278,26 @@ def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path: Path) -> None
     )
 
 
+def test_a_parquet_cell_that_unpacks_to_far_more_is_refused_by_the_metadata(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the content was read")
+
+    monkeypatch.setattr(parquet_files, "_SUSPICIOUS_BYTES", 1 << 20)
+    bomb = parquet("SELECT repeat('a', 4000000) AS text")
+    few = parquet("SELECT repeat('a', 500000) AS text")
+    assert inspected(few).found.rows == 1
+    monkeypatch.setattr(parquet_files.ParquetRecords, "_check_sizes", read)
+    assert "unpacks to more than 300 times its size" in refusal(bomb)
+
+
+def test_a_parquet_row_of_any_size_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_files, "_MAX_ROW_BYTES", 2048)
+    rows = parquet("SELECT repeat('a', 3000) AS text UNION ALL SELECT 'b'")
+    assert "A row takes more than 2 KiB" in refusal(rows, max_row_bytes=1024)
+
+
 def test_a_parquet_row_has_a_limit() -> None:
     upload = inspected(parquet("SELECT repeat('a', 2000) AS text UNION ALL SELECT 'b'"), max_row_bytes=1024)
     assert upload.rows == [(2, PlainText("b"))]

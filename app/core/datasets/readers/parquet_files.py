@@ -17,11 +17,16 @@ from app.core.datasets.unused_fields import EMPTY_TEXTS
 from app.core.errors.datasets import DatasetInvalid
 
 _ROWS_AT_ONCE = 256
-_MEMORY_LIMIT = "1GB"
+_MEMORY_LIMIT = "512MB"
 # DuckDB reads so many rows at once, whatever their size. A file of kilobytes can repeat one megabyte a
 # thousand times (dictionary encoding), so the sizes of rows are summed up before the rows are read.
 _BLOCK_ROWS = 2048
-_MAX_BLOCK_BYTES = 512 << 20
+_MAX_BLOCK_BYTES = 256 << 20
+_MAX_ROW_BYTES = 64 << 20
+# A part of a column that unpacks to more than the bytes, and to so many times its size, was made to harm:
+# text is packed to a third or a tenth.
+_SUSPICIOUS_BYTES = 32 << 20
+_MAX_EXPANSION = 300
 _MAX_PRESENCE_BYTES = 128 << 20
 
 
@@ -44,6 +49,7 @@ class ParquetRecords:
         names = [*columns, *presence_of]
         number = 0
         try:
+            self._check_expansion()
             self._check_sizes(columns)
             selected = ", ".join([*map(_identifier, columns), *map(self._presence, presence_of)])
             found = self._connection.execute(f"SELECT {selected} FROM read_parquet(?)", [self._pattern])
@@ -72,22 +78,39 @@ class ParquetRecords:
             )
         return columns
 
+    def _check_expansion(self) -> None:
+        """Raise DatasetInvalid by the file's metadata, before anything of its content is unpacked."""
+        found = self._connection.execute(
+            "SELECT path_in_schema FROM parquet_metadata(?) WHERE total_uncompressed_size > ? "
+            "AND total_uncompressed_size > ? * greatest(total_compressed_size, 1)",
+            [self._pattern, _SUSPICIOUS_BYTES, _MAX_EXPANSION],
+        ).fetchone()
+        if found:
+            raise DatasetInvalid(
+                f"The column {quoted([str(found[0])])} unpacks to more than {_MAX_EXPANSION} times its size.",
+                hint="Write the file without compression, or upload JSON lines.",
+            )
+
     def _check_sizes(self, columns: Sequence[str]) -> None:
         """Raise DatasetInvalid where the rows are over the limit of memory or of unpacked bytes."""
         row = self._connection.execute(
-            "SELECT coalesce(max(bytes), 0), arg_max(block, bytes), coalesce(sum(bytes), 0) FROM ("
-            "SELECT sum(bytes) AS bytes, block FROM ("
+            "SELECT coalesce(max(bytes), 0), arg_max(block, bytes), coalesce(sum(bytes), 0), "
+            "coalesce(max(largest), 0) FROM (SELECT sum(bytes) AS bytes, max(bytes) AS largest, block FROM ("
             f"SELECT {self._size(columns)} AS bytes, (row_number() OVER () - 1) // {_BLOCK_ROWS} AS block "
             "FROM read_parquet(?)) GROUP BY block)",
             [self._pattern],
         ).fetchone()
         assert row is not None
-        largest, block, total = row
+        largest, block, total, largest_row = row
         if largest > _MAX_BLOCK_BYTES:
             first, last = block * _BLOCK_ROWS + 1, (block + 1) * _BLOCK_ROWS
             raise DatasetInvalid(
                 f"Rows {first} to {last} together take more than {describe_bytes(_MAX_BLOCK_BYTES)}.",
                 hint="Upload JSON lines instead: they are read row by row.",
+            )
+        if largest_row > max(_MAX_ROW_BYTES, self._limits.max_row_bytes):
+            raise DatasetInvalid(
+                f"A row takes more than {describe_bytes(_MAX_ROW_BYTES)}.", hint="Shorten it or leave it out."
             )
         if total > self._limits.max_unpacked_bytes:
             raise too_large(self._limits)
