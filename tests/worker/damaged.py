@@ -295,6 +295,12 @@ TOKENIZERS: dict[str, Damage] = {
             },
         }
     ),
+    "tokenizer.json panics when it is loaded": _tokenizer_json(
+        lambda one: {**one, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}
+    ),
+    "tokenizer.json panics when it encodes": _tokenizer_json(
+        lambda one: {**one, "pre_tokenizer": {"type": "FixedLength", "length": 0}}
+    ),
     "added token beyond": _tokenizer_json(_add_token(100_000)),
     "added token negative": _tokenizer_json(_add_token(-1)),
     "tokenizer_config missing": _remove("tokenizer_config.json"),
@@ -428,9 +434,6 @@ def _chat(question: str, answer: str) -> Row:
 
 ROWS: dict[str, Row] = {
     "emoji": _chat("👩‍👩‍👧‍👦 ﷽ ￿", "‮abc\u0301\u0301\u0301"),
-    "surrogate in chat": _chat("a \ud800 b", "c \udfff"),
-    "surrogate in text": PlainText("a \ud800 b"),
-    "surrogate in completion": Completion("a \ud83d", " \ude00 b"),
     "NUL": _chat("a\0b", "\0"),
     "controls": PlainText("".join(map(chr, range(32))) + "\x7f\x85\u2028\ufeff"),
     "one token": PlainText("a"),

@@ -197,7 +197,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> lis
         token_ids = renderer.encode_plain(tokenizer, request.prompt or "")
     if not token_ids:
         raise InvalidRequest(
-            "The prompt is empty: the model needs at least one token to go on from.", param="prompt"
+            "The prompt is empty: the model needs at least one token to go on from.",
+            param="prompt",
+            hint="Send some text.",
         )
     return token_ids
 
@@ -219,6 +221,6 @@ def _digest(folder: Path, template: Path | None) -> str:
     digest = hashlib.sha256()
     files = {name: folder / name for name in _TOKENIZER_FILES} | ({"template": template} if template else {})
     for name, path in files.items():
-        content = path.read_bytes() if path.exists() else b""
+        content = path.read_bytes() if path.is_file() else b""
         digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()

@@ -74,12 +74,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"{path.name} is no safetensors file")
     entries.pop("__metadata__", None)
     start = 8 + length
-    return {
+    tensors = {
         name: StoredTensor(
             path, one["dtype"], one["shape"], *(start + place for place in one["data_offsets"])
         )
         for name, one in entries.items()
     }
+    if max((tensor.end for tensor in tensors.values()), default=0) > path.stat().st_size:
+        raise ValueError(f"{path.name} is cut off")
+    return tensors
 
 
 def _describe_files(folder: Path) -> tuple[tuple[str, int, int], ...]:

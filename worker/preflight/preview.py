@@ -2,6 +2,7 @@
 
 import itertools
 from datetime import UTC, datetime
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -65,11 +66,11 @@ def show_row(
     except (InvalidRequest, TemplateMismatch) as error:
         problem = f"{error.message} {error.hint}" if error.hint else error.message
         return PreviewRow(line=line, tokens=[], truncated=False, problem=problem)
+    with base_model.reading_tokenizer(Path(tokenizer.name_or_path)):
+        texts = token_texts(tokenizer, shown_ids)
     tokens = [
         PreviewToken(text=text, id=token, trained=label != IGNORED)
-        for text, token, label in zip(
-            token_texts(tokenizer, shown_ids), shown_ids, encoded.labels[:max_length], strict=True
-        )
+        for text, token, label in zip(texts, shown_ids, encoded.labels[:max_length], strict=True)
     ]
     return PreviewRow(
         line=line,

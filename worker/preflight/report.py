@@ -26,7 +26,7 @@ from app.core.engine.preflight import (
     TokenFigures,
 )
 from app.core.specs.job import JobSpec
-from worker.models import base_model, serving_path
+from worker.models import base_model, fingerprint, serving_path
 from worker.models.device import Device
 from worker.planning import automatic_settings, batch_size, model_checks, model_shape
 from worker.planning.memory_estimate import Memory, ModelShape
@@ -59,6 +59,8 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
     automatic_settings.mixed_precision(spec.training, device)
     automatic_settings.check_modules_to_save(spec, device)
     folder, notices = environment.find_model(spec.base_model)
+    if not notices:
+        fingerprint.take_fingerprint(folder)  # the job would refuse weights that are not whole
     tokenizer, source = load_tokenizer(folder, spec.chat_template)
     max_length = automatic_settings.max_seq_length(spec.training, base_model.read_context_length(folder))
     model = base_model.build_empty(folder)
