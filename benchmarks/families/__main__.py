@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 # Before torch is imported: the table is about families, not about a GPU; as the worker's children have it.
@@ -19,8 +20,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.families.configs import find_families
+from benchmarks.families.page import make_page
 from benchmarks.families.processes import run_families
 from benchmarks.families.results import FamilyResult, make_table
+
+_LIBRARIES = ("transformers", "peft", "trl", "torch", "bitsandbytes")
+_RESULTS = Path("benchmarks/results/families.json")
+_PAGE = Path("docs/families.md")
 
 
 def main() -> None:
@@ -30,6 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--families", help="names or model types, with commas between them")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
+    parser.add_argument("--docs", action="store_true", help="write the committed page and results")
     parser.add_argument("--folder", type=Path, help="keep models, adapters and logs in this folder")
     parser.add_argument("--targets", choices=["all-linear"], help="lora.target_modules; else the recipe's")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
@@ -49,12 +56,16 @@ def main() -> None:
             print(f"{result.name}: {'no' if result.says_no else 'yes'}", file=sys.stderr, flush=True)
             results.append(result)
     print(make_table(results))
-    if options.json:
-        _write(results, options.json)
+    versions = {name: version(name) for name in _LIBRARIES}
+    for path in ([options.json] if options.json else []) + ([_RESULTS] if options.docs else []):
+        _write(results, versions, path)
+    if options.docs:
+        _PAGE.write_text(make_page(results, versions))
 
 
-def _write(results: list[FamilyResult], path: Path) -> None:
-    path.write_text(json.dumps([result.model_dump() for result in results], indent=1) + "\n")
+def _write(results: list[FamilyResult], versions: dict[str, str], path: Path) -> None:
+    content = {"versions": versions, "families": [result.model_dump() for result in results]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -234,7 +234,6 @@ FAMILIES = (
         "mamba2",
         {"num_heads": 8, "state_size": 16, "n_groups": 1, "chunk_size": 16},
     ),
-    Family("RWKV", "rwkv", {"attention_hidden_size": 64, "context_length": CONTEXT_LENGTH}),
     Family("RecurrentGemma", "recurrent_gemma", {"block_types": ["recurrent", "attention"], "lru_width": 64}),
     Family("Exaone 4", "exaone4", {"layer_types": _WINDOWED_AND_FULL}),
     Family("ERNIE 4.5", "ernie4_5"),

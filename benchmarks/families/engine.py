@@ -1,6 +1,5 @@
 """The worker's engine process, forked from a process that has imported everything, and requests to it."""
 
-import json
 import multiprocessing
 import os
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from app.core.engine.messages import Failed, Finished, GenerateRequest, TokenDelta, reply_adapter
+from app.core.engine.messages import Failed, Finished, GenerateRequest, ServingPath, TokenDelta, reply_adapter
 from worker.inference import server
 from worker.processes.reports import EngineRequest, Listening
 
@@ -21,10 +20,11 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class MadeAnswer:
-    """The tokens of an answer, and the log-probability of each."""
+    """The tokens of an answer, the log-probability of each, and which code of the engine made it."""
 
     token_ids: list[int]
     logprobs: list[float]
+    path: ServingPath
 
 
 class EngineRefused(Exception):
@@ -48,13 +48,11 @@ class RunningEngine:
             last = lines[-1] if lines else None
             raise EngineRefused(last.message if isinstance(last, Failed) else "The engine sent no reply.")
         tokens = [token for line in lines if isinstance(line, TokenDelta) for token in line.tokens or []]
-        return MadeAnswer([token.token_id for token in tokens], [token.logprob for token in tokens])
-
-    def describe(self) -> str:
-        """How the engine serves the base model that it has loaded, by its own words."""
-        bases = json.loads(self.http.get("/state").text).get("bases", [{}])
-        known = {"base_model", "adapters"}
-        return ", ".join(f"{name}: {value}" for name, value in bases[-1].items() if name not in known)
+        return MadeAnswer(
+            [token.token_id for token in tokens],
+            [token.logprob for token in tokens],
+            lines[-1].timings.path,
+        )
 
 
 @contextmanager

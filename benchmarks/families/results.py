@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from app.core.engine.messages import ServingPath
+
 Width = Literal["4 bits", "unquantized"]
 WIDTHS: tuple[Width, ...] = ("4 bits", "unquantized")
 _MAX_REASON = 300
@@ -30,6 +32,8 @@ class Run(BaseModel):
     verified: Verdict = Verdict()
     served: Verdict = Verdict()
     equal_to_peft: Verdict = Verdict()
+    path: ServingPath | None = None  # of the engine, that served the adapter
+    announced_path: ServingPath | None = None  # by preflight
     optimizations: str = ""
     warnings: list[str] = []  # of the job, by code
     notices: list[str] = []  # of preflight, by code
@@ -42,8 +46,10 @@ class Run(BaseModel):
             return "preflight lets a job pass that fails"
         if self.preflight.works is False and finished:
             return "preflight refuses a job that works"
-        if finished and self.served.works is False and not any("serv" in code for code in self.notices):
+        if finished and self.served.works is False:
             return "preflight does not say that the adapter can't be served"
+        if self.path != self.announced_path and self.served.works:
+            return f"preflight says that the {self.announced_path} path serves, and the {self.path} path does"
         return None
 
 
@@ -65,12 +71,17 @@ class FamilyResult(BaseModel):
         )
 
 
-_COLUMNS: dict[str, Callable[[Run], Verdict]] = {
-    "Preflight": lambda run: run.preflight,
-    "Trains": lambda run: run.trained,
-    "Verified": lambda run: run.verified,
-    "Served": lambda run: run.served,
-    "Equal to PEFT": lambda run: run.equal_to_peft,
+def _served(run: Run) -> str:
+    return run.path.value if run.served.works and run.path else _WORDS[run.served.works]
+
+
+_WORDS = {None: "-", True: "yes", False: "**no**"}
+_COLUMNS: dict[str, Callable[[Run], str]] = {
+    "Preflight": lambda run: _WORDS[run.preflight.works],
+    "Trains": lambda run: _WORDS[run.trained.works],
+    "Verified": lambda run: _WORDS[run.verified.works],
+    "Served": _served,
+    "Equal to PEFT": lambda run: _WORDS[run.equal_to_peft.works],
 }
 
 
@@ -87,10 +98,9 @@ def make_table(results: Iterable[FamilyResult]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(result: FamilyResult, column: Callable[[Run], Verdict]) -> str:
+def _cell(result: FamilyResult, column: Callable[[Run], str]) -> str:
     """`yes` and `no` for both widths, or for each where they differ; a dash for what was not reached."""
-    words = {None: "-", True: "yes", False: "**no**"}
-    said = {width: words[column(run).works] for width, run in result.runs.items()}
+    said = {width: column(run) for width, run in result.runs.items()}
     if len(set(said.values())) <= 1:
         return next(iter(said.values()), "-")
     return ", ".join(f"{width}: {word}" for width, word in said.items())
@@ -111,7 +121,7 @@ def _reasons(result: FamilyResult) -> list[str]:
 
 
 def _verdicts(run: Run) -> list[Verdict]:
-    return [column(run) for column in _COLUMNS.values()]
+    return [run.preflight, run.trained, run.verified, run.served, run.equal_to_peft]
 
 
 def _escape(text: str) -> str:

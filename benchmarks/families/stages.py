@@ -118,6 +118,7 @@ def _preflight(run: Run, width: Width, place: Workplace, _engine: RunningEngine)
     assert isinstance(report, Preflight)
     run.preflight = Verdict(works=True)
     run.notices = [notice.code for notice in report.warnings]
+    run.announced_path = report.serving.path
 
 
 def _train(run: Run, width: Width, place: Workplace, _engine: RunningEngine) -> None:
@@ -164,7 +165,7 @@ def _serve(run: Run, width: Width, place: Workplace, engine: RunningEngine) -> N
     except EngineRefused as error:
         run.served = Verdict.no(str(error))
         return
-    run.served = Verdict(works=True, reason=engine.describe())
+    run.served, run.path = Verdict(works=True), answer.path
     run.equal_to_peft = Verdict.no("ended without a comparison")
     base = base_model.load_model(place.models / _BASE, quantization, place.device).eval()
     run.equal_to_peft = compare_with_peft(answer, base, place.folder / width / "adapter")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from app.core.engine.messages import ServingPath
 from benchmarks.families.configs import FAMILIES, Family, find_families
 from benchmarks.families.results import FamilyResult, Run, Verdict, make_table
 from benchmarks.families.tiny_model import make_config, make_tokenizer
@@ -14,8 +15,9 @@ YES = Verdict(works=True)
 STAGES = ("preflight", "trained", "verified", "served", "equal_to_peft")
 
 
-def make_run(**verdicts: Verdict) -> Run:
-    return Run(**{**dict.fromkeys(STAGES, YES), **verdicts})
+def make_run(**verdicts: Verdict | ServingPath) -> Run:
+    paths = {"path": ServingPath.PAGED, "announced_path": ServingPath.PAGED}
+    return Run(**{**dict.fromkeys(STAGES, YES), **paths, **verdicts})
 
 
 def make_result(**fields: Any) -> FamilyResult:
@@ -29,7 +31,7 @@ def last_row(result: FamilyResult) -> str:
 def test_a_family_that_works_has_no_reason() -> None:
     row = last_row(make_result(runs={"4 bits": make_run(), "unquantized": make_run()}))
 
-    assert row == "| Llama 2 | `llama` | yes | yes | yes | yes | yes |  |"
+    assert row == "| Llama 2 | `llama` | yes | yes | yes | paged | yes |  |"
 
 
 def test_a_failure_of_one_width_is_said_with_its_width() -> None:
@@ -48,6 +50,10 @@ def test_a_failure_of_one_width_is_said_with_its_width() -> None:
         (make_run(trained=Verdict.no("")), "preflight lets a job pass that fails"),
         (make_run(verified=Verdict.no("")), "preflight lets a job pass that fails"),
         (make_run(preflight=Verdict.no("")), "preflight refuses a job that works"),
+        (
+            make_run(path=ServingPath.GENERAL),
+            "preflight says that the paged path serves, and the general path does",
+        ),
         (make_run(served=Verdict.no("")), "preflight does not say that the adapter can't be served"),
     ],
 )

@@ -39,7 +39,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from app.core.engine.base_models import find_folder
 from app.core.errors.base_models import HubUnreachable, ModelGated, ModelMissing
 from app.core.specs.job import QuantizationSpec
-from worker.models import cpu_dequantize, prequantized, vocabulary
+from worker.models import checkpoint_weights, cpu_dequantize, prequantized, vocabulary
 from worker.models.device import Device
 from worker.models.nf4_roundtrip import check_kernel, round_weight
 from worker.models.reading import read_json_object, reading
@@ -59,6 +59,12 @@ _TOKENIZER_HINT = (
     "Copy the tokenizer's files, such as tokenizer.json, from the model's repository again, or name another "
     "base model."
 )
+
+# Layers whose weights the family's code in transformers reads or changes itself (5.23), by model type.
+_NEVER_QUANTIZED = {
+    **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
+    "gemma3n_text": ("prediction_coefs", "correction_coefs"),
+}
 
 Announce = Callable[[str], None]
 
@@ -187,13 +193,17 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
     """The base model as training uses it: 4-bit or not, frozen, on the device. Raises ModelUnreadable."""
     bits = quantization_config(quantization, device) if quantization.load_in_4bit else None
     config = read_config(folder)
+    if bits and config.get_text_config().model_type in _NEVER_QUANTIZED:
+        bits.llm_int8_skip_modules = _list_unquantized(build_empty(folder))
     prequantized.check(config, folder.name)
     dtype = compute_dtype(quantization, device)
     options, is_unfinished = prequantized.loading_options(config, bits)
     with reading(f"The base model {folder.name!r}", hint=MODEL_HINT):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             **{
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,  # else the error does not name them
                 "device_map": {"": device.torch},
                 "local_files_only": True,
                 "trust_remote_code": False,
@@ -202,6 +212,8 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
                 **options,
             },
         )
+        model: PreTrainedModel = loaded[0]
+        checkpoint_weights.check_loaded(loaded[1], folder.name)
         if is_unfinished:
             model = prequantized.finish(model, bits, linears_to_quantize(model), device.torch, dtype)
     model.requires_grad_(False)
@@ -250,13 +262,19 @@ def _round_to_4bit(model: PreTrainedModel, quantization: QuantizationSpec, devic
 
 def linears_to_quantize(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     """The layers of an unquantized model whose weights QLoRA holds in 4 bits, by name."""
-    kept_in_fp32 = list(model._keep_in_fp32_modules or [])
-    skipped = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)
+    skipped = _list_unquantized(model)
     return {
         name: module
         for name, module in model.named_modules()
         if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, skipped)
     }
+
+
+def _list_unquantized(model: PreTrainedModel) -> list[str]:
+    """Names of layers that are never held in 4 bits: those of transformers' own choice, and of the family."""
+    kept_in_fp32 = list(model._keep_in_fp32_modules or [])
+    names: list[str] = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=kept_in_fp32)
+    return [*names, *_NEVER_QUANTIZED.get(model.config.get_text_config().model_type, ())]
 
 
 def quantization_config(quantization: QuantizationSpec, device: Device) -> BitsAndBytesConfig:

@@ -62,6 +62,12 @@ def check_base(adapter: Path, base: Path, name: str) -> None:
         )
 
 
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors that transformers would load from a folder, by name. Raises ModelUnreadable."""
+    with reading_weights(folder):
+        return {name: tensor for path in _find_files(folder) for name, tensor in read_header(path).items()}
+
+
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name (the format: github.com/huggingface/safetensors)."""
     with path.open("rb") as file:
@@ -94,7 +100,7 @@ def _describe_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
 def _compute(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> str:
     """The fingerprint, cached while the files do not change, since every request to an adapter needs it."""
     total = hashlib.sha256()
-    tensors = {name: tensor for path in _find_files(folder) for name, tensor in read_header(path).items()}
+    tensors = read_headers(folder)
     if not tensors:
         raise ValueError("there are no safetensors")
     opened = {path: os.open(path, os.O_RDONLY) for path in {tensor.path for tensor in tensors.values()}}

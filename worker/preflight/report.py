@@ -26,7 +26,7 @@ from app.core.engine.preflight import (
     TokenFigures,
 )
 from app.core.specs.job import JobSpec
-from worker.models import base_model, fingerprint, serving_path
+from worker.models import base_model, checkpoint_weights, fingerprint, serving_path
 from worker.models.device import Device
 from worker.planning import automatic_settings, batch_size, model_checks, model_shape
 from worker.planning.memory_estimate import Memory, ModelShape
@@ -67,6 +67,7 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
     notices += [
         Notice(code=one.code, message=one.message) for one in model_checks.check_model(model, spec, tokenizer)
     ]
+    checkpoint_weights.check_stored(folder, model)
     embedding_rows = model_shape.count_embedding_rows(model)
     reading = read_dataset(request, environment, tokenizer, max_length, embedding_rows)
     if source is TemplateSource.PLAIN and reading.has_conversations:

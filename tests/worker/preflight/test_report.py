@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.core.datasets.rows import Completion, Conversation, PlainText, Row
 from app.core.engine.messages import ServingPath
@@ -265,6 +266,7 @@ def test_targets_of_a_family_without_a_default_are_told_as_the_job_tells_them(
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     environment = environment.model_copy(update={"models_folder": folder.parent})
 
     answer = run_preflight(ask(), environment)

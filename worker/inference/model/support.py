@@ -49,7 +49,14 @@ def prepare_model(model: PreTrainedModel) -> PreparedModel:
             raise ModelUnsupported(f"{_name(model)} does not let its attention be replaced.")
         groups = merge_linears(model)
         uses_kernels = model.device.type == "cuda" and _install_kernels(model, ids_N, expected_NV, groups)
-        cache, found_NV = _probe(model, ids_N, uses_kernels)
+        try:
+            cache, found_NV = _probe(model, ids_N, uses_kernels)
+        # The model's own code may raise anything at attention of another shape; the general path computes it.
+        except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as fault:
+            _log.warning("The paged engine can't compute this model", exc_info=True)
+            raise ModelUnsupported(
+                f"{_name(model)} can't be computed by the paged engine: {fault}"
+            ) from fault
     error = _error(found_NV, expected_NV)
     # In this form, so that NaN fails too.
     if not error <= _TOLERANCE[model.dtype]:

@@ -1,0 +1,118 @@
+"""Files that lack weights of a base model, or hold others, are refused by name: loaded, and before."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from app.core.errors.base_models import ModelUnreadable
+from app.core.specs.job import QuantizationSpec
+from benchmarks.families.configs import FAMILIES, Family, find_families
+from benchmarks.families.tiny_model import write_model
+from tests.tiny_model import NAME
+from worker.models.base_model import build_empty, load_model
+from worker.models.checkpoint_weights import check_stored
+from worker.models.device import find_device
+
+Weights = dict[str, torch.Tensor]
+IN_4_BITS, UNQUANTIZED = QuantizationSpec(), QuantizationSpec(load_in_4bit=False)
+
+
+@pytest.fixture
+def folder(models_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(models_folder / NAME, tmp_path / NAME))
+
+
+def change(folder: Path, how: Callable[[Weights], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    how(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refusals(folder: Path) -> list[str]:
+    """What preflight says, then what a load in 4 bits and an unquantized one say."""
+    messages = []
+    for use in (
+        lambda: check_stored(folder, build_empty(folder)),
+        lambda: load_model(folder, IN_4_BITS, find_device()),
+        lambda: load_model(folder, UNQUANTIZED, find_device()),
+    ):
+        with pytest.raises(ModelUnreadable) as caught:
+            use()
+        messages.append(caught.value.message)
+    return messages
+
+
+def test_a_weight_that_is_missing_is_named(folder: Path) -> None:
+    change(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+
+    assert set(refusals(folder)) == {
+        f"The files of the base model {NAME!r} do not fit its architecture: they lack "
+        "model.layers.1.mlp.up_proj.weight."
+    }
+
+
+def test_a_classifier_lacks_the_output_layer(folder: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).save_pretrained(folder)
+
+    for message in refusals(folder):
+        assert "they lack lm_head.weight" in message
+        assert "they hold weights that it does not have: score.weight" in message
+
+
+def test_a_weight_of_another_shape_is_named_with_both(folder: Path) -> None:
+    change(folder, lambda weights: weights.update({"lm_head.weight": torch.zeros(7, 64)}))
+
+    for message in refusals(folder):
+        assert "they have other shapes of lm_head.weight ([7, 64] in place of [" in message
+
+
+def test_layers_beyond_those_of_the_config_are_named(folder: Path) -> None:
+    names = ("model.layers.2.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj.bias")
+    change(folder, lambda weights: weights.update({name: torch.zeros(64) for name in names}))
+
+    for message in refusals(folder):
+        assert f"weights that it does not have: {names[1]}, {names[0]}." in message
+
+
+def test_what_the_architecture_passes_over_is_no_fault(folder: Path) -> None:
+    change(
+        folder,
+        lambda weights: weights.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}),
+    )
+
+    check_stored(folder, build_empty(folder))
+    load_model(folder, UNQUANTIZED, find_device())
+
+
+def test_a_description_without_weights_is_not_checked(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"lm_head.weight": "one.safetensors"}}'
+    )
+
+    check_stored(folder, build_empty(folder))
+
+
+def test_experts_stored_one_by_one_are_the_weights_of_a_mixture(tmp_path: Path) -> None:
+    write_model(find_families("mixtral")[0], tmp_path / NAME)
+    stored = load_file(tmp_path / NAME / "model.safetensors")
+    experts = [name for name in stored if ".experts.3.w2" in name]
+    assert experts, sorted(stored)
+
+    check_stored(tmp_path / NAME, build_empty(tmp_path / NAME))
+    change(tmp_path / NAME, lambda weights: [weights.pop(name) for name in experts])
+
+    with pytest.raises(ModelUnreadable):
+        check_stored(tmp_path / NAME, build_empty(tmp_path / NAME))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_as_it_is_saved_passes(family: Family, tmp_path: Path) -> None:
+    write_model(family, tmp_path)
+
+    check_stored(tmp_path, build_empty(tmp_path))

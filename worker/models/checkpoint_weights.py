@@ -1,0 +1,84 @@
+"""Whether the files of a base model hold the weights of its architecture, no fewer and no others.
+
+transformers fills weights that are missing with random numbers and passes over others, with a warning in a
+log: such a model would be trained, and every load of it would be another one.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from app.core.errors.base_models import ModelUnreadable
+from worker.models import prequantized
+from worker.models.fingerprint import read_headers
+
+_NAMES_SHOWN = 5
+_MAX_TENSORS = 4096
+
+_log = logging.getLogger(__name__)
+
+
+def check_loaded(report: Mapping[str, Any], name: str) -> None:
+    """Raise ModelUnreadable for a report of `from_pretrained` (`output_loading_info`) with a difference.
+
+    Tied weights, and those that the architecture declares to be no loss, are not in such a report.
+    """
+    missing, others = report["missing_keys"], report["unexpected_keys"]
+    mismatched = [
+        f"{key} ({list(stored)} in place of {list(wanted)})"
+        for key, stored, wanted in report["mismatched_keys"]
+    ]
+    faults = [
+        f"{fault} {_name(names)}"
+        for fault, names in (
+            ("they lack", missing),
+            ("they have other shapes of", mismatched),
+            ("they hold weights that it does not have:", others),
+        )
+        if names
+    ]
+    if faults:
+        raise ModelUnreadable(
+            f"The files of the base model {name!r} do not fit its architecture: {'; '.join(faults)}.",
+            hint="Copy all of its files again. A model that was saved for another purpose, such as a "
+            "classifier, must be saved as a causal language model.",
+        )
+
+
+def check_stored(folder: Path, model: PreTrainedModel) -> None:
+    """`check_loaded` before a load: transformers matches tensors of the stored shapes, which hold no numbers.
+
+    `model`: the base model without weights. Nothing is checked where the folder has no weights, very many
+    of them (experts one by one take seconds), or quantized ones, whose names are others, nor where
+    transformers can't do this.
+    """
+    if not any(folder.glob("*.safetensors")) or prequantized.find_format(model.config) is not None:
+        return
+    tensors = read_headers(folder)
+    if len(tensors) > _MAX_TENSORS:
+        return
+    empty = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
+    try:
+        loaded: Any = type(model).from_pretrained(
+            None,
+            config=deepcopy(model.config),
+            state_dict=empty,
+            device_map={"": "meta"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # the load of the job says what is wrong, if it is the files
+        _log.warning("The weights of %s are not compared with its architecture: %r", folder.name, error)
+        return
+    check_loaded(loaded[1], folder.name)
+
+
+def _name(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _NAMES_SHOWN} more" if len(ordered) > _NAMES_SHOWN else ""
+    return ", ".join(ordered[:_NAMES_SHOWN]) + more
