@@ -11,6 +11,8 @@ from pathlib import Path
 from app.core.engine.messages import ServingPath
 from app.core.engine.preflight import (
     MAX_LINES,
+    Checked,
+    CheckRequest,
     Chosen,
     DeviceFigures,
     DiskFigures,
@@ -114,6 +116,23 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
         warnings=notices,
     )
     return answer.model_copy(update={"warnings": [*notices, *find_notices(answer, spec.training)]})
+
+
+def check_spec(request: CheckRequest, environment: PreflightEnvironment) -> Checked:
+    """Look at a base model that is on this machine, for a job that is about to be submitted.
+
+    Knows nothing of the device, since another worker may train. Raises InvalidRequest, BadTarget,
+    ModelUnreadable.
+    """
+    spec = request.spec
+    folder = base_model.find_here(spec.base_model, environment.models_folder)
+    folder = folder or base_model.find_downloaded(spec.base_model)
+    if folder is None:
+        return Checked(is_here=False)
+    model = base_model.build_empty(folder)
+    model_checks.check_model(model, spec, base_model.load_tokenizer(folder))
+    batch_size.PlannedJob.read(spec, environment.device, model, environment.path)
+    return Checked(is_here=True)
 
 
 def find_memory_fit(request: PreflightRequest, environment: PreflightEnvironment) -> MemoryFit:

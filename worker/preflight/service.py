@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.core.engine.messages import Failed
-from app.core.engine.preflight import PreflightRequest, PreviewRequest
+from app.core.engine.preflight import CheckRequest, PreflightRequest, PreviewRequest
 from app.core.errors import InvalidRequest, NotFound, QueueFull, TunesmithError, Unavailable
 from app.core.errors.base_models import HubUnreachable, ModelMissing
 from app.core.errors.engine import EngineFailed
@@ -19,7 +19,7 @@ from app.core.errors.jobs import JobFailure
 from worker.preflight.background_process import BackgroundProcess
 from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.preview import run_preview
-from worker.preflight.report import find_memory_fit, run_preflight
+from worker.preflight.report import check_spec, find_memory_fit, run_preflight
 from worker.processes.http_replies import as_json, is_authorized, malformed, unauthorized
 
 _log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class PreflightService:
         return [
             Route("/preflight", self._preflight, methods=["POST"]),
             Route("/preview", self._preview, methods=["POST"]),
+            Route("/check", self._check, methods=["POST"]),
             Route("/room", self._memory_fit, methods=["POST"]),
         ]
 
@@ -58,6 +59,9 @@ class PreflightService:
 
     async def _preflight(self, request: Request) -> Response:
         return await self._answer(request, PreflightRequest, run_preflight, self._find_environment)
+
+    async def _check(self, request: Request) -> Response:
+        return await self._answer(request, CheckRequest, check_spec, self._find_environment)
 
     async def _preview(self, request: Request) -> Response:
         return await self._answer(request, PreviewRequest, run_preview, self._find_environment)

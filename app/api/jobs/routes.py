@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app.api.deps import After, JobId, Limit, ServicesDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequestDep
+from app.api.jobs import submission
 from app.api.jobs.schemas import JobRead
 from app.api.schemas import Page
 from app.core.engine import base_models
@@ -43,7 +44,10 @@ def submit_job(
     response: Response,
     services: ServicesDep,
 ) -> JobRead:
-    """Put a fine-tuning job in the queue. Only `base_model` and `dataset` are needed."""
+    """Put a fine-tuning job in the queue. Only `base_model` and `dataset` are needed.
+
+    Where an engine runs and has the base model's files, what can't run on it is refused at once.
+    """
 
     def create(session: Session) -> JobRead:
         resolved, max_queued = job_inputs.hold(session, spec), services.settings.max_queued_jobs
@@ -52,6 +56,7 @@ def submit_job(
     job = idempotent.find_earlier(_find)
     if job is None:
         base_models.check(spec.base_model, services.settings)
+        submission.check_base_model(services, spec)
         job = idempotent.create(create, find=_find)
     response.headers["location"] = f"/jobs/{job.id}"
     return job

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.api.deps import MAX_PAGE, Services, ServicesDep
 from app.api.http.digits import bounded_int
 from app.api.http.idempotency import IdempotentRequestDep
+from app.api.jobs import submission
 from app.api.jobs.history import read_curve
 from app.api.openai.fine_tuning_body import FineTuningJobBody
 from app.api.openai.fine_tuning_history import FineTuningJobCheckpoint, FineTuningJobEvent, event_id
@@ -22,8 +23,9 @@ from app.core.datasets.records import get_arrived
 from app.core.errors import InvalidRequest
 from app.core.jobs import events, fine_tuning, inputs as job_inputs, records as job_records
 from app.core.jobs.events import Metrics
-from app.core.specs.job import METADATA_KEY
+from app.core.specs.job import METADATA_KEY, JobSpec
 from app.core.storage import tables
+from app.core.work.failures import WorkFailure
 
 router = APIRouter(prefix="/fine_tuning/jobs")
 
@@ -60,7 +62,7 @@ def create_job(
     """Queue a job. Its files are validated first: where they can't be trained on, it has failed at once."""
     settings = services.settings
 
-    def create(session: Session) -> FineTuningJob:
+    def read(session: Session) -> tuple[JobSpec, WorkFailure | None]:
         base_model, adapter_id = find_origin(session, settings, body.model)
         training = get_arrived(session, body.training_file, param="training_file")
         failure = fine_tuning.find_failure(training, "training")
@@ -68,12 +70,22 @@ def create_job(
             validation = get_arrived(session, body.validation_file, param="validation_file")
             failure = failure or fine_tuning.find_failure(validation, "validation")
         spec = body.as_spec(base_model=base_model, continue_from=adapter_id, rows=training.rows)
+        return spec, failure
+
+    def create(session: Session) -> FineTuningJob:
+        spec, failure = read(session)
         if failure is None:
             spec = job_inputs.hold(session, spec)
         row = job_records.submit(session, spec, max_queued=settings.max_queued_jobs)
         return _show(session, job_records.fail_unstarted(session, row.id, failure) if failure else row)
 
-    return idempotent.find_earlier(_find) or idempotent.create(create, find=_find)
+    if earlier := idempotent.find_earlier(_find):
+        return earlier
+    with services.database.snapshot() as session:
+        spec, failure = read(session)
+    if failure is None:
+        submission.check_base_model(services, spec)
+    return idempotent.create(create, find=_find)
 
 
 @router.get("", summary="List fine-tuning jobs")

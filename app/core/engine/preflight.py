@@ -28,6 +28,18 @@ class PreflightRequest(Wire):
     submitted_at: datetime | None = Field(None, description="When the job was submitted; null: not yet.")
 
 
+class CheckRequest(Wire):
+    """A job whose base model is to be looked at, before the job is queued."""
+
+    spec: JobSpec
+
+
+class Checked(Wire):
+    """The job can run on its base model, as far as the model's config and tokenizer tell."""
+
+    is_here: bool  # False: the base model is not on that machine, so it was not looked at
+
+
 class MemoryFit(Wire):
     """Whether a job fits into the memory that serving leaves free now, and its peak memory in bytes."""
 

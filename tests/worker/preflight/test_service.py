@@ -9,6 +9,7 @@ import pytest
 from app.core.datasets.rows import Completion, Row, write_row
 from app.core.engine.messages import Failed
 from app.core.engine.preflight import (
+    CheckRequest,
     DatasetRef,
     MemoryFit,
     Preflight,
@@ -89,6 +90,26 @@ def test_a_preflight_fails_with_the_error_of_the_job(
     assert failed.code == code
     assert failed.message
     assert failed.hint
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "words"),
+    [
+        ({}, 200, '"is_here":true'),
+        ({"base_model": "owner/missing"}, 200, '"is_here":false'),
+        ({"lora": {"target_modules": ["q_proj", "v_porj"]}}, 422, "'v_proj'"),
+        ({"lora": {"target_modules": ["lm_head"]}}, 422, "lm_head"),
+    ],
+)
+def test_a_base_model_is_looked_at_for_a_job_that_is_about_to_be_submitted(
+    engine: RunningEngine, spec: dict[str, Any], status: int, words: str
+) -> None:
+    request = CheckRequest(spec=make_spec(**{"base_model": NAME, **spec}))
+
+    response = engine.http.post("/check", content=request.model_dump_json())
+
+    assert response.status_code == status
+    assert words in response.text
 
 
 def test_rows_without_a_token_to_learn_are_an_error(engine: RunningEngine, shared_folder: Path) -> None:
