@@ -8,6 +8,7 @@ Shape letters: R all rows, B rows of a step, V vocabulary, K alternatives (the m
 W words of 32 bits.
 """
 
+import math
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, fields
 
@@ -65,7 +66,7 @@ class SampledBatch:
         chosen = self.logprobs.chosen_B.tolist()
         top_values, top_ids = self.logprobs.top_values_BK.tolist(), self.logprobs.top_ids_BK.tolist()
         return [
-            SampledToken(token, _token_logprob(count, *rest))
+            _with_logprob(token, count, *rest)
             for token, count, *rest in zip(tokens, self.top_counts, chosen, top_ids, top_values, strict=True)
         ]
 
@@ -145,9 +146,9 @@ class Sampler:
         scores_BV = logits_BV
         for processor in self._processors:
             scores_BV = processor.apply(scores_BV, rows)
-        peak_B, tokens_B = scores_BV.max(-1)
-        # False for NaN too, which is a maximum.
-        is_sound_B = peak_B.abs() < torch.inf
+        tokens_B = scores_BV.argmax(-1)
+        # NaN counts as the maximum and compares as false, so one of them is found as an infinity is.
+        is_sound_B = scores_BV.gather(1, tokens_B[:, None]).squeeze(1).abs() < torch.inf
         here = self._settings(rows)
         if draws := any(not one.is_greedy for one in samplings):
             tokens_B = torch.where(here.temperature_R > 0, _draw(scores_BV, here, samplings), tokens_B)
@@ -157,8 +158,6 @@ class Sampler:
         tokens_B = torch.where(is_sound_B, tokens_B, 0)
         top_counts = [one.logprobs for one in samplings]
         logprobs = _logprobs(logits_BV, tokens_B, top_counts)
-        if logprobs is not None:
-            is_sound_B &= ~logprobs.chosen_B.isnan()
         if draws:
             here.made_count_R += active_B
         for processor in self._processors:
@@ -185,12 +184,17 @@ def _logprobs(
     return Logprobs(chosen_B.clamp(min=MIN_LOGPROB), top_values_BK, top.indices)
 
 
-def _token_logprob(
-    count: int | None, chosen: float, top_ids: list[int], top_values: list[float]
-) -> SampledLogprob | None:
+def _with_logprob(
+    token: int, count: int | None, chosen: float, top_ids: list[int], top_values: list[float]
+) -> SampledToken:
     if count is None:
-        return None
-    return SampledLogprob(chosen, tuple(zip(top_ids[:count], top_values[:count], strict=True)))
+        return SampledToken(token)
+    if math.isnan(chosen):
+        # A grammar's mask has hidden a score that is not finite.
+        return SampledToken(NO_TOKEN)
+    return SampledToken(
+        token, SampledLogprob(chosen, tuple(zip(top_ids[:count], top_values[:count], strict=True)))
+    )
 
 
 def _draw(scores_BV: torch.Tensor, here: RowSettings, samplings: list[Sampling]) -> torch.Tensor:

@@ -344,13 +344,17 @@ def test_scores_that_are_not_finite_give_no_token_in_their_row_alone(spoil, temp
     assert set(spoilt) == {NO_TOKEN}
 
 
-def test_logprobs_of_scores_that_are_not_finite_are_not_made_up_behind_a_mask():
-    logits = make_logits()
-    logits[0, 4] = torch.inf
-    sampler = make_sampler(Sampling(temperature=0, logprobs=2))
-    sampler.set_mask(0, words(2, 5))
+@pytest.mark.parametrize("spoilt", [torch.inf, torch.nan])
+def test_logprobs_of_scores_that_are_not_finite_are_not_made_up_behind_a_mask(spoilt):
+    logits = make_logits(2)
+    logits[:, 4] = spoilt
+    sampler = make_sampler(Sampling(temperature=0, logprobs=2), Sampling(temperature=0))
+    for row in (0, 1):
+        sampler.set_mask(row, words(2, 5))
 
-    assert draw(sampler, logits) == [[NO_TOKEN]]
+    asking, other = sampler.sample(logits, 0, torch.tensor([True, True])).to_host()
+
+    assert (asking.token_id, other.token_id in (2, 5)) == (NO_TOKEN, True)
 
 
 def test_logprobs_of_what_is_impossible_are_finite():
