@@ -13,7 +13,8 @@ from app.core.errors.engine import EngineFailed, NoEngine
 from app.core.jobs import continuation
 from app.core.specs.job import JobSpec
 
-_MAX_SECONDS = 5.0
+# The first look starts a process that imports the libraries, which takes some seconds.
+_MAX_SECONDS = 15.0
 
 _log = logging.getLogger(__name__)
 
