@@ -28,6 +28,7 @@ from app.api.http.connections import ConnectionLimits, Connections
 from app.api.http.limited_protocol import LimitedProtocol
 from app.api.http.origin_guard import is_loopback
 from app.core.errors import TunesmithError
+from app.core.errors.storage import DatabaseTooNew
 from app.core.settings import Settings
 from app.core.storage import keys
 from app.core.storage.database import Database, alembic_config, migrate
@@ -82,7 +83,7 @@ def serve(context: typer.Context) -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(name)s: %(message)s")
     settings = _settings()
-    migrate(settings.database_url)
+    _migrate(settings.database_url)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # each check of the schema would log two lines
     _refuse_unsafe_host(settings)
@@ -193,8 +194,17 @@ def _key_json(key: ApiKeyRow) -> dict[str, str | None]:
 
 def _migrated_database() -> Database:
     url = _settings().database_url
-    migrate(url)
+    _migrate(url)
     return Database(url)
+
+
+def _migrate(url: str) -> None:
+    """Bring the database to this version, or exit with status 1 where it is of a newer one."""
+    try:
+        migrate(url)
+    except DatabaseTooNew as error:
+        typer.echo(f"{error.message} {error.hint}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _settings() -> Settings:

@@ -25,6 +25,9 @@ def backup(path: _Tar) -> None:
     try:
         with nullcontext(sys.stdout.buffer) if path == _STREAM else partial.open("wb") as target:
             summary = write_backup(Settings(), target)
+    except TunesmithError as error:
+        partial.unlink(missing_ok=True)
+        _refuse(f"There is no backup. {error} {error.hint or ''}")
     except (SQLAlchemyError, OSError) as error:
         partial.unlink(missing_ok=True)
         _refuse(f"There is no backup. {_reason(error)}")
@@ -43,11 +46,13 @@ def restore(path: _Tar) -> None:
     """Bring a backup into an empty data folder and database. Start the service afterwards."""
     try:
         with _open(path) as source:
-            restore_backup(Settings(), source)
+            is_checked = restore_backup(Settings(), source)
     except TunesmithError as error:
         _refuse(f"{error} {error.hint or ''}")
     except (SQLAlchemyError, OSError) as error:
         _refuse(f"Nothing was restored. {_reason(error)}")
+    if not is_checked:
+        typer.echo("The backup is of an earlier version: it has no checksums to compare with.", err=True)
     typer.echo("Restored. Jobs that were running are taken up again when a worker starts.", err=True)
 
 

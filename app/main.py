@@ -39,6 +39,7 @@ from app.core.storage import idempotency
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from app.core.storage.group_commit import GroupCommit
+from app.core.storage.scratch import Scratch, remove_abandoned
 from app.core.webhooks import deliveries
 from app.dashboard import pages
 
@@ -133,12 +134,15 @@ def _services(settings: Settings) -> Services:
         deliverer=Deliverer(database, settings),
         importer=Importer(database, settings, store, engines),
         commits=GroupCommit(database),
+        scratch=Scratch(settings.data_dir),
     )
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
+    for path in await to_thread.run_sync(remove_abandoned, services.settings.data_dir):
+        _log.info("Removed %s, which a killed process left", path)
     loops = [_sweep(services), services.deliverer.run(), services.importer.run()]
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
@@ -151,6 +155,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.deliverer.close()
         await services.engines.close()
         services.database.close()
+        services.scratch.close()
 
 
 async def _sweep(services: Services) -> None:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import app.__main__ as api
+import worker.__main__ as worker
 from app.core.engine import workers
 from app.core.engine.workers import WorkerReport
 from app.core.jobs import queue
@@ -183,3 +184,36 @@ def test_a_table_without_a_migration_fails_the_check(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(api, "migrate", lambda url: Database(url).engine.connect().close())
     ended = runner.invoke(api.cli, ["check-migrations"])
     assert ended.exit_code == 1
+
+
+@pytest.fixture
+def newer_database(environment: pytest.MonkeyPatch, settings: Settings, database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+
+
+@pytest.mark.usefixtures("newer_database")
+@pytest.mark.parametrize("command", [[], ["keys", "list"], ["keys", "create", "x"], ["backup"], ["restore"]])
+def test_a_database_of_a_newer_version_is_one_sentence(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.Server, "run", refuse_to_serve)
+    tar = tmp_path / "box.tar"
+    if command == ["restore"]:
+        tar.write_bytes(b"")
+    path = [str(tar)] if command in (["backup"], ["restore"]) else []
+    ended = runner.invoke(api.cli, [*command, *path])
+    assert ended.exit_code == 1
+    assert "The database is of a newer version of Tunesmith (its schema is 9999)" in ended.output
+    assert len(ended.output.strip().splitlines()) == 1
+    assert command != ["backup"] or not tar.exists()
+
+
+@pytest.mark.usefixtures("newer_database")
+def test_a_worker_does_not_wait_for_a_newer_database(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["worker"])
+    assert worker.main() == 1
+    found = capsys.readouterr().err
+    assert "The database is of a newer version of Tunesmith" in found

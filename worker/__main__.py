@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 
+from app.core.errors.storage import DatabaseTooNew
 from app.core.settings import Settings
 from worker import health
 from worker.doctor.process import Examination
@@ -39,8 +40,12 @@ def main() -> int:
 def _run(settings: Settings, role: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if not wait_for_schema(settings, timeout_seconds=_SCHEMA_SECONDS):
-        print("The database is not at this version. Start the API first: it migrates.", file=sys.stderr)
+    try:
+        if not wait_for_schema(settings, timeout_seconds=_SCHEMA_SECONDS):
+            print("The database is not at this version. Start the API first: it migrates.", file=sys.stderr)
+            return 1
+    except DatabaseTooNew as error:
+        print(f"{error.message} {error.hint}", file=sys.stderr)
         return 1
     roles = frozenset(Role) if role == "all" else frozenset({Role(role)})
     Supervisor(settings, roles, make_examination=Examination).run()

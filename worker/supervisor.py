@@ -28,7 +28,7 @@ from app.core.jobs import queue
 from app.core.jobs.queue import JobLease
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
-from app.core.storage.database import Database, is_migrated
+from app.core.storage.database import Database, is_migrated, refuse_newer
 from worker.doctor.process import Examination
 from worker.planning import gpu_sharing
 from worker.processes.engine_process import ENGINE_MODULE, EngineProcess
@@ -239,7 +239,7 @@ class Supervisor:
 
 
 def wait_for_schema(settings: Settings, *, timeout_seconds: float) -> bool:
-    """Wait until the API has brought the database to this version."""
+    """Wait until the API has brought the database to this version. Raises DatabaseTooNew."""
     database = Database(settings.database_url)
     waiting = threading.Event()
     try:
@@ -247,6 +247,7 @@ def wait_for_schema(settings: Settings, *, timeout_seconds: float) -> bool:
             try:
                 if is_migrated(database):
                     return True
+                refuse_newer(database)
             except DBAPIError as error:
                 log.info("The database does not answer yet: %s", error.orig)
             waiting.wait(1)

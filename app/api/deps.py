@@ -19,6 +19,7 @@ from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from app.core.storage.group_commit import GroupCommit
+from app.core.storage.scratch import Scratch
 
 MAX_PAGE = 200
 
@@ -36,6 +37,7 @@ class Services:
     deliverer: Deliverer
     importer: Importer
     commits: GroupCommit
+    scratch: Scratch
 
 
 async def get_services(request: Request) -> Services:

@@ -10,8 +10,9 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.engine import base_models
+from app.core.errors.storage import DatabaseTooNew
 from app.core.settings import Settings
-from app.core.storage.database import Database, is_migrated
+from app.core.storage.database import Database, is_migrated, refuse_newer
 from worker.doctor.findings import Finding, failure, ok, warning
 
 _GIB = 1 << 30
@@ -61,7 +62,10 @@ def examine_database(url: str) -> Finding:
     try:
         if is_migrated(database):
             return ok("database", f"{shown}, migrated")
+        refuse_newer(database)
         return failure("database", f"{shown} is at another version.", hint)
+    except DatabaseTooNew as error:
+        return failure("database", f"{shown}: {error.message}", error.hint or "")
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
         return failure("database", f"{shown} does not answer: {reason}", "Is it up? TUNESMITH_DATABASE_URL.")

@@ -72,8 +72,8 @@ def import_adapter(
             r"[^A-Za-z0-9._-]+", "-", _ARCHIVE_ENDINGS.sub("", PurePath(file.filename or "").name)
         )
         with (
-            spooled(services.settings, file.file) as archive,
-            tempfile.TemporaryDirectory(dir=services.settings.data_dir, prefix="import-") as extracted,
+            spooled(services.scratch, file.file) as archive,
+            tempfile.TemporaryDirectory(dir=services.scratch.folder(), prefix="import-") as extracted,
         ):
             folder = Path(extracted)
             limit = services.settings.max_unpacked_bytes

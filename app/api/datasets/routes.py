@@ -81,7 +81,7 @@ def upload_dataset(
     """
     if earlier := idempotent.find_earlier(find_dataset):
         return earlier
-    with spooled(services.settings, file.file) as path:
+    with spooled(services.scratch, file.file) as path:
         own_name = PurePath(file.filename or "").name[:255] or "dataset"
         row = dataset_records.store_upload(
             services.store,

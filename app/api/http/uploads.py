@@ -1,4 +1,4 @@
-"""Copies an upload into the data folder, for readers that need a path."""
+"""Copies an upload into the process's scratch folder, for readers that need a path."""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,16 +7,15 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import BinaryIO
 
-from app.core.settings import Settings
+from app.core.storage.scratch import Scratch
 
 _COPY_BYTES = 1 << 20
 
 
 @contextmanager
-def spooled(settings: Settings, upload: BinaryIO) -> Iterator[Path]:
+def spooled(scratch: Scratch, upload: BinaryIO) -> Iterator[Path]:
     """The path of a temporary copy of the upload, which is removed when the context ends."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=settings.data_dir, prefix="upload-", suffix=".jsonl") as copy:
+    with tempfile.NamedTemporaryFile(dir=scratch.folder(), prefix="upload-", suffix=".jsonl") as copy:
         copyfileobj(upload, copy, _COPY_BYTES)
         copy.flush()
         yield Path(copy.name)

@@ -92,7 +92,7 @@ def upload_file(
     if earlier is not None:
         return earlier
     lifetime = timedelta(seconds=expires_seconds) if expires_seconds else None
-    with spooled(services.settings, file.file) as path:
+    with spooled(services.scratch, file.file) as path:
         row = openai_files.store(
             services.store,
             path,

@@ -33,7 +33,7 @@ TunesmithError
 ├── access:             Unauthorized (no valid key)
 ├── access:             Forbidden (refused because of the Origin or Host header)
 │   └── access:         OriginRefused, HostRefused
-├── storage:            StorageFull, BackupUnusable
+├── storage:            StorageFull, DatabaseTooNew, BackupUnusable
 ├── work:               LeaseLost (another worker owns the work: stop and drop the result)
 ├── datasets:           FetchFailure (why a Hub dataset could not be fetched; recorded with the dataset)
 │   └── datasets:       HubDatasetMissing, HubDatasetGated, UnknownConfig, UnknownSplit, HubDatasetUnfit,

@@ -29,6 +29,19 @@ class StorageFull(TunesmithError):
         )
 
 
+class DatabaseTooNew(TunesmithError):
+    """The database is of a newer version of Tunesmith."""
+
+    code = "database_too_new"
+
+    def __init__(self, revision: str) -> None:
+        super().__init__(
+            f"The database is of a newer version of Tunesmith (its schema is {revision}): this version can't "
+            "use it.",
+            hint="Run that version again, or restore a backup that this version made.",
+        )
+
+
 class BackupUnusable(TunesmithError):
     """This is not a whole backup."""
 

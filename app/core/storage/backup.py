@@ -5,16 +5,16 @@ staging folder before any is read; when one was deleted in between, another snap
 change once a row names them.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -23,8 +23,9 @@ from app.core.settings import Settings
 from app.core.specs.states import AdapterState, JobState
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
-from app.core.storage.database import Database, migrate
+from app.core.storage.database import Database, migrate, refuse_newer
 from app.core.storage.row_copy import copy_rows, one_state
+from app.core.storage.scratch import scratch_folder
 
 DATABASE, ARTIFACTS, JOBS, MANIFEST = "tunesmith.db", "artifacts", "jobs", "manifest.json"
 FORMAT = 1
@@ -47,18 +48,21 @@ class Summary:
 
 
 def write_backup(settings: Settings, target: BinaryIO) -> Summary:
-    """Write the tar to a stream. Returns what it contains."""
+    """Write the tar to a stream. Returns what it contains. Raises DatabaseTooNew."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=settings.data_dir, prefix="backup-") as scratch:
-        staging = Path(scratch)
+    with scratch_folder(settings.data_dir) as scratch:
+        staging = scratch / "staging"
+        staging.mkdir()
         summary = _gather(settings, staging)
         files = [path for path in sorted(staging.rglob("*")) if path.is_file()]
+        checksums: dict[str, str] = {}
         with tarfile.open(fileobj=target, mode="w|", dereference=True) as tar:
             for path in files:
-                tar.add(path, arcname=path.relative_to(staging).as_posix())
+                name = path.relative_to(staging).as_posix()
+                checksums[name] = _add(tar, path, name)
             summary.files, summary.bytes = len(files), sum(path.stat().st_size for path in files)
             # Written last: a tar that has it is complete.
-            tar.add(_write_manifest(staging, summary), arcname=MANIFEST)
+            tar.add(_write_manifest(staging, summary, checksums), arcname=MANIFEST)
     return summary
 
 
@@ -66,6 +70,7 @@ def _gather(settings: Settings, staging: Path) -> Summary:
     database = Database(settings.database_url)
     store = ArtifactStore(settings.artifacts_url)
     try:
+        refuse_newer(database)
         for _ in range(_MAX_SNAPSHOTS):
             summary = _stage_snapshot(settings, database, store, staging)
             if not summary.lost:
@@ -166,8 +171,39 @@ def _count(session: Session) -> Summary:
     return Summary(count(tables.DatasetRow), count(tables.AdapterRow), count(tables.JobRow))
 
 
-def _write_manifest(staging: Path, summary: Summary) -> Path:
+def _add(tar: tarfile.TarFile, path: Path, name: str) -> str:
+    """Add a file to the tar. Returns the SHA-256 of the bytes that were written."""
+    with path.open("rb") as file:
+        hashed = HashingReader(file)
+        tar.addfile(tar.gettarinfo(arcname=name, fileobj=file), hashed)
+    return hashed.hexdigest()
+
+
+class HashingReader:
+    """A file that hashes what is read of it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most `size` bytes."""
+        found = self._file.read(size)
+        self._hash.update(found)
+        return found
+
+    def hexdigest(self) -> str:
+        """SHA-256 of what was read."""
+        return self._hash.hexdigest()
+
+
+def _write_manifest(staging: Path, summary: Summary, checksums: dict[str, str]) -> Path:
     path = staging / MANIFEST
-    content = {"format": FORMAT, "made_at": datetime.now(UTC).isoformat(), "files": summary.files}
+    content = {
+        "format": FORMAT,
+        "made_at": datetime.now(UTC).isoformat(),
+        "files": summary.files,
+        "sha256": checksums,
+    }
     path.write_text(json.dumps(content))
     return path

@@ -15,6 +15,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.orm import Session
 
+from app.core.errors.storage import DatabaseTooNew
+
 _APP = Path(__file__).parents[2]
 _BUSY_TIMEOUT_SECONDS = 30
 
@@ -57,12 +59,16 @@ class Database:
 
 
 def migrate(url: str) -> None:
-    """Bring the schema to the newest version. Creates the SQLite file and its folder where there is none."""
+    """Bring the schema to the newest version. Creates the SQLite file and its folder where there is none.
+
+    Raises DatabaseTooNew.
+    """
     path = make_url(url).database
     if url.startswith("sqlite") and path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     database = Database(url)
     try:
+        refuse_newer(database)
         with database.engine.begin() as connection:
             command.upgrade(alembic_config(connection), "head")
     finally:
@@ -71,9 +77,20 @@ def migrate(url: str) -> None:
 
 def is_migrated(database: Database) -> bool:
     """Whether the schema is the one this code was written for."""
+    return _revision(database) == ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def refuse_newer(database: Database) -> None:
+    """Raise DatabaseTooNew where the schema is none that this version knows."""
+    revision = _revision(database)
+    known = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise DatabaseTooNew(revision)
+
+
+def _revision(database: Database) -> str | None:
     with database.engine.execution_options(read_only=True).connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    return current == ScriptDirectory.from_config(alembic_config()).get_current_head()
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def alembic_config(connection: Connection | None = None) -> Config:

@@ -6,31 +6,34 @@ Files are restored first, rows last and in one transaction: an interruption leav
 import json
 import shutil
 import tarfile
-import tempfile
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from app.core.errors.storage import BackupUnusable, NotEmpty
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
-from app.core.storage.backup import ARTIFACTS, DATABASE, FORMAT, JOBS, MANIFEST
+from app.core.storage.backup import ARTIFACTS, DATABASE, FORMAT, JOBS, MANIFEST, HashingReader
 from app.core.storage.database import Database, migrate
 from app.core.storage.row_copy import copy_rows, is_empty, one_state
+from app.core.storage.scratch import scratch_folder
 
 
-def restore_backup(settings: Settings, source: BinaryIO) -> None:
+def restore_backup(settings: Settings, source: BinaryIO) -> bool:
     """Read a backup's tar from a stream and restore its files and rows.
 
-    Raises NotEmpty where the database has rows, BackupUnusable where the tar is not a complete backup.
+    Returns whether the backup has checksums: those of earlier versions have none. Raises NotEmpty where the
+    database has rows, BackupUnusable where the tar is not a complete backup or a file of it has changed, and
+    DatabaseTooNew where the backup or the database is of a newer version.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings.database_url)
     database = Database(settings.database_url)
     try:
         _refuse_rows(database)
-        with tempfile.TemporaryDirectory(dir=settings.data_dir, prefix="restore-") as scratch:
-            staging = Path(scratch)
-            _unpack(source, staging)
+        with scratch_folder(settings.data_dir) as scratch:
+            staging = scratch / "staging"
+            staging.mkdir()
+            is_checked = _unpack(source, staging)
             # A backup of an older version: its schema is brought to this version before its rows are read.
             migrate(f"sqlite:///{staging / DATABASE}")
             _place_artifacts(ArtifactStore(settings.artifacts_url), staging / ARTIFACTS)
@@ -38,6 +41,7 @@ def restore_backup(settings: Settings, source: BinaryIO) -> None:
             _place_rows(database, staging / DATABASE)
     finally:
         database.close()
+    return is_checked
 
 
 def _refuse_rows(database: Database) -> None:
@@ -46,8 +50,9 @@ def _refuse_rows(database: Database) -> None:
             raise NotEmpty(hint="Restore into a new data folder or volume, and a new database.")
 
 
-def _unpack(source: BinaryIO, staging: Path) -> None:
-    count = 0
+def _unpack(source: BinaryIO, staging: Path) -> bool:
+    """Write the files of the tar, and compare them with its manifest. Returns whether it has checksums."""
+    checksums: dict[str, str] = {}
     try:
         with tarfile.open(fileobj=source, mode="r|*") as tar:
             for member in tar:
@@ -56,12 +61,14 @@ def _unpack(source: BinaryIO, staging: Path) -> None:
                     raise BackupUnusable(f"This is not a backup of Tunesmith: it holds {member.name!r}.")
                 path = staging / member.name
                 path.parent.mkdir(parents=True, exist_ok=True)
+                hashed = HashingReader(content)
                 with path.open("wb") as file:
-                    shutil.copyfileobj(content, file)
-                count += 1
+                    shutil.copyfileobj(hashed, file)
+                checksums[member.name] = hashed.hexdigest()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise BackupUnusable(f"The backup can't be read: {error}") from error
-    _check_manifest(staging / MANIFEST, count - 1)
+    checksums.pop(MANIFEST, None)
+    return _check_manifest(staging / MANIFEST, checksums)
 
 
 def _is_ours(name: str) -> bool:
@@ -69,14 +76,28 @@ def _is_ours(name: str) -> bool:
     return ".." not in parts and (name in (DATABASE, MANIFEST) or parts[0] in (ARTIFACTS, JOBS))
 
 
-def _check_manifest(path: Path, files: int) -> None:
+def _check_manifest(path: Path, checksums: dict[str, str]) -> bool:
     if not path.is_file():
         raise BackupUnusable("The backup is not whole: its end is missing.")
-    manifest = json.loads(path.read_text())
-    if manifest["format"] != FORMAT or manifest["files"] != files:
+    try:
+        manifest = json.loads(path.read_bytes())
+        made_by, files, expected = manifest["format"], manifest["files"], manifest.get("sha256")
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        raise BackupUnusable("The backup is damaged: its manifest can't be read.") from None
+    if made_by != FORMAT or files != len(checksums):
         raise BackupUnusable(
-            f"The backup is not whole, or of another version: {manifest}, {files} files found."
+            f"The backup is not whole, or of another version: its manifest names {files} files of format "
+            f"{made_by}, and {len(checksums)} were found."
         )
+    if expected is None:
+        return False
+    if changed := sorted(name for name, found in checksums.items() if expected.get(name) != found):
+        raise BackupUnusable(
+            f"The backup is damaged: {changed[0]} is not what was written"
+            + (f", nor are {len(changed) - 1} other files." if changed[1:] else "."),
+            hint="Take another copy of the backup, or another backup.",
+        )
+    return True
 
 
 def _place_artifacts(store: ArtifactStore, folder: Path) -> None:

@@ -23,7 +23,7 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.backup import write_backup
 from app.core.storage.database import Database
 from app.core.storage.restore import restore_backup
-from tests.factories import make_adapter, make_dataset, make_job
+from tests.factories import CHAT_ROW, make_adapter, make_dataset, make_job
 
 
 @pytest.fixture
@@ -226,9 +226,11 @@ def test_a_backup_leaves_no_temporary_files(settings: Settings, database: Databa
     names = members(take(settings)).keys()
     assert list(names) == ["tunesmith.db", "manifest.json"]
     assert {path.name for path in settings.data_dir.iterdir()} - before <= {
+        "scratch",
         "tunesmith.db-wal",
         "tunesmith.db-shm",
     }
+    assert [path.name for path in (settings.data_dir / "scratch").iterdir()] == [".lock"]
 
 
 def test_a_restored_running_job_is_claimed_again(
@@ -262,7 +264,8 @@ def test_a_backup_cut_short_is_refused_and_changes_nothing(
     del contents["manifest.json"]
     with pytest.raises(BackupUnusable, match="its end is missing"):
         restore_backup(empty, rebuilt(contents))
-    assert [path.name for path in empty.data_dir.iterdir() if path.is_dir()] == []
+    assert [path.name for path in empty.data_dir.iterdir() if path.is_dir()] == ["scratch"]
+    assert [path.name for path in (empty.data_dir / "scratch").iterdir()] == [".lock"]
 
 
 def test_a_backup_that_lacks_a_file_is_refused(
@@ -272,7 +275,53 @@ def test_a_backup_that_lacks_a_file_is_refused(
     contents = members(take(settings))
     assert json.loads(contents["manifest.json"])["files"] == 2
     del contents[next(name for name in contents if name.startswith("artifacts/"))]
-    with pytest.raises(BackupUnusable, match="1 files found"):
+    with pytest.raises(BackupUnusable, match=r"names 2 files .* 1 were found"):
+        restore_backup(empty, rebuilt(contents))
+
+
+def test_a_flipped_bit_is_refused_wherever_it_is(
+    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
+) -> None:
+    add_dataset(database, store, tmp_path)
+    tar = take(settings)
+    rows = tar.index(CHAT_ROW["messages"][0]["content"].encode())
+    manifest = tar.rindex(b'"format": 1')
+    for place in (rows, tar.index(b"SQLite format 3") + 2000, manifest + 4, len(tar) // 3):
+        damaged = bytearray(tar)
+        damaged[place] ^= 1
+        with pytest.raises(BackupUnusable):
+            restore_backup(empty, io.BytesIO(bytes(damaged)))
+    assert restore_backup(empty, io.BytesIO(tar)) is True
+
+
+def test_a_damaged_file_is_named(
+    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
+) -> None:
+    add_dataset(database, store, tmp_path)
+    contents = members(take(settings))
+    name = next(name for name in contents if name.startswith("artifacts/"))
+    contents[name] += b" "
+    with pytest.raises(BackupUnusable, match=f"The backup is damaged: {name} is not what was written"):
+        restore_backup(empty, rebuilt(contents))
+
+
+def test_a_backup_of_an_earlier_version_has_no_checksums_and_is_restored(
+    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
+) -> None:
+    add_dataset(database, store, tmp_path)
+    contents = members(take(settings))
+    manifest = json.loads(contents["manifest.json"])
+    del manifest["sha256"]
+    contents["manifest.json"] = json.dumps(manifest).encode()
+    assert restore_backup(empty, rebuilt(contents)) is False
+
+
+@pytest.mark.parametrize("manifest", [b"", b"[]", b"3", b'{"format": 1}', b"[" * 100_000, b"\xff"])
+def test_a_manifest_that_can_t_be_read_is_refused(
+    settings: Settings, database: Database, empty: Settings, manifest: bytes
+) -> None:
+    contents = members(take(settings)) | {"manifest.json": manifest}
+    with pytest.raises(BackupUnusable, match="manifest can't be read"):
         restore_backup(empty, rebuilt(contents))
 
 
