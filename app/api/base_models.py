@@ -10,6 +10,7 @@ from app.api.schemas import Page
 from app.core.engine import base_models, workers
 from app.core.engine.base_models import LocalModel
 from app.core.engine.messages import EngineState
+from app.core.engine.serving import Serving, find_serving
 
 State = Literal["loaded", "loading", "on_disk", "on_hub"]
 
@@ -29,6 +30,9 @@ class BaseModelRead(BaseModel):
         description="`loaded`: it answers at once. `loading`: an engine is loading it, and requests wait. "
         "`on_disk`: the first request loads it, which may wait until another base model is not needed. "
         "`on_hub`: the same, and it may have to be downloaded first."
+    )
+    serving: Serving | None = Field(
+        None, description="How the engine serves it without an adapter; null: not known before it is loaded."
     )
     waiting: int = Field(0, description="Requests that wait for it, as of the worker's last word.")
 
@@ -53,14 +57,19 @@ def list_models(services: ServicesDep) -> BaseModelPage:
     """Base models that a job or `/generate` may name, with their limits."""
     settings = services.settings
     with services.database.snapshot() as session:
-        serving = workers.find_alive(session, lease_seconds=settings.lease_seconds, role="serve")
-    states = [EngineState.model_validate(worker.engine_state) for worker in serving if worker.engine_state]
+        states = workers.engine_states(session, settings)
     named = {*settings.allowed_models, *(name for state in states for name in _names(state))}
     local = base_models.find_local(settings)
     listed = [_local(model, states) for model in local]
     elsewhere = sorted(name for name in named - {model.name for model in local} if "/" in name)
     listed += [
-        BaseModelRead(name=name, source="hub", **_in_engines(name, "on_hub", states)) for name in elsewhere
+        BaseModelRead(
+            name=name,
+            source="hub",
+            serving=find_serving(states, name, None) if _is_known(name, states) else None,
+            **_in_engines(name, "on_hub", states),
+        )
+        for name in elsewhere
     ]
     return BaseModelPage(data=listed, next=None, any_hub_model=not settings.allowed_models)
 
@@ -77,8 +86,13 @@ def _local(model: LocalModel, states: list[EngineState]) -> BaseModelRead:
         architecture=model.architecture,
         context_length=model.context_length,
         size_bytes=model.size_bytes,
+        serving=find_serving(states, model.name, model.obstacle),
         **_in_engines(model.name, "on_disk", states),
     )
+
+
+def _is_known(name: str, states: list[EngineState]) -> bool:
+    return any(one.base_model == name for state in states for one in state.served)
 
 
 def _in_engines(name: str, elsewhere: State, states: list[EngineState]) -> _InEngines:

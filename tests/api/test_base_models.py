@@ -3,17 +3,25 @@ from datetime import UTC, datetime
 
 from fastapi.testclient import TestClient
 
-from app.core.engine.messages import BaseModelRef, EngineState, LoadingBase, ServedBase, WaitingRequests
+from app.core.engine.messages import (
+    BaseModelRef,
+    EngineState,
+    LoadingBase,
+    ServedBase,
+    ServedPath,
+    ServingPath,
+    WaitingRequests,
+)
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.database import Database
 from tests.fakes import FakeEngine
 
 
-def add_model(settings: Settings, name: str) -> None:
+def add_model(settings: Settings, name: str, **more: str) -> None:
     folder = settings.models_folder / name
     folder.mkdir(parents=True)
-    config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}
+    config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048, **more}
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -29,6 +37,7 @@ def test_a_model_in_the_folder_is_listed_with_its_limits(client: TestClient, set
         "context_length": 2048,
         "loaded": False,
         "state": "on_disk",
+        "serving": {"path": "paged", "reason": None, "tokens_per_second": None},
         "waiting": 0,
     }
     assert listed["next"] is None
@@ -45,6 +54,26 @@ def test_an_allow_list_is_what_may_be_named(client: TestClient, settings: Settin
         ("owner/model", "hub"),
     ]
     assert listed["any_hub_model"] is False
+
+
+def test_each_base_model_says_on_which_path_it_is_served_and_how_fast(
+    client: TestClient, settings: Settings, engine: FakeEngine, database: Database
+) -> None:
+    add_model(settings, "tiny")
+    add_model(settings, "sinks", model_type="gpt_oss")
+    served = [
+        ServedPath(base_model="tiny", path=ServingPath.GENERAL, tokens_per_second=20),
+        ServedPath(base_model="tiny", path=ServingPath.PAGED, tokens_per_second=200),
+        ServedPath(base_model="sinks", path=ServingPath.GENERAL, reason="sinks", tokens_per_second=9),
+        ServedPath(base_model="owner/odd", path=ServingPath.GENERAL, reason="its own attention"),
+    ]
+    odd = BaseModelRef(name="owner/odd", quantization=QuantizationSpec())
+    engine.register(database, EngineState(base_model=odd, served=served))
+    assert {model["name"]: model["serving"] for model in client.get("/models").json()["data"]} == {
+        "sinks": {"path": "general", "reason": "attention sinks", "tokens_per_second": 9},
+        "tiny": {"path": "paged", "reason": None, "tokens_per_second": 200},
+        "owner/odd": {"path": "general", "reason": "its own attention", "tokens_per_second": None},
+    }
 
 
 def test_the_loaded_model_says_so(client: TestClient, engine: FakeEngine, database: Database) -> None:

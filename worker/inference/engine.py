@@ -18,6 +18,7 @@ from app.core.engine.messages import (
     BaseModelRef,
     EngineHealth,
     EngineState,
+    Finished,
     LoadingBase,
     Reply,
     ServingPath,
@@ -30,6 +31,7 @@ from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
 from worker.inference.engine_state import describe, urgent_part
 from worker.inference.failures import BaseModelBusy, EngineStopping, ModelUnsupported, failed
+from worker.inference.speeds import Speeds
 
 _PAUSE_GRACE_SECONDS = 5.0
 # How long the loop may not move: between steps, and while it reads an adapter or frees a model's memory.
@@ -84,6 +86,7 @@ class Engine:
         self._shares_with: str | None = None
         # Memory that a job on the same device needs, including what it has not allocated yet.
         self.reserved_bytes = 0
+        self._speeds = Speeds()
         self._last_summary: object = None
         # When the loop was asked for a sign that it has not given yet, and how long it may take now.
         self._asked_at: float | None = None
@@ -311,7 +314,7 @@ class Engine:
             return
         if isinstance(error, ModelUnsupported) and wanted.path is ServingPath.PAGED:
             self._options.on_unsupported(wanted, error.message)
-            self._scheduler.take_general_path(wanted.key)
+            self._scheduler.take_general_path(wanted.key, error.message)
             return
         key = wanted.key
         self._fail_waiting([one for one in self._scheduler.waiting if one.base_key == key], error)
@@ -363,6 +366,8 @@ class Engine:
             self._scheduler.remove(sequence)
 
     def _put(self, sequence: Sequence, reply: Reply) -> None:
+        if isinstance(reply, Finished):
+            self._speeds.add(sequence.prompt.base_model, sequence.prompt.model_obstacle, reply)
         self._replies.append((sequence, reply))
 
     def _publish(self) -> None:
@@ -375,7 +380,8 @@ class Engine:
     def _update_state(self) -> None:
         batches, waiting = self._scheduler.batches, self._scheduler.waiting_counts()
         bases = [(batch, batch.slots.resident) for batch in batches]
-        summary = (bases, waiting, self._loading, self._paused_by, self._shares_with)
+        served = self._speeds.records
+        summary = (bases, waiting, served, self._loading, self._paused_by, self._shares_with)
         if summary == self._last_summary:
             return
         self._last_summary = summary
@@ -383,6 +389,7 @@ class Engine:
         bits = {executor.batch: executor.runner.weight_bits for executor in self._executors}
         self.state = describe(self._scheduler, bits).model_copy(
             update={
+                "served": served,
                 "loading": self._loading,
                 "paused_by": self._paused_by,
                 "shares_with": self._shares_with,

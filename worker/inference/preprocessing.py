@@ -74,8 +74,11 @@ class Preprocessor:
         _check_bias(len(tokenizer) if rows is None else min(len(tokenizer), rows), request.sampling)
         end_ids = renderer.end_token_ids(tokenizer, base_model.read_end_ids(base_folder))
         seed, schema = request.sampling.seed, request.output_schema
+        choice = self._paths.choose(request.base_model, base_folder, adapter)
         return Prompt(
-            base_model=self._paths.choose(request.base_model, base_folder, adapter),
+            base_model=choice.base_model,
+            model_obstacle=choice.model_obstacle,
+            adapter_obstacle=choice.adapter_obstacle,
             adapter=adapter,
             token_ids=token_ids,
             sampling=request.sampling,

@@ -12,28 +12,13 @@ from typing import Any
 from peft import PeftModel
 from transformers import PretrainedConfig
 
+from app.core.engine.serving import find_config_obstacle
 from worker.models import base_model
-
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
-# Families whose attention can not be replaced by the engine's, by model type; a test compares the two.
-_ATTENTION = {
-    "gpt_oss": "attention sinks",
-    **dict.fromkeys(("bloom", "falcon"), "attention with ALiBi or of its own kind"),
-    **dict.fromkeys(("codegen", "gptj", "nemotron", "stablelm", "xglm"), "attention of its own kind"),
-}
 
 
 def find_model_obstacle(config: PretrainedConfig) -> str | None:
     """Why the paged engine can't compute a model with this configuration, or None."""
-    text = config.get_text_config()
-    layer_types = set(getattr(text, "layer_types", None) or []) - _LAYER_TYPES
-    if layer_types:
-        return f"layers of type {', '.join(sorted(layer_types))}"
-    if text.is_encoder_decoder or getattr(text, "num_kv_shared_layers", None):
-        return "attention that is not plainly causal"
-    if text.model_type in _ATTENTION:
-        return _ATTENTION[text.model_type]
-    return None
+    return find_config_obstacle(config.get_text_config().to_dict())
 
 
 def find_folder_obstacle(folder: Path) -> str | None:

@@ -23,10 +23,10 @@ from app.core.engine.preflight import (
     Notice,
     Preflight,
     PreflightRequest,
-    Serving,
     TimeFigures,
     TokenFigures,
 )
+from app.core.engine.serving import Serving
 from app.core.specs.job import JobSpec
 from worker.models import base_model, checkpoint_weights, fingerprint, serving_path
 from worker.models.device import Device

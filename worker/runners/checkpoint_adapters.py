@@ -6,6 +6,7 @@ import shutil
 from sqlalchemy.orm import Session
 
 from app.core.adapters import records as adapter_records
+from app.core.adapters.files import recorded_general_path
 from app.core.errors.adapters import AdapterInUse
 from app.core.jobs import queue
 from app.core.jobs.events import Log
@@ -40,11 +41,13 @@ def deliver(
             artifact=artifact,
             size_bytes=size_bytes,
             step=saved.step,
+            general_path=general_path,
         )
         line = Log(message=f"The adapter of step {saved.step} is kept and answers as {adapter.name}.")
         queue.record(session, lease, [line])
         deleted.extend(_delete_oldest(session, lease))
 
+    general_path = recorded_general_path(saved.folder)
     size_bytes = store.put_folder(artifact, saved.folder)
     heartbeat.write(add)
     for key in deleted:

@@ -12,6 +12,7 @@ from typing import Protocol
 from sqlalchemy.orm import Session
 
 from app.core.adapters import records as adapter_records
+from app.core.adapters.files import recorded_general_path
 from app.core.errors.jobs import DiskFull, JobFailure
 from app.core.jobs import queue
 from app.core.jobs.events import AnyEventData, Metrics, StateChange
@@ -123,7 +124,9 @@ class JobHandler(WorkHandler[JobLease, Report, Ended]):
         self, lease: JobLease, result: Ended, announce: Callable[[Report], None]
     ) -> Callable[[Session], None]:
         adapter_id, artifact = adapter_records.name_artifact(lease.job_id, lease.attempt)
-        size_bytes = self._store.put_folder(artifact, job_inputs.output_folder(self._settings, lease))
+        folder = job_inputs.output_folder(self._settings, lease)
+        general_path = recorded_general_path(folder)
+        size_bytes = self._store.put_folder(artifact, folder)
 
         def succeed(session: Session) -> None:
             adapter = adapter_records.add(
@@ -133,6 +136,7 @@ class JobHandler(WorkHandler[JobLease, Report, Ended]):
                 job_id=lease.job_id,
                 artifact=artifact,
                 size_bytes=size_bytes,
+                general_path=general_path,
             )
             queue.succeed(session, lease, adapter_name=adapter.name)
 

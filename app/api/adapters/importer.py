@@ -13,11 +13,11 @@ import time
 
 from anyio import to_thread
 
-from app.api.generate.answers import Answers, Target, collect
+from app.api.generate.answers import Answers, GeneratedAnswer, Target, collect
 from app.api.generate.engine_client import EngineClient, find_engine
 from app.api.http.errors import EngineRefusal
 from app.core.adapters import imports as adapter_imports
-from app.core.engine.messages import ChatMessage, Failed, GenerateRequest, MadeToken, Sampling
+from app.core.engine.messages import ChatMessage, Failed, GenerateRequest, Sampling, ServingPath
 from app.core.errors import TunesmithError, Unavailable
 from app.core.errors.engine import EngineFailed
 from app.core.errors.jobs import AdapterInert
@@ -86,7 +86,7 @@ class Importer:
             target = await to_thread.run_sync(self._find_target, adapter_id)
             if target is None:
                 return  # deleted, or verified by another process
-            await self._compare(target)
+            general_path = await self._compare(target)
         except EngineRefusal as refusal:
             kind = refusal.failed.kind
             await to_thread.run_sync(
@@ -99,26 +99,33 @@ class Importer:
         except TunesmithError as error:
             await to_thread.run_sync(self._refuse, adapter_id, error, True, False)
         else:
-            await to_thread.run_sync(self._finish, adapter_id)
+            await to_thread.run_sync(self._finish, adapter_id, general_path)
 
-    async def _compare(self, target: Target) -> None:
-        """Raise AdapterInert where the tokens and their probabilities do not change with the adapter."""
+    async def _compare(self, target: Target) -> list[str]:
+        """Returns why the engine served the adapter on its general path; empty where it did not.
+
+        Raises AdapterInert where the tokens and their probabilities do not change with the adapter.
+        """
         plain = GenerateRequest(base_model=target.base_model, messages=_MESSAGES, sampling=_SAMPLING)
-        adapted = plain.model_copy(update={"adapter": target.adapter})
         # One after the other: so a refusal belongs to the adapter, or else to its base model.
-        with_adapter, without = [await self._generate(target, request) for request in (adapted, plain)]
-        if with_adapter == without:
+        adapted = await self._generate(target, plain.model_copy(update={"adapter": target.adapter}))
+        timings = adapted.finished.timings
+        # On the same path, since the probabilities of the two differ in their last digits.
+        same_path = target.base_model.model_copy(update={"path": timings.path})
+        without = await self._generate(target, plain.model_copy(update={"base_model": same_path}))
+        if adapted.tokens == without.tokens:
             raise AdapterInert(
                 "The adapter does not change what the model says.", hint="Was it trained on this base model?"
             )
+        return [timings.path_reason or "found by the engine"] if timings.path is ServingPath.GENERAL else []
 
-    async def _generate(self, target: Target, request: GenerateRequest) -> list[MadeToken]:
+    async def _generate(self, target: Target, request: GenerateRequest) -> GeneratedAnswer:
         answers = Answers(self._engines, target.engine, [request])
         try:
             (answer,) = await collect(answers)
         finally:
             await answers.close()
-        return answer.tokens or []
+        return answer
 
     def _find_unverified(self) -> list[str]:
         with self._database.snapshot() as session:
@@ -154,8 +161,8 @@ class Importer:
             _log.warning("Adapter %s can't be used: %s", adapter_id, error.message)
             self._store.delete(artifact)
 
-    def _finish(self, adapter_id: str) -> None:
+    def _finish(self, adapter_id: str, general_path: list[str]) -> None:
         with self._database.transaction() as session:
-            adapter = adapter_imports.finish(session, adapter_id)
+            adapter = adapter_imports.finish(session, adapter_id, general_path=general_path)
         if adapter is not None:
             _log.info("Adapter %s was imported", adapter_id)

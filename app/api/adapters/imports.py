@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Annotated
 
@@ -66,7 +67,7 @@ def import_adapter(
     It is `importing` until the engine has answered with it, then `ready` like every other one, or `failed`
     with the reason: `GET /adapters/{id}` says which.
     """
-    adapter = idempotent.find_earlier(find_adapter)
+    adapter = idempotent.find_earlier(partial(_find, services))
     if adapter is None:
         own_name = re.sub(
             r"[^A-Za-z0-9._-]+", "-", _ARCHIVE_ENDINGS.sub("", PurePath(file.filename or "").name)
@@ -129,7 +130,7 @@ def _submit(
 
     try:
         size_bytes = services.store.put_folder(artifact, folder)
-        adapter = idempotent.create(create, find=find_adapter)
+        adapter = idempotent.create(create, find=partial(_find, services))
         return adapter
     finally:
         if adapter is None or adapter.id != adapter_id:
@@ -166,3 +167,7 @@ def _check_template(template: str) -> None:
     problem = find_problem(template)
     if problem:
         raise InvalidRequest(f"The chat template can't be read: {problem}.", param="chat_template")
+
+
+def _find(services: Services, session: Session, adapter_id: str) -> AdapterRead:
+    return find_adapter(session, services.settings, adapter_id)

@@ -13,7 +13,9 @@ from app.api.deps import AdapterName, After, Limit, ServicesDep
 from app.api.http.errors import documented
 from app.api.schemas import Page
 from app.core.adapters import imports as adapter_imports, records as adapter_records
+from app.core.engine.workers import engine_states
 from app.core.errors.adapters import AdapterNotFound, AdapterNotReady
+from app.core.settings import Settings
 from app.core.specs.states import AdapterState
 
 router = APIRouter(prefix="/adapters", tags=["Adapters"])
@@ -36,14 +38,15 @@ def list_adapters(
             unverified, cursor = adapter_imports.find_page(session, state=state, after=after, limit=limit)
             return Page(data=[AdapterRead.from_import(row) for row in unverified], next=cursor)
         rows, cursor = adapter_records.find_page(session, after=after, limit=limit)
-    return Page(data=[AdapterRead.from_row(row) for row in rows], next=cursor)
+        states = engine_states(session, services.settings)
+    return Page(data=[AdapterRead.from_row(row, states) for row in rows], next=cursor)
 
 
 @router.get("/{id_or_name}", summary="Show an adapter", responses=documented(404))
 def show_adapter(id_or_name: AdapterName, services: ServicesDep) -> AdapterRead:
     """An adapter, by its id or its name, also one that is being imported."""
     with services.database.snapshot() as session:
-        return find_adapter(session, id_or_name)
+        return find_adapter(session, services.settings, id_or_name)
 
 
 @router.get(
@@ -91,10 +94,11 @@ def delete_adapter(id_or_name: AdapterName, services: ServicesDep) -> None:
     services.store.delete(artifact)
 
 
-def find_adapter(session: Session, id_or_name: str) -> AdapterRead:
+def find_adapter(session: Session, settings: Settings, id_or_name: str) -> AdapterRead:
     """An adapter as the API shows it, or an import. Raises AdapterNotFound."""
     try:
-        return AdapterRead.from_row(adapter_records.get(session, id_or_name))
+        adapter = adapter_records.get(session, id_or_name)
+        return AdapterRead.from_row(adapter, engine_states(session, settings))
     except AdapterNotReady:
         unverified = adapter_records.find_import(session, id_or_name)
         if unverified is None:

@@ -1,9 +1,12 @@
 """What the routes of adapters return. Knows no database session."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, Field
 
+from app.core.engine.messages import EngineState
+from app.core.engine.serving import Serving, find_serving
 from app.core.specs.job import QuantizationSpec
 from app.core.specs.states import AdapterState
 from app.core.storage import tables
@@ -32,12 +35,15 @@ class AdapterRead(BaseModel):
     error: AdapterErrorRead | None = Field(
         None, description="Of an import: why it failed, or what it waits for."
     )
+    serving: Serving | None = Field(
+        None, description="How the engine serves it; null: not known, as it has not been asked yet."
+    )
     size_bytes: int = Field(description="Size of its files.")
     created_at: datetime = Field(description="When its job finished.")
 
     @classmethod
-    def from_row(cls, row: tables.AdapterRow) -> "AdapterRead":
-        """The adapter as the API shows it."""
+    def from_row(cls, row: tables.AdapterRow, states: Sequence[EngineState]) -> "AdapterRead":
+        """The adapter as the API shows it. `states`: those of the engines."""
         return cls(
             id=row.id,
             name=row.name,
@@ -46,6 +52,7 @@ class AdapterRead(BaseModel):
             job=row.job_id,
             step=row.step,
             state=AdapterState.READY,
+            serving=_serving(row, states),
             size_bytes=row.size_bytes,
             created_at=row.created_at,
         )
@@ -65,3 +72,9 @@ class AdapterRead(BaseModel):
             size_bytes=row.size_bytes,
             created_at=row.created_at,
         )
+
+
+def _serving(row: tables.AdapterRow, states: Sequence[EngineState]) -> Serving | None:
+    if row.general_path is None:
+        return None
+    return find_serving(states, row.base_model, ", ".join(row.general_path) or None)

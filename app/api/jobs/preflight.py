@@ -15,6 +15,7 @@ from app.core.datasets.unused_fields import describe_unused
 from app.core.engine import base_models
 from app.core.engine.messages import Failed
 from app.core.engine.preflight import DatasetRef, Notice, Preflight, PreflightRequest
+from app.core.engine.serving import find_serving
 from app.core.jobs import continuation, speeds
 from app.core.specs.job import JobSpec
 
@@ -35,6 +36,8 @@ async def preflight(
     if isinstance(answer, Failed):
         raise EngineRefusal(answer)
     answer.warnings.extend(notices)
+    states = [engine.state, *(other.state for other in engine.others)]
+    answer.serving = find_serving(states, spec.base_model, answer.serving.reason)
     return _with_measured_speed(answer, speed) if speed else answer
 
 

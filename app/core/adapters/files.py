@@ -117,6 +117,18 @@ def _to_spec(config: _PeftConfig) -> LoraSpec | None:
         return None
 
 
+def recorded_general_path(folder: Path) -> list[str] | None:
+    """Why the engine serves a job's adapter on its general path, by the record in its folder.
+
+    Returns None where there is no record, or one of an earlier version.
+    """
+    try:
+        found: list[str] = json.loads((folder / RECORD).read_bytes())["general_path"]
+    except (OSError, ValueError, LookupError):
+        return None
+    return found
+
+
 def _recorded_quantization(folder: Path) -> QuantizationSpec | None:
     """Returns the quantization in Tunesmith's own record of an adapter that it made, or None."""
     try:

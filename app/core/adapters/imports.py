@@ -88,14 +88,16 @@ def references(row: tables.AdapterImportRow) -> tuple[BaseModelRef, AdapterRef]:
     return base_model, AdapterRef(id=row.id, artifact=row.artifact)
 
 
-def finish(session: Session, adapter_id: str) -> tables.AdapterRow | None:
-    """Make an adapter of a verified import. Returns None where it was deleted or finished meanwhile."""
+def finish(session: Session, adapter_id: str, *, general_path: list[str]) -> tables.AdapterRow | None:
+    """Make an adapter of a verified import. `general_path`: why the engine serves it on that path.
+
+    Returns None where it was deleted or finished meanwhile."""
     row = _lock_unverified(session, adapter_id)
     if row is None:
         return None
     session.delete(row)
     session.flush()
-    return adapter_records.add_imported(session, row)
+    return adapter_records.add_imported(session, row, general_path=general_path)
 
 
 def fail(session: Session, adapter_id: str, error: dict[str, str | None]) -> str | None:

@@ -41,8 +41,9 @@ def add(
     artifact: str,
     size_bytes: int,
     step: int | None = None,
+    general_path: list[str] | None = None,
 ) -> tables.AdapterRow:
-    """Add an adapter that a job made.
+    """Add an adapter that a job made. `general_path`: why the engine serves it on that path, if it is known.
 
     It has the job's name, or the name that follows from the spec's `suffix`; a checkpoint's name has the step
     too. A name that is taken gets a number.
@@ -54,6 +55,7 @@ def add(
         quantization=spec.quantization.model_dump(mode="json"),
         job_id=job_id,
         step=step,
+        general_path=general_path,
         size_bytes=size_bytes,
         artifact=artifact,
         created_at=datetime.now(UTC),
@@ -63,7 +65,9 @@ def add(
     return adapter
 
 
-def add_imported(session: Session, verified: tables.AdapterImportRow) -> tables.AdapterRow:
+def add_imported(
+    session: Session, verified: tables.AdapterImportRow, *, general_path: list[str]
+) -> tables.AdapterRow:
     """Add the adapter of a verified import. A name that was taken meanwhile gets a number."""
     adapter = tables.AdapterRow(
         id=verified.id,
@@ -71,6 +75,7 @@ def add_imported(session: Session, verified: tables.AdapterImportRow) -> tables.
         base_model=verified.base_model,
         quantization=verified.quantization,
         origin=verified.origin,
+        general_path=general_path,
         size_bytes=verified.size_bytes,
         artifact=verified.artifact,
         created_at=datetime.now(UTC),

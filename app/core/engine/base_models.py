@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.core.engine.serving import find_config_obstacle
 from app.core.errors.base_models import ModelNotAllowed, UnknownModel
 from app.core.settings import Settings
 
@@ -21,6 +22,8 @@ class LocalModel:
     architecture: str | None
     context_length: int | None
     size_bytes: int
+    # What in it the paged engine can't compute, by its configuration.
+    obstacle: str | None
 
 
 def find_local(settings: Settings) -> list[LocalModel]:
@@ -70,11 +73,14 @@ def _describe(config_path: Path) -> LocalModel:
     architectures = config.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
     length = config.get("max_position_embeddings")
+    # Of models that also read images, the configuration of the language model.
+    inner = config.get("text_config")
     return LocalModel(
         name=folder.name,
         path=folder,
         architecture=architecture if isinstance(architecture, str) else None,
         context_length=length if isinstance(length, int) else None,
+        obstacle=find_config_obstacle(inner if isinstance(inner, dict) else config),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
     )
 

@@ -164,6 +164,7 @@ class Timings(Wire):
         description="Which code of the engine generated: `paged` batches requests; `general`, for models and "
         "adapters that the first can't compute, is slower.",
     )
+    path_reason: str | None = Field(None, description="Why it is the general path.")
 
 
 class TokenProbability(Wire):
@@ -266,6 +267,19 @@ class EngineHealth(Wire):
         return self.silent_seconds <= self.limit_seconds
 
 
+class ServedPath(Wire):
+    """How an engine has served a base model on one path since it started, whether or not it is loaded now."""
+
+    base_model: str = Field(description="A Hub id or the name of a local model.")
+    path: ServingPath = Field(description="Which code of the engine generates.")
+    reason: str | None = Field(
+        None, description="What in the base model the paged engine can't compute; null: nothing."
+    )
+    tokens_per_second: float | None = Field(
+        None, description="Tokens made a second for one request, a mean over the last answers."
+    )
+
+
 class EngineState(Wire):
     """What the engine serves now; it stands in the worker's row."""
 
@@ -273,6 +287,9 @@ class EngineState(Wire):
     adapters: list[str] = Field([], description="Ids of the adapters that are loaded, on whichever base.")
     bases: list[ServedBase] = Field(
         [], description="Base models that are loaded, the one used last at the end."
+    )
+    served: list[ServedPath] = Field(
+        [], description="How the base models that were used last were served, the latest at the end."
     )
     loading: LoadingBase | None = Field(None, description="The base model that is being loaded.")
     waiting: list[WaitingRequests] = Field([], description="Requests that have not begun.")

@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.core.engine.messages import ServingPath, Wire
+from app.core.engine.messages import Wire
+from app.core.engine.serving import Serving
 from app.core.specs.job import MODEL_NAME, JobSpec
 
 MAX_LINES = 100
@@ -145,16 +146,6 @@ class TimeFigures(Wire):
         description="`measured`: the speed of the last finished job of this base model with the same packing "
         "and quantization. `guess`: from the number of weights; expect a factor of five either way."
     )
-
-
-class Serving(Wire):
-    """How the finished adapter would be served."""
-
-    path: ServingPath = Field(
-        description="`paged`: in batches with others, at full speed. `general`: by transformers and PEFT, "
-        "one request after another."
-    )
-    reason: str | None = Field(description="What the paged engine can't compute; null where it serves.")
 
 
 class Preflight(Wire):

@@ -8,6 +8,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app.core.engine.messages import EngineState
+from app.core.settings import Settings
 from app.core.storage import tables
 
 
@@ -53,6 +54,12 @@ def find_alive(
     query = select(tables.WorkerRow).where(tables.WorkerRow.heartbeat_at >= since)
     workers = session.scalars(query.order_by(tables.WorkerRow.heartbeat_at.desc()))
     return [worker for worker in workers if role is None or role in worker.roles]
+
+
+def engine_states(session: Session, settings: Settings) -> list[EngineState]:
+    """Returns the states of the engines of running workers, as of their last heartbeats."""
+    serving = find_alive(session, lease_seconds=settings.lease_seconds, role="serve")
+    return [EngineState.model_validate(worker.engine_state) for worker in serving if worker.engine_state]
 
 
 def forget_dead(session: Session, *, older_than_seconds: float, now: datetime | None = None) -> None:

@@ -11,7 +11,7 @@ from app.api.adapters.importer import Importer
 from app.api.deps import Services
 from app.api.generate.engine_client import EngineClient
 from app.core.adapters import imports as adapter_imports, records as adapter_records
-from app.core.engine.messages import Failed, MadeToken, TokenDelta
+from app.core.engine.messages import Failed, MadeToken, ServingPath, TokenDelta
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.artifacts import ArtifactStore
@@ -100,6 +100,7 @@ def test_an_imported_adapter_is_verified_and_then_like_any_other(
 
     assert (found["state"], found["name"], found["base_model"]) == ("ready", "my-adapter", "owner/model")
     assert (found["job"], found["error"], found["quantization"]["load_in_4bit"]) == (None, None, False)
+    assert found["serving"]["path"] == "paged"
     assert [one["id"] for one in client.get("/adapters").json()["data"]] == [found["id"]]
     assert found["name"] in [one["id"] for one in client.get("/v1/models").json()["data"]]
     assert client.get(f"/adapters/{found['id']}/download").status_code == 200
@@ -108,6 +109,19 @@ def test_an_imported_adapter_is_verified_and_then_like_any_other(
     assert adapted.adapter.id == found["id"]
     assert (adapted.base_model, plain.adapter) == (plain.base_model, None)
     assert not adapted.base_model.quantization.load_in_4bit
+
+
+def test_an_adapter_on_the_general_path_is_compared_on_that_path_and_says_so(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    timings = {"path": ServingPath.GENERAL, "path_reason": "use_dora"}
+    slow = FINISHED.model_copy(update={"timings": FINISHED.timings.model_copy(update=timings)})
+    engine.scripts = [[*said(-0.5)[:-1], slow], [*said(-0.7)[:-1], slow]]
+    found = wait_for_verification(client, send(client).json()["id"])
+
+    assert found["state"] == "ready"
+    assert found["serving"] == {"path": "general", "reason": "use_dora", "tokens_per_second": None}
+    assert [request.base_model.path for request in engine.requests] == ["paged", "general"]
 
 
 def test_base_model_quantization_and_template_may_be_given(client: TestClient, engine: FakeEngine) -> None:
@@ -171,7 +185,7 @@ def test_an_adapter_deleted_during_its_verification_does_not_come_back(
         adapter_imports.delete(session, adapter_id)
     verify(database, settings, adapter_id)
     with database.transaction() as session:
-        assert adapter_imports.finish(session, adapter_id) is None
+        assert adapter_imports.finish(session, adapter_id, general_path=[]) is None
         assert adapter_records.find_page(session, after=None, limit=9) == ([], None)
 
 

@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.deps import Services
-from app.core.engine.messages import EngineState
+from app.core.engine.messages import EngineState, ServedPath, ServingPath
 from app.core.storage.database import Database
 from tests.factories import make_adapter
 from tests.fakes import FakeEngine
@@ -31,6 +31,27 @@ def test_adapters_are_listed(client: TestClient, adapter: str) -> None:
     (listed,) = client.get("/adapters").json()["data"]
     assert listed["id"] == adapter
     assert set(listed) >= {"id", "name", "base_model", "job", "size_bytes", "created_at"}
+
+
+def test_an_adapter_says_on_which_path_it_is_served_and_how_fast(
+    client: TestClient, services: Services, engine: FakeEngine
+) -> None:
+    with services.database.transaction() as session:
+        base = make_adapter(session, name="old").base_model
+        make_adapter(session, id="ad_1", name="plain", general_path=[])
+        make_adapter(session, id="ad_2", name="odd", general_path=["lora.use_dora", "lora.bias"])
+    served = [
+        ServedPath(base_model=base, path=ServingPath.GENERAL, tokens_per_second=20),
+        ServedPath(base_model=base, path=ServingPath.PAGED, tokens_per_second=200),
+    ]
+    engine.register(services.database, EngineState(served=served))
+
+    assert {one["name"]: one["serving"] for one in client.get("/adapters").json()["data"]} == {
+        "old": None,
+        "plain": {"path": "paged", "reason": None, "tokens_per_second": 200},
+        "odd": {"path": "general", "reason": "lora.use_dora, lora.bias", "tokens_per_second": 20},
+    }
+    assert client.get("/adapters/odd").json()["serving"]["path"] == "general"
 
 
 def test_an_adapter_is_shown_by_id_or_name(client: TestClient, adapter: str) -> None:

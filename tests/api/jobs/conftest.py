@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.deps import Services
 from app.core.engine import workers
-from app.core.engine.messages import ServingPath, Wire
+from app.core.engine.messages import EngineState, ServingPath, Wire
 from app.core.engine.preflight import (
     Chosen,
     DeviceFigures,
@@ -17,10 +17,10 @@ from app.core.engine.preflight import (
     Lines,
     MemoryFigures,
     Preflight,
-    Serving,
     TimeFigures,
     TokenFigures,
 )
+from app.core.engine.serving import Serving
 from app.core.engine.workers import WorkerReport
 from app.core.storage.database import Database
 from tests.factories import make_dataset
@@ -67,8 +67,10 @@ class FakePreflight:
         self.asked: list[tuple[str, bytes, str]] = []
         self._server = ServerThread(self._app, lifespan="off")
 
-    def register(self, database: Database) -> None:
-        report = WorkerReport("worker-1", ["serve"], engine_url=self._server.url, engine_token="secret")
+    def register(self, database: Database, state: EngineState | None = None) -> None:
+        report = WorkerReport(
+            "worker-1", ["serve"], engine_url=self._server.url, engine_token="secret", engine_state=state
+        )
         with database.transaction() as session:
             workers.heartbeat(session, report)
 

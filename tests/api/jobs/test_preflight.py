@@ -8,12 +8,13 @@ from fastapi.testclient import TestClient
 
 from app.api.deps import Services
 from app.core.engine import workers
-from app.core.engine.messages import Failed
+from app.core.engine.messages import EngineState, Failed, ServedPath, ServingPath
 from app.core.engine.preflight import (
     PreflightRequest,
     Preview,
     PreviewRequest,
 )
+from app.core.engine.serving import Serving
 from app.core.engine.workers import WorkerReport
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Metrics
@@ -35,6 +36,21 @@ def test_preflight_passes_the_job_on(client: TestClient, engine: FakePreflight, 
     assert (path, token) == ("/preflight", "Bearer secret")
     assert (request.spec.lora.r, request.dataset.rows) == (8, 1)
     assert request.dataset.size_bytes > 0
+
+
+def test_preflight_says_how_fast_the_path_was_that_will_serve(
+    client: TestClient, engine: FakePreflight, services: Services, dataset: str
+) -> None:
+    served = [ServedPath(base_model=MODEL, path=ServingPath.GENERAL, tokens_per_second=20)]
+    engine.register(services.database, EngineState(served=served))
+    serving = Serving(path=ServingPath.GENERAL, reason="lora.use_dora")
+    engine.answer = ANSWER.model_copy(update={"serving": serving})
+
+    assert ask(client, dataset).json()["serving"] == {
+        "path": "general",
+        "reason": "lora.use_dora",
+        "tokens_per_second": 20,
+    }
 
 
 def test_preflight_passes_the_other_inputs_on(

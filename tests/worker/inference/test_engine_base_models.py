@@ -46,7 +46,11 @@ def test_base_model_that_the_paged_engine_can_not_compute_is_loaded_on_the_gener
     assert bench.unsupported == [("one", "it has attention sinks")]
     ends = [bench.mail.end(one), bench.mail.end(two)]
     assert [end.timings.path for end in ends] == [ServingPath.GENERAL, ServingPath.GENERAL]
+    assert [end.timings.path_reason for end in ends] == ["it has attention sinks"] * 2
     assert bench.engine.state.base_model.path is ServingPath.GENERAL
+    assert [(one.base_model, one.path, one.reason) for one in bench.engine.state.served] == [
+        ("one", ServingPath.GENERAL, "it has attention sinks")
+    ]
 
 
 def test_base_model_that_fails_on_the_general_path_too_fails_its_sequences(bench):

@@ -14,6 +14,7 @@ from app.core.engine.messages import (
     GenerateRequest,
     OutputSchema,
     Sampling,
+    ServingPath,
 )
 from app.core.errors import InvalidRequest, NotFound
 from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
@@ -51,9 +52,11 @@ def preprocessor(models_folder: Path, artifacts: Path) -> Preprocessor:
     )
 
 
-def make_request(*, adapter: str | None = None, **options: object) -> GenerateRequest:
+def make_request(
+    *, adapter: str | None = None, base: BaseModelRef = BASE, **options: object
+) -> GenerateRequest:
     reference = AdapterRef(id=adapter, artifact=adapter) if adapter else None
-    return GenerateRequest(base_model=BASE, adapter=reference, **options)
+    return GenerateRequest(base_model=base, adapter=reference, **options)
 
 
 def text_of(prompt, models_folder: Path) -> str:
@@ -62,6 +65,25 @@ def text_of(prompt, models_folder: Path) -> str:
 
 def test_prompt_is_taken_as_it_is(preprocessor, models_folder):
     assert text_of(preprocessor.prepare(make_request(prompt="job?")), models_folder) == "job?"
+
+
+def test_the_general_path_is_taken_where_the_base_model_the_adapter_or_the_request_needs_it(
+    preprocessor, models_folder, artifacts
+):
+    shutil.copytree(artifacts / "plain", artifacts / "biased")
+    config = json.loads((artifacts / "biased" / "adapter_config.json").read_text())
+    (artifacts / "biased" / "adapter_config.json").write_text(json.dumps({**config, "bias": "all"}))
+    general = BASE.model_copy(update={"path": ServingPath.GENERAL})
+
+    def choice(**options):
+        prompt = preprocessor.prepare(make_request(prompt="job?", **options))
+        return prompt.base_model.path, prompt.model_obstacle, prompt.adapter_obstacle
+
+    assert choice(adapter="plain") == (ServingPath.PAGED, None, None)
+    assert choice(adapter="biased") == (ServingPath.GENERAL, None, "bias")
+    assert choice(base=general) == (ServingPath.GENERAL, None, None)
+    preprocessor._paths.learn(BASE, "attention of its own")
+    assert choice(adapter="plain") == (ServingPath.GENERAL, "attention of its own", None)
 
 
 def test_messages_are_rendered_with_the_base_models_template(preprocessor, models_folder):

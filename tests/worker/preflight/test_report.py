@@ -122,6 +122,19 @@ def test_cut_and_dropped_rows_are_named(ask: Ask, environment: PreflightEnvironm
     assert {"rows_cut", "rows_dropped"} <= set(codes(answer))
 
 
+@pytest.mark.parametrize(
+    ("lora", "path", "reason"),
+    [({}, "paged", None), ({"use_dora": True, "bias": "all"}, "general", "lora.use_dora, lora.bias")],
+)
+def test_how_the_adapter_will_be_served_is_said(
+    ask: Ask, environment: PreflightEnvironment, lora: dict[str, Any], path: str, reason: str | None
+) -> None:
+    answer = run_preflight(ask(make_rows(8), lora={"r": 2, **lora}), environment)
+
+    assert (answer.serving.path, answer.serving.reason) == (path, reason)
+    assert ("general_path" in codes(answer)) is (path == "general")
+
+
 def test_only_the_assistant_is_trained_when_asked(ask: Ask, environment: PreflightEnvironment) -> None:
     whole, assistant = (
         run_preflight(ask(training={"assistant_only_loss": only}), environment) for only in (False, True)

@@ -107,11 +107,11 @@ class Scheduler:
             return True
         return False
 
-    def take_general_path(self, base_key: str) -> None:
+    def take_general_path(self, base_key: str, reason: str) -> None:
         """Let the sequences that wait for a base model on the paged path wait for it on the general path."""
         for sequence in self.waiting:
             if sequence.base_key == base_key:
-                sequence.take_general_path()
+                sequence.take_general_path(reason)
 
     def close(self, batch: ModelBatch) -> None:
         """Drop the empty batch of a base model that is no longer loaded."""

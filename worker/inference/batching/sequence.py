@@ -88,6 +88,9 @@ class Prompt:
     # Set where log-probabilities are requested.
     token_bytes: TokenBytes | None = None
     grammar: Grammar | None = None
+    # What the paged engine can't compute, if anything.
+    model_obstacle: str | None = None
+    adapter_obstacle: str | None = None
 
     def check_ids(self, embedding_count: int) -> None:
         """Raise InvalidRequest for an id that is no row of the embedding: it would end a GPU's process."""
@@ -160,10 +163,10 @@ class Sequence:
         """The bit mask of `Matcher.allowed_tokens`; None without a grammar."""
         return self._matcher.allowed_tokens() if self._matcher is not None else None
 
-    def take_general_path(self) -> None:
+    def take_general_path(self, reason: str) -> None:
         """Generate with the base model of the general path in place of the paged one."""
         base_model = self.prompt.base_model.model_copy(update={"path": ServingPath.GENERAL})
-        self.prompt = replace(self.prompt, base_model=base_model)
+        self.prompt = replace(self.prompt, base_model=base_model, model_obstacle=reason)
         self.base_key = base_model.key
 
     def start(self) -> None:
@@ -213,6 +216,7 @@ class Sequence:
                 total_seconds=now - self._received_at,
                 tokens_per_second=count / working_seconds if working_seconds > 0 else 0.0,
                 path=self.prompt.base_model.path,
+                path_reason=self.prompt.model_obstacle or self.prompt.adapter_obstacle,
             ),
         )
 

@@ -1,12 +1,22 @@
 """Decides which path serves a request: the paged engine wherever it can compute base model and adapter."""
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.core.engine.messages import BaseModelRef, ServingPath
 from worker.inference.adapters.cache import StoredAdapter
 from worker.inference.general.adapters import PeftFolder
 from worker.models import serving_path
+
+
+@dataclass(frozen=True)
+class PathChoice:
+    """A base model with the path that serves it, and what the paged engine can't compute, if anything."""
+
+    base_model: BaseModelRef
+    model_obstacle: str | None
+    adapter_obstacle: str | None
 
 
 class ServingPaths:
@@ -16,21 +26,22 @@ class ServingPaths:
         self._obstacles: dict[str, str | None] = {}
         self._lock = threading.Lock()
 
-    def choose(self, reference: BaseModelRef, folder: Path, adapter: StoredAdapter | None) -> BaseModelRef:
-        """Returns the reference with the path that serves it. Raises ModelUnreadable."""
-        needs_general = isinstance(adapter, PeftFolder) or self._find(reference.name, folder) is not None
-        path = ServingPath.GENERAL if needs_general else ServingPath.PAGED
-        return reference.model_copy(update={"path": path})
+    def choose(self, reference: BaseModelRef, folder: Path, adapter: StoredAdapter | None) -> PathChoice:
+        """The path that serves a request. Raises ModelUnreadable.
+
+        A reference that names the general path takes it: so the answers of an adapter can be compared with
+        those of its base model.
+        """
+        of_model = self._find(reference.name, folder)
+        of_adapter = adapter.obstacle if isinstance(adapter, PeftFolder) else None
+        is_general = bool(of_model or of_adapter) or reference.path is ServingPath.GENERAL
+        path = ServingPath.GENERAL if is_general else ServingPath.PAGED
+        return PathChoice(reference.model_copy(update={"path": path}), of_model, of_adapter)
 
     def learn(self, reference: BaseModelRef, obstacle: str) -> None:
         """Record that the paged engine can't compute a base model."""
         with self._lock:
             self._obstacles[reference.name] = obstacle
-
-    def reason(self, reference: BaseModelRef) -> str | None:
-        """What in a base model the paged engine can't compute, where that is known."""
-        with self._lock:
-            return self._obstacles.get(reference.name)
 
     def _find(self, name: str, folder: Path) -> str | None:
         with self._lock:

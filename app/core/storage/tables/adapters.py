@@ -13,7 +13,8 @@ class AdapterRow(Table):
     """A LoRA adapter that can be served, and the key of its files.
 
     `step` is set for an adapter of a job's checkpoint. `origin` has the LoRA settings and the chat template
-    of an imported adapter, as far as they are known.
+    of an imported adapter, as far as they are known. `general_path` says why the engine serves it on its
+    general path; it is empty where the paged one does, and null where that is not known.
     """
 
     __tablename__ = "adapters"
@@ -25,6 +26,7 @@ class AdapterRow(Table):
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     step: Mapped[int | None]
     origin: Mapped[dict[str, Any] | None]
+    general_path: Mapped[list[Any] | None]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     artifact: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime]

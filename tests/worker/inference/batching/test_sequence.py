@@ -63,6 +63,7 @@ def test_timings_count_from_the_request():
         "total_seconds": 7.0,
         "tokens_per_second": 0.5,
         "path": "paged",
+        "path_reason": None,
     }
 
 
