@@ -29,6 +29,7 @@ from worker.exports.formats import ExportInputs, ProducedFiles
 from worker.exports.prompts import collect_prompts
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest
 from worker.models import base_model, fingerprint
+from worker.models.reading import describe
 from worker.processes.child import ParentLink
 from worker.processes.redaction import redact
 
@@ -229,7 +230,7 @@ def _explain(error: Exception, folder: Path) -> TunesmithError:
         return ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
     if isinstance(error, MemoryError):
         return OutOfMemory("The machine has no memory left.", hint="Free some memory, then retry.")
-    return ExportFailure(f"{type(error).__name__}: {error}", hint="See the worker's log of exports.")
+    return ExportFailure(f"The export failed: {describe(error)}.", hint="See the worker's log of exports.")
 
 
 if __name__ == "__main__":
