@@ -1,8 +1,10 @@
 """Sequences on the general path stream, end, fail and leave as on the paged one, each for itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from tests.worker.inference.general.conftest import (
     save_adapter,
 )
 from worker.inference.adapters.cache import StoredAdapter, read_adapter
+from worker.inference.batching.sequence import Sequence
 from worker.inference.general.generation import TextSteps
 
 PROMPT = [5, 6, 7]
@@ -88,9 +91,35 @@ def test_a_seed_gives_the_same_text_alone_and_in_company(bench, adapters):
     assert alone != generate_with_peft(bench.runner._models[0], adapters[0].folder, PROMPT, 20)
 
 
+class Alternating:
+    """A grammar of the tokens 10 and 11 in turn."""
+
+    def __init__(self) -> None:
+        self.next = 10
+
+    def start(self) -> "Alternating":
+        return Alternating()
+
+    def allowed_tokens(self) -> np.ndarray:
+        return np.array([1 << self.next, 0], dtype=np.int32)
+
+    def accept_token(self, token_id: int) -> None:
+        self.next = 21 - token_id
+
+
+def test_an_answer_keeps_to_its_grammar_and_leaves_others_free(bench, adapters):
+    bound, free = make_sequence(PROMPT, adapters[0], count=6), make_sequence(PROMPT, adapters[0], count=6)
+    bound = Sequence(replace(bound.prompt, grammar=Alternating()))
+
+    bench.run(bound, free)
+
+    assert bound.token_ids == [10, 11] * 3
+    assert free.token_ids == generate_with_peft(bench.runner._models[0], adapters[0].folder, PROMPT, 6)
+
+
 def test_logprobs_are_those_of_the_model(bench, model):
     sequence = make_sequence(PROMPT, count=1, logprobs=2)
-    sequence.prompt.__dict__["token_bytes"] = lambda token_id: bytes([token_id])
+    sequence = Sequence(replace(sequence.prompt, token_bytes=lambda token_id: bytes([token_id])))
 
     bench.run(sequence)
 
