@@ -159,7 +159,7 @@ def test_garbage_is_refused(engine, body):
     ("options", "kind", "word"),
     [
         ({"adapter": "nowhere"}, "not_found", "nowhere"),
-        ({"base": BaseModelRef(name="nothing", quantization=BASE.quantization)}, "unavailable", "nothing"),
+        ({"base": BaseModelRef(name="nothing", quantization=BASE.quantization)}, "not_found", "nothing"),
         ({"prompt": "word " * 500}, "invalid", "tokens"),
     ],
 )
