@@ -33,7 +33,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist 
 
 # Everything once: processes that train, serve and are killed included.
 test: $(STAMP)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not fuzz"
 
 # More of the same: every kind of fault, family and format, and the small real model.
 test-slow: $(STAMP)

@@ -96,6 +96,7 @@ def serve(context: typer.Context) -> None:
         server_header=False,
         http=cast("type[asyncio.Protocol]", partial(LimitedProtocol, connections=Connections(limits))),
         ws="none",
+        backlog=limits.backlog,
         # Lines for health checks and followers would hide all others; GET /metrics counts requests by route.
         access_log=False,
         timeout_graceful_shutdown=_SHUTDOWN_GRACE_SECONDS,

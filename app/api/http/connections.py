@@ -42,6 +42,14 @@ class ConnectionLimits:
         most = max(_MIN_CONNECTIONS, allowed - _OTHER_DESCRIPTORS)
         return replace(limits, max_connections=min(limits.max_connections, most))
 
+    @property
+    def backlog(self) -> int:
+        """How many connections may wait to be accepted, and so are accepted in one iteration of the loop.
+
+        A quarter of those that may be open: none is closed for newer ones before its request is read.
+        """
+        return max(_MIN_CONNECTIONS, min(self.max_connections, self.max_connections_per_address) // 4)
+
 
 class Connection(Protocol):
     """What `Connections` must know of a connection."""
