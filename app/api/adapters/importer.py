@@ -137,7 +137,12 @@ class Importer:
             if row is None:
                 return None
             base_model, adapter = adapter_imports.references(row)
-            engine = find_engine(session, self._settings, base_model=base_model.name)
+            engine = find_engine(
+                session,
+                self._settings,
+                base_model=base_model.name,
+                quantization=base_model.quantization,
+            )
             return Target(engine, base_model, adapter)
 
     def _refuse(

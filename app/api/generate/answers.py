@@ -64,7 +64,7 @@ def find_adapter(
             param="quantization",
             hint="Leave it out: an adapter is always on the weights that it was trained on.",
         )
-    return Target(find_engine(session, settings, base_model=base_model.name), base_model, adapter)
+    return Target(_engine_for(session, settings, base_model), base_model, adapter)
 
 
 def find_base_model(
@@ -76,8 +76,13 @@ def find_base_model(
     has the same answer.
     """
     base_models.check(name, settings)
-    engine = find_engine(session, settings, base_model=name)
-    return Target(engine, BaseModelRef(name=name, quantization=quantization or QuantizationSpec()), None)
+    base_model = BaseModelRef(name=name, quantization=quantization or QuantizationSpec())
+    return Target(_engine_for(session, settings, base_model), base_model, None)
+
+
+def _engine_for(session: Session, settings: Settings, base_model: BaseModelRef) -> EngineEndpoint:
+    """An engine, with these very weights if there is one."""
+    return find_engine(session, settings, base_model=base_model.name, quantization=base_model.quantization)
 
 
 def repeat(request: GenerateRequest, count: int) -> list[GenerateRequest]:

@@ -28,6 +28,7 @@ from app.core.engine.messages import (
 )
 from app.core.errors.engine import EngineFailed, NoEngine
 from app.core.settings import Settings
+from app.core.specs.job import QuantizationSpec
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
@@ -43,8 +44,13 @@ class EngineEndpoint:
     others: tuple["EngineEndpoint", ...] = ()  # to try if this one does not respond, best first
 
 
-def find_engine(session: Session, settings: Settings, *, base_model: str) -> EngineEndpoint:
-    """A live engine, and the others; one that has the base model loaded comes first. Raises NoEngine."""
+def find_engine(
+    session: Session, settings: Settings, *, base_model: str, quantization: QuantizationSpec | None = None
+) -> EngineEndpoint:
+    """A live engine, and the others; one that has the base model loaded comes first. Raises NoEngine.
+
+    Without a quantization any counts: the request needs no weights.
+    """
     alive = workers.find_alive(session, lease_seconds=settings.lease_seconds, role="serve")
     engines = [
         EngineEndpoint(
@@ -61,7 +67,7 @@ def find_engine(session: Session, settings: Settings, *, base_model: str) -> Eng
             "No engine is running: a worker that serves is still starting, or there is none.",
             hint="GET /ready shows the workers; `python -m worker` starts one.",
         )
-    best, *others = sorted(engines, key=lambda engine: _preference(engine, base_model))
+    best, *others = sorted(engines, key=lambda engine: _preference(engine, base_model, quantization))
     return replace(best, others=tuple(others))
 
 
@@ -218,7 +224,12 @@ def _unexpected(status: int) -> _EngineGone:
     )
 
 
-def _preference(engine: EngineEndpoint, base_model: str) -> tuple[bool, bool, bool]:
+def _preference(
+    engine: EngineEndpoint, base_model: str, quantization: QuantizationSpec | None
+) -> tuple[bool, bool, bool]:
     """Sorts engines: a silent or paused one last, one without the base model after one that has it."""
-    is_loaded = any(loaded.name == base_model for loaded in engine.state.loaded)
+    is_loaded = any(
+        loaded.name == base_model and quantization in (None, loaded.quantization)
+        for loaded in engine.state.loaded
+    )
     return engine.is_silent, engine.state.paused_by is not None, not is_loaded

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from app.api.generate.answers import find_base_model
 from app.core.engine.messages import BaseModelRef, EngineState, Failed, MadeToken, TokenDelta
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
@@ -78,6 +79,21 @@ def test_a_streamed_answer_gives_the_text_as_it_comes(client: TestClient) -> Non
     assert end["finish_reason"] == "stop"
     assert end["usage"]["completion_tokens"] == 2
     assert "text" not in end
+
+
+def test_the_engine_with_weights_of_the_same_quantization_is_preferred(
+    settings: Settings, database: Database, engine: FakeEngine
+) -> None:
+    for number, is_4bit in enumerate((True, False)):
+        loaded = BaseModelRef(name="owner/model", quantization=QuantizationSpec(load_in_4bit=is_4bit))
+        worker = {"id": f"worker-{number}", "engine_url": f"http://127.0.0.1:{number}"}
+        engine.register(database, EngineState(base_model=loaded), **worker)
+    with database.snapshot() as session:
+        urls = [
+            find_base_model(session, settings, "owner/model", quantization=wanted).engine.url
+            for wanted in (None, QuantizationSpec(load_in_4bit=False))
+        ]
+    assert urls == ["http://127.0.0.1:0", "http://127.0.0.1:1"]
 
 
 @pytest.mark.parametrize("wanted", [None, QuantizationSpec(bnb_4bit_quant_type="fp4")])
