@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--families", help="names or model types, with commas between them")
+    parser.add_argument("--families", type=_split, help="names or model types, with commas between them")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     parser.add_argument("--docs", action="store_true", help="write the committed page and results")
     parser.add_argument("--folder", type=Path, help="keep models, adapters and logs in this folder")
@@ -61,6 +61,10 @@ def main() -> None:
         _write(results, versions, path)
     if options.docs:
         _PAGE.write_text(make_page(results, versions))
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
 
 
 def _write(results: list[FamilyResult], versions: dict[str, str], path: Path) -> None:

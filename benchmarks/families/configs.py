@@ -4,6 +4,7 @@
 of 64, the block of NF4. Windows are shorter than the prompts, so that they matter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +90,7 @@ class Family:
 
 FAMILIES = (
     Family("Llama 2", "llama"),
-    Family("Llama 3.1, 3.2, 3.3", "llama", {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True}),
+    Family("Llama 3.1 to 3.3", "llama", {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True}),
     Family(
         "Llama 4 (text)",
         "llama4_text",
@@ -100,9 +101,9 @@ FAMILIES = (
             "attention_chunk_size": 32,
         },
     ),
-    Family("SmolLM, SmolLM 2", "llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    Family("SmolLM 1 and 2", "llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
     Family("SmolLM 3", "smollm3", {"no_rope_layers": [1, 0]}),
-    Family("Qwen 2, Qwen 2.5", "qwen2"),
+    Family("Qwen 2 and 2.5", "qwen2"),
     Family("Qwen 2 MoE", "qwen2_moe", _SHARED_EXPERT),
     Family("Qwen 3", "qwen3"),
     Family("Qwen 3 MoE", "qwen3_moe", _EXPERTS),
@@ -139,8 +140,8 @@ FAMILIES = (
     Family("Ministral", "ministral"),
     Family("Ministral 3", "ministral3", {"rope_parameters": _YARN_ROPE | {"llama_4_scaling_beta": 0.1}}),
     Family("Mixtral", "mixtral", _LOCAL_EXPERTS),
-    Family("Phi, Phi-2", "phi"),
-    Family("Phi-3, Phi-4", "phi3"),
+    Family("Phi 1 to 2", "phi"),
+    Family("Phi-3 and Phi-4", "phi3"),
     Family("Phi-4-mini", "phi3", {"tie_word_embeddings": True, "partial_rotary_factor": 0.75}),
     Family("Phi-3.5-MoE", "phimoe", _LOCAL_EXPERTS),
     Family(
@@ -156,10 +157,12 @@ FAMILIES = (
     Family("Granite 3", "granite", {"embedding_multiplier": 12.0, "logits_scaling": 2.0}),
     Family("Granite 3 MoE", "granitemoe", _LOCAL_EXPERTS),
     Family(
-        "Granite MoE, shared expert", "granitemoeshared", {**_LOCAL_EXPERTS, "shared_intermediate_size": 64}
+        "Granite MoE with a shared expert",
+        "granitemoeshared",
+        {**_LOCAL_EXPERTS, "shared_intermediate_size": 64},
     ),
     Family(
-        "Granite 4, dense",
+        "Granite 4 (dense)",
         "granitemoehybrid",
         {
             **_MAMBA2_HEADS,
@@ -170,7 +173,7 @@ FAMILIES = (
         },
     ),
     Family(
-        "Granite 4, mixture",
+        "Granite 4 (mixture)",
         "granitemoehybrid",
         {
             **_LOCAL_EXPERTS,
@@ -190,13 +193,13 @@ FAMILIES = (
     ),
     Family("GPT-2", "gpt2"),
     Family("GPT-Neo", "gpt_neo", {"attention_types": [[["global", "local"], 1]], "window_size": _WINDOW}),
-    Family("GPT-NeoX, Pythia", "gpt_neox"),
+    Family("GPT-NeoX and Pythia", "gpt_neox"),
     Family("GPT-J", "gptj", {"rotary_dim": 8}),
     Family("CodeGen", "codegen", {"rotary_dim": 8}),
-    Family("StarCoder, SantaCoder", "gpt_bigcode"),
+    Family("StarCoder and SantaCoder", "gpt_bigcode"),
     Family("StarCoder 2", "starcoder2"),
     Family("StableLM", "stablelm"),
-    Family("Nemotron, Minitron", "nemotron"),
+    Family("Nemotron and Minitron", "nemotron"),
     Family(
         "Nemotron-H",
         "nemotron_h",
@@ -227,7 +230,7 @@ FAMILIES = (
         {**_EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
     ),
     Family("DeepSeek V2", "deepseek_v2", _LATENT_ATTENTION | {"topk_method": "greedy"}),
-    Family("DeepSeek V3, R1", "deepseek_v3", _LATENT_ATTENTION),
+    Family("DeepSeek V3 and R1", "deepseek_v3", _LATENT_ATTENTION),
     Family("Mamba", "mamba", {"state_size": 16, "time_step_rank": 64}),
     Family(
         "Mamba 2",
@@ -297,17 +300,14 @@ FAMILIES = (
 )
 
 
-def find_families(names: str | None) -> list[Family]:
-    """The families whose name or `model_type` is in a list with commas; all where there is none.
+def find_families(names: Sequence[str] | None) -> list[Family]:
+    """The families whose name or `model_type` is among these; all where none are given.
 
     Raises ValueError for a name that no family has.
     """
-    if names is None:
+    if not names:
         return list(FAMILIES)
-    wanted = [name.strip() for name in names.split(",")]
     known = {label for family in FAMILIES for label in (family.name, family.model_type)}
-    if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(
-            f"No family is called {', '.join(unknown)}. Model types: {', '.join(sorted(known))}."
-        )
-    return [family for family in FAMILIES if family.name in wanted or family.model_type in wanted]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"No family is called {', '.join(unknown)}. There are: {', '.join(sorted(known))}.")
+    return [family for family in FAMILIES if family.name in names or family.model_type in names]

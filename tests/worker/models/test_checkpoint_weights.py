@@ -99,7 +99,7 @@ def test_a_description_without_weights_is_not_checked(folder: Path) -> None:
 
 
 def test_experts_stored_one_by_one_are_the_weights_of_a_mixture(tmp_path: Path) -> None:
-    write_model(find_families("mixtral")[0], tmp_path / NAME)
+    write_model(find_families(["mixtral"])[0], tmp_path / NAME)
     stored = load_file(tmp_path / NAME / "model.safetensors")
     experts = [name for name in stored if ".experts.3.w2" in name]
     assert experts, sorted(stored)

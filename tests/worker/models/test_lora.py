@@ -18,7 +18,7 @@ ALL_LINEAR = LoraSpec(r=4, target_modules="all-linear")
 
 
 def make_model(model_type: str) -> PreTrainedModel:
-    [family, *_others] = find_families(model_type)
+    [family, *_others] = find_families([model_type])
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(make_config(family, make_tokenizer()))
 

@@ -321,6 +321,7 @@ def test_packing_that_lets_rows_read_each_other_is_refused(
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mamba", "architectures": ["MambaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     environment = environment.model_copy(update={"models_folder": folder.parent})
 
     with pytest.raises(InvalidRequest, match="would read each other"):

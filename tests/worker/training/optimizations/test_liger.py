@@ -48,7 +48,7 @@ def test_a_model_is_restored(model: PeftModel) -> None:
 def mixture() -> PeftModel:
     """A mixture of experts with adapters on their weights."""
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(make_config(find_families("qwen3_moe")[0], make_tokenizer()))
+    base = AutoModelForCausalLM.from_config(make_config(find_families(["qwen3_moe"])[0], make_tokenizer()))
     model = lora.attach(base, LoraSpec(r=4, target_modules="all-linear", dropout=0))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
