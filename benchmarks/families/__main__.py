@@ -19,7 +19,7 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.families.configs import find_families
+from benchmarks.families.configs import FAMILIES, find_families
 from benchmarks.families.page import make_page
 from benchmarks.families.processes import run_families
 from benchmarks.families.results import FamilyResult, make_table
@@ -36,7 +36,11 @@ def main() -> None:
     )
     parser.add_argument("--families", type=_split, help="names or model types, with commas between them")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
-    parser.add_argument("--docs", action="store_true", help="write the committed page and results")
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write the committed page and results; those of families that are not run stay",
+    )
     parser.add_argument("--folder", type=Path, help="keep models, adapters and logs in this folder")
     parser.add_argument("--targets", choices=["all-linear"], help="lora.target_modules; else the recipe's")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
@@ -56,19 +60,31 @@ def main() -> None:
             print(f"{result.name}: {'no' if result.says_no else 'yes'}", file=sys.stderr, flush=True)
             results.append(result)
     print(make_table(results))
-    versions = {name: version(name) for name in _LIBRARIES}
-    for path in ([options.json] if options.json else []) + ([_RESULTS] if options.docs else []):
-        _write(results, versions, path)
+    if options.json:
+        _write(results, options.json)
     if options.docs:
-        _PAGE.write_text(make_page(results, versions))
+        results = _add_committed(results)
+        _write(results, _RESULTS)
+        _PAGE.write_text(make_page(results, _versions()))
+
+
+def _add_committed(results: list[FamilyResult]) -> list[FamilyResult]:
+    """The results with those that are committed of families that were not run, in the order of the table."""
+    committed = json.loads(_RESULTS.read_text())["families"] if _RESULTS.exists() else []
+    found = {one.name: one for one in [*map(FamilyResult.model_validate, committed), *results]}
+    return [found[family.name] for family in FAMILIES if family.name in found]
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _LIBRARIES}
 
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",")]
 
 
-def _write(results: list[FamilyResult], versions: dict[str, str], path: Path) -> None:
-    content = {"versions": versions, "families": [result.model_dump() for result in results]}
+def _write(results: list[FamilyResult], path: Path) -> None:
+    content = {"versions": _versions(), "families": [result.model_dump() for result in results]}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from app.core.engine.messages import ServingPath
 from benchmarks.families.configs import FAMILIES, Family, find_families
+from benchmarks.families.page import make_page
 from benchmarks.families.results import FamilyResult, Run, Verdict, make_table
 from benchmarks.families.tiny_model import make_config, make_tokenizer
 
@@ -106,6 +107,14 @@ def test_families_that_differ_most_train_and_are_served_as_peft_computes_them(tm
 
     assert [result.name for result in results] == [family.name for family in find_families(FEW)]
     assert_all_work(results)
+
+
+def test_the_page_is_that_of_the_committed_results() -> None:
+    stored = json.loads((ROOT / "benchmarks" / "results" / "families.json").read_text())
+    results = [FamilyResult.model_validate(one) for one in stored["families"]]
+
+    assert (ROOT / "docs" / "families.md").read_text() == make_page(results, stored["versions"])
+    assert [result.name for result in results] == [family.name for family in FAMILIES]
 
 
 @pytest.mark.slow
