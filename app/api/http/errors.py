@@ -82,10 +82,11 @@ class EngineRefusal(Exception):
 class BodyTooLarge(HTTPException):
     """The body went over the limit while it was read.
 
-    FastAPI lets no other kind of exception than HTTPException through there.
+    FastAPI lets no other kind of exception than HTTPException through there. `error` is what to send.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, error: TooLarge) -> None:
+        self.error = error
         super().__init__(413)
 
 

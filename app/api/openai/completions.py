@@ -38,7 +38,7 @@ _EXAMPLES: dict[str, Example] = {
     },
 }
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionBody(CommonBody):
@@ -46,9 +46,9 @@ class CompletionBody(CommonBody):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
     ) = Field(description="A text, several, the ids of its tokens, or several lists of them.")
     max_tokens: int | None = Field(
         None, ge=1, le=MAX_NEW_TOKENS, description=f"Most tokens to make; default {_DEFAULT_MAX_TOKENS}."

@@ -3,6 +3,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
+from starlette.requests import Request
 
 from app.core.settings import Settings
 from app.main import create_app
@@ -70,3 +72,48 @@ def test_a_request_without_a_key_is_refused_before_the_upload_is_read(settings: 
         connection.sendall(b"POST /datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(10_000).startswith(b"HTTP/1.1 401")
     server.stop()
+
+
+def of_many(part: str, count: int, path: str = "/jobs") -> tuple[str, str]:
+    return path, "[" + ",".join([part] * count) + "]"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        of_many("{}", 11_000),
+        of_many("[]", 11_000),
+        of_many("1", 11_000),
+        ("/jobs", "{" + ",".join(f'"field {number}": 1' for number in range(11_000)) + "}"),
+        ("/jobs", "[" * 11_000),
+        of_many("{}", 11_000, "/v1/completions"),
+        of_many("1", 1_100_000, "/v1/completions"),
+    ],
+)
+@pytest.mark.parametrize("media_type", ["application/json", "application/x+json; charset=utf-8"])
+def test_a_json_body_of_too_many_parts_is_never_parsed(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str, body: str, media_type: str
+) -> None:
+    async def parse(_: Request) -> None:
+        raise AssertionError("the body was parsed")
+
+    monkeypatch.setattr(Request, "json", parse)
+    answer = client.post(path, content=body, headers={"content-type": media_type})
+    assert answer.status_code == 413
+    assert "more than 10,000 parts" in answer.content.decode()
+
+
+def test_text_may_hold_any_number_of_brackets_commas_and_quotes(client: TestClient) -> None:
+    text = '{"a": [1, 2, \\"3\\"]}, ' * 20_000
+    body = {"url": "https://8.8.8.8/", "name": text}
+    answer = client.post("/webhooks", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == "name"
+
+
+def test_a_prompt_of_many_tokens_is_read_and_one_wrong_token_is_one_error(client: TestClient) -> None:
+    for prompt in ([1] * 50_000 + [-1], [[1] * 50_000, [-1] * 50_000]):
+        answer = client.post("/v1/completions", json={"model": "nobody", "prompt": prompt})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "prompt"
+        assert len(answer.content) < 1000
