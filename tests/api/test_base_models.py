@@ -60,17 +60,17 @@ def test_each_base_model_says_on_which_path_it_is_served_and_how_fast(
     client: TestClient, settings: Settings, engine: FakeEngine, database: Database
 ) -> None:
     add_model(settings, "tiny")
-    add_model(settings, "sinks", model_type="gpt_oss")
+    add_model(settings, "odd", model_type="nemotron")
     served = [
         ServedPath(base_model="tiny", path=ServingPath.GENERAL, tokens_per_second=20),
         ServedPath(base_model="tiny", path=ServingPath.PAGED, tokens_per_second=200),
-        ServedPath(base_model="sinks", path=ServingPath.GENERAL, reason="sinks", tokens_per_second=9),
+        ServedPath(base_model="odd", path=ServingPath.GENERAL, reason="odd", tokens_per_second=9),
         ServedPath(base_model="owner/odd", path=ServingPath.GENERAL, reason="its own attention"),
     ]
     odd = BaseModelRef(name="owner/odd", quantization=QuantizationSpec())
     engine.register(database, EngineState(base_model=odd, served=served))
     assert {model["name"]: model["serving"] for model in client.get("/models").json()["data"]} == {
-        "sinks": {"path": "general", "reason": "attention sinks", "tokens_per_second": 9},
+        "odd": {"path": "general", "reason": "attention of its own kind", "tokens_per_second": 9},
         "tiny": {"path": "paged", "reason": None, "tokens_per_second": 200},
         "owner/odd": {"path": "general", "reason": "its own attention", "tokens_per_second": None},
     }

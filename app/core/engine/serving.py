@@ -14,7 +14,6 @@ from app.core.engine.messages import EngineState, ServingPath, Wire
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Families whose attention can't be replaced by the paged engine's; a test compares this with the engine.
 _ATTENTION = {
-    "gpt_oss": "attention sinks",
     **dict.fromkeys(("bloom", "falcon", "mpt"), "attention with ALiBi or of its own kind"),
     **dict.fromkeys(
         ("codegen", "gpt_neo", "gptj", "nemotron", "phimoe", "stablelm", "xglm"), "attention of its own kind"

@@ -92,21 +92,23 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     step: Step | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
     """The attention function that transformers calls in every layer. Returns [B, N, H, D] and no weights.
 
-    Raises ModelUnsupported for attention sinks, position biases, and calls without a `step`.
+    `s_aux` are gpt-oss's attention sinks [H]: scores of a key without a value. Raises ModelUnsupported for
+    position biases, and for calls without a `step`.
     """
-    if step is None or others.get("s_aux") is not None or others.get("position_bias") is not None:
+    if step is None or others.get("position_bias") is not None:
         raise ModelUnsupported("The base model's attention is of a kind that the engine does not know.")
     index = module.layer_idx
     assert isinstance(index, int)
     step.windows[index] = sliding_window
     layer = step.cache.layer(index, key_BGND, value_BGND)
     scale = query_BHND.shape[3] ** -0.5 if scaling is None else scaling
-    settings = _LayerSettings(scale, sliding_window, softcap)
+    settings = _LayerSettings(scale, sliding_window, softcap, s_aux)
     if step.uses_kernels:
         return _with_kernels(query_BHND[0], key_BGND[0], value_BGND[0], layer, step, settings)[None], None
     _store(key_BGND[0], value_BGND[0], layer, step)
@@ -120,11 +122,12 @@ def attend(
 
 @dataclass(frozen=True)
 class _LayerSettings:
-    """The scale of a layer's scores, its sliding window and its soft cap."""
+    """The scale of a layer's scores, its sliding window, its soft cap and its sinks."""
 
     scale: float
     window: int | None
     softcap: float | None
+    sinks_H: torch.Tensor | None
 
 
 def _with_kernels(
@@ -138,6 +141,8 @@ def _with_kernels(
     # Triton is not installed on a machine without a GPU.
     from worker.kernels import paged_attention
 
+    if settings.sinks_H is not None:
+        raise NotImplementedError("The kernels have no attention sinks.")
     kernel_settings = paged_attention.AttentionSettings(
         settings.scale, settings.window or 0, settings.softcap or 0.0
     )
@@ -167,7 +172,8 @@ def _decode(
     keys_NGLD = layer.keys_PSGD[tables].flatten(1, 2).transpose(1, 2)
     values_NGLD = layer.values_PSGD[tables].flatten(1, 2).transpose(1, 2)
     grouped = query_BHND[0].transpose(0, 1).reshape(count, keys_NGLD.shape[1], -1, dimension)
-    out = _attention(grouped, keys_NGLD, values_NGLD, step.decode_mask(settings.window), settings)
+    sinks = None if settings.sinks_H is None else settings.sinks_H.view(1, *grouped.shape[1:3], 1)
+    out = _attention(grouped, keys_NGLD, values_NGLD, step.decode_mask(settings.window), settings, sinks)
     return out.reshape(1, count, heads, dimension)
 
 
@@ -176,6 +182,7 @@ def _prefill(
 ) -> torch.Tensor:
     """Chunks of prompts, one row after another."""
     groups = query_BHND.shape[1] // layer.keys_PSGD.shape[2]
+    sinks = None if settings.sinks_H is None else settings.sinks_H.view(1, -1, 1, 1)
     attended, first = [], 0
     for chunk in step.chunks:
         blocks = step.block_tables_RP[chunk.row, : block_count(chunk.end)]
@@ -190,6 +197,7 @@ def _prefill(
             _repeat_kv(values_GLD, groups)[None],
             mask,
             settings,
+            sinks,
         )
         attended.append(out_HND[0].transpose(0, 1))
         first += chunk.count
@@ -202,16 +210,22 @@ def _attention(
     values: torch.Tensor,
     mask: torch.Tensor,
     settings: _LayerSettings,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attention in torch over [batch, heads, tokens, D]."""
-    if settings.softcap is None:
+    """Attention in torch over [batch, heads, tokens, D]. `sinks`: as the scores of one more key."""
+    if settings.softcap is None and sinks is None:
         return functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, scale=settings.scale
         )
-    # Soft cap of Gemma 2: tanh limits the scores before the softmax.
-    scores = torch.tanh(query @ keys.transpose(-2, -1) * settings.scale / settings.softcap) * settings.softcap
-    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
-    return weights.to(query.dtype) @ values
+    scores = query @ keys.transpose(-2, -1) * settings.scale
+    if settings.softcap is not None:
+        # Soft cap of Gemma 2: tanh limits the scores before the softmax.
+        scores = torch.tanh(scores / settings.softcap) * settings.softcap
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return weights[..., : keys.shape[-2]] @ values
 
 
 def _visible(positions_N: torch.Tensor, keys_L: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -48,7 +48,8 @@ def prepare_model(model: PreTrainedModel) -> PreparedModel:
         if model.config._attn_implementation != attention.NAME:
             raise ModelUnsupported(f"{_name(model)} does not let its attention be replaced.")
         groups = merge_linears(model)
-        uses_kernels = model.device.type == "cuda" and _install_kernels(model, ids_N, expected_NV, groups)
+        can_use_kernels = model.device.type == "cuda" and not _has_sinks(model)
+        uses_kernels = can_use_kernels and _install_kernels(model, ids_N, expected_NV, groups)
         try:
             cache, found_NV = _probe(model, ids_N, uses_kernels)
         # The model's own code may raise anything at attention of another shape; the general path computes it.
@@ -86,6 +87,11 @@ def _install_kernels(
         _log.warning("The kernels are wrong for this model (error %.2g), so generation is slower", error)
         return False
     return True
+
+
+def _has_sinks(model: PreTrainedModel) -> bool:
+    """Whether the attention has sinks, which the kernels do not have."""
+    return any(name.endswith(".sinks") for name, _parameter in model.named_parameters())
 
 
 def _error(found_NV: torch.Tensor, expected_NV: torch.Tensor) -> float:

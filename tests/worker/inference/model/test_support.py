@@ -50,6 +50,12 @@ MODELS = {
     "Olmo2": {},
     "Mixtral": {"num_local_experts": 4, "sliding_window": 8},
     "Starcoder2": {"sliding_window": 8},
+    "GptOss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
 }
 
 
@@ -92,7 +98,6 @@ def answer(model: transformers.PreTrainedModel, prompts: list[list[int]]) -> lis
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2}),
         ("Bloom", {}),
         ("Qwen3Next", {"layer_types": ["linear_attention", "full_attention"], "num_experts": 4}),
         ("Mamba", {"state_size": 4}),
@@ -106,7 +111,6 @@ def test_model_that_does_not_fit_is_refused(kind, options):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2}),
         ("Bloom", {}),
         ("Falcon", {"head_dim": None}),
         ("StableLm", {}),
