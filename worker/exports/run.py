@@ -29,7 +29,7 @@ from worker.exports.formats import ExportInputs, ProducedFiles
 from worker.exports.prompts import collect_prompts
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest
 from worker.models import base_model, fingerprint
-from worker.models.reading import describe
+from worker.models.error_text import describe
 from worker.processes.child import ParentLink
 from worker.processes.redaction import redact
 

@@ -148,9 +148,10 @@ class TokenizerCache:
             digest = _digest(folder, template)
         with self._lock:
             if digest not in self._tokenizers:
-                self._tokenizers[digest] = base_model.load_tokenizer(folder)
+                tokenizer = base_model.load_tokenizer(folder)
                 own = _read_template(template) if template else None
-                set_template(self._tokenizers[digest], model_type=read_model_type(folder), wanted=own)
+                set_template(tokenizer, model_type=read_model_type(folder), wanted=own)
+                self._tokenizers[digest] = tokenizer
             self._tokenizers.move_to_end(digest)
             while len(self._tokenizers) > _MAX_TOKENIZERS:
                 self._tokenizers.popitem(last=False)

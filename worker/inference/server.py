@@ -31,6 +31,7 @@ from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.service import PreflightService
 from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest, Listening, StateChanged
+from worker.templates.rendering.pool import shared_pool
 
 _ADAPTER_CACHE_BYTES = 4 << 30
 # GPU memory that serving may still need: adapters of a higher rank, long prompts, CUDA graphs.
@@ -114,6 +115,7 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
     )
     thread = EngineThread(engine, on_end=partial(setattr, server, "should_exit", True))
     thread.start()
+    shared_pool().start()
     with _listen(request) as listener:
         link.watch(on_stop=lambda: _stop(engine))
         link.send(Listening(port=listener.getsockname()[1]))

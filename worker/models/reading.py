@@ -6,7 +6,6 @@ first: KeyError, TypeError, an error of its own. One boundary around each kind o
 
 import json
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +15,7 @@ from app.core.errors import TunesmithError
 from app.core.errors.base_models import ModelUnreadable
 from app.core.storage.disk import is_disk_full_error
 from worker.models.device import is_device_error, is_out_of_memory
-
-_MAX_REASON_LENGTH = 300
-_FOLDERS_OF_PATH = re.compile(r"(?<![\w.:/])/(?:[\w.@+~-]+/)+")
-# Errors whose text, as in KeyError('head_dim'), says little without their name.
-_TERSE = (LookupError, TypeError, AttributeError)
-_WORDS_OF_SENTENCE = 3
+from worker.models.error_text import describe
 
 _log = logging.getLogger(__name__)
 
@@ -51,18 +45,6 @@ def is_caused_by_content(error: BaseException) -> bool:
         return type(error).__name__ == "PanicException"
     is_of_machine = is_disk_full_error(error) or is_out_of_memory(error) or is_device_error(error)
     return not (isinstance(error, TunesmithError) or is_of_machine)
-
-
-def describe(error: BaseException) -> str:
-    """The error's own words in one short line, without folders of this machine and without a full stop."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.strerror} ({Path(str(error.filename)).name})" if error.filename else error.strerror
-    text = " ".join(_FOLDERS_OF_PATH.sub("", text).split())
-    if isinstance(error, _TERSE) or len(text.split()) < _WORDS_OF_SENTENCE:
-        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    cut = text[:_MAX_REASON_LENGTH].rstrip(".! ")
-    return f"{cut}…" if len(text) > _MAX_REASON_LENGTH else cut
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

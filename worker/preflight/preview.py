@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.datasets.rows import Row
 from app.core.engine.preflight import Preview, PreviewRequest, PreviewRow, PreviewToken
 from app.core.errors import InvalidRequest
-from app.core.errors.jobs import TemplateMismatch
+from app.core.errors.jobs import TemplateExceedsLimits, TemplateMismatch
 from app.core.specs.job import TrainingSpec
 from worker.models import base_model, vocabulary
 from worker.planning import automatic_settings
@@ -57,12 +57,18 @@ def show_row(
     moment: datetime | None = None,
     embedding_rows: int | None = None,
 ) -> PreviewRow:
-    """Preview one row, truncated as in training; a date in it is the moment's, the present by default."""
+    """Preview one row, truncated as in training; a date in it is the moment's, the present by default.
+
+    Raises TemplateExceedsLimits.
+    """
     try:
         encoded = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
         shown_ids = encoded.input_ids[:max_length]
         if embedding_rows is not None:
             vocabulary.check_ids(shown_ids, tokenizer, embedding_rows)
+    except TemplateExceedsLimits as error:
+        # Every further row may take as long: the page ends here.
+        raise TemplateExceedsLimits(f"Line {line}: {error.message}", hint=error.hint) from error
     except (InvalidRequest, TemplateMismatch) as error:
         problem = f"{error.message} {error.hint}" if error.hint else error.message
         return PreviewRow(line=line, tokens=[], truncated=False, problem=problem)

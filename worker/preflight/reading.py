@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.datasets.rows import Conversation
 from app.core.engine.preflight import DatasetRef, PreflightRequest
 from app.core.errors import InvalidRequest
-from app.core.errors.jobs import NothingToLearn, TemplateMismatch
+from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
 from worker.preflight.environment import PreflightEnvironment, open_rows, sampling_step
 from worker.templates.prompt_check import check_prompts
 from worker.templates.token_rows import FormattedRows, TokenRow, format_rows, hold_out
@@ -86,7 +86,7 @@ def _count_validation(
 ) -> int:
     try:
         formatted = _format(request, dataset, environment, tokenizer, max_length, embedding_rows)
-    except (InvalidRequest, NothingToLearn, TemplateMismatch) as error:
+    except (InvalidRequest, NothingToLearn, TemplateMismatch, TemplateExceedsLimits) as error:
         raise type(error)(f"The validation dataset: {error.message}", hint=error.hint) from error
     return round(dataset.rows / count_read(formatted) * len(formatted.rows))
 

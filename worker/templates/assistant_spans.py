@@ -1,7 +1,6 @@
 """Finds the assistant's text in a rendered conversation by its template's `{% generation %}` markers."""
 
 import re
-import threading
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -10,8 +9,6 @@ from transformers import PreTrainedTokenizerBase
 
 from worker.templates.clock import ANY_MOMENT
 from worker.templates.renderer import (
-    REFUSALS,
-    Span,
     TokenNames,
     Turn,
     as_dicts,
@@ -20,6 +17,7 @@ from worker.templates.renderer import (
     template_of,
     token_names,
 )
+from worker.templates.rendering.process import Span, TemplateRefused
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SAMPLE = [
@@ -28,10 +26,6 @@ _SAMPLE = [
     {"role": "user", "content": "question 2"},
     {"role": "assistant", "content": "answer 2"},
 ]
-# transformers caches one compiled template per template text and tracks marker positions in that object. A
-# comment makes this module's text distinct from the model's; the lock keeps the object to one thread.
-_DISTINCT = "{# spans #}"
-_tracking = threading.Lock()
 
 
 def find_assistant_spans(
@@ -45,8 +39,8 @@ def find_assistant_spans(
     if template is None or not _marks_answers(template, names):
         return None
     try:
-        marked, spans = _render_marked(template, names, as_dicts(messages), moment)
-    except REFUSALS:
+        marked, spans = render_text(template, names, as_dicts(messages), moment=moment, mark=True)
+    except TemplateRefused:
         return None
     if marked != text or not spans:
         return None
@@ -65,19 +59,11 @@ def _marks_answers(template: str, names: TokenNames) -> bool:
     if not has_markers(template):
         return False
     try:
-        marked, spans = _render_marked(template, names, _SAMPLE, ANY_MOMENT)
-    except REFUSALS:
+        marked, spans = render_text(template, names, _SAMPLE, moment=ANY_MOMENT, mark=True)
+    except TemplateRefused:
         return False
     found = [marked[start:end] for start, end in spans]
     return all(any(answer in one for one in found) for answer in ("answer 1", "answer 2"))
-
-
-def _render_marked(
-    template: str, names: TokenNames, messages: list[dict[str, str]], moment: datetime | None
-) -> tuple[str, list[Span]]:
-    with _tracking:
-        distinct = template.removesuffix("\n") + _DISTINCT
-        return render_text(distinct, names, messages, moment=moment, mark=True)
 
 
 def _with_end(text: str, span: Span, end: str | None) -> Span:

@@ -11,7 +11,8 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from app.core.errors import InvalidRequest
-from worker.templates.renderer import Span, encode, encode_plain, encode_rendered
+from worker.templates.renderer import encode, encode_plain, encode_rendered
+from worker.templates.rendering.process import Span
 
 # Put before the rest of a text, whose tokens are those that follow the anchor's. transformers' chat utilities
 # encode pieces of a chat after a newline; where that merges with the rest, others may not.

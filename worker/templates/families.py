@@ -45,6 +45,14 @@ FAMILIES = (
 )
 
 
+_KNOWN = frozenset(TEMPLATES.values())
+
+
+def is_known(template: str) -> bool:
+    """Whether the template is one of Tunesmith's own."""
+    return template in _KNOWN
+
+
 def find_family(model_type: str | None, tokens: Collection[str]) -> TemplateFamily | None:
     """The family of a base model by its model type and its tokenizer's control tokens; None for unknown ones.
 

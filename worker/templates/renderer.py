@@ -17,15 +17,17 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.core.datasets.rows import Message
-from app.core.errors import InvalidRequest
+from app.core.errors import InvalidRequest, TunesmithError
 from app.core.errors.base_models import ModelUnreadable
-from worker.models.reading import describe, is_caused_by_content
+from worker.models.error_text import describe
+from worker.models.reading import is_caused_by_content
 from worker.templates.clock import ANY_MOMENT, set_clock
+from worker.templates.families import is_known
+from worker.templates.rendering.pool import shared_pool
+from worker.templates.rendering.process import Span, TemplateRefused
 
-# A template is a program of its model's author, or of a job's: it may raise anything.
-REFUSALS = Exception
-Span = tuple[int, int]
 TokenNames = tuple[tuple[str, str], ...]
+_APPLY_TEMPLATE = PreTrainedTokenizerBase.apply_chat_template
 _SHOWN_LETTERS = 40
 _QUESTION = {"role": "user", "content": "question"}
 # Private-use characters: no template changes their case or trims them, and no text begins with them.
@@ -65,15 +67,29 @@ def render(
 
     Without a moment the date is today's, as in serving.
 
-    Raises InvalidRequest where the template refuses it (a system turn it does not know, say).
+    Raises InvalidRequest where the template refuses it (a system turn it does not know, say), and
+    TemplateExceedsLimits.
     """
-    template, clock = set_clock(template_of(tokenizer) or "", moment)
-    options: dict[str, Any] = {"chat_template": template, **clock} if clock else {}
+    template = template_of(tokenizer)
     try:
-        text = tokenizer.apply_chat_template(
-            as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
+        if template is None or type(tokenizer).apply_chat_template is not _APPLY_TEMPLATE:
+            # Tokenizers of Mistral's library render without a template.
+            return cast(
+                str,
+                tokenizer.apply_chat_template(
+                    as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                ),
+            )
+        text, _spans = render_text(
+            template,
+            token_names(tokenizer),
+            as_dicts(messages),
+            moment=moment,
+            add_generation_prompt=add_generation_prompt,
         )
-    except REFUSALS as error:
+    except TunesmithError:
+        raise
+    except Exception as error:
         hint = "Train with a chat_template of your own, or change the conversation."
         if any(message.role == "system" for message in messages):
             hint = (
@@ -83,7 +99,7 @@ def render(
         raise InvalidRequest(
             f"The model's chat template refuses this conversation: {describe(error)}", hint=hint
         ) from error
-    return cast(str, text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -199,16 +215,22 @@ def render_text(
     *,
     moment: datetime | None,
     mark: bool = False,
+    add_generation_prompt: bool = False,
 ) -> tuple[str, list[Span]]:
     """A conversation rendered without a tokenizer, and the spans that `{% generation %}` markers enclose.
 
-    Raises REFUSALS.
+    Templates of Tunesmith are rendered in this process: they are known to end. All others are programs of
+    strangers. Raises TemplateRefused, TemplateExceedsLimits, QueueFull and EngineFailed.
     """
     clocked, clock = set_clock(template, moment)
-    options: dict[str, Any] = {"return_assistant_tokens_mask": mark, **dict(names), **clock}
-    rendered: Any = render_jinja_template([messages], chat_template=clocked, **options)
-    texts, spans = rendered
-    return texts[0], spans[0] if mark else []
+    variables: dict[str, Any] = {**dict(names), **clock, "add_generation_prompt": add_generation_prompt}
+    if mark or not is_known(template):
+        return shared_pool().render(clocked, messages, variables, marks_answers=mark)
+    try:
+        rendered: Any = render_jinja_template([messages], chat_template=clocked, **variables)
+    except Exception as error:
+        raise TemplateRefused(describe(error)) from error
+    return rendered[0][0], []
 
 
 def token_names(tokenizer: PreTrainedTokenizerBase) -> TokenNames:
@@ -235,7 +257,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 def _find_end(template: str, names: TokenNames, controls: tuple[str, ...]) -> str | None:
     try:
         text, _spans = render_text(template, names, [_QUESTION, _ANSWER], moment=ANY_MOMENT)
-    except REFUSALS:
+    except TemplateRefused:
         return None
     after = text.rpartition(_ANSWER["content"])[2].lstrip()
     return max((token for token in controls if after.startswith(token)), key=len, default=None)

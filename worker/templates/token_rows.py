@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import Completion, Conversation, PlainText, Row
 from app.core.errors import InvalidRequest
-from app.core.errors.jobs import NothingToLearn, TemplateMismatch
+from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
 from worker.models import vocabulary
 from worker.templates.continuations import encode_completion, encode_with_border, encode_with_spans
 from worker.templates.omissions import Omission, find_omissions
-from worker.templates.renderer import DatedRenderer, Span, encode_plain, end_of_turn
+from worker.templates.renderer import DatedRenderer, encode_plain, end_of_turn
+from worker.templates.rendering.process import Span
 from worker.templates.training_text import TrainingText, render_for_training
 from worker.templates.turns import find_turns
 
@@ -105,7 +106,7 @@ def format_rows(
     the base model's `embedding_rows` is refused.
 
     Raises InvalidRequest where the chat template refuses a row or can't be masked, TemplateMismatch where it
-    renders prompts otherwise for serving, NothingToLearn.
+    renders prompts otherwise for serving, TemplateExceedsLimits, NothingToLearn.
     """
     formatted, moment = FormattedRows(), moment or datetime.now(UTC)
     for line, row in rows:
@@ -113,7 +114,7 @@ def format_rows(
             encoded = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
             if embedding_rows is not None:
                 vocabulary.check_ids(encoded.input_ids[:max_length], tokenizer, embedding_rows)
-        except (InvalidRequest, TemplateMismatch) as error:
+        except (InvalidRequest, TemplateMismatch, TemplateExceedsLimits) as error:
             raise type(error)(f"Line {line}: {error.message}", hint=error.hint) from error
         formatted.note(line, encoded)
         if len(encoded.input_ids) > max_length:
@@ -137,7 +138,7 @@ def format_rows(
 def encode_row(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, moment: datetime | None = None
 ) -> EncodedRow:
-    """One row, not truncated. Raises InvalidRequest, TemplateMismatch."""
+    """One row, not truncated. Raises InvalidRequest, TemplateMismatch, TemplateExceedsLimits."""
     match row:
         case Conversation():
             renderer = DatedRenderer(tokenizer, moment or datetime.now(UTC))

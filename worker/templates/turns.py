@@ -13,7 +13,8 @@ from app.core.errors import InvalidRequest
 from worker.templates.assistant_spans import find_assistant_spans
 from worker.templates.differences import show_difference
 from worker.templates.headers import find_answer_start
-from worker.templates.renderer import DatedRenderer, Span, control_tokens, end_of_turn
+from worker.templates.renderer import DatedRenderer, control_tokens, end_of_turn
+from worker.templates.rendering.process import Span
 from worker.templates.training_text import TrainingText
 
 _HINT = (

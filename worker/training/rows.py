@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.datasets.rows import DatasetFormat, read_rows
 from app.core.datasets.unused_fields import describe_unused
 from app.core.errors import InvalidRequest
-from app.core.errors.jobs import NothingToLearn, TemplateMismatch
+from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
 from worker.templates.choice import TemplateSource, read_model_type, set_template
 from worker.templates.notices import describe_rows
 from worker.templates.prompt_check import check_prompts
@@ -114,7 +114,7 @@ def _format_validation(
 ) -> list[TokenRow]:
     try:
         formatted = _format(attempt, path, tokenizer, max_length, embedding_rows)
-    except (InvalidRequest, NothingToLearn, TemplateMismatch) as error:
+    except (InvalidRequest, NothingToLearn, TemplateMismatch, TemplateExceedsLimits) as error:
         raise type(error)(f"The validation dataset: {error.message}", hint=error.hint) from error
     _report_cut_rows(attempt, formatted, max_length, of="The validation dataset: ")
     return formatted.rows

@@ -44,7 +44,7 @@ TunesmithError
 └── jobs:               JobFailure (why a job failed; recorded with the job)
     ├── base_models:    ModelGated, ModelMissing, HubUnreachable, BaseModelChanged, ModelUnreadable
     └── jobs:           NothingToLearn, BadTarget, AdapterUnfit, OutOfMemory, DiskFull, LossNotFinite,
-                        LossExploded, AdapterInert, TemplateMismatch
+                        LossExploded, AdapterInert, TemplateMismatch, TemplateExceedsLimits
 """
 
 from typing import ClassVar

@@ -97,3 +97,9 @@ class TemplateMismatch(JobFailure):
     """Serving would render prompts unlike those the adapter was trained on."""
 
     code = "template_mismatch"
+
+
+class TemplateExceedsLimits(JobFailure):
+    """The chat template takes too long, or too much memory, or writes too much text for a conversation."""
+
+    code = "template_exceeds_limits"

@@ -1,0 +1,1 @@
+"""Runs chat templates in processes with limits: a template is a program of whoever wrote the model."""

@@ -1,0 +1,129 @@
+"""Renders conversations with chat templates in a few processes with limits. Thread-safe."""
+
+import atexit
+import contextlib
+import hashlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from app.core.errors import QueueFull
+from app.core.errors.jobs import TemplateExceedsLimits
+from worker.templates.rendering.process import Limits, RenderProcess, Span
+
+_PROCESSES = 2
+_SLOW_SECONDS = 0.5
+_MAX_WAIT_SECONDS = 1.0
+_REMEMBERED = 256
+
+
+class RenderPool:
+    """Renders in two processes, so that one slow template does not hold up the others.
+
+    A template that once took long, or exceeded a limit, has one of the processes at most from then on, which
+    all such templates share, and a conversation waits for it only briefly: those that wait occupy threads. A
+    conversation that exceeded a limit is refused at once when it is sent again.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._idle = [RenderProcess(limits or Limits()) for _ in range(_PROCESSES)]
+        self._changed = threading.Condition()
+        self._slow_templates: OrderedDict[str, None] = OrderedDict()
+        self._refusals: OrderedDict[str, TemplateExceedsLimits] = OrderedDict()
+        self._slow_is_running = False
+
+    def start(self) -> None:
+        """Start a process before it is needed."""
+        with self._changed:
+            self._idle[-1].start()
+
+    def render(
+        self,
+        template: str,
+        messages: list[dict[str, str]],
+        variables: dict[str, Any],
+        *,
+        marks_answers: bool = False,
+    ) -> tuple[str, list[Span]]:
+        """The text of a conversation, and the spans that `{% generation %}` markers enclose.
+
+        Raises TemplateRefused, TemplateExceedsLimits, QueueFull where others wait for the same slow template,
+        and EngineFailed where no process starts.
+        """
+        with self._turn(template, messages) as process:
+            try:
+                return process.render(template, messages, variables, marks_answers=marks_answers)
+            except TemplateExceedsLimits as error:
+                with self._changed:
+                    _remember(self._refusals, _digest(template, messages), error)
+                    _remember(self._slow_templates, template, None)
+                with contextlib.suppress(OSError):
+                    process.start()  # before the next conversation has to wait for it
+                raise
+
+    def close(self) -> None:
+        """End the processes that are idle."""
+        with self._changed:
+            for process in self._idle:
+                process.close()
+
+    @contextlib.contextmanager
+    def _turn(self, template: str, messages: list[dict[str, str]]) -> Iterator[RenderProcess]:
+        """A process for one rendering, once it is the template's turn."""
+        with self._changed:
+            is_slow = self._wait(template, messages)
+            process = self._idle.pop()
+            self._slow_is_running |= is_slow
+        try:
+            yield process
+        finally:
+            with self._changed:
+                if process.last_cpu_seconds > _SLOW_SECONDS:
+                    _remember(self._slow_templates, template, None)
+                self._idle.append(process)
+                self._slow_is_running &= not is_slow
+                self._changed.notify_all()
+
+    def _wait(self, template: str, messages: list[dict[str, str]]) -> bool:
+        """Wait for a process; returns whether the template is a slow one, which may change meanwhile."""
+        slow_since: float | None = None
+        while True:
+            is_slow = template in self._slow_templates
+            if is_slow:
+                slow_since = slow_since or time.monotonic()
+                refusal = self._refusals.get(_digest(template, messages))
+                if refusal is not None:
+                    raise TemplateExceedsLimits(refusal.message, hint=refusal.hint)
+            if self._idle and not (is_slow and self._slow_is_running):
+                return is_slow
+            seconds = None if slow_since is None else slow_since + _MAX_WAIT_SECONDS - time.monotonic()
+            if seconds is not None and seconds <= 0:
+                raise QueueFull(
+                    "The model's chat template is slow, and other conversations are being rendered with it.",
+                    hint="Try again in a few seconds.",
+                )
+            self._changed.wait(seconds)
+
+
+@lru_cache(maxsize=1)
+def shared_pool() -> RenderPool:
+    """The pool of this process."""
+    pool = RenderPool()
+    atexit.register(pool.close)
+    return pool
+
+
+def _digest(template: str, messages: list[dict[str, str]]) -> str:
+    return hashlib.sha256(json.dumps([template, messages]).encode()).hexdigest()
+
+
+def _remember(found: OrderedDict[str, Any], key: str, value: Any) -> None:
+    """Add a key, and forget the oldest one beyond the number that is remembered."""
+    found[key] = value
+    found.move_to_end(key)
+    while len(found) > _REMEMBERED:
+        found.popitem(last=False)
