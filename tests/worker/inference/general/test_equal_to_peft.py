@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from app.core.engine.messages import Finished, ServingPath
 from tests.worker.inference.conftest import peft_warnings_ignored
@@ -120,3 +121,24 @@ def test_adapters_of_different_expert_parameters_answer_side_by_side(tmp_path: P
     answers = [sequence.token_ids for sequence in sequences]
     assert answers == [generate_with_peft(model, folder, PROMPTS[0], 10) for folder in (None, *folders)]
     assert len({tuple(answer) for answer in answers}) == 3
+
+
+def test_an_adapter_that_brings_base_weights_of_its_own_keeps_them_to_itself(tmp_path: Path) -> None:
+    """PEFT saves the embedding itself beside an adapter on it, unless it is told not to."""
+    model = make_model("Llama")
+    folder = save_adapter(model, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    weights[name] = model.get_input_embeddings().weight.detach().flip(0).contiguous()
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    bench = make_bench(model)
+    sequences = [make_sequence(PROMPTS[0], adapter) for adapter in (read_adapter("a", folder), None)]
+
+    bench.run(*sequences)
+
+    assert [sequence.token_ids for sequence in sequences] == [
+        generate_with_peft(model, chosen, PROMPTS[0], 10) for chosen in (folder, None)
+    ]
+    del weights[name]
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert generate_with_peft(model, folder, PROMPTS[0], 10) != sequences[0].token_ids
