@@ -10,9 +10,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.orm import Session
 
 from app.core.errors.storage import DatabaseTooNew
@@ -90,7 +89,11 @@ def refuse_newer(database: Database) -> None:
 
 def _revision(database: Database) -> str | None:
     with database.engine.execution_options(read_only=True).connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        # Not by Alembic's MigrationContext, which logs two lines each time.
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return revision
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
