@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 
+from app.core.adapters.files import RECORD
 from app.core.jobs.events import Checkpoint, Log, Metrics
 from app.core.specs.states import Phase
 from worker.processes.child import ParentLink
@@ -50,6 +51,7 @@ def main() -> None:
             folder = request.job_folder / "kept-adapters" / f"step-{step}"
             folder.mkdir(parents=True)
             (folder / "adapter_model.safetensors").write_bytes(b"weights of %d" % step)
+            (folder / RECORD).write_text('{"general_path": ["lora.use_dora"]}')
             link.send(CheckpointAdapterSaved(step=step, folder=folder))
     if script == "shows-its-inputs":
         assert request.continue_from
@@ -58,6 +60,8 @@ def main() -> None:
             link.send(Happened(event=Log(message="/".join(path.parts[-3:]))))
     request.output_folder.mkdir()
     (request.output_folder / "adapter_model.safetensors").write_bytes(b"weights")
+    if script == "keeps":
+        (request.output_folder / RECORD).write_text('{"general_path": ["lora.use_dora"]}')
     link.send(Happened(event=Metrics(step=10, total_steps=10, epoch=1, loss=0.5, tokens=1000)))
     link.send(Ended(outcome=Outcome.FINISHED))
 

@@ -33,6 +33,7 @@ def test_the_newest_are_stored_under_names_of_their_own(
         finished = job_of(database, lease).adapter
     assert finished is not None
     assert finished.name == "keeps"
+    assert newest.general_path == finished.general_path == ["lora.use_dora"]
     with store.open(f"{newest.artifact}/adapter_model.safetensors") as file:
         assert file.read() == b"weights of 6"
     assert len(store.list_files("adapters")) == 3

@@ -54,6 +54,8 @@ def test_a_finished_child_makes_an_adapter(
     with database.snapshot() as session:
         adapter = adapter_records.get(session, "finishes")
     assert adapter.size_bytes == len(b"weights")
+    # The scripted child writes no record.
+    assert adapter.general_path is None
     assert adapter.artifact == runner.handler.artifact(lease)
     assert store.list_files(adapter.artifact) == ["adapter_model.safetensors"]
     assert event_types(database, lease)[-1] == "state"
