@@ -36,7 +36,7 @@ def test_the_newest_are_stored_under_names_of_their_own(
     assert newest.general_path == finished.general_path == ["lora.use_dora"]
     with store.open(f"{newest.artifact}/adapter_model.safetensors") as file:
         assert file.read() == b"weights of 6"
-    assert len(store.list_files("adapters")) == 3
+    assert len({name.partition("/")[0] for name in store.list_files("adapters")}) == 3
 
 
 def test_the_job_folder_holds_no_checkpoint_adapters_afterwards(
