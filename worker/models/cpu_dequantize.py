@@ -137,7 +137,8 @@ def _is_right(layout: BlockLayout) -> bool:
 def _override() -> torch.library.Library:
     """Register a CPU kernel of the operator that stands before the one registered so far.
 
-    Seen with bitsandbytes 0.50.2 and torch 2.13. Ends with `_destroy()` of what is returned.
+    Seen with bitsandbytes 0.50.2 and torch 2.13. Ends with `_destroy()` of what is returned. Without
+    `allow_override`, torch 2.11 refuses it: bitsandbytes' own kernel is registered from Python, too.
     """
     kernel = torch.library.get_kernel(f"bitsandbytes::{_OPERATOR}", "CPU")
 
@@ -166,5 +167,5 @@ def _override() -> torch.library.Library:
     library = torch.library.Library("bitsandbytes", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
-        library.impl(_OPERATOR, dequantize, "CPU", with_keyset=True)
+        library.impl(_OPERATOR, dequantize, "CPU", with_keyset=True, allow_override=True)
     return library

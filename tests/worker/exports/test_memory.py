@@ -44,7 +44,8 @@ def large(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path
 
 def peak_bytes(work: Callable[[], object], inputs: Path) -> int:
     """The peak memory of tensors, without the inputs' files, which are memory-mapped."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    # acc_events: without it, torch 2.11 warns that it clears the events of earlier cycles. Here is one cycle.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         work()
     events = seen.profiler.kineto_results.events()
     mapped = {path.stat().st_size for path in inputs.rglob("*.safetensors")}

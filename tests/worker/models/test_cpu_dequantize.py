@@ -61,7 +61,7 @@ def registered(kernel: Kernel) -> Iterator[None]:
     library = torch.library.Library("bitsandbytes", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, on the first kernel in the place of another
-        library.impl("dequantize_4bit", kernel, "CPU")
+        library.impl("dequantize_4bit", kernel, "CPU", allow_override=True)
     yield
     library._destroy()
 
