@@ -138,6 +138,8 @@ class TokenizerCache:
     def __init__(self) -> None:
         self._tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._checking: dict[str, threading.Lock] = {}
 
     def get(self, folder: Path, template: Path | None = None) -> tuple[str, PreTrainedTokenizerBase]:
         """Returns the digest of the folder's tokenizer files, and the tokenizer with its chat template.
@@ -146,16 +148,35 @@ class TokenizerCache:
         """
         with base_model.reading_tokenizer(folder):
             digest = _digest(folder, template)
+        found = self._find(digest)
+        if found is None:
+            with self._lock:
+                checking = self._checking.setdefault(digest, threading.Lock())
+            with checking:
+                found = self._find(digest) or self._load(digest, folder, template)
+        return digest, found
+
+    def _find(self, digest: str) -> PreTrainedTokenizerBase | None:
         with self._lock:
-            if digest not in self._tokenizers:
+            if digest in self._tokenizers:
+                self._tokenizers.move_to_end(digest)
+            return self._tokenizers.get(digest)
+
+    def _load(self, digest: str, folder: Path, template: Path | None) -> PreTrainedTokenizerBase:
+        """Load a tokenizer. Requests with others need not wait while its chat template is tried."""
+        try:
+            with self._reading:
                 tokenizer = base_model.load_tokenizer(folder)
-                own = _read_template(template) if template else None
-                set_template(tokenizer, model_type=read_model_type(folder), wanted=own)
-                self._tokenizers[digest] = tokenizer
-            self._tokenizers.move_to_end(digest)
+            own = _read_template(template) if template else None
+            set_template(tokenizer, model_type=read_model_type(folder), wanted=own)
+        finally:
+            with self._lock:
+                self._checking.pop(digest, None)
+        with self._lock:
+            self._tokenizers[digest] = tokenizer
             while len(self._tokenizers) > _MAX_TOKENIZERS:
                 self._tokenizers.popitem(last=False)
-            return digest, self._tokenizers[digest]
+        return tokenizer
 
 
 def _read_template(path: Path) -> str:

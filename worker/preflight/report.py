@@ -130,7 +130,8 @@ def check_spec(request: CheckRequest, environment: PreflightEnvironment) -> Chec
     if folder is None:
         return Checked(is_here=False)
     model = base_model.build_empty(folder)
-    model_checks.check_model(model, spec, base_model.load_tokenizer(folder))
+    tokenizer, _source = load_tokenizer(folder, spec.chat_template)
+    model_checks.check_model(model, spec, tokenizer)
     batch_size.PlannedJob.read(spec, environment.device, model, environment.path)
     return Checked(is_here=True)
 

@@ -21,10 +21,12 @@ from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.preview import run_preview
 from worker.preflight.report import check_spec, find_memory_fit, run_preflight
 from worker.processes.http_replies import as_json, is_authorized, malformed, unauthorized
+from worker.templates.rendering.pool import shared_pool
 
 _log = logging.getLogger(__name__)
 _STATUS = {"invalid": 422, "not_found": 404, "unavailable": 503, "internal": 500}
 _RETRY_AFTER_SECONDS = 5
+_RENDERING_SECONDS = 60
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
 Work = Callable[[RequestT, PreflightEnvironment], BaseModel]
@@ -99,7 +101,8 @@ def run_safely(work: Work[RequestT], request: RequestT, environment: PreflightEn
     An exception would lose its hint on the way to the engine's process.
     """
     try:
-        return work(request, environment)
+        with shared_pool().limit_total(_RENDERING_SECONDS):
+            return work(request, environment)
     except TunesmithError as error:
         return failed(error)
     except MemoryError:

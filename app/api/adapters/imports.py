@@ -20,6 +20,7 @@ from app.core.adapters import archives, files, imports as adapter_imports
 from app.core.adapters.files import TEMPLATE, Description
 from app.core.engine import base_models
 from app.core.errors import InvalidRequest
+from app.core.errors.adapters import AdapterInvalid
 from app.core.specs.job import MODEL_NAME, NAME, LoraSpec, QuantizationSpec
 from app.core.specs.template_syntax import find_problem
 
@@ -110,7 +111,7 @@ def _submit(
 ) -> AdapterRead:
     """Store the files, then add the import in a transaction; where that fails, delete the files."""
     adapter_id, artifact = adapter_imports.name_artifact()
-    template = folder / TEMPLATE
+    template = _read_template(folder / TEMPLATE)
     adapter: AdapterRead | None = None
 
     def create(session: Session) -> AdapterRead:
@@ -121,7 +122,7 @@ def _submit(
             base_model=base_model,
             quantization=quantization,
             lora=lora,
-            chat_template=template.read_text() if template.exists() else None,
+            chat_template=template,
             artifact=artifact,
             size_bytes=size_bytes,
             max_waiting=services.settings.max_queued_jobs,
@@ -161,6 +162,14 @@ def _resolve_quantization(given: str | None, described: Description) -> Quantiza
             param="quantization",
             hint='A JSON object as in a job, for example {"load_in_4bit": true}.',
         ) from None
+
+
+def _read_template(path: Path) -> str | None:
+    """The adapter's own chat template. Raises AdapterInvalid where it is no text."""
+    try:
+        return path.read_text("utf-8") if path.exists() else None
+    except UnicodeDecodeError as error:
+        raise AdapterInvalid(f"{path.name} is not UTF-8.", hint="Save it as UTF-8.") from error
 
 
 def _check_template(template: str) -> None:

@@ -28,6 +28,8 @@ def find_problem(template: str) -> str | None:
         return f"line {error.lineno}: {error.message}"
     except RecursionError:
         return "it is nested too deeply"
+    except ValueError:
+        return "a number in it has too many digits"
 
 
 def _find_problem(environment: ImmutableSandboxedEnvironment, tree: nodes.Template) -> str | None:

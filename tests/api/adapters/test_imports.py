@@ -252,6 +252,7 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_stored(
         ({"quantization": "4bit"}, "quantization"),
         ({"quantization": '{"bits": 4}'}, "quantization"),
         ({"chat_template": "{{ messages"}, "chat_template"),
+        ({"chat_template": "{{ messages }}{{ " + "1" * 5000 + " }}"}, "chat_template"),
         ({"name": "a/b"}, "name"),
     ],
 )
@@ -260,6 +261,13 @@ def test_bad_fields_are_named(
 ) -> None:
     refused = send(client, **fields)
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
+    assert stored_files(settings) == []
+
+
+def test_a_chat_template_that_is_no_text_is_refused(client: TestClient, settings: Settings) -> None:
+    refused = send(client, peft_files(**{"chat_template.jinja": b"\xff\xfe{{"}))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "adapter_invalid")
+    assert "chat_template.jinja is not UTF-8" in refused.json()["error"]["message"]
     assert stored_files(settings) == []
 
 

@@ -73,12 +73,18 @@ def test_a_validation_dataset_allows_early_stopping_and_excludes_a_split() -> No
         ("{{ messages }}{% generation %}", "line 1"),
         ("{{ messages }}{{" + "(" * 5000, "nested too deeply"),
         ("{{ messages }}{{ 1" + "+1" * 5000 + "}}", "nested too deeply"),
+        ("{{ messages }}{{ " + "1" * 5000 + " }}", "too many digits"),
         ("{{ messages }}" + " " * 40_000, "at most 32768 characters"),
     ],
 )
 def test_a_chat_template_that_can_not_be_read_is_refused(template: str, words: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(words)):
         make_spec(chat_template=template)
+
+
+def test_constants_of_a_chat_template_are_not_computed_where_it_is_checked() -> None:
+    """To compile it would take all memory: the worker does, within limits."""
+    assert make_spec(chat_template="{{ messages }}{{ 'x' * (10 ** 12) }}").chat_template
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ class RenderPool:
         self._slow_templates: OrderedDict[str, None] = OrderedDict()
         self._refusals: OrderedDict[str, TemplateExceedsLimits] = OrderedDict()
         self._slow_is_running = False
+        self._seconds_left: float | None = None
 
     def start(self) -> None:
         """Start a process before it is needed."""
@@ -56,7 +57,7 @@ class RenderPool:
         """
         with self._turn(template, messages) as process:
             try:
-                return process.render(template, messages, variables, marks_answers=marks_answers)
+                found = process.render(template, messages, variables, marks_answers=marks_answers)
             except TemplateExceedsLimits as error:
                 with self._changed:
                     _remember(self._refusals, _digest(template, messages), error)
@@ -64,6 +65,30 @@ class RenderPool:
                 with contextlib.suppress(OSError):
                     process.start()  # before the next conversation has to wait for it
                 raise
+            cpu_seconds = process.last_cpu_seconds
+        self._spend(cpu_seconds)
+        return found
+
+    @contextlib.contextmanager
+    def limit_total(self, cpu_seconds: float) -> Iterator[None]:
+        """Limit the processor time of all renderings in the block, for a process with one work at a time.
+
+        The rendering that exceeds it raises TemplateExceedsLimits.
+        """
+        self._seconds_left = cpu_seconds
+        try:
+            yield
+        finally:
+            self._seconds_left = None
+
+    def _spend(self, cpu_seconds: float) -> None:
+        if self._seconds_left is not None:
+            self._seconds_left -= cpu_seconds
+            if self._seconds_left < 0:
+                raise TemplateExceedsLimits(
+                    "The model's chat template takes too long to render so many conversations.",
+                    hint="Use a chat_template of your own that does less, or fewer rows.",
+                )
 
     def close(self) -> None:
         """End the processes that are idle."""

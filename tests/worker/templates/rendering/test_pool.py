@@ -106,6 +106,15 @@ def test_a_template_reads_no_secret_of_the_environment(monkeypatch: pytest.Monke
     pool.close()
 
 
+def test_all_conversations_of_one_work_have_a_limit_together() -> None:
+    pool = RenderPool(LIMITS)
+    with pool.limit_total(1e-9), pytest.raises(TemplateExceedsLimits, match="so many conversations"):
+        ask(pool, PLAIN)
+
+    assert ask(pool, PLAIN) == "<user>Hello<assistant>"
+    pool.close()
+
+
 def test_many_conversations_that_never_end_leave_a_process_to_others(pool: RenderPool) -> None:
     """All end with an error, each with its own text, while other templates are rendered."""
     began = threading.Barrier(17)
