@@ -14,8 +14,8 @@ from app.core.jobs.events import Log, Warn
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
 from benchmarks.estimate_settings import PADDED_SHARE, SHORT_ROW, Setting
-from worker.models import base_model
 from worker.models.device import find_device
+from worker.models.files import description
 from worker.planning.memory_estimate import CUDA_CONTEXT
 from worker.processes.reports import Happened, TrainingRequest
 from worker.templates.token_rows import IGNORED, TokenRow
@@ -43,7 +43,7 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
     trainer = run.make_trainer(
         attempt,
         model,
-        base_model.load_tokenizer(folder),
+        description.load_tokenizer(folder),
         config.trainer_config(spec.training, attempt.device, attempt.checkpoints),
         newest=None,
         train_set=make_dataset(

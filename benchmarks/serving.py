@@ -106,7 +106,7 @@ def through_http(options: Options) -> Iterator[Row]:
     """Measure a running API and engine through HTTP."""
     from benchmarks.serving_box import ServingBox, Setup
     from benchmarks.serving_http import HttpBench
-    from worker.models.base_model import load_tokenizer
+    from worker.models.files.description import load_tokenizer
 
     folders = options.adapter_folders
     names = [folder.name for folder in folders]

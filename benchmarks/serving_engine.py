@@ -17,6 +17,7 @@ from worker.inference.model.runner import ModelRunner
 from worker.inference.preprocessing import decode
 from worker.models import base_model
 from worker.models.device import find_device
+from worker.models.files import description
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Bench:
         self.runner = ModelRunner(model, device, adapter_slot_count=max(8, len(adapters)), **options)
         self.runner.warm_up()
         self.ready_seconds = time.perf_counter() - began
-        tokenizer = base_model.load_tokenizer(folder)
+        tokenizer = description.load_tokenizer(folder)
         # The checkpoint's vocabulary is larger than its tokenizer's: every id is decoded as a letter.
         letters = [index for index in range(256) if decode(tokenizer, [index]).isalpha()]
         self._decode = lambda token_ids: decode(

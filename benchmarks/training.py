@@ -38,6 +38,7 @@ from benchmarks.training_setups import MAX_ROW_TOKENS, ROWS, SETUPS, TINY, Setup
 from benchmarks.training_watch import StepTimer
 from worker.models import base_model
 from worker.models.device import find_device
+from worker.models.files import description
 from worker.planning import automatic_settings
 from worker.processes.reports import Happened, TrainingRequest
 from worker.templates.token_rows import IGNORED, TokenRow
@@ -166,7 +167,7 @@ class Bench:
         spec, folder = attempt.request.spec, self._folder / "models" / self._shape
         rows = make_dataset(self._rows, packed_length=setup.length if setup.packing else None)
         settings = config.trainer_config(spec.training, self._device, attempt.checkpoints)
-        tokenizer = base_model.load_tokenizer(folder)
+        tokenizer = description.load_tokenizer(folder)
         if setup.code == "trl":
             settings.save_strategy = "no"
             trainer = SFTTrainer(

@@ -11,8 +11,8 @@ from typing import Any
 
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
-from worker.models.base_model import build_empty
 from worker.models.device import Device
+from worker.models.files.description import build_empty
 from worker.planning import batch_size
 
 README = Path(__file__).parents[1] / "README.md"

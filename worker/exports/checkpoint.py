@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 
 from app.core.errors.base_models import ModelUnreadable
-from worker.models.fingerprint import reading_weights
-from worker.models.reading import read_json_object
+from worker.models.files.fingerprint import reading_weights
+from worker.models.files.reading import read_json_object
 
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}

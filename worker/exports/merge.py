@@ -19,7 +19,8 @@ from app.core.errors.base_models import BaseModelChanged
 from app.core.errors.exports import ExportUnsupported
 from worker.exports.adapter_weights import AdapterWeights
 from worker.exports.checkpoint import SafetensorsCheckpoint, TensorSpec, write_checkpoint
-from worker.models.base_model import build_empty, linears_to_quantize
+from worker.models.base_model import linears_to_quantize
+from worker.models.files.description import build_empty
 from worker.models.nf4_roundtrip import check_kernel, round_rows, rows_at_a_time
 from worker.models.peft_adapters import LoraUpdate
 

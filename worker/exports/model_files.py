@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.errors.exports import TokenizerUnfit
 from worker.exports.merge import BaseShape
-from worker.models import base_model
-from worker.models.reading import read_json_object
+from worker.models.files import description
+from worker.models.files.reading import read_json_object
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -34,7 +34,7 @@ def load_tokenizer(adapter: Path, base: Path, shape: BaseShape) -> PreTrainedTok
 
     Raises TokenizerUnfit where the model's embedding has no row for a token.
     """
-    tokenizer = base_model.load_tokenizer(find_tokenizer(adapter, base))
+    tokenizer = description.load_tokenizer(find_tokenizer(adapter, base))
     rows = shape.config.get_text_config().vocab_size
     unknown = [token for token, number in tokenizer.get_vocab().items() if number >= rows]
     if unknown:

@@ -28,8 +28,8 @@ from worker.exports.agreement import find_threshold
 from worker.exports.formats import ExportInputs, ProducedFiles
 from worker.exports.prompts import collect_prompts
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest
-from worker.models import base_model, fingerprint
-from worker.models.error_text import describe
+from worker.models.files import fingerprint, location
+from worker.models.files.error_text import describe
 from worker.processes.child import ParentLink
 from worker.processes.redaction import redact
 
@@ -143,7 +143,7 @@ def _locate(request: ExportRequest) -> Path:
             f"The base model {name!r} of this adapter is gone.",
             hint="Put it back into the models folder, then retry.",
         )
-    folder = base_model.locate(name, request.models_folder)
+    folder = location.locate(name, request.models_folder)
     fingerprint.check_base(request.adapter_folder, folder, name)
     return folder
 

@@ -23,8 +23,8 @@ from app.core.specs.job import QuantizationSpec
 from worker.exports.agreement import LogitComparison
 from worker.models import base_model
 from worker.models.device import Device, find_device
+from worker.models.files.reading import reading
 from worker.models.peft_adapters import read_config, read_weights
-from worker.models.reading import reading
 
 _ADAPTER_HINT = "Was it trained on another base model? Else save it again with PEFT's save_pretrained."
 PROMPT_TOKENS = 96

@@ -15,8 +15,9 @@ from worker.inference.general.runner import GeneralRunner
 from worker.inference.model.runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
 from worker.models import base_model
 from worker.models.device import Device, free_memory_bytes
-from worker.models.fingerprint import read_header, reading_weights
-from worker.models.reading import reading
+from worker.models.files import description, location
+from worker.models.files.fingerprint import read_header, reading_weights
+from worker.models.files.reading import reading
 from worker.processes.reports import EngineRequest
 
 # Largest share of the free GPU memory for dequantized weights; cache, adapters and graphs need the rest.
@@ -34,9 +35,9 @@ def load_runner(
 
     Raises OutOfMemory, ModelUnsupported, and the errors of finding and reading a base model.
     """
-    folder = base_model.locate(reference.name, request.models_folder)
+    folder = location.locate(reference.name, request.models_folder)
     try:
-        with reading(f"The base model {reference.name!r}", hint=base_model.MODEL_HINT):
+        with reading(f"The base model {reference.name!r}", hint=description.MODEL_HINT):
             load = _load_general if reference.path is ServingPath.GENERAL else _load_paged
             return load(request, device, folder, reference.quantization, reserved_bytes)
     except torch.OutOfMemoryError:

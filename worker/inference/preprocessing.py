@@ -24,9 +24,10 @@ from worker.inference.failures import AdapterUnsupported
 from worker.inference.general.paths import ServingPaths
 from worker.inference.sampling.grammars import GrammarCache
 from worker.inference.sampling.token_bytes import make_token_bytes
-from worker.models import base_model, fingerprint, vocabulary
+from worker.models import base_model
 from worker.models.device import Device
-from worker.models.reading import reading
+from worker.models.files import description, fingerprint, location, vocabulary
+from worker.models.files.reading import reading
 from worker.templates import renderer
 from worker.templates.choice import read_model_type, set_template
 
@@ -60,7 +61,7 @@ class Preprocessor:
         reading a base model.
         """
         received_at = time.monotonic()
-        base_folder = base_model.locate(request.base_model.name, self._models_folder)
+        base_folder = location.locate(request.base_model.name, self._models_folder)
         dtype = base_model.compute_dtype(request.base_model.quantization, self._device)
         adapter = self._adapters.get(request.adapter, dtype) if request.adapter else None
         if adapter:
@@ -72,7 +73,7 @@ class Preprocessor:
         if rows is not None:
             vocabulary.check_ids(token_ids, tokenizer, rows)
         _check_bias(len(tokenizer) if rows is None else min(len(tokenizer), rows), request.sampling)
-        end_ids = renderer.end_token_ids(tokenizer, base_model.read_end_ids(base_folder))
+        end_ids = renderer.end_token_ids(tokenizer, description.read_end_ids(base_folder))
         seed, schema = request.sampling.seed, request.output_schema
         choice = self._paths.choose(request.base_model, base_folder, adapter)
         return Prompt(
@@ -101,7 +102,7 @@ class Preprocessor:
         `is_own`: the tokenizer is the adapter's. Raises ModelUnreadable or AdapterUnsupported where it has
         tokens that the base model has not.
         """
-        rows = base_model.count_embedding_rows(base_folder)
+        rows = description.count_embedding_rows(base_folder)
         if rows is not None and (digest, rows) not in self._fitting:
             if is_own:
                 _check_own_tokenizer(tokenizer, self._tokenizers.get(base_folder)[1], rows)
@@ -146,7 +147,7 @@ class TokenizerCache:
 
         `template` is a file that replaces the folder's own chat template. Raises ModelUnreadable.
         """
-        with base_model.reading_tokenizer(folder):
+        with description.reading_tokenizer(folder):
             digest = _digest(folder, template)
         found = self._find(digest)
         if found is None:
@@ -166,7 +167,7 @@ class TokenizerCache:
         """Load a tokenizer. Requests with others need not wait while its chat template is tried."""
         try:
             with self._reading:
-                tokenizer = base_model.load_tokenizer(folder)
+                tokenizer = description.load_tokenizer(folder)
             own = _read_template(template) if template else None
             set_template(tokenizer, model_type=read_model_type(folder), wanted=own)
         finally:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from app.core.errors.jobs import BadTarget
 from app.core.specs.job import LoraSpec
 from worker.models import targets
-from worker.models.error_text import describe
-from worker.models.reading import is_caused_by_content
+from worker.models.files.error_text import describe
+from worker.models.files.reading import is_caused_by_content
 
 _ADAPTER = "default"
 

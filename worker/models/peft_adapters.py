@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from app.core.adapters.files import CONFIG, WEIGHTS, check_pattern_key
 from app.core.errors import TunesmithError
 from app.core.specs.job import MODULE_NAME
-from worker.models.reading import reading
+from worker.models.files.reading import reading
 
 PREFIX = "base_model.model."
 _LORA_NAME = re.compile(

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PretrainedConfig
 
 from app.core.engine.serving import find_config_obstacle
-from worker.models import base_model
+from worker.models.files import description
 
 
 def find_model_obstacle(config: PretrainedConfig) -> str | None:
@@ -23,7 +23,7 @@ def find_model_obstacle(config: PretrainedConfig) -> str | None:
 
 def find_folder_obstacle(folder: Path) -> str | None:
     """`find_model_obstacle` of the base model in a folder. Raises ModelUnreadable."""
-    return find_model_obstacle(base_model.read_config(folder))
+    return find_model_obstacle(description.read_config(folder))
 
 
 def find_obstacles(model: PeftModel, *, load_in_4bit: bool = False) -> list[str]:

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec, TrainingSpec
 from worker.models import serving_path
-from worker.models.base_model import MODEL_HINT
 from worker.models.device import Device
-from worker.models.reading import reading
+from worker.models.files.description import MODEL_HINT
+from worker.models.files.reading import reading
 from worker.planning import automatic_settings
 from worker.planning.memory_estimate import BatchShape, Memory, MemorySettings, ModelShape, estimate
 from worker.planning.model_shape import attach_and_measure

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.core.specs.job import JobSpec
-from worker.models import lora, prequantized, targets, vocabulary
+from worker.models import lora, targets
+from worker.models.files import prequantized, vocabulary
 from worker.planning import packing
 from worker.planning.model_shape import count_embedding_rows
 

@@ -13,8 +13,8 @@ from app.core.engine.preflight import DatasetRef, Notice
 from app.core.errors.datasets import DatasetNotFound
 from app.core.settings import TrainingPath
 from app.core.storage.artifacts import ArtifactStore
-from worker.models import base_model
 from worker.models.device import Device
+from worker.models.files import description, location
 from worker.templates.choice import TemplateSource, read_model_type, set_template
 
 MAX_ROWS = 20_000
@@ -41,17 +41,17 @@ class PreflightEnvironment(BaseModel):
 
         Raises ModelMissing, ModelGated, HubUnreachable.
         """
-        folder = base_model.find_here(name, self.models_folder) or base_model.find_downloaded(name)
+        folder = location.find_here(name, self.models_folder) or location.find_downloaded(name)
         if folder:
             return folder, []
         message = f"{name} is not on this machine yet: the job downloads it first."
         notice = Notice(code="model_not_here", message=message)
-        return base_model.download_description(name, self.cache_folder / "descriptions"), [notice]
+        return location.download_description(name, self.cache_folder / "descriptions"), [notice]
 
 
 def load_tokenizer(folder: Path, wanted: str | None) -> tuple[PreTrainedTokenizerBase, TemplateSource]:
     """A base model's tokenizer with the template that a job would use. Raises InvalidRequest."""
-    tokenizer = base_model.load_tokenizer(folder)
+    tokenizer = description.load_tokenizer(folder)
     source = set_template(tokenizer, model_type=read_model_type(folder), wanted=wanted)
     return tokenizer, source
 

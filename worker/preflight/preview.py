@@ -11,7 +11,7 @@ from app.core.engine.preflight import Preview, PreviewRequest, PreviewRow, Previ
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import TemplateExceedsLimits, TemplateMismatch
 from app.core.specs.job import TrainingSpec
-from worker.models import base_model, vocabulary
+from worker.models.files import description, vocabulary
 from worker.planning import automatic_settings
 from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer, open_rows
 from worker.preflight.token_text import token_texts
@@ -27,10 +27,10 @@ def run_preview(request: PreviewRequest, environment: PreflightEnvironment) -> P
     if source is TemplateSource.PLAIN:
         notices.append(NO_TEMPLATE)
     training = TrainingSpec(max_seq_length=request.max_seq_length)
-    max_length = automatic_settings.max_seq_length(training, base_model.read_context_length(folder))
+    max_length = automatic_settings.max_seq_length(training, description.read_context_length(folder))
     later = (pair for pair in open_rows(environment, request.dataset) if pair[0] > request.after)
     rows = list(itertools.islice(later, request.limit + 1))
-    now, embedding_rows = datetime.now(UTC), base_model.count_embedding_rows(folder)
+    now, embedding_rows = datetime.now(UTC), description.count_embedding_rows(folder)
     shown = [
         show_row(
             line,
@@ -72,7 +72,7 @@ def show_row(
     except (InvalidRequest, TemplateMismatch) as error:
         problem = f"{error.message} {error.hint}" if error.hint else error.message
         return PreviewRow(line=line, tokens=[], truncated=False, problem=problem)
-    with base_model.reading_tokenizer(Path(tokenizer.name_or_path)):
+    with description.reading_tokenizer(Path(tokenizer.name_or_path)):
         texts = token_texts(tokenizer, shown_ids)
     tokens = [
         PreviewToken(text=text, id=token, trained=label != IGNORED)

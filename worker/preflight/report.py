@@ -28,8 +28,9 @@ from app.core.engine.preflight import (
 )
 from app.core.engine.serving import Serving
 from app.core.specs.job import JobSpec
-from worker.models import base_model, checkpoint_weights, fingerprint, serving_path
+from worker.models import base_model, serving_path
 from worker.models.device import Device
+from worker.models.files import checkpoint_weights, description, fingerprint, location
 from worker.planning import automatic_settings, batch_size, model_checks, model_shape
 from worker.planning.memory_estimate import Memory, ModelShape
 from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer
@@ -64,8 +65,8 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
     if not notices:
         fingerprint.take_fingerprint(folder)  # the job would refuse weights that are not whole
     tokenizer, source = load_tokenizer(folder, spec.chat_template)
-    max_length = automatic_settings.max_seq_length(spec.training, base_model.read_context_length(folder))
-    model = base_model.build_empty(folder)
+    max_length = automatic_settings.max_seq_length(spec.training, description.read_context_length(folder))
+    model = description.build_empty(folder)
     notices += [
         Notice(code=one.code, message=one.message) for one in model_checks.check_model(model, spec, tokenizer)
     ]
@@ -125,11 +126,11 @@ def check_spec(request: CheckRequest, environment: PreflightEnvironment) -> Chec
     ModelUnreadable.
     """
     spec = request.spec
-    folder = base_model.find_here(spec.base_model, environment.models_folder)
-    folder = folder or base_model.find_downloaded(spec.base_model)
+    folder = location.find_here(spec.base_model, environment.models_folder)
+    folder = folder or location.find_downloaded(spec.base_model)
     if folder is None:
         return Checked(is_here=False)
-    model = base_model.build_empty(folder)
+    model = description.build_empty(folder)
     tokenizer, _source = load_tokenizer(folder, spec.chat_template)
     model_checks.check_model(model, spec, tokenizer)
     batch_size.PlannedJob.read(spec, environment.device, model, environment.path)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.datasets.rows import Conversation, Message
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import TemplateMismatch
-from worker.models.reading import read_json_object
+from worker.models.files.reading import read_json_object
 from worker.templates.assistant_spans import find_assistant_spans, has_markers
 from worker.templates.families import PLAIN, find_family
 from worker.templates.renderer import (

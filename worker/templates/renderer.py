@@ -19,8 +19,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from app.core.datasets.rows import Message
 from app.core.errors import InvalidRequest, TunesmithError
 from app.core.errors.base_models import ModelUnreadable
-from worker.models.error_text import describe
-from worker.models.reading import is_caused_by_content
+from worker.models.files.error_text import describe
+from worker.models.files.reading import is_caused_by_content
 from worker.templates.clock import ANY_MOMENT, set_clock
 from worker.templates.families import is_known
 from worker.templates.rendering.pool import shared_pool

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from app.core.datasets.rows import Completion, Conversation, PlainText, Row
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
-from worker.models import vocabulary
+from worker.models.files import vocabulary
 from worker.templates.continuations import encode_completion, encode_with_border, encode_with_spans
 from worker.templates.omissions import Omission, find_omissions
 from worker.templates.renderer import DatedRenderer, encode_plain, end_of_turn

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from worker.models.base_model import MODEL_HINT
-from worker.models.reading import reading
+from worker.models.files.description import MODEL_HINT
+from worker.models.files.reading import reading
 
 _TOKENS = 8
 

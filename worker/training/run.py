@@ -19,8 +19,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig
 
 from app.core.specs.states import Phase
-from worker.models import base_model, fingerprint, serving_path, vocabulary
+from worker.models import base_model, serving_path
 from worker.models.device import find_device
+from worker.models.files import description, fingerprint, location, vocabulary
 from worker.planning import automatic_settings, batch_size, model_checks, model_shape, packing
 from worker.processes.child import ParentLink
 from worker.processes.reports import Ended, Happened, Outcome, TrainingRequest
@@ -83,15 +84,15 @@ def train(attempt: TrainingAttempt) -> None:
     automatic_settings.check_modules_to_save(request.spec, device)
     if slow := automatic_settings.find_slow_products(request.spec, device):
         attempt.warn("slow_products", slow)
-    folder = base_model.locate_description(request.spec.base_model, request.models_folder)
-    tokenizer = base_model.load_tokenizer(folder)
+    folder = location.locate_description(request.spec.base_model, request.models_folder)
+    tokenizer = description.load_tokenizer(folder)
     max_length = automatic_settings.max_seq_length(
-        request.spec.training, base_model.read_context_length(folder)
+        request.spec.training, description.read_context_length(folder)
     )
-    model = base_model.build_empty(folder)
+    model = description.build_empty(folder)
     planned = check_model(attempt, model, tokenizer)
     rows = prepare_rows(attempt, tokenizer, folder, max_length, model_shape.count_embedding_rows(model))
-    folder = base_model.add_weights(request.spec.base_model, folder, request.models_folder, attempt.say)
+    folder = location.add_weights(request.spec.base_model, folder, request.models_folder, attempt.say)
 
     attempt.enter(Phase.LOADING)
     base_weights = fingerprint.take_fingerprint(folder)

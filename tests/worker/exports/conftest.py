@@ -22,7 +22,7 @@ from worker.exports.gguf.families import GgufLayout
 from worker.exports.gguf.file import write_gguf
 from worker.exports.merge import read_shape
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
-from worker.models import base_model
+from worker.models.files import description
 
 MakeAdapter = Callable[..., Path]
 PROMPTS = [[0, 5, 9, 40, 77, 130], [0, 200, 31, 8], [0, 12, 13, 14, 15, 16, 17, 18]]
@@ -98,7 +98,7 @@ def write_gguf_of(model: Path, path: Path, type: GgufType = GgufType.F16) -> Pat
         SafetensorsCheckpoint(model),
         path,
         layout=GgufLayout.of(read_shape(model).config),
-        tokenizer=base_model.load_tokenizer(model),
+        tokenizer=description.load_tokenizer(model),
         title="tiny",
         type=type,
     )
@@ -128,5 +128,5 @@ def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
             spread = 0.02 if "magnitude" in name or "modules_to_save" in name else 0.1
             parameter.data += spread * torch.randn_like(parameter)
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
-    base_model.load_tokenizer(base).save_pretrained(folder)
+    description.load_tokenizer(base).save_pretrained(folder)
     return folder

@@ -17,6 +17,7 @@ from worker.exports.merge import Merger, merge, read_shape
 from worker.exports.pytorch_bin import write_bin
 from worker.models import base_model
 from worker.models.device import find_device
+from worker.models.files import description
 
 LAYERS = 12
 SHARD_BYTES = 8_000_000
@@ -37,7 +38,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path
         )
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder / "base", max_shard_size=SHARD_BYTES)
-    base_model.load_tokenizer(models_folder / "tiny-llama").save_pretrained(folder / "base")
+    description.load_tokenizer(models_folder / "tiny-llama").save_pretrained(folder / "base")
     save_adapter(folder / "base", folder / "adapter")
     return folder
 

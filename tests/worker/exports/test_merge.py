@@ -21,6 +21,7 @@ from worker.exports.merge import Merger, merge, read_shape
 from worker.exports.model_files import write_companion_files
 from worker.models import base_model
 from worker.models.device import find_device
+from worker.models.files import description
 
 ANY = Threshold(max_mean_kl=1.0, min_greedy_match=0.0, must_keep_adapter=False)
 UNQUANTIZED = QuantizationSpec(load_in_4bit=False)
@@ -95,7 +96,7 @@ def odd_base(base: Path, tmp_path: Path) -> Path:
         if name.endswith("bias"):
             parameter.data += torch.randn_like(parameter)
     model.save_pretrained(folder)
-    base_model.load_tokenizer(base).save_pretrained(folder)
+    description.load_tokenizer(base).save_pretrained(folder)
     return folder
 
 

@@ -21,7 +21,7 @@ from worker.exports.reports import Exported, ExportFailed, ExportRequest
 from worker.exports.run import run
 from worker.models import base_model
 from worker.models.device import find_device
-from worker.models.fingerprint import take_fingerprint
+from worker.models.files.fingerprint import take_fingerprint
 
 Export = Callable[..., Exported | ExportFailed]
 

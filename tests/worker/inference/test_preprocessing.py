@@ -25,8 +25,8 @@ from worker.inference.adapters.cache import AdapterCache
 from worker.inference.failures import AdapterUnsupported, failed
 from worker.inference.general.paths import ServingPaths
 from worker.inference.preprocessing import Preprocessor
-from worker.models.base_model import load_tokenizer
 from worker.models.device import find_device
+from worker.models.files.description import load_tokenizer
 
 BASE = BaseModelRef(name="tiny-llama", quantization=QuantizationSpec(load_in_4bit=False))
 QUESTION = [ChatMessage(role="user", content="job?")]

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from app.core.specs.job import LoraSpec, QuantizationSpec
 from benchmarks.estimate import SETTINGS, estimate_line, find_needed, find_peak
 from tests.tiny_model import NAME
-from worker.models.base_model import build_empty, load_model
+from worker.models.base_model import load_model
 from worker.models.device import find_device
+from worker.models.files.description import build_empty
 from worker.models.lora import attach
 from worker.planning.memory_estimate import (
     BatchShape,

@@ -10,7 +10,7 @@ from app.core.engine.preflight import Preview, PreviewRequest
 from tests.tiny_model import NAME
 from tests.worker.preflight.conftest import Store, chat, make_rows
 from tests.worker.templates.test_families import published
-from worker.models import base_model
+from worker.models.files import description
 from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.preview import run_preview
 from worker.preflight.token_text import token_texts
@@ -79,9 +79,9 @@ def test_a_row_that_the_template_refuses_says_why(
     preview: Any, environment: PreflightEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}x"
-    tokenizer = base_model.load_tokenizer(environment.models_folder / NAME)
+    tokenizer = description.load_tokenizer(environment.models_folder / NAME)
     tokenizer.chat_template = template
-    monkeypatch.setattr(base_model, "load_tokenizer", lambda folder: tokenizer)
+    monkeypatch.setattr(description, "load_tokenizer", lambda folder: tokenizer)
     system = Conversation((Message("system", "Be kind."), *chat("Hello?").messages))
 
     refused, fine = preview([system, chat("Hello?")]).data
@@ -94,9 +94,9 @@ def test_a_row_that_the_template_refuses_says_why(
 def test_what_the_template_leaves_out_is_told_of_each_row(
     preview: Any, environment: PreflightEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = base_model.load_tokenizer(environment.models_folder / NAME)
+    tokenizer = description.load_tokenizer(environment.models_folder / NAME)
     tokenizer.chat_template = published("qwen3")
-    monkeypatch.setattr(base_model, "load_tokenizer", lambda folder: tokenizer)
+    monkeypatch.setattr(description, "load_tokenizer", lambda folder: tokenizer)
     thought = "<think>\nAdd one.\n</think>"
     thinking = chat("0+1?", thought + "\n\n1").messages
 

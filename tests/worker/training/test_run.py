@@ -13,7 +13,7 @@ from app.core.jobs.events import Checkpoint, Evaluation, Metrics, Warn
 from app.core.specs.states import Phase
 from tests.tiny_model import NAME
 from tests.worker.training.conftest import MakeRequest, Reports, following, make_rows, run_here
-from worker.models.fingerprint import take_fingerprint
+from worker.models.files.fingerprint import take_fingerprint
 from worker.processes.reports import Advanced, Outcome, TrainingRequest
 from worker.training.trainer import AdapterTrainer
 

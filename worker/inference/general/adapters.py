@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from app.core.errors import NotFound
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.general.model_copy import copy_modules
-from worker.models.error_text import describe
+from worker.models.files.error_text import describe
+from worker.models.files.reading import is_caused_by_content
 from worker.models.peft_adapters import (
     PREFIX,
     AdapterDamaged,
@@ -26,7 +27,6 @@ from worker.models.peft_adapters import (
     read_config,
     read_weights,
 )
-from worker.models.reading import is_caused_by_content
 
 # Settings of LoraConfig that PEFT applies here, beyond those of plain LoRA.
 APPLIED = (

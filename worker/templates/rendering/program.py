@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from worker.models.error_text import describe
+from worker.models.files.error_text import describe
 
 READY = b"ready"
 _KIB = 1024

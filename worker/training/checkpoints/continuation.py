@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from app.core.adapters.files import WEIGHTS
 from app.core.errors.jobs import AdapterUnfit
-from worker.models.reading import reading
+from worker.models.files.reading import reading
 from worker.training import adapter
 
 _HINT = "Use the base model and the lora settings that the adapter was made with, or leave out continue_from."

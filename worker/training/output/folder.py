@@ -68,7 +68,7 @@ class Record(BaseModel):
 
     job: str
     spec: JobSpec
-    base_weights: str = Field(description="Their fingerprint: see worker/models/fingerprint.py.")
+    base_weights: str = Field(description="Their fingerprint: see worker/models/files/fingerprint.py.")
     dataset: DatasetOrigin
     chat_template: TemplateOrigin
     general_path: list[str] = Field(

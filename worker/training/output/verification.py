@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from app.core.errors.jobs import AdapterInert, LossNotFinite, TemplateMismatch
-from worker.models import base_model
+from worker.models.files import description
 from worker.templates.choice import set_template
 from worker.templates.prompt_check import check_prompts
 from worker.templates.renderer import template_sha256
@@ -30,7 +30,7 @@ def verify_prompts(
 
     Raises TemplateMismatch.
     """
-    tokenizer = base_model.load_tokenizer(folder)
+    tokenizer = description.load_tokenizer(folder)
     set_template(tokenizer)
     check_prompts(samples, tokenizer, moment=moment)
     if template_sha256(tokenizer) != trained_template_sha256:

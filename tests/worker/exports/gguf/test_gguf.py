@@ -21,6 +21,7 @@ from worker.exports.gguf.lora import LoraFile, write_gguf_lora
 from worker.exports.gguf.tokenizer import read_vocabulary
 from worker.exports.merge import read_shape
 from worker.models import base_model
+from worker.models.files import description
 
 IDS = torch.tensor([[1, 260, 262, 270, 280, 290, 300, 310]])
 
@@ -156,7 +157,7 @@ def test_a_lora_file_applied_to_a_gguf_base_equals_the_live_adapter(
         SafetensorsCheckpoint(model),
         tmp_path / "applied.gguf",
         layout=layout,
-        tokenizer=base_model.load_tokenizer(model),
+        tokenizer=description.load_tokenizer(model),
         title="tiny",
         type=GgufType.F16,
         change=lora.apply,

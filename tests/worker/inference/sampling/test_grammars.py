@@ -9,7 +9,7 @@ import pytest
 from app.core.engine.messages import OutputSchema
 from app.core.errors import InvalidRequest
 from worker.inference.sampling.grammars import GrammarCache, SchemaGrammar
-from worker.models.base_model import load_tokenizer
+from worker.models.files.description import load_tokenizer
 
 PERSON = {
     "type": "object",

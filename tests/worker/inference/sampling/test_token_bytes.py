@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from worker.inference.sampling.token_bytes import make_token_bytes
-from worker.models.base_model import load_tokenizer
+from worker.models.files.description import load_tokenizer
 
 
 @pytest.mark.parametrize("text", ["How do I cancel?", " naïve café", "👍🏽 ok", "日本語\n\x00"])

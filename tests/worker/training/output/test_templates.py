@@ -15,8 +15,8 @@ from app.core.jobs.events import Warn
 from tests.tiny_model import DATED_TEMPLATE, NAME, TEMPLATE
 from tests.worker.training.conftest import MakeRequest, run_here
 from worker.inference.preprocessing import TokenizerCache
-from worker.models import base_model
 from worker.models.device import find_device
+from worker.models.files import description
 from worker.processes.reports import Advanced, CheckpointAdapterSaved, Outcome, TrainingRequest
 from worker.templates.families import TEMPLATES
 from worker.templates.renderer import render
@@ -141,7 +141,7 @@ def test_an_attempt_on_the_next_day_trains_on_the_same_tokens(
 
     assert before.train == after.train
     folder = first.models_folder / NAME
-    assert first.submitted_at.strftime("%d %b %Y") in base_model.load_tokenizer(folder).decode(
+    assert first.submitted_at.strftime("%d %b %Y") in description.load_tokenizer(folder).decode(
         before.train[0].input_ids
     )
 
@@ -149,7 +149,7 @@ def test_an_attempt_on_the_next_day_trains_on_the_same_tokens(
 def prepare(request: TrainingRequest) -> PreparedRows:
     folder = request.models_folder / NAME
     attempt = TrainingAttempt(request, find_device(), lambda report: None, threading.Event())
-    return prepare_rows(attempt, base_model.load_tokenizer(folder), folder, 256, 1000)
+    return prepare_rows(attempt, description.load_tokenizer(folder), folder, 256, 1000)
 
 
 def with_template(request: TrainingRequest, folder: Path, template: str | None) -> TrainingRequest:

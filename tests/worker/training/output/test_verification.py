@@ -15,6 +15,7 @@ from tests.tiny_model import NAME
 from tests.worker.training.conftest import MakeRequest, run_here
 from worker.models import base_model
 from worker.models.device import find_device
+from worker.models.files import description
 from worker.templates.choice import set_template
 from worker.templates.token_rows import Sample, format_rows
 from worker.training.output.verification import verify_prompts, verify_weights
@@ -33,7 +34,7 @@ def finished(make_request: MakeRequest) -> Path:
 
 @pytest.fixture
 def sample(models_folder: Path) -> Sample:
-    tokenizer = base_model.load_tokenizer(models_folder / NAME)
+    tokenizer = description.load_tokenizer(models_folder / NAME)
     set_template(tokenizer)
     return format_rows([(1, ROW)], tokenizer, assistant_only=False, max_length=256).samples[0]
 

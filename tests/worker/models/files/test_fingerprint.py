@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
-from worker.models.fingerprint import check_base, take_fingerprint
+from worker.models.files.fingerprint import check_base, take_fingerprint
 
 
 def make_weights() -> dict[str, torch.Tensor]:

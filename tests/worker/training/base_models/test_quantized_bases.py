@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from app.core.jobs.events import Warn
 from tests.tiny_model import NAME
-from tests.worker.models.test_prequantized import write_fp8, write_settings
+from tests.worker.models.files.test_prequantized import write_fp8, write_settings
 from tests.worker.training.conftest import MakeRequest, run_here
 from worker.processes.reports import Outcome, TrainingRequest
 

@@ -15,7 +15,7 @@ from app.core.errors import TunesmithError
 from app.core.errors.base_models import ModelUnreadable
 from app.core.storage.disk import is_disk_full_error
 from worker.models.device import is_device_error, is_out_of_memory
-from worker.models.error_text import describe
+from worker.models.files.error_text import describe
 
 _log = logging.getLogger(__name__)
 

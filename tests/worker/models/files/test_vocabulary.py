@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from app.core.errors import InvalidRequest
 from app.core.errors.base_models import ModelUnreadable
 from tests.tiny_model import NAME
-from worker.models import vocabulary
-from worker.models.base_model import count_embedding_rows, load_tokenizer
+from worker.models.files import vocabulary
+from worker.models.files.description import count_embedding_rows, load_tokenizer
 
 
 def make_tokenizer(*added: str, **special: str) -> PreTrainedTokenizerFast:

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 
 from app.core.errors import TunesmithError
 from app.core.errors.base_models import HubUnreachable, ModelUnreadable
-from worker.models.error_text import describe
-from worker.models.reading import read_json_object, reading
+from worker.models.files.error_text import describe
+from worker.models.files.reading import read_json_object, reading
 
 PANIC = '{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}, "normalizer": %s}'
 

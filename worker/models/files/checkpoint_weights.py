@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from app.core.errors.base_models import ModelUnreadable
-from worker.models import prequantized
-from worker.models.fingerprint import read_headers
+from worker.models.files import prequantized
+from worker.models.files.fingerprint import read_headers
 
 _NAMES_SHOWN = 5
 _MAX_TENSORS = 4096

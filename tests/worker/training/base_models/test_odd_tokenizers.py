@@ -13,8 +13,8 @@ from app.core.jobs.events import Warn
 from app.core.settings import TrainingPath
 from tests.tiny_model import NAME
 from tests.worker.training.conftest import MakeRequest, Reports, run_here
-from worker.models.base_model import load_tokenizer
 from worker.models.device import find_device
+from worker.models.files.description import load_tokenizer
 from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.report import run_preflight
 from worker.processes.reports import Outcome, TrainingRequest

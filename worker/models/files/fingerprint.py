@@ -17,7 +17,7 @@ from typing import Any
 
 from app.core.adapters.files import RECORD
 from app.core.errors.base_models import BaseModelChanged
-from worker.models.reading import read_json_object, reading
+from worker.models.files.reading import read_json_object, reading
 
 _METHOD = "sampled-1"
 _SAMPLE_BYTES = 4096

@@ -14,9 +14,10 @@ from app.core.specs.job import QuantizationSpec
 from benchmarks.families.configs import FAMILIES, Family, find_families
 from benchmarks.families.tiny_model import write_model
 from tests.tiny_model import NAME
-from worker.models.base_model import build_empty, load_model
-from worker.models.checkpoint_weights import check_stored
+from worker.models.base_model import load_model
 from worker.models.device import find_device
+from worker.models.files.checkpoint_weights import check_stored
+from worker.models.files.description import build_empty
 
 Weights = dict[str, torch.Tensor]
 IN_4_BITS, UNQUANTIZED = QuantizationSpec(), QuantizationSpec(load_in_4bit=False)

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, 
 from app.core.errors.base_models import ModelUnreadable
 from app.core.specs.job import QuantizationSpec
 from tests.tiny_model import NAME
-from worker.models import prequantized
 from worker.models.base_model import load_for_serving, load_model
 from worker.models.device import find_device
+from worker.models.files import prequantized
 
 BLOCK = 64
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
