@@ -58,7 +58,13 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
             },
         )
         model: PreTrainedModel = loaded[0]
-        checkpoint_weights.check_loaded(loaded[1], folder.name)
+        is_quantized = bool(options)
+        other_shapes = (
+            checkpoint_weights.find_other_shapes(model, build_empty(folder)) if is_quantized else []
+        )
+        checkpoint_weights.check_loaded(loaded[1], folder.name, other_shapes)
+        if prequantized.is_dequantized(config):
+            prequantized.cast_bfloat16(model, dtype)
         if is_unfinished:
             model = prequantized.finish(model, bits, linears_to_quantize(model), device.torch, dtype)
     model.requires_grad_(False)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import PreTrainedModel
 
 from app.core.errors.base_models import ModelUnreadable
@@ -23,15 +24,21 @@ _MAX_TENSORS = 4096
 _log = logging.getLogger(__name__)
 
 
-def check_loaded(report: Mapping[str, Any], name: str) -> None:
+OtherShape = tuple[
+    str, torch.Size, torch.Size
+]  # a weight's name, its shape, and its shape by the architecture
+
+
+def check_loaded(report: Mapping[str, Any], name: str, other_shapes: Iterable[OtherShape] = ()) -> None:
     """Raise ModelUnreadable for a report of `from_pretrained` (`output_loading_info`) with a difference.
 
     Tied weights, and those that the architecture declares to be no loss, are not in such a report.
+    `other_shapes`: those that `find_other_shapes` found, which are not in the report either.
     """
     missing, others = report["missing_keys"], report["unexpected_keys"]
     mismatched = [
         f"{key} ({list(stored)} in place of {list(wanted)})"
-        for key, stored, wanted in report["mismatched_keys"]
+        for key, stored, wanted in {*report["mismatched_keys"], *other_shapes}
     ]
     faults = [
         f"{fault} {_name(names)}"
@@ -48,6 +55,26 @@ def check_loaded(report: Mapping[str, Any], name: str) -> None:
             hint="Copy all of its files again. A model that was saved for another purpose, such as a "
             "classifier, must be saved as a causal language model.",
         )
+
+
+def find_other_shapes(model: PreTrainedModel, empty: PreTrainedModel) -> list[OtherShape]:
+    """The weights of a loaded model whose shapes are not those of `empty`, the same model without weights.
+
+    transformers does not compare the shapes of weights that it quantizes or, in 5.17, of any weight of a
+    model that it quantizes or dequantizes.
+    """
+    wanted = {name: weight.shape for name, weight in empty.named_parameters()}
+    found = []
+    for module_name, module in model.named_modules():
+        for part, weight in module.named_parameters(module_name, recurse=False):
+            shape, right = weight.shape, wanted.get(part, weight.shape)
+            if isinstance(module, Linear4bit) and isinstance(weight, Params4bit):
+                # Its state has the unpacked shape. A Conv1D is the transposed layer where it is unquantized.
+                state = weight.quant_state
+                shape, right = state.shape, torch.Size((module.out_features, module.in_features))
+            if shape != right:
+                found.append((part, shape, right))
+    return found
 
 
 def check_stored(folder: Path, model: PreTrainedModel) -> None:

@@ -84,6 +84,22 @@ def loading_options(config: PreTrainedConfig, bits: BitsAndBytesConfig | None) -
     return {"quantization_config": _DEQUANTIZED[found](dequantize=True), **on_cpu}, bits is not None
 
 
+def is_dequantized(config: PreTrainedConfig) -> bool:
+    """Whether transformers dequantizes the model's weights while it reads them."""
+    return find_format(config) in _DEQUANTIZED
+
+
+def cast_bfloat16(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast the bfloat16 weights of a dequantized model to `dtype`, in which it was loaded.
+
+    transformers 5.17 dequantizes mxfp4 to bfloat16 (exactly), and would compute the experts of a float32 or
+    float16 model in it; 5.23 dequantizes to `dtype`. Weights that every model has in float32 stay so.
+    """
+    for weight in model.parameters():
+        if weight.dtype == torch.bfloat16:
+            weight.data = weight.data.to(dtype)
+
+
 def finish(
     model: PreTrainedModel,
     bits: BitsAndBytesConfig | None,

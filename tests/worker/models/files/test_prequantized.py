@@ -9,7 +9,14 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from app.core.errors.base_models import ModelUnreadable
 from app.core.specs.job import QuantizationSpec
@@ -111,11 +118,27 @@ def test_it_loads_as_the_model_of_its_values(
     found, expected = (load(folder, quantization, find_device()) for folder in folders)
 
     assert torch.equal(logits(found), logits(expected))
+    types = [{name: weight.dtype for name, weight in one.named_parameters()} for one in (found, expected)]
+    assert types[0] == types[1]
     kinds = [{name: type(module) for name, module in one.named_modules()} for one in (found, expected)]
     assert kinds[0] == kinds[1]
     assert any(kind is Linear4bit for kind in kinds[0].values()) == (
         load is load_model and quantization.load_in_4bit
     )
+
+
+def test_weights_that_were_dequantized_to_bfloat16_get_the_type_of_the_model() -> None:
+    """transformers 5.17 leaves those of mxfp4 so, and 5.23 does not."""
+    model = LlamaForCausalLM(
+        LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, vocab_size=320)
+    )
+    layer = model.model.layers[0].mlp.up_proj
+    layer.to(torch.bfloat16)
+
+    prequantized.cast_bfloat16(model, torch.float16)
+
+    assert layer.weight.dtype == torch.float16
+    assert model.lm_head.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("quantization", [IN_4BIT, IN_FULL])
