@@ -67,9 +67,13 @@ def render(
 
     Without a moment the date is today's, as in serving.
 
-    Raises InvalidRequest where the template refuses it (a system turn it does not know, say), and
-    TemplateExceedsLimits.
+    Raises InvalidRequest where there is no message, or the template refuses them (a system turn it does not
+    know, say), and TemplateExceedsLimits.
     """
+    if not messages:
+        raise InvalidRequest(
+            "A conversation has at least one message.", hint="Add one, or leave the row out."
+        )
     template = template_of(tokenizer)
     try:
         if template is None or type(tokenizer).apply_chat_template is not _APPLY_TEMPLATE:

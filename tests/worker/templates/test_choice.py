@@ -146,3 +146,8 @@ def test_masks_are_right_while_other_threads_render() -> None:
         other.join()
 
     assert found == {LEARNED["llama2"]}
+
+
+def test_a_conversation_without_a_message_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="at least one message"):
+        render(make_tokenizer("llama3", template=published("llama3")), [], add_generation_prompt=True)
