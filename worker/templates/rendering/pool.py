@@ -22,11 +22,11 @@ _REMEMBERED = 256
 
 
 class RenderPool:
-    """Renders in two processes, so that one slow template does not hold up the others.
+    """Renders in two processes, one conversation of a template at a time, so that it does not hold up others.
 
-    A template that once took long, or exceeded a limit, has one of the processes at most from then on, which
-    all such templates share, and a conversation waits for it only briefly: those that wait occupy threads. A
-    conversation that exceeded a limit is refused at once when it is sent again.
+    All templates that once took long, or exceeded a limit, share one process. A conversation does not wait
+    for a rendering of the same template that has lasted a second, since those that wait occupy threads. One
+    that exceeded a limit is refused at once when it is sent again.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -34,13 +34,14 @@ class RenderPool:
         self._changed = threading.Condition()
         self._slow_templates: OrderedDict[str, None] = OrderedDict()
         self._refusals: OrderedDict[str, TemplateExceedsLimits] = OrderedDict()
-        self._slow_is_running = False
+        # When each rendering began; None while its process starts.
+        self._running: dict[str, float | None] = {}
         self._seconds_left: float | None = None
 
     def start(self) -> None:
         """Start a process before it is needed."""
         with self._changed:
-            self._idle[-1].start()
+            self._idle[0].start()
 
     def render(
         self,
@@ -100,32 +101,40 @@ class RenderPool:
     def _turn(self, template: str, messages: list[dict[str, str]]) -> Iterator[RenderProcess]:
         """A process for one rendering, once it is the template's turn."""
         with self._changed:
-            is_slow = self._wait(template, messages)
-            process = self._idle.pop()
-            self._slow_is_running |= is_slow
+            self._wait(template, messages)
+            process = next((one for one in self._idle if one.is_ready), self._idle[0])
+            self._idle.remove(process)
+            self._running[template] = None
         try:
+            process.wait_until_ready()
+            with self._changed:
+                self._running[template] = time.monotonic()
+                self._changed.notify_all()
             yield process
         finally:
             with self._changed:
                 if process.last_cpu_seconds > _SLOW_SECONDS:
                     _remember(self._slow_templates, template, None)
                 self._idle.append(process)
-                self._slow_is_running &= not is_slow
+                del self._running[template]
                 self._changed.notify_all()
 
-    def _wait(self, template: str, messages: list[dict[str, str]]) -> bool:
-        """Wait for a process; returns whether the template is a slow one, which may change meanwhile."""
-        slow_since: float | None = None
+    def _wait(self, template: str, messages: list[dict[str, str]]) -> None:
+        """Wait until a process is idle, and no rendering runs that this one may not run next to."""
         while True:
             is_slow = template in self._slow_templates
-            if is_slow:
-                slow_since = slow_since or time.monotonic()
-                refusal = self._refusals.get(_digest(template, messages))
-                if refusal is not None:
-                    raise TemplateExceedsLimits(refusal.message, hint=refusal.hint)
-            if self._idle and not (is_slow and self._slow_is_running):
-                return is_slow
-            seconds = None if slow_since is None else slow_since + _MAX_WAIT_SECONDS - time.monotonic()
+            refusal = self._refusals.get(_digest(template, messages)) if is_slow else None
+            if refusal is not None:
+                raise TemplateExceedsLimits(refusal.message, hint=refusal.hint)
+            in_front = [
+                began_at
+                for other, began_at in self._running.items()
+                if other == template or (is_slow and other in self._slow_templates)
+            ]
+            if self._idle and not in_front:
+                return
+            known = [began_at for began_at in in_front if began_at is not None]
+            seconds = min(known) + _MAX_WAIT_SECONDS - time.monotonic() if known else None
             if seconds is not None and seconds <= 0:
                 raise QueueFull(
                     "The model's chat template is slow, and other conversations are being rendered with it.",

@@ -1,5 +1,6 @@
 """One process that renders chat templates, and its limits."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from worker.templates.rendering.program import READY
 Span = tuple[int, int]
 _PROGRAM = "worker.templates.rendering.program"
 _START_SECONDS = 120
+_END_SECONDS = 5
 # No other variable: a template has no need to read the tokens of the Hub or of the engine.
 _PASSED_VARIABLES = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "LC_TIME")
 
@@ -43,7 +45,8 @@ class RenderProcess:
     """A child process that renders one conversation at a time. It starts with the first one, or `start`.
 
     A process that exceeded a limit is ended; the next rendering starts another one. `last_cpu_seconds` is the
-    processor time of the latest rendering. Used from one thread at a time.
+    processor time of the latest rendering, `is_ready` whether the next one can begin at once. Used from one
+    thread at a time.
     """
 
     last_cpu_seconds = 0.0
@@ -52,7 +55,7 @@ class RenderProcess:
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._is_ready = False
+        self.is_ready = False
 
     def start(self) -> Connection:
         """Start the process, without waiting for it, where it does not run."""
@@ -68,8 +71,27 @@ class RenderProcess:
                     env={**passed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                     start_new_session=True,
                 )
-            self._connection, self._is_ready = Connection(ours.detach()), False
+            self._connection, self.is_ready = Connection(ours.detach()), False
         return self._connection
+
+    def wait_until_ready(self) -> Connection:
+        """Start the process where it does not run, and wait for it. Raises EngineFailed."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # it was killed between two renderings
+        connection = self.start()
+        try:
+            if not self.is_ready and not (
+                connection.poll(_START_SECONDS) and connection.recv_bytes() == READY
+            ):
+                raise EOFError
+        except (EOFError, OSError) as error:
+            self.close()
+            raise EngineFailed(
+                "The process that renders chat templates did not start.",
+                hint="Try again. Where it fails each time, the worker's engine log says why.",
+            ) from error
+        self.is_ready = True
+        return connection
 
     def render(
         self, template: str, messages: list[dict[str, str]], variables: dict[str, Any], *, marks_answers: bool
@@ -88,7 +110,7 @@ class RenderProcess:
             "characters": self._limits.characters,
         }
         self.last_cpu_seconds = 0.0
-        connection = self._wait_until_ready()
+        connection = self.wait_until_ready()
         try:
             connection.send_bytes(json.dumps(request).encode())
             if not connection.poll(self._limits.wall_seconds):
@@ -113,31 +135,22 @@ class RenderProcess:
             self._process.kill()
             self._process.wait()
         self._connection = self._process = None
+        self.is_ready = False
 
-    def _wait_until_ready(self) -> Connection:
-        connection = self.start()
-        try:
-            if not self._is_ready and not (
-                connection.poll(_START_SECONDS) and connection.recv_bytes() == READY
-            ):
-                raise EOFError
-        except (EOFError, OSError) as error:
-            self.close()
-            raise EngineFailed(
-                "The process that renders chat templates did not start.",
-                hint="Try again. Where it fails each time, the worker's engine log says why.",
-            ) from error
-        self._is_ready = True
-        return connection
-
-    def _describe_end(self) -> TemplateExceedsLimits:
+    def _describe_end(self) -> TemplateExceedsLimits | EngineFailed:
         """What ended the process within a rendering."""
         assert self._process is not None
-        self._process.kill()  # no effect on one that has ended already
-        ended_by = -self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        status = self._process.poll()
         self.close()
-        if ended_by in (signal.SIGPROF, signal.SIGKILL):
+        if status == -signal.SIGPROF:
             return self._exceeds("cpu_seconds")
+        if status in (None, -signal.SIGKILL, -signal.SIGTERM):
+            return EngineFailed(
+                "The process that renders chat templates was killed: the machine may be short of memory.",
+                hint="Try again.",
+            )
         return TemplateExceedsLimits(
             "The model's chat template ends the process that renders this conversation.", hint=_HINT
         )

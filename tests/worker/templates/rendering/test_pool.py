@@ -97,12 +97,24 @@ def test_the_date_of_the_day_is_that_of_this_process(pool: RenderPool) -> None:
 def test_a_template_reads_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     pool = RenderPool(LIMITS)
-    process = pool._idle[-1]
+    process = pool._idle[0]
     ask(pool, PLAIN)
 
     assert process._process is not None
     with open(f"/proc/{process._process.pid}/environ", "rb") as environment:
         assert b"secret" not in environment.read()
+    pool.close()
+
+
+def test_a_process_that_was_killed_is_replaced() -> None:
+    pool = RenderPool(LIMITS)
+    ask(pool, PLAIN)
+    process = pool._idle[0]._process
+    assert process is not None
+    process.kill()
+    process.wait()
+
+    assert ask(pool, PLAIN) == "<user>Hello<assistant>"
     pool.close()
 
 
@@ -133,5 +145,6 @@ def test_many_conversations_that_never_end_leave_a_process_to_others(pool: Rende
         texts = [ask(pool, PLAIN, str(number)) for number in range(50)]
         ended = [one.result() for one in endless]
 
+    assert len(ended) == 16
     assert texts == [f"<user>{number}<assistant>" for number in range(50)]
     assert TemplateExceedsLimits in ended
