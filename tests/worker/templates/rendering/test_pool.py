@@ -109,7 +109,7 @@ def test_a_template_reads_no_secret_of_the_environment(monkeypatch: pytest.Monke
 def test_a_process_that_was_killed_is_replaced() -> None:
     pool = RenderPool(LIMITS)
     ask(pool, PLAIN)
-    process = pool._idle[0]._process
+    process = pool._idle[-1]._process
     assert process is not None
     process.kill()
     process.wait()
