@@ -166,11 +166,13 @@ def _check_targets(model: PreTrainedModel, names: list[str], saved: list[str]) -
     if whole:
         raise BadTarget(
             f"lora.target_modules has {listed}, which lora.modules_to_save trains whole already.",
+            param="lora.target_modules",
             hint="Name each module in one of the two.",
         )
     raise BadTarget(
         f"lora.target_modules has {listed}, which match{'es' if len(unmatched) == 1 else ''} nothing in the "
         f"base model.{_suggest(unmatched, _linear_paths(model))}",
+        param="lora.target_modules",
         hint=f"{TARGET_HINT} Those of this model: {', '.join(linear_names(model))}.",
     )
 
@@ -212,12 +214,15 @@ def _check_module_to_save(model: PreTrainedModel, name: str, *, is_4bit: bool) -
             if path and next(module.parameters(), None) is not None
         ]
         raise BadTarget(
-            f"The base model has no module {name!r} to train whole.{_suggest([name], paths)}", hint=_SAVE_HINT
+            f"The base model has no module {name!r} to train whole.{_suggest([name], paths)}",
+            param="lora.modules_to_save",
+            hint=_SAVE_HINT,
         )
     quantized = linears_to_quantize(model) if is_4bit else {}
     if any(path == held or held.startswith(f"{path}.") for held in quantized for path, _module in found):
         raise BadTarget(
             f"{name!r} is held in 4 bits, so it can't be trained whole.",
+            param="lora.modules_to_save",
             hint=f"Set quantization.load_in_4bit to false. {_SAVE_HINT}",
         )
 

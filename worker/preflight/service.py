@@ -131,6 +131,7 @@ def failed(error: TunesmithError) -> Failed:
             "kind": kind,
             "code": error.code,
             "message": error.message,
+            "param": error.param,
             "hint": error.hint,
             "retry_after_seconds": _RETRY_AFTER_SECONDS if kind == "unavailable" else None,
         }

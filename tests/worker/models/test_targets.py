@@ -67,6 +67,7 @@ def test_one_name_that_matches_nothing_is_refused_with_the_nearest_and_with_all(
     assert error.message == (
         "lora.target_modules has 'v_porj', which matches nothing in the base model. Did you mean 'v_proj'?"
     )
+    assert error.param == "lora.target_modules"
     assert "Those of this model: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj." in error.hint
 
 

@@ -73,21 +73,26 @@ def test_preview_answers(engine: RunningEngine, dataset: DatasetRef) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "status", "code"),
+    ("spec", "status", "code", "param"),
     [
-        ({"lora": {"target_modules": ["nothing"]}}, 422, "bad_target_modules"),
-        ({"training": {"fp16": True}}, 422, "invalid_request"),
-        ({"base_model": "owner/missing"}, 503, "hub_unreachable"),
+        ({"lora": {"target_modules": ["nothing"]}}, 422, "bad_target_modules", "lora.target_modules"),
+        ({"training": {"fp16": True}}, 422, "invalid_request", "training.fp16"),
+        ({"base_model": "owner/missing"}, 503, "hub_unreachable", None),
     ],
 )
 def test_a_preflight_fails_with_the_error_of_the_job(
-    engine: RunningEngine, dataset: DatasetRef, spec: dict[str, Any], status: int, code: str
+    engine: RunningEngine,
+    dataset: DatasetRef,
+    spec: dict[str, Any],
+    status: int,
+    code: str,
+    param: str | None,
 ) -> None:
     response = preflight(engine, dataset, **spec)
 
     assert response.status_code == status
     failed = Failed.model_validate_json(response.content)
-    assert failed.code == code
+    assert (failed.code, failed.param) == (code, param)
     assert failed.message
     assert failed.hint
 
