@@ -69,6 +69,11 @@ class Server(uvicorn.Server):
         garbage.exclude_what_is_loaded()
         self._collector = self._loop.create_task(garbage.collect_by_the_clock())
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections and end the application."""
+        await super().shutdown(sockets)
+        garbage.include_what_was_loaded()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End the event streams; called on SIGTERM and SIGINT."""
         if self._loop:

@@ -24,6 +24,11 @@ def exclude_what_is_loaded() -> None:
     gc.set_threshold(*gc.get_threshold()[:2], _YOUNG_COLLECTIONS)
 
 
+def include_what_was_loaded() -> None:
+    """Undo the exclusion, for the interpreter's end: modules in C check that their objects are collected."""
+    gc.unfreeze()
+
+
 async def collect_by_the_clock() -> None:
     """Collect all garbage from time to time, until cancelled."""
     seconds = 0.0

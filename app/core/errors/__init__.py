@@ -8,7 +8,7 @@ TunesmithError
 │   ├── adapters:       AdapterInvalid, AdapterIncompatible
 │   ├── base_models:    ModelNotAllowed, UnknownModel
 │   ├── connections:    RequestUnreadable, HeadersTooLarge, RequestTooSlow
-│   ├── datasets:       DatasetInvalid (its `problems` name the lines)
+│   ├── datasets:       DatasetInvalid (its `problems` name the lines), FieldsUnused
 │   ├── engine:         PromptTooLong
 │   ├── storage:        IdempotencyKeyReused
 │   └── webhooks:       TargetRefused

@@ -47,7 +47,7 @@ def test_json_that_does_not_parse_is_named_with_its_place(client: TestClient) ->
     assert error["param"] is None
 
 
-@pytest.mark.parametrize("raw", ["[" * 100_000, "9" * 5000], ids=["nested too deeply", "too long a number"])
+@pytest.mark.parametrize("raw", ["[" * 9_000, "9" * 5000], ids=["nested too deeply", "too long a number"])
 def test_json_that_breaks_the_parser_is_refused(client: TestClient, raw: str) -> None:
     assert "can't be read" in refused(client, raw=raw)["message"]
 

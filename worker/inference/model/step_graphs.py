@@ -51,6 +51,8 @@ class StepGraphs:
         """Drop all graphs; they are captured anew when they are needed."""
         torch.cuda.synchronize()
         self._captured.clear()
+        # PyTorch 2.11 can't capture into the memory of a pool whose graphs are all gone.
+        self._pool = GraphPool()
 
     def _capture(self, size: int, has_adapters: bool) -> None:
         try:
