@@ -78,6 +78,11 @@ class PeftConfig:
         init = self.settings.get("init_lora_weights", True)
         return found if init in _HARMLESS_INITS else [*found, f"init_lora_weights={init}"]
 
+    def rank(self, module: str) -> int:
+        """The rank that the settings name for a module, which may be one of its own (`rank_pattern`)."""
+        patterns: dict[str, int] = self.settings.get("rank_pattern") or {}
+        return int(next((patterns[key] for key in patterns if is_match(key, module)), self.settings["r"]))
+
     def scale(self, module: str, rank: int) -> float:
         """What B A is multiplied with in a module, whose alpha may be one of its own (`alpha_pattern`)."""
         patterns: dict[str, float] = self.settings.get("alpha_pattern") or {}

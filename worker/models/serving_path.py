@@ -5,14 +5,17 @@ compute (`worker/inference/general`), more slowly. A base model that passes here
 when the engine loads it; the engine then uses the general path by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.lora.layer import ParamWrapper
+from torch import nn
 from transformers import PretrainedConfig
 
 from app.core.engine.serving import find_config_obstacle
+from worker.models import fused_experts, routers
 from worker.models.files import description
 
 
@@ -24,6 +27,29 @@ def find_model_obstacle(config: PretrainedConfig) -> str | None:
 def find_folder_obstacle(folder: Path) -> str | None:
     """`find_model_obstacle` of the base model in a folder. Raises ModelUnreadable."""
     return find_model_obstacle(description.read_config(folder))
+
+
+def find_parameters_obstacle(folder: Path, names: Collection[str]) -> str | None:
+    """Why the paged engine can't apply adapters on these parameters of the base model in a folder, or None.
+
+    Raises ModelUnreadable.
+    """
+    modules = dict(description.build_empty(folder).named_modules())
+    for name in names:
+        holder, _, parameter = name.rpartition(".")
+        obstacle = find_parameter_obstacle(modules[holder], parameter) if holder in modules else None
+        if obstacle:
+            return obstacle
+    return None
+
+
+def find_parameter_obstacle(module: nn.Module, parameter: str) -> str | None:
+    """Why the paged engine can't apply an adapter on a module's parameter, or None."""
+    if parameter in fused_experts.PARAMETERS:
+        return fused_experts.find_layout_obstacle(module)
+    if parameter == routers.WEIGHT:
+        return None if isinstance(module, nn.Linear) else routers.find_router_obstacle(module)
+    return f"the parameter {parameter!r}"
 
 
 def find_obstacles(model: PeftModel, *, load_in_4bit: bool = False) -> list[str]:
@@ -47,12 +73,18 @@ def find_adapter_obstacles(model: PeftModel, *, load_in_4bit: bool = False) -> l
     """Settings of an adapter, by their names in a job's spec, that the paged engine can't apply."""
     config = model.peft_config["default"]
     names = [name for name, _parameter in model.named_parameters()]
+    wrappers = [module for module in model.modules() if isinstance(module, ParamWrapper)]
     settings: dict[str, Any] = {
         "lora.use_dora": config.use_dora,
         "lora.modules_to_save": config.modules_to_save,
         "lora.bias": config.bias != "none",
-        "lora.target_parameters": getattr(config, "target_parameters", None),
+        "lora.target_parameters": not all(map(_is_applied, wrappers)),
         "lora.target_modules (the embedding layer)": any("lora_embedding_" in name for name in names),
         "lora.target_modules (transposed layers)": config.fan_in_fan_out and not load_in_4bit,
     }
     return [name for name, is_there in settings.items() if is_there]
+
+
+def _is_applied(wrapper: ParamWrapper) -> bool:
+    """Whether the paged engine applies the adapter of a targeted parameter."""
+    return find_parameter_obstacle(wrapper.get_base_layer(), wrapper.parameter_name) is None

@@ -8,7 +8,8 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,12 +18,21 @@ from app.core.adapters.files import MAX_RANK
 from app.core.engine.messages import AdapterRef
 from app.core.errors import NotFound
 from app.core.storage.artifacts import ArtifactStore
+from worker.inference.adapters.expert_pairs import ExpertPair, find_holders, holder_of, unpack_pairs
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.general.adapters import APPLIED, PeftFolder
-from worker.models.peft_adapters import AdapterDamaged, PeftConfig, PeftWeights, read_config, read_weights
+from worker.models.peft_adapters import (
+    AdapterDamaged,
+    LoraUpdate,
+    PeftConfig,
+    PeftWeights,
+    read_config,
+    read_weights,
+)
+from worker.models.routers import WEIGHT
 
 # Settings beyond those of plain LoRA that the paged engine may pass over.
-_PASSED_OVER = ("ensure_weight_tying",)
+_PASSED_OVER = ("ensure_weight_tying", "target_parameters")
 # Base weights of experts are one tensor each; adapters of older versions name every expert's layers.
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -42,16 +52,22 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class CachedAdapter:
-    """An adapter in main memory. Keys of `pairs` are module names in the base model."""
+    """An adapter in main memory.
+
+    Keys of `pairs` are names of modules in the base model; those of `expert_pairs`, of parameters.
+    """
 
     id: str
     folder: Path
     pairs: dict[str, LoraPair]
+    expert_pairs: dict[str, ExpertPair] = field(default_factory=dict)
+    # Names of the targeted parameters: those of experts, and weights of modules that are in `pairs`.
+    parameters: frozenset[str] = frozenset()
 
     @property
     def rank(self) -> int:
-        """The largest rank of its pairs."""
-        return max(pair.rank for pair in self.pairs.values())
+        """The largest rank of its pairs on linear layers."""
+        return max((pair.rank for pair in self.pairs.values()), default=0)
 
     def ready_for(self, dtype: torch.dtype, *, pinned: bool) -> "CachedAdapter":
         """Return the adapter in the device's dtype; `pinned`: in memory that the device can read itself.
@@ -60,7 +76,7 @@ class CachedAdapter:
         Raises AdapterUnsupported for weights that are infinite in that type: where a batch has several
         adapters they are multiplied by zero, which is no number.
         """
-        tensors = [tensor for pair in self.pairs.values() for tensor in (pair.A_RI, pair.B_RO)]
+        tensors = self._tensors()
         sizes = [tensor.numel() for tensor in tensors]
         memory = torch.empty(sum(sizes), dtype=dtype, pin_memory=pinned)
         placed = [part.view_as(tensor) for part, tensor in zip(memory.split(sizes), tensors, strict=True)]
@@ -71,16 +87,23 @@ class CachedAdapter:
                 f"The adapter's weights are too large for {str(dtype).removeprefix('torch.')}, in which its "
                 "base model is served."
             )
-        pairs = {
-            name: LoraPair(A_RI, B_RO)
-            for name, A_RI, B_RO in zip(self.pairs, placed[0::2], placed[1::2], strict=True)
-        }
-        return replace(self, pairs=pairs)
+        both = list(zip(placed[0::2], placed[1::2], strict=True))
+        count = len(self.pairs)
+        pairs = {name: LoraPair(*two) for name, two in zip(self.pairs, both[:count], strict=True)}
+        of_experts = zip(self.expert_pairs, both[count:], strict=True)
+        return replace(self, pairs=pairs, expert_pairs={name: ExpertPair(*two) for name, two in of_experts})
 
     @property
     def size_bytes(self) -> int:
         """Memory its weights take."""
-        return sum(tensor.nbytes for pair in self.pairs.values() for tensor in (pair.A_RI, pair.B_RO))
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """A and B of each pair."""
+        of_layers = [tensor for pair in self.pairs.values() for tensor in (pair.A_RI, pair.B_RO)]
+        return of_layers + [
+            tensor for pair in self.expert_pairs.values() for tensor in (pair.A_ERI, pair.B_ERO)
+        ]
 
 
 StoredAdapter = CachedAdapter | PeftFolder
@@ -148,14 +171,37 @@ def read_adapter(adapter_id: str, folder: Path) -> StoredAdapter:
         weights = read_weights(folder, config)
     except AdapterDamaged as error:
         raise AdapterUnsupported(error.message, hint=error.hint) from error
-    obstacle = _find_obstacle(config, weights)
+    if not weights.updates and not weights.others:
+        raise AdapterUnsupported("The adapter has no weights.")
+    holders = find_holders(config, list(weights.updates))
+    if config.settings.get("target_parameters") and not holders:
+        return PeftFolder(adapter_id, folder, "target_parameters")
+    on_layers = {name: one for name, one in weights.updates.items() if holder_of(name) not in holders}
+    obstacle = _find_obstacle(config, weights, on_layers)
     if obstacle:
         return PeftFolder(adapter_id, folder, obstacle)
-    pairs = {
-        module: LoraPair(update.A_RI, (update.B_OR.float() * update.scale).T.contiguous())
-        for module, update in weights.updates.items()
-    }
-    return CachedAdapter(adapter_id, folder, pairs)
+    pairs = {module: _make_pair(update) for module, update in on_layers.items()}
+    expert_pairs: dict[str, ExpertPair] = {}
+    for holder, parameters in holders.items():
+        own = {name: one for name, one in weights.updates.items() if holder_of(name) == holder}
+        if parameters == [WEIGHT] and list(own) == [holder]:
+            pairs[holder] = _make_pair(_on_parameter(own[holder], f"{holder}.{WEIGHT}", config))
+        elif found := unpack_pairs(config, holder, parameters, own):
+            expert_pairs |= found
+        else:
+            return PeftFolder(adapter_id, folder, f"the weights for {holder!r}")
+    _check_ranks([one.rank for one in pairs.values()] + [one.rank for one in expert_pairs.values()])
+    named = frozenset(f"{holder}.{one}" for holder, parameters in holders.items() for one in parameters)
+    return CachedAdapter(adapter_id, folder, pairs, expert_pairs, named)
+
+
+def _make_pair(update: LoraUpdate) -> LoraPair:
+    return LoraPair(update.A_RI, (update.B_OR.float() * update.scale).T.contiguous())
+
+
+def _on_parameter(update: LoraUpdate, name: str, config: PeftConfig) -> LoraUpdate:
+    """The update with the scale that PEFT finds by the parameter's name."""
+    return replace(update, scale=config.scale(name, update.A_RI.shape[0]))
 
 
 def _check_config(config: PeftConfig) -> None:
@@ -169,25 +215,22 @@ def _check_config(config: PeftConfig) -> None:
         )
 
 
-def _find_obstacle(config: PeftConfig, weights: PeftWeights) -> str | None:
-    """What in an adapter the paged engine can't apply.
-
-    Raises AdapterUnsupported for an adapter without weights, and for a rank that is too high.
-    """
-    if not weights.updates and not weights.others:
-        raise AdapterUnsupported("The adapter has no weights.")
+def _find_obstacle(
+    config: PeftConfig, weights: PeftWeights, on_layers: Mapping[str, LoraUpdate]
+) -> str | None:
+    """What in an adapter the paged engine can't apply. `on_layers`: updates not on targeted parameters."""
     if settings := config.find_unsupported(_PASSED_OVER):
         return ", ".join(settings)
     if weights.others:
         return f"the weight {next(iter(weights.others))!r}"
     unlike = [
         module
-        for module, update in weights.updates.items()
+        for module, update in on_layers.items()
         if update.magnitude_O is not None or _EXPERT.search(module)
     ]
-    if unlike:
-        return f"the weights for {unlike[0]!r}"
-    rank = max(update.A_RI.shape[0] for update in weights.updates.values())
-    if rank > MAX_RANK:
+    return f"the weights for {unlike[0]!r}" if unlike else None
+
+
+def _check_ranks(ranks: list[int]) -> None:
+    if (rank := max(ranks)) > MAX_RANK:
         raise AdapterUnsupported(f"The adapter has a layer of rank {rank}; the highest is {MAX_RANK}.")
-    return None

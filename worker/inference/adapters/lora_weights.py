@@ -8,40 +8,24 @@ adapter. (S-LoRA and Punica gather weights instead.)
 Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import nn
 from torch.nn import functional
 
 from worker.inference.adapters.cache import CachedAdapter, LoraPair
+from worker.inference.adapters.expert_lora import ExpertLora
+from worker.inference.adapters.expert_pairs import ExpertPair
+from worker.inference.adapters.selection import Selection
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.model.linears import MergedLinears
+from worker.inference.model.routers import merge_router
+from worker.models.routers import WEIGHT
+from worker.models.serving_path import find_parameter_obstacle
 
 _RANK_STEP = 16
 # From so many tokens on, dense matmuls (cuBLAS) are faster than the kernel, up to so many columns.
 _DENSE_FROM_TOKENS = 128
 _DENSE_COLUMNS = 256
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The adapter slot of each token. `used`: the slots in use, ascending, without 0."""
-
-    slots_N: torch.Tensor
-    used: list[int]
-    is_mixed: bool
-    _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
-
-    def column_mask(self, first_slot: int, last_slot: int, columns_per_slot: int) -> torch.Tensor:
-        """Boolean [N, C] over the columns of these slots: whether a column is of the token's own slot."""
-        key = (first_slot, last_slot, columns_per_slot)
-        if key not in self._masks:
-            slots_S = torch.arange(first_slot, last_slot + 1, device=self.slots_N.device)
-            columns = len(slots_S) * columns_per_slot
-            slots_C = slots_S.repeat_interleave(columns_per_slot, output_size=columns)
-            self._masks[key] = self.slots_N[:, None] == slots_C
-        return self._masks[key]
 
 
 class LoraSlots:
@@ -66,6 +50,8 @@ class LoraSlots:
         self._modules = dict(model.named_modules())
         self._groups = {name: group for group in groups for name in group.names}
         self._lora: dict[MergedLinears, GroupLora] = {}
+        # By the name of the module of a layer's experts.
+        self._experts: dict[str, ExpertLora] = {}
 
     def prepare(self, rank: int) -> None:
         """Allocate weights of this rank for all layers except the output layer, before any adapter."""
@@ -78,11 +64,21 @@ class LoraSlots:
         """Copy an adapter's weights into a slot, replacing the previous ones. Raises AdapterUnsupported."""
         for name, pair in adapter.pairs.items():
             self._check(name, pair)
+        for name, experts_pair in adapter.expert_pairs.items():
+            self._check_experts(name, experts_pair)
+        self._reserve_experts(slot, adapter.expert_pairs)
         self._grow_rank(adapter.rank)
         for name in adapter.pairs:
-            self._add(self._groups[name])
+            self._add(self._groups.get(name) or self._group_of_router(name))
         for group, lora in self._lora.items():
             lora.fill(slot - 1, [adapter.pairs.get(name) for name in group.names])
+        for holder, experts in self._experts.items():
+            own = {
+                name.removeprefix(f"{holder}."): pair
+                for name, pair in adapter.expert_pairs.items()
+                if name.rpartition(".")[0] == holder
+            }
+            experts.fill(slot - 1, own)
 
     def select(self, used: set[int], slots_N: torch.Tensor) -> None:
         """Set the slots of the tokens of the next forward passes. `used`: all slots in `slots_N`."""
@@ -95,23 +91,77 @@ class LoraSlots:
             slots_N = self.selection.slots_N[:token_count]
             self.selection = Selection(slots_N, self.selection.used, self.selection.is_mixed)
 
-    def _check(self, name: str, pair: LoraPair) -> None:
+    def _find(self, name: str) -> nn.Module:
         module = self._modules.get(name)
         if module is None:
             raise AdapterUnsupported(
                 f"The adapter targets {name!r}, which the base model does not have.",
                 hint="It was trained on another base model.",
             )
-        if name not in self._groups:
-            raise AdapterUnsupported(f"The adapter targets {name!r}, which is not a linear layer.")
-        assert isinstance(module, nn.Linear)
-        inputs, outputs = pair.A_RI.shape[1], pair.B_RO.shape[1]
-        if (inputs, outputs) != (module.in_features, module.out_features):
+        return module
+
+    def _check(self, name: str, pair: LoraPair) -> None:
+        module = self._find(name)
+        if name in self._groups:
+            outputs, inputs = self._groups[name].shape_of(name)
+        elif obstacle := find_parameter_obstacle(module, WEIGHT):
             raise AdapterUnsupported(
-                f"The adapter's weights for {name!r} take {inputs} inputs to {outputs} outputs; the base "
-                f"model's layer takes {module.in_features} to {module.out_features}.",
+                f"The adapter targets {name!r}, which is not a linear layer: the base model has {obstacle}."
+            )
+        else:
+            outputs, inputs = module.get_parameter(WEIGHT).shape
+        found = (pair.A_RI.shape[1], pair.B_RO.shape[1])
+        if found != (inputs, outputs):
+            raise AdapterUnsupported(
+                f"The adapter's weights for {name!r} take {found[0]} inputs to {found[1]} outputs; the base "
+                f"model's layer takes {inputs} to {outputs}.",
                 hint="It was trained on another base model.",
             )
+
+    def _check_experts(self, name: str, pair: ExpertPair) -> None:
+        holder, _, parameter = name.rpartition(".")
+        module = self._find(holder)
+        if obstacle := find_parameter_obstacle(module, parameter):
+            raise AdapterUnsupported(f"The adapter targets {name!r}, but the base model has {obstacle}.")
+        experts, outputs, inputs = module.get_parameter(parameter).shape
+        found = (len(pair.A_ERI), pair.A_ERI.shape[2], pair.B_ERO.shape[2])
+        if found != (experts, inputs, outputs):
+            raise AdapterUnsupported(
+                f"The adapter's weights for {name!r} are of {found[0]} experts with {found[1]} inputs and "
+                f"{found[2]} outputs; the base model has {experts} with {inputs} and {outputs}.",
+                hint="It was trained on another base model.",
+            )
+
+    def _reserve_experts(self, slot: int, pairs: dict[str, ExpertPair]) -> None:
+        """Allocate for the slots to `slot`, or to the next power of two.
+
+        They are large: rank 16 on all of Qwen3-30B-A3B's experts takes 1.3 GB a slot. A layer that
+        gets its first adapter is left as it was where memory is lacking.
+        """
+        slot_count = min(self.count, 1 << (slot - 1).bit_length())
+        added: list[str] = []
+        try:
+            for name, pair in pairs.items():
+                holder, _, parameter = name.rpartition(".")
+                if holder not in self._experts:
+                    self._experts[holder] = ExpertLora(
+                        self._modules[holder], self.dtype, lambda: self.selection
+                    )
+                    added.append(holder)
+                rank = -(-pair.rank // _RANK_STEP) * _RANK_STEP
+                self.layout_version += self._experts[holder].reserve(parameter, slot_count, rank)
+        except BaseException:
+            for holder in added:
+                self._experts.pop(holder).remove()
+            raise
+
+    def _group_of_router(self, name: str) -> MergedLinears:
+        group = self._groups[name] = merge_router(
+            name, self._modules[name], is_needed=lambda: self.selection is not None
+        )
+        if self.uses_kernels:
+            group.weights.use_kernels()
+        return group
 
     def _grow_rank(self, rank: int) -> None:
         """Reallocate all slots if this rank is larger than theirs.

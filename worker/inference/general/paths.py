@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.core.engine.messages import BaseModelRef, ServingPath
-from worker.inference.adapters.cache import StoredAdapter
+from worker.inference.adapters.cache import CachedAdapter, StoredAdapter
 from worker.inference.general.adapters import PeftFolder
 from worker.models import serving_path
 
@@ -24,6 +24,8 @@ class ServingPaths:
 
     def __init__(self) -> None:
         self._obstacles: dict[str, str | None] = {}
+        # By base model and adapter.
+        self._parameter_obstacles: dict[tuple[str, str], str | None] = {}
         self._lock = threading.Lock()
 
     def choose(self, reference: BaseModelRef, folder: Path, adapter: StoredAdapter | None) -> PathChoice:
@@ -34,6 +36,8 @@ class ServingPaths:
         """
         of_model = self._find(reference.name, folder)
         of_adapter = adapter.obstacle if isinstance(adapter, PeftFolder) else None
+        if isinstance(adapter, CachedAdapter) and adapter.parameters and not of_model:
+            of_adapter = self._find_of_parameters(reference.name, folder, adapter)
         is_general = bool(of_model or of_adapter) or reference.path is ServingPath.GENERAL
         path = ServingPath.GENERAL if is_general else ServingPath.PAGED
         return PathChoice(reference.model_copy(update={"path": path}), of_model, of_adapter)
@@ -50,3 +54,12 @@ class ServingPaths:
         obstacle = serving_path.find_folder_obstacle(folder)
         with self._lock:
             return self._obstacles.setdefault(name, obstacle)
+
+    def _find_of_parameters(self, name: str, folder: Path, adapter: CachedAdapter) -> str | None:
+        key = (name, adapter.id)
+        with self._lock:
+            if key in self._parameter_obstacles:
+                return self._parameter_obstacles[key]
+        obstacle = serving_path.find_parameters_obstacle(folder, adapter.parameters)
+        with self._lock:
+            return self._parameter_obstacles.setdefault(key, obstacle)

@@ -144,6 +144,10 @@ class MergedLinears:
         for index, linear in enumerate(linears):
             linear.forward = _Part(self, index)  # type: ignore[assignment, method-assign]
 
+    def shape_of(self, name: str) -> tuple[int, int]:
+        """The number of outputs and of inputs of a layer."""
+        return self.widths[self.names.index(name)], self.input_width
+
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """The output [..., outputs] of the layer at `index` of the group for an input [..., I]."""
         if self._input is not x or index not in self._parts:
