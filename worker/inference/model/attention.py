@@ -222,9 +222,11 @@ def _attention(
         # Soft cap of Gemma 2: tanh limits the scores before the softmax.
         scores = torch.tanh(scores / settings.softcap) * settings.softcap
     scores = scores.masked_fill(~mask, -torch.inf)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], -1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    if sinks is None:
+        return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
+    # Rounded as transformers rounds them: 16 bits of a weight decide which experts a later layer chooses.
+    scores = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], -1)
+    weights = (scores - scores.amax(-1, keepdim=True)).softmax(-1)
     return weights[..., : keys.shape[-2]] @ values
 
 

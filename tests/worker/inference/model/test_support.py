@@ -132,6 +132,19 @@ def test_families_that_are_known_to_need_the_general_path_do_need_it(kind, optio
         support.prepare_model(model)
 
 
+def test_attention_sinks_in_16_bits_are_rounded_as_transformers_rounds_them():
+    model = make_model("GptOss", **MODELS["GptOss"]).to(torch.bfloat16)
+    ids = torch.arange(12)
+    with torch.inference_mode():
+        expected = model(input_ids=ids[None], use_cache=False).logits[0].float()
+    support.prepare_model(model)
+
+    with torch.inference_mode():
+        found = support._probe(model, ids, uses_kernels=False)[1]
+
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+
+
 def test_model_that_comes_out_wrong_is_refused(monkeypatch):
     model = make_model("Llama")
     monkeypatch.setattr(support.attention, "_repeat_kv", lambda states, groups: states.repeat(groups, 1, 1))
