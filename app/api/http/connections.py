@@ -1,6 +1,6 @@
 """Counts the open connections of a server, and closes the silent ones where there would be too many.
 
-Knows connections by the three properties of `Connection`, and no HTTP: `limited_protocol.py` has that.
+Knows connections by the three properties of `ClientConnection`, and no HTTP: `limited_protocol.py` has that.
 """
 
 import asyncio
@@ -51,8 +51,8 @@ class ConnectionLimits:
         return max(_MIN_CONNECTIONS, min(self.max_connections, self.max_connections_per_address) // 4)
 
 
-class Connection(Protocol):
-    """What `Connections` must know of a connection."""
+class ClientConnection(Protocol):
+    """What `Connections` must know of a client's connection."""
 
     @property
     def address(self) -> str:
@@ -79,14 +79,14 @@ class Connections:
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         # Dictionaries, because sets have no order.
-        self._open: dict[Connection, None] = {}
-        self._by_address: defaultdict[str, dict[Connection, None]] = defaultdict(dict)
+        self._open: dict[ClientConnection, None] = {}
+        self._by_address: defaultdict[str, dict[ClientConnection, None]] = defaultdict(dict)
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def admit(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> bool:
+    def admit(self, connection: ClientConnection, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a new connection is within the limits; then it is counted.
 
         Where there are too many, an idle one is closed: the oldest one that has sent no request, else the
@@ -104,7 +104,7 @@ class Connections:
             self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep, loop, loop.time())
         return True
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: ClientConnection) -> None:
         """Count a connection no more; one that was never counted changes nothing."""
         self._open.pop(connection, None)
         of_address = self._by_address.get(connection.address, {})
@@ -112,7 +112,7 @@ class Connections:
         if not of_address:
             self._by_address.pop(connection.address, None)
 
-    def _drop_idle(self, candidates: Iterable[Connection]) -> bool:
+    def _drop_idle(self, candidates: Iterable[ClientConnection]) -> bool:
         idle = (connection for connection in candidates if connection.is_idle)
         new = (connection for connection in candidates if connection.is_new and connection.is_idle)
         found = next(new, None) or next(idle, None)

@@ -23,7 +23,7 @@ _Key = tuple[str, Render, int]
 
 
 @dataclass(frozen=True)
-class Page:
+class RenderedEvents:
     """Events that follow each other, as one text: `ends[n]` is where the event n ends in it."""
 
     content: bytes = b""
@@ -39,9 +39,9 @@ class EventPages:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._pages: OrderedDict[_Key, Page] = OrderedDict()
+        self._pages: OrderedDict[_Key, RenderedEvents] = OrderedDict()
         self._bytes = 0
-        self._loads: dict[_Key, asyncio.Task[Page]] = {}
+        self._loads: dict[_Key, asyncio.Task[RenderedEvents]] = {}
 
     async def read(self, job_id: str, render: Render, after: int) -> tuple[bytes, int]:
         """Events after a seq as text, at most a page, and the seq of the last of them.
@@ -59,7 +59,7 @@ class EventPages:
             return b"", after
         return page.after(skipped), number * PAGE_EVENTS + len(page.ends)
 
-    async def _load(self, key: _Key) -> Page:
+    async def _load(self, key: _Key) -> RenderedEvents:
         """The page with what was recorded since; all who wait for it share one read."""
         task = self._loads.get(key)
         if task is None:
@@ -67,15 +67,15 @@ class EventPages:
             task.add_done_callback(lambda _: self._loads.pop(key))
         return await asyncio.shield(task)
 
-    async def _extend(self, key: _Key) -> Page:
-        page = await to_thread.run_sync(self._read_more, key, self._pages.get(key, Page()))
-        self._bytes += len(page.content) - len(self._pages.pop(key, Page()).content)
+    async def _extend(self, key: _Key) -> RenderedEvents:
+        page = await to_thread.run_sync(self._read_more, key, self._pages.get(key, RenderedEvents()))
+        self._bytes += len(page.content) - len(self._pages.pop(key, RenderedEvents()).content)
         self._pages[key] = page
         while self._bytes > _MAX_BYTES and len(self._pages) > 1:
             self._bytes -= len(self._pages.popitem(last=False)[1].content)
         return page
 
-    def _read_more(self, key: _Key, page: Page) -> Page:
+    def _read_more(self, key: _Key, page: RenderedEvents) -> RenderedEvents:
         job_id, render, number = key
         count = len(page.ends)
         with self._database.snapshot() as session:
@@ -87,4 +87,4 @@ class EventPages:
             pieces.append(render(event).encode(errors="replace"))
             end += len(pieces[-1])
             ends.append(end)
-        return Page(b"".join(pieces), tuple(ends))
+        return RenderedEvents(b"".join(pieces), tuple(ends))

@@ -49,7 +49,7 @@ _BROKEN = (
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _ArchiveEntry:
     """A regular file of an archive."""
 
     path: PurePosixPath
@@ -108,7 +108,7 @@ def _check_whole(names: dict[str, PurePosixPath], parents: set[PurePosixPath], p
         )
 
 
-def _entries(archive: Path) -> Iterator[_Entry]:
+def _entries(archive: Path) -> Iterator[_ArchiveEntry]:
     """Yield every regular file. Raises AdapterInvalid for links, devices and paths that leave the archive."""
     if zipfile.is_zipfile(archive):
         yield from _zip_entries(archive)
@@ -116,7 +116,7 @@ def _entries(archive: Path) -> Iterator[_Entry]:
         yield from _tar_entries(archive)
 
 
-def _zip_entries(archive: Path) -> Iterator[_Entry]:
+def _zip_entries(archive: Path) -> Iterator[_ArchiveEntry]:
     with archive.open("rb") as file:
         plain = _BoundedFile(file, may_read_rest=True)
         opened = zipfile.ZipFile(cast(BinaryIO, plain))
@@ -131,13 +131,13 @@ def _zip_entries(archive: Path) -> Iterator[_Entry]:
             if member.flag_bits & _ENCRYPTED:
                 raise AdapterInvalid("The archive is encrypted.", hint="Pack it without a password.")
             if not _is_wanted(path):
-                yield _Entry(path, member.file_size, None)
+                yield _ArchiveEntry(path, member.file_size, None)
                 continue
             with opened.open(member) as source:
-                yield _Entry(path, member.file_size, source)
+                yield _ArchiveEntry(path, member.file_size, source)
 
 
-def _tar_entries(archive: Path) -> Iterator[_Entry]:
+def _tar_entries(archive: Path) -> Iterator[_ArchiveEntry]:
     with _unzipped(archive) as plain:
         try:
             opened = tarfile.open(fileobj=cast(BinaryIO, plain), mode="r:")  # noqa: SIM115  (closed below)
@@ -151,7 +151,9 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
                     continue
                 if not member.isreg() or member.issparse():
                     raise _unsafe(member.name, "is a link or a device")
-                yield _Entry(path, member.size, opened.extractfile(member) if _is_wanted(path) else None)
+                yield _ArchiveEntry(
+                    path, member.size, opened.extractfile(member) if _is_wanted(path) else None
+                )
 
 
 def _next_member(opened: tarfile.TarFile, plain: "_BoundedFile") -> tarfile.TarInfo | None:
@@ -203,7 +205,7 @@ def _is_wanted(path: PurePosixPath) -> bool:
     return path.name in _ADAPTER_FILES and len(path.parts) <= 2 and path.parts[0] != "__MACOSX"
 
 
-def _copy(entry: _Entry, folder: Path) -> None:
+def _copy(entry: _ArchiveEntry, folder: Path) -> None:
     assert entry.source is not None
     limit = _MAX_PARSED_BYTES if entry.path.name in _PARSED else _MAX_TEXT_BYTES
     if entry.path.name != WEIGHTS and entry.size_bytes > limit:

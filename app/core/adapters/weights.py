@@ -29,7 +29,7 @@ _HINT = "Save it again with PEFT's save_pretrained."
 _Size = Annotated[int, Field(ge=0, le=_MAX_SIZE)]
 
 
-class _Entry(BaseModel):
+class _TensorEntry(BaseModel):
     """One entry of a safetensors header."""
 
     model_config = ConfigDict(strict=True)
@@ -89,7 +89,7 @@ def _read_header(path: Path) -> tuple[list[_Tensor], int]:
             header = _parse(file.read(length))
         header.pop("__metadata__", None)
         return [
-            _to_tensor(path, name, _Entry.model_validate(entry)) for name, entry in header.items()
+            _to_tensor(path, name, _TensorEntry.model_validate(entry)) for name, entry in header.items()
         ], 8 + length
     except (ValueError, struct.error, RecursionError) as error:
         reason = f": {error}" if type(error) is ValueError else ""
@@ -120,7 +120,7 @@ def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _to_tensor(path: Path, name: str, entry: _Entry) -> _Tensor:
+def _to_tensor(path: Path, name: str, entry: _TensorEntry) -> _Tensor:
     if entry.dtype not in _ITEM_BYTES:
         raise AdapterInvalid(
             f"{path.name}: {_shown(name)} is of type {entry.dtype}, not a float.", hint=_HINT

@@ -13,7 +13,7 @@ from typing import Any
 
 from app.core.errors import QueueFull
 from app.core.errors.jobs import TemplateExceedsLimits
-from worker.templates.rendering.process import Limits, RenderProcess, Span
+from worker.templates.rendering.process import RenderLimits, RenderProcess, Span
 
 _PROCESSES = 2
 _SLOW_SECONDS = 0.5
@@ -29,8 +29,8 @@ class RenderPool:
     that exceeded a limit is refused at once when it is sent again.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self._idle = [RenderProcess(limits or Limits()) for _ in range(_PROCESSES)]
+    def __init__(self, limits: RenderLimits | None = None) -> None:
+        self._idle = [RenderProcess(limits or RenderLimits()) for _ in range(_PROCESSES)]
         self._changed = threading.Condition()
         self._slow_templates: OrderedDict[str, None] = OrderedDict()
         self._refusals: OrderedDict[str, TemplateExceedsLimits] = OrderedDict()

@@ -28,7 +28,7 @@ class TemplateRefused(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class RenderLimits:
     """What one rendering may take.
 
     `wall_seconds` is for a process that stands still; `memory_bytes` is beyond what the process has before;
@@ -51,7 +51,7 @@ class RenderProcess:
 
     last_cpu_seconds = 0.0
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RenderLimits) -> None:
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None

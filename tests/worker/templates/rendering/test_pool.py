@@ -20,9 +20,9 @@ from tests.worker.templates.rendering.templates import (
     WORD,
 )
 from worker.templates.rendering.pool import RenderPool
-from worker.templates.rendering.process import Limits, TemplateRefused
+from worker.templates.rendering.process import RenderLimits, TemplateRefused
 
-LIMITS = Limits(cpu_seconds=0.4, memory_bytes=64 << 20, characters=1 << 20)
+LIMITS = RenderLimits(cpu_seconds=0.4, memory_bytes=64 << 20, characters=1 << 20)
 VARIABLES = {"bos_token": "<s>", "add_generation_prompt": True}
 
 
