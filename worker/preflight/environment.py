@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from worker.templates.choice import TemplateSource, read_model_type, set_templat
 
 MAX_ROWS = 20_000
 MAX_BYTES = 64 << 20
+# Conversations of many turns take milliseconds to render and mask: after the first rows it is known how many.
+READING_SECONDS = 20.0
+_TIMED_ROWS = 64
+# The first ones may wait for a process that renders.
+_UNTIMED_ROWS = 8
 NO_TEMPLATE = Notice(
     code="no_chat_template",
     message="The base model has no chat template; conversations are rendered plainly.",
@@ -59,6 +65,23 @@ def load_tokenizer(folder: Path, wanted: str | None) -> tuple[PreTrainedTokenize
 def sampling_step(dataset: DatasetRef) -> int:
     """Read every n-th row: 1 for most datasets, more for large ones, so that they take seconds."""
     return max(1, math.ceil(dataset.rows / MAX_ROWS), math.ceil(dataset.size_bytes / MAX_BYTES))
+
+
+def sample_rows(environment: PreflightEnvironment, dataset: DatasetRef) -> Iterator[tuple[int, Row]]:
+    """Yield rows that the caller can work through in about `READING_SECONDS`, with their line numbers.
+
+    That is every row of most datasets. The time between two rows is the caller's. Raises DatasetNotFound.
+    """
+    step = sampling_step(dataset)
+    began, every = time.monotonic(), 1
+    for index, pair in enumerate(open_rows(environment, dataset, step=step)):
+        if index == _UNTIMED_ROWS:
+            began = time.monotonic()
+        elif index == _TIMED_ROWS:
+            seconds_each = (time.monotonic() - began) / (_TIMED_ROWS - _UNTIMED_ROWS)
+            every = max(1, math.ceil(seconds_each * dataset.rows / step / READING_SECONDS))
+        if index % every == 0:
+            yield pair
 
 
 def open_rows(

@@ -12,7 +12,7 @@ from app.core.datasets.rows import Conversation
 from app.core.engine.preflight import DatasetRef, PreflightRequest
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
-from worker.preflight.environment import PreflightEnvironment, open_rows, sampling_step
+from worker.preflight.environment import PreflightEnvironment, sample_rows
 from worker.templates.prompt_check import check_prompts
 from worker.templates.token_rows import FormattedRows, TokenRow, format_rows, hold_out
 
@@ -100,7 +100,7 @@ def _format(
     embedding_rows: int,
 ) -> FormattedRows:
     return format_rows(
-        open_rows(environment, dataset, step=sampling_step(dataset)),
+        sample_rows(environment, dataset),
         tokenizer,
         assistant_only=request.spec.training.assistant_only_loss,
         max_length=max_length,

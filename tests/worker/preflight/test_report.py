@@ -169,6 +169,18 @@ def test_a_large_dataset_is_sampled(
     assert "sampled" in codes(answer)
 
 
+def test_rows_that_take_long_are_sampled_after_the_first_ones(
+    ask: Ask, environment: PreflightEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = run_preflight(ask(make_rows(100)), environment)
+    monkeypatch.setattr(environments, "READING_SECONDS", 1e-9)
+
+    answer = run_preflight(ask(make_rows(100)), environment)
+
+    assert (exact.sampled_rows, answer.sampled_rows) == (None, 64)
+    assert (answer.rows, answer.training_rows, answer.optimizer_steps) == (100, 100, exact.optimizer_steps)
+
+
 def test_a_job_that_does_not_fit_gets_a_notice(ask: Ask, environment: PreflightEnvironment) -> None:
     small = environment.model_copy(update={"device": GPU, "free_bytes": 100 << 20})
 
