@@ -22,7 +22,10 @@ def use_plain_generation(model: PreTrainedModel) -> None:
 
 
 class TextSteps:
-    """The logits of one text. The cache holds the text up to the token before the last one passed in."""
+    """The logits of one text. The cache holds the text up to the token before the last one passed in.
+
+    Unusable after an error: a model extends its cache layer by layer.
+    """
 
     def __init__(self, model: PreTrainedModel, prompt_ids: Sequence[int]) -> None:
         # Of no type: torch types a module's private methods as tensors.

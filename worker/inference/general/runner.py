@@ -32,9 +32,12 @@ _PROBE_TOKENS = 16
 
 @dataclass
 class _Row:
-    """A running sequence: its cache, the logits of its next token once computed, and its last token."""
+    """A running sequence: its cache, the logits of its next token once computed, and its last token.
 
-    steps: TextSteps
+    There are no steps after an error in the middle of one: some layers' caches had the token, and others not.
+    """
+
+    steps: TextSteps | None
     logits_1V: torch.Tensor | None = None
     token_1: torch.Tensor | None = None
 
@@ -101,12 +104,13 @@ class GeneralRunner:
     def decode(self, running: list[Sequence]) -> SampledBatch:
         """Sample a token for each row. The token of a row whose prompt has to wait is undefined.
 
-        After an error no row has advanced, and logits that were computed are used when it is called again.
+        After an error no row has advanced. When it is called again, logits that were computed are used, and
+        a text whose step failed is read from its beginning.
         Raises OutOfMemory.
         """
         is_active = [one.is_prefilled for one in running]
         with memory_errors():
-            found = [self._logits(self._rows[one.row]) if one.is_prefilled else None for one in running]
+            found = [self._logits(one) if one.is_prefilled else None for one in running]
             blank_1V = torch.zeros_like(next(one for one in found if one is not None))
             self._sampler.set_masks(running)
             active_B = torch.tensor(is_active, device=self._device.torch)
@@ -146,12 +150,21 @@ class GeneralRunner:
         if self._device.is_cuda:
             torch.cuda.empty_cache()
 
-    def _logits(self, row: _Row) -> torch.Tensor:
-        """The logits [1, V] of a row's next token, computed once."""
-        if row.logits_1V is None:
-            token_1, steps = row.token_1, row.steps
-            row.logits_1V = steps.first_logits() if token_1 is None else steps.next_logits(token_1)
-        return row.logits_1V
+    def _logits(self, sequence: Sequence) -> torch.Tensor:
+        """The logits [1, V] of a sequence's next token, computed once."""
+        row = self._rows[sequence.row]
+        if row.logits_1V is not None:
+            return row.logits_1V
+        steps, row.steps = row.steps, None
+        if steps is None:
+            text_ids = [*sequence.prompt.token_ids, *sequence.token_ids]
+            steps = TextSteps(self._models[sequence.adapter_slot], text_ids)
+            logits_1V = steps.first_logits()
+        else:
+            token_1 = row.token_1
+            logits_1V = steps.first_logits() if token_1 is None else steps.next_logits(token_1)
+        row.steps, row.logits_1V = steps, logits_1V
+        return logits_1V
 
 
 def _measure(model: PreTrainedModel) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Sequences on the general path stream, end, fail and leave as on the paged one, each for itself."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from app.core.engine.messages import Failed, Finished, TokenDelta
 from tests.worker.inference.conftest import peft_warnings_ignored
@@ -203,17 +205,55 @@ def test_an_adapter_that_does_not_fit_fails_its_requests_alone(
 
 def test_an_error_in_one_answer_is_its_own(bench, adapters, monkeypatch):
     lucky, unlucky, third = (make_sequence([one], adapters[0], count=8) for one in (3, 4, 5))
-    next_logits = TextSteps.next_logits
+    logits = TextSteps._logits
 
-    def fail_for_four(steps: TextSteps, token_1: torch.Tensor) -> torch.Tensor:
-        if steps._ids_1L[0, 0] == 4 and steps._ids_1L.shape[1] == 4:
+    def fail_for_four(steps: TextSteps, outputs: object) -> torch.Tensor:
+        if steps._ids_1L[0, 0] == 4 and steps._ids_1L.shape[1] >= 4:
             raise RuntimeError("this one can't be computed")
-        return next_logits(steps, token_1)
+        return logits(steps, outputs)
 
-    monkeypatch.setattr(TextSteps, "next_logits", fail_for_four)
+    monkeypatch.setattr(TextSteps, "_logits", fail_for_four)
     bench.run(lucky, unlucky, third)
 
     assert isinstance(bench.mail.end(unlucky), Failed)
     model = bench.runner._models[0]
     for one in (lucky, third):
         assert one.token_ids == generate_with_peft(model, adapters[0].folder, one.prompt.token_ids, 8)
+
+
+@pytest.mark.parametrize("failing_pass", [2, 8, 9])
+@pytest.mark.parametrize("family", ["Llama", "Mamba"])
+def test_a_text_is_right_after_memory_was_short_between_two_layers(family: str, failing_pass: int):
+    model = make_model(family)
+    expected = [generate_with_peft(model, None, [one, 7], 10) for one in (3, 4)]
+    bench = make_bench(model)
+    sequences = [make_sequence([one, 7], count=10, logprobs=0) for one in (3, 4)]
+    sequences = [Sequence(replace(one.prompt, token_bytes=lambda token: bytes([token]))) for one in sequences]
+    passes = itertools.count(1)
+
+    def fail_once(*_: object) -> None:
+        if next(passes) == failing_pass:
+            raise RuntimeError("can't allocate memory")
+
+    layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    layers[1].register_forward_pre_hook(fail_once)
+    bench.run(*sequences)
+
+    assert next(passes) > failing_pass
+    assert [one.token_ids for one in sequences] == expected
+    for one in sequences:
+        assert logprobs_made(bench, one) == pytest.approx(logprobs_of(model, one), abs=1e-4)
+
+
+def logprobs_made(bench: Bench, sequence: Sequence) -> list[float]:
+    deltas = [reply for reply in bench.mail.replies[sequence] if isinstance(reply, TokenDelta)]
+    return [token.logprob for delta in deltas for token in delta.tokens or []]
+
+
+def logprobs_of(model: PreTrainedModel, sequence: Sequence) -> list[float]:
+    """The log-probabilities of the made tokens where the whole text is read at once."""
+    prompt_ids = sequence.prompt.token_ids
+    with torch.no_grad():
+        logits_LV = model(torch.tensor([[*prompt_ids, *sequence.token_ids]])).logits[0]
+    made_LV = logits_LV[len(prompt_ids) - 1 : -1].log_softmax(-1)
+    return made_LV.gather(1, torch.tensor(sequence.token_ids)[:, None])[:, 0].tolist()
