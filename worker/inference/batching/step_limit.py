@@ -2,6 +2,8 @@
 
 # The first steps of a model compile kernels and capture graphs, and their speed is not known yet.
 _UNKNOWN_SPEED_SECONDS = 600.0
+# A general model on a CPU reads a whole prompt in one step.
+_UNKNOWN_SECONDS_PER_TOKEN = 1.0
 _UNMEASURED_STEPS = 3
 _MIN_SECONDS = 10.0
 # So many times longer than expected may a step take: other work on the machine slows it down.
@@ -20,9 +22,8 @@ class StepLimit:
     def of(self, token_count: int) -> float:
         """The seconds that a step of so many tokens, read and made, may take."""
         if self._step_count <= _UNMEASURED_STEPS:
-            return _UNKNOWN_SPEED_SECONDS
-        expected_seconds = token_count * self._seconds_per_token
-        return min(max(_MIN_SECONDS, _SLOWDOWN * expected_seconds), _UNKNOWN_SPEED_SECONDS)
+            return max(_UNKNOWN_SPEED_SECONDS, token_count * _UNKNOWN_SECONDS_PER_TOKEN)
+        return max(_MIN_SECONDS, _SLOWDOWN * token_count * self._seconds_per_token)
 
     def record(self, token_count: int, seconds: float) -> None:
         """Record the time that a step took."""

@@ -23,7 +23,11 @@ def test_the_first_steps_may_compile_for_minutes_and_are_no_measure() -> None:
 def test_a_long_prompt_on_a_slow_machine_may_take_long() -> None:
     limit = make_limit((4, 1.0))
 
-    assert (limit.of(1), limit.of(40), limit.of(10_000)) == (10, 100, 600)
+    assert (limit.of(1), limit.of(40), limit.of(10_000)) == (10, 100, 25_000)
+
+
+def test_a_long_prompt_may_take_long_before_the_speed_is_known() -> None:
+    assert (StepLimit().of(500), StepLimit().of(10_000)) == (600, 10_000)
 
 
 def test_one_slow_step_is_forgotten() -> None:
