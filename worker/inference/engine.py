@@ -46,6 +46,14 @@ LoadRunner = Callable[[BaseModelRef], Runner]
 
 
 @dataclass(frozen=True)
+class _Phase:
+    """What the loop does now: how long that may take, and when it began."""
+
+    limit_seconds: float
+    began_at: float
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """Settings of the engine's loop."""
 
@@ -88,9 +96,10 @@ class Engine:
         self.reserved_bytes = 0
         self._speeds = Speeds()
         self._last_summary: object = None
-        # When the loop was asked for a sign that it has not given yet, and how long it may take now.
+        # When the loop was asked for a sign that it has not given yet.
         self._asked_at: float | None = None
-        self._limit_seconds = _MOVING_SECONDS
+        # Replaced as a whole: `health` reads it in another thread.
+        self._phase = _Phase(_MOVING_SECONDS, clock())
         self.state = EngineState()
 
     @property
@@ -105,15 +114,16 @@ class Engine:
 
     def health(self) -> EngineHealth:
         """Whether the loop moves; asks it for a sign. Called in one thread only, which may be another one."""
-        asked_at, limit_seconds = self._asked_at, self._limit_seconds
+        asked_at, phase = self._asked_at, self._phase
         if asked_at is None:
             asked_at = self._asked_at = self._clock()
             self._commands.put(self._give_sign)
         return EngineHealth(
             running=self.running_count,
             waiting=self.waiting_count,
-            silent_seconds=self._clock() - asked_at,
-            limit_seconds=limit_seconds,
+            # What the loop did before has had a limit of its own.
+            silent_seconds=self._clock() - max(asked_at, phase.began_at),
+            limit_seconds=phase.limit_seconds,
             is_loading=self._loading is not None,
         )
 
@@ -189,11 +199,11 @@ class Engine:
     @contextmanager
     def _taking(self, seconds: float) -> Iterator[None]:
         """Allow what is done in the context to take so long."""
-        before, self._limit_seconds = self._limit_seconds, seconds
+        before, self._phase = self._phase, _Phase(seconds, self._clock())
         try:
             yield
         finally:
-            self._limit_seconds = before
+            self._phase = _Phase(before.limit_seconds, self._clock())
 
     def _run_commands(self) -> None:
         while not self._commands.empty():

@@ -257,7 +257,9 @@ class EngineHealth(Wire):
     status: Literal["ok"] = "ok"
     running: int = Field(0, description="Sequences that are being generated.")
     waiting: int = Field(0, description="Sequences in the queue.")
-    silent_seconds: float = Field(0.0, description="How long the loop has not given the sign asked for.")
+    silent_seconds: float = Field(
+        0.0, description="How long what the loop does now delays the sign asked for."
+    )
     limit_seconds: float = Field(0.0, description="How long what it does now may take.")
     is_loading: bool = Field(False, description="Whether a base model is being loaded.")
 
