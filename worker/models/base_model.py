@@ -62,7 +62,7 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
         other_shapes = (
             checkpoint_weights.find_other_shapes(model, build_empty(folder)) if is_quantized else []
         )
-        checkpoint_weights.check_loaded(loaded[1], folder.name, other_shapes)
+        checkpoint_weights.check_loaded(loaded[1], folder, model, other_shapes)
         if prequantized.is_dequantized(config):
             prequantized.cast_bfloat16(model, dtype)
         if is_unfinished:

@@ -5,6 +5,7 @@ log: such a model would be trained, and every load of it would be another one.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -16,10 +17,17 @@ from transformers import PreTrainedModel
 
 from app.core.errors.base_models import ModelUnreadable
 from worker.models.files import prequantized
+from worker.models.files.description import read_config
 from worker.models.files.fingerprint import read_headers
 
 _NAMES_SHOWN = 5
 _MAX_TENSORS = 4096
+# Constants that older transformers saved among the weights: causal masks (GPT-2, GPT-Neo, GPT-J, CodeGen) and
+# the frequencies of rotary embeddings. Each model computes its own.
+_CONSTANTS = re.compile(
+    r"(^|\.)((self_)?attn(\.attention)?\.(bias|masked_bias|causal_mask)|rotary_emb\.inv_freq)$"
+)
+_TEXT_MODELS = {"language_model", "text_model"}  # their names within models that also read images or sound
 
 _log = logging.getLogger(__name__)
 
@@ -29,13 +37,15 @@ OtherShape = tuple[
 ]  # a weight's name, its shape, and its shape by the architecture
 
 
-def check_loaded(report: Mapping[str, Any], name: str, other_shapes: Iterable[OtherShape] = ()) -> None:
+def check_loaded(
+    report: Mapping[str, Any], folder: Path, model: PreTrainedModel, other_shapes: Iterable[OtherShape] = ()
+) -> None:
     """Raise ModelUnreadable for a report of `from_pretrained` (`output_loading_info`) with a difference.
 
     Tied weights, and those that the architecture declares to be no loss, are not in such a report.
     `other_shapes`: those that `find_other_shapes` found, which are not in the report either.
     """
-    missing, others = report["missing_keys"], report["unexpected_keys"]
+    missing, others = report["missing_keys"], _find_others(report["unexpected_keys"], folder, model)
     mismatched = [
         f"{key} ({list(stored)} in place of {list(wanted)})"
         for key, stored, wanted in {*report["mismatched_keys"], *other_shapes}
@@ -51,7 +61,7 @@ def check_loaded(report: Mapping[str, Any], name: str, other_shapes: Iterable[Ot
     ]
     if faults:
         raise ModelUnreadable(
-            f"The files of the base model {name!r} do not fit its architecture: {'; '.join(faults)}.",
+            f"The files of the base model {folder.name!r} do not fit its architecture: {'; '.join(faults)}.",
             hint="Copy all of its files again. A model that was saved for another purpose, such as a "
             "classifier, must be saved as a causal language model.",
         )
@@ -102,7 +112,28 @@ def check_stored(folder: Path, model: PreTrainedModel) -> None:
     except Exception as error:  # the load of the job says what is wrong, if it is the files
         _log.warning("The weights of %s are not compared with its architecture: %r", folder.name, error)
         return
-    check_loaded(loaded[1], folder.name)
+    check_loaded(loaded[1], folder, loaded[0])
+
+
+def _find_others(unexpected: Iterable[str], folder: Path, model: PreTrainedModel) -> list[str]:
+    """The unexpected weights that are a fault.
+
+    Saved constants are none. Nor are weights of image and sound where transformers loads only the text model
+    of the files, as of Llama 4: those under names that the text model has no module of.
+    """
+    others = [key for key in unexpected if not _CONSTANTS.search(key)]
+    if type(read_config(folder)) is type(model.config):
+        return others
+    tops = dict(model.named_children())
+    parts = {name for name, _module in tops["model"].named_children()} if "model" in tops else set()
+
+    def is_of_text(key: str) -> bool:
+        first, second, *_rest = [*key.split("."), ""]
+        return first in _TEXT_MODELS or (
+            second in parts | _TEXT_MODELS if first == "model" else first in tops
+        )
+
+    return [key for key in others if is_of_text(key)]
 
 
 def _name(names: Iterable[str]) -> str:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from app.core.errors.base_models import ModelUnreadable
 from app.core.specs.job import QuantizationSpec
@@ -106,6 +113,92 @@ def test_what_the_architecture_passes_over_is_no_fault(folder: Path) -> None:
 
     check_stored(folder, build_empty(folder))
     load_model(folder, UNQUANTIZED, find_device())
+
+
+@pytest.mark.parametrize(
+    ("family", "constants"),
+    [
+        ("gpt2", ("transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias")),
+        ("gpt_neo", ("transformer.h.0.attn.attention.bias", "transformer.h.0.attn.attention.masked_bias")),
+        ("gptj", ("transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias")),
+        ("codegen", ("transformer.h.0.attn.causal_mask",)),
+        ("gpt_neox", ("gpt_neox.layers.0.attention.bias", "gpt_neox.layers.0.attention.rotary_emb.inv_freq")),
+    ],
+)
+def test_masks_that_older_versions_saved_are_no_fault(
+    family: str, constants: tuple[str, ...], tmp_path: Path
+) -> None:
+    write_model(find_families([family])[0], tmp_path)
+    change(tmp_path, lambda weights: weights.update({name: torch.ones(1, 1, 8, 8) for name in constants}))
+
+    check_stored(tmp_path, build_empty(tmp_path))
+    load_model(tmp_path, UNQUANTIZED, find_device())
+
+
+def test_the_oldest_gpt2_has_masks_under_names_without_a_prefix(tmp_path: Path) -> None:
+    write_model(find_families(["gpt2"])[0], tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
+    save_file({**old, "h.0.attn.bias": torch.ones(8, 8)}, tmp_path / "model.safetensors", {"format": "pt"})
+
+    check_stored(tmp_path, build_empty(tmp_path))
+    load_model(tmp_path, UNQUANTIZED, find_device())
+
+
+STRAY = "language_model.model.layers.2.self_attn.q_proj.weight"
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def make_llama4() -> PreTrainedModel:
+    text = {**TEXT, "intermediate_size_mlp": 32, "head_dim": 16, "num_local_experts": 2}
+    sizes = {"projector_input_dim": 32, "projector_output_dim": 32, "vision_output_dim": 32}
+    vision = {**VISION, **sizes, "num_attention_heads": 2}
+    return Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision))
+
+
+def make_mllama() -> PreTrainedModel:
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    text = {**TEXT, "cross_attention_layers": [1], "rope_parameters": rope}
+    sizes = {"num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 64, "max_num_tiles": 2}
+    tiles = {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2]]}
+    return MllamaForConditionalGeneration(
+        MllamaConfig(text_config=text, vision_config={**VISION, **sizes, **tiles})
+    )
+
+
+@pytest.mark.parametrize("make", [make_llama4, make_mllama])
+def test_weights_of_images_are_no_fault_where_only_the_text_model_is_loaded(
+    make: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path / NAME)
+
+    check_stored(tmp_path / NAME, build_empty(tmp_path / NAME))
+    model = load_model(tmp_path / NAME, UNQUANTIZED, find_device())
+    assert model.config.get_text_config() is model.config
+    change(
+        tmp_path / NAME,
+        lambda weights: weights.update({STRAY: torch.zeros(32, 32)}),
+    )
+
+    for message in refusals(tmp_path / NAME):
+        assert message.endswith(f"weights that it does not have: {STRAY}.")
 
 
 def test_a_description_without_weights_is_not_checked(folder: Path) -> None:
