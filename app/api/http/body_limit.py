@@ -16,7 +16,8 @@ from app.core.settings import Settings
 _UPLOADS = {("POST", "/datasets"), ("POST", "/v1/files"), ("POST", "/adapters")}
 
 
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# A string without an end reaches to the body's end: searched for, the time would be the square of the length.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 # Objects, lists and fields: a long conversation has thousands.
 _MAX_PARTS = 10_000
 # The ids of a prompt's tokens; a wrong one is the only error of its list.
@@ -114,14 +115,21 @@ async def _nothing_more() -> Message:
 
 def _may_be_json(scope: Scope) -> bool:
     """Whether FastAPI parses the body as JSON: it does so for `application/…+json` as well."""
-    return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
+    return not _is_upload(scope) and any(
+        re.fullmatch(r"application/(.*\+)?json", _media_type(value), re.DOTALL)
+        for name, value in scope["headers"]
+        if name == b"content-type"
+    )
 
 
 def is_json(scope: Scope) -> bool:
     """Whether the request says that its body is JSON."""
-    headers = dict(scope["headers"])
-    media_type: bytes = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    return media_type == b"application/json"
+    return _media_type(dict(scope["headers"]).get(b"content-type", b"")) == "application/json"
+
+
+def _media_type(content_type: bytes) -> str:
+    """Returns the media type without its parameters, read as FastAPI reads it (with `email.message`)."""
+    return content_type.decode("latin-1").partition(";")[0].strip().lower()
 
 
 def _is_upload(scope: Scope) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api.http.connections import Connections, client_address
 from app.api.http.errors import dumps, error_content
@@ -22,7 +22,7 @@ from app.core.errors.connections import (
     TooManyConnections,
 )
 
-# How long a closed connection may take to deliver what was written to it.
+# How long the client of a closed connection may take nothing of what was written to it.
 _FLUSH_SECONDS = 60.0
 # A response waits while its client has not taken more than this. A thousand clients that begin to read at
 # once get no more than this each before the event loop does anything else.
@@ -44,6 +44,9 @@ class LimitedProtocol(HttpToolsProtocol):
         # The bytes since the parser has last delivered headers, a piece of a body, or the end of a request.
         self._undelivered_bytes = 0
         self._closing_seconds = 0.0
+        self._closing_bytes = 0
+        # The request that is being answered; uvicorn's `cycle` is the newest, which may wait in the pipeline.
+        self._answered: RequestResponseCycle | None = None
         self.address = ""
 
     @property
@@ -71,9 +74,12 @@ class LimitedProtocol(HttpToolsProtocol):
             )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count the connection no more."""
+        """Count the connection no more, and end the request that is being answered."""
         self._counted.remove(self)
         super().connection_lost(exc)
+        if self._answered and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes, in pieces that stay within the limit of what the parser may hold."""
@@ -100,9 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def check(self, now: float, elapsed_seconds: float) -> None:
         """Close the connection where its client is too slow to send a request or to take the last bytes."""
         if self.transport.is_closing():
-            self._closing_seconds += elapsed_seconds
-            if self._closing_seconds > _FLUSH_SECONDS:
-                self.transport.abort()
+            self._check_closing(elapsed_seconds)
         elif self._deadline is None:
             return
         elif self._is_in_body and (self.flow.read_paused or self.cycle.waiting_for_100_continue):
@@ -116,6 +120,15 @@ class LimitedProtocol(HttpToolsProtocol):
                     hint="The limits are TUNESMITH_REQUEST_SECONDS and TUNESMITH_MIN_BODY_BYTES_PER_SECOND.",
                 ),
             )
+
+    def _check_closing(self, elapsed_seconds: float) -> None:
+        """Abort the closed connection where its client has long taken no byte."""
+        unsent = self.transport.get_write_buffer_size()
+        is_shrinking = unsent < self._closing_bytes
+        self._closing_bytes = unsent
+        self._closing_seconds = 0.0 if is_shrinking else self._closing_seconds + elapsed_seconds
+        if self._closing_seconds > _FLUSH_SECONDS:
+            self.transport.abort()
 
     def drop(self) -> None:
         """Close the connection, for another one."""
@@ -147,14 +160,18 @@ class LimitedProtocol(HttpToolsProtocol):
         self._deadline = None
         super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, in the common format of errors."""
         self._refuse(HTTPStatus.BAD_REQUEST, RequestUnreadable(hint="Is it TLS, or a proxy's own protocol?"))
 
     def _refuse(self, status: HTTPStatus, error: TunesmithError) -> None:
-        """Close the connection, with a response unless another one has begun."""
+        """Close the connection, with a response unless another one has begun or has to come first."""
         self._deadline = None
-        if self.is_idle or not self.cycle.response_started:
+        if self.is_idle or not (self.pipeline or self.cycle.response_started):
             body = dumps(error_content(error)).encode()
             head = (
                 f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/json\r\n"

@@ -1,3 +1,4 @@
+import asyncio
 import socket
 from collections.abc import Iterator
 
@@ -5,7 +6,10 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
 
+from app.api.http import body_limit
+from app.api.http.body_limit import BodyLimitMiddleware
 from app.core.settings import Settings
 from app.main import create_app
 from tests.fakes import ServerThread
@@ -117,3 +121,67 @@ def test_a_prompt_of_many_tokens_is_read_and_one_wrong_token_is_one_error(client
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "prompt"
         assert len(answer.content) < 1000
+
+
+@pytest.mark.timeout(30)  # each took over a minute while strings without an end were searched for
+@pytest.mark.parametrize(
+    "shape",
+    [
+        b'"' + b'\\"' * 400_000,
+        b'"' + b'\\"\\\\' * 200_000,
+        b'{"a": "' + b'\\"x' * 270_000 + b"\\",
+    ],
+)
+def test_a_string_without_an_end_is_read_once(client: TestClient, shape: bytes) -> None:
+    answer = client.post("/jobs", content=shape, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+
+
+def test_a_string_ends_at_its_own_quote() -> None:
+    bodies = {
+        rb'["\\\"{",{}]': rb"[,{}]",
+        rb'["\\\\",{}]': rb"[,{}]",
+        b'["\\\n{",{}]': b"[,{}]",
+        rb'[{},"{\"{': b"[{},",
+        b'[{},"{\\': b"[{},\\",
+    }
+    assert {body: body_limit._STRING.sub(b"", body) for body in bodies} == bodies
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type", "is_buffered"),
+    [
+        ("/jobs", "application/json", True),
+        ("/jobs", "Application/Problem+JSON ; charset=utf-8", True),
+        ("/jobs", "application/json\xa0", True),
+        ("/datasets", "application/json; a=b", True),
+        ("/jobs", "multipart/form-data; boundary=json", False),
+        ("/jobs", "text/plain; a=application/json", False),
+        ("/jobs", "application/jsonl", False),
+        ("/datasets", "multipart/form-data; boundary=application/json", False),
+        ("/v1/files", "application/x+json", False),
+    ],
+)
+def test_only_a_json_body_is_received_whole(
+    settings: Settings, path: str, media_type: str, is_buffered: bool
+) -> None:
+    messages: list[Message] = []
+
+    async def receive_one(scope: Scope, receive: Receive, send: Send) -> None:
+        messages.append(await receive())
+
+    pieces: list[Message] = [
+        {"type": "http.request", "body": b"a", "more_body": True},
+        {"type": "http.request", "body": b"b", "more_body": False},
+    ]
+
+    async def receive() -> Message:
+        return pieces.pop(0)
+
+    async def send(_: Message) -> None:
+        raise AssertionError("the request was refused")
+
+    headers = [(b"content-type", media_type.encode("latin-1"))]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+    asyncio.run(BodyLimitMiddleware(receive_one, settings)(scope, receive, send))
+    assert messages[0]["body"] == (b"ab" if is_buffered else b"a")

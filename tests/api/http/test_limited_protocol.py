@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -256,20 +257,93 @@ def test_connections_stay_below_the_process_s_open_files(
     assert raised == [3000]
 
 
-def test_a_connection_that_does_not_take_its_last_bytes_is_aborted() -> None:
-    class Transport(asyncio.Transport):
-        is_aborted = False
+HOLD = b"GET /hold HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-        def is_closing(self) -> bool:
-            return True
 
-        def abort(self) -> None:
-            self.is_aborted = True
+def hold(client: socket.socket, request: bytes = HOLD) -> bytes:
+    """All that /hold responds with."""
+    found = ask(client, request)
+    while b"held" not in found:
+        found += client.recv(1 << 16)
+    return found
 
-    protocol = LimitedProtocol.__new__(LimitedProtocol)
-    protocol.transport = Transport()
-    protocol._closing_seconds = 0.0
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        POST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"a" * 9000,
+    ],
+    ids=["unreadable", "too large"],
+)
+def test_a_refusal_is_never_written_into_the_response_before_it(start: Start, second: bytes) -> None:
+    client = start()()
+    found = hold(client)
+    client.sendall(second)
+    assert (found + read_all(client)).count(b"HTTP/1.1 ") == 1
+
+
+def test_a_slow_second_request_is_not_refused_within_the_response_before_it(start: Start) -> None:
+    client = start(request_seconds=0.05, min_body_bytes_per_second=1 << 20)()
+    found = hold(client, HOLD + POST + b"Content-Length: 100000\r\n\r\n" + b"b" * 1000)
+    assert (found + read_all(client)).count(b"HTTP/1.1 ") == 1
+
+
+def test_the_request_being_answered_learns_that_its_client_is_gone(start: Start) -> None:
+    is_ended = threading.Event()
+
+    async def holding(scope: Scope, receive: Receive, send: Send) -> None:
+        await application(scope, receive, send)
+        is_ended.set()
+
+    client = start(holding)()
+    hold(client, HOLD + POST + b"Content-Length: 100000\r\n\r\n" + b"b" * 1000)
+    client.close()
+    assert is_ended.wait(20)
+
+
+Closing = tuple[asyncio.Runner, LimitedProtocol, socket.socket]
+
+
+@pytest.fixture
+def closing() -> Iterator[Closing]:
+    """A closed connection with four megabytes that its client has not taken."""
+    server, client = socket.socketpair()
+
+    async def close() -> LimitedProtocol:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, server)
+        protocol = LimitedProtocol.__new__(LimitedProtocol)
+        protocol.transport = transport
+        protocol._closing_seconds, protocol._closing_bytes = 0.0, 0
+        transport.write(b"x" * (4 << 20))
+        transport.close()
+        return protocol
+
+    with client, asyncio.Runner() as runner:
+        protocol = runner.run(close())
+        yield runner, protocol, client
+        if protocol.transport.get_write_buffer_size():
+            protocol.transport.abort()
+        runner.run(asyncio.sleep(0))
+
+
+def test_a_closed_connection_whose_client_takes_no_bytes_is_aborted(closing: Closing) -> None:
+    _, protocol, _ = closing
     protocol.check(0.0, 59.0)
-    assert not protocol.transport.is_aborted
+    assert protocol.transport.get_write_buffer_size()
     protocol.check(0.0, 2.0)
-    assert protocol.transport.is_aborted
+    assert not protocol.transport.get_write_buffer_size()
+
+
+def test_a_closed_connection_whose_client_takes_bytes_slowly_delivers_them_all(closing: Closing) -> None:
+    runner, protocol, client = closing
+    transport = protocol.transport
+    protocol.check(0.0, 0.0)
+    taken = 0
+    while before := transport.get_write_buffer_size():
+        while transport.get_write_buffer_size() == before:
+            taken += len(client.recv(1 << 18))
+            runner.run(asyncio.sleep(0))
+        protocol.check(0.0, 59.0)
+    assert taken + len(read_all(client)) == 4 << 20
