@@ -27,20 +27,19 @@ class Meaning(StrEnum):
     HISTORY = "earlier turns"
     TEMPLATE = "settings of the chat template"
     ANSWER = "another answer"
+    QUESTION = "a part of the question"
     PART = "a part that is not text"
 
 
 # Written as `normalized` returns them.
 _NAMES: dict[Meaning, str] = {
-    Meaning.PREFERENCE: "chosen rejected chosenresponse rejectedresponse chosenmessages rejectedmessages "
-    "rejectedresponses rejectedimages preferredoutput nonpreferredoutput preferred nonpreferred dispreferred "
-    "preference margin",
+    Meaning.PREFERENCE: "chosen chosenresponse chosenmessages preferredoutput preferred preference margin",
     Meaning.LABEL: "label kto ktotag ktolabel",
     Meaning.MEDIA: "image images imageurl imageurls imagepath imagepaths inputimage picture pictures photo "
     "photos video videos videourl audio audios audiourl inputaudio media objects pixelvalues inlinedata "
     "filedata",
-    Meaning.TOOLS: "tools functions toolcalls toolcall functioncall functioncalls toolchoice "
-    "paralleltoolcalls toolcallid toolresponses functionresponse availabletools",
+    Meaning.TOOLS: "tools functions toolcalls toolcall functioncall functioncalls toolcallid toolresponses "
+    "functionresponse availabletools",
     Meaning.REASONING: "reasoning reasoningcontent reasoningdetails thinking thinkingblocks thought thoughts "
     "think chainofthought cot rationale",
     Meaning.MASK: "traindetail trainingdetail traindetails lossscale lossmask lossweight weight "
@@ -49,8 +48,12 @@ _NAMES: dict[Meaning, str] = {
     Meaning.HISTORY: "history",
     Meaning.TEMPLATE: "chattemplate chattemplatekwargs",
     Meaning.ANSWER: "refusal",
+    Meaning.QUESTION: "context contexts document documents passage passages knowledge",
 }
 _MEANINGS = {name: meaning for meaning, names in _NAMES.items() for name in names.split()}
+
+# Names of answers that are not to be given begin with these.
+_REJECTED = ("rejected", "dispreferred", "nonpreferred")
 
 # Keys of a message that say whether it is learned, and the values that they take.
 _TURN_FLAGS = {"weight", "loss", "train", "training"}
@@ -64,7 +67,8 @@ def normalized(name: str) -> str:
 @lru_cache(maxsize=1024)
 def meaning_of(name: str) -> Meaning | None:
     """Returns what a column or a message's key with this name says; None for one that changes nothing."""
-    return _MEANINGS.get(normalized(name))
+    plain = normalized(name)
+    return Meaning.PREFERENCE if plain.startswith(_REJECTED) else _MEANINGS.get(plain)
 
 
 @lru_cache(maxsize=1024)

@@ -83,7 +83,7 @@ class RecordTable(Protocol):
         """Returns the records, numbered from 1, with these columns.
 
         Of the columns `presence_of` a record need only show whether it has them, and whether they are empty:
-        null, an empty text, or anything else.
+        a number, a short text, null, or anything else in place of a longer value.
         """
 
 

@@ -35,7 +35,7 @@ def parse_row(record: Mapping[str, Any], layout: ColumnLayout) -> ParsedRow:
     if isinstance(row, Completion) and "system" in names:
         used -= {names["system"]}  # without a chat template there is no place for it
     if not record.keys() <= used:
-        fields.add_columns(record, used)
+        fields.add_columns(record, used, has_question=not isinstance(row, PlainText))
     return ParsedRow(row, fields)
 
 

@@ -12,6 +12,9 @@ from app.core.datasets.field_names import Meaning, meaning_of
 from app.core.errors.datasets import FieldsUnused
 
 EMPTY_TEXTS = ("", "[]", "{}", "null")
+# Tools and reasoning are switched on and off by fields of the same names, which hold nothing to learn.
+_SWITCHES = ("on", "off", "true", "false")
+_SWITCHED = (Meaning.TOOLS, Meaning.REASONING)
 _MAX_DEPTH = 8
 _MAX_FIELDS = 200
 _MAX_CHARACTERS = 200
@@ -63,13 +66,14 @@ class RowFields:
         """Add a field, unless the row does not have it: null, NaN, or an object of nothing else."""
         if not is_absent(value):
             earlier = self.found.get(path)
-            self.found[path] = (holds_value(value) or bool(earlier and earlier[0]), meaning)
+            self.found[path] = (has_content(value, meaning) or bool(earlier and earlier[0]), meaning)
 
-    def add_columns(self, columns: Mapping[str, Any], used: frozenset[str]) -> None:
-        """Add the columns that are not used."""
+    def add_columns(self, columns: Mapping[str, Any], used: frozenset[str], *, has_question: bool) -> None:
+        """Add the columns that are not used. A row without a question lacks no part of it."""
         for name, value in columns.items():
             if name not in used:
-                self.add(name, value, meaning_of(name))
+                meaning = meaning_of(name)
+                self.add(name, value, None if meaning is Meaning.QUESTION and not has_question else meaning)
 
 
 @dataclass
@@ -151,6 +155,21 @@ def describe_unused(unused: Sequence[UnusedField]) -> str:
         if fields
     ]
     return " ".join(said)
+
+
+def has_content(value: object, meaning: Meaning | None) -> bool:
+    """Whether a value says anything that a field with this meaning can say, so not where it is a switch."""
+    if meaning in _SWITCHED and _is_switch(value):
+        return False
+    if meaning is Meaning.QUESTION and isinstance(value, bool | int | float):
+        return False
+    return holds_value(value)
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool) or (
+        isinstance(value, str) and len(value) <= _MAX_CHARACTERS and value.strip().casefold() in _SWITCHES
+    )
 
 
 def holds_value(value: object, depth: int = 0) -> bool:

@@ -81,7 +81,7 @@ FILES: dict[str, tuple[bytes, Taken | Refused]] = {
     ),
     "OpenAI, tools that are not called": (
         chat(*ASKED, tools=[TOOL], parallel_tool_calls=False),
-        Refused("'tools' (tools) in 1 of 1 rows (line 1); 'parallel_tool_calls' (tools)"),
+        Refused("'tools' (tools) in 1 of 1 rows (line 1). That"),
     ),
     "OpenAI, the older functions": (
         chat(
@@ -90,6 +90,22 @@ FILES: dict[str, tuple[bytes, Taken | Refused]] = {
         Refused("'messages[].function_call' (tools) in 1 of 1 rows (line 1); 'functions' (tools)"),
     ),
     "OpenAI, no tools": (chat(*ASKED, tools=None), Taken(QA)),
+    "OpenAI, settings without tools": (
+        chat(*ASKED, parallel_tool_calls=False, tool_choice="auto"),
+        Taken(QA, ["parallel_tool_calls", "tool_choice"]),
+    ),
+    "reasoning that is switched off": (
+        chat(ASKED[0], said("assistant", "a", thinking=False), reasoning="Off", tools=True),
+        Taken(QA, ["messages[].thinking", "reasoning", "tools"]),
+    ),
+    "CSV, reasoning that is switched on": (
+        b"prompt,completion,thinking\np,c,True\n",
+        Taken(Completion("p", "c"), ["thinking"]),
+    ),
+    "Parquet, reasoning that is switched off": (
+        parquet("SELECT 't' AS text, 'off' AS reasoning, false AS thinking"),
+        Taken(PlainText("t"), ["reasoning", "thinking"]),
+    ),
     "LLaMA-Factory, turns of tools": (
         sharegpt(("human", "q"), ("function_call", "{}"), ("observation", "1"), ("gpt", "a"), tools="[]"),
         Refused("message 2 has the role 'function_call': tool turns are not supported yet."),
@@ -130,6 +146,31 @@ FILES: dict[str, tuple[bytes, Taken | Refused]] = {
     "OpenAI, preferences": (
         jsonl([{"input": {"messages": ASKED}, "preferred_output": ASKED, "non_preferred_output": ASKED}]),
         Refused("hold preferences between answers, which can't be learned from yet."),
+    ),
+    "preferences by another name": (
+        chat(*ASKED, dispreferred_answer="r"),
+        Refused("'dispreferred_answer' (preferences)"),
+    ),
+    # Parts of the question
+    "Dolly, a context": (
+        jsonl([{"instruction": "q", "context": "k", "output": "a"}]),
+        Refused("'context' (a part of the question)"),
+    ),
+    "Parquet, documents": (
+        parquet("SELECT 'p' AS prompt, 'c' AS completion, ['d'] AS documents"),
+        Refused("'documents' (a part of the question)"),
+    ),
+    "passages beside messages": (
+        chat(*ASKED, passages=["k"]),
+        Refused("'passages' (a part of the question)"),
+    ),
+    "a document without a question": (
+        jsonl([{"text": "t", "document": "d"}]),
+        Taken(PlainText("t"), ["document"]),
+    ),
+    "numbers of documents": (
+        parquet("SELECT 'p' AS prompt, 'c' AS completion, 7 AS document"),
+        Taken(Completion("p", "c"), ["document"]),
     ),
     # Alpaca
     "Alpaca, input in some rows": (jsonl([{"instruction": "q", "output": "a"}, ALPACA]), Taken(QA)),

@@ -293,6 +293,17 @@ def test_a_parquet_cell_that_unpacks_to_far_more_is_refused_by_the_metadata(
     assert "unpacks to more than 10 times its size" in refusal(bomb)
 
 
+def test_an_unused_parquet_column_that_unpacks_to_far_more_is_not_read_and_counts_in_every_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parquet_files, "_SUSPICIOUS_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet_files, "_MAX_EXPANSION", 10)
+    monkeypatch.setattr(parquet_files.ParquetRecords, "_presence", pytest.fail)
+    unused = "{'a': [CASE WHEN i > 0 THEN repeat('a', 4000000) END]} AS note"
+    found = inspected(parquet(f"SELECT 't' AS text, {unused} FROM range(2) t(i)")).found
+    assert [(one.field, one.rows) for one in found.unused_fields] == [("note", 2)]
+
+
 def test_a_parquet_row_of_any_size_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_files, "_MAX_ROW_BYTES", 2048)
     rows = parquet("SELECT repeat('a', 3000) AS text UNION ALL SELECT 'b'")

@@ -86,7 +86,8 @@ def test_an_empty_cell_of_a_csv_file_has_no_value() -> None:
         ("MAP {'a': 1}", [("tools", 2, True)]),
         ("'x'::BLOB", [("tools", 2, True)]),
         ("'nan'::DOUBLE", []),
-        ("false", [("tools", 2, True)]),
+        ("false", [("tools", 2, False)]),
+        ("'auto'", [("tools", 2, True)]),
     ],
 )
 def test_values_of_parquet_count_as_those_of_json(value: str, fields: list[tuple[str, int, bool]]) -> None:
@@ -117,6 +118,8 @@ def test_null_filled_keys_of_messages_in_parquet_count_as_absent() -> None:
         ("toolCalls", Meaning.TOOLS),
         ("reasoning_content", Meaning.REASONING),
         ("non_preferred_output", Meaning.PREFERENCE),
+        ("rejected_answer_2", Meaning.PREFERENCE),
+        ("tool_choice", None),
         ("kto_tag", Meaning.LABEL),
         ("images", Meaning.MEDIA),
         ("train_detail", Meaning.MASK),

@@ -28,6 +28,8 @@ _MAX_ROW_BYTES = 64 << 20
 _SUSPICIOUS_BYTES = 32 << 20
 _MAX_EXPANSION = 300
 _MAX_PRESENCE_BYTES = 128 << 20
+_SHORT_BYTES = 64
+_SCALARS = ("boolean", "tinyint", "smallint", "integer", "bigint", "float", "double")
 
 
 class ParquetRecords:
@@ -45,13 +47,15 @@ class ParquetRecords:
             raise _damaged() from error
 
     def read(self, columns: Sequence[str], presence_of: Sequence[str] = ()) -> Iterator[Record]:
-        """Yield the records with these columns; of `presence_of`, null, an empty text, or a text."""
+        """Yield the records with these columns; of `presence_of`, a short text, a number, or null."""
         names = [*columns, *presence_of]
         number = 0
         try:
-            self._check_expansion()
+            inflated = self._inflated()
+            _refuse_inflated(columns, inflated)
             self._check_sizes(columns)
-            selected = ", ".join([*map(_identifier, columns), *map(self._presence, presence_of)])
+            presences = ["'x'" if _parts_of(name, inflated) else self._presence(name) for name in presence_of]
+            selected = ", ".join([*map(_identifier, columns), *presences])
             found = self._connection.execute(f"SELECT {selected} FROM read_parquet(?)", [self._pattern])
             while rows := found.fetchmany(_ROWS_AT_ONCE):
                 for row in rows:
@@ -78,18 +82,14 @@ class ParquetRecords:
             )
         return columns
 
-    def _check_expansion(self) -> None:
-        """Raise DatasetInvalid by the file's metadata, before anything of its content is unpacked."""
+    def _inflated(self) -> list[str]:
+        """Returns the parts of columns that unpack to too much, by the metadata: no content is unpacked."""
         found = self._connection.execute(
-            "SELECT path_in_schema FROM parquet_metadata(?) WHERE total_uncompressed_size > ? "
+            "SELECT DISTINCT path_in_schema FROM parquet_metadata(?) WHERE total_uncompressed_size > ? "
             "AND total_uncompressed_size > ? * greatest(total_compressed_size, 1)",
             [self._pattern, _SUSPICIOUS_BYTES, _MAX_EXPANSION],
-        ).fetchone()
-        if found:
-            raise DatasetInvalid(
-                f"The column {quoted([str(found[0])])} unpacks to more than {_MAX_EXPANSION} times its size.",
-                hint="Write the file without compression, or upload JSON lines.",
-            )
+        )
+        return [str(path) for (path,) in found.fetchall()]
 
     def _check_sizes(self, columns: Sequence[str]) -> None:
         """Raise DatasetInvalid where the rows are over the limit of memory or of unpacked bytes."""
@@ -121,7 +121,7 @@ class ParquetRecords:
         return " + ".join(_bytes_of(_identifier(name), kinds[name]) for name in columns)
 
     def _presence(self, column: str) -> str:
-        """Returns an SQL expression: null where a value is absent, '' where it is empty, else 'x'.
+        """Returns an SQL expression for what `unused_fields` needs to know of a value.
 
         Columns of large values, such as images, are not read: they count as values in every row.
         """
@@ -159,6 +159,20 @@ def _connect(path: Path, pattern: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
+def _parts_of(column: str, paths: Sequence[str]) -> list[str]:
+    """Returns those of the paths in a schema that lie in a column."""
+    return [path for path in paths if path == column or path.startswith(f"{column}, ")]
+
+
+def _refuse_inflated(columns: Sequence[str], inflated: Sequence[str]) -> None:
+    """Raise DatasetInvalid where one of the columns unpacks to too much."""
+    for part in (part for column in columns for part in _parts_of(column, inflated)):
+        raise DatasetInvalid(
+            f"The column {quoted([part])} unpacks to more than {_MAX_EXPANSION} times its size.",
+            hint="Write the file without compression, or upload JSON lines.",
+        )
+
+
 def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
@@ -168,7 +182,14 @@ def _literal(text: str) -> str:
 
 
 def _presence(value: str, kind: DuckDBPyType) -> str:
-    """Returns an SQL expression: null where a value is absent, '' where it is empty, else 'x'."""
+    """Returns an SQL expression: a number or a short text itself, else null, '' or 'x'.
+
+    It is null where a value is absent, and '' where it is empty.
+    """
+    if kind.id in _SCALARS:
+        return value
+    if kind.id == "varchar":
+        return f"CASE WHEN strlen({value}) > {_SHORT_BYTES} THEN 'x' ELSE {value} END"
     is_absent = f"NOT ({_is_there(value, kind)})"
     return f"CASE WHEN {is_absent} THEN NULL WHEN {_holds_value(value, kind)} THEN 'x' ELSE '' END"
 
@@ -188,7 +209,8 @@ def _holds_value(value: str, kind: DuckDBPyType) -> str:
     match kind.id:
         case "varchar":
             empty = ", ".join(map(_literal, EMPTY_TEXTS))
-            condition = f"CASE WHEN strlen({value}) > 64 THEN true ELSE trim({value}) NOT IN ({empty}) END"
+            is_long = f"strlen({value}) > {_SHORT_BYTES}"
+            condition = f"CASE WHEN {is_long} THEN true ELSE trim({value}) NOT IN ({empty}) END"
         case "blob":
             condition = f"octet_length({value}) > 0"
         case "list" | "array":
