@@ -27,7 +27,9 @@ class ArtifactStore:
             self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             self._fs.put_file(str(source), path)
         except BaseException:
-            with contextlib.suppress(OSError):  # a full disk: what was copied would fill it for good
+            # On a full disk, what was copied would fill it for good. An object store may raise anything here,
+            # and must not hide the first error.
+            with contextlib.suppress(Exception):
                 self.delete(key)
             raise
 

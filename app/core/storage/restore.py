@@ -82,6 +82,8 @@ def _check_manifest(path: Path, checksums: dict[str, str]) -> bool:
     try:
         manifest = json.loads(path.read_bytes())
         made_by, files, expected = manifest["format"], manifest["files"], manifest.get("sha256")
+        if not isinstance(expected, dict | None):
+            raise TypeError(expected)
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise BackupUnusable("The backup is damaged: its manifest can't be read.") from None
     if made_by != FORMAT or files != len(checksums):
