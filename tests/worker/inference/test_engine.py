@@ -360,3 +360,37 @@ def test_after_a_long_phase_the_loop_has_its_time_for_what_comes_between(bench):
 
     assert bench.now > 40
     assert set(silences) == {0}
+
+
+@pytest.fixture
+def with_idle_adapters():
+    """An engine with four slots for adapters, two of them taken by idle ones."""
+    bench = Bench(slots=4)
+    for adapter in ("idle-1", "idle-2"):
+        bench.finish(bench.submit(adapter=adapter))
+    return bench
+
+
+def test_idle_adapters_are_evicted_while_memory_for_another_is_short(with_idle_adapters):
+    bench = with_idle_adapters
+    bench.runner.adapter_errors = [OutOfMemory("no memory")] * 2
+    sequence = bench.submit(adapter="new")
+    bench.finish(sequence)
+
+    assert isinstance(bench.mail.end(sequence), Finished)
+    # Each try takes the slot of the adapter that was used the longest ago.
+    assert bench.runner.loaded[2:] == [(2, "new")]
+    assert sequence.adapter_slot == 2
+    assert bench.scheduler.batches[0].slots.resident == ["new"]
+
+
+def test_adapters_in_use_stay_where_memory_for_another_is_short(with_idle_adapters):
+    bench = with_idle_adapters
+    bench.runner.adapter_errors = [OutOfMemory("no memory")] * 2
+    running = bench.submit(adapter="idle-1", max_new_tokens=20)
+    refused = bench.submit(adapter="new")
+    bench.finish(running, refused)
+
+    assert isinstance(bench.mail.end(running), Finished)
+    assert isinstance(bench.mail.end(refused), Failed)
+    assert bench.scheduler.batches[0].slots.resident == ["idle-1"]

@@ -49,6 +49,17 @@ class AdapterSlots:
         if adapter_id is not None:
             self._pins[adapter_id] -= 1
 
+    def replace_idle(self, adapter_id: str) -> int | None:
+        """Evict the least recently used unpinned adapter, and move this one to its slot.
+
+        Returns the slot, or None where every adapter is pinned.
+        """
+        oldest = self._oldest_idle()
+        if oldest is None:
+            return None
+        self._slots[adapter_id] = self._slots.pop(oldest)
+        return self._slots[adapter_id]
+
     def forget(self, adapter_id: str) -> None:
         """Free the slot of an adapter that could not be loaded."""
         del self._slots[adapter_id]
@@ -65,6 +76,10 @@ class AdapterSlots:
 
     def _free_slot(self) -> int:
         if len(self._slots) >= self._count:
-            oldest = next(adapter_id for adapter_id in self._slots if not self._pins[adapter_id])
+            oldest = self._oldest_idle()
+            assert oldest is not None
             return self._slots.pop(oldest)
         return min(set(range(1, self._count + 1)) - set(self._slots.values()))
+
+    def _oldest_idle(self) -> str | None:
+        return next((adapter_id for adapter_id in self._slots if not self._pins[adapter_id]), None)

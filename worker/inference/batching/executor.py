@@ -13,6 +13,7 @@ from typing import Protocol
 
 from app.core.engine.messages import Reply
 from app.core.errors.engine import PromptTooLong
+from app.core.errors.jobs import OutOfMemory
 from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Prefill
 from worker.inference.batching.scheduler import Started
 from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
@@ -96,7 +97,7 @@ class BatchExecutor:
         try:
             _check_length(sequence, self.batch.capacity)
             if started.pin.must_load and adapter is not None:
-                self.runner.load_adapter(started.pin.slot, adapter)
+                self._load_adapter(sequence, adapter)
             self.runner.start(sequence)
         except Exception as error:
             self.fail(sequence, error)
@@ -104,6 +105,20 @@ class BatchExecutor:
                 self.batch.slots.forget(adapter.id)
             return
         sequence.start()
+
+    def _load_adapter(self, sequence: Sequence, adapter: AdapterHandle) -> None:
+        """Load the adapter of a sequence. Idle ones are evicted in turn while memory for it is short."""
+        slots = self.batch.slots
+        while True:
+            try:
+                self.runner.load_adapter(sequence.adapter_slot, adapter)
+                return
+            except OutOfMemory:
+                slot = slots.replace_idle(adapter.id)
+                if slot is None:
+                    raise
+            # After the handler, so that the error no longer refers to what was being loaded.
+            sequence.adapter_slot = slot
 
     def step(self) -> None:
         """Launch a step of the model and deliver the tokens of the step before. Raises RunnerBroken."""

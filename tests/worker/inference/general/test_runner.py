@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from app.core.engine.messages import Failed, Finished, TokenDelta
+from app.core.errors.jobs import OutOfMemory
 from tests.worker.inference.conftest import peft_warnings_ignored
 from tests.worker.inference.general.conftest import (
     Bench,
@@ -22,6 +24,7 @@ from tests.worker.inference.general.conftest import (
 )
 from worker.inference.adapters.cache import StoredAdapter, read_adapter
 from worker.inference.batching.sequence import Sequence
+from worker.inference.general.adapters import put_on
 from worker.inference.general.generation import TextSteps
 
 PROMPT = [5, 6, 7]
@@ -177,6 +180,26 @@ def test_more_adapters_than_slots_take_turns_and_the_coldest_is_unloaded(model, 
         generate_with_peft(model, adapter.folder, PROMPT, 10) for adapter in (*adapters, adapters[0])
     ]
     assert len(bench.runner._models) == 3
+
+
+def test_an_idle_adapter_is_unloaded_where_memory_for_another_is_short(bench, adapters, monkeypatch):
+    def put_on_where_two_fit(*arguments: object) -> PreTrainedModel:
+        if len(loaded := [one for one in copies if one() is not None]) == 2:
+            raise OutOfMemory("The machine has no memory left for this request.")
+        copies[:] = loaded
+        copies.append(weakref.ref(copy := put_on(*arguments)))
+        return copy
+
+    copies: list[weakref.ref[PreTrainedModel]] = []
+    monkeypatch.setattr("worker.inference.general.runner.put_on", put_on_where_two_fit)
+    sequences = [make_sequence(PROMPT, adapter) for adapter in (*adapters, adapters[0])]
+    for sequence in sequences:
+        bench.run(sequence)
+
+    assert [one.token_ids for one in sequences] == [
+        generate_with_peft(bench.runner._models[0], adapter.folder, PROMPT, 10)
+        for adapter in (*adapters, adapters[0])
+    ]
 
 
 @pytest.mark.parametrize(
