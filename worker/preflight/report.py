@@ -133,6 +133,7 @@ def check_spec(request: CheckRequest, environment: PreflightEnvironment) -> Chec
     model = description.build_empty(folder)
     tokenizer, _source = load_tokenizer(folder, spec.chat_template)
     model_checks.check_model(model, spec, tokenizer)
+    checkpoint_weights.check_stored(folder, model)
     batch_size.PlannedJob.read(spec, environment.device, model, environment.path)
     return Checked(is_here=True)
 

@@ -21,7 +21,7 @@ from trl import SFTConfig
 from app.core.specs.states import Phase
 from worker.models import base_model, serving_path
 from worker.models.device import find_device
-from worker.models.files import description, fingerprint, location, vocabulary
+from worker.models.files import checkpoint_weights, description, fingerprint, location, vocabulary
 from worker.planning import automatic_settings, batch_size, model_checks, model_shape, packing
 from worker.processes.child import ParentLink
 from worker.processes.reports import Ended, Happened, Outcome, TrainingRequest
@@ -90,6 +90,8 @@ def train(attempt: TrainingAttempt) -> None:
         request.spec.training, description.read_context_length(folder)
     )
     model = description.build_empty(folder)
+    if location.has_weights(folder):
+        checkpoint_weights.check_stored(folder, model)
     planned = check_model(attempt, model, tokenizer)
     rows = prepare_rows(attempt, tokenizer, folder, max_length, model_shape.count_embedding_rows(model))
     folder = location.add_weights(request.spec.base_model, folder, request.models_folder, attempt.say)

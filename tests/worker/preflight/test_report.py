@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.core.datasets.rows import Completion, Conversation, PlainText, Row
 from app.core.engine.messages import ServingPath
-from app.core.engine.preflight import Preflight, PreflightRequest
+from app.core.engine.preflight import CheckRequest, Preflight, PreflightRequest
 from app.core.errors import InvalidRequest
+from app.core.errors.base_models import ModelUnreadable
 from app.core.errors.datasets import DatasetNotFound
 from app.core.errors.jobs import BadTarget, NothingToLearn
 from app.core.settings import TrainingPath
@@ -22,7 +24,7 @@ from tests.worker.preflight.conftest import GPU, Ask, Store, chat, make_rows
 from tests.worker.templates.test_families import published
 from worker.preflight import environment as environments
 from worker.preflight.environment import PreflightEnvironment
-from worker.preflight.report import run_preflight
+from worker.preflight.report import check_spec, run_preflight
 from worker.processes.reports import Advanced, TrainingRequest
 from worker.training.run import run
 
@@ -41,7 +43,14 @@ def real_steps(request: PreflightRequest, environment: PreflightEnvironment, fol
             announced.append(report.total_steps)
             stop.set()
 
-    training = TrainingRequest(
+    run(make_training_request(request, environment, folder), send, stop)
+    return announced[0]
+
+
+def make_training_request(
+    request: PreflightRequest, environment: PreflightEnvironment, folder: Path
+) -> TrainingRequest:
+    return TrainingRequest(
         job_id="job_0000000000000000",
         attempt=1,
         spec=request.spec,
@@ -52,8 +61,6 @@ def real_steps(request: PreflightRequest, environment: PreflightEnvironment, fol
         job_folder=folder / "job",
         output_folder=folder / "adapter",
     )
-    run(training, send, stop)
-    return announced[0]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +243,25 @@ def test_what_the_job_would_fail_with_is_raised(
 ) -> None:
     with pytest.raises(error):
         run_preflight(ask(rows, **spec), environment)
+
+
+def test_weights_that_are_missing_are_named_before_rows_are_read(
+    ask: Ask, environment: PreflightEnvironment, tmp_path: Path, models_folder: Path
+) -> None:
+    """At submission, in a preflight, and by the job itself; the row has nothing to learn."""
+    file = shutil.copytree(models_folder / NAME, tmp_path / "models" / NAME) / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.norm.weight"]
+    save_file(weights, file, {"format": "pt"})
+    environment = environment.model_copy(update={"models_folder": tmp_path / "models"})
+    request = ask([Completion("word " * 60, "lost")], training={"max_seq_length": 16})
+
+    with pytest.raises(ModelUnreadable, match=r"they lack model\.norm\.weight"):
+        check_spec(CheckRequest(spec=request.spec), environment)
+    with pytest.raises(ModelUnreadable, match=r"they lack model\.norm\.weight"):
+        run_preflight(request, environment)
+    ended = run(make_training_request(request, environment, tmp_path), lambda report: None, threading.Event())
+    assert ended.code == "model_unreadable"
 
 
 def test_a_dataset_without_its_file_is_not_found(

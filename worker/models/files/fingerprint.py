@@ -62,10 +62,23 @@ def check_base(adapter: Path, base: Path, name: str) -> None:
         )
 
 
+def find_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would load; some folders have others, too.
+
+    Those that an index names may be missing, as while they are downloaded.
+    """
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if (folder / _INDEX).is_file():
+        names = read_json_object(folder / _INDEX)["weight_map"].values()
+        return [folder / name for name in dict.fromkeys(names)]
+    return sorted(folder.glob("*.safetensors"))
+
+
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """The tensors that transformers would load from a folder, by name. Raises ModelUnreadable."""
     with reading_weights(folder):
-        return {name: tensor for path in _find_files(folder) for name, tensor in read_header(path).items()}
+        return {name: tensor for path in find_files(folder) for name, tensor in read_header(path).items()}
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -112,16 +125,6 @@ def _compute(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> str:
         for descriptor in opened.values():
             os.close(descriptor)
     return f"{_METHOD}:{total.hexdigest()}"
-
-
-def _find_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load; some folders have others, too."""
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if (folder / _INDEX).is_file():
-        names = read_json_object(folder / _INDEX)["weight_map"].values()
-        return [folder / name for name in dict.fromkeys(names)]
-    return sorted(folder.glob("*.safetensors"))
 
 
 def _sample(descriptor: int, tensor: StoredTensor) -> bytes:

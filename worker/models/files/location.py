@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from app.core.engine.base_models import find_folder
 from app.core.errors.base_models import HubUnreachable, ModelGated, ModelMissing
 from worker.models.files.description import CONFIG
+from worker.models.files.fingerprint import find_files, reading_weights
 
 # Weights as pickles (*.bin, *.pt) and Python files are never fetched.
 _DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
@@ -62,12 +63,25 @@ def find_here(name: str, models_folder: Path) -> Path | None:
 
 
 def find_downloaded(name: str) -> Path | None:
-    """The folder of a Hub model that is on this machine with its weights, or None."""
+    """The folder of a Hub model that is on this machine with all of its weights, or None.
+
+    Raises ModelUnreadable.
+    """
     try:
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder if any(folder.glob("*.safetensors")) else None
+    return folder if has_weights(folder) else None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether all files of the model's weights are there; a download may yet add some.
+
+    Raises ModelUnreadable for an index that can't be read.
+    """
+    with reading_weights(folder):
+        files = find_files(folder)
+        return bool(files) and all(path.is_file() for path in files)
 
 
 def download_description(name: str, cache: Path) -> Path:
