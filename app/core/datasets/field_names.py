@@ -72,6 +72,12 @@ def meaning_of(name: str) -> Meaning | None:
 
 
 @lru_cache(maxsize=1024)
+def is_system_prompt(name: str) -> bool:
+    """Whether a column with this name holds system prompts and nothing else."""
+    return meaning_of(name) is Meaning.SYSTEM and normalized(name).startswith("system")
+
+
+@lru_cache(maxsize=1024)
 def is_turn_flag(name: str) -> bool:
     """Whether a message's key with this name says whether the message is learned."""
     return normalized(name) in _TURN_FLAGS

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from app.core.datasets.field_names import Meaning, meaning_of, normalized
+from app.core.datasets.field_names import Meaning, is_system_prompt, meaning_of, normalized
 from app.core.datasets.problems import quoted, repeated
 from app.core.datasets.rows import DatasetFormat
+from app.core.datasets.unused_fields import is_absent
 from app.core.errors.datasets import DatasetInvalid
 
 _REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {
@@ -46,6 +47,26 @@ class ColumnLayout:
     def used(self) -> frozenset[str]:
         """The file's columns that the format reads."""
         return frozenset(self.names.values())
+
+    def read_of(self, columns: Iterable[str]) -> list[str]:
+        """Returns those of a file's columns that the format may read."""
+        return [name for name in columns if name in self.used or name in self._other_systems([name])]
+
+    def names_in(self, record: Mapping[str, object]) -> Mapping[str, str]:
+        """Returns `names` for a record: its system prompt may have another known name.
+
+        This is so where no column map says which, and the record has no `system`.
+        """
+        others = self._other_systems(record)
+        if not others or not is_absent(record.get("system")):
+            return self.names
+        system = next((name for name in others if _is_filled(record[name])), None)
+        return {**self.names, "system": system} if system else self.names
+
+    def _other_systems(self, columns: Iterable[str]) -> list[str]:
+        if self.names.get("system") != "system":
+            return []
+        return [name for name in columns if is_system_prompt(name) and name not in self.used]
 
 
 def check_column_map(column_map: Mapping[str, str]) -> None:
@@ -87,13 +108,22 @@ def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> Colu
     return ColumnLayout(fits[0], {**{name: name for name in own}, **column_map})
 
 
+def optional_columns(name: DatasetFormat) -> tuple[str, ...]:
+    """Returns the columns that a row of a format may have besides the required ones."""
+    return _OPTIONAL.get(name, ())
+
+
 def required_columns(name: DatasetFormat) -> tuple[str, ...]:
     """Returns the columns without which there is no row of a format."""
     return _REQUIRED[name]
 
 
 def _columns(name: DatasetFormat) -> tuple[str, ...]:
-    return (*_REQUIRED[name], *_OPTIONAL.get(name, ()))
+    return (*_REQUIRED[name], *optional_columns(name))
+
+
+def _is_filled(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _missing(name: DatasetFormat, columns: list[str], column_map: Mapping[str, str]) -> list[str]:

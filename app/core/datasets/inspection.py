@@ -17,6 +17,7 @@ from app.core.datasets.formats import (
     check_column_map,
     check_mapped_columns,
     choose_layout,
+    optional_columns,
 )
 from app.core.datasets.limits import Limits, too_large, too_long
 from app.core.datasets.parsing import ParsedRow, parse_row
@@ -140,7 +141,12 @@ def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE)
 def refuse_fields(found: Inspection, on_unused: OnUnused = OnUnused.REFUSE) -> None:
     """Raise FieldsUnused where a field that changes what is learned is not used, and that is not ignored."""
     place = "row" if found.upload.container in _TABLES else "line"
-    refuse_unused(found.unused_fields, found.rows, on_unused, place=place)
+    free = [
+        name
+        for name in (optional_columns(found.format) if found.format else ())
+        if name not in found.columns and name not in found.upload.column_map
+    ]
+    refuse_unused(found.unused_fields, found.rows, on_unused, place=place, free_columns=free)
 
 
 class _Inspector:
@@ -180,9 +186,8 @@ class _Inspector:
 
     def open_table(self, table: RecordTable) -> Iterator[Record]:
         """Returns the records of a table."""
-        used = self._choose_layout(table.columns).used
-        read = [name for name in table.columns if name in used]
-        return table.read(read, presence_of=[name for name in table.columns if name not in used])
+        read = self._choose_layout(table.columns).read_of(table.columns)
+        return table.read(read, presence_of=[name for name in table.columns if name not in read])
 
     def open(self, source: Source) -> Iterator[Record]:
         """Returns the records of an upload."""

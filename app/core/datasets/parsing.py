@@ -10,7 +10,7 @@ from typing import Any
 from app.core.datasets.formats import ColumnLayout, required_columns
 from app.core.datasets.problems import BadRow, quoted
 from app.core.datasets.readers.json_values import kind_of
-from app.core.datasets.rows import Completion, Conversation, DatasetFormat, Message, PlainText, Row
+from app.core.datasets.rows import Completion, Conversation, DatasetFormat, PlainText, Row
 from app.core.datasets.turns import checked_text, list_of, messages_of, parse_conversation
 from app.core.datasets.unused_fields import RowFields, holds_value
 
@@ -25,13 +25,13 @@ class ParsedRow:
 
 def parse_row(record: Mapping[str, Any], layout: ColumnLayout) -> ParsedRow:
     """Returns a record as a row. Raises BadRow."""
-    names = layout.names
+    names = layout.names_in(record)
     for column in required_columns(layout.format):
         if names[column] not in record:
             raise BadRow(f"{quoted([names[column]])} is missing; this line has {quoted(record)}.")
     fields = RowFields()
     row = _PARSERS[layout.format](record, names, fields)
-    used = layout.used
+    used = frozenset(names.values())
     if isinstance(row, Completion) and "system" in names:
         used -= {names["system"]}  # without a chat template there is no place for it
     if not record.keys() <= used:
@@ -83,37 +83,38 @@ def _parse_text(record: Mapping[str, Any], names: Mapping[str, str], _fields: Ro
 
 
 def _parse_instruction(
-    record: Mapping[str, Any], names: Mapping[str, str], _fields: RowFields
+    record: Mapping[str, Any], names: Mapping[str, str], fields: RowFields
 ) -> Conversation:
     question = checked_text(record[names["instruction"]], names["instruction"])
     if context := _optional_text(record, names, "input"):
         question += "\n\n" + context
     answer = checked_text(record[names["output"]], names["output"])
-    system = _system(record, names)
-    return Conversation(
-        (
-            *((Message("system", system),) if system is not None else ()),
-            *_history(record, names),
-            Message("user", question),
-            Message("assistant", answer),
-        )
-    )
+    turns: dict[str, list[object]] = {
+        names["history"]: _history(record, names["history"]),
+        names["instruction"]: [{"role": "user", "content": question}],
+        names["output"]: [{"role": "assistant", "content": answer}],
+    }
+    return parse_conversation(turns, fields, system=_system(record, names))
 
 
-def _history(record: Mapping[str, Any], names: Mapping[str, str]) -> list[Message]:
-    """Returns the earlier turns of a row. Their answers are learned too, as in LLaMA-Factory."""
-    column = names.get("history")
-    if column is None or not holds_value(record.get(column)):
+def _history(record: Mapping[str, Any], column: str) -> list[object]:
+    """Returns the earlier turns of a row as messages. Their answers are learned too, as in LLaMA-Factory."""
+    if not holds_value(record.get(column)):
         return []
-    messages = []
-    what = "a list of [question, answer] pairs"
-    for number, pair in enumerate(list_of(record[column], column, what), start=1):
+    listed = list_of(record[column], column, "a list of [question, answer] pairs, or of messages")
+    return listed if any(isinstance(turn, dict) for turn in listed) else _turns_of(listed, column)
+
+
+def _turns_of(pairs: list[object], column: str) -> list[object]:
+    """Returns [question, answer] pairs as messages."""
+    messages: list[object] = []
+    for number, pair in enumerate(pairs, start=1):
         where = f"pair {number} of "
         if not isinstance(pair, list) or len(pair) != 2:
             found = f"a list of {len(pair)}" if isinstance(pair, list) and pair else kind_of(pair)
             raise BadRow(f"{where}{quoted([column])} must be [question, answer], found {found}.")
-        messages.append(Message("user", checked_text(pair[0], column, where)))
-        messages.append(Message("assistant", checked_text(pair[1], column, where)))
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            messages.append({"role": role, "content": checked_text(text, column, where)})
     return messages
 
 

@@ -3,6 +3,7 @@
 The memory for them does not grow with the file.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field as dataclass_field
 from enum import StrEnum
@@ -15,6 +16,8 @@ EMPTY_TEXTS = ("", "[]", "{}", "null")
 # Tools and reasoning are switched on and off by fields of the same names, which hold nothing to learn.
 _SWITCHES = ("on", "off", "true", "false")
 _SWITCHED = (Meaning.TOOLS, Meaning.REASONING)
+# The column of a format that learns a field with this meaning.
+_COLUMNS = {Meaning.SYSTEM: "system", Meaning.HISTORY: "history", Meaning.QUESTION: "input"}
 _MAX_DEPTH = 8
 _MAX_FIELDS = 200
 _MAX_CHARACTERS = 200
@@ -123,11 +126,17 @@ class UnusedTally:
 
 
 def refuse_unused(
-    unused: list[UnusedField], rows: int, on_unused: OnUnused = OnUnused.REFUSE, *, place: str = "line"
+    unused: list[UnusedField],
+    rows: int,
+    on_unused: OnUnused = OnUnused.REFUSE,
+    *,
+    place: str = "line",
+    free_columns: Sequence[str] = (),
 ) -> None:
     """Raise FieldsUnused where a field that changes what is learned is not used, and that is not ignored.
 
-    `rows` is the number of usable rows; `place` is what their numbers count.
+    `rows` is the number of usable rows; `place` is what their numbers count; `free_columns` are columns that
+    the format reads and the file lacks.
     """
     lost = [one for one in unused if one.changes_learning]
     if not lost or on_unused is OnUnused.IGNORE:
@@ -135,11 +144,24 @@ def refuse_unused(
     shown = "; ".join(_in_words(one, rows, place) for one in lost[:_FIELDS_IN_MESSAGE])
     more = f"; and {len(lost) - _FIELDS_IN_MESSAGE} more fields" if len(lost) > _FIELDS_IN_MESSAGE else ""
     them = "these fields" if len(lost) > 1 else "this field"
+    column_map = _mapped(lost, free_columns)
+    unsupported = "" if len(column_map) == len(lost) else " That is not supported yet."
+    learn = f"To learn it: column_map={json.dumps(column_map, ensure_ascii=False)}. " if column_map else ""
     raise FieldsUnused(
-        f"Nothing would be learned from {shown}{more}. That is not supported yet.",
+        f"Nothing would be learned from {shown}{more}.{unsupported}",
         unused_fields=[one.as_record() for one in lost],
-        hint=f"Remove {them}, or train without {'them' if len(lost) > 1 else 'it'}: on_unused=ignore.",
+        hint=f"{learn}Remove {them}, or train without {'them' if len(lost) > 1 else 'it'}: on_unused=ignore.",
     )
+
+
+def _mapped(lost: Sequence[UnusedField], free_columns: Sequence[str]) -> dict[str, str]:
+    """Returns a column map with which some of the fields are learned."""
+    column_map: dict[str, str] = {}
+    for one in lost:
+        column = _COLUMNS.get(one.meaning) if one.meaning and "[]." not in one.field else None
+        if column in free_columns and column is not None:
+            column_map.setdefault(column, one.field)
+    return column_map
 
 
 def describe_unused(unused: Sequence[UnusedField]) -> str:

@@ -154,7 +154,7 @@ FILES: dict[str, tuple[bytes, Taken | Refused]] = {
     # Parts of the question
     "Dolly, a context": (
         jsonl([{"instruction": "q", "context": "k", "output": "a"}]),
-        Refused("'context' (a part of the question)"),
+        Refused('question) in 1 of 1 rows (line 1). To learn it: column_map={"input": "context"}. Remove'),
     ),
     "Parquet, documents": (
         parquet("SELECT 'p' AS prompt, 'c' AS completion, ['d'] AS documents"),
@@ -179,6 +179,42 @@ FILES: dict[str, tuple[bytes, Taken | Refused]] = {
     "Alpaca, history": (
         jsonl([ALPACA | {"history": [["q1", "a1"], ["q2", "a2"]], "system": "s"}]),
         Taken(turns("q1", "a1", "q2", "a2", "q", "a", system="s")),
+    ),
+    "Alpaca, history of messages": (
+        jsonl(
+            [ALPACA | {"history": [said("system", "s"), ASKED[0], said("assistant", "a1", weight=0, id=1)]}]
+        ),
+        Taken(turns("q", "a1", "q", "a", system="s", unlearned=1), ["history[].id"]),
+    ),
+    "Alpaca, history that ends with a question": (
+        jsonl([ALPACA | {"history": [ASKED[0]]}]),
+        Refused("message 2 must be from the assistant, found 'user'"),
+    ),
+    "Alpaca, system_prompt": (
+        jsonl([ALPACA | {"system_prompt": "be kind"}]),
+        Taken(turns("q", "a", system="be kind")),
+    ),
+    "a developer's prompt": (
+        chat(*ASKED, developer="s"),
+        Refused('(line 1). To learn it: column_map={"system": "developer"}. Remove'),
+    ),
+    "a developer's prompt and tools": (
+        chat(*ASKED, developer="s", tools=[TOOL]),
+        Refused('That is not supported yet. To learn it: column_map={"system": "developer"}. Remove'),
+    ),
+    "two system prompts": (chat(*ASKED, system="s", system_prompt="t"), Refused("'system_prompt' (a system")),
+    "Parquet, system_prompt in some rows": (
+        parquet(
+            "SELECT 'q' AS instruction, 'a' AS output, NULL AS system, "
+            "repeat('s', 100) AS system_prompt, '' AS systemInstruction"
+        ),
+        Taken(turns("q", "a", system="s" * 100), ["systemInstruction"]),
+    ),
+    "a system prompt without a chat": (
+        jsonl([{"text": "t", "system_prompt": "s"}]),
+        Refused(
+            "'system_prompt' (a system prompt) in 1 of 1 rows (line 1). That is not supported yet. Remove"
+        ),
     ),
     "Alpaca, a rendered text": (
         jsonl([ALPACA | {"text": "Below is …"}]),
@@ -362,6 +398,5 @@ def test_a_file_is_learned_or_named_or_refused(content: bytes, outcome: Taken | 
 def test_the_turns_of_gemini_are_understood_where_a_map_names_them() -> None:
     contents = [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]
     upload = inspected(jsonl([{"contents": contents, "systemInstruction": "s"}]), {"messages": "contents"})
-    assert upload.rows == [(1, QA)]
-    with pytest.raises(DatasetInvalid, match=r"'systemInstruction' \(a system prompt\)"):
-        refuse_fields(upload.found)
+    assert upload.rows == [(1, turns("q", "a", system="s"))]
+    refuse_fields(upload.found)

@@ -193,7 +193,8 @@ def test_each_format_is_detected_and_parsed(record: dict[str, Any], row: Row) ->
         ),
         (
             {"instruction": "q", "output": "a", "history": "then"},
-            "'history' must be a list of [question, answer] pairs: not valid JSON: Expecting value at "
+            "'history' must be a list of [question, answer] pairs, or of messages: not valid JSON: "
+            "Expecting value at "
             "column 1.",
         ),
         ({"instruction": "q", "input": 1, "output": "a"}, "'input' must be text, found a number."),
