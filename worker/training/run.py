@@ -90,9 +90,7 @@ def train(attempt: TrainingAttempt) -> None:
         request.spec.training, description.read_context_length(folder)
     )
     model = description.build_empty(folder)
-    if location.has_weights(folder):
-        checkpoint_weights.check_stored(folder, model)
-    planned = check_model(attempt, model, tokenizer)
+    planned = check_model(attempt, folder, model, tokenizer)
     rows = prepare_rows(attempt, tokenizer, folder, max_length, model_shape.count_embedding_rows(model))
     folder = location.add_weights(request.spec.base_model, folder, request.models_folder, attempt.say)
 
@@ -144,9 +142,9 @@ def train(attempt: TrainingAttempt) -> None:
 
 
 def check_model(
-    attempt: TrainingAttempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    attempt: TrainingAttempt, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> batch_size.PlannedJob:
-    """What is known of the job before the weights are there; warns of what the model's structure says.
+    """What is known of the job before the weights are loaded; warns of what the model's structure says.
 
     The base model is on the meta device; it gets the adapter. Raises ModelUnreadable, BadTarget,
     InvalidRequest.
@@ -154,6 +152,8 @@ def check_model(
     spec = attempt.request.spec
     for finding in model_checks.check_model(model, spec, tokenizer):
         attempt.warn(finding.code, finding.message)
+    if location.has_weights(folder):
+        checkpoint_weights.check_stored(folder, model)
     planned = batch_size.PlannedJob.read(spec, attempt.device, model, attempt.request.path)
     if planned.serving_obstacles:
         attempt.say(serving_path.explain(planned.serving_obstacles))
