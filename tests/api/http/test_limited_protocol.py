@@ -346,4 +346,5 @@ def test_a_closed_connection_whose_client_takes_bytes_slowly_delivers_them_all(c
             taken += len(client.recv(1 << 18))
             runner.run(asyncio.sleep(0))
         protocol.check(0.0, 59.0)
+    runner.run(asyncio.sleep(0))  # the socket is closed
     assert taken + len(read_all(client)) == 4 << 20
