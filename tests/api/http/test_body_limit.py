@@ -107,6 +107,14 @@ def test_a_json_body_of_too_many_parts_is_never_parsed(
     assert "more than 10,000 parts" in answer.content.decode()
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32-le"])
+def test_the_parts_of_a_json_body_are_counted_in_any_encoding(client: TestClient, encoding: str) -> None:
+    # One byte of U+2200 is a quote in UTF-8.
+    body = '["\u2200",' + ",".join(["{}"] * 11_000) + "]"
+    answer = client.post("/jobs", content=body.encode(encoding), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
 def test_text_may_hold_any_number_of_brackets_commas_and_quotes(client: TestClient) -> None:
     text = '{"a": [1, 2, \\"3\\"]}, ' * 20_000
     body = {"url": "https://8.8.8.8/", "name": text}
