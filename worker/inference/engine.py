@@ -8,9 +8,8 @@ behind Runner, clients behind `deliver`.
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -31,26 +30,15 @@ from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
 from worker.inference.engine_state import describe, urgent_part
 from worker.inference.failures import BaseModelBusy, EngineStopping, ModelUnsupported, failed
+from worker.inference.loop_health import ADAPTER_SECONDS, UNLOAD_SECONDS, LoopHealth
 from worker.inference.speeds import Speeds
 
 _PAUSE_GRACE_SECONDS = 5.0
-# How long the loop may not move: between steps, and while it reads an adapter or frees a model's memory.
-_MOVING_SECONDS = 10.0
-_ADAPTER_SECONDS = 300.0
-_UNLOAD_SECONDS = 120.0
 _PAUSED_RETRY_AFTER_SECONDS = 30
 _BUSY_RETRY_AFTER_SECONDS = 30
 
 Deliver = Callable[[list[tuple[Sequence, Reply]]], None]
 LoadRunner = Callable[[BaseModelRef], Runner]
-
-
-@dataclass(frozen=True)
-class _Phase:
-    """What the loop does now: how long that may take, and when it began."""
-
-    limit_seconds: float
-    began_at: float
 
 
 @dataclass(frozen=True)
@@ -96,10 +84,7 @@ class Engine:
         self.reserved_bytes = 0
         self._speeds = Speeds()
         self._last_summary: object = None
-        # When the loop was asked for a sign that it has not given yet.
-        self._asked_at: float | None = None
-        # Replaced as a whole: `health` reads it in another thread.
-        self._phase = _Phase(_MOVING_SECONDS, clock())
+        self._health = LoopHealth(self._commands.put, clock)
         self.state = EngineState()
 
     @property
@@ -114,16 +99,12 @@ class Engine:
 
     def health(self) -> EngineHealth:
         """Whether the loop moves; asks it for a sign. Called in one thread only, which may be another one."""
-        asked_at, phase = self._asked_at, self._phase
-        if asked_at is None:
-            asked_at = self._asked_at = self._clock()
-            self._commands.put(self._give_sign)
+        silence = self._health.measure()
         return EngineHealth(
             running=self.running_count,
             waiting=self.waiting_count,
-            # What the loop did before has had a limit of its own.
-            silent_seconds=self._clock() - max(asked_at, phase.began_at),
-            limit_seconds=phase.limit_seconds,
+            silent_seconds=silence.seconds,
+            limit_seconds=silence.limit_seconds,
             is_loading=self._loading is not None,
         )
 
@@ -176,7 +157,7 @@ class Engine:
             self._start_waiting()
             for executor in self._executors:
                 if executor.has_work:
-                    with self._taking(executor.step_seconds):
+                    with self._health.taking(executor.step_seconds):
                         executor.step()
         except RunnerBroken:
             self._fail_all()
@@ -192,18 +173,6 @@ class Engine:
             # An engine that stops does not wait for a base model that is being loaded.
             or (self._loading is not None and not isinstance(self._refusal, EngineStopping))
         )
-
-    def _give_sign(self) -> None:
-        self._asked_at = None
-
-    @contextmanager
-    def _taking(self, seconds: float) -> Iterator[None]:
-        """Allow what is done in the context to take so long."""
-        before, self._phase = self._phase, _Phase(seconds, self._clock())
-        try:
-            yield
-        finally:
-            self._phase = _Phase(before.limit_seconds, self._clock())
 
     def _run_commands(self) -> None:
         while not self._commands.empty():
@@ -355,14 +324,14 @@ class Engine:
         self._scheduler.close(executor.batch)
 
     def _close(self, executor: BatchExecutor) -> None:
-        with self._taking(_UNLOAD_SECONDS):
+        with self._health.taking(UNLOAD_SECONDS):
             executor.close()
         self._executors.remove(executor)
 
     def _start_waiting(self) -> None:
         while (started := self._scheduler.start_next()) is not None:
             executor = next(one for one in self._executors if one.batch is started.batch)
-            with self._taking(_ADAPTER_SECONDS):
+            with self._health.taking(ADAPTER_SECONDS):
                 executor.start(started)
 
     def _fail_all(self) -> None:
