@@ -27,20 +27,21 @@ from worker.models.files.description import MODEL_HINT, build_empty, read_config
 from worker.models.files.reading import reading
 from worker.models.nf4_roundtrip import check_kernel, round_weight
 
-# Layers whose weights the family's code in transformers reads or changes itself (5.23), by model type.
-_NEVER_QUANTIZED = {
-    **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
-    "gemma3n_text": ("prediction_coefs", "correction_coefs"),
-}
+# Layers whose weights transformers reads without calling the layer (5.23), by model type.
+NEVER_CALLED = dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",))
+# Those, and layers whose weights transformers changes.
+_NEVER_QUANTIZED = {**NEVER_CALLED, "gemma3n_text": ("prediction_coefs", "correction_coefs")}
 
 
 def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> PreTrainedModel:
     """The base model as training uses it: 4-bit or not, frozen, on the device. Raises ModelUnreadable."""
     bits = quantization_config(quantization, device) if quantization.load_in_4bit else None
     config = read_config(folder)
-    if bits and config.get_text_config().model_type in _NEVER_QUANTIZED:
-        bits.llm_int8_skip_modules = _list_unquantized(build_empty(folder))
     prequantized.check(config, folder.name)
+    is_quantized = bits is not None or prequantized.find_format(config) is not None
+    empty = build_empty(folder) if is_quantized else None
+    if bits and empty is not None and config.get_text_config().model_type in _NEVER_QUANTIZED:
+        bits.llm_int8_skip_modules = _list_unquantized(empty)
     dtype = compute_dtype(quantization, device)
     options, is_unfinished = prequantized.loading_options(config, bits)
     with reading(f"The base model {folder.name!r}", hint=MODEL_HINT):
@@ -58,10 +59,7 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
             },
         )
         model: PreTrainedModel = loaded[0]
-        is_quantized = bool(options)
-        other_shapes = (
-            checkpoint_weights.find_other_shapes(model, build_empty(folder)) if is_quantized else []
-        )
+        other_shapes = checkpoint_weights.find_other_shapes(model, empty) if empty is not None else []
         checkpoint_weights.check_loaded(loaded[1], folder, model, other_shapes)
         if prequantized.is_dequantized(config):
             prequantized.cast_bfloat16(model, dtype)

@@ -18,11 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from app.core.errors.jobs import BadTarget
 from app.core.specs.job import JobSpec, LoraSpec
-from worker.models.base_model import linears_to_quantize
+from worker.models.base_model import NEVER_CALLED, linears_to_quantize
 
 ALL_LINEAR = "all-linear"
-# Layers whose weights transformers reads without calling the layer (5.23), by model type.
-_NEVER_CALLED = dict.fromkeys(("mamba", "falcon_mamba", "jamba"), "dt_proj")
 TARGET_HINT = (
     'Set lora.target_modules to names of linear layers, as in ["q_proj", "v_proj"], or to "all-linear".'
 )
@@ -114,10 +112,11 @@ def _is_router(module: nn.Module) -> bool:
 
 def _is_taken(model: PreTrainedModel, path: str) -> bool:
     """Whether PEFT puts LoRA on a linear layer of this name in such a model, and it has an effect there."""
-    if path.rpartition(".")[2] == _NEVER_CALLED.get(model.config.model_type):
+    name = path.rpartition(".")[2]
+    if name in NEVER_CALLED.get(model.config.model_type, ()):
         return False
     try:
-        _check_lora_target_modules_mamba(LoraConfig(), model, path.rpartition(".")[2])
+        _check_lora_target_modules_mamba(LoraConfig(), model, name)
     except ValueError:
         return False
     return True
