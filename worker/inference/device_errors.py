@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from app.core.errors.jobs import OutOfMemory
-from worker.models.device import Device
+from worker.models.device import Device, is_out_of_memory
 
 
 @contextlib.contextmanager
@@ -14,13 +14,12 @@ def memory_errors() -> Iterator[None]:
     """Raise OutOfMemory in the place of the errors that torch raises for it."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise OutOfMemory("The GPU has no memory left for this request.") from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise OutOfMemory("The machine has no memory left for this request.") from error
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        raise OutOfMemory("There is no memory left for this request.") from error
 
 
 def is_usable(device: Device) -> bool:

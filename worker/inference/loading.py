@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -14,9 +15,9 @@ from worker.inference.batching.executor import Runner
 from worker.inference.general.runner import GeneralRunner
 from worker.inference.model.runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
 from worker.models import base_model
-from worker.models.device import Device, free_memory_bytes
+from worker.models.device import Device, free_memory_bytes, is_out_of_memory
 from worker.models.files import description, location
-from worker.models.files.fingerprint import read_header, reading_weights
+from worker.models.files.fingerprint import read_headers
 from worker.models.files.reading import reading
 from worker.processes.reports import EngineRequest
 
@@ -40,10 +41,12 @@ def load_runner(
         with reading(f"The base model {reference.name!r}", hint=description.MODEL_HINT):
             load = _load_general if reference.path is ServingPath.GENERAL else _load_paged
             return load(request, device, folder, reference.quantization, reserved_bytes)
-    except torch.OutOfMemoryError:
-        reason = OutOfMemory(f"The device has no memory left for the base model {reference.name!r}.")
     except OutOfMemory as error:
         reason = OutOfMemory(error.message, hint=error.hint)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = OutOfMemory(f"There is no memory left for the base model {reference.name!r}.")
     # A new error: the traceback of the first one would keep the loaded tensors alive.
     gc.collect()
     if device.is_cuda:
@@ -136,15 +139,9 @@ def unreserved_bytes(device: Device, reserved_bytes: int) -> int:
 
 
 def _dequantized_bytes(folder: Path, quantization: QuantizationSpec, device: Device) -> int:
-    # Some folders hold the weights twice: the second time in the layout of another library.
-    files = list(folder.glob("model*.safetensors")) or list(folder.glob("*.safetensors"))
-    with reading_weights(folder):
-        return sum(map(_count_weights, files)) * base_model.compute_dtype(quantization, device).itemsize
-
-
-def _count_weights(path: Path) -> int:
     # Bytes without a sign hold two weights of 4 bits each, in files that are quantized already.
-    return sum(
-        torch.Size(tensor.shape).numel() * (2 if tensor.type == "U8" else 1)
-        for tensor in read_header(path).values()
+    weights = sum(
+        math.prod(tensor.shape) * (2 if tensor.type == "U8" else 1)
+        for tensor in read_headers(folder).values()
     )
+    return weights * base_model.compute_dtype(quantization, device).itemsize
