@@ -15,13 +15,10 @@ import torch
 from safetensors import safe_open
 
 from app.core.errors.base_models import ModelUnreadable
-from worker.models.files.fingerprint import reading_weights
-from worker.models.files.reading import read_json_object
+from worker.models.files.fingerprint import INDEX_FILE, find_files, reading_weights
 
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class SafetensorsCheckpoint:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         with reading_weights(folder):
-            for path in _find_files(folder):
+            for path in find_files(folder):
                 self._read_header(path)
         if not self._files:
             raise ModelUnreadable(f"There are no safetensors in {folder.name!r}.")
@@ -92,15 +89,6 @@ class SafetensorsCheckpoint:
                     raise ValueError(f"{name} is of type {view.get_dtype()}, not a floating-point number")
                 self._files[name] = path
                 self._shapes[name] = tuple(view.get_shape())
-
-
-def _find_files(folder: Path) -> list[Path]:
-    index = folder / INDEX_FILE
-    if index.is_file():
-        names = read_json_object(index)["weight_map"].values()
-        return [folder / name for name in dict.fromkeys(names)]
-    single = folder / SINGLE_FILE
-    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def split_into_shards(

@@ -20,6 +20,7 @@ from app.core.errors.exports import ExportUnsupported
 from worker.exports.adapter_weights import AdapterWeights
 from worker.exports.checkpoint import SafetensorsCheckpoint, TensorSpec, write_checkpoint
 from worker.models.base_model import linears_to_quantize
+from worker.models.files import prequantized
 from worker.models.files.description import build_empty
 from worker.models.nf4_roundtrip import check_kernel, round_rows, rows_at_a_time
 from worker.models.peft_adapters import LoraUpdate
@@ -64,7 +65,7 @@ def read_shape(folder: Path) -> BaseShape:
     """
     model = build_empty(folder)
     config = model.config
-    if getattr(config, "quantization_config", None):
+    if prequantized.find_format(config) is not None:
         raise ExportUnsupported(
             f"The base model {folder.name!r} holds quantized weights, into which nothing can be merged.",
             hint="Train on the 16-bit model it was made from; or export the adapter alone.",

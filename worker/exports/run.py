@@ -28,6 +28,7 @@ from worker.exports.agreement import find_threshold
 from worker.exports.formats import ExportInputs, ProducedFiles
 from worker.exports.prompts import collect_prompts
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest
+from worker.models.device import is_out_of_memory
 from worker.models.files import fingerprint, location
 from worker.models.files.error_text import describe
 from worker.processes.child import ParentLink
@@ -228,7 +229,7 @@ def _explain(error: Exception, folder: Path) -> TunesmithError:
     # The disk is checked before the files are removed: torch.save reports only that writing failed.
     if isinstance(error, DiskFull) or is_disk_full(folder):
         return ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return OutOfMemory("The machine has no memory left.", hint="Free some memory, then retry.")
     return ExportFailure(f"The export failed: {describe(error)}.", hint="See the worker's log of exports.")
 

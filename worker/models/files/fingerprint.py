@@ -21,7 +21,7 @@ from worker.models.files.reading import read_json_object, reading
 
 _METHOD = "sampled-1"
 _SAMPLE_BYTES = 4096
-_INDEX = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _KEY = "base_weights"
 
@@ -69,8 +69,8 @@ def find_files(folder: Path) -> list[Path]:
     """
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
-    if (folder / _INDEX).is_file():
-        names = read_json_object(folder / _INDEX)["weight_map"].values()
+    if (folder / INDEX_FILE).is_file():
+        names = read_json_object(folder / INDEX_FILE)["weight_map"].values()
         return [folder / name for name in dict.fromkeys(names)]
     return sorted(folder.glob("*.safetensors"))
 
