@@ -21,7 +21,7 @@ from app.api.openai.parameters import (
     allow_only,
     reject_parameter,
 )
-from app.api.openai.responses import CompletionPlan, OpenAIUsage, respond
+from app.api.openai.responses import CompletionPlan, OpenAICompletion, respond
 from app.core.engine.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
 from app.core.storage.ids import new_id
 
@@ -138,18 +138,11 @@ class ChatChoice(BaseModel):
     )
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(OpenAICompletion):
     """The answers to a conversation."""
 
-    id: str = Field(description="Names this completion.")
     object: Literal["chat.completion"] = Field("chat.completion", description="Always `chat.completion`.")
-    created: int = Field(description="When it was asked for, in seconds since 1970.")
-    model: str = Field(description="`model` as it was asked for.")
     choices: list[ChatChoice] = Field(description="The answers.")
-    usage: OpenAIUsage = Field(description="Tokens read and made.")
-    system_fingerprint: str = Field(
-        description="How the base model's weights were quantized.", examples=["nf4-auto"]
-    )
 
 
 class _ChatRenderer:
@@ -195,18 +188,7 @@ async def create_chat_completion(
 ) -> object:
     """Go on with a conversation, rendered with the model's chat template."""
     plan = await to_thread.run_sync(_plan, services, body)
-
-    def make_whole(choices: list[ChatChoice], usage: OpenAIUsage) -> ChatCompletion:
-        return ChatCompletion(
-            id=plan.id,
-            created=plan.created,
-            model=body.model,
-            choices=choices,
-            usage=usage,
-            system_fingerprint=plan.fingerprint,
-        )
-
-    return await respond(plan, _ChatRenderer(), make_whole, request=request, services=services)
+    return await respond(plan, _ChatRenderer(), ChatCompletion, request=request, services=services)
 
 
 def _plan(services: Services, body: ChatBody) -> CompletionPlan:

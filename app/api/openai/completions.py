@@ -20,7 +20,7 @@ from app.api.openai.parameters import (
     allow_only,
     reject_parameter,
 )
-from app.api.openai.responses import CompletionPlan, OpenAIUsage, respond
+from app.api.openai.responses import CompletionPlan, OpenAICompletion, respond
 from app.core.engine.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
 from app.core.storage.ids import new_id
 
@@ -62,7 +62,7 @@ class CompletionBody(CommonBody):
     response_format: ResponseFormat | None = Field(
         None, description="Not OpenAI's here. What the answer must look like, as in chat."
     )
-    best_of: int | None = Field(None, ge=1, le=128, description="Only what `n` is.")
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Only what `n` is.")
     echo: MustBeFalse = Field(None, description="Only false.")
     suffix: Annotated[Any, allow_only("")] = Field(None, description="Only null or empty.")
 
@@ -92,18 +92,11 @@ class CompletionChoice(BaseModel):
     )
 
 
-class TextCompletion(BaseModel):
+class TextCompletion(OpenAICompletion):
     """How texts go on."""
 
-    id: str = Field(description="Names this completion.")
     object: Literal["text_completion"] = Field("text_completion", description="Always `text_completion`.")
-    created: int = Field(description="When it was asked for, in seconds since 1970.")
-    model: str = Field(description="`model` as it was asked for.")
     choices: list[CompletionChoice] = Field(description="The answers.")
-    usage: OpenAIUsage = Field(description="Tokens read and made.")
-    system_fingerprint: str = Field(
-        description="How the base model's weights were quantized.", examples=["nf4-auto"]
-    )
 
 
 class _CompletionRenderer:
@@ -152,18 +145,7 @@ async def create_completion(
 ) -> object:
     """Go on from a text, or from several, without a chat template."""
     plan = await to_thread.run_sync(_plan, services, body)
-
-    def make_whole(choices: list[CompletionChoice], usage: OpenAIUsage) -> TextCompletion:
-        return TextCompletion(
-            id=plan.id,
-            created=plan.created,
-            model=body.model,
-            choices=choices,
-            usage=usage,
-            system_fingerprint=plan.fingerprint,
-        )
-
-    return await respond(plan, _CompletionRenderer(), make_whole, request=request, services=services)
+    return await respond(plan, _CompletionRenderer(), TextCompletion, request=request, services=services)
 
 
 def _plan(services: Services, body: CompletionBody) -> CompletionPlan:

@@ -34,6 +34,19 @@ class OpenAIUsage(BaseModel):
     total_tokens: int = Field(description="Both together.")
 
 
+class OpenAICompletion(BaseModel):
+    """What both kinds of completion have besides their choices."""
+
+    id: str = Field(description="Names this completion.")
+    object: str
+    created: int = Field(description="When it was asked for, in seconds since 1970.")
+    model: str = Field(description="`model` as it was asked for.")
+    usage: OpenAIUsage = Field(description="Tokens read and made.")
+    system_fingerprint: str = Field(
+        description="How the base model's weights were quantized.", examples=["nf4-auto"]
+    )
+
+
 ChoiceT = TypeVar("ChoiceT", covariant=True)
 
 
@@ -73,9 +86,14 @@ class CompletionPlan:
         return [request for prompt in self.prompts for request in repeat(prompt, count)]
 
     @property
-    def fingerprint(self) -> str:
-        """The backend's configuration, as far as answers depend on it."""
-        return self.target.base_model.quantization.label
+    def head(self) -> dict[str, Any]:
+        """The fields that the response, or each chunk of its stream, begins with."""
+        return {
+            "id": self.id,
+            "created": self.created,
+            "model": self.body.model,
+            "system_fingerprint": self.target.base_model.quantization.label,
+        }
 
     def usage(self, finished: Sequence[Finished]) -> OpenAIUsage:
         """The tokens of all choices together."""
@@ -87,26 +105,26 @@ class CompletionPlan:
 async def respond(
     plan: CompletionPlan,
     renderer: ChoiceRenderer[ChoiceT],
-    make_whole: Callable[[list[ChoiceT], OpenAIUsage], BaseModel],
+    whole: Callable[..., OpenAICompletion],
     *,
     request: Request,
     services: Services,
 ) -> object:
-    """The whole response or the stream. A client that disconnects cancels the engine's requests."""
+    """The stream, or the response that `whole` makes. A client that disconnects cancels the requests."""
     answers = Answers(services.engines, plan.target.engine, plan.requests)
     is_stream = plan.body.stream
     try:
         if is_stream and await unless_disconnected(request, answers.begin()):
             return EventStream(_events(plan, renderer, answers), answers)
-        whole = None if is_stream else await unless_disconnected(request, collect(answers))
+        found = None if is_stream else await unless_disconnected(request, collect(answers))
     except BaseException:
         await answers.close()
         raise
     await answers.close()
-    if not whole:
+    if not found:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    choices = [renderer.whole(index, answer) for index, answer in enumerate(whole)]
-    return make_whole(choices, plan.usage([answer.finished for answer in whole]))
+    choices = [renderer.whole(index, answer) for index, answer in enumerate(found)]
+    return whole(**plan.head, choices=choices, usage=plan.usage([answer.finished for answer in found]))
 
 
 async def _events(
@@ -138,14 +156,7 @@ async def _events(
 
 
 def _chunk(plan: CompletionPlan, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> str:
-    content: dict[str, Any] = {
-        "id": plan.id,
-        "object": plan.object,
-        "created": plan.created,
-        "model": plan.body.model,
-        "system_fingerprint": plan.fingerprint,
-        "choices": choices,
-    }
+    content = {**plan.head, "object": plan.object, "choices": choices}
     if plan.body.includes_usage:
         content["usage"] = usage
     return _event(content)
