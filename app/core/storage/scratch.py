@@ -6,7 +6,6 @@ data folder. Where the file system has no `flock`, a folder has no lock and is n
 """
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -25,11 +24,15 @@ _FOLDER = "scratch"
 _LOCK = ".lock"
 _UNNAMED_LOCK = ".lock-new"
 _NAME = re.compile(r"\d+-[a-z0-9_]{8}")
-# Earlier versions made these in the data folder itself, without a lock. Their names end as `tempfile` ends
-# them; one without a digit or without a letter may as well be a date or a word, and so be a user's own.
+# Earlier versions made these in the data folder itself, without a lock: names by kind and permissions. Names end
+# as `tempfile` ends them; one without a digit or without a letter may as well be a date or a word, and so be a
+# user's own.
 _RANDOM = r"(?=[a-z_]*\d)(?=[\d_]*[a-z])[a-z0-9_]{8}"
-_EARLIER_FOLDER = re.compile(rf"(import|backup|restore|rows)-{_RANDOM}")
-_EARLIER_FILE = re.compile(rf"upload-{_RANDOM}\.jsonl|unpacked-{_RANDOM}")
+_EARLIER = {
+    stat.S_IFDIR | 0o700: re.compile(rf"(import|backup|restore|rows)-{_RANDOM}"),
+    stat.S_IFREG | 0o600: re.compile(rf"upload-{_RANDOM}\.jsonl|unpacked-{_RANDOM}"),
+}
+_KIND_AND_PERMISSIONS = 0o170777
 _EARLIER_SECONDS = 24 * 3600
 
 
@@ -160,13 +163,11 @@ def _is_abandoned(folder: Path) -> bool:
 
 def _is_of_earlier_version(path: Path) -> bool:
     """Whether an earlier version made this with `tempfile`, more than a day ago and as this user."""
-    is_folder, is_file = _EARLIER_FOLDER.fullmatch(path.name), _EARLIER_FILE.fullmatch(path.name)
-    if not is_folder and not is_file:
-        return False
     found = path.lstat()
+    name = _EARLIER.get(found.st_mode & _KIND_AND_PERMISSIONS)
     return (
-        (stat.S_ISDIR(found.st_mode) if is_folder else stat.S_ISREG(found.st_mode))
-        and found.st_mode & 0o777 == (0o700 if is_folder else 0o600)
+        name is not None
+        and name.fullmatch(path.name) is not None
         and found.st_uid == os.geteuid()
         and found.st_mtime < time.time() - _EARLIER_SECONDS
     )
@@ -179,11 +180,8 @@ def _remove_folder(folder: Path) -> None:
     """
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path)
         elif path.name != _LOCK:
-            with contextlib.suppress(OSError):
-                path.unlink()
-    if any(path.name != _LOCK for path in folder.iterdir()):
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+            path.unlink(missing_ok=True)
     (folder / _LOCK).unlink(missing_ok=True)
     folder.rmdir()
