@@ -9,16 +9,8 @@ import time
 import uvicorn
 import uvloop
 
-from app.core.engine.messages import (
-    EngineHealth,
-    EngineState,
-    Finished,
-    GenerateRequest,
-    Reply,
-    Timings,
-    TokenDelta,
-    Usage,
-)
+from app.core.engine.messages import Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
+from app.core.engine.state import EngineHealth, EngineState
 from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.service import Clients, Service
 from worker.processes.child import ParentLink

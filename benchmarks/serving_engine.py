@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.core.engine.messages import BaseModelRef, Finished, Reply, Sampling
+from app.core.engine.messages import BaseModelRef, Finished, Reply
+from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from benchmarks.serving_inputs import prompts
 from benchmarks.timings import summarize

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from app.core.engine.messages import BaseModelRef, Finished, Reply, Sampling, ServingPath
+from app.core.engine.messages import BaseModelRef, Finished, Reply, ServingPath
+from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.batching.executor import Runner

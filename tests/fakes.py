@@ -10,7 +10,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.engine import workers
-from app.core.engine.messages import EngineState, Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
+from app.core.engine.messages import Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
+from app.core.engine.state import EngineState
 from app.core.engine.workers import WorkerReport
 from app.core.storage.database import Database
 

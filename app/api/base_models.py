@@ -9,8 +9,8 @@ from app.api.deps import ServicesDep
 from app.api.schemas import Page
 from app.core.engine import base_models, workers
 from app.core.engine.base_models import LocalModel
-from app.core.engine.messages import EngineState
 from app.core.engine.serving import Serving, find_serving
+from app.core.engine.state import EngineState
 
 State = Literal["loaded", "loading", "on_disk", "on_hub"]
 

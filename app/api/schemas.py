@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field
 
-from app.core.engine.messages import EngineState
+from app.core.engine.state import EngineState
 from app.core.storage import tables
 
 Item = TypeVar("Item")

@@ -21,8 +21,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 from app.core.datasets.inspection import inspect
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import DatasetFormat
-from app.core.engine.messages import AdapterRef, BaseModelRef, ChatMessage, Failed, GenerateRequest, Sampling
+from app.core.engine.messages import AdapterRef, BaseModelRef, ChatMessage, Failed, GenerateRequest
 from app.core.engine.preflight import DatasetRef, Preflight, PreflightRequest
+from app.core.engine.sampling import Sampling
 from app.core.jobs.events import Log, Warn
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec

@@ -3,15 +3,8 @@ from datetime import UTC, datetime
 
 from fastapi.testclient import TestClient
 
-from app.core.engine.messages import (
-    BaseModelRef,
-    EngineState,
-    LoadingBase,
-    ServedBase,
-    ServedPath,
-    ServingPath,
-    WaitingRequests,
-)
+from app.core.engine.messages import BaseModelRef, ServingPath
+from app.core.engine.state import EngineState, LoadingBase, ServedBase, ServedPath, WaitingRequests
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.database import Database

@@ -9,14 +9,8 @@ from starlette.responses import PlainTextResponse
 
 from app.api.generate import engine_client
 from app.core.engine import workers
-from app.core.engine.messages import (
-    BaseModelRef,
-    EngineHealth,
-    EngineState,
-    LoadingBase,
-    ServedBase,
-    WaitingRequests,
-)
+from app.core.engine.messages import BaseModelRef
+from app.core.engine.state import EngineHealth, EngineState, LoadingBase, ServedBase, WaitingRequests
 from app.core.engine.workers import WorkerReport
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec

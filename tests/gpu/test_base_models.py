@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core.engine.messages import BaseModelRef, Finished, Sampling
+from app.core.engine.messages import BaseModelRef, Finished
+from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from tests.worker.inference.fakes import Mailbox
 from worker.inference.batching.scheduler import Scheduler

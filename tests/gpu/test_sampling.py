@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.core.engine.messages import Sampling
+from app.core.engine.sampling import Sampling
 from worker.inference.sampling.sampler import Sampler
 
 VOCABULARY = 1000

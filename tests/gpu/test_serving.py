@@ -8,7 +8,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from app.core.engine.messages import BaseModelRef, Sampling
+from app.core.engine.messages import BaseModelRef
+from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox

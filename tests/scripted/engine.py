@@ -10,7 +10,7 @@ import re
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from app.core.engine.messages import EngineHealth, EngineState
+from app.core.engine.state import EngineHealth, EngineState
 from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest, Listening
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.core.engine import workers
-from app.core.engine.messages import EngineState
+from app.core.engine.state import EngineState
 from app.core.engine.workers import WorkerReport
 from app.core.settings import Settings
 from app.core.storage.database import Database

@@ -13,15 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app.core.engine.messages import (
-    BaseModelRef,
-    EngineHealth,
-    EngineState,
-    Finished,
-    LoadingBase,
-    Reply,
-    ServingPath,
-)
+from app.core.engine.messages import BaseModelRef, Finished, Reply, ServingPath
+from app.core.engine.state import EngineHealth, EngineState, LoadingBase
 from app.core.errors import QueueFull, TunesmithError
 from app.core.errors.engine import EngineFailed, GpuTaken
 from app.core.errors.jobs import OutOfMemory

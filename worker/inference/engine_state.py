@@ -1,6 +1,7 @@
 """The state of the engine as its clients see it. Knows no torch."""
 
-from app.core.engine.messages import BaseModelRef, EngineState, ServedBase, WaitingRequests
+from app.core.engine.messages import BaseModelRef
+from app.core.engine.state import EngineState, ServedBase, WaitingRequests
 from worker.inference.batching.model_batch import ModelBatch
 from worker.inference.batching.scheduler import Scheduler
 

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
-from app.core.engine.messages import GenerateRequest, Sampling
+from app.core.engine.messages import GenerateRequest
+from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest
 from app.core.errors.base_models import ModelUnreadable
 from worker.inference.adapters.cache import AdapterCache, StoredAdapter

@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 
-from app.core.engine.messages import BaseModelRef, Finished, ServedPath, ServingPath
+from app.core.engine.messages import BaseModelRef, Finished, ServingPath
+from app.core.engine.state import ServedPath
 
 _MAX_RECORDS = 32
 # Of a new answer in the mean.

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import httpx
 from pydantic import ValidationError
 
-from app.core.engine.messages import EngineHealth, EngineState
 from app.core.engine.preflight import MemoryFit, PreflightRequest
+from app.core.engine.state import EngineHealth, EngineState
 from app.core.settings import Settings
 from worker.processes.child_process import ChildProcess
 from worker.processes.reports import EngineRequest, Listening

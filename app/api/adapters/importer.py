@@ -17,7 +17,8 @@ from app.api.generate.answers import Answers, GeneratedAnswer, Target, collect
 from app.api.generate.engine_client import EngineClient, find_engine
 from app.api.http.errors import EngineRefusal
 from app.core.adapters import imports as adapter_imports
-from app.core.engine.messages import ChatMessage, Failed, GenerateRequest, Sampling, ServingPath
+from app.core.engine.messages import ChatMessage, Failed, GenerateRequest, ServingPath
+from app.core.engine.sampling import Sampling
 from app.core.errors import TunesmithError, Unavailable
 from app.core.errors.engine import EngineFailed
 from app.core.errors.jobs import AdapterInert

@@ -5,8 +5,8 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
-from app.core.engine.messages import EngineState
 from app.core.engine.serving import Serving, find_serving
+from app.core.engine.state import EngineState
 from app.core.specs.job import QuantizationSpec
 from app.core.specs.states import AdapterState
 from app.core.storage import tables

@@ -19,7 +19,6 @@ from app.api.http.errors import EngineRefusal
 from app.core.adapters import records as adapter_records
 from app.core.engine import base_models
 from app.core.engine.messages import (
-    MAX_SEED,
     AdapterRef,
     BaseModelRef,
     Failed,
@@ -27,9 +26,9 @@ from app.core.engine.messages import (
     GenerateRequest,
     MadeToken,
     Reply,
-    Sampling,
     TokenDelta,
 )
+from app.core.engine.sampling import MAX_SEED, Sampling
 from app.core.errors import InvalidRequest
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec

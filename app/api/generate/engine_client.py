@@ -17,15 +17,8 @@ from sqlalchemy.orm import Session
 
 from app.api.generate.engine_stream import CONNECT_SECONDS, KEEPALIVE, AnswerStream, post
 from app.core.engine import workers
-from app.core.engine.messages import (
-    EngineHealth,
-    EngineState,
-    Failed,
-    GenerateRequest,
-    Reply,
-    join_deltas,
-    reply_adapter,
-)
+from app.core.engine.messages import Failed, GenerateRequest, Reply, join_deltas, reply_adapter
+from app.core.engine.state import EngineHealth, EngineState
 from app.core.errors.engine import EngineFailed, NoEngine
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec

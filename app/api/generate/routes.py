@@ -30,7 +30,8 @@ from app.api.generate.schemas import (
     StreamEndRead,
 )
 from app.api.http.errors import EngineRefusal, documented, dumps, error_content, refusal_content
-from app.core.engine.messages import Finished, GenerateRequest, Sampling, TokenDelta
+from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
+from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest, TunesmithError
 from app.core.storage.ids import new_id
 

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from app.api.generate.response_format import ResponseFormat
-from app.core.engine.messages import ChatMessage, MadeToken, Sampling, Timings, Usage
+from app.core.engine.messages import ChatMessage, MadeToken, Timings, Usage
+from app.core.engine.sampling import Sampling
 from app.core.specs.job import MODEL_NAME, QuantizationSpec
 
 _MAX_CHOICES = 128

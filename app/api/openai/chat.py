@@ -14,7 +14,6 @@ from app.api.openai.conversation import ChatMessageParam
 from app.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from app.api.openai.models import find_target
 from app.api.openai.parameters import (
-    MAX_NEW_TOKENS,
     CommonBody,
     MustBeEmpty,
     MustBeNull,
@@ -22,7 +21,8 @@ from app.api.openai.parameters import (
     reject_parameter,
 )
 from app.api.openai.responses import CompletionPlan, OpenAICompletion, respond
-from app.core.engine.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
+from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
+from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 from app.core.storage.ids import new_id
 
 router = APIRouter(prefix="/chat")

@@ -14,14 +14,14 @@ from app.api.openai.logprobs import CompletionLogprobs, CompletionLogprobsWriter
 from app.api.openai.models import find_target
 from app.api.openai.parameters import (
     MAX_CHOICES,
-    MAX_NEW_TOKENS,
     CommonBody,
     MustBeFalse,
     allow_only,
     reject_parameter,
 )
 from app.api.openai.responses import CompletionPlan, OpenAICompletion, respond
-from app.core.engine.messages import MAX_TOP_LOGPROBS, Finished, GenerateRequest, TokenDelta
+from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
+from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 from app.core.storage.ids import new_id
 
 router = APIRouter()

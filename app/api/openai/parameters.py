@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.core.engine.messages import (
+from app.core.engine.sampling import (
     MAX_LOGIT_BIAS,
     MAX_REPETITION_PENALTY,
     MAX_SEED,
@@ -21,7 +21,6 @@ from app.core.errors import InvalidRequest
 from app.core.specs.job import QuantizationSpec
 
 MAX_CHOICES = 128
-MAX_NEW_TOKENS = 32768
 
 
 def allow_only(*neutral: object) -> AfterValidator:

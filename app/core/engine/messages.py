@@ -4,33 +4,14 @@ The API POSTs a GenerateRequest to `{engine_url}/generate` with the engine's tok
 any number of TokenDelta, then one Finished or one Failed. Closing the connection cancels the work.
 """
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
+from app.core.engine.sampling import Sampling
+from app.core.engine.wire import Wire
 from app.core.specs.job import QuantizationSpec
-
-MAX_LOGIT_BIAS = 300
-MAX_TOP_LOGPROBS = 20
-# Below it a division of the scores by the temperature leaves nothing but the likeliest token.
-MIN_TEMPERATURE = 1e-5
-MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
-# The engine's integers have 64 bits.
-MAX_TOP_K = MAX_SEED = 2**63 - 1
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 10_000
-# OpenAI's number for a token of hardly any probability; JSON has no infinity.
-MIN_LOGPROB = -9999.0
-
-StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-
-
-class Wire(BaseModel):
-    """Refuses what it does not know: both sides are of one version."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ChatMessage(Wire):
@@ -38,58 +19,6 @@ class ChatMessage(Wire):
 
     role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
     content: str = Field(description="What is said.")
-
-
-class Sampling(Wire):
-    """How tokens are chosen."""
-
-    max_new_tokens: int = Field(256, ge=1, le=32768, description="Most tokens to make.")
-    temperature: float = Field(
-        0.7,
-        ge=0,
-        le=2,
-        description=f"0, or anything below {MIN_TEMPERATURE:f}: always the likeliest token (greedy).",
-    )
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="Sample from the likeliest tokens with this much probability."
-    )
-    top_k: int = Field(
-        0, ge=0, le=MAX_TOP_K, description="Sample from so many likeliest tokens; 0: from all."
-    )
-    min_p: float = Field(
-        0.0, ge=0, le=1, description="Leave out tokens less probable than this share of the likeliest one."
-    )
-    repetition_penalty: float = Field(
-        1.0,
-        ge=MIN_REPETITION_PENALTY,
-        le=MAX_REPETITION_PENALTY,
-        description="Above 1: what prompt or answer said becomes less likely.",
-    )
-    presence_penalty: float = Field(
-        0.0, ge=-2, le=2, description="Taken from the score of every token that the answer has."
-    )
-    frequency_penalty: float = Field(
-        0.0, ge=-2, le=2, description="The same, as often as the answer has the token."
-    )
-    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = Field(
-        {}, max_length=MAX_LOGIT_BIAS, description="Added to the scores of tokens, by token id."
-    )
-    logprobs: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_TOP_LOGPROBS,
-        description="Say the log-probability of each token made and of so many of the likeliest instead: the "
-        f"model's own, before bias, penalties and temperature; {MIN_LOGPROB:.0f} at least.",
-    )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
-    stop: list[StopText] = Field(
-        [], max_length=MAX_STOPS, description="Texts that end the answer; they are not part of it."
-    )
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest token is always chosen."""
-        return self.temperature < MIN_TEMPERATURE
 
 
 class AdapterRef(Wire):
@@ -225,86 +154,3 @@ def join_deltas(replies: list[Reply]) -> list[Reply]:
         else:
             joined.append(reply)
     return joined
-
-
-class ServedBase(Wire):
-    """A base model that an engine holds."""
-
-    base_model: BaseModelRef
-    weight_bits: int = Field(
-        description="4: packed as QLoRA packs them; else unpacked once, or never packed."
-    )
-    adapters: list[str] = Field([], description="Ids of the adapters loaded on it.")
-
-
-class LoadingBase(Wire):
-    """A base model that an engine is loading; until it is there, requests for it wait."""
-
-    base_model: BaseModelRef
-    since: datetime = Field(description="When loading began.")
-
-
-class WaitingRequests(Wire):
-    """How many requests wait for which base model, loaded or not."""
-
-    base_model: BaseModelRef
-    count: int = Field(description="How many.")
-
-
-class EngineHealth(Wire):
-    """Whether an engine works: each request for it asks the loop for a sign, which its next step gives."""
-
-    status: Literal["ok"] = "ok"
-    running: int = Field(0, description="Sequences that are being generated.")
-    waiting: int = Field(0, description="Sequences in the queue.")
-    silent_seconds: float = Field(
-        0.0, description="How long what the loop does now delays the sign asked for."
-    )
-    limit_seconds: float = Field(0.0, description="How long what it does now may take.")
-    is_loading: bool = Field(False, description="Whether a base model is being loaded.")
-
-    @property
-    def is_moving(self) -> bool:
-        """Whether the loop moves, or does what may take so long."""
-        return self.silent_seconds <= self.limit_seconds
-
-
-class ServedPath(Wire):
-    """How an engine has served a base model on one path since it started, whether or not it is loaded now."""
-
-    base_model: str = Field(description="A Hub id or the name of a local model.")
-    path: ServingPath = Field(description="Which code of the engine generates.")
-    reason: str | None = Field(
-        None, description="What in the base model the paged engine can't compute; null: nothing."
-    )
-    tokens_per_second: float | None = Field(
-        None, description="Tokens made a second for one request, a mean over the last answers."
-    )
-
-
-class EngineState(Wire):
-    """What the engine serves now; it stands in the worker's row."""
-
-    base_model: BaseModelRef | None = Field(None, description="The base model that was used last.")
-    adapters: list[str] = Field([], description="Ids of the adapters that are loaded, on whichever base.")
-    bases: list[ServedBase] = Field(
-        [], description="Base models that are loaded, the one used last at the end."
-    )
-    served: list[ServedPath] = Field(
-        [], description="How the base models that were used last were served, the latest at the end."
-    )
-    loading: LoadingBase | None = Field(None, description="The base model that is being loaded.")
-    waiting: list[WaitingRequests] = Field([], description="Requests that have not begun.")
-    paused_by: str | None = Field(
-        None, description="Id of the job that has the GPU, while serving is paused."
-    )
-    shares_with: str | None = Field(
-        None,
-        description="Id of the job that trains on the GPU beside serving.",
-    )
-
-    @property
-    def loaded(self) -> list[BaseModelRef]:
-        """Base models that need not be loaded, the one used last first."""
-        bases = [base.base_model for base in reversed(self.bases)]
-        return bases or ([self.base_model] if self.base_model else [])

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.core.engine.messages import Wire
 from app.core.engine.serving import Serving
+from app.core.engine.wire import Wire
 from app.core.specs.job import MODEL_NAME, JobSpec
 
 MAX_LINES = 100

@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
-from app.core.engine.messages import EngineState, ServingPath, Wire
+from app.core.engine.messages import ServingPath
+from app.core.engine.state import EngineState
+from app.core.engine.wire import Wire
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Families whose attention can't be replaced by the paged engine's; a test compares this with the engine.

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app.core.engine.messages import EngineState
+from app.core.engine.state import EngineState
 from app.core.settings import Settings
 from app.core.storage import tables
 

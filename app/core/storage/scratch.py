@@ -24,9 +24,9 @@ _FOLDER = "scratch"
 _LOCK = ".lock"
 _UNNAMED_LOCK = ".lock-new"
 _NAME = re.compile(r"\d+-[a-z0-9_]{8}")
-# Earlier versions made these in the data folder itself, without a lock: names by kind and permissions. Names end
-# as `tempfile` ends them; one without a digit or without a letter may as well be a date or a word, and so be a
-# user's own.
+# Earlier versions made these in the data folder itself, without a lock: names by kind and permissions. Names
+# end as `tempfile` ends them; one without a digit or without a letter may as well be a date or a word, and so
+# be a user's own.
 _RANDOM = r"(?=[a-z_]*\d)(?=[\d_]*[a-z])[a-z0-9_]{8}"
 _EARLIER = {
     stat.S_IFDIR | 0o700: re.compile(rf"(import|backup|restore|rows)-{_RANDOM}"),

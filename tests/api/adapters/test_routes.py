@@ -7,7 +7,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.deps import Services
-from app.core.engine.messages import EngineState, ServedPath, ServingPath
+from app.core.engine.messages import ServingPath
+from app.core.engine.state import EngineState, ServedPath
 from app.core.storage.database import Database
 from tests.factories import make_adapter
 from tests.fakes import FakeEngine

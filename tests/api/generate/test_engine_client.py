@@ -7,7 +7,8 @@ from fastapi.testclient import TestClient
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
-from app.core.engine.messages import BaseModelRef, EngineState, Failed, TokenDelta
+from app.core.engine.messages import BaseModelRef, Failed, TokenDelta
+from app.core.engine.state import EngineState
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.database import Database
 from tests.fakes import Act, FakeEngine, ServerThread

@@ -8,7 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.generate.answers import find_base_model
-from app.core.engine.messages import BaseModelRef, EngineState, Failed, MadeToken, TokenDelta
+from app.core.engine.messages import BaseModelRef, Failed, MadeToken, TokenDelta
+from app.core.engine.state import EngineState
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.database import Database

@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.deps import Services
 from app.core.engine import workers
-from app.core.engine.messages import EngineState, ServingPath, Wire
+from app.core.engine.messages import ServingPath
 from app.core.engine.preflight import (
     Chosen,
     DeviceFigures,
@@ -21,6 +21,8 @@ from app.core.engine.preflight import (
     TokenFigures,
 )
 from app.core.engine.serving import Serving
+from app.core.engine.state import EngineState
+from app.core.engine.wire import Wire
 from app.core.engine.workers import WorkerReport
 from app.core.storage.database import Database
 from tests.factories import make_dataset

@@ -8,13 +8,14 @@ from fastapi.testclient import TestClient
 
 from app.api.deps import Services
 from app.core.engine import workers
-from app.core.engine.messages import EngineState, Failed, ServedPath, ServingPath
+from app.core.engine.messages import Failed, ServingPath
 from app.core.engine.preflight import (
     PreflightRequest,
     Preview,
     PreviewRequest,
 )
 from app.core.engine.serving import Serving
+from app.core.engine.state import EngineState, ServedPath
 from app.core.engine.workers import WorkerReport
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Metrics

@@ -6,7 +6,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from app.core.engine.messages import BaseModelRef, EngineState
+from app.core.engine.messages import BaseModelRef
+from app.core.engine.state import EngineState
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.database import Database

@@ -3,7 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from app.core.engine.messages import BaseModelRef, Failed, Finished, Reply, Sampling, TokenDelta
+from app.core.engine.messages import BaseModelRef, Failed, Finished, Reply, TokenDelta
+from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
 from worker.inference.batching.sequence import AdapterHandle, Prompt, SampledToken, Sequence

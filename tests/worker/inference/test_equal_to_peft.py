@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from app.core.engine.messages import BaseModelRef, Finished, Sampling
+from app.core.engine.messages import BaseModelRef, Finished
+from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from tests.tiny_model import CONTEXT_LENGTH
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored

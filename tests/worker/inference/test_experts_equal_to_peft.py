@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from app.core.engine.messages import Finished, Sampling
+from app.core.engine.messages import Finished
+from app.core.engine.sampling import Sampling
 from tests.worker.inference.conftest import peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox, make_base
 from tests.worker.inference.general.conftest import (

@@ -13,9 +13,9 @@ from app.core.engine.messages import (
     ChatMessage,
     GenerateRequest,
     OutputSchema,
-    Sampling,
     ServingPath,
 )
+from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest, NotFound
 from app.core.errors.base_models import BaseModelChanged, ModelUnreadable
 from app.core.specs.job import QuantizationSpec

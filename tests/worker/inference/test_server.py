@@ -15,15 +15,15 @@ from app.core.engine.messages import (
     AdapterRef,
     BaseModelRef,
     ChatMessage,
-    EngineState,
     Failed,
     Finished,
     GenerateRequest,
     Reply,
-    Sampling,
     TokenDelta,
     reply_adapter,
 )
+from app.core.engine.sampling import Sampling
+from app.core.engine.state import EngineState
 from app.core.specs.job import QuantizationSpec
 from worker.processes.child_process import ChildProcess
 from worker.processes.reports import EngineRequest, Listening

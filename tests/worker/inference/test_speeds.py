@@ -1,6 +1,7 @@
 """How fast base models were on each path."""
 
-from app.core.engine.messages import Finished, ServedPath, ServingPath, Timings, Usage
+from app.core.engine.messages import Finished, ServingPath, Timings, Usage
+from app.core.engine.state import ServedPath
 from tests.worker.inference.fakes import make_base
 from worker.inference.speeds import Speeds
 

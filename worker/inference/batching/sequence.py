@@ -9,13 +9,13 @@ from app.core.engine.messages import (
     BaseModelRef,
     Finished,
     MadeToken,
-    Sampling,
     ServingPath,
     Timings,
     TokenDelta,
     TokenProbability,
     Usage,
 )
+from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest
 from worker.inference.failures import ScoresNotFinite
 from worker.inference.sampling.text_stream import Decode, Detokenizer, StopStrings, TokenBuffer

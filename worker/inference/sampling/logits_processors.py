@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from app.core.engine.messages import MAX_LOGIT_BIAS, Sampling
+from app.core.engine.sampling import MAX_LOGIT_BIAS, Sampling
 
 _WORD_BITS = 32
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from app.core.engine.messages import MIN_LOGPROB, Sampling
+from app.core.engine.sampling import MIN_LOGPROB, Sampling
 from worker.inference.batching.sequence import NO_TOKEN, SampledLogprob, SampledToken, Sequence
 from worker.inference.sampling.logits_processors import (
     FrequencyPenalties,

@@ -10,7 +10,8 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from app.core.engine.messages import Sampling, ServingPath
+from app.core.engine.messages import ServingPath
+from app.core.engine.sampling import Sampling
 from tests.worker.inference.conftest import peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox, make_base
 from worker.inference.adapters.cache import StoredAdapter

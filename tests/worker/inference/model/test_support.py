@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from app.core.engine.messages import Sampling
+from app.core.engine.sampling import Sampling
 from tests.worker.inference.fakes import Mailbox, make_base
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.core.engine.messages import MIN_LOGPROB, Sampling
+from app.core.engine.sampling import MIN_LOGPROB, Sampling
 from worker.inference.batching.sequence import NO_TOKEN
 from worker.inference.sampling.sampler import Sampler
 
