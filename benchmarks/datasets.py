@@ -23,7 +23,7 @@ from typing import Any
 
 import duckdb
 
-from app.core.datasets.inspection import inspect
+from app.core.datasets.inspector import inspect
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import read_rows
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from app.core.datasets.inspection import inspect
+from app.core.datasets.inspector import inspect
 from app.core.datasets.limits import Limits
 from app.core.jobs.events import Metrics
 from app.core.specs.job import JobSpec

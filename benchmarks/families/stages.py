@@ -18,7 +18,7 @@ from peft import PeftModel
 from pydantic import BaseModel
 from transformers import AutoTokenizer, PreTrainedModel
 
-from app.core.datasets.inspection import inspect
+from app.core.datasets.inspector import inspect
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import DatasetFormat
 from app.core.engine.messages import AdapterRef, BaseModelRef, ChatMessage, Failed, GenerateRequest

@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from app.core.datasets.inspection import Inspection, inspect_hub_table, refuse_fields, refuse_problems
+from app.core.datasets.inspection import Inspection, refuse_fields, refuse_problems
+from app.core.datasets.inspector import inspect_hub_table
 from app.core.datasets.problems import Record
 from app.core.errors import TunesmithError
 from app.core.errors.datasets import DatasetDiskFull

@@ -1,40 +1,18 @@
-"""Inspects uploads: reads every row once, checks it, and writes the usable rows in their stored form.
+"""What the inspection of an upload found, and whether the upload is refused for it."""
 
-Memory does not grow with the file. Knows no database and no network.
-"""
-
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
 
-from app.core.datasets.formats import (
-    ColumnLayout,
-    UnknownColumns,
-    check_column_map,
-    check_mapped_columns,
-    choose_layout,
-    optional_columns,
-)
-from app.core.datasets.limits import Limits, too_large, too_long
-from app.core.datasets.parsing import ParsedRow, parse_row
-from app.core.datasets.problems import BadRow, Record, quoted
-from app.core.datasets.readers.csv_files import CsvRecords, sniff_delimiter
-from app.core.datasets.readers.json_files import read_lines, read_values
-from app.core.datasets.readers.parquet_files import ParquetRecords
-from app.core.datasets.readers.sources import Container, Source, open_source
-from app.core.datasets.rows import DatasetFormat, Problem, write_row
-from app.core.datasets.unused_fields import OnUnused, UnusedField, UnusedTally, printable, refuse_unused
+from app.core.datasets.formats import optional_columns
+from app.core.datasets.readers.sources import Container
+from app.core.datasets.rows import DatasetFormat, Problem
+from app.core.datasets.unused_fields import OnUnused, UnusedField, refuse_unused
 from app.core.errors.datasets import DatasetInvalid
 
 MAX_PROBLEMS = 100
-_MAX_COLUMNS = 200
 _PROBLEMS_IN_MESSAGE = 5
-_TABLES = (Container.PARQUET, Container.HUB)
-_EXPECTED = (
+TABLES = (Container.PARQUET, Container.HUB)
+EXPECTED = (
     '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} or '
     '{"prompt": "…", "completion": "…"} or {"text": "…"}'
 )
@@ -75,48 +53,6 @@ class Inspection:
     sha256: str = ""
 
 
-class RecordTable(Protocol):
-    """Records whose columns are known before they are read."""
-
-    columns: list[str]
-
-    def read(self, columns: Sequence[str], presence_of: Sequence[str]) -> Iterator[Record]:
-        """Returns the records, numbered from 1, with these columns.
-
-        Of the columns `presence_of` a record need only show whether it has them, and whether they are empty:
-        a number, a short text, null, or anything else in place of a longer value.
-        """
-
-
-def inspect(
-    upload: Path, stored: Path, *, limits: Limits, column_map: Mapping[str, str] | None = None
-) -> Inspection:
-    """Read an upload and write its usable rows to `stored`, for `rows.read_rows`.
-
-    `column_map` names the file's column for a column of a format: {"prompt": "question"}.
-    Raises DatasetInvalid where the file is empty, binary, damaged or too large, or its columns fit no format
-    or several.
-    """
-    column_map = column_map or {}
-    check_column_map(column_map)
-    with open_source(upload, limits) as source, stored.open("wb") as target:
-        inspector = _Inspector(_describe(upload, source, column_map), target, limits, column_map)
-        inspector.inspect_all(inspector.open(source))
-    return inspector.found
-
-
-def inspect_hub_table(
-    table: RecordTable, stored: Path, *, limits: Limits, column_map: Mapping[str, str]
-) -> Inspection:
-    """Inspect a table of a Hub dataset as `inspect` does an upload. Raises also what reading it raises."""
-    check_column_map(column_map)
-    upload = Upload(Container.HUB, None, None, 0, "", _printable_map(column_map))
-    with stored.open("wb") as target:
-        inspector = _Inspector(upload, target, limits, column_map)
-        inspector.inspect_all(inspector.open_table(table))
-    return inspector.found
-
-
 def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE) -> None:
     """Raise DatasetInvalid, with every problem and its line, where there are problems.
 
@@ -134,13 +70,13 @@ def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE)
     raise DatasetInvalid(
         f"{count} can't be used. {shown}" + (f" … and {unshown} more." if unshown > 0 else ""),
         problems=[{"line": problem.line, "message": problem.message} for problem in found.problems],
-        hint=f"{mend}{skip} A row looks like {_EXPECTED}.",
+        hint=f"{mend}{skip} A row looks like {EXPECTED}.",
     )
 
 
 def refuse_fields(found: Inspection, on_unused: OnUnused = OnUnused.REFUSE) -> None:
     """Raise FieldsUnused where a field that changes what is learned is not used, and that is not ignored."""
-    place = "row" if found.upload.container in _TABLES else "line"
+    place = "row" if found.upload.container in TABLES else "line"
     free = [
         name
         for name in (optional_columns(found.format) if found.format else ())
@@ -149,163 +85,6 @@ def refuse_fields(found: Inspection, on_unused: OnUnused = OnUnused.REFUSE) -> N
     refuse_unused(found.unused_fields, found.rows, on_unused, place=place, free_columns=free)
 
 
-class _Inspector:
-    """Checks, counts and writes the records of one upload."""
-
-    def __init__(
-        self, upload: Upload, target: BinaryIO, limits: Limits, column_map: Mapping[str, str]
-    ) -> None:
-        self.found = Inspection(upload)
-        self._target = target
-        self._limits = limits
-        self._column_map = column_map
-        self._layout: ColumnLayout | None = None
-        self._columns: dict[str, None] = {}
-        self._no_layout: DatasetInvalid | None = None
-        self._unused = UnusedTally()
-        self._sha256 = hashlib.sha256()
-
-    def inspect_all(self, records: Iterable[Record]) -> None:
-        """Check and write every record. Raises DatasetInvalid as `inspect` does."""
-        for line, record in records:
-            parsed = record if isinstance(record, Problem) else self._parse(line, record)
-            if isinstance(parsed, Problem):
-                self._add_problem(parsed)
-            else:
-                self._write(line, parsed)
-            if self.found.rows + self.found.problem_count > self._limits.max_rows:
-                raise DatasetInvalid(
-                    f"The {self._noun} has more than {self._limits.max_rows} rows.",
-                    hint="Split it, or raise TUNESMITH_MAX_DATASET_ROWS.",
-                )
-        self._conclude()
-
-    @property
-    def _noun(self) -> str:
-        return "split" if self.found.upload.container is Container.HUB else "file"
-
-    def open_table(self, table: RecordTable) -> Iterator[Record]:
-        """Returns the records of a table."""
-        read = self._choose_layout(table.columns).read_of(table.columns)
-        return table.read(read, presence_of=[name for name in table.columns if name not in read])
-
-    def open(self, source: Source) -> Iterator[Record]:
-        """Returns the records of an upload."""
-        match source.container:
-            case Container.JSONL:
-                return read_lines(source.stream, self._limits)
-            case Container.JSON:
-                return read_values(source.text, self._limits)
-            case Container.CSV:
-                return self._open_csv(source)
-            case Container.PARQUET:
-                return self.open_table(ParquetRecords(source.path, self._limits))
-            case Container.HUB:
-                raise AssertionError("an upload is never a Hub table")
-
-    def _open_csv(self, source: Source) -> Iterator[Record]:
-        delimiter = sniff_delimiter(source.sample)
-        self.found.upload.delimiter = delimiter
-        table = CsvRecords(source.text, delimiter, self._limits)
-        try:
-            self._choose_layout(table.columns)
-        except UnknownColumns as error:
-            said = "The file was read as CSV: its first line names the columns."
-            error.hint = f"{said} {error.hint}" if error.hint else said
-            raise
-        return table.read()
-
-    def _choose_layout(self, columns: list[str]) -> ColumnLayout:
-        """Returns the layout of a file whose columns are known before its rows."""
-        self._columns = dict.fromkeys(columns)
-        check_mapped_columns(columns, self._column_map)
-        self._layout = choose_layout(columns, self._column_map)
-        return self._layout
-
-    def _parse(self, line: int, record: dict[str, Any]) -> ParsedRow | Problem:
-        if not record.keys() <= self._columns.keys() and len(self._columns) < _MAX_COLUMNS:
-            self._columns.update(dict.fromkeys(record))
-        try:
-            if self._layout is None:
-                self._layout = choose_layout(record, self._column_map)
-            return parse_row(record, self._layout)
-        except BadRow as error:
-            return Problem(line, str(error))
-        except UnknownColumns as error:
-            # A later row may have columns that fit; if none has, the file is refused with this error.
-            self._no_layout = self._no_layout or _explain_wrapping(error, record)
-            return Problem(line, error.message[0].lower() + error.message[1:])
-
-    def _add_problem(self, problem: Problem) -> None:
-        self.found.problem_count += 1
-        if len(self.found.problems) < MAX_PROBLEMS:
-            self.found.problems.append(problem)
-        elif self._no_layout and self._layout is None:
-            raise self._no_layout
-
-    def _write(self, line: int, parsed: ParsedRow) -> None:
-        raw = write_row(line, parsed.row)
-        # Other readers limit a row's length as they read; a table's row has no length before this.
-        if self.found.upload.container in _TABLES and len(raw) > self._limits.max_row_bytes:
-            self._add_problem(Problem(line, too_long(self._limits)))
-            return
-        self.found.rows += 1
-        self._unused.add(line, parsed.unused)
-        self.found.size_bytes += len(raw)
-        if self.found.size_bytes > self._limits.max_unpacked_bytes:
-            raise too_large(self._limits)
-        self._sha256.update(raw)
-        self._target.write(raw)
-
-    def _conclude(self) -> None:
-        found = self.found
-        if self._layout is None and self._no_layout:
-            raise self._no_layout
-        if not found.rows and not found.problem_count:
-            raise DatasetInvalid(
-                f"The {self._noun} names columns but has no rows."
-                if self._columns
-                else f"The {self._noun} is empty.",
-                hint=f"A row looks like {_EXPECTED}.",
-            )
-        if len(self._columns) < _MAX_COLUMNS:
-            check_mapped_columns(self._columns, self._column_map)
-        found.format = self._layout.format if self._layout else None
-        found.columns = [printable(name) for name in list(self._columns)[:_MAX_COLUMNS]]
-        found.unused_fields = self._unused.result()
-        found.sha256 = self._sha256.hexdigest()
-
-
-def _explain_wrapping(error: UnknownColumns, record: Mapping[str, Any]) -> UnknownColumns:
-    """Say what a record with one column seems to be: messages, or all rows as in `{"data": [...]}`."""
-    [only, *others] = record.items() if record else [("", None)]
-    name, value = only
-    if not others and isinstance(value, list) and value and isinstance(value[0], dict):
-        if value[0].keys() & {"role", "from"}:
-            meant = f"If {quoted([name])} holds messages: column_map={json.dumps({'messages': name[:60]})}."
-        else:
-            meant = f"The rows seem to be the list in {quoted([name])}: upload that list itself."
-        error.hint = f"{meant} {error.hint}"
-    return error
-
-
-def _describe(path: Path, source: Source, column_map: Mapping[str, str]) -> Upload:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Upload(
-        container=source.container,
-        compression="gzip" if source.is_gzip else None,
-        encoding=source.encoding,
-        size_bytes=path.stat().st_size,
-        sha256=sha256,
-        column_map=_printable_map(column_map),
-    )
-
-
-def _printable_map(column_map: Mapping[str, str]) -> dict[str, str]:
-    return {key: printable(name) for key, name in column_map.items()}
-
-
 def _in_words(problem: Problem, found: Inspection) -> str:
-    place = "Row" if found.upload.container in _TABLES else "Line"
+    place = "Row" if found.upload.container in TABLES else "Line"
     return f"{place} {problem.line}: {problem.message}"

@@ -12,7 +12,8 @@ from pathlib import Path
 from sqlalchemy import delete as sql_delete, or_, select
 from sqlalchemy.orm import Session
 
-from app.core.datasets.inspection import Inspection, OnProblem, inspect, refuse_fields, refuse_problems
+from app.core.datasets.inspection import Inspection, OnProblem, refuse_fields, refuse_problems
+from app.core.datasets.inspector import inspect
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import Row, read_rows
 from app.core.datasets.unused_fields import OnUnused, UnusedField

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from app.core.datasets.inspection import inspect, refuse_problems
+from app.core.datasets.inspection import refuse_problems
+from app.core.datasets.inspector import inspect
 from app.core.datasets.limits import Limits, describe_bytes
 from app.core.datasets.readers import parquet_files
 from app.core.datasets.readers.csv_files import sniff_delimiter

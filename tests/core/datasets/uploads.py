@@ -8,7 +8,8 @@ from typing import Any
 
 import duckdb
 
-from app.core.datasets.inspection import Inspection, inspect
+from app.core.datasets.inspection import Inspection
+from app.core.datasets.inspector import inspect
 from app.core.datasets.limits import Limits
 from app.core.datasets.rows import Row, read_rows
 

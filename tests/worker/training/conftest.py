@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from app.core.datasets.inspection import inspect
+from app.core.datasets.inspector import inspect
 from app.core.datasets.limits import Limits
 from app.core.jobs.events import Evaluation, Metrics
 from tests.factories import jsonl, make_spec
