@@ -1,7 +1,7 @@
 """When the API's process looks for garbage: rarely as a whole, since that stops every thread.
 
-CPython's full collection visits every object: 100 to 300 ms with the 400,000 of the imported application,
-and it comes just when many requests make new ones. What was imported never becomes garbage, so it is
+CPython's full collection visits every object, the hundreds of thousands of the imported application too, and
+it comes just when many requests make new ones. What was imported never becomes garbage, so it is
 excluded, and full collections come by the clock. Young garbage, nearly all of it, is collected as ever.
 """
 

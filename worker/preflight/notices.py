@@ -50,8 +50,8 @@ def _warn_of_rows(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]
     if answer.sampled_rows:
         yield Notice(
             code="sampled",
-            message=f"The dataset is large: {answer.sampled_rows:,} rows, spread evenly, were read, and the "
-            f"figures for all {answer.rows:,} are reckoned from them.",
+            message=f"The dataset takes long to read: {answer.sampled_rows:,} rows, spread evenly, were "
+            f"read, and the figures for all {answer.rows:,} are reckoned from them.",
         )
     if training.max_seq_length and training.max_seq_length > max_length:
         yield Notice(

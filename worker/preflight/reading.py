@@ -1,6 +1,6 @@
 """Reads a job's datasets as the job would: rendered, masked, truncated, split.
 
-Of large ones every n-th row.
+Of large ones, and of rows that take long to render, every n-th row.
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,8 @@ async def preflight(
     """Tokens, cut and dropped rows, steps, memory, disk and time of a job; the body is that of `POST /jobs`.
 
     A job that can't run answers with the error that it would fail with. `warnings` says what should be known
-    before it starts. Large datasets are read in part.
+    before it starts. Datasets that take long to read are read
+    in part.
     """
     request, engine, speed, notices = await to_thread.run_sync(_prepare, services, spec)
     answer = await services.engines.request(engine, "/preflight", request, Preflight)

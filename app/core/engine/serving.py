@@ -34,7 +34,7 @@ class Serving(Wire):
 
     path: ServingPath = Field(
         description="`paged`: many requests in one batch. `general`: transformers and PEFT, for what the "
-        "first can't compute; requests take turns, a token each, so it is several times slower."
+        "first can't compute; requests take turns, a token each, so it is slower."
     )
     reason: str | None = Field(None, description="Why it is the general path.")
     tokens_per_second: float | None = Field(
