@@ -101,7 +101,7 @@ def render(
                 "with a chat_template of your own."
             )
         raise InvalidRequest(
-            f"The model's chat template refuses this conversation: {describe(error)}", hint=hint
+            f"The chat template refuses this conversation: {describe(error)}", hint=hint
         ) from error
     return text
 
@@ -132,7 +132,7 @@ class DatedRenderer:
         pieces = self.render(changed, is_prompt=is_prompt).split(_PLACEHOLDER)
         if len(pieces) > len(indexes) + 1:
             numbers = " or ".join(str(index + 1) for index in indexes)
-            raise InvalidRequest(f"the model's chat template renders message {numbers} more than once.")
+            raise InvalidRequest(f"the chat template renders message {numbers} more than once.")
         return pieces if len(pieces) == len(indexes) + 1 else None
 
 

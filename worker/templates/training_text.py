@@ -124,7 +124,7 @@ def _join_answer(
 def _mismatch(prompt: str, whole: str) -> TemplateMismatch:
     shown = show_difference(prompt, whole, expected_name="The prompt:", found_name="the whole:")
     return TemplateMismatch(
-        "the model's chat template renders the prompt of the last answer unlike the beginning of the whole "
+        "the chat template renders the prompt of the last answer unlike the beginning of the whole "
         f"conversation. {shown}",
         hint=_CLOSED_HINT if re.search(EMPTY_THOUGHT.pattern + "$", prompt) else PROMPT_HINT,
     )

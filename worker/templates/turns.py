@@ -74,7 +74,7 @@ def _find_by_content(
             span = _find_span(messages[:-1], index, rendered.prompt, renderer)
         if span is None and message.weight:
             raise InvalidRequest(
-                f"the model's chat template leaves out message {index + 1}, so it can't be learned.",
+                f"the chat template leaves out message {index + 1}, so it can't be learned.",
                 hint='Give that message "weight": 0, or give the job another chat_template.',
             )
         turns.append(AssistantTurn((span,) if span else (), message.weight))
@@ -99,7 +99,7 @@ def _find_span(
     is_same = text.endswith(after) and (start == border or text.startswith(before[:start]))
     if not is_same or start > content_end:
         raise InvalidRequest(
-            f"it is not certain which tokens are those of message {index + 1}: the model's chat template "
+            f"it is not certain which tokens are those of message {index + 1}: the chat template "
             "renders the others differently where its content is another one. "
             f"{show_difference(before + after, text)}",
             hint=_HINT,

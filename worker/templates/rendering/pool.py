@@ -87,8 +87,8 @@ class RenderPool:
             self._seconds_left -= cpu_seconds
             if self._seconds_left < 0:
                 raise TemplateExceedsLimits(
-                    "The model's chat template takes too long to render so many conversations.",
-                    hint="Use a chat_template of your own that does less, or fewer rows.",
+                    "The chat template takes too long to render so many conversations.",
+                    hint="Use a chat_template that does less, or fewer rows.",
                 )
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class RenderPool:
             seconds = min(known) + _MAX_WAIT_SECONDS - time.monotonic() if known else None
             if seconds is not None and seconds <= 0:
                 raise QueueFull(
-                    "The model's chat template is slow, and other conversations are being rendered with it.",
+                    "The chat template is slow, and other conversations are being rendered with it.",
                     hint="Try again in a few seconds.",
                 )
             self._changed.wait(seconds)

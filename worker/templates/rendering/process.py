@@ -152,7 +152,7 @@ class RenderProcess:
                 hint="Try again.",
             )
         return TemplateExceedsLimits(
-            "The model's chat template ends the process that renders this conversation.", hint=_HINT
+            "The chat template ends the process that renders this conversation.", hint=_HINT
         )
 
     def _exceeds(self, limit: str) -> TemplateExceedsLimits:
@@ -161,7 +161,7 @@ class RenderProcess:
             "memory_bytes": f"takes more than {self._limits.memory_bytes >> 20} MiB of memory to render",
             "characters": f"writes more than {self._limits.characters:,} characters for",
         }[limit]
-        return TemplateExceedsLimits(f"The model's chat template {reached} this conversation.", hint=_HINT)
+        return TemplateExceedsLimits(f"The chat template {reached} this conversation.", hint=_HINT)
 
 
-_HINT = "Use a chat_template of your own that does less, or change the conversation."
+_HINT = "Use a chat_template that does less, or change the conversation."
