@@ -186,7 +186,9 @@ def _sort_weights(tensors: dict[str, torch.Tensor], config: PeftConfig) -> PeftW
         # A sum with an infinity or a NaN in it is one itself; a double can't overflow here.
         if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
             raise AdapterDamaged(f"The adapter's weight {name!r} is not finite.")
-        if match := _LORA_NAME.fullmatch(name):
+        match = _LORA_NAME.fullmatch(name)
+        # The magnitudes of an embedding's DoRA have the name of a linear layer's, its matrices do not.
+        if match and f"{PREFIX}{match['module']}.lora_embedding_A" not in tensors:
             parts.setdefault(match["module"], {})[match["side"] or match["magnitude"]] = tensor
         else:
             others[name] = tensor

@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, object]] = {
     "output layer trained whole": {"modules_to_save": ["lm_head"]},
     "embedding, output layer and norm": {"modules_to_save": ["embed_tokens", "lm_head", "model.norm"]},
     "on the embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "on the embedding, dora": {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
     "on the output layer, dora": {"target_modules": ["lm_head", "q_proj"], "use_dora": True},
     "all biases": {"bias": "all"},
     "its own biases": {"bias": "lora_only"},
