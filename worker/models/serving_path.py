@@ -5,7 +5,7 @@ compute (`worker/inference/general`), more slowly. A base model that passes here
 when the engine loads it; the engine then uses the general path by itself.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,16 @@ from transformers import PretrainedConfig
 from app.core.engine.serving import find_config_obstacle
 from worker.models import fused_experts, routers
 from worker.models.files import description
+
+_ON_EMBEDDING = "lora.target_modules (the embedding layer)"
+# Settings of PEFT's configuration under their names in a job's spec, which adapters' records have.
+_SPEC_NAMES = {
+    "use_dora": "lora.use_dora",
+    "modules_to_save": "lora.modules_to_save",
+    "bias": "lora.bias",
+    "target_parameters": "lora.target_parameters",
+    "fan_in_fan_out": "lora.target_modules (transposed layers)",
+}
 
 
 def find_model_obstacle(config: PretrainedConfig) -> str | None:
@@ -70,19 +80,30 @@ def explain(obstacles: Sequence[str]) -> str:
 
 
 def find_adapter_obstacles(model: PeftModel, *, load_in_4bit: bool = False) -> list[str]:
-    """Settings of an adapter, by their names in a job's spec, that the paged engine can't apply."""
+    """What in an adapter the paged engine can't apply, as `name_obstacles` names it."""
     config = model.peft_config["default"]
-    names = [name for name, _parameter in model.named_parameters()]
     wrappers = [module for module in model.modules() if isinstance(module, ParamWrapper)]
     settings: dict[str, Any] = {
-        "lora.use_dora": config.use_dora,
-        "lora.modules_to_save": config.modules_to_save,
-        "lora.bias": config.bias != "none",
-        "lora.target_parameters": not all(map(_is_applied, wrappers)),
-        "lora.target_modules (the embedding layer)": any("lora_embedding_" in name for name in names),
-        "lora.target_modules (transposed layers)": config.fan_in_fan_out and not load_in_4bit,
+        "use_dora": config.use_dora,
+        "modules_to_save": config.modules_to_save,
+        "bias": config.bias != "none",
+        "target_parameters": not all(map(_is_applied, wrappers)),
+        "fan_in_fan_out": config.fan_in_fan_out and not load_in_4bit,
     }
-    return [name for name, is_there in settings.items() if is_there]
+    found = [setting for setting, is_there in settings.items() if is_there]
+    return name_obstacles(found, (name for name, _parameter in model.named_parameters()))
+
+
+def name_obstacles(settings: Collection[str], weights: Iterable[str]) -> list[str]:
+    """The obstacles among an adapter's settings, by their names in PEFT's configuration, and its weights.
+
+    They have the names of a job's spec, for imported adapters too, whose settings are shown by these names.
+    What no spec has stays under PEFT's name.
+    """
+    known = [spec_name for name, spec_name in _SPEC_NAMES.items() if name in settings]
+    others = [name for name in settings if name not in _SPEC_NAMES]
+    on_embedding = any("lora_embedding_" in name for name in weights)
+    return known + others + ([_ON_EMBEDDING] if on_embedding else [])
 
 
 def _is_applied(wrapper: ParamWrapper) -> bool:

@@ -114,13 +114,13 @@ def test_an_imported_adapter_is_verified_and_then_like_any_other(
 def test_an_adapter_on_the_general_path_is_compared_on_that_path_and_says_so(
     client: TestClient, engine: FakeEngine
 ) -> None:
-    timings = {"path": ServingPath.GENERAL, "path_reason": "use_dora"}
+    timings = {"path": ServingPath.GENERAL, "path_reason": "lora.use_dora"}
     slow = FINISHED.model_copy(update={"timings": FINISHED.timings.model_copy(update=timings)})
     engine.scripts = [[*said(-0.5)[:-1], slow], [*said(-0.7)[:-1], slow]]
     found = wait_for_verification(client, send(client).json()["id"])
 
     assert found["state"] == "ready"
-    assert found["serving"] == {"path": "general", "reason": "use_dora", "tokens_per_second": None}
+    assert found["serving"] == {"path": "general", "reason": "lora.use_dora", "tokens_per_second": None}
     assert [request.base_model.path for request in engine.requests] == ["paged", "general"]
 
 

@@ -80,7 +80,7 @@ def test_the_general_path_is_taken_where_the_base_model_the_adapter_or_the_reque
         return prompt.base_model.path, prompt.model_obstacle, prompt.adapter_obstacle
 
     assert choice(adapter="plain") == (ServingPath.PAGED, None, None)
-    assert choice(adapter="biased") == (ServingPath.GENERAL, None, "bias")
+    assert choice(adapter="biased") == (ServingPath.GENERAL, None, "lora.bias")
     assert choice(base=general) == (ServingPath.GENERAL, None, None)
     preprocessor._paths.learn(BASE, "attention of its own")
     assert choice(adapter="plain") == (ServingPath.GENERAL, "attention of its own", None)

@@ -30,6 +30,7 @@ from worker.models.peft_adapters import (
     read_weights,
 )
 from worker.models.routers import WEIGHT
+from worker.models.serving_path import name_obstacles
 
 # Settings beyond those of plain LoRA that the paged engine may pass over.
 _PASSED_OVER = ("ensure_weight_tying", "target_parameters")
@@ -175,7 +176,7 @@ def read_adapter(adapter_id: str, folder: Path) -> StoredAdapter:
         raise AdapterUnsupported("The adapter has no weights.")
     holders = find_holders(config, list(weights.updates))
     if config.settings.get("target_parameters") and not holders:
-        return PeftFolder(adapter_id, folder, "target_parameters")
+        return PeftFolder(adapter_id, folder, ", ".join(name_obstacles(["target_parameters"], ())))
     on_layers = {name: one for name, one in weights.updates.items() if holder_of(name) not in holders}
     obstacle = _find_obstacle(config, weights, on_layers)
     if obstacle:
@@ -219,8 +220,8 @@ def _find_obstacle(
     config: PeftConfig, weights: PeftWeights, on_layers: Mapping[str, LoraUpdate]
 ) -> str | None:
     """What in an adapter the paged engine can't apply. `on_layers`: updates not on targeted parameters."""
-    if settings := config.find_unsupported(_PASSED_OVER):
-        return ", ".join(settings)
+    if named := name_obstacles(config.find_unsupported(_PASSED_OVER), weights.others):
+        return ", ".join(named)
     if weights.others:
         return f"the weight {next(iter(weights.others))!r}"
     unlike = [

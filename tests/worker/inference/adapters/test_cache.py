@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from app.core.engine.messages import AdapterRef
 from app.core.errors import NotFound
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.artifacts import ArtifactStore
-from tests.worker.inference.conftest import save_adapter
+from tests.worker.inference.conftest import peft_warnings_ignored, save_adapter
 from worker.inference.adapters.cache import AdapterCache, read_adapter
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.failures import AdapterUnsupported
@@ -20,6 +22,7 @@ from worker.inference.general.adapters import PeftFolder
 from worker.inference.model.linears import merge_linears
 from worker.models.base_model import load_for_serving
 from worker.models.device import find_device
+from worker.models.serving_path import find_obstacles
 
 
 @pytest.fixture
@@ -71,22 +74,39 @@ def test_a_rank_above_the_highest_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "name"),
     [
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "bias"),
+        ({"use_dora": True}, "lora.use_dora"),
+        ({"use_dora": True, "modules_to_save": ["lm_head"]}, "lora.use_dora, lora.modules_to_save"),
+        ({"bias": "all"}, "lora.bias"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"fan_in_fan_out": True}, "lora.target_modules (transposed layers)"),
     ],
 )
-def test_settings_that_only_peft_applies_are_named(folder, changes, word):
+def test_settings_that_only_peft_applies_are_named_as_in_a_jobs_spec(folder, changes, name):
     configure(folder, **changes)
 
     adapter = read_adapter("ad", folder)
 
     assert isinstance(adapter, PeftFolder)
-    assert word in adapter.obstacle
+    assert adapter.obstacle == name
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_dora": True, "target_modules": ["q_proj"]},
+        {"modules_to_save": ["lm_head"], "use_dora": True, "target_modules": ["embed_tokens", "q_proj"]},
+    ],
+)
+def test_the_engine_and_the_record_of_an_adapter_name_the_same_obstacles(models_folder, tmp_path, lora):
+    base = models_folder / "tiny-llama"
+    with peft_warnings_ignored():
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, **lora))
+    adapter = read_adapter("ad", save_adapter(base, tmp_path, r=2, **lora))
+
+    assert isinstance(adapter, PeftFolder)
+    assert adapter.obstacle == ", ".join(find_obstacles(model))
 
 
 def test_weights_that_only_peft_applies_are_named(models_folder, tmp_path):
@@ -96,7 +116,7 @@ def test_weights_that_only_peft_applies_are_named(models_folder, tmp_path):
     adapter = read_adapter("ad", folder)
 
     assert isinstance(adapter, PeftFolder)
-    assert "lora_embedding" in adapter.obstacle
+    assert adapter.obstacle == "lora.target_modules (the embedding layer)"
 
 
 def test_weights_that_are_not_finite_are_refused(folder):
