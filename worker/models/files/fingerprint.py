@@ -78,7 +78,10 @@ def find_files(folder: Path) -> list[Path]:
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """The tensors that transformers would load from a folder, by name. Raises ModelUnreadable."""
     with reading_weights(folder):
-        return {name: tensor for path in find_files(folder) for name, tensor in read_header(path).items()}
+        tensors = {name: tensor for path in find_files(folder) for name, tensor in read_header(path).items()}
+        if not tensors:
+            raise ValueError("there are no safetensors")
+        return tensors
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -114,8 +117,6 @@ def _compute(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> str:
     """The fingerprint, cached while the files do not change, since every request to an adapter needs it."""
     total = hashlib.sha256()
     tensors = read_headers(folder)
-    if not tensors:
-        raise ValueError("there are no safetensors")
     opened = {path: os.open(path, os.O_RDONLY) for path in {tensor.path for tensor in tensors.values()}}
     try:
         for name, tensor in sorted(tensors.items()):
