@@ -105,7 +105,7 @@ class ChatBody(CommonBody):
     def check(self) -> None:
         """Raise InvalidRequest for parameters that do not go together."""
         super().check()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             reject_parameter("top_logprobs", "it needs `logprobs`")
 
     def as_request(self) -> dict[str, Any]:

@@ -2,24 +2,41 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from app.api.openai.parameters import MustBeEmpty, MustBeNull
+from app.api.openai.parameters import MustBeEmpty, MustBeNull, RequestPart
 from app.core.engine.messages import ChatMessage
 
+# Anthropic's and OpenRouter's marks of what a prompt cache should hold.
+_CACHE_FIELDS = frozenset({"cache_control"})
+# What other services' answers carry besides the text, and what clients add to an answer (openai's `parsed`).
+_ANSWER_FIELDS = frozenset(
+    {
+        "annotations",
+        "citations",
+        "images",
+        "parsed",
+        "provider_specific_fields",
+        "reasoning",
+        "reasoning_content",
+        "reasoning_details",
+        "thinking_blocks",
+    }
+)
 
-class TextPart(BaseModel):
+
+class TextPart(RequestPart):
     """A piece of a message."""
 
-    model_config = ConfigDict(extra="forbid")
+    ignored_fields = _CACHE_FIELDS | {"annotations"}
     type: Literal["text"] = Field(description="Text is all that is understood.")
     text: str = Field(description="The text.")
 
 
-class ChatMessageParam(BaseModel):
-    """One turn. What an answer of this API carries may be sent back as it came."""
+class ChatMessageParam(RequestPart):
+    """One turn. What an answer of this API or of another one carries may be sent back as it came."""
 
-    model_config = ConfigDict(extra="forbid")
+    ignored_fields = _CACHE_FIELDS | _ANSWER_FIELDS
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="Who speaks; `developer` is another word for `system`."
     )
@@ -31,7 +48,6 @@ class ChatMessageParam(BaseModel):
     audio: MustBeNull = Field(None, description="Only null.")
     function_call: MustBeNull = Field(None, description="Only null: the engine calls no functions.")
     tool_calls: MustBeEmpty = Field(None, description="Only null or empty: the engine calls no tools.")
-    annotations: MustBeEmpty = Field(None, description="Only null or empty.")
 
     def as_turn(self) -> ChatMessage:
         """The message as the engine takes it."""

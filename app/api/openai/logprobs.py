@@ -34,7 +34,9 @@ class CompletionLogprobs(BaseModel):
 
     tokens: list[str] = Field(description="The text of each token.")
     token_logprobs: list[float] = Field(description="The log-probability of each.")
-    top_logprobs: list[dict[str, float]] = Field(description="The likeliest tokens in place of each.")
+    top_logprobs: list[dict[str, float]] = Field(
+        description="The likeliest tokens in place of each, and it itself."
+    )
     text_offset: list[int] = Field(description="Where in the answer each begins.")
 
 
@@ -63,7 +65,9 @@ class CompletionLogprobsWriter:
         return CompletionLogprobs(
             tokens=[_text(token, "bytes:") for token in tokens],
             token_logprobs=[token.logprob for token in tokens],
-            top_logprobs=[{_text(other, "bytes:"): other.logprob for other in token.top} for token in tokens],
+            top_logprobs=[
+                {_text(other, "bytes:"): other.logprob for other in (*token.top, token)} for token in tokens
+            ],
             text_offset=[self._advance(token) for token in tokens],
         )
 

@@ -3,11 +3,12 @@
 As in OpenAI's API, null means a parameter's default.
 """
 
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from app.core.engine.sampling import (
+    DRAWN_SEED,
     MAX_LOGIT_BIAS,
     MAX_REPETITION_PENALTY,
     MAX_SEED,
@@ -39,18 +40,37 @@ MustBeEmpty = Annotated[Any, allow_only([])]
 MustBeFalse = Annotated[Any, allow_only(False)]
 
 
-class StreamOptions(BaseModel):
-    """What a stream says besides the text."""
+class RequestPart(BaseModel):
+    """A JSON object of a request. Unknown fields are refused, except those that are null: clients send them.
+
+    `ignored_fields`: fields of other vendors that clients leave in a history, and that change nothing here.
+    """
 
     model_config = ConfigDict(extra="forbid")
+    ignored_fields: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_ignored(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {
+            name: value
+            for name, value in content.items()
+            if name in known or (value is not None and name not in cls.ignored_fields)
+        }
+
+
+class StreamOptions(RequestPart):
+    """What a stream says besides the text."""
+
     include_usage: bool | None = Field(None, description="A last chunk without choices says the usage.")
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is added to the chunks.")
 
 
-class CommonBody(BaseModel):
+class CommonBody(RequestPart):
     """How to sample, how many answers, and in what form."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str = Field(
         min_length=1, max_length=400, description="A base model's name, or an adapter's id or name."
@@ -61,7 +81,10 @@ class CommonBody(BaseModel):
     )
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
     seed: int | None = Field(
-        None, ge=-(2**63), le=MAX_SEED, description="The same seed gives the same answers."
+        None,
+        ge=-(2**63),
+        le=MAX_SEED,
+        description="The same seed gives the same answers; -1 draws one, as null does.",
     )
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="Texts that end the answer; they are not part of it."
@@ -132,7 +155,7 @@ class CommonBody(BaseModel):
         return Sampling(
             max_new_tokens=max_new_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
-            seed=None if self.seed is None else self.seed & MAX_SEED,
+            seed=None if self.seed in (None, DRAWN_SEED) else self.seed & MAX_SEED,
             stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
             logprobs=logprobs,
             **{name: value for name, value in given.items() if value is not None},

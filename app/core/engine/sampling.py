@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from app.core.engine.wire import Wire
 
@@ -14,6 +14,8 @@ MIN_TEMPERATURE = 1e-5
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
 # The engine's integers have 64 bits.
 MAX_TOP_K = MAX_SEED = 2**63 - 1
+# llama.cpp's and Ollama's seed for a new one each time.
+DRAWN_SEED = -1
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 10_000
 # OpenAI's number for a token of hardly any probability; JSON has no infinity.
@@ -63,7 +65,12 @@ class Sampling(Wire):
         description="Say the log-probability of each token made and of so many of the likeliest instead: the "
         f"model's own, before bias, penalties and temperature; {MIN_LOGPROB:.0f} at least.",
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
+    seed: Annotated[int | None, AfterValidator(lambda seed: None if seed == DRAWN_SEED else seed)] = Field(
+        None,
+        ge=DRAWN_SEED,
+        le=MAX_SEED,
+        description=f"The same seed gives the same text; {DRAWN_SEED} draws one, as null does.",
+    )
     stop: list[StopText] = Field(
         [], max_length=MAX_STOPS, description="Texts that end the answer; they are not part of it."
     )

@@ -45,7 +45,7 @@ def test_parameters_reach_the_engine(openai_client: openai.OpenAI, engine: FakeE
         max_completion_tokens=9,
         temperature=0.5,
         top_p=0.9,
-        seed=-1,
+        seed=-2,
         stop="END",
         presence_penalty=1,
         frequency_penalty=-1,
@@ -66,13 +66,13 @@ def test_parameters_reach_the_engine(openai_client: openai.OpenAI, engine: FakeE
         "frequency_penalty": -1,
         "logit_bias": {5: -100},
         "logprobs": 3,
-        "seed": 2**63 - 1,
+        "seed": 2**63 - 2,
         "stop": ["END"],
     }
 
 
 def test_defaults_are_openai_s(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
-    ask(openai_client, temperature=None, stop=None, n=None, seed=None)
+    ask(openai_client, temperature=None, stop=None, n=None, seed=None, top_logprobs=0)
     sampling = engine.requests[0].sampling
     assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (1, 1, 32768)
     assert (sampling.stop, sampling.logprobs) == ([], None)
@@ -83,6 +83,13 @@ def test_no_probability_at_all_leaves_the_likeliest_token(
 ) -> None:
     ask(openai_client, top_p=0)
     assert engine.requests[0].sampling.top_k == 1
+
+
+def test_a_seed_of_minus_one_draws_one(live: httpx.Client, engine: FakeEngine) -> None:
+    live.post("/v1/chat/completions", json={"model": "helper", "messages": HI, "seed": -1})
+    live.post("/v1/completions", json={"model": "helper", "prompt": "Hi", "seed": -1})
+    live.post("/generate", json={"adapter": "helper", "prompt": "Hi", "seed": -1})
+    assert [asked.sampling.seed for asked in engine.requests] == [None] * 3
 
 
 EDGES: list[tuple[str, list[Any], list[Any]]] = [

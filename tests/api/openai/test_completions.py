@@ -78,3 +78,11 @@ def test_logprobs_have_the_older_format_with_offsets(
     assert [value for one in given for value in one.token_logprobs] == [-1, -2, -3, -4]
     assert [offset for one in given for offset in one.text_offset] == [0, 1, 1, 2]
     assert [top for one in given for top in one.top_logprobs][1] == {"bytes:\\xc3": -2}
+
+
+def test_top_logprobs_hold_the_sampled_token(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    likelier = TokenProbability(token_id=2, bytes=list(b"x"), logprob=-0.5)
+    sampled = MadeToken(token_id=1, bytes=list(b"a"), logprob=-3, top=[likelier])
+    engine.script = [TokenDelta(text="a", tokens=[sampled]), FINISHED]
+    logprobs = ask(openai_client, logprobs=1).choices[0].logprobs
+    assert logprobs.top_logprobs == [{"x": -0.5, "a": -3}]
