@@ -5,17 +5,19 @@ beginning-of-sequence token would never occur in training.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from app.core.chat.tools import FunctionTool, ToolCall
 from app.core.datasets.rows import Message
 from app.core.errors import InvalidRequest, TunesmithError
 from app.core.errors.base_models import ModelUnreadable
@@ -44,6 +46,18 @@ class Turn(Protocol):
     @property
     def content(self) -> str: ...
 
+    @property
+    def tool_calls(self) -> Sequence[ToolCall]: ...
+
+    @property
+    def tool_call_id(self) -> str | None: ...
+
+    @property
+    def name(self) -> str | None: ...
+
+    @property
+    def reasoning(self) -> str | None: ...
+
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The template that conversations are rendered with; the one called default where there are several."""
@@ -62,8 +76,13 @@ def render(
     *,
     add_generation_prompt: bool,
     moment: datetime | None = None,
+    tools: Sequence[FunctionTool] = (),
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """The conversation as the model reads it, with the moment's date where the template prints one.
+
+    `tools` are the functions that the assistant may call, `variables` others of the template's, such as
+    `enable_thinking`.
 
     Without a moment the date is today's, as in serving.
 
@@ -81,7 +100,11 @@ def render(
             return cast(
                 str,
                 tokenizer.apply_chat_template(
-                    as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                    as_dicts(messages),
+                    tools=_as_template_tools(tools),
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **variables,
                 ),
             )
         text, _spans = render_text(
@@ -90,6 +113,7 @@ def render(
             as_dicts(messages),
             moment=moment,
             add_generation_prompt=add_generation_prompt,
+            variables={**variables, "tools": _as_template_tools(tools)} if tools else variables,
         )
     except TunesmithError:
         raise
@@ -136,9 +160,22 @@ class DatedRenderer:
         return pieces if len(pieces) == len(indexes) + 1 else None
 
 
-def as_dicts(messages: Sequence[Turn]) -> list[dict[str, str]]:
+def as_dicts(messages: Sequence[Turn]) -> list[dict[str, Any]]:
     """The messages as dicts, which templates expect."""
-    return [{"role": message.role, "content": message.content} for message in messages]
+    return [_as_dict(message) for message in messages]
+
+
+def _as_dict(message: Turn) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [call.as_template_call() for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.reasoning is not None:
+        turn["reasoning_content"] = message.reasoning
+    return turn
 
 
 @dataclass(frozen=True)
@@ -206,6 +243,10 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Sequ
     return {*named, *own, *ends}
 
 
+def _as_template_tools(tools: Sequence[FunctionTool]) -> list[Any] | None:
+    return [tool.as_template_tool() for tool in tools] or None
+
+
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The control token that the template writes after an answer, or None."""
     template = template_of(tokenizer)
@@ -215,11 +256,12 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def render_text(
     template: str,
     names: TokenNames,
-    messages: list[dict[str, str]],
+    messages: list[dict[str, Any]],
     *,
     moment: datetime | None,
     mark: bool = False,
     add_generation_prompt: bool = False,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[str, list[Span]]:
     """A conversation rendered without a tokenizer, and the spans that `{% generation %}` markers enclose.
 
@@ -227,11 +269,16 @@ def render_text(
     strangers. Raises TemplateRefused, TemplateExceedsLimits, QueueFull and EngineFailed.
     """
     clocked, clock = set_clock(template, moment)
-    variables: dict[str, Any] = {**dict(names), **clock, "add_generation_prompt": add_generation_prompt}
+    all_variables: dict[str, Any] = {
+        **variables,
+        **dict(names),
+        **clock,
+        "add_generation_prompt": add_generation_prompt,
+    }
     if mark or not is_known(template):
-        return shared_pool().render(clocked, messages, variables, marks_answers=mark)
+        return shared_pool().render(clocked, messages, all_variables, marks_answers=mark)
     try:
-        rendered: Any = render_jinja_template([messages], chat_template=clocked, **variables)
+        rendered: Any = render_jinja_template([messages], chat_template=clocked, **all_variables)
     except Exception as error:
         raise TemplateRefused(describe(error)) from error
     return rendered[0][0], []

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from app.core.chat.tools import FunctionTool, ToolCall
+
 
 class DatasetFormat(StrEnum):
     """What the rows of an upload look like; named after their columns."""
@@ -25,19 +27,26 @@ class DatasetFormat(StrEnum):
 class Message:
     """One turn. A weight of 0 excludes an assistant's turn from the loss.
 
-    Of another turn, it restricts the loss to the assistant's turns of the conversation.
+    Of another turn, it restricts the loss to the assistant's turns of the conversation. `tool_calls` and
+    `reasoning` (the thoughts before the answer) are an assistant's. `tool_call_id` and `name` say which call
+    a turn with the role `tool` is the result of.
     """
 
     role: str
     content: str
     weight: int = 1
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages that the chat template renders."""
+    """Messages that the chat template renders, and the functions that the assistant may call."""
 
     messages: tuple[Message, ...]
+    tools: tuple[FunctionTool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +103,9 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circ
 
 def _fields(row: Row) -> dict[str, object]:
     match row:
-        case Conversation(messages):
-            return {"messages": [_turn(message) for message in messages]}
+        case Conversation(messages, tools):
+            turns: dict[str, object] = {"messages": [_turn(message) for message in messages]}
+            return {**turns, "tools": [tool.as_template_tool() for tool in tools]} if tools else turns
         case Completion(prompt, completion):
             return {"prompt": prompt, "completion": completion}
         case PlainText(text):
@@ -104,12 +114,39 @@ def _fields(row: Row) -> dict[str, object]:
 
 def _turn(message: Message) -> dict[str, object]:
     turn: dict[str, object] = {"role": message.role, "content": message.content}
-    return turn if message.weight else {**turn, "weight": 0}
+    if not message.weight:
+        turn["weight"] = 0
+    if message.tool_calls:
+        turn["tool_calls"] = [call.as_template_call() for call in message.tool_calls]
+    for key, value in (
+        ("tool_call_id", message.tool_call_id),
+        ("name", message.name),
+        ("reasoning_content", message.reasoning),
+    ):
+        if value is not None:
+            turn[key] = value
+    return turn
 
 
 def _row(record: dict[str, Any]) -> Row:
     if "messages" in record:
-        return Conversation(tuple(Message(**turn) for turn in record["messages"]))
+        tools = tuple(FunctionTool(**tool["function"]) for tool in record.get("tools", ()))
+        return Conversation(tuple(map(_message, record["messages"])), tools)
     if "prompt" in record:
         return Completion(record["prompt"], record["completion"])
     return PlainText(record["text"])
+
+
+def _message(turn: dict[str, Any]) -> Message:
+    if len(turn) == 2:
+        return Message(turn["role"], turn["content"])
+    calls = (ToolCall(id=call.get("id"), **call["function"]) for call in turn.get("tool_calls", ()))
+    return Message(
+        turn["role"],
+        turn["content"],
+        turn.get("weight", 1),
+        tuple(calls),
+        turn.get("tool_call_id"),
+        turn.get("name"),
+        turn.get("reasoning_content"),
+    )

@@ -5,10 +5,11 @@ any number of TokenDelta, then one Finished or one Failed. Closing the connectio
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from app.core.chat.tools import FunctionTool, ToolCall
 from app.core.engine.sampling import Sampling
 from app.core.engine.wire import Wire
 from app.core.specs.job import QuantizationSpec
@@ -17,8 +18,14 @@ from app.core.specs.job import QuantizationSpec
 class ChatMessage(Wire):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
-    content: str = Field(description="What is said.")
+    role: Literal["system", "user", "assistant", "tool"] = Field(description="Who speaks.")
+    content: str = Field(description="What is said; of a tool, the result of its call.")
+    tool_calls: list[ToolCall] = Field([], description="The functions that an assistant's turn calls.")
+    tool_call_id: str | None = Field(None, description="Which call a tool's turn is the result of.")
+    name: str | None = Field(
+        None, description="The name of the function that a tool's turn is the result of."
+    )
+    reasoning: str | None = Field(None, description="What an assistant's turn thought before its content.")
 
 
 class AdapterRef(Wire):
@@ -60,6 +67,23 @@ class OutputSchema(Wire):
     strict: bool
 
 
+class NamedFunction(Wire):
+    """The one function that an answer must call."""
+
+    name: str
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedFunction
+
+
+class Tools(Wire):
+    """The functions that an answer may call. `choice`: whether it must."""
+
+    functions: list[FunctionTool] = Field(min_length=1)
+    choice: ToolChoice = "auto"
+    parallel: bool = True  # False: one call at most
+
+
 class GenerateRequest(Wire):
     """One answer to make: of `prompt` (taken as it is), of `prompt_ids` (tokens), or of `messages` (rendered
     with the chat template).
@@ -72,6 +96,9 @@ class GenerateRequest(Wire):
     messages: list[ChatMessage] | None = None
     sampling: Sampling = Sampling()
     output_schema: OutputSchema | None = None
+    tools: Tools | None = None
+    # Variables of the chat template, such as `enable_thinking` and `reasoning_effort`.
+    template_variables: dict[str, Any] = Field({})
 
 
 class Usage(Wire):
@@ -118,11 +145,30 @@ class TokenDelta(Wire):
     tokens: list[MadeToken] | None = None
 
 
+class ReasoningDelta(Wire):
+    """Text of the thoughts before the answer, which is not part of it."""
+
+    type: Literal["reasoning"] = "reasoning"
+    text: str
+    tokens: list[MadeToken] | None = None
+
+
+class ToolCallDelta(Wire):
+    """A part of a call. The first of each `index` has `id` and `name`; `arguments` is JSON, in parts."""
+
+    type: Literal["tool_call"] = "tool_call"
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    tokens: list[MadeToken] | None = None
+
+
 class Finished(Wire):
     """The answer is complete."""
 
     type: Literal["finished"] = "finished"
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     usage: Usage
     timings: Timings
 

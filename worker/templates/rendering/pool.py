@@ -46,7 +46,7 @@ class RenderPool:
     def render(
         self,
         template: str,
-        messages: list[dict[str, str]],
+        messages: list[dict[str, Any]],
         variables: dict[str, Any],
         *,
         marks_answers: bool = False,
@@ -98,7 +98,7 @@ class RenderPool:
                 process.close()
 
     @contextlib.contextmanager
-    def _turn(self, template: str, messages: list[dict[str, str]]) -> Iterator[RenderProcess]:
+    def _turn(self, template: str, messages: list[dict[str, Any]]) -> Iterator[RenderProcess]:
         """A process for one rendering, once it is the template's turn."""
         with self._changed:
             self._wait(template, messages)
@@ -119,7 +119,7 @@ class RenderPool:
                 del self._running[template]
                 self._changed.notify_all()
 
-    def _wait(self, template: str, messages: list[dict[str, str]]) -> None:
+    def _wait(self, template: str, messages: list[dict[str, Any]]) -> None:
         """Wait until a process is idle, and no rendering runs that this one may not run next to."""
         while True:
             is_slow = template in self._slow_templates
@@ -151,7 +151,7 @@ def shared_pool() -> RenderPool:
     return pool
 
 
-def _digest(template: str, messages: list[dict[str, str]]) -> str:
+def _digest(template: str, messages: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps([template, messages]).encode()).hexdigest()
 
 

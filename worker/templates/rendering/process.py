@@ -94,7 +94,7 @@ class RenderProcess:
         return connection
 
     def render(
-        self, template: str, messages: list[dict[str, str]], variables: dict[str, Any], *, marks_answers: bool
+        self, template: str, messages: list[dict[str, Any]], variables: dict[str, Any], *, marks_answers: bool
     ) -> tuple[str, list[Span]]:
         """The text of a conversation, and the spans that `{% generation %}` markers enclose.
 

@@ -1,0 +1,1 @@
+"""What conversations hold besides text: functions and calls of them."""
