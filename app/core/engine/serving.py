@@ -44,9 +44,10 @@ class Serving(Wire):
 
 def find_config_obstacle(config: Mapping[str, Any]) -> str | None:
     """What in a model of this configuration the paged engine can't compute, or None."""
-    layer_types = set(config.get("layer_types") or []) - _LAYER_TYPES
+    listed = config.get("layer_types")
+    layer_types = set(map(str, listed)) - _LAYER_TYPES if isinstance(listed, list) else None
     if layer_types:
-        return f"layers of type {', '.join(sorted(map(str, layer_types)))}"
+        return f"layers of type {', '.join(sorted(layer_types))}"
     if config.get("is_encoder_decoder") or config.get("num_kv_shared_layers"):
         return "attention that is not plainly causal"
     model_type = str(config.get("model_type"))

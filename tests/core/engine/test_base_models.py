@@ -18,6 +18,8 @@ from app.core.settings import Settings
         json.dumps({"architectures": 5, "max_position_embeddings": "long"}),
         json.dumps({"architectures": {"a": 1}, "max_position_embeddings": [1]}),
         json.dumps({"architectures": [5], "max_position_embeddings": None}),
+        json.dumps({"layer_types": 5}),
+        json.dumps({"text_config": {"layer_types": [["full_attention"], None], "model_type": [1]}}),
     ],
 )
 def test_a_model_with_a_damaged_config_is_listed_by_its_name(config: str, tmp_path: Path) -> None:
