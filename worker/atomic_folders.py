@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.core.errors.jobs import DiskFull
-from app.core.storage.disk import is_disk_full_error
+from app.core.storage.disk import has_space
 
 _PARTIAL = ".partial"
-_PROBE_BYTES = 1 << 20
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def appearing(folder: Path) -> Iterator[Path]:
             _flush(path)
     except BaseException as error:
         # Before anything is removed: torch.save says no more than that writing failed.
-        is_full = isinstance(error, Exception) and is_disk_full(staging)
+        is_full = isinstance(error, Exception) and not has_space(staging)
         shutil.rmtree(staging, ignore_errors=True)
         if is_full:
             raise DiskFull() from error
@@ -39,18 +38,6 @@ def remove_partial(parent: Path) -> None:
     """Remove what a killed process left half-written."""
     for leftover in parent.glob(f"*{_PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def is_disk_full(folder: Path) -> bool:
-    """Whether the disk is full, or the user's quota on it used up."""
-    probe = folder / ".probe"
-    try:
-        probe.write_bytes(bytes(_PROBE_BYTES))
-    except OSError as error:
-        return is_disk_full_error(error)
-    finally:
-        probe.unlink(missing_ok=True)
-    return False
 
 
 def _flush(path: Path) -> None:

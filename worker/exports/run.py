@@ -22,7 +22,7 @@ from app.core.errors.jobs import DiskFull, OutOfMemory
 from app.core.exports.results import Agreement, ExportedFile
 from app.core.specs.export import BaseWeights, GgufLoraSpec, GgufSpec, PytorchBinSpec
 from app.core.specs.states import ExportPhase
-from worker.atomic_folders import is_disk_full
+from app.core.storage.disk import has_space
 from worker.exports import disk, formats, hub, model_card, verification
 from worker.exports.agreement import find_threshold
 from worker.exports.formats import ExportInputs, ProducedFiles
@@ -227,7 +227,7 @@ def _explain(error: Exception, folder: Path) -> TunesmithError:
     if isinstance(error, TunesmithError) and not isinstance(error, DiskFull):
         return error
     # The disk is checked before the files are removed: torch.save reports only that writing failed.
-    if isinstance(error, DiskFull) or is_disk_full(folder):
+    if isinstance(error, DiskFull) or not has_space(folder):
         return ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
     if is_out_of_memory(error):
         return OutOfMemory("The machine has no memory left.", hint="Free some memory, then retry.")

@@ -9,7 +9,7 @@ from app.core.engine.messages import ChatMessage, MadeToken, Timings, Usage
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import MODEL_NAME, QuantizationSpec
 
-_MAX_CHOICES = 128
+MAX_CHOICES = 128
 
 
 class GenerateBody(Sampling):
@@ -28,7 +28,7 @@ class GenerateBody(Sampling):
     messages: list[ChatMessage] | None = Field(
         None, min_length=1, description="A conversation, rendered with the model's chat template."
     )
-    n: int = Field(1, ge=1, le=_MAX_CHOICES, description="How many answers; see `choices`.")
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description="How many answers; see `choices`.")
     response_format: ResponseFormat | None = Field(
         None, description="What the answer must look like: text, JSON, or JSON that keeps to a schema."
     )

@@ -55,8 +55,8 @@ _DESCRIPTIONS = {
     416: "The range begins behind the end.",
     422: "The request is malformed; `param` names the field.",
     429: "Too many are waiting; `Retry-After` says when to come back.",
-    507: "The disk is full; `hint` says what to free.",
     503: "Nothing can answer now; `Retry-After` says when to come back.",
+    507: "The disk is full; `hint` says what to free.",
 }
 _QUEUE_FULL_RETRY_SECONDS = 30
 _FAILED_KINDS: dict[str, type[TunesmithError]] = {

@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
+from app.api.generate.schemas import MAX_CHOICES
 from app.api.openai.logprobs import CompletionLogprobs, CompletionLogprobsWriter
 from app.api.openai.models import find_target
 from app.api.openai.parameters import (
-    MAX_CHOICES,
     CommonBody,
     MustBeFalse,
     allow_only,

@@ -189,9 +189,10 @@ def _read_metadata(request: Request) -> dict[str, str] | None:
 def _seq_of(job_id: str, event: str) -> int:
     seq = event.rpartition("_")[2]
     # The id is rebuilt from its number: an id of another job, or in another form, differs from it.
-    if not (seq.isdecimal() and seq.isascii() and event_id(job_id, bounded_int(seq)) == event):
+    number = bounded_int(seq) if seq.isdecimal() and seq.isascii() else None
+    if number is None or event_id(job_id, number) != event:
         raise _bad_cursor(event)
-    return min(int(seq), 2**31 - 1)
+    return min(number, 2**31 - 1)
 
 
 def _bad_cursor(after: str) -> InvalidRequest:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from app.api.generate.schemas import MAX_CHOICES
 from app.core.engine.sampling import (
     DRAWN_SEED,
     MAX_LOGIT_BIAS,
@@ -20,8 +21,6 @@ from app.core.engine.sampling import (
 )
 from app.core.errors import InvalidRequest
 from app.core.specs.job import QuantizationSpec
-
-MAX_CHOICES = 128
 
 
 def allow_only(*neutral: object) -> AfterValidator:

@@ -19,9 +19,10 @@ from app.api.generate.answers import (
     repeat,
     unless_disconnected,
 )
+from app.api.generate.schemas import MAX_CHOICES
 from app.api.http.errors import EngineRefusal, dumps, error_content, refusal_content
 from app.api.openai.errors import openai_error
-from app.api.openai.parameters import MAX_CHOICES, CommonBody, reject_parameter
+from app.api.openai.parameters import CommonBody, reject_parameter
 from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
 from app.core.errors import TunesmithError
 

@@ -122,17 +122,21 @@ def recorded_general_path(folder: Path) -> list[str] | None:
 
     Returns None where there is no record, or one of an earlier version.
     """
-    try:
-        found: list[str] = json.loads((folder / RECORD).read_bytes())["general_path"]
-    except (OSError, ValueError, LookupError):
-        return None
+    found: list[str] | None = _read_record(folder).get("general_path")
     return found
 
 
 def _recorded_quantization(folder: Path) -> QuantizationSpec | None:
     """Returns the quantization in Tunesmith's own record of an adapter that it made, or None."""
     try:
-        record = json.loads((folder / RECORD).read_bytes())
-        return QuantizationSpec.model_validate(record["spec"]["quantization"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return QuantizationSpec.model_validate(_read_record(folder)["spec"]["quantization"])
+    except (ValueError, LookupError, TypeError):
         return None
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from app.core.datasets.field_names import Meaning, is_system_prompt, meaning_of, normalized
-from app.core.datasets.problems import quoted, repeated
+from app.core.datasets.problems import MAX_CHARACTERS_SHOWN, quoted, repeated
 from app.core.datasets.rows import DatasetFormat
 from app.core.datasets.unused_fields import is_absent
 from app.core.errors.datasets import DatasetInvalid
@@ -28,7 +28,6 @@ _KNOWN = list(
     dict.fromkeys(name for columns in (*_REQUIRED.values(), *_OPTIONAL.values()) for name in columns)
 )
 _MAY_LACK = {name for columns in _OPTIONAL.values() for name in columns}
-_MAX_CHARACTERS_SHOWN = 60
 _QUESTIONS = ("prompt", "question", "instruction", "input", "query")
 
 
@@ -151,7 +150,7 @@ def _no_format(columns: list[str], column_map: Mapping[str, str]) -> UnknownColu
     if any(meaning_of(name) is Meaning.PREFERENCE for name in columns):
         return _preferences(columns)
     pair = ["prompt", "completion"] if len(columns) > 1 else ["text"]
-    example = json.dumps(dict(zip(pair, (name[:_MAX_CHARACTERS_SHOWN] for name in columns), strict=False)))
+    example = json.dumps(dict(zip(pair, (name[:MAX_CHARACTERS_SHOWN] for name in columns), strict=False)))
     return UnknownColumns(
         f"The columns {quoted(columns)} fit no known format.",
         hint="Use `messages`; or `prompt` and `completion`; or `text`; or `instruction` and `output`; or "

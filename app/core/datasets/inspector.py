@@ -19,7 +19,7 @@ from app.core.datasets.formats import (
 from app.core.datasets.inspection import EXPECTED, MAX_PROBLEMS, TABLES, Inspection, Upload
 from app.core.datasets.limits import Limits, too_large, too_long
 from app.core.datasets.parsing import ParsedRow, parse_row
-from app.core.datasets.problems import BadRow, Record, quoted
+from app.core.datasets.problems import MAX_CHARACTERS_SHOWN, BadRow, Record, quoted
 from app.core.datasets.readers.csv_files import CsvRecords, sniff_delimiter
 from app.core.datasets.readers.json_files import read_lines, read_values
 from app.core.datasets.readers.parquet_files import ParquetRecords
@@ -206,7 +206,8 @@ def _explain_wrapping(error: UnknownColumns, record: Mapping[str, Any]) -> Unkno
     name, value = only
     if not others and isinstance(value, list) and value and isinstance(value[0], dict):
         if value[0].keys() & {"role", "from"}:
-            meant = f"If {quoted([name])} holds messages: column_map={json.dumps({'messages': name[:60]})}."
+            column_map = json.dumps({"messages": name[:MAX_CHARACTERS_SHOWN]})
+            meant = f"If {quoted([name])} holds messages: column_map={column_map}."
         else:
             meant = f"The rows seem to be the list in {quoted([name])}: upload that list itself."
         error.hint = f"{meant} {error.hint}"

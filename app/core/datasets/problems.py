@@ -15,7 +15,7 @@ from app.core.errors.datasets import DatasetInvalid
 Record = tuple[int, dict[str, Any] | Problem]
 
 _MAX_NAMES_SHOWN = 20
-_MAX_CHARACTERS_SHOWN = 60
+MAX_CHARACTERS_SHOWN = 60
 
 
 class BadRow(ValueError):
@@ -32,7 +32,7 @@ def quoted(names: Iterable[str]) -> str:
 
 def shown(name: str) -> str:
     """Returns one name for a message: quoted, printable, and cut where it is long."""
-    return repr(name if len(name) <= _MAX_CHARACTERS_SHOWN else name[:_MAX_CHARACTERS_SHOWN] + "…")
+    return repr(name if len(name) <= MAX_CHARACTERS_SHOWN else name[:MAX_CHARACTERS_SHOWN] + "…")
 
 
 def repeated(names: Iterable[str]) -> list[str]:

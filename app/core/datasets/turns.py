@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.core.datasets.field_names import Meaning, is_turn_flag, meaning_of
-from app.core.datasets.problems import BadRow, quoted, shown
+from app.core.datasets.problems import MAX_CHARACTERS_SHOWN, BadRow, quoted, shown
 from app.core.datasets.readers.json_values import BadJson, decode_json, kind_of
 from app.core.datasets.rows import Conversation, Message
 from app.core.datasets.unused_fields import RowFields, holds_value, is_absent
@@ -178,7 +178,7 @@ def _weight(turn: Mapping[str, Any], where: str) -> int:
     for key, value in flags.items():
         if value not in (0, 1):
             known = "0 nor 1" if key.casefold() == "weight" else "true nor false"
-            raise BadRow(f"{where} has a {key[:60]} that is neither {known}.")
+            raise BadRow(f"{where} has a {key[:MAX_CHARACTERS_SHOWN]} that is neither {known}.")
     if len({bool(value) for value in flags.values()}) > 1:
         raise BadRow(f"{where} has {quoted(flags)}, which contradict each other. Remove one.")
     return 0 if flags and not any(flags.values()) else 1

@@ -45,7 +45,7 @@ class Serving(Wire):
 def find_config_obstacle(config: Mapping[str, Any]) -> str | None:
     """What in a model of this configuration the paged engine can't compute, or None."""
     listed = config.get("layer_types")
-    layer_types = set(map(str, listed)) - _LAYER_TYPES if isinstance(listed, list) else None
+    layer_types = set(map(str, listed)) - _LAYER_TYPES if isinstance(listed, list | tuple) else None
     if layer_types:
         return f"layers of type {', '.join(sorted(layer_types))}"
     if config.get("is_encoder_decoder") or config.get("num_kv_shared_layers"):

@@ -50,9 +50,7 @@ class Summary:
 def write_backup(settings: Settings, target: BinaryIO) -> Summary:
     """Write the tar to a stream. Returns what it contains. Raises DatabaseTooNew."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(settings.data_dir) as scratch:
-        staging = scratch / "staging"
-        staging.mkdir()
+    with scratch_folder(settings.data_dir) as staging:
         summary = _gather(settings, staging)
         files = [path for path in sorted(staging.rglob("*")) if path.is_file()]
         checksums: dict[str, str] = {}

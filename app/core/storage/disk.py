@@ -26,7 +26,7 @@ def is_disk_full_error(error: BaseException) -> bool:
 
 def find_full(folders: Sequence[Path]) -> list[Path]:
     """Returns those of the folders on whose disks not even 4 MiB are left for this user."""
-    return [folder for folder in dict.fromkeys(folders) if not _has_space(folder)]
+    return [folder for folder in dict.fromkeys(folders) if not has_space(folder)]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -47,8 +47,8 @@ def _says_full(error: BaseException) -> bool:
     return any(text in str(error) for text in _TEXTS)
 
 
-def _has_space(folder: Path) -> bool:
-    """Reserves the bytes for a moment: a quota shows in nothing else."""
+def has_space(folder: Path) -> bool:
+    """Whether 4 MiB are left, which are reserved for a moment: a quota shows in nothing else."""
     try:
         with tempfile.TemporaryFile(dir=folder, prefix=".probe-") as probe:
             if hasattr(os, "posix_fallocate"):

@@ -30,9 +30,7 @@ def restore_backup(settings: Settings, source: BinaryIO) -> bool:
     database = Database(settings.database_url)
     try:
         _refuse_rows(database)
-        with scratch_folder(settings.data_dir) as scratch:
-            staging = scratch / "staging"
-            staging.mkdir()
+        with scratch_folder(settings.data_dir) as staging:
             is_checked = _unpack(source, staging)
             # A backup of an older version: its schema is brought to this version before its rows are read.
             migrate(f"sqlite:///{staging / DATABASE}")

@@ -75,10 +75,12 @@ class Scratch:
 
 @contextlib.contextmanager
 def scratch_folder(data_dir: Path) -> Iterator[Path]:
-    """A folder that is removed when the context ends."""
+    """An empty folder that is removed when the context ends."""
     scratch = Scratch(data_dir)
     try:
-        yield scratch.folder()
+        folder = scratch.folder() / "files"
+        folder.mkdir()
+        yield folder
     finally:
         scratch.close()
 
