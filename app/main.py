@@ -19,7 +19,7 @@ from app.api.generate import routes as generate_routes
 from app.api.generate.engine_client import EngineClient
 from app.api.http import errors
 from app.api.http.auth import DOCS_ASSETS, AuthMiddleware, bearer
-from app.api.http.body_limit import BodyLimitMiddleware
+from app.api.http.bodies.limit import BodyLimitMiddleware
 from app.api.http.origin_guard import OriginGuardMiddleware
 from app.api.http.pacing import PacingMiddleware
 from app.api.http.request_metrics import RequestMetrics

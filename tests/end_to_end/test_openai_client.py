@@ -259,6 +259,8 @@ def test_a_prompt_that_does_not_fit_says_so(client: openai.OpenAI, streamed: boo
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, messages=[{"role": "user", "content": "word " * 500}], stream=streamed)
     assert caught.value.code == "context_length_exceeded"
+    # The words by which LiteLLM and others tell it from other errors.
+    assert "This model's maximum context length is 256 tokens. However, " in str(caught.value)
 
 
 def test_an_answer_without_a_limit_ends_where_the_context_does(client: openai.OpenAI) -> None:

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from app.api.adapters.routes import find_adapter
 from app.api.adapters.schemas import AdapterRead
 from app.api.deps import Services, ServicesDep
+from app.api.http.bodies.uploads import spooled
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequest, IdempotentRequestDep
-from app.api.http.uploads import spooled
 from app.core.adapters import archives, files, imports as adapter_imports
 from app.core.adapters.files import TEMPLATE, Description
 from app.core.engine import base_models

@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from app.api.datasets.schemas import DatasetRead
 from app.api.deps import ServicesDep
-from app.api.http.body_limit import is_json
+from app.api.http.bodies.limit import is_json
 from app.api.http.idempotency import IdempotentRequestDep
 from app.core.datasets import fetches, records as dataset_records
 from app.core.datasets.fetches import HubSource

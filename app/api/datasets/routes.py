@@ -12,9 +12,9 @@ from app.api.datasets import hub
 from app.api.datasets.hub import find_dataset
 from app.api.datasets.schemas import DatasetRead
 from app.api.deps import After, DatasetId, Limit, ServicesDep
+from app.api.http.bodies.uploads import spooled
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequest, IdempotentRequestDep
-from app.api.http.uploads import spooled
 from app.api.schemas import Page
 from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import OnProblem

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Receive, Send
 
-from app.api.http.validation import describe
+from app.api.http.bodies.validation import describe
 from app.api.schemas import ErrorResponse
 from app.core.engine.messages import Failed
 from app.core.errors import (

@@ -1,8 +1,8 @@
 """The messages of a chat request, turned into the turns that a chat template renders."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.api.openai.parameters import MustBeEmpty, MustBeNull, RequestPart
 from app.core.engine.messages import ChatMessage
@@ -25,12 +25,32 @@ _ANSWER_FIELDS = frozenset(
 )
 
 
+# OpenAI's other kinds of parts, and vLLM's.
+_OTHER_PARTS = {
+    "image_url": "image",
+    "input_image": "image",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "video_url": "video",
+    "file": "file",
+    "input_file": "file",
+}
+
+
 class TextPart(RequestPart):
     """A piece of a message."""
 
     ignored_fields = _CACHE_FIELDS | {"annotations"}
     type: Literal["text"] = Field(description="Text is all that is understood.")
     text: str = Field(description="The text.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_parts(cls, content: Any) -> Any:
+        kind = content.get("type") if isinstance(content, dict) else None
+        if isinstance(kind, str) and kind in _OTHER_PARTS:
+            raise ValueError(f"{_OTHER_PARTS[kind]} parts are not supported")
+        return content
 
 
 class ChatMessageParam(RequestPart):

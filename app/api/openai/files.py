@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response, StreamingResponse
 
 from app.api.deps import MAX_PAGE, Services, ServicesDep
+from app.api.http.bodies.uploads import spooled
 from app.api.http.idempotency import IdempotentRequestDep
-from app.api.http.uploads import spooled
 from app.api.jobs import loss_curve
 from app.api.jobs.history import read_curve
 from app.api.openai.lists import OpenAIPage

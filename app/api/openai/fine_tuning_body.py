@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.api.http.validation import describe
+from app.api.http.bodies.validation import describe
 from app.api.openai.parameters import MustBeEmpty, allow_only, reject_parameter
 from app.core.jobs import fine_tuning
 from app.core.specs.job import JobSpec, LoraSpec, MetadataKey, MetadataValue, QuantizationSpec, TrainingSpec

@@ -1,5 +1,7 @@
 """Errors of generation: prompts that are too long, and engines that can't generate."""
 
+from typing import Self
+
 from app.core.errors import InvalidRequest, Unavailable
 
 
@@ -7,6 +9,22 @@ class PromptTooLong(InvalidRequest):
     """The prompt does not fit the base model's context."""
 
     code = "context_length_exceeded"
+
+    @classmethod
+    def of(cls, tokens: int, max_length: int, context_length: int) -> Self:
+        """The error for a prompt of so many tokens, where `max_length` tokens fit with one to make.
+
+        Its first sentence is OpenAI's: LiteLLM, CrewAI and others look for it to shorten a conversation.
+        """
+        hint = "Shorten the prompt."
+        if max_length < context_length:
+            hint += f" The engine has memory for {max_length} of the base model's {context_length} tokens."
+        return cls(
+            f"This model's maximum context length is {max_length} tokens. However, the prompt has {tokens} "
+            "tokens, and at least one more has to fit for the answer.",
+            param="prompt",
+            hint=hint,
+        )
 
 
 class NoEngine(Unavailable):

@@ -62,7 +62,7 @@ def test_a_full_queue_says_when_to_come_back(openai_client: openai.OpenAI, engin
         ({"temperature": 3}, "temperature"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"modalities": ["text", "audio"]}, "modalities"),
@@ -83,6 +83,50 @@ def test_what_would_change_the_answer_and_is_not_supported_is_named(
     assert caught.value.param == param
     assert param in str(caught.value)
     assert engine.requests == []
+
+
+TEXT = {"type": "text", "text": "x"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [TEXT, IMAGE]}]},
+            "messages.0.content.1: image parts are not supported.",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [TEXT, {"type": "text"}]}]},
+            "messages.0.content.1.text is missing.",
+        ),
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0.content is empty."),
+        ({"messages": []}, "messages is empty."),
+        ({"stop": [""]}, "stop.0 is empty."),
+        ({"stop": ""}, "stop is empty."),
+        ({"stop": ["x", 5]}, "stop.1: must be a valid string (found 5)."),
+        ({"stop": 5}, "stop: must be a valid string; or: must be a valid list (found 5)."),
+    ],
+)
+def test_a_message_names_the_branch_that_was_meant(live: httpx.Client, options: Any, message: str) -> None:
+    body = {"model": "helper", "messages": HI, **options}
+    response = live.post("/v1/chat/completions", json=body)
+    assert response.json()["error"]["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([1, "x"], "prompt.1: must be a valid integer"),
+        (["x", 1], "prompt.1: must be a valid string"),
+        ([[1], ["x"]], "prompt.1.0: must be a valid integer"),
+        ([], "prompt is empty."),
+        ([[]], "prompt.0 is empty."),
+    ],
+)
+def test_a_wrong_item_of_a_prompt_is_named(live: httpx.Client, prompt: Any, message: str) -> None:
+    response = live.post("/v1/completions", json={"model": "helper", "prompt": prompt})
+    assert response.json()["error"]["message"].startswith(message)
 
 
 @pytest.mark.parametrize(

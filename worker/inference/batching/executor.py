@@ -251,8 +251,4 @@ class BatchExecutor:
 def _check_length(sequence: Sequence, capacity: Capacity) -> None:
     tokens = len(sequence.prompt.token_ids)
     if tokens >= capacity.max_length:
-        raise PromptTooLong(
-            f"The prompt has {tokens} tokens; at most {capacity.max_length - 1} fit, and one to make.",
-            param="prompt",
-            hint=f"The base model's context is {capacity.context_length} tokens.",
-        )
+        raise PromptTooLong.of(tokens, capacity.max_length, capacity.context_length)

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from app.api.http.bodies.union_branches import choose_branches, names_a_field
 from app.core.errors import InvalidRequest
 
 _MAX_VALUE_LENGTH = 40
@@ -23,6 +24,10 @@ def describe(
         return InvalidRequest(
             "The body is not JSON.", hint="Send JSON with the header `Content-Type: application/json`."
         )
+    if isinstance(body, dict):
+        in_body = [problem for problem in problems if problem["loc"][0] == "body"]
+        elsewhere = [problem for problem in problems if problem["loc"][0] != "body"]
+        problems = elsewhere + choose_branches(in_body, {"body": body})
     by_field: dict[str, list[dict[str, Any]]] = {}
     for problem in problems:
         by_field.setdefault(_field_name(problem, body), []).append(problem)
@@ -42,22 +47,8 @@ def _field_name(problem: dict[str, Any], body: object) -> str:
         return ".".join(map(str, path)) if place != "body" else ""
     if not isinstance(body, dict):
         return ".".join(map(str, path))
-    names: list[str] = []
-    node: Any = body
-    for index, part in enumerate(path):
-        is_last = index == len(path) - 1
-        if _holds(node, part):
-            names.append(str(part))
-            node = node[part]
-        elif is_last and problem["type"] == "missing":
-            names.append(str(part))
-    return ".".join(names)
-
-
-def _holds(node: object, part: str | int) -> bool:
-    if isinstance(node, list):
-        return isinstance(part, int) and part < len(node)
-    return isinstance(node, dict) and part in node
+    parts = range(1, len(problem["loc"]))
+    return ".".join(str(problem["loc"][at]) for at in parts if names_a_field(problem, at, {"body": body}))
 
 
 def _message(field: str, problems: list[dict[str, Any]]) -> str:
@@ -73,6 +64,8 @@ def _message(field: str, problems: list[dict[str, Any]]) -> str:
             return f"There is no field {field}."
         case "model_attributes_type" | "model_type":
             return f"{field or 'The body'} must be a JSON object."
+        case "string_too_short" | "too_short" if first["ctx"]["min_length"] == 1:
+            return f"{field or 'The body'} is empty."
         case "string_pattern_mismatch":
             return f"{field}: {first['input']!r} is not a possible value."
     texts = list(dict.fromkeys(_sentence(problem["msg"]) for problem in problems))

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.http import body_limit
-from app.api.http.body_limit import BodyLimitMiddleware
+from app.api.http.bodies.limit import BodyLimitMiddleware
 from app.core.settings import Settings
 from app.main import create_app
 from tests.fakes import ServerThread
