@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
+from app.api.openai.completion_response import CompletionPlan, OpenAICompletion, respond
 from app.api.openai.conversation import ChatMessageParam
 from app.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from app.api.openai.models import find_target
@@ -20,7 +21,6 @@ from app.api.openai.parameters import (
     allow_only,
     reject_parameter,
 )
-from app.api.openai.responses import CompletionPlan, OpenAICompletion, respond
 from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
 from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 from app.core.storage.ids import new_id

@@ -11,6 +11,7 @@ from app.api.deps import Services, ServicesDep
 from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
 from app.api.generate.schemas import MAX_CHOICES
+from app.api.openai.completion_response import CompletionPlan, OpenAICompletion, respond
 from app.api.openai.logprobs import CompletionLogprobs, CompletionLogprobsWriter
 from app.api.openai.models import find_target
 from app.api.openai.parameters import (
@@ -19,7 +20,6 @@ from app.api.openai.parameters import (
     allow_only,
     reject_parameter,
 )
-from app.api.openai.responses import CompletionPlan, OpenAICompletion, respond
 from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
 from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 from app.core.storage.ids import new_id

@@ -68,8 +68,8 @@ class StreamOptions(RequestPart):
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is added to the chunks.")
 
 
-class CommonBody(RequestPart):
-    """How to sample, how many answers, and in what form."""
+class SamplingBody(RequestPart):
+    """What to generate with, and how to sample."""
 
     model: str = Field(
         min_length=1, max_length=400, description="A base model's name, or an adapter's id or name."
@@ -78,7 +78,6 @@ class CommonBody(RequestPart):
     top_p: float | None = Field(
         None, ge=0, le=1, description="Sample from tokens with this much probability."
     )
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
     seed: int | None = Field(
         None,
         ge=-(2**63),
@@ -117,23 +116,7 @@ class CommonBody(RequestPart):
         description="Not OpenAI's. For a base model: how its weights are held; see `system_fingerprint`.",
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
-    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     user: str | None = Field(None, description="Accepted; changes nothing.")
-
-    @property
-    def choice_count(self) -> int:
-        """The number of choices for each prompt."""
-        return 1 if self.n is None else self.n
-
-    @property
-    def includes_usage(self) -> bool:
-        """Whether a stream ends with a chunk of the usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    def check(self) -> None:
-        """Raise InvalidRequest for parameters that do not go together."""
-        if self.stream_options is not None and not self.stream:
-            reject_parameter("stream_options", "it needs `stream`")
 
     def sampling(self, *, max_new_tokens: int, logprobs: int | None) -> Sampling:
         """The sampling parameters of the engine's request."""
@@ -159,6 +142,28 @@ class CommonBody(RequestPart):
             logprobs=logprobs,
             **{name: value for name, value in given.items() if value is not None},
         )
+
+
+class CommonBody(SamplingBody):
+    """What chat and completions have in common: how many answers, and in what form."""
+
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+
+    @property
+    def choice_count(self) -> int:
+        """The number of choices for each prompt."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with a chunk of the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def check(self) -> None:
+        """Raise InvalidRequest for parameters that do not go together."""
+        if self.stream_options is not None and not self.stream:
+            reject_parameter("stream_options", "it needs `stream`")
 
 
 def reject_parameter(param: str, problem: str) -> NoReturn:
