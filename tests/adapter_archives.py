@@ -5,6 +5,7 @@ import json
 import struct
 import tarfile
 import zipfile
+from pathlib import Path
 from typing import Any
 
 CONFIG: dict[str, Any] = {
@@ -46,6 +47,11 @@ def zipped(files: dict[str, bytes]) -> bytes:
             for name, content in files.items():
                 archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
         return file.getvalue()
+
+
+def zipped_folder(folder: Path) -> bytes:
+    """A zip of the files of a folder, as of one that PEFT saved."""
+    return zipped({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
 
 
 def tarred(files: dict[str, bytes], *members: tarfile.TarInfo, mode: str = "w") -> bytes:

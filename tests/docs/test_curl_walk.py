@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.box import Box
+from tests.end_to_end.box import running_box
 from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +54,7 @@ def test_the_walk_ends_with_everything_it_promises(shell: str, tmp_path: Path) -
     work = _folder(tmp_path / "work")
     (work / "examples").symlink_to(ROOT / "examples")
     (work / ".curlrc").write_text(CURLRC)
-    box = Box(tmp_path, tmp_path / "models", cancel_grace_seconds="10")
-    try:
-        box.start_api()
+    with running_box(tmp_path, tmp_path / "models", cancel_grace_seconds="10") as box:
         box.start_worker()
         script = "".join(blocks()).replace("localhost:8000", f"127.0.0.1:{box.port}")
         ended = subprocess.run(
@@ -71,8 +69,6 @@ def test_the_walk_ends_with_everything_it_promises(shell: str, tmp_path: Path) -
         assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr
         adapters = {adapter["name"] for adapter in box.client.get("/adapters").json()["data"]}
         assert "helper" in adapters
-    finally:
-        box.close()
     assert (work / "helper-q8_0.gguf").read_bytes().startswith(b"GGUF")
     assert "<svg" in (work / "loss.svg").read_text()
 

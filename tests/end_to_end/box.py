@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 
 from tests.children import find_children
 from tests.factories import jsonl
+from tests.tiny_model import NAME, make_tiny_model
 from tests.waiting import wait_for
 
 Process = subprocess.Popen[bytes]
@@ -51,6 +53,26 @@ class Box:
         """Upload rows. Returns the dataset's id."""
         files = {"file": ("rows.jsonl", jsonl(rows))}
         return str(self.get_good(self.client.post("/datasets", files=files))["id"])
+
+    def import_adapter(self, archive: bytes, **fields: str) -> dict[str, Any]:
+        """Import an adapter of the tiny model.
+
+        Returns it once it is verified or has failed; the error of an upload that is refused, with the state
+        "refused".
+        """
+        sent = self.client.post(
+            "/adapters", files={"file": ("adapter.zip", archive)}, data={"base_model": NAME, **fields}
+        )
+        if sent.is_error:
+            assert sent.status_code == 422, sent.text
+            return {"state": "refused", **sent.json()}
+        adapter_id = sent.json()["id"]
+
+        def look() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.get_good(self.client.get(f"/adapters/{adapter_id}"))
+            return found if found["state"] != "importing" else None
+
+        return wait_for(look, f"the import of {adapter_id}")
 
     def submit(self, **spec: Any) -> str:
         """Submit a job. Returns its id."""
@@ -142,6 +164,17 @@ class Box:
 
     def _is_ready(self) -> bool:
         return self.client.get("/ready").status_code == 200
+
+
+@contextmanager
+def running_box(folder: Path, models_dir: Path | None = None, **settings: str) -> Iterator[Box]:
+    """A box whose API runs; without `models_dir` it has the tiny model. All of its processes end with it."""
+    box = Box(folder, models_dir or make_tiny_model(folder / "models").parent, **settings)
+    try:
+        box.start_api()
+        yield box
+    finally:
+        box.close()
 
 
 def server_sent_events(response: httpx.Response) -> Iterator[int]:

@@ -1,17 +1,15 @@
 """A PEFT folder imported into the whole stack answers as PEFT does, and so does its download."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.end_to_end.box import Box
-from tests.tiny_model import NAME, make_tiny_model
-from tests.waiting import wait_for
+from tests.adapter_archives import zipped_folder
+from tests.end_to_end.box import Box, running_box
+from tests.tiny_model import NAME
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored, save_adapter
 
 pytestmark = pytest.mark.slow
@@ -22,30 +20,9 @@ NEW_TOKENS = 24
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Box]:
-    make_tiny_model(tmp_path / "models")
-    box = Box(tmp_path, tmp_path / "models")
-    try:
-        box.start_api()
+    with running_box(tmp_path) as box:
         box.start_worker()
         yield box
-    finally:
-        box.close()
-
-
-def send(box: Box, archive: bytes, **fields: str) -> dict[str, Any]:
-    """Import an archive. Returns the adapter once it is verified or has failed."""
-    files = {"file": ("adapter.zip", archive)}
-    sent = box.get_good(box.client.post("/adapters", files=files, data={"base_model": NAME, **fields}))
-
-    def look() -> dict[str, Any] | None:
-        found: dict[str, Any] = box.get_good(box.client.get(f"/adapters/{sent['id']}"))
-        return found if found["state"] != "importing" else None
-
-    return wait_for(look, "the import", timeout_seconds=120)
-
-
-def zipped(folder: Path) -> bytes:
-    return Path(shutil.make_archive(str(folder), "zip", folder)).read_bytes()
 
 
 def answer(box: Box, **who: str) -> str:
@@ -68,16 +45,16 @@ def peft_answer(model_folder: Path, folder: Path) -> str:
 def test_an_imported_adapter_answers_as_peft_does(box: Box, tmp_path: Path) -> None:
     model_folder = tmp_path / "models" / NAME
     folder = save_adapter(model_folder, tmp_path / "mine", **ADAPTERS["everything"])
-    found = send(box, zipped(folder), name="mine")
+    found = box.import_adapter(zipped_folder(folder), name="mine")
     assert found["state"] == "ready", found
     assert answer(box, adapter="mine") == peft_answer(model_folder, folder) != answer(box, base_model=NAME)
 
     downloaded = box.client.get("/adapters/mine/download").content
-    assert send(box, downloaded, name="again")["state"] == "ready"
+    assert box.import_adapter(downloaded, name="again")["state"] == "ready"
     assert answer(box, adapter="again") == answer(box, adapter="mine")
 
     special = save_adapter(model_folder, tmp_path / "dora", r=4, use_dora=True, target_modules=["q_proj"])
-    assert send(box, zipped(special), name="special")["state"] == "ready"
+    assert box.import_adapter(zipped_folder(special), name="special")["state"] == "ready"
     assert answer(box, adapter="special") == peft_answer(model_folder, special) != answer(box, adapter="mine")
 
     other = AutoModelForCausalLM.from_pretrained(model_folder).config
@@ -85,6 +62,6 @@ def test_an_imported_adapter_answers_as_peft_does(box: Box, tmp_path: Path) -> N
     (tmp_path / "other").mkdir()
     AutoModelForCausalLM.from_config(other).save_pretrained(tmp_path / "other")
     misfit = save_adapter(tmp_path / "other", tmp_path / "misfit", **ADAPTERS["attention"])
-    failed = send(box, zipped(misfit), name="misfit")
+    failed = box.import_adapter(zipped_folder(misfit), name="misfit")
     assert failed["state"] == "failed", failed
     assert "Traceback" not in box.log()

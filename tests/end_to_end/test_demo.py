@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.end_to_end.box import Box
+from tests.end_to_end.box import Box, running_box
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -59,17 +59,13 @@ def models_dir() -> Path:
 def demo(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Demo]:
     """The box and its trained adapter; training takes minutes, so that all tests share it."""
     folder = tmp_path_factory.mktemp("demo")
-    box = Box(folder, models_dir)
-    try:
-        box.start_api()
+    with running_box(folder, models_dir) as box:
         box.start_worker()
         training = {**SPEC["training"], "num_train_epochs": SPEC["training"]["num_train_epochs"] / 2}
         job_id = box.submit(**{**SPEC, "training": training}, dataset=box.upload(ROWS))
         job = box.wait_for_state(job_id, "succeeded", "failed", timeout_seconds=1400)
         assert job["state"] == "succeeded", job["error"]
         yield Demo(box, job, folder)
-    finally:
-        box.close()
 
 
 @pytest.mark.slow

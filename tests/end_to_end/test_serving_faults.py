@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.box import Box
+from tests.end_to_end.box import Box, running_box
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
 
@@ -26,16 +26,6 @@ def models_dir(tmp_path: Path) -> Path:
     config = json.loads((endless / "config.json").read_text())
     (endless / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40_000}))
     return folder
-
-
-@contextmanager
-def running_box(tmp_path: Path, models_dir: Path, **settings: str) -> Iterator[Box]:
-    box = Box(tmp_path, models_dir, **settings)
-    try:
-        box.start_api()
-        yield box
-    finally:
-        box.close()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Odd requests for answers and odd adapters, while others are answered, who must not notice."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.end_to_end.box import Box
-from tests.tiny_model import NAME, make_tiny_model
-from tests.waiting import wait_for
+from tests.adapter_archives import zipped_folder
+from tests.end_to_end.box import Box, running_box
+from tests.tiny_model import NAME
 from tests.worker.inference.conftest import ADAPTERS, save_adapter
 
 pytestmark = pytest.mark.slow
@@ -53,31 +52,9 @@ BYSTANDERS = [
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Box]:
-    make_tiny_model(tmp_path / "models")
-    box = Box(tmp_path, tmp_path / "models")
-    try:
-        box.start_api()
+    with running_box(tmp_path) as box:
         box.start_worker()
         yield box
-    finally:
-        box.close()
-
-
-def send_adapter(box: Box, folder: Path) -> dict[str, Any]:
-    """Import a folder. Returns the adapter, or the error of the response, once it is verified or refused."""
-    archive = Path(shutil.make_archive(str(folder), "zip", folder)).read_bytes()
-    sent = box.client.post(
-        "/adapters", files={"file": (f"{folder.name}.zip", archive)}, data={"base_model": NAME}
-    )
-    if sent.is_error:
-        assert sent.status_code == 422, sent.text
-        return {"state": "refused", **sent.json()}
-
-    def look() -> dict[str, Any] | None:
-        found: dict[str, Any] = box.get_good(box.client.get(f"/adapters/{sent.json()['id']}"))
-        return found if found["state"] != "importing" else None
-
-    return wait_for(look, "the import")
 
 
 def ask(box: Box, **body: Any) -> str:
@@ -124,33 +101,22 @@ def configure(folder: Path, **changes: object) -> None:
 
 
 def test_bystanders_get_the_same_answers_beside_odd_requests_and_adapters(box: Box, tmp_path: Path) -> None:
-    adapter = send_adapter(
-        box, save_adapter(tmp_path / "models" / NAME, tmp_path / "good", **ADAPTERS["everything"])
-    )
+    good = save_adapter(tmp_path / "models" / NAME, tmp_path / "good", **ADAPTERS["everything"])
+    adapter = box.import_adapter(zipped_folder(good))
     who = [{**body, "adapter": adapter["id"]} for body in BYSTANDERS]
     expected = [ask(box, **body) for body in who]
 
     with ThreadPoolExecutor(16) as pool:
         odd = [
-            pool.submit(
-                status,
-                box,
-                "/generate",
-                {"adapter": adapter["id"], "prompt": "a" * 9, "max_new_tokens": 20} | one,
-            )
-            for one in ODD
-        ]
-        odd += [
-            pool.submit(
-                status,
-                box,
-                "/v1/completions",
-                {"model": adapter["name"], "prompt": "a" * 9, "max_tokens": 20} | one,
+            pool.submit(status, box, path, {**body, "prompt": "a" * 9, **one})
+            for path, body in (
+                ("/generate", {"adapter": adapter["id"], "max_new_tokens": 20}),
+                ("/v1/completions", {"model": adapter["name"], "max_tokens": 20}),
             )
             for one in ODD
         ]
         answers = [pool.submit(ask, box, **body) for body in who * 6]
-        uploads = [pool.submit(send_adapter, box, folder) for folder in odd_folders(tmp_path)]
+        uploads = [pool.submit(box.import_adapter, zipped_folder(folder)) for folder in odd_folders(tmp_path)]
         refused = [
             (code, body) for code, body in (one.result() for one in odd) if code not in (200, 400, 422)
         ]

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from schemathesis import Case
 from schemathesis.schemas import APIOperation
 
-from tests.end_to_end.box import Box
+from tests.end_to_end.box import Box, running_box
 
 pytestmark = pytest.mark.fuzz
 
@@ -20,10 +20,8 @@ NO_WORKER = 503
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     folder = tmp_path_factory.mktemp("openapi")
-    box = Box(folder, folder / "models", max_upload_bytes=str(1 << 20))
-    box.start_api()
-    yield box
-    box.close()
+    with running_box(folder, folder / "models", max_upload_bytes=str(1 << 20)) as box:
+        yield box
 
 
 def operations(box: Box) -> list[APIOperation]:

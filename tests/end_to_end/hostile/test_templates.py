@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.box import Box
-from tests.end_to_end.hostile.test_answers import send_adapter
+from tests.adapter_archives import zipped_folder
+from tests.end_to_end.box import Box, running_box
 from tests.tiny_model import NAME, make_tiny_model
 from tests.worker.inference.conftest import ADAPTERS, save_adapter
 from tests.worker.templates.rendering.templates import (
@@ -40,13 +40,9 @@ def box(tmp_path: Path) -> Iterator[Box]:
         json.dumps({**settings, "chat_template": ENDLESS})
     )
     (model.parent / LOOPING_MODEL / "chat_template.jinja").write_text(ENDLESS)
-    box = Box(tmp_path, model.parent)
-    try:
-        box.start_api()
+    with running_box(tmp_path, model.parent) as box:
         box.start_worker()
         yield box
-    finally:
-        box.close()
 
 
 def send(box: Box, folder: Path, template: str | None) -> dict[str, Any]:
@@ -54,7 +50,7 @@ def send(box: Box, folder: Path, template: str | None) -> dict[str, Any]:
     save_adapter(folder.parent / "models" / NAME, folder, **ADAPTERS["everything"])
     if template:
         (folder / "chat_template.jinja").write_text(template)
-    return send_adapter(box, folder)
+    return box.import_adapter(zipped_folder(folder))
 
 
 def answer(box: Box, adapter: dict[str, Any], content: str, seed: int = 1) -> str:
