@@ -22,8 +22,9 @@ from tests.factories import make_adapter
 from tests.fakes import ServerThread
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
+from tests.worker.engine_process import start_engine
 from tests.worker.inference.conftest import ADAPTERS, save_adapter
-from tests.worker.inference.test_server import RunningEngine, add_long_model, connect, start
+from tests.worker.inference.test_server import RunningEngine, add_long_model, connect
 
 MODEL = "tiny-llama"
 HI: list[Any] = [{"role": "user", "content": "How do I cancel a job?"}]
@@ -52,7 +53,7 @@ def engine(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("engine")
     for seed, name in enumerate(("attention", "everything")):
         save_adapter(models_folder / MODEL, folder / "artifacts" / name, seed=seed, **ADAPTERS[name])
-    process = start(models_folder, folder / "artifacts", folder)
+    process = start_engine(models_folder, folder / "artifacts", folder)
     with connect(process) as engine:
         yield engine
     process.kill()

@@ -8,13 +8,13 @@ import pytest
 from app.core.engine.messages import BaseModelRef, Finished
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
+from tests.worker.engine_process import engine_request
 from tests.worker.inference.fakes import Mailbox
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
 from worker.inference.loading import load_runner
 from worker.models.device import find_device
-from worker.processes.reports import EngineRequest
 
 
 @pytest.fixture
@@ -39,17 +39,8 @@ def new_sequence(name: str, *, load_in_4bit: bool = False) -> Sequence:
 
 def answer(folder: Path, *sequences: Sequence, max_base_models: int, weights: str = "auto") -> Engine:
     """Submit the sequences one by one while the others run, until all have ended."""
-    request = EngineRequest(
-        host="127.0.0.1",
-        port=0,
-        token="secret",
-        models_folder=folder,
-        artifacts_url="nowhere",
-        cache_folder=folder,
-        max_rows=8,
-        cache_share=0.02,
-        max_base_models=max_base_models,
-        weights=weights,
+    request = engine_request(
+        folder, max_rows=8, cache_share=0.02, max_base_models=max_base_models, weights=weights
     )
     device, mail = find_device(), Mailbox()
     scheduler = Scheduler(max_waiting=9, adapter_slot_count=8, max_base_models=max_base_models)

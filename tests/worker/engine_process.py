@@ -12,7 +12,7 @@ from worker.processes.reports import EngineRequest, Listening
 TOKEN = "secret"
 
 
-def make_engine_request(models_folder: Path, **options: object) -> EngineRequest:
+def engine_request(models_folder: Path, **options: object) -> EngineRequest:
     """What an engine is started with; without `options` it finds no adapters."""
     fields = {"artifacts_url": "nowhere", "cache_folder": models_folder, **options}
     return EngineRequest(host="127.0.0.1", port=0, token=TOKEN, models_folder=models_folder, **fields)
@@ -20,7 +20,7 @@ def make_engine_request(models_folder: Path, **options: object) -> EngineRequest
 
 def start_engine(models_folder: Path, artifacts: Path, folder: Path) -> ChildProcess:
     """Start an engine; its cache and its log are in `folder`."""
-    request = make_engine_request(models_folder, artifacts_url=str(artifacts), cache_folder=folder / "cache")
+    request = engine_request(models_folder, artifacts_url=str(artifacts), cache_folder=folder / "cache")
     return ChildProcess("worker.inference.server", request, folder / "engine.log")
 
 

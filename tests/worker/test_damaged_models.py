@@ -21,6 +21,7 @@ from app.core.storage.artifacts import ArtifactStore
 from tests.factories import make_spec
 from tests.tiny_model import NAME
 from tests.worker.damaged import CONFIGS, ROWS, TEMPLATES, TOKENIZERS, WEIGHT_FILES, Damage, make_damaged
+from tests.worker.engine_process import engine_request
 from worker.inference.adapters.cache import AdapterCache
 from worker.inference.failures import ModelUnsupported, failed
 from worker.inference.general.paths import ServingPaths
@@ -31,7 +32,7 @@ from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.preview import run_preview
 from worker.preflight.report import run_preflight
 from worker.preflight.service import run_safely
-from worker.processes.reports import EngineRequest, Outcome, TrainingRequest
+from worker.processes.reports import Outcome, TrainingRequest
 from worker.training.run import run
 
 DEVICE = find_device()
@@ -108,16 +109,7 @@ class User:
         adapters = AdapterCache(ArtifactStore(str(self.folder)), self.folder / "cache", 1 << 30)
         base = BaseModelRef(name=self.model, quantization=QuantizationSpec(load_in_4bit=False))
         messages = [ChatMessage(role="user", content="hello")]
-        request = EngineRequest(
-            host="127.0.0.1",
-            port=0,
-            token="secret",
-            models_folder=models,
-            artifacts_url="nowhere",
-            cache_folder=models,
-            cache_share=1e-4,
-            max_rows=2,
-        )
+        request = engine_request(models, cache_share=1e-4, max_rows=2)
         try:
             prompt = Preprocessor(models, adapters, DEVICE, ServingPaths()).prepare(
                 GenerateRequest(base_model=base, messages=messages)

@@ -15,6 +15,7 @@ from app.core.specs.job import QuantizationSpec
 from tests.tiny_model import CONTEXT_LENGTH
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox
+from tests.worker.inference.random_models import generate
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.batching.model_batch import Prefill
 from worker.inference.batching.scheduler import Scheduler
@@ -55,7 +56,7 @@ def requests(models_folder: Path, adapters_folder: Path) -> list[Request]:
         max_new_tokens = rng.choice([1, 4, 12, 25])
         if adapter:
             tuned.set_adapter(adapter)
-        expected = generate(tuned if adapter else plain, prompt_ids, max_new_tokens)
+        expected = generate(tuned if adapter else plain, prompt_ids, max_new_tokens, end=END)
         made.append(Request(prompt_ids, adapter, max_new_tokens, expected))
     return made
 
@@ -84,19 +85,6 @@ def load_with_peft(models_folder: Path, adapters_folder: Path) -> PeftModel:
         for name in others:
             model.load_adapter(adapters_folder / name, adapter_name=name)
     return model
-
-
-def generate(model: torch.nn.Module, prompt_ids: tuple[int, ...], max_new_tokens: int) -> list[int]:
-    ids = torch.tensor([prompt_ids])
-    made = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=END,
-        pad_token_id=0,
-    )
-    return made[0, ids.shape[1] :].tolist()
 
 
 def as_sequence(
@@ -284,4 +272,4 @@ def test_context_is_filled_to_the_last_token(requests, adapters, runner, models_
     assert isinstance(mail.end(sequence), Finished)
     assert sequence.length <= CONTEXT_LENGTH
     plain = AutoModelForCausalLM.from_pretrained(models_folder / "tiny-llama")
-    assert sequence.token_ids == generate(plain, request.prompt_ids, 10)
+    assert sequence.token_ids == generate(plain, request.prompt_ids, 10, end=END)

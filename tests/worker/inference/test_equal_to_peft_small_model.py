@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.worker.inference.conftest import peft_warnings_ignored, save_adapter
-from tests.worker.inference.test_equal_to_peft import BASE, Request, generate, play, vary
+from tests.worker.inference.random_models import generate
+from tests.worker.inference.test_equal_to_peft import BASE, END, Request, play, vary
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.model.runner import ModelRunner
 from worker.models.base_model import load_for_serving
@@ -54,13 +56,17 @@ def requests(model_folder: Path, adapter_folders: dict[str, Path]) -> list[Reque
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     prompts = [tuple(tokenizer(SYSTEM + question)["input_ids"]) for question in QUESTIONS]
     plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype="float32")
-    made = [Request(ids, None, NEW_TOKENS, generate(plain, ids, NEW_TOKENS)) for ids in prompts]
+
+    def requests_of(name: str | None, model: torch.nn.Module) -> list[Request]:
+        return [Request(ids, name, NEW_TOKENS, generate(model, ids, NEW_TOKENS, end=END)) for ids in prompts]
+
+    made = requests_of(None, plain)
     for name, folder in adapter_folders.items():
         with peft_warnings_ignored():
             tuned = PeftModel.from_pretrained(
                 AutoModelForCausalLM.from_pretrained(model_folder, dtype="float32"), folder
             )
-        made += [Request(ids, name, NEW_TOKENS, generate(tuned, ids, NEW_TOKENS)) for ids in prompts]
+        made += requests_of(name, tuned)
     return made
 
 

@@ -8,6 +8,7 @@ from app.core.engine.messages import BaseModelRef
 from app.core.errors.jobs import OutOfMemory
 from app.core.settings import EngineWeights
 from app.core.specs.job import QuantizationSpec
+from tests.worker.engine_process import engine_request
 from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.test_equal_to_peft import Request, as_sequence
 from worker.inference import loading
@@ -16,23 +17,10 @@ from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine
 from worker.inference.loading import load_runner, stays_4bit
 from worker.models.device import Device, find_device
-from worker.processes.reports import EngineRequest
 
 PACKED = QuantizationSpec()
 WHOLE = QuantizationSpec(load_in_4bit=False)
 GPU = Device(kind="cuda", name="a GPU", memory_bytes=1 << 34, supports_bf16=True, torch_version="2")
-
-
-def make_request(models_folder: Path, **options: object) -> EngineRequest:
-    return EngineRequest(
-        host="127.0.0.1",
-        port=0,
-        token="secret",
-        models_folder=models_folder,
-        artifacts_url="nowhere",
-        cache_folder=models_folder,
-        **options,
-    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +48,7 @@ def test_a_base_model_larger_than_the_memory_is_refused_before_it_is_read(models
     reference = BaseModelRef(name="tiny-llama", quantization=PACKED)
 
     with pytest.raises(OutOfMemory) as caught:
-        load_runner(make_request(models_folder), find_device(), reference)
+        load_runner(engine_request(models_folder), find_device(), reference)
 
     assert "GB are free" in caught.value.message
     assert "4bit" in caught.value.hint
@@ -72,7 +60,7 @@ def test_settings_reach_the_runner_and_base_models_share_the_cache(models_folder
     reference = BaseModelRef(name="tiny-llama", quantization=WHOLE)
     blocks = []
     for base_models in (1, 2):
-        request = make_request(models_folder, max_rows=20, cache_share=0.4, max_base_models=base_models)
+        request = engine_request(models_folder, max_rows=20, cache_share=0.4, max_base_models=base_models)
         runner = load_runner(request, find_device(), reference)
         blocks.append(runner.capacity.block_count)
 
@@ -95,7 +83,7 @@ def test_memory_that_a_job_has_not_allocated_yet_stays_reserved(monkeypatch, tak
 
 def answer(models_folder: Path, adapters_folder: Path, weights: str) -> tuple[int, list[list[int]]]:
     """Bits of the weights, and tokens and log-probabilities with and without an adapter."""
-    request = make_request(models_folder, weights=weights, max_rows=4)
+    request = engine_request(models_folder, weights=weights, max_rows=4)
     reference = BaseModelRef(name="tiny-llama", quantization=PACKED)
     runner = load_runner(request, find_device(), reference)
     mail = Mailbox()

@@ -25,10 +25,9 @@ from app.core.engine.messages import (
 from app.core.engine.sampling import Sampling
 from app.core.engine.state import EngineState
 from app.core.specs.job import QuantizationSpec
+from tests.worker.engine_process import engine_client, start_engine
 from worker.processes.child_process import ChildProcess
-from worker.processes.reports import EngineRequest, Listening
 
-TOKEN = "secret"
 BASE = BaseModelRef(name="tiny-llama", quantization=QuantizationSpec(load_in_4bit=False))
 LONG = BaseModelRef(name="long-llama", quantization=BASE.quantization)
 ENDLESS = Sampling(temperature=0, max_new_tokens=32768)
@@ -61,7 +60,7 @@ class RunningEngine:
 def engine(models_folder: Path, adapters_folder: Path, tmp_path_factory) -> Iterator[RunningEngine]:
     folder = tmp_path_factory.mktemp("engine")
     add_long_model(models_folder)
-    process = start(models_folder, adapters_folder, folder)
+    process = start_engine(models_folder, adapters_folder, folder)
     with connect(process) as engine:
         yield engine
     process.kill()
@@ -76,25 +75,9 @@ def add_long_model(models_folder: Path, context_length: int = 40_000) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context_length}))
 
 
-def start(models_folder: Path, adapters_folder: Path, folder: Path) -> ChildProcess:
-    request = EngineRequest(
-        host="127.0.0.1",
-        port=0,
-        token=TOKEN,
-        models_folder=models_folder,
-        artifacts_url=str(adapters_folder),
-        cache_folder=folder / "cache",
-    )
-    return ChildProcess("worker.inference.server", request, folder / "engine.log")
-
-
 @contextlib.contextmanager
 def connect(process: ChildProcess) -> Iterator[RunningEngine]:
-    line = process.reports.get(timeout=120)
-    assert line, process.log_tail()
-    url = f"http://127.0.0.1:{Listening.model_validate_json(line).port}"
-    headers = {"Authorization": f"Bearer {TOKEN}"}
-    with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
+    with engine_client(process) as http:
         yield RunningEngine(process, http)
 
 
@@ -239,7 +222,7 @@ def test_answer_is_sent_as_it_is_made(engine):
 
 
 def test_stop_lets_an_answer_finish_and_ends_well(models_folder, adapters_folder, tmp_path):
-    process = start(models_folder, adapters_folder, tmp_path)
+    process = start_engine(models_folder, adapters_folder, tmp_path)
     with connect(process) as engine:
         # Without an end of its own, or it might be over before it is asked to stop.
         sampling = Sampling(temperature=1, max_new_tokens=200, logit_bias={2: -100})
@@ -254,7 +237,7 @@ def test_stop_lets_an_answer_finish_and_ends_well(models_folder, adapters_folder
 
 
 def test_engine_dies_with_its_parent(models_folder, adapters_folder, tmp_path):
-    process = start(models_folder, adapters_folder, tmp_path)
+    process = start_engine(models_folder, adapters_folder, tmp_path)
     with connect(process):
         process.close()
 

@@ -1,6 +1,7 @@
 """Fixtures for preflight: an environment with the tiny model and stored datasets, and an engine process."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from app.core.engine.preflight import DatasetRef, PreflightRequest
 from app.core.settings import TrainingPath
 from tests.factories import make_spec
 from tests.tiny_model import NAME
+from tests.worker.engine_process import engine_client, start_engine
 from worker.models.device import Device, find_device
 from worker.preflight.environment import PreflightEnvironment
 from worker.processes.child_process import ChildProcess
-from worker.processes.reports import EngineRequest, Listening
 
-TOKEN = "secret"
 GPU = Device(kind="cuda", name="A100", memory_bytes=80 << 30, supports_bf16=True, torch_version="2.11.0")
 
 Store = Callable[..., DatasetRef]
@@ -69,21 +69,16 @@ def ask(store: Store) -> Ask:
     return make
 
 
+@dataclass(frozen=True)
 class RunningEngine:
     """The engine's process, started as by a worker."""
 
-    def __init__(self, request: EngineRequest, log: Path) -> None:
-        self.process = ChildProcess("worker.inference.server", request, log)
-        line = self.process.reports.get(timeout=120)
-        assert line, self.process.log_tail()
-        url = f"http://127.0.0.1:{Listening.model_validate_json(line).port}"
-        self.http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120)
-        self.url = url
+    process: ChildProcess
+    http: httpx.Client
 
-    def stop(self) -> None:
-        self.http.close()
-        self.process.kill()
-        self.process.close()
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http.base_url.port}"
 
 
 @pytest.fixture(scope="session")
@@ -94,16 +89,10 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(models_folder: Path, shared_folder: Path) -> Iterator[RunningEngine]:
-    request = EngineRequest(
-        host="127.0.0.1",
-        port=0,
-        token=TOKEN,
-        models_folder=models_folder,
-        artifacts_url=str(shared_folder),
-        cache_folder=shared_folder / "cache",
-    )
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_OFFLINE", "1")
-        engine = RunningEngine(request, shared_folder / "engine.log")
-    yield engine
-    engine.stop()
+        process = start_engine(models_folder, shared_folder, shared_folder)
+    with engine_client(process) as http:
+        yield RunningEngine(process, http)
+    process.kill()
+    process.close()

@@ -15,7 +15,8 @@ from app.core.storage.database import Database
 from app.main import create_app
 from tests.factories import CHAT_ROW, jsonl
 from tests.tiny_model import NAME
-from tests.worker.preflight.conftest import TOKEN, RunningEngine
+from tests.worker.engine_process import TOKEN
+from tests.worker.preflight.conftest import RunningEngine
 
 
 @pytest.fixture

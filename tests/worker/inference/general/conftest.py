@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
@@ -14,6 +13,7 @@ from app.core.engine.messages import ServingPath
 from app.core.engine.sampling import Sampling
 from tests.worker.inference.conftest import peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox, make_base
+from tests.worker.inference.random_models import generate, make_random_model
 from worker.inference.adapters.cache import StoredAdapter
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
@@ -22,20 +22,8 @@ from worker.inference.general.model_copy import copy_modules
 from worker.inference.general.runner import GeneralRunner
 from worker.models.device import find_device
 
-SIZES: dict[str, object] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    # Within the vocabulary.
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+# Within the vocabulary.
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _GATED_DELTA = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
@@ -74,16 +62,7 @@ FAMILIES: dict[str, dict[str, object]] = {
 
 
 def make_model(family: str) -> PreTrainedModel:
-    """A model with random weights that are large enough for its texts to vary."""
-    named = [f"{family}ForCausalLM", f"{family}LMHeadModel"]
-    kind = next(getattr(transformers, name) for name in named if hasattr(transformers, name))
-    options = {name: value for name, value in {**SIZES, **FAMILIES[family]}.items() if value is not None}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = kind(kind.config_class(**options))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return make_random_model(family, **{**_TOKENS, **FAMILIES[family]})
 
 
 def save_adapter(model: PreTrainedModel, folder: Path, *, seed: int = 0, **options: object) -> Path:
@@ -106,18 +85,9 @@ def generate_with_peft(
 ) -> list[int]:
     """What PEFT's own `generate` makes, greedily, on a model of its own."""
     own = copy_modules(model, own=dict(model.named_parameters()))
-    ids = torch.tensor([prompt_ids])
     with peft_warnings_ignored():
         adapted = PeftModel.from_pretrained(own, folder).eval() if folder else own
-    made = adapted.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=count,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return made[0, ids.shape[1] :].tolist()
+    return generate(adapted, prompt_ids, count)
 
 
 def make_sequence(

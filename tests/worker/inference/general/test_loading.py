@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import pytest
-import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 
 from app.core.engine.messages import BaseModelRef, ServingPath
 from app.core.specs.job import QuantizationSpec
 from tests.tiny_model import NAME
+from tests.worker.engine_process import engine_request
 from tests.worker.inference.conftest import peft_warnings_ignored, save_adapter
 from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.general.conftest import make_sequence
-from tests.worker.inference.test_loading import make_request
+from tests.worker.inference.random_models import generate
 from worker.inference.adapters.cache import StoredAdapter, read_adapter
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine
@@ -29,7 +29,7 @@ PROMPT = [5, 6, 7, *range(20, 40)]
 
 def load(models_folder: Path, weights: str) -> GeneralRunner:
     reference = BaseModelRef(name=NAME, quantization=PACKED, path=ServingPath.GENERAL)
-    runner = load_runner(make_request(models_folder, weights=weights, max_rows=4), find_device(), reference)
+    runner = load_runner(engine_request(models_folder, weights=weights, max_rows=4), find_device(), reference)
     assert isinstance(runner, GeneralRunner)
     return runner
 
@@ -57,13 +57,10 @@ def test_answers_on_4_bit_weights_are_those_of_peft_on_the_model_of_the_job(
     models_folder: Path, adapter: StoredAdapter
 ) -> None:
     model = load_model(models_folder / NAME, PACKED, find_device()).eval()
-    ids = torch.tensor([PROMPT])
-    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 10}
-    options |= {"eos_token_id": None, "pad_token_id": 0}
-    without = model.generate(ids, **options)[0, len(PROMPT) :].tolist()
+    without = generate(model, PROMPT, 10)
     with peft_warnings_ignored():
         adapted = PeftModel.from_pretrained(model, adapter.folder).eval()
-    expected = [adapted.generate(input_ids=ids, **options)[0, len(PROMPT) :].tolist(), without]
+    expected = [generate(adapted, PROMPT, 10), without]
 
     packed = load(models_folder, "4bit")
 

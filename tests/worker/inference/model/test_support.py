@@ -6,6 +6,7 @@ import transformers
 
 from app.core.engine.sampling import Sampling
 from tests.worker.inference.fakes import Mailbox, make_base
+from tests.worker.inference.random_models import generate, make_random_model
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
@@ -14,30 +15,6 @@ from worker.inference.model import support
 from worker.inference.model.runner import ModelRunner
 from worker.models import serving_path
 from worker.models.device import find_device
-
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-}
-
-
-def make_model(kind: str, **options: object) -> transformers.PreTrainedModel:
-    model_class = getattr(transformers, f"{kind}ForCausalLM")
-    given = {**SIZES, **options}
-    config = model_class.config_class(**{name: one for name, one in given.items() if one is not None})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = model_class(config)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
 
 MODELS = {
     "Llama": {},
@@ -61,24 +38,11 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_model_answers_as_transformers_does(kind):
-    model = make_model(kind, **MODELS[kind])
+    model = make_random_model(kind, **MODELS[kind])
     prompts = [[5, 6, 7], list(range(3, 40))]
-    expected = [generate(model, prompt) for prompt in prompts]
+    expected = [generate(model, prompt, 30) for prompt in prompts]
 
     assert answer(model, prompts) == expected
-
-
-def generate(model: transformers.PreTrainedModel, prompt: list[int]) -> list[int]:
-    ids = torch.tensor([prompt])
-    made = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=30,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return made[0, ids.shape[1] :].tolist()
 
 
 def answer(model: transformers.PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
@@ -105,7 +69,7 @@ def answer(model: transformers.PreTrainedModel, prompts: list[list[int]]) -> lis
 )
 def test_model_that_does_not_fit_is_refused(kind, options):
     with pytest.raises(ModelUnsupported):
-        support.prepare_model(make_model(kind, **options))
+        support.prepare_model(make_random_model(kind, **options))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +88,7 @@ def test_model_that_does_not_fit_is_refused(kind, options):
     ],
 )
 def test_families_that_are_known_to_need_the_general_path_do_need_it(kind, options, monkeypatch):
-    model = make_model(kind, **options)
+    model = make_random_model(kind, **options)
     assert serving_path.find_model_obstacle(model.config)
     monkeypatch.setattr(support, "find_model_obstacle", lambda config: None)
 
@@ -133,7 +97,7 @@ def test_families_that_are_known_to_need_the_general_path_do_need_it(kind, optio
 
 
 def test_attention_sinks_in_16_bits_are_rounded_as_transformers_rounds_them():
-    model = make_model("GptOss", **MODELS["GptOss"]).to(torch.bfloat16)
+    model = make_random_model("GptOss", **MODELS["GptOss"]).to(torch.bfloat16)
     ids = torch.arange(12)
     with torch.inference_mode():
         expected = model(input_ids=ids[None], use_cache=False).logits[0].float()
@@ -146,7 +110,7 @@ def test_attention_sinks_in_16_bits_are_rounded_as_transformers_rounds_them():
 
 
 def test_model_that_comes_out_wrong_is_refused(monkeypatch):
-    model = make_model("Llama")
+    model = make_random_model("Llama")
     monkeypatch.setattr(support.attention, "_repeat_kv", lambda states, groups: states.repeat(groups, 1, 1))
 
     with pytest.raises(ModelUnsupported, match="comes out wrong"):
@@ -161,5 +125,5 @@ def test_context_ends_where_angles_would_depend_on_the_batch():
         "original_max_position_embeddings": 32,
     }
 
-    assert support.context_length(make_model("Llama", rope_parameters=rope)) == 32
-    assert support.context_length(make_model("Llama")) == 128
+    assert support.context_length(make_random_model("Llama", rope_parameters=rope)) == 32
+    assert support.context_length(make_random_model("Llama")) == 128
