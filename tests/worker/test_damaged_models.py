@@ -20,7 +20,12 @@ from app.core.specs.job import QuantizationSpec
 from app.core.storage.artifacts import ArtifactStore
 from tests.factories import make_spec
 from tests.tiny_model import NAME
-from tests.worker.damaged import CONFIGS, ROWS, TEMPLATES, TOKENIZERS, WEIGHT_FILES, Damage, make_damaged
+from tests.worker.damaged.configs import CONFIGS
+from tests.worker.damaged.damages import Damage, make_damaged
+from tests.worker.damaged.rows import ROWS
+from tests.worker.damaged.templates import TEMPLATES
+from tests.worker.damaged.tokenizers import TOKENIZERS
+from tests.worker.damaged.weights import WEIGHT_FILES
 from tests.worker.engine_process import engine_request
 from worker.inference.adapters.cache import AdapterCache
 from worker.inference.failures import ModelUnsupported, failed

@@ -1,0 +1,41 @@
+"""Chat templates that fail, never end or leave messages out."""
+
+_LOOP = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+TEMPLATES: dict[str, str] = {
+    "raises": "{{ raise_exception('No system turn.') }}",
+    "undefined filter": _LOOP + "{{ messages | nosuchfilter }}",
+    "undefined test": _LOOP + "{% if messages is nosuchtest %}{% endif %}",
+    "undefined function": _LOOP + "{{ nosuch() }}",
+    "undefined attribute": _LOOP + "{{ nosuch.thing.other }}",
+    "division by zero": _LOOP + "{{ 1 / 0 }}",
+    "large power": _LOOP + "{{ 10.0 ** 400 }}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}" + _LOOP + "{{ f(1) }}",
+    "includes": _LOOP + "{% include 'x' %}",
+    "extends": "{% extends 'x' %}",
+    "huge output": _LOOP + "{{ 'x' * 100000000000000 }}",
+    "huge range": _LOOP + "{% for i in range(1000000000000) %}{% endfor %}",
+    "prints an object": "{{ messages }}",
+    "prints functions": _LOOP + "{{ raise_exception }}",
+    "without messages": "hello",
+    "empty": "",
+    "syntax error": "{% for m in messages %}",
+    "syntax error 2": "{{ messages[ }}",
+    "unsafe": _LOOP + "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "unsafe change": _LOOP + "{{ messages.append(1) }}",
+    "key error": "{{ messages[0].nosuch }}{{ messages[99].content }}",
+    "key error in filter": _LOOP + "{{ messages | map(attribute='a.b.c') | join }}",
+    "type error": _LOOP + "{{ 'a' + 1 }}",
+    "value error": _LOOP + "{{ 'a' | int(base=99) }}",
+    "format error": _LOOP + "{{ '%d' | format('a') }}",
+    "sort error": _LOOP + "{{ [1, 'a'] | sort }}",
+    "date": "{{ strftime_now('%') }}{{ strftime_now(5) }}" + _LOOP,
+    "json error": _LOOP + "{{ raise_exception | tojson }}",
+    "surrogates": _LOOP + "{{ '\\ud800' }}",
+    "NUL": _LOOP + "{{ '\\0' }}",
+    "stop iteration": _LOOP + "{{ messages | first | list | batch(0) | list }}",
+    "generation nested": "{% generation %}{% generation %}"
+    + _LOOP
+    + "{% endgeneration %}{% endgeneration %}",
+    "deep nesting": "{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}" + _LOOP,
+    "deep ifs": "{% if 1 %}" * 150 + _LOOP + "{% endif %}" * 150,
+}
