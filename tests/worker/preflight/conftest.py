@@ -1,5 +1,7 @@
 """Fixtures for preflight: an environment with the tiny model and stored datasets, and an engine process."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.core.datasets.rows import Conversation, Message, Row, write_row
-from app.core.engine.preflight import DatasetRef, PreflightRequest
+from app.core.engine.preflight import DatasetRef, Preflight, PreflightRequest
 from app.core.settings import TrainingPath
 from tests.factories import make_spec
 from tests.tiny_model import NAME
@@ -17,6 +20,7 @@ from tests.worker.engine_process import engine_client, start_engine
 from worker.models.device import Device, find_device
 from worker.preflight.environment import PreflightEnvironment
 from worker.processes.child_process import ChildProcess
+from worker.processes.reports import TrainingRequest
 
 GPU = Device(kind="cuda", name="A100", memory_bytes=80 << 30, supports_bf16=True, torch_version="2.11.0")
 
@@ -67,6 +71,38 @@ def ask(store: Store) -> Ask:
         return PreflightRequest(spec=make_spec(**fields), dataset=store(rows or make_rows(20)))
 
     return make
+
+
+def codes(answer: Preflight) -> list[str]:
+    return [warning.code for warning in answer.warnings]
+
+
+def make_training_request(
+    request: PreflightRequest, environment: PreflightEnvironment, folder: Path
+) -> TrainingRequest:
+    return TrainingRequest(
+        job_id="job_0000000000000000",
+        attempt=1,
+        spec=request.spec,
+        dataset=Path(environment.artifacts_url) / request.dataset.artifact,
+        dataset_format="messages",
+        dataset_sha256="0" * 64,
+        models_folder=environment.models_folder,
+        job_folder=folder / "job",
+        output_folder=folder / "adapter",
+    )
+
+
+def with_model(
+    environment: PreflightEnvironment, models_folder: Path, folder: Path, model_type: str, architecture: str
+) -> PreflightEnvironment:
+    """An environment in which the tiny model is one of another family, in `folder`."""
+    model = Path(shutil.copytree(models_folder / NAME, folder / NAME))
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": model_type, "architectures": [architecture]}
+    (model / "config.json").write_text(json.dumps(config))
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+    return environment.model_copy(update={"models_folder": folder})
 
 
 @dataclass(frozen=True)

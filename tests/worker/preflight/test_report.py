@@ -1,36 +1,22 @@
 """The preflight report of a job compared with what the job itself does."""
 
-import json
-import shutil
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from app.core.datasets.rows import Completion, Conversation, PlainText, Row
-from app.core.engine.messages import ServingPath
-from app.core.engine.preflight import CheckRequest, Preflight, PreflightRequest
-from app.core.errors import InvalidRequest
-from app.core.errors.base_models import ModelUnreadable
-from app.core.errors.datasets import DatasetNotFound
-from app.core.errors.jobs import BadTarget, NothingToLearn
+from app.core.datasets.rows import PlainText
+from app.core.engine.preflight import PreflightRequest
 from app.core.settings import TrainingPath
-from tests.tiny_model import DATED_TEMPLATE, NAME
-from tests.worker.preflight.conftest import GPU, Ask, Store, chat, make_rows
-from tests.worker.templates.test_families import published
+from tests.tiny_model import DATED_TEMPLATE
+from tests.worker.preflight.conftest import GPU, Ask, Store, codes, make_rows, make_training_request
 from worker.preflight import environment as environments
 from worker.preflight.environment import PreflightEnvironment
-from worker.preflight.report import check_spec, run_preflight
-from worker.processes.reports import Advanced, TrainingRequest
+from worker.preflight.report import run_preflight
+from worker.processes.reports import Advanced
 from worker.training.run import run
-
-
-def codes(answer: Preflight) -> list[str]:
-    return [warning.code for warning in answer.warnings]
 
 
 def real_steps(request: PreflightRequest, environment: PreflightEnvironment, folder: Path) -> int:
@@ -45,22 +31,6 @@ def real_steps(request: PreflightRequest, environment: PreflightEnvironment, fol
 
     run(make_training_request(request, environment, folder), send, stop)
     return announced[0]
-
-
-def make_training_request(
-    request: PreflightRequest, environment: PreflightEnvironment, folder: Path
-) -> TrainingRequest:
-    return TrainingRequest(
-        job_id="job_0000000000000000",
-        attempt=1,
-        spec=request.spec,
-        dataset=Path(environment.artifacts_url) / request.dataset.artifact,
-        dataset_format="messages",
-        dataset_sha256="0" * 64,
-        models_folder=environment.models_folder,
-        job_folder=folder / "job",
-        output_folder=folder / "adapter",
-    )
 
 
 @pytest.mark.parametrize(
@@ -102,44 +72,6 @@ def test_rows_of_a_validation_dataset_are_counted(
     answer = run_preflight(request, environment)
 
     assert (answer.training_rows, answer.evaluation_rows) == (20, 7)
-
-
-def test_a_validation_dataset_that_teaches_nothing_is_named(
-    ask: Ask, environment: PreflightEnvironment, store: Store
-) -> None:
-    lost = store([Completion("word " * 60, "lost")], "validation")
-    request = ask(training={"max_seq_length": 64}).model_copy(update={"validation_dataset": lost})
-
-    with pytest.raises(NothingToLearn, match="validation dataset"):
-        run_preflight(request, environment)
-
-
-def test_cut_and_dropped_rows_are_named(ask: Ask, environment: PreflightEnvironment) -> None:
-    rows: list[Row] = [
-        Completion("hi ", "there"),
-        Completion("word " * 60, "lost"),
-        Completion("a", "b " * 60),
-    ]
-
-    answer = run_preflight(ask(rows, training={"max_seq_length": 32}), environment)
-
-    assert (answer.truncated.count, answer.truncated.lines) == (2, [20, 30])
-    assert (answer.dropped.count, answer.dropped.lines) == (1, [20])
-    assert answer.training_rows == 2
-    assert {"rows_cut", "rows_dropped"} <= set(codes(answer))
-
-
-@pytest.mark.parametrize(
-    ("lora", "path", "reason"),
-    [({}, "paged", None), ({"use_dora": True, "bias": "all"}, "general", "lora.use_dora, lora.bias")],
-)
-def test_how_the_adapter_will_be_served_is_said(
-    ask: Ask, environment: PreflightEnvironment, lora: dict[str, Any], path: str, reason: str | None
-) -> None:
-    answer = run_preflight(ask(make_rows(8), lora={"r": 2, **lora}), environment)
-
-    assert (answer.serving.path, answer.serving.reason) == (path, reason)
-    assert ("general_path" in codes(answer)) is (path == "general")
 
 
 def test_only_the_assistant_is_trained_when_asked(ask: Ask, environment: PreflightEnvironment) -> None:
@@ -221,59 +153,6 @@ def test_the_report_has_automatic_settings_and_needs(ask: Ask, environment: Pref
     assert answer.time.basis == "guess"
 
 
-def test_another_job_on_the_device_is_mentioned(ask: Ask, environment: PreflightEnvironment) -> None:
-    assert "device_busy" in codes(run_preflight(ask(), environment.model_copy(update={"is_busy": True})))
-
-
-@pytest.mark.parametrize(
-    ("rows", "spec", "error"),
-    [
-        (None, {"lora": {"target_modules": ["nothing"]}}, BadTarget),
-        ([Completion("word " * 60, "lost")], {"training": {"max_seq_length": 16}}, NothingToLearn),
-        ([chat("one")], {"training": {"validation_split": 0.5}}, NothingToLearn),
-        (None, {"training": {"fp16": True}}, InvalidRequest),
-    ],
-)
-def test_what_the_job_would_fail_with_is_raised(
-    ask: Ask,
-    environment: PreflightEnvironment,
-    rows: list[Row] | None,
-    spec: dict[str, Any],
-    error: type[Exception],
-) -> None:
-    with pytest.raises(error):
-        run_preflight(ask(rows, **spec), environment)
-
-
-def test_weights_that_are_missing_are_named_before_rows_are_read(
-    ask: Ask, environment: PreflightEnvironment, tmp_path: Path, models_folder: Path
-) -> None:
-    """At submission, in a preflight, and by the job itself; the row has nothing to learn."""
-    file = shutil.copytree(models_folder / NAME, tmp_path / "models" / NAME) / "model.safetensors"
-    weights = load_file(file)
-    del weights["model.norm.weight"]
-    save_file(weights, file, {"format": "pt"})
-    environment = environment.model_copy(update={"models_folder": tmp_path / "models"})
-    request = ask([Completion("word " * 60, "lost")], training={"max_seq_length": 16})
-
-    with pytest.raises(ModelUnreadable, match=r"they lack model\.norm\.weight"):
-        check_spec(CheckRequest(spec=request.spec), environment)
-    with pytest.raises(ModelUnreadable, match=r"they lack model\.norm\.weight"):
-        run_preflight(request, environment)
-    ended = run(make_training_request(request, environment, tmp_path), lambda report: None, threading.Event())
-    assert ended.code == "model_unreadable"
-
-
-def test_a_dataset_without_its_file_is_not_found(
-    ask: Ask, environment: PreflightEnvironment, store: Store, tmp_path: Path
-) -> None:
-    request = ask()
-    (tmp_path / request.dataset.artifact).unlink()
-
-    with pytest.raises(DatasetNotFound):
-        run_preflight(request, environment)
-
-
 def test_plain_text_needs_no_template(ask: Ask, environment: PreflightEnvironment) -> None:
     answer = run_preflight(ask([PlainText("Some text. " * 9)] * 3), environment)
 
@@ -307,61 +186,3 @@ def test_the_rows_of_a_submitted_job_are_read_at_the_moment_of_its_submission(
     ]
 
     assert tokens[0] < tokens[1]  # Sunday and Wednesday
-
-
-def test_targets_of_a_family_without_a_default_are_told_as_the_job_tells_them(
-    environment: PreflightEnvironment, ask: Ask, tmp_path: Path, models_folder: Path
-) -> None:
-    folder = tmp_path / "models" / NAME
-    shutil.copytree(models_folder / NAME, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
-    environment = environment.model_copy(update={"models_folder": folder.parent})
-
-    answer = run_preflight(ask(), environment)
-
-    told = next(warning for warning in answer.warnings if warning.code == "default_targets")
-    assert "'olmo2', so every linear layer gets an adapter" in told.message
-    with pytest.raises(BadTarget, match="'v_porj'"):
-        run_preflight(ask(lora={"target_modules": ["q_proj", "v_porj"]}), environment)
-
-
-def test_what_the_template_leaves_out_is_counted(ask: Ask, environment: PreflightEnvironment) -> None:
-    thinking = Conversation(chat("0+1?", "<think>\nAdd one.\n</think>\n\n1").messages * 2)
-
-    answer = run_preflight(
-        ask([thinking, *make_rows(3), thinking], chat_template=published("qwen3")), environment
-    )
-
-    found = {warning.code: warning.message for warning in answer.warnings}
-    assert "a part of 2 rows" in found["template_omits"]
-    assert "In line 10 these are 25 characters of message 2: '<think>" in found["template_omits"]
-
-
-def test_how_the_adapter_will_be_served_is_said_as_the_job_says_it(
-    environment: PreflightEnvironment, ask: Ask
-) -> None:
-    plain, dora = (run_preflight(ask(lora={"use_dora": dora}), environment) for dora in (False, True))
-
-    assert (plain.serving.path, plain.serving.reason) == (ServingPath.PAGED, None)
-    assert (dora.serving.path, dora.serving.reason) == (ServingPath.GENERAL, "lora.use_dora")
-    told = next(warning.message for warning in dora.warnings if warning.code == "general_path")
-    assert told.endswith("The reason: lora.use_dora.")
-    assert "general_path" not in codes(plain)
-
-
-def test_packing_that_lets_rows_read_each_other_is_refused(
-    environment: PreflightEnvironment, ask: Ask, tmp_path: Path, models_folder: Path
-) -> None:
-    folder = Path(shutil.copytree(models_folder / NAME, tmp_path / "models" / NAME))
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "mamba", "architectures": ["MambaForCausalLM"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
-    environment = environment.model_copy(update={"models_folder": folder.parent})
-
-    with pytest.raises(InvalidRequest, match="would read each other"):
-        run_preflight(ask(training={"packing": True, "max_seq_length": 64}), environment)
-    assert run_preflight(ask(), environment).serving.path is ServingPath.GENERAL
