@@ -8,7 +8,7 @@ import pytest
 from app.core.engine.messages import Finished, ServingPath
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import OutOfMemory
-from tests.worker.inference.engine_bench import Bench
+from tests.worker.inference.engine.bench import Bench
 from tests.worker.inference.fakes import FakeRunner, make_base, make_capacity, make_sequence
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine

@@ -7,7 +7,7 @@ import pytest
 from app.core.engine.messages import Failed, Finished
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import OutOfMemory
-from tests.worker.inference.engine_bench import Bench
+from tests.worker.inference.engine.bench import Bench
 from tests.worker.inference.fakes import END, FakeRunner, make_capacity, make_sequence
 from worker.inference.batching.executor import RunnerBroken
 from worker.inference.batching.sequence import NO_TOKEN, Sequence
@@ -161,71 +161,6 @@ def test_long_prompt_does_not_hold_up_the_others(bench):
     assert len(stream.token_ids) == before + 1
 
 
-def test_pause_lets_running_answers_finish_and_refuses_the_rest(bench):
-    running = bench.submit(max_new_tokens=5)
-    bench.engine.step()
-    paused = bench.engine.pause("job_1")
-    refused = bench.submit()
-    bench.finish(running, refused)
-    bench.engine.step()
-
-    assert isinstance(bench.mail.end(running), Finished)
-    end = bench.mail.end(refused)
-    assert (end.kind, end.code, end.retry_after_seconds) == ("unavailable", "gpu_taken", 30)
-    assert "job_1" in end.message
-    assert paused.done()
-    assert bench.runner.closed
-    assert (bench.engine.state.base_model, bench.engine.state.paused_by) == (None, "job_1")
-
-
-def test_pause_fails_what_still_runs_after_the_grace(bench):
-    running = bench.submit(max_new_tokens=90)
-    bench.engine.step()
-    paused = bench.engine.pause("job_1")
-    bench.engine.step()
-    assert not paused.done()
-    bench.now = 60.0
-    bench.engine.step()
-
-    assert bench.mail.end(running).code == "gpu_taken"
-    assert paused.done()
-
-
-def test_resume_serves_again(bench):
-    bench.engine.pause("job_1")
-    bench.engine.step()
-    resumed = bench.engine.resume()
-    sequence = bench.submit()
-    bench.finish(sequence)
-
-    assert resumed.done()
-    assert isinstance(bench.mail.end(sequence), Finished)
-    assert bench.engine.state.paused_by is None
-
-
-def test_a_job_that_shares_the_device_is_shown_and_keeps_its_memory_until_resume(bench):
-    shared = bench.engine.share("job_1", 7)
-    sequence = bench.submit()
-    bench.finish(sequence)
-    assert shared.done()
-    assert isinstance(bench.mail.end(sequence), Finished)
-    assert (bench.engine.state.shares_with, bench.engine.reserved_bytes) == ("job_1", 7)
-    bench.engine.resume()
-    bench.engine.step()
-
-    assert (bench.engine.state.shares_with, bench.engine.reserved_bytes) == (None, 0)
-
-
-def test_stop_ends_the_loop_when_nothing_runs_any_more(bench):
-    running = bench.submit(max_new_tokens=5)
-    bench.engine.step()
-    stopped = bench.engine.stop(grace_seconds=10)
-    bench.engine.run()
-
-    assert stopped.done()
-    assert isinstance(bench.mail.end(running), Finished)
-
-
 def test_a_broken_tokenizer_fails_its_own_answer_only(bench):
     broken, fine = bench.submit([1_200_000], max_new_tokens=5), bench.submit()
     bench.finish(broken, fine)
@@ -265,102 +200,6 @@ def test_a_grammar_gets_each_token_before_the_next_is_launched_in_a_mixed_batch(
     bench.finish(free, constrained)
 
     assert (bench.mail.text(free), bench.mail.text(constrained)) == ("a" * 20, "a" * 5)
-
-
-def test_health_is_silent_until_the_loop_has_stepped(bench):
-    assert bench.engine.health().silent_seconds == 0
-    bench.now = 8.0
-    assert (bench.engine.health().silent_seconds, bench.engine.health().is_moving) == (8, True)
-    bench.now = 11.0
-    assert not bench.engine.health().is_moving
-
-    bench.engine.step()
-
-    assert bench.engine.health().silent_seconds == 0
-
-
-class AskingRunner(FakeRunner):
-    """Records the health of its engine while it works."""
-
-    def __init__(self, bench: Bench) -> None:
-        super().__init__()
-        self.bench = bench
-        self.limits: dict[str, list[float]] = {}
-
-    def load_adapter(self, slot, adapter):
-        self._ask("adapter")
-        super().load_adapter(slot, adapter)
-
-    def decode(self, running):
-        self._ask("decode")
-        return super().decode(running)
-
-    def close(self):
-        self._ask("close")
-        super().close()
-
-    def _ask(self, what: str) -> None:
-        self.limits.setdefault(what, []).append(self.bench.engine.health().limit_seconds)
-
-
-def test_what_may_take_long_has_limits_of_its_own(bench):
-    bench.runner = runner = AskingRunner(bench)
-    bench.finish(bench.submit(adapter="x", max_new_tokens=6))
-    bench.engine.pause("job_1")
-    bench.engine.step()
-
-    assert runner.limits == {"adapter": [300], "decode": [600] * 4 + [10] * 2, "close": [120]}
-    assert bench.engine.health().limit_seconds == 10
-
-
-class SlowRunner(FakeRunner):
-    """Lets its engine's clock go on while it works, and records the health at the end of that."""
-
-    def __init__(self, bench: Bench, adapter_seconds: float) -> None:
-        super().__init__()
-        self.bench = bench
-        self.adapter_seconds = adapter_seconds
-        self.seen: list[tuple[str, float, bool]] = []
-
-    def load_adapter(self, slot, adapter):
-        self._work("adapter", self.adapter_seconds)
-
-    def decode(self, running):
-        self._work("decode", 1.0)
-        return super().decode(running)
-
-    def _work(self, what: str, seconds: float) -> None:
-        self.bench.engine.health()
-        self.bench.now += seconds
-        health = self.bench.engine.health()
-        self.seen.append((what, health.silent_seconds, health.is_moving))
-
-
-def test_a_long_phase_within_its_limit_does_not_count_against_the_next_one(bench):
-    bench.runner = runner = SlowRunner(bench, adapter_seconds=0)
-    # The speed is known, and a step has a short limit, once some were made.
-    bench.finish(bench.submit(max_new_tokens=6))
-    runner.seen.clear()
-    runner.adapter_seconds = 40.0
-
-    bench.finish(bench.submit(adapter="x", max_new_tokens=1))
-
-    assert runner.seen == [("adapter", 40, True), ("decode", 1, True)]
-
-
-def test_after_a_long_phase_the_loop_has_its_time_for_what_comes_between(bench):
-    bench.runner = SlowRunner(bench, adapter_seconds=40.0)
-    start_next, silences = bench.scheduler.start_next, []
-
-    def ask_and_start():
-        silences.append(bench.engine.health().silent_seconds)
-        return start_next()
-
-    bench.scheduler.start_next = ask_and_start
-    bench.finish(bench.submit(adapter="x", max_new_tokens=1))
-
-    assert bench.now > 40
-    assert set(silences) == {0}
 
 
 @pytest.fixture
