@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.http import body_limit
+from app.api.http.bodies import limit
 from app.api.http.bodies.limit import BodyLimitMiddleware
 from app.core.settings import Settings
 from app.main import create_app
@@ -124,10 +124,13 @@ def test_text_may_hold_any_number_of_brackets_commas_and_quotes(client: TestClie
 
 
 def test_a_prompt_of_many_tokens_is_read_and_one_wrong_token_is_one_error(client: TestClient) -> None:
-    for prompt in ([1] * 50_000 + [-1], [[1] * 50_000, [-1] * 50_000]):
+    for prompt, wrong in (
+        ([1] * 50_000 + [-1], "prompt.50000"),
+        ([[1] * 50_000, [-1] * 50_000], "prompt.1.0"),
+    ):
         answer = client.post("/v1/completions", json={"model": "nobody", "prompt": prompt})
         assert answer.status_code == 400
-        assert answer.json()["error"]["param"] == "prompt"
+        assert answer.json()["error"]["param"] == wrong
         assert len(answer.content) < 1000
 
 
@@ -153,7 +156,7 @@ def test_a_string_ends_at_its_own_quote() -> None:
         rb'[{},"{\"{': b"[{},",
         b'[{},"{\\': b"[{},\\",
     }
-    assert {body: body_limit._STRING.sub(b"", body) for body in bodies} == bodies
+    assert {body: limit._STRING.sub(b"", body) for body in bodies} == bodies
 
 
 @pytest.mark.parametrize(
