@@ -40,7 +40,12 @@ _REFUSED = 2
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, and nothing else.")]
 
-cli = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+cli = typer.Typer(
+    help=__doc__,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 keys_cli = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
 cli.add_typer(keys_cli, name="keys")
 cli.command()(backup_commands.backup)
@@ -116,11 +121,18 @@ def create_key(
     """Make a key. It is shown once and stored as a hash; from the first key on, every request needs one."""
     database = _migrated_database()
     with database.transaction() as session:
+        is_first = not keys.any_exist(session)
         key, secret = keys.create(session, name[:64])
     if as_json:
         return typer.echo(json.dumps({**_key_json(key), "key": secret}))
     typer.echo(f"{key.id}  {key.name}", err=True)
     typer.echo("Keep it: it is not shown again. Send it as `Authorization: Bearer <key>`.", err=True)
+    if is_first:
+        typer.echo(
+            "From now on the API refuses every request without a key, those of this command line too: "
+            "`tunesmith login` saves the key for it, and the dashboard asks for it.",
+            err=True,
+        )
     typer.echo(secret)
 
 

@@ -19,6 +19,7 @@ import httpx
 API, WORKER = "API", "worker"
 _POLL_SECONDS = 0.1
 _WATCH_SECONDS = 0.5
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -36,8 +37,8 @@ class Stack:
     def __init__(
         self,
         *,
-        host: str = "127.0.0.1",
-        port: int = 8000,
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
         data_dir: Path | None = None,
         environment: Mapping[str, str] | None = None,
         worker_module: str = "worker",
@@ -59,8 +60,7 @@ class Stack:
     @property
     def url(self) -> str:
         """The address of the API for clients on this machine."""
-        host = _EVERYWHERE.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return find_url(self.host, self.port)
 
     def __enter__(self) -> Self:
         return self
@@ -155,6 +155,12 @@ class Stack:
             return " " + " ".join(answer.json()["reasons"])
         except (httpx.HTTPError, ValueError, KeyError):
             return ""
+
+
+def find_url(host: str, port: int | str) -> str:
+    """The address for clients on this machine of an API that listens on this host and port."""
+    host = _EVERYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _responds_ok(url: str) -> bool:

@@ -1,11 +1,12 @@
 """The command `tunesmith`: its subcommands, its global options, and its exit statuses."""
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from app.cli import adapters, local, login, models
+from app.cli import adapters, local, login, models, status
 from app.cli.datasets import commands as dataset_commands
 from app.cli.failures import CommandFailed
 from app.cli.generate import chat, commands as generate_commands
@@ -41,6 +42,19 @@ cli = typer.Typer(
 )
 
 
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"tunesmith {_find_version()}")
+        raise typer.Exit
+
+
+def _find_version() -> str:
+    try:
+        return version("tunesmith")
+    except PackageNotFoundError:  # in an image, which holds the code and no installed package
+        return "(from source)"
+
+
 @cli.callback()
 def tunesmith(
     context: typer.Context,
@@ -56,6 +70,10 @@ def tunesmith(
     profile: Annotated[
         str | None, typer.Option(envvar="TUNESMITH_PROFILE", help="Profile of `tunesmith login`.")
     ] = None,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version, and exit."),
+    ] = False,
 ) -> None:
     context.obj = Invocation(url=url, api_key=api_key, profile=profile)
     context.call_on_close(context.obj.close)
@@ -67,6 +85,7 @@ cli.command(**local.PASSED_ON)(local.backup)
 cli.command(**local.PASSED_ON)(local.restore)
 cli.command(**local.PASSED_ON)(local.keys)
 cli.command("login")(login.log_in)
+cli.command("status")(status.show_status)
 cli.command("models")(models.list_models)
 cli.add_typer(dataset_commands.cli, name="datasets")
 cli.add_typer(job_commands.cli, name="jobs")

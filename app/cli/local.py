@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.stack import Stack, StackError
+from app.stack import DEFAULT_HOST, DEFAULT_PORT, Stack, StackError
 
 _HELP = """
 Tunesmith answers on {url} (docs: {url}/docs). Next:
@@ -33,8 +33,8 @@ PASSED_ON: Any = {
 
 
 def up(
-    host: Annotated[str, typer.Option(envvar="TUNESMITH_HOST", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="TUNESMITH_PORT", help="Port to listen on.")] = 8000,
+    host: Annotated[str, typer.Option(envvar="TUNESMITH_HOST", help="Address to listen on.")] = DEFAULT_HOST,
+    port: Annotated[int, typer.Option(envvar="TUNESMITH_PORT", help="Port to listen on.")] = DEFAULT_PORT,
     ready_seconds: Annotated[float, typer.Option(help="How long the worker may take to start.")] = 180,
 ) -> None:
     """Run the API and a worker until Ctrl-C."""

@@ -15,7 +15,9 @@ def log_in(context: typer.Context, as_json: Json = False) -> None:
     Asks for what --url and --api-key leave out, and keeps nothing that the API does not accept.
     """
     invocation = invocation_of(context)
-    url = invocation.url or typer.prompt("Address of the API", default=Connection().url, err=True)
+    url = invocation.url or typer.prompt(
+        "Address of the API", default=find_connection(None, "", None).url, err=True
+    )
     # A profile that does not exist yet is about to be made.
     connection = Connection(find_connection(url, "", None).url, invocation.api_key)
     if connection.api_key is None and not _is_accepted(connection):

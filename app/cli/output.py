@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +14,11 @@ from app.cli.failures import CommandFailed
 
 _MAX_PROBLEMS = 20
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_GAP = 2
+_NAMES = ("NAME", "BASE MODEL")
+_ALWAYS_SHOWN = ("ID", "NAME")
+# Narrower than this, a folded name can't be read.
+_FOLDED_WIDTH = 24
 STATE_STYLES = {
     "queued": "yellow",
     "running": "cyan",
@@ -73,7 +79,11 @@ def show_failure(failure: CommandFailed, *, as_json: bool) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, empty: str) -> None:
-    """Write rows under their headings, or the message `empty` where there are none. A pipe gets tabs."""
+    """Write rows under their headings, or the message `empty` where there are none. A pipe gets tabs.
+
+    Other commands accept ids and names as arguments: on a narrow terminal names are folded, other columns are
+    left out from the right, with a note that says so, and nothing is cut.
+    """
     listed = [[_cell(value) for value in row] for row in rows]
     if not listed:
         return note(empty)
@@ -81,13 +91,36 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, 
         lines = ["\t".join(columns), *("\t".join(cell.plain for cell in row) for row in listed)]
         sys.stdout.write("\n".join(lines) + "\n")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for place, column in enumerate(columns):
-        # Other commands accept the first column as an argument, so it is never truncated.
-        table.add_column(column, no_wrap=True, overflow="fold" if place == 0 else "ellipsis")
+    screen = console()
+    widths = [max(cell_len(text) for text in texts) for texts in _texts(columns, listed)]
+    needed = fit_columns(dict(zip(columns, widths, strict=True)), screen.width)
+    shown = [place for place, column in enumerate(columns) if column in needed]
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0))
+    for column, width in needed.items():
+        table.add_column(column, no_wrap=column not in _NAMES, overflow="fold", min_width=width)
     for row in listed:
-        table.add_row(*row)
-    console().print(table)
+        table.add_row(*(row[place] for place in shown))
+    screen.print(table)
+    left_out = ", ".join(column for column in columns if column not in needed)
+    if left_out:
+        note(f"Too narrow for {left_out}: a wider terminal, a pipe or --json shows them.", "dim")
+
+
+def fit_columns(widths: Mapping[str, int], screen_width: int) -> dict[str, int]:
+    """The columns that a screen shows, and the least width of each, from the widths of their contents.
+
+    Ids and names are always shown; a name is folded where an id can be given in its place.
+    """
+    needed = {
+        column: min(width, _FOLDED_WIDTH if column in _NAMES and "ID" in widths else screen_width)
+        for column, width in widths.items()
+    }
+    for column in reversed(widths):
+        if sum(needed.values()) + _GAP * (len(needed) - 1) <= screen_width:
+            break
+        if column not in _ALWAYS_SHOWN:
+            del needed[column]
+    return needed
 
 
 def show_fields(fields: Iterable[tuple[str, str | Text | None]]) -> None:
@@ -120,10 +153,12 @@ def size_text(size: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as `1:02:03`, or `2:03` below an hour."""
+    """A duration in its two largest units: `45 s`, `20 min 11 s`, `1 h 2 min`."""
     minutes, second = divmod(max(0, round(seconds)), 60)
     hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+    if hours:
+        return f"{hours} h {minute} min"
+    return f"{minute} min {second} s" if minute else f"{second} s"
 
 
 def age_text(moment: datetime) -> str:
@@ -133,6 +168,11 @@ def age_text(moment: datetime) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
+
+
+def _texts(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> Iterator[list[str]]:
+    for place, column in enumerate(columns):
+        yield [column, *(row[place].plain for row in rows)]
 
 
 def _cell(value: str | Text) -> Text:

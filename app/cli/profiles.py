@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.cli.failures import UsageProblem
+from app.stack import DEFAULT_HOST, DEFAULT_PORT, find_url
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_URL = find_url(DEFAULT_HOST, DEFAULT_PORT)
 DEFAULT_PROFILE = "default"
 
 
@@ -40,7 +41,7 @@ def find_connection(url: str | None, api_key: str | None, profile: str | None) -
             f"There is no profile {profile!r} in {config_path()}.",
             hint=f"Known: {known}. `tunesmith --profile {profile} login` makes it.",
         )
-    saved = profiles.get(profile or DEFAULT_PROFILE, Connection())
+    saved = profiles.get(profile or DEFAULT_PROFILE) or Connection(_find_local_url())
     wanted = _clean(url) if url else saved.url
     if api_key is None and wanted == saved.url:
         # A saved key is sent to its own API alone: another address may be anybody's.
@@ -77,6 +78,12 @@ def write_profile(name: str, connection: Connection) -> Path:
             os.unlink(partial)
         raise
     return path
+
+
+def _find_local_url() -> str:
+    """The address at which `tunesmith up` would run the API in this environment."""
+    host = os.environ.get("TUNESMITH_HOST") or DEFAULT_HOST
+    return find_url(host, os.environ.get("TUNESMITH_PORT") or DEFAULT_PORT)
 
 
 def _connection(fields: dict[str, str]) -> Connection:

@@ -186,3 +186,54 @@ class PreflightView(BaseModel):
     disk: dict[str, int]
     time: dict[str, Any]
     warnings: list[NoticeView]
+
+
+class QueueCountsView(BaseModel):
+    """Jobs, counted by state."""
+
+    by_state: dict[str, int]
+
+
+class StoredView(BaseModel):
+    """How many things of one kind are stored, and their size."""
+
+    count: int
+    size_bytes: int
+
+
+class DiskView(BaseModel):
+    """A folder, and the disk that it is on."""
+
+    folder: str
+    path: str
+    total_bytes: int
+    free_bytes: int
+
+
+class StatusWorkerView(BaseModel):
+    """A worker that is alive."""
+
+    id: str
+    roles: list[str]
+    device: dict[str, Any]
+    engine: dict[str, Any] | None = None
+    problems: list[str] = []
+    heartbeat_at: datetime
+
+
+class VersionsView(BaseModel):
+    """What runs at the API."""
+
+    tunesmith: str
+
+
+class StatusView(BaseModel):
+    """The API and its workers at a glance."""
+
+    started_at: datetime
+    versions: VersionsView
+    workers: list[StatusWorkerView]
+    queue: QueueCountsView
+    datasets: StoredView
+    adapters: StoredView
+    disks: list[DiskView]

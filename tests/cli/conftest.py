@@ -21,7 +21,14 @@ Run = Callable[..., Result]
 @pytest.fixture(autouse=True)
 def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Hide the user's own profiles and environment. Returns the folder of profiles."""
-    for name in ("TUNESMITH_URL", "TUNESMITH_API_KEY", "TUNESMITH_PROFILE", "FORCE_COLOR"):
+    for name in (
+        "TUNESMITH_URL",
+        "TUNESMITH_API_KEY",
+        "TUNESMITH_PROFILE",
+        "TUNESMITH_HOST",
+        "TUNESMITH_PORT",
+        "FORCE_COLOR",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return tmp_path / "config"

@@ -71,6 +71,16 @@ def test_login_saves_nothing_that_is_refused(run: Run, key: str, own_configurati
     assert not own_configuration.exists()
 
 
+def test_the_port_that_the_api_listens_on_is_that_of_the_command_line_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TUNESMITH_PORT", "8123")
+    monkeypatch.setenv("TUNESMITH_HOST", "0.0.0.0")
+    assert find_connection(None, None, None).url == "http://127.0.0.1:8123"
+    write_profile("default", Connection("http://box:8000"))
+    assert find_connection(None, None, None).url == "http://box:8000"
+
+
 def test_a_saved_key_goes_to_its_own_api_alone() -> None:
     write_profile("default", Connection("http://box:8000", "secret"))
     assert find_connection(None, None, None) == Connection("http://box:8000", "secret")

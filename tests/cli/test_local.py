@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import subprocess
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -40,6 +41,24 @@ def test_what_needs_the_machine_is_run_as_a_process_and_its_status_passed_on(
     monkeypatch.setattr(subprocess, "run", fake_run)
     assert runner.invoke(cli, arguments).exit_code == 3
     assert started == [run]
+
+
+@pytest.mark.parametrize("arguments", [["keys", "-h"], ["keys", "create", "-h"], ["backup", "-h"], ["-h"]])
+def test_administration_has_a_short_option_for_help(arguments: list[str]) -> None:
+    ended = runner.invoke(administration, arguments)
+    assert (ended.exit_code, "Usage:" in ended.stdout) == (0, True)
+
+
+def test_the_first_key_says_that_every_request_needs_one_now(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_DATA_DIR", str(settings.data_dir))
+    said = [runner.invoke(administration, ["keys", "create", name]).stderr for name in ("first", "second")]
+    assert ["refuses every request without a key" in text for text in said] == [True, False]
+
+
+def test_the_version_is_printed() -> None:
+    assert runner.invoke(cli, ["--version"]).stdout == f"tunesmith {version('tunesmith')}\n"
 
 
 def test_keys_answer_in_json(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

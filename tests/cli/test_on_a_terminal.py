@@ -3,15 +3,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from app.core.engine.messages import TokenDelta
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Metrics
+from app.core.settings import Settings
+from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.cli.terminal import CTRL_C, CTRL_D, Terminal
-from tests.factories import make_adapter, make_job
+from tests.factories import make_adapter, make_dataset, make_job
 from tests.fakes import FINISHED, Act, FakeEngine, ServerThread
 
 Open = Callable[..., Terminal]
@@ -21,9 +25,9 @@ Open = Callable[..., Terminal]
 def open_terminal(api: ServerThread, own_configuration: Path) -> Iterator[Open]:
     opened: list[Terminal] = []
 
-    def open_terminal(*arguments: str) -> Terminal:
+    def open_terminal(*arguments: str, columns: int = 80) -> Terminal:
         environment = {"TUNESMITH_URL": api.url, "XDG_CONFIG_HOME": str(own_configuration)}
-        opened.append(Terminal(list(arguments), environment))
+        opened.append(Terminal(list(arguments), environment, columns=columns))
         return opened[-1]
 
     yield open_terminal
@@ -64,6 +68,42 @@ def test_a_followed_job_has_a_bar_a_curve_and_its_speed(
     assert terminal.wait() == 1
     assert "helper cancelled" in terminal.text
     assert max(map(len, terminal.text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("kind", ["jobs", "datasets", "adapters"])
+def test_a_list_cuts_no_id_and_no_name(
+    open_terminal: Open, database: Database, settings: Settings, tmp_path: Path, kind: str, columns: int
+) -> None:
+    name = "a-name-of-sixty-four-characters-as-long-as-a-job-or-file-may-get"
+    store = ArtifactStore(settings.artifacts_url)
+    with database.transaction() as session:
+        make: Callable[[Session], Any] = {
+            "jobs": make_job,
+            "datasets": lambda session: make_dataset(session, store, tmp_path),
+            "adapters": make_adapter,
+        }[kind]
+        made = make(session)
+        made.name, made_id = name, made.id
+    terminal = open_terminal(kind, "list", columns=columns)
+    assert terminal.wait() == 0
+    lines = terminal.text.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert made_id in terminal.text
+    # A folded name stands under its heading, in pieces.
+    place = lines[0].index("NAME")
+    assert name in "".join(line[place:].split()[0] for line in lines[1:] if line[place:].split())
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_id_of_a_paused_job_is_whole_while_it_is_followed(
+    open_terminal: Open, database: Database, columns: int
+) -> None:
+    with database.transaction() as session:
+        job_id = make_job(session, name="a-long-name-" * 5).id
+        job_records.request_pause(session, job_id)
+    terminal = open_terminal("jobs", "follow", job_id, columns=columns)
+    terminal.wait_for(f"tunesmith jobs resume {job_id}|resume\\s+{job_id}")
 
 
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(

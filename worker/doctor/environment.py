@@ -54,7 +54,8 @@ def examine_database(url: str) -> Finding:
     shown = make_url(url).render_as_string(hide_password=True)
     hint = "Start the API first: it migrates. The worker must be of the same version."
     if url.startswith("sqlite") and not Path(make_url(url).database or "").is_file():
-        return failure("database", f"{shown} is not there yet.", hint)  # connecting would create the file
+        # Connecting would create the file.
+        return warning("database", f"{shown} is not there yet.", "The API makes it when it first starts.")
     try:
         database = Database(url)
     except ImportError as error:

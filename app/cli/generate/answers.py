@@ -12,7 +12,7 @@ from httpx_sse import EventSource
 from app.cli.client import Client, failure_from
 from app.cli.failures import CommandFailed, ExitCode
 
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Max new tokens: the longest that an answer may get.")]
 Temperature = Annotated[float | None, typer.Option(min=0, help="0: always the likeliest token.")]
 TopP = Annotated[float | None, typer.Option(help="Only the likeliest tokens that make up this share.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same answer.")]

@@ -153,7 +153,7 @@ class TerminalDisplay:
             lines.append(self._draw_figures())
         if self._status.trouble:
             trouble = f"Connection lost, trying again: {self._status.trouble}"
-            lines.append(_one_line(Text(trouble, style="yellow")))
+            lines.append(Text(trouble, style="yellow", overflow="fold"))
         return Group(*lines)
 
     def _draw_head(self) -> Text:
@@ -166,7 +166,7 @@ class TerminalDisplay:
             head.append(f"  attempt {status.attempt}")
         if status.state == "paused":
             head.append(f"  `tunesmith jobs resume {self._job.id}` goes on", style="dim")
-        return _one_line(head)
+        return head
 
     def _draw_bar(self) -> Table:
         status = self._status
@@ -195,9 +195,4 @@ class TerminalDisplay:
             rest += f"  {duration_text(status.ends_at - time.monotonic())} left"
         free_width = self._screen.width - len(line) - len(rest)
         line.append(event_lines.sparkline(losses, min(max(free_width, 1), _SPARK_WIDTH)), style="cyan")
-        return _one_line(line.append(rest))
-
-
-def _one_line(text: Text) -> Text:
-    text.no_wrap, text.overflow = True, "ellipsis"
-    return text
+        return line.append(rest)
