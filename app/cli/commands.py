@@ -6,11 +6,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import adapters, local, login, models, status
+from app.cli import exports, local, models, status, webhooks
+from app.cli.adapters import commands as adapter_commands
+from app.cli.connection import login
+from app.cli.connection.invocation import Invocation
 from app.cli.datasets import commands as dataset_commands
 from app.cli.failures import CommandFailed
 from app.cli.generate import chat, commands as generate_commands
-from app.cli.invocation import Invocation
 from app.cli.jobs import commands as job_commands
 from app.cli.output import show_failure
 
@@ -89,7 +91,9 @@ cli.command("status")(status.show_status)
 cli.command("models")(models.list_models)
 cli.add_typer(dataset_commands.cli, name="datasets")
 cli.add_typer(job_commands.cli, name="jobs")
-cli.add_typer(adapters.cli, name="adapters")
+cli.add_typer(adapter_commands.cli, name="adapters")
+cli.add_typer(exports.cli, name="exports")
+cli.add_typer(webhooks.cli, name="webhooks")
 cli.command("generate")(generate_commands.generate)
 cli.command("chat")(chat.chat)
 

@@ -2,9 +2,9 @@
 
 import typer
 
-from app.cli.client import Client
+from app.cli.connection.client import Client
+from app.cli.connection.profiles import find_connection
 from app.cli.failures import CommandFailed
-from app.cli.profiles import find_connection
 
 _SECONDS = 1.0
 _MAX_OFFERED = 100

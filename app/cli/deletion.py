@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.client import Client, segment
+from app.cli.connection.client import Client, segment
 from app.cli.failures import CommandFailed, ExitCode, UsageProblem
 from app.cli.output import note, print_json
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from app.cli.invocation import Json, client_of
+from app.cli.connection.invocation import Json, client_of
 from app.cli.output import note, print_json, show_table, size_text
 from app.cli.views import BaseModelView
 

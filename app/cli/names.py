@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from app.cli.client import Client, segment
+from app.cli.connection.client import Client, segment
 from app.cli.failures import CommandFailed, ExitCode
 from app.cli.output import note
 

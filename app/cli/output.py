@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.failures import CommandFailed
+from app.cli.words import in_commands
 
 _MAX_PROBLEMS = 20
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -69,13 +70,13 @@ def show_failure(failure: CommandFailed, *, as_json: bool) -> None:
         sys.stderr.write(json.dumps({"error": _error_json(failure)}, ensure_ascii=False) + "\n")
         return
     screen = error_console()
-    screen.print(Text.assemble(("Error: ", "bold red"), clean(failure.message)))
+    screen.print(Text.assemble(("Error: ", "bold red"), clean(in_commands(failure.message))))
     for problem in failure.problems[:_MAX_PROBLEMS]:
         screen.print(Text.assemble((f"  line {problem.line}: ", "bold"), clean(problem.message)))
     if len(failure.problems) > _MAX_PROBLEMS:
         screen.print(f"  … and {len(failure.problems) - _MAX_PROBLEMS} more lines")
     if failure.hint:
-        screen.print(Text.assemble(("Hint: ", "bold yellow"), clean(failure.hint)))
+        screen.print(Text.assemble(("Hint: ", "bold yellow"), clean(in_commands(failure.hint))))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, empty: str) -> None:
@@ -115,7 +116,7 @@ def fit_columns(widths: Mapping[str, int], screen_width: int) -> dict[str, int]:
         column: min(width, _FOLDED_WIDTH if column in _NAMES and "ID" in widths else screen_width)
         for column, width in widths.items()
     }
-    for column in reversed(widths):
+    for column in reversed(list(widths)):
         if sum(needed.values()) + _GAP * (len(needed) - 1) <= screen_width:
             break
         if column not in _ALWAYS_SHOWN:

@@ -3,7 +3,7 @@
 import typer
 from rich.text import Text
 
-from app.cli.invocation import Json, client_of
+from app.cli.connection.invocation import Json, client_of
 from app.cli.output import age_text, note, print_json, show_fields, size_text
 from app.cli.views import StatusView, StatusWorkerView
 

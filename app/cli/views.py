@@ -135,6 +135,65 @@ class BaseModelView(BaseModel):
     size_bytes: int | None = None
 
 
+class ExportedFileView(BaseModel):
+    """A file of an export."""
+
+    name: str
+    size_bytes: int
+
+
+class AgreementView(BaseModel):
+    """How well the files of an export agree with the live adapter."""
+
+    mean_kl: float
+    greedy_match: float
+
+
+class ExportView(BaseModel):
+    """An export."""
+
+    id: str
+    adapter: str
+    adapter_name: str
+    spec: dict[str, Any]
+    state: str
+    phase: str | None = None
+    progress: float
+    agreement: AgreementView | None = None
+    notes: list[str] = []
+    files: list[ExportedFileView] = []
+    url: str | None = None
+    error: FailureView | None = None
+    created_at: datetime
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of its files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class WebhookView(BaseModel):
+    """A webhook."""
+
+    id: str
+    name: str
+    url: str
+    event_types: list[str]
+    enabled: bool
+
+
+class DeliveryView(BaseModel):
+    """One event for one webhook, and what came of sending it."""
+
+    id: str
+    event_type: str
+    job: str | None = None
+    state: str
+    response_status: int | None = None
+    error: str | None = None
+    created_at: datetime
+
+
 class TokenView(BaseModel):
     """A token of a preview."""
 

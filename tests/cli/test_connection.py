@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
-from app.cli.profiles import Connection, find_connection, write_profile
+from app.cli.connection.profiles import Connection, find_connection, write_profile
 from app.core.storage import keys
 from app.core.storage.database import Database
 from tests.cli.conftest import Run, json_of

@@ -1,5 +1,6 @@
-"""Jobs: submit, list, show, cancel, pause, resume, retry. Events and loss curves are in `history.py`."""
+"""Jobs: submit, list, show, cancel, pause, resume, retry, delete; `history.py` has the rest."""
 
+import shutil
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
@@ -110,6 +111,18 @@ def retry_job(job_id: JobId, services: ServicesDep) -> JobRead:
         row = job_records.retry(session, job_id)
         job_inputs.hold(session, JobSpec.model_validate(row.spec))
         return JobRead.from_row(row)
+
+
+@router.delete("/{job_id}", status_code=204, summary="Delete a job", responses=documented(404, 409))
+def delete_job(job_id: JobId, services: ServicesDep) -> None:
+    """Delete a job that has ended: its record, events, loss curve, checkpoints and logs.
+
+    409 while an adapter that it made exists: delete that first. Datasets stay. A worker on another machine
+    keeps the job's folder there.
+    """
+    with services.database.transaction() as session:
+        job_records.delete(session, job_id)
+    shutil.rmtree(services.settings.job_folder(job_id), ignore_errors=True)
 
 
 def _find(session: Session, job_id: str) -> JobRead:

@@ -11,11 +11,11 @@ import typer
 from rich.text import Text
 
 from app.cli import completions
-from app.cli.client import Client, Params
-from app.cli.datasets.uploads import upload, with_options
+from app.cli.connection.client import Client, Params
+from app.cli.connection.invocation import Json, client_of
+from app.cli.datasets.uploads import upload
 from app.cli.deletion import Yes, delete_each
 from app.cli.failures import CommandFailed, UsageProblem
-from app.cli.invocation import Json, client_of
 from app.cli.names import find_dataset, find_dataset_id
 from app.cli.output import (
     age_text,
@@ -225,8 +225,7 @@ def _show_dataset(answer: Any, *, as_json: bool) -> None:
         for problem in found.problems[:_MAX_PROBLEMS]:
             sys.stdout.write(f"  line {problem.line}: {clean(problem.message)}\n")
     if found.error:
-        failure = CommandFailed(found.error.message, code=found.error.code, hint=found.error.hint)
-        raise with_options(failure)
+        raise CommandFailed(found.error.message, code=found.error.code, hint=found.error.hint)
     if any(one.changes_learning for one in found.unused_fields):
         note("Warning: the dataset says more than is learned from it; see its unused fields.", "yellow")
 

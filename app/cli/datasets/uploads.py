@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-from app.cli.client import Client
+from app.cli.connection.client import Client
+from app.cli.connection.upload_progress import watched
 from app.cli.failures import CommandFailed, ExitCode, UsageProblem
 from app.cli.jobs.files import JobFile
 from app.cli.names import find_dataset_id, looks_like_file
-from app.cli.output import error_console, note
+from app.cli.output import note
 
 _READ_BYTES = 1 << 20
-_OPTIONS = {"on_problem=skip": "--skip-problems", "on_unused=ignore": "--on-unused ignore"}
+_CHOICES = ("on_problem=skip", "on_unused=ignore")
 _DATASET_FIELDS = ("dataset", "validation_dataset")
 
 
@@ -29,16 +28,9 @@ def upload(client: Client, path: Path, fields: dict[str, str]) -> Any:
         return _send(client, path, fields, key)
     except CommandFailed as failure:
         if failure.exit_code is not ExitCode.NOT_FOUND:
-            raise with_options(failure) from None
+            raise
         # The dataset of the earlier upload was deleted; its idempotency key still refers to it.
         return _send(client, path, fields, f"cli-{uuid.uuid4()}")
-
-
-def with_options(failure: CommandFailed) -> CommandFailed:
-    """A failure of the API whose hint names options of `tunesmith datasets add`, not fields of HTTP."""
-    for field, option in _OPTIONS.items():
-        failure.hint = failure.hint.replace(field, option) if failure.hint else None
-    return failure
 
 
 def fill_in_datasets(client: Client, job_file: JobFile) -> dict[str, Any]:
@@ -76,14 +68,14 @@ def _upload_for_job(client: Client, path: Path) -> Any:
     try:
         return upload(client, path, {})
     except CommandFailed as failure:
-        if failure.hint and any(option in failure.hint for option in _OPTIONS.values()):
+        if failure.hint and any(choice in failure.hint for choice in _CHOICES):
             failure.hint += f" Use `tunesmith datasets add {path}`, and name the dataset's id in the job."
         raise
 
 
 def _send(client: Client, path: Path, fields: dict[str, str], key: str) -> Any:
-    with _open(path) as file, _watched(file, path) as watched:
-        return client.upload("/datasets", files={"file": (path.name, watched)}, fields=fields, key=key)
+    with _open(path) as file, watched(file, path.name) as seen:
+        return client.upload("/datasets", files={"file": (path.name, seen)}, fields=fields, key=key)
 
 
 @contextmanager
@@ -94,16 +86,6 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         raise UsageProblem(f"{path} can't be read: {error.strerror}.") from None
     with file:
         yield file
-
-
-@contextmanager
-def _watched(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
-    """The file, wrapped so that reading it moves a progress bar on the terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    screen = error_console()
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        size = path.stat().st_size
-        yield progress.wrap_file(file, total=size, description=f"Uploading {path.name}")
 
 
 def _content_key(file: BinaryIO, name: str, fields: dict[str, str]) -> str:

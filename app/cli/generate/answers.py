@@ -9,7 +9,7 @@ import httpx
 import typer
 from httpx_sse import EventSource
 
-from app.cli.client import Client, failure_from
+from app.cli.connection.client import Client, failure_from
 from app.cli.failures import CommandFailed, ExitCode
 
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Max new tokens: the longest that an answer may get.")]

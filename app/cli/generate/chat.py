@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import typer
 
-from app.cli.client import Client
+from app.cli.connection.client import Client
+from app.cli.connection.invocation import Json, client_of
 from app.cli.failures import CommandFailed, ExitCode
 from app.cli.generate.answers import (
     MaxNewTokens,
@@ -20,7 +21,6 @@ from app.cli.generate.answers import (
     stream_answer,
 )
 from app.cli.generate.commands import TargetName, write_pieces
-from app.cli.invocation import Json, client_of
 from app.cli.names import find_target
 from app.cli.output import note, print_json_line, show_failure
 

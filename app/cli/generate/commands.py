@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli import completions
+from app.cli.connection.invocation import Json, client_of
 from app.cli.failures import UsageProblem
 from app.cli.generate.answers import (
     MaxNewTokens,
@@ -18,7 +19,6 @@ from app.cli.generate.answers import (
     sampling,
     stream_answer,
 )
-from app.cli.invocation import Json, client_of
 from app.cli.names import find_target
 from app.cli.output import clean, note, print_json
 

@@ -1,4 +1,4 @@
-"""`tunesmith jobs`: submit, preflight, follow, list, show, logs, metrics, cancel, pause, resume, retry."""
+"""`tunesmith jobs`: submit, preflight, follow, list, show, logs, metrics, changes of state, rm."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 import typer
 
 from app.cli import completions
-from app.cli.client import Client
+from app.cli.connection.client import Client
+from app.cli.connection.invocation import Json, client_of
 from app.cli.datasets.uploads import fill_in_datasets
+from app.cli.deletion import Yes, delete_each
 from app.cli.failures import CommandFailed, ExitCode
-from app.cli.invocation import Json, client_of
 from app.cli.jobs import event_lines, output as job_output
 from app.cli.jobs.event_source import Interrupted, follow
 from app.cli.jobs.files import read_job_file
@@ -172,6 +173,19 @@ def resume(context: typer.Context, name: Name, as_json: Json = False) -> None:
 def retry(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
     _request_change(context, name, "retry", as_json=as_json)
+
+
+@cli.command("rm")
+def remove(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="JOB...", autocompletion=completions.jobs)],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Delete jobs that have ended, with their logs and checkpoints. Their adapters must be deleted first."""
+    client = client_of(context)
+    ids = [find_job_id(client, name) for name in names]
+    delete_each(client, "/jobs", "job", ids, yes=yes, as_json=as_json)
 
 
 def _request_change(context: typer.Context, name: str, change: str, *, as_json: bool) -> None:

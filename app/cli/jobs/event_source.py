@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import httpx
 from httpx_sse import EventSource, SSEError
 
-from app.cli.client import Client
+from app.cli.connection.client import Client
 from app.cli.failures import CommandFailed, ExitCode
 from app.cli.views import ENDED, EventView
 

@@ -18,6 +18,7 @@ from app.cli.output import (
     state_text,
 )
 from app.cli.views import AttemptView, JobView, LossPointView, PreflightView
+from app.cli.words import in_commands
 
 _BAR_WIDTH = 40
 
@@ -182,6 +183,6 @@ def _attempt_text(attempt: AttemptView) -> str:
 def _show_error(job: JobView) -> None:
     if job.error is None:
         return
-    note(f"{job.error.message} ({job.error.code})", "red")
+    note(f"{in_commands(job.error.message)} ({job.error.code})", "red")
     if job.error.hint:
-        note(f"Hint: {job.error.hint}", "yellow")
+        note(f"Hint: {in_commands(job.error.hint)}", "yellow")

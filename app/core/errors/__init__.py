@@ -22,7 +22,8 @@ TunesmithError
 │   ├── adapters:       AdapterInUse, AdapterNotReady, AdapterNameTaken
 │   ├── datasets:       DatasetInUse, DatasetNotReady
 │   ├── exports:        ExportNotReady, ExportAlreadyEnded, ExportNotRetryable, ExportNotEnded
-│   ├── jobs:           JobAlreadyEnded, JobNotRetryable, JobNotPausable, JobNotPaused
+│   ├── jobs:           JobAlreadyEnded, JobNotEnded, JobHasAdapters, JobNotRetryable, JobNotPausable,
+│   │                   JobNotPaused
 │   ├── storage:        NotEmpty
 │   └── webhooks:       WebhookFixed
 ├── TooLarge            the request body is over the limit

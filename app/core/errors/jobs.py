@@ -15,6 +15,18 @@ class JobAlreadyEnded(Conflict):
     code = "job_already_ended"
 
 
+class JobNotEnded(Conflict):
+    """The job has not ended."""
+
+    code = "job_not_ended"
+
+
+class JobHasAdapters(Conflict):
+    """Adapters that the job made exist."""
+
+    code = "job_has_adapters"
+
+
 class JobNotRetryable(Conflict):
     """Only a failed or cancelled job can be retried."""
 

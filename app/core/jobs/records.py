@@ -6,11 +6,19 @@ What workers do with jobs is in app/core/jobs/queue.py. Nothing here commits: th
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, delete as sql_delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.core.errors import QueueFull
-from app.core.errors.jobs import JobAlreadyEnded, JobNotFound, JobNotPausable, JobNotPaused, JobNotRetryable
+from app.core.errors.jobs import (
+    JobAlreadyEnded,
+    JobHasAdapters,
+    JobNotEnded,
+    JobNotFound,
+    JobNotPausable,
+    JobNotPaused,
+    JobNotRetryable,
+)
 from app.core.jobs import events
 from app.core.jobs.events import StateChange
 from app.core.specs.job import JobSpec
@@ -21,6 +29,7 @@ from app.core.storage.paging import newest_first
 from app.core.work.failures import WorkFailure
 
 _RETRYABLE = (JobState.FAILED, JobState.CANCELLED)
+_NAMED_ADAPTERS = 5
 
 
 def submit(
@@ -183,6 +192,30 @@ def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tabl
     session.flush()
     events.append(session, job_id, [StateChange(state=JobState.QUEUED, reason="retry")])
     return get(session, job_id)
+
+
+def delete(session: Session, job_id: str) -> None:
+    """Remove an ended job with its attempts and events. Its folder is the caller's to delete.
+
+    Raises JobNotFound, JobNotEnded, and JobHasAdapters: an adapter's record names the job that made it.
+    """
+    job = _locked(session, job_id)
+    if not JobState(job.state).has_ended:
+        raise JobNotEnded(
+            f"Job {job_id} is {job.state}; only a job that has ended can be deleted.",
+            hint=f"Cancel it first: POST /jobs/{job_id}/cancel.",
+        )
+    adapters = select(tables.AdapterRow).where(tables.AdapterRow.job_id == job_id)
+    made = list(session.scalars(adapters.order_by(tables.AdapterRow.created_at).limit(_NAMED_ADAPTERS)))
+    if made:
+        names = ", ".join(repr(adapter.name) for adapter in made)
+        raise JobHasAdapters(
+            f"Job {job_id} made {names}, which {'exists' if len(made) == 1 else 'exist'} still.",
+            hint=f"Delete what it made first: DELETE /adapters/{made[0].id}.",
+        )
+    session.execute(sql_delete(tables.EventRow).where(tables.EventRow.job_id == job_id))
+    session.execute(sql_delete(tables.AttemptRow).where(tables.AttemptRow.job_id == job_id))
+    session.execute(sql_delete(tables.JobRow).where(tables.JobRow.id == job_id))
 
 
 def _have(metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:

@@ -227,3 +227,16 @@ def test_a_chat_template_that_can_not_be_read_is_refused_by_line(client: TestCli
     error = answer.json()["error"]
     assert error["param"] == "chat_template"
     assert "line 2" in error["message"]
+
+
+def test_a_deleted_job_is_gone_with_its_folder(client: TestClient, services: Services, dataset: str) -> None:
+    job_id = client.post("/jobs", json=spec(dataset)).json()["id"]
+    folder = services.settings.job_folder(job_id)
+    (folder / "checkpoints").mkdir(parents=True)
+    refused = client.delete(f"/jobs/{job_id}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "job_not_ended")
+    assert folder.exists()
+    client.post(f"/jobs/{job_id}/cancel")
+    assert client.delete(f"/jobs/{job_id}").status_code == 204
+    assert client.get(f"/jobs/{job_id}").status_code == 404
+    assert not folder.exists()

@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.cli.client import Client
+from app.cli.connection.client import Client
+from app.cli.connection.profiles import Connection
 from app.cli.failures import CommandFailed
 from app.cli.jobs.event_source import Interrupted, follow
-from app.cli.profiles import Connection
 from app.cli.views import EventView
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Log

@@ -10,8 +10,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from app.cli.connection.profiles import Connection
 from app.cli.failures import CommandFailed, ExitCode, LineProblem, Unreachable
-from app.cli.profiles import Connection
 
 Params = Mapping[str, str | int | bool | None]
 

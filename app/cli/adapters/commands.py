@@ -1,29 +1,27 @@
-"""`tunesmith adapters`: list, show, download, rm."""
+"""`tunesmith adapters`: list, show, download, import, rm."""
 
-import os
+import json
 import re
-import sys
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
-import httpx
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from app.cli import completions
-from app.cli.client import Client, segment
+from app.cli.adapters.imports import upload_archive, wait_until_verified
+from app.cli.connection.client import segment
+from app.cli.connection.downloads import STDOUT, choose_path, download as download_file
+from app.cli.connection.invocation import Json, client_of
 from app.cli.deletion import Yes, delete_each
-from app.cli.failures import UsageProblem
-from app.cli.invocation import Json, client_of
+from app.cli.failures import CommandFailed
 from app.cli.names import find_adapter
-from app.cli.output import age_text, error_console, print_json, show_fields, show_table, size_text, state_text
+from app.cli.output import age_text, note, print_json, show_fields, show_table, size_text, state_text
 from app.cli.views import AdapterView
 
-cli = typer.Typer(help="What jobs have made: list, show, download, rm.", no_args_is_help=True)
+cli = typer.Typer(help="What jobs have made, and what was imported.", no_args_is_help=True)
 Name = Annotated[
     str, typer.Argument(metavar="ADAPTER", help="Name or id.", autocompletion=completions.adapters)
 ]
-_STDOUT = Path("-")
 
 
 @cli.command("list")
@@ -85,26 +83,52 @@ def download(
     adapter = AdapterView.model_validate(find_adapter(client, name))
     # An adapter's name may contain characters that a file name can't.
     file_name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', adapter.name)}.{archive}"
-    path = output or Path(file_name)
-    if path == _STDOUT:
-        return _fetch(client, adapter, archive, sys.stdout.buffer)
-    if path.is_dir():
-        path = path / file_name
-    if path.exists() and not force:
-        raise UsageProblem(f"{path} is there already.", hint="--force writes over it; -o names another file.")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as target:
-            _fetch(client, adapter, archive, target)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UsageProblem(f"{path} can't be written: {error.strerror}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
-    size = path.stat().st_size
+    path = choose_path(output, file_name, force=force)
+    url_path = f"/adapters/{segment(adapter.id)}/download"
+    size = download_file(client, url_path, path, params={"format": archive}, size=adapter.size_bytes)
+    if path == STDOUT:
+        return
     if as_json:
         return print_json({"path": str(path), "size_bytes": size, "adapter": adapter.id})
     typer.echo(f"{path}  {size_text(size)}")
+
+
+@cli.command("import")
+def import_adapter(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A folder that PEFT saved, or a zip or tar of it.")],
+    name: Annotated[str | None, typer.Option(help="Name of the adapter; default: the file's.")] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Its base model; default: the one that its adapter_config.json names.",
+            autocompletion=completions.models,
+        ),
+    ] = None,
+    load_in_4bit: Annotated[
+        bool | None,
+        typer.Option(help="Whether its base weights were in 4 bits; default: as its files say, or no."),
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Until the engine has answered with it.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Take in an adapter that was trained elsewhere. Exit status 1 where it can't be used."""
+    client = client_of(context)
+    fields = {"name": name, "base_model": base_model}
+    if load_in_4bit is not None:
+        fields["quantization"] = json.dumps({"load_in_4bit": load_in_4bit})
+    answer = upload_archive(client, file, {key: value for key, value in fields.items() if value is not None})
+    if wait:
+        answer = wait_until_verified(client, answer)
+    found = AdapterView.model_validate(answer)
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(f"{found.id}  {found.name}  {found.state}")
+    if found.state == "failed" and found.error:
+        raise CommandFailed(found.error.message, code=found.error.code, hint=found.error.hint)
+    if found.state == "ready" and not as_json:
+        note(f"Talk to it: `tunesmith chat {found.name}`", "dim")
 
 
 @cli.command("rm")
@@ -118,20 +142,3 @@ def remove(
     client = client_of(context)
     ids = [name if "/" not in name else str(find_adapter(client, name)["id"]) for name in names]
     delete_each(client, "/adapters", "adapter", ids, yes=yes, as_json=as_json)
-
-
-def _fetch(client: Client, adapter: AdapterView, archive: str, target: BinaryIO) -> None:
-    screen = error_console()
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    path = f"/adapters/{segment(adapter.id)}/download"
-    try:
-        with (
-            client.stream("GET", path, params={"format": archive}) as response,
-            Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress,
-        ):
-            bar = progress.add_task("", total=adapter.size_bytes)
-            for chunk in response.iter_bytes():
-                target.write(chunk)
-                progress.advance(bar, len(chunk))
-    except httpx.TransportError as error:
-        raise client.unreachable(error) from None

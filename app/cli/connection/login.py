@@ -2,11 +2,11 @@
 
 import typer
 
-from app.cli.client import Client
+from app.cli.connection.client import Client
+from app.cli.connection.invocation import Json, invocation_of
+from app.cli.connection.profiles import DEFAULT_PROFILE, Connection, find_connection, write_profile
 from app.cli.failures import CommandFailed, ExitCode
-from app.cli.invocation import Json, invocation_of
 from app.cli.output import note, print_json
-from app.cli.profiles import DEFAULT_PROFILE, Connection, find_connection, write_profile
 
 
 def log_in(context: typer.Context, as_json: Json = False) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from app.cli.client import Client
-from app.cli.profiles import Connection, find_connection
+from app.cli.connection.client import Client
+from app.cli.connection.profiles import Connection, find_connection
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""`tunesmith adapters`: commands and imports."""

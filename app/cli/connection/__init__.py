@@ -1,0 +1,1 @@
+"""Which API a command speaks to: addresses and keys, the HTTP client, downloads."""
