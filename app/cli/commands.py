@@ -66,7 +66,7 @@ def tunesmith(
         typer.Option(
             envvar="TUNESMITH_API_KEY",
             show_envvar=True,
-            help="Key of the API. Better kept by `tunesmith login`: others can see a command line.",
+            help="Key of the API. Better saved by `tunesmith login`: others can see a command line.",
         ),
     ] = None,
     profile: Annotated[

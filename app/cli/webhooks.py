@@ -17,7 +17,7 @@ Webhook = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Id, from `tunes
 _PREFIX = "fine_tuning.job."
 
 
-class Event(StrEnum):
+class JobEnd(StrEnum):
     """How a job ends."""
 
     SUCCEEDED = "succeeded"
@@ -53,7 +53,7 @@ def add(
     context: typer.Context,
     url: Annotated[str, typer.Argument(help="Where events are posted.")],
     event: Annotated[
-        list[Event] | None, typer.Option("--on", help="Which ends of jobs; may be given again; default: all.")
+        list[JobEnd] | None, typer.Option("--on", help="Which ends of jobs; may be given again; default: all.")
     ] = None,
     name: Annotated[str, typer.Option(help="For people.")] = "",
     as_json: Json = False,
