@@ -17,8 +17,8 @@ Webhook = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Id, from `tunes
 _PREFIX = "fine_tuning.job."
 
 
-class JobEnd(StrEnum):
-    """How a job ends."""
+class HookEvent(StrEnum):
+    """How a job ends, as a webhook is told."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -53,7 +53,8 @@ def add(
     context: typer.Context,
     url: Annotated[str, typer.Argument(help="Where events are posted.")],
     event: Annotated[
-        list[JobEnd] | None, typer.Option("--on", help="Which ends of jobs; may be given again; default: all.")
+        list[HookEvent] | None,
+        typer.Option("--on", help="Which ends of jobs; may be given again; default: all."),
     ] = None,
     name: Annotated[str, typer.Option(help="For people.")] = "",
     as_json: Json = False,
