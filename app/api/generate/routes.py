@@ -30,6 +30,7 @@ from app.api.generate.schemas import (
     StreamEndRead,
 )
 from app.api.http.errors import EngineRefusal, documented, dumps, error_content, refusal_content
+from app.api.http.server_sent_events import server_sent
 from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
 from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest, TunesmithError
@@ -150,14 +151,15 @@ async def _events(target: Target, answers: Answers, count: int) -> AsyncGenerato
             if isinstance(reply, Finished):
                 ends[index] = reply
             else:
-                yield _event("delta", dumps(_delta(reply, index if count > 1 else None)))
+                yield server_sent(dumps(_delta(reply, index if count > 1 else None)), event="delta")
     # The status has been sent: an error can only be an event of the stream.
     except EngineRefusal as refusal:
-        yield _event("error", dumps(refusal_content(refusal.failed)))
+        yield server_sent(dumps(refusal_content(refusal.failed)), event="error")
     except TunesmithError as error:
-        yield _event("error", dumps(error_content(error)))
+        yield server_sent(dumps(error_content(error)), event="error")
     else:
-        yield _event("done", _stream_end(target, ends, count).model_dump_json(exclude_unset=True))
+        end = _stream_end(target, ends, count)
+        yield server_sent(end.model_dump_json(exclude_unset=True), event="done")
 
 
 def _delta(reply: TokenDelta, index: int | None) -> dict[str, object]:
@@ -175,7 +177,3 @@ def _stream_end(target: Target, ends: dict[int, Finished], count: int) -> Stream
     if count > 1:
         end.choices = [ChoiceEndRead(finish_reason=one.finish_reason) for one in finished]
     return end
-
-
-def _event(name: str, content: str) -> str:
-    return f"event: {name}\ndata: {content}\n\n"

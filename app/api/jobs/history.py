@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 
 from app.api.deps import JobId, ServicesDep, accepts
 from app.api.http.errors import documented
+from app.api.http.server_sent_events import server_sent
 from app.api.jobs import log_lines, loss_chart, loss_curve
 from app.api.jobs.schemas import EventPage, LossCurveRead, LossPointRead
 from app.core.jobs import events, records as job_records
@@ -118,7 +119,7 @@ def draw_metrics(job_id: JobId, services: ServicesDep) -> Response:
 
 
 def _server_sent(event: Event) -> str:
-    return f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
+    return server_sent(event.model_dump_json(), event=event.type, id=event.seq)
 
 
 def _read_page(database: Database, job_id: str, after: int, limit: int) -> EventPage:

@@ -21,6 +21,7 @@ from app.api.generate.answers import (
 )
 from app.api.generate.schemas import MAX_CHOICES
 from app.api.http.errors import EngineRefusal, dumps, error_content, refusal_content
+from app.api.http.server_sent_events import server_sent
 from app.api.openai.errors import openai_error
 from app.api.openai.parameters import CommonBody, reject_parameter
 from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
@@ -153,7 +154,7 @@ async def _events(
         if plan.body.includes_usage:
             usage = plan.usage([ends[index] for index in sorted(ends)])
             yield _chunk(plan, [], usage.model_dump())
-        yield "data: [DONE]\n\n"
+        yield server_sent("[DONE]")
 
 
 def _chunk(plan: CompletionPlan, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> str:
@@ -164,4 +165,4 @@ def _chunk(plan: CompletionPlan, choices: list[dict[str, Any]], usage: dict[str,
 
 
 def _event(content: dict[str, Any]) -> str:
-    return f"data: {dumps(content)}\n\n"
+    return server_sent(dumps(content))
