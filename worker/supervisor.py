@@ -107,7 +107,7 @@ class Supervisor:
         self._device = _probe_device()
         log.info("Worker %s (%s) on %s", self.id, ", ".join(sorted(self._roles)), self._device.get("name"))
         if self._engine:
-            self._engine.start()
+            self._engine.start(self._device)
         threads = [threading.Thread(target=self._beat, daemon=True, name="heartbeat")]
         if Role.TRAIN in self._roles:
             for name, runner in self._concurrent.items():

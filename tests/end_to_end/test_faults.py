@@ -10,13 +10,13 @@ import pytest
 from tests.end_to_end.box import Box, server_sent_events
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
+from worker.processes.engine_process import ENGINE_MODULE
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"{n} is said"}]}
     for n in range(40)
 ]
 TRAINING = "worker.training.run"
-ENGINE = "worker.inference.server"
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_killed_worker_leaves_a_job_that_another_resumes(box: Box) -> None:
     first = box.start_worker()
     job_id = box.submit(**spec(box.upload(ROWS), 150))
     box.wait_for_event(job_id, "checkpoint")
-    child, engine = box.child(first, TRAINING), box.child(first, ENGINE)
+    child, engine = box.child(first, TRAINING), box.child(first, ENGINE_MODULE)
     assert child is not None
     assert engine is not None
     first.kill()
@@ -118,7 +118,7 @@ def test_a_killed_engine_is_replaced_and_a_follower_resumes_without_a_gap(box: B
     box.start_api()
     worker = box.start_worker()
     job_id = box.submit(**spec(box.upload(ROWS), 60))
-    engine = box.child(worker, ENGINE)
+    engine = box.child(worker, ENGINE_MODULE)
     assert engine is not None
     engine.kill()
     headers = {"Accept": "text/event-stream"}

@@ -20,6 +20,7 @@ from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
 from tests.worker.inference.conftest import ADAPTERS, save_adapter
 from tests.worker.inference.test_server import LONG, add_long_model
+from worker.processes.engine_process import ENGINE_MODULE
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +100,7 @@ class Stack(Box):
 
     def resident_bytes(self) -> dict[str, int]:
         """The resident memory of the API and of the engine."""
-        engine = self.child(self.worker, "worker.inference.server")
+        engine = self.child(self.worker, ENGINE_MODULE)
         assert engine is not None
         api: Process = self.api
         return {"api": psutil.Process(api.pid).memory_info().rss, "engine": engine.memory_info().rss}

@@ -11,8 +11,8 @@ import pytest
 from tests.end_to_end.box import Box, running_box
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
+from worker.processes.engine_process import ENGINE_MODULE
 
-ENGINE = "worker.inference.server"
 QUESTION = {"prompt": "How do I", "temperature": 0}
 
 
@@ -43,7 +43,7 @@ def test_an_engine_killed_in_mid_answer_says_so_and_its_successor_answers_the_sa
         before = box.answer("Say 3", base_model="endless-llama")
         with endless_stream(box) as events:
             assert next(events) == "delta"
-            engine = box.child(worker, ENGINE)
+            engine = box.child(worker, ENGINE_MODULE)
             assert engine is not None
             engine.kill()
             *deltas, last = events

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 
 from worker.processes.child_process import ChildProcess
+from worker.processes.engine_process import ENGINE_MODULE
 from worker.processes.reports import EngineRequest, Listening
 
 TOKEN = "secret"
@@ -18,10 +19,12 @@ def engine_request(models_folder: Path, **options: object) -> EngineRequest:
     return EngineRequest(host="127.0.0.1", port=0, token=TOKEN, models_folder=models_folder, **fields)
 
 
-def start_engine(models_folder: Path, artifacts: Path, folder: Path) -> ChildProcess:
+def start_engine(models_folder: Path, artifacts: Path, folder: Path, **options: object) -> ChildProcess:
     """Start an engine; its cache and its log are in `folder`."""
-    request = engine_request(models_folder, artifacts_url=str(artifacts), cache_folder=folder / "cache")
-    return ChildProcess("worker.inference.server", request, folder / "engine.log")
+    request = engine_request(
+        models_folder, artifacts_url=str(artifacts), cache_folder=folder / "cache", **options
+    )
+    return ChildProcess(ENGINE_MODULE, request, folder / "engine.log")
 
 
 @contextmanager

@@ -1,13 +1,8 @@
-"""The engine process: `python -m worker.inference.server <report_fd>`, started by the supervisor.
-
-Builds the engine and runs it in a thread of its own; HTTP is served in the main thread.
-"""
+"""Builds the engine and runs it in a thread of its own; HTTP is served in the main thread."""
 
 import asyncio
 import logging
-import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +22,7 @@ from worker.inference.loading import load_runner
 from worker.inference.preprocessing import Preprocessor
 from worker.inference.service import Clients, Service
 from worker.models.device import Device, find_device, free_memory_bytes
+from worker.preflight.background_process import BackgroundProcess
 from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.service import PreflightService
 from worker.processes.child import ParentLink
@@ -42,12 +38,11 @@ _CLOSE_GRACE_SECONDS = 5
 _log = logging.getLogger(__name__)
 
 
-def main(report_fd: int) -> int:
+def run(link: ParentLink, request: EngineRequest, background: BackgroundProcess) -> int:
     """Serve until the worker says stop. Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
-    link = ParentLink(report_fd)
-    return uvloop.run(_serve(link, link.read_request(EngineRequest)))
+    return uvloop.run(_serve(link, request, background))
 
 
 class EngineThread(threading.Thread):
@@ -69,14 +64,14 @@ class EngineThread(threading.Thread):
         self._on_end()
 
 
-async def _serve(link: ParentLink, request: EngineRequest) -> int:
+async def _serve(link: ParentLink, request: EngineRequest, background: BackgroundProcess) -> int:
     clients = Clients(asyncio.get_running_loop())
     scheduler = Scheduler(
         max_waiting=request.max_waiting,
         adapter_slot_count=request.adapter_slots,
         max_base_models=request.max_base_models,
     )
-    device = find_device()
+    device = Device.model_validate(request.device) if request.device else find_device()
     paths = ServingPaths()
     options = EngineOptions(
         request.switch_wait_seconds, on_change=lambda: link.send(StateChanged()), on_unsupported=paths.learn
@@ -101,6 +96,7 @@ async def _serve(link: ParentLink, request: EngineRequest) -> int:
         partial(_find_environment, request, device, engine),
         partial(_find_environment_coexisting, request, device),
         request.token,
+        background,
     )
     app = service.app()
     app.routes.extend(preflight.routes())
@@ -166,10 +162,3 @@ def _make_environment(
         is_busy=is_busy,
         path=request.training_path,
     )
-
-
-if __name__ == "__main__":
-    status = main(int(sys.argv[1]))
-    sys.stderr.flush()
-    # Skip the interpreter's shutdown, which would join threads that wait for the worker's pipe or a download.
-    os._exit(status)

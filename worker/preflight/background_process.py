@@ -1,12 +1,15 @@
-"""A background process of the engine, for work that would stall generation. It starts at its first use.
+"""A background process of the engine, for work that would stall generation. Knows no torch.
 
-Tokenizing a large dataset holds Python's global interpreter lock for seconds.
+Tokenizing a large dataset holds Python's global interpreter lock for seconds. The process starts at its first
+use, or before it with a warm-up.
 """
 
 import asyncio
 import faulthandler
+import logging
 import multiprocessing
 import os
+import pkgutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,10 +17,10 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-import torch
-
 from app.core.errors import QueueFull
 from app.core.errors.engine import EngineFailed
+
+_log = logging.getLogger(__name__)
 
 MAX_WAITING = 16
 MAX_SECONDS = 600
@@ -32,6 +35,15 @@ class BackgroundProcess:
     def __init__(self) -> None:
         self._executor: ProcessPoolExecutor | None = None
         self._waiting = 0
+        self._warm_up: Future[None] | None = None
+
+    def start(self, warm_up: str, *args: object) -> None:
+        """Start the child process and have it call `warm_up` first (`module:function`), without waiting.
+
+        The function is named and not given, since this process does not import its module. A process that
+        dies of it, or later, is replaced at the next use, without a warm-up.
+        """
+        self._warm_up = self._submit(_warm_up, warm_up, *args)
 
     async def run(
         self, function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
@@ -58,7 +70,8 @@ class BackgroundProcess:
     def close(self) -> None:
         """End the child process; a busy one is not waited for and ends with this process."""
         if self._executor:
-            self._executor.shutdown(wait=not self._waiting, cancel_futures=True)
+            is_busy = self._waiting or (self._warm_up and not self._warm_up.done())
+            self._executor.shutdown(wait=not is_busy, cancel_futures=True)
 
     def _submit(
         self, function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
@@ -70,6 +83,14 @@ class BackgroundProcess:
             # The process died since the last request: replace it.
             self._executor = _make_executor()
             return self._executor.submit(_run_limited, partial(function, *args, **kwargs))
+
+
+def _warm_up(name: str, *args: object) -> None:
+    """In the child process: call the function with this name. An error of it is logged: work may go well."""
+    try:
+        pkgutil.resolve_name(name)(*args)
+    except Exception:
+        _log.exception("The warm-up failed")
 
 
 def _run_limited(work: Callable[[], Result]) -> Result:
@@ -88,9 +109,13 @@ def _make_executor() -> ProcessPoolExecutor:
 
 
 def _initialize() -> None:
-    """In the child process: hide the GPU, use one thread, and end with the engine's process."""
+    """In the child process: hide the GPU, use one thread, log, and end with the engine's process.
+
+    torch reads these variables when it is imported, which is later.
+    """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     threading.Thread(target=_die_with_parent, daemon=True, name="parent watch").start()
 
 

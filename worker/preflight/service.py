@@ -40,11 +40,12 @@ class PreflightService:
         find_environment: Callable[[], PreflightEnvironment],
         find_environment_coexisting: Callable[[], PreflightEnvironment],
         token: str,
+        process: BackgroundProcess,
     ) -> None:
         self._find_environment = find_environment
         self._find_environment_coexisting = find_environment_coexisting
         self._token = token
-        self._process = BackgroundProcess()
+        self._process = process
 
     def routes(self) -> list[Route]:
         """The routes for the engine's application."""

@@ -9,8 +9,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 from pydantic import ValidationError
@@ -23,7 +24,7 @@ from worker.processes.reports import EngineRequest, Listening
 
 log = logging.getLogger(__name__)
 
-ENGINE_MODULE = "worker.inference.server"
+ENGINE_MODULE = "worker.inference"
 _STOP_SECONDS = 10
 _PAUSE_SECONDS = 60
 # Reading a large dataset takes a while.
@@ -49,6 +50,7 @@ class EngineProcess:
         self._on_change = on_change
         self._module = module
         self._token = secrets.token_urlsafe(32)
+        self._device: dict[str, Any] = {}
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._port: int | None = None
@@ -69,8 +71,9 @@ class EngineProcess:
         """What the API must send as its bearer token."""
         return self._token
 
-    def start(self) -> None:
-        """Start the process, without waiting until it listens."""
+    def start(self, device: Mapping[str, Any]) -> None:
+        """Start the process on the device as it was described, without waiting until it listens."""
+        self._device = dict(device)
         self._thread.start()
 
     def stop(self) -> None:
@@ -217,6 +220,8 @@ class EngineProcess:
             models_folder=settings.models_folder,
             artifacts_url=settings.artifacts_url,
             cache_folder=settings.data_dir / "cache",
+            device=self._device,
+            standby=settings.training_standby,
             max_rows=settings.engine_max_rows,
             adapter_slots=settings.engine_adapter_slots,
             cache_share=settings.engine_cache_share,

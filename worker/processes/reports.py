@@ -9,7 +9,7 @@ StateChanged.
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -128,6 +128,8 @@ class EngineRequest(ProcessMessage):
     models_folder: Path
     artifacts_url: str
     cache_folder: Path = Field(description="For copies of adapters that live in an object store.")
+    device: dict[str, Any] = Field({}, description="As `worker.models.device` prints it; empty: unknown.")
+    standby: bool = Field(False, description="Start and warm up the process of preflights before the first.")
     # These are settings; app/core/settings.py describes them.
     max_rows: int | None = None
     adapter_slots: int = 8

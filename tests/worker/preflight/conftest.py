@@ -127,7 +127,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(models_folder: Path, shared_folder: Path) -> Iterator[RunningEngine]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_OFFLINE", "1")
-        process = start_engine(models_folder, shared_folder, shared_folder)
+        process = start_engine(models_folder, shared_folder, shared_folder, standby=True)
     with engine_client(process) as http:
         yield RunningEngine(process, http)
     process.kill()

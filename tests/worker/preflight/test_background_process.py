@@ -1,4 +1,7 @@
-"""The background process starts at its first use, is replaced when it dies, and ends with its parent."""
+"""The background process starts at its first use, is replaced when it dies, and ends with its parent.
+
+A child process imports this module, so it imports no ML library.
+"""
 
 import asyncio
 import os
@@ -89,3 +92,15 @@ def test_the_process_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=True)
 
     assert int(done.stdout) > 0
+
+
+def test_work_goes_on_after_a_warm_up_that_fails() -> None:
+    async def run() -> int:
+        process = BackgroundProcess()
+        try:
+            process.start("worker.preflight:missing")
+            return await process.run(os.getpid)
+        finally:
+            process.close()
+
+    assert asyncio.run(run()) != os.getpid()

@@ -38,7 +38,7 @@ def bench(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench
     monkeypatch.setattr(engine_process, "_HEALTH_SECONDS", 0.5)
     monkeypatch.setattr(engine_process, "_FIRST_RESTART_SECONDS", 0.05)
     bench = Bench(settings.model_copy(update={"engine_stall_seconds": 1.0}))
-    bench.engine.start()
+    bench.engine.start({})
     wait_for(lambda: bench.pid, "the engine")
     yield bench
     bench.engine.stop()
