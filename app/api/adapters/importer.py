@@ -114,7 +114,7 @@ class Importer:
         # On the same path, since the probabilities of the two differ in their last digits.
         same_path = target.base_model.model_copy(update={"path": timings.path})
         without = await self._generate(target, plain.model_copy(update={"base_model": same_path}))
-        if adapted.tokens == without.tokens:
+        if (adapted.tokens, adapted.thought_tokens) == (without.tokens, without.thought_tokens):
             raise AdapterInert(
                 "The adapter does not change what the model says.", hint="Was it trained on this base model?"
             )

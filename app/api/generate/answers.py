@@ -7,7 +7,7 @@ format: `/generate` and the OpenAI API have their own.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -21,12 +21,15 @@ from app.core.engine import base_models
 from app.core.engine.messages import (
     AdapterRef,
     BaseModelRef,
+    Delta,
     Failed,
     Finished,
     GenerateRequest,
     MadeToken,
+    ReasoningDelta,
     Reply,
     TokenDelta,
+    ToolCallDelta,
 )
 from app.core.engine.sampling import MAX_SEED, Sampling
 from app.core.errors import InvalidRequest
@@ -34,7 +37,7 @@ from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 
 Result = TypeVar("Result")
-NumberedReply = tuple[int, TokenDelta | Finished]
+NumberedReply = tuple[int, Delta | Finished]
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; the client is gone, only the request counters use it
 # A streamed response is not begun before this time, so that an early refusal can set its status.
@@ -136,17 +139,33 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class GeneratedCall:
+    """A call of a function that an answer makes; `arguments` is JSON."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class GeneratedAnswer:
-    """One whole answer; `tokens` where log-probabilities were requested."""
+    """One whole answer, and what was thought before it.
+
+    `tokens` are those of the text, `thought_tokens` those of `reasoning`, where log-probabilities were
+    requested.
+    """
 
     text: str
     tokens: list[MadeToken] | None
     finished: Finished
+    reasoning: str | None = None
+    thought_tokens: list[MadeToken] | None = None
+    tool_calls: tuple[GeneratedCall, ...] = ()
 
 
 async def collect(answers: Answers) -> list[GeneratedAnswer]:
     """All answers, in the order of their requests. Raises as Answers does."""
-    deltas: dict[int, list[TokenDelta]] = {}
+    deltas: dict[int, list[Delta]] = {}
     ends: dict[int, Finished] = {}
     async for index, reply in answers:
         if isinstance(reply, Finished):
@@ -156,9 +175,30 @@ async def collect(answers: Answers) -> list[GeneratedAnswer]:
     return [_join(deltas.get(index, []), ends[index]) for index in sorted(ends)]
 
 
-def _join(deltas: Sequence[TokenDelta], finished: Finished) -> GeneratedAnswer:
-    tokens = [token for delta in deltas for token in delta.tokens or []]
-    return GeneratedAnswer("".join(delta.text for delta in deltas), tokens or None, finished)
+def _join(deltas: Sequence[Delta], finished: Finished) -> GeneratedAnswer:
+    texts = [delta for delta in deltas if isinstance(delta, TokenDelta)]
+    thoughts = [delta for delta in deltas if isinstance(delta, ReasoningDelta)]
+    return GeneratedAnswer(
+        "".join(delta.text for delta in texts),
+        [token for delta in texts for token in delta.tokens or []] or None,
+        finished,
+        reasoning="".join(delta.text for delta in thoughts) or None,
+        thought_tokens=[token for delta in thoughts for token in delta.tokens or []] or None,
+        tool_calls=_join_calls([delta for delta in deltas if isinstance(delta, ToolCallDelta)]),
+    )
+
+
+def _join_calls(deltas: Sequence[ToolCallDelta]) -> tuple[GeneratedCall, ...]:
+    calls: dict[int, GeneratedCall] = {}
+    for delta in deltas:
+        if delta.is_withdrawn:
+            del calls[delta.index]
+        elif delta.id is not None:
+            calls[delta.index] = GeneratedCall(delta.id, delta.name or "", delta.arguments)
+        else:
+            before = calls[delta.index]
+            calls[delta.index] = replace(before, arguments=before.arguments + delta.arguments)
+    return tuple(calls.values())
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
@@ -210,7 +250,7 @@ async def _forward(
         await stream.aclose()
 
 
-def _raise_if_failed(reply: Reply) -> TokenDelta | Finished:
+def _raise_if_failed(reply: Reply) -> Delta | Finished:
     if isinstance(reply, Failed):
         raise EngineRefusal(reply)
     return reply

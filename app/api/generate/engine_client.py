@@ -17,7 +17,14 @@ from sqlalchemy.orm import Session
 
 from app.api.generate.engine_stream import CONNECT_SECONDS, KEEPALIVE, AnswerStream, post
 from app.core.engine import workers
-from app.core.engine.messages import Failed, GenerateRequest, Reply, join_deltas, reply_adapter
+from app.core.engine.messages import (
+    Failed,
+    Finished,
+    GenerateRequest,
+    Reply,
+    join_deltas,
+    reply_adapter,
+)
 from app.core.engine.state import EngineHealth, EngineState
 from app.core.errors.engine import EngineFailed, NoEngine
 from app.core.settings import Settings
@@ -130,7 +137,7 @@ class EngineClient:
                 replies, failure = _parse_replies(lines, answer.status)
                 for reply in join_deltas(replies):
                     yield reply
-                    if reply.type != "delta":
+                    if isinstance(reply, Finished | Failed):
                         return
                 if failure is not None:
                     raise failure

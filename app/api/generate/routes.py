@@ -1,7 +1,7 @@
 """POST /generate: one answer of an adapter or a base model, or several, whole or as server-sent events."""
 
 from collections.abc import AsyncGenerator
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Body, Request, Response
@@ -28,10 +28,11 @@ from app.api.generate.schemas import (
     GenerationEndRead,
     GenerationRead,
     StreamEndRead,
+    ToolCallRead,
 )
 from app.api.http.errors import EngineRefusal, documented, dumps, error_content, refusal_content
 from app.api.http.server_sent_events import server_sent
-from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
+from app.core.engine.messages import Delta, Finished, GenerateRequest, ReasoningDelta, TokenDelta, Usage
 from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest, TunesmithError
 from app.core.storage.ids import new_id
@@ -63,9 +64,11 @@ _EXAMPLES: dict[str, Example] = {
     responses=documented(404, 429, 503)
     | {
         200: {
-            "description": "The answer. With `stream`: events `delta` (`text`; with `logprobs` also "
-            "`tokens`; with `n` also the answer's `index`), then `done` (the answer without its text), or "
-            "`error` (the error shape) where it broke off.",
+            "description": "The answer. With `stream`: events `reasoning` and `delta` (`text`; with "
+            "`logprobs` also `tokens`), `tool_call` (`call`, which counts the calls; at first `id` and "
+            "`name`; more of `arguments`, JSON; or `withdrawn`, where it turns out to be no call: its text "
+            "follows as a `delta`), each with `n` also with the answer's `index`; then `done` (the answer "
+            "without its text), or `error` (the error shape) where it broke off.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     },
@@ -117,31 +120,45 @@ def _exactly_one(body: GenerateBody, first: str, second: str) -> None:
 
 def _generation(target: Target, whole: list[GeneratedAnswer]) -> GenerationRead:
     end = _end(target, [answer.finished for answer in whole])
-    found = GenerationRead(text=whole[0].text, **end.model_dump())
-    if whole[0].tokens is not None:
-        found.tokens = whole[0].tokens
+    found = GenerationRead(text=whole[0].text, **_parts(whole[0]), **end.model_dump())
     if len(whole) > 1:
         found.choices = [_choice(answer) for answer in whole]
     return found
 
 
 def _choice(answer: GeneratedAnswer) -> ChoiceRead:
-    tokens = {} if answer.tokens is None else {"tokens": answer.tokens}
-    return ChoiceRead(finish_reason=answer.finished.finish_reason, text=answer.text, **tokens)
+    return ChoiceRead(finish_reason=answer.finished.finish_reason, text=answer.text, **_parts(answer))
+
+
+def _parts(answer: GeneratedAnswer) -> dict[str, Any]:
+    """What the answer has besides its text."""
+    calls = [ToolCallRead(id=call.id, name=call.name, arguments=call.arguments) for call in answer.tool_calls]
+    parts = {"tokens": answer.tokens, "reasoning": answer.reasoning, "tool_calls": calls or None}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _end(target: Target, finished: list[Finished]) -> GenerationEndRead:
     slowest = max(finished, key=lambda one: one.timings.total_seconds)
-    made = sum(one.usage.completion_tokens for one in finished)
     return GenerationEndRead(
         id=new_id("gen"),
         adapter=target.adapter.id if target.adapter else None,
         base_model=target.base_model.name,
         quantization=target.base_model.quantization,
         finish_reason=finished[0].finish_reason,
-        usage=finished[0].usage.model_copy(update={"completion_tokens": made}),
+        usage=_total_usage([one.usage for one in finished]),
         timings=slowest.timings,
     )
+
+
+def _total_usage(usages: list[Usage]) -> Usage:
+    """The tokens read once, and those made for all answers."""
+    total = Usage(
+        prompt_tokens=usages[0].prompt_tokens,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+    )
+    if thoughts := sum(usage.reasoning_tokens for usage in usages):
+        total.reasoning_tokens = thoughts
+    return total
 
 
 async def _events(target: Target, answers: Answers, count: int) -> AsyncGenerator[str, None]:
@@ -151,7 +168,10 @@ async def _events(target: Target, answers: Answers, count: int) -> AsyncGenerato
             if isinstance(reply, Finished):
                 ends[index] = reply
             else:
-                yield server_sent(dumps(_delta(reply, index if count > 1 else None)), event="delta")
+                name, content = _delta(reply)
+                if count > 1:
+                    content["index"] = index
+                yield server_sent(dumps(content), event=name)
     # The status has been sent: an error can only be an event of the stream.
     except EngineRefusal as refusal:
         yield server_sent(dumps(refusal_content(refusal.failed)), event="error")
@@ -162,13 +182,19 @@ async def _events(target: Target, answers: Answers, count: int) -> AsyncGenerato
         yield server_sent(end.model_dump_json(exclude_unset=True), event="done")
 
 
-def _delta(reply: TokenDelta, index: int | None) -> dict[str, object]:
-    content: dict[str, object] = {"text": reply.text}
-    if index is not None:
-        content["index"] = index
-    if reply.tokens is not None:
-        content["tokens"] = [token.model_dump() for token in reply.tokens]
-    return content
+def _delta(reply: Delta) -> tuple[str, dict[str, object]]:
+    """The name of an event, and its content."""
+    tokens = {} if reply.tokens is None else {"tokens": [token.model_dump() for token in reply.tokens]}
+    if isinstance(reply, TokenDelta):
+        return "delta", {"text": reply.text, **tokens}
+    if isinstance(reply, ReasoningDelta):
+        return "reasoning", {"text": reply.text, **tokens}
+    call: dict[str, object] = {"call": reply.index}
+    if reply.is_withdrawn:
+        return "tool_call", {**call, "withdrawn": True}
+    if reply.id is not None:
+        call |= {"id": reply.id, "name": reply.name}
+    return "tool_call", {**call, "arguments": reply.arguments}
 
 
 def _stream_end(target: Target, ends: dict[int, Finished], count: int) -> StreamEndRead:

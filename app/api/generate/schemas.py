@@ -35,10 +35,20 @@ class GenerateBody(Sampling):
     stream: bool = Field(False, description="Answer with server-sent events: `delta`, …, `done`.")
 
 
+class ToolCallRead(BaseModel):
+    """A call of a function."""
+
+    id: str = Field(description="Names the call; its result refers to it.")
+    name: str = Field(description="The function's name.")
+    arguments: str = Field(description="Its arguments, as JSON. Check them: a model may err.")
+
+
 class ChoiceEndRead(BaseModel):
     """How one of several answers ended."""
 
-    finish_reason: Literal["stop", "length"] = Field(description="`length`: `max_new_tokens` were made.")
+    finish_reason: Literal["stop", "length", "tool_calls"] = Field(
+        description="`length`: `max_new_tokens` were made. `tool_calls`: the functions are to be called."
+    )
 
 
 class ChoiceRead(ChoiceEndRead):
@@ -46,6 +56,8 @@ class ChoiceRead(ChoiceEndRead):
 
     text: str = Field(description="The answer, without the prompt.")
     tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
+    reasoning: str | None = Field(None, description="What was thought before the answer, if anything.")
+    tool_calls: list[ToolCallRead] | None = Field(None, description="The functions to call, if any.")
 
 
 class GenerationEndRead(ChoiceEndRead):
@@ -70,4 +82,6 @@ class GenerationRead(GenerationEndRead):
 
     text: str = Field(description="The answer, without the prompt.")
     tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
+    reasoning: str | None = Field(None, description="What was thought before the answer, if anything.")
+    tool_calls: list[ToolCallRead] | None = Field(None, description="The functions to call, if any.")
     choices: list[ChoiceRead] | None = Field(None, description="Every answer, with `n` above 1.")

@@ -21,11 +21,23 @@ from app.api.openai.parameters import (
     allow_only,
     reject_parameter,
 )
-from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
+from app.core.engine.messages import (
+    Delta,
+    Finished,
+    GenerateRequest,
+    ReasoningDelta,
+    TokenDelta,
+    ToolCallDelta,
+)
 from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 from app.core.storage.ids import new_id
 
 router = APIRouter(prefix="/chat")
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
 
 _EXAMPLES: dict[str, Example] = {
     "chat": {
@@ -119,12 +131,35 @@ class ChatBody(CommonBody):
         }
 
 
+class CalledFunction(BaseModel):
+    """A function's name, and what it is called with."""
+
+    name: str = Field(description="The function's name.")
+    arguments: str = Field(description="Its arguments, as JSON. Check them: a model may err.")
+
+
+class MessageToolCall(BaseModel):
+    """A call of a function."""
+
+    id: str = Field(description="Names the call; its result refers to it.")
+    type: Literal["function"] = Field("function", description="Always `function`.")
+    function: CalledFunction = Field(description="What is called.")
+
+
 class AssistantMessage(BaseModel):
     """What was answered."""
 
     role: Literal["assistant"] = Field("assistant", description="Always `assistant`.")
-    content: str = Field(description="The answer.")
+    content: str | None = Field(description="The answer; null where there are only calls.")
     refusal: None = Field(None, description="Always null.")
+    reasoning_content: str | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="Not OpenAI's. What was thought before the answer, if anything.",
+    )
+    tool_calls: list[MessageToolCall] | None = Field(
+        None, exclude_if=_is_none, description="The functions to call, if any."
+    )
 
 
 class ChatChoice(BaseModel):
@@ -133,8 +168,8 @@ class ChatChoice(BaseModel):
     index: int = Field(description="Counts the answers from 0.")
     message: AssistantMessage = Field(description="The answer.")
     logprobs: ChatLogprobs | None = Field(description="With `logprobs`: its tokens.")
-    finish_reason: Literal["stop", "length"] = Field(
-        description="`length`: no more tokens were wanted or fit."
+    finish_reason: Literal["stop", "length", "tool_calls"] = Field(
+        description="`length`: no more tokens were wanted or fit. `tool_calls`: functions are to be called."
     )
 
 
@@ -149,9 +184,17 @@ class _ChatRenderer:
     def first(self, index: int) -> dict[str, Any]:
         return _choice(index, {"role": "assistant", "content": "", "refusal": None})
 
-    def delta(self, index: int, reply: TokenDelta) -> dict[str, Any]:
-        logprobs = chat_logprobs(reply.tokens)
-        return _choice(index, {"content": reply.text}, logprobs=logprobs.model_dump() if logprobs else None)
+    def delta(self, index: int, reply: Delta) -> dict[str, Any] | None:
+        match reply:
+            case TokenDelta():
+                logprobs = chat_logprobs(reply.tokens)
+                content = {"content": reply.text}
+                return _choice(index, content, logprobs=logprobs.model_dump() if logprobs else None)
+            case ReasoningDelta():
+                return _choice(index, {"reasoning_content": reply.text})
+            case ToolCallDelta(is_withdrawn=False):
+                return _choice(index, {"tool_calls": [_call_delta(reply)]})
+        return None
 
     def end(self, index: int, finished: Finished) -> dict[str, Any]:
         return _choice(index, {}, finish_reason=finished.finish_reason)
@@ -159,10 +202,34 @@ class _ChatRenderer:
     def whole(self, index: int, answer: GeneratedAnswer) -> ChatChoice:
         return ChatChoice(
             index=index,
-            message=AssistantMessage(content=answer.text),
+            message=_message(answer),
             logprobs=chat_logprobs(answer.tokens),
             finish_reason=answer.finished.finish_reason,
         )
+
+
+def _message(answer: GeneratedAnswer) -> AssistantMessage:
+    calls = [
+        MessageToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+        for call in answer.tool_calls
+    ]
+    return AssistantMessage(
+        content=answer.text if answer.text or not calls else None,
+        reasoning_content=answer.reasoning,
+        tool_calls=calls or None,
+    )
+
+
+def _call_delta(delta: ToolCallDelta) -> dict[str, Any]:
+    function = {"arguments": delta.arguments}
+    if delta.id is None:
+        return {"index": delta.index, "function": function}
+    return {
+        "index": delta.index,
+        "id": delta.id,
+        "type": "function",
+        "function": {"name": delta.name, **function},
+    }
 
 
 def _choice(

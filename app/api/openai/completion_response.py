@@ -24,8 +24,14 @@ from app.api.http.errors import EngineRefusal, dumps, error_content, refusal_con
 from app.api.http.server_sent_events import server_sent
 from app.api.openai.errors import openai_error
 from app.api.openai.parameters import CommonBody, reject_parameter
-from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
+from app.core.engine.messages import Delta, Finished, GenerateRequest
 from app.core.errors import TunesmithError
+
+
+class CompletionTokensDetails(BaseModel):
+    """What the tokens made are."""
+
+    reasoning_tokens: int = Field(description="Thoughts, which are not part of the answer.")
 
 
 class OpenAIUsage(BaseModel):
@@ -34,6 +40,7 @@ class OpenAIUsage(BaseModel):
     prompt_tokens: int = Field(description="Tokens read.")
     completion_tokens: int = Field(description="Tokens made.")
     total_tokens: int = Field(description="Both together.")
+    completion_tokens_details: CompletionTokensDetails = Field(description="What the tokens made are.")
 
 
 class OpenAICompletion(BaseModel):
@@ -58,8 +65,8 @@ class ChoiceRenderer(Protocol[ChoiceT]):
     def first(self, index: int) -> dict[str, Any] | None:
         """The chunk that opens a choice in a stream, or None."""
 
-    def delta(self, index: int, reply: TokenDelta) -> dict[str, Any]:
-        """A chunk with more of a choice."""
+    def delta(self, index: int, reply: Delta) -> dict[str, Any] | None:
+        """A chunk with more of a choice, or None."""
 
     def end(self, index: int, finished: Finished) -> dict[str, Any]:
         """The chunk that ends a choice."""
@@ -101,7 +108,13 @@ class CompletionPlan:
         """The tokens of all choices together."""
         read = sum(one.usage.prompt_tokens for one in finished[:: self.body.choice_count])
         made = sum(one.usage.completion_tokens for one in finished)
-        return OpenAIUsage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
+        thoughts = sum(one.usage.reasoning_tokens for one in finished)
+        return OpenAIUsage(
+            prompt_tokens=read,
+            completion_tokens=made,
+            total_tokens=read + made,
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=thoughts),
+        )
 
 
 async def respond(
@@ -143,8 +156,8 @@ async def _events(
             if isinstance(reply, Finished):
                 ends[index] = reply
                 yield _chunk(plan, [renderer.end(index, reply)])
-            else:
-                yield _chunk(plan, [renderer.delta(index, reply)])
+            elif (more := renderer.delta(index, reply)) is not None:
+                yield _chunk(plan, [more])
     # The status has been sent: an error can only be an event of the stream.
     except EngineRefusal as refusal:
         yield _event(openai_error(refusal_content(refusal.failed)))

@@ -20,7 +20,7 @@ from app.api.openai.parameters import (
     allow_only,
     reject_parameter,
 )
-from app.core.engine.messages import Finished, GenerateRequest, TokenDelta
+from app.core.engine.messages import Delta, Finished, GenerateRequest, TokenDelta
 from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 from app.core.storage.ids import new_id
 
@@ -87,7 +87,7 @@ class CompletionChoice(BaseModel):
     index: int = Field(description="Counts the answers from 0: all of the first prompt, then the next one's.")
     text: str = Field(description="The answer, without the prompt.")
     logprobs: CompletionLogprobs | None = Field(description="With `logprobs`: its tokens.")
-    finish_reason: Literal["stop", "length"] = Field(
+    finish_reason: Literal["stop", "length", "tool_calls"] = Field(
         description="`length`: no more tokens were wanted or fit."
     )
 
@@ -106,7 +106,9 @@ class _CompletionRenderer:
     def first(self, index: int) -> None:
         self._writers[index] = CompletionLogprobsWriter()
 
-    def delta(self, index: int, reply: TokenDelta) -> dict[str, Any]:
+    def delta(self, index: int, reply: Delta) -> dict[str, Any] | None:
+        if not isinstance(reply, TokenDelta):
+            return None
         logprobs = self._writers[index].write(reply.tokens)
         return _choice(index, reply.text, logprobs=logprobs.model_dump() if logprobs else None)
 

@@ -1,7 +1,8 @@
 """Messages between the API and the engine. Knows nothing of how the engine generates, so it can be replaced.
 
 The API POSTs a GenerateRequest to `{engine_url}/generate` with the engine's token and reads JSON lines back:
-any number of TokenDelta, then one Finished or one Failed. Closing the connection cancels the work.
+any number of deltas (of text, thoughts and calls), then one Finished or one Failed. Closing the connection
+cancels the work.
 """
 
 from enum import StrEnum
@@ -106,6 +107,11 @@ class Usage(Wire):
 
     prompt_tokens: int = Field(description="Tokens read.")
     completion_tokens: int = Field(description="Tokens made.")
+    reasoning_tokens: int = Field(
+        0,
+        exclude_if=lambda count: count == 0,
+        description="Those of the tokens made that are thoughts, with the markers around them.",
+    )
 
 
 class Timings(Wire):
@@ -154,13 +160,17 @@ class ReasoningDelta(Wire):
 
 
 class ToolCallDelta(Wire):
-    """A part of a call. The first of each `index` has `id` and `name`; `arguments` is JSON, in parts."""
+    """A part of a call. The first of each `index` has `id` and `name`; `arguments` is JSON, in parts.
+
+    `is_withdrawn`: what was sent of this call turned out to be none; its text follows as a TokenDelta.
+    """
 
     type: Literal["tool_call"] = "tool_call"
     index: int
     id: str | None = None
     name: str | None = None
     arguments: str = ""
+    is_withdrawn: bool = False
     tokens: list[MadeToken] | None = None
 
 
@@ -185,7 +195,8 @@ class Failed(Wire):
     retry_after_seconds: int | None = None
 
 
-Reply = Annotated[TokenDelta | Finished | Failed, Field(discriminator="type")]
+Delta = TokenDelta | ReasoningDelta | ToolCallDelta
+Reply = Annotated[Delta | Finished | Failed, Field(discriminator="type")]
 reply_adapter: TypeAdapter[Reply] = TypeAdapter(Reply)
 
 
@@ -193,10 +204,27 @@ def join_deltas(replies: list[Reply]) -> list[Reply]:
     """Returns the replies with consecutive deltas joined into one, so that fewer messages are sent."""
     joined: list[Reply] = []
     for reply in replies:
-        last = joined[-1] if joined else None
-        if isinstance(last, TokenDelta) and isinstance(reply, TokenDelta):
-            tokens = [*(last.tokens or []), *(reply.tokens or [])]
-            joined[-1] = TokenDelta(text=last.text + reply.text, tokens=tokens or None)
-        else:
+        both = _join(joined[-1], reply) if joined else None
+        if both is None:
             joined.append(reply)
+        else:
+            joined[-1] = both
     return joined
+
+
+def _join(first: Reply, second: Reply) -> Delta | None:
+    """Both deltas as one, where the second continues the first."""
+    if isinstance(first, TokenDelta) and isinstance(second, TokenDelta):
+        return TokenDelta(text=first.text + second.text, tokens=_join_tokens(first, second))
+    if isinstance(first, ReasoningDelta) and isinstance(second, ReasoningDelta):
+        return ReasoningDelta(text=first.text + second.text, tokens=_join_tokens(first, second))
+    if isinstance(first, ToolCallDelta) and isinstance(second, ToolCallDelta):
+        if first.index != second.index or second.id is not None or second.is_withdrawn:
+            return None
+        joined = {"arguments": first.arguments + second.arguments, "tokens": _join_tokens(first, second)}
+        return first.model_copy(update=joined)
+    return None
+
+
+def _join_tokens(first: Delta, second: Delta) -> list[MadeToken] | None:
+    return [*(first.tokens or []), *(second.tokens or [])] or None
