@@ -78,6 +78,12 @@ def is_system_prompt(name: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
+def is_function_list(name: str) -> bool:
+    """Whether a column with this name lists the functions that may be called."""
+    return normalized(name) in ("functions", "availabletools")
+
+
+@lru_cache(maxsize=1024)
 def is_turn_flag(name: str) -> bool:
     """Whether a message's key with this name says whether the message is learned."""
     return normalized(name) in _TURN_FLAGS

@@ -1,14 +1,20 @@
 """Finds the format that a file's columns have. Knows no rows and no files."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from app.core.datasets.field_names import Meaning, is_system_prompt, meaning_of, normalized
+from app.core.datasets.field_names import (
+    Meaning,
+    is_function_list,
+    is_system_prompt,
+    meaning_of,
+    normalized,
+)
 from app.core.datasets.problems import MAX_CHARACTERS_SHOWN, quoted, repeated
 from app.core.datasets.rows import DatasetFormat
-from app.core.datasets.unused_fields import is_absent
+from app.core.datasets.unused_fields import holds_value, is_absent
 from app.core.errors.datasets import DatasetInvalid
 
 _REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {
@@ -19,15 +25,20 @@ _REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {
     DatasetFormat.CONVERSATIONS: ("conversations",),
 }
 _OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
-    DatasetFormat.MESSAGES: ("system",),
-    DatasetFormat.PROMPT_COMPLETION: ("system",),
-    DatasetFormat.INSTRUCTION: ("input", "system", "history"),
-    DatasetFormat.CONVERSATIONS: ("system",),
+    DatasetFormat.MESSAGES: ("system", "tools"),
+    DatasetFormat.PROMPT_COMPLETION: ("system", "tools"),
+    DatasetFormat.INSTRUCTION: ("input", "system", "history", "tools"),
+    DatasetFormat.CONVERSATIONS: ("system", "tools"),
 }
 _KNOWN = list(
     dict.fromkeys(name for columns in (*_REQUIRED.values(), *_OPTIONAL.values()) for name in columns)
 )
 _MAY_LACK = {name for columns in _OPTIONAL.values() for name in columns}
+# Optional columns, and whether another name says the same.
+_OTHER_NAMES: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("system", is_system_prompt),
+    ("tools", is_function_list),
+)
 _QUESTIONS = ("prompt", "question", "instruction", "input", "query")
 
 
@@ -49,23 +60,29 @@ class ColumnLayout:
 
     def read_of(self, columns: Iterable[str]) -> list[str]:
         """Returns those of a file's columns that the format may read."""
-        return [name for name in columns if name in self.used or name in self._other_systems([name])]
+        return [name for name in columns if name in self.used or name in self._others([name])]
 
     def names_in(self, record: Mapping[str, object]) -> Mapping[str, str]:
-        """Returns `names` for a record: its system prompt may have another known name.
+        """Returns `names` for a record: its system prompt, and its functions, may have another known name.
 
-        This is so where no column map says which, and the record has no `system`.
+        This is so where no column map says which, and the record has no `system` or `tools`.
         """
-        others = self._other_systems(record)
-        if not others or not is_absent(record.get("system")):
-            return self.names
-        system = next((name for name in others if _is_filled(record[name])), None)
-        return {**self.names, "system": system} if system else self.names
+        others = {
+            column: name
+            for name, column in reversed(self._others(record).items())
+            if _is_filled(record[name], column) and is_absent(record.get(column))
+        }
+        return {**self.names, **others} if others else self.names
 
-    def _other_systems(self, columns: Iterable[str]) -> list[str]:
-        if self.names.get("system") != "system":
-            return []
-        return [name for name in columns if is_system_prompt(name) and name not in self.used]
+    def _others(self, columns: Iterable[str]) -> dict[str, str]:
+        """Returns the columns whose names say what the format's own optional columns hold, and which."""
+        return {
+            name: column
+            for name in columns
+            if name not in self.used
+            for column, is_other in _OTHER_NAMES
+            if self.names.get(column) == column and is_other(name)
+        }
 
 
 def check_column_map(column_map: Mapping[str, str]) -> None:
@@ -121,8 +138,10 @@ def _columns(name: DatasetFormat) -> tuple[str, ...]:
     return (*_REQUIRED[name], *optional_columns(name))
 
 
-def _is_filled(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _is_filled(value: object, column: str) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    return column == "tools" and isinstance(value, list) and holds_value(value)
 
 
 def _missing(name: DatasetFormat, columns: list[str], column_map: Mapping[str, str]) -> list[str]:

@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.core.chat.tools import FunctionTool
+from app.core.datasets.conversations.content import checked_text, list_of, messages_of
+from app.core.datasets.conversations.conversation import parse_conversation
+from app.core.datasets.conversations.functions import functions_of
+from app.core.datasets.field_names import Meaning
 from app.core.datasets.formats import ColumnLayout, required_columns
 from app.core.datasets.problems import BadRow, quoted
 from app.core.datasets.readers.json_values import kind_of
 from app.core.datasets.rows import Completion, Conversation, DatasetFormat, PlainText, Row
-from app.core.datasets.turns import checked_text, list_of, messages_of, parse_conversation
-from app.core.datasets.unused_fields import RowFields, holds_value
+from app.core.datasets.unused_fields import RowFields, has_content, holds_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,9 @@ def parse_row(record: Mapping[str, Any], layout: ColumnLayout) -> ParsedRow:
     fields = RowFields()
     row = _PARSERS[layout.format](record, names, fields)
     used = frozenset(names.values())
-    if isinstance(row, Completion) and "system" in names:
-        used -= {names["system"]}  # without a chat template there is no place for it
+    if isinstance(row, Completion):
+        # Without a chat template there is no place for them.
+        used -= {names[column] for column in ("system", "tools") if column in names}
     if not record.keys() <= used:
         fields.add_columns(record, used, has_question=not isinstance(row, PlainText))
     return ParsedRow(row, fields)
@@ -42,7 +47,9 @@ def parse_row(record: Mapping[str, Any], layout: ColumnLayout) -> ParsedRow:
 def _parse_messages(record: Mapping[str, Any], names: Mapping[str, str], fields: RowFields) -> Conversation:
     column = names["messages"]
     turns = {column: messages_of(record[column], column)}
-    return parse_conversation(turns, fields, system=_system(record, names))
+    return parse_conversation(
+        turns, fields, system=_system(record, names), tools=_tools(record, names, fields)
+    )
 
 
 def _parse_conversations(
@@ -50,7 +57,9 @@ def _parse_conversations(
 ) -> Conversation:
     column = names["conversations"]
     turns = {column: messages_of(record[column], column)}
-    return parse_conversation(turns, fields, system=_system(record, names))
+    return parse_conversation(
+        turns, fields, system=_system(record, names), tools=_tools(record, names, fields)
+    )
 
 
 def _parse_prompt_completion(record: Mapping[str, Any], names: Mapping[str, str], fields: RowFields) -> Row:
@@ -59,7 +68,9 @@ def _parse_prompt_completion(record: Mapping[str, Any], names: Mapping[str, str]
     if isinstance(asked, list) and isinstance(answer, list):
         _refuse_columns(asked, prompt)
         turns = {prompt: messages_of(asked, prompt), completion: messages_of(answer, completion)}
-        return parse_conversation(turns, fields, system=_system(record, names))
+        return parse_conversation(
+            turns, fields, system=_system(record, names), tools=_tools(record, names, fields)
+        )
     for column, value, other in ((prompt, asked, completion), (completion, answer, prompt)):
         if isinstance(value, list) and isinstance(record[other], str):
             raise BadRow(
@@ -94,7 +105,9 @@ def _parse_instruction(
         names["instruction"]: [{"role": "user", "content": question}],
         names["output"]: [{"role": "assistant", "content": answer}],
     }
-    return parse_conversation(turns, fields, system=_system(record, names))
+    return parse_conversation(
+        turns, fields, system=_system(record, names), tools=_tools(record, names, fields)
+    )
 
 
 def _history(record: Mapping[str, Any], column: str) -> list[object]:
@@ -120,6 +133,20 @@ def _turns_of(pairs: list[object], column: str) -> list[object]:
 
 def _system(record: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
     return _optional_text(record, names, "system")
+
+
+def _tools(
+    record: Mapping[str, Any], names: Mapping[str, str], fields: RowFields
+) -> tuple[FunctionTool, ...]:
+    """Returns the functions of a row; a switch, `"tools": true`, names none."""
+    column = names.get("tools")
+    value = record.get(column) if column else None
+    if column is None or not holds_value(value):
+        return ()
+    if not has_content(value, Meaning.TOOLS):
+        fields.add(column, value, Meaning.TOOLS)
+        return ()
+    return functions_of(value, column, fields)
 
 
 def _optional_text(record: Mapping[str, Any], names: Mapping[str, str], key: str) -> str | None:

@@ -89,20 +89,20 @@ def test_columns_are_mapped_and_bad_rows_skipped(client: TestClient) -> None:
 def test_fields_that_change_learning_are_refused_until_they_are_ignored(
     client: TestClient, settings: Settings
 ) -> None:
-    content = jsonl([{**CHAT_ROW, "id": 1, "tools": [{"name": "get_tide"}]}] * 2)
+    content = jsonl([{**CHAT_ROW, "id": 1, "rejected": "Not this."}] * 2)
     answer = upload(client, content)
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert (error["code"], error["param"], error["problems"]) == ("fields_unused", "file", [])
-    tools = {"field": "tools", "rows": 2, "changes_learning": True, "lines": [1, 2]}
-    assert error["unused_fields"] == [tools]
+    rejected = {"field": "rejected", "rows": 2, "changes_learning": True, "lines": [1, 2]}
+    assert error["unused_fields"] == [rejected]
     assert "on_unused=ignore" in error["hint"]
     assert stored(settings) == []
     files = {"file": ("rows.jsonl", content)}
     answer = client.post("/datasets", files=files, data={"on_unused": "ignore"})
     assert answer.status_code == 201
     plain = {"field": "id", "rows": 2, "changes_learning": False, "lines": [1, 2]}
-    assert answer.json()["unused_fields"] == [tools, plain]
+    assert answer.json()["unused_fields"] == [rejected, plain]
     assert client.get(f"/datasets/{answer.json()['id']}").json() == answer.json()
 
 

@@ -11,8 +11,6 @@ from app.core.errors.datasets import DatasetInvalid
 from tests.core.datasets.uploads import inspected
 from tests.factories import jsonl
 
-CALL = {"id": "call_1", "type": "function", "function": {"name": "get_tide", "arguments": "{}"}}
-TOOL = {"type": "function", "function": {"name": "get_tide", "parameters": {}}}
 ASKED = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 ALPACA = {"instruction": "q", "input": "", "output": "a"}
 

@@ -7,7 +7,6 @@ from tests.core.datasets.outcomes import (
     ALPACA,
     ASKED,
     QA,
-    TOOL,
     Refused,
     Taken,
     chat,
@@ -46,8 +45,8 @@ FILES: dict[str, tuple[bytes, Taken | Refused]] = {
         chat(*ASKED, developer="s"),
         Refused('(line 1). To learn it: column_map={"system": "developer"}. Remove'),
     ),
-    "a developer's prompt and tools": (
-        chat(*ASKED, developer="s", tools=[TOOL]),
+    "a developer's prompt and labels": (
+        chat(*ASKED, developer="s", label=1),
         Refused('That is not supported yet. To learn it: column_map={"system": "developer"}. Remove'),
     ),
     "two system prompts": (chat(*ASKED, system="s", system_prompt="t"), Refused("'system_prompt' (a system")),

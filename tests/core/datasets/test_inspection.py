@@ -186,15 +186,29 @@ parts = st.fixed_dictionaries(
         "a": json_values,
     },
 )
+calls = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.just("f") | json_values,
+        "arguments": st.just("{}") | json_values,
+        "function": st.fixed_dictionaries({"name": st.just("f") | json_values, "arguments": json_values}),
+        **dict.fromkeys(("type", "id", "parameters", "description"), json_values),
+    },
+)
 turns = st.fixed_dictionaries(
     {},
     optional={
-        **dict.fromkeys(("value", "weight", "loss", "train", "parts", "tool_calls", "name"), json_values),
-        **dict.fromkeys(("role", "from"), st.sampled_from(["user", "assistant", "tool"]) | json_values),
+        **dict.fromkeys(("value", "weight", "loss", "train", "parts", "name", "reasoning"), json_values),
+        **dict.fromkeys(("tool_calls", "function_call"), st.lists(calls, max_size=2) | calls | json_values),
+        **dict.fromkeys(
+            ("role", "from"), st.sampled_from(["user", "assistant", "tool", "tool_call"]) | json_values
+        ),
         "content": st.lists(parts, max_size=3) | json_values,
     },
 )
-rows = json_values | st.dictionaries(known_columns, json_values | st.lists(turns, max_size=3), max_size=3)
+rows = json_values | st.dictionaries(
+    known_columns, json_values | st.lists(turns, max_size=3) | st.lists(calls, max_size=2), max_size=3
+)
 
 
 @given(st.lists(rows, max_size=3), st.booleans())

@@ -122,14 +122,14 @@ def test_each_format_is_detected_and_parsed(record: dict[str, Any], row: Row) ->
             "message 3 must be from the assistant, found 'user'.",
         ),
         (chat(("system", "s")), "the last message must be from the assistant, found 'system'."),
-        (chat(("bot", "a")), "message 1 has the role 'bot'; use one of system, user, assistant."),
+        (chat(("bot", "a")), "message 1 has the role 'bot'; use one of system, user, assistant, tool."),
         (
             {"messages": [{"role": ["user"], "content": "q"}]},
-            "message 1 has the role a list; use one of system, user, assistant.",
+            "message 1 has the role a list; use one of system, user, assistant, tool.",
         ),
         (
             sharegpt(("bot", "a")),
-            "message 1 has the role 'bot'; use one of human, gpt, system, user, assistant.",
+            "message 1 has the role 'bot'; use one of human, gpt, system, user, assistant, observation.",
         ),
         ({"messages": [{"content": "q"}]}, "message 1 has no 'role'."),
         ({"messages": [{"role": "user"}]}, "message 1 has no 'content'."),
@@ -168,11 +168,11 @@ def test_each_format_is_detected_and_parsed(record: dict[str, Any], row: Row) ->
         ),
         (
             chat(("user", "q"), ("tool", "t")),
-            "message 2 has the role 'tool': tool turns are not supported yet.",
+            "message 2 is the result of a call, and the turn before it calls nothing.",
         ),
         (
             sharegpt(("human", "q"), ("function_call", "t")),
-            "message 2 has the role 'function_call': tool turns are not supported yet.",
+            "message 2: the calls must be JSON: not valid JSON: Expecting value at column 1.",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]},
@@ -254,8 +254,12 @@ def unused(record: dict[str, Any], column_map: dict[str, str] | None = None) -> 
         ({"prompt": "p", "completion": "c", "system": "s"}, {"system": "a system prompt"}),
         ({"prompt": "p", "completion": "c", "label": False}, {"label": "labels"}),
         (
-            {"tools": "[]", **chat(("user", "q"), ("assistant", "a"))},
+            {"tools": True, **chat(("user", "q"), ("assistant", "a"))},
             {"tools": None},
+        ),
+        (
+            {"text": "t", "tools": [{"name": "f"}]},
+            {"tools": "tools"},
         ),
         (
             {"Tool-Calls": [1], **chat(("user", "q"), ("assistant", "a"))},
@@ -265,10 +269,14 @@ def unused(record: dict[str, Any], column_map: dict[str, str] | None = None) -> 
             {
                 "messages": [
                     {"role": "user", "content": "q", "name": "ann", "tool_calls": None},
-                    {"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}], "thinking": "t"},
+                    {"role": "assistant", "content": "a", "tool_responses": ["1"], "thoughts": ["t"]},
                 ]
             },
-            {"messages[].name": None, "messages[].tool_calls": "tools", "messages[].thinking": "reasoning"},
+            {
+                "messages[].name": None,
+                "messages[].tool_responses": "tools",
+                "messages[].thoughts": "reasoning",
+            },
         ),
         (
             {

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
+from app.core.chat.tools import FunctionTool, ToolCall
 from app.core.datasets.rows import (
     Completion,
     Conversation,
@@ -15,8 +16,26 @@ from app.core.datasets.rows import (
 )
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
-messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), text, st.sampled_from([0, 1]))
-conversations = st.builds(Conversation, st.lists(messages, min_size=1, max_size=4).map(tuple))
+json_objects = st.dictionaries(text, text | st.integers() | st.none() | st.lists(st.booleans()), max_size=3)
+calls = st.builds(ToolCall, name=text, arguments=json_objects, id=st.none() | text)
+tools = st.builds(
+    FunctionTool, name=text, description=text, parameters=st.just({"type": "object", "properties": {}})
+)
+messages = st.builds(
+    Message,
+    st.sampled_from(["system", "user", "assistant", "tool"]),
+    text,
+    st.sampled_from([0, 1]),
+    st.lists(calls, max_size=2).map(tuple),
+    st.none() | text,
+    st.none() | text,
+    st.none() | text,
+)
+conversations = st.builds(
+    Conversation,
+    st.lists(messages, min_size=1, max_size=4).map(tuple),
+    st.lists(tools, max_size=2).map(tuple),
+)
 
 
 @given(st.one_of(st.builds(PlainText, text), st.builds(Completion, text, text), conversations))

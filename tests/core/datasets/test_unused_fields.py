@@ -14,7 +14,7 @@ from app.core.errors.datasets import FieldsUnused
 from tests.core.datasets.uploads import QUESTION, Inspected, inspected, parquet
 from tests.factories import CHAT_ROW, jsonl
 
-TOOLS = [{"type": "function", "function": {"name": "get_tide"}}]
+REJECTED = "Not this."
 
 
 def unused(upload: Inspected) -> list[tuple[str, int, bool]]:
@@ -22,13 +22,13 @@ def unused(upload: Inspected) -> list[tuple[str, int, bool]]:
 
 
 def test_fields_are_counted_over_the_file_and_those_that_change_learning_come_first() -> None:
-    rows = [{**CHAT_ROW, "id": 1}, {**CHAT_ROW, "id": 2, "tools": TOOLS}, {**CHAT_ROW, "tools": []}]
-    assert unused(inspected(jsonl(rows))) == [("tools", 1, True), ("id", 2, False)]
+    rows = [{**CHAT_ROW, "id": 1}, {**CHAT_ROW, "id": 2, "rejected": REJECTED}, {**CHAT_ROW, "rejected": []}]
+    assert unused(inspected(jsonl(rows))) == [("rejected", 1, True), ("id", 2, False)]
 
 
 def test_a_field_that_is_empty_in_every_row_is_named_and_never_refused() -> None:
-    upload = inspected(jsonl([{**CHAT_ROW, "tools": "[]", "images": None}] * 3))
-    assert unused(upload) == [("tools", 3, False)]
+    upload = inspected(jsonl([{**CHAT_ROW, "rejected": "[]", "images": None}] * 3))
+    assert unused(upload) == [("rejected", 3, False)]
     refuse_fields(upload.found)
 
 
@@ -38,16 +38,16 @@ def test_a_row_that_can_not_be_used_is_not_counted() -> None:
 
 
 def test_an_upload_is_refused_with_fields_rows_and_lines_until_they_are_ignored() -> None:
-    found = inspected(jsonl([CHAT_ROW, *[{**CHAT_ROW, "tools": TOOLS, "id": 1}] * 7])).found
+    found = inspected(jsonl([CHAT_ROW, *[{**CHAT_ROW, "rejected": REJECTED, "id": 1}] * 7])).found
     with pytest.raises(FieldsUnused) as refused:
         refuse_fields(found)
     assert refused.value.message == (
-        "Nothing would be learned from 'tools' (tools) in 7 of 8 rows (lines 2, 3, 4, 5, 6, …). "
+        "Nothing would be learned from 'rejected' (preferences) in 7 of 8 rows (lines 2, 3, 4, 5, 6, …). "
         "That is not supported yet."
     )
     assert refused.value.hint == "Remove this field, or train without it: on_unused=ignore."
     assert refused.value.unused_fields == [
-        {"field": "tools", "rows": 7, "changes_learning": True, "lines": [2, 3, 4, 5, 6]}
+        {"field": "rejected", "rows": 7, "changes_learning": True, "lines": [2, 3, 4, 5, 6]}
     ]
     refuse_fields(found, OnUnused.IGNORE)
 
