@@ -18,6 +18,7 @@ from app.api.exports import routes as export_routes
 from app.api.generate import routes as generate_routes
 from app.api.generate.engine_client import EngineClient
 from app.api.http import errors
+from app.api.http.addresses import TrailingSlashMiddleware, refuse_unknown_parameters
 from app.api.http.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.http.bodies.limit import BodyLimitMiddleware
 from app.api.http.origin_guard import OriginGuardMiddleware
@@ -81,18 +82,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=_lifespan,
     )
     app.state.services = services
     errors.install(app)
-    # The last one added is the outermost. From the outside: turns, security headers, OpenAI's error format,
-    # request ids and counters, the origin, the key, the body size.
+    # The last one added is the outermost. From the outside: turns, a slash at the end, security headers,
+    # OpenAI's error format, request ids and counters, the origin, the key, the body size.
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(OriginGuardMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(TrailingSlashMiddleware)
     app.add_middleware(PacingMiddleware)
     for module in (
         hub,
@@ -109,8 +112,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         status,
         webhook_routes,
     ):
+        dependencies = [Depends(bearer), Depends(refuse_unknown_parameters)]
         responses = errors.documented(401, 403, 422)
-        app.include_router(module.router, dependencies=[Depends(bearer)], responses=responses)
+        app.include_router(module.router, dependencies=dependencies, responses=responses)
     for module in (models, chat, completions, files, fine_tuning):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED

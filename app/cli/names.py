@@ -1,5 +1,7 @@
 """Resolves the names of jobs, datasets and adapters to the ids that the API takes."""
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +48,16 @@ def find_target(client: Client, name: str) -> dict[str, str]:
     except CommandFailed as failure:
         if failure.exit_code is not ExitCode.NOT_FOUND:
             raise
-    if "/" in name or any(model["name"] == name for model in client.get("/models")["data"]):
+        missing = failure
+    base_models = [str(model["name"]) for model in client.get("/models")["data"]]
+    if "/" in name or name in base_models:
         return {"base_model": name}
-    raise CommandFailed(
-        f"There is neither an adapter nor a base model {name!r}.",
-        exit_code=ExitCode.NOT_FOUND,
-        code="adapter_not_found",
-        hint="`tunesmith adapters list` and `tunesmith models` show what there is.",
-    )
+    if missing.message == f"There is no adapter {name!r}.":
+        missing.message = f"There is neither an adapter nor a base model {name!r}."
+        missing.hint = (
+            f"{_suggest(name, base_models)}{missing.hint or ''} `tunesmith models` lists base models."
+        )
+    raise missing
 
 
 def looks_like_file(name: str) -> bool:
@@ -62,14 +66,21 @@ def looks_like_file(name: str) -> bool:
 
 
 def _find_newest(client: Client, kind: str, name: str) -> Any:
-    found = [one for one in client.iterate(f"/{kind}s") if one["name"] == name]
+    listed = list(client.iterate(f"/{kind}s"))
+    found = [one for one in listed if one["name"] == name]
     if not found:
+        suggestion = _suggest(name, [str(one["name"]) for one in listed])
         raise CommandFailed(
             f"There is no {kind} {name!r}.",
             exit_code=ExitCode.NOT_FOUND,
             code=f"{kind}_not_found",
-            hint=f"`tunesmith {kind}s list` shows their ids and names.",
+            hint=f"{suggestion}`tunesmith {kind}s list` shows their ids and names.",
         )
     if len(found) > 1:
         note(f"{len(found)} {kind}s are named {name}; this is the newest, {found[0]['id']}.", "dim")
     return found[0]
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""

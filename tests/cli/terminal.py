@@ -22,12 +22,14 @@ class Terminal:
     def __init__(self, arguments: list[str], environment: Mapping[str, str], *, columns: int = 80) -> None:
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (24, columns))
+        # The terminal itself says how wide it is.
+        own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app.cli", *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env={**os.environ, "TERM": "xterm-256color", **environment},
+            env={**own, "TERM": "xterm-256color", **environment},
             # Ctrl-C must find it in the foreground of this terminal.
             start_new_session=True,
             preexec_fn=_take_terminal,

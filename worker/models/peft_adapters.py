@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from app.core.adapters.files import CONFIG, WEIGHTS, check_pattern_key
 from app.core.errors import TunesmithError
-from app.core.specs.job import MODULE_NAME
+from app.core.specs.patterns import MODULE_NAME
 from worker.models.files.reading import reading
 
 PREFIX = "base_model.model."

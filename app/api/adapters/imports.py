@@ -21,7 +21,8 @@ from app.core.adapters.files import TEMPLATE, Description
 from app.core.engine import base_models
 from app.core.errors import InvalidRequest
 from app.core.errors.adapters import AdapterInvalid
-from app.core.specs.job import MODEL_NAME, NAME, LoraSpec, QuantizationSpec
+from app.core.specs.job import LoraSpec, QuantizationSpec
+from app.core.specs.patterns import MODEL_NAME, NAME
 from app.core.specs.template_syntax import find_problem
 
 router = APIRouter(prefix="/adapters", tags=["Adapters"])

@@ -12,7 +12,7 @@ from app.api.jobs.preflight import find_dataset
 from app.core.engine import base_models
 from app.core.engine.messages import Failed
 from app.core.engine.preflight import DatasetRef, Notice, Preview, PreviewRequest
-from app.core.specs.job import MODEL_NAME
+from app.core.specs.patterns import MODEL_NAME
 
 router = APIRouter(prefix="/datasets", tags=["Datasets"])
 

@@ -7,7 +7,8 @@ from pydantic import BaseModel, Field
 from app.api.generate.response_format import ResponseFormat
 from app.core.engine.messages import ChatMessage, MadeToken, Timings, Usage
 from app.core.engine.sampling import Sampling
-from app.core.specs.job import MODEL_NAME, QuantizationSpec
+from app.core.specs.job import QuantizationSpec
+from app.core.specs.patterns import MODEL_NAME
 
 MAX_CHOICES = 128
 

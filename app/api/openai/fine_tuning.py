@@ -23,7 +23,8 @@ from app.core.datasets.records import get_arrived
 from app.core.errors import InvalidRequest
 from app.core.jobs import events, fine_tuning, inputs as job_inputs, records as job_records
 from app.core.jobs.events import Metrics
-from app.core.specs.job import METADATA_KEY, JobSpec
+from app.core.specs.job import JobSpec
+from app.core.specs.patterns import METADATA_KEY
 from app.core.storage import tables
 from app.core.work.failures import WorkFailure
 

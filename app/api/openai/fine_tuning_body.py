@@ -9,6 +9,7 @@ from app.api.http.bodies.validation import describe
 from app.api.openai.parameters import MustBeEmpty, allow_only, reject_parameter
 from app.core.jobs import fine_tuning
 from app.core.specs.job import JobSpec, LoraSpec, MetadataKey, MetadataValue, QuantizationSpec, TrainingSpec
+from app.core.specs.patterns import SUFFIX
 
 Auto = Literal["auto"]
 
@@ -67,7 +68,7 @@ class FineTuningJobBody(BaseModel):
     training_file: str = Field(max_length=64, description="Id of a file, or of a native dataset.")
     validation_file: str | None = Field(None, max_length=64, description="Id of a file to evaluate on.")
     suffix: str | None = Field(
-        None, max_length=64, pattern=r"^[A-Za-z0-9._-]*$", description="Part of the fine-tuned model's name."
+        None, max_length=64, pattern=SUFFIX, description="Part of the fine-tuned model's name."
     )
     seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Seed of data order and initialisation.")
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = Field(

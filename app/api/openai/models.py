@@ -15,7 +15,8 @@ from app.core.engine import base_models
 from app.core.errors import InvalidRequest
 from app.core.errors.adapters import AdapterNotFound
 from app.core.settings import Settings
-from app.core.specs.job import MODEL_NAME, QuantizationSpec
+from app.core.specs.job import QuantizationSpec
+from app.core.specs.patterns import MODEL_NAME
 from app.core.storage import tables
 
 router = APIRouter(prefix="/models")
@@ -133,7 +134,7 @@ def _get_adapter(session: Session, id_or_name: str) -> tables.AdapterRow:
     try:
         return adapter_records.get(session, id_or_name)
     except AdapterNotFound:
-        raise _not_found(id_or_name) from None
+        raise _not_found(id_or_name, *adapter_records.explain_missing(session, id_or_name)) from None
 
 
 def _adapter(row: tables.AdapterRow, taken: set[str]) -> OpenAIModel:
@@ -147,5 +148,7 @@ def _adapter(row: tables.AdapterRow, taken: set[str]) -> OpenAIModel:
     )
 
 
-def _not_found(model: str) -> AdapterNotFound:
-    return AdapterNotFound(f"There is no model {model!r}.", param="model", hint="GET /v1/models lists them.")
+def _not_found(model: str, reason: str = "", hint: str = "") -> AdapterNotFound:
+    return AdapterNotFound(
+        f"There is no model {model!r}{reason}.", param="model", hint=f"{hint}GET /v1/models lists them."
+    )

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from app.core.adapters.weights import check_weights
 from app.core.errors.adapters import AdapterInvalid
-from app.core.specs.job import MODULE_NAME, LoraSpec, QuantizationSpec
+from app.core.specs.job import LoraSpec, QuantizationSpec
+from app.core.specs.patterns import MODULE_NAME
 
 # The files of an adapter's folder. PEFT and transformers name all but RECORD, which is Tunesmith's own.
 CONFIG = "adapter_config.json"

@@ -9,13 +9,15 @@ from app.core.engine.messages import AdapterRef, BaseModelRef
 from app.core.errors.adapters import AdapterInUse, AdapterNotFound, AdapterNotReady
 from app.core.exports import records as export_records
 from app.core.specs.job import JobSpec, QuantizationSpec
-from app.core.specs.states import ENDED
+from app.core.specs.states import ENDED, JobState
 from app.core.storage import tables
 from app.core.storage.ids import derive_id
 from app.core.storage.paging import newest_first
+from app.core.storage.similar import suggest
 
 # The organization in names and objects of OpenAI's shape.
 ORGANIZATION = "tunesmith"
+_SUGGESTED_AMONG = 1000
 
 
 def name_artifact(job_id: str, attempt: int) -> tuple[str, str]:
@@ -104,12 +106,39 @@ def get(session: Session, id_or_name: str) -> tables.AdapterRow:
                 param="adapter",
                 hint=f"GET /adapters/{pending.id} says more.",
             )
+        reason, hint = explain_missing(session, id_or_name)
         raise AdapterNotFound(
-            f"There is no adapter {id_or_name!r}.",
+            f"There is no adapter {id_or_name!r}{reason}.",
             param="adapter",
-            hint="GET /adapters lists them by id and name.",
+            hint=f"{hint}GET /adapters lists them by id and name.",
         )
     return adapter
+
+
+def explain_missing(session: Session, id_or_name: str) -> tuple[str, str]:
+    """Returns why no adapter has this name, as the rest of a sentence, and a hint; either may be empty.
+
+    The job of that name may not have made it yet; or another name was meant.
+    """
+    making = select(tables.JobRow).where(
+        or_(tables.JobRow.id == id_or_name, tables.JobRow.name == id_or_name)
+    )
+    job = session.scalar(making.order_by(tables.JobRow.created_at.desc()).limit(1))
+    if job is not None:
+        return _describe(job), f"GET /jobs/{job.id} says more. "
+    newest = select(tables.AdapterRow.name).order_by(tables.AdapterRow.created_at.desc())
+    return "", suggest(id_or_name, session.scalars(newest.limit(_SUGGESTED_AMONG)))
+
+
+def _describe(job: tables.JobRow) -> str:
+    """Why the job has no adapter, as the rest of a sentence."""
+    if job.state == JobState.SUCCEEDED:
+        return f": the one that job {job.id} made was deleted"
+    if job.state in ENDED:
+        return f": its job {job.id} is {job.state}"
+    if job.state == JobState.RUNNING and job.total_steps:
+        return f" yet: its job {job.id} is at step {job.step} of {job.total_steps}"
+    return f" yet: its job {job.id} is {job.state}"
 
 
 def find_page(

@@ -16,14 +16,13 @@ from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import Inspection, OnProblem
 from app.core.datasets.unused_fields import OnUnused
 from app.core.errors import QueueFull
+from app.core.specs.patterns import HUB_NAME, HUB_REVISION, HUB_SPLIT
 from app.core.specs.states import DatasetState
 from app.core.storage import tables
 from app.core.storage.ids import new_id
 from app.core.work.failures import WorkFailure
 from app.core.work.leases import Leases, WorkLease
 from app.core.work.queue import WorkQueue
-
-HUB_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class HubSource(BaseModel):
@@ -38,9 +37,9 @@ class HubSource(BaseModel):
         None, description="Its configuration (subset); needed where it has several."
     )
     split: str = Field(
-        "train", pattern=r"^\w+(\.\w+)*$", max_length=100, description="Its split.", examples=["train"]
+        "train", pattern=HUB_SPLIT, max_length=100, description="Its split.", examples=["train"]
     )
-    revision: Annotated[str, Field(pattern=r"^[\w.][\w./-]*$", max_length=200)] | None = Field(
+    revision: Annotated[str, Field(pattern=HUB_REVISION, max_length=200)] | None = Field(
         None, description="Branch, tag or commit; default: the newest commit."
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from app.core.engine.serving import find_config_obstacle
 from app.core.errors.base_models import ModelNotAllowed, UnknownModel
 from app.core.settings import Settings
+from app.core.storage.similar import suggest
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ def check(name: str, settings: Settings) -> None:
             f"The base model {name!r} is not allowed here.", param="base_model", hint=f"Allowed: {allowed}."
         )
     if "/" not in name and find_folder(name, settings.models_folder) is None:
-        here = ", ".join(model.name for model in find_local(settings)) or "none yet"
+        names = [model.name for model in find_local(settings)]
+        here = ", ".join(names) or "none yet"
         raise UnknownModel(
             f"There is no base model {name!r} in the models folder.",
             param="base_model",
-            hint=f"In the models folder: {here}. A Hub model is named with its owner, as in "
-            "'HuggingFaceTB/SmolLM2-135M-Instruct'.",
+            hint=f"{suggest(name, names)}In the models folder: {here}. A Hub model is named with its owner, "
+            "as in 'HuggingFaceTB/SmolLM2-135M-Instruct'.",
         )
 
 

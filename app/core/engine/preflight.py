@@ -7,7 +7,8 @@ from pydantic import Field
 
 from app.core.engine.serving import Serving
 from app.core.engine.wire import Wire
-from app.core.specs.job import MODEL_NAME, JobSpec
+from app.core.specs.job import JobSpec
+from app.core.specs.patterns import MODEL_NAME
 
 MAX_LINES = 100
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-HUB_REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
+from app.core.specs.patterns import HUB_NAME
 
 
 class BaseWeights(StrEnum):
@@ -91,7 +91,7 @@ class HubSpec(_Sharded):
 
     format: Literal["hub"]
     repository: str = Field(
-        pattern=HUB_REPOSITORY, max_length=96, description="owner/name.", examples=["me/support-bot"]
+        pattern=HUB_NAME, max_length=96, description="owner/name.", examples=["me/support-bot"]
     )
     content: Literal["adapter", "merged"] = Field("adapter", description="What is pushed.")
     private: bool = Field(True, description="Whether only its owner sees the repository.")

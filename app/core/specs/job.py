@@ -8,23 +8,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from app.core.specs.patterns import METADATA_KEY, MODEL_NAME, MODULE_NAME, NAME, SUFFIX
 from app.core.specs.template_syntax import find_problem
 
-# A Hub id (owner/name) or the name of a folder in the models folder; never a path.
-MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
-
-# The name of a job or of an adapter.
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
 Auto = Literal["auto"]
-# Names of modules: PEFT compiles some of them as regular expressions, which may take exponential time.
-MODULE_NAME = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
 ModuleNames = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=200, pattern=MODULE_NAME)]],
     Field(min_length=1, max_length=64),
 ]
-# Without quotes and backslashes: the key becomes part of a path into JSON, which databases quote differently.
-METADATA_KEY = r'^[^"\\\x00-\x1f]+$'
 MetadataKey = Annotated[str, Field(max_length=64, pattern=METADATA_KEY)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -229,7 +220,7 @@ class JobSpec(Spec):
     suffix: str | None = Field(
         None,
         max_length=64,
-        pattern=r"^[A-Za-z0-9._-]*$",
+        pattern=SUFFIX,
         description="Names the adapter as OpenAI does, `ft:<base model>:tunesmith:<suffix>:<id>`, instead of "
         "after the job. May be empty.",
     )

@@ -9,8 +9,9 @@ from fastapi.testclient import TestClient
 from app.api.deps import Services
 from app.core.engine.messages import ServingPath
 from app.core.engine.state import EngineState, ServedPath
+from app.core.jobs import queue
 from app.core.storage.database import Database
-from tests.factories import make_adapter
+from tests.factories import make_adapter, make_job
 from tests.fakes import FakeEngine
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 9000, "empty": b""}
@@ -129,3 +130,28 @@ def test_a_name_with_slashes_downloads_under_a_name_that_is_no_path(
     assert answer.headers["content-disposition"] == 'attachment; filename="ft-owner-model-tunesmith-x.zip"'
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.namelist() == ["ft-owner-model-tunesmith-x/adapter_model.safetensors"]
+
+
+def test_an_adapter_that_is_not_made_yet_names_its_job_and_its_step(
+    client: TestClient, services: Services
+) -> None:
+    with services.database.transaction() as session:
+        job = make_job(session, name="mine")
+        job_id = job.id
+    error = client.get("/adapters/mine").json()["error"]
+    assert error["message"] == f"There is no adapter 'mine' yet: its job {job_id} is queued."
+    with services.database.transaction() as session:
+        lease = queue.claim(session, "worker-1", lease_seconds=30)
+        assert lease
+        queue.record(session, lease, [], queue.JobProgress(step=3, total_steps=40))
+    for path in ("/adapters/mine", "/v1/models/mine"):
+        message = client.get(path).json()["error"]["message"]
+        assert f" yet: its job {job_id} is at step 3 of 40." in message
+
+
+def test_a_name_with_a_typing_error_gets_the_one_that_was_meant(
+    client: TestClient, services: Services
+) -> None:
+    with services.database.transaction() as session:
+        make_adapter(session, name="helper")
+    assert client.get("/adapters/helpr").json()["error"]["hint"].startswith("Did you mean 'helper'? ")

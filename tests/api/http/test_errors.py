@@ -65,7 +65,8 @@ def test_a_body_sent_as_a_form_names_the_missing_header(client: TestClient) -> N
         ({"training": {"fp16": True, "bf16": True}}, "training", "fp16 and bf16 exclude each other"),
         ({"lora": {"target_modules": [1]}}, "lora.target_modules.0", "must be a valid string"),
         ({"lora": []}, "lora", "lora must be a JSON object"),
-        ({"base_model": "../up"}, "base_model", "'../up' is not a possible value"),
+        ({"base_model": "../up"}, "base_model", "'../up' is not possible: it is a Hub id"),
+        ({"name": "my bot"}, "name", "'my bot' is not possible: a name is of letters A to Z, digits, dots"),
         ({"dataset": None}, "dataset", "must be a valid string"),
     ],
 )

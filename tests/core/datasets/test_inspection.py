@@ -69,6 +69,10 @@ def test_a_file_where_nothing_is_left_is_refused_in_both_modes() -> None:
             "Line 2: not valid JSON: Expecting property name enclosed in double quotes at column 2.",
         ),
         (b'{"text":', "Line 2: not valid JSON: Expecting value at column 9. Expected one JSON object."),
+        (
+            b'{"text": "never',
+            "Line 2: not valid JSON: Unterminated string at column 10. Expected one JSON object.",
+        ),
         (b"[1]", "Line 2: expected a JSON object, found a list."),
         (b"null", "Line 2: expected a JSON object, found null."),
         (b'{"text": "\xff"}', "Line 2: not UTF-8 text, it has the byte 0xff. Save the file as UTF-8."),

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from app.api.http.bodies.union_branches import choose_branches, names_a_field
 from app.core.errors import InvalidRequest
+from app.core.specs import patterns
 
 _MAX_VALUE_LENGTH = 40
 
@@ -67,7 +68,9 @@ def _message(field: str, problems: list[dict[str, Any]]) -> str:
         case "string_too_short" | "too_short" if first["ctx"]["min_length"] == 1:
             return f"{field or 'The body'} is empty."
         case "string_pattern_mismatch":
-            return f"{field}: {first['input']!r} is not a possible value."
+            return (
+                f"{field}: {first['input']!r} is not possible: {patterns.describe(first['ctx']['pattern'])}."
+            )
     texts = list(dict.fromkeys(_sentence(problem["msg"]) for problem in problems))
     found = first.get("input")
     shown = f" (found {found!r})" if _is_short_scalar(found) else ""

@@ -29,7 +29,7 @@ def decode_json(text: str) -> object:
     try:
         return _strict.decode(text)
     except json.JSONDecodeError as error:
-        raise BadJson(f"not valid JSON: {error.msg} at column {error.colno}.", error.pos) from None
+        raise BadJson(f"not valid JSON: {_reason(error)} at column {error.colno}.", error.pos) from None
     except RecursionError:
         raise BadJson("the JSON is nested too deeply.") from None
 
@@ -45,7 +45,7 @@ def decode_json_at(text: str, start: int) -> tuple[object, int]:
         except RepeatedKey as error:
             return error, _lenient.raw_decode(text, start)[1]
     except json.JSONDecodeError as error:
-        raise BadJson(f"not valid JSON: {error.msg}.", error.pos) from None
+        raise BadJson(f"not valid JSON: {_reason(error)}.", error.pos) from None
     except RecursionError:
         raise BadJson("the JSON is nested too deeply.") from None
 
@@ -82,3 +82,8 @@ def _integer(digits: str) -> int | float:
 
 _strict = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 _lenient = json.JSONDecoder(parse_int=_integer)
+
+
+def _reason(error: json.JSONDecodeError) -> str:
+    """The reason without the words before the place: "Unterminated string starting at" is followed by it."""
+    return error.msg.removesuffix(" at").removesuffix(" starting")
