@@ -216,10 +216,10 @@ def build(name: str, parent: Path = FOLDER, shape: dict[str, Any] | None = None)
     model.save_pretrained(folder)
     del model
     torch.cuda.empty_cache()
-    _make_tokenizer().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
 
 
-def _make_tokenizer() -> Any:
+def make_tokenizer() -> Any:
     """A tokenizer with bytes as tokens, for any text, without a vocabulary file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Matrix products with B of a LoRA layer, forward and backward, which memory bandwidth limits at low rank.
+"""Matrix products with B of a LoRA layer in the backward pass, which memory bandwidth limits at low rank.
 
 T: tokens. O: outputs of the layer. R: the rank.
 """
@@ -9,43 +9,19 @@ import triton.language as tl
 
 from worker.kernels import dropout_gradients
 
-# With `add` and `gradients`, these are the products that the LoRA function needs.
+# With `gradients`, these are the products that the LoRA function needs.
 grad_of_x_under_dropout = dropout_gradients.grad_of_x_under_dropout
 grads_of_a_under_dropout = dropout_gradients.grads_of_a_under_dropout
 
-# Ranks up to which each function is faster than cuBLAS.
-MAX_RANK_ADD = 128
+# Rank up to which `gradients` is faster than cuBLAS.
 MAX_RANK_GRADIENTS = 32
 # Tokens and outputs of a tile.
-_ADD_TILE = (64, 128)
 _GRADIENTS_TILE = (256, 64)
 _SUM_ELEMENTS = 1024  # of a program
 _STAGES = 3
 # Enough programs to keep the largest GPUs busy, with few partial sums to add up.
 _PROGRAMS = 128
 _MIN_RANKS = 16  # of a tile's product
-
-
-def add(summand_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
-    """summand + inner @ B^T, [T, O], in new memory. (`addmm` would copy the summand first.)"""
-    tokens, width = summand_TO.shape
-    sum_TO = torch.empty_like(summand_TO)
-    own_tokens, own_outputs = _ADD_TILE
-    _add_kernel[(triton.cdiv(width, own_outputs), triton.cdiv(tokens, own_tokens))](
-        summand_TO,
-        inner_TR,
-        b_OR,
-        sum_TO,
-        tokens,
-        width,
-        inner_TR.stride(0),
-        RANK=b_OR.shape[1],
-        RANKS=_padded(b_OR.shape[1]),
-        TOKENS=own_tokens,
-        OUTPUTS=own_outputs,
-        num_warps=4,
-    )
-    return sum_TO
 
 
 def gradients(
@@ -107,33 +83,6 @@ def gradients(
 def _padded(rank: int) -> int:
     padded: int = max(_MIN_RANKS, triton.next_power_of_2(rank))
     return padded
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _add_kernel(
-    summands,
-    inners,
-    matrix_b,
-    sums,
-    tokens,
-    width,
-    inner_stride,
-    RANK: tl.constexpr,
-    RANKS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-):
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    rank = tl.arange(0, RANKS)
-    is_token, is_output, is_rank = token[:, None] < tokens, output < width, rank < RANK
-    row = token.to(tl.int64)[:, None]
-    inner = tl.load(inners + row * inner_stride + rank, mask=is_token & is_rank, other=0.0)
-    b = tl.load(matrix_b + output[:, None] * RANK + rank, mask=is_output[:, None] & is_rank, other=0.0)
-    at = row * width + output
-    summand = tl.load(summands + at, mask=is_token & is_output, other=0.0).to(tl.float32)
-    total = tl.dot(inner, b.trans(), summand, input_precision="ieee")
-    tl.store(sums + at, total.to(sums.dtype.element_ty), mask=is_token & is_output)
 
 
 @triton.jit(do_not_specialize=["tokens"])

@@ -60,7 +60,6 @@ def compile_training(dtype: torch.dtype) -> None:
 
     norm.rms_norm_and_scale(x, x[0], 1e-5, padding=rank)
     norm.gradient(x, x, x, x[0], torch.zeros(tokens), padding=rank)
-    low_rank_matmul.add(x, inner[:, rank : 2 * rank], b)
     low_rank_matmul.gradients(x, inner[:, rank : 2 * rank], b, 2.0, inner[:, :rank])
     under_dropout = ([x.bool()] * layers, [1.1] * layers, [rank] * layers)
     low_rank_matmul.grad_of_x_under_dropout(inner, a, *under_dropout)

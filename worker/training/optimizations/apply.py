@@ -86,7 +86,7 @@ def apply_plan(trainer: AdapterTrainer, plan: OptimizationPlan) -> AppliedOptimi
         return applied
     examples = trial.shorten_examples(list(islice(trainer.train_dataset, trial.ROWS)))
     running = trial.Trial(trainer, examples, compares_dropout=plan.draws_peft_masks)
-    with trial.random_lora_b(trainer.model):
+    with running.restoring():
         running.run_reference()
         batches_stay_padded = False
         for alternatives in optimizations:

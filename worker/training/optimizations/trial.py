@@ -1,12 +1,16 @@
 """Checks an optimization on a few rows of the job: its loss and gradients against those of the libraries.
 
-A new adapter's B is zero, which would hide any error in the gradient of A; so B is random during the trial.
-Knows what an optimization's batches look like (`Layout`), not what it replaces.
+A new adapter's B is zero, which would hide any error in the gradient of A; so B is random, and large, when
+gradients are compared. Losses are also compared with B as it is after one step of the optimizer, so small
+that a sum in the wrong order rounds it away. Knows what an optimization's batches look like (`Layout`), not
+what it replaces.
+
+N: learned tokens of the trial's rows.
 """
 
 import math
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +38,11 @@ _MAX_TOLERANCE_IN_16_BITS = 0.2
 # Keeps gradients in float16 from vanishing; harmless for other types.
 _LOSS_SCALE = 1024
 _B_STD = 0.02
+# After one step of the optimizer the mean loss may differ by a share of what the step changed, by a share of
+# itself, and by so many standard errors, which two unoptimized passes show.
+_GAIN_TOLERANCE = 0.05
+_LOSS_TOLERANCE = 1e-5
+_STANDARD_ERRORS = 4.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,19 @@ class TrialPass:
 
     loss: float
     gradients: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StepEffect:
+    """The losses of the learned tokens after one step of the optimizer, in float64.
+
+    `gain`: by how much the step lowers the mean loss. `noise_N`: how the losses of two unoptimized passes
+    differ, which are rounded differently.
+    """
+
+    losses_N: torch.Tensor
+    gain: float
+    noise_N: torch.Tensor
 
 
 class Trial:
@@ -57,14 +79,38 @@ class Trial:
         self._padding = Collator(trainer.processing_class.pad_token_id)
         self._reference: dict[bool, TrialPass] = {}  # with dropout as the job has it (True), and without
         self._tolerance = 0.0
+        self._matrices = {
+            name: weight for name, weight in trainer.model.named_parameters() if "lora_B" in name
+        }
+        self._random_b: dict[str, torch.Tensor] = {}
+        self._stepped_b: dict[str, torch.Tensor] = {}
+        self._step: StepEffect | None = None
 
     def run_reference(self) -> None:
         """Make the passes that optimizations are compared with, and find the tolerance."""
         trainer = self._trainer
+        self._run_reference_step()
+        self._set_b(self._random_b)
         self._reference = {is_training: self._run("padded", is_training) for is_training in (True, False)}
         is_exact = _computes_in_32_bits(trainer.model, trainer.accelerator.mixed_precision)
         alone = None if is_exact else self._run("alone", is_training=False)
         self._tolerance = find_tolerance(self._reference[False], alone)
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Within this context the trial may change B; then B, random state and training mode are restored."""
+        model = self._trainer.model
+        before = {name: weight.detach().clone() for name, weight in self._matrices.items()}
+        random = RandomState()
+        was_training = model.training
+        try:
+            torch.manual_seed(0)
+            self._random_b = {name: torch.randn_like(b) * _B_STD for name, b in before.items()}
+            yield
+        finally:
+            self._set_b(before)
+            model.train(was_training)
+            random.restore()
 
     def find_fault(self, layout: Layout, *, passes: int = 1) -> str | None:
         """How loss or gradients with the present optimizations differ from the reference; None: they agree.
@@ -78,30 +124,67 @@ class Trial:
                 return "the loss with dropout is not finite"
             for _ in range(passes):
                 found = self._run(layout, is_training)
+            self._set_b(self._stepped_b)
+            stepped_N = self._measure_losses(layout)
         # A model's own code, a kernel or a library may raise anything; the job then trains without it.
         except Exception as error:
             traceback.print_exc()
             return f"{type(error).__name__}: {error}"
-        return find_difference(self._reference[is_training], found, self._tolerance)
+        finally:
+            self._set_b(self._random_b)
+        assert self._step is not None
+        return find_difference(
+            self._reference[is_training], found, self._tolerance
+        ) or find_difference_after_step(self._step, stepped_N)
+
+    def _run_reference_step(self) -> None:
+        """Make the optimizer's first step for B, by the sign of its gradient as Adam's, and measure it."""
+        trainer = self._trainer
+        before = self._run("padded", is_training=False)
+        rate = trainer.args.learning_rate
+        self._stepped_b = {
+            name: weight.detach() - rate * before.gradients[name].sign()
+            if name in before.gradients
+            else weight.detach().clone()
+            for name, weight in self._matrices.items()
+        }
+        self._set_b(self._stepped_b)
+        losses_N, alone_N = self._measure_losses("padded"), self._measure_losses("alone")
+        self._step = StepEffect(losses_N, before.loss - float(losses_N.mean()), alone_N - losses_N)
+
+    def _set_b(self, matrices: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, weight in self._matrices.items():
+                weight.copy_(matrices[name])
+
+    @torch.no_grad()
+    def _measure_losses(self, layout: Layout) -> torch.Tensor:
+        """The losses [N] of the learned tokens, without dropout."""
+        self._trainer.model.train(False)
+        outputs = self._compute(layout)
+        return torch.cat([-output.log_probs[output.label_mask] for output in outputs]).double()
 
     def _run(self, layout: Layout, is_training: bool) -> TrialPass:
-        trainer = self._trainer
-        batches = [
-            trainer._prepare_inputs(model_inputs(collate(examples)))
-            for collate, examples in self._lay_out(layout)
-        ]
-        trainer.model.train(is_training)
+        self._trainer.model.train(is_training)
 
         def compute_loss() -> torch.Tensor:
-            with trainer.accelerator.autocast():
-                outputs = [trainer.model(**batch, use_cache=False, fused_lm_head=True) for batch in batches]
+            outputs = self._compute(layout)
             tokens = torch.stack([output.label_mask.sum() for output in outputs])
             loss: torch.Tensor = (
                 torch.stack([output.loss for output in outputs]) * tokens
             ).sum() / tokens.sum()
             return loss
 
-        return run_pass(trainer.model, compute_loss)
+        return run_pass(self._trainer.model, compute_loss)
+
+    def _compute(self, layout: Layout) -> list[Any]:
+        trainer = self._trainer
+        batches = [
+            trainer._prepare_inputs(model_inputs(collate(examples)))
+            for collate, examples in self._lay_out(layout)
+        ]
+        with trainer.accelerator.autocast():
+            return [trainer.model(**batch, use_cache=False, fused_lm_head=True) for batch in batches]
 
     def _lay_out(
         self, layout: Layout
@@ -118,26 +201,6 @@ def shorten_examples(examples: list[Example]) -> list[Example]:
         ids = list(example["input_ids"])[: max(2, _MAX_ROW_TOKENS // (1 + place))]
         found.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
     return found
-
-
-@contextmanager
-def random_lora_b(model: PeftModel) -> Iterator[None]:
-    """Fill every B with small random numbers; restore B, random state and training mode afterwards."""
-    matrices = [weight for name, weight in model.named_parameters() if "lora_B" in name]
-    before = [weight.detach().clone() for weight in matrices]
-    random = RandomState()
-    was_training = model.training
-    try:
-        torch.manual_seed(0)
-        for weight in matrices:
-            torch.nn.init.normal_(weight, std=_B_STD)
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, old in zip(matrices, before, strict=True):
-                weight.copy_(old)
-        model.train(was_training)
-        random.restore()
 
 
 def run_pass(model: PeftModel, compute_loss: ComputeLoss) -> TrialPass:
@@ -174,6 +237,23 @@ def find_difference(reference: TrialPass, found: TrialPass, tolerance: float) ->
         return f"the loss is {found.loss:.6g} and should be {reference.loss:.6g}"
     if not (away := distance(reference, found)) <= tolerance:
         return f"the gradients are off by {away:.2g} of their norm, {tolerance:.2g} would be rounding"
+    return None
+
+
+def find_difference_after_step(expected: StepEffect, losses_N: torch.Tensor) -> str | None:
+    """What differs by more than rounding after one step of the optimizer, in words; None: nothing does."""
+    standard_error = float(expected.noise_N.square().mean().sqrt()) / math.sqrt(len(losses_N))
+    tolerance = (
+        _GAIN_TOLERANCE * abs(expected.gain)
+        + _LOSS_TOLERANCE * float(expected.losses_N.mean())
+        + _STANDARD_ERRORS * standard_error
+    )
+    away = float((losses_N - expected.losses_N).mean())
+    if not abs(away) <= tolerance:
+        return (
+            f"after one step of the optimizer, which lowers the loss by {expected.gain:.3g}, it is off by "
+            f"{away:.3g}; {tolerance:.2g} would be rounding"
+        )
     return None
 
 

@@ -4,10 +4,11 @@ PEFT computes an adapter with six kernels and saves their intermediate results. 
 scaling is the epilogue of a matrix product (`addmm` with alpha and beta), all layers share one product with
 A, and autograd saves the input and the products with A [T, S]. That a LoRA layer's backward pass needs no
 more is shown in Unsloth (unsloth.ai/blog, "manual autograd"). The low-rank product is made first and the
-product with the weight adds to it: that one is bound by arithmetic and reads its summand meanwhile, the
-low-rank one is bound by memory. Where the input has padding columns, the products with A are written there:
-[x | x A^T] times [W | B]^T is one product. The same is done for the gradient of an output, with A below the
-weight (decision 23).
+product with the weight adds to it in float32: that one is bound by arithmetic and reads its summand
+meanwhile, the low-rank one is bound by memory. What may be larger than both, a bias or the residual stream,
+is added last: added before, it would round away what a new adapter contributes. Where the input has padding
+columns, the products with A are written there: [x | x A^T] times [W | B]^T is one product. The same is done
+for the gradient of an output, with A below the weight (decision 23).
 
 T: tokens. I: inputs. O: outputs of a layer. R: the rank; S: the ranks of all layers together.
 """
@@ -192,16 +193,13 @@ def _project_up(
     summand_TO: torch.Tensor | None,
 ) -> torch.Tensor:
     """The output of a layer, [T, O], from its input and its product with A."""
-    plus, low_rank = layer.bias_O if summand_TO is None else summand_TO, call.low_rank
+    plus = layer.bias_O if summand_TO is None else summand_TO
     if call.is_padded:
         assert layer.read_with_b is not None
         x_TW = padded_columns.with_padding(x_TI, len(call.adapters.a_SI))
         return _product(x_TW, layer.read_with_b(x_TI.dtype).t(), plus)
-    if low_rank and summand_TO is not None and b_OR.shape[1] <= low_rank.MAX_RANK_ADD:
-        y_TO = low_rank.add(summand_TO, inner_TR, b_OR)
-    else:
-        y_TO = _product(inner_TR, b_OR.t(), plus)
-    return y_TO.addmm_(x_TI, layer.weight.read(x_TI.dtype).t())
+    y_TO = torch.mm(inner_TR, b_OR.t()).addmm_(x_TI, layer.weight.read(x_TI.dtype).t())
+    return y_TO if plus is None else y_TO.add_(plus)
 
 
 def _grads_through_b(

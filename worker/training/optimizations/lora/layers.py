@@ -20,11 +20,7 @@ class Weight(Protocol):
 class LowRankMatmul(Protocol):
     """Kernels for matrix products with A and B, as worker/kernels/low_rank_matmul.py has them."""
 
-    MAX_RANK_ADD: int  # up to this rank `add` is faster than PyTorch
     MAX_RANK_GRADIENTS: int  # up to this rank `gradients` is faster than PyTorch
-
-    def add(self, summand_TO: torch.Tensor, inner_TR: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
-        """summand + inner @ B^T, [T, O]."""
 
     def gradients(
         self,

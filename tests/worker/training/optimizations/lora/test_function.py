@@ -184,3 +184,33 @@ def test_where_no_output_has_a_gradient_nothing_has() -> None:
 
     assert torch.equal(x_TI.grad, torch.ones(3, 4))
     assert [parameter.grad for parameter in parameters] == [None, None]
+
+
+@pytest.mark.parametrize("plus", ["stream", "bias"])
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
+def test_what_a_new_adapter_adds_is_not_rounded_away(size: float, plus: str) -> None:
+    """By how much outputs in bfloat16 change with the adapter, regressed on the change in float32.
+
+    The stream and the bias are much larger than the product with the weight, and that than the adapter's, as
+    in the first steps of a job.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, std: float) -> torch.Tensor:
+        return (torch.randn(shape, generator=random) * std).bfloat16()
+
+    tokens, inputs, outputs, rank = 300, 64, 256, 4
+    x_TI, weight_OI = draw(tokens, inputs, std=1), draw(outputs, inputs, std=0.5 / inputs**0.5)
+    a_RI, b_OR = draw(rank, inputs, std=inputs**-0.5), draw(outputs, rank, std=size / rank**0.5)
+    stream_TO = draw(tokens, outputs, std=2) if plus == "stream" else None
+    bias_O = draw(outputs, std=2) if plus == "bias" else None
+    layer = LoraLinearSpec(DenseMatrix(weight_OI), bias_O, 1.0, 0.0)
+
+    def compute(b_OR: torch.Tensor) -> torch.Tensor:
+        (y_TO,) = lora_linears(x_TI, [layer], Adapters(a_RI, (b_OR,)), [a_RI, b_OR], stream_TO)
+        return y_TO.float()
+
+    change_TO = x_TI.float() @ a_RI.float().t() @ b_OR.float().t()
+    found_TO = compute(b_OR) - compute(torch.zeros_like(b_OR))
+    share = float((found_TO * change_TO).sum() / change_TO.square().sum())
+    assert share == pytest.approx(1, abs=0.15)
