@@ -1,10 +1,11 @@
-"""The device of this machine and its memory. `python -m worker.models.device` prints it as JSON.
+"""The device of this machine, its memory and its speed. `python -m worker.models.device` prints it as JSON.
 
 The supervisor runs that command and does not import torch: a CUDA context of its own would hold GPU memory.
 """
 
 import resource
 import sys
+import time
 
 import psutil
 import torch
@@ -12,6 +13,11 @@ from pydantic import BaseModel, Field
 
 # Messages of RuntimeErrors from the CPU's allocator, cuBLAS, and CUDA outside PyTorch's allocator.
 _NO_MEMORY = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
+# The product that is timed: large enough to keep a GPU busy, and a few of them for the host to be ahead.
+_GPU_PRODUCT_WIDTH, _CPU_PRODUCT_WIDTH = 8192, 1024
+_PRODUCTS = 2
+_PRODUCT_SECONDS = 0.15
 
 
 class Device(BaseModel):
@@ -22,6 +28,11 @@ class Device(BaseModel):
     memory_bytes: int = Field(description="All of the device's memory.")
     supports_bf16: bool = Field(description="Whether it multiplies bfloat16 as fast as its other types.")
     torch_version: str
+    matrix_rate: float | None = Field(
+        None,
+        description="Floating-point operations a second of a large matrix product, in the type that jobs "
+        "compute in; null: not measured.",
+    )
 
     @property
     def is_cuda(self) -> bool:
@@ -54,6 +65,37 @@ def find_device() -> Device:
         supports_bf16=_cpu_multiplies_bf16(),
         torch_version=torch.__version__,
     )
+
+
+def measure_matrix_rate(device: Device) -> float | None:
+    """Floating-point operations a second of the fastest of many large products; None where memory is short.
+
+    It takes a fraction of a second. Another process that computes on the device meanwhile makes it less.
+    """
+    dtype, width = torch.float32, _CPU_PRODUCT_WIDTH
+    if device.is_cuda:
+        dtype, width = torch.bfloat16 if device.supports_bf16 else torch.float16, _GPU_PRODUCT_WIDTH
+    try:
+        x, y = (torch.ones(width, width, dtype=dtype, device=device.torch) for _ in range(2))
+        products = torch.empty_like(x)
+        _time_products(x, y, products, device)  # the first one loads the library and chooses a kernel
+        began, seconds = time.perf_counter(), []
+        while time.perf_counter() - began < _PRODUCT_SECONDS:
+            seconds.append(_time_products(x, y, products, device))
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+    return _PRODUCTS * 2 * width**3 / min(seconds)
+
+
+def _time_products(x: torch.Tensor, y: torch.Tensor, products: torch.Tensor, device: Device) -> float:
+    began = time.perf_counter()
+    for _ in range(_PRODUCTS):
+        torch.mm(x, y, out=products)
+    if device.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -99,4 +141,5 @@ def is_device_error(error: BaseException) -> bool:
 
 
 if __name__ == "__main__":
-    print(find_device().model_dump_json())
+    found = find_device()
+    print(found.model_copy(update={"matrix_rate": measure_matrix_rate(found)}).model_dump_json())

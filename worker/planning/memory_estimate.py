@@ -39,6 +39,7 @@ class ModelShape:
 
     layers: int
     hidden: int
+    vocabulary: int  # rows of the output layer
     heads: int
     query_width: int
     key_width: int

@@ -38,6 +38,7 @@ def attach_and_measure(model: PreTrainedModel, spec: LoraSpec) -> tuple[PeftMode
     total = sum(parameter.numel() for parameter in model.parameters())
     linear_sizes = [linear.get_parameter("weight").numel() for linear in quantized.values()]
     norm_width = _norm_width(model, config)
+    vocabulary = count_embedding_rows(model)
     layers = config.num_hidden_layers
     model.requires_grad_(False)
     with_adapter = _attach(model, spec)
@@ -48,6 +49,7 @@ def attach_and_measure(model: PreTrainedModel, spec: LoraSpec) -> tuple[PeftMode
     shape = ModelShape(
         layers=layers,
         hidden=config.hidden_size,
+        vocabulary=vocabulary,
         heads=heads,
         query_width=heads * head_width,
         key_width=(largest(config, "num_key_value_heads") or heads) * head_width,

@@ -27,11 +27,11 @@ from app.core.engine.preflight import (
     TokenFigures,
 )
 from app.core.engine.serving import Serving
-from app.core.specs.job import JobSpec
+from app.core.specs.job import JobSpec, TrainingSpec
 from worker.models import base_model, serving_path
 from worker.models.device import Device
 from worker.models.files import checkpoint_weights, description, fingerprint, location
-from worker.planning import automatic_settings, batch_size, model_checks, model_shape
+from worker.planning import automatic_settings, batch_size, model_checks, model_shape, time_estimate
 from worker.planning.memory_estimate import Memory, ModelShape
 from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer
 from worker.preflight.notices import find_notices
@@ -42,10 +42,6 @@ from worker.templates.notices import describe_rows
 
 _SHORTEST_BUCKET = 32
 _CHECKPOINTS = 3  # two complete ones while the next is written
-# Floating-point operations a second that a job of short rows reaches on a device, very roughly.
-_BF16_GPU_SPEED = 3e13
-_OTHER_GPU_SPEED = 8e12
-_CPU_SPEED = 5e10
 _BUSY = Notice(
     code="device_busy",
     message="Another job has the device now; what fits is reckoned as if all of its memory were free.",
@@ -110,7 +106,7 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
         fits=chosen.fits,
         chosen=_chosen(spec, chosen, device, max_length),
         disk=_disk_figures(job.shape, chosen, folder, environment),
-        time=guess_time(schedule, reading, job.shape, chosen, device),
+        time=guess_time(schedule, lengths, reading.scale, job, chosen.training),
         serving=Serving(
             path=ServingPath.GENERAL if obstacles else ServingPath.PAGED, reason=", ".join(obstacles) or None
         ),
@@ -158,18 +154,23 @@ def count_tokens(lengths: Sequence[int], reading: Reading) -> TokenFigures:
 
 
 def guess_time(
-    schedule: Schedule, reading: Reading, shape: ModelShape, chosen: batch_size.ChosenBatch, device: Device
+    schedule: Schedule,
+    lengths: Sequence[int],
+    scale: float,
+    job: batch_size.PlannedJob,
+    training: TrainingSpec,
 ) -> TimeFigures:
-    """Estimate the time from four operations per weight and token, six with gradient checkpointing."""
-    tokens = schedule.epochs * reading.extrapolate(sum(len(row.input_ids) for row in reading.train))
-    weights = shape.quantized_weights + shape.other_weights
-    for_a_token = 6 if chosen.training.gradient_checkpointing else 4
-    operations = for_a_token * weights / (1 - schedule.padding_share)
-    speed = _CPU_SPEED
-    if device.is_cuda:
-        speed = _BF16_GPU_SPEED if device.supports_bf16 else _OTHER_GPU_SPEED
-    rate = speed / operations
-    return TimeFigures(seconds=tokens / rate, tokens_per_second=rate, basis="guess")
+    """The estimated time of a job with rows of these lengths, which are one of `scale` of all rows."""
+    tokens = schedule.epochs * scale * sum(lengths)
+    seconds = time_estimate.estimate_seconds(
+        job.shape,
+        time_estimate.TimeSettings.plan(job, training),
+        schedule.batches,
+        steps=schedule.optimizer_steps,
+        accumulation=training.gradient_accumulation_steps,
+        row_length=sum(length * length for length in lengths) / sum(lengths),
+    )
+    return TimeFigures(seconds=seconds, tokens_per_second=tokens / seconds, basis="guess")
 
 
 def _lines(lines: list[int], reading: Reading) -> Lines:

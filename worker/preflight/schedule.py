@@ -19,6 +19,7 @@ class Schedule:
     optimizer_steps: int
     epochs: float  # passes over the rows in these steps
     padding_share: float
+    batches: tuple[tuple[int, ...], ...]  # lengths of the sequences of each batch of the first epoch
 
 
 def make_schedule(lengths: Sequence[int], training: TrainingSpec, *, sample_of: float = 1.0) -> Schedule:
@@ -27,8 +28,9 @@ def make_schedule(lengths: Sequence[int], training: TrainingSpec, *, sample_of: 
     assert size != "auto"
     group_size = size * accumulation if training.group_by_length else None
     order = order_rows(lengths, seed=training.seed, epoch=0, group_size=group_size)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    computed = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    in_order = [lengths[index] for index in order]
+    batches = tuple(tuple(in_order[start : start + size]) for start in range(0, len(order), size))
+    computed = sum(len(batch) * max(batch) for batch in batches)
     passes = math.ceil(round(len(lengths) * sample_of) / size)
     steps_in_epoch = max(1, math.ceil(passes / accumulation))
     steps = (
@@ -36,7 +38,7 @@ def make_schedule(lengths: Sequence[int], training: TrainingSpec, *, sample_of: 
         if training.max_steps > 0
         else math.ceil(training.num_train_epochs * steps_in_epoch)
     )
-    return Schedule(steps, steps / steps_in_epoch, 1 - sum(lengths) / computed)
+    return Schedule(steps, steps / steps_in_epoch, 1 - sum(lengths) / computed, batches)
 
 
 def pack_lengths(lengths: Sequence[int], packed_length: int) -> list[int]:

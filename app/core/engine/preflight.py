@@ -145,7 +145,8 @@ class TimeFigures(Wire):
     tokens_per_second: float = Field(description="Padding left out.")
     basis: Literal["measured", "guess"] = Field(
         description="`measured`: the speed of the last finished job of this base model with the same packing "
-        "and quantization. `guess`: from the number of weights; expect a factor of five either way."
+        "and quantization. `guess`: from the job's batches and the speed of matrix products that was "
+        "measured on the device; expect a factor of two either way."
     )
 
 
