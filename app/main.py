@@ -21,10 +21,12 @@ from app.api.http import errors
 from app.api.http.addresses import TrailingSlashMiddleware, refuse_unknown_parameters
 from app.api.http.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.http.bodies.limit import BodyLimitMiddleware
+from app.api.http.cors import AllowedOrigins
+from app.api.http.head_requests import HeadMiddleware
 from app.api.http.origin_guard import OriginGuardMiddleware
 from app.api.http.pacing import PacingMiddleware
 from app.api.http.request_metrics import RequestMetrics
-from app.api.http.requests import RequestMiddleware
+from app.api.http.requests import CounterMiddleware, RequestMiddleware
 from app.api.http.security_headers import SecurityHeadersMiddleware
 from app.api.jobs import history, preflight, routes as job_routes
 from app.api.jobs.event_stream import EventStreams
@@ -87,13 +89,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    # The last one added is the outermost. From the outside: turns, a slash at the end, security headers,
-    # OpenAI's error format, request ids and counters, the origin, the key, the body size.
+    # The last one added is the outermost. From the outside: turns, a slash at the end, security headers, allowed
+    # origins, counters, HEAD as GET, OpenAI's error format, request ids, the origin, the key, the body.
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(OriginGuardMiddleware, settings=services.settings, database=services.database)
-    app.add_middleware(RequestMiddleware, metrics=services.request_metrics)
+    app.add_middleware(RequestMiddleware)
     app.add_middleware(OpenAIErrors)
+    app.add_middleware(HeadMiddleware)
+    app.add_middleware(CounterMiddleware, metrics=services.request_metrics)
+    if services.settings.allowed_origins:
+        app.add_middleware(AllowedOrigins, origins=services.settings.allowed_origins)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(TrailingSlashMiddleware)
     app.add_middleware(PacingMiddleware)

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.core import net
 from app.core.errors.webhooks import TargetRefused
 from app.core.net import is_webhook_secret
+from app.core.origins import parse_host, parse_origin
 
 
 class GpuPolicy(StrEnum):
@@ -69,7 +70,9 @@ class Settings(BaseSettings):
     api_key_file: Path | None = Field(None, description="A file that holds the key.")
 
     allowed_origins: Annotated[list[str], NoDecode] = Field(
-        [], description="Origins, besides the API's own, whose pages may change things, comma separated."
+        [],
+        description="Origins, besides the API's own, whose pages may call the API from a browser, comma "
+        "separated: `https://box.example`.",
     )
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
         [],
@@ -201,6 +204,16 @@ class Settings(BaseSettings):
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _read_origins(cls, value: list[str]) -> list[str]:
+        return [parse_origin(origin) for origin in value]
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _read_hosts(cls, value: list[str]) -> list[str]:
+        return [parse_host(host) for host in value]
 
     @field_validator("webhook_secret")
     @classmethod

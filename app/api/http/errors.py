@@ -26,6 +26,7 @@ from app.core.errors import (
     Unavailable,
 )
 from app.core.errors.access import Forbidden, Unauthorized
+from app.core.errors.bodies import EncodingUnsupported
 from app.core.errors.connections import TooManyConnections
 from app.core.errors.datasets import DatasetInvalid, FieldsUnused
 from app.core.errors.storage import StorageFull
@@ -34,6 +35,7 @@ from app.core.storage.disk import is_disk_full_error
 
 _STATUS: dict[type[TunesmithError], int] = {
     InvalidRequest: 422,
+    EncodingUnsupported: 415,
     Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,
@@ -79,15 +81,15 @@ class EngineRefusal(Exception):
         super().__init__(failed.message)
 
 
-class BodyTooLarge(HTTPException):
-    """The body went over the limit while it was read.
+class BodyRefused(HTTPException):
+    """The body went over a limit while it was read, or can't be unpacked.
 
     FastAPI lets no other kind of exception than HTTPException through there. `error` is what to send.
     """
 
-    def __init__(self, error: TooLarge) -> None:
+    def __init__(self, error: TunesmithError) -> None:
         self.error = error
-        super().__init__(413)
+        super().__init__(400)
 
 
 def install(app: FastAPI) -> None:
@@ -108,7 +110,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, BodyTooLarge):
+        if isinstance(error, BodyRefused):
             raise error  # BodyLimitMiddleware sends it: it can also close the connection
         return _http_response(request, error)
 
@@ -214,9 +216,10 @@ def _allowed_methods(request: Request) -> str:
     """The methods of every route with this path; Starlette names those of the first one alone."""
     scopes = [{**request.scope, "method": method} for method in ("DELETE", "GET", "PATCH", "POST", "PUT")]
     routes = request.app.routes
-    return ", ".join(
+    found = [
         scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)
-    )
+    ]
+    return ", ".join("GET, HEAD" if method == "GET" else method for method in found)
 
 
 def _body_model(request: Request) -> type[BaseModel] | None:

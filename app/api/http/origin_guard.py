@@ -35,7 +35,7 @@ class OriginGuardMiddleware:
         self._hosts = {
             host.lower() for host in (settings.host, settings.published_host, *settings.allowed_hosts)
         }
-        self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+        self._origins = set(settings.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -1,9 +1,10 @@
-"""Gives every request an id, counts it, and turns an unhandled exception into a 500."""
+"""Counts every request, gives it an id, and turns an unhandled exception into a 500."""
 
 import logging
 import time
 from datetime import UTC, datetime
 
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.http.errors import to_response
@@ -17,8 +18,8 @@ from app.core.storage.ids import new_id
 _log = logging.getLogger(__name__)
 
 
-class RequestMiddleware:
-    """Adds `x-request-id` to every response. A 500 names this id, not the cause, which is logged."""
+class CounterMiddleware:
+    """Counts every request by its route and the status that was sent."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
@@ -27,8 +28,27 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request_id = new_id("req")
         started_at = time.perf_counter()
+
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seconds = time.perf_counter() - started_at
+                self._metrics.observe(scope["method"], _route(scope), message["status"], seconds)
+            await send(message)
+
+        await self._app(scope, receive, send_counted)
+
+
+class RequestMiddleware:
+    """Adds `x-request-id` to every response. A 500 names this id, not the cause, which is logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = new_id("req")
         scope.setdefault("state", {})[ARRIVED_AT] = datetime.now(UTC)
         has_started = False
 
@@ -37,8 +57,6 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 has_started = True
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-                seconds = time.perf_counter() - started_at
-                self._metrics.observe(scope["method"], _route(scope), message["status"], seconds)
             await send(message)
 
         try:
@@ -62,5 +80,10 @@ def _internal_error(request_id: str) -> TunesmithError:
 
 def _route(scope: Scope) -> str:
     """The route's template: a label with ids in it would make a time series for each id."""
-    path: str = getattr(scope.get("route"), "path", "none")
-    return path
+    route = scope.get("route")
+    if not isinstance(route, Route):
+        return "none"
+    # The route does not know the prefix under which its router was included, as `/v1`.
+    path = scope["path"]
+    starts = [index for index, character in enumerate(path) if character == "/"]
+    return next((path[:start] for start in starts if route.path_regex.match(path[start:])), "") + route.path

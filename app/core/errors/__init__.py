@@ -7,6 +7,7 @@ TunesmithError
 ├── InvalidRequest      the payload is wrong; `param` names the field
 │   ├── adapters:       AdapterInvalid, AdapterIncompatible
 │   ├── base_models:    ModelNotAllowed, UnknownModel
+│   ├── bodies:         EncodingUnsupported, BodyNotGzip
 │   ├── connections:    RequestUnreadable, HeadersTooLarge, RequestTooSlow
 │   ├── datasets:       DatasetInvalid (its `problems` name the lines), FieldsUnused
 │   ├── engine:         PromptTooLong

@@ -1,1 +1,1 @@
-"""What is read of a request besides its headers: limits, validation, uploads."""
+"""What is read of a request besides its headers: limits, compression, text, validation, uploads."""

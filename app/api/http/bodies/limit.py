@@ -1,5 +1,7 @@
 """Refuses a request body over the limit with 413 without reading it whole. Knows no routes but uploads.
 
+The limit holds for a compressed body as it is sent and as it is unpacked.
+
 A JSON body is limited in its parts too: validation makes an error of a kilobyte for each bad one, and holds
 the interpreter meanwhile, for long where there are millions.
 """
@@ -9,9 +11,12 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.http.bodies.compression import Unpacked, drop_encoding, find_encoding
+from app.api.http.bodies.surrogates import read_form_as_utf8, replace_surrogates
 from app.api.http.digits import bounded_int
-from app.api.http.errors import BodyTooLarge, send_error
+from app.api.http.errors import BodyRefused, send_error
 from app.core.errors import TooLarge
+from app.core.errors.bodies import EncodingUnsupported
 from app.core.settings import Settings
 
 _UPLOADS = {("POST", "/datasets"), ("POST", "/v1/files"), ("POST", "/adapters")}
@@ -26,7 +31,7 @@ _MAX_TOKENS = 1_000_000
 _WITH_TOKENS = "/v1/completions"
 
 
-class BodyTooComplex(BodyTooLarge):
+class BodyTooComplex(BodyRefused):
     """The body, which has been read whole, has too many parts."""
 
 
@@ -40,15 +45,21 @@ class BodyLimitMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        read_form_as_utf8(scope)
         if (_content_length(scope) or 0) > self._limit(scope):
             return await send_error(self._too_large(scope), receive, send)
         try:
             counted = self._counted(scope, receive)
+            if find_encoding(scope):
+                drop_encoding(scope)
+                counted = self._counted(scope, Unpacked(counted))
             await self._app(scope, _checked(scope, counted) if _may_be_json(scope) else counted, send)
         except BodyTooComplex as refused:
             await send_error(refused.error, _nothing_more, send)
-        except BodyTooLarge as refused:
+        except BodyRefused as refused:
             await send_error(refused.error, receive, send)
+        except EncodingUnsupported as error:
+            await send_error(error, receive, send)
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
         limit = self._limit(scope)
@@ -59,7 +70,7 @@ class BodyLimitMiddleware:
             message = await receive()
             read += len(message.get("body", b""))
             if read > limit:
-                raise BodyTooLarge(self._too_large(scope))
+                raise BodyRefused(self._too_large(scope))
             return message
 
         return receive_counted
@@ -75,7 +86,7 @@ class BodyLimitMiddleware:
 
 
 def _checked(scope: Scope, receive: Receive) -> Receive:
-    """Receives a JSON body as one message, once its parts have been counted."""
+    """Receives a JSON body as one message in UTF-8, once its parts have been counted."""
     is_received = False
 
     async def receive_checked() -> Message:
@@ -87,9 +98,9 @@ def _checked(scope: Scope, receive: Receive) -> Receive:
             pieces.append(message.get("body", b""))
             if not message.get("more_body", False):
                 is_received = True
-                body = b"".join(pieces)
+                body = _utf8(b"".join(pieces))
                 _check_parts(scope, body)
-                return {"type": "http.request", "body": body, "more_body": False}
+                return {"type": "http.request", "body": replace_surrogates(body), "more_body": False}
         return message
 
     return receive_checked
@@ -99,7 +110,7 @@ def _check_parts(scope: Scope, body: bytes) -> None:
     """Raise BodyTooComplex for a JSON body of too many parts."""
     if len(body) <= _MAX_PARTS:
         return
-    outside = _STRING.sub(b"", _utf8(body))
+    outside = _STRING.sub(b"", body)
     items = outside.count(b",")
     most = _MAX_TOKENS if scope["path"] == _WITH_TOKENS else _MAX_PARTS
     if items > most or sum(map(outside.count, (b"{", b"[", b":"))) > _MAX_PARTS:
