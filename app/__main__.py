@@ -26,7 +26,7 @@ from app import backup_commands, garbage
 from app.api.deps import Services
 from app.api.http.connections import ConnectionLimits, Connections
 from app.api.http.limited_protocol import LimitedProtocol
-from app.api.http.origin_guard import is_loopback
+from app.api.http.origins.guard import is_loopback
 from app.core.errors import TunesmithError
 from app.core.errors.storage import DatabaseTooNew
 from app.core.settings import Settings

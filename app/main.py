@@ -21,9 +21,9 @@ from app.api.http import errors
 from app.api.http.addresses import TrailingSlashMiddleware, refuse_unknown_parameters
 from app.api.http.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.http.bodies.limit import BodyLimitMiddleware
-from app.api.http.cors import AllowedOrigins
 from app.api.http.head_requests import HeadMiddleware
-from app.api.http.origin_guard import OriginGuardMiddleware
+from app.api.http.origins.cors import AllowedOrigins
+from app.api.http.origins.guard import OriginGuardMiddleware
 from app.api.http.pacing import PacingMiddleware
 from app.api.http.request_metrics import RequestMetrics
 from app.api.http.requests import CounterMiddleware, RequestMiddleware
@@ -89,8 +89,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    # The last one added is the outermost. From the outside: turns, a slash at the end, security headers, allowed
-    # origins, counters, HEAD as GET, OpenAI's error format, request ids, the origin, the key, the body.
+    # The last one added is the outermost. From the outside: turns, a slash at the end, security headers,
+    # allowed origins, counters, HEAD as GET, OpenAI's errors, request ids, the origin, the key, the body.
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(OriginGuardMiddleware, settings=services.settings, database=services.database)

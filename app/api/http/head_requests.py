@@ -24,7 +24,10 @@ class HeadMiddleware:
                 await send({"type": "http.response.body", "body": b""})
                 has_ended.set()
 
-        answering = asyncio.create_task(self._app(as_get, receive, send_headers))  # type: ignore[arg-type]
+        async def answer() -> None:
+            await self._app(as_get, receive, send_headers)
+
+        answering = asyncio.create_task(answer())
         ending = asyncio.create_task(has_ended.wait())
         try:
             await asyncio.wait({answering, ending}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,6 @@
 """Lets pages of the allowed origins call the API from a browser: preflights, and headers of every response.
 
-Knows no routes and no keys. What a page of another origin may not change, `origin_guard.py` refuses.
+Knows no routes and no keys. What a page of another origin may not change, `guard.py` refuses.
 """
 
 from collections.abc import Collection

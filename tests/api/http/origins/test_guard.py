@@ -3,7 +3,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from app.api.http.origin_guard import is_loopback
+from app.api.http.origins.guard import is_loopback
 from app.core.settings import Settings
 from app.core.storage import keys
 from app.core.storage.database import Database
