@@ -20,6 +20,7 @@ from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest
 from app.core.errors.base_models import ModelUnreadable
 from worker.inference.adapters.cache import AdapterCache, StoredAdapter
+from worker.inference.answers.choice import end_ids_of_answers, find_parsed_format
 from worker.inference.batching.sequence import Prompt
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.general.paths import ServingPaths
@@ -70,11 +71,14 @@ class Preprocessor:
         tokenizer_folder, template = _tokenizer_files(base_folder, adapter)
         digest, tokenizer = self._tokenizers.get(tokenizer_folder, template)
         rows = self._check_vocabulary(digest, tokenizer, base_folder, is_own=tokenizer_folder != base_folder)
-        token_ids = _encode(tokenizer, request)
+        rendered = _render(tokenizer, request)
+        token_ids = _encode(tokenizer, request, rendered)
         if rows is not None:
             vocabulary.check_ids(token_ids, tokenizer, rows)
         _check_bias(len(tokenizer) if rows is None else min(len(tokenizer), rows), request.sampling)
         end_ids = renderer.end_token_ids(tokenizer, description.read_end_ids(base_folder))
+        if rendered is not None:
+            end_ids = end_ids_of_answers(tokenizer, end_ids)
         seed, schema = request.sampling.seed, request.output_schema
         choice = self._paths.choose(request.base_model, base_folder, adapter)
         return Prompt(
@@ -90,6 +94,7 @@ class Preprocessor:
             context_ids=token_ids if request.messages is None else (),
             received_at=received_at,
             token_bytes=make_token_bytes(tokenizer) if request.sampling.logprobs is not None else None,
+            parsed=find_parsed_format(tokenizer, request, rendered) if rendered is not None else None,
             grammar=self._grammars.get(schema, tokenizer, tokenizer_digest=digest, end_ids=end_ids)
             if schema
             else None,
@@ -212,14 +217,26 @@ def _tokenizer_files(base_folder: Path, adapter: StoredAdapter | None) -> tuple[
     return base_folder, template if template.exists() else None
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> list[int]:
+def _render(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> str | None:
+    """The conversation as a prompt; None where the request has a prompt itself."""
     if sum(one is not None for one in (request.prompt, request.prompt_ids, request.messages)) != 1:
         raise InvalidRequest("Send either `prompt` or `messages`.", param="prompt")
+    if request.messages is None:
+        return None
+    return renderer.render(
+        tokenizer,
+        request.messages,
+        add_generation_prompt=True,
+        tools=request.tools.offered if request.tools else (),
+        variables=request.template_variables,
+    )
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, rendered: str | None) -> list[int]:
     if request.prompt_ids is not None:
         token_ids = _validate_ids(len(tokenizer), request.prompt_ids, param="prompt")
-    elif request.messages is not None:
-        text = renderer.render(tokenizer, request.messages, add_generation_prompt=True)
-        token_ids = renderer.encode_rendered(tokenizer, text)
+    elif rendered is not None:
+        token_ids = renderer.encode_rendered(tokenizer, rendered)
     else:
         token_ids = renderer.encode_plain(tokenizer, request.prompt or "")
     if not token_ids:

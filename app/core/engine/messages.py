@@ -84,6 +84,13 @@ class Tools(Wire):
     choice: ToolChoice = "auto"
     parallel: bool = True  # False: one call at most
 
+    @property
+    def offered(self) -> list[FunctionTool]:
+        """The functions that the answer may call."""
+        if isinstance(self.choice, NamedFunction):
+            return [one for one in self.functions if one.name == self.choice.name]
+        return [] if self.choice == "none" else self.functions
+
 
 class GenerateRequest(Wire):
     """One answer to make: of `prompt` (taken as it is), of `prompt_ids` (tokens), or of `messages` (rendered

@@ -226,12 +226,12 @@ class BatchExecutor:
 
     def _add(self, sequence: Sequence, token: SampledToken) -> None:
         try:
-            delta = sequence.add_token(token)
+            deltas = sequence.add_token(token)
             finished = sequence.finished() if sequence.finish_reason is not None else None
         except Exception as error:
             self.fail(sequence, error)
             return
-        if delta is not None:
+        for delta in deltas:
             self._put(sequence, delta)
         if finished is not None:
             self._put(sequence, finished)

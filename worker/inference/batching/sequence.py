@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from app.core.engine.messages import (
     BaseModelRef,
+    Delta,
     Finished,
     MadeToken,
     ServingPath,
     Timings,
-    TokenDelta,
     TokenProbability,
     Usage,
 )
 from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest
+from worker.inference.answers.answer_text import AnswerText, ParsedAnswer, ParsedFormat, PlainAnswer
 from worker.inference.failures import ScoresNotFinite
-from worker.inference.sampling.text_stream import Decode, Detokenizer, StopStrings, TokenBuffer
+from worker.inference.sampling.text_stream import Decode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 # In the place of a token where the scores of the row are not finite numbers.
 NO_TOKEN = -1
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 TokenBytes = Callable[[int], bytes]
 
 
@@ -88,6 +89,8 @@ class Prompt:
     # Set where log-probabilities are requested.
     token_bytes: TokenBytes | None = None
     grammar: Grammar | None = None
+    # How to tell thoughts, text and calls apart; None: the answer is text.
+    parsed: ParsedFormat | None = None
     # What the paged engine can't compute, if anything.
     model_obstacle: str | None = None
     adapter_obstacle: str | None = None
@@ -125,9 +128,7 @@ class Sequence:
     def __post_init__(self) -> None:
         # Computed once: the scheduler compares it at every step.
         self.base_key = self.prompt.base_model.key
-        self._detokenizer = Detokenizer(self.prompt.decode, self.prompt.context_ids)
-        self._stops = StopStrings(self.prompt.sampling.stop)
-        self._token_buffer: TokenBuffer[MadeToken] = TokenBuffer()
+        self._text = _make_text(self.prompt)
         self._matcher = self.prompt.grammar.start() if self.prompt.grammar else None
         self._received_at = self.clock() if self.prompt.received_at is None else self.prompt.received_at
         self._started_at = self._received_at
@@ -173,8 +174,8 @@ class Sequence:
         """Record that the sequence has left the queue, for the timings."""
         self._started_at = self.clock()
 
-    def add_token(self, token: SampledToken) -> TokenDelta | None:
-        """Append the next token. Returns the text that may be sent now; sets `finish_reason` at the end.
+    def add_token(self, token: SampledToken) -> Listed[Delta]:
+        """Append the next token. Returns what may be sent now; sets `finish_reason` at the end.
 
         Raises InvalidRequest where the grammar fails, or where the model's scores are not finite.
         """
@@ -184,21 +185,19 @@ class Sequence:
         if self._first_token_at is None:
             self._first_token_at = self.clock()
         if token.token_id in self.prompt.end_ids:
-            self.finish_reason = "stop"
-            return self._delta(self._rest())
+            deltas = self._text.finish(is_cut=False)
+            self._end("stop")
+            return deltas
         if self._matcher is not None:
             self._matcher.accept_token(token.token_id)
-        new = self._detokenizer.add(token.token_id)
-        if token.logprob is not None:
-            self._token_buffer.add(self._describe(token.token_id, token.logprob))
-        self._token_buffer.add_text(len(new))
-        text = self._stops.add(new)
-        if self._stops.found:
-            self.finish_reason = "stop"
+        made = None if token.logprob is None else self._describe(token.token_id, token.logprob)
+        deltas = self._text.add(token.token_id, made)
+        if self._text.is_over:
+            self._end("stop")
         elif self.length >= self.max_length:
-            self.finish_reason = "length"
-            text += self._rest()
-        return self._delta(text)
+            deltas = [*deltas, *self._text.finish(is_cut=True)]
+            self._end("stop" if self._text.is_over else "length")
+        return deltas
 
     def finished(self) -> Finished:
         """The final reply, with usage and timings."""
@@ -209,7 +208,11 @@ class Sequence:
         count = len(self.token_ids)
         return Finished(
             finish_reason=self.finish_reason,
-            usage=Usage(prompt_tokens=len(self.prompt.token_ids), completion_tokens=count),
+            usage=Usage(
+                prompt_tokens=len(self.prompt.token_ids),
+                completion_tokens=count,
+                reasoning_tokens=self._text.reasoning_token_count,
+            ),
             timings=Timings(
                 queued_seconds=self._started_at - self._received_at,
                 first_token_seconds=self._first_token_at - self._started_at,
@@ -220,11 +223,9 @@ class Sequence:
             ),
         )
 
-    def _delta(self, text: str) -> TokenDelta | None:
-        """The text with the tokens that it comes from. The text and tokens of a stop string are not sent."""
-        is_whole = self.finish_reason is not None and not self._stops.found
-        tokens = self._token_buffer.release(len(text), everything=is_whole)
-        return TokenDelta(text=text, tokens=tokens or None) if text or tokens else None
+    def _end(self, reason: Literal["stop", "length"]) -> None:
+        """Set why the answer ends. Calls of functions end it, unless they were cut off."""
+        self.finish_reason = "tool_calls" if reason == "stop" and self._text.has_calls else reason
 
     def _describe(self, token_id: int, logprob: SampledLogprob) -> MadeToken:
         token_bytes = self.prompt.token_bytes
@@ -239,9 +240,8 @@ class Sequence:
             ],
         )
 
-    def _rest(self) -> str:
-        text = self._stops.add(self._detokenizer.finish())
-        if self._stops.found:
-            self.finish_reason = "stop"
-            return text
-        return text + self._stops.flush()
+
+def _make_text(prompt: Prompt) -> AnswerText:
+    if prompt.parsed is None:
+        return PlainAnswer(prompt.decode, prompt.context_ids, prompt.sampling.stop)
+    return ParsedAnswer(prompt.decode, prompt.parsed, prompt.sampling.stop)

@@ -139,13 +139,23 @@ class TokenBuffer(Generic[Token]):
         self._added_length = 0
         self._sent_length = 0
 
-    def add(self, token: Token) -> None:
-        """Add a token whose text begins after all text added so far."""
-        self._tokens.append((self._added_length, token))
+    def add(self, token: Token, offset: int = 0) -> None:
+        """Add a token whose text begins `offset` characters after all text added so far."""
+        self._tokens.append((self._added_length + offset, token))
 
     def add_text(self, length: int) -> None:
         """Record that the latest token completed `length` characters of text."""
         self._added_length += length
+
+    def take(self, length: int) -> list[tuple[int, Token]]:
+        """Returns the tokens that begin in the next `length` characters, each with its place in them."""
+        begin = self._sent_length
+        self._sent_length += length
+        taken = []
+        while self._tokens and self._tokens[0][0] < self._sent_length:
+            place, token = self._tokens.popleft()
+            taken.append((place - begin, token))
+        return taken
 
     def release(self, length: int, *, everything: bool) -> list[Token]:
         """Returns the tokens of the next `length` characters that are sent, or all that are left."""

@@ -7,8 +7,8 @@ from worker.inference.batching.sequence import SampledLogprob, SampledToken, Seq
 
 
 def text_of(sequence, token_ids):
-    deltas = [sequence.add_token(SampledToken(token_id)) for token_id in token_ids]
-    return "".join(delta.text for delta in deltas if delta)
+    deltas = [delta for token_id in token_ids for delta in sequence.add_token(SampledToken(token_id))]
+    return "".join(delta.text for delta in deltas)
 
 
 def test_end_token_ends_the_answer_and_has_no_text():
@@ -76,8 +76,9 @@ def make_counted(*, decode=None, **options):
 
 def pieces_of(sequence, token_ids):
     """Text and token ids of all deltas."""
-    deltas = [sequence.add_token(SampledToken(token_id, SampledLogprob(-0.5))) for token_id in token_ids]
-    return [(delta.text, [token.token_id for token in delta.tokens or []]) for delta in deltas if delta]
+    tokens = [SampledToken(token_id, SampledLogprob(-0.5)) for token_id in token_ids]
+    deltas = [delta for token in tokens for delta in sequence.add_token(token)]
+    return [(delta.text, [token.token_id for token in delta.tokens or []]) for delta in deltas]
 
 
 def test_logprobs_go_out_with_the_text_of_their_tokens():
@@ -107,7 +108,7 @@ def test_tokens_without_text_are_sent_at_the_end():
 def test_alternatives_come_with_their_bytes():
     sequence = make_counted()
 
-    delta = sequence.add_token(SampledToken(1, SampledLogprob(-2.0, top=((3, -0.5), (1, -2.0)))))
+    (delta,) = sequence.add_token(SampledToken(1, SampledLogprob(-2.0, top=((3, -0.5), (1, -2.0)))))
 
     (token,) = delta.tokens
     assert (token.bytes, token.logprob) == ([1], -2.0)

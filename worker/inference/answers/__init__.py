@@ -1,0 +1,1 @@
+"""Answers parsed while they are generated: thoughts, text, and calls of functions."""

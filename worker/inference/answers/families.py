@@ -1,0 +1,145 @@
+"""How the families write calls and thoughts, found by what their chat templates contain.
+
+A model writes what its template taught it, whatever its name is. A template that shows no calls has those of
+Tunesmith's own templates, which are Hermes'.
+"""
+
+from functools import lru_cache
+
+import regex
+
+from worker.inference.answers.calls import CallSyntax, Header
+from worker.inference.answers.harmony import HarmonyAnswer
+from worker.inference.answers.parameters import ParameterCalls
+from worker.inference.answers.parser import BLANKS, AnswerFormat, MarkedAnswer, ThoughtMarkers
+
+_TYPES = r'(?:"(?:type|id)"\s*:\s*"[^"]*"\s*,\s*)*'
+_OBJECT = Header(
+    regex.compile(
+        r"\s*\[?\s*\{\s*" + _TYPES + r'"name"\s*:\s*"(?P<name>[^"\\]+)"\s*,\s*'
+        r'"(?:arguments|parameters)"\s*:\s*(?=\{)'
+    ),
+    (regex.compile(r'\s*(?:,\s*"(?:type|id)"\s*:\s*"[^"]*"\s*)*\}'),),
+)
+_NEXT_OBJECT = regex.compile(r"\s*,\s*(?=\{)")
+_LIST_END = regex.compile(r"\s*\]")
+
+
+# DeepSeek's markers have a fullwidth bar.
+_CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_END, _SEPARATOR = (
+    f"<\N{FULLWIDTH VERTICAL LINE}tool▁{name}\N{FULLWIDTH VERTICAL LINE}>"
+    for name in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")
+)
+
+
+def _begin(marker: str) -> object:
+    return regex.compile(BLANKS + regex.escape(marker))
+
+
+# Hermes 2 Pro, Qwen 2.5 and 3, SmolLM3, Granite 4; Granite 3.0 with a list.
+HERMES = CallSyntax(
+    begin=_begin("<tool_call>"),
+    headers=(_OBJECT,),
+    has_objects=True,
+    separator=_NEXT_OBJECT,
+    ends=(_LIST_END, regex.compile(r"\s*</tool_call>")),
+)
+# Phi-4-mini, Granite 3.1 to 3.3.
+LISTED = CallSyntax(
+    begin=_begin("<|tool_call|>"),
+    headers=(_OBJECT,),
+    has_objects=True,
+    separator=_NEXT_OBJECT,
+    ends=(_LIST_END, regex.compile(r"\s*<\|/tool_call\|>")),
+)
+# Llama 3.1 to 3.3: with the marker, or a JSON object from the beginning.
+LLAMA = CallSyntax(
+    begin=_begin("<|python_tag|>"),
+    headers=(_OBJECT,),
+    has_objects=True,
+    bare=regex.compile(r'\s*(?=\[?\s*\{\s*"(?:type|name|function|parameters|arguments)")'),
+    separator=regex.compile(r"\s*[;,]?\s*(?=\{)"),
+    ends=(_LIST_END,),
+)
+# A list of objects up to version 3; `name[ARGS]{...}` after each marker since version 11 of the tokenizers.
+MISTRAL = CallSyntax(
+    begin=_begin("[TOOL_CALLS]"),
+    headers=(
+        _OBJECT,
+        Header(regex.compile(r"\s*(?P<name>[\w.-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)")),
+    ),
+    has_objects=True,
+    separator=_NEXT_OBJECT,
+    ends=(_LIST_END,),
+)
+_TOOL_CALL_END = regex.compile(r"\s*</tool_call>")
+# Qwen3-Coder, Qwen 3.5, Nemotron 3.
+QWEN_CODER = ParameterCalls(
+    function=regex.compile(r"\s*<function=(?P<name>[^>\n]+)>"),
+    parameter=regex.compile(r"\s*<parameter=(?P<name>[^>\n]+)>\n?(?P<value>(?s:.*?))\n?</parameter>"),
+    ends=(regex.compile(r"\s*</function>"), _TOOL_CALL_END),
+    otherwise=HERMES,
+)
+# GLM 4.5 to 4.7.
+GLM = ParameterCalls(
+    function=regex.compile(r"\s*(?P<name>[\w.-]+)(?=\s*<)"),
+    parameter=regex.compile(
+        r"\s*<arg_key>(?P<name>[^<]+)</arg_key>\s*<arg_value>(?P<value>(?s:.*?))</arg_value>"
+    ),
+    ends=(_TOOL_CALL_END,),
+    otherwise=HERMES,
+)
+# DeepSeek V3.1, then V3 and R1, which write the arguments into a block of code.
+DEEPSEEK = CallSyntax(
+    begin=_begin(_CALLS_BEGIN),
+    headers=(
+        Header(
+            regex.compile(rf"\s*{_CALL_BEGIN}(?P<name>[^\n<]+){_SEPARATOR}\s*(?=\{{)"),
+            (regex.compile(rf"\s*{_CALL_END}"),),
+        ),
+        Header(
+            regex.compile(
+                rf"\s*{_CALL_BEGIN}\s*(?:function{_SEPARATOR})?(?P<name>[^\n<]+)\n```json\s*(?=\{{)"
+            ),
+            (regex.compile(r"\s*```"), regex.compile(rf"\s*{_CALL_END}")),
+        ),
+    ),
+    separator=regex.compile(rf"\s*(?={_CALL_BEGIN})"),
+    ends=(regex.compile(rf"\s*{_CALLS_END}"),),
+)
+
+# What a template contains, the calls of its family, and their markers. The first match counts.
+_CALLS = (
+    ((_CALLS_BEGIN,), DEEPSEEK, (_CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_END, _SEPARATOR)),
+    (("[TOOL_CALLS]",), MISTRAL, ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")),
+    (("<tool_call>", "<function="), QWEN_CODER, ("<tool_call>", "</tool_call>")),
+    (("<tool_call>", "<arg_key>"), GLM, ("<tool_call>", "</tool_call>")),
+    (("<tool_call>",), HERMES, ("<tool_call>", "</tool_call>")),
+    (("<|tool_call|>",), LISTED, ("<|tool_call|>", "<|/tool_call|>")),
+    (("<|tool|>",), LISTED, ("<|tool_call|>", "<|/tool_call|>")),
+    (("<|python_tag|>",), LLAMA, ("<|python_tag|>",)),
+    (("ipython",), LLAMA, ("<|python_tag|>",)),
+    ((), HERMES, ("<tool_call>", "</tool_call>")),
+)
+_THOUGHTS = (
+    ThoughtMarkers("[THINK]", "[/THINK]"),
+    ThoughtMarkers("<seed:think>", "</seed:think>"),
+    ThoughtMarkers("<think>", "</think>"),
+)
+# In the place of a template: what the tokenizers of Mistral's own library write.
+LIBRARY_TEMPLATE = "[TOOL_CALLS][THINK]"
+_HARMONY = ("<|channel|>", "<|message|>")
+
+
+@lru_cache(maxsize=64)
+def find_format(template: str) -> AnswerFormat:
+    """The format of answers to prompts of this chat template."""
+    if all(marker in template for marker in _HARMONY):
+        return HarmonyAnswer()
+    calls, markers = next(
+        (calls, markers)
+        for contained, calls, markers in _CALLS
+        if all(text in template for text in contained)
+    )
+    thoughts = next((one for one in _THOUGHTS if one.open in template or one.close in template), None)
+    return MarkedAnswer(thoughts, calls, markers)
