@@ -32,8 +32,11 @@ from app.api.jobs import history, preflight, routes as job_routes
 from app.api.jobs.event_stream import EventStreams
 from app.api.openai import chat, completions, files, fine_tuning, models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
+from app.api.openai.responses import routes as response_routes
+from app.api.openai.responses.background import BackgroundResponses
 from app.api.webhooks import routes as webhook_routes
 from app.api.webhooks.deliverer import Deliverer
+from app.core.chat import responses as stored_responses
 from app.core.datasets import openai_files
 from app.core.engine import workers
 from app.core.jobs import queue
@@ -121,7 +124,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies = [Depends(bearer), Depends(refuse_unknown_parameters)]
         responses = errors.documented(401, 403, 422)
         app.include_router(module.router, dependencies=dependencies, responses=responses)
-    for module in (models, chat, completions, files, fine_tuning):
+    for module in (models, chat, completions, response_routes, files, fine_tuning):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )
@@ -143,6 +146,7 @@ def _services(settings: Settings) -> Services:
         request_metrics=RequestMetrics(settings, database),
         deliverer=Deliverer(database, settings),
         importer=Importer(database, settings, store, engines),
+        background_responses=BackgroundResponses(database, settings, engines),
         commits=GroupCommit(database),
         scratch=Scratch(settings.data_dir),
     )
@@ -162,6 +166,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         services.streams.close()
+        await services.background_responses.close()
         await services.deliverer.close()
         await services.engines.close()
         services.database.close()
@@ -189,6 +194,8 @@ def sweep_once(services: Services) -> None:
         workers.forget_dead(session, older_than_seconds=older_than)
         idempotency.prune(session)
         deliveries.prune(session)
+        stored_responses.delete_expired(session)
         expired = openai_files.delete_expired(session)
+    services.background_responses.fail_abandoned()
     for folder in expired:
         services.store.delete(folder)

@@ -14,6 +14,7 @@ from app.api.adapters.importer import Importer
 from app.api.generate.engine_client import EngineClient
 from app.api.http.request_metrics import RequestMetrics
 from app.api.jobs.event_stream import EventStreams
+from app.api.openai.responses.background import BackgroundResponses
 from app.api.webhooks.deliverer import Deliverer
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
@@ -36,6 +37,7 @@ class Services:
     request_metrics: RequestMetrics
     deliverer: Deliverer
     importer: Importer
+    background_responses: BackgroundResponses
     commits: GroupCommit
     scratch: Scratch
 

@@ -128,6 +128,13 @@ class Settings(BaseSettings):
         "a job trains; `auto`: they share a CPU, and a GPU where the job's estimate fits into what serving "
         "leaves free.",
     )
+    response_hours: float = Field(
+        24.0,
+        ge=0,
+        le=24 * 365,
+        description="How long a response of `/v1/responses` is stored, to be shown and continued; one that "
+        "is continued stays as long as the last that continues it. 0: none is stored.",
+    )
     lease_seconds: float = Field(30.0, gt=0, description="A worker that is silent for so long loses its job.")
     max_lost_attempts: int = Field(
         3, ge=1, description="A job whose worker or training process died so often fails."

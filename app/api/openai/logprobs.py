@@ -2,6 +2,7 @@
 
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
@@ -12,8 +13,11 @@ class TopLogprob(BaseModel):
     """A token and how probable it was."""
 
     token: str = Field(description="The token's text; bytes that are no text are escaped, as in `\\xf0`.")
-    bytes: list[int] = Field(description="Its bytes; a character may be spread over several tokens.")
-    logprob: float = Field(description="The natural logarithm of its probability.")
+    bytes: list[Annotated[int, Field(ge=0, le=255)]] = Field(
+        description="Its bytes; a character may be spread over several tokens."
+    )
+    # The bounds are for those that a client sends back; rounding may take one above 0.
+    logprob: float = Field(ge=-10_000, le=1, description="The natural logarithm of its probability.")
 
 
 class ChatTokenLogprob(TopLogprob):

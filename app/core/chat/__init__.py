@@ -1,1 +1,1 @@
-"""What conversations hold besides text: functions and calls of them."""
+"""Functions that a model may call, its calls, limits of their JSON, and stored responses."""

@@ -1,4 +1,4 @@
-"""States of jobs, datasets, adapters and exports, and which job state may follow which."""
+"""States of jobs, datasets, adapters, exports and responses, and which job state may follow which."""
 
 from enum import StrEnum
 
@@ -72,6 +72,23 @@ class Phase(StrEnum):
     VERIFYING = "verifying"
 
 
+class ResponseStatus(StrEnum):
+    """Where a response of /v1/responses stands; the words are OpenAI's."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will be generated."""
+        return self not in UNFINISHED_RESPONSE
+
+
+UNFINISHED_RESPONSE = frozenset({ResponseStatus.QUEUED, ResponseStatus.IN_PROGRESS})
 ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 # running → queued: the lease expired, or the worker released the job because it stops.

@@ -10,6 +10,7 @@ from app.core.storage.tables.exports import ExportRow
 from app.core.storage.tables.idempotency import IdempotencyKeyRow
 from app.core.storage.tables.jobs import AttemptRow, EventRow, JobRow
 from app.core.storage.tables.keys import ApiKeyRow
+from app.core.storage.tables.responses import ResponseRow
 from app.core.storage.tables.webhooks import WebhookDeliveryRow, WebhookRow
 from app.core.storage.tables.workers import WorkerRow
 
@@ -26,6 +27,7 @@ __all__ = [
     "IdempotencyKeyRow",
     "JobRow",
     "LeasedRow",
+    "ResponseRow",
     "Table",
     "UtcDateTime",
     "WebhookDeliveryRow",
