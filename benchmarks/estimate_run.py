@@ -22,7 +22,6 @@ from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import config, memory, run
 from worker.training.attempt import TrainingAttempt
 from worker.training.batches import count_tokens, make_dataset
-from worker.training.loss import score_learned_tokens_only
 from worker.training.optimizations.apply import apply_optimizations
 from worker.training.optimizations.decoder_graphs import GraphedDecoder
 from worker.training.trainer import AdapterTrainer
@@ -30,7 +29,6 @@ from worker.training.trainer import AdapterTrainer
 
 def train(setting: Setting, parent: Path) -> dict[str, Any]:
     """Train the steps of a setting, with its training path, on the model in a folder under `parent`."""
-    score_learned_tokens_only()
     said: list[str] = []
     folder = parent / "models" / setting.model
     attempt = _make_attempt(setting, parent, said)

@@ -45,7 +45,6 @@ from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter, config, run
 from worker.training.attempt import TrainingAttempt
 from worker.training.batches import Collator, make_dataset
-from worker.training.loss import score_learned_tokens_only
 from worker.training.optimizations.apply import apply_optimizations
 from worker.training.trainer import AdapterTrainer
 
@@ -93,7 +92,6 @@ def measure(
 ) -> None:
     """Measure one setup after the other; a failure is written to its line."""
     began = time.monotonic()
-    score_learned_tokens_only()
     estimate_settings.build(shape, folder, SHAPES[shape])
     bench = Bench(folder, shape, row_ids)
     lines: list[dict[str, Any]] = []

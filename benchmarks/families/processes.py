@@ -17,7 +17,6 @@ from benchmarks.families.engine import redirect_output, running_engine
 from benchmarks.families.results import FamilyResult
 from benchmarks.families.stages import run_family
 from worker.models.device import find_device
-from worker.training.loss import score_learned_tokens_only
 
 _RESULT = "result.json"
 _LOG = "log.txt"
@@ -65,7 +64,6 @@ def _run(family: Family, folder: Path, targets: str | None) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
-    score_learned_tokens_only()
 
     def save(result: FamilyResult) -> None:
         (folder / _RESULT).write_text(result.model_dump_json())

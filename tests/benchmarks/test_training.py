@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from trl.trainer import utils as trl_utils
 
 from benchmarks.training import measure
 from benchmarks.training_setups import SETUPS, draw_rows
@@ -13,8 +12,7 @@ from benchmarks.training_setups import SETUPS, draw_rows
 pytestmark = pytest.mark.slow
 
 
-def test_setups_are_measured_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trl_utils, "_use_triton", trl_utils._use_triton)  # put back afterwards
+def test_setups_are_measured_one_after_the_other(tmp_path: Path) -> None:
     names = ["recipe, TRL", "recipe, plain", "recipe"]
     setups = [replace(setup, steps=6, warm_up=2) for setup in SETUPS if setup.name in names]
     out = tmp_path / "out.json"

@@ -8,6 +8,4 @@ LLAMA = ModelFamily(
     changes_attention=False,
     drops_attention=False,
     head_width=128,
-    shapes_logits=False,
-    adds_losses=False,
 )

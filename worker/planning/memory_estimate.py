@@ -1,6 +1,6 @@
 """Estimates a job's peak memory in bytes from its shapes, settings and largest batch, by arithmetic alone.
 
-It follows what the training process does: TRL's loss in tiles of the vocabulary, PyTorch's attention, float32
+It follows what the training process does: the loss in chunks of tokens, PyTorch's attention, float32
 adapters under autocast, and the planned optimizations. Memory that only makes training faster and is released
 when memory runs short is not counted: CUDA graphs, dequantized weights. benchmarks/estimate.py compares it
 with measured peaks. Knows no model and no device.
@@ -15,7 +15,7 @@ from app.core.specs.job import LoraSpec, Optimizer, QuantizationSpec
 
 _FLOAT32 = 4
 _MASK_ALIGNMENT = 16
-# TRL's loss multiplies so many tokens by so many rows of the output layer at once.
+# As many logits exist at once as of so many tokens with a vocabulary of this size (worker/training/loss.py).
 _TILE_TOKENS = 4096
 _TILE_VOCABULARY = 32768
 # Copies of a tile that exist at once where the softmax is computed without Triton.

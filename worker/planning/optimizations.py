@@ -38,8 +38,6 @@ class ModelFamily:
     changes_attention: bool  # it has soft caps, or layers that are not attention
     drops_attention: bool  # in training, it drops out attention weights
     head_width: int
-    shapes_logits: bool  # logits are scaled or have a soft cap
-    adds_losses: bool  # the loss contains one of the router of a mixture of experts
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,6 @@ class OptimizationPlan:
     draws_peft_masks: bool = True  # on a padded batch, dropout draws the masks that PEFT's layers draw
     triton_dequantize: bool = False
     varlen_kernels: tuple[VarlenKernel, ...] = ()  # the fastest first; none: batches are padded
-    precomputed_targets: bool = False  # with padding-free batches
-    one_pass_loss: bool = False
     liger: bool = False
     fused_residuals: bool = False
     cuda_graphs: bool = False
@@ -73,7 +69,6 @@ def plan_optimizations(
     optimizer = spec.training.optim
     lora_reason = _why_not_fused_lora(spec, device)
     padding_free_reason = _why_not_padding_free(spec, device, family)
-    loss_reason = _why_not_one_pass(spec, device, family)
     liger_reason = _why_not_liger(family) if device.is_cuda else None
     graphs_reason = _why_not_graphs(spec, padding_free_reason) if device.is_cuda else None
     reasons = [
@@ -81,7 +76,6 @@ def plan_optimizations(
         for name, reason in (
             ("LoRA in one autograd function", lora_reason),
             ("padding-free batches", padding_free_reason),
-            ("log-probabilities in one pass", loss_reason),
             ("Liger kernels", liger_reason),
             ("CUDA graphs for short batches", graphs_reason),
         )
@@ -93,8 +87,6 @@ def plan_optimizations(
         draws_peft_masks=spec.quantization.load_in_4bit or not device.is_cuda,
         triton_dequantize=device.is_cuda and spec.quantization.load_in_4bit,
         varlen_kernels=() if padding_free_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
-        precomputed_targets=not padding_free_reason and not family.shapes_logits and not family.adds_losses,
-        one_pass_loss=not loss_reason,
         liger=device.is_cuda and not liger_reason,
         fused_residuals=device.is_cuda and family.name in _LIKE_LLAMA,
         cuda_graphs=device.is_cuda and not graphs_reason,
@@ -108,13 +100,6 @@ def describe_family(model: PreTrainedModel) -> ModelFamily:
     """The family of a model, loaded or without weights."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
-    scales = (
-        "final_logit_softcapping",
-        "logit_scale",
-        "logits_scaling",
-        "lm_head_multiplier",
-        "output_multiplier",
-    )
     heads = largest(config, "num_attention_heads") or 1
     return ModelFamily(
         name=config.model_type,
@@ -123,8 +108,6 @@ def describe_family(model: PreTrainedModel) -> ModelFamily:
         or not kinds <= {"full_attention", "sliding_attention"},
         drops_attention=any(getattr(config, name, None) for name in _ATTENTION_DROPOUTS),
         head_width=largest(config, "head_dim") or config.hidden_size // heads,
-        shapes_logits=any(getattr(config, name, None) is not None for name in scales),
-        adds_losses=bool(getattr(config, "output_router_logits", False)),
     )
 
 
@@ -189,14 +172,4 @@ def _why_not_graphs(spec: JobSpec, padding_free_reason: str | None) -> str | Non
     rows, length = training.per_device_train_batch_size, training.max_seq_length
     if training.packing and (length is None or int(rows) * length > MAX_GRAPH_TOKENS):
         return "batches are long enough to keep the GPU busy"
-    return None
-
-
-def _why_not_one_pass(spec: JobSpec, device: Device, family: ModelFamily) -> str | None:
-    if device.is_cuda:
-        return "TRL has a kernel for it on a GPU"
-    if spec.lora.modules_to_save:
-        return "the output layer may be trained"
-    if family.shapes_logits:
-        return f"{family.name} scales its logits"
     return None

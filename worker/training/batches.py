@@ -1,7 +1,7 @@
 """Batches of token rows: TRL's dataset, packing, collators with and without padding, the order of the rows.
 
 L: tokens of a row, or of the rows packed into one sequence. B: sequences in a batch. T: tokens of a batch.
-N: rows in a batch.
+N: rows in a batch. S: learned tokens of a batch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +10,13 @@ from typing import Any, TypedDict
 
 import torch
 from datasets import Dataset, Features, Sequence as ListOf, Value
+from torch.nn import functional
 from torch.utils.data import Sampler
 
 from worker.planning.row_order import order_rows, pack
 from worker.templates.token_rows import IGNORED, TokenRow
 
+_NOT_FOR_DECODER = {"labels", "learned", "targets", "sequence_lengths"}
 _FEATURES = Features({"input_ids": ListOf(Value("int32")), "labels": ListOf(Value("int32"))})
 
 
@@ -40,7 +42,8 @@ class Collator:
         self._pad_token_id = pad_token_id
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """A batch on the CPU, all [B, L]: `input_ids`, `labels`, and `attention_mask` or `position_ids`.
+        """A batch on the CPU, [B, L]: `input_ids`, `labels`, and `attention_mask` or `position_ids`; and
+        targets as from `add_targets`.
 
         Unpacked rows get an `attention_mask`. Packed rows get `position_ids` that begin again with each row,
         from which transformers builds a mask that separates the rows (planning/packing.py checks it); padding
@@ -55,22 +58,18 @@ class Collator:
                 [place for length in example["seq_lengths"] for place in range(length)]
                 for example in examples
             ]
-            return {**batch, "position_ids": _pad(positions, 0)}
-        return {**batch, "attention_mask": _pad([[1] * len(example["input_ids"]) for example in examples], 0)}
+            return add_targets({**batch, "position_ids": _pad(positions, 0)})
+        mask_BL = _pad([[1] * len(example["input_ids"]) for example in examples], 0)
+        return add_targets({**batch, "attention_mask": mask_BL})
 
 
 class PaddingFreeCollator:
     """Concatenates all rows of a batch without padding, for varlen attention."""
 
-    def __init__(self, *, with_targets: bool = False) -> None:
-        self._with_targets = with_targets
-
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """A batch on the CPU: `input_ids`, `labels`, `position_ids`, [1, T], and where rows begin, in the
-        arguments that transformers passes to attention. `sequence_lengths` [B] is not for the model.
-
-        With targets, S tokens are learned: `targets` [S] are those tokens, and `learned` [S] the places of
-        the tokens before them.
+        arguments that transformers passes to attention; and targets as from `add_targets`. `sequence_lengths`
+        [B] is not for the model.
         """
         lengths = [length for example in examples for length in _row_lengths(example)]
         ids, labels = ([token for one in examples for token in one[key]] for key in ("input_ids", "labels"))
@@ -79,7 +78,6 @@ class PaddingFreeCollator:
             torch.tensor([labels]),
             lengths,
             [len(example["input_ids"]) for example in examples],
-            with_targets=self._with_targets,
         )
 
 
@@ -118,9 +116,18 @@ def count_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return (places_L * (positions_BL > 0)).amax(dim=1).sum()
 
 
-def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a batch that is passed to the model."""
-    return {name: value for name, value in batch.items() if name != "sequence_lengths"}
+def add_targets(batch: dict[str, Any]) -> dict[str, Any]:
+    """Add which S tokens are learned: `targets` [S] are those tokens, `learned` [S] the places of the tokens
+    before them among all of the batch. On a GPU the host waits for that number, so the collators count."""
+    labels_BL = batch["labels"]
+    is_learned_BL = functional.pad(labels_BL[:, 1:] != IGNORED, (0, 1)).flatten()
+    learned = is_learned_BL.nonzero()[:, 0]
+    return {**batch, "learned": learned, "targets": labels_BL.flatten()[learned + 1]}
+
+
+def decoder_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a batch that is passed to the decoder."""
+    return {name: value for name, value in batch.items() if name not in _NOT_FOR_DECODER}
 
 
 def split_padding_free(batch: Mapping[str, Any], sequences: int) -> list[dict[str, Any]]:
@@ -134,7 +141,7 @@ def split_padding_free(batch: Mapping[str, Any], sequences: int) -> list[dict[st
         end = begin + sum(lengths)
         rows = [length for start, length in zip(starts, row_lengths, strict=False) if begin <= start < end]
         ids_1T, labels_1T = (batch[key][:, begin:end] for key in ("input_ids", "labels"))
-        parts.append(_padding_free_batch(ids_1T, labels_1T, rows, lengths, with_targets="targets" in batch))
+        parts.append(_padding_free_batch(ids_1T, labels_1T, rows, lengths))
         begin = end
     return parts
 
@@ -148,18 +155,12 @@ def _padding_free_batch(
     labels_1T: torch.Tensor,
     row_lengths: Sequence[int],
     sequence_lengths: Sequence[int],
-    *,
-    with_targets: bool,
 ) -> dict[str, Any]:
     device = ids_1T.device
     starts = torch.tensor([0, *accumulate(row_lengths)], dtype=torch.int32, device=device)
     positions = [place for length in row_lengths for place in range(length)]
     longest = max(row_lengths)
-    learned_targets = {}
-    if with_targets:
-        learned = (labels_1T[0, 1:] != IGNORED).nonzero()[:, 0]
-        learned_targets = {"learned": learned, "targets": labels_1T[0, 1:][learned]}
-    return {
+    batch = {
         "input_ids": ids_1T,
         "labels": labels_1T,
         "position_ids": torch.tensor([positions], device=device),
@@ -168,8 +169,8 @@ def _padding_free_batch(
         "max_length_q": longest,
         "max_length_k": longest,
         "sequence_lengths": torch.tensor(sequence_lengths, device=device),
-        **learned_targets,
     }
+    return add_targets(batch)
 
 
 def _pad(rows: list[list[int]], value: int) -> torch.Tensor:

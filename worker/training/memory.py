@@ -6,7 +6,6 @@ from typing import Protocol
 
 import torch
 
-from worker.templates.token_rows import IGNORED
 from worker.training import batches
 
 Batch = Mapping[str, torch.Tensor]
@@ -42,8 +41,9 @@ def split(batch: Batch, rows: int | None) -> list[Batch]:
         return [batch]
     if "sequence_lengths" in batch:
         return list(batches.split_padding_free(batch, rows))
-    parts = {name: tensor.split(rows) for name, tensor in batch.items()}
-    return [dict(zip(parts, tensors, strict=True)) for tensors in zip(*parts.values(), strict=True)]
+    parts = {name: tensor.split(rows) for name, tensor in batch.items() if name not in ("learned", "targets")}
+    split_batches = (dict(zip(parts, tensors, strict=True)) for tensors in zip(*parts.values(), strict=True))
+    return [batches.add_targets(part) for part in split_batches]
 
 
 def count_rows(batch: Batch) -> int:
@@ -53,7 +53,7 @@ def count_rows(batch: Batch) -> int:
 
 def count_trained(batch: Batch) -> int:
     """Tokens that the loss counts; the first token of a sequence is never predicted."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
+    return len(batch["targets"])
 
 
 def free_bytes_at_peak(growth: float = 1.0) -> int:

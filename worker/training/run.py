@@ -34,7 +34,6 @@ from worker.training.checkpoints.early_stopping import StopEarly
 from worker.training.checkpoints.epoch_checkpoints import SaveEpochAdapters
 from worker.training.failures import explain
 from worker.training.forward_check import refuse_broken
-from worker.training.loss import score_learned_tokens_only
 from worker.training.optimizations.apply import apply_optimizations
 from worker.training.output import folder as output, verification
 from worker.training.progress import library_log
@@ -54,7 +53,6 @@ def main() -> None:
     asked_to_stop = threading.Event()
     link.watch(on_stop=asked_to_stop.set)
     library_log.attach(link.send)
-    score_learned_tokens_only()
     link.send(run(request, link.send, asked_to_stop))
     with contextlib.suppress(OSError):  # the log's disk may be full
         sys.stdout.flush()

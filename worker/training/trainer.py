@@ -29,15 +29,16 @@ from app.core.specs.states import Phase
 from worker.atomic_folders import appearing
 from worker.models.device import is_out_of_memory
 from worker.processes.reports import Advanced, Happened
-from worker.training import adapter, memory
-from worker.training.batches import EpochSampler, count_tokens, model_inputs
+from worker.training import adapter, loss, memory
+from worker.training.batches import EpochSampler, count_tokens
 from worker.training.checkpoints import store as checkpoints
+from worker.training.loss import TokenScores
 from worker.training.memory import Batch
+from worker.training.model_names import add_names
 from worker.training.progress.callbacks import Send
 from worker.training.progress.counters import Counters
 from worker.training.progress.history import History
 from worker.training.progress.loss_guard import not_finite
-from worker.training.trl_names import add_names
 
 Computed = TypeVar("Computed")
 
@@ -105,19 +106,25 @@ class AdapterTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """TRL's loss without its three synchronizations a pass: metrics stay on the device until `log`."""
-        inputs = model_inputs(inputs)
-        if self.aux_loss_enabled:
-            loss: torch.Tensor = super().compute_loss(model, inputs, False, num_items_in_batch)
-            return loss
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        tokens = outputs.label_mask.sum()
-        divisor = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        """The mean loss of the learned tokens; metrics stay on the device until `log`."""
+        scores = self.score(inputs)
+        tokens = max(1, len(scores.log_probs_N))
+        divisor = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).clamp(min=1)
         metrics = self._metrics["train" if self.model.training else "eval"]
-        with torch.no_grad():
-            metrics["entropy"].append(outputs.entropy.sum() / tokens.clamp(min=1))
-            metrics["mean_token_accuracy"].append(outputs.is_top1.sum() / tokens.clamp(min=1))
-        return -outputs.log_probs.sum() / divisor.clamp(min=1)
+        metrics["entropy"].append(scores.entropy_N.sum() / tokens)
+        metrics["mean_token_accuracy"].append(scores.is_likeliest_N.sum() / tokens)
+        mean: torch.Tensor = -scores.log_prob_sum / divisor
+        if scores.balancing is None:
+            return mean
+        metrics["aux_loss"].append(scores.balancing.detach())
+        # A mean over a pass, so that of a step is the mean over its passes.
+        passes = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        return mean + scores.balancing / passes
+
+    def score(self, batch: Batch) -> TokenScores:
+        """The scores of a batch's learned tokens, in the job's mixed precision."""
+        with self.accelerator.autocast():
+            return loss.score(self.model.get_base_model(), batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the metrics since the last call."""

@@ -24,6 +24,7 @@ from worker.kernels import (
     paged_attention,
     rotary,
     swiglu,
+    token_scores,
     varlen_attention,
 )
 from worker.models.frozen_weights import AdapterColumns
@@ -70,6 +71,8 @@ def compile_training(dtype: torch.dtype) -> None:
         )
         dequantize.dequantize(packed, state)
         dequantize.dequantize_with_b(packed, state, AdapterColumns(b, rank, layers * rank))
+    for softcap in (None, 30.0):
+        token_scores.score(x, torch.zeros(tokens, dtype=torch.long), scale=1.0, softcap=softcap)
     heads = torch.zeros(tokens, 4, 128, dtype=dtype, requires_grad=True)
     starts = torch.tensor([0, 100, tokens], dtype=torch.int32)
     varlen_attention.attend(heads, heads, heads, starts, scale=0.1, window=None).sum().backward()

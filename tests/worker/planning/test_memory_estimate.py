@@ -29,7 +29,7 @@ from worker.planning.memory_estimate import (
     weight_bytes,
 )
 from worker.planning.model_shape import shape_of
-from worker.training.batches import PaddingFreeCollator, model_inputs
+from worker.training.batches import PaddingFreeCollator, decoder_inputs
 from worker.training.optimizations import varlen_attention
 from worker.training.optimizations.lora.linears import FusedLora
 
@@ -212,8 +212,7 @@ def padding_free_inputs(model: PeftModel, batch: BatchShape) -> dict[str, Any]:
     model.get_base_model().set_attn_implementation(varlen_attention.NAME)
     assert batch.padding_free_tokens
     ids = [1] * batch.padding_free_tokens
-    inputs = model_inputs(PaddingFreeCollator()([{"input_ids": ids, "labels": ids}]))
-    return {name: value for name, value in inputs.items() if name != "labels"}
+    return decoder_inputs(PaddingFreeCollator()([{"input_ids": ids, "labels": ids}]))
 
 
 def test_checkpointing_takes_less() -> None:

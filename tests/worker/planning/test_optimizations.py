@@ -32,18 +32,16 @@ def plan_for(spec: dict[str, Any], device: Device, *, family: ModelFamily = LLAM
 @pytest.mark.parametrize(
     ("device", "expected"),
     [
-        (CPU, (torch.float32, ("row by row",), True)),
-        (HOPPER, (torch.bfloat16, ("Triton", "PyTorch varlen_attn"), False)),
-        (TURING, (torch.float16, (), False)),
+        (CPU, (torch.float32, ("row by row",))),
+        (HOPPER, (torch.bfloat16, ("Triton", "PyTorch varlen_attn"))),
+        (TURING, (torch.float16, ())),
     ],
     ids=["cpu", "hopper", "turing"],
 )
-def test_the_recipe_on_each_device(
-    device: Device, expected: tuple[torch.dtype, tuple[str, ...], bool]
-) -> None:
+def test_the_recipe_on_each_device(device: Device, expected: tuple[torch.dtype, tuple[str, ...]]) -> None:
     plan = plan_for({}, device)
 
-    assert (plan.fused_lora_dtype, plan.varlen_kernels, plan.one_pass_loss) == expected
+    assert (plan.fused_lora_dtype, plan.varlen_kernels) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,10 +90,6 @@ def test_one_sequence_in_a_batch(device: Device, packing: bool, is_padding_free:
     plan = plan_for({"training": {"per_device_train_batch_size": 1, "packing": packing}}, device)
 
     assert bool(plan.varlen_kernels) == is_padding_free
-
-
-def test_a_model_that_scales_its_logits_keeps_trls_loss() -> None:
-    assert not plan_for({}, CPU, family=ModelFamily(**{**vars(LLAMA), "shapes_logits": True})).one_pass_loss
 
 
 @pytest.mark.parametrize(

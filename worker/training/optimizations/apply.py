@@ -5,13 +5,12 @@ replaces something of PEFT, TRL, transformers or bitsandbytes while its context 
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from torch import nn
-from trl.trainer import utils as trl_utils
 
 from app.core.settings import TrainingPath
 from app.core.specs.job import TrainingSpec
@@ -20,12 +19,11 @@ from worker.planning.optimizations import OptimizationPlan, VarlenKernel, descri
 from worker.training.attempt import TrainingAttempt
 from worker.training.batches import PaddingFreeCollator
 from worker.training.memory import SpareMemory
-from worker.training.optimizations import bnb_optimizer, liger, precomputed_targets, trial, varlen_attention
+from worker.training.optimizations import bnb_optimizer, liger, trial, varlen_attention
 from worker.training.optimizations.decoder_graphs import GraphedDecoder, own_stream
 from worker.training.optimizations.dequantized_cache import DequantizedCache
 from worker.training.optimizations.lora.group import LIBRARY_KERNELS, LoraKernels
 from worker.training.optimizations.lora.linears import FusedLora
-from worker.training.optimizations.one_pass_loss import LogProbFunction
 from worker.training.trainer import AdapterTrainer
 
 _VARLEN: dict[VarlenKernel, varlen_attention.VarlenAttention] = {
@@ -132,14 +130,12 @@ def list_optimizations(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[
 
         context = residuals.applied(trainer.model, linears)
         optimizations.append([Optimization("residual additions fused into other kernels", context)])
-    if plan.one_pass_loss:
-        optimizations.append([Optimization("log-probabilities in one pass", _one_pass_loss())])
     if plan.varlen_kernels:
         optimizations.append(
             [
                 Optimization(
                     f"padding-free batches (varlen attention: {kernel})",
-                    _padding_free(trainer, _VARLEN[kernel], with_targets=plan.precomputed_targets),
+                    _padding_free(trainer, _VARLEN[kernel]),
                     "padding-free",
                 )
                 for kernel in plan.varlen_kernels
@@ -204,16 +200,6 @@ def _fused_lora(
 
 
 @contextmanager
-def _one_pass_loss() -> Iterator[None]:
-    original = trl_utils._ChunkedLogProbFunction
-    trl_utils._ChunkedLogProbFunction = LogProbFunction(original)
-    try:
-        yield
-    finally:
-        trl_utils._ChunkedLogProbFunction = original
-
-
-@contextmanager
 def _cuda_graphs(trainer: AdapterTrainer) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(own_stream())
@@ -233,17 +219,14 @@ def _spare_memory(trainer: AdapterTrainer, memory: SpareMemory) -> Iterator[None
 
 
 @contextmanager
-def _padding_free(
-    trainer: AdapterTrainer, attention: varlen_attention.VarlenAttention, *, with_targets: bool
-) -> Iterator[None]:
+def _padding_free(trainer: AdapterTrainer, attention: varlen_attention.VarlenAttention) -> Iterator[None]:
     varlen_attention.register(attention)
     model = trainer.model.get_base_model()
     before, collator = model.config._attn_implementation, trainer.data_collator
     model.set_attn_implementation(varlen_attention.NAME)
-    trainer.data_collator = PaddingFreeCollator(with_targets=with_targets)
+    trainer.data_collator = PaddingFreeCollator()
     try:
-        with precomputed_targets.applied(trainer.model) if with_targets else nullcontext():
-            yield
+        yield
     finally:
         model.set_attn_implementation(before)
         trainer.data_collator = collator

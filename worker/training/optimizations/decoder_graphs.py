@@ -186,7 +186,7 @@ class GraphedDecoder:
     """Replaces a decoder's forward pass: short batches go through captured graphs."""
 
     def __init__(self, model: PeftModel, capturer: Capturer | None = None) -> None:
-        # TRL calls the decoder by this name, and the output layer apart.
+        # The loss calls the decoder by this name, and the output layer apart.
         self._decoder: nn.Module = model.get_base_model().base_model
         self._plain: Callable[..., Any] = self._decoder.forward
         self._parameters = [weight for weight in self._decoder.parameters() if weight.requires_grad]

@@ -1,7 +1,8 @@
 """Liger-Kernel's norms, rotary embeddings and SwiGLU in a model of a supported family, until they are undone.
 
-Liger's losses are not used, since TRL has its own. Liger replaces functions, classes and methods in the
-model's modules and in the family's module of transformers; all replaced attributes are restored afterwards.
+Liger's losses are not used, since the trainer computes its own. Liger replaces functions, classes and methods
+in the model's modules and in the family's module of transformers; all replaced attributes are restored
+afterwards.
 """
 
 import logging

@@ -10,7 +10,7 @@ N: learned tokens of the trial's rows.
 
 import math
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 
-from worker.training.batches import Collator, Example, model_inputs
+from worker.training.batches import Collator, Example
+from worker.training.loss import TokenScores
 from worker.training.memory import RandomState
 from worker.training.trainer import AdapterTrainer
 
@@ -161,30 +162,22 @@ class Trial:
     def _measure_losses(self, layout: Layout) -> torch.Tensor:
         """The losses [N] of the learned tokens, without dropout."""
         self._trainer.model.train(False)
-        outputs = self._compute(layout)
-        return torch.cat([-output.log_probs[output.label_mask] for output in outputs]).double()
+        return torch.cat([-scores.log_probs_N for scores in self._score(layout)]).double()
 
     def _run(self, layout: Layout, is_training: bool) -> TrialPass:
         self._trainer.model.train(is_training)
 
         def compute_loss() -> torch.Tensor:
-            outputs = self._compute(layout)
-            tokens = torch.stack([output.label_mask.sum() for output in outputs])
-            loss: torch.Tensor = (
-                torch.stack([output.loss for output in outputs]) * tokens
-            ).sum() / tokens.sum()
-            return loss
+            return mean_loss(self._score(layout))
 
         return run_pass(self._trainer.model, compute_loss)
 
-    def _compute(self, layout: Layout) -> list[Any]:
+    def _score(self, layout: Layout) -> list[TokenScores]:
         trainer = self._trainer
-        batches = [
-            trainer._prepare_inputs(model_inputs(collate(examples)))
+        return [
+            trainer.score(trainer._prepare_inputs(collate(examples)))
             for collate, examples in self._lay_out(layout)
         ]
-        with trainer.accelerator.autocast():
-            return [trainer.model(**batch, use_cache=False, fused_lm_head=True) for batch in batches]
 
     def _lay_out(
         self, layout: Layout
@@ -201,6 +194,18 @@ def shorten_examples(examples: list[Example]) -> list[Example]:
         ids = list(example["input_ids"])[: max(2, _MAX_ROW_TOKENS // (1 + place))]
         found.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
     return found
+
+
+def mean_loss(batches: Sequence[TokenScores]) -> torch.Tensor:
+    """The mean loss of all learned tokens, those of a mixture's router included."""
+    tokens = [len(scores.log_probs_N) for scores in batches]
+    sums = [-scores.log_prob_sum for scores in batches]
+    sums += [
+        scores.balancing * count
+        for scores, count in zip(batches, tokens, strict=True)
+        if scores.balancing is not None
+    ]
+    return torch.stack(sums).sum() / sum(tokens)
 
 
 def run_pass(model: PeftModel, compute_loss: ComputeLoss) -> TrialPass:

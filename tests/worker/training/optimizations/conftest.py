@@ -14,7 +14,7 @@ from worker.models.base_model import load_model
 from worker.models.device import find_device
 from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter
-from worker.training.batches import model_inputs
+from worker.training.batches import decoder_inputs
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
@@ -46,9 +46,7 @@ def model(models_folder: Path) -> PeftModel:
 
 
 def sum_of_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    logits_BLV = model(
-        **{k: v for k, v in model_inputs(batch).items() if k != "labels"}, use_cache=False
-    ).logits
+    logits_BLV = model(**decoder_inputs(batch), use_cache=False).logits
     labels_BL = batch["labels"]
     return functional.cross_entropy(
         logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"

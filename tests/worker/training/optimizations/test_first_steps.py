@@ -14,7 +14,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -27,7 +26,8 @@ from transformers import (
 )
 
 from worker.planning.optimizations import _LIKE_LLAMA
-from worker.training.batches import Collator, Example, PaddingFreeCollator, model_inputs
+from worker.training.batches import Collator, Example, PaddingFreeCollator
+from worker.training.loss import score
 from worker.training.optimizations import residuals, varlen_attention
 from worker.training.optimizations.lora.linears import FusedLora
 
@@ -101,15 +101,13 @@ def train(model: PeftModel, dtype: torch.dtype, *, is_packed: bool) -> torch.Ten
     batch = PaddingFreeCollator()(examples) if is_packed else Collator(0)(examples)
     if is_packed:
         model.get_base_model().set_attn_implementation(varlen_attention.NAME)
-    inputs, labels_BL = model_inputs(batch), batch["labels"]
-    del inputs["labels"]
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3)
     losses = []
     for step in range(STEPS):
         torch.manual_seed(step)
         with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
-            logits_BLV = model(**inputs, use_cache=False).logits
-        loss = functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1).float(), labels_BL[:, 1:].flatten())
+            scores = score(model.get_base_model(), batch)
+        loss = -scores.log_prob_sum / len(scores.log_probs_N)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

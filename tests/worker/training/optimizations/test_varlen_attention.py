@@ -17,7 +17,7 @@ from transformers import (
 from tests.tiny_model import NAME
 from tests.worker.training.optimizations.conftest import draw_rows, losses_and_gradients
 from worker.training import memory
-from worker.training.batches import Collator, PaddingFreeCollator, count_tokens, make_dataset, model_inputs
+from worker.training.batches import Collator, PaddingFreeCollator, count_tokens, decoder_inputs, make_dataset
 from worker.training.config import CHECKPOINTING
 from worker.training.optimizations import varlen_attention
 
@@ -99,10 +99,7 @@ def test_a_change_in_one_row_leaves_every_other_as_it_was(models_folder: Path) -
     changed["input_ids"][:, 6:13] += 1
 
     with torch.no_grad():
-        before, after = (
-            model(**{k: v for k, v in model_inputs(one).items() if k != "labels"}, use_cache=False).logits
-            for one in (batch, changed)
-        )
+        before, after = (model(**decoder_inputs(one), use_cache=False).logits for one in (batch, changed))
 
     assert torch.equal(before[:, :6], after[:, :6])
     assert torch.equal(before[:, 13:], after[:, 13:])
@@ -136,7 +133,7 @@ def test_a_padded_batch_is_refused() -> None:
     model.set_attn_implementation(varlen_attention.NAME)
 
     with pytest.raises(NotImplementedError):
-        model(**Collator(0)(list(make_dataset(draw_rows([4, 2])))))
+        model(**decoder_inputs(Collator(0)(list(make_dataset(draw_rows([4, 2]))))))
     with pytest.raises(NotImplementedError, match="where rows begin"):
         model(input_ids=torch.tensor([[5, 6]]))
 
@@ -144,7 +141,7 @@ def test_a_padded_batch_is_refused() -> None:
 @pytest.mark.parametrize("packed_length", [None, 10], ids=["rows", "packed"])
 def test_parts_of_a_joined_batch_are_what_joining_their_sequences_gives(packed_length: int | None) -> None:
     examples = list(make_dataset(draw_rows([5, 2, 9, 3, 4], masked=(1,)), packed_length=packed_length))
-    collate = PaddingFreeCollator(with_targets=True)
+    collate = PaddingFreeCollator()
     batch = collate(examples)
 
     parts = memory.split(batch, 2)

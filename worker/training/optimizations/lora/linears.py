@@ -14,6 +14,7 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraOverDense, LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as LoraOver4Bit
 from torch import nn
+from transformers import PreTrainedModel
 
 from worker.models.linear_groups import group_by_input
 from worker.training.optimizations.lora.frozen_linear import FrozenLinear
@@ -39,7 +40,10 @@ class FusedLora:
                 frozen = FrozenLinear(layer, dtype, kernels.dequantizers)
                 self._frozen.append(frozen)
                 self._forwards.append((layer, frozen.forward))
-        self._hook = model.register_forward_pre_hook(self._begin_pass)
+        base = model.get_base_model()
+        # The decoder is called for the loss, without its output layer.
+        entry = base.base_model if isinstance(base, PreTrainedModel) else model
+        self._hook = entry.register_forward_pre_hook(self._begin_pass)
         self._replace_forwards()
 
     @property

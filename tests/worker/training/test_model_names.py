@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.families.configs import FAMILIES, Family
 from benchmarks.families.tiny_model import make_config, make_tokenizer
-from worker.training.trl_names import add_names
+from worker.training.model_names import add_names
 
 
 def make_model(name: str) -> PreTrainedModel:
