@@ -47,9 +47,18 @@ def _run(settings: Settings, role: str) -> int:
     except DatabaseTooNew as error:
         print(f"{error.message} {error.hint}", file=sys.stderr)
         return 1
+    cache_compiled_kernels(settings)
     roles = frozenset(Role) if role == "all" else frozenset({Role(role)})
     Supervisor(settings, roles, make_examination=Examination).run()
     return 0
+
+
+def cache_compiled_kernels(settings: Settings) -> None:
+    """Make child processes store Triton's compiled kernels in the data folder, unless a folder is set.
+
+    A kernel is then compiled once for all jobs, also where the home folder does not last or can't be written.
+    """
+    os.environ.setdefault("TRITON_CACHE_DIR", str(settings.data_dir / "cache" / "triton"))
 
 
 if __name__ == "__main__":
