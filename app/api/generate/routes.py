@@ -7,6 +7,8 @@ from anyio import to_thread
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 
+from app.api.chat.calls import as_tool_calls
+from app.api.chat.conversation import as_turns
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answer_events import EventStream
 from app.api.generate.answers import (
@@ -28,7 +30,6 @@ from app.api.generate.schemas import (
     GenerationEndRead,
     GenerationRead,
     StreamEndRead,
-    ToolCallRead,
 )
 from app.api.http.errors import EngineRefusal, documented, dumps, error_content, refusal_content
 from app.api.http.server_sent_events import server_sent
@@ -94,6 +95,8 @@ def _plan(services: Services, body: GenerateBody) -> tuple[Target, GenerateReque
     """Check what pydantic can't, and find the adapter and the engine."""
     _exactly_one(body, "adapter", "base_model")
     _exactly_one(body, "prompt", "messages")
+    if body.prompt is not None:
+        _refuse_with_prompt(body)
     with services.database.snapshot() as session:
         if body.adapter:
             target = find_adapter(session, services.settings, body.adapter, quantization=body.quantization)
@@ -105,9 +108,11 @@ def _plan(services: Services, body: GenerateBody) -> tuple[Target, GenerateReque
         base_model=target.base_model,
         adapter=target.adapter,
         prompt=body.prompt,
-        messages=body.messages,
+        messages=as_turns(body.messages) if body.messages else None,
         sampling=Sampling.model_validate(body.model_dump(include=set(Sampling.model_fields))),
         output_schema=output_schema(body.response_format),
+        tools=body.find_tools(),
+        template_variables=body.find_variables(),
     )
 
 
@@ -116,6 +121,15 @@ def _exactly_one(body: GenerateBody, first: str, second: str) -> None:
     if len(given) != 1:
         problem = "both are given" if given else "neither is given"
         raise InvalidRequest(f"Give either `{first}` or `{second}`: {problem}.", param=first)
+
+
+def _refuse_with_prompt(body: GenerateBody) -> None:
+    for name in ("tools", "chat_template_kwargs", "reasoning_effort"):
+        if getattr(body, name):
+            raise InvalidRequest(
+                f"{name}: it needs `messages`: a prompt is taken as it is, without the chat template.",
+                param=name,
+            )
 
 
 def _generation(target: Target, whole: list[GeneratedAnswer]) -> GenerationRead:
@@ -132,8 +146,8 @@ def _choice(answer: GeneratedAnswer) -> ChoiceRead:
 
 def _parts(answer: GeneratedAnswer) -> dict[str, Any]:
     """What the answer has besides its text."""
-    calls = [ToolCallRead(id=call.id, name=call.name, arguments=call.arguments) for call in answer.tool_calls]
-    parts = {"tokens": answer.tokens, "reasoning": answer.reasoning, "tool_calls": calls or None}
+    calls = as_tool_calls(answer.tool_calls)
+    parts = {"tokens": answer.tokens, "reasoning": answer.reasoning, "tool_calls": calls}
     return {name: part for name, part in parts.items() if part is not None}
 
 

@@ -4,8 +4,12 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.chat.calls import MessageToolCall
+from app.api.chat.conversation import ChatMessageParam
+from app.api.chat.template_variables import TemplateFields
+from app.api.chat.tools import ToolFields
 from app.api.generate.response_format import ResponseFormat
-from app.core.engine.messages import ChatMessage, MadeToken, Timings, Usage
+from app.core.engine.messages import MadeToken, Timings, Usage
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from app.core.specs.patterns import MODEL_NAME
@@ -13,7 +17,7 @@ from app.core.specs.patterns import MODEL_NAME
 MAX_CHOICES = 128
 
 
-class GenerateBody(Sampling):
+class GenerateBody(Sampling, ToolFields, TemplateFields):
     """An adapter or a base model; a prompt or messages; how to sample."""
 
     adapter: str | None = Field(None, max_length=400, description="Id or name of an adapter.")
@@ -26,7 +30,7 @@ class GenerateBody(Sampling):
         "An adapter is on the weights that it was trained on.",
     )
     prompt: str | None = Field(None, min_length=1, description="Text to continue, taken as it is.")
-    messages: list[ChatMessage] | None = Field(
+    messages: list[ChatMessageParam] | None = Field(
         None, min_length=1, description="A conversation, rendered with the model's chat template."
     )
     n: int = Field(1, ge=1, le=MAX_CHOICES, description="How many answers; see `choices`.")
@@ -34,14 +38,6 @@ class GenerateBody(Sampling):
         None, description="What the answer must look like: text, JSON, or JSON that keeps to a schema."
     )
     stream: bool = Field(False, description="Answer with server-sent events: `delta`, …, `done`.")
-
-
-class ToolCallRead(BaseModel):
-    """A call of a function."""
-
-    id: str = Field(description="Names the call; its result refers to it.")
-    name: str = Field(description="The function's name.")
-    arguments: str = Field(description="Its arguments, as JSON. Check them: a model may err.")
 
 
 class ChoiceEndRead(BaseModel):
@@ -58,7 +54,7 @@ class ChoiceRead(ChoiceEndRead):
     text: str = Field(description="The answer, without the prompt.")
     tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
     reasoning: str | None = Field(None, description="What was thought before the answer, if anything.")
-    tool_calls: list[ToolCallRead] | None = Field(None, description="The functions to call, if any.")
+    tool_calls: list[MessageToolCall] | None = Field(None, description="The functions to call, if any.")
 
 
 class GenerationEndRead(ChoiceEndRead):
@@ -84,5 +80,5 @@ class GenerationRead(GenerationEndRead):
     text: str = Field(description="The answer, without the prompt.")
     tokens: list[MadeToken] | None = Field(None, description="Its tokens, with `logprobs`.")
     reasoning: str | None = Field(None, description="What was thought before the answer, if anything.")
-    tool_calls: list[ToolCallRead] | None = Field(None, description="The functions to call, if any.")
+    tool_calls: list[MessageToolCall] | None = Field(None, description="The functions to call, if any.")
     choices: list[ChoiceRead] | None = Field(None, description="Every answer, with `n` above 1.")

@@ -7,20 +7,25 @@ from fastapi import APIRouter, Body, Request
 from fastapi.openapi.models import Example
 from pydantic import BaseModel, Field
 
+from app.api.chat.calls import CalledFunction, MessageToolCall, as_tool_calls
+from app.api.chat.conversation import ChatMessageParam, as_turns
+from app.api.chat.request_parts import MustBeNull, allow_only
+from app.api.chat.template_variables import TemplateFields
+from app.api.chat.tools import (
+    MAX_FUNCTIONS,
+    ChosenFunction,
+    FunctionName,
+    OfferedFunction,
+    ToolFields,
+    choose_tools,
+)
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
 from app.api.openai.completion_response import CompletionPlan, OpenAICompletion, respond
-from app.api.openai.conversation import ChatMessageParam
 from app.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from app.api.openai.models import find_target
-from app.api.openai.parameters import (
-    CommonBody,
-    MustBeEmpty,
-    MustBeNull,
-    allow_only,
-    reject_parameter,
-)
+from app.api.openai.parameters import CommonBody, reject_parameter
 from app.core.engine.messages import (
     Delta,
     Finished,
@@ -28,11 +33,14 @@ from app.core.engine.messages import (
     ReasoningDelta,
     TokenDelta,
     ToolCallDelta,
+    Tools,
 )
 from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 from app.core.storage.ids import new_id
 
 router = APIRouter(prefix="/chat")
+
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 def _is_none(value: object) -> bool:
@@ -46,6 +54,27 @@ _EXAMPLES: dict[str, Example] = {
             "model": "support-bot",
             "messages": [{"role": "user", "content": "How do I cancel a job?"}],
             "max_completion_tokens": 64,
+        },
+    },
+    "tools": {
+        "summary": "Functions that the model may call",
+        "value": {
+            "model": "support-bot",
+            "messages": [{"role": "user", "content": "What is the weather in Rome?"}],
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "get_weather",
+                        "description": "The weather in a city.",
+                        "parameters": {
+                            "type": "object",
+                            "properties": {"city": {"type": "string"}},
+                            "required": ["city"],
+                        },
+                    },
+                }
+            ],
         },
     },
     "schema": {
@@ -71,7 +100,7 @@ _EXAMPLES: dict[str, Example] = {
 }
 
 
-class ChatBody(CommonBody):
+class ChatBody(CommonBody, ToolFields, TemplateFields):
     """A conversation to go on with."""
 
     messages: list[ChatMessageParam] = Field(min_length=1, description="The conversation so far.")
@@ -89,22 +118,18 @@ class ChatBody(CommonBody):
         None, description="What the answer must look like: text, JSON, or JSON that keeps to a schema."
     )
 
-    tools: MustBeEmpty = Field(None, description="Only null or empty: the engine calls no tools.")
-    tool_choice: Annotated[Any, allow_only("none", "auto")] = Field(
-        None, description="Only `none` or `auto`."
+    functions: list[OfferedFunction] | None = Field(
+        None, max_length=MAX_FUNCTIONS, description="The older form of `tools`."
     )
-    functions: MustBeEmpty = Field(None, description="Only null or empty.")
-    function_call: Annotated[Any, allow_only("none", "auto")] = Field(
-        None, description="Only `none` or `auto`."
+    function_call: Literal["none", "auto"] | FunctionName | None = Field(
+        None, description="The older form of `tool_choice`."
     )
     modalities: Annotated[Any, allow_only(["text"])] = Field(None, description="Only text.")
     audio: MustBeNull = Field(None, description="Only null.")
     web_search_options: MustBeNull = Field(None, description="Only null.")
     moderation: MustBeNull = Field(None, description="Only null.")
-    reasoning_effort: Annotated[Any, allow_only("none")] = Field(None, description="Only `none`.")
     verbosity: Annotated[Any, allow_only("medium")] = Field(None, description="Only `medium`.")
 
-    parallel_tool_calls: Any = Field(None, description="Accepted; changes nothing.")
     prediction: Any = Field(None, description="Accepted; changes nothing.")
     metadata: Any = Field(None, description="Accepted; changes nothing.")
     store: Any = Field(None, description="Accepted; nothing is stored.")
@@ -119,31 +144,38 @@ class ChatBody(CommonBody):
         super().check()
         if self.top_logprobs and not self.logprobs:
             reject_parameter("top_logprobs", "it needs `logprobs`")
+        if self.functions and self.tools:
+            reject_parameter("functions", "not together with `tools`")
+
+    @property
+    def calls_functions(self) -> bool:
+        """Whether a call is asked for in its older form."""
+        return bool(self.functions)
+
+    def find_tools(self) -> Tools | None:
+        """The functions of the engine's request. Raises InvalidRequest for those that do not go together."""
+        if self.tools or not (self.functions or self.function_call):
+            return super().find_tools()
+        choice = self.function_call
+        return choose_tools(
+            self.functions or [],
+            ChosenFunction(type="function", function=choice) if isinstance(choice, FunctionName) else choice,
+            is_parallel=False,
+            list_param="functions",
+            choice_param="function_call",
+        )
 
     def as_request(self) -> dict[str, Any]:
         """The fields of the engine's request, without the model."""
         most = self.max_completion_tokens or self.max_tokens or MAX_NEW_TOKENS
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return {
-            "messages": [message.as_turn() for message in self.messages],
+            "messages": as_turns(self.messages),
             "sampling": self.sampling(max_new_tokens=most, logprobs=logprobs),
             "output_schema": output_schema(self.response_format),
+            "tools": self.find_tools(),
+            "template_variables": self.find_variables(),
         }
-
-
-class CalledFunction(BaseModel):
-    """A function's name, and what it is called with."""
-
-    name: str = Field(description="The function's name.")
-    arguments: str = Field(description="Its arguments, as JSON. Check them: a model may err.")
-
-
-class MessageToolCall(BaseModel):
-    """A call of a function."""
-
-    id: str = Field(description="Names the call; its result refers to it.")
-    type: Literal["function"] = Field("function", description="Always `function`.")
-    function: CalledFunction = Field(description="What is called.")
 
 
 class AssistantMessage(BaseModel):
@@ -160,6 +192,9 @@ class AssistantMessage(BaseModel):
     tool_calls: list[MessageToolCall] | None = Field(
         None, exclude_if=_is_none, description="The functions to call, if any."
     )
+    function_call: CalledFunction | None = Field(
+        None, exclude_if=_is_none, description="With `functions`: the function to call, if any."
+    )
 
 
 class ChatChoice(BaseModel):
@@ -168,8 +203,9 @@ class ChatChoice(BaseModel):
     index: int = Field(description="Counts the answers from 0.")
     message: AssistantMessage = Field(description="The answer.")
     logprobs: ChatLogprobs | None = Field(description="With `logprobs`: its tokens.")
-    finish_reason: Literal["stop", "length", "tool_calls"] = Field(
-        description="`length`: no more tokens were wanted or fit. `tool_calls`: functions are to be called."
+    finish_reason: FinishReason = Field(
+        description="`length`: no more tokens were wanted or fit. `tool_calls`: functions are to be called; "
+        "with `functions` that is `function_call`."
     )
 
 
@@ -181,6 +217,9 @@ class ChatCompletion(OpenAICompletion):
 
 
 class _ChatRenderer:
+    def __init__(self, *, calls_functions: bool) -> None:
+        self._calls_functions = calls_functions
+
     def first(self, index: int) -> dict[str, Any]:
         return _choice(index, {"role": "assistant", "content": "", "refusal": None})
 
@@ -193,31 +232,37 @@ class _ChatRenderer:
             case ReasoningDelta():
                 return _choice(index, {"reasoning_content": reply.text})
             case ToolCallDelta(is_withdrawn=False):
+                if self._calls_functions:
+                    return _choice(index, {"function_call": _call_delta(reply)["function"]})
                 return _choice(index, {"tool_calls": [_call_delta(reply)]})
         return None
 
     def end(self, index: int, finished: Finished) -> dict[str, Any]:
-        return _choice(index, {}, finish_reason=finished.finish_reason)
+        return _choice(index, {}, finish_reason=self._finish_reason(finished))
 
     def whole(self, index: int, answer: GeneratedAnswer) -> ChatChoice:
         return ChatChoice(
             index=index,
-            message=_message(answer),
+            message=self._message(answer),
             logprobs=chat_logprobs(answer.tokens),
-            finish_reason=answer.finished.finish_reason,
+            finish_reason=self._finish_reason(answer.finished),
         )
 
+    def _message(self, answer: GeneratedAnswer) -> AssistantMessage:
+        calls = as_tool_calls(answer.tool_calls)
+        message = AssistantMessage(
+            content=answer.text if answer.text or not calls else None, reasoning_content=answer.reasoning
+        )
+        if calls and self._calls_functions:
+            message.function_call = calls[0].function
+        else:
+            message.tool_calls = calls
+        return message
 
-def _message(answer: GeneratedAnswer) -> AssistantMessage:
-    calls = [
-        MessageToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
-        for call in answer.tool_calls
-    ]
-    return AssistantMessage(
-        content=answer.text if answer.text or not calls else None,
-        reasoning_content=answer.reasoning,
-        tool_calls=calls or None,
-    )
+    def _finish_reason(self, finished: Finished) -> FinishReason:
+        if finished.finish_reason == "tool_calls" and self._calls_functions:
+            return "function_call"
+        return finished.finish_reason
 
 
 def _call_delta(delta: ToolCallDelta) -> dict[str, Any]:
@@ -255,7 +300,13 @@ async def create_chat_completion(
 ) -> object:
     """Go on with a conversation, rendered with the model's chat template."""
     plan = await to_thread.run_sync(_plan, services, body)
-    return await respond(plan, _ChatRenderer(), ChatCompletion, request=request, services=services)
+    return await respond(
+        plan,
+        _ChatRenderer(calls_functions=body.calls_functions),
+        ChatCompletion,
+        request=request,
+        services=services,
+    )
 
 
 def _plan(services: Services, body: ChatBody) -> CompletionPlan:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Request
 from fastapi.openapi.models import Example
 from pydantic import BaseModel, Field
 
+from app.api.chat.request_parts import MustBeFalse, allow_only
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
@@ -14,12 +15,7 @@ from app.api.generate.schemas import MAX_CHOICES
 from app.api.openai.completion_response import CompletionPlan, OpenAICompletion, respond
 from app.api.openai.logprobs import CompletionLogprobs, CompletionLogprobsWriter
 from app.api.openai.models import find_target
-from app.api.openai.parameters import (
-    CommonBody,
-    MustBeFalse,
-    allow_only,
-    reject_parameter,
-)
+from app.api.openai.parameters import CommonBody, reject_parameter
 from app.core.engine.messages import Delta, Finished, GenerateRequest, TokenDelta
 from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 from app.core.storage.ids import new_id

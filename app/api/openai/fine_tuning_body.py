@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.api.chat.request_parts import MustBeEmpty, allow_only
 from app.api.http.bodies.validation import describe
-from app.api.openai.parameters import MustBeEmpty, allow_only, reject_parameter
+from app.api.openai.parameters import reject_parameter
 from app.core.jobs import fine_tuning
 from app.core.specs.job import JobSpec, LoraSpec, MetadataKey, MetadataValue, QuantizationSpec, TrainingSpec
 from app.core.specs.patterns import SUFFIX

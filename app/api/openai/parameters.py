@@ -3,10 +3,11 @@
 As in OpenAI's API, null means a parameter's default.
 """
 
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
+from app.api.chat.request_parts import RequestPart
 from app.api.generate.schemas import MAX_CHOICES
 from app.core.engine.sampling import (
     DRAWN_SEED,
@@ -21,44 +22,6 @@ from app.core.engine.sampling import (
 )
 from app.core.errors import InvalidRequest
 from app.core.specs.job import QuantizationSpec
-
-
-def allow_only(*neutral: object) -> AfterValidator:
-    """A validator that accepts null and these values alone: others have no effect here and are rejected."""
-
-    def check(value: object) -> object:
-        if value is not None and value not in neutral:
-            raise ValueError("not supported here; leave it out")
-        return value
-
-    return AfterValidator(check)
-
-
-MustBeNull = Annotated[Any, allow_only()]
-MustBeEmpty = Annotated[Any, allow_only([])]
-MustBeFalse = Annotated[Any, allow_only(False)]
-
-
-class RequestPart(BaseModel):
-    """A JSON object of a request. Unknown fields are refused, except those that are null: clients send them.
-
-    `ignored_fields`: fields of other vendors that clients leave in a history, and that change nothing here.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    ignored_fields: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_ignored(cls, content: Any) -> Any:
-        if not isinstance(content, dict):
-            return content
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        return {
-            name: value
-            for name, value in content.items()
-            if name in known or (value is not None and name not in cls.ignored_fields)
-        }
 
 
 class StreamOptions(RequestPart):

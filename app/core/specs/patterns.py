@@ -9,6 +9,8 @@ HUB_REVISION = r"^[\w.][\w./-]*$"
 # The name of a job or of an adapter.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 SUFFIX = r"^[A-Za-z0-9._-]*$"
+# A function that a model may call, as OpenAI names them.
+FUNCTION_NAME = r"^[A-Za-z0-9_-]+$"
 # Names of modules: PEFT compiles some of them as regular expressions, which may take exponential time.
 MODULE_NAME = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
 # Without quotes and backslashes: the key becomes part of a path into JSON, which databases quote differently.
@@ -22,6 +24,7 @@ RULES = {
     HUB_REVISION: "a revision is a branch, a tag or a commit, without spaces",
     NAME: f"a name is of {_CHARACTERS}, without spaces, and begins with a letter or digit",
     SUFFIX: f"it is of {_CHARACTERS}, without spaces",
+    FUNCTION_NAME: "a function's name is of letters A to Z, digits, dashes and underscores",
     MODULE_NAME: "a module's name is of letters, digits, dashes and underscores, with dots between its parts",
     METADATA_KEY: "a key has no quotes, backslashes and control characters",
 }

@@ -27,8 +27,12 @@ def test_an_answer_has_its_thoughts_and_calls(
     answer = client.post("/generate", json=BODY).json()
     assert (answer["text"], answer["reasoning"], answer["finish_reason"]) == ("", "Which city?", "tool_calls")
     assert answer["tool_calls"] == [
-        {"id": "call_1", "name": "weather", "arguments": '{"city": "Rome"}'},
-        {"id": "call_2", "name": "time", "arguments": "{}"},
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "weather", "arguments": '{"city": "Rome"}'},
+        },
+        {"id": "call_2", "type": "function", "function": {"name": "time", "arguments": "{}"}},
     ]
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 9, "reasoning_tokens": 4}
 

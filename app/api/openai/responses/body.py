@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
+from app.api.chat.request_parts import MustBeEmpty, MustBeNull, RequestPart, allow_only
 from app.api.generate.response_format import (
     JsonObjectFormat,
     JsonSchemaFormat,
@@ -11,7 +12,7 @@ from app.api.generate.response_format import (
     TextFormat,
     output_schema,
 )
-from app.api.openai.parameters import MustBeEmpty, MustBeNull, RequestPart, SamplingBody, allow_only
+from app.api.openai.parameters import SamplingBody
 from app.api.openai.responses.items import InputItem, ItemId
 from app.api.openai.responses.tools import MAX_TOOLS, ToolChoiceParam, ToolParam
 from app.core.engine.messages import OutputSchema

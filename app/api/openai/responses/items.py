@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
+from app.api.chat.request_parts import RequestPart
 from app.api.openai.logprobs import ChatTokenLogprob
-from app.api.openai.parameters import RequestPart
 from app.core.datasets.problems import shown
 
 MAX_ID_LENGTH = 128

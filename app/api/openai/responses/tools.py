@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from app.api.openai.parameters import RequestPart, reject_parameter
+from app.api.chat.request_parts import RequestPart
+from app.api.openai.parameters import reject_parameter
 from app.api.openai.responses.items import MAX_NAME_LENGTH
 from app.core.chat.json_limits import check_levels
 from app.core.chat.tools import FunctionTool

@@ -1,0 +1,46 @@
+"""JSON objects of requests as clients of other services send them, and fields that must be empty.
+
+As in OpenAI's API, null means a field's default.
+"""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+
+def allow_only(*neutral: object) -> AfterValidator:
+    """A validator that accepts null and these values alone: others have no effect here and are rejected."""
+
+    def check(value: object) -> object:
+        if value is not None and value not in neutral:
+            raise ValueError("not supported here; leave it out")
+        return value
+
+    return AfterValidator(check)
+
+
+MustBeNull = Annotated[Any, allow_only()]
+MustBeEmpty = Annotated[Any, allow_only([])]
+MustBeFalse = Annotated[Any, allow_only(False)]
+
+
+class RequestPart(BaseModel):
+    """A JSON object of a request. Unknown fields are refused, except those that are null: clients send them.
+
+    `ignored_fields`: fields of other vendors that clients leave in a history, and that change nothing here.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    ignored_fields: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_ignored(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {
+            name: value
+            for name, value in content.items()
+            if name in known or (value is not None and name not in cls.ignored_fields)
+        }
