@@ -28,6 +28,7 @@ COPY --from=packages /opt/venv /opt/venv
 WORKDIR /opt/tunesmith
 COPY docker/tunesmith /usr/local/bin/
 COPY migrations ./migrations
+COPY examples ./examples
 COPY app ./app
 RUN /opt/venv/bin/python -m compileall -q app migrations
 # TMPDIR: uploads are larger than a read-only container's /tmp.

@@ -142,6 +142,7 @@ def show_next_steps(url: str) -> None:
     """What to try while the service is up."""
     console.rule("The service is up. Try")
     lines = f"""\
+The dashboard, with the curve and a playground: {url}
 curl {url}/jobs
 curl {url}/adapters
 curl -N {url}/generate -H 'Content-Type: application/json' -d '{{"adapter": "{JOB["name"]}",

@@ -11,7 +11,8 @@ import typer
 from app.stack import DEFAULT_HOST, DEFAULT_PORT, Stack, StackError
 
 _HELP = """
-Tunesmith answers on {url} (docs: {url}/docs). Next:
+Open the dashboard: {url}
+It has a first run with example data. The API is described at {url}/docs. In another terminal:
 
   export TUNESMITH_URL={url}
   tunesmith models

@@ -45,6 +45,7 @@ class JobView(BaseModel):
     name: str
     state: str
     phase: str | None = None
+    queue_position: int | None = None
     progress: ProgressView
     spec: dict[str, Any]
     attempts: list[AttemptView]

@@ -1,11 +1,13 @@
-"""Serves the dashboard: one page at `/`, which requests its data from the API, and its files under ASSETS."""
+"""Serves the dashboard: one page at `/`, which requests its data from the API, its files, and examples."""
 
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
+
+from app.dashboard import examples
 
 ASSETS = "/dashboard"
 _FOLDER = Path(__file__).with_name("static")
@@ -26,6 +28,18 @@ def install(app: FastAPI) -> None:
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def show_dashboard() -> FileResponse:
         return FileResponse(_FOLDER / "index.html", headers=_CACHE)
+
+    @app.get(f"{ASSETS}/presets.json", include_in_schema=False)
+    def show_presets() -> JSONResponse:
+        return JSONResponse(examples.read_presets(), headers=_CACHE)
+
+    @app.get(f"{ASSETS}/first-run.json", include_in_schema=False)
+    def show_first_run() -> JSONResponse:
+        return JSONResponse(examples.read_first_run(), headers=_CACHE)
+
+    @app.get(f"{ASSETS}/{examples.ROWS}", include_in_schema=False)
+    def show_example_rows() -> FileResponse:
+        return FileResponse(examples.find_folder() / examples.ROWS, headers=_CACHE)
 
     app.mount(ASSETS, _Assets(directory=_FOLDER), name="dashboard")
 

@@ -118,12 +118,12 @@ def test_a_person_uploads_looks_submits_watches_and_compares(
     expect(page.locator("dt", has_text="Steps")).to_be_visible()
 
     page.get_by_label("Name", exact=True).fill("mine")
-    page.get_by_label("Epochs").fill("many")
+    page.get_by_label("Epochs", exact=True).fill("many")
     expect(page.locator("#spec-training-num_train_epochs-wrong")).to_contain_text("num_train_epochs")
-    page.get_by_label("Epochs").fill("12")
-    page.get_by_label("Rank (r)").fill("4")
-    page.get_by_text("More of the training").click()
-    page.get_by_label("Logging steps").fill("1")
+    page.get_by_label("Epochs", exact=True).fill("12")
+    page.get_by_label("Rank", exact=True).fill("4")
+    page.get_by_text("Advanced training settings").click()
+    page.get_by_label("Log every (steps)").fill("1")
     expect(page.locator("dd", has_text="120").first).to_be_visible()
     page.get_by_role("button", name="Start the job").click()
 
@@ -205,12 +205,14 @@ def test_a_job_is_compared_with_another_and_cloned(stack: Stack, page: Page) -> 
     other = stack.submit("other", 3, learning_rate=5e-4)
     stack.box.wait_for_state(other, "succeeded", "failed")
     stack.open(page, f"job/{other}")
-    page.get_by_label("Compare with another job").select_option(stack.job)
+    page.get_by_role("button", name="Compare with…").click()
+    page.get_by_role("checkbox", name="first").check()
+    page.get_by_role("button", name="Done").click()
     curve = page.get_by_role("img", name="Loss by optimizer step")
     expect(curve).to_have_attribute("aria-label", re.compile("first .*: 12 points.*evaluation: 3 points"))
     page.get_by_role("link", name="Clone and edit").click()
     expect(page.get_by_label("Learning rate", exact=True)).to_have_value("0.0005")
-    expect(page.get_by_label("Rank (r)")).to_have_value("4")
+    expect(page.get_by_label("Rank", exact=True)).to_have_value("4")
 
 
 def test_a_file_s_problems_are_listed_by_line_and_the_rest_can_be_taken(

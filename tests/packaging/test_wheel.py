@@ -18,7 +18,7 @@ import pytest
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("app", "worker", "migrations", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+SOURCES = ("app", "worker", "migrations", "examples", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 # Neither Python nor pip may find the checkout.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
@@ -42,7 +42,8 @@ def test_the_wheel_holds_every_file_and_no_top_level_package_but_app_and_worker(
         path.relative_to(ROOT).as_posix() for folder in ("app", "worker") for path in _files(ROOT / folder)
     }
     scripts = {f"app/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "migrations").rglob("*.py")}
-    assert files == code | scripts
+    examples = {f"app/{path.relative_to(ROOT).as_posix()}" for path in _files(ROOT / "examples")}
+    assert files == code | scripts | examples
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from app.core.engine import base_models
 from app.core.jobs import inputs as job_inputs, records as job_records
 from app.core.specs.job import JobSpec
 from app.core.specs.states import JobState
+from app.core.storage.tables import JobRow
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
@@ -52,7 +53,8 @@ def submit_job(
 
     def create(session: Session) -> JobRead:
         resolved, max_queued = job_inputs.hold(session, spec), services.settings.max_queued_jobs
-        return JobRead.from_row(job_records.submit(session, resolved, max_queued=max_queued, flush=False))
+        row = job_records.submit(session, resolved, max_queued=max_queued, flush=False)
+        return JobRead.from_row(row, job_records.count_waiting(session))
 
     job = idempotent.find_earlier(_find)
     if job is None:
@@ -67,20 +69,25 @@ def submit_job(
 def list_jobs(
     services: ServicesDep,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    search: Annotated[
+        str | None,
+        Query(max_length=200, description="Only jobs whose name, id or base model contains this text."),
+    ] = None,
     after: After = None,
     limit: Limit = 50,
 ) -> Page[JobRead]:
     """Jobs, the newest first."""
     with services.database.snapshot() as session:
-        rows, cursor = job_records.find_page(session, state=state, after=after, limit=limit)
-        return Page(data=[JobRead.from_row(row) for row in rows], next=cursor)
+        rows, cursor = job_records.find_page(session, state=state, search=search, after=after, limit=limit)
+        positions = job_records.find_queue_positions(session, rows)
+        return Page(data=[JobRead.from_row(row, positions.get(row.id)) for row in rows], next=cursor)
 
 
 @router.get("/{job_id}", summary="Show a job", responses=documented(404))
 def show_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """State, phase, progress, attempts, and the error of a failed job."""
     with services.database.snapshot() as session:
-        return JobRead.from_row(job_records.get(session, job_id))
+        return _find(session, job_id)
 
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=documented(404, 409))
@@ -101,7 +108,7 @@ def pause_job(job_id: JobId, services: ServicesDep) -> JobRead:
 def resume_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """Queue a paused job again; it goes on from its last checkpoint, as if it had never stopped."""
     with services.database.transaction() as session:
-        return JobRead.from_row(job_records.resume(session, job_id))
+        return _read(session, job_records.resume(session, job_id))
 
 
 @router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409))
@@ -110,7 +117,7 @@ def retry_job(job_id: JobId, services: ServicesDep) -> JobRead:
     with services.database.transaction() as session:
         row = job_records.retry(session, job_id)
         job_inputs.hold(session, JobSpec.model_validate(row.spec))
-        return JobRead.from_row(row)
+        return _read(session, row)
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job", responses=documented(404, 409))
@@ -126,4 +133,8 @@ def delete_job(job_id: JobId, services: ServicesDep) -> None:
 
 
 def _find(session: Session, job_id: str) -> JobRead:
-    return JobRead.from_row(job_records.get(session, job_id))
+    return _read(session, job_records.get(session, job_id))
+
+
+def _read(session: Session, row: JobRow) -> JobRead:
+    return JobRead.from_row(row, job_records.find_queue_positions(session, [row]).get(row.id))

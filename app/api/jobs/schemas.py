@@ -46,6 +46,10 @@ class JobRead(BaseModel):
     name: str = Field(description="The name that was given, or the id.")
     state: JobState = Field(description="Where the job stands.")
     phase: Phase | None = Field(description="What a running job is doing.")
+    queue_position: int | None = Field(
+        None,
+        description="Its place among the waiting jobs, from 1; null: it does not wait.",
+    )
     progress: ProgressRead = Field(description="How far it is.")
     spec: JobSpec = Field(description="What was asked for, with every default filled in.")
     attempts: list[AttemptRead] = Field(description="Every try, the first one first.")
@@ -60,13 +64,14 @@ class JobRead(BaseModel):
     finished_at: datetime | None = Field(description="When it ended.")
 
     @classmethod
-    def from_row(cls, row: tables.JobRow) -> "JobRead":
+    def from_row(cls, row: tables.JobRow, queue_position: int | None = None) -> "JobRead":
         """The job as the API shows it."""
         return cls(
             id=row.id,
             name=row.name,
             state=JobState(row.state),
             phase=Phase(row.phase) if row.phase else None,
+            queue_position=queue_position,
             progress=_progress(row),
             spec=JobSpec.model_validate(row.spec),
             attempts=[_attempt(attempt) for attempt in row.attempts],

@@ -88,11 +88,14 @@ def follow_job(context: typer.Context, name: Name, as_json: Json = False) -> Non
 def list_jobs(
     context: typer.Context,
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Only jobs whose name, id or base model contains this text.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Jobs, the newest first."""
-    found = client_of(context).list("/jobs", limit=limit, params={"state": state})
+    found = client_of(context).list("/jobs", limit=limit, params={"state": state, "search": search})
     if as_json:
         return print_json({"data": found})
     job_output.show_list([JobView.model_validate(job) for job in found])

@@ -3,7 +3,7 @@
 What workers do with jobs is in app/core/jobs/queue.py. Nothing here commits: the caller's transaction does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, delete as sql_delete, func, or_, select
@@ -86,18 +86,23 @@ def find_page(
     *,
     state: JobState | None = None,
     metadata: Mapping[str, str] | None = None,
+    search: str | None = None,
     after: str | None,
     limit: int,
 ) -> tuple[list[tables.JobRow], str | None]:
     """Returns a page of jobs, newest first, and the cursor of the next page.
 
-    `metadata` selects jobs that have all of its entries; an empty one, jobs without metadata.
+    `metadata` selects jobs that have all of its entries; an empty one, jobs without metadata. `search`
+    selects jobs whose name, id or base model contains it, in whatever case.
     """
     query = select(tables.JobRow)
     if state is not None:
         query = query.where(tables.JobRow.state == state)
     if metadata is not None:
         query = query.where(*_have(metadata))
+    if search:
+        columns = (tables.JobRow.name, tables.JobRow.id, tables.JobRow.base_model)
+        query = query.where(or_(*(column.icontains(search, autoescape=True) for column in columns)))
     return newest_first(session, query, tables.JobRow, after=after, limit=limit)
 
 
@@ -105,6 +110,23 @@ def count_by_state(session: Session) -> dict[JobState, int]:
     """Returns the number of jobs in each state, 0 included."""
     rows = session.execute(select(tables.JobRow.state, func.count()).group_by(tables.JobRow.state)).all()
     return dict.fromkeys(JobState, 0) | {JobState(state): count for state, count in rows}
+
+
+def find_queue_positions(session: Session, rows: Sequence[tables.JobRow]) -> dict[str, int]:
+    """Returns the places of all waiting jobs in the queue, from 1; nothing where none of `rows` waits."""
+    if not any(row.state == JobState.QUEUED for row in rows):
+        return {}
+    waiting = select(tables.JobRow.id).where(tables.JobRow.state == JobState.QUEUED)
+    ids = session.scalars(waiting.order_by(tables.JobRow.created_at, tables.JobRow.id))
+    return {job_id: place for place, job_id in enumerate(ids, start=1)}
+
+
+def count_waiting(session: Session) -> int:
+    """Returns how many jobs wait, those that this transaction has submitted included."""
+    waiting: int | None = session.info.get("queued_jobs")
+    if waiting is None:
+        waiting = session.scalar(select(func.count()).where(tables.JobRow.state == JobState.QUEUED)) or 0
+    return waiting
 
 
 def find_oldest_queued_at(session: Session) -> datetime | None:
@@ -227,9 +249,7 @@ def _have(metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
 
 def _count_in(session: Session, max_queued: int) -> None:
     """Count one more job in the queue; the database is queried once per transaction. Raises QueueFull."""
-    waiting = session.info.get("queued_jobs")
-    if waiting is None:
-        waiting = session.scalar(select(func.count()).where(tables.JobRow.state == JobState.QUEUED)) or 0
+    waiting = count_waiting(session)
     if waiting >= max_queued:
         raise QueueFull(f"{waiting} jobs are waiting already.", hint="Try again when some have finished.")
     session.info["queued_jobs"] = waiting + 1

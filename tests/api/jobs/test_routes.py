@@ -240,3 +240,26 @@ def test_a_deleted_job_is_gone_with_its_folder(client: TestClient, services: Ser
     assert client.delete(f"/jobs/{job_id}").status_code == 204
     assert client.get(f"/jobs/{job_id}").status_code == 404
     assert not folder.exists()
+
+
+def test_jobs_are_searched_by_name_id_and_base_model(client: TestClient, dataset: str) -> None:
+    names = ("support-bot", "other")
+    ids = [client.post("/jobs", json=spec(dataset, name=name)).json()["id"] for name in names]
+    client.post("/jobs", json=spec(dataset, name="tuned", base_model="owner/Qwen"))
+
+    def found(text: str) -> list[str]:
+        return [job["name"] for job in client.get("/jobs", params={"search": text}).json()["data"]]
+
+    assert found("SUPPORT") == ["support-bot"]
+    assert found(ids[1]) == ["other"]
+    assert found("qwen") == ["tuned"]
+    assert found("%") == []
+
+
+def test_a_waiting_job_knows_its_place_in_line(client: TestClient, dataset: str) -> None:
+    first, second = (client.post("/jobs", json=spec(dataset)).json()["id"] for _ in range(2))
+    assert client.get(f"/jobs/{second}").json()["queue_position"] == 2
+    assert [job["queue_position"] for job in client.get("/jobs").json()["data"]] == [2, 1]
+    client.post(f"/jobs/{first}/cancel")
+    assert client.get(f"/jobs/{second}").json()["queue_position"] == 1
+    assert client.get(f"/jobs/{first}").json()["queue_position"] is None

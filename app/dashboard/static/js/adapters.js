@@ -13,7 +13,7 @@ export default function Adapters() {
       <${Problem} error=${error} />
       ${!value && !error && html`<${Loading} />`}
       ${value?.adapters.length === 0 && html`<${Empty} title="No adapter yet"><p>A job makes one when it has finished.</p><div class="row"><a class="button primary" href="#/new">New job</a></div><//>`}
-      ${value?.adapters.length > 0 && html`<${Card}><table class="cards-on-phone">
+      ${value?.adapters.length > 0 && html`<${Card}><table class="cards-if-narrow">
         <caption class="visually-hidden">Finished adapters</caption>
         <thead><tr><th scope="col">Name</th><th scope="col">Base model</th><th scope="col">Made from</th><th scope="col">Size</th><th scope="col">Made</th><th scope="col"><span class="visually-hidden">What to do</span></th></tr></thead>
         <tbody>${value.adapters.map((adapter) => html`<${Row} key=${adapter.id} adapter=${adapter} job=${value.jobs.get(adapter.job)} datasets=${value.datasets} onDelete=${() => setDoomed(adapter)} />`)}</tbody>

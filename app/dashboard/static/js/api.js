@@ -26,6 +26,10 @@ export class Unreachable extends Error {
   }
 }
 
+/** Whether the same request may succeed in a while: the API or an engine starts, or the state of a thing changes. */
+export const mayPass = (error) =>
+  error instanceof Unreachable || error.status >= 500 || error.status === 429 || error.status === 409;
+
 export const storedKey = () => read(localStorage) ?? read(sessionStorage);
 
 export function keepKey(key, forLater) {
@@ -107,6 +111,13 @@ export async function download(path, name) {
   if (!storedKey()) return saveLink(path, name);
   const blob = await (await send(path)).blob();
   const url = URL.createObjectURL(blob);
+  saveLink(url, name);
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+}
+
+/** Save a text as a file. */
+export function saveText(text, name) {
+  const url = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
   saveLink(url, name);
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }

@@ -1,10 +1,11 @@
 // The frame around every page: navigation, the key, the colours, and which page is shown.
 
 import { html, render, useEffect, useState } from "../vendor/htm-preact.js";
-import { forgetKey, get, isKeyDeclined, keepKey, onKeyNeeded, storedKey } from "./api.js";
+import { forgetKey, get, isKeyDeclined, keepKey, onKeyNeeded, storedKey, Unreachable } from "./api.js";
 import { Dialog, Field, Loading, Problem, Toasts, useLoaded } from "./ui.js";
 
-// Each page is fetched when it is first opened.
+const AGAIN = 3_000;
+// Each page is fetched when it is first opened, or soon after the first one.
 const PAGES = {
   jobs: () => import("./jobs.js"),
   job: () => import("./job.js"),
@@ -43,10 +44,22 @@ function App() {
     let isLate = false;
     PAGES[route.page]().then(
       (module) => isLate || (scrollTo(0, 0), setMissing(false), setShown({ route, View: module.default })),
-      () => isLate || setMissing(true),
+      () => isLate || (setShown(null), setMissing(true)),
     );
     return () => (isLate = true);
   }, [route]);
+  useEffect(() => {
+    // While the API answers: so that each page opens also while it does not.
+    const timer = setTimeout(() => Object.values(PAGES).forEach((load) => load().catch(() => {})), 1_000);
+    return () => clearTimeout(timer);
+  }, []);
+  useEffect(() => {
+    if (!isMissing) return;
+    // A browser may remember that a module could not be loaded, until the page is.
+    const timer = setInterval(() => get("/health").then(() => location.reload(), () => {}), AGAIN);
+    return () => clearInterval(timer);
+  }, [isMissing]);
+  const box = useBox();
   const current = BELONGS_TO[route.page] ?? route.page;
   return html`
     <a class="skip" href="#main" onClick=${toMain}>Skip to the content</a>
@@ -59,10 +72,11 @@ function App() {
               <svg viewBox="0 0 24 24" aria-hidden="true"><path d=${path} /></svg>${name}
             </a>`)}
         </nav>
-        <div class="side-foot"><${Box} /><${ForgetKey} /><${Theme} /></div>
+        <div class="side-foot"><${Box} ...${box} /><${ForgetKey} /><${Theme} /></div>
       </header>
       <main class="main" id="main" tabindex="-1">
-        ${isMissing && html`<${Problem} error=${{ message: "This page can't be loaded: the API does not answer.", hint: "Reload it in a moment." }} />`}
+        <${NoWorker} ...${box} page=${route.page} />
+        ${isMissing && html`<${Problem} error=${{ message: "This page can't be loaded: the API does not answer.", hint: "It is loaded as soon as the API answers." }} />`}
         ${shown ? html`<${shown.View} key=${identify(shown.route)} id=${shown.route.id} query=${shown.route.query} />` : !isMissing && html`<${Loading} />`}
       </main>
     </div>
@@ -77,16 +91,26 @@ function toMain(event) {
   document.getElementById("main").focus();
 }
 
-/** Whether jobs run and models generate. `/ready` needs no key, and its 503 has the same body. */
-function Box() {
+/** The workers that are alive; `isDown` where the API does not answer. */
+function useBox() {
   const { value } = useLoaded(async () => {
     try {
-      return (await get("/health")).status;
-    } catch {
-      return "down";
+      return { workers: (await get("/status")).workers };
+    } catch (error) {
+      return { isDown: error instanceof Unreachable };
     }
   }, [], 5_000);
-  return value === "down" ? html`<div class="state failed small" role="status">No answer</div>` : null;
+  return value ?? {};
+}
+
+const Box = ({ isDown }) => (isDown ? html`<div class="state failed small" role="status">No answer</div>` : null);
+
+/** On every page: without a worker nothing that is asked for happens. */
+function NoWorker({ workers, page }) {
+  if (!workers || page === "status") return null;
+  if (!workers.length) return html`<div class="banner" role="status">No worker is alive: jobs wait, and no model answers. Start one with <code>tunesmith up</code> or <code>python -m worker</code>.</div>`;
+  if (!workers.some(({ roles }) => roles.includes("train"))) return html`<div class="banner" role="status">No worker trains: jobs wait. Start one with <code>python -m worker --role train</code>.</div>`;
+  return null;
 }
 
 function ForgetKey() {

@@ -2,7 +2,7 @@
 
 import { useEffect, useLayoutEffect, useRef } from "../vendor/htm-preact.js";
 import uPlot from "../vendor/uplot.js";
-import { number } from "./format.js";
+import { figure } from "./format.js";
 import { html } from "./ui.js";
 
 // So few points are shown as points, too.
@@ -40,13 +40,13 @@ export class Curve {
 }
 
 /**
- * Lines over optimizer steps: `lines` are `{ label, colour, data: [steps, values], dash? }`. Drawn anew when
+ * Lines over optimizer steps: `lines` are `{ label, colour, data: [steps, values], dash?, isFaint? }`. Drawn anew when
  * their number changes, and fed with data otherwise.
  */
-export function Chart({ title, lines, height = 240, isLog = false, format = number, syncKey = "steps" }) {
+export function Chart({ title, lines, height = 240, isLog = false, format = figure, syncKey = "steps" }) {
   const place = useRef(null);
   const plot = useRef(null);
-  const shape = JSON.stringify([lines.map(({ label, colour, dash }) => [label, colour, dash]), isLog, height]);
+  const shape = JSON.stringify([lines.map(({ label, colour, dash, isFaint }) => [label, colour, dash, isFaint]), isLog, height]);
   useLayoutEffect(() => {
     const draw = () => {
       plot.current?.destroy();
@@ -84,7 +84,7 @@ function options({ lines, height, isLog, format, syncKey, width }) {
     scales: { x: { time: false, range: (_, low, high) => [low ?? 0, high > low ? high : (low ?? 0) + 1] }, y: { distr: isLog ? 3 : 1 } },
     axes: [
       { ...axis, size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5] },
-      { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : format(tick))) },
+      { ...axis, size: 62, values: (_, ticks) => labels(ticks, format) },
     ],
     cursor: { sync: { key: syncKey }, points: { size: 6 } },
     legend: { live: true },
@@ -93,7 +93,8 @@ function options({ lines, height, isLog, format, syncKey, width }) {
       ...lines.map((line) => ({
         label: line.label,
         stroke: colour(line.colour),
-        width: 1.8,
+        alpha: line.isFaint ? 0.3 : 1,
+        width: line.isFaint ? 1.2 : 1.8,
         dash: line.dash,
         spanGaps: true,
         points: { show: (plot, series) => plot.data[series].filter((value) => value != null).length < FEW, size: 5, fill: colour(line.colour) },
@@ -105,6 +106,15 @@ function options({ lines, height, isLog, format, syncKey, width }) {
       })),
     ],
   };
+}
+
+/** Labels of an axis with as many digits as it takes for no two to be equal. */
+export function labels(ticks, format) {
+  for (let extra = 0; extra <= 4; extra += 1) {
+    const found = ticks.map((tick) => (tick == null ? "" : format(tick, extra)));
+    const shown = found.filter(Boolean);
+    if (new Set(shown).size === shown.length || extra === 4) return found;
+  }
 }
 
 /** A canvas knows no custom properties. */

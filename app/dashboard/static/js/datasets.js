@@ -22,7 +22,7 @@ export default function Datasets() {
       <${Problem} error=${error} />
       ${!value && !error && html`<${Loading} />`}
       ${value?.length === 0 && html`<${Empty} title="No dataset yet"><p>A file of rows, or one of the Hub: a job learns from it.</p><//>`}
-      ${value?.length > 0 && html`<${Card}><table class="cards-on-phone">
+      ${value?.length > 0 && html`<${Card}><table class="cards-if-narrow">
         <caption class="visually-hidden">Datasets</caption>
         <thead><tr><th scope="col">Name</th><th scope="col">Rows</th><th scope="col">Size</th><th scope="col">Came from</th><th scope="col">Added</th><th scope="col"><span class="visually-hidden">What to do</span></th></tr></thead>
         <tbody>${value.map((dataset) => html`<${Row} key=${dataset.id} dataset=${dataset} onPreview=${() => setSeen(dataset)} onFetchAgain=${() => fetchAgain(dataset)} onDelete=${() => setDoomed(dataset)} />`)}</tbody>

@@ -2,7 +2,8 @@
 
 const UNITS = ["B", "KB", "MB", "GB", "TB"];
 
-export function bytes(count) {
+/** `extra`: so many more digits, where values are near each other. */
+export function bytes(count, extra = 0) {
   if (count == null) return "–";
   let unit = 0;
   let value = count;
@@ -10,7 +11,7 @@ export function bytes(count) {
     value /= 1000;
     unit += 1;
   }
-  return `${value >= 100 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
+  return `${value >= 100 || unit === 0 ? value.toFixed(unit === 0 ? 0 : extra) : value.toFixed(1 + extra)} ${UNITS[unit]}`;
 }
 
 export function duration(seconds) {
@@ -42,7 +43,10 @@ export function number(value, digits = 4) {
   return Number(value.toPrecision(digits)).toLocaleString("en");
 }
 
-export const count = (value) => (value == null ? "–" : Math.round(value).toLocaleString("en"));
+/** A number on a chart. */
+export const figure = (value, extra = 0) => number(value, 4 + extra);
+
+export const count = (value, extra = 0) => (value == null ? "–" : Number(value.toFixed(extra)).toLocaleString("en", { maximumFractionDigits: extra }));
 
 export const percent = (share) => (share == null ? "–" : `${Math.round(share * 100)}%`);
 

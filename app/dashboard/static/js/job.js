@@ -1,8 +1,10 @@
 // One job: its curves and its log as they come, and what may be done with it.
 
 import { useEffect, useRef, useState } from "../vendor/htm-preact.js";
-import { download, get, post } from "./api.js";
+import { download, get, post, remove } from "./api.js";
+import { openPlayground } from "./first_run.js";
 import { JobCharts } from "./job_charts.js";
+import { ENDED, placeInLine } from "./jobs.js";
 import { JobLog } from "./job_log.js";
 import { between, bytes, count, duration, moment, number } from "./format.js";
 import { Curve } from "./curves.js";
@@ -10,12 +12,15 @@ import { followJob } from "./stream.js";
 import { Action, Card, Confirm, Copy, Facts, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
 
 const EVERY = 2_000;
-const ENDED = ["succeeded", "failed", "cancelled"];
 
 export default function Job({ id, query }) {
   const { value: job, error, reload } = useLoaded(() => get(`/jobs/${encodeURIComponent(id)}`), [id], EVERY);
   const [turn, setTurn] = useState(0);
   const story = useStory(id, turn, reload);
+  const isFirstRun = query.get("then") === "playground";
+  useEffect(() => {
+    if (isFirstRun && job?.state === "succeeded" && job.adapter) openPlayground(job.adapter).catch(() => {});
+  }, [isFirstRun, job?.state, job?.adapter]);
   if (!job) return html`<${Page} title="Job">${error ? html`<${Problem} error=${error} />` : html`<${Loading} />`}<//>`;
   const changed = async (isRestarted) => {
     await reload();
@@ -25,6 +30,7 @@ export default function Job({ id, query }) {
     <div class="stack">
       ${!story.isConnected && html`<div class="note warn" role="status">The connection is gone. What is missed meanwhile is fetched as soon as the API answers again.</div>`}
       <${Problem} error=${story.error} />
+      ${isFirstRun && !ENDED.includes(job.state) && html`<div class="note" role="status">When the job is done, the base model and the adapter answer the same question next to each other.</div>`}
       ${job.error && html`<${Problem} error=${job.error} />`}
       ${job.cancel_requested_at && job.state === "running" && html`<div class="note warn">It stops after its present step.</div>`}
       ${job.pause_requested_at && job.state === "running" && html`<div class="note warn" role="status">It pauses after its present step.</div>`}
@@ -69,6 +75,7 @@ function useStory(id, turn, onState) {
 
 function Controls({ job, onChange }) {
   const [isCancelling, setCancelling] = useState(false);
+  const [isDeleting, setDeleting] = useState(false);
   const act = (verb, isRestarted) => async () => {
     await post(`/jobs/${job.id}/${verb}`);
     await onChange(isRestarted);
@@ -82,6 +89,15 @@ function Controls({ job, onChange }) {
     ${["failed", "cancelled"].includes(job.state) && html`<${Action} class="primary" onClick=${act("retry", true)}>Retry<//>`}
     <a class="button" href=${`#/new?from=${job.id}`}>Clone and edit</a>
     ${isOn && html`<button type="button" class="danger" onClick=${() => setCancelling(true)}>Cancel</button>`}
+    ${!isOn && html`<button type="button" class="danger" onClick=${() => setDeleting(true)}>Delete</button>`}
+    ${isDeleting && html`<${Confirm} title=${`Delete ${job.name}?`} label="Delete it for good" onClose=${() => setDeleting(false)}
+      onConfirm=${async () => {
+        await remove(`/jobs/${job.id}`);
+        tell(`${job.name} is deleted.`, "good");
+        location.hash = "#/jobs";
+      }}>
+      <p>Its curves, log and checkpoints go. While an adapter that it made exists, it stays: delete the adapter first.</p>
+    <//>`}
     ${isCancelling && html`<${Confirm} title=${`Cancel ${job.name}?`} label="Cancel the job" onClose=${() => setCancelling(false)}
       onConfirm=${async () => {
         await act("cancel")();
@@ -96,7 +112,7 @@ function Summary({ job, last }) {
   return html`<${Card}>
     <div class="stack tight">
       <div class="row apart"><${State} state=${job.state} phase=${job.phase} />
-        <span class="small muted numbers">${total ? `step ${count(step)} of ${count(total)}` : ""}</span></div>
+        <span class="small muted numbers">${job.queue_position ? placeInLine(job.queue_position) : total ? `step ${count(step)} of ${count(total)}` : ""}</span></div>
       <progress value=${step} max=${total ?? 1} aria-label="Steps done"></progress>
       <${Facts} facts=${[
         ["Loss", number(loss)],
@@ -129,5 +145,5 @@ function Spec({ job }) {
   const text = JSON.stringify(job.spec, null, 2);
   const actions = html`<${Copy} text=${text}>Copy<//>
     <${Action} class="small" onClick=${() => download(`/jobs/${job.id}/metrics?format=csv`, `${job.name}.csv`)}>Curve as CSV<//>`;
-  return html`<${Card} title="What was asked for" actions=${actions}><pre class="code" tabindex="0" aria-label="The job's specification">${text}</pre><//>`;
+  return html`<${Card} title="Job spec" actions=${actions}><pre class="code" tabindex="0" aria-label="The job's specification">${text}</pre><//>`;
 }

@@ -1,49 +1,78 @@
-// The curves of a job, and of other jobs to compare it with.
+// The curves of a job, smoothed if wanted, and of other jobs to compare it with.
 
 import { useEffect, useMemo, useState } from "../vendor/htm-preact.js";
-import { get } from "./api.js";
+import { get, mayPass } from "./api.js";
 import { Chart, Curve } from "./curves.js";
-import { bytes, count } from "./format.js";
-import { Card, html, useLoaded } from "./ui.js";
+import { ago, bytes, count, figure, number } from "./format.js";
+import { Card, Dialog, html, Loading, Problem, State, useLoaded } from "./ui.js";
 
 const MAX_COMPARED = 4;
 const OTHERS = ["--series-3", "--series-4", "--series-5", "--series-6"];
+const percents = (value, extra = 0) => `${figure(value * 100, extra)}%`;
+// Kind of point, figure, label, format. A figure that no point has is left out.
 const FIGURES = [
-  ["learning_rate", "Learning rate"],
-  ["grad_norm", "Gradient norm"],
-  ["tokens_per_second", "Tokens a second", count],
-  ["memory_bytes", "Peak memory", bytes],
+  ["eval", "token_accuracy", "Token accuracy, evaluation", percents],
+  ["train", "learning_rate", "Learning rate"],
+  ["train", "grad_norm", "Gradient norm"],
+  ["train", "tokens_per_second", "Tokens a second", count],
+  ["train", "memory_bytes", "Peak memory", bytes],
 ];
 
 export function JobCharts({ job, curve, version, compared }) {
   const [isLog, setLog] = useState(false);
+  const [weight, setWeight] = useState(0);
   const others = useCompared(compared.slice(0, MAX_COMPARED));
-  const lines = useMemo(() => lossLines(curve, others), [curve, version, others]);
-  const small = useMemo(
-    () => FIGURES.map(([figure, label]) => [{ label, colour: "--series-1", data: curve.series("train", figure) }]),
-    [curve, version],
-  );
+  const lines = useMemo(() => lossLines(curve, others, weight), [curve, version, others, weight]);
+  const small = useMemo(() => FIGURES.map(([kind, name, label]) => figureLines(curve, others, kind, name, label)), [curve, version, others]);
   const isEmpty = curve.train.size === 0;
-  const scale = html`<label class="check small"><input type="checkbox" checked=${isLog} onChange=${() => setLog(!isLog)} /> Logarithmic</label>`;
+  const controls = html`
+    <label class="row small"><span>Smoothing</span><input class="short" type="range" min="0" max="0.98" step="0.02" value=${weight} aria-valuetext=${weight ? number(weight, 2) : "none"} onInput=${({ target }) => setWeight(Number(target.value))} /></label>
+    <label class="check small"><input type="checkbox" checked=${isLog} onChange=${() => setLog(!isLog)} /> Logarithmic</label>
+    <${Compare} job=${job} compared=${compared} />`;
   return html`
-    <${Card} title="Loss" actions=${html`${scale}<${Compare} job=${job} compared=${compared} />`}>
+    <${Card} title="Loss" actions=${controls}>
       ${isEmpty && !others.length
         ? html`<p class="muted">The first loss comes with the first step that is logged.</p>`
         : html`<${Chart} title="Loss by optimizer step" lines=${lines} height=${300} isLog=${isLog} />`}
     <//>
-    ${!isEmpty && html`<div class="grid four">
-      ${FIGURES.map(([figure, label, format], index) => small[index][0].data[0].length > 0 && html`<${Card} key=${figure} title=${label}><${Chart} title=${label} lines=${small[index]} height=${150} format=${format} /><//>`)}
-    </div>`}`;
+    <div class="grid four">
+      ${FIGURES.map(([, name, label, format], index) => small[index].length > 0 && html`<${Card} key=${name} title=${label}><${Chart} title=${label} lines=${small[index]} height=${150} format=${format} /><//>`)}
+    </div>`;
 }
 
-function lossLines(curve, others) {
-  const lines = [{ label: "training", colour: "--series-1", data: curve.series("train", "loss") }];
+function lossLines(curve, others, weight) {
+  const lines = smoothed({ label: "training", colour: "--series-1", data: curve.series("train", "loss") }, weight);
   if (curve.eval.size) lines.push({ label: "evaluation", colour: "--series-2", data: curve.series("eval", "loss") });
   others.forEach(({ name, curve: other }, index) => {
-    lines.push({ label: name, colour: OTHERS[index], dash: [5, 3], data: other.series("train", "loss") });
+    lines.push(...smoothed({ label: name, colour: OTHERS[index], dash: [5, 3], data: other.series("train", "loss") }, weight));
     if (other.eval.size) lines.push({ label: `${name}, evaluation`, colour: OTHERS[index], dash: [1, 3], data: other.series("eval", "loss") });
   });
   return lines;
+}
+
+function figureLines(curve, others, kind, name, label) {
+  const lines = [{ label, colour: "--series-1", data: curve.series(kind, name) }];
+  others.forEach(({ name: job, curve: other }, index) => lines.push({ label: job, colour: OTHERS[index], dash: [5, 3], data: other.series(kind, name) }));
+  return lines.filter(({ data: [, values] }) => values.some((value) => value != null));
+}
+
+/** The line, or where it is smoothed the line faintly and its running mean above it. */
+function smoothed(line, weight) {
+  if (!weight) return [line];
+  const [steps, values] = line.data;
+  return [{ ...line, label: `${line.label}, as logged`, isFaint: true }, { ...line, data: [steps, runningMean(values, weight)] }];
+}
+
+/** An exponential moving mean without the bias of its beginning, as TensorBoard draws it. */
+export function runningMean(values, weight) {
+  let mean = 0;
+  let seen = 0;
+  return values.map((value) => {
+    if (value == null) return null;
+    mean = mean * weight + value * (1 - weight);
+    seen += 1;
+    return mean / (1 - weight ** seen);
+  });
 }
 
 /** Names and curves of other jobs; those that still run come again. */
@@ -58,7 +87,8 @@ function useCompared(ids) {
       if (isLate) return;
       const known = found.filter(({ status }) => status === "fulfilled").map(({ value }) => value);
       setOthers(known);
-      if (known.some(({ isOver }) => !isOver)) timer = setTimeout(read, 4_000);
+      const isWaiting = found.some(({ reason }) => reason && mayPass(reason));
+      if (isWaiting || known.some(({ isOver }) => !isOver)) timer = setTimeout(read, 4_000);
     };
     if (ids.length) read();
     else setOthers([]);
@@ -76,24 +106,40 @@ async function readCurve(id) {
   return { name: job.name === job.id ? job.id : `${job.name} (${job.id.slice(-4)})`, curve: Curve.from(data), isOver: Boolean(job.finished_at) };
 }
 
-/** Adds another job's curve, or takes one away; the address keeps which. */
+/** Adds other jobs' curves, or takes them away; the address says which. */
 function Compare({ job, compared }) {
-  const { value } = useLoaded(() => get("/jobs?limit=100"), [job.id]);
-  const others = (value?.data ?? []).filter(({ id, progress }) => id !== job.id && progress.step > 0);
-  if (!others.length) return null;
+  const [isOpen, setOpen] = useState(false);
   const show = (ids) => {
     const query = ids.map((id) => `compare=${encodeURIComponent(id)}`).join("&");
     location.hash = `#/job/${job.id}${query && `?${query}`}`;
   };
-  const toggle = ({ target }) => {
-    const id = target.value;
-    target.value = "";
-    show(compared.includes(id) ? compared.filter((other) => other !== id) : [...compared, id].slice(-MAX_COMPARED));
+  return html`<button type="button" class="small" onClick=${() => setOpen(true)}>Compare with…</button>
+    ${compared.length > 0 && html`<button type="button" class="small plain" onClick=${() => show([])}>Compare with none</button>`}
+    ${isOpen && html`<${Choice} job=${job} compared=${compared} onChange=${show} onClose=${() => setOpen(false)} />`}`;
+}
+
+/** Any job that has a curve, found by its name. */
+function Choice({ job, compared, onChange, onClose }) {
+  const [chosen, setChosen] = useState(compared);
+  const [search, setSearch] = useState("");
+  const query = new URLSearchParams({ limit: 50, ...(search.trim() && { search: search.trim() }) });
+  const { value, error } = useLoaded((signal) => get(`/jobs?${query}`, { signal }), [search], 0, search ? 200 : 0);
+  const others = (value?.data ?? []).filter(({ id, progress }) => id !== job.id && progress.step > 0);
+  const toggle = (id) => {
+    const next = chosen.includes(id) ? chosen.filter((other) => other !== id) : [...chosen, id].slice(-MAX_COMPARED);
+    setChosen(next);
+    onChange(next);
   };
-  return html`<label class="row small"><span class="visually-hidden">Compare with another job</span>
-    <select onChange=${toggle} value="">
-      <option value="">Compare with…</option>
-      ${others.map(({ id, name }) => html`<option key=${id} value=${id}>${compared.includes(id) ? "✓ " : ""}${name} (${id.slice(-4)})</option>`)}
-    </select></label>
-    ${compared.length > 0 && html`<button type="button" class="small plain" onClick=${() => show([])}>Compare with none</button>`}`;
+  return html`<${Dialog} title=${`Compare ${job.name} with`} onClose=${onClose}>
+    <input type="search" placeholder="Search names and base models" aria-label="Search jobs to compare with" value=${search} onInput=${({ target }) => setSearch(target.value)} />
+    <${Problem} error=${error} />
+    ${!value && !error && html`<${Loading} />`}
+    ${value && others.length === 0 && html`<p class="muted">No other job with a curve matches.</p>`}
+    <ul class="list choices">${others.map(({ id, name, state, created_at: at }) => html`<li key=${id}><label class="check">
+      <input type="checkbox" checked=${chosen.includes(id)} onChange=${() => toggle(id)} />
+      <span class="wrap">${name}</span> <span class="small muted">${id.slice(-4)}, ${ago(at)}</span> <${State} state=${state} />
+    </label></li>`)}</ul>
+    <p class="small muted">Up to ${MAX_COMPARED}; one more replaces the first. Older ones are found by their name.</p>
+    <div class="row"><button type="button" class="primary" onClick=${onClose}>Done</button></div>
+  <//>`;
 }

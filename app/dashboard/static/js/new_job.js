@@ -1,17 +1,20 @@
 // A new job: rows, a base model, the recipe's settings, and what they would do, before the button.
 
 import { useMemo, useState } from "../vendor/htm-preact.js";
-import { ApiError, get, getAll, post } from "./api.js";
+import { ApiError, get, getAll, post, saveText } from "./api.js";
 import { AddDataset } from "./dataset_add.js";
 import { count } from "./format.js";
 import { Preflight, usePreflight } from "./preflight.js";
 import { Preview } from "./preview.js";
-import { ESSENTIAL, fromSpec, readFields, Setting, toSpec } from "./spec_form.js";
+import { ESSENTIAL, fromSpec, labelOf, readFields, Setting, toSpec } from "./spec_form.js";
 import { Action, Card, Field, html, Loading, Page, Problem, useLoaded } from "./ui.js";
+import { toYaml } from "./yaml.js";
 
 // These have a place of their own.
 const PLACED = ["base_model", "dataset", "validation_dataset", "continue_from", "name"];
-const GROUPS = [["training", "More of the training"], ["lora", "More of the adapter"], ["quantization", "More of the quantization"], ["", "Chat template"]];
+const GROUPS = [["training", "Advanced training settings"], ["lora", "Advanced LoRA settings"], ["quantization", "Advanced quantization settings"], ["", "Chat template and metadata"]];
+
+const NAME_HELP = "The adapter will be called so. Letters, digits, dots, dashes and underscores.";
 
 export default function NewJob({ query }) {
   const { value, error } = useLoaded(() => readAll(query), []);
@@ -21,8 +24,9 @@ export default function NewJob({ query }) {
 
 async function readAll(query) {
   const from = query.get("from");
-  const [fields, models, adapters, source] = await Promise.all([
+  const [fields, presets, models, adapters, source] = await Promise.all([
     readFields(),
+    get("/dashboard/presets.json"),
     get("/models"),
     getAll("/adapters"),
     from && get(`/jobs/${encodeURIComponent(from)}`),
@@ -30,10 +34,10 @@ async function readAll(query) {
   const start = source ? fromSpec(fields, source.spec) : {};
   for (const name of ["dataset", "base_model", "continue_from"]) if (query.has(name)) start[name] = query.get(name);
   if (!start.base_model && models.data.length) start.base_model = (models.data.find(({ loaded }) => loaded) ?? models.data[0]).name;
-  return { fields, models, adapters, start };
+  return { fields, presets, models, adapters, start };
 }
 
-function Form({ fields, models, adapters, start }) {
+function Form({ fields, presets, models, adapters, start }) {
   const [values, setValues] = useState(start);
   const [failure, setFailure] = useState(null);
   const change = (path, text) => {
@@ -43,7 +47,7 @@ function Form({ fields, models, adapters, start }) {
   const spec = useMemo(() => toSpec(fields, values), [values]);
   const isWhole = Boolean(spec.dataset && spec.base_model);
   const looked = usePreflight(isWhole ? spec : null);
-  const wrong = findWrong(failure ?? looked.error);
+  const wrong = { ...findWrong(failure ?? looked.error), ...findWrongName(fields, values.name) };
   const key = useMemo(makeKey, [JSON.stringify(spec)]);
   const submit = async () => {
     try {
@@ -54,13 +58,18 @@ function Form({ fields, models, adapters, start }) {
       document.querySelector(`[name="${CSS.escape(error.param ?? "")}"]`)?.focus();
     }
   };
+  const applyPreset = (preset) => {
+    setFailure(null);
+    const placed = Object.entries(values).filter(([path]) => PLACED.includes(path));
+    setValues({ ...Object.fromEntries(placed), ...fromSpec(fields, preset.spec) });
+  };
   const shared = { values, onChange: change, wrong };
   return html`<${Page} title="New job" crumb=${html`<a href="#/jobs">Jobs</a>`}>
     <div class="columns">
       <div class="stack">
         <${Rows} ...${shared} />
         <${Base} ...${shared} models=${models} adapters=${adapters} />
-        <${Settings} ...${shared} fields=${fields} />
+        <${Settings} ...${shared} fields=${fields} presets=${presets} onPreset=${applyPreset} />
         ${isWhole && html`<${Card} title="Rows as the model will see them">
           <${Preview} dataset=${spec.dataset} baseModel=${spec.base_model} assistantOnly=${spec.training?.assistant_only_loss ?? false} maxLength=${spec.training?.max_seq_length} />
         <//>`}
@@ -70,6 +79,7 @@ function Form({ fields, models, adapters, start }) {
           <${Preflight} ...${looked} />
           ${failure && failure.message !== looked.error?.message && html`<${Problem} error=${failure} />`}
           <${Action} class="primary" disabled=${!isWhole} onClick=${submit}>Start the job<//>
+          <${Action} class="small" onClick=${() => saveText(toYaml(spec), `${spec.name ?? "job"}.yaml`)}>Save as YAML<//>
         </div>
       <//></div>
     </div>
@@ -78,6 +88,14 @@ function Form({ fields, models, adapters, start }) {
 
 /** `{ path: message }` of the field that an error is about. */
 const findWrong = (error) => (error instanceof ApiError && error.param ? { [error.param]: error.message } : {});
+
+/** The preflight does not see the name: it would be asked again at each key. */
+function findWrongName(fields, name) {
+  const { pattern } = fields.find(({ path }) => path === "name");
+  if (!name || new RegExp(pattern).test(name)) return {};
+  const close = name.trim().replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "");
+  return { name: `A name has letters, digits, dots, dashes and underscores, no spaces.${close ? ` For example ${close}.` : ""}` };
+}
 
 /** A retry of the same body makes no second job. */
 const makeKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -125,7 +143,7 @@ function Base({ values, onChange, wrong, models, adapters }) {
       <input id="spec-base-model" name="base_model" list="base-models" autocomplete="off" spellcheck="false" value=${values.base_model ?? ""} aria-describedby="spec-base-model-help" aria-invalid=${wrong.base_model ? "true" : undefined} onInput=${set("base_model")} />
       <datalist id="base-models">${models.data.map(({ name }) => html`<option key=${name} value=${name} />`)}</datalist>
     <//>
-    <${Field} id="spec-name" label="Name" help="The adapter will be called so. Letters, digits, dots and dashes." wrong=${wrong.name}>
+    <${Field} id="spec-name" label="Name" help=${NAME_HELP} wrong=${wrong.name}>
       <input id="spec-name" name="name" maxlength="64" autocomplete="off" spellcheck="false" placeholder="support-bot" value=${values.name ?? ""} aria-describedby="spec-name-help" aria-invalid=${wrong.name ? "true" : undefined} onInput=${set("name")} />
     <//>
     <${Field} id="spec-continue-from" label="Start from" help="An adapter's weights, or none." wrong=${wrong.continue_from}>
@@ -136,12 +154,22 @@ function Base({ values, onChange, wrong, models, adapters }) {
   </div><//>`;
 }
 
-function Settings({ fields, ...shared }) {
+function Settings({ fields, presets, onPreset, ...shared }) {
+  const [chosen, setChosen] = useState("");
+  const choose = ({ target }) => {
+    setChosen(target.value);
+    onPreset(presets.find(({ name }) => name === target.value) ?? { spec: {} });
+  };
   const place = (list) => html`<div class="fields">${list.map((field) => html`<${Setting} key=${field.path} field=${field} values=${shared.values} onChange=${shared.onChange} wrong=${shared.wrong[field.path]} />`)}</div>`;
   const essential = ESSENTIAL.map((path) => fields.find((field) => field.path === path)).filter(Boolean);
   const rest = fields.filter(({ path }) => !ESSENTIAL.includes(path) && !PLACED.includes(path));
   return html`<${Card} title="Settings"><div class="stack">
-    <p class="small muted">They stand at the reference recipe; change what you like.</p>
+    <${Field} id="preset" label="Preset" help=${presets.find(({ name }) => name === chosen)?.title ?? "The values of the reference recipe. Change what you like."}>
+      <select id="preset" value=${chosen} aria-describedby="preset-help" onChange=${choose}>
+        <option value="">Reference recipe</option>
+        ${presets.filter(({ name }) => name !== "recipe").map(({ name }) => html`<option key=${name} value=${name}>${labelOf(name.replaceAll("-", "_"))}</option>`)}
+      </select>
+    <//>
     ${place(essential)}
     ${GROUPS.map(([group, title]) => {
       const found = rest.filter((field) => field.group === group);

@@ -20,7 +20,7 @@ const SAMPLING = [
 export default function Playground({ query }) {
   const { value, error } = useLoaded(readTargets, []);
   if (!value) return html`<${Page} title="Playground">${error ? html`<${Problem} error=${error} />` : html`<${Loading} />`}<//>`;
-  return html`<${Bench} ...${value} wanted=${query.get("adapter")} />`;
+  return html`<${Bench} ...${value} wanted=${query.get("adapter")} question=${query.get("ask")} />`;
 }
 
 async function readTargets() {
@@ -46,9 +46,9 @@ function recall() {
   }
 }
 
-function Bench({ models, adapters, wanted }) {
+function Bench({ models, adapters, wanted, question }) {
   const [columns, setColumns] = useState(() => chooseColumns(models, adapters, wanted));
-  const [form, setForm] = useState(recall);
+  const [form, setForm] = useState(() => (question ? { ...START, prompt: question, temperature: 0 } : recall()));
   const [answers, setAnswers] = useState({});
   const running = useRef(new Set());
   const set = (name) => ({ target }) => setForm({ ...form, [name]: target.value });
@@ -59,8 +59,11 @@ function Bench({ models, adapters, wanted }) {
   useEffect(() => stop, []);
   const quantizations = findQuantizations(columns, adapters);
   const isBusy = Object.values(answers).some(({ isBusy }) => isBusy);
+  useEffect(() => {
+    if (question) run();
+  }, []);
   const run = (event) => {
-    event.preventDefault();
+    event?.preventDefault();
     stop();
     setAnswers({});
     columns.forEach((target, column) => {

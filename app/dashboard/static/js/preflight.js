@@ -1,33 +1,18 @@
 // What a job would do, before it starts: memory against the device, time, steps, warnings.
 
-import { useEffect, useState } from "../vendor/htm-preact.js";
 import { post } from "./api.js";
 import { bytes, count, duration, number, percent, plural } from "./format.js";
-import { Facts, html, Loading, Problem } from "./ui.js";
+import { Facts, html, Loading, Problem, useLoaded } from "./ui.js";
 
 const WAIT = 500;
 const PARTS = [["weights", "base model"], ["lora", "adapter"], ["optimizer", "optimizer"], ["activations", "activations"], ["overhead", "overhead"]];
 
 /** The preflight of a spec, requested again shortly after it has changed; null: the spec is incomplete. */
 export function usePreflight(spec) {
-  const [found, setFound] = useState({});
   const text = spec ? JSON.stringify({ ...spec, name: undefined }) : null;
-  useEffect(() => {
-    if (!text) return setFound({});
-    const stop = new AbortController();
-    setFound((before) => ({ ...before, isLoading: true }));
-    const timer = setTimeout(() => {
-      post("/jobs/preflight", JSON.parse(text), { signal: stop.signal }).then(
-        (answer) => setFound({ answer }),
-        (error) => stop.signal.aborted || setFound({ error }),
-      );
-    }, WAIT);
-    return () => {
-      clearTimeout(timer);
-      stop.abort();
-    };
-  }, [text]);
-  return found;
+  const load = (signal) => text && post("/jobs/preflight", JSON.parse(text), { signal });
+  const { value, error, isLoading } = useLoaded(load, [text], 0, WAIT);
+  return text ? { answer: value, error, isLoading } : {};
 }
 
 export function Preflight({ answer, error, isLoading }) {

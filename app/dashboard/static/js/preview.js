@@ -2,34 +2,23 @@
 
 import { useEffect, useState } from "../vendor/htm-preact.js";
 import { get } from "./api.js";
-import { html, Loading, Problem } from "./ui.js";
+import { html, Loading, Problem, useLoaded } from "./ui.js";
 
 const ROWS = 3;
 
 export function Preview({ dataset, baseModel, assistantOnly = false, maxLength = null }) {
-  const [found, setFound] = useState(null);
   const [after, setAfter] = useState(0);
   const wanted = [dataset, baseModel, assistantOnly, maxLength].join("|");
   useEffect(() => setAfter(0), [wanted]);
-  useEffect(() => {
-    const stop = new AbortController();
+  const load = (signal) => {
     const query = new URLSearchParams({ base_model: baseModel, limit: ROWS, after, assistant_only_loss: assistantOnly });
     if (maxLength) query.set("max_seq_length", maxLength);
-    setFound(null);
-    const timer = setTimeout(() => {
-      get(`/datasets/${encodeURIComponent(dataset)}/preview?${query}`, { signal: stop.signal }).then(
-        (preview) => setFound({ preview }),
-        (error) => stop.signal.aborted || setFound({ error }),
-      );
-    }, 250);
-    return () => {
-      clearTimeout(timer);
-      stop.abort();
-    };
-  }, [wanted, after]);
-  if (!found) return html`<${Loading} />`;
-  if (found.error) return html`<${Problem} error=${found.error} />`;
-  const { data, next, warnings } = found.preview;
+    return get(`/datasets/${encodeURIComponent(dataset)}/preview?${query}`, { signal });
+  };
+  const { value, error, isLoading } = useLoaded(load, [wanted, after], 0, 250);
+  if (isLoading) return html`<${Loading} />`;
+  if (error) return html`<${Problem} error=${error} />`;
+  const { data, next, warnings } = value;
   return html`<div class="stack">
     <p class="small muted">Learned from: <mark>marked and underlined</mark>. The rest is read, not learned.</p>
     ${warnings.map(({ code, message }) => html`<div key=${message} class="note warn">${message}</div>`)}

@@ -33,7 +33,8 @@ function makeField(group, name, schema) {
     choices,
     isNullable: types.includes("null"),
     fallback: schema.default ?? null,
-    description: (schema.description ?? "").replaceAll("`", ""),
+    pattern: kinds.find((kind) => kind.pattern)?.pattern ?? null,
+    description: toHelp(schema.description ?? ""),
   };
 }
 
@@ -41,7 +42,12 @@ const isOnlyChoice = ({ types }) => types.every((type) => type === "choice" || t
 const isSwitch = ({ types }) => types.length === 1 && types[0] === "boolean";
 
 /** What a control shows for a value. */
-export const toText = (value) => (value == null ? "" : Array.isArray(value) ? value.join(", ") : String(value));
+export function toText(value) {
+  if (value == null) return "";
+  if (Array.isArray(value)) return value.join(", ");
+  if (typeof value !== "object") return String(value);
+  return Object.entries(value).map(([key, own]) => `${key}: ${own}`).join("\n");
+}
 
 /** The value that a control's text means; what can't be read is left to the API to refuse, in its own words. */
 function parse({ types, choices, isNullable, fallback }, text) {
@@ -50,8 +56,18 @@ function parse({ types, choices, isNullable, fallback }, text) {
   const choice = choices.find((one) => String(one) === found);
   if (choice !== undefined) return choice;
   if ((types.includes("number") || types.includes("integer")) && Number.isFinite(Number(found))) return Number(found);
+  if (types.includes("object")) return toEntries(found);
   if (types.includes("array")) return found.split(",").map((part) => part.trim()).filter(Boolean);
   return types.includes("string") ? text : found;
+}
+
+/** `key: value` a line; a line without a colon is a key with an empty value. */
+function toEntries(text) {
+  const lines = text.split("\n").filter((line) => line.trim());
+  return Object.fromEntries(lines.map((line) => {
+    const [key, ...rest] = line.split(":");
+    return [key.trim(), rest.join(":").trim()];
+  }));
 }
 
 const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
@@ -69,36 +85,66 @@ export function toSpec(fields, values) {
   return spec;
 }
 
-/** The controls' texts for a job that exists; what it left to the recipe stays so. */
+/** The controls' texts for a job that exists, or for some settings; what they leave to the recipe stays so. */
 export function fromSpec(fields, spec) {
   const values = {};
   for (const { path, group, name, fallback } of fields) {
-    const value = (group ? spec[group]?.[name] : spec[name]) ?? null;
-    if (!isSame(value, fallback)) values[path] = toText(value);
+    const value = group ? spec[group]?.[name] : spec[name];
+    if (value !== undefined && !isSame(value, fallback)) values[path] = toText(value);
   }
   return values;
 }
 
-// Names that say little to who has not used PEFT; all others are said in words.
+// What people call a setting; its name in the API stands below it. Others are said in their own words.
 const LABELS = {
-  r: "Rank (r)",
+  r: "Rank",
+  alpha: "Alpha",
+  bias: "Train biases",
+  target_modules: "Target modules",
+  modules_to_save: "Modules trained whole",
+  use_rslora: "Rank-stabilized LoRA (rsLoRA)",
+  use_dora: "DoRA",
+  load_in_4bit: "4-bit base model (QLoRA)",
+  bnb_4bit_quant_type: "4-bit number format",
+  bnb_4bit_compute_dtype: "Compute type",
+  bnb_4bit_use_double_quant: "Double quantization",
+  num_train_epochs: "Epochs",
+  max_steps: "Max steps",
   per_device_train_batch_size: "Batch size",
   per_device_eval_batch_size: "Evaluation batch size",
-  max_seq_length: "Max sequence length",
-  load_in_4bit: "4-bit base model (QLoRA)",
-  num_train_epochs: "Epochs",
-  lr_scheduler_type: "Learning rate schedule",
+  gradient_accumulation_steps: "Gradient accumulation steps",
   optim: "Optimizer",
+  lr_scheduler_type: "Learning rate schedule",
+  warmup_ratio: "Warmup share",
+  max_grad_norm: "Max gradient norm",
+  fp16: "Mixed precision in float16",
+  bf16: "Mixed precision in bfloat16",
+  group_by_length: "Group rows of like length",
+  max_seq_length: "Max sequence length",
+  packing: "Pack short rows together",
+  assistant_only_loss: "Learn from the assistant's turns alone",
+  neftune_noise_alpha: "NEFTune noise",
+  logging_steps: "Log every (steps)",
+  save_steps: "Checkpoint every (steps)",
+  keep_checkpoints: "Adapters of epochs to keep",
+  eval_steps: "Evaluate every (steps)",
+  validation_split: "Share held out for evaluation",
+  early_stopping_patience: "Early stopping patience",
+  suffix: "Suffix of an OpenAI name",
+  metadata: "Metadata",
 };
 
-const label = (name) => {
+export const labelOf = (name) => {
   if (LABELS[name]) return LABELS[name];
   const words = name.replaceAll("_", " ").replace("bnb 4bit", "4-bit");
   return words[0].toUpperCase() + words.slice(1);
 };
 
+/** A description of the API as help for a field: what is null there is empty here. */
+const toHelp = (description) => description.replaceAll("`", "").replace(/\bnull\b/g, "empty");
+
 export function Setting({ field, values, onChange, wrong }) {
-  const { path, name, description, fallback } = field;
+  const { path, name, fallback } = field;
   const id = `spec-${path.replaceAll(".", "-")}`;
   const text = values[path] ?? toText(fallback);
   const isChanged = path in values && !isSame(parse(field, values[path]), fallback);
@@ -107,15 +153,17 @@ export function Setting({ field, values, onChange, wrong }) {
   const set = ({ target }) => onChange(path, target.value);
   if (isSwitch(field)) {
     return html`<div class="field">
-      <label class=${`check ${isChanged ? "changed" : ""}`}><input type="checkbox" ...${common} checked=${text === "true"} onChange=${({ target }) => onChange(path, String(target.checked))} />${label(name)}</label>
-      ${wrong && html`<p class="wrong" id=${`${id}-wrong`}>${wrong}</p>`}<p class="help" id=${`${id}-help`}>${description}</p>
+      <label class=${`check ${isChanged ? "changed" : ""}`}><input type="checkbox" ...${common} checked=${text === "true"} onChange=${({ target }) => onChange(path, String(target.checked))} />${labelOf(name)}</label>
+      ${wrong && html`<p class="wrong" id=${`${id}-wrong`}>${wrong}</p>`}<p class="help" id=${`${id}-help`}><${Help} ...${field} /></p>
     </div>`;
   }
-  return html`<${Field} id=${id} label=${label(name)} help=${description} wrong=${wrong} isChanged=${isChanged}>
+  return html`<${Field} id=${id} label=${labelOf(name)} help=${html`<${Help} ...${field} />`} wrong=${wrong} isChanged=${isChanged}>
     ${isOnlyChoice(field)
       ? html`<select ...${common} value=${text} onChange=${set}>${field.choices.map((choice) => html`<option key=${String(choice)} value=${String(choice)}>${String(choice)}</option>`)}</select>`
-      : name === "chat_template"
-        ? html`<textarea ...${common} rows="4" spellcheck="false" class="mono" value=${text} onInput=${set}></textarea>`
+      : name === "chat_template" || field.types.includes("object")
+        ? html`<textarea ...${common} rows=${name === "chat_template" ? 4 : 2} spellcheck="false" class="mono" placeholder=${field.types.includes("object") ? "key: value" : ""} value=${text} onInput=${set}></textarea>`
         : html`<input ...${common} value=${text} spellcheck="false" autocomplete="off" inputmode=${field.types.some((type) => type === "array" || type === "string") ? "text" : "decimal"} placeholder=${field.isNullable ? "not set" : ""} onInput=${set} />`}
   <//>`;
 }
+
+const Help = ({ name, description, types }) => html`${description}${types.includes("object") && " One key: value a line."} <code class="api-name">${name}</code>`;

@@ -1,6 +1,6 @@
 // Server-sent events over fetch: an EventSource can't carry a key.
 
-import { send, Unreachable } from "./api.js";
+import { mayPass, send } from "./api.js";
 
 const FIRST_WAIT = 500;
 const MAX_WAIT = 5_000;
@@ -99,8 +99,7 @@ export function followJob(jobId, { onEvents, onConnection, onEnd, onError }) {
   }
 }
 
-const isPassing = (error) =>
-  error instanceof Unreachable || error.name === "AbortError" || error instanceof TypeError || error.status >= 500;
+const isPassing = (error) => error.name === "AbortError" || error instanceof TypeError || (mayPass(error) && error.status !== 409);
 
 /** Pass events on in one call a frame: a long history is thousands of events at once. */
 function makeBatch(onEvents) {

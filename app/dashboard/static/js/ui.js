@@ -1,37 +1,51 @@
 // The parts that pages are made of. Text goes into the document as text alone.
 
+import { mayPass } from "./api.js";
+import { inWords } from "./words.js";
 import { html, useCallback, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 
 export { html };
 
-/** The result of `load`, loaded again every so many milliseconds while the page is visible. Errors keep the last value. */
-export function useLoaded(load, keys = [], every = 0) {
-  const [found, setFound] = useState({ value: null, error: null });
+// How soon a load that failed for a while is tried again.
+const AGAIN = 3_000;
+
+/**
+ * The result of `load(signal)` for these keys, `after` milliseconds after they have changed, and again `every` so
+ * many while the page is visible. An error that may pass is tried again in any case; errors keep the last value.
+ */
+export function useLoaded(load, keys = [], every = 0, after = 0) {
+  const mark = JSON.stringify(keys);
+  const [found, setFound] = useState({ value: null, error: null, mark: null });
   const turn = useRef(0);
-  const reload = useCallback(async () => {
+  const reload = useCallback(async (signal) => {
     const own = ++turn.current;
     try {
-      const value = await load();
-      if (own === turn.current) setFound({ value, error: null });
+      const value = await load(signal);
+      if (own === turn.current) setFound({ value, error: null, mark });
     } catch (error) {
-      if (own === turn.current) setFound((before) => ({ value: before.value, error }));
+      if (signal?.aborted) return null;
+      if (own === turn.current) setFound((before) => ({ value: before.value, error, mark }));
+      return error;
     }
+    return null;
   }, keys);
   useEffect(() => {
+    const stop = new AbortController();
     let timer = 0;
-    let isOver = false;
     const again = async () => {
-      if (!document.hidden) await reload();
-      if (every && !isOver) timer = setTimeout(again, every);
+      const error = document.hidden ? null : await reload(stop.signal);
+      const wait = every || (document.hidden || (error && mayPass(error)) ? AGAIN : 0);
+      if (wait && !stop.signal.aborted) timer = setTimeout(again, wait);
     };
-    again();
+    if (after) timer = setTimeout(again, after);
+    else again();
     return () => {
-      isOver = true;
+      stop.abort();
       turn.current += 1;
       clearTimeout(timer);
     };
   }, [reload, every]);
-  return { ...found, reload };
+  return { ...found, isLoading: found.mark !== mark, reload: useCallback(() => reload(), [reload]) };
 }
 
 export function Page({ title, crumb, actions, children }) {
@@ -60,7 +74,7 @@ export const State = ({ state, phase }) =>
 export function Problem({ error, children }) {
   if (!error) return null;
   return html`<div class="note bad" role="alert">
-    <strong>${error.message}</strong>${error.hint && html` <span>${error.hint}</span>`} ${children}
+    <strong>${inWords(error.message)}</strong>${error.hint && html` <span>${inWords(error.hint)}</span>`} ${children}
   </div>`;
 }
 
@@ -80,7 +94,7 @@ export function Action({ onClick, children, ...rest }) {
     try {
       await onClick();
     } catch (error) {
-      tell(`${error.message} ${error.hint ?? ""}`, "bad");
+      tell(inWords(`${error.message} ${error.hint ?? ""}`), "bad");
     } finally {
       setBusy(false);
     }
