@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from sqlalchemy.orm import Session
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from app.api.adapters import archives
 from app.api.adapters.schemas import AdapterRead
@@ -14,12 +14,15 @@ from app.api.http.errors import documented
 from app.api.schemas import Page
 from app.core.adapters import imports as adapter_imports, records as adapter_records
 from app.core.engine.workers import engine_states
+from app.core.errors import NotFound
 from app.core.errors.adapters import AdapterNotFound, AdapterNotReady
 from app.core.settings import Settings
 from app.core.specs.states import AdapterState
 
 router = APIRouter(prefix="/adapters", tags=["Adapters"])
 
+_CARD = "README.md"
+_MAX_CARD_BYTES = 1 << 20
 _MEDIA_TYPES = {"zip": "application/zip", "tar": "application/x-tar"}
 
 
@@ -81,6 +84,25 @@ def download_adapter(
     chunks = write(services.store, adapter.artifact, names, folder)
     headers = {"content-disposition": f'attachment; filename="{folder}.{format}"'}
     return StreamingResponse(chunks, media_type=_MEDIA_TYPES[format], headers=headers)
+
+
+@router.get(
+    "/{id_or_name:path}/card",
+    response_class=Response,
+    summary="Show an adapter's model card",
+    responses=documented(404, 409) | {200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}},
+)
+def show_card(id_or_name: AdapterName, services: ServicesDep) -> Response:
+    """The README.md of its files, as it is. 404 where it has none."""
+    with services.database.snapshot() as session:
+        row = adapter_records.get(session, id_or_name)
+        name, key = row.name, f"{row.artifact}/{_CARD}"
+    try:
+        with services.store.open(key) as file:
+            content = file.read(_MAX_CARD_BYTES)
+    except FileNotFoundError:
+        raise NotFound(f"The adapter {name!r} has no model card.") from None
+    return Response(content, media_type="text/markdown; charset=utf-8")
 
 
 @router.delete("/{id_or_name}", status_code=204, summary="Delete an adapter", responses=documented(404, 409))

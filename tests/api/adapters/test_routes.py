@@ -155,3 +155,13 @@ def test_a_name_with_a_typing_error_gets_the_one_that_was_meant(
     with services.database.transaction() as session:
         make_adapter(session, name="helper")
     assert client.get("/adapters/helpr").json()["error"]["hint"].startswith("Did you mean 'helper'? ")
+
+
+def test_the_model_card_is_shown_and_404_where_there_is_none(
+    client: TestClient, services: Services, adapter: str, tmp_path: Path
+) -> None:
+    assert client.get(f"/adapters/{adapter}/card").status_code == 404
+    (tmp_path / "README.md").write_text("# helper")
+    services.store.put_file("adapters/ad_0000000000000000/README.md", tmp_path / "README.md")
+    shown = client.get(f"/adapters/{adapter}/card")
+    assert (shown.text, shown.headers["content-type"]) == ("# helper", "text/markdown; charset=utf-8")

@@ -1,15 +1,21 @@
 // Finished adapters: where they came from, and what may be done with them.
 
 import { useState } from "../vendor/htm-preact.js";
+import { ImportAdapter } from "./adapter_import.js";
 import { download, get, getAll, remove } from "./api.js";
 import { ago, bytes, moment } from "./format.js";
-import { Action, Card, Confirm, Empty, html, Loading, Page, Problem, tell, useLoaded } from "./ui.js";
+import { Action, Card, Confirm, Empty, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
+import { inWords } from "./words.js";
 
 export default function Adapters() {
-  const { value, error, reload } = useLoaded(readAll, [], 10_000);
+  const { value, error, reload } = useLoaded(readAll, [], 3_000);
   const [doomed, setDoomed] = useState(null);
-  return html`<${Page} title="Adapters">
+  const [isImporting, setImporting] = useState(false);
+  const button = html`<button type="button" aria-expanded=${isImporting} onClick=${() => setImporting(!isImporting)}>Import an adapter</button>`;
+  return html`<${Page} title="Adapters" actions=${button}>
     <div class="stack">
+      ${isImporting && html`<${Card} title="Import an adapter"><${ImportAdapter} onAdded=${reload} /><//>`}
+      ${value?.imports.length > 0 && html`<${Card} title="Imports"><ul class="list">${value.imports.map((adapter) => html`<${Import} key=${adapter.id} adapter=${adapter} onDelete=${() => setDoomed(adapter)} />`)}</ul><//>`}
       <${Problem} error=${error} />
       ${!value && !error && html`<${Loading} />`}
       ${value?.adapters.length === 0 && html`<${Empty} title="No adapter yet"><p>A job makes one when it has finished.</p><div class="row"><a class="button primary" href="#/new">New job</a></div><//>`}
@@ -33,11 +39,17 @@ export default function Adapters() {
 
 /** Adapters, the jobs that made them, and the names of the datasets that those read. */
 async function readAll() {
-  const [adapters, datasets] = await Promise.all([getAll("/adapters"), getAll("/datasets")]);
+  const [adapters, datasets, importing, failed] = await Promise.all([
+    getAll("/adapters"),
+    getAll("/datasets"),
+    getAll("/adapters", 200, "&state=importing"),
+    getAll("/adapters", 200, "&state=failed"),
+  ]);
   const ids = [...new Set(adapters.map(({ job }) => job).filter(Boolean))];
   const jobs = await Promise.allSettled(ids.map(readJob));
   return {
     adapters,
+    imports: [...importing, ...failed],
     datasets: new Map(datasets.map((dataset) => [dataset.id, dataset])),
     jobs: new Map(jobs.filter(({ status }) => status === "fulfilled").map(({ value }) => [value.id, value])),
   };
@@ -51,17 +63,25 @@ async function readJob(id) {
   return known.get(id);
 }
 
+/** An import that does not answer yet, or never will. */
+const Import = ({ adapter, onDelete }) => html`<li class="stack tight">
+  <div class="row apart"><strong class="wrap">${adapter.name}</strong><${State} state=${adapter.state} /></div>
+  ${adapter.error && html`<div class=${`note small ${adapter.state === "failed" ? "bad" : ""}`}>${inWords(`${adapter.error.message} ${adapter.error.hint ?? ""}`)}</div>`}
+  <div><button type="button" class="small danger" aria-label=${`Delete ${adapter.name}`} onClick=${onDelete}>Delete</button></div>
+</li>`;
+
 function Row({ adapter, job, datasets, onDelete }) {
   const { id, name } = adapter;
   const dataset = job && (datasets.get(job.spec.dataset)?.name ?? `${job.spec.dataset}, deleted since`);
   return html`<tr>
-    <td><strong class="wrap">${name}</strong><div class="small muted mono">${id}</div></td>
+    <td><a class="wrap name" href=${`#/adapter/${id}`}>${name}</a><div class="small muted mono">${id}</div></td>
     <td data-label="Base model" class="wrap">${adapter.base_model}</td>
     <td data-label="Made from" class="wrap">${adapter.job ? html`<a href=${`#/job/${adapter.job}`}>${job?.name ?? adapter.job}</a>` : "imported"}${dataset && html`<div class="small muted">${dataset}</div>`}</td>
     <td data-label="Size" class="numbers">${bytes(adapter.size_bytes)}</td>
     <td data-label="Made" title=${moment(adapter.created_at)}>${ago(adapter.created_at)}</td>
     <td><div class="row">
       <a class="button small" href=${`#/playground?adapter=${id}`}>Try</a>
+      <a class="button small" href=${`#/adapter/${id}`}>Export</a>
       <a class="button small" href=${`#/new?continue_from=${id}&base_model=${encodeURIComponent(adapter.base_model)}`}>Train on</a>
       <${Action} class="small" onClick=${() => download(`/adapters/${id}/download`, `${name}.zip`)}>Download<//>
       <button type="button" class="small danger" aria-label=${`Delete ${name}`} onClick=${onDelete}>Delete</button>

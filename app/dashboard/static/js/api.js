@@ -94,12 +94,12 @@ export const remove = (path) => send(path, { method: "DELETE" });
 export const bearer = (key) => (key ? { authorization: `Bearer ${key}` } : {});
 
 /** Every item of a list, page by page. */
-export async function getAll(path, most = 1000) {
+export async function getAll(path, most = 1000, params = "") {
   const found = [];
   let after = null;
   do {
     const cursor = after ? `&after=${encodeURIComponent(after)}` : "";
-    const page = await get(`${path}?limit=200${cursor}`);
+    const page = await get(`${path}?limit=200${params}${cursor}`);
     found.push(...page.data);
     after = page.next;
   } while (after && found.length < most);

@@ -12,6 +12,7 @@ const PAGES = {
   new: () => import("./new_job.js"),
   playground: () => import("./playground.js"),
   adapters: () => import("./adapters.js"),
+  adapter: () => import("./adapter.js"),
   datasets: () => import("./datasets.js"),
   status: () => import("./status.js"),
 };
@@ -22,7 +23,7 @@ const LINKS = [
   ["datasets", "Datasets", "M4 6c0-4 16-4 16 0s-16 4-16 0v12c0 4 16 4 16 0V6M4 12c0 4 16 4 16 0"],
   ["status", "Status", "M3 12h4l3-8 4 16 3-8h4"],
 ];
-const BELONGS_TO = { job: "jobs", new: "jobs" };
+const BELONGS_TO = { job: "jobs", new: "jobs", adapter: "adapters" };
 
 /** `#/job/job_x?compare=…` → the page, what it shows, and its parameters. */
 function readRoute() {
@@ -83,8 +84,8 @@ function App() {
     <${KeyDialog} /><${Toasts} />`;
 }
 
-/** Another job is another page; the jobs that one is compared with are not. */
-const identify = ({ page, id, query }) => (page === "job" ? `job/${id}` : `${page}?${query}`);
+/** Another job or adapter is another page; the jobs that one is compared with are not. */
+const identify = ({ page, id, query }) => (page === "job" || page === "adapter" ? `${page}/${id}` : `${page}?${query}`);
 
 function toMain(event) {
   event.preventDefault();

@@ -82,7 +82,7 @@ function Controls({ job, onChange }) {
   };
   const isOn = !ENDED.includes(job.state);
   return html`
-    ${job.adapter && html`<a class="button primary" href=${`#/playground?adapter=${job.adapter}`}>Try it</a>`}
+    ${job.adapter && html`<a class="button primary" href=${`#/playground?adapter=${job.adapter}`}>Try it</a><a class="button" href=${`#/adapter/${job.adapter}`}>Adapter</a>`}
     ${job.state === "paused" && html`<${Action} class="primary" onClick=${act("resume")}>Resume<//>`}
     ${isOn && job.pause_requested_at && html`<${Action} onClick=${act("resume")}>Go on after all<//>`}
     ${["queued", "running"].includes(job.state) && !job.pause_requested_at && html`<${Action} onClick=${act("pause")}>Pause<//>`}
