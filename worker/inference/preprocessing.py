@@ -20,7 +20,7 @@ from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest
 from app.core.errors.base_models import ModelUnreadable
 from worker.inference.adapters.cache import AdapterCache, StoredAdapter
-from worker.inference.answers.choice import end_ids_of_answers, find_parsed_format
+from worker.inference.answers.choice import end_ids_of_answers, find_grammar, find_parsed_format
 from worker.inference.batching.sequence import Prompt
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.general.paths import ServingPaths
@@ -79,7 +79,8 @@ class Preprocessor:
         end_ids = renderer.end_token_ids(tokenizer, description.read_end_ids(base_folder))
         if rendered is not None:
             end_ids = end_ids_of_answers(tokenizer, end_ids)
-        seed, schema = request.sampling.seed, request.output_schema
+        seed = request.sampling.seed
+        grammar = find_grammar(tokenizer, request, rendered)
         choice = self._paths.choose(request.base_model, base_folder, adapter)
         return Prompt(
             base_model=choice.base_model,
@@ -95,8 +96,8 @@ class Preprocessor:
             received_at=received_at,
             token_bytes=make_token_bytes(tokenizer) if request.sampling.logprobs is not None else None,
             parsed=find_parsed_format(tokenizer, request, rendered) if rendered is not None else None,
-            grammar=self._grammars.get(schema, tokenizer, tokenizer_digest=digest, end_ids=end_ids)
-            if schema
+            grammar=self._grammars.get(grammar, tokenizer, tokenizer_digest=digest, end_ids=end_ids)
+            if grammar
             else None,
         )
 

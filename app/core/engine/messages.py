@@ -91,6 +91,16 @@ class Tools(Wire):
             return [one for one in self.functions if one.name == self.choice.name]
         return [] if self.choice == "none" else self.functions
 
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer must call a function."""
+        return self.choice == "required" or isinstance(self.choice, NamedFunction)
+
+    @property
+    def allows_many(self) -> bool:
+        """Whether the answer may call several times. The call of a named function is one."""
+        return self.parallel and not isinstance(self.choice, NamedFunction)
+
 
 class GenerateRequest(Wire):
     """One answer to make: of `prompt` (taken as it is), of `prompt_ids` (tokens), or of `messages` (rendered

@@ -35,6 +35,29 @@ class CallParser(Protocol):
 
 
 @dataclass(frozen=True)
+class CallWriting:
+    """How a family writes calls: `begin`, then each call, with `separator` between two, then `end`.
+
+    A call is `before_name`, its name, `before_arguments`, the JSON of its arguments and `after_arguments`.
+    `tokens` are the markers in these texts that the tokenizers of the family have as one token.
+    """
+
+    before_name: str
+    before_arguments: str
+    after_arguments: str = ""
+    begin: str = ""
+    separator: str = ""
+    end: str = ""
+    tokens: tuple[str, ...] = ()
+
+    @property
+    def first_marker(self) -> str | None:
+        """The marker that calls begin with; None where they have none."""
+        text = self.begin or self.before_name
+        return next((token for token in self.tokens if text.startswith(token)), None)
+
+
+@dataclass(frozen=True)
 class Header:
     """What comes before a call's arguments, with the name in the group `name`; `footers` come after them."""
 

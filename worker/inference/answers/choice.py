@@ -1,5 +1,6 @@
 """Which format the answer to a request has, and what of it is to be parsed."""
 
+import json
 from collections.abc import Collection
 
 from transformers import PreTrainedTokenizerBase
@@ -7,7 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from app.core.engine.messages import GenerateRequest
 from worker.inference.answers.answer_text import ParsedFormat
 from worker.inference.answers.families import LIBRARY_TEMPLATE, find_format
+from worker.inference.answers.grammar import AnswerRules, arguments_schema, write_grammar
 from worker.inference.answers.parser import AnswerFormat
+from worker.inference.sampling.grammars import GrammarSchema, GrammarSource, LarkGrammar
 from worker.templates import renderer
 
 
@@ -36,7 +39,51 @@ def find_parsed_format(
     return ParsedFormat(
         answer_format,
         functions={function.name: function for function in offered},
-        is_parallel=request.tools is None or request.tools.parallel,
+        is_parallel=request.tools is None or request.tools.allows_many,
         is_thinking=answer_format.is_thinking_after(rendered),
         markers={special[marker]: marker for marker in answer_format.markers if marker in special},
     )
+
+
+def find_grammar(
+    tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, rendered: str | None
+) -> GrammarSource | None:
+    """The grammar that the answer must match; None where it may be any text.
+
+    With functions and a schema the answer is either calls or JSON of the schema.
+    """
+    offered = request.tools.offered if request.tools else []
+    must_call = request.tools is not None and request.tools.must_call
+    schema = None if must_call else request.output_schema
+    if schema is None and not must_call and not any(function.strict for function in offered):
+        return None
+    if rendered is None:
+        return schema
+    answer_format = find_answer_format(tokenizer)
+    if schema is not None and not offered and not answer_format.has_thoughts:
+        return schema
+    rules = AnswerRules(
+        functions=offered,
+        must_call=must_call,
+        is_parallel=request.tools is None or request.tools.allows_many,
+        schema=schema,
+        is_thinking=answer_format.is_thinking_after(rendered),
+        may_think=answer_format.may_think_after(rendered),
+    )
+    schemas = [
+        GrammarSchema(
+            json.dumps(arguments_schema(function)),
+            strict=function.strict,
+            owner=f"The parameters of the function {function.name!r}",
+            param="tools",
+        )
+        for function in offered
+    ]
+    if schema is not None:
+        schemas.append(
+            GrammarSchema(
+                schema.source, schema.strict, owner="The schema of the answer", param="response_format"
+            )
+        )
+    added = tokenizer.get_added_vocab()
+    return LarkGrammar(write_grammar(answer_format, rules, added.get), tuple(schemas))

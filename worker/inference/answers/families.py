@@ -4,11 +4,12 @@ A model writes what its template taught it, whatever its name is. A template tha
 Tunesmith's own templates, which are Hermes'.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 
 import regex
 
-from worker.inference.answers.calls import CallSyntax, Header
+from worker.inference.answers.calls import CallParser, CallSyntax, CallWriting, Header
 from worker.inference.answers.harmony import HarmonyAnswer
 from worker.inference.answers.parameters import ParameterCalls
 from worker.inference.answers.parser import BLANKS, AnswerFormat, MarkedAnswer, ThoughtMarkers
@@ -108,18 +109,61 @@ DEEPSEEK = CallSyntax(
     ends=(regex.compile(rf"\s*{_CALLS_END}"),),
 )
 
-# What a template contains, the calls of its family, and their markers. The first match counts.
-_CALLS = (
-    ((_CALLS_BEGIN,), DEEPSEEK, (_CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_END, _SEPARATOR)),
-    (("[TOOL_CALLS]",), MISTRAL, ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")),
-    (("<tool_call>", "<function="), QWEN_CODER, ("<tool_call>", "</tool_call>")),
-    (("<tool_call>", "<arg_key>"), GLM, ("<tool_call>", "</tool_call>")),
-    (("<tool_call>",), HERMES, ("<tool_call>", "</tool_call>")),
-    (("<|tool_call|>",), LISTED, ("<|tool_call|>", "<|/tool_call|>")),
-    (("<|tool|>",), LISTED, ("<|tool_call|>", "<|/tool_call|>")),
-    (("<|python_tag|>",), LLAMA, ("<|python_tag|>",)),
-    (("ipython",), LLAMA, ("<|python_tag|>",)),
-    ((), HERMES, ("<tool_call>", "</tool_call>")),
+_OBJECT_NAME, _OBJECT_ARGUMENTS = '{"name": "', '", "arguments": '
+_HERMES_WRITING = CallWriting(
+    before_name="<tool_call>\n" + _OBJECT_NAME,
+    before_arguments=_OBJECT_ARGUMENTS,
+    after_arguments="}\n</tool_call>",
+    separator="\n",
+    tokens=("<tool_call>", "</tool_call>"),
+)
+_LIST = CallWriting(
+    before_name=_OBJECT_NAME, before_arguments=_OBJECT_ARGUMENTS, after_arguments="}", separator=", ", end="]"
+)
+_MISTRAL_LIST = replace(_LIST, begin="[TOOL_CALLS] [", tokens=("[TOOL_CALLS]",))
+_MISTRAL_NAMED = CallWriting(
+    before_name="[TOOL_CALLS]",
+    before_arguments="[ARGS]",
+    tokens=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
+)
+_GRANITE_WRITING = replace(_LIST, begin="<|tool_call|>[", tokens=("<|tool_call|>", "<|/tool_call|>"))
+_PHI_WRITING = replace(_GRANITE_WRITING, end="]<|/tool_call|>")
+_LLAMA_WRITING = CallWriting(
+    before_name=_OBJECT_NAME,
+    before_arguments='", "parameters": ',
+    after_arguments="}",
+    separator="; ",
+    tokens=("<|python_tag|>",),
+)
+_DEEPSEEK_WRITING = CallWriting(
+    begin=_CALLS_BEGIN,
+    before_name=_CALL_BEGIN,
+    before_arguments=_SEPARATOR,
+    after_arguments=_CALL_END,
+    end=_CALLS_END,
+    tokens=(_CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_END, _SEPARATOR),
+)
+_DEEPSEEK_CODE_WRITING = replace(
+    _DEEPSEEK_WRITING,
+    before_name=f"{_CALL_BEGIN}function{_SEPARATOR}",
+    before_arguments="\n```json\n",
+    after_arguments=f"\n```{_CALL_END}",
+    separator="\n",
+)
+# What a template contains, and the calls of its family. The first match counts.
+_CALLS: tuple[tuple[tuple[str, ...], CallParser, CallWriting], ...] = (
+    ((_CALLS_BEGIN, "```json"), DEEPSEEK, _DEEPSEEK_CODE_WRITING),
+    ((_CALLS_BEGIN,), DEEPSEEK, _DEEPSEEK_WRITING),
+    (("[TOOL_CALLS]", "[ARGS]"), MISTRAL, _MISTRAL_NAMED),
+    (("[TOOL_CALLS]",), MISTRAL, _MISTRAL_LIST),
+    (("<tool_call>", "<function="), QWEN_CODER, _HERMES_WRITING),
+    (("<tool_call>", "<arg_key>"), GLM, _HERMES_WRITING),
+    (("<tool_call>",), HERMES, _HERMES_WRITING),
+    (("<|tool_call|>",), LISTED, _GRANITE_WRITING),
+    (("<|tool|>",), LISTED, _PHI_WRITING),
+    (("<|python_tag|>",), LLAMA, _LLAMA_WRITING),
+    (("ipython",), LLAMA, _LLAMA_WRITING),
+    ((), HERMES, _HERMES_WRITING),
 )
 _THOUGHTS = (
     ThoughtMarkers("[THINK]", "[/THINK]"),
@@ -127,7 +171,7 @@ _THOUGHTS = (
     ThoughtMarkers("<think>", "</think>"),
 )
 # In the place of a template: what the tokenizers of Mistral's own library write.
-LIBRARY_TEMPLATE = "[TOOL_CALLS][THINK]"
+LIBRARY_TEMPLATE = "[TOOL_CALLS][ARGS][THINK]"
 _HARMONY = ("<|channel|>", "<|message|>")
 
 
@@ -136,10 +180,10 @@ def find_format(template: str) -> AnswerFormat:
     """The format of answers to prompts of this chat template."""
     if all(marker in template for marker in _HARMONY):
         return HarmonyAnswer()
-    calls, markers = next(
-        (calls, markers)
-        for contained, calls, markers in _CALLS
+    calls, writing = next(
+        (calls, writing)
+        for contained, calls, writing in _CALLS
         if all(text in template for text in contained)
     )
     thoughts = next((one for one in _THOUGHTS if one.open in template or one.close in template), None)
-    return MarkedAnswer(thoughts, calls, markers)
+    return MarkedAnswer(thoughts, calls, writing)

@@ -43,6 +43,10 @@ class HarmonyAnswer:
         """False: an answer begins with the header of a message."""
         return False
 
+    def may_think_after(self, prompt: str) -> bool:
+        """True: each message says what it is."""
+        return True
+
     def parse(self, source: AnswerSource, progress: Progress) -> Parsing:
         """Yield the pieces of an answer. Without functions nothing is a call."""
         written: set[PieceKind] = set()

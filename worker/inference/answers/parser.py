@@ -11,7 +11,7 @@ from typing import Protocol
 
 import regex
 
-from worker.inference.answers.calls import CallParser, Functions
+from worker.inference.answers.calls import CallParser, CallWriting, Functions
 from worker.inference.answers.source import AnswerSource, Parsing, Pattern, Piece, PieceKind
 
 # The limit keeps the search for a marker linear in the length of whitespace.
@@ -44,6 +44,9 @@ class AnswerFormat(Protocol):
     def is_thinking_after(self, prompt: str) -> bool:
         """Whether the prompt has opened the thoughts, so that the answer begins among them."""
 
+    def may_think_after(self, prompt: str) -> bool:
+        """Whether an answer to the prompt may begin with thoughts: it has not ended them."""
+
     def parse(self, source: AnswerSource, progress: Progress) -> Parsing:
         """Yield the pieces of an answer. Without functions nothing is a call."""
 
@@ -72,12 +75,12 @@ class MarkedAnswer:
 
     thoughts: ThoughtMarkers | None
     calls: CallParser
-    call_markers: tuple[str, ...] = ()
+    writing: CallWriting
 
     @property
     def markers(self) -> tuple[str, ...]:
         """Tokens that the parser has to see although they are special."""
-        return self.call_markers + ((self.thoughts.open, self.thoughts.close) if self.thoughts else ())
+        return self.writing.tokens + ((self.thoughts.open, self.thoughts.close) if self.thoughts else ())
 
     @property
     def has_thoughts(self) -> bool:
@@ -92,6 +95,10 @@ class MarkedAnswer:
     def is_thinking_after(self, prompt: str) -> bool:
         """Whether the prompt ends with the marker that opens thoughts."""
         return self.thoughts is not None and prompt.rstrip().endswith(self.thoughts.open)
+
+    def may_think_after(self, prompt: str) -> bool:
+        """Whether there are thoughts, and the prompt does not end with the marker that closes them."""
+        return self.thoughts is not None and not prompt.rstrip().endswith(self.thoughts.close)
 
     def parse(self, source: AnswerSource, progress: Progress) -> Parsing:
         """Yield the pieces of an answer. Without functions nothing is a call."""
