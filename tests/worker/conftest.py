@@ -21,7 +21,7 @@ from tests.tiny_model import NAME, make_tiny_model
 from tests.worker.runners.job_runs import make_runner
 from worker.processes.prewarmed import PrewarmedTrainer
 from worker.runners.jobs import JobRunner
-from worker.templates import renderer
+from worker.templates.rendering import text
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def a_day_passes_at_every_look(monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime(2030, 1, 1, tzinfo=tz) + timedelta(days=next(days))
 
-    monkeypatch.setattr(renderer, "is_known", lambda template: True)
+    monkeypatch.setattr(text, "is_known", lambda template: True)
     monkeypatch.setattr(chat_template_utils, "datetime", FakeClock)
 
 

@@ -24,7 +24,9 @@ from worker.templates.renderer import (
     encode_plain,
     encode_rendered,
     template_of,
+    token_names,
 )
+from worker.templates.tools.form import find_function_template
 from worker.templates.training_text import render_for_training
 
 _CONVERSATION = [
@@ -75,12 +77,32 @@ def set_template(
     Raises InvalidRequest where the job's template, `wanted`, is unusable.
     """
     choice = choose_template(
-        template_of(tokenizer), wanted=wanted, model_type=model_type, tokens=control_tokens(tokenizer)
+        _own_template(tokenizer), wanted=wanted, model_type=model_type, tokens=control_tokens(tokenizer)
     )
     tokenizer.chat_template = choice.template
     if choice.source is TemplateSource.JOB:
         _check(tokenizer)
     return choice.source
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's template; one of two where it has another for functions, as Hermes and Command R do."""
+    templates = tokenizer.chat_template
+    with_functions = templates.get("tool_use") if isinstance(templates, dict) else None
+    default = template_of(tokenizer)
+    if with_functions is None or default is None:
+        return default
+    return "{%- if tools %}" + with_functions + "{%- else %}" + default + "{%- endif %}"
+
+
+def adopt_function_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the plain form of functions a part of the tokenizer's template where it does not know them.
+
+    Nothing is rendered differently; an adapter's folder has the whole template then, for other programs.
+    """
+    template = template_of(tokenizer)
+    if template is not None:
+        tokenizer.chat_template = find_function_template(template, token_names(tokenizer))
 
 
 def read_model_type(folder: Path) -> str | None:

@@ -5,6 +5,11 @@ from collections.abc import Callable, Iterator
 from app.core.engine.preflight import Notice
 from worker.templates.token_rows import EncodedRow, FormattedRows
 
+PLAIN_FUNCTIONS = (
+    "The chat template has no place for functions or calls: they are written as text in the form of Hermes "
+    "and Qwen, <tool_call>{…}</tool_call>, in training and in serving."
+)
+
 
 def describe_row(row: EncodedRow) -> list[str]:
     """What should be known about one row."""
@@ -13,6 +18,8 @@ def describe_row(row: EncodedRow) -> list[str]:
         notices.append(
             "The prompt opens a thought, and the answer has none: the model learns to end an empty one."
         )
+    if row.has_plain_functions:
+        notices.append(PLAIN_FUNCTIONS)
     return notices
 
 
@@ -35,6 +42,9 @@ def describe_rows(
             message=f"The chat template's prompt opens a thought, and the answer has none in {rows}, line "
             f"{line} first: the model learns to end an empty thought.",
         )
+
+    if formatted.plain_function_lines:
+        yield Notice(code="plain_functions", message=PLAIN_FUNCTIONS)
 
 
 def _count(rows: int) -> str:

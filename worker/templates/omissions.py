@@ -1,5 +1,7 @@
 """Finds what a chat template leaves out of the messages of a row: thoughts of earlier turns, say."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from worker.templates.renderer import DatedRenderer
 from worker.templates.training_text import TrainingText
 
 _SHOWN = 40
+_THOUGHT_TAGS = re.compile(r"</?[\w:]*think[\w:]*>")
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,28 @@ def find_omissions(
     row: Conversation, rendered: TrainingText, renderer: DatedRenderer
 ) -> tuple[Omission, ...]:
     """What the template leaves out; white space is not compared, which templates trim and change."""
+    thoughts = [
+        Omission(number, message.reasoning.strip())
+        for number, message in enumerate(row.messages, start=1)
+        if message.reasoning and message.reasoning.strip() not in rendered.text
+    ]
     contents = [message.content.strip() for message in row.messages]
     if _has_all_in_order(contents, rendered.text):
-        return ()
+        return tuple(thoughts)
     repeats = Counter(contents)
     found = [
         Omission(number, lost)
-        for number, content in enumerate(contents, start=1)
+        for number, (message, content) in enumerate(zip(row.messages, contents, strict=True), start=1)
         if rendered.text.count(content) < repeats[content]
+        if not (message.role == "tool" and _is_in_json(content, rendered.text))
         if (lost := _find_lost(row.messages, number - 1, rendered, renderer))
     ]
-    return tuple(found)
+    return tuple(sorted([*thoughts, *found], key=lambda omission: omission.message))
+
+
+def _is_in_json(content: str, text: str) -> bool:
+    """Whether a result is in the text as a string of JSON, as Llama 3.1 and gpt-oss have it."""
+    return any(json.dumps(content, ensure_ascii=ascii_only)[1:-1] in text for ascii_only in (False, True))
 
 
 def _has_all_in_order(contents: Sequence[str], text: str) -> bool:
@@ -57,6 +71,9 @@ def _find_lost(
 ) -> str:
     """The part of a message's content that is not where the template renders it."""
     content = messages[index].content
+    if messages[index].tool_calls:
+        parts = [part.strip() for part in _THOUGHT_TAGS.split(content)]
+        return "" if all(part in rendered.text for part in parts) else content.strip()
     is_prompt = bool(rendered.border) and index < len(messages) - 1
     turns, text = (messages[:-1], rendered.prompt) if is_prompt else (messages, rendered.text)
     pieces = renderer.render_around(turns, [index], is_prompt=is_prompt)

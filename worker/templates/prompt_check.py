@@ -59,7 +59,9 @@ def render_prompt(
         case Conversation(messages=[_]):
             return []
         case Conversation():
-            text = render(tokenizer, row.messages[:-1], add_generation_prompt=True, moment=moment)
+            text = render(
+                tokenizer, row.messages[:-1], add_generation_prompt=True, moment=moment, tools=row.tools
+            )
             return encode_rendered(tokenizer, text)
         case Completion():
             return encode_plain(tokenizer, row.prompt)

@@ -11,11 +11,10 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.core.chat.tools import FunctionTool, ToolCall
 from app.core.datasets.rows import Message
@@ -23,40 +22,28 @@ from app.core.errors import InvalidRequest, TunesmithError
 from app.core.errors.base_models import ModelUnreadable
 from worker.models.files.error_text import describe
 from worker.models.files.reading import is_caused_by_content
-from worker.templates.clock import ANY_MOMENT, set_clock
-from worker.templates.families import is_known
-from worker.templates.rendering.pool import shared_pool
+from worker.templates.clock import ANY_MOMENT
 from worker.templates.rendering.process import Span, TemplateRefused
+from worker.templates.rendering.text import TokenNames, render_text
+from worker.templates.tools.form import find_form, find_function_template
+from worker.templates.tools.messages import (
+    MessageForm,
+    Turn,
+    adapt,
+    as_dicts,
+    as_template_tools,
+    uses_functions,
+)
+from worker.templates.tools.plain import has_plain_form
 
-TokenNames = tuple[tuple[str, str], ...]
 _APPLY_TEMPLATE = PreTrainedTokenizerBase.apply_chat_template
 _SHOWN_LETTERS = 40
 _QUESTION = {"role": "user", "content": "question"}
 # Private-use characters: no template changes their case or trims them, and no text begins with them.
 _PLACEHOLDER = "\uf8f0\uf8f1\uf8f2"
+# In the place of an argument: a number, which templates write without quotes.
+_ARGUMENT = "918273645546372819"
 _ANSWER = {"role": "assistant", "content": "answer"}
-
-
-class Turn(Protocol):
-    """A message of a conversation, of a dataset's row or of a request."""
-
-    @property
-    def role(self) -> str: ...
-
-    @property
-    def content(self) -> str: ...
-
-    @property
-    def tool_calls(self) -> Sequence[ToolCall]: ...
-
-    @property
-    def tool_call_id(self) -> str | None: ...
-
-    @property
-    def name(self) -> str | None: ...
-
-    @property
-    def reasoning(self) -> str | None: ...
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -97,23 +84,25 @@ def render(
     try:
         if template is None or type(tokenizer).apply_chat_template is not _APPLY_TEMPLATE:
             # Tokenizers of Mistral's library render without a template.
+            form = MessageForm()
             return cast(
                 str,
                 tokenizer.apply_chat_template(
-                    as_dicts(messages),
-                    tools=_as_template_tools(tools),
+                    as_dicts(adapt(messages, form), form),
+                    tools=as_template_tools(tools),
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                     **variables,
                 ),
             )
+        prepared = prepare(template, token_names(tokenizer), messages, tools)
         text, _spans = render_text(
-            template,
+            prepared.template,
             token_names(tokenizer),
-            as_dicts(messages),
+            prepared.dicts,
             moment=moment,
             add_generation_prompt=add_generation_prompt,
-            variables={**variables, "tools": _as_template_tools(tools)} if tools else variables,
+            variables={**variables, **prepared.variables},
         )
     except TunesmithError:
         raise
@@ -131,51 +120,91 @@ def render(
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What is rendered: a template, in front of which may be the plain form, its messages and variables."""
+
+    template: str
+    dicts: list[dict[str, Any]]
+    variables: dict[str, Any]
+
+
+def prepare(
+    template: str, names: TokenNames, messages: Sequence[Turn], tools: Sequence[FunctionTool]
+) -> Prepared:
+    """A conversation as the template reads it. Raises InvalidRequest for calls that it can't write."""
+    if uses_functions(messages, tools):
+        template = find_function_template(template, names)
+        form = find_form(template, names)
+    else:
+        has_reasoning = any(message.reasoning is not None for message in messages)
+        form = find_form(template, names) if has_reasoning else MessageForm()
+    dicts = as_dicts(adapt(messages, form), form)
+    return Prepared(template, dicts, {"tools": as_template_tools(tools)} if tools else {})
+
+
+def form_of(tokenizer: PreTrainedTokenizerBase) -> MessageForm:
+    """How conversations with functions, calls or reasoning are rendered."""
+    template = template_of(tokenizer)
+    if template is None:
+        return MessageForm()
+    names = token_names(tokenizer)
+    return find_form(find_function_template(template, names), names)
+
+
+def writes_plain_functions(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether functions or calls are rendered as plain text: the template has no place for them."""
+    template = template_of(tokenizer)
+    return template is not None and has_plain_form(find_function_template(template, token_names(tokenizer)))
+
+
+@dataclass(frozen=True)
 class DatedRenderer:
-    """Renders conversations with a tokenizer's chat template, all with the date of one moment."""
+    """Renders conversations with a tokenizer's chat template, all with the date of one moment.
+
+    `tools` are the functions of all of them.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     moment: datetime
+    tools: tuple[FunctionTool, ...] = ()
 
     def render(self, messages: Sequence[Message], *, is_prompt: bool = False) -> str:
         """The conversation, or the prompt for its next answer. Raises InvalidRequest where it is refused."""
-        return render(self.tokenizer, messages, add_generation_prompt=is_prompt, moment=self.moment)
+        return render(
+            self.tokenizer,
+            messages,
+            add_generation_prompt=is_prompt,
+            moment=self.moment,
+            tools=self.tools,
+        )
 
     def render_around(
         self, messages: Sequence[Message], indexes: Sequence[int], *, is_prompt: bool = False
     ) -> list[str] | None:
         """The text before, between and after the content of some messages, found with other content in place.
 
+        Of a message with calls an argument of the last call is changed: many templates leave out its content.
         None where the template leaves out one of them. Raises InvalidRequest where the template refuses the
         conversation or repeats the content.
         """
         changed = [
-            replace(message, content=_PLACEHOLDER) if index in indexes else message
+            _with_placeholder(message) if index in indexes else message
             for index, message in enumerate(messages)
         ]
-        pieces = self.render(changed, is_prompt=is_prompt).split(_PLACEHOLDER)
+        rendered = self.render(changed, is_prompt=is_prompt).replace(_ARGUMENT, _PLACEHOLDER)
+        pieces = rendered.split(_PLACEHOLDER)
         if len(pieces) > len(indexes) + 1:
             numbers = " or ".join(str(index + 1) for index in indexes)
             raise InvalidRequest(f"the chat template renders message {numbers} more than once.")
         return pieces if len(pieces) == len(indexes) + 1 else None
 
 
-def as_dicts(messages: Sequence[Turn]) -> list[dict[str, Any]]:
-    """The messages as dicts, which templates expect."""
-    return [_as_dict(message) for message in messages]
-
-
-def _as_dict(message: Turn) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        turn["tool_calls"] = [call.as_template_call() for call in message.tool_calls]
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    if message.name is not None:
-        turn["name"] = message.name
-    if message.reasoning is not None:
-        turn["reasoning_content"] = message.reasoning
-    return turn
+def _with_placeholder(message: Message) -> Message:
+    if not message.tool_calls:
+        return replace(message, content=_PLACEHOLDER)
+    *others, last = message.tool_calls
+    changed = last.model_copy(update={"arguments": {**last.arguments, "argument": int(_ARGUMENT)}})
+    return replace(message, tool_calls=(*others, changed))
 
 
 @dataclass(frozen=True)
@@ -233,18 +262,17 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Sequence[int] | None) -> set[int]:
-    """The tokens that end an answer: the tokenizer's, the template's end of turn (which a base model's
-    settings do not name), and those of the model's generation settings.
+    """The tokens that end an answer: the tokenizer's, those that the template writes after an answer and
+    after calls (which a base model's settings do not name), and those of the model's generation settings.
     """
     named = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or [])
-    own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    turn_end = end_of_turn(tokenizer)
-    ends = [tokenizer.convert_tokens_to_ids(turn_end)] if turn_end else []
-    return {*named, *own, *ends}
+    return {*named, *(int(tokenizer.vocab[end]) for end in control_ends(tokenizer))}
 
 
-def _as_template_tools(tools: Sequence[FunctionTool]) -> list[Any] | None:
-    return [tool.as_template_tool() for tool in tools] or None
+def control_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The control tokens that end an answer: the tokenizer's, and those that the template writes."""
+    ends = (tokenizer.eos_token, end_of_turn(tokenizer), end_of_calls(tokenizer))
+    return tuple(str(end) for end in ends if end)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -253,35 +281,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return _find_end(template, token_names(tokenizer), control_tokens(tokenizer)) if template else None
 
 
-def render_text(
-    template: str,
-    names: TokenNames,
-    messages: list[dict[str, Any]],
-    *,
-    moment: datetime | None,
-    mark: bool = False,
-    add_generation_prompt: bool = False,
-    variables: Mapping[str, Any] = MappingProxyType({}),
-) -> tuple[str, list[Span]]:
-    """A conversation rendered without a tokenizer, and the spans that `{% generation %}` markers enclose.
-
-    Templates of Tunesmith are rendered in this process: they are known to end. All others are programs of
-    strangers. Raises TemplateRefused, TemplateExceedsLimits, QueueFull and EngineFailed.
-    """
-    clocked, clock = set_clock(template, moment)
-    all_variables: dict[str, Any] = {
-        **variables,
-        **dict(names),
-        **clock,
-        "add_generation_prompt": add_generation_prompt,
-    }
-    if mark or not is_known(template):
-        return shared_pool().render(clocked, messages, all_variables, marks_answers=mark)
-    try:
-        rendered: Any = render_jinja_template([messages], chat_template=clocked, **all_variables)
-    except Exception as error:
-        raise TemplateRefused(describe(error)) from error
-    return rendered[0][0], []
+def end_of_calls(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The control token that the template writes after an answer of calls (gpt-oss has its own), or None."""
+    template = template_of(tokenizer)
+    return _find_call_end(template, token_names(tokenizer), control_tokens(tokenizer)) if template else None
 
 
 def token_names(tokenizer: PreTrainedTokenizerBase) -> TokenNames:
@@ -312,3 +315,22 @@ def _find_end(template: str, names: TokenNames, controls: tuple[str, ...]) -> st
         return None
     after = text.rpartition(_ANSWER["content"])[2].lstrip()
     return max((token for token in controls if after.startswith(token)), key=len, default=None)
+
+
+@lru_cache(maxsize=64)
+def _find_call_end(template: str, names: TokenNames, controls: tuple[str, ...]) -> str | None:
+    """The last control token of a turn of calls, unless it stands between two calls as well."""
+    form = find_form(find_function_template(template, names), names)
+    calls = [
+        ToolCall(name="function", arguments={"argument": int(_ARGUMENT)}, id=f"call_000{place}")
+        for place in range(1 if form.has_one_call else 2)
+    ]
+    turns = [Message("user", "question"), Message("assistant", "", tool_calls=tuple(calls))]
+    try:
+        prepared = prepare(template, names, turns, ())
+        text, _spans = render_text(prepared.template, names, prepared.dicts, moment=ANY_MOMENT)
+    except TemplateRefused:
+        return None
+    *between, after = text.split(_ARGUMENT)
+    end = max((token for token in controls if after.rstrip().endswith(token)), key=len, default=None)
+    return None if end is None or any(end in piece for piece in between[1:]) else end

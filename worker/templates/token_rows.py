@@ -7,7 +7,7 @@ model shifts labels. The first token of a row has no context to be predicted fro
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from transformers import PreTrainedTokenizerBase
@@ -18,8 +18,16 @@ from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, Template
 from worker.models.files import vocabulary
 from worker.templates.continuations import encode_completion, encode_with_border, encode_with_spans
 from worker.templates.omissions import Omission, find_omissions
-from worker.templates.renderer import DatedRenderer, encode_plain, end_of_turn
+from worker.templates.renderer import (
+    DatedRenderer,
+    control_ends,
+    encode_plain,
+    end_of_turn,
+    form_of,
+    writes_plain_functions,
+)
 from worker.templates.rendering.process import Span
+from worker.templates.tools.messages import adapt, uses_functions
 from worker.templates.training_text import TrainingText, render_for_training
 from worker.templates.turns import find_turns
 
@@ -29,12 +37,16 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """A row's token ids and labels, and what the chat template left out of it or added to it."""
+    """A row's token ids and labels, and what the chat template left out of it or added to it.
+
+    `has_plain_functions`: its functions or calls are written as text, as the template has no place for them.
+    """
 
     input_ids: list[int]
     labels: list[int]
     omissions: tuple[Omission, ...] = ()
     has_empty_thought: bool = False
+    has_plain_functions: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,7 @@ class FormattedRows:
     dropped_lines: list[int] = field(default_factory=list)
     omissions: list[tuple[int, Omission]] = field(default_factory=list)
     empty_thought_lines: list[int] = field(default_factory=list)
+    plain_function_lines: list[int] = field(default_factory=list)
 
     def note(self, line: int, row: EncodedRow) -> None:
         """Note what the chat template made of a row."""
@@ -79,6 +92,8 @@ class FormattedRows:
             self.omissions.append((line, row.omissions[0]))
         if row.has_empty_thought:
             self.empty_thought_lines.append(line)
+        if row.has_plain_functions:
+            self.plain_function_lines.append(line)
 
     @property
     def tokens(self) -> int:
@@ -141,8 +156,8 @@ def encode_row(
     """One row, not truncated. Raises InvalidRequest, TemplateMismatch, TemplateExceedsLimits."""
     match row:
         case Conversation():
-            renderer = DatedRenderer(tokenizer, moment or datetime.now(UTC))
-            encoded = _encode_conversation(row, renderer, assistant_only)
+            renderer = DatedRenderer(tokenizer, moment or datetime.now(UTC), row.tools)
+            encoded = _encode_conversation(_adapt(row, tokenizer), renderer, assistant_only)
         case Completion():
             encoded = _encode_completion(row, tokenizer)
         case PlainText():
@@ -170,19 +185,30 @@ def hold_out(rows: Sequence[TokenRow], share: float, seed: int) -> tuple[list[To
     return train, [row for index, row in enumerate(rows) if index in held_out]
 
 
+def _adapt(row: Conversation, tokenizer: PreTrainedTokenizerBase) -> Conversation:
+    """The row with the messages that are rendered, so that masks are found by the same ones."""
+    if uses_functions(row.messages, row.tools) or any(message.reasoning for message in row.messages):
+        return replace(row, messages=adapt(row.messages, form_of(tokenizer)))
+    return row
+
+
 def _encode_conversation(row: Conversation, renderer: DatedRenderer, assistant_only: bool) -> EncodedRow:
     tokenizer = renderer.tokenizer
+    has_functions = uses_functions(row.messages, row.tools)
     rendered = render_for_training(row, renderer)
     omissions = find_omissions(row, rendered, renderer)
     # A question is learned with the whole row, or not at all: a mask of its own has only the answers.
     assistant_only |= any(message.weight == 0 for message in row.messages if message.role != "assistant")
+    # The results of functions are not the model's to learn, nor are the descriptions of functions.
+    assistant_only |= has_functions
     unweighted = any(message.weight == 0 for message in row.messages if message.role == "assistant")
     if assistant_only or unweighted:
         input_ids, labels = _mask_turns(row, rendered, renderer, assistant_only)
     else:
         input_ids = _end_turn(encode_with_border(tokenizer, rendered.text, rendered.border), tokenizer)
         labels = list(input_ids)
-    return EncodedRow(input_ids, labels, omissions, rendered.has_empty_thought)
+    is_plain = has_functions and writes_plain_functions(tokenizer)
+    return EncodedRow(input_ids, labels, omissions, rendered.has_empty_thought, is_plain)
 
 
 def _mask_turns(
@@ -200,6 +226,8 @@ def _mask_turns(
             token if skip == IGNORED else IGNORED for token, skip in zip(input_ids, skipped, strict=True)
         ]
     ended = _end_turn(input_ids, renderer.tokenizer)
+    if row.messages[-1].tool_calls and not rendered.text.rstrip().endswith(control_ends(renderer.tokenizer)):
+        ended = _end(input_ids, renderer.tokenizer)  # DeepSeek-V3's template ends no turn of calls
     last_is_learned = row.messages[-1].weight != 0
     return ended, learned + [token if last_is_learned else IGNORED for token in ended[len(input_ids) :]]
 

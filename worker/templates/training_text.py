@@ -77,6 +77,8 @@ def _go_on_with_thought(
     rendered = renderer.render([*messages[:-1], replace(messages[-1], content=answer)])
     if rendered.startswith(prompt) and not _has_two_thoughts(rendered, prompt):
         return TrainingText(rendered, len(prompt), is_empty)
+    if messages[-1].tool_calls:
+        return _end_thought_before_calls(messages, prompt, opened, renderer)
     pieces = renderer.render_around(messages, [len(messages) - 1])
     header = prompt[: opened.start()]
     if pieces is None or not pieces[0].startswith(header):
@@ -85,6 +87,29 @@ def _go_on_with_thought(
         return None
     rest = answer.removeprefix(tag).removeprefix(opened[0][len(tag) :])
     return TrainingText(prompt + rest + pieces[-1], len(prompt), is_empty)
+
+
+def _end_thought_before_calls(
+    messages: Sequence[Message], prompt: str, opened: re.Match[str], renderer: DatedRenderer
+) -> TrainingText | None:
+    """The prompt, the rest of the thought or the end of an empty one, and calls as the template writes them.
+
+    None where the template writes something else before calls.
+    """
+    tag = opened[0].rstrip()
+    answer, is_empty = _begin_with_thought(messages[-1].content, tag)
+    closing = tag.replace("<", "</")
+    thought, _closing, text = answer.partition(closing)
+    last = replace(messages[-1], content=text.strip(), reasoning=None)
+    whole = renderer.render([*messages[:-1], last])
+    header = prompt[: opened.start()]
+    if not whole.startswith(header):
+        return None
+    inserted = EMPTY_THOUGHT.match(whole, len(header))
+    rest = thought.removeprefix(tag).removeprefix(opened[0][len(tag) :]) + closing + "\n\n"
+    return TrainingText(
+        prompt + rest + whole[inserted.end() if inserted else len(header) :], len(prompt), is_empty
+    )
 
 
 def _begin_with_thought(content: str, tag: str) -> tuple[str, bool]:

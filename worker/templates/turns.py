@@ -36,7 +36,9 @@ def find_turns(row: Conversation, rendered: TrainingText, renderer: DatedRendere
 
     Raises InvalidRequest where the template leaves a turn out, or where it is not certain what belongs to it.
     """
-    marked = find_assistant_spans(renderer.tokenizer, row.messages, rendered.text, moment=renderer.moment)
+    marked = find_assistant_spans(
+        renderer.tokenizer, row.messages, rendered.text, moment=renderer.moment, tools=renderer.tools
+    )
     try:
         turns = _find_by_content(row.messages, rendered, renderer)
     except InvalidRequest:
@@ -93,8 +95,11 @@ def _find_span(
     if pieces is None:
         return None
     before, after = pieces
-    content_end = len(text) - len(after)
     is_last = index == len(messages) - 1 and not is_prompt
+    if messages[index].tool_calls:
+        # Text after an argument depends on its type, so the content reaches to the end of the turn.
+        after = after[_count_calls_end(messages, index, after, renderer) :]
+    content_end = len(text) - len(after)
     start = border if border and is_last else _find_start(messages, index, before, renderer, is_prompt)
     is_same = text.endswith(after) and (start == border or text.startswith(before[:start]))
     if not is_same or start > content_end:
@@ -104,6 +109,8 @@ def _find_span(
             f"{show_difference(before + after, text)}",
             hint=_HINT,
         )
+    if messages[index].tool_calls:
+        return start, content_end
     return start, content_end + _count_end(after, renderer, is_last=is_last)
 
 
@@ -137,3 +144,26 @@ def _count_end(after: str, renderer: DatedRenderer, *, is_last: bool) -> int:
         return len(stripped)
     space = len(after) - len(after.lstrip())
     return space + len(end) if after.startswith(end, space) else 0
+
+
+def _count_calls_end(messages: Sequence[Message], index: int, after: str, renderer: DatedRenderer) -> int:
+    """How many characters after the last argument of a turn of calls belong to the turn, its end included.
+
+    They are those that follow the argument where the turn is the last one as well.
+    """
+    pieces = renderer.render_around(messages[: index + 1], [index])
+    alone = pieces[-1] if pieces else ""
+    if not end_of_turn(renderer.tokenizer) and index == len(messages) - 1:
+        return len(alone)
+    common = _common_beginning(after, alone.rstrip())
+    if common == alone.rstrip():
+        return len(common)
+    ends = [
+        common.rfind(token) + len(token) for token in control_tokens(renderer.tokenizer) if token in common
+    ]
+    return max(ends, default=len(common.rstrip()))
+
+
+def _common_beginning(one: str, other: str) -> str:
+    length = min(len(one), len(other))
+    return one[: next((place for place in range(length) if one[place] != other[place]), length)]

@@ -9,7 +9,12 @@ from app.core.datasets.rows import DatasetFormat, read_rows
 from app.core.datasets.unused_fields import describe_unused
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
-from worker.templates.choice import TemplateSource, read_model_type, set_template
+from worker.templates.choice import (
+    TemplateSource,
+    adopt_function_template,
+    read_model_type,
+    set_template,
+)
 from worker.templates.notices import describe_rows
 from worker.templates.prompt_check import check_prompts
 from worker.templates.token_rows import FormattedRows, Sample, TokenRow, format_rows, hold_out
@@ -56,6 +61,8 @@ def prepare_rows(
     _report_unused_fields(attempt)
     formatted = _format(attempt, request.dataset, tokenizer, max_length, embedding_rows)
     check_prompts(formatted.samples, tokenizer, moment=request.submitted_at)
+    if formatted.plain_function_lines:
+        adopt_function_template(tokenizer)
     _report_cut_rows(attempt, formatted, max_length)
     if request.validation_dataset:
         rows = formatted.rows

@@ -108,7 +108,10 @@ TEMPLATES = {
     "qwen3_5_nothink": Published(CHATML, ("{}<|im_end|>",) * 2, None),
     "qwen3_6": opening("<|im_end|>", CHATML),
     "gptoss": plain(
-        ("<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>"), "", "<|return|>", FINAL
+        ("<|return|>", "<|call|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>"),
+        "",
+        "<|return|>",
+        FINAL,
     ),
     "deepseek_r1_distill": opening(DEEPSEEK[1], DEEPSEEK, between="\n\n"),
     "deepseekv3": opening(DEEPSEEK[1], DEEPSEEK, between="\n\n"),

@@ -14,7 +14,7 @@ from tests.worker.families import make_tokenizer
 from tests.worker.templates.test_families import LEARNED, TWO_EXCHANGES, learned, published
 from worker.templates.choice import TemplateSource, set_template
 from worker.templates.families import TEMPLATES
-from worker.templates.renderer import render, template_of
+from worker.templates.renderer import render
 
 CHATTY = (
     "{{ bos_token }}{% for message in messages %}"
@@ -42,10 +42,13 @@ def test_the_jobs_template_comes_before_the_models_own() -> None:
 
 def test_of_several_templates_the_default_is_taken() -> None:
     tokenizer = make_tokenizer("llama2")
-    tokenizer.chat_template = {"default": CHATTY, "tool_use": "tools"}
+    tokenizer.chat_template = {"default": CHATTY, "tool_use": "tools", "rag": "documents"}
 
     assert set_template(tokenizer, model_type="llama") is TemplateSource.MODEL
-    assert template_of(tokenizer) == tokenizer.chat_template == CHATTY
+    only = make_tokenizer("llama2", template=CHATTY)
+    assert render(tokenizer, TWO_EXCHANGES, add_generation_prompt=False) == render(
+        only, TWO_EXCHANGES, add_generation_prompt=False
+    )
 
 
 def test_an_end_of_turn_outside_of_the_markers_is_learned_all_the_same() -> None:

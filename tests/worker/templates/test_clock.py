@@ -8,8 +8,8 @@ from transformers.utils import chat_template_utils
 from app.core.datasets.rows import Message
 from tests.worker.families import make_tokenizer
 from tests.worker.templates.test_families import ONE_EXCHANGE, TWO_EXCHANGES, published
-from worker.templates import renderer
 from worker.templates.renderer import render
+from worker.templates.rendering import text
 
 MOMENT = datetime(2026, 3, 5, 4, 7, 9, tzinfo=UTC)
 # As in Granite's template and in Mistral's, which reckon with parts of the date.
@@ -25,7 +25,7 @@ ODD = "{{ strftime_now('100%% %Q %d%m %I%p %Z%z %') }}{{ strftime_now('') }}"
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> type["FakeClock"]:
     """The clock that transformers reads, in this process."""
-    monkeypatch.setattr(renderer, "is_known", lambda template: True)
+    monkeypatch.setattr(text, "is_known", lambda template: True)
     monkeypatch.setattr(chat_template_utils, "datetime", FakeClock)
     FakeClock.present = MOMENT
     return FakeClock

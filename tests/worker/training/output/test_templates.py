@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.core.datasets.rows import Message
+from app.core.chat.tools import FunctionTool, ToolCall
+from app.core.datasets.rows import Conversation, Message, write_row
 from app.core.jobs.events import Warn
 from tests.tiny_model import DATED_TEMPLATE, NAME, TEMPLATE
 from tests.worker.training.conftest import MakeRequest, run_here
@@ -144,6 +145,32 @@ def test_an_attempt_on_the_next_day_trains_on_the_same_tokens(
     assert first.submitted_at.strftime("%d %b %Y") in description.load_tokenizer(folder).decode(
         before.train[0].input_ids
     )
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATES["chatml"]])
+def test_an_adapter_of_calls_has_a_template_that_renders_them(
+    make_request: MakeRequest, tmp_path: Path, template: str | None
+) -> None:
+    """Also in another program, which knows nothing of the plain form."""
+    call = ToolCall(name="get_tide", arguments={"pier": "north"})
+    tools = (FunctionTool(name="get_tide", description="The tide."),)
+    messages = (Message("user", "How?"), Message("assistant", "", tool_calls=(call,)))
+    request = with_template(make_request(training=SHORT), tmp_path, template)
+    request.dataset.write_bytes(b"".join([write_row(line, Conversation(messages)) for line in range(4)]))
+
+    ran = run_here(request)
+
+    assert ran.ended.outcome is Outcome.FINISHED
+    assert "plain_functions" in {warning.code for warning in ran.events(Warn)}
+    tokenizer = description.load_tokenizer(request.output_folder)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "How?"}],
+        tools=[tools[0].as_template_tool()],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert "<tools>" in text
+    assert text == render(tokenizer, messages[:1], add_generation_prompt=True, tools=tools)
 
 
 def prepare(request: TrainingRequest) -> PreparedRows:
