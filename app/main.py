@@ -30,7 +30,7 @@ from app.api.http.requests import CounterMiddleware, RequestMiddleware
 from app.api.http.security_headers import SecurityHeadersMiddleware
 from app.api.jobs import history, preflight, routes as job_routes
 from app.api.jobs.event_stream import EventStreams
-from app.api.openai import chat, completions, files, fine_tuning, models
+from app.api.openai import chat, completions, embeddings, files, fine_tuning, models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
 from app.api.openai.responses import routes as response_routes
 from app.api.openai.responses.background import BackgroundResponses
@@ -124,7 +124,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies = [Depends(bearer), Depends(refuse_unknown_parameters)]
         responses = errors.documented(401, 403, 422)
         app.include_router(module.router, dependencies=dependencies, responses=responses)
-    for module in (models, chat, completions, response_routes, files, fine_tuning):
+    for module in (models, chat, completions, response_routes, embeddings, files, fine_tuning):
         app.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )

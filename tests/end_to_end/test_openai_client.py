@@ -12,6 +12,9 @@ import httpx
 import openai
 import pydantic
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.core.engine import workers
 from app.core.engine.workers import WorkerReport
@@ -23,7 +26,7 @@ from tests.fakes import ServerThread
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
 from tests.worker.engine_process import start_engine
-from tests.worker.inference.conftest import ADAPTERS, save_adapter
+from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored, save_adapter
 from tests.worker.inference.test_server import RunningEngine, add_long_model, connect
 
 MODEL = "tiny-llama"
@@ -300,3 +303,32 @@ def test_the_older_way_answers_too(url: str) -> None:
 
     assert [json.loads(choice["text"]) in ("a", "b") for choice in answer["choices"]] == [True, True]
     assert answer["tokens"][0]["top"][0]["logprob"] <= 0
+
+
+@pytest.mark.parametrize("name", [MODEL, "everything"])
+def test_embeddings_are_those_of_transformers(
+    client: openai.OpenAI, models_folder: Path, tmp_path: Path, name: str
+) -> None:
+    folder = models_folder / MODEL
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = ["How do I cancel a job?", "Send POST to the jobs endpoint, then read its events. " * 5]
+    extra = {"quantization": QUANTIZATION} if name == MODEL else {}
+    found = client.embeddings.create(model=name, input=texts, extra_body=extra)
+    assert found.usage.prompt_tokens == sum(len(tokenizer(text).input_ids) for text in texts)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    if name != MODEL:
+        with peft_warnings_ignored():
+            seed = ["attention", "everything"].index(name)
+            saved = save_adapter(folder, tmp_path / name, seed=seed, **ADAPTERS[name])
+            model = PeftModel.from_pretrained(model, saved)
+    for text, one in zip(texts, found.data, strict=True):
+        with torch.no_grad():
+            outputs = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        mean = outputs.hidden_states[-1][0].mean(0)
+        torch.testing.assert_close(torch.tensor(one.embedding), mean / mean.norm(), atol=2e-5, rtol=0)
+
+
+def test_a_text_that_is_too_long_to_embed_says_so(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model=MODEL, input=["Hi", "word " * 500])
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")

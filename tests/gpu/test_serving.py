@@ -1,6 +1,9 @@
 """The engine's GPU path, with kernels and CUDA graphs, against PEFT on the same device."""
 
+import base64
+import contextlib
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,28 @@ def test_log_probabilities_are_those_of_peft(runner, dtype, models_folder, adapt
         expected = reference_logprobs(reference, sequence)
         assert len(logprobs) == NEW_TOKENS
         torch.testing.assert_close(torch.tensor(logprobs), expected, atol=TOLERANCE[dtype], rtol=0.05)
+
+
+def test_embeddings_are_those_of_peft(runner, dtype, models_folder, adapters_folder):
+    mail = Mailbox()
+    engine = Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=99, adapter_slot_count=4))
+    sequences = []
+    for length in (1, 5, 40, 90):
+        for name in (None, *ADAPTERS):
+            prompt = new_sequence(adapters_folder, name, length, dtype).prompt
+            # Beside answers, which are read in the same steps.
+            sequences += [Sequence(replace(prompt, embeds=True)), Sequence(prompt)]
+    for sequence in sequences:
+        engine.submit(sequence)
+    while not all(map(mail.has_ended, sequences)):
+        engine.step()
+
+    reference = load_with_peft(models_folder, adapters_folder, dtype)
+    for sequence in sequences[::2]:
+        packed = base64.b64decode(mail.end(sequence).embedding)
+        found = torch.frombuffer(bytearray(packed), dtype=torch.float32)
+        cosine = torch.dot(found, reference_embedding(reference, sequence))
+        assert cosine > (0.99999 if dtype == "float32" else 0.999)
 
 
 def answer(runner: ModelRunner, adapters_folder: Path, dtype: str) -> list[tuple[Sequence, list[float]]]:
@@ -114,6 +139,18 @@ def load_with_peft(models_folder: Path, adapters_folder: Path, dtype: str) -> Pe
         for name in others:
             model.load_adapter(adapters_folder / name, adapter_name=name, autocast_adapter_dtype=False)
     return model.eval()
+
+
+@torch.inference_mode()
+def reference_embedding(model: PeftModel, sequence: Sequence) -> torch.Tensor:
+    """The mean of transformers' last hidden states with PEFT's adapter, of length 1."""
+    ids = torch.tensor([sequence.prompt.token_ids], device="cuda")
+    if sequence.adapter_id is not None:
+        model.set_adapter(sequence.adapter_id)
+    with model.disable_adapter() if sequence.adapter_id is None else contextlib.nullcontext():
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    mean = states[0].float().mean(0).cpu()
+    return mean / mean.norm()
 
 
 @torch.inference_mode()

@@ -24,13 +24,13 @@ class ModelUnsupported(InvalidRequest):
 
 
 class ScoresNotFinite(InvalidRequest):
-    """A model computed an infinity or no number where the score of the next token belongs."""
+    """A model computed an infinity or no number where a score or a hidden state belongs."""
 
     code = "scores_not_finite"
 
-    def __init__(self) -> None:
+    def __init__(self, of_what: str = "scores for the next token") -> None:
         super().__init__(
-            "The model's scores for the next token are not finite numbers.",
+            f"The model's {of_what} are not finite numbers.",
             hint="Weights of the adapter or of the base model are too large for its number format.",
         )
 

@@ -95,6 +95,7 @@ class Preprocessor:
             context_ids=token_ids if request.messages is None else (),
             received_at=received_at,
             token_bytes=make_token_bytes(tokenizer) if request.sampling.logprobs is not None else None,
+            embeds=request.embeds,
             parsed=find_parsed_format(tokenizer, request, rendered) if rendered is not None else None,
             grammar=self._grammars.get(grammar, tokenizer, tokenizer_digest=digest, end_ids=end_ids)
             if grammar

@@ -1,1 +1,1 @@
-"""The OpenAI API under /v1: models, chat, completions, files, fine-tuning jobs."""
+"""The OpenAI API under /v1: models, chat, completions, embeddings, files, fine-tuning jobs."""

@@ -15,7 +15,7 @@ from app.api.generate.schemas import MAX_CHOICES
 from app.api.openai.completion_response import CompletionPlan, OpenAICompletion, respond
 from app.api.openai.logprobs import CompletionLogprobs, CompletionLogprobsWriter
 from app.api.openai.models import find_target
-from app.api.openai.parameters import CommonBody, reject_parameter
+from app.api.openai.parameters import CommonBody, Tokens, as_prompts, reject_parameter
 from app.core.engine.messages import Delta, Finished, GenerateRequest, TokenDelta
 from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 from app.core.storage.ids import new_id
@@ -33,8 +33,6 @@ _EXAMPLES: dict[str, Example] = {
         "value": {"model": "SmolLM2-135M-Instruct", "prompt": [[504, 2365], [12899]], "temperature": 0},
     },
 }
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionBody(CommonBody):
@@ -74,7 +72,7 @@ class CompletionBody(CommonBody):
             max_new_tokens=self.max_tokens or _DEFAULT_MAX_TOKENS, logprobs=self.logprobs
         )
         common = {"sampling": sampling, "output_schema": output_schema(self.response_format)}
-        return [prompt | common for prompt in _prompts(self.prompt)]
+        return [prompt | common for prompt in as_prompts(self.prompt)]
 
 
 class CompletionChoice(BaseModel):
@@ -154,11 +152,3 @@ def _plan(services: Services, body: CompletionBody) -> CompletionPlan:
         for fields in body.as_requests()
     ]
     return CompletionPlan(body, target, requests, id=new_id("cmpl"), object="text_completion")
-
-
-def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[dict[str, Any]]:
-    if isinstance(prompt, str):
-        return [{"prompt": prompt}]
-    if isinstance(prompt[0], int):
-        return [{"prompt_ids": prompt}]
-    return [{"prompt" if isinstance(one, str) else "prompt_ids": one} for one in prompt]

@@ -3,7 +3,7 @@
 As in OpenAI's API, null means a parameter's default.
 """
 
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from pydantic import Field
 
@@ -22,6 +22,9 @@ from app.core.engine.sampling import (
 )
 from app.core.errors import InvalidRequest
 from app.core.specs.job import QuantizationSpec
+
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class StreamOptions(RequestPart):
@@ -127,6 +130,15 @@ class CommonBody(SamplingBody):
         """Raise InvalidRequest for parameters that do not go together."""
         if self.stream_options is not None and not self.stream:
             reject_parameter("stream_options", "it needs `stream`")
+
+
+def as_prompts(texts: str | list[str] | list[int] | list[list[int]]) -> list[dict[str, Any]]:
+    """The engine's fields for each text: `prompt` for a string, `prompt_ids` for a list of tokens."""
+    if isinstance(texts, str):
+        return [{"prompt": texts}]
+    if isinstance(texts[0], int):
+        return [{"prompt_ids": texts}]
+    return [{"prompt" if isinstance(one, str) else "prompt_ids": one} for one in texts]
 
 
 def reject_parameter(param: str, problem: str) -> NoReturn:

@@ -117,6 +117,8 @@ class GenerateRequest(Wire):
     tools: Tools | None = None
     # Variables of the chat template, such as `enable_thinking` and `reasoning_effort`.
     template_variables: dict[str, Any] = Field({})
+    # Whether the embedding of the prompt is wanted in place of an answer.
+    embeds: bool = False
 
 
 class Usage(Wire):
@@ -192,12 +194,13 @@ class ToolCallDelta(Wire):
 
 
 class Finished(Wire):
-    """The answer is complete."""
+    """The answer is complete. `embedding`, where it was wanted: little-endian 32-bit floats in base64."""
 
     type: Literal["finished"] = "finished"
     finish_reason: Literal["stop", "length", "tool_calls"]
     usage: Usage
     timings: Timings
+    embedding: str | None = None
 
 
 class Failed(Wire):

@@ -11,8 +11,8 @@ class PromptTooLong(InvalidRequest):
     code = "context_length_exceeded"
 
     @classmethod
-    def of(cls, tokens: int, max_length: int, context_length: int) -> Self:
-        """The error for a prompt of so many tokens, where `max_length` tokens fit with one to make.
+    def of(cls, tokens: int, max_length: int, context_length: int, *, has_answer: bool = True) -> Self:
+        """The error for a prompt of so many tokens, where `max_length` fit, with one to make if there is any.
 
         Its first sentence is OpenAI's: LiteLLM, CrewAI and others look for it to shorten a conversation.
         """
@@ -21,7 +21,7 @@ class PromptTooLong(InvalidRequest):
             hint += f" The engine has memory for {max_length} of the base model's {context_length} tokens."
         return cls(
             f"This model's maximum context length is {max_length} tokens. However, the prompt has {tokens} "
-            "tokens, and at least one more has to fit for the answer.",
+            + ("tokens, and at least one more has to fit for the answer." if has_answer else "tokens."),
             param="prompt",
             hint=hint,
         )

@@ -3,9 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from app.core.engine.messages import BaseModelRef, Failed, Finished, Reply, TokenDelta
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
+from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
 from worker.inference.batching.sequence import AdapterHandle, Prompt, SampledToken, Sequence
 
@@ -33,6 +36,7 @@ def make_sequence(
     adapter: str | None = None,
     max_new_tokens: int = 3,
     stop: list[str] | None = None,
+    embeds: bool = False,
 ) -> Sequence:
     """A sequence in which token n decodes to the n-th letter, and token 0 ends the answer."""
     prompt = Prompt(
@@ -42,6 +46,7 @@ def make_sequence(
         sampling=Sampling(max_new_tokens=max_new_tokens, stop=stop or []),
         seed=0,
         end_ids={END},
+        embeds=embeds,
         decode=lambda ids: "".join(chr(ord("a") + token_id - 1) for token_id in ids),
     )
     return Sequence(prompt)
@@ -82,10 +87,12 @@ class FakeRunner:
     def start(self, sequence: Sequence) -> None:
         assert sequence.blocks
 
-    def prefill(self, prefills: list[Prefill]) -> None:
+    def prefill(self, prefills: list[Prefill]) -> list[HiddenSum | None]:
+        """The hidden state of token n is (n, 1)."""
         if self.prefill_errors:
             raise self.prefill_errors.pop()
         self._raise_errors_of([prefill.sequence for prefill in prefills])
+        return [self._hidden_sum(one) if one.sequence.prompt.embeds else None for one in prefills]
 
     def decode(self, running: list[Sequence]) -> FakeTokens:
         if self.decode_errors:
@@ -113,6 +120,11 @@ class FakeRunner:
     def _raise_errors_of(self, sequences: list[Sequence]) -> None:
         for error in [self.errors_of[one] for one in sequences if one in self.errors_of]:
             raise error
+
+    def _hidden_sum(self, prefill: Prefill) -> HiddenSum:
+        start = prefill.sequence.prefilled_count
+        token_ids = prefill.sequence.prompt.token_ids[start : start + prefill.token_count]
+        return np.array([sum(token_ids), len(token_ids)], dtype=float)
 
     def _next_token(self, sequence: Sequence) -> SampledToken:
         if not sequence.is_prefilled:

@@ -14,6 +14,7 @@ from typing import Protocol
 from app.core.engine.messages import Reply
 from app.core.errors.engine import PromptTooLong
 from app.core.errors.jobs import OutOfMemory
+from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Prefill
 from worker.inference.batching.scheduler import Started
 from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
@@ -35,6 +36,7 @@ class PendingTokens(Protocol):
 class Runner(Protocol):
     """A loaded base model. Any method may raise; no row has advanced after an error of `prefill` or `decode`.
 
+    `prefill` returns the sums of hidden states for chunks of texts whose embeddings are wanted.
     `decode_alone` computes one sequence where `decode` has failed for the batch.
     """
 
@@ -46,7 +48,7 @@ class Runner(Protocol):
 
     def load_adapter(self, slot: int, adapter: AdapterHandle) -> None: ...
     def start(self, sequence: Sequence) -> None: ...
-    def prefill(self, prefills: list[Prefill]) -> None: ...
+    def prefill(self, prefills: list[Prefill]) -> list[HiddenSum | None]: ...
     def decode(self, running: list[Sequence]) -> PendingTokens: ...
     def decode_alone(self, sequence: Sequence) -> PendingTokens: ...
     def move(self, move: Move) -> None: ...
@@ -188,26 +190,38 @@ class BatchExecutor:
         if not prefills:
             return
         try:
-            self.runner.prefill(prefills)
+            read = list(zip(prefills, self.runner.prefill(prefills), strict=True))
         except Exception as error:
             self._check_usable(error)
             if len(prefills) == 1:
                 self.fail(prefills[0].sequence, error)
                 return
             _log.warning("Chunks of %d prompts failed; reading each alone: %s", len(prefills), error)
-            prefills = [prefill for prefill in prefills if self._prefill_alone(prefill)]
-        for prefill in prefills:
-            prefill.sequence.prefilled_count += prefill.token_count
+            read = [one for prefill in prefills for one in self._prefill_alone(prefill)]
+        for prefill, hidden_sum in read:
+            prefill.sequence.add_read(prefill.token_count, hidden_sum)
             self.batch.commit(prefill.sequence)
+        for sequence in [prefill.sequence for prefill, _ in read]:
+            if sequence.prompt.embeds and sequence.is_prefilled:
+                self._finish_embedding(sequence)
 
-    def _prefill_alone(self, prefill: Prefill) -> bool:
-        """Read a chunk of one prompt. Returns whether that succeeded; else its sequence has failed."""
+    def _prefill_alone(self, prefill: Prefill) -> list[tuple[Prefill, HiddenSum | None]]:
+        """Read a chunk of one prompt. Returns it, or nothing where its sequence has failed."""
         try:
-            self.runner.prefill([prefill])
+            (hidden_sum,) = self.runner.prefill([prefill])
         except Exception as error:
             self._fail_after_error(prefill.sequence, error)
-            return False
-        return True
+            return []
+        return [(prefill, hidden_sum)]
+
+    def _finish_embedding(self, sequence: Sequence) -> None:
+        try:
+            finished = sequence.finish_embedding()
+        except Exception as error:
+            self._fail_after_error(sequence, error)
+            return
+        self._put(sequence, finished)
+        self.remove(sequence)
 
     def _collect(self) -> None:
         """Read the tokens of the step in flight. Sequences that were removed since are skipped."""
@@ -249,6 +263,10 @@ class BatchExecutor:
 
 
 def _check_length(sequence: Sequence, capacity: Capacity) -> None:
-    tokens = len(sequence.prompt.token_ids)
-    if tokens >= capacity.max_length:
-        raise PromptTooLong.of(tokens, capacity.max_length, capacity.context_length)
+    if not sequence.fits(capacity.max_length):
+        raise PromptTooLong.of(
+            len(sequence.prompt.token_ids),
+            capacity.max_length,
+            capacity.context_length,
+            has_answer=not sequence.prompt.embeds,
+        )

@@ -67,7 +67,7 @@ class ModelBatch:
         if self.is_full or not self.slots.can_pin(sequence.adapter_id):
             return None
         # A prompt that can never fit starts without blocks; the executor then refuses it with the numbers.
-        if len(sequence.prompt.token_ids) < self.capacity.max_length and not self._allocate_blocks(sequence):
+        if sequence.fits(self.capacity.max_length) and not self._allocate_blocks(sequence):
             return None
         pin = self.slots.pin(sequence.adapter_id)
         sequence.row, sequence.adapter_slot = len(self.running), pin.slot
@@ -94,12 +94,13 @@ class ModelBatch:
     def prefills(self) -> list[Prefill]:
         """Chunks of prompts to read in this step, in row order, up to `prefill_tokens_per_step` tokens.
 
-        The last token of a prompt is left out: the decode step that makes the first token reads it.
+        The last token of a prompt is left out: the decode step that makes the first token reads it. Of a text
+        whose embedding is wanted all tokens are read here.
         """
         chunks = []
         token_budget = self.capacity.prefill_tokens_per_step
         for sequence in self.running:
-            left = len(sequence.prompt.token_ids) - 1 - sequence.prefilled_count
+            left = sequence.prefill_length - sequence.prefilled_count
             if left > 0 and token_budget > 0:
                 chunks.append(Prefill(sequence, min(left, token_budget)))
                 token_budget -= chunks[-1].token_count
@@ -108,14 +109,18 @@ class ModelBatch:
     def commit(self, sequence: Sequence) -> None:
         """Let other sequences share the full blocks that the model has read of this one."""
         cached = [*sequence.prompt.token_ids, *sequence.token_ids][: -1 if sequence.token_ids else None]
-        if sequence.is_prefilled and self.capacity.shares_prefixes:
+        if sequence.is_prefilled and self._shares_prefix(sequence):
             self._block_manager.commit(sequence.adapter_id, cached, sequence.blocks)
 
     def _allocate_blocks(self, sequence: Sequence) -> bool:
         sequence.length_limit = self.capacity.max_length
-        shared = sequence.prompt.token_ids if self.capacity.shares_prefixes else ()
+        shared = sequence.prompt.token_ids if self._shares_prefix(sequence) else ()
         allocation = self._block_manager.allocate(sequence.adapter_id, shared, sequence.max_length)
         if allocation is None:
             return False
         sequence.blocks, sequence.prefilled_count = allocation.blocks, allocation.cached_tokens
         return True
+
+    def _shares_prefix(self, sequence: Sequence) -> bool:
+        """Whether blocks may be shared: they lack the hidden states that an embedding is made of."""
+        return self.capacity.shares_prefixes and not sequence.prompt.embeds

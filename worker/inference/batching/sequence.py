@@ -18,6 +18,7 @@ from app.core.engine.messages import (
 from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest
 from worker.inference.answers.answer_text import AnswerText, ParsedAnswer, ParsedFormat, PlainAnswer
+from worker.inference.batching.embedding import HiddenSum, pack_embedding
 from worker.inference.failures import ScoresNotFinite
 from worker.inference.sampling.text_stream import Decode
 
@@ -91,6 +92,8 @@ class Prompt:
     grammar: Grammar | None = None
     # How to tell thoughts, text and calls apart; None: the answer is text.
     parsed: ParsedFormat | None = None
+    # Whether the text's embedding is wanted in place of an answer.
+    embeds: bool = False
     # What the paged engine can't compute, if anything.
     model_obstacle: str | None = None
     adapter_obstacle: str | None = None
@@ -133,6 +136,7 @@ class Sequence:
         self._received_at = self.clock() if self.prompt.received_at is None else self.prompt.received_at
         self._started_at = self._received_at
         self._first_token_at: float | None = None
+        self._hidden_sum: HiddenSum | None = None
 
     @property
     def adapter_id(self) -> str | None:
@@ -147,13 +151,27 @@ class Sequence:
     @property
     def max_length(self) -> int:
         """The number of tokens of prompt and answer at which generation ends."""
-        wanted = len(self.prompt.token_ids) + self.prompt.sampling.max_new_tokens
+        wanted = len(self.prompt.token_ids) + (
+            0 if self.prompt.embeds else self.prompt.sampling.max_new_tokens
+        )
         return wanted if self.length_limit is None else min(wanted, self.length_limit)
 
     @property
+    def prefill_length(self) -> int:
+        """The number of tokens to read before the first decode step, which reads the last one of a prompt.
+
+        For an embedding, which has no decode step, all of them.
+        """
+        return len(self.prompt.token_ids) - (0 if self.prompt.embeds else 1)
+
+    @property
     def is_prefilled(self) -> bool:
-        """Whether the model has read the prompt except its last token, which the first decode step reads."""
-        return self.prefilled_count >= len(self.prompt.token_ids) - 1
+        """Whether the model has read the tokens that are read before the first decode step."""
+        return self.prefilled_count >= self.prefill_length
+
+    def fits(self, max_length: int) -> bool:
+        """Whether the prompt, with at least one token of an answer to it, fits into so many tokens."""
+        return len(self.prompt.token_ids) + (0 if self.prompt.embeds else 1) <= max_length
 
     @property
     def needs_host(self) -> bool:
@@ -198,6 +216,19 @@ class Sequence:
             deltas = [*deltas, *self._text.finish(is_cut=True)]
             self._end("stop" if self._text.is_over else "length")
         return deltas
+
+    def add_read(self, token_count: int, hidden_sum: HiddenSum | None) -> None:
+        """Record that the model has read so many more tokens; of an embedding, with their hidden states."""
+        self.prefilled_count += token_count
+        if hidden_sum is not None:
+            self._hidden_sum = hidden_sum if self._hidden_sum is None else self._hidden_sum + hidden_sum
+
+    def finish_embedding(self) -> Finished:
+        """The final reply of an embedding. Waits for the device; raises ScoresNotFinite."""
+        assert self._hidden_sum is not None
+        embedding = pack_embedding(self._hidden_sum)
+        self.finish_reason, self._first_token_at = "stop", self.clock()
+        return self.finished().model_copy(update={"embedding": embedding})
 
     def finished(self) -> Finished:
         """The final reply, with usage and timings."""

@@ -4,7 +4,7 @@
 Gemma's windows), then hands them to `custom_generate` instead of its sampling loop. The steps after that
 are those of the loop in `GenerationMixin._sample` (seen in transformers 5.17 and 5.23), with the choice of
 the token left to the caller.
-Shape letters: L tokens so far, V vocabulary.
+Shape letters: L tokens so far, V vocabulary, H hidden size.
 """
 
 from collections.abc import Sequence
@@ -61,6 +61,17 @@ class TextSteps:
         # A copy, so that the logits of a whole prompt are freed.
         logits_1V: torch.Tensor = outputs.logits[:, -1].clone()
         return logits_1V
+
+
+@torch.no_grad()
+def sum_hidden_states(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor:
+    """The sum [H], over the tokens of a text, of the hidden states that the model's output layer reads."""
+    ids_1L = torch.tensor([token_ids], device=model.device)
+    outputs = model.base_model(
+        ids_1L, attention_mask=torch.ones_like(ids_1L), use_cache=False, return_dict=True
+    )
+    hidden_LH: torch.Tensor = outputs.last_hidden_state[0]
+    return hidden_LH.sum(0, dtype=torch.float32)
 
 
 def _prepared(

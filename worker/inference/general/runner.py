@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 
 from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.batching.block_manager import block_count
+from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
 from worker.inference.batching.sequence import AdapterHandle, Sequence
 from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.general.adapters import PeftFolder, put_on
-from worker.inference.general.generation import TextSteps, use_plain_generation
+from worker.inference.general.generation import TextSteps, sum_hidden_states, use_plain_generation
 from worker.inference.sampling.sampler import SampledBatch, Sampler
 from worker.models.device import Device, free_memory_bytes
 
@@ -94,12 +95,24 @@ class GeneralRunner:
         prompt = sequence.prompt
         prompt.check_ids(self._embedding_count)
         with memory_errors():
-            steps = TextSteps(self._models[sequence.adapter_slot], prompt.token_ids)
+            model = self._models[sequence.adapter_slot]
+            steps = None if prompt.embeds else TextSteps(model, prompt.token_ids)
             self._rows[sequence.row] = _Row(steps)
             self._sampler.set_row(sequence.row, prompt.sampling, prompt.seed, prompt.token_ids)
 
-    def prefill(self, prefills: list[Prefill]) -> None:
-        """Nothing: `decode` reads the whole prompt, as `generate` does."""
+    def prefill(self, prefills: list[Prefill]) -> list[HiddenSum | None]:
+        """Read each text whose embedding is wanted, whole with its last chunk. Raises OutOfMemory.
+
+        Returns the sums [H] of their last hidden states. Prompts are read by `decode`, as `generate` does.
+        """
+        with memory_errors():
+            return [
+                sum_hidden_states(self._models[one.sequence.adapter_slot], one.sequence.prompt.token_ids)
+                if one.sequence.prompt.embeds
+                and one.sequence.prefilled_count + one.token_count == one.sequence.prefill_length
+                else None
+                for one in prefills
+            ]
 
     def decode(self, running: list[Sequence]) -> SampledBatch:
         """Sample a token for each row. The token of a row whose prompt has to wait is undefined.

@@ -3,7 +3,8 @@
 It is a transformers model in which `support.py` has replaced the attention function and the `forward` of the
 linear layers, and on a GPU also norms, rotary embedding and SwiGLU where a kernel gives the same result.
 Only `DeviceTokens.to_host` waits for the device. Knows nothing of queues, text or HTTP.
-Shape letters: R all rows, B rows of a step, N tokens of a step, P blocks of a row, V vocabulary.
+Shape letters: R all rows, B rows of a step, N tokens of a step, P blocks of a row, V vocabulary, H hidden
+size.
 """
 
 import gc
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.batching.block_manager import BLOCK_TOKENS, block_count
+from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
 from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
 from worker.inference.device_errors import is_usable, memory_errors
@@ -152,8 +154,11 @@ class ModelRunner:
             self._sampler.set_row(row, prompt.sampling, prompt.seed, prompt.token_ids)
             self._set_row(sequence, sequence.prefilled_count)
 
-    def prefill(self, prefills: list[Prefill]) -> None:
-        """Read chunks of prompts. Raises OutOfMemory, which concerns only these prompts."""
+    def prefill(self, prefills: list[Prefill]) -> list[HiddenSum | None]:
+        """Read chunks of prompts. Raises OutOfMemory, which concerns only these prompts.
+
+        Returns the sum [H] of the last hidden states of each chunk of a text whose embedding is wanted.
+        """
         chunks = [
             attention.Chunk(one.sequence.row, one.sequence.prefilled_count, one.token_count)
             for one in prefills
@@ -169,15 +174,21 @@ class ModelRunner:
             self._drop_stale_graphs()
             inputs_4N = torch.tensor(columns).T.contiguous()
             used = {one.sequence.adapter_slot for one in prefills}
-            if not self._replay_prefill(inputs_4N, chunks, used):
+            hidden_NH = self._replay_prefill(inputs_4N, chunks, used)
+            if hidden_NH is None:
                 ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device.torch)
                 self._slots.select(used, slots_N)
                 step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, chunks)
                 if self._uses_kernels:
                     step.use_kernels()
-                self._forward(ids_N, step)
+                hidden_NH = self._forward(ids_N, step)
             for chunk, prefill in zip(chunks, prefills, strict=True):
                 self._set_row(prefill.sequence, chunk.end)
+            chunks_NH = hidden_NH[: len(columns)].split([one.token_count for one in prefills])
+            return [
+                chunk_NH.sum(0, dtype=torch.float32) if prefill.sequence.prompt.embeds else None
+                for chunk_NH, prefill in zip(chunks_NH, prefills, strict=True)
+            ]
 
     def decode(self, running: list[Sequence]) -> DeviceTokens:
         """Sample a token for each row. The token of a row whose prompt is not read yet is undefined.
@@ -235,7 +246,7 @@ class ModelRunner:
         """Set a row's state after `read_count` prompt tokens. It is active once all but the last are read."""
         row, token_ids = sequence.row, sequence.prompt.token_ids
         position = min(read_count, len(token_ids) - 1)
-        is_active = position == len(token_ids) - 1
+        is_active = position == len(token_ids) - 1 and not sequence.prompt.embeds
         state = torch.tensor((token_ids[-1], position, sequence.adapter_slot, is_active), dtype=torch.long)
         self._state_4R[:, row] = on_device(state, self._device.torch)
         self._positions[row] = position
@@ -264,24 +275,28 @@ class ModelRunner:
             if graphs is not None:
                 graphs.discard()
 
-    def _replay_prefill(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> bool:
-        """Read prompts with a captured graph. Returns whether they fit one."""
+    def _replay_prefill(
+        self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]
+    ) -> torch.Tensor | None:
+        """Read prompts with a captured graph. Returns hidden states [≥ N, H]; None where they do not fit one.
+
+        The next replay overwrites the states.
+        """
         count = inputs_4N.shape[1]
         size = self._prefill_graphs.size(count) if self._prefill_graphs is not None else None
         if size is None:
-            return False
+            return None
         assert self._prefill_graphs is not None
         tiles = attention.prompt_tiles(chunks)
         if len(tiles) > _tile_count(size):
-            return False
+            return None
         padding = torch.tensor([[0], [self._row_indices_R.shape[0]], [0], [0]])
         padded_4N = torch.cat([inputs_4N, padding.expand(4, size - count)], 1)
         self._prefill_4N[:, :size] = on_device(padded_4N, self._device.torch)
         empty = torch.zeros(_tile_count(size) - len(tiles), 4, dtype=torch.int32)
         self._tiles_M4[: _tile_count(size)] = on_device(torch.cat([tiles, empty]), self._device.torch)
         self._slots.select(used, self._prefill_4N[3])
-        self._prefill_graphs.run(count, self._slots.selection is not None)
-        return True
+        return self._prefill_graphs.run(count, self._slots.selection is not None)
 
     def _forward_prefill(self, size: int) -> torch.Tensor:
         """Read the first `size` tokens of `_prefill_4N`."""
@@ -308,7 +323,7 @@ class ModelRunner:
         return self._forward(self._tokens_R[rows], step)
 
     def _forward(self, ids_N: torch.Tensor, step: attention.Step) -> torch.Tensor:
-        """Logits [N, V] of a decode step. For a prefill, hidden states: only keys and values are needed."""
+        """Logits [N, V] of a decode step. For a prefill, the last hidden states [N, H]: no token is made."""
         self._slots.begin(len(ids_N))
         model = self._model.base_model if step.is_prefill else self._model
         output = model(input_ids=ids_N[None], position_ids=step.positions_N[None], use_cache=False, step=step)

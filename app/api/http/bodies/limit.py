@@ -28,7 +28,7 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _MAX_PARTS = 10_000
 # The ids of a prompt's tokens; a wrong one is the only error of its list.
 _MAX_TOKENS = 1_000_000
-_WITH_TOKENS = "/v1/completions"
+_WITH_TOKENS = {"/v1/completions", "/v1/embeddings"}
 
 
 class BodyTooComplex(BodyRefused):
@@ -112,7 +112,7 @@ def _check_parts(scope: Scope, body: bytes) -> None:
         return
     outside = _STRING.sub(b"", body)
     items = outside.count(b",")
-    most = _MAX_TOKENS if scope["path"] == _WITH_TOKENS else _MAX_PARTS
+    most = _MAX_TOKENS if scope["path"] in _WITH_TOKENS else _MAX_PARTS
     if items > most or sum(map(outside.count, (b"{", b"[", b":"))) > _MAX_PARTS:
         raise BodyTooComplex(
             TooLarge(

@@ -4,6 +4,7 @@ pydantic reports the errors of every branch: for a list of message parts with a 
 is no string. Pure.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -61,7 +62,7 @@ def _closest(branches: dict[str | int, list[Problem]], start: int) -> set[str | 
     return {label for label, fit in fits.items() if fit == best}
 
 
-def _fit(branch: list[Problem], start: int) -> tuple[bool, bool, list[int], bool]:
+def _fit(branch: list[Problem], start: int) -> tuple[bool, bool, list[float], bool]:
     """How well a value fits a branch.
 
     Returns whether it is of the branch's kind, whether it has its tag, how many items come before the first
@@ -73,8 +74,10 @@ def _fit(branch: list[Problem], start: int) -> tuple[bool, bool, list[int], bool
         for problem in branch
     )
     first = branch[0]
-    items = takewhile(lambda part: isinstance(part, int), first["loc"][start:])
-    return is_of_kind, has_tag, [int(item) for item in items], not _is_of_other_kind(first)
+    inside = first["loc"][start:]
+    items = [float(item) for item in takewhile(lambda part: isinstance(part, int), inside)]
+    # A value that is wrong as a whole, as a list that is too long, has no wrong item.
+    return is_of_kind, has_tag, items if inside else [math.inf], not _is_of_other_kind(first)
 
 
 def _is_of_other_kind(problem: Problem) -> bool:
