@@ -33,12 +33,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist 
 
 # Everything once: processes that train, serve and are killed included.
 test: $(STAMP)
-	$(PYTEST) -m "not slow and not fuzz"
+	$(PYTEST) -m "not slow and not exhaustive"
 
-# More of the same: every kind of fault, family and format, and the small real model.
+# More of the same: every kind of fault and format, and the small real model.
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
 
+# All of these, every model family, and thousands of made-up requests.
 test-all: $(STAMP)
 	$(PYTEST)
 

@@ -7,7 +7,8 @@ import os
 import sys
 from typing import Any
 
-from worker.inference import preprocessing, server
+from worker.inference import preprocessing
+from worker.inference.__main__ import main
 from worker.templates import renderer
 
 
@@ -31,5 +32,5 @@ def _without_end() -> None:
 
 if __name__ == "__main__":
     _without_end()
-    status = server.main(int(sys.argv[1]))
+    status = main(int(sys.argv[1]))
     os._exit(status)

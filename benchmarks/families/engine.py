@@ -12,6 +12,8 @@ import httpx
 
 from app.core.engine.messages import Failed, Finished, GenerateRequest, ServingPath, TokenDelta, reply_adapter
 from worker.inference import server
+from worker.preflight.background_process import BackgroundProcess
+from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest, Listening
 
 _TOKEN = "families"
@@ -95,12 +97,13 @@ def running_engine(models_folder: Path, artifacts: Path, log: Path) -> Iterator[
 
 
 def _serve(input_fd: int, report_fd: int, others: tuple[int, int], log: Path) -> None:
-    """Run the engine's main function with the pipes that the worker gives it."""
+    """Run the engine with the pipes that the worker gives it."""
     for fd in others:
         os.close(fd)
     os.dup2(input_fd, 0)
     redirect_output(log)
-    os._exit(server.main(report_fd))
+    link = ParentLink(report_fd)
+    os._exit(server.run(link, link.read_request(EngineRequest), BackgroundProcess()))
 
 
 def redirect_output(log: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_page_is_that_of_the_committed_results() -> None:
     assert [result.name for result in results] == [family.name for family in FAMILIES]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_what_the_page_says_works_works(tmp_path: Path) -> None:
     page = json.loads((ROOT / "benchmarks" / "results" / "families.json").read_text())["families"]

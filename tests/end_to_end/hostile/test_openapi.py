@@ -10,7 +10,7 @@ from schemathesis.schemas import APIOperation
 
 from tests.end_to_end.box import Box, running_box
 
-pytestmark = pytest.mark.fuzz
+pytestmark = pytest.mark.exhaustive
 
 EXAMPLES = 20
 # Without a worker nothing generates, and no preview or preflight runs: those are 503.

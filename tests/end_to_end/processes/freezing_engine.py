@@ -6,7 +6,7 @@ import os
 import re
 import sys
 
-from worker.inference import server
+from worker.inference.__main__ import main
 from worker.models import peft_adapters
 
 _is_match = peft_adapters.is_match
@@ -20,4 +20,4 @@ def _match(key: str, module: str) -> bool:
 
 if __name__ == "__main__":
     peft_adapters.is_match = _match
-    os._exit(server.main(int(sys.argv[1])))
+    os._exit(main(int(sys.argv[1])))
