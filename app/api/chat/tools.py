@@ -121,18 +121,19 @@ def choose_tools(
     choice: ToolChoiceParameter | None,
     *,
     is_parallel: bool,
-    list_param: str = "tools",
+    name_param: str = "tools.{}.function.name",
     choice_param: str = "tool_choice",
 ) -> Tools | None:
     """The functions of the engine's request, or None where there are none.
 
-    Raises InvalidRequest where two have one name, or the choice names one that is not there.
+    `name_param`: where the name of a function is, by its index. Raises InvalidRequest where two have one
+    name, or the choice names one that is not there.
     """
     names = [function.name for function in functions]
     for index, name in enumerate(names):
         if name in names[:index]:
-            place = f"{list_param}.{index}" + (".function" if list_param == "tools" else "")
-            _refuse(f"{place}.name", f"there are two functions called {name!r}")
+            _refuse(name_param.format(index), f"there are two functions called {name!r}")
+    list_param = name_param.partition(".")[0]
     chosen = _named(choice)
     if missing := next((name for name in chosen if name not in names), None):
         _refuse(choice_param, f"there is no function {missing!r} in `{list_param}`")

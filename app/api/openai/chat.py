@@ -161,7 +161,7 @@ class ChatBody(CommonBody, ToolFields, TemplateFields):
             self.functions or [],
             ChosenFunction(type="function", function=choice) if isinstance(choice, FunctionName) else choice,
             is_parallel=False,
-            list_param="functions",
+            name_param="functions.{}.name",
             choice_param="function_call",
         )
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import ConfigDict, Field
 
 from app.api.chat.request_parts import MustBeEmpty, MustBeNull, RequestPart, allow_only
+from app.api.chat.template_variables import ReasoningEffort, TemplateFields, template_variables
+from app.api.chat.tools import MAX_FUNCTIONS
 from app.api.generate.response_format import (
     JsonObjectFormat,
     JsonSchemaFormat,
@@ -14,13 +16,12 @@ from app.api.generate.response_format import (
 )
 from app.api.openai.parameters import SamplingBody
 from app.api.openai.responses.items import InputItem, ItemId
-from app.api.openai.responses.tools import MAX_TOOLS, ToolChoiceParam, ToolParam
+from app.api.openai.responses.tools import ToolChoiceParam, ToolParam
 from app.core.engine.messages import OutputSchema
 from app.core.engine.sampling import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS, Sampling
 
 MAX_METADATA = 16
 _LOGPROBS = "message.output_text.logprobs"
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Include = Literal[
     "message.output_text.logprobs",
     "reasoning.encrypted_content",
@@ -59,7 +60,7 @@ class TextConfig(RequestPart):
 class ReasoningConfig(RequestPart):
     """How much to think."""
 
-    effort: Effort | None = Field(
+    effort: ReasoningEffort | None = Field(
         None, description="What the chat template's `reasoning_effort` is; `none`: no thinking, where it can."
     )
     summary: Literal["auto", "concise", "detailed"] | None = Field(
@@ -80,7 +81,7 @@ class ResponseStreamOptions(RequestPart):
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is added.")
 
 
-class ResponseBody(SamplingBody):
+class ResponseBody(SamplingBody, TemplateFields):
     """A text, or items, to answer."""
 
     input: str | list[InputItem] = Field(
@@ -93,7 +94,7 @@ class ResponseBody(SamplingBody):
         None, description="The stored response that this one continues."
     )
     tools: list[ToolParam] | None = Field(
-        None, max_length=MAX_TOOLS, description="Functions that the model may call."
+        None, max_length=MAX_FUNCTIONS, description="Functions that the model may call."
     )
     tool_choice: ToolChoiceParam | None = Field(None, description="Whether it must; default: `auto`.")
     parallel_tool_calls: bool | None = Field(None, description="False: one call at most; default: true.")
@@ -154,6 +155,12 @@ class ResponseBody(SamplingBody):
         if isinstance(chosen, SchemaFormat):
             return output_schema(JsonSchemaFormat(type="json_schema", json_schema=chosen))
         return output_schema(chosen)
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """The variables of the chat template."""
+        effort = template_variables(self.reasoning.effort) if self.reasoning else {}
+        return effort | self.find_variables()
 
     @property
     def logprobs(self) -> int | None:

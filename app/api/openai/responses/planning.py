@@ -19,7 +19,7 @@ def make_plan(services: Services, body: ResponseBody) -> ResponsePlan:
     """Find the model and the conversation. Raises InvalidRequest, and what finding either raises."""
     is_stored = body.store is not False and services.settings.response_hours > 0
     _check(body, is_stored)
-    tools = tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
+    tools = tools_of(body.tools, body.tool_choice, is_parallel=body.parallel_tool_calls is not False)
     target = find_target(services, body.model, body.quantization)
     response_id = new_id(stored_responses.PREFIX)
     with services.database.snapshot() as session:
@@ -34,6 +34,7 @@ def make_plan(services: Services, body: ResponseBody) -> ResponsePlan:
         sampling=body.engine_sampling,
         output_schema=body.output_schema,
         tools=tools,
+        template_variables=body.template_variables,
     )
     return ResponsePlan(
         body=body,

@@ -92,7 +92,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tool_choice": {"type": "file_search"}}, "tool_choice", "'file_search'"),
     ({"tool_choice": "required"}, "tool_choice", "needs `tools`"),
     ({"tools": [CALL], "tool_choice": {"type": "function", "name": "other"}}, "tool_choice", "'other'"),
-    ({"tools": [CALL, CALL]}, "tools", "'show_job'"),
+    ({"tools": [CALL, CALL]}, "tools.1.name", "'show_job'"),
     ({"conversation": "conv_1"}, "conversation", "not supported here"),
     ({"prompt": {"id": "pmpt_1"}}, "prompt", "not supported here"),
     ({"truncation": "auto"}, "truncation", "not supported here"),
@@ -213,6 +213,18 @@ def test_functions_reach_the_engine(openai_client: openai.OpenAI, engine: FakeEn
     assert none.choice == "none"
     assert echoed.tool_choice.type == "allowed_tools"
     assert [tool.name for tool in echoed.tools] == ["show_job", "list_jobs"]
+
+
+def test_effort_and_variables_reach_the_template(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    response = create(openai_client, reasoning={"effort": "low", "summary": "auto"})
+    create(openai_client, reasoning={"effort": "none"})
+    create(openai_client, extra_body={"chat_template_kwargs": {"enable_thinking": True}})
+    assert [request.template_variables for request in engine.requests] == [
+        {"reasoning_effort": "low"},
+        {"enable_thinking": False, "thinking": False},
+        {"enable_thinking": True},
+    ]
+    assert (response.reasoning.effort, response.reasoning.summary) == ("low", "auto")
 
 
 def test_logprobs_are_those_of_the_text(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
