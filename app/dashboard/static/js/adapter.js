@@ -25,7 +25,8 @@ export default function Adapter({ id }) {
   const [isDeleting, setDeleting] = useState(false);
   if (!adapter) return html`<${Page} title="Adapter">${error ? html`<${Problem} error=${error} />` : html`<${Loading} />`}<//>`;
   const actions = html`
-    <a class="button primary" href=${`#/playground?adapter=${adapter.id}`}>Try it</a>
+    <a class="button primary" href=${`#/chat?adapter=${adapter.id}`}>Chat</a>
+    <a class="button" href=${`#/playground?adapter=${adapter.id}`}>Compare</a>
     <a class="button" href=${`#/new?continue_from=${adapter.id}&base_model=${encodeURIComponent(adapter.base_model)}`}>Train on</a>
     <${Action} onClick=${() => download(`${path}/download`, `${adapter.name}.zip`)}>Download<//>
     <button type="button" class="danger" onClick=${() => setDeleting(true)}>Delete</button>`;

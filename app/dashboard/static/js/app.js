@@ -10,6 +10,7 @@ const PAGES = {
   jobs: () => import("./jobs.js"),
   job: () => import("./job.js"),
   new: () => import("./new_job.js"),
+  chat: () => import("./chat.js"),
   playground: () => import("./playground.js"),
   adapters: () => import("./adapters.js"),
   adapter: () => import("./adapter.js"),
@@ -18,7 +19,8 @@ const PAGES = {
 };
 const LINKS = [
   ["jobs", "Jobs", "M4 6h16M4 12h10M4 18h13"],
-  ["playground", "Playground", "M4 5h16v11H9l-5 4z"],
+  ["chat", "Chat", "M4 5h16v11H9l-5 4z"],
+  ["playground", "Playground", "M4 5h7v14H4zM14 5h6v14h-6z"],
   ["adapters", "Adapters", "M12 3l8 4.5v9L12 21l-8-4.5v-9zM4 7.5l8 4.5 8-4.5M12 12v9"],
   ["datasets", "Datasets", "M4 6c0-4 16-4 16 0s-16 4-16 0v12c0 4 16 4 16 0V6M4 12c0 4 16 4 16 0"],
   ["status", "Status", "M3 12h4l3-8 4 16 3-8h4"],

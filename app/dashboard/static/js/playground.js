@@ -2,7 +2,8 @@
 
 import { useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { get, getAll } from "./api.js";
-import { Answer, EMPTY, ask } from "./playground_answer.js";
+import { ask, EMPTY } from "./answering.js";
+import { Answer } from "./playground_answer.js";
 import { Card, Field, html, Loading, Page, Problem, Tabs, useLoaded } from "./ui.js";
 
 const MEMORY = "tunesmith.playground";

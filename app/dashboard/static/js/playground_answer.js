@@ -1,36 +1,9 @@
 // One column of the playground: which model, what it says, how fast, and the same request to copy.
 
-import { ApiError, send } from "./api.js";
+import { Calls, Thoughts, Waiting } from "./answering.js";
 import { count, number } from "./format.js";
 import { asCurl, asPython } from "./snippets.js";
-import { readEvents } from "./stream.js";
 import { Copy, Field, html, Problem } from "./ui.js";
-
-export const EMPTY = { text: "", isBusy: false, end: null, error: null };
-
-/** Stream an answer; `show` is called whenever it has grown. */
-export async function ask(body, signal, show) {
-  let text = "";
-  show({ ...EMPTY, isBusy: true });
-  try {
-    const response = await send("/generate", {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify(body),
-      signal,
-    });
-    for await (const { event, data } of readEvents(response)) {
-      const said = JSON.parse(data);
-      if (event === "error") throw new ApiError(200, said.error);
-      if (event === "done") return show({ ...EMPTY, text, end: said });
-      text += said.text;
-      show({ ...EMPTY, text, isBusy: true });
-    }
-    throw new ApiError(200, { message: "The answer broke off.", hint: "Ask again." });
-  } catch (error) {
-    show({ ...EMPTY, text, error: signal.aborted ? null : error, isStopped: signal.aborted });
-  }
-}
 
 export function Answer({ number: place, target, models, adapters, answer, body, onTarget, onRemove }) {
   const id = `target-${place}`;
@@ -45,11 +18,23 @@ export function Answer({ number: place, target, models, adapters, answer, body, 
       <//>
       ${onRemove && html`<button type="button" class="plain small" aria-label=${`Remove column ${place}`} onClick=${onRemove}>Remove</button>`}
     </div>
-    <output aria-label=${`Answer ${place}`} aria-busy=${answer.isBusy} tabindex="0">${answer.text || html`<span class="muted">${answer.isBusy ? "…" : answer.end ? "An empty answer." : "Its answer comes here."}</span>`}</output>
+    <${Thoughts} text=${answer.reasoning} isBusy=${answer.isBusy && !answer.text} />
+    <output aria-label=${`Answer ${place}`} aria-busy=${answer.isBusy} tabindex="0">${answer.text || html`<${Nothing} answer=${answer} baseModel=${baseOf(target, adapters)} />`}</output>
+    <${Calls} calls=${answer.calls} />
     <${Problem} error=${answer.error} />
     <p class="small muted numbers">${summary(answer)}</p>
     ${target && html`<div class="row"><${Copy} text=${() => asCurl("/generate", body())}>Copy as curl<//><${Copy} text=${() => asPython(body())}>Copy as Python<//></div>`}
   </section>`;
+}
+
+function Nothing({ answer, baseModel }) {
+  if (answer.isBusy) return html`<${Waiting} baseModel=${baseModel} since=${answer.askedAt} />`;
+  return html`<span class="muted">${answer.end ? "An empty answer." : "Its answer comes here."}</span>`;
+}
+
+function baseOf(target, adapters) {
+  const name = target.slice(target.indexOf(":") + 1);
+  return target.startsWith("base:") ? name : adapters.find(({ id }) => id === name)?.base_model;
 }
 
 function summary({ end, isBusy, isStopped }) {
