@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.core.chat.tools import FunctionTool
 from app.core.engine.messages import (
     AdapterRef,
     BaseModelRef,
@@ -14,6 +15,7 @@ from app.core.engine.messages import (
     GenerateRequest,
     OutputSchema,
     ServingPath,
+    Tools,
 )
 from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest, NotFound
@@ -172,6 +174,37 @@ def test_a_schema_compiles_once_for_all_folders_with_the_same_tokenizer(preproce
     base, adapter = (preprocessor.prepare(request).grammar for request in requests)
 
     assert base is adapter
+
+
+def test_functions_that_must_not_be_called_are_not_in_the_prompt(preprocessor):
+    tools = Tools(functions=[FunctionTool(name="move")], choice="none")
+
+    without, barred, offered = (
+        preprocessor.prepare(make_request(messages=QUESTION, tools=one))
+        for one in (None, tools, tools.model_copy(update={"choice": "auto"}))
+    )
+
+    assert barred.token_ids == without.token_ids
+    assert (without.parsed, barred.parsed) == (None, None)
+    assert offered.parsed.functions.keys() == {"move"}
+    assert offered.grammar is None
+
+
+def test_variables_reach_the_template_and_can_not_change_its_tokens(preprocessor, artifacts, models_folder):
+    (artifacts / "own" / "chat_template.jinja").write_text("{{ bos_token }}Q {{ effort }} A:")
+    request = make_request(
+        messages=QUESTION, adapter="own", template_variables={"effort": "high", "bos_token": "x"}
+    )
+
+    assert text_of(preprocessor.prepare(request), models_folder) == "<|begin|>Q high A:"
+
+
+def test_a_prompt_that_opens_the_thoughts_is_found(preprocessor, artifacts):
+    (artifacts / "own" / "chat_template.jinja").write_text("Q:{{ messages[0]['content'] }} A:<think>\n")
+
+    parsed = preprocessor.prepare(make_request(messages=QUESTION, adapter="own")).parsed
+
+    assert parsed.is_thinking
 
 
 @pytest.mark.parametrize("seed", range(20))

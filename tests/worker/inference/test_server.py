@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.core.chat.tools import FunctionTool
 from app.core.engine.messages import (
     AdapterRef,
     BaseModelRef,
@@ -19,7 +20,10 @@ from app.core.engine.messages import (
     Finished,
     GenerateRequest,
     Reply,
+    ServingPath,
     TokenDelta,
+    ToolCallDelta,
+    Tools,
     reply_adapter,
 )
 from app.core.engine.sampling import Sampling
@@ -88,6 +92,7 @@ def make_request(
     messages: list[ChatMessage] | None = None,
     base: BaseModelRef = BASE,
     sampling: Sampling | None = None,
+    tools: Tools | None = None,
 ) -> GenerateRequest:
     return GenerateRequest(
         base_model=base,
@@ -95,6 +100,7 @@ def make_request(
         prompt=None if messages else prompt,
         messages=messages,
         sampling=sampling or Sampling(temperature=0, max_new_tokens=8),
+        tools=tools,
     )
 
 
@@ -117,6 +123,28 @@ def test_messages_are_rendered_with_the_chat_template(engine):
     finished = replies[-1]
     assert isinstance(finished, Finished)
     assert finished.usage.prompt_tokens > 10
+
+
+@pytest.mark.parametrize("adapter", [None, "everything"])
+@pytest.mark.parametrize("path", ServingPath)
+def test_a_required_call_is_made_by_a_model_that_knows_none(engine, path, adapter):
+    parameters = {"type": "object", "properties": {"to": {"enum": ["north", "south"]}}, "required": ["to"]}
+    tools = Tools(functions=[FunctionTool(name="move", parameters=parameters)], choice="required")
+
+    replies = engine.ask(
+        messages=[ChatMessage(role="user", content="Go.")],
+        base=LONG.model_copy(update={"path": path}),
+        adapter=adapter,
+        sampling=Sampling(seed=1, max_new_tokens=1000),
+        tools=tools.model_copy(update={"parallel": False}),
+    )
+
+    calls = [reply for reply in replies if isinstance(reply, ToolCallDelta)]
+    assert calls[0].name == "move"
+    assert json.loads("".join(call.arguments for call in calls))["to"] in ("north", "south")
+    assert text_of(replies) == ""
+    assert isinstance(replies[-1], Finished)
+    assert (replies[-1].finish_reason, replies[-1].timings.path) == ("tool_calls", path)
 
 
 @pytest.mark.parametrize("path", ["/generate", "/pause", "/share", "/resume", "/state"])
