@@ -1,14 +1,14 @@
 """Calls of functions in an answer: a syntax of patterns that most families share, and its parser."""
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import regex
 
 from app.core.chat.tools import FunctionTool
-from worker.inference.answers.source import AnswerSource, JsonSpan, Pattern, Piece, PieceKind
+from worker.inference.answers.source import AnswerSource, JsonSpan, Match, Pattern, Piece, PieceKind
 
 _OBJECT = regex.compile(r"\s*\[?\s*(?=\{)")
 _NAME_KEYS = ("name", "function")
@@ -30,8 +30,8 @@ class CallParser(Protocol):
     def bare(self) -> Pattern | None:
         """What the beginning of an answer of calls without a marker looks like; it consumes nothing."""
 
-    def parse(self, source: AnswerSource, functions: Functions, *, is_bare: bool) -> ParsingCalls:
-        """Parse the calls after what they begin with. Marks the source after each."""
+    def parse(self, source: AnswerSource, functions: Functions, begin: Match | None) -> ParsingCalls:
+        """Parse the calls after what they begin with; None: no marker. Marks the source after each."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class CallSyntax:
     separator: Pattern | None = None
     ends: tuple[Pattern, ...] = ()
 
-    def parse(self, source: AnswerSource, functions: Functions, *, is_bare: bool) -> ParsingCalls:
+    def parse(self, source: AnswerSource, functions: Functions, begin: Match | None) -> ParsingCalls:
         """Parse the calls. Those without a marker have to name a function that was offered."""
-        known = functions if is_bare else None
+        known = functions if begin is None else None
         while True:
             if not (yield from self._parse_call(source, known)):
                 return False
@@ -111,6 +111,22 @@ class CallSyntax:
             yield Piece(PieceKind.CALL_END)
             return True
         return (yield from _parse_object(source, known)) if self.has_objects else False
+
+
+class EitherCalls:
+    """Calls of several families, told apart by what they begin with; without a marker, the first one's."""
+
+    def __init__(self, parsers: Sequence[CallParser]) -> None:
+        self._parsers = parsers
+        self.begin = regex.compile(
+            "|".join(f"(?P<family{place}>{one.begin.pattern})" for place, one in enumerate(parsers))
+        )
+        self.bare = parsers[0].bare
+
+    def parse(self, source: AnswerSource, functions: Functions, begin: Match | None) -> ParsingCalls:
+        """Parse the calls of the family that they begin as."""
+        place = 0 if begin is None else int(begin.lastgroup.removeprefix("family"))
+        return (yield from self._parsers[place].parse(source, functions, begin))
 
 
 def parse_arguments(source: AnswerSource) -> ParsingCalls:

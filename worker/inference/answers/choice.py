@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import Collection
+from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.engine.messages import GenerateRequest
+from app.core.chat.tools import ToolCall
+from app.core.engine.messages import ChatMessage, GenerateRequest
+from app.core.errors import InvalidRequest
 from worker.inference.answers.answer_text import ParsedFormat
 from worker.inference.answers.families import LIBRARY_TEMPLATE, find_format
 from worker.inference.answers.grammar import AnswerRules, arguments_schema, write_grammar
@@ -13,15 +17,58 @@ from worker.inference.answers.parser import AnswerFormat
 from worker.inference.sampling.grammars import GrammarSchema, GrammarSource, LarkGrammar
 from worker.templates import renderer
 
+# Finding a format takes several renderings, too long for each request.
+_FORMATS: WeakKeyDictionary[PreTrainedTokenizerBase, dict[bool, ParsedFormat]] = WeakKeyDictionary()
+_QUESTION, _CALLED = "sample_question", "sample_function"
 
-def find_answer_format(tokenizer: PreTrainedTokenizerBase) -> AnswerFormat:
+
+def find_answer_format(tokenizer: PreTrainedTokenizerBase, *, has_functions: bool = True) -> AnswerFormat:
     """The format of answers to prompts that this tokenizer's chat template renders."""
-    return find_format(renderer.template_of(tokenizer) or LIBRARY_TEMPLATE)
+    return _known_format(tokenizer, has_functions).format
+
+
+def _known_format(tokenizer: PreTrainedTokenizerBase, has_functions: bool) -> ParsedFormat:
+    """The format, without functions, and the special tokens that its parser has to see."""
+    formats = _FORMATS.setdefault(tokenizer, {})
+    if has_functions not in formats:
+        added = list(tokenizer.added_tokens_decoder.items())
+        found = _find_format(
+            tokenizer, frozenset(token.content for _, token in added) if has_functions else None
+        )
+        special = {token.content: token_id for token_id, token in added if token.special}
+        markers = {special[marker]: marker for marker in found.markers if marker in special}
+        formats[has_functions] = ParsedFormat(found, markers=markers)
+    return formats[has_functions]
+
+
+def _find_format(tokenizer: PreTrainedTokenizerBase, tokens: frozenset[str] | None) -> AnswerFormat:
+    template = renderer.template_of(tokenizer)
+    if template is None:
+        return find_format(LIBRARY_TEMPLATE)
+    if tokens is None:
+        return find_format(template)
+    return find_format(template, call=_render_call(tokenizer), tokens=tokens)
+
+
+def _render_call(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A call as the chat template writes it; None where it writes none."""
+    call = ToolCall(name=_CALLED, arguments={"key": "value"}, id="abcdefghi")
+    turns = [
+        ChatMessage(role="user", content=_QUESTION),
+        ChatMessage(role="assistant", content="", tool_calls=[call]),
+    ]
+    try:
+        prompt = renderer.render(tokenizer, turns[:1], add_generation_prompt=True)
+        text = renderer.render(tokenizer, turns, add_generation_prompt=False)
+    except InvalidRequest:
+        return None
+    answer = text.removeprefix(prompt) if text.startswith(prompt) else text.rpartition(_QUESTION)[2]
+    return answer if _CALLED in answer else None
 
 
 def end_ids_of_answers(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> set[int]:
     """Those of the end tokens that end an answer, not only a part of one."""
-    inner = find_answer_format(tokenizer).inner_ends
+    inner = find_answer_format(tokenizer, has_functions=False).inner_ends
     return set(end_ids) - {tokenizer.convert_tokens_to_ids(token) for token in inner}
 
 
@@ -29,19 +76,15 @@ def find_parsed_format(
     tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, rendered: str
 ) -> ParsedFormat | None:
     """How to parse the answer to a rendered prompt; None where it can hold nothing but text."""
-    answer_format = find_answer_format(tokenizer)
     offered = request.tools.offered if request.tools else []
-    if not offered and not answer_format.has_thoughts:
+    known = _known_format(tokenizer, bool(offered))
+    if not offered and not known.format.has_thoughts:
         return None
-    special = {
-        token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    return ParsedFormat(
-        answer_format,
+    return replace(
+        known,
         functions={function.name: function for function in offered},
         is_parallel=request.tools is None or request.tools.allows_many,
-        is_thinking=answer_format.is_thinking_after(rendered),
-        markers={special[marker]: marker for marker in answer_format.markers if marker in special},
+        is_thinking=known.format.is_thinking_after(rendered),
     )
 
 
@@ -59,7 +102,7 @@ def find_grammar(
         return None
     if rendered is None:
         return schema
-    answer_format = find_answer_format(tokenizer)
+    answer_format = find_answer_format(tokenizer, has_functions=bool(offered))
     if schema is not None and not offered and not answer_format.has_thoughts:
         return schema
     rules = AnswerRules(

@@ -9,10 +9,11 @@ from functools import lru_cache
 
 import regex
 
-from worker.inference.answers.calls import CallParser, CallSyntax, CallWriting, Header
+from worker.inference.answers.calls import CallParser, CallSyntax, CallWriting, EitherCalls, Header
 from worker.inference.answers.harmony import HarmonyAnswer
 from worker.inference.answers.parameters import ParameterCalls
 from worker.inference.answers.parser import BLANKS, AnswerFormat, MarkedAnswer, ThoughtMarkers
+from worker.inference.answers.python_calls import PythonCalls
 
 _TYPES = r'(?:"(?:type|id)"\s*:\s*"[^"]*"\s*,\s*)*'
 _OBJECT = Header(
@@ -90,6 +91,8 @@ GLM = ParameterCalls(
     ends=(_TOOL_CALL_END,),
     otherwise=HERMES,
 )
+# LFM2 and LFM2.5.
+LFM = EitherCalls([PythonCalls(_begin("<|tool_call_start|>")), HERMES])
 # DeepSeek V3.1, then V3 and R1, which write the arguments into a block of code.
 DEEPSEEK = CallSyntax(
     begin=_begin(_CALLS_BEGIN),
@@ -117,6 +120,7 @@ _HERMES_WRITING = CallWriting(
     separator="\n",
     tokens=("<tool_call>", "</tool_call>"),
 )
+_LFM_TOKENS = (*_HERMES_WRITING.tokens, "<|tool_call_start|>", "<|tool_call_end|>")
 _LIST = CallWriting(
     before_name=_OBJECT_NAME, before_arguments=_OBJECT_ARGUMENTS, after_arguments="}", separator=", ", end="]"
 )
@@ -160,11 +164,26 @@ _CALLS: tuple[tuple[tuple[str, ...], CallParser, CallWriting], ...] = (
     (("<tool_call>", "<arg_key>"), GLM, _HERMES_WRITING),
     (("<tool_call>",), HERMES, _HERMES_WRITING),
     (("<|tool_call|>",), LISTED, _GRANITE_WRITING),
+    (("<|tool_call_start|>",), LFM, replace(_HERMES_WRITING, tokens=_LFM_TOKENS)),
     (("<|tool|>",), LISTED, _PHI_WRITING),
     (("<|python_tag|>",), LLAMA, _LLAMA_WRITING),
     (("ipython",), LLAMA, _LLAMA_WRITING),
     ((), HERMES, _HERMES_WRITING),
 )
+# By the marker that calls begin with, the parser of calls of a family, and its tokens.
+_MARKED: dict[str, CallParser] = {
+    "<tool_call>": HERMES,
+    "<|tool_call|>": LISTED,
+    "[TOOL_CALLS]": MISTRAL,
+    "<|python_tag|>": LLAMA,
+    _CALLS_BEGIN: DEEPSEEK,
+}
+_TOKENS = {
+    writing.tokens[0]: writing.tokens
+    for writing in (_HERMES_WRITING, _PHI_WRITING, _MISTRAL_NAMED, _LLAMA_WRITING, _DEEPSEEK_WRITING)
+}
+# A call without a marker, as a template writes it.
+_BARE_CALL = regex.compile(r'\{\s*"name"\s*:\s*"[^"]+"\s*,\s*"(?P<key>arguments|parameters)"\s*:')
 _THOUGHTS = (
     ThoughtMarkers("[THINK]", "[/THINK]"),
     ThoughtMarkers("<seed:think>", "</seed:think>"),
@@ -176,14 +195,42 @@ _HARMONY = ("<|channel|>", "<|message|>")
 
 
 @lru_cache(maxsize=64)
-def find_format(template: str) -> AnswerFormat:
-    """The format of answers to prompts of this chat template."""
+def find_format(
+    template: str, *, call: str | None = None, tokens: frozenset[str] = frozenset()
+) -> AnswerFormat:
+    """The format of answers to prompts of this chat template.
+
+    `call` is a call as the template writes it, where that is known. Calls of other families are seen, too, if
+    their marker is in `tokens`, the added ones of the tokenizer: a model may have learned both.
+    """
     if all(marker in template for marker in _HARMONY):
         return HarmonyAnswer()
-    calls, writing = next(
-        (calls, writing)
-        for contained, calls, writing in _CALLS
-        if all(text in template for text in contained)
-    )
+    parser, writing = (_find_bare(call) if call else None) or _find_calls(call or template)
+    others = [
+        (other, marker)
+        for marker, other in _MARKED.items()
+        if marker in tokens and marker not in writing.tokens
+    ]
+    markers = [*writing.tokens, *(token for _, marker in others for token in _TOKENS[marker])]
     thoughts = next((one for one in _THOUGHTS if one.open in template or one.close in template), None)
-    return MarkedAnswer(thoughts, calls, writing)
+    return MarkedAnswer(
+        thoughts,
+        EitherCalls([parser, *(other for other, _ in others)]) if others else parser,
+        writing,
+        tuple(dict.fromkeys(markers)),
+    )
+
+
+def _find_bare(call: str) -> tuple[CallParser, CallWriting] | None:
+    """The calls of a template that writes this one without a marker; None where it has a marker."""
+    found = _BARE_CALL.search(call)
+    if found is None or any(marker in call for marker in _MARKED):
+        return None
+    return LLAMA, replace(_LLAMA_WRITING, before_arguments=f'", "{found["key"]}": ')
+
+
+def _find_calls(text: str) -> tuple[CallParser, CallWriting]:
+    """The calls of the family that writes this text: a template's, or a call."""
+    return next(
+        (calls, writing) for contained, calls, writing in _CALLS if all(part in text for part in contained)
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.core.chat.tools import FunctionTool
 from worker.inference.answers.calls import CallSyntax, Functions, ParsingCalls, withdraw
-from worker.inference.answers.source import AnswerSource, Pattern, Piece, PieceKind
+from worker.inference.answers.source import AnswerSource, Match, Pattern, Piece, PieceKind
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class ParameterCalls:
         """None: these calls have a marker."""
         return None
 
-    def parse(self, source: AnswerSource, functions: Functions, *, is_bare: bool) -> ParsingCalls:
+    def parse(self, source: AnswerSource, functions: Functions, begin: Match | None) -> ParsingCalls:
         """Parse the call after the marker. Its arguments arrive one by one."""
         found = yield from source.match(self.function)
         if found is None:
-            return (yield from self.otherwise.parse(source, functions, is_bare=is_bare))
+            return (yield from self.otherwise.parse(source, functions, begin))
         name = found["name"].strip()
         yield Piece(PieceKind.CALL, name)
         yield source.skip(found.end())

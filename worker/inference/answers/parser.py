@@ -76,11 +76,12 @@ class MarkedAnswer:
     thoughts: ThoughtMarkers | None
     calls: CallParser
     writing: CallWriting
+    call_markers: tuple[str, ...]
 
     @property
     def markers(self) -> tuple[str, ...]:
         """Tokens that the parser has to see although they are special."""
-        return self.writing.tokens + ((self.thoughts.open, self.thoughts.close) if self.thoughts else ())
+        return self.call_markers + ((self.thoughts.open, self.thoughts.close) if self.thoughts else ())
 
     @property
     def has_thoughts(self) -> bool:
@@ -179,14 +180,13 @@ def _parse_thoughts(source: AnswerSource, progress: Progress, markers: ThoughtMa
 def _parse_text_and_calls(source: AnswerSource, calls: CallParser, functions: Functions) -> Parsing:
     is_bare = calls.bare is not None and (yield from source.match(calls.bare)) is not None
     while True:
-        if not is_bare:
-            found = yield from source.until(calls.begin, PieceKind.TEXT)
-            if found is None:
-                return
+        begin = None if is_bare else (yield from source.until(calls.begin, PieceKind.TEXT))
+        if begin is None and not is_bare:
+            return
         source.mark()
-        if not is_bare:
-            yield source.skip(found.end())
-        is_call = yield from calls.parse(source, functions, is_bare=is_bare)
+        if begin is not None:
+            yield source.skip(begin.end())
+        is_call = yield from calls.parse(source, functions, begin)
         consumed = source.since_mark()
         if is_call:
             yield from skip_blank(source)

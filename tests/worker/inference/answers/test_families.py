@@ -1,13 +1,20 @@
 """Every family's answers, in all splits: what the model wrote against the text, thoughts and calls in it."""
 
+import json
+
 import pytest
 
-from tests.worker.inference.answers.parsing import BAR, FUNCTIONS, call, parse, splits, text, thought
+from app.core.chat.tools import ToolCall
+from app.core.engine.messages import ChatMessage
+from tests.worker.inference.answers.parsing import BAR, FUNCTIONS, WEATHER, call, parse, splits, text, thought
 from tests.worker.templates.test_families import published
+from tests.worker.templates.tool_templates import ALL_TEMPLATES
+from worker.inference.answers.choice import find_answer_format
 from worker.inference.answers.families import find_format
 from worker.inference.answers.harmony import HarmonyAnswer
 from worker.inference.answers.parser import AnswerParser
 from worker.inference.answers.source import PieceKind
+from worker.templates.renderer import control_ends, render
 
 ROME = '{"city": "a}\\"b", "days": [1, {"x": 2}]}'
 HERMES = published("qwen2_5")
@@ -17,6 +24,7 @@ DEEPSEEK = published("deepseek_r1_distill")
 GPT_OSS = published("gptoss")
 QWEN_CODER = published("qwen3_5_think")
 GLM = published("glm4moe")
+LFM = published("lfm2_2_5")
 # Parts of templates that are not published with TRL.
 MISTRAL = "{{ '[TOOL_CALLS] [' }}"
 MISTRAL_11 = "{{ '[TOOL_CALLS]' + name + '[ARGS]' + arguments }}"
@@ -24,6 +32,9 @@ MAGISTRAL = "[THINK]...[/THINK] [TOOL_CALLS]"
 PHI_4_MINI = "{{ '<|tool|>' + tools + '<|/tool|>' }}"
 GRANITE = "respond only with <|tool_call|> followed by a JSON list"
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+
+BEGINNINGS = ("<tool_call>", "[TOOL_CALLS]", '{"name"', " to=functions", f"<{BAR}tool", "<|tool_call")
 
 
 def deepseek(name: str) -> str:
@@ -150,6 +161,16 @@ CASES = {
         f"{CALLS}{CALL}weather{SEP}{ROME}{CALL_END}{CALL}time{SEP}{{}}{CALL_END}{CALLS_END}",
         [*call("weather", ROME), *call("time", "{}")],
     ),
+    "lfm": (
+        LFM,
+        "One moment."
+        "<|tool_call_start|>[weather(city='Rome', days=[1, {'x': true}]), time()]<|tool_call_end|>",
+        [
+            *text("One moment."),
+            *call("weather", '{"city": "Rome", "days": [1, {"x": true}]}'),
+            *call("time", "{}"),
+        ],
+    ),
     "gpt-oss": (
         GPT_OSS,
         "<|channel|>analysis<|message|>Hot?<|end|><|start|>assistant<|channel|>commentary<|message|>Wait.<|end|>"
@@ -216,6 +237,8 @@ MALFORMED = {
     ),
     "list": (MISTRAL, "[TOOL_CALLS] [1, 2]"),
     "deepseek": (DEEPSEEK, f"{CALLS}{CALL}function{SEP}weather\n{ROME}"),
+    "lfm": (LFM, "<|tool_call_start|>[weather(city)]<|tool_call_end|>"),
+    "lfm, code": (LFM, "<|tool_call_start|>[weather(city=open('x'))]<|tool_call_end|>"),
     "gpt-oss": (GPT_OSS, "<|channel|>commentary to=functions.time<|message|>nothing"),
     "gpt-oss, no header": (GPT_OSS, "Hello <|channel"),
 }
@@ -246,3 +269,26 @@ def test_the_family_is_found_by_the_templates_text() -> None:
     assert not find_format(HERMES).has_thoughts
     assert find_format(QWEN_3).is_thinking_after("<|im_start|>assistant\n<think>\n")
     assert not find_format(QWEN_3).is_thinking_after("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("name", ALL_TEMPLATES)
+def test_what_a_template_writes_is_parsed_as_the_call_that_it_is(name: str) -> None:
+    """The answer that training teaches is the one that serving understands."""
+    tokenizer = ALL_TEMPLATES[name].tokenizer(name)
+    called = ToolCall(name="weather", arguments={"city": 'a "b" {'}, id="abcdefghi")
+    turns = [
+        ChatMessage(role="user", content="Hot?"),
+        ChatMessage(role="assistant", content="", tool_calls=[called]),
+    ]
+    prompt = render(tokenizer, turns[:1], add_generation_prompt=True, tools=[WEATHER])
+    whole = render(tokenizer, turns, add_generation_prompt=False, tools=[WEATHER])
+    answer = whole.removeprefix(prompt) if whole.startswith(prompt) else whole.rpartition("Hot?")[2]
+    # What a template writes after the question is not all made by the model.
+    begin = min(place for mark in BEGINNINGS if (place := answer.find(mark)) >= 0)
+    ends = [place for end in control_ends(tokenizer) if (place := answer.find(end, begin)) >= 0]
+    parser = AnswerParser(find_answer_format(tokenizer), FUNCTIONS, is_thinking=False)
+    pieces = [*parser.add(answer[begin : min(ends, default=None)]), *parser.finish(is_cut=False)]
+    assert [piece.text for piece in pieces if piece.kind is PieceKind.CALL] == ["weather"]
+    arguments = "".join(piece.text for piece in pieces if piece.kind is PieceKind.ARGUMENTS)
+    assert json.loads(arguments) == called.arguments
+    assert not "".join(piece.text for piece in pieces if piece.kind is PieceKind.TEXT).strip()
