@@ -64,6 +64,11 @@ def note(message: str, style: str = "") -> None:
     error_console().print(Text(clean(message), style=style))
 
 
+def write_thought(text: str) -> None:
+    """Write a piece of a model's thoughts for the person to standard error, without a line's end."""
+    error_console().print(Text(clean(text), style="dim"), end="")
+
+
 def show_failure(failure: CommandFailed, *, as_json: bool) -> None:
     """Write an error and its hint to standard error."""
     if as_json:

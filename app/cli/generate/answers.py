@@ -1,6 +1,6 @@
 """Streams answers of `POST /generate`, and the options that sample them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from httpx_sse import EventSource
 
 from app.cli.connection.client import Client, failure_from
 from app.cli.failures import CommandFailed, ExitCode
+from app.cli.output import write_thought
 
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Max new tokens: the longest that an answer may get.")]
 Temperature = Annotated[float | None, typer.Option(min=0, help="0: always the likeliest token.")]
@@ -48,27 +49,43 @@ class StreamedAnswer:
 
 
 @contextmanager
-def stream_answer(client: Client, body: dict[str, Any]) -> Iterator[StreamedAnswer]:
-    """Request an answer and read it in pieces. Leaving the context cancels it. Raises CommandFailed."""
+def stream_answer(
+    client: Client, body: dict[str, Any], *, on_thought: Callable[[str], None] = write_thought
+) -> Iterator[StreamedAnswer]:
+    """Request an answer and read it in pieces. Leaving the context cancels it. Raises CommandFailed.
+
+    `on_thought` is called with each piece of what the model thinks before the answer.
+    """
     try:
         with client.stream("POST", "/generate", body={**body, "stream": True}) as response:
             answer = StreamedAnswer(iter(()))
-            answer.pieces = _pieces(client, response, answer)
+            answer.pieces = _pieces(client, response, answer, on_thought)
             yield answer
     except httpx.TransportError as error:
         raise client.unreachable(error) from None
 
 
-def _pieces(client: Client, response: httpx.Response, answer: StreamedAnswer) -> Iterator[str]:
+def _pieces(
+    client: Client, response: httpx.Response, answer: StreamedAnswer, on_thought: Callable[[str], None]
+) -> Iterator[str]:
+    is_thinking = False
     for message in EventSource(response).iter_sse():
         content = message.json() if message.data else {}  # a keep-alive comment comes as an empty message
         match message.event:
+            case "reasoning":
+                is_thinking = True
+                on_thought(content["text"])
             case "delta" if content:
+                if is_thinking:
+                    on_thought("\n\n")
+                is_thinking = False
                 yield content["text"]
             case "error":
                 raise failure_from(content["error"])
             case "done":
                 answer.end = content
+    if is_thinking:
+        on_thought("\n")
     if not answer.end:
         raise CommandFailed(
             f"{client.url} broke the answer off.",

@@ -22,7 +22,7 @@ from app.cli.generate.answers import (
 )
 from app.cli.generate.commands import TargetName, write_pieces
 from app.cli.names import find_target
-from app.cli.output import note, print_json_line, show_failure
+from app.cli.output import note, print_json_line, show_failure, write_thought
 
 PROMPT = "Ask > "
 _HELP = "/reset forgets the conversation; /exit or Ctrl-D leaves; Ctrl-C stops an answer."
@@ -88,13 +88,16 @@ class ChatSession:
         """
         turns = [*self.turns, {"role": "user", "content": question}]
         pieces: list[str] = []
+        thoughts: list[str] = []
         try:
             body = {**self._settings, "messages": [*self._system, *turns]}
-            with stream_answer(self._client, body) as answer:
+            on_thought = thoughts.append if as_json else write_thought
+            with stream_answer(self._client, body, on_thought=on_thought) as answer:
                 recorded = StreamedAnswer(_record(answer, pieces), answer.end)
                 if as_json:
                     text = "".join(recorded.pieces)
-                    print_json_line({"text": text, **answer.end})
+                    reasoning = {"reasoning": "".join(thoughts).rstrip()} if thoughts else {}
+                    print_json_line({"text": text, **reasoning, **answer.end})
                 else:
                     write_pieces(recorded)
         finally:

@@ -1,4 +1,4 @@
-from app.core.engine.messages import Failed, TokenDelta
+from app.core.engine.messages import Failed, ReasoningDelta, TokenDelta
 from tests.cli.conftest import Run, json_of
 from tests.fakes import FINISHED, FakeEngine
 
@@ -32,3 +32,16 @@ def test_an_answer_cut_at_the_limit_says_so(run: Run, serving: FakeEngine) -> No
 
 def test_an_unknown_adapter_or_model_is_not_found(run: Run) -> None:
     assert run("generate", "unknown", "Who?").exit_code == 5
+
+
+def test_thoughts_are_for_the_person_and_not_part_of_the_answer(run: Run, serving: FakeEngine) -> None:
+    serving.script = [
+        ReasoningDelta(text="Hm, "),
+        ReasoningDelta(text="yes."),
+        TokenDelta(text="Hi"),
+        FINISHED,
+    ]
+    ended = run("generate", "helper", "Who?")
+    assert ended.stdout == "Hi\n"
+    assert ended.stderr.startswith("Hm, yes.\n")
+    assert json_of(run("generate", "helper", "Who?", "--json"))["reasoning"] == "Hm, yes."
