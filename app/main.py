@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import base_models, health, status
+from app.api import base_models, health, status, storage
 from app.api.adapters import imports as adapter_imports, routes as adapter_routes
 from app.api.adapters.importer import Importer
 from app.api.datasets import hub, preview, routes as dataset_routes
@@ -40,6 +40,7 @@ from app.core.chat import responses as stored_responses
 from app.core.datasets import openai_files
 from app.core.engine import workers
 from app.core.jobs import queue
+from app.core.retention import stored
 from app.core.settings import Settings
 from app.core.storage import idempotency
 from app.core.storage.artifacts import ArtifactStore
@@ -50,6 +51,7 @@ from app.core.webhooks import deliveries
 from app.dashboard import pages
 
 _FORGET_WORKER_AFTER_LEASES = 20
+_RETENTION_SECONDS = 3600
 _DESCRIPTION = """
 Fine-tune language models with 4-bit QLoRA, and ask every finished adapter at once.
 
@@ -119,6 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         export_routes,
         generate_routes,
         status,
+        storage,
         webhook_routes,
     ):
         dependencies = [Depends(bearer), Depends(refuse_unknown_parameters)]
@@ -157,7 +160,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     for path in await to_thread.run_sync(remove_abandoned, services.settings.data_dir):
         _log.info("Removed %s, which a killed process left", path)
-    loops = [_sweep(services), services.deliverer.run(), services.importer.run()]
+    loops = [_sweep(services), _remove_aged(services), services.deliverer.run(), services.importer.run()]
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
         yield
@@ -182,6 +185,19 @@ async def _sweep(services: Services) -> None:
             # The boundary of the loop: one failed sweep must not end it.
             _log.exception("Jobs of dead workers can't be looked for now")
         await asyncio.sleep(services.settings.lease_seconds / 3)
+
+
+async def _remove_aged(services: Services) -> None:
+    """Delete what is older than the settings say, once an hour, until cancelled."""
+    while True:
+        try:
+            arguments = (services.settings, services.database, services.store)
+            for kind, count in (await to_thread.run_sync(stored.remove_aged, *arguments)).items():
+                _log.info("Deleted by age: %s of %d", kind, count)
+        except Exception:
+            # The boundary of the loop: one failed turn must not end it.
+            _log.exception("What is too old can't be deleted now")
+        await asyncio.sleep(_RETENTION_SECONDS)
 
 
 def sweep_once(services: Services) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import exports, local, models, status, webhooks
+from app.cli import exports, local, models, status, storage, webhooks
 from app.cli.adapters import commands as adapter_commands
 from app.cli.connection import login
 from app.cli.connection.invocation import Invocation
@@ -94,6 +94,7 @@ cli.add_typer(job_commands.cli, name="jobs")
 cli.add_typer(adapter_commands.cli, name="adapters")
 cli.add_typer(exports.cli, name="exports")
 cli.add_typer(webhooks.cli, name="webhooks")
+cli.add_typer(storage.cli, name="storage")
 cli.command("generate")(generate_commands.generate)
 cli.command("chat")(chat.chat)
 

@@ -297,3 +297,14 @@ class StatusView(BaseModel):
     datasets: StoredView
     adapters: StoredView
     disks: list[DiskView]
+
+
+class StoredKindView(BaseModel):
+    """What is stored of one kind."""
+
+    kind: str
+    count: int
+    size_bytes: int | None = None
+    deletable_count: int
+    deletable_bytes: int | None = None
+    keep_days: float

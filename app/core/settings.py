@@ -135,6 +135,20 @@ class Settings(BaseSettings):
         description="How long a response of `/v1/responses` is stored, to be shown and continued; one that "
         "is continued stays as long as the last that continues it. 0: none is stored.",
     )
+    keep_checkpoints_days: float = Field(
+        90.0,
+        ge=0,
+        description="Checkpoints of a job that has ended are deleted after so many days; a retry begins anew "
+        "then. 0: never.",
+    )
+    keep_tensorboard_days: float = Field(0.0, ge=0, description="The same for TensorBoard files. 0: never.")
+    keep_logs_days: float = Field(0.0, ge=0, description="The same for the log files of attempts. 0: never.")
+    keep_events_days: float = Field(
+        0.0, ge=0, description="The same for events: log lines and curves. 0: never."
+    )
+    keep_exports_days: float = Field(
+        0.0, ge=0, description="Exports that have ended are deleted after so many days. 0: never."
+    )
     lease_seconds: float = Field(30.0, gt=0, description="A worker that is silent for so long loses its job.")
     max_lost_attempts: int = Field(
         3, ge=1, description="A job whose worker or training process died so often fails."

@@ -15,6 +15,7 @@ from app.core.errors.jobs import JobFailure
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Evaluation, Metrics
 from app.core.jobs.queue import JobLease
+from app.core.retention.folders import CHECKPOINTS
 from app.core.settings import Settings
 from app.core.specs.states import JobState
 from app.core.storage import tables
@@ -91,7 +92,7 @@ def remove_leftovers(settings: Settings, database: Database, store: ArtifactStor
 
 def remove_checkpoints(job_folder: Path) -> None:
     """Remove what only an interrupted job needs."""
-    for name in ("best-adapters", "checkpoints", "kept-adapters"):
+    for name in CHECKPOINTS:
         shutil.rmtree(job_folder / name, ignore_errors=True)
 
 

@@ -13,7 +13,7 @@ import httpx
 from app.cli.connection.profiles import Connection
 from app.cli.failures import CommandFailed, ExitCode, LineProblem, Unreachable
 
-Params = Mapping[str, str | int | bool | None]
+Params = Mapping[str, str | int | float | bool | None]
 
 _TIMEOUT = httpx.Timeout(60, connect=5)
 _GENERATION_TIMEOUT = httpx.Timeout(900, connect=5)
@@ -104,6 +104,10 @@ class Client:
         """Delete what is at a path."""
         self._request("DELETE", path)
 
+    def delete_with_answer(self, path: str, params: Params | None = None) -> Any:
+        """Delete what a path names. Returns what the API says of it."""
+        return self._request("DELETE", path, params=_given(params)).json()
+
     @contextmanager
     def stream(
         self,
@@ -179,7 +183,7 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
-def _given(params: Params | None) -> dict[str, str | int | bool]:
+def _given(params: Params | None) -> dict[str, str | int | float | bool]:
     return {name: value for name, value in (params or {}).items() if value is not None}
 
 

@@ -1,8 +1,9 @@
 // The box: workers and their devices, the queue, disks, versions.
 
-import { get, Unreachable } from "./api.js";
+import { useState } from "../vendor/htm-preact.js";
+import { get, send, Unreachable } from "./api.js";
 import { ago, bytes, count, percent, plural } from "./format.js";
-import { Card, Facts, html, Loading, Page, Problem, State, useLoaded } from "./ui.js";
+import { Card, Confirm, Facts, Field, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
 
 export default function Status() {
   const { value, error } = useLoaded(readAll, [], 3_000);
@@ -44,6 +45,7 @@ const Box = ({ status, readiness }) => html`
     ]} />
     <//>
     <${Card} title="Disk"><div class="stack">${gather(status.disks).map((disk) => html`<${Disk} key=${disk.folder} disk=${disk} />`)}</div><//>
+    <${Stored} />
     <${Card} title="Versions"><${Facts} facts=${[
       ["Tunesmith", status.versions.tunesmith],
       ["Python", status.versions.python],
@@ -86,6 +88,43 @@ const Queue = ({ queue }) => html`<${Card} title="Jobs">
     ${queue.oldest_queued_at && html`<p class="small muted">The one that waits longest was submitted ${ago(queue.oldest_queued_at)}.</p>`}
   </div>
 <//>`;
+
+const STORED = {
+  checkpoints: ["Checkpoints", "A failed or cancelled job without them is retried from its first step."],
+  tensorboard: ["TensorBoard files", "Curves for TensorBoard; those of this dashboard stay."],
+  logs: ["Log files of attempts", "What the training processes wrote themselves; the jobs' own logs stay."],
+  events: ["Events of jobs", "Their logs and curves here. The jobs stay, without them."],
+  exports: ["Exports", "They can be made again. What was pushed to the Hub stays there."],
+};
+
+/** What grows for ever, and can be deleted of all that has ended. */
+function Stored() {
+  const { value, error, reload } = useLoaded(() => get("/storage"), [], 30_000);
+  const [doomed, setDoomed] = useState(null);
+  const [days, setDays] = useState("30");
+  const open = (one) => (setDays("30"), setDoomed(one));
+  return html`<${Card} title="What grows">
+    <${Problem} error=${error} />${!value && !error && html`<${Loading} />`}
+    <ul class="list">${value?.data.map((one) => html`<li key=${one.kind} class="row apart">
+      <div><strong>${STORED[one.kind][0]}</strong><div class="small muted numbers">${`${amount(one.count, one.size_bytes, one.kind)}; ${one.keep_days ? `deleted after ${plural(one.keep_days, "day")}` : "kept for ever"}`}</div></div>
+      <button type="button" class="small danger" disabled=${!one.deletable_count} aria-label=${`Delete ${STORED[one.kind][0]}`} onClick=${() => open(one)}>Delete…</button>
+    </li>`)}</ul>
+    ${doomed && html`<${Confirm} title=${`Delete ${STORED[doomed.kind][0]}?`} label="Delete for good" onClose=${() => setDoomed(null)}
+      onConfirm=${async () => {
+        const answer = await (await send(`/storage/${doomed.kind}?older_than_days=${Number(days) || 0}`, { method: "DELETE" })).json();
+        tell(answer.deleted ? `Deleted: ${amount(answer.deleted, answer.size_bytes, doomed.kind)}.` : "Nothing was so old.", "good");
+        await reload();
+      }}>
+      <p>${`Of ${doomed.kind === "exports" ? "exports" : "jobs"} that have ended: ${amount(doomed.deletable_count, doomed.deletable_bytes, doomed.kind)} in all. ${STORED[doomed.kind][1]}`}</p>
+      <${Field} id="older-than" label="Only what ended more than so many days ago" help="0: all that has ended."><input id="older-than" type="number" min="0" aria-describedby="older-than-help" value=${days} onInput=${({ target }) => setDays(target.value)} /><//>
+    <//>`}
+  <//>`;
+}
+
+function amount(found, size, kind) {
+  const things = plural(found, { events: "event", exports: "export" }[kind] ?? "job");
+  return size == null || kind === "events" ? things : `${bytes(size)}, ${things}`;
+}
 
 /** Folders on the same disk are shown once. */
 function gather(disks) {

@@ -1,0 +1,67 @@
+"""`tunesmith storage`: what grows for ever, with sizes, and its deletion."""
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from app.cli.connection.invocation import Json, client_of
+from app.cli.deletion import Yes
+from app.cli.failures import CommandFailed, UsageProblem
+from app.cli.output import note, print_json, show_table, size_text
+from app.cli.views import StoredKindView
+
+cli = typer.Typer(help="What grows for ever: list, rm.", no_args_is_help=True)
+Kind = Literal["checkpoints", "tensorboard", "logs", "events", "exports"]
+
+
+@cli.command("list")
+def list_storage(context: typer.Context, as_json: Json = False) -> None:
+    """Checkpoints, TensorBoard files, logs, events and exports, with their sizes."""
+    answer = client_of(context).get("/storage")
+    if as_json:
+        return print_json(answer)
+    rows = [
+        (
+            one.kind,
+            f"{one.count:,}",
+            _size(one.size_bytes),
+            f"{one.deletable_count:,}",
+            _size(one.deletable_bytes),
+            f"after {one.keep_days:g} days" if one.keep_days else "never",
+        )
+        for one in map(StoredKindView.model_validate, answer["data"])
+    ]
+    show_table(("KIND", "COUNT", "SIZE", "ENDED", "THEIR SIZE", "AGES OUT"), rows, empty="Nothing is stored.")
+
+
+@cli.command("rm")
+def remove(
+    context: typer.Context,
+    kind: Annotated[Kind, typer.Argument(help="As `tunesmith storage list` names it.")],
+    older_than: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="Only of what ended longer ago than this.")
+    ] = 0,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Delete one kind, of all jobs or exports that have ended."""
+    client = client_of(context)
+    if not yes:
+        _confirm(kind, older_than)
+    answer = client.delete_with_answer(f"/storage/{kind}", {"older_than_days": older_than})
+    if as_json:
+        return print_json(answer)
+    note(f"Deleted {kind}: {answer['deleted']:,}, {size_text(answer['size_bytes'])}.")
+
+
+def _confirm(kind: str, older_than: float) -> None:
+    if not sys.stdin.isatty():
+        raise UsageProblem("Nobody is here to ask whether to delete them.", hint="--yes deletes without.")
+    when = f" that ended more than {older_than:g} days ago" if older_than else " that have ended"
+    if not typer.confirm(f"Delete the {kind} of all jobs and exports{when} for good?", err=True):
+        raise CommandFailed("Nothing was deleted.", code="not_confirmed")
+
+
+def _size(size: int | None) -> str:
+    return "" if size is None else size_text(size)

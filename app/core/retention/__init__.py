@@ -1,0 +1,1 @@
+"""What grows for ever, how large it is, and its deletion by hand and by age."""

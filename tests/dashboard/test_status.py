@@ -1,0 +1,44 @@
+"""The page of the box in a real browser, over an API without a worker."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.core.jobs import records as job_records
+from app.core.settings import Settings
+from app.core.storage.database import Database
+from app.main import create_app
+from tests.dashboard.browser import FAILED_REQUEST, Console, serious_faults
+from tests.factories import make_job
+from tests.fakes import ServerThread
+
+
+@pytest.fixture
+def server(settings: Settings) -> Iterator[ServerThread]:
+    server = ServerThread(create_app(settings))
+    yield server
+    server.stop()
+
+
+def test_what_grows_is_shown_and_deleted(
+    server: ServerThread, settings: Settings, database: Database, page: Page, console: Console
+) -> None:
+    console.allowed = [FAILED_REQUEST]  # /ready says 503 without a worker
+    with database.transaction() as session:
+        job_id = make_job(session).id
+        job_records.request_cancel(session, job_id)
+    checkpoints = settings.job_folder(job_id) / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "state.pt").write_bytes(bytes(2_000_000))
+    page.goto(f"{server.url}/#/status")
+    expect(page.get_by_text("2.0 MB, 1 job; deleted after 90 days")).to_be_visible()
+    page.get_by_role("button", name="Delete Checkpoints").click()
+    expect(page.get_by_role("dialog")).to_contain_text("retried from its first step")
+    assert serious_faults(page) == []
+    page.get_by_label("Only what ended more than so many days ago").fill("0")
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.get_by_text("Deleted: 2.0 MB, 1 job.")).to_be_visible()
+    assert not checkpoints.exists()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
