@@ -11,8 +11,6 @@ from app.core.chat.tools import ToolCall
 from app.core.engine.messages import ChatMessage
 from app.core.errors import InvalidRequest
 
-# Anthropic's and OpenRouter's marks of what a prompt cache should hold.
-_CACHE_FIELDS = frozenset({"cache_control"})
 # What other services' answers carry besides the text, and what clients add to an answer (openai's `parsed`).
 _ANSWER_FIELDS = frozenset(
     {
@@ -42,7 +40,7 @@ _OTHER_PARTS = {
 class TextPart(RequestPart):
     """A piece of a message."""
 
-    ignored_fields = _CACHE_FIELDS | {"annotations"}
+    ignored_fields = frozenset({"annotations"})
     type: Literal["text"] = Field(description="Text is all that is understood.")
     text: str = Field(description="The text.")
 
@@ -58,6 +56,7 @@ class TextPart(RequestPart):
 class CalledFunctionParam(RequestPart):
     """What an assistant's turn has called."""
 
+    ignored_fields = frozenset({"parsed_arguments"})
     name: str = Field(min_length=1, max_length=256, description="The function's name.")
     arguments: str | dict[str, Any] | None = Field(
         None, description="Its arguments: a JSON object, as text or as it is."
@@ -67,7 +66,7 @@ class CalledFunctionParam(RequestPart):
 class ToolCallParam(RequestPart):
     """A call of a function that an assistant's turn made."""
 
-    ignored_fields = _CACHE_FIELDS | {"index", "provider_specific_fields", "extra_content"}
+    ignored_fields = frozenset({"index", "provider_specific_fields", "extra_content"})
     id: str | None = Field(None, max_length=256, description="What the result of the call refers to.")
     type: Literal["function"] = Field("function", description="Only functions.")
     function: CalledFunctionParam = Field(description="What was called.")
@@ -76,7 +75,7 @@ class ToolCallParam(RequestPart):
 class ChatMessageParam(RequestPart):
     """One turn. What an answer of this API or of another one carries may be sent back as it came."""
 
-    ignored_fields = _CACHE_FIELDS | _ANSWER_FIELDS
+    ignored_fields = _ANSWER_FIELDS
     role: Literal["system", "developer", "user", "assistant", "tool", "function"] = Field(
         description="Who speaks; `developer` is another word for `system`, `function` for `tool`."
     )

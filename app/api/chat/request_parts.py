@@ -24,8 +24,12 @@ MustBeEmpty = Annotated[Any, allow_only([])]
 MustBeFalse = Annotated[Any, allow_only(False)]
 
 
+# Anthropic's and OpenRouter's mark of what a prompt cache should hold, on messages, parts, tools and calls.
+_IGNORED_EVERYWHERE = frozenset({"cache_control"})
+
+
 class RequestPart(BaseModel):
-    """A JSON object of a request. Unknown fields are refused, except those that are null: clients send them.
+    """A JSON object of a request. Unknown fields are refused, except `cache_control` and those that are null.
 
     `ignored_fields`: fields of other vendors that clients leave in a history, and that change nothing here.
     """
@@ -39,8 +43,9 @@ class RequestPart(BaseModel):
         if not isinstance(content, dict):
             return content
         known = {field.alias or name for name, field in cls.model_fields.items()}
+        ignored = cls.ignored_fields | _IGNORED_EVERYWHERE
         return {
             name: value
             for name, value in content.items()
-            if name in known or (value is not None and name not in cls.ignored_fields)
+            if name in known or (value is not None and name not in ignored)
         }

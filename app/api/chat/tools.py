@@ -54,7 +54,6 @@ def _refuse_other_kinds(value: Any) -> Any:
 class OfferedTool(RequestPart):
     """A tool, which is a function."""
 
-    ignored_fields = frozenset({"cache_control"})
     type: Literal["function"] = Field("function", description="Only functions.")
     function: OfferedFunction = Field(description="The function.")
 

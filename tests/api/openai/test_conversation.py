@@ -43,6 +43,42 @@ def test_fields_of_other_vendors_in_a_history_change_nothing(
     ]
 
 
+CACHED = {"cache_control": {"type": "ephemeral"}}
+FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {}}, "strict": None}
+CALL = {
+    "id": "call_1",
+    "type": "function",
+    "index": 0,
+    "function": {"name": "f", "arguments": "{}", "parsed_arguments": {}},
+    "provider_specific_fields": {"thought_signature": "x"},
+    "extra_content": {"google": {}},
+}
+
+
+def test_an_agent_s_history_may_have_a_mark_of_a_cache_wherever_a_client_puts_one(
+    live: httpx.Client, engine: FakeEngine
+) -> None:
+    part = {"type": "text", "text": "Done", **CACHED}
+    messages = [
+        {"role": "system", "content": [part], **CACHED},
+        QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": [CALL | CACHED], "thinking_blocks": []},
+        {"role": "tool", "tool_call_id": "call_1", "name": "f", "content": [part], **CACHED},
+    ]
+    tools = [{"type": "function", "function": FUNCTION | CACHED, **CACHED}]
+    body = {"model": "helper", "messages": messages, "tools": tools, **CACHED}
+    assert live.post("/v1/chat/completions", json=body).status_code == 200
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "Hi", **CACHED}], **CACHED},
+        {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}", **CACHED},
+        {"type": "function_call_output", "call_id": "call_1", "output": "Done", **CACHED},
+    ]
+    tools = [{"type": "function", **FUNCTION, **CACHED}]
+    asked = {"model": "helper", "input": items, "tools": tools}
+    assert live.post("/v1/responses", json=asked).status_code == 200
+    assert len(engine.requests) == 2
+
+
 def test_unknown_parameters_that_are_null_mean_nothing(live: httpx.Client, engine: FakeEngine) -> None:
     assert post(live, ANSWER, chat_template_kwargs=None, of_any_vendor=None).status_code == 200
     completion = {"model": "helper", "prompt": "Hi", "of_any_vendor": None}
