@@ -27,7 +27,7 @@ from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_for
 from tests.worker.engine_process import start_engine
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored, save_adapter
-from tests.worker.inference.test_server import RunningEngine, add_long_model, connect
+from tests.worker.inference.test_server import LONG, RunningEngine, add_long_model, connect
 
 MODEL = "tiny-llama"
 HI: list[Any] = [{"role": "user", "content": "How do I cancel a job?"}]
@@ -271,6 +271,48 @@ def test_an_answer_without_a_limit_ends_where_the_context_does(client: openai.Op
     choice = chat(client, max_completion_tokens=None, logit_bias={"2": -100})
     assert choice.choices[0].finish_reason == "length"
     assert choice.usage.total_tokens == 256
+
+
+def test_a_stored_conversation_is_that_of_chat_until_the_context_is_full(client: openai.OpenAI) -> None:
+    options: Any = {"model": MODEL, "max_output_tokens": 8, "temperature": 0}
+    response = client.responses.create(input="How do I cancel a job?", **options)
+    turns = [*HI, {"role": "assistant", "content": response.output_text}, {"role": "user", "content": "So?"}]
+    second = client.responses.create(input="So?", previous_response_id=response.id, **options)
+    chat = client.chat.completions.create(model=MODEL, messages=turns, max_tokens=8, temperature=0)
+    assert second.output_text == chat.choices[0].message.content
+    assert second.usage is not None
+    assert chat.usage is not None
+    assert second.usage.input_tokens == chat.usage.prompt_tokens
+
+    def go_on(previous: str, rounds: int = 40) -> str:
+        for _ in range(rounds):
+            previous = client.responses.create(input="So?", previous_response_id=previous, **options).id
+        return previous
+
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        go_on(second.id)
+
+
+def test_a_response_calls_the_function_that_is_required(client: openai.OpenAI) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"id": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["id"],
+        "additionalProperties": False,
+    }
+    tool: Any = {"type": "function", "name": "show_job", "parameters": parameters, "strict": True}
+    options: Any = {"model": LONG.name, "tools": [tool], "temperature": 0}
+    with client.responses.stream(input="Job 7?", tool_choice="required", **options) as stream:
+        first = stream.get_final_response()
+    call = first.output[-1]
+    assert call.type == "function_call"
+    assert json.loads(call.arguments)["id"] in range(10)
+    output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
+    options |= {"max_output_tokens": 4, "previous_response_id": first.id}
+    second = client.responses.create(input=[output], **options)
+    assert second.usage is not None
+    assert first.usage is not None
+    assert second.usage.input_tokens > first.usage.input_tokens
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import select, update
 
 from app.core.engine.messages import TokenDelta, ToolCallDelta
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.database import Database
+from app.main import create_app
 from tests.api.openai.responses.contract import CALL, check, check_list, create
 from tests.api.openai.responses.test_create import CALLED
 from tests.fakes import FINISHED, FakeEngine
@@ -45,6 +47,16 @@ def test_a_response_that_is_not_stored_is_not_there(openai_client: openai.OpenAI
     assert caught.value.code == "response_not_found"
     with database.snapshot() as session:
         assert session.scalars(select(tables.ResponseRow)).all() == []
+
+
+def test_nothing_is_stored_where_the_settings_say_so(settings: Settings, engine: FakeEngine) -> None:
+    settings.response_hours = 0
+    with TestClient(create_app(settings)) as client:
+        made = client.post("/v1/responses", json={"model": "helper", "input": "Hi"}).json()
+        assert (made["status"], made["store"]) == ("completed", False)
+        assert client.get(f"/v1/responses/{made['id']}").status_code == 404
+        refused = client.post("/v1/responses", json={"model": "helper", "input": "Hi", "background": True})
+        assert refused.json()["error"]["param"] == "background"
 
 
 def test_a_conversation_goes_on_without_earlier_instructions(
