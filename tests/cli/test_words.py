@@ -9,7 +9,8 @@ from app.cli.commands import cli
 from app.cli.words import _COMMANDS, in_commands
 
 ROOT = Path(__file__).parents[2]
-CALL = re.compile(r"\b(GET|POST|DELETE) /(?!docs)")
+# Only clients of the OpenAI API see messages about responses.
+CALL = re.compile(r"\b(GET|POST|DELETE) /(?!docs|v1/responses)")
 
 
 def texts(folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ ROWS = [
 HTML = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 # A shared machine may be slow to start a worker.
 pytestmark = pytest.mark.timeout(600)
-PAGES = ["jobs", "job", "new", "playground", "adapters", "datasets", "status"]
+PAGES = ["jobs", "job", "new", "chat", "playground", "adapters", "adapter", "datasets", "status"]
 
 
 class Stack:
@@ -59,7 +59,11 @@ class Stack:
         expect(page.locator("h1")).to_be_visible()
 
     def route(self, page: str) -> str:
-        return {"job": f"job/{self.job}", "new": f"new?dataset={self.dataset}"}.get(page, page)
+        return {
+            "job": f"job/{self.job}",
+            "adapter": "adapter/first",
+            "new": f"new?dataset={self.dataset}",
+        }.get(page, page)
 
 
 def _row(text: str) -> dict[str, Any]:
@@ -304,7 +308,9 @@ def test_no_page_has_a_serious_fault_or_overflows(stack: Stack, new_page: NewPag
         stack.open(page, stack.route(name))
         expect(page.get_by_text("Loading…")).to_have_count(0)
         faults[name] = serious_faults(page)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        for width in (390, 768):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (name, width)
     assert {name: found for name, found in faults.items() if found} == {}
 
 

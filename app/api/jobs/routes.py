@@ -11,7 +11,7 @@ from app.api.deps import After, JobId, Limit, ServicesDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequestDep
 from app.api.jobs import submission
-from app.api.jobs.schemas import JobRead
+from app.api.jobs.schemas import JobChange, JobRead
 from app.api.schemas import Page
 from app.core.engine import base_models
 from app.core.jobs import inputs as job_inputs, records as job_records
@@ -71,7 +71,7 @@ def list_jobs(
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     search: Annotated[
         str | None,
-        Query(max_length=200, description="Only jobs whose name, id or base model contains this text."),
+        Query(max_length=200, description="Only jobs whose name, id, base model or notes contain this text."),
     ] = None,
     after: After = None,
     limit: Limit = 50,
@@ -88,6 +88,13 @@ def show_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """State, phase, progress, attempts, and the error of a failed job."""
     with services.database.snapshot() as session:
         return _find(session, job_id)
+
+
+@router.patch("/{job_id}", summary="Change a job's notes", responses=documented(404))
+def change_job(job_id: JobId, body: Annotated[JobChange, Body()], services: ServicesDep) -> JobRead:
+    """Replace the metadata of a job in any state. Its settings can't be changed."""
+    with services.database.transaction() as session:
+        return _read(session, job_records.change_metadata(session, job_id, body.metadata))
 
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=documented(404, 409))

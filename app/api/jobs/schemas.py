@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.core.jobs.events import Event
-from app.core.specs.job import JobSpec
+from app.core.specs.job import JobSpec, Metadata
 from app.core.specs.states import ExitReason, JobState, Phase
 from app.core.storage import tables
 
@@ -83,6 +83,14 @@ class JobRead(BaseModel):
             started_at=row.started_at,
             finished_at=row.finished_at,
         )
+
+
+class JobChange(BaseModel):
+    """What may be changed of a job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    metadata: Metadata = Field(description="Replaces the job's metadata: notes and tags of your own.")
 
 
 class EventPage(BaseModel):

@@ -100,6 +100,10 @@ class Client:
         """Upload a file. `key` is the idempotency key: an upload with the same key is made once."""
         return self._request("POST", path, files=files, data=fields, headers={"Idempotency-Key": key}).json()
 
+    def patch(self, path: str, body: object) -> Any:
+        """Change what is at a path."""
+        return self._request("PATCH", path, json=body).json()
+
     def delete(self, path: str) -> None:
         """Delete what is at a path."""
         self._request("DELETE", path)

@@ -11,13 +11,13 @@ from app.cli.connection.client import Client
 from app.cli.connection.invocation import Json, client_of
 from app.cli.datasets.uploads import fill_in_datasets
 from app.cli.deletion import Yes, delete_each
-from app.cli.failures import CommandFailed, ExitCode
+from app.cli.failures import CommandFailed, ExitCode, UsageProblem
 from app.cli.jobs import event_lines, output as job_output
 from app.cli.jobs.event_source import Interrupted, follow
 from app.cli.jobs.files import read_job_file
 from app.cli.jobs.follow_display import make_display
 from app.cli.names import find_job, find_job_id
-from app.cli.output import clean, note, print_json, print_json_line
+from app.cli.output import clean, note, print_json, print_json_line, show_fields
 from app.cli.views import EventView, JobView, LossPointView, PreflightView
 
 cli = typer.Typer(help="Fine-tuning jobs: submit one, watch it, stop it.", no_args_is_help=True)
@@ -89,7 +89,7 @@ def list_jobs(
     context: typer.Context,
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
     search: Annotated[
-        str | None, typer.Option(help="Only jobs whose name, id or base model contains this text.")
+        str | None, typer.Option(help="Only jobs whose name, id, model or notes contain this text.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
     as_json: Json = False,
@@ -176,6 +176,31 @@ def resume(context: typer.Context, name: Name, as_json: Json = False) -> None:
 def retry(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
     _request_change(context, name, "retry", as_json=as_json)
+
+
+@cli.command("note")
+def note_down(
+    context: typer.Context,
+    name: Name,
+    entries: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE...", help="`team=support`; `team=` removes it.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Add notes and tags to a job, in words of your own; `jobs list --search` finds them."""
+    client = client_of(context)
+    job = find_job(client, name)
+    metadata = dict(job["spec"].get("metadata") or {})
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not (key and equals):
+            raise UsageProblem(f"{entry} is not of the form KEY=VALUE.", hint="For example team=support")
+        metadata[key] = value
+    metadata = {key: value for key, value in metadata.items() if value}
+    answer = client.patch(f"/jobs/{job['id']}", {"metadata": metadata})
+    if as_json:
+        return print_json(answer)
+    show_fields([("id", answer["id"]), *sorted(metadata.items())])
 
 
 @cli.command("rm")

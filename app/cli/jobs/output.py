@@ -65,6 +65,7 @@ def show(job: JobView, curve: Sequence[LossPointView]) -> None:
             ("submitted", _moment(job.created_at)),
             ("started", _moment(job.started_at)),
             ("ended", _moment(job.finished_at)),
+            *((f"note: {key}", str(value)) for key, value in (job.spec.get("metadata") or {}).items()),
             *((f"attempt {attempt.number}", _attempt_text(attempt)) for attempt in job.attempts),
         ]
     )

@@ -6,7 +6,7 @@ What workers do with jobs is in app/core/jobs/queue.py. Nothing here commits: th
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, delete as sql_delete, func, or_, select
+from sqlalchemy import ColumnElement, Text, cast, delete as sql_delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.core.errors import QueueFull
@@ -93,7 +93,7 @@ def find_page(
     """Returns a page of jobs, newest first, and the cursor of the next page.
 
     `metadata` selects jobs that have all of its entries; an empty one, jobs without metadata. `search`
-    selects jobs whose name, id or base model contains it, in whatever case.
+    selects jobs whose name, id, base model or metadata contains it, in whatever case.
     """
     query = select(tables.JobRow)
     if state is not None:
@@ -101,7 +101,8 @@ def find_page(
     if metadata is not None:
         query = query.where(*_have(metadata))
     if search:
-        columns = (tables.JobRow.name, tables.JobRow.id, tables.JobRow.base_model)
+        metadata_text = cast(tables.JobRow.spec["metadata"], Text)
+        columns = (tables.JobRow.name, tables.JobRow.id, tables.JobRow.base_model, metadata_text)
         query = query.where(or_(*(column.icontains(search, autoescape=True) for column in columns)))
     return newest_first(session, query, tables.JobRow, after=after, limit=limit)
 
@@ -213,6 +214,14 @@ def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tabl
     job.lost_attempts = 0
     session.flush()
     events.append(session, job_id, [StateChange(state=JobState.QUEUED, reason="retry")])
+    return get(session, job_id)
+
+
+def change_metadata(session: Session, job_id: str, metadata: Mapping[str, str]) -> tables.JobRow:
+    """Replace a job's metadata, in whatever state it is. Nothing that trains reads it. Raises JobNotFound."""
+    job = _locked(session, job_id)
+    job.spec = {**job.spec, "metadata": dict(metadata)}
+    session.flush()
     return get(session, job_id)
 
 

@@ -18,6 +18,7 @@ ModuleNames = Annotated[
 ]
 MetadataKey = Annotated[str, Field(max_length=64, pattern=METADATA_KEY)]
 MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 _MAX_STEPS = 100_000_000
@@ -224,7 +225,7 @@ class JobSpec(Spec):
         description="Names the adapter as OpenAI does, `ft:<base model>:tunesmith:<suffix>:<id>`, instead of "
         "after the job. May be empty.",
     )
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(
+    metadata: Metadata = Field(
         {}, description="Words of your own about the job; `GET /v1/fine_tuning/jobs` filters by them."
     )
     chat_template: str | None = Field(

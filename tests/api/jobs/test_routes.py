@@ -263,3 +263,17 @@ def test_a_waiting_job_knows_its_place_in_line(client: TestClient, dataset: str)
     client.post(f"/jobs/{first}/cancel")
     assert client.get(f"/jobs/{second}").json()["queue_position"] == 1
     assert client.get(f"/jobs/{first}").json()["queue_position"] is None
+
+
+def test_notes_are_changed_in_any_state_found_and_filtered(client: TestClient, dataset: str) -> None:
+    job_id = client.post("/jobs", json=spec(dataset, metadata={"team": "sales"})).json()["id"]
+    client.post("/jobs", json=spec(dataset))
+    client.post(f"/jobs/{job_id}/cancel")
+    changed = client.patch(f"/jobs/{job_id}", json={"metadata": {"team": "support", "note": "try again"}})
+    assert changed.json()["spec"]["metadata"] == {"team": "support", "note": "try again"}
+    found = client.get("/jobs", params={"search": "TRY AGAIN"}).json()["data"]
+    assert [job["id"] for job in found] == [job_id]
+    listed = client.get("/v1/fine_tuning/jobs", params={"metadata[team]": "support"}).json()["data"]
+    assert len(listed) == 1
+    assert client.patch(f"/jobs/{job_id}", json={"name": "x"}).status_code == 422
+    assert client.patch(f"/jobs/{job_id}", json={"metadata": {"k": "v" * 513}}).status_code == 422

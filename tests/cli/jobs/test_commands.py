@@ -147,3 +147,13 @@ def test_a_job_file_s_rows_with_unused_fields_name_the_command_that_takes_them(
     hint = " ".join(ended.stderr.split())
     assert "--on-unused ignore. Use `tunesmith datasets add" in hint
     assert "name the dataset's id in the job" in hint
+
+
+def test_notes_are_added_and_removed(run: Run, database: Database) -> None:
+    with database.transaction() as session:
+        make_job(session, name="mine", metadata={"team": "sales"})
+    assert json_of(run("jobs", "note", "mine", "team=", "why=first try", "--json"))["spec"]["metadata"] == {
+        "why": "first try"
+    }
+    assert "first try" in run("jobs", "show", "mine").stdout
+    assert run("jobs", "note", "mine", "nothing").exit_code == 2

@@ -89,6 +89,11 @@ export async function post(path, body, { headers = {}, ...options } = {}) {
   return response.status === 204 ? null : response.json();
 }
 
+/** PATCH JSON. Returns the response's JSON. */
+export async function patch(path, body) {
+  return (await send(path, { method: "PATCH", headers: { "content-type": "application/json" }, body: JSON.stringify(body) })).json();
+}
+
 export const remove = (path) => send(path, { method: "DELETE" });
 
 export const bearer = (key) => (key ? { authorization: `Bearer ${key}` } : {});

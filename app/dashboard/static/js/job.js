@@ -1,13 +1,14 @@
 // One job: its curves and its log as they come, and what may be done with it.
 
 import { useEffect, useRef, useState } from "../vendor/htm-preact.js";
-import { download, get, post, remove } from "./api.js";
+import { download, get, patch, post, remove } from "./api.js";
 import { openPlayground } from "./first_run.js";
 import { JobCharts } from "./job_charts.js";
 import { ENDED, placeInLine } from "./jobs.js";
 import { JobLog } from "./job_log.js";
 import { between, bytes, count, duration, moment, number } from "./format.js";
 import { Curve } from "./curves.js";
+import { toEntries, toText } from "./spec_form.js";
 import { followJob } from "./stream.js";
 import { Action, Card, Confirm, Copy, Facts, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
 
@@ -37,7 +38,7 @@ export default function Job({ id, query }) {
       <${Summary} job=${job} last=${story.last} />
       <${JobCharts} job=${job} curve=${story.curve} version=${story.version} compared=${query.getAll("compare")} />
       <${JobLog} events=${story.lines} total=${story.total} jobId=${job.id} />
-      <div class="grid top"><${Attempts} job=${job} /><${Spec} job=${job} /></div>
+      <div class="grid top"><div class="stack"><${Notes} key=${job.id} job=${job} onChange=${reload} /><${Attempts} job=${job} /></div><${Spec} job=${job} /></div>
     </div>
   <//>`;
 }
@@ -125,6 +126,25 @@ function Summary({ job, last }) {
         ["Submitted", moment(job.created_at)],
       ]} />
     </div>
+  <//>`;
+}
+
+/** Notes and tags: the job's metadata, which may be changed in any state. */
+function Notes({ job, onChange }) {
+  const [draft, setDraft] = useState(null);
+  const entries = Object.entries(job.spec.metadata ?? {});
+  const save = async () => {
+    await patch(`/jobs/${job.id}`, { metadata: toEntries(draft) });
+    setDraft(null);
+    await onChange();
+  };
+  const edit = html`<button type="button" class="small" onClick=${() => setDraft(toText(job.spec.metadata))}>Edit</button>`;
+  return html`<${Card} title="Notes and tags" actions=${draft == null && edit}>
+    ${draft == null
+      ? entries.length ? html`<${Facts} facts=${entries} />` : html`<p class="muted small">None yet. The search on the page Jobs finds them.</p>`
+      : html`<div class="stack tight"><textarea aria-label="Notes and tags" rows="4" placeholder="team: support" value=${draft} onInput=${({ target }) => setDraft(target.value)}></textarea>
+          <p class="small muted">One key: value a line.</p>
+          <div class="row"><${Action} class="primary small" onClick=${save}>Save<//><button type="button" class="small" onClick=${() => setDraft(null)}>Leave it</button></div></div>`}
   <//>`;
 }
 

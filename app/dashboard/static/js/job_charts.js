@@ -4,6 +4,7 @@ import { useEffect, useMemo, useState } from "../vendor/htm-preact.js";
 import { get, mayPass } from "./api.js";
 import { Chart, Curve } from "./curves.js";
 import { ago, bytes, count, figure, number } from "./format.js";
+import { labelOf } from "./spec_form.js";
 import { Card, Dialog, html, Loading, Problem, State, useLoaded } from "./ui.js";
 
 const MAX_COMPARED = 4;
@@ -17,13 +18,16 @@ const FIGURES = [
   ["train", "tokens_per_second", "Tokens a second", count],
   ["train", "memory_bytes", "Peak memory", bytes],
 ];
+// What else is in a point and is no curve of its own.
+const NO_FIGURE = new Set(["step", "total_steps", "epoch", "loss", "eta_seconds", "tokens", "at", "kind"]);
 
 export function JobCharts({ job, curve, version, compared }) {
   const [isLog, setLog] = useState(false);
   const [weight, setWeight] = useState(0);
   const others = useCompared(compared.slice(0, MAX_COMPARED));
   const lines = useMemo(() => lossLines(curve, others, weight), [curve, version, others, weight]);
-  const small = useMemo(() => FIGURES.map(([kind, name, label]) => figureLines(curve, others, kind, name, label)), [curve, version, others]);
+  const figures = useMemo(() => [...FIGURES, ...findOtherFigures(curve)], [curve, version]);
+  const small = useMemo(() => figures.map(([kind, name, label]) => figureLines(curve, others, kind, name, label)), [curve, version, others]);
   const isEmpty = curve.train.size === 0;
   const controls = html`
     <label class="row small"><span>Smoothing</span><input class="short" type="range" min="0" max="0.98" step="0.02" value=${weight} aria-valuetext=${weight ? number(weight, 2) : "none"} onInput=${({ target }) => setWeight(Number(target.value))} /></label>
@@ -36,8 +40,19 @@ export function JobCharts({ job, curve, version, compared }) {
         : html`<${Chart} title="Loss by optimizer step" lines=${lines} height=${300} isLog=${isLog} />`}
     <//>
     <div class="grid four">
-      ${FIGURES.map(([, name, label, format], index) => small[index].length > 0 && html`<${Card} key=${name} title=${label}><${Chart} title=${label} lines=${small[index]} height=${150} format=${format} /><//>`)}
+      ${figures.map(([kind, name, label, format], index) => small[index].length > 0 && html`<${Card} key=${`${kind}.${name}`} title=${label}><${Chart} title=${label} lines=${small[index]} height=${150} format=${format} /><//>`)}
     </div>`;
+}
+
+/** Figures of the points that are not listed above: rewards, for example. */
+function findOtherFigures(curve) {
+  const known = new Set(FIGURES.map(([kind, name]) => `${kind}.${name}`));
+  return ["train", "eval"].flatMap((kind) => {
+    const points = [...curve[kind].values()];
+    const names = new Set(points.flatMap((point) => Object.keys(point).filter((name) => typeof point[name] === "number")));
+    const others = [...names].filter((name) => !NO_FIGURE.has(name) && !known.has(`${kind}.${name}`));
+    return others.map((name) => [kind, name, kind === "eval" ? `${labelOf(name)}, evaluation` : labelOf(name)]);
+  });
 }
 
 function lossLines(curve, others, weight) {

@@ -30,7 +30,7 @@ export default function Jobs() {
     <div class="stack">
       <div class="row apart">
         <${Tabs} label="Jobs in state" value=${state} options=${SHOWN.map(([key, name]) => [key, withCount(name, key, value?.counts)])} onChange=${(next) => (setState(next), setMost(PAGE))} />
-        <input class="search" type="search" placeholder="Search names and base models" aria-label="Search jobs" value=${search} onInput=${({ target }) => (setSearch(target.value), setMost(PAGE))} />
+        <input class="search" type="search" placeholder="Search names, models and notes" aria-label="Search jobs" value=${search} onInput=${({ target }) => (setSearch(target.value), setMost(PAGE))} />
       </div>
       <${Problem} error=${error} />
       ${!value && !error && html`<${Loading} />`}
@@ -110,7 +110,7 @@ function Row({ job, isChosen, onChoose }) {
     <a class="card job" href=${`#/job/${job.id}`}>
     <div>
       <div class="name">${job.name}</div>
-      <div class="small muted wrap">${job.spec.base_model}</div>
+      <div class="small muted wrap">${job.spec.base_model}${Object.entries(job.spec.metadata ?? {}).map(([key, value]) => html` <span class="tag" key=${key} title=${key}>${value || key}</span>`)}</div>
     </div>
     <${State} state=${job.state} />
     <div class="bar small numbers">

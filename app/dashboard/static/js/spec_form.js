@@ -62,7 +62,7 @@ function parse({ types, choices, isNullable, fallback }, text) {
 }
 
 /** `key: value` a line; a line without a colon is a key with an empty value. */
-function toEntries(text) {
+export function toEntries(text) {
   const lines = text.split("\n").filter((line) => line.trim());
   return Object.fromEntries(lines.map((line) => {
     const [key, ...rest] = line.split(":");
