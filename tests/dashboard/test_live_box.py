@@ -240,16 +240,16 @@ def test_a_file_with_fields_that_would_not_be_used_can_be_taken_without_them(
 ) -> None:
     console.allowed = [FAILED_REQUEST]
     stack.open(page, "datasets")
-    tools = [{**row, "id": 1, "tools": [{"name": HTML}]} for row in ROWS[:3]]
+    tools = [{**row, "id": 1, "images": [{"name": HTML}]} for row in ROWS[:3]]
     upload(page, "tools.jsonl", jsonl([*tools, {"messages": []}]))
     page.get_by_role("button", name="Upload the other rows").click()
     table = page.get_by_role("table", name="Fields of tools.jsonl that would not be used")
-    expect(table.locator("tbody td")).to_have_text(["tools", "3", "1, 2, 3"])
+    expect(table.locator("tbody td")).to_have_text(["images", "3", "1, 2, 3"])
     page.get_by_role("button", name="Upload without these fields").click()
     expect(page.get_by_text("tools.jsonl: 3 rows, 1 left out.")).to_be_visible()
     row = page.get_by_role("row").filter(has_text="tools.jsonl")
     row.get_by_text("2 fields not used (changes what is learned)").click()
-    expect(row.get_by_text("tools: 3 rows, changes what is learned")).to_be_visible()
+    expect(row.get_by_text("images: 3 rows, changes what is learned")).to_be_visible()
 
 
 def test_a_hub_dataset_with_fields_that_would_not_be_used_is_fetched_without_them(
@@ -310,7 +310,8 @@ def test_no_page_has_a_serious_fault_or_overflows(stack: Stack, new_page: NewPag
         faults[name] = serious_faults(page)
         for width in (390, 768):
             page.set_viewport_size({"width": width, "height": 844})
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (name, width)
+            # Charts are drawn anew shortly after the page has got another width.
+            page.wait_for_function("document.documentElement.scrollWidth <= innerWidth", timeout=10_000)
     assert {name: found for name, found in faults.items() if found} == {}
 
 
