@@ -317,6 +317,7 @@ def test_no_page_has_a_serious_fault_or_overflows(stack: Stack, new_page: NewPag
 
 def test_the_keyboard_alone_is_enough(stack: Stack, page: Page) -> None:
     stack.open(page, "jobs")
+    expect(page.locator("h1")).to_be_focused()
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="New job")).to_be_focused()
     page.keyboard.press("Enter")
