@@ -43,13 +43,13 @@ class StoredRead(BaseModel):
 class StorageListRead(BaseModel):
     """Everything that grows for ever."""
 
-    data: list[StoredRead]
+    data: list[StoredRead] = Field(description="Every kind.")
 
 
 class DeletedStorageRead(BaseModel):
     """What was deleted."""
 
-    kind: StoredKind
+    kind: StoredKind = Field(description="What was deleted.")
     deleted: int = Field(description="Jobs whose files went; of `events` and `exports` their number.")
     size_bytes: int = Field(description="Size of the files.")
 

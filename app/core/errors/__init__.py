@@ -11,6 +11,7 @@ TunesmithError
 │   ├── connections:    RequestUnreadable, HeadersTooLarge, RequestTooSlow
 │   ├── datasets:       DatasetInvalid (its `problems` name the lines), FieldsUnused
 │   ├── engine:         PromptTooLong
+│   ├── responses:      PreviousResponseNotFound, ResponseNotInBackground
 │   ├── storage:        IdempotencyKeyReused
 │   └── webhooks:       TargetRefused
 ├── NotFound            there is nothing under this id or name
@@ -18,6 +19,7 @@ TunesmithError
 │   ├── datasets:       DatasetNotFound
 │   ├── exports:        ExportNotFound
 │   ├── jobs:           JobNotFound
+│   ├── responses:      ResponseNotFound
 │   └── webhooks:       WebhookNotFound, DeliveryNotFound
 ├── Conflict            the present state of the thing does not allow the call
 │   ├── adapters:       AdapterInUse, AdapterNotReady, AdapterNameTaken
