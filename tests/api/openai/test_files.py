@@ -72,10 +72,10 @@ def test_a_file_that_can_not_be_trained_on_is_taken_with_its_problem(
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "dataset_not_ready")
 
 
-def test_a_file_with_tools_fails_its_job_unless_they_are_ignored(openai_client: openai.OpenAI) -> None:
-    content = jsonl([{**CHAT_ROW, "tools": [{"type": "function"}]}] * 12)
+def test_a_file_with_images_fails_its_job_unless_they_are_ignored(openai_client: openai.OpenAI) -> None:
+    content = jsonl([{**CHAT_ROW, "images": ["cat.png"]}] * 12)
     file = upload(openai_client, content)
-    assert "'tools' (tools) in 12 of 12 rows" in file.status_details
+    assert "'images' (images, video or sound) in 12 of 12 rows" in file.status_details
     assert "on_unused=ignore" in file.status_details
     job = openai_client.fine_tuning.jobs.create(model="owner/model", training_file=file.id)
     assert (job.status, job.error.code, job.error.param) == ("failed", "invalid_file_format", "training_file")
