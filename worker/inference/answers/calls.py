@@ -110,7 +110,14 @@ class CallSyntax:
             yield from _skip_each(source, header.footers)
             yield Piece(PieceKind.CALL_END)
             return True
+        if source.is_cut and self._may_begin(source.text):
+            yield source.skip(len(source.text))
+            return True
         return (yield from _parse_object(source, known)) if self.has_objects else False
+
+    def _may_begin(self, text: str) -> bool:
+        """Whether the text may be the beginning of a call, without its name yet."""
+        return any(header.pattern.match(text, partial=True) for header in self.headers)
 
 
 class EitherCalls:

@@ -224,6 +224,15 @@ def test_arguments_arrive_as_they_are_made() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "cut",
+    ["<tool_call>", '<tool_call>\n{"', '<tool_call>\n{"name": "wea', '<tool_call>\n{"name": "weather", "arg'],
+)
+def test_a_call_that_is_cut_off_before_its_arguments_is_left_out(cut: str) -> None:
+    assert parse(HERMES, [f"Wait. {cut}"], is_cut=True) == text("Wait.")
+    assert parse(HERMES, [f"Wait. {cut}"]) == text(f"Wait. {cut}")
+
+
 MALFORMED = {
     "no JSON": (HERMES, "<tool_call>nothing</tool_call> x"),
     "Python": (HERMES, '<tool_call>{"name": "weather", "arguments": {\'city\': \'Rome\'}}</tool_call>.'),
