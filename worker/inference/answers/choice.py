@@ -31,14 +31,23 @@ def _known_format(tokenizer: PreTrainedTokenizerBase, has_functions: bool) -> Pa
     """The format, without functions, and the special tokens that its parser has to see."""
     formats = _FORMATS.setdefault(tokenizer, {})
     if has_functions not in formats:
-        added = list(tokenizer.added_tokens_decoder.items())
-        found = _find_format(
-            tokenizer, frozenset(token.content for _, token in added) if has_functions else None
-        )
-        special = {token.content: token_id for token_id, token in added if token.special}
+        added, special = _added_tokens(tokenizer)
+        found = _find_format(tokenizer, frozenset(added) if has_functions else None)
         markers = {special[marker]: marker for marker in found.markers if marker in special}
         formats[has_functions] = ParsedFormat(found, markers=markers)
     return formats[has_functions]
+
+
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], dict[str, int]]:
+    """The ids of all added tokens, and of those that are special, which decoding drops."""
+    try:
+        added = tokenizer.added_tokens_decoder.items()
+    except NotImplementedError:
+        # Tokenizers of Mistral's library: all that they add is special.
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        return special, special
+    all_added = {token.content: token_id for token_id, token in added}
+    return all_added, {token.content: token_id for token_id, token in added if token.special}
 
 
 def _find_format(tokenizer: PreTrainedTokenizerBase, tokens: frozenset[str] | None) -> AnswerFormat:
@@ -128,5 +137,5 @@ def find_grammar(
                 schema.source, schema.strict, owner="The schema of the answer", param="response_format"
             )
         )
-    added = tokenizer.get_added_vocab()
+    added, _special = _added_tokens(tokenizer)
     return LarkGrammar(write_grammar(answer_format, rules, added.get), tuple(schemas))

@@ -167,3 +167,25 @@ def test_an_answer_that_can_hold_text_alone_is_not_parsed() -> None:
     )
     assert find_parsed_format(TOKENIZERS["llama"], request, "") is None
     assert find_parsed_format(TOKENIZERS["qwen"], request, "") is not None
+
+
+def test_a_tokenizer_of_mistrals_library_names_its_special_tokens_only() -> None:
+    class Library:
+        """What transformers' MistralCommonBackend has of it."""
+
+        chat_template = None
+        all_special_tokens = ("[TOOL_CALLS]", "[ARGS]")
+        all_special_ids = (5, 6)
+
+        @property
+        def added_tokens_decoder(self) -> dict[int, str]:
+            raise NotImplementedError
+
+    request = GenerateRequest(
+        base_model=BaseModelRef(name="base", quantization=QuantizationSpec()),
+        messages=QUESTION,
+        tools=Tools(functions=[TIME]),
+    )
+    parsed = find_parsed_format(Library(), request, "")  # type: ignore[arg-type]
+    assert parsed is not None
+    assert parsed.markers == {5: "[TOOL_CALLS]", 6: "[ARGS]"}
