@@ -17,6 +17,7 @@ from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.random_models import generate
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
+from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Prefill
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
@@ -154,9 +155,9 @@ def test_prompts_of_the_schedules_share_blocks(requests, adapters, runner, monke
     read: list[int] = []
     read_all = runner.prefill
 
-    def read_and_count(prefills: list[Prefill]) -> None:
+    def read_and_count(prefills: list[Prefill]) -> list[HiddenSum | None]:
         read.append(sum(prefill.token_count for prefill in prefills))
-        read_all(prefills)
+        return read_all(prefills)
 
     monkeypatch.setattr(runner, "prefill", read_and_count)
     rng = random.Random(0)
