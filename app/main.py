@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import lru_cache
 
 from anyio import to_thread
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.routing import BaseRoute
 
 from app.api import base_models, health, status, storage
 from app.api.adapters import imports as adapter_imports, routes as adapter_routes
@@ -108,6 +110,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(TrailingSlashMiddleware)
     app.add_middleware(PacingMiddleware)
+    app.router.routes.extend(_routes())
+    pages.install(app)
+    return app
+
+
+@lru_cache
+def _routes() -> list[BaseRoute]:
+    """The routes of every router. Made once: FastAPI builds the validators of a route with each inclusion."""
+    router = APIRouter()
     for module in (
         hub,
         dataset_routes,
@@ -126,14 +137,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         dependencies = [Depends(bearer), Depends(refuse_unknown_parameters)]
         responses = errors.documented(401, 403, 422)
-        app.include_router(module.router, dependencies=dependencies, responses=responses)
+        router.include_router(module.router, dependencies=dependencies, responses=responses)
     for module in (models, chat, completions, response_routes, embeddings, files, fine_tuning):
-        app.include_router(
+        router.include_router(
             module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
         )
-    app.include_router(health.router)
-    pages.install(app)
-    return app
+    router.include_router(health.router)
+    return router.routes
 
 
 def _services(settings: Settings) -> Services:

@@ -26,7 +26,7 @@ class Box:
 
     def __init__(self, folder: Path, models_dir: Path, **settings: str) -> None:
         self._folder = folder
-        self._processes: list[Process] = []
+        self._processes: list[tuple[str, Process]] = []
         self.port = _free_port()
         self.environment = os.environ | {
             "TUNESMITH_DATA_DIR": str(folder / "data"),
@@ -41,6 +41,14 @@ class Box:
         process = self._start("app")
         wait_for(self._is_healthy, "the API")
         return process
+
+    def start_missing(self) -> tuple[Process, Process]:
+        """Start the API and a worker where none runs, wait until the box is ready. Returns (API, worker)."""
+        running = {module: process for module, process in self._processes if process.poll() is None}
+        api = running.get("app") or self.start_api()
+        worker = running.get("worker") or self._start("worker")
+        wait_for(self._is_ready, "the worker", timeout_seconds=120)
+        return api, worker
 
     def start_worker(self, *, wait: bool = True, module: str = "worker") -> Process:
         """Start a worker; by default wait until the whole box is ready."""
@@ -135,9 +143,9 @@ class Box:
     def close(self) -> None:
         """Stop all processes."""
         self.client.close()
-        for process in reversed(self._processes):
+        for _module, process in reversed(self._processes):
             process.send_signal(signal.SIGTERM)
-        for process in self._processes:
+        for _module, process in self._processes:
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
@@ -153,7 +161,7 @@ class Box:
             process = subprocess.Popen(
                 [sys.executable, "-m", module], env=self.environment, stdout=log, stderr=log
             )
-        self._processes.append(process)
+        self._processes.append((module, process))
         return process
 
     def _is_healthy(self) -> bool:

@@ -2,13 +2,11 @@
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.end_to_end.box import Box, server_sent_events
-from tests.tiny_model import make_tiny_model
+from tests.end_to_end.box import Box, running_box, server_sent_events
 from tests.waiting import wait_for
 from worker.processes.engine_process import ENGINE_MODULE
 
@@ -19,13 +17,11 @@ ROWS = [
 TRAINING = "worker.training.run"
 
 
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    models_dir = tmp_path / "models"
-    make_tiny_model(models_dir)
-    box = Box(tmp_path, models_dir, lease_seconds="4", cancel_grace_seconds="10")
-    yield box
-    box.close()
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """All tests share it; each starts again what the ones before it have ended."""
+    with running_box(tmp_path_factory.mktemp("box"), lease_seconds="4", cancel_grace_seconds="10") as box:
+        yield box
 
 
 def spec(dataset: str, steps: int, **fields: Any) -> dict[str, Any]:
@@ -33,7 +29,6 @@ def spec(dataset: str, steps: int, **fields: Any) -> dict[str, Any]:
     return {
         "base_model": "tiny-llama",
         "dataset": dataset,
-        "name": "tiny",
         "lora": {"r": 4, "target_modules": "all-linear"},
         "training": training | fields,
     }
@@ -44,9 +39,8 @@ def exit_reasons(job: dict[str, Any]) -> list[str]:
 
 
 def test_a_killed_training_child_and_a_killed_api_leave_a_job_that_finishes(box: Box) -> None:
-    api = box.start_api()
-    worker = box.start_worker()
-    job_id = box.submit(**spec(box.upload(ROWS), 150))
+    api, worker = box.start_missing()
+    job_id = box.submit(**spec(box.upload(ROWS), 150), name="tiny")
     box.wait_for_event(job_id, "checkpoint")
     child = box.child(worker, TRAINING)
     assert child is not None
@@ -64,8 +58,7 @@ def test_a_killed_training_child_and_a_killed_api_leave_a_job_that_finishes(box:
 
 @pytest.mark.slow
 def test_a_killed_worker_leaves_a_job_that_another_resumes(box: Box) -> None:
-    box.start_api()
-    first = box.start_worker()
+    _api, first = box.start_missing()
     job_id = box.submit(**spec(box.upload(ROWS), 150))
     box.wait_for_event(job_id, "checkpoint")
     child, engine = box.child(first, TRAINING), box.child(first, ENGINE_MODULE)
@@ -81,8 +74,7 @@ def test_a_killed_worker_leaves_a_job_that_another_resumes(box: Box) -> None:
 
 @pytest.mark.slow
 def test_sigterm_lets_the_step_finish_and_the_next_worker_goes_on_from_there(box: Box) -> None:
-    box.start_api()
-    first = box.start_worker()
+    _api, first = box.start_missing()
     job_id = box.submit(**spec(box.upload(ROWS), 150, save_steps=1000))
     box.wait_for_step(job_id, 3)
     first.send_signal(signal.SIGTERM)
@@ -98,8 +90,7 @@ def test_sigterm_lets_the_step_finish_and_the_next_worker_goes_on_from_there(box
 
 @pytest.mark.slow
 def test_cancel_ends_the_child_and_retry_goes_on_from_the_checkpoint(box: Box) -> None:
-    box.start_api()
-    worker = box.start_worker()
+    _api, worker = box.start_missing()
     job_id = box.submit(**spec(box.upload(ROWS), 100_000))
     box.wait_for_event(job_id, "checkpoint")
     assert box.client.post(f"/jobs/{job_id}/cancel").status_code == 202
@@ -115,8 +106,7 @@ def test_cancel_ends_the_child_and_retry_goes_on_from_the_checkpoint(box: Box) -
 
 
 def test_a_killed_engine_is_replaced_and_a_follower_resumes_without_a_gap(box: Box) -> None:
-    box.start_api()
-    worker = box.start_worker()
+    _api, worker = box.start_missing()
     job_id = box.submit(**spec(box.upload(ROWS), 60))
     engine = box.child(worker, ENGINE_MODULE)
     assert engine is not None
