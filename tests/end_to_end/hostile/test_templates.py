@@ -31,26 +31,31 @@ ROWS = [
 CODE = "template_exceeds_limits"
 
 
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    model = make_tiny_model(tmp_path / "models")
-    shutil.copytree(model, model.parent / LOOPING_MODEL)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model; next to it is one whose template never ends."""
+    model = make_tiny_model(tmp_path_factory.mktemp("box") / "models")
+    looping = model.parent / LOOPING_MODEL
+    shutil.copytree(model, looping)
     settings = json.loads((model / "tokenizer_config.json").read_text())
-    (model.parent / LOOPING_MODEL / "tokenizer_config.json").write_text(
-        json.dumps({**settings, "chat_template": ENDLESS})
-    )
-    (model.parent / LOOPING_MODEL / "chat_template.jinja").write_text(ENDLESS)
-    with running_box(tmp_path, model.parent) as box:
+    (looping / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": ENDLESS}))
+    (looping / "chat_template.jinja").write_text(ENDLESS)
+    return model
+
+
+@pytest.fixture(scope="module")
+def box(model: Path) -> Iterator[Box]:
+    with running_box(model.parents[1], model.parent) as box:
         box.start_worker()
         yield box
 
 
-def send(box: Box, folder: Path, template: str | None) -> dict[str, Any]:
+def send(box: Box, model: Path, folder: Path, template: str | None) -> dict[str, Any]:
     """Import an adapter with this chat template. Returns it once it is verified or refused."""
-    save_adapter(folder.parent / "models" / NAME, folder, **ADAPTERS["everything"])
+    save_adapter(model, folder, **ADAPTERS["everything"])
     if template:
         (folder / "chat_template.jinja").write_text(template)
-    return box.import_adapter(zipped_folder(folder))
+    return box.import_adapter(zipped_folder(folder), name=folder.name)
 
 
 def answer(box: Box, adapter: dict[str, Any], content: str, seed: int = 1) -> str:
@@ -66,15 +71,18 @@ def answer(box: Box, adapter: dict[str, Any], content: str, seed: int = 1) -> st
     return str(found["error"]["code"] if response.is_error else found["text"])
 
 
-def test_adapters_whose_template_never_ends_harm_no_other_request(box: Box, tmp_path: Path) -> None:
-    plain, word = send(box, tmp_path / "plain", None), send(box, tmp_path / "word", ENDLESS_FOR_WORD)
+def test_adapters_whose_template_never_ends_harm_no_other_request(
+    box: Box, model: Path, tmp_path: Path
+) -> None:
+    plain = send(box, model, tmp_path / "plain", None)
+    word = send(box, model, tmp_path / "word", ENDLESS_FOR_WORD)
     assert (plain["state"], word["state"]) == ("ready", "ready")
     expected = [answer(box, who, "Hello", seed) for who in (plain, word) for seed in range(4)]
 
     with ThreadPoolExecutor(24) as pool:
         endless = [pool.submit(answer, box, word, f"{WORD} {number}") for number in range(16)]
         plain_answers = [pool.submit(answer, box, plain, "Hello", seed) for seed in [*range(4)] * 4]
-        failed = pool.submit(send, box, tmp_path / "endless", ENDLESS).result()
+        failed = pool.submit(send, box, model, tmp_path / "endless", ENDLESS).result()
         codes = {one.result() for one in endless}
         answers = [one.result() for one in plain_answers]
 
