@@ -116,7 +116,10 @@ def test_bystanders_get_the_same_answers_beside_odd_requests_and_adapters(box: B
             for one in ODD
         ]
         answers = [pool.submit(ask, box, **body) for body in who * 6]
-        uploads = [pool.submit(box.import_adapter, zipped_folder(folder)) for folder in odd_folders(tmp_path)]
+        uploads = [
+            pool.submit(box.import_adapter, zipped_folder(folder), name=folder.name)
+            for folder in odd_folders(tmp_path)
+        ]
         refused = [
             (code, body) for code, body in (one.result() for one in odd) if code not in (200, 400, 422)
         ]
