@@ -34,7 +34,17 @@ def make_ended(database: Database, name: str, **fields: object) -> str:
     """A cancelled job with a curve of four steps."""
     with database.transaction() as session:
         job_id = make_job(session, name=name, **fields).id
-        points = [Metrics(step=step, total_steps=4, epoch=step / 4, loss=4 - step) for step in range(1, 5)]
+        points = [
+            Metrics(
+                step=step,
+                total_steps=4,
+                epoch=step / 4,
+                loss=4 - step,
+                memory_used_bytes=step * 10**9,
+                gpu_utilization_percent=90 + step,
+            )
+            for step in range(1, 5)
+        ]
         events.append(session, job_id, points)
         events.append(session, job_id, [Evaluation(step=4, epoch=1, loss=0.5, token_accuracy=0.75)])
         job_records.get(session, job_id).step = 4
@@ -95,6 +105,10 @@ def test_a_job_older_than_the_newest_hundred_is_compared_and_smoothed(
     expect(curve).to_have_attribute("aria-label", re.compile(r"training: 4 points, from 3 to 0\.733 at"))
     accuracy = page.get_by_role("img", name="Token accuracy, evaluation")
     expect(accuracy).to_have_attribute("aria-label", re.compile("75% at step 4"))
+    memory = page.get_by_role("img", name="Memory in use")
+    expect(memory).to_have_attribute("aria-label", re.compile("as logged: 4 points, from 1.0 GB to 4.0 GB"))
+    use = page.get_by_role("img", name="GPU use")
+    expect(use).to_have_attribute("aria-label", re.compile("as logged: 4 points, from 91% to 94%"))
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Delete it for good").click()
     expect(page.locator("h1")).to_have_text("Jobs")

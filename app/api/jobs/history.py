@@ -96,7 +96,7 @@ def read_metrics(
         Literal["json", "csv"] | None, Query(description="Default: by the `Accept` header, else JSON.")
     ] = None,
 ) -> object:
-    """Training and evaluation loss by step, with learning rate, gradient norm, speed and memory."""
+    """Training and evaluation loss by step, with learning rate, gradient norm, speed and device use."""
     points = read_curve(services.database, job_id)
     if format == "csv" or (format is None and accepts(request, "text/csv")):
         return Response(loss_curve.to_csv(points), media_type="text/csv")

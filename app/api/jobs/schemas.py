@@ -112,7 +112,13 @@ class LossPointRead(BaseModel):
     grad_norm: float | None = Field(None, description="Norm of the gradients before they were clipped.")
     tokens: int | None = Field(None, description="Tokens seen since the start, padding left out.")
     tokens_per_second: float | None = Field(None, description="Training speed.")
-    memory_bytes: int | None = Field(None, description="Peak device memory.")
+    memory_bytes: int | None = Field(None, description="Peak device memory; on a CPU, of the process.")
+    memory_used_bytes: int | None = Field(
+        None, description="Memory in use then: on a GPU by all processes, on a CPU by this job's."
+    )
+    gpu_utilization_percent: float | None = Field(
+        None, description="Share of the last second in which the GPU computed; null: it can't be read."
+    )
     at: datetime = Field(description="When it was logged.")
 
 

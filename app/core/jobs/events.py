@@ -59,6 +59,12 @@ class Metrics(EventData):
     tokens: int = Field(0, description="Tokens seen since the start of the job, padding left out.")
     tokens_per_second: float | None = Field(None, description="Training speed.")
     memory_bytes: int | None = Field(None, description="Peak device memory; on a CPU, of the process.")
+    memory_used_bytes: int | None = Field(
+        None, description="Memory in use now: on a GPU by all processes, on a CPU by this job's."
+    )
+    gpu_utilization_percent: float | None = Field(
+        None, description="Share of the last second in which the GPU computed; null: it can't be read."
+    )
     eta_seconds: float | None = Field(None, description="About how long the job still takes.")
 
 

@@ -169,12 +169,12 @@ def test_the_loss_curve_of_a_resumed_job_has_each_step_once(
 def test_the_loss_curve_comes_as_csv(
     client: TestClient, database: Database, job: str, params: dict[str, str], headers: dict[str, str]
 ) -> None:
-    append(database, job, metrics(10, 3.0, learning_rate=1e-3))
+    append(database, job, metrics(10, 3.0, learning_rate=1e-3, gpu_utilization_percent=97))
     answer = client.get(f"/jobs/{job}/metrics", params=params, headers=headers)
     assert answer.headers["content-type"].startswith("text/csv")
     (row,) = csv.DictReader(io.StringIO(answer.text))
     assert (row["kind"], row["step"], row["loss"], row["learning_rate"]) == ("train", "10", "3.0", "0.001")
-    assert row["grad_norm"] == ""
+    assert (row["grad_norm"], row["gpu_utilization_percent"]) == ("", "97.0")
 
 
 def test_a_loss_that_is_not_a_number_does_not_break_the_responses(

@@ -79,9 +79,11 @@ def test_metrics_hold_what_a_person_looks_at(make_request: MakeRequest) -> None:
     assert last.learning_rate == 1e-2
     assert last.eta_seconds == 0
     assert last.tokens > first.tokens > 0
-    for value in (last.grad_norm, last.token_accuracy, last.tokens_per_second, last.memory_bytes):
+    memory = (last.memory_bytes, last.memory_used_bytes)
+    for value in (last.grad_norm, last.token_accuracy, last.tokens_per_second, *memory):
         assert value is not None
         assert value > 0
+    assert last.gpu_utilization_percent is None  # there is no GPU
 
 
 def test_the_output_folder_is_complete_and_names_no_machine(make_request: MakeRequest) -> None:

@@ -15,6 +15,7 @@ from app.core.jobs.events import Evaluation, Metrics
 from worker.models.device import Device, peak_memory_bytes
 from worker.processes.reports import Advanced, CurvePoint, Happened
 from worker.training.progress.counters import Counters, Launched
+from worker.training.progress.device_use import DeviceUseReader
 from worker.training.progress.history import History
 from worker.training.progress.loss_guard import LossGuard
 
@@ -36,12 +37,14 @@ class Reporter(TrainerCallback):
         device: Device,
         *,
         clock: Callable[[], float] = time.monotonic,
+        device_use: DeviceUseReader | None = None,
     ) -> None:
         self._send = send
         self._counters = counters
         self._history = history
         self._guard = guard
         self._device = device
+        self._device_use = device_use or DeviceUseReader(device)
         self._clock = clock
         self._began = 0.0
         self._launched: deque[tuple[Launched, int, float | None]] = deque()  # with step and epoch
@@ -107,6 +110,7 @@ class Reporter(TrainerCallback):
         # The trainer also logs evaluations and a summary, which have no `loss`.
         if not logs or "loss" not in logs:
             return
+        use = self._device_use.read()
         self._send_point(
             Metrics(
                 step=state.global_step,
@@ -120,6 +124,8 @@ class Reporter(TrainerCallback):
                 tokens=self._counters.tokens,
                 tokens_per_second=self._tokens_per_second(),
                 memory_bytes=peak_memory_bytes(self._device),
+                memory_used_bytes=use.memory_bytes,
+                gpu_utilization_percent=use.utilization_percent,
                 eta_seconds=self._eta_seconds(state.global_step, state.max_steps),
             )
         )

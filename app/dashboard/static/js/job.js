@@ -122,7 +122,8 @@ function Summary({ job, last }) {
         ["Time", between(job.started_at, job.finished_at)],
         last && ["Tokens a second", count(last.tokens_per_second)],
         last && ["Tokens", count(last.tokens)],
-        last?.memory_bytes && ["Memory", bytes(last.memory_bytes)],
+        last?.memory_bytes && ["Peak memory", bytes(last.memory_bytes)],
+        last?.gpu_utilization_percent != null && ["GPU use", `${count(last.gpu_utilization_percent)}%`],
         ["Submitted", moment(job.created_at)],
       ]} />
     </div>

@@ -17,6 +17,8 @@ const FIGURES = [
   ["train", "grad_norm", "Gradient norm"],
   ["train", "tokens_per_second", "Tokens a second", count],
   ["train", "memory_bytes", "Peak memory", bytes],
+  ["train", "memory_used_bytes", "Memory in use", bytes],
+  ["train", "gpu_utilization_percent", "GPU use", (value, extra = 0) => `${figure(value, extra)}%`],
 ];
 // What else is in a point and is no curve of its own.
 const NO_FIGURE = new Set(["step", "total_steps", "epoch", "loss", "eta_seconds", "tokens", "at", "kind"]);
@@ -27,7 +29,7 @@ export function JobCharts({ job, curve, version, compared }) {
   const others = useCompared(compared.slice(0, MAX_COMPARED));
   const lines = useMemo(() => lossLines(curve, others, weight), [curve, version, others, weight]);
   const figures = useMemo(() => [...FIGURES, ...findOtherFigures(curve)], [curve, version]);
-  const small = useMemo(() => figures.map(([kind, name, label]) => figureLines(curve, others, kind, name, label)), [curve, version, others]);
+  const small = useMemo(() => figures.map(([kind, name, label]) => figureLines(curve, others, kind, name, label, weight)), [curve, version, others, weight]);
   const isEmpty = curve.train.size === 0;
   const controls = html`
     <label class="row small"><span>Smoothing</span><input class="short" type="range" min="0" max="0.98" step="0.02" value=${weight} aria-valuetext=${weight ? number(weight, 2) : "none"} onInput=${({ target }) => setWeight(Number(target.value))} /></label>
@@ -65,10 +67,12 @@ function lossLines(curve, others, weight) {
   return lines;
 }
 
-function figureLines(curve, others, kind, name, label) {
+function figureLines(curve, others, kind, name, label, weight) {
   const lines = [{ label, colour: "--series-1", data: curve.series(kind, name) }];
   others.forEach(({ name: job, curve: other }, index) => lines.push({ label: job, colour: OTHERS[index], dash: [5, 3], data: other.series(kind, name) }));
-  return lines.filter(({ data: [, values] }) => values.some((value) => value != null));
+  const known = lines.filter(({ data: [, values] }) => values.some((value) => value != null));
+  // Evaluations are few, and means already.
+  return kind === "train" ? known.flatMap((line) => smoothed(line, weight)) : known;
 }
 
 /** The line, or where it is smoothed the line faintly and its running mean above it. */

@@ -12,6 +12,7 @@ from worker.models.device import Device
 from worker.processes.reports import Advanced
 from worker.training.progress.callbacks import Reporter
 from worker.training.progress.counters import Counters
+from worker.training.progress.device_use import DeviceUseReader
 from worker.training.progress.history import History
 from worker.training.progress.loss_guard import LossGuard
 
@@ -22,13 +23,19 @@ GPU = CPU.model_copy(update={"kind": "cuda"})
 class Box:
     """A reporter, its clock, and what it has sent."""
 
-    def __init__(self, device: Device, tmp_path: Any) -> None:
+    def __init__(self, device: Device, tmp_path: Any, device_use: DeviceUseReader | None = None) -> None:
         self.counters = Counters()
         self.sent: list[BaseModel] = []
         self.now = 0.0
         guard = LossGuard(self.counters, 1000)
         self.reporter = Reporter(
-            self.sent.append, self.counters, History(), guard, device, clock=lambda: self.now
+            self.sent.append,
+            self.counters,
+            History(),
+            guard,
+            device,
+            clock=lambda: self.now,
+            device_use=device_use,
         )
         self.args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
         self.step = 0
