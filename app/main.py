@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute
 from app.api import base_models, health, status, storage
 from app.api.adapters import imports as adapter_imports, routes as adapter_routes
 from app.api.adapters.importer import Importer
-from app.api.datasets import hub, preview, routes as dataset_routes
+from app.api.datasets import hub, preview, routes as dataset_routes, samples
 from app.api.deps import Services
 from app.api.exports import routes as export_routes
 from app.api.generate import routes as generate_routes
@@ -123,6 +123,7 @@ def _routes() -> list[BaseRoute]:
         hub,
         dataset_routes,
         preview,
+        samples,
         preflight,
         job_routes,
         history,

@@ -1,10 +1,14 @@
 """What several routes of the native API return: pages, errors, workers. Knows no database session."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field
 
+from app.core.datasets.column_maps.samples import FileSample
+from app.core.datasets.readers.sources import Container
+from app.core.datasets.rows import DatasetFormat, as_plain
 from app.core.engine.state import EngineState
 from app.core.storage import tables
 
@@ -37,6 +41,81 @@ class UnusedFieldRead(BaseModel):
     lines: list[int] = Field([], description="The first lines with a value.")
 
 
+class ColumnGuessRead(BaseModel):
+    """A format that the file may have, and which of its columns would be which of the format's."""
+
+    format: DatasetFormat = Field(description="The format.")
+    column_map: dict[str, str] = Field(description="For `column_map` of the upload.")
+
+
+class SampleRecordRead(BaseModel):
+    """A record of a file, as it is there."""
+
+    line: int = Field(description="Where it begins: line of the file, or row of a Parquet file, from 1.")
+    values: dict[str, Any] = Field(description="The value of each column.")
+
+
+class DatasetRowRead(BaseModel):
+    """A row as it was read."""
+
+    line: int = Field(description="Line of the file, or row of a Parquet file, from 1.")
+    row: dict[str, Any] = Field(
+        description="`messages` and perhaps `tools`; or `prompt` and `completion`; or `text`."
+    )
+
+
+class ReadingErrorRead(BaseModel):
+    """Why the file would be refused with this `column_map`."""
+
+    code: str = Field(description="A stable word for programs.", examples=["dataset_invalid"])
+    message: str = Field(description="What is wrong, for a person.")
+    hint: str | None = Field(description="What to do next.")
+
+
+class DatasetSampleRead(BaseModel):
+    """The first records of a file, what its columns may mean, and how they are read."""
+
+    container: Container = Field(description="The kind of file.")
+    columns: list[str] = Field(description="Its columns.")
+    records: list[SampleRecordRead] = Field(description="The first records, as they are in the file.")
+    guesses: list[ColumnGuessRead] = Field(
+        description="Column maps that are likely to be right, the likeliest first."
+    )
+    column_map: dict[str, str] = Field(
+        description="With what the rows were read: the map of the request, or none, or the likeliest guess."
+    )
+    format: DatasetFormat | None = Field(description="The format of `rows`; null: they can't be read so.")
+    rows: list[DatasetRowRead] = Field(description="The first records, as they are read.")
+    problems: list[ProblemRead] = Field(description="Those of the first records that can't be used.")
+    unused_fields: list[UnusedFieldRead] = Field(
+        description="Fields of the first records from which nothing is learned."
+    )
+    error: ReadingErrorRead | None = Field(description="Why the file would be refused; null: it would not.")
+
+    @classmethod
+    def from_sample(cls, sample: FileSample) -> "DatasetSampleRead":
+        """The sample as the API shows it."""
+        reading = sample.reading
+        found = reading.found
+        error = reading.error
+        return cls(
+            container=sample.container,
+            columns=sample.columns,
+            records=[SampleRecordRead(line=line, values=values) for line, values in sample.records],
+            guesses=[ColumnGuessRead(**asdict(guess)) for guess in sample.guesses],
+            column_map=reading.column_map,
+            format=found.format if found else None,
+            rows=[DatasetRowRead(line=line, row=as_plain(row)) for line, row in reading.rows],
+            problems=[ProblemRead(**asdict(problem)) for problem in found.problems] if found else [],
+            unused_fields=[UnusedFieldRead(**one.as_record()) for one in found.unused_fields]
+            if found
+            else [],
+            error=ReadingErrorRead(code=error.code, message=error.message, hint=error.hint)
+            if error
+            else None,
+        )
+
+
 class ErrorRead(BaseModel):
     """What went wrong, and what to do next."""
 
@@ -48,6 +127,9 @@ class ErrorRead(BaseModel):
     problems: list[ProblemRead] | None = Field(None, description="With `dataset_invalid`: every bad line.")
     unused_fields: list[UnusedFieldRead] | None = Field(
         None, description="With `fields_unused`: the fields for which the file was refused."
+    )
+    sample: DatasetSampleRead | None = Field(
+        None, description="Where a file's columns are unknown, or fields unused: its first records."
     )
 
 

@@ -1,32 +1,33 @@
 """Datasets: upload, list, show, download, delete. Datasets of the Hub are in `hub.py`."""
 
+from itertools import islice
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, UploadFile
-from pydantic import TypeAdapter, ValidationError
+from fastapi import APIRouter, File, Form, Query, UploadFile
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
 from app.api.datasets import hub
 from app.api.datasets.hub import find_dataset
-from app.api.datasets.schemas import DatasetRead
+from app.api.datasets.samples import parse_column_map, samples_in_errors
+from app.api.datasets.schemas import DatasetRead, DatasetRows
 from app.api.deps import After, DatasetId, Limit, ServicesDep
 from app.api.http.bodies.uploads import spooled
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequest, IdempotentRequestDep
-from app.api.schemas import Page
+from app.api.schemas import DatasetRowRead, Page
 from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import OnProblem
 from app.core.datasets.limits import Limits
-from app.core.datasets.rows import write_plain
+from app.core.datasets.rows import as_plain, write_plain
 from app.core.datasets.unused_fields import OnUnused
-from app.core.errors import InvalidRequest
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 
 router = APIRouter(prefix="/datasets", tags=["Datasets"])
 
+_MAX_ROWS = 100
 _FETCHING: dict[int | str, dict[str, Any]] = {
     202: {"model": DatasetRead, "description": "A Hub dataset was named: a worker fetches it."}
 }
@@ -69,7 +70,8 @@ def upload_dataset(
     `output`; or `conversations`; `column_map` says what others mean. A file with a bad row is refused, with
     every bad row and what is wrong, unless `on_problem` is `skip`. Fields from which nothing is learned are
     listed in `unused_fields`; a file where such a field changes what is learned (tools, preferences, images,
-    reasoning, loss masks) is refused with the error `fields_unused`, unless `on_unused` is `ignore`.
+    reasoning, loss masks) is refused with the error `fields_unused`, unless `on_unused` is `ignore`. Where
+    columns are unknown or fields unused, the error's `sample` has the first records and likely column maps.
 
     `curl -F file=@rows.csv -F 'column_map={"prompt": "question"}' localhost:8000/datasets`
 
@@ -81,14 +83,16 @@ def upload_dataset(
     """
     if earlier := idempotent.find_earlier(find_dataset):
         return earlier
-    with spooled(services.scratch, file.file) as path:
-        own_name = PurePath(file.filename or "").name[:255] or "dataset"
+    own_name = PurePath(file.filename or "").name[:255] or "dataset"
+    mapped = parse_column_map(column_map)
+    limits = Limits.from_settings(services.settings)
+    with spooled(services.scratch, file.file) as path, samples_in_errors(path, limits, mapped):
         row = dataset_records.store_upload(
             services.store,
             path,
             name=name or own_name,
-            limits=Limits.from_settings(services.settings),
-            column_map=_parse_column_map(column_map),
+            limits=limits,
+            column_map=mapped,
             on_problem=on_problem,
             on_unused=on_unused,
         )
@@ -129,6 +133,23 @@ def download_dataset(dataset_id: DatasetId, services: ServicesDep) -> StreamingR
     return StreamingResponse(lines, media_type="application/jsonl", headers=headers)
 
 
+@router.get("/{dataset_id}/rows", summary="Show rows of a dataset", responses=documented(404, 409))
+def show_rows(
+    dataset_id: DatasetId,
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=_MAX_ROWS, description="Most rows in the answer.")] = 10,
+    after: Annotated[
+        int, Query(ge=0, le=2**31 - 1, description="`next` of the page before: a line of the file.")
+    ] = 0,
+) -> DatasetRows:
+    """Rows as they were read: messages with functions, calls and thoughts, or texts. No model is needed."""
+    with services.database.snapshot() as session:
+        dataset = dataset_records.get_ready(session, dataset_id)
+    rows = dataset_records.open_rows(services.store, dataset, after=after)
+    found = [DatasetRowRead(line=line, row=as_plain(row)) for line, row in islice(rows, limit + 1)]
+    return DatasetRows(data=found[:limit], next=found[limit - 1].line if len(found) > limit else None)
+
+
 @router.delete("/{dataset_id}", status_code=204, summary="Delete a dataset", responses=documented(404, 409))
 def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
     """Delete a dataset that no waiting or running job needs. One that is being fetched is fetched no more."""
@@ -152,16 +173,3 @@ def _add(idempotent: IdempotentRequest, store: ArtifactStore, row: tables.Datase
     finally:
         if dataset is None or dataset.id != row.id:
             store.delete(dataset_records.folder_of(row.id))
-
-
-def _parse_column_map(text: str | None) -> dict[str, str]:
-    if not text:
-        return {}
-    try:
-        return TypeAdapter(dict[str, str]).validate_json(text)
-    except ValidationError:
-        raise InvalidRequest(
-            "column_map must be a JSON object of text.",
-            param="column_map",
-            hint='For example {"prompt": "question", "completion": "answer"}.',
-        ) from None

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
-from app.api.schemas import ProblemRead, UnusedFieldRead
+from app.api.schemas import DatasetRowRead, ProblemRead, UnusedFieldRead
 from app.core.datasets.rows import DatasetFormat
 from app.core.specs.states import DatasetState
 from app.core.storage import tables
@@ -71,3 +71,10 @@ class DatasetRead(BaseModel):
             error=DatasetErrorRead.model_validate(row.error) if row.error else None,
             created_at=row.created_at,
         )
+
+
+class DatasetRows(BaseModel):
+    """One page of a dataset's rows."""
+
+    data: list[DatasetRowRead] = Field(description="The rows of this page.")
+    next: int | None = Field(description="Line of the last one, for `after`; null at the end.")

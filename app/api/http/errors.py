@@ -133,6 +133,8 @@ def error_content(error: TunesmithError) -> dict[str, Any]:
     content = _content(error.type, error.code, error.message, error.param, error.hint)
     if isinstance(error, DatasetInvalid):
         content["error"]["problems"] = error.problems
+        if error.sample:
+            content["error"]["sample"] = error.sample
     if isinstance(error, FieldsUnused):
         content["error"]["unused_fields"] = error.unused_fields
     return content

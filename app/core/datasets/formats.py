@@ -46,6 +46,10 @@ class UnknownColumns(DatasetInvalid):
     """These columns fit no format."""
 
 
+class AmbiguousColumns(DatasetInvalid):
+    """These columns fit several formats."""
+
+
 @dataclass(frozen=True)
 class ColumnLayout:
     """A format, and the file's own name for each of its columns."""
@@ -106,7 +110,7 @@ def check_mapped_columns(columns: Iterable[str], column_map: Mapping[str, str]) 
 
 
 def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> ColumnLayout:
-    """Returns the format with these columns. Raises UnknownColumns, or DatasetInvalid where several fit."""
+    """Returns the format with these columns. Raises UnknownColumns, or AmbiguousColumns where several fit."""
     columns = list(columns)
     # One JSON record may lack an optional column that others of the file have.
     check_mapped_columns(columns, {key: name for key, name in column_map.items() if key not in _MAY_LACK})
@@ -114,7 +118,7 @@ def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> Colu
     if len(fits) > 1:
         choices = [", ".join(_REQUIRED[name]) for name in fits]
         examples = " or ".join(json.dumps({name: name for name in _REQUIRED[fit]}) for fit in fits)
-        raise DatasetInvalid(
+        raise AmbiguousColumns(
             f"The columns {quoted(columns)} fit several formats: {' or '.join(choices)}.",
             hint=f"Say which with column_map: {examples}.",
         )

@@ -4,6 +4,7 @@ Memory does not grow with the file. Knows no database and no network.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from app.core.datasets.readers.csv_files import CsvRecords, sniff_delimiter
 from app.core.datasets.readers.json_files import read_lines, read_values
 from app.core.datasets.readers.parquet_files import ParquetRecords
 from app.core.datasets.readers.sources import Container, Source, open_source
-from app.core.datasets.rows import Problem, write_row
+from app.core.datasets.rows import Problem, Row, read_rows, write_row
 from app.core.datasets.unused_fields import UnusedTally, printable
 from app.core.errors.datasets import DatasetInvalid
 
@@ -73,6 +74,29 @@ def inspect_hub_table(
     return inspector.found
 
 
+def inspect_records(
+    columns: list[str] | None,
+    records: Iterable[Record],
+    container: Container,
+    *,
+    limits: Limits,
+    column_map: Mapping[str, str],
+) -> tuple[Inspection, list[tuple[int, Row]]]:
+    """Inspect records that were read already. Returns what was found, and the usable rows with their lines.
+
+    `columns` are those of a table; None where each record names its own. Raises DatasetInvalid.
+    """
+    check_column_map(column_map)
+    upload = Upload(container, None, None, 0, "", _printable_map(column_map))
+    target = io.BytesIO()
+    inspector = _Inspector(upload, target, limits, column_map)
+    if columns is not None:
+        inspector.choose_layout(columns)
+    inspector.inspect_all(records)
+    target.seek(0)
+    return inspector.found, list(read_rows(target))
+
+
 class _Inspector:
     """Checks, counts and writes the records of one upload."""
 
@@ -110,7 +134,7 @@ class _Inspector:
 
     def open_table(self, table: RecordTable) -> Iterator[Record]:
         """Returns the records of a table."""
-        read = self._choose_layout(table.columns).read_of(table.columns)
+        read = self.choose_layout(table.columns).read_of(table.columns)
         return table.read(read, presence_of=[name for name in table.columns if name not in read])
 
     def open(self, source: Source) -> Iterator[Record]:
@@ -132,14 +156,14 @@ class _Inspector:
         self.found.upload.delimiter = delimiter
         table = CsvRecords(source.text, delimiter, self._limits)
         try:
-            self._choose_layout(table.columns)
+            self.choose_layout(table.columns)
         except UnknownColumns as error:
             said = "The file was read as CSV: its first line names the columns."
             error.hint = f"{said} {error.hint}" if error.hint else said
             raise
         return table.read()
 
-    def _choose_layout(self, columns: list[str]) -> ColumnLayout:
+    def choose_layout(self, columns: list[str]) -> ColumnLayout:
         """Returns the layout of a file whose columns are known before its rows."""
         self._columns = dict.fromkeys(columns)
         check_mapped_columns(columns, self._column_map)

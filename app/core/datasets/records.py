@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from app.core.datasets.inspection import Inspection, OnProblem, refuse_fields, refuse_problems
 from app.core.datasets.inspector import inspect
 from app.core.datasets.limits import Limits
-from app.core.datasets.rows import Row, read_rows
+from app.core.datasets.rows import Row, read_rows_after
 from app.core.datasets.unused_fields import OnUnused, UnusedField
 from app.core.errors.datasets import DatasetInUse, DatasetNotFound, DatasetNotReady
 from app.core.specs.states import ENDED, DatasetState
@@ -164,10 +164,12 @@ def find_unused(dataset: tables.DatasetRow) -> list[UnusedField]:
     return [UnusedField(**record) for record in dataset.unused_fields]
 
 
-def open_rows(store: ArtifactStore, dataset: tables.DatasetRow) -> Iterator[tuple[int, Row]]:
-    """Yield the dataset's rows with their line numbers, read as a stream."""
+def open_rows(
+    store: ArtifactStore, dataset: tables.DatasetRow, *, after: int = 0
+) -> Iterator[tuple[int, Row]]:
+    """Yield the dataset's rows that begin after a line, with their line numbers, read as a stream."""
     with store.open(dataset.artifact) as lines:
-        yield from read_rows(lines)
+        yield from read_rows_after(lines, after)
 
 
 def folder_of(dataset_id: str) -> str:

@@ -91,6 +91,17 @@ def write_plain(row: Row) -> bytes:
     return _encode(_fields(row)).encode(errors="replace") + b"\n"
 
 
+def as_plain(row: Row) -> dict[str, object]:
+    """Returns the row as `write_plain` writes it: `messages`, `prompt` and `completion`, or `text`."""
+    return _fields(row)
+
+
+def read_rows_after(lines: Iterable[bytes], line: int) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of a stored dataset that begin after a line of the upload."""
+    later = (raw for raw in lines if int(raw[len(_LINE) : raw.index(b",")]) > line)
+    return read_rows(later)
+
+
 def read_rows(lines: Iterable[bytes]) -> Iterator[tuple[int, Row]]:
     """Yield the rows of a stored dataset, each with its line in the upload."""
     for raw in lines:
@@ -98,6 +109,8 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[tuple[int, Row]]:
         yield record["line"], _row(record)
 
 
+# How a stored row begins: its line is read without the rest.
+_LINE = b'{"line":'
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 

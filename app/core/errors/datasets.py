@@ -4,9 +4,13 @@ from app.core.errors import Conflict, InvalidRequest, NotFound, TunesmithError
 
 
 class DatasetInvalid(InvalidRequest):
-    """The dataset can't be used."""
+    """The dataset can't be used.
+
+    `sample` is what a person needs to map its columns, as the API shows it; only an upload sets it.
+    """
 
     code = "dataset_invalid"
+    sample: dict[str, object] | None = None
 
     def __init__(
         self, message: str, *, problems: list[dict[str, object]] | None = None, hint: str | None = None

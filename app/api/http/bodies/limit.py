@@ -19,7 +19,12 @@ from app.core.errors import TooLarge
 from app.core.errors.bodies import EncodingUnsupported
 from app.core.settings import Settings
 
-_UPLOADS = {("POST", "/datasets"), ("POST", "/v1/files"), ("POST", "/adapters")}
+_UPLOADS = {
+    ("POST", "/datasets"),
+    ("POST", "/datasets/inspect"),
+    ("POST", "/v1/files"),
+    ("POST", "/adapters"),
+}
 
 
 # A string without an end reaches to the body's end: searched for, the time would be the square of the length.

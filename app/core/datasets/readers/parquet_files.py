@@ -71,6 +71,17 @@ class ParquetRecords:
         finally:
             self._connection.close()
 
+    def readable_columns(self) -> list[str]:
+        """Returns the columns without bytes in any part, and that do not unpack to too much."""
+        try:
+            inflated = self._inflated()
+            kinds = self._kinds()
+        except duckdb.Error as error:
+            raise _damaged() from error
+        return [
+            name for name in self.columns if not _parts_of(name, inflated) and not _holds_bytes(kinds[name])
+        ]
+
     def _read_columns(self) -> list[str]:
         schema = self._connection.execute(
             "SELECT name, coalesce(num_children, 0) FROM parquet_schema(?)", [self._pattern]
@@ -230,6 +241,13 @@ def _fields_of(value: str, kind: DuckDBPyType) -> list[tuple[str, DuckDBPyType]]
         for name, child in kind.children
         if isinstance(child, DuckDBPyType)
     ]
+
+
+def _holds_bytes(kind: DuckDBPyType) -> bool:
+    """Whether a value of this type is bytes, or has a part that is."""
+    if kind.id not in ("list", "array", "struct", "map"):
+        return kind.id == "blob"
+    return any(_holds_bytes(child) for _, child in kind.children if isinstance(child, DuckDBPyType))
 
 
 def _bytes_of(value: str, kind: DuckDBPyType, depth: int = 0) -> str:
