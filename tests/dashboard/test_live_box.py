@@ -25,7 +25,7 @@ ROWS = [
 HTML = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 # A shared machine may be slow to start a worker.
 pytestmark = pytest.mark.timeout(600)
-PAGES = ["jobs", "job", "new", "chat", "playground", "adapters", "adapter", "datasets", "status"]
+PAGES = ["jobs", "job", "new", "chat", "playground", "adapters", "adapter", "datasets", "dataset", "status"]
 
 
 class Stack:
@@ -62,6 +62,7 @@ class Stack:
         return {
             "job": f"job/{self.job}",
             "adapter": "adapter/first",
+            "dataset": f"dataset/{self.dataset}",
             "new": f"new?dataset={self.dataset}",
         }.get(page, page)
 
@@ -283,13 +284,16 @@ def test_nothing_that_somebody_wrote_is_executed(stack: Stack, page: Page) -> No
         expect(page.locator("h1")).to_be_visible()
     stack.open(page, "datasets")
     expect(page.get_by_text(HTML).first).to_be_visible()
-    page.get_by_role("button", name=f"Preview {HTML}").click()
+    page.get_by_role("link", name=f"Rows of {HTML}").click()
+    for _ in range(8):
+        page.get_by_role("button", name="Next rows").click()
+    expect(page.locator(".turn", has_text="<script>").first).to_be_visible()
+    page.get_by_role("button", name="As a base model sees them").click()
     expect(page.locator(".tokens").first).to_be_visible()
     for _ in range(13):
         page.get_by_role("button", name="Next rows").click()
         expect(page.locator(".tokens").first).to_be_visible()
     expect(page.locator(".tokens", has_text="<script>").first).to_be_visible()
-    page.keyboard.press("Escape")
     answer = f"event: delta\ndata: {json.dumps({'text': HTML})}\n\n"
     page.route("**/generate", lambda route: route.fulfill(body=answer, content_type="text/event-stream"))
     stack.open(page, "playground")

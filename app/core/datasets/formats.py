@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from app.core.datasets.column_maps.guesses import guess_column_maps
 from app.core.datasets.field_names import (
     Meaning,
     is_function_list,
@@ -172,13 +173,20 @@ def _no_format(columns: list[str], column_map: Mapping[str, str]) -> UnknownColu
         )
     if any(meaning_of(name) is Meaning.PREFERENCE for name in columns):
         return _preferences(columns)
-    pair = ["prompt", "completion"] if len(columns) > 1 else ["text"]
-    example = json.dumps(dict(zip(pair, (name[:MAX_CHARACTERS_SHOWN] for name in columns), strict=False)))
+    example = json.dumps(_example_map(columns), ensure_ascii=False)
     return UnknownColumns(
         f"The columns {quoted(columns)} fit no known format.",
         hint="Use `messages`; or `prompt` and `completion`; or `text`; or `instruction` and `output`; or "
         f"`conversations`. Or say what yours mean with column_map, for example {example}.",
     )
+
+
+def _example_map(columns: list[str]) -> dict[str, str]:
+    """Returns the likeliest column map by the names alone; where none is likely, the first columns."""
+    shown = [name[:MAX_CHARACTERS_SHOWN] for name in columns]
+    if guesses := guess_column_maps(shown, []):
+        return guesses[0].column_map
+    return dict(zip(["prompt", "completion"] if len(shown) > 1 else ["text"], shown, strict=False))
 
 
 def _preferences(columns: list[str]) -> UnknownColumns:

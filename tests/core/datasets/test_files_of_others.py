@@ -33,7 +33,7 @@ FILES: dict[str, tuple[bytes, Taken | Refused]] = {
     ),
     "questions and answers": (
         jsonl([{"question": "q", "answer": "a"}]),
-        Refused('column_map, for example {"prompt": "question", "completion": "answer"}'),
+        Refused('column_map, for example {"instruction": "question", "output": "answer"}'),
     ),
     "messages and a prompt": (
         jsonl([{"messages": ASKED, "prompt": "q", "prompt_id": "1"}]),

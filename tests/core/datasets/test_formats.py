@@ -75,7 +75,8 @@ def test_a_wrong_column_map_is_refused(column_map: dict[str, str], said: str) ->
 @pytest.mark.parametrize(
     ("columns", "example"),
     [
-        (["question", "answer", "id"], '{"prompt": "question", "completion": "answer"}'),
+        (["question", "answer", "id"], '{"instruction": "question", "output": "answer"}'),
+        (["id", "Frage", "Antwort"], '{"prompt": "id", "completion": "Frage"}'),
         (["body"], '{"text": "body"}'),
     ],
 )

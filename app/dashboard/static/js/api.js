@@ -15,6 +15,7 @@ export class ApiError extends Error {
     this.hint = body?.hint ?? null;
     this.problems = body?.problems ?? null;
     this.unusedFields = body?.unused_fields ?? null;
+    this.sample = body?.sample ?? null;
   }
 }
 

@@ -15,6 +15,7 @@ const PAGES = {
   adapters: () => import("./adapters.js"),
   adapter: () => import("./adapter.js"),
   datasets: () => import("./datasets.js"),
+  dataset: () => import("./dataset.js"),
   status: () => import("./status.js"),
 };
 const LINKS = [
@@ -25,7 +26,7 @@ const LINKS = [
   ["datasets", "Datasets", "M4 6c0-4 16-4 16 0s-16 4-16 0v12c0 4 16 4 16 0V6M4 12c0 4 16 4 16 0"],
   ["status", "Status", "M3 12h4l3-8 4 16 3-8h4"],
 ];
-const BELONGS_TO = { job: "jobs", new: "jobs", adapter: "adapters" };
+const BELONGS_TO = { job: "jobs", new: "jobs", adapter: "adapters", dataset: "datasets" };
 
 /** `#/job/job_x?compare=…` → the page, what it shows, and its parameters. */
 function readRoute() {
@@ -86,8 +87,8 @@ function App() {
     <${KeyDialog} /><${Toasts} />`;
 }
 
-/** Another job or adapter is another page; the jobs that one is compared with are not. */
-const identify = ({ page, id, query }) => (page === "job" || page === "adapter" ? `${page}/${id}` : `${page}?${query}`);
+/** Another job, adapter or dataset is another page; the jobs that one is compared with are not. */
+const identify = ({ page, id, query }) => (page in BELONGS_TO && id ? `${page}/${id}` : `${page}?${query}`);
 
 function toMain(event) {
   event.preventDefault();

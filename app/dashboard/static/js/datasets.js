@@ -1,16 +1,15 @@
-// Datasets: add, look into, download, delete.
+// Datasets: add, list, download, delete.
 
 import { useState } from "../vendor/htm-preact.js";
-import { download, get, getAll, post, remove } from "./api.js";
+import { download, getAll, post } from "./api.js";
+import { DeleteDataset } from "./dataset.js";
 import { AddDataset } from "./dataset_add.js";
 import { ago, bytes, count, moment, plural } from "./format.js";
-import { Preview } from "./preview.js";
-import { Action, Card, Confirm, Dialog, Empty, Field, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
+import { Action, Card, Empty, html, Loading, Page, Problem, State, useLoaded } from "./ui.js";
 
 export default function Datasets() {
   const { value, error, reload } = useLoaded(() => getAll("/datasets"), [], 3_000);
   const [doomed, setDoomed] = useState(null);
-  const [seen, setSeen] = useState(null);
   const fetchAgain = async ({ name, hub }) => {
     const { commit, ...source } = hub;
     await post("/datasets", { ...source, name, on_unused: "ignore" });
@@ -25,30 +24,22 @@ export default function Datasets() {
       ${value?.length > 0 && html`<${Card}><table class="cards-if-narrow">
         <caption class="visually-hidden">Datasets</caption>
         <thead><tr><th scope="col">Name</th><th scope="col">Rows</th><th scope="col">Size</th><th scope="col">Came from</th><th scope="col">Added</th><th scope="col"><span class="visually-hidden">What to do</span></th></tr></thead>
-        <tbody>${value.map((dataset) => html`<${Row} key=${dataset.id} dataset=${dataset} onPreview=${() => setSeen(dataset)} onFetchAgain=${() => fetchAgain(dataset)} onDelete=${() => setDoomed(dataset)} />`)}</tbody>
+        <tbody>${value.map((dataset) => html`<${Row} key=${dataset.id} dataset=${dataset} onFetchAgain=${() => fetchAgain(dataset)} onDelete=${() => setDoomed(dataset)} />`)}</tbody>
       </table><//>`}
     </div>
-    ${seen && html`<${Look} dataset=${seen} onClose=${() => setSeen(null)} />`}
-    ${doomed && html`<${Confirm} title=${`Delete the dataset ${doomed.name}?`} label="Delete it for good" onClose=${() => setDoomed(null)}
-      onConfirm=${async () => {
-        await remove(`/datasets/${doomed.id}`);
-        tell(`${doomed.name} is deleted.`, "good");
-        await reload();
-      }}>
-      <p>${`Its ${plural(doomed.rows, "row")} go, and can't be brought back. Adapters that were made from it stay and go on answering; their jobs can't be retried or cloned with the same rows.`}</p>
-    <//>`}
+    ${doomed && html`<${DeleteDataset} dataset=${doomed} onClose=${() => setDoomed(null)} onDeleted=${reload} />`}
   <//>`;
 }
 
-function Row({ dataset, onPreview, onFetchAgain, onDelete }) {
+function Row({ dataset, onFetchAgain, onDelete }) {
   const { id, name, state, hub, error } = dataset;
   const isReady = state === "ready";
   return html`<tr>
-    <td><strong class="wrap">${name}</strong><div class="small muted mono">${id}</div>
+    <td><a class="name wrap" href=${`#/dataset/${id}`}>${name}</a><div class="small muted mono">${id}</div>
       ${!isReady && html`<${State} state=${state} />`}
       ${error && html`<div class="note bad small"><strong>${error.message}</strong> ${error.hint}</div>`}
       ${hub && error?.hint?.includes("on_unused=ignore") && html`<div><${Action} class="small" onClick=${onFetchAgain}>Fetch it without these fields<//></div>`}
-      ${dataset.problem_count > 0 && html`<details class="small"><summary>${`${plural(dataset.problem_count, "row")} left out`}</summary><ul>${dataset.problems.map(({ line, message }) => html`<li key=${line}>Line ${line}: ${message}</li>`)}</ul></details>`}
+      ${dataset.problem_count > 0 && html`<details class="small"><summary>${`${plural(dataset.problem_count, "row")} left out`}</summary><ul class="bullets">${dataset.problems.map(({ line, message }) => html`<li key=${line}>Line ${line}: ${message}</li>`)}</ul></details>`}
       <${UnusedFields} fields=${dataset.unused_fields} />
     </td>
     <td data-label="Rows"><span class="numbers">${count(dataset.rows)}</span><div class="small muted">${dataset.format?.replaceAll("_", " ")}</div></td>
@@ -57,7 +48,7 @@ function Row({ dataset, onPreview, onFetchAgain, onDelete }) {
     <td data-label="Added" title=${moment(dataset.created_at)}>${ago(dataset.created_at)}</td>
     <td><div class="row">
       ${isReady && html`<a class="button small" href=${`#/new?dataset=${id}`}>Train</a>
-        <button type="button" class="small" aria-label=${`Preview ${name}`} onClick=${onPreview}>Preview</button>
+        <a class="button small" href=${`#/dataset/${id}`} aria-label=${`Rows of ${name}`}>Rows</a>
         <${Action} class="small" onClick=${() => download(`/datasets/${id}/download`, `${id}.jsonl`)}>Download<//>`}
       <button type="button" class="small danger" aria-label=${`Delete ${name}`} onClick=${onDelete}>Delete</button>
     </div></td>
@@ -69,21 +60,6 @@ function UnusedFields({ fields }) {
   if (!fields.length) return null;
   return html`<details class="small">
     <summary>${`${plural(fields.length, "field")} not used`}${fields.some((field) => field.changes_learning) && html` <strong>(changes what is learned)</strong>`}</summary>
-    <ul>${fields.map(({ field, rows, changes_learning }) => html`<li key=${field}><span class="mono wrap">${field}</span>: ${plural(rows, "row")}${changes_learning ? ", changes what is learned" : ""}</li>`)}</ul>
+    <ul class="bullets">${fields.map(({ field, rows, changes_learning }) => html`<li key=${field}><span class="mono wrap">${field}</span>: ${plural(rows, "row")}${changes_learning ? ", changes what is learned" : ""}</li>`)}</ul>
   </details>`;
-}
-
-/** A dataset's rows in the tokens of the chosen base model. */
-function Look({ dataset, onClose }) {
-  const { value, error } = useLoaded(() => get("/models"), []);
-  const [chosen, setChosen] = useState("");
-  const model = chosen || value?.data[0]?.name;
-  return html`<${Dialog} title=${dataset.name} onClose=${onClose}>
-    <${Problem} error=${error} />
-    ${value && html`<${Field} id="look-model" label="As this base model sees it">
-      <select id="look-model" value=${model} onChange=${({ target }) => setChosen(target.value)}>${value.data.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}</select>
-    <//>`}
-    ${model ? html`<${Preview} dataset=${dataset.id} baseModel=${model} />` : value && html`<p class="muted">There is no base model here yet to read them with.</p>`}
-    <div class="row"><button type="button" onClick=${onClose}>Close</button></div>
-  <//>`;
 }

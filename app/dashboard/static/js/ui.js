@@ -103,12 +103,12 @@ export function Action({ onClick, children, ...rest }) {
 }
 
 /** The browser's own modal dialog: it holds the focus, and Escape closes it. */
-export function Dialog({ title, onClose, children }) {
+export function Dialog({ title, isWide, onClose, children }) {
   const dialog = useRef(null);
   useEffect(() => {
     dialog.current.showModal();
   }, []);
-  return html`<dialog ref=${dialog} aria-labelledby="dialog-title" onClose=${onClose}>
+  return html`<dialog ref=${dialog} class=${isWide ? "wide" : undefined} aria-labelledby="dialog-title" onClose=${onClose}>
     <div class="stack"><h2 id="dialog-title">${title}</h2>${children}</div>
   </dialog>`;
 }
