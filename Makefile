@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo serve check test test-slow test-all compose-check bench clean
+.PHONY: setup demo serve check test test-slow test-clients test-all compose-check bench clean
 
 setup: $(STAMP)
 
@@ -33,11 +33,15 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist 
 
 # Everything once: processes that train, serve and are killed included.
 test: $(STAMP)
-	$(PYTEST) -m "not slow and not exhaustive"
+	$(PYTEST) -m "not slow and not exhaustive and not clients"
 
 # More of the same: every kind of fault and format, and the small real model.
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
+
+# The usual clients of OpenAI's API, in environments of their own, which are made from the package registries.
+test-clients: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients tests/clients
 
 # All of these, every model family, and thousands of made-up requests.
 test-all: $(STAMP)
@@ -55,4 +59,4 @@ compose-check: $(STAMP)
 	$(BIN)/python -m pytest -x --durations=5 docker/checks
 
 clean:
-	rm -rf $(VENV) data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .clients tests/clients/node/node_modules data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

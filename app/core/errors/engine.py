@@ -14,14 +14,16 @@ class PromptTooLong(InvalidRequest):
     def of(cls, tokens: int, max_length: int, context_length: int, *, has_answer: bool = True) -> Self:
         """The error for a prompt of so many tokens, where `max_length` fit, with one to make if there is any.
 
-        Its first sentence is OpenAI's: LiteLLM, CrewAI and others look for it to shorten a conversation.
+        Clients look for words of it to shorten a conversation: LiteLLM, PydanticAI, CrewAI and others for its
+        first sentence, which is OpenAI's, LangChain for "prompt is too long".
         """
         hint = "Shorten the prompt."
         if max_length < context_length:
             hint += f" The engine has memory for {max_length} of the base model's {context_length} tokens."
         return cls(
-            f"This model's maximum context length is {max_length} tokens. However, the prompt has {tokens} "
-            + ("tokens, and at least one more has to fit for the answer." if has_answer else "tokens."),
+            f"This model's maximum context length is {max_length} tokens. However, the prompt is too long: it has "
+            f"{tokens} tokens"
+            + (", and at least one more has to fit for the answer." if has_answer else "."),
             param="prompt",
             hint=hint,
         )
