@@ -1,7 +1,8 @@
 """A small model that was trained to call two functions, one after the other, and then to answer in words.
 
-With random weights a model calls functions only where it must, and an agent loop ends only at its limits. This one
-learns three turns of one conversation, whatever functions and system prompt stand before it, in Qwen's template.
+With random weights a model calls functions only where it must, and an agent loop ends only at its limits. This
+one learns three turns of one conversation, whatever functions and system prompt are before it, in Qwen's
+template.
 """
 
 import hashlib
@@ -23,11 +24,26 @@ QUESTION = "What is the weather in Oslo, and how many people live there?"
 ANSWER = "It rains in Oslo, where 700000 people live."
 ANSWER_WITHOUT_FUNCTIONS = "I can't look that up."
 _RESULTS = {"get_weather": "It rains in Oslo.", "get_population": "700000"}
-_WORDS = (
-    "the a city weather people live Oslo Lima Kyoto get how many of in object string number type properties "
-    "required description additionalProperties false true enum title default value be short use functions answer "
-    "you are helpful assistant parameters function name"
-).split()
+_WORDS = [
+    *(
+        "the",
+        "a",
+        "city",
+        "weather",
+        "people",
+        "live",
+        "Oslo",
+        "Lima",
+        "Kyoto",
+        "get",
+        "how",
+        "many",
+        "of",
+        "in",
+    ),
+    *("object", "string", "type", "properties", "required", "description", "additionalProperties", "false"),
+    *("enum", "title", "be", "short", "use", "functions", "answer", "parameters", "function", "name"),
+]
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
 _IGNORED = -100
 _TRAINED_LOSS = 0.005

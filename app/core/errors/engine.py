@@ -20,10 +20,10 @@ class PromptTooLong(InvalidRequest):
         hint = "Shorten the prompt."
         if max_length < context_length:
             hint += f" The engine has memory for {max_length} of the base model's {context_length} tokens."
+        rest = ", and at least one more has to fit for the answer." if has_answer else "."
         return cls(
-            f"This model's maximum context length is {max_length} tokens. However, the prompt is too long: it has "
-            f"{tokens} tokens"
-            + (", and at least one more has to fit for the answer." if has_answer else "."),
+            f"This model's maximum context length is {max_length} tokens. However, the prompt is too long: "
+            f"it has {tokens} tokens{rest}",
             param="prompt",
             hint=hint,
         )
