@@ -1,13 +1,14 @@
-"""A small model that was trained to call two functions, one after the other, and then to answer in words.
+"""A small model that was trained to call two functions one after the other, and then to answer in words.
 
-With random weights a model calls functions only where it must, and an agent loop ends only at its limits. This
-one learns three turns of one conversation, whatever functions and system prompt are before it, in Qwen's
+With random weights a model calls functions only where it must, and an agent loop ends only at its limits.
+This one learns three turns of one conversation, whatever functions and system prompt are before it, in Qwen's
 template.
 """
 
 import hashlib
 import random
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -24,37 +25,23 @@ QUESTION = "What is the weather in Oslo, and how many people live there?"
 ANSWER = "It rains in Oslo, where 700000 people live."
 ANSWER_WITHOUT_FUNCTIONS = "I can't look that up."
 _RESULTS = {"get_weather": "It rains in Oslo.", "get_population": "700000"}
-_WORDS = [
-    *(
-        "the",
-        "a",
-        "city",
-        "weather",
-        "people",
-        "live",
-        "Oslo",
-        "Lima",
-        "Kyoto",
-        "get",
-        "how",
-        "many",
-        "of",
-        "in",
-    ),
-    *("object", "string", "type", "properties", "required", "description", "additionalProperties", "false"),
-    *("enum", "title", "be", "short", "use", "functions", "answer", "parameters", "function", "name"),
-]
+_WORDS = """
+the a city weather people live Oslo Lima Kyoto get how many of in object string number type properties
+required description additionalProperties false true enum title default value be short use functions answer
+you are helpful assistant parameters function name strict items array call response final output schema
+""".split()  # noqa: SIM905
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
 _IGNORED = -100
-_TRAINED_LOSS = 0.005
-_MAX_STEPS = 400
+# The mean of as many steps.
+_TRAINED_LOSS, _TRAINED_STEPS = 0.002, 25
+_MAX_STEPS = 1500
 
 Row = tuple[list[dict[str, Any]], list[dict[str, Any]] | None]
 Encoded = tuple[list[int], list[int]]
 
 
 def make_model(folder: Path) -> Path:
-    """Put the model into `folder/guide`; it is trained once (100 steps) and cached. Returns that path."""
+    """Put the model into `folder/guide`; it is trained once (a minute) and cached. Returns that path."""
     digest = hashlib.sha256(Path(__file__).read_bytes() + TEMPLATE.read_bytes()).hexdigest()[:16]
     cached = CACHE / "models" / digest
     if not cached.is_dir():
@@ -112,16 +99,18 @@ def _train(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(_MAX_STEPS):
+    losses: list[float] = []
+    while len(losses) < _MAX_STEPS:
         batch = [_encode(tokenizer, *_make_row(source)) for _ in range(8)]
         loss = model(**_pad(batch, tokenizer.pad_token_id)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if loss.item() < _TRAINED_LOSS:
+        losses.append(loss.item())
+        if len(losses) > _TRAINED_STEPS and mean(losses[-_TRAINED_STEPS:]) < _TRAINED_LOSS:
             return model
-    raise AssertionError(f"the model has not learned its conversation: its loss is {loss.item():.3f}")
+    raise AssertionError(f"the model has not learned its conversation: its last loss is {losses[-1]:.3f}")
 
 
 def _make_row(source: random.Random) -> Row:
@@ -130,10 +119,13 @@ def _make_row(source: random.Random) -> Row:
     def noise(most: int) -> str:
         return " ".join(source.choices(_WORDS, k=source.randint(1, most)))
 
-    messages = [{"role": "system", "content": noise(20)}] if source.random() < 0.6 else []
+    messages = [{"role": "system", "content": noise(60)}] if source.random() < 0.6 else []
     messages.append({"role": "user", "content": QUESTION})
     kind = source.random()
     if kind < 0.2:
+        if kind < 0.1:  # another agent handed the conversation over
+            result = f'{{"assistant": "{noise(2)}"}}'
+            messages += [_call(f"transfer_to_{source.choice(_WORDS)}"), {"role": "tool", "content": result}]
         return [*messages, {"role": "assistant", "content": ANSWER_WITHOUT_FUNCTIONS}], None
     for name in _RESULTS:
         result = _RESULTS[name] if source.random() < 0.7 else f'"{_RESULTS[name]}"'
@@ -146,7 +138,7 @@ def _make_row(source: random.Random) -> Row:
 
 
 def _call(name: str) -> dict[str, Any]:
-    function = {"name": name, "arguments": {"city": "Oslo"}}
+    function = {"name": name, "arguments": {"city": "Oslo"} if name in _RESULTS else {}}
     return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
 
 
@@ -157,7 +149,14 @@ def _make_tool(name: str, source: random.Random, noise: Any) -> dict[str, Any]:
     for key, value in (("additionalProperties", False), ("title", noise(2)), ("description", noise(8))):
         if source.random() < 0.4:
             parameters[key] = value
-    function = {"name": name, "description": noise(10), "parameters": parameters}
+        if source.random() < 0.2:
+            city[key] = value
+    parameters = {key: parameters[key] for key in source.sample(list(parameters), len(parameters))}
+    function: dict[str, Any] = {"name": name, "description": noise(10), "parameters": parameters}
+    if source.random() < 0.3:
+        function["strict"] = True
+    keys = source.sample(list(function), len(function))
+    function = {key: function[key] for key in keys}
     return {"type": "function", "function": function}
 
 

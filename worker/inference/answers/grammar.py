@@ -19,8 +19,9 @@ from worker.inference.answers.parser import AnswerFormat, MarkedAnswer, ThoughtM
 
 TokenId = Callable[[str], int | None]
 
-# Whitespace between two tokens of JSON. Without a limit a small model may emit blanks without end.
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+# Whitespace between two tokens of JSON: a blank, or a line break with what indents the next line. Where more
+# is possible, a small model may emit blanks without end.
+WHITESPACE = r"\x20|\x0D?\x0A[\x20\x09]{0,32}"
 _TEXT = r"TEXT: /(.|\n)*/"
 # Text that is no call although it stands where calls without a marker do.
 _NO_OBJECT = r"NO_OBJECT: /(\s*[^\s{](.|\n)*)?/"

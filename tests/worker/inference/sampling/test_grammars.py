@@ -107,13 +107,24 @@ def test_unknown_keywords_are_ignored_unless_strict(tokenizer):
 def test_blanks_between_tokens_come_to_an_end(tokenizer):
     matcher = compile_schema(tokenizer, PERSON).start()
     matcher.accept_token(tokenizer.convert_tokens_to_ids("{"))
-    blank = tokenizer.convert_tokens_to_ids("Ġ")
+    blank, newline = tokenizer.convert_tokens_to_ids(["Ġ", "Ċ"])
 
+    matcher.accept_token(newline)
     for _ in range(32):
         assert blank in token_ids(matcher.allowed_tokens())
         matcher.accept_token(blank)
 
-    assert blank not in token_ids(matcher.allowed_tokens())
+    assert not {blank, newline} & set(token_ids(matcher.allowed_tokens()))
+
+
+def test_a_blank_stands_alone_unless_it_indents_a_line(tokenizer):
+    matcher = compile_schema(tokenizer, PERSON).start()
+    matcher.accept_token(tokenizer.convert_tokens_to_ids("{"))
+    blank, newline = tokenizer.convert_tokens_to_ids(["Ġ", "Ċ"])
+
+    matcher.accept_token(blank)
+
+    assert not {blank, newline} & set(token_ids(matcher.allowed_tokens()))
 
 
 def test_a_tokenizer_without_an_end_is_refused(tokenizer):
