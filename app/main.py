@@ -11,9 +11,10 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.routing import BaseRoute
 
-from app.api import base_models, health, status, storage
+from app.api import health, status, storage
 from app.api.adapters import imports as adapter_imports, routes as adapter_routes
 from app.api.adapters.importer import Importer
+from app.api.base_models import downloads as download_routes, removal, routes as base_model_routes
 from app.api.datasets import hub, preview, routes as dataset_routes, samples
 from app.api.deps import Services
 from app.api.exports import routes as export_routes
@@ -38,6 +39,7 @@ from app.api.openai.responses import routes as response_routes
 from app.api.openai.responses.background import BackgroundResponses
 from app.api.webhooks import routes as webhook_routes
 from app.api.webhooks.deliverer import Deliverer
+from app.core.base_models import downloads
 from app.core.chat import responses as stored_responses
 from app.core.datasets import openai_files
 from app.core.engine import workers
@@ -127,7 +129,8 @@ def _routes() -> list[BaseRoute]:
         preflight,
         job_routes,
         history,
-        base_models,
+        download_routes,
+        base_model_routes,
         adapter_routes,
         adapter_imports,
         export_routes,
@@ -205,6 +208,8 @@ async def _remove_aged(services: Services) -> None:
             arguments = (services.settings, services.database, services.store)
             for kind, count in (await to_thread.run_sync(stored.remove_aged, *arguments)).items():
                 _log.info("Deleted by age: %s of %d", kind, count)
+            if count := await removal.remove_aged(services):
+                _log.info("Deleted by age: %d base models", count)
         except Exception:
             # The boundary of the loop: one failed turn must not end it.
             _log.exception("What is too old can't be deleted now")
@@ -222,6 +227,7 @@ def sweep_once(services: Services) -> None:
         idempotency.prune(session)
         deliveries.prune(session)
         stored_responses.delete_expired(session)
+        downloads.prune(session)
         expired = openai_files.delete_expired(session)
     services.background_responses.fail_abandoned()
     for folder in expired:

@@ -30,10 +30,12 @@ from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database, is_migrated, refuse_newer
 from worker.doctor.process import Examination
+from worker.models.files import hub_cache
 from worker.planning import gpu_sharing
 from worker.processes.engine_process import ENGINE_MODULE, EngineProcess
 from worker.processes.gpu_stats import GpuStats
 from worker.processes.prewarmed import TRAINING_MODULE, PrewarmedTrainer, remove_leftovers
+from worker.runners.downloads import DownloadHandler
 from worker.runners.exports import EXPORTING_MODULE, ExportHandler
 from worker.runners.fetches import FETCHING_MODULE, FetchHandler
 from worker.runners.jobs import JobHandler
@@ -94,9 +96,11 @@ class Supervisor:
         # These run while a job trains, each kind in a thread of its own.
         fetches = FetchHandler(settings, self._database, store, module=fetching_module)
         exports = ExportHandler(settings, self._database, store, module=exporting_module)
+        downloads = DownloadHandler(settings, self._beat_now.set)
         self._concurrent: dict[str, WorkRunner[Any, Any, Any]] = {
             "fetches": WorkRunner(settings, self._database, store, fetches, stop=self._stop),
             "exports": WorkRunner(settings, self._database, store, exports, stop=self._stop),
+            "downloads": WorkRunner(settings, self._database, store, downloads, stop=self._stop),
         }
 
     def run(self) -> None:
@@ -204,6 +208,7 @@ class Supervisor:
             engine_token=engine.token if engine else None,
             engine_state=engine.read_state() if engine else None,
             problems=self._find_problems(),
+            downloaded=hub_cache.list_downloaded(),
         )
 
     def _find_problems(self) -> list[str]:

@@ -1,12 +1,16 @@
 """What grows for ever: how large it is, and its deletion."""
 
 from datetime import timedelta
+from functools import partial
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
+from app.api.base_models import removal
 from app.api.deps import ServicesDep
+from app.api.http.errors import documented
 from app.core.retention import stored
 from app.core.retention.stored import Stored, StoredKind
 
@@ -19,11 +23,17 @@ class StoredRead(BaseModel):
 
     kind: StoredKind = Field(
         description="`checkpoints`, `tensorboard` and `logs` in the folders of jobs; their `events` in the "
-        "database: log lines and curves; `exports`."
+        "database: log lines and curves; `exports`; `base_models` in the Hub's cache."
     )
-    count: int = Field(description="Jobs that have some; of `events` and `exports` their number.")
-    size_bytes: int | None = Field(description="Size of its files on the API's machine; null: not known.")
-    deletable_count: int = Field(description="So many of them are of jobs or exports that have ended.")
+    count: int = Field(
+        description="Jobs that have some; of `events`, `exports` and `base_models` their number."
+    )
+    size_bytes: int | None = Field(
+        description="Size of its files, as the API or the worker sees them; null: not known."
+    )
+    deletable_count: int = Field(
+        description="So many of them are of what has ended, or are models that nothing needs now."
+    )
     deletable_bytes: int | None = Field(description="Size of those.")
     keep_days: float = Field(description="After so many days it is deleted by itself; 0: never.")
 
@@ -50,35 +60,36 @@ class DeletedStorageRead(BaseModel):
     """What was deleted."""
 
     kind: StoredKind = Field(description="What was deleted.")
-    deleted: int = Field(description="Jobs whose files went; of `events` and `exports` their number.")
+    deleted: int = Field(description="Jobs whose files went; of other kinds their number.")
     size_bytes: int = Field(description="Size of the files.")
 
 
 @router.get("", summary="What grows for ever")
 def list_storage(services: ServicesDep) -> StorageListRead:
-    """Checkpoints, TensorBoard files, logs, events and exports, with their sizes."""
+    """Checkpoints, TensorBoard files, logs, events, exports and downloaded base models, with their sizes."""
     found = stored.measure(services.settings, services.database)
     return StorageListRead(data=[StoredRead.from_stored(one) for one in found])
 
 
-@router.delete("/{kind}", summary="Delete what has ended")
-def delete_storage(
+@router.delete("/{kind}", summary="Delete what has ended", responses=documented(503))
+async def delete_storage(
     kind: Kind,
     services: ServicesDep,
     older_than_days: Annotated[
-        float, Query(ge=0, le=36_500, description="Only of what ended longer ago than this.")
+        float,
+        Query(ge=0, le=36_500, description="Only of what ended, or was last used, longer ago than this."),
     ] = 0,
 ) -> DeletedStorageRead:
     """Delete one kind, of all jobs or exports that have ended.
 
     A failed or cancelled job without checkpoints is retried from its first step; without events it has
-    neither a log nor curves. Records of jobs, adapters and datasets stay.
+    neither a log nor curves. Base models go that nothing needs now, whatever adapters there are: they are
+    downloaded again when they are needed. Records of jobs, adapters and datasets stay.
     """
-    deleted, size = stored.remove(
-        kind,
-        services.settings,
-        services.database,
-        services.store,
-        older_than=timedelta(days=older_than_days),
-    )
+    older_than = timedelta(days=older_than_days)
+    if kind is StoredKind.BASE_MODELS:
+        deleted, size = await removal.remove_unneeded(services, older_than)
+    else:
+        arguments = (kind, services.settings, services.database, services.store)
+        deleted, size = await to_thread.run_sync(partial(stored.remove, *arguments, older_than=older_than))
     return DeletedStorageRead(kind=kind, deleted=deleted, size_bytes=size)

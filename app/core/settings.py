@@ -149,6 +149,12 @@ class Settings(BaseSettings):
     keep_exports_days: float = Field(
         0.0, ge=0, description="Exports that have ended are deleted after so many days. 0: never."
     )
+    keep_base_models_days: float = Field(
+        0.0,
+        ge=0,
+        description="Base models downloaded from the Hub are deleted after so many days without use, unless "
+        "something needs them; the Hub's cache belongs to all programs of the worker's user. 0: never.",
+    )
     lease_seconds: float = Field(30.0, gt=0, description="A worker that is silent for so long loses its job.")
     max_lost_attempts: int = Field(
         3, ge=1, description="A job whose worker or training process died so often fails."

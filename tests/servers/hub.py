@@ -37,6 +37,8 @@ class Repository:
     files: dict[str, bytes]
     is_gated: bool = False
     is_private: bool = False
+    # What a search says of it: `tags`, `pipeline_tag`, `safetensors`, `downloads`.
+    about: dict[str, Any] = field(default_factory=dict)
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +51,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
+        self.tokens: list[str | None] = []
         self.broken_status: int | None = None
         self.stalls_downloads = False  # a request for a file gets no response until the client disconnects
         self.has_stalled = threading.Event()
@@ -57,10 +60,11 @@ class FakeHub:
             for kind, files in (("datasets", "/datasets"), ("models", ""))
             for route in self._make_routes(f"/api/{kind}/{{owner}}/{{name}}", files)
         ]
+        routes.append(Route("/api/models", self._search))
         self._server = ServerThread(Starlette(routes=routes), lifespan="off")
         self.url = self._server.url
 
-    def add(self, name: str, files: dict[str, bytes], **options: bool) -> Repository:
+    def add(self, name: str, files: dict[str, bytes], **options: Any) -> Repository:
         self.repositories[name] = Repository(files, **options)
         return self.repositories[name]
 
@@ -91,6 +95,20 @@ class FakeHub:
             return answer
 
         return endpoint
+
+    async def _search(self, request: Request) -> Response:
+        self.requests.append(f"{request.method} {request.url.path}")
+        self.tokens.append(request.headers.get("authorization"))
+        if self.broken_status:
+            return Response(status_code=self.broken_status)
+        words, tags = request.query_params.get("search", ""), request.query_params.getlist("filter")
+        found = [
+            {"_id": "0", "id": name, "gated": "auto" if repository.is_gated else False, **repository.about}
+            for name, repository in self.repositories.items()
+            if words.lower() in name.lower() and set(tags) <= set(repository.about.get("tags", []))
+        ]
+        found.sort(key=lambda one: -one.get("downloads", 0))
+        return JSONResponse(found[: int(request.query_params.get("limit", 1000))])
 
     async def _file(self, request: Request, repository: Repository) -> Response:
         path = request.path_params["path"]

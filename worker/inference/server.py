@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.core.settings import GpuPolicy
 from app.core.storage.artifacts import ArtifactStore
+from worker.base_models.service import BaseModelService
 from worker.inference.adapters.cache import AdapterCache
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.engine import Engine, EngineOptions
@@ -100,6 +101,9 @@ async def _serve(link: ParentLink, request: EngineRequest, background: Backgroun
     )
     app = service.app()
     app.routes.extend(preflight.routes())
+    on_change = partial(link.send, StateChanged())
+    base_models = BaseModelService(lambda: engine.state, request.token, on_change)
+    app.routes.extend(base_models.routes())
     server = uvicorn.Server(
         uvicorn.Config(
             app,

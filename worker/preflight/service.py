@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app.core.base_models.messages import FitRequest
 from app.core.engine.messages import Failed
 from app.core.engine.preflight import CheckRequest, PreflightRequest, PreviewRequest
 from app.core.errors import InvalidRequest, NotFound, QueueFull, TunesmithError, Unavailable
@@ -18,6 +19,7 @@ from app.core.errors.engine import EngineFailed
 from app.core.errors.jobs import JobFailure
 from worker.preflight.background_process import BackgroundProcess
 from worker.preflight.environment import PreflightEnvironment
+from worker.preflight.fit import estimate_fit
 from worker.preflight.preview import run_preview
 from worker.preflight.report import check_spec, find_memory_fit, run_preflight
 from worker.processes.http_replies import as_json, is_authorized, malformed, unauthorized
@@ -53,6 +55,7 @@ class PreflightService:
             Route("/preflight", self._preflight, methods=["POST"]),
             Route("/preview", self._preview, methods=["POST"]),
             Route("/check", self._check, methods=["POST"]),
+            Route("/fit", self._fit, methods=["POST"]),
             Route("/room", self._memory_fit, methods=["POST"]),
         ]
 
@@ -65,6 +68,9 @@ class PreflightService:
 
     async def _check(self, request: Request) -> Response:
         return await self._answer(request, CheckRequest, check_spec, self._find_environment)
+
+    async def _fit(self, request: Request) -> Response:
+        return await self._answer(request, FitRequest, estimate_fit, self._find_environment)
 
     async def _preview(self, request: Request) -> Response:
         return await self._answer(request, PreviewRequest, run_preview, self._find_environment)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from app.api.base_models import list_models as list_base_models
+from app.api.base_models.routes import list_models as list_base_models
 from app.api.deps import MAX_PAGE, Services, ServicesDep
 from app.api.generate.answers import Target, find_adapter, find_base_model
 from app.core.adapters import records as adapter_records

@@ -5,10 +5,14 @@ Reads `config.json` as plain JSON and loads no model.
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from app.core.engine.serving import find_config_obstacle
+from app.core.engine.wire import Wire
 from app.core.errors.base_models import ModelNotAllowed, UnknownModel
 from app.core.settings import Settings
 from app.core.storage.similar import suggest
@@ -25,6 +29,25 @@ class LocalModel:
     size_bytes: int
     # What in it the paged engine can't compute, by its configuration.
     obstacle: str | None
+
+
+class ModelDescription(Wire):
+    """What `config.json` says of a base model."""
+
+    architecture: str | None = Field(None, description="Its class in transformers.")
+    context_length: int | None = Field(None, description="Most tokens of prompt and answer together.")
+    continues_text: bool = Field(True, description="False: its class is of another kind of model.")
+    obstacle: str | None = Field(None, description="What in it the paged engine can't compute.")
+
+
+class DownloadedModel(Wire):
+    """A model of the Hub in the cache of a worker's machine, as the worker's row has it."""
+
+    name: str
+    size_bytes: int
+    used_at: datetime = Field(description="When its weights were last read, or downloaded.")
+    is_whole: bool = Field(description="False: a download of its weights has not ended, or broke off.")
+    description: ModelDescription = ModelDescription()
 
 
 def find_local(settings: Settings) -> list[LocalModel]:
@@ -69,20 +92,39 @@ def _configs(folder: Path) -> list[Path]:
     return sorted(path for path in configs if not path.parent.name.startswith("."))
 
 
-def _describe(config_path: Path) -> LocalModel:
-    config = _read_config(config_path)
-    folder = config_path.parent
+def describe_config(path: Path) -> ModelDescription:
+    """What a `config.json` says; nothing where it can't be read."""
+    config = _read_config(path)
     architectures = config.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
-    length = config.get("max_position_embeddings")
     # Of models that also read images, the configuration of the language model.
     inner = config.get("text_config")
+    language = inner if isinstance(inner, dict) else config
+    length = config.get("max_position_embeddings", language.get("max_position_embeddings"))
+    return ModelDescription(
+        architecture=architecture if isinstance(architecture, str) else None,
+        context_length=length if isinstance(length, int) else None,
+        obstacle=find_config_obstacle(language),
+        continues_text=_continues_text(architecture, reads_images=isinstance(inner, dict)),
+    )
+
+
+def _continues_text(architecture: object, *, reads_images: bool) -> bool:
+    """Whether a class is that of a language model; where no class is named it may be."""
+    if not isinstance(architecture, str):
+        return True
+    return "CausalLM" in architecture or "LMHead" in architecture or reads_images
+
+
+def _describe(config_path: Path) -> LocalModel:
+    folder = config_path.parent
+    found = describe_config(config_path)
     return LocalModel(
         name=folder.name,
         path=folder,
-        architecture=architecture if isinstance(architecture, str) else None,
-        context_length=length if isinstance(length, int) else None,
-        obstacle=find_config_obstacle(inner if isinstance(inner, dict) else config),
+        architecture=found.architecture,
+        context_length=found.context_length,
+        obstacle=found.obstacle,
         size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from app.core.engine.base_models import DownloadedModel
 from app.core.engine.state import EngineState
 from app.core.settings import Settings
 from app.core.storage import tables
@@ -23,6 +24,7 @@ class WorkerReport:
     engine_token: str | None = None
     engine_state: EngineState | None = None
     problems: list[str] = field(default_factory=list)
+    downloaded: list[DownloadedModel] = field(default_factory=list)
 
 
 def heartbeat(session: Session, report: WorkerReport, *, now: datetime | None = None) -> None:
@@ -38,6 +40,7 @@ def heartbeat(session: Session, report: WorkerReport, *, now: datetime | None = 
     worker.engine_token = report.engine_token
     worker.engine_state = report.engine_state.model_dump(mode="json") if report.engine_state else None
     worker.problems = report.problems
+    worker.base_models = [model.model_dump(mode="json") for model in report.downloaded]
     worker.heartbeat_at = now
 
 
@@ -60,6 +63,30 @@ def engine_states(session: Session, settings: Settings) -> list[EngineState]:
     """Returns the states of the engines of running workers, as of their last heartbeats."""
     serving = find_alive(session, lease_seconds=settings.lease_seconds, role="serve")
     return [EngineState.model_validate(worker.engine_state) for worker in serving if worker.engine_state]
+
+
+def find_downloaded(session: Session, settings: Settings) -> list[DownloadedModel]:
+    """Returns the Hub models on the machines of running workers, by name.
+
+    One that several workers have is there once, with the size of the largest and the latest use.
+    """
+    found: dict[str, DownloadedModel] = {}
+    for worker in find_alive(session, lease_seconds=settings.lease_seconds):
+        for model in map(DownloadedModel.model_validate, worker.base_models):
+            other = found.get(model.name, model)
+            changes = {
+                "size_bytes": max(model.size_bytes, other.size_bytes),
+                "used_at": max(model.used_at, other.used_at),
+                "is_whole": model.is_whole or other.is_whole,
+            }
+            found[model.name] = model.model_copy(update=changes)
+    return sorted(found.values(), key=lambda model: model.name)
+
+
+def forget_downloaded(session: Session, name: str) -> None:
+    """Remove a deleted Hub model from the rows of all workers, before their next heartbeats do."""
+    for worker in session.scalars(select(tables.WorkerRow)):
+        worker.base_models = [model for model in worker.base_models if model["name"] != name]
 
 
 def forget_dead(session: Session, *, older_than_seconds: float, now: datetime | None = None) -> None:

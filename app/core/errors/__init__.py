@@ -16,6 +16,7 @@ TunesmithError
 │   └── webhooks:       TargetRefused
 ├── NotFound            there is nothing under this id or name
 │   ├── adapters:       AdapterNotFound
+│   ├── base_models:    ModelNotDownloaded, DownloadNotFound
 │   ├── datasets:       DatasetNotFound
 │   ├── exports:        ExportNotFound
 │   ├── jobs:           JobNotFound
@@ -23,6 +24,7 @@ TunesmithError
 │   └── webhooks:       WebhookNotFound, DeliveryNotFound
 ├── Conflict            the present state of the thing does not allow the call
 │   ├── adapters:       AdapterInUse, AdapterNotReady, AdapterNameTaken
+│   ├── base_models:    ModelInUse, ModelNotOurs, DownloadEnded
 │   ├── datasets:       DatasetInUse, DatasetNotReady
 │   ├── exports:        ExportNotReady, ExportAlreadyEnded, ExportNotRetryable, ExportNotEnded
 │   ├── jobs:           JobAlreadyEnded, JobNotEnded, JobHasAdapters, JobNotRetryable, JobNotPausable,
@@ -46,7 +48,8 @@ TunesmithError
 │   └── exports:        ExportMismatch, ExportUnsupported, GgufFamilyUnknown, TokenizerUnfit, ExportDiskFull,
 │                       NoMemoryForVerification, HubRefused, HubRepositoryExists
 └── jobs:               JobFailure (why a job failed; recorded with the job)
-    ├── base_models:    ModelGated, ModelMissing, HubUnreachable, BaseModelChanged, ModelUnreadable
+    ├── base_models:    ModelGated, ModelMissing, ModelDiskFull, HubUnreachable, BaseModelChanged,
+    │                   ModelUnreadable
     └── jobs:           NothingToLearn, BadTarget, AdapterUnfit, OutOfMemory, DiskFull, LossNotFinite,
                         LossExploded, AdapterInert, TemplateMismatch, TemplateExceedsLimits
 """

@@ -1,4 +1,4 @@
-"""What is stored of jobs and exports that have ended, by kind: its size, and its deletion.
+"""What is stored of jobs and exports that have ended, by kind: its size, its deletion; sizes of base models.
 
 A job that has not ended loses nothing. Deletions are in short transactions; files go after the commit.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 from sqlalchemy import Select, delete as sql_delete, func, select, update
 from sqlalchemy.orm import Session
 
+from app.core.base_models.needs import find_needs, find_unneeded
+from app.core.engine import workers
 from app.core.exports import records as export_records
 from app.core.retention import folders
 from app.core.settings import Settings
@@ -30,6 +32,7 @@ class StoredKind(StrEnum):
     LOGS = "logs"
     EVENTS = "events"
     EXPORTS = "exports"
+    BASE_MODELS = "base_models"
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,12 @@ def measure(settings: Settings, database: Database) -> list[Stored]:
         ended = set(session.scalars(select(tables.JobRow.id).where(tables.JobRow.state.in_(ENDED))))
         events = _count_events(session)
         exports = _measure_exports(session)
+        base_models = _measure_base_models(session, settings)
     return [
         *(_measure_parts(settings, kind, ended) for kind in _JOB_PARTS),
         Stored(StoredKind.EVENTS, events[0], None, events[1], None, settings.keep_events_days),
         Stored(StoredKind.EXPORTS, *exports, settings.keep_exports_days),
+        Stored(StoredKind.BASE_MODELS, *base_models, settings.keep_base_models_days),
     ]
 
 
@@ -68,6 +73,7 @@ def remove(
 ) -> tuple[int, int]:
     """Delete a kind, of what ended longer ago than `older_than`. Returns how many and their size in bytes."""
     before = (now or datetime.now(UTC)) - older_than
+    assert kind is not StoredKind.BASE_MODELS, "engines delete them: app/api/base_models/removal.py"
     if kind is StoredKind.EXPORTS:
         return _remove_exports(database, store, before)
     if kind is StoredKind.EVENTS:
@@ -79,7 +85,7 @@ def remove_aged(
     settings: Settings, database: Database, store: ArtifactStore, *, now: datetime | None = None
 ) -> dict[StoredKind, int]:
     """Delete what is older than the settings say. Returns how many of each kind."""
-    days = {kind: keep_days(kind, settings) for kind in StoredKind}
+    days = {kind: keep_days(kind, settings) for kind in StoredKind if kind is not StoredKind.BASE_MODELS}
     removed = {
         kind: remove(kind, settings, database, store, older_than=timedelta(days=most), now=now)[0]
         for kind, most in days.items()
@@ -172,6 +178,13 @@ def _measure_exports(session: Session) -> tuple[int, int, int, int]:
     sizes = [(state, sum(int(file["size_bytes"]) for file in files)) for state, files in rows]
     ended = [size for state, size in sizes if state in _ENDED_EXPORTS]
     return len(sizes), sum(size for _, size in sizes), len(ended), sum(ended)
+
+
+def _measure_base_models(session: Session, settings: Settings) -> tuple[int, int, int, int]:
+    found = workers.find_downloaded(session, settings)
+    unneeded = find_unneeded(found, find_needs(session), workers.engine_states(session, settings))
+    sizes, deletable = ([model.size_bytes for model in models] for models in (found, unneeded))
+    return len(sizes), sum(sizes), len(deletable), sum(deletable)
 
 
 def _remove_exports(database: Database, store: ArtifactStore, before: datetime) -> tuple[int, int]:

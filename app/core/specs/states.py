@@ -1,4 +1,4 @@
-"""States of jobs, datasets, adapters, exports and responses, and which job state may follow which."""
+"""States of jobs, datasets, adapters, exports, downloads and responses, and which job state may follow."""
 
 from enum import StrEnum
 
@@ -48,6 +48,21 @@ class ExportState(StrEnum):
     def has_ended(self) -> bool:
         """Whether the export is in a final state; only a request of a person can change it."""
         return self not in (ExportState.QUEUED, ExportState.RUNNING)
+
+
+class DownloadState(StrEnum):
+    """Where the download of a base model stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the download is in a final state."""
+        return self not in (DownloadState.QUEUED, DownloadState.RUNNING)
 
 
 class ExportPhase(StrEnum):

@@ -15,6 +15,7 @@ Row = TypeVar(
     tables.AdapterRow,
     tables.AdapterImportRow,
     tables.ExportRow,
+    tables.ModelDownloadRow,
     tables.WebhookRow,
     tables.WebhookDeliveryRow,
 )

@@ -9,8 +9,8 @@ from app.core.storage import tables
 from app.core.storage.database import Database
 
 _CHUNK_ROWS = 1000
-# Workers are only those that run now, and exports can be made again: their files are not in a backup.
-_LEFT_OUT = {tables.WorkerRow.__tablename__, tables.ExportRow.__tablename__}
+# Workers are only those that run now. Exports and base models can be had again: no file of them is copied.
+_LEFT_OUT = {table.__tablename__ for table in (tables.WorkerRow, tables.ExportRow, tables.ModelDownloadRow)}
 _TABLES = [table for table in tables.Table.metadata.sorted_tables if table.name not in _LEFT_OUT]
 
 
@@ -27,7 +27,7 @@ def one_state(database: Database) -> Iterator[Connection]:
 
 
 def copy_rows(source: Connection, target: Connection) -> None:
-    """Copy every row but those of workers and exports, each after the rows that it refers to."""
+    """Copy every row but those of workers, exports and downloads, each after the rows that it refers to."""
     for table in _TABLES:
         found = source.execute(select(table).execution_options(yield_per=_CHUNK_ROWS))
         for rows in found.mappings().partitions():

@@ -2,26 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-from tqdm.auto import tqdm
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from app.core.engine.base_models import find_folder
-from app.core.errors.base_models import HubUnreachable, ModelGated, ModelMissing
+from app.core.errors.base_models import ModelMissing
+from worker.models.files import hub, hub_cache
 from worker.models.files.description import CONFIG
 from worker.models.files.fingerprint import find_files, reading_weights
-
-# Weights as pickles (*.bin, *.pt) and Python files are never fetched.
-_DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
-_HUB_FILES = ["*.safetensors", *_DESCRIPTION]
-
 
 Announce = Callable[[str], None]
 
@@ -39,7 +28,7 @@ def locate_description(name: str, models_folder: Path) -> Path:
 
     Raises ModelMissing, ModelGated, HubUnreachable.
     """
-    return find_here(name, models_folder) or _fetch(name, allow_patterns=_DESCRIPTION)
+    return find_here(name, models_folder) or hub.fetch(name, hub.DESCRIPTION)
 
 
 def add_weights(name: str, folder: Path, models_folder: Path, announce: Announce = lambda line: None) -> Path:
@@ -68,7 +57,7 @@ def find_downloaded(name: str) -> Path | None:
     Raises ModelUnreadable.
     """
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+        folder = Path(snapshot_download(name, allow_patterns=hub.FILES, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     return folder if has_weights(folder) else None
@@ -89,57 +78,33 @@ def download_description(name: str, cache: Path) -> Path:
 
     Raises ModelMissing, ModelGated, HubUnreachable.
     """
-    return _fetch(name, allow_patterns=_DESCRIPTION, cache_dir=cache)
+    return hub.fetch(name, hub.DESCRIPTION, cache_dir=cache)
+
+
+def download_config(name: str, cache: Path) -> Path:
+    """A folder with only the config of a Hub model, in a cache apart from whole models.
+
+    Raises ModelMissing, ModelGated, HubUnreachable.
+    """
+    return hub.fetch(name, [CONFIG], cache_dir=cache)
 
 
 def _download(name: str, announce: Announce, *, revision: str | None = None) -> Path:
-    return _fetch(name, revision=revision, allow_patterns=_HUB_FILES, tqdm_class=_announcing(name, announce))
+    folder = hub.fetch(
+        name, hub.FILES, revision=revision, tqdm_class=hub.make_bar(_tell_tenths(name, announce))
+    )
+    hub_cache.mark_used(folder)
+    return folder
 
 
-def _fetch(name: str, **options: Any) -> Path:
-    hint = "Set HF_TOKEN for the worker to a token that may read it, and accept its terms on its Hub page."
-    try:
-        return Path(snapshot_download(name, **options))
-    except GatedRepoError as error:
-        raise ModelGated(f"The base model {name!r} is gated.", hint=hint) from error
-    except RepositoryNotFoundError as error:
-        raise ModelMissing(
-            f"There is no base model {name!r} on the Hub, or it is private.",
-            hint="Check the spelling (owner/name). " + hint,
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
-        raise HubUnreachable(
-            f"The base model {name!r} is not on this machine and the Hub can't be reached.",
-            hint="Check the network, or put the model's folder into the models folder and name it so.",
-        ) from error
+def _tell_tenths(name: str, announce: Announce) -> hub.OnProgress:
+    """Announces a line at each tenth of a download."""
+    announced = 0
 
+    def tell(done: int, total: int) -> None:
+        nonlocal announced
+        if total and done * 10 // total > announced:
+            announced = done * 10 // total
+            announce(f"Downloading {name}: {announced * 10}% of {total / 1e9:.2f} GB")
 
-def _announcing(name: str, announce: Announce) -> type[tqdm]:
-    """A progress bar that draws nothing and announces a line at each tenth of the bytes."""
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            options.pop("name", None)
-            self._counts_bytes = options.get("unit") == "B"
-            self._announced_tenths = 0
-            super().__init__(*args, **{**options, "disable": False, "file": _Silent()})
-
-        def update(self, n: float | None = 1) -> bool | None:
-            drawn = super().update(n)
-            tenths = int(10 * self.n / self.total) if self._counts_bytes and self.total else 0
-            if tenths > self._announced_tenths:
-                self._announced_tenths = tenths
-                announce(f"Downloading {name}: {tenths * 10}% of {self.total / 1e9:.2f} GB")
-            return drawn
-
-    return Bar
-
-
-class _Silent:
-    """An output for the bar's drawing that discards it."""
-
-    def write(self, _text: str) -> int:
-        return 0
-
-    def flush(self) -> None:
-        pass
+    return tell

@@ -5,6 +5,7 @@ Every class of a table ends in `Row`. All are imported here, so that the metadat
 
 from app.core.storage.tables.adapters import AdapterImportRow, AdapterRow
 from app.core.storage.tables.base import CountedRow, LeasedRow, Table, UtcDateTime
+from app.core.storage.tables.base_models import ModelDownloadRow
 from app.core.storage.tables.datasets import DatasetFetchRow, DatasetRow
 from app.core.storage.tables.exports import ExportRow
 from app.core.storage.tables.idempotency import IdempotencyKeyRow
@@ -27,6 +28,7 @@ __all__ = [
     "IdempotencyKeyRow",
     "JobRow",
     "LeasedRow",
+    "ModelDownloadRow",
     "ResponseRow",
     "Table",
     "UtcDateTime",

@@ -10,7 +10,7 @@ from app.core.storage.tables.base import Table
 
 
 class WorkerRow(Table):
-    """A running worker process, as of its last heartbeat."""
+    """A running worker process, as of its last heartbeat; `base_models` are in its Hub cache."""
 
     __tablename__ = "workers"
 
@@ -21,5 +21,6 @@ class WorkerRow(Table):
     engine_token: Mapped[str | None] = mapped_column(String(64))
     engine_state: Mapped[dict[str, Any] | None]
     problems: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
+    base_models: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]

@@ -30,6 +30,8 @@ def test_a_model_in_the_folder_is_listed_with_its_limits(client: TestClient, set
         "context_length": 2048,
         "loaded": False,
         "state": "on_disk",
+        "used_at": None,
+        "needed_by": {"jobs": [], "exports": [], "imports": [], "downloads": [], "adapters": 0},
         "serving": {"path": "paged", "reason": None, "tokens_per_second": None},
         "waiting": 0,
     }

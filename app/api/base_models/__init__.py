@@ -1,0 +1,1 @@
+"""Base models: list, search on the Hub, memory, download, delete."""

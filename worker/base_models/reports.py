@@ -1,0 +1,41 @@
+"""The messages between the worker and a downloading child: JSON lines over two pipes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from worker.processes.reports import ProcessMessage
+
+
+class DownloadRequest(ProcessMessage):
+    """The worker's request to a downloading child."""
+
+    base_model: str
+
+
+class Downloading(ProcessMessage):
+    """The download's progress."""
+
+    type: Literal["downloading"] = "downloading"
+    done_bytes: int
+    total_bytes: int
+
+
+class Downloaded(ProcessMessage):
+    """The model is in the cache. The child's last report."""
+
+    type: Literal["downloaded"] = "downloaded"
+    total_bytes: int
+
+
+class DownloadFailed(ProcessMessage):
+    """The download failed; what has arrived stays in the cache. The child's last report."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+    hint: str | None = None
+
+
+DownloadReport = Annotated[Downloading | Downloaded | DownloadFailed, Field(discriminator="type")]
+download_report_adapter: TypeAdapter[DownloadReport] = TypeAdapter(DownloadReport)
