@@ -12,12 +12,12 @@ from app.cli.output import note, print_json, show_table, size_text
 from app.cli.views import StoredKindView
 
 cli = typer.Typer(help="What grows for ever: list, rm.", no_args_is_help=True)
-Kind = Literal["checkpoints", "tensorboard", "logs", "events", "exports"]
+Kind = Literal["checkpoints", "tensorboard", "logs", "events", "exports", "base_models"]
 
 
 @cli.command("list")
 def list_storage(context: typer.Context, as_json: Json = False) -> None:
-    """Checkpoints, TensorBoard files, logs, events and exports, with their sizes."""
+    """Checkpoints, TensorBoard files, logs, events, exports and base models, with their sizes."""
     answer = client_of(context).get("/storage")
     if as_json:
         return print_json(answer)
@@ -40,12 +40,12 @@ def remove(
     context: typer.Context,
     kind: Annotated[Kind, typer.Argument(help="As `tunesmith storage list` names it.")],
     older_than: Annotated[
-        float, typer.Option(min=0, metavar="DAYS", help="Only of what ended longer ago than this.")
+        float, typer.Option(min=0, metavar="DAYS", help="Only what ended, or was last used, longer ago.")
     ] = 0,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Delete one kind, of all jobs or exports that have ended."""
+    """Delete one kind, of all jobs or exports that have ended; of base models what nothing needs now."""
     client = client_of(context)
     if not yes:
         _confirm(kind, older_than)
@@ -58,6 +58,12 @@ def remove(
 def _confirm(kind: str, older_than: float) -> None:
     if not sys.stdin.isatty():
         raise UsageProblem("Nobody is here to ask whether to delete them.", hint="--yes deletes without.")
+    if kind == "base_models":
+        unused = f" not used for {older_than:g} days" if older_than else ""
+        question = f"Delete all downloaded base models{unused} that nothing needs now?"
+        if not typer.confirm(question, err=True):
+            raise CommandFailed("Nothing was deleted.", code="not_confirmed")
+        return
     when = f" that ended more than {older_than:g} days ago" if older_than else " that have ended"
     if not typer.confirm(f"Delete the {kind} of all jobs and exports{when} for good?", err=True):
         raise CommandFailed("Nothing was deleted.", code="not_confirmed")

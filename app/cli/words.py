@@ -28,6 +28,8 @@ _COMMANDS = {
     "GET /webhooks": "webhooks list",
     "GET /webhooks/{}/deliveries": "webhooks deliveries {}",
     "GET /models": "models",
+    "GET /models/downloads": "models downloads",
+    "POST /models/downloads": "models download",
     "GET /v1/models": "models",
     "GET /v1/files": "datasets list",
     "GET /ready": "status",
