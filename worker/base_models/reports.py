@@ -28,7 +28,7 @@ class Downloaded(ProcessMessage):
     total_bytes: int
 
 
-class DownloadFailed(ProcessMessage):
+class DownloadRefused(ProcessMessage):
     """The download failed; what has arrived stays in the cache. The child's last report."""
 
     type: Literal["failed"] = "failed"
@@ -37,5 +37,5 @@ class DownloadFailed(ProcessMessage):
     hint: str | None = None
 
 
-DownloadReport = Annotated[Downloading | Downloaded | DownloadFailed, Field(discriminator="type")]
+DownloadReport = Annotated[Downloading | Downloaded | DownloadRefused, Field(discriminator="type")]
 download_report_adapter: TypeAdapter[DownloadReport] = TypeAdapter(DownloadReport)

@@ -12,7 +12,7 @@ import time
 from app.core.errors import TunesmithError
 from app.core.errors.base_models import ModelDiskFull
 from app.core.storage.disk import is_disk_full_error
-from worker.base_models.reports import Downloaded, DownloadFailed, Downloading, DownloadRequest
+from worker.base_models.reports import Downloaded, Downloading, DownloadRefused, DownloadRequest
 from worker.models.files import hub, hub_cache
 from worker.models.files.error_text import describe
 from worker.processes.child import ParentLink
@@ -37,7 +37,7 @@ def main(report_fd: int) -> None:
     except Exception as error:  # the boundary of the download: any error becomes its report
         _log.exception("%s could not be downloaded", request.base_model)
         found = _explain(error, request.base_model)
-        link.send(DownloadFailed(code=found.code, message=found.message, hint=found.hint))
+        link.send(DownloadRefused(code=found.code, message=found.message, hint=found.hint))
         return
     link.send(Downloaded(total_bytes=total_bytes))
 

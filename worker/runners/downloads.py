@@ -12,8 +12,8 @@ from app.core.settings import Settings
 from app.core.work.failures import WorkFailure
 from worker.base_models.reports import (
     Downloaded,
-    DownloadFailed,
     Downloading,
+    DownloadRefused,
     DownloadReport,
     DownloadRequest,
     download_report_adapter,
@@ -52,7 +52,7 @@ class DownloadHandler(WorkHandler[DownloadLease, DownloadReport, Downloaded]):
         yield ChildProcess(self._module, DownloadRequest(base_model=lease.base_model), log_path)
 
     def find_ending(self, report: DownloadReport) -> Downloaded | WorkFailure | None:
-        if isinstance(report, DownloadFailed):
+        if isinstance(report, DownloadRefused):
             return WorkFailure(report.code, report.message, report.hint)
         return report if isinstance(report, Downloaded) else None
 
