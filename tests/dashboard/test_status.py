@@ -9,9 +9,12 @@ from app.core.jobs import records as job_records
 from app.core.settings import Settings
 from app.core.storage.database import Database
 from app.main import create_app
+from tests.api.base_models.conftest import CacheEngine, box
 from tests.dashboard.browser import FAILED_REQUEST, Console, serious_faults
 from tests.factories import make_job
 from tests.fakes import ServerThread
+
+__all__ = ["box"]
 
 
 @pytest.fixture
@@ -42,3 +45,21 @@ def test_what_grows_is_shown_and_deleted(
     assert not checkpoints.exists()
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_downloaded_base_models_are_shown_and_deleted(
+    server: ServerThread, box: CacheEngine, page: Page, console: Console
+) -> None:
+    console.allowed = [FAILED_REQUEST]
+    box.add("owner/old", days_old=40)
+    box.add("owner/new")
+    page.goto(f"{server.url}/#/status")
+    expect(page.get_by_text("2.1 KB, 2 models; kept for ever")).to_be_visible()
+    page.get_by_role("button", name="Delete Downloaded base models").click()
+    expect(page.get_by_role("dialog")).to_contain_text(
+        "Of models that nothing needs now: 2.1 KB, 2 models in all."
+    )
+    page.get_by_label("Only what was not used for so many days").fill("30")
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.get_by_text("Deleted: 1.0 KB, 1 model.")).to_be_visible()
+    assert [path.name for path in box.cache.iterdir()] == ["models--owner--new"]

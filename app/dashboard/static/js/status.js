@@ -95,7 +95,10 @@ const STORED = {
   logs: ["Log files of attempts", "What the training processes wrote themselves; the jobs' own logs stay."],
   events: ["Events of jobs", "Their logs and curves here. The jobs stay, without them."],
   exports: ["Exports", "They can be made again. What was pushed to the Hub stays there."],
+  base_models: ["Downloaded base models", "They are downloaded again when a job or a request needs them."],
 };
+
+const of = (kind) => (kind === "base_models" ? "Of models that nothing needs now" : `Of ${kind === "exports" ? "exports" : "jobs"} that have ended`);
 
 /** What grows for ever, and can be deleted of all that has ended. */
 function Stored() {
@@ -115,14 +118,14 @@ function Stored() {
         tell(answer.deleted ? `Deleted: ${amount(answer.deleted, answer.size_bytes, doomed.kind)}.` : "Nothing was so old.", "good");
         await reload();
       }}>
-      <p>${`Of ${doomed.kind === "exports" ? "exports" : "jobs"} that have ended: ${amount(doomed.deletable_count, doomed.deletable_bytes, doomed.kind)} in all. ${STORED[doomed.kind][1]}`}</p>
-      <${Field} id="older-than" label="Only what ended more than so many days ago" help="0: all that has ended."><input id="older-than" type="number" min="0" aria-describedby="older-than-help" value=${days} onInput=${({ target }) => setDays(target.value)} /><//>
+      <p>${`${of(doomed.kind)}: ${amount(doomed.deletable_count, doomed.deletable_bytes, doomed.kind)} in all. ${STORED[doomed.kind][1]}`}</p>
+      <${Field} id="older-than" label=${doomed.kind === "base_models" ? "Only what was not used for so many days" : "Only what ended more than so many days ago"} help=${doomed.kind === "base_models" ? "0: all of them." : "0: all that has ended."}><input id="older-than" type="number" min="0" aria-describedby="older-than-help" value=${days} onInput=${({ target }) => setDays(target.value)} /><//>
     <//>`}
   <//>`;
 }
 
 function amount(found, size, kind) {
-  const things = plural(found, { events: "event", exports: "export" }[kind] ?? "job");
+  const things = plural(found, { events: "event", exports: "export", base_models: "model" }[kind] ?? "job");
   return size == null || kind === "events" ? things : `${bytes(size)}, ${things}`;
 }
 
