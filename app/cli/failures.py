@@ -38,6 +38,7 @@ class CommandFailed(Exception):
         hint: str | None = None,
         param: str | None = None,
         problems: Sequence[LineProblem] = (),
+        sample: object = None,
     ) -> None:
         self.message = message
         self.exit_code = exit_code
@@ -45,6 +46,8 @@ class CommandFailed(Exception):
         self.hint = hint
         self.param = param
         self.problems = list(problems)
+        # The first records of an uploaded file whose columns are unknown, as the API sent them.
+        self.sample = sample
         super().__init__(message)
 
 

@@ -16,8 +16,8 @@ from app.cli.words import in_commands
 _MAX_PROBLEMS = 20
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _GAP = 2
-_NAMES = ("NAME", "BASE MODEL")
-_ALWAYS_SHOWN = ("ID", "NAME")
+_NAMES = ("NAME", "BASE MODEL", "COLUMN")
+_ALWAYS_SHOWN = ("ID", "NAME", "COLUMN")
 # Narrower than this, a folded name can't be read.
 _FOLDED_WIDTH = 24
 STATE_STYLES = {
@@ -33,8 +33,10 @@ STATE_STYLES = {
 }
 
 
-def console() -> Console:
+def console(*, to_error: bool = False) -> Console:
     """A console on standard output; made at each call, so that a replaced `sys.stdout` is used."""
+    if to_error:
+        return error_console()
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
@@ -84,7 +86,9 @@ def show_failure(failure: CommandFailed, *, as_json: bool) -> None:
         screen.print(Text.assemble(("Hint: ", "bold yellow"), clean(in_commands(failure.hint))))
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, empty: str) -> None:
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, empty: str, to_error: bool = False
+) -> None:
     """Write rows under their headings, or the message `empty` where there are none. A pipe gets tabs.
 
     Other commands accept ids and names as arguments: on a narrow terminal names are folded, other columns are
@@ -93,11 +97,12 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, 
     listed = [[_cell(value) for value in row] for row in rows]
     if not listed:
         return note(empty)
-    if not sys.stdout.isatty():
+    stream = sys.stderr if to_error else sys.stdout
+    if not stream.isatty():
         lines = ["\t".join(columns), *("\t".join(cell.plain for cell in row) for row in listed)]
-        sys.stdout.write("\n".join(lines) + "\n")
+        stream.write("\n".join(lines) + "\n")
         return
-    screen = console()
+    screen = console(to_error=to_error)
     widths = [max(cell_len(text) for text in texts) for texts in _texts(columns, listed)]
     needed = fit_columns(dict(zip(columns, widths, strict=True)), screen.width)
     shown = [place for place, column in enumerate(columns) if column in needed]

@@ -16,6 +16,8 @@ _COMMANDS = {
     "GET /datasets": "datasets list",
     "POST /datasets": "datasets add",
     "GET /datasets/{}": "datasets show {}",
+    "POST /datasets/inspect": "datasets inspect",
+    "GET /datasets/{}/rows": "datasets rows {}",
     "GET /adapters": "adapters list",
     "GET /adapters/{}": "adapters show {}",
     "DELETE /adapters/{}": "adapters rm {}",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy.orm import Session
 
@@ -167,3 +168,20 @@ def test_deleting_asks_first(open_terminal: Open, database: Database) -> None:
     terminal.type("n\n")
     assert terminal.wait() == 1
     assert "Nothing was deleted" in terminal.text
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_file_with_other_columns_is_shown_and_added_after_a_question(
+    open_terminal: Open, api: ServerThread, tmp_path: Path, answer: str
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "Who?", "chosen": "Me", "rejected": "Nobody"}\n')
+    terminal = open_terminal("datasets", "add", str(path))
+    terminal.wait_for("Add it as shown without rejected")
+    assert "rejected  not used" in terminal.text
+    assert "  assistant: Me\n" in terminal.text
+    terminal.type(f"{answer}\n")
+    assert terminal.wait() == (0 if answer == "y" else 1)
+    with httpx.Client(base_url=api.url) as client:
+        datasets = client.get("/datasets").json()["data"]
+    assert [dataset["format"] for dataset in datasets] == (["instruction"] if answer == "y" else [])

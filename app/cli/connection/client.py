@@ -96,9 +96,10 @@ class Client:
                 continue
         return self._request("POST", path, json=body, headers=headers).json()
 
-    def upload(self, path: str, *, files: Any, fields: dict[str, str], key: str) -> Any:
+    def upload(self, path: str, *, files: Any, fields: dict[str, str], key: str | None = None) -> Any:
         """Upload a file. `key` is the idempotency key: an upload with the same key is made once."""
-        return self._request("POST", path, files=files, data=fields, headers={"Idempotency-Key": key}).json()
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._request("POST", path, files=files, data=fields, headers=headers).json()
 
     def patch(self, path: str, body: object) -> Any:
         """Change what is at a path."""
@@ -159,6 +160,7 @@ def failure_from(error: Mapping[str, Any], status: int = 500) -> CommandFailed:
         hint=error.get("hint"),
         param=error.get("param"),
         problems=[LineProblem(one["line"], one["message"]) for one in error.get("problems") or []],
+        sample=error.get("sample"),
     )
 
 

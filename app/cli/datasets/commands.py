@@ -1,4 +1,4 @@
-"""`tunesmith datasets`: add, list, show, preview, rm."""
+"""`tunesmith datasets`: add, inspect, list, show, rows, preview, rm."""
 
 import json
 import sys
@@ -13,7 +13,15 @@ from rich.text import Text
 from app.cli import completions
 from app.cli.connection.client import Client, Params
 from app.cli.connection.invocation import Json, client_of
-from app.cli.datasets.uploads import upload
+from app.cli.datasets import uploads
+from app.cli.datasets.samples import (
+    DatasetRowView,
+    FileSampleView,
+    offer_mapping,
+    print_row,
+    show_add_command,
+    show_sample,
+)
 from app.cli.deletion import Yes, delete_each
 from app.cli.failures import CommandFailed, UsageProblem
 from app.cli.names import find_dataset, find_dataset_id
@@ -30,9 +38,15 @@ from app.cli.output import (
 )
 from app.cli.views import DatasetView, PreviewRowView, PreviewView
 
-cli = typer.Typer(help="Rows to learn from: add, list, show, preview, rm.", no_args_is_help=True)
+cli = typer.Typer(
+    help="Rows to learn from: add, inspect, list, show, rows, preview, rm.", no_args_is_help=True
+)
 Name = Annotated[
     str, typer.Argument(metavar="DATASET", help="Id or name.", autocompletion=completions.datasets)
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FORMAT=YOURS", help="What a column of yours means: --column prompt=question."),
 ]
 _FETCH_POLL_SECONDS = 1.0
 _MAX_PROBLEMS = 20
@@ -53,10 +67,7 @@ def add(
         typer.Argument(help="JSON lines, JSON, CSV, TSV or Parquet; gzip too.", show_default=False),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the dataset; default: the file's.")] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FORMAT=YOURS", help="What a column of yours means: --column prompt=question."),
-    ] = None,
+    column: Columns = None,
     skip_problems: Annotated[
         bool, typer.Option("--skip-problems", help="Leave bad rows out instead of refusing the file.")
     ] = False,
@@ -83,7 +94,7 @@ def add(
         )
     fields = _fields(name, column or [], skip_problems, on_unused)
     if file is not None:
-        answer = upload(client, file, fields)
+        answer = _upload(client, file, fields, as_json=as_json)
     else:
         named = {"hub_dataset": hub, "config": config, "split": split, "revision": revision, "name": name}
         body: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
@@ -93,6 +104,23 @@ def add(
         if wait:
             answer = _wait_for_rows(client, answer)
     _show_dataset(answer, as_json=as_json)
+
+
+@cli.command()
+def inspect(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="JSON lines, JSON, CSV, TSV or Parquet; gzip too.")],
+    column: Columns = None,
+    as_json: Json = False,
+) -> None:
+    """The first rows of a file, what its columns may mean, and how they would be read; nothing is stored."""
+    fields = _fields(None, column or [], False, UnusedChoice.REFUSE)
+    answer = uploads.inspect(client_of(context), file, fields)
+    if as_json:
+        return print_json(answer)
+    sample = FileSampleView.model_validate(answer)
+    show_sample(sample, file)
+    show_add_command(sample, file)
 
 
 @cli.command("list")
@@ -120,6 +148,24 @@ def list_datasets(
 def show(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Format, rows, columns, and the lines that were left out."""
     _show_dataset(find_dataset(client_of(context), name), as_json=as_json)
+
+
+@cli.command()
+def rows(
+    context: typer.Context,
+    name: Name,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="So many rows.")] = 3,
+    after: Annotated[int, typer.Option(min=0, help="Only rows after this line of the file.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Rows as they were read: turns with thoughts, calls of functions and results, or texts."""
+    client = client_of(context)
+    answer = client.get(f"/datasets/{find_dataset_id(client, name)}/rows", {"limit": limit, "after": after})
+    if as_json:
+        return print_json(answer)
+    for row in map(DatasetRowView.model_validate, answer["data"]):
+        console().print(Text(f"── line {row.line}", style="bold"))
+        print_row(row.row)
 
 
 @cli.command()
@@ -171,6 +217,16 @@ def remove(
     client = client_of(context)
     ids = [find_dataset_id(client, name) for name in names]
     delete_each(client, "/datasets", "dataset", ids, yes=yes, as_json=as_json)
+
+
+def _upload(client: Client, file: Path, fields: dict[str, str], *, as_json: bool) -> Any:
+    """Upload a file; on a terminal, ask what columns mean that are not known."""
+    try:
+        return uploads.upload(client, file, fields)
+    except CommandFailed as failure:
+        if failure.sample is None:
+            raise
+        return uploads.upload(client, file, fields | offer_mapping(failure, file, as_json=as_json))
 
 
 def _fields(

@@ -33,6 +33,12 @@ def upload(client: Client, path: Path, fields: dict[str, str]) -> Any:
         return _send(client, path, fields, f"cli-{uuid.uuid4()}")
 
 
+def inspect(client: Client, path: Path, fields: dict[str, str]) -> Any:
+    """The first records of a file and how they are read. Nothing is stored."""
+    with _open(path) as file, watched(file, path.name) as seen:
+        return client.upload("/datasets/inspect", files={"file": (path.name, seen)}, fields=fields)
+
+
 def fill_in_datasets(client: Client, job_file: JobFile) -> dict[str, Any]:
     """The job's body with dataset ids in place of names and files. Uploads the files."""
     body = dict(job_file.body)
@@ -68,8 +74,9 @@ def _upload_for_job(client: Client, path: Path) -> Any:
     try:
         return upload(client, path, {})
     except CommandFailed as failure:
-        if failure.hint and any(choice in failure.hint for choice in _CHOICES):
-            failure.hint += f" Use `tunesmith datasets add {path}`, and name the dataset's id in the job."
+        if failure.sample or (failure.hint and any(choice in failure.hint for choice in _CHOICES)):
+            choose = f"Use `tunesmith datasets add {path}`, and name the dataset's id in the job."
+            failure.hint = f"{failure.hint or ''} {choose}".strip()
         raise
 
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 from app.cli.datasets.commands import _row_text
@@ -66,3 +67,71 @@ def test_what_the_template_leaves_out_is_shown_above_the_row() -> None:
     tokens = [TokenView(text="How?", trained=False), TokenView(text=" So.", trained=True)]
     row = PreviewRowView(line=3, tokens=tokens, truncated=False, notices=["It leaves out 'x\x1b'."])
     assert _row_text(row, marked=True).plain == "── line 3\nIt leaves out 'x'.\nHow?« So.»\n"
+
+
+def test_a_file_with_other_columns_is_refused_with_the_command_that_adds_it(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "my faq.csv"
+    path.write_text("id,question,answer\n1,q,a\n")
+    ended = run("datasets", "add", str(path))
+    assert ended.exit_code == 1
+    assert "fit no known format" in ended.stderr
+    assert (
+        f"`tunesmith datasets add '{path}' --column instruction=question --column output=answer` adds it as"
+        in ended.stderr
+    )
+    columns = ["--column", "instruction=question", "--column", "output=answer"]
+    assert json_of(run("datasets", "add", str(path), *columns, "--json"))["format"] == "instruction"
+
+
+def test_a_file_is_inspected(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "faq.csv"
+    path.write_text("id,question,answer\n1,q\x1b[31m,a\n2,r,b\n")
+    ended = run("datasets", "inspect", str(path))
+    assert ended.exit_code == 0
+    assert "question\tinstruction\tq[31m\tr\n" in ended.stdout
+    assert "id\tnot used\t1\t2\n" in ended.stdout
+    assert "  user: q[31m\n  assistant: a\n" in ended.stdout
+    assert "--column instruction=question --column output=answer` adds it so" in ended.stderr
+    swapped = ["--column", "prompt=answer", "--column", "completion=question"]
+    assert "  prompt: a\n  completion: q" in run("datasets", "inspect", str(path), *swapped).stdout
+    assert json_of(run("datasets", "inspect", str(path), "--json"))["columns"] == ["id", "question", "answer"]
+    assert json_of(run("datasets", "list", "--json")) == {"data": []}
+
+
+def test_preferences_are_shown_side_by_side_and_added_without_the_rejected_ones(
+    run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "q", "chosen": "good", "rejected": "bad"}\n')
+    ended = run("datasets", "inspect", str(path))
+    assert "  chosen: good\n  rejected: bad\n" in ended.stdout
+    assert "Comparisons of answers can't be learned yet" in ended.stderr
+    assert "--column output=chosen --on-unused ignore` adds it so" in ended.stderr
+
+
+def test_a_file_without_a_likely_meaning_refers_to_its_inspection(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a1,b1,c1\n1,2,3\n")
+    ended = run("datasets", "add", str(path))
+    assert "fit no known format" in ended.stderr
+    assert f"`tunesmith datasets inspect {path}` shows its first rows" in " ".join(ended.stderr.split())
+    assert "c1\tnot used\t3\n" in run("datasets", "inspect", str(path)).stdout
+
+
+def test_rows_are_shown_with_thoughts_calls_and_results(run: Run, tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"place": "Oslo"}}}
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "reasoning_content": "I must look.", "tool_calls": [call]},
+        {"role": "tool", "content": "yes", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "It rains."},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": messages}))
+    run("datasets", "add", str(path))
+    shown = run("datasets", "rows", "rows.jsonl").stdout
+    assert shown == (
+        "── line 1\n  user: Rain?\n  assistant thinks: I must look.\n"
+        '  assistant calls: weather({"place": "Oslo"})\n  tool c1: yes\n  assistant: It rains.\n'
+    )
+    assert json_of(run("datasets", "rows", "rows.jsonl", "--json"))["data"][0]["line"] == 1
