@@ -31,7 +31,7 @@ from app.api.http.pacing import PacingMiddleware
 from app.api.http.request_metrics import RequestMetrics
 from app.api.http.requests import CounterMiddleware, RequestMiddleware
 from app.api.http.security_headers import SecurityHeadersMiddleware
-from app.api.jobs import history, preflight, routes as job_routes
+from app.api.jobs import history, preflight, routes as job_routes, samples as job_samples
 from app.api.jobs.event_stream import EventStreams
 from app.api.openai import chat, completions, embeddings, files, fine_tuning, models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
@@ -129,6 +129,7 @@ def _routes() -> list[BaseRoute]:
         preflight,
         job_routes,
         history,
+        job_samples,
         download_routes,
         base_model_routes,
         adapter_routes,

@@ -86,6 +86,22 @@ class LossPointView(BaseModel):
     memory_bytes: int | None = None
 
 
+class SampleAnswerView(BaseModel):
+    """An answer of a model in training."""
+
+    prompt: str
+    expected: str | None = None
+    answer: str
+
+
+class SamplesView(BaseModel):
+    """The sample answers of one step."""
+
+    step: int
+    is_final: bool = False
+    answers: list[SampleAnswerView]
+
+
 class UnusedFieldView(BaseModel):
     """A field of a dataset from which nothing is learned."""
 

@@ -84,6 +84,16 @@ def estimate_seconds(
     return _FIRST_STEP_SECONDS + accumulation * (first * eager + (steps - first) * recorded)
 
 
+def estimate_token_seconds(shape: ModelShape, settings: TimeSettings, *, rows: int) -> float:
+    """The time of generating one more token for each of so many texts, with a cache of their keys."""
+    forward = count_operations(shape, checkpointing=False, row_length=0) / 2
+    share = _PLAIN_SHARE if settings.is_cuda else _CPU_SHARE
+    extra = _TOKENS_OF_WEIGHTS if settings.is_cuda else 0
+    of_layer = _GPU_LAYER_SECONDS if settings.is_cuda else _CPU_LAYER_SECONDS
+    # A forward pass launches about a third of the kernels of both passes.
+    return max(shape.layers * of_layer / 3, (rows + extra) * forward / (share * settings.rate))
+
+
 def count_operations(shape: ModelShape, *, checkpointing: bool, row_length: float) -> float:
     """Floating-point operations of training for one token.
 

@@ -33,6 +33,7 @@ from worker.models.device import Device
 from worker.models.files import checkpoint_weights, description, fingerprint, location
 from worker.planning import automatic_settings, batch_size, model_checks, model_shape, time_estimate
 from worker.planning.memory_estimate import Memory, ModelShape
+from worker.planning.sample_answers import estimate_sample_seconds
 from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer
 from worker.preflight.notices import find_notices
 from worker.preflight.reading import Reading, read_dataset
@@ -106,7 +107,14 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
         fits=chosen.fits,
         chosen=_chosen(spec, chosen, device, max_length),
         disk=_disk_figures(job.shape, chosen, folder, environment),
-        time=guess_time(schedule, lengths, reading.scale, job, chosen.training),
+        time=guess_time(
+            schedule,
+            lengths,
+            reading.scale,
+            job,
+            chosen.training,
+            evaluation_rows=reading.evaluation_rows,
+        ),
         serving=Serving(
             path=ServingPath.GENERAL if obstacles else ServingPath.PAGED, reason=", ".join(obstacles) or None
         ),
@@ -159,18 +167,34 @@ def guess_time(
     scale: float,
     job: batch_size.PlannedJob,
     training: TrainingSpec,
+    *,
+    evaluation_rows: int = 0,
 ) -> TimeFigures:
     """The estimated time of a job with rows of these lengths, which are one of `scale` of all rows."""
     tokens = schedule.epochs * scale * sum(lengths)
+    settings = time_estimate.TimeSettings.plan(job, training)
     seconds = time_estimate.estimate_seconds(
         job.shape,
-        time_estimate.TimeSettings.plan(job, training),
+        settings,
         schedule.batches,
         steps=schedule.optimizer_steps,
         accumulation=training.gradient_accumulation_steps,
         row_length=sum(length * length for length in lengths) / sum(lengths),
     )
-    return TimeFigures(seconds=seconds, tokens_per_second=tokens / seconds, basis="guess")
+    sample_seconds = estimate_sample_seconds(
+        training,
+        job.shape,
+        settings,
+        evaluation_rows=evaluation_rows,
+        steps=schedule.optimizer_steps,
+        step_seconds=seconds,
+    )
+    return TimeFigures(
+        seconds=seconds,
+        sample_seconds=sample_seconds,
+        tokens_per_second=tokens / seconds,
+        basis="guess",
+    )
 
 
 def _lines(lines: list[int], reading: Reading) -> Lines:

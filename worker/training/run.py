@@ -42,6 +42,7 @@ from worker.training.progress.counters import Counters
 from worker.training.progress.history import History
 from worker.training.progress.loss_guard import LossGuard
 from worker.training.rows import prepare_rows
+from worker.training.samples.sampler import AnswerSampler, make_sampler
 from worker.training.trainer import AdapterTrainer
 from worker.training.waiting import wait_for_request
 
@@ -108,6 +109,8 @@ def train(attempt: TrainingAttempt) -> None:
         eval_set=make_dataset(rows.held_out, packed_length=packed_length) if rows.held_out else None,
     )
 
+    sampler = make_sampler(attempt, trainer, tokenizer, rows.held_out, folder)
+    trainer.add_callback(sampler)
     if request.spec.training.keep_checkpoints:
         trainer.add_callback(
             SaveEpochAdapters(
@@ -119,7 +122,7 @@ def train(attempt: TrainingAttempt) -> None:
 
     attempt.enter(Phase.TRAINING)
     with apply_optimizations(attempt, trainer, training, request.path):
-        run_trainer(attempt, trainer, newest)
+        run_trainer(attempt, trainer, newest, sampler)
 
     attempt.enter(Phase.SAVING)
     record = output.make_record(attempt, base_weights, tokenizer, rows, trainer)
@@ -244,7 +247,9 @@ def open_tensorboard(attempt: TrainingAttempt, newest: Path | None) -> TensorBoa
     return callback
 
 
-def run_trainer(attempt: TrainingAttempt, trainer: AdapterTrainer, newest: Path | None) -> None:
+def run_trainer(
+    attempt: TrainingAttempt, trainer: AdapterTrainer, newest: Path | None, sampler: AnswerSampler
+) -> None:
     """Train from the newest checkpoint or from the start, then evaluate. Raises Stopped."""
     patience = attempt.request.spec.training.early_stopping_patience
     counters = trainer.counters
@@ -254,15 +259,23 @@ def run_trainer(attempt: TrainingAttempt, trainer: AdapterTrainer, newest: Path 
         trainer.state = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
         adapter.restore(trainer.model, newest)
     else:
+        if newest is None:
+            sampler.start()
+            if attempt.asked_to_stop.is_set():
+                raise Stopped
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if attempt.asked_to_stop.is_set():
         raise Stopped
     if trainer.eval_dataset is not None and counters.evaluated_step != trainer.state.global_step:
         trainer.evaluate()
+    step, epochs = trainer.state.global_step, trainer.state.epoch or 0.0
     if patience:
         assert counters.best_step is not None
+        epochs *= counters.best_step / step
+        step = counters.best_step
         adapter.restore(trainer.model, early_stopping.folder_of(attempt.best_adapters, counters.best_step))
         attempt.say(f"The adapter with the lowest evaluation loss, {counters.best_loss:.4f}, is kept.")
+    sampler.finish(step, epochs)
 
 
 def is_trained(newest: Path, counters: Counters, patience: int | None) -> bool:

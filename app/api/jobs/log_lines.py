@@ -1,6 +1,9 @@
 """Renders events as aligned lines of text for a terminal. Pure."""
 
-from app.core.jobs.events import Checkpoint, Evaluation, Event, Log, Metrics, StateChange, Warn
+from app.core.jobs.events import Checkpoint, Evaluation, Event, Log, Metrics, Samples, StateChange, Warn
+
+# Letters of a sample's prompt and of its answer that a line of the log has.
+_SHOWN = 60
 
 
 def render(event: Event) -> str:
@@ -25,6 +28,17 @@ def _text(event: Event) -> str:
             )
         case Metrics() as found:
             return _metrics_text(found)
+        case Samples() as found:
+            return "\n".join([f"step {found.step:>6}  sample answers", *_answers(found)])
+
+
+def _answers(found: Samples) -> list[str]:
+    return [f"{_one_line(one.prompt)} → {_one_line(one.answer)}" for one in found.answers]
+
+
+def _one_line(text: str) -> str:
+    joined = " ".join(text.split())
+    return joined if len(joined) <= _SHOWN else joined[: _SHOWN - 1] + "…"
 
 
 def _state_text(change: StateChange) -> str:

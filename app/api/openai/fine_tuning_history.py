@@ -6,7 +6,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.api.jobs.schemas import LossPointRead
-from app.core.jobs.events import Checkpoint, Evaluation, Event, EventLevel, Log, Metrics, StateChange, Warn
+from app.core.jobs.events import (
+    Checkpoint,
+    Evaluation,
+    Event,
+    EventLevel,
+    Log,
+    Metrics,
+    Samples,
+    StateChange,
+    Warn,
+)
 from app.core.specs.states import JobState
 from app.core.storage import tables
 
@@ -118,6 +128,8 @@ def _describe(event: Event) -> tuple[str, dict[str, Any] | None]:
                 "full_valid_mean_token_accuracy": found.token_accuracy,
             }
             return f"Step {found.step}: validation loss={found.loss:.2f}", numbers
+        case Samples(step=step):
+            return f"Step {step}: sample answers generated", None
         case Checkpoint(step=step):
             return f"Checkpoint created at step {step}", None
         case Log(message=message) | Warn(message=message):

@@ -1,4 +1,4 @@
-"""`tunesmith jobs`: submit, preflight, follow, list, show, logs, metrics, changes of state, rm."""
+"""`tunesmith jobs`: submit, preflight, follow, list, show, logs, metrics, samples, changes of state, rm."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ from app.cli.jobs.files import read_job_file
 from app.cli.jobs.follow_display import make_display
 from app.cli.names import find_job, find_job_id
 from app.cli.output import clean, note, print_json, print_json_line, show_fields
-from app.cli.views import EventView, JobView, LossPointView, PreflightView
+from app.cli.views import EventView, JobView, LossPointView, PreflightView, SamplesView
 
 cli = typer.Typer(help="Fine-tuning jobs: submit one, watch it, stop it.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="JOB", help="Id or name.", autocompletion=completions.jobs)]
@@ -152,6 +152,23 @@ def metrics(
         print_json(client.get(path, {"format": "json"}))
     else:
         job_output.show_curve([LossPointView.model_validate(point) for point in client.get(path)["data"]])
+
+
+@cli.command()
+def samples(
+    context: typer.Context,
+    name: Name,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="At every step, not the first and last alone.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Sample answers: what the dataset says, what the model said before training, and what it says now."""
+    client = client_of(context)
+    found = client.list(f"/jobs/{find_job_id(client, name)}/samples")
+    if as_json:
+        return print_json({"data": found})
+    job_output.show_samples([SamplesView.model_validate(one) for one in found], every_step=show_all)
 
 
 @cli.command()

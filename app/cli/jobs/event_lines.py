@@ -10,6 +10,8 @@ from app.cli.views import EventView
 
 _BARS = "▁▂▃▄▅▆▇█"
 TEXT_COLUMN = 22
+# Letters of a sample's prompt, and of its answer.
+_SHOWN = 60
 _INDENT = "\n" + " " * TEXT_COLUMN
 
 
@@ -28,6 +30,8 @@ def describe(event: EventView) -> str:
         case "eval":
             text = f"step {found['step']}  epoch {found['epoch']:.2f}  eval loss {loss_text(found['loss'])}"
             return text + _optional("  accuracy {:.3f}", found.get("token_accuracy"))
+        case "samples":
+            return "\n".join([f"step {found['step']}  sample answers", *_answer_lines(found["answers"])])
         case "checkpoint":
             return f"step {found['step']} saved"
         case "state":
@@ -67,6 +71,15 @@ def _metrics_text(found: dict[str, Any]) -> str:
     text += _optional("  {:.2f} GiB", memory / 2**30 if memory else None)
     eta = found.get("eta_seconds")
     return text + (f"  {duration_text(eta)} left" if eta is not None else "")
+
+
+def _answer_lines(answers: list[dict[str, Any]]) -> list[str]:
+    return [f"{_one_line(one['prompt'])} → {_one_line(one['answer'])}" for one in answers]
+
+
+def _one_line(text: str) -> str:
+    joined = " ".join(text.split())
+    return joined if len(joined) <= _SHOWN else joined[: _SHOWN - 1] + "…"
 
 
 def _state_text(found: dict[str, Any]) -> str:

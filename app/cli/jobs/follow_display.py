@@ -107,7 +107,7 @@ class TerminalDisplay:
         self._live.stop()
 
     def show(self, event: EventView | Interrupted) -> None:
-        """Update the status, which is redrawn; write warnings, logs and evaluations above it."""
+        """Update the status, which is redrawn; write logs, warnings, evaluations and samples above it."""
         status = self._status
         if isinstance(event, Interrupted):
             status.trouble = clean(event.reason)
@@ -120,7 +120,7 @@ class TerminalDisplay:
                 status.has_evaluated, status.eval_loss = True, event.data["loss"]
             case "state":
                 self._apply_state(event)
-        if event.type in ("log", "warning", "eval") or event.level != "info":
+        if event.type in ("log", "warning", "eval", "samples") or event.level != "info":
             style = {"warning": "yellow", "error": "red"}.get(event.level, "")
             line = event_lines.render(event)
             grid = Table.grid()  # a wrapped text continues under its own column

@@ -17,7 +17,7 @@ from app.cli.output import (
     size_text,
     state_text,
 )
-from app.cli.views import AttemptView, JobView, LossPointView, PreflightView
+from app.cli.views import AttemptView, JobView, LossPointView, PreflightView, SamplesView
 from app.cli.words import in_commands
 
 _BAR_WIDTH = 40
@@ -114,9 +114,29 @@ def show_curve(points: Sequence[LossPointView]) -> None:
     )
 
 
+def show_samples(found: Sequence[SamplesView], *, every_step: bool) -> None:
+    """Write the answers to each prompt by step: the first and the last ones, or all."""
+    if not found:
+        return note("No sample answers: training.sample_prompts, or rows to evaluate on, make some.")
+    shown = found if every_step or len(found) < 3 else [found[0], found[-1]]
+    for place, first in enumerate(shown[0].answers):
+        console().print(Text(clean(first.prompt), style="bold"))
+        answers = [(one, one.answers[place].answer) for one in shown if place < len(one.answers)]
+        show_fields(
+            [("expected", first.expected), *((_moment_of(one), clean(answer)) for one, answer in answers)]
+        )
+
+
+def _moment_of(samples: SamplesView) -> str:
+    if samples.is_final:
+        return f"adapter, step {samples.step}"
+    return f"step {samples.step}" if samples.step else "before"
+
+
 def show_preflight(found: PreflightView) -> None:
     """Write what a job would do and need."""
     measured = "as the last one went" if found.time["basis"] == "measured" else "a guess"
+    seconds = found.time["seconds"] + found.time.get("sample_seconds", 0)
     share = found.memory["total"] / max(1, found.device["free_bytes"])
     truncated, dropped = found.truncated["count"], found.dropped["count"]
     show_fields(
@@ -134,7 +154,7 @@ def show_preflight(found: PreflightView) -> None:
             ),
             ("left out", f"{dropped:,} rows without a token to learn from" if dropped else None),
             ("steps", f"{found.optimizer_steps:,}"),
-            ("time", f"about {duration_text(found.time['seconds'])} ({measured})"),
+            ("time", f"about {duration_text(seconds)} ({measured})"),
             ("device", str(found.device["name"])),
             ("memory", _memory_bar(share, fits=found.fits)),
             ("", f"{size_text(found.memory['total'])} of {size_text(found.device['free_bytes'])} free"),

@@ -139,9 +139,12 @@ class DiskFigures(Wire):
 
 
 class TimeFigures(Wire):
-    """How long the training may take, loading and evaluations left out."""
+    """How long the training may take, loading and evaluation losses left out."""
 
     seconds: float = Field(description="For all optimizer steps.")
+    sample_seconds: float = Field(
+        0.0, description="For sample answers (`training.sample_prompts`), in addition; a rough guess."
+    )
     tokens_per_second: float = Field(description="Padding left out.")
     basis: Literal["measured", "guess"] = Field(
         description="`measured`: the speed of the last finished job of this base model with the same packing "

@@ -78,6 +78,28 @@ class Evaluation(EventData):
     token_accuracy: float | None = Field(None, description="Share of tokens whose likeliest guess was right.")
 
 
+class SampleAnswer(BaseModel):
+    """What the model in training makes of one prompt. Long texts are cut, with `…` at their end."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(description="The prompt; of a conversation all its messages before the answer.")
+    expected: str | None = Field(None, description="The dataset's answer; null: the prompt is the job's own.")
+    answer: str = Field(description="The model's likeliest answer, token by token.")
+    is_cut: bool = Field(description="The answer was ended by a limit, not by the model.")
+
+
+class Samples(EventData):
+    """Sample answers of the model in training. Step 0 is the model before training."""
+
+    type: Literal["samples"] = "samples"
+    step: int = Field(description="Optimizer steps done.")
+    epoch: float = Field(description="Passes over the dataset done.")
+    is_final: bool = Field(False, description="The answers are those of the adapter that the job saves.")
+    seconds: float = Field(description="How long generating them took.")
+    answers: list[SampleAnswer] = Field(description="In the order of the prompts.")
+
+
 class Checkpoint(EventData):
     """A complete checkpoint is on disk; an interrupted job goes on from it."""
 
@@ -107,7 +129,7 @@ class StateChange(EventData):
 
 
 AnyEventData = Annotated[
-    Log | Metrics | Evaluation | Checkpoint | Warn | StateChange, Field(discriminator="type")
+    Log | Metrics | Evaluation | Samples | Checkpoint | Warn | StateChange, Field(discriminator="type")
 ]
 _EVENT_DATA: TypeAdapter[AnyEventData] = TypeAdapter(AnyEventData)
 
@@ -180,6 +202,12 @@ def read_newest(session: Session, job_id: str, *, before: int | None, limit: int
     return [
         _from_row(row) for row in session.scalars(query.order_by(tables.EventRow.seq.desc()).limit(limit))
     ]
+
+
+def read_each(session: Session, job_id: str, seqs: Sequence[int]) -> list[Event]:
+    """Returns the events of a job with these seqs, oldest first."""
+    query = select(tables.EventRow).where(tables.EventRow.job_id == job_id, tables.EventRow.seq.in_(seqs))
+    return [_from_row(row) for row in session.scalars(query.order_by(tables.EventRow.seq))]
 
 
 def read_last(session: Session, job_id: str, *, types: Sequence[str]) -> AnyEventData | None:

@@ -16,6 +16,9 @@ ModuleNames = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=200, pattern=MODULE_NAME)]],
     Field(min_length=1, max_length=64),
 ]
+SamplePrompts = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=4000)]], Field(min_length=1, max_length=8)
+]
 MetadataKey = Annotated[str, Field(max_length=64, pattern=METADATA_KEY)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
@@ -171,6 +174,16 @@ class TrainingSpec(Spec):
     validation_split: Fraction = Field(0.0, description="Share of the rows held out for evaluation.")
     early_stopping_patience: int | None = Field(
         None, ge=1, le=_MAX_STEPS, description="Stop after so many evaluations without a better loss."
+    )
+    sample_prompts: SamplePrompts | Literal["auto", "none"] = Field(
+        "auto",
+        description="Prompts that the model answers before training, at each evaluation and at the end. "
+        "auto: those of the first three rows to evaluate on, where there are any, at as many evaluations as "
+        "a twentieth of the training time allows. none: no sample answers.",
+        examples=[["How do I cancel a job?"]],
+    )
+    sample_max_new_tokens: int = Field(
+        64, ge=1, le=512, description="Most tokens of an answer to one of sample_prompts."
     )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of data order, initialisation and dropout.")
 

@@ -54,7 +54,7 @@ ANSWER = Preflight(
         max_seq_length=256,
     ),
     disk=DiskFigures(checkpoints=1, adapter=1, free=10),
-    time=TimeFigures(seconds=100, tokens_per_second=10, basis="guess"),
+    time=TimeFigures(seconds=100, sample_seconds=5, tokens_per_second=10, basis="guess"),
     serving=Serving(path=ServingPath.PAGED, reason=None),
     warnings=[],
 )

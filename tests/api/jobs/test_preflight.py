@@ -202,6 +202,7 @@ def test_time_comes_from_the_last_job_like_it(
 
     assert ask(client, dataset).json()["time"] == {
         "seconds": 50.0,
+        "sample_seconds": 5.0,
         "tokens_per_second": 20.0,
         "basis": "measured",
     }

@@ -4,6 +4,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.core.jobs import events
+from app.core.jobs.events import SampleAnswer, Samples
 from app.core.settings import Settings
 from app.core.storage.database import Database
 from tests.cli.conftest import Run, json_of
@@ -157,3 +159,44 @@ def test_notes_are_added_and_removed(run: Run, database: Database) -> None:
     }
     assert "first try" in run("jobs", "show", "mine").stdout
     assert run("jobs", "note", "mine", "nothing").exit_code == 2
+
+
+@pytest.fixture
+def sampled(database: Database) -> str:
+    """A job with the answers of three steps; those of the second one are its adapter's."""
+    with database.transaction() as session:
+        job_id = make_job(session, name="helper").id
+        for step, answer, is_final in (
+            (0, "No idea.", False),
+            (10, "POST.", False),
+            (20, "Send POST.", True),
+        ):
+            one = SampleAnswer(prompt="How\x1b[2J so?", expected="Send it.", answer=answer, is_cut=False)
+            entry = Samples(step=step, epoch=1, is_final=is_final, seconds=1, answers=[one])
+            events.append(session, job_id, [entry])
+    return job_id
+
+
+@pytest.mark.parametrize(("options", "steps"), [([], []), (["--all"], ["step 10           POST."])])
+def test_sample_answers_are_shown_before_and_after(
+    run: Run, sampled: str, options: list[str], steps: list[str]
+) -> None:
+    lines = run("jobs", "samples", "helper", *options).stdout.splitlines()
+    assert lines[0] == "How[2J so?"
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "expected Send it.",
+        "before No idea.",
+        *(" ".join(step.split()) for step in steps),
+        "adapter, step 20 Send POST.",
+    ]
+
+
+def test_sample_answers_are_json_of_every_step(run: Run, sampled: str) -> None:
+    found = json_of(run("jobs", "samples", sampled, "--json"))["data"]
+    assert [(one["step"], one["is_final"]) for one in found] == [(0, False), (10, False), (20, True)]
+
+
+def test_a_job_without_sample_answers_says_what_makes_some(run: Run, database: Database) -> None:
+    with database.transaction() as session:
+        make_job(session, name="plain")
+    assert "training.sample_prompts" in run("jobs", "samples", "plain").stderr

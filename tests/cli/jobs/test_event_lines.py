@@ -31,6 +31,11 @@ def test_a_long_sparkline_is_drawn_from_means() -> None:
         ("warning", {"message": "Cut.", "code": "rows_cut"}, "warning     Cut. (rows_cut)"),
         ("checkpoint", {"step": 25}, "checkpoint  step 25 saved"),
         ("eval", {"step": 5, "epoch": 1, "loss": None}, "eval        step 5  epoch 1.00  eval loss nan"),
+        (
+            "samples",
+            {"step": 5, "answers": [{"prompt": "How\nso?", "answer": "x" * 70}]},
+            "samples     step 5  sample answers\n" + " " * 22 + f"How so? → {'x' * 59}…",
+        ),
         ("state", {"state": "running", "phase": "saving"}, "state       running: saving"),
         ("from the future", {"message": "Hi"}, "from the future  Hi"),
     ],

@@ -67,7 +67,7 @@ def test_one_row_can_not_be_split(make_request: MakeRequest) -> None:
     assert ended.hint == "Set training.validation_split to 0."
 
 
-@pytest.mark.parametrize("field", ["tools", "id"])
+@pytest.mark.parametrize("field", ["images", "id"])
 def test_fields_that_are_not_used_are_named_in_the_log(make_request: MakeRequest, field: str) -> None:
     # One row can't be split, so the job ends before it loads the model.
     reports = run_here(
@@ -76,7 +76,7 @@ def test_fields_that_are_not_used_are_named_in_the_log(make_request: MakeRequest
 
     said = [event.message for event in reports.events(Log)] + list(warnings(reports).values())
     assert f"{field!r} (1 row)" in " ".join(said)
-    assert ("unused_fields" in warnings(reports)) is (field == "tools")
+    assert ("unused_fields" in warnings(reports)) is (field == "images")
 
 
 def test_an_answer_longer_than_the_context_is_cut_and_named(make_request: MakeRequest) -> None:

@@ -55,8 +55,8 @@ TRAINING_CASES: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "dataset_kwargs", {"skip_prepare_dataset": True}),
     ({}, "logging_nan_inf_filter", False),
 ]
-# These apply to the rows or the callbacks, whose tests are in tests/worker/templates and test_run.py.
-ELSEWHERE = {"early_stopping_patience", "keep_checkpoints"}
+# These apply to the rows or the callbacks, whose tests are in templates, samples and test_run.py.
+ELSEWHERE = {"early_stopping_patience", "keep_checkpoints", "sample_prompts", "sample_max_new_tokens"}
 
 
 @pytest.mark.parametrize(("fields", "setting", "value"), TRAINING_CASES)

@@ -11,6 +11,7 @@ class Counters(BaseModel):
 
     tokens: int = Field(0, description="Tokens trained on, padding left out.")
     seconds: float = Field(0.0, description="Time spent in optimizer steps.")
+    sample_seconds: float = Field(0.0, description="Time spent on sample answers.")
     first_loss: float | None = Field(None, description="Loss of the first step, before anything was learned.")
     last_loss: float | None = None
     exploded_steps: int = Field(0, description="Steps in a row whose loss was far too high, up to now.")

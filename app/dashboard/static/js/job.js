@@ -8,6 +8,7 @@ import { ENDED, placeInLine } from "./jobs.js";
 import { JobLog } from "./job_log.js";
 import { between, bytes, count, duration, moment, number } from "./format.js";
 import { Curve } from "./curves.js";
+import { JobSamples } from "./samples.js";
 import { toEntries, toText } from "./spec_form.js";
 import { followJob } from "./stream.js";
 import { Action, Card, Confirm, Copy, Facts, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
@@ -37,6 +38,7 @@ export default function Job({ id, query }) {
       ${job.pause_requested_at && job.state === "running" && html`<div class="note warn" role="status">It pauses after its present step.</div>`}
       <${Summary} job=${job} last=${story.last} />
       <${JobCharts} job=${job} curve=${story.curve} version=${story.version} compared=${query.getAll("compare")} />
+      <${JobSamples} samples=${story.samples} isOver=${ENDED.includes(job.state)} />
       <${JobLog} events=${story.lines} total=${story.total} jobId=${job.id} />
       <div class="grid top"><div class="stack"><${Notes} key=${job.id} job=${job} onChange=${reload} /><${Attempts} job=${job} /></div><${Spec} job=${job} /></div>
     </div>
@@ -50,7 +52,7 @@ function useStory(id, turn, onState) {
   const [isConnected, setConnected] = useState(true);
   const [error, setError] = useState(null);
   useEffect(() => {
-    story.current = { curve: new Curve(), lines: [], total: 0, last: null };
+    story.current = { curve: new Curve(), samples: new Map(), lines: [], total: 0, last: null };
     setError(null);
     return followJob(id, {
       onEvents(events) {
@@ -58,6 +60,7 @@ function useStory(id, turn, onState) {
         for (const event of events) {
           curve.add(event);
           if (event.type === "metrics") story.current.last = event.data;
+          if (event.type === "samples") story.current.samples.set(event.data.step, event.data);
           lines.push(event);
         }
         story.current.total += events.length;
@@ -70,7 +73,7 @@ function useStory(id, turn, onState) {
       onError: setError,
     });
   }, [id, turn]);
-  const found = story.current ?? { curve: new Curve(), lines: [], total: 0, last: null };
+  const found = story.current ?? { curve: new Curve(), samples: new Map(), lines: [], total: 0, last: null };
   return { ...found, version, isConnected, error };
 }
 

@@ -41,6 +41,8 @@ function say({ type, data }) {
       return `Checkpoint at step ${data.step}.`;
     case "eval":
       return `Step ${data.step}: evaluation loss ${number(data.loss)}`;
+    case "samples":
+      return `Step ${data.step}: ${data.answers.length} sample answers${data.is_final ? " of the adapter" : ""}`;
     case "state":
       return [data.phase ?? data.state, data.reason, data.adapter && `adapter ${data.adapter}`].filter(Boolean).join(": ");
     case "metrics":

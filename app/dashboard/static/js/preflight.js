@@ -19,10 +19,11 @@ export function Preflight({ answer, error, isLoading }) {
   if (error) return html`<${Problem} error=${error} />`;
   if (!answer) return isLoading ? html`<${Loading} />` : html`<p class="muted">Choose rows and a base model, and this shows what the job would do.</p>`;
   const { tokens, time, memory, device, disk, chosen, truncated, dropped } = answer;
+  const seconds = time.seconds + (time.sample_seconds ?? 0);
   return html`<div class="stack" aria-busy=${isLoading}>
     <${MemoryBar} memory=${memory} device=${device} fits=${answer.fits} />
     <${Facts} facts=${[
-      ["Time", `${time.seconds < 1 ? "" : "about "}${duration(time.seconds)}`],
+      ["Time", `${seconds < 1 ? "" : "about "}${duration(seconds)}`],
       ["Steps", count(answer.optimizer_steps)],
       ["Rows", count(answer.training_rows)],
       answer.evaluation_rows > 0 && ["Evaluated on", count(answer.evaluation_rows)],

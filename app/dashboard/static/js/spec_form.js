@@ -41,22 +41,28 @@ function makeField(group, name, schema) {
 const isOnlyChoice = ({ types }) => types.every((type) => type === "choice" || type === "boolean");
 const isSwitch = ({ types }) => types.length === 1 && types[0] === "boolean";
 
+/** Lists whose items are a line each, as commas are part of them. */
+const LINES = ["sample_prompts"];
+const escape = (line) => line.replaceAll("\\", "\\\\").replaceAll("\n", "\\n");
+const unescape = (line) => line.replace(/\\(\\|n)/g, (_, sign) => (sign === "n" ? "\n" : "\\"));
+
 /** What a control shows for a value. */
-export function toText(value) {
+export function toText(value, name = "") {
   if (value == null) return "";
-  if (Array.isArray(value)) return value.join(", ");
+  if (Array.isArray(value)) return LINES.includes(name) ? value.map(escape).join("\n") : value.join(", ");
   if (typeof value !== "object") return String(value);
   return Object.entries(value).map(([key, own]) => `${key}: ${own}`).join("\n");
 }
 
 /** The value that a control's text means; what can't be read is left to the API to refuse, in its own words. */
-function parse({ types, choices, isNullable, fallback }, text) {
+function parse({ name, types, choices, isNullable, fallback }, text) {
   const found = text.trim();
   if (!found) return isNullable ? null : fallback;
   const choice = choices.find((one) => String(one) === found);
   if (choice !== undefined) return choice;
   if ((types.includes("number") || types.includes("integer")) && Number.isFinite(Number(found))) return Number(found);
   if (types.includes("object")) return toEntries(found);
+  if (LINES.includes(name)) return found.split("\n").map((line) => unescape(line.trim())).filter(Boolean);
   if (types.includes("array")) return found.split(",").map((part) => part.trim()).filter(Boolean);
   return types.includes("string") ? text : found;
 }
@@ -90,7 +96,7 @@ export function fromSpec(fields, spec) {
   const values = {};
   for (const { path, group, name, fallback } of fields) {
     const value = group ? spec[group]?.[name] : spec[name];
-    if (value !== undefined && !isSame(value, fallback)) values[path] = toText(value);
+    if (value !== undefined && !isSame(value, fallback)) values[path] = toText(value, name);
   }
   return values;
 }
@@ -130,6 +136,8 @@ const LABELS = {
   eval_steps: "Evaluate every (steps)",
   validation_split: "Share held out for evaluation",
   early_stopping_patience: "Early stopping patience",
+  sample_prompts: "Sample prompts",
+  sample_max_new_tokens: "Max new tokens of a sample answer",
   suffix: "Suffix of an OpenAI name",
   metadata: "Metadata",
 };
@@ -146,7 +154,7 @@ const toHelp = (description) => description.replaceAll("`", "").replace(/\bnull\
 export function Setting({ field, values, onChange, wrong }) {
   const { path, name, fallback } = field;
   const id = `spec-${path.replaceAll(".", "-")}`;
-  const text = values[path] ?? toText(fallback);
+  const text = values[path] ?? toText(fallback, name);
   const isChanged = path in values && !isSame(parse(field, values[path]), fallback);
   const described = `${id}-help${wrong ? ` ${id}-wrong` : ""}`;
   const common = { id, name: path, "aria-describedby": described, "aria-invalid": wrong ? "true" : undefined };
@@ -160,10 +168,10 @@ export function Setting({ field, values, onChange, wrong }) {
   return html`<${Field} id=${id} label=${labelOf(name)} help=${html`<${Help} ...${field} />`} wrong=${wrong} isChanged=${isChanged}>
     ${isOnlyChoice(field)
       ? html`<select ...${common} value=${text} onChange=${set}>${field.choices.map((choice) => html`<option key=${String(choice)} value=${String(choice)}>${String(choice)}</option>`)}</select>`
-      : name === "chat_template" || field.types.includes("object")
-        ? html`<textarea ...${common} rows=${name === "chat_template" ? 4 : 2} spellcheck="false" class="mono" placeholder=${field.types.includes("object") ? "key: value" : ""} value=${text} onInput=${set}></textarea>`
+      : name === "chat_template" || LINES.includes(name) || field.types.includes("object")
+        ? html`<textarea ...${common} rows=${name === "chat_template" ? 4 : 2} spellcheck="false" class=${LINES.includes(name) ? "" : "mono"} placeholder=${field.types.includes("object") ? "key: value" : ""} value=${text} onInput=${set}></textarea>`
         : html`<input ...${common} value=${text} spellcheck="false" autocomplete="off" inputmode=${field.types.some((type) => type === "array" || type === "string") ? "text" : "decimal"} placeholder=${field.isNullable ? "not set" : ""} onInput=${set} />`}
   <//>`;
 }
 
-const Help = ({ name, description, types }) => html`${description}${types.includes("object") && " One key: value a line."} <code class="api-name">${name}</code>`;
+const Help = ({ name, description, types }) => html`${description}${types.includes("object") && " One key: value a line."}${LINES.includes(name) && " One prompt a line."} <code class="api-name">${name}</code>`;
