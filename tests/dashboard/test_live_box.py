@@ -25,7 +25,19 @@ ROWS = [
 HTML = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 # A shared machine may be slow to start a worker.
 pytestmark = pytest.mark.timeout(600)
-PAGES = ["jobs", "job", "new", "chat", "playground", "adapters", "adapter", "datasets", "dataset", "status"]
+PAGES = [
+    "jobs",
+    "job",
+    "new",
+    "chat",
+    "playground",
+    "adapters",
+    "adapter",
+    "datasets",
+    "dataset",
+    "models",
+    "status",
+]
 
 
 class Stack:

@@ -1,12 +1,13 @@
 """Downloaded models, and an engine's real routes of base models over a real cache."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 from starlette.applications import Starlette
+from starlette.routing import Route
 
 from app.core.engine import workers
 from app.core.engine.state import EngineState
@@ -17,18 +18,16 @@ from tests.servers.hub import FakeHub
 from worker.base_models.service import BaseModelService
 from worker.models.files import hub_cache
 
-Beat = Callable[[], None]
-
 
 class CacheEngine:
     """A worker's row with what is in the cache, and an engine that searches and deletes."""
 
-    def __init__(self, database: Database, cache: Path) -> None:
+    def __init__(self, database: Database, cache: Path, routes: Sequence[Route] = ()) -> None:
         self.state = EngineState()
         self.cache = cache
         self._database = database
         service = BaseModelService(lambda: self.state, "secret", self.beat)
-        self._server = ServerThread(Starlette(routes=service.routes()), lifespan="off")
+        self._server = ServerThread(Starlette(routes=[*service.routes(), *routes]), lifespan="off")
 
     def add(self, name: str, *, days_old: float = 0) -> None:
         """A model of 1,000 bytes of weights."""

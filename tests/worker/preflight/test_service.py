@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.core.base_models.messages import Fit, HubSearch
 from app.core.datasets.rows import Completion, Row, write_row
 from app.core.engine.messages import Failed
 from app.core.engine.preflight import (
@@ -60,6 +61,20 @@ def test_memory_fit_is_a_job_s_need_and_whether_that_is_free_while_serving(
     total = Preflight.model_validate_json(preflight(engine, dataset).content).memory.total
     assert memory_fit.bytes == total
     assert memory_fit.fits
+
+
+def test_a_base_model_is_measured_searched_for_and_deleted(engine: RunningEngine) -> None:
+    fit = engine.http.post("/fit", json={"base_model": NAME})
+    assert Fit.model_validate_json(fit.content).fits
+    # This engine is set not to ask the Hub.
+    found = engine.http.post("/hub/search", json={"query": "a", "limit": 5})
+    assert HubSearch.model_validate_json(found.content).state == "offline"
+    removed = engine.http.post("/base-models/remove", json={"base_model": "owner/nowhere"})
+    assert removed.json() == {"size_bytes": 0}
+    assert engine.http.post("/base-models/remove", json={"base_model": "../.."}).status_code == 422
+    anonymous = {"authorization": "Bearer wrong"}
+    for path in ("/fit", "/hub/search", "/base-models/remove"):
+        assert engine.http.post(path, json={}, headers=anonymous).status_code == 401
 
 
 def test_preview_answers(engine: RunningEngine, dataset: DatasetRef) -> None:

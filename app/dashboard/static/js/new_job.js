@@ -4,6 +4,7 @@ import { useMemo, useState } from "../vendor/htm-preact.js";
 import { ApiError, get, getAll, post, saveText } from "./api.js";
 import { AddDataset } from "./dataset_add.js";
 import { count } from "./format.js";
+import { ModelPicker } from "./model_picker.js";
 import { Preflight, usePreflight } from "./preflight.js";
 import { Preview } from "./preview.js";
 import { ESSENTIAL, fromSpec, labelOf, readFields, Setting, toSpec } from "./spec_form.js";
@@ -132,7 +133,7 @@ function Rows({ values, onChange, wrong }) {
 
 function Base({ values, onChange, wrong, models, adapters }) {
   const set = (path) => ({ target }) => onChange(path, target.value);
-  const help = models.any_hub_model ? "One that is here, or the name of one on the Hub, as owner/name." : "One that is allowed here.";
+  const help = models.any_hub_model ? "One that is here, or one of the Hub: type a part of its name." : "One that is allowed here.";
   const continued = (event) => {
     const adapter = adapters.find(({ id }) => id === event.target.value);
     onChange("continue_from", event.target.value);
@@ -140,8 +141,7 @@ function Base({ values, onChange, wrong, models, adapters }) {
   };
   return html`<${Card} title="Base model and name"><div class="fields">
     <${Field} id="spec-base-model" label="Base model" help=${help} wrong=${wrong.base_model}>
-      <input id="spec-base-model" name="base_model" list="base-models" autocomplete="off" spellcheck="false" value=${values.base_model ?? ""} aria-describedby="spec-base-model-help" aria-invalid=${wrong.base_model ? "true" : undefined} onInput=${set("base_model")} />
-      <datalist id="base-models">${models.data.map(({ name }) => html`<option key=${name} value=${name} />`)}</datalist>
+      <${ModelPicker} id="spec-base-model" name="base_model" models=${models.data} value=${values.base_model ?? ""} aria-describedby="spec-base-model-help" aria-invalid=${wrong.base_model ? "true" : undefined} onChange=${(name) => onChange("base_model", name)} />
     <//>
     <${Field} id="spec-name" label="Name" help=${NAME_HELP} wrong=${wrong.name}>
       <input id="spec-name" name="name" maxlength="64" autocomplete="off" spellcheck="false" placeholder="support-bot" value=${values.name ?? ""} aria-describedby="spec-name-help" aria-invalid=${wrong.name ? "true" : undefined} onInput=${set("name")} />

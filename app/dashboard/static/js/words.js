@@ -23,6 +23,7 @@ function say(method, [kind, id, verb]) {
   if (!PAGES[kind]) return null;
   const isNamed = id && !id.startsWith("{");
   const where = isNamed ? ` of ${ONE[kind]} ${id}` : "";
+  if (kind === "models" && id === "downloads") return method === "POST" ? "“Download” on the page Models" : "the page Models";
   if (method === "DELETE") return `“Delete”${where}`;
   if (method === "GET") return id && !isNamed ? `the page of the ${ONE[kind]}` : `the page ${id ? where.trim() : PAGES[kind]}`;
   if (!id) return CREATING[kind] ?? null;
