@@ -1,5 +1,6 @@
 """Fine-tuning jobs as the official client creates, lists and changes them; each is a native job."""
 
+import json
 from typing import Any
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 from app.core.jobs import records as job_records
 from app.core.storage.database import Database
 from tests.api.openai.fine_tuning_jobs import claim, create, finish, supervised, upload
-from tests.factories import make_job
+from tests.factories import jsonl, make_job
 from tests.fakes import FakeEngine
 
 
@@ -28,6 +29,31 @@ def test_a_job_made_here_is_a_native_job(
     native = live.get(f"/jobs/{job.id}").json()
     assert native["spec"]["training"]["num_train_epochs"] == 8
     assert native["spec"]["training"]["seed"] == 7
+
+
+def test_a_file_of_calls_is_learned_from(openai_client: openai.OpenAI, live: httpx.Client) -> None:
+    """The row is that of OpenAI's guide to fine-tuning with functions, with the tide for the weather."""
+    call = {"id": "call_id", "type": "function", "function": {"name": "get_tide", "arguments": "{}"}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "How high is it?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_id", "content": "1.2 m"},
+            {"role": "assistant", "content": "It is 1.2 m high.", "weight": 1},
+        ],
+        "parallel_tool_calls": False,
+        "tools": [{"type": "function", "function": {"name": "get_tide", "description": "The tide."}}],
+    }
+    file = openai_client.files.create(file=("calls.jsonl", jsonl([row] * 10)), purpose="fine-tune")
+
+    job = create(openai_client, file.id)
+
+    assert (job.status, job.error) == ("queued", None)
+    assert [one["field"] for one in live.get(f"/datasets/{file.id}").json()["unused_fields"]] == [
+        "parallel_tool_calls"
+    ]
+    stored = live.get(f"/datasets/{file.id}/download").text.splitlines()[0]
+    assert json.loads(stored)["messages"][1]["tool_calls"][0]["function"]["name"] == "get_tide"
 
 
 def test_a_native_job_shows_here(openai_client: openai.OpenAI, database: Database) -> None:

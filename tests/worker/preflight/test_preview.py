@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from app.core.chat.tools import FunctionTool, ToolCall
 from app.core.datasets.rows import Completion, Conversation, Message, PlainText, Row
 from app.core.engine.preflight import Preview, PreviewRequest
 from tests.tiny_model import NAME
@@ -55,6 +56,30 @@ def test_the_tokens_texts_together_are_the_row_s_text(
     for row in preview(ROWS).data:
         text = "".join(token.text for token in row.tokens)
         assert text == tokenizer.decode([token.id for token in row.tokens])
+
+
+@pytest.mark.parametrize("assistant_only", [False, True])
+def test_a_row_of_calls_shows_functions_calls_and_results_with_the_calls_marked(
+    preview: Any, assistant_only: bool
+) -> None:
+    call = ToolCall(name="get_tide", arguments={"pier": "north"})
+    called = Message("assistant", "", tool_calls=(call,))
+    messages = (Message("user", "How high?"), called, Message("tool", "1.2 m"), Message("assistant", "High."))
+    row = Conversation(messages, (FunctionTool(name="get_wind"), FunctionTool(name="get_tide")))
+
+    (shown,) = preview([row], assistant_only_loss=assistant_only, max_seq_length=256).data
+
+    text = "".join(token.text for token in shown.tokens)
+    assert "get_wind" in text
+    assert any("<tool_call>{…}</tool_call>" in notice for notice in shown.notices)
+    (shown,) = preview([Conversation(messages)], assistant_only_loss=assistant_only).data
+    text = "".join(token.text for token in shown.tokens)
+    assert "How high?" in text
+    assert "<tool_response>\n1.2 m\n</tool_response>" in text
+    learned = "".join(token.text for token in shown.tokens if token.trained)
+    assert '<tool_call>\n{"name": "get_tide", "arguments": {"pier": "north"}}\n</tool_call>' in learned
+    assert "High." in learned
+    assert not any(words in learned for words in ("How high", "1.2 m", "get_wind"))
 
 
 def test_the_last_token_of_a_character_has_its_text(tokenizer: PreTrainedTokenizerBase) -> None:
