@@ -142,6 +142,10 @@ FILES: dict[str, tuple[bytes, Taken | Refused]] = {
         ),
         Refused("message 3 is the result of 'call_2', which is not among the calls before it: 'call_1'."),
     ),
+    "OpenAI, a call of the user": (
+        chat(said("user", None, tool_calls=[FIRST_CALL]), ASKED[1]),
+        Refused("message 1 is of the user and has 'tool_calls'; only the assistant calls functions."),
+    ),
     "OpenAI, two results of one call": (
         chat(ASKED[0], said("assistant", None, tool_calls=[FIRST_CALL]), *[said("tool", "1")] * 2, ASKED[1]),
         Refused("message 4 is one result more than the turn before it makes calls."),

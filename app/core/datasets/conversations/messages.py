@@ -121,6 +121,11 @@ def _role(role: object, where: str, is_sharegpt: bool) -> str:
 
 
 def _read_text(raw: _RawMessage, role: str) -> Message:
+    key, call_key = raw.find_content(), next((one for one in _CALL_KEYS if raw.turn.get(one)), None)
+    if call_key is not None and (key is None or raw.turn[key] is None):
+        raise BadRow(
+            f"{raw.where} is of the {role} and has {call_key!r}; only the assistant calls functions."
+        )
     return Message(role, raw.content())
 
 
