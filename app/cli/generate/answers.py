@@ -1,6 +1,6 @@
 """Streams answers of `POST /generate`, and the options that sample them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -41,11 +41,32 @@ def sampling(
 
 
 @dataclass
+class StreamedCall:
+    """A function that an answer calls; `arguments` is JSON."""
+
+    name: str
+    arguments: str = ""
+
+
+@dataclass
 class StreamedAnswer:
-    """An answer in pieces; `end` is the content of the event `done`, empty until it has arrived."""
+    """An answer in pieces, and its calls by their numbers, complete once there are no more pieces.
+
+    `end` is the content of the event `done`, empty until it has arrived.
+    """
 
     pieces: Iterator[str]
     end: dict[str, Any] = field(default_factory=dict)
+    calls: dict[int, StreamedCall] = field(default_factory=dict)
+
+    def add_call(self, content: Mapping[str, Any]) -> None:
+        """Add what an event says of a call."""
+        number = content["call"]
+        if content.get("withdrawn"):
+            self.calls.pop(number, None)
+            return
+        call = self.calls.setdefault(number, StreamedCall(content.get("name", "")))
+        call.arguments += content["arguments"]
 
 
 @contextmanager
@@ -80,6 +101,8 @@ def _pieces(
                     on_thought("\n\n")
                 is_thinking = False
                 yield content["text"]
+            case "tool_call":
+                answer.add_call(content)
             case "error":
                 raise failure_from(content["error"])
             case "done":

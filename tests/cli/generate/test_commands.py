@@ -1,4 +1,9 @@
-from app.core.engine.messages import Failed, ReasoningDelta, TokenDelta
+import json
+from pathlib import Path
+
+import pytest
+
+from app.core.engine.messages import Failed, ReasoningDelta, TokenDelta, ToolCallDelta
 from tests.cli.conftest import Run, json_of
 from tests.fakes import FINISHED, FakeEngine
 
@@ -45,3 +50,32 @@ def test_thoughts_are_for_the_person_and_not_part_of_the_answer(run: Run, servin
     assert ended.stdout == "Hi\n"
     assert ended.stderr.startswith("Hm, yes.\n")
     assert json_of(run("generate", "helper", "Who?", "--json"))["reasoning"] == "Hm, yes."
+
+
+def test_functions_are_offered_and_each_call_is_a_line(run: Run, serving: FakeEngine, tmp_path: Path) -> None:
+    functions = tmp_path / "functions.json"
+    functions.write_text(json.dumps([{"type": "function", "function": {"name": "get_tide"}}]))
+    serving.script = [
+        ToolCallDelta(index=0, id="abc", name="get_tide", arguments='{"place": '),
+        ToolCallDelta(index=0, arguments='"east quay"}'),
+        ToolCallDelta(index=1, id="abd", name="get_tide"),
+        ToolCallDelta(index=1, is_withdrawn=True),
+        FINISHED.model_copy(update={"finish_reason": "tool_calls"}),
+    ]
+
+    ended = run("generate", "helper", "How high?", "--tools", str(functions))
+
+    assert ended.stdout == 'get_tide {"place": "east quay"}\n'
+    (asked,) = serving.requests
+    assert asked.tools is not None
+    assert [function.name for function in asked.tools.offered] == ["get_tide"]
+
+
+@pytest.mark.parametrize("text", [None, "[{", "{}"])
+def test_a_file_of_functions_that_is_none_is_wrong_usage(run: Run, tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "functions.json"
+    if text is not None:
+        file.write_text(text)
+    ended = run("generate", "helper", "How high?", "--tools", str(file))
+    assert ended.exit_code == 2
+    assert "functions.json" in ended.stderr
