@@ -185,3 +185,13 @@ def test_a_file_with_other_columns_is_shown_and_added_after_a_question(
     with httpx.Client(base_url=api.url) as client:
         datasets = client.get("/datasets").json()["data"]
     assert [dataset["format"] for dataset in datasets] == (["instruction"] if answer == "y" else [])
+
+
+def test_enter_adds_a_file_of_which_nothing_is_lost(open_terminal: Open, tmp_path: Path) -> None:
+    path = tmp_path / "faq.csv"
+    path.write_text("question,answer\nWho?,Me\n")
+    terminal = open_terminal("datasets", "add", str(path))
+    terminal.wait_for(r"Add it as shown\? \[Y/n\]")
+    terminal.type("\n")
+    assert terminal.wait() == 0
+    assert "instruction" in terminal.text.rpartition("Add it")[2]

@@ -300,7 +300,7 @@ def test_nothing_that_somebody_wrote_is_executed(stack: Stack, page: Page) -> No
     for _ in range(8):
         page.get_by_role("button", name="Next rows").click()
     expect(page.locator(".turn", has_text="<script>").first).to_be_visible()
-    page.get_by_role("button", name="As a base model sees them").click()
+    page.get_by_role("button", name="As tokens").click()
     expect(page.locator(".tokens").first).to_be_visible()
     for _ in range(13):
         page.get_by_role("button", name="Next rows").click()

@@ -105,7 +105,7 @@ def offer_mapping(failure: CommandFailed, path: Path, *, as_json: bool) -> dict[
     show_failure(failure, as_json=False)
     show_sample(sample, path, to_error=True)
     without = f" without {', '.join(map(clean, sample.lost))}" if sample.lost else ""
-    if not typer.confirm(f"Add it as shown{without}?", err=True):
+    if not typer.confirm(f"Add it as shown{without}?", default=not sample.lost, err=True):
         raise CommandFailed(
             "Nothing was added.",
             code="not_confirmed",

@@ -35,7 +35,7 @@ export default function Dataset({ id }) {
       ]} /><//>
       <${UnusedFields} fields=${dataset.unused_fields} rows=${dataset.rows} />
       <${LeftOut} dataset=${dataset} />
-      ${isReady && html`<${Card} title="Rows" actions=${html`<${Tabs} label="Show rows" value=${view} options=${[["rows", "As they are"], ["tokens", "As a base model sees them"]]} onChange=${setView} />`}>
+      ${isReady && html`<${Card} title="Rows" actions=${html`<${Tabs} label="Show rows" value=${view} options=${[["rows", "As they are"], ["tokens", "As tokens"]]} onChange=${setView} />`}>
         ${view === "rows" ? html`<${Rows} path=${path} />` : html`<${Tokens} dataset=${dataset} />`}
       <//>`}
     </div>
