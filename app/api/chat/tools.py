@@ -55,7 +55,9 @@ class OfferedTool(RequestPart):
     """A tool, which is a function."""
 
     type: Literal["function"] = Field("function", description="Only functions.")
-    function: OfferedFunction = Field(description="The function.")
+    function: OfferedFunction = Field(
+        description="What may be called: its `name`, `description` and `parameters`."
+    )
 
 
 class FunctionName(RequestPart):
@@ -68,7 +70,7 @@ class ChosenFunction(RequestPart):
     """The function that must be called; among allowed tools, one of them."""
 
     type: Literal["function"] = Field(description="Only functions.")
-    function: FunctionName = Field(description="The function.")
+    function: FunctionName = Field(description="Which function: its `name`.")
 
 
 class AllowedFunctions(RequestPart):
