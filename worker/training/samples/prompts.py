@@ -1,5 +1,6 @@
 """The prompts of a job's sample answers, as text and as tokens. Knows no model."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,8 @@ MAX_PROMPT_TOKENS = 1024
 _ROWS_READ = 100
 _MAX_TEXT_PROMPT_TOKENS = 64
 _MAX_LETTERS = 2000
+# All but the tab and the end of a line.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CHAT = (DatasetFormat.MESSAGES, DatasetFormat.CONVERSATIONS, DatasetFormat.INSTRUCTION)
 
 
@@ -70,8 +73,11 @@ def find_prompts(
 
 
 def shorten(text: str) -> str:
-    """The text as an event may hold it: not too long, and without NUL, which PostgreSQL refuses in JSON."""
-    clean = text.replace("\0", "\ufffd")
+    """The text as an event may hold it: not too long, and without control characters.
+
+    PostgreSQL refuses NUL in JSON, and others steer the terminal of whoever reads the log.
+    """
+    clean = _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
     return clean if len(clean) <= _MAX_LETTERS else clean[: _MAX_LETTERS - 1] + "…"
 
 

@@ -12,6 +12,7 @@ const OTHERS = ["--series-3", "--series-4", "--series-5", "--series-6"];
 const percents = (value, extra = 0) => `${figure(value * 100, extra)}%`;
 // Kind of point, figure, label, format. A figure that no point has is left out.
 const FIGURES = [
+  ["train", "token_accuracy", "Token accuracy", percents],
   ["eval", "token_accuracy", "Token accuracy, evaluation", percents],
   ["train", "learning_rate", "Learning rate"],
   ["train", "grad_norm", "Gradient norm"],

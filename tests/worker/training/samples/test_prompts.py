@@ -94,7 +94,7 @@ def test_none_is_none(make_request: MakeRequest) -> None:
     assert prompts_of(make_request(training={"sample_prompts": "none"}))[0] == []
 
 
-def test_an_event_holds_neither_long_texts_nor_nul() -> None:
-    assert shorten("a\0b") == "a\ufffdb"
+def test_an_event_holds_neither_long_texts_nor_control_characters() -> None:
+    assert shorten("a\0b\x1b[2J\tc\r\nd") == "a\ufffdb\ufffd[2J\tc\nd"
     assert len(shorten("a" * 3000)) == 2000
     assert shorten("a" * 3000).endswith("a…")
