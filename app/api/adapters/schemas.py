@@ -28,6 +28,8 @@ class AdapterRead(BaseModel):
     base_model: str = Field(description="The base model it was trained against.")
     quantization: QuantizationSpec = Field(description="How the base model's weights were quantized for it.")
     job: str | None = Field(description="Id of the job that made it.")
+    job_name: str | None = Field(None, description="Name of that job.")
+    dataset: str | None = Field(None, description="Id of the dataset that it read, which may be deleted.")
     step: int | None = Field(description="The step at which the job kept it; null: it is the finished one.")
     state: AdapterState = Field(
         description="`ready`: it answers. `importing`: it is being proved. `failed`: `error` says why."
@@ -50,6 +52,8 @@ class AdapterRead(BaseModel):
             base_model=row.base_model,
             quantization=QuantizationSpec.model_validate(row.quantization),
             job=row.job_id,
+            job_name=row.job_name,
+            dataset=row.dataset_id,
             step=row.step,
             state=AdapterState.READY,
             serving=_serving(row, states),

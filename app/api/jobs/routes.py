@@ -7,14 +7,14 @@ from fastapi import APIRouter, Body, Query, Response
 from fastapi.openapi.models import Example
 from sqlalchemy.orm import Session
 
-from app.api.deps import After, JobId, Limit, ServicesDep
+from app.api.deps import MAX_PAGE, After, JobId, Limit, ServicesDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequestDep
 from app.api.jobs import submission
-from app.api.jobs.schemas import JobChange, JobRead
+from app.api.jobs.schemas import JobChange, JobRead, LossesPage, LossesRead
 from app.api.schemas import Page
 from app.core.engine import base_models
-from app.core.jobs import inputs as job_inputs, records as job_records
+from app.core.jobs import inputs as job_inputs, losses as job_losses, records as job_records
 from app.core.specs.job import JobSpec
 from app.core.specs.states import JobState
 from app.core.storage.tables import JobRow
@@ -81,6 +81,21 @@ def list_jobs(
         rows, cursor = job_records.find_page(session, state=state, search=search, after=after, limit=limit)
         positions = job_records.find_queue_positions(session, rows)
         return Page(data=[JobRead.from_row(row, positions.get(row.id)) for row in rows], next=cursor)
+
+
+@router.get("/losses", summary="Training losses of several jobs")
+def list_losses(
+    services: ServicesDep,
+    job: Annotated[list[str], Query(max_length=MAX_PAGE, description="Ids of jobs; repeat it for each.")],
+    points: Annotated[int, Query(ge=1, le=1000, description="About how many losses of each job.")] = 50,
+) -> LossesPage:
+    """The training losses of several jobs in few points each, for small curves in a list.
+
+    Jobs that are not there or have no loss yet are left out. `/jobs/{job_id}/metrics` has every point of one.
+    """
+    with services.database.snapshot() as session:
+        found = job_losses.read_thinned(session, job, points=points)
+    return LossesPage(data=[LossesRead(job=job_id, losses=losses) for job_id, losses in found.items()])
 
 
 @router.get("/{job_id}", summary="Show a job", responses=documented(404))

@@ -128,6 +128,19 @@ class LossCurveRead(BaseModel):
     data: list[LossPointRead] = Field(description="The points, by step.")
 
 
+class LossesRead(BaseModel):
+    """The training losses of one job, in few points."""
+
+    job: str = Field(description="Id of the job.")
+    losses: list[float] = Field(description="By step; the last one that was logged is the last one here.")
+
+
+class LossesPage(BaseModel):
+    """The training losses of several jobs."""
+
+    data: list[LossesRead] = Field(description="One item for each job that has a loss.")
+
+
 def _progress(row: tables.JobRow) -> ProgressRead:
     return ProgressRead(
         step=row.step,

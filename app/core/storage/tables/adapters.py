@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import BigInteger, ForeignKey, Index, String, select
+from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from app.core.storage.tables.base import Table
+from app.core.storage.tables.jobs import JobRow
 
 
 class AdapterRow(Table):
@@ -30,6 +31,14 @@ class AdapterRow(Table):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     artifact: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime]
+
+    # Read with the adapter, so that a list of adapters needs no query for each.
+    job_name: Mapped[str | None] = column_property(
+        select(JobRow.name).where(JobRow.id == job_id).scalar_subquery()
+    )
+    dataset_id: Mapped[str | None] = column_property(
+        select(JobRow.dataset_id).where(JobRow.id == job_id).scalar_subquery()
+    )
 
     __table_args__ = (Index("ix_adapters_created_at_id", "created_at", "id"),)
 

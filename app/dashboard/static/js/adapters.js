@@ -2,7 +2,7 @@
 
 import { useState } from "../vendor/htm-preact.js";
 import { ImportAdapter } from "./adapter_import.js";
-import { download, get, getAll, remove } from "./api.js";
+import { download, getAll, remove } from "./api.js";
 import { ago, bytes, moment } from "./format.js";
 import { Action, Card, Confirm, Empty, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
 import { inWords } from "./words.js";
@@ -22,7 +22,7 @@ export default function Adapters() {
       ${value?.adapters.length > 0 && html`<${Card}><table class="cards-if-narrow">
         <caption class="visually-hidden">Finished adapters</caption>
         <thead><tr><th scope="col">Name</th><th scope="col">Base model</th><th scope="col">Made from</th><th scope="col">Size</th><th scope="col">Made</th><th scope="col"><span class="visually-hidden">What to do</span></th></tr></thead>
-        <tbody>${value.adapters.map((adapter) => html`<${Row} key=${adapter.id} adapter=${adapter} job=${value.jobs.get(adapter.job)} datasets=${value.datasets} onDelete=${() => setDoomed(adapter)} />`)}</tbody>
+        <tbody>${value.adapters.map((adapter) => html`<${Row} key=${adapter.id} adapter=${adapter} datasets=${value.datasets} onDelete=${() => setDoomed(adapter)} />`)}</tbody>
       </table><//>`}
     </div>
     ${doomed && html`<${Confirm} title=${`Delete the adapter ${doomed.name}?`} label="Delete it for good" onClose=${() => setDoomed(null)}
@@ -37,7 +37,7 @@ export default function Adapters() {
   <//>`;
 }
 
-/** Adapters, the jobs that made them, and the names of the datasets that those read. */
+/** Adapters, imports that are no adapters yet, and the names of the datasets that their jobs read. */
 async function readAll() {
   const [adapters, datasets, importing, failed] = await Promise.all([
     getAll("/adapters"),
@@ -45,22 +45,7 @@ async function readAll() {
     getAll("/adapters", 200, "&state=importing"),
     getAll("/adapters", 200, "&state=failed"),
   ]);
-  const ids = [...new Set(adapters.map(({ job }) => job).filter(Boolean))];
-  const jobs = await Promise.allSettled(ids.map(readJob));
-  return {
-    adapters,
-    imports: [...importing, ...failed],
-    datasets: new Map(datasets.map((dataset) => [dataset.id, dataset])),
-    jobs: new Map(jobs.filter(({ status }) => status === "fulfilled").map(({ value }) => [value.id, value])),
-  };
-}
-
-const known = new Map();
-
-/** A job that made an adapter. It has ended, so it is fetched once. */
-async function readJob(id) {
-  if (!known.has(id)) known.set(id, await get(`/jobs/${id}`));
-  return known.get(id);
+  return { adapters, imports: [...importing, ...failed], datasets: new Map(datasets.map(({ id, name }) => [id, name])) };
 }
 
 /** An import that does not answer yet, or never will. */
@@ -70,13 +55,13 @@ const Import = ({ adapter, onDelete }) => html`<li class="stack tight">
   <div><button type="button" class="small danger" aria-label=${`Delete ${adapter.name}`} onClick=${onDelete}>Delete</button></div>
 </li>`;
 
-function Row({ adapter, job, datasets, onDelete }) {
+function Row({ adapter, datasets, onDelete }) {
   const { id, name } = adapter;
-  const dataset = job && (datasets.get(job.spec.dataset)?.name ?? `${job.spec.dataset}, deleted since`);
+  const dataset = adapter.dataset && (datasets.get(adapter.dataset) ?? `${adapter.dataset}, deleted since`);
   return html`<tr>
     <td><a class="wrap name" href=${`#/adapter/${id}`}>${name}</a><div class="small muted mono">${id}</div></td>
     <td data-label="Base model" class="wrap">${adapter.base_model}</td>
-    <td data-label="Made from" class="wrap">${adapter.job ? html`<a href=${`#/job/${adapter.job}`}>${job?.name ?? adapter.job}</a>` : "imported"}${dataset && html`<div class="small muted">${dataset}</div>`}</td>
+    <td data-label="Made from" class="wrap">${adapter.job ? html`<a href=${`#/job/${adapter.job}`}>${adapter.job_name}</a>` : "imported"}${dataset && html`<div class="small muted">${dataset}</div>`}</td>
     <td data-label="Size" class="numbers">${bytes(adapter.size_bytes)}</td>
     <td data-label="Made" title=${moment(adapter.created_at)}>${ago(adapter.created_at)}</td>
     <td><div class="row">

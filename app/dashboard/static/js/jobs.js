@@ -1,63 +1,80 @@
 // Every job, the newest first, as they go: searched, filtered, and several changed at once.
 
-import { useEffect, useState } from "../vendor/htm-preact.js";
-import { get, post, remove } from "./api.js";
-import { ago, between, count, duration, number, plural } from "./format.js";
+import { useState } from "../vendor/htm-preact.js";
+import { get } from "./api.js";
+import { ago, between, count, duration, number } from "./format.js";
 import { startFirstRun } from "./first_run.js";
-import { Action, Confirm, Empty, html, Loading, Page, Problem, State, Tabs, tell, useLoaded } from "./ui.js";
-import { inWords } from "./words.js";
+import { Selection } from "./job_selection.js";
+import { Spark, useLosses } from "./sparks.js";
+import { Action, Empty, html, Loading, Page, Problem, State, Tabs, useLoaded } from "./ui.js";
 
 const EVERY = 2_000;
 const PAGE = 25;
+const PER_REQUEST = 200;
 const SHOWN = [["", "All"], ["running", "Running"], ["queued", "Queued"], ["paused", "Paused"], ["succeeded", "Succeeded"], ["failed", "Failed"], ["cancelled", "Cancelled"]];
-export const ENDED = ["succeeded", "failed", "cancelled"];
+const NONE = [];
 
 export default function Jobs() {
   const [state, setState] = useState("");
   const [search, setSearch] = useState("");
   const [most, setMost] = useState(PAGE);
-  const [chosen, setChosen] = useState(new Set());
-  const { value, error, reload } = useLoaded(() => readJobs(state, search.trim(), most), [state, search, most], EVERY, search ? 200 : 0);
-  const button = html`<a class="button primary" href="#/new">New job</a>`;
-  const jobs = value?.data ?? [];
-  const here = jobs.filter(({ id }) => chosen.has(id));
-  const choose = (ids, isChosen) => {
-    const next = new Set(chosen);
-    for (const id of ids) isChosen ? next.add(id) : next.delete(id);
+  const [chosen, setChosen] = useState(new Map());
+  // A long list is read less often.
+  const every = EVERY * Math.ceil(most / PER_REQUEST);
+  const { value, error, reload } = useLoaded((signal) => readJobs(state, search.trim(), most, signal), [state, search, most], every, search ? 200 : 0);
+  const jobs = value?.data ?? NONE;
+  const losses = useLosses(jobs);
+  const filter = (change) => {
+    change();
+    setMost(PAGE);
+    setChosen(new Map());
+  };
+  const choose = (some, isChosen) => {
+    const next = new Map(chosen);
+    for (const job of some) isChosen ? next.set(job.id, job) : next.delete(job.id);
     setChosen(next);
   };
-  return html`<${Page} title="Jobs" actions=${button}>
+  return html`<${Page} title="Jobs" actions=${html`<a class="button primary" href="#/new">New job</a>`}>
     <div class="stack">
       <div class="row apart">
-        <${Tabs} label="Jobs in state" value=${state} options=${SHOWN.map(([key, name]) => [key, withCount(name, key, value?.counts)])} onChange=${(next) => (setState(next), setMost(PAGE))} />
-        <input class="search" type="search" placeholder="Search names, models and notes" aria-label="Search jobs" value=${search} onInput=${({ target }) => (setSearch(target.value), setMost(PAGE))} />
+        <${Tabs} label="Jobs in state" value=${state} options=${SHOWN.map(([key, name]) => [key, withCount(name, key, value?.counts)])} onChange=${(next) => filter(() => setState(next))} />
+        <input class="search" type="search" placeholder="Search names, models and notes" aria-label="Search jobs" value=${search} onInput=${({ target }) => filter(() => setSearch(target.value))} />
       </div>
       <${Problem} error=${error} />
       ${!value && !error && html`<${Loading} />`}
-      ${jobs.length > 0 && html`<${Selection} jobs=${jobs} chosen=${here} onChoose=${choose} onChange=${reload} />`}
-      ${value && (jobs.length ? html`<ul class="list">${jobs.map((job) => html`<${Row} key=${job.id} job=${job} isChosen=${chosen.has(job.id)} onChoose=${(isChosen) => choose([job.id], isChosen)} />`)}</ul>` : html`<${None} state=${state} search=${search} />`)}
-      ${value?.next && html`<div><button type="button" onClick=${() => setMost(most + PAGE)}>Show older jobs</button></div>`}
+      ${jobs.length > 0 && html`<${Selection} jobs=${jobs} chosen=${refresh(chosen, value)} query=${value.next && `&${toQuery(state, search.trim())}`} total=${search.trim() ? null : total(value.counts, state)} onChoose=${choose} onChange=${reload} />`}
+      ${value && (jobs.length ? html`<ul class="list">${jobs.map((job) => html`<${Row} key=${job.id} job=${job} losses=${losses.get(job.id)?.losses} isChosen=${chosen.has(job.id)} onChoose=${(isChosen) => choose([job], isChosen)} />`)}</ul>` : html`<${None} state=${state} search=${search} />`)}
+      ${value?.next && html`<div><button type="button" onClick=${() => setMost(most * 2)}>Show older jobs</button></div>`}
     </div>
   <//>`;
 }
 
+/** The chosen jobs as they are now; where all that match are on the page, those that went are not among them. */
+function refresh(chosen, { data, next }) {
+  const here = new Map(data.map((job) => [job.id, job]));
+  const known = [...chosen.values()].map((job) => here.get(job.id) ?? job);
+  return next ? known : known.filter(({ id }) => here.has(id));
+}
+
+const total = (counts, state) => (state ? counts[state] : Object.values(counts).reduce((sum, one) => sum + one, 0));
+
 function withCount(name, state, counts) {
-  if (!counts) return name;
-  const found = state ? counts[state] : Object.values(counts).reduce((sum, one) => sum + one, 0);
+  const found = counts && total(counts, state);
   return found ? html`${name} <span class="count">${count(found)}</span>` : name;
 }
 
-async function readJobs(state, search, most) {
+const toQuery = (state, search) => new URLSearchParams({ ...(state && { state }), ...(search && { search }) });
+
+async function readJobs(state, search, most, signal) {
   const found = [];
   let after = null;
-  const status = get("/status");
+  const status = get("/status", { signal });
   status.catch(() => {}); // where the jobs can't be read either, theirs is the error that counts
   do {
-    const query = new URLSearchParams({ limit: Math.min(most - found.length, 200) });
-    if (state) query.set("state", state);
-    if (search) query.set("search", search);
+    const query = toQuery(state, search);
+    query.set("limit", Math.min(most - found.length, PER_REQUEST));
     if (after) query.set("after", after);
-    const page = await get(`/jobs?${query}`);
+    const page = await get(`/jobs?${query}`, { signal });
     found.push(...page.data);
     after = page.next;
   } while (after && found.length < most);
@@ -74,38 +91,7 @@ const None = ({ state, search }) => {
   <//>`;
 };
 
-/** What can be done with the chosen jobs together. */
-function Selection({ jobs, chosen, onChoose, onChange }) {
-  const [asked, setAsked] = useState(null);
-  const all = jobs.every((job) => chosen.includes(job));
-  const going = chosen.filter(({ state }) => !ENDED.includes(state));
-  const ended = chosen.filter(({ state }) => ENDED.includes(state));
-  const carryOut = async () => {
-    const { jobs: doomed, act, done } = asked;
-    const results = await inTurn(doomed, act);
-    const refused = results.filter(Boolean);
-    if (refused.length < doomed.length) tell(`${plural(doomed.length - refused.length, "job")} ${done}.`, "good");
-    if (refused.length) tell(`${plural(refused.length, "job")} not: ${inWords(`${refused[0].message} ${refused[0].hint ?? ""}`)}`, "bad");
-    onChoose(doomed.map(({ id }) => id), false);
-    await onChange();
-  };
-  return html`<div class="row selection">
-    <label class="check small"><input type="checkbox" checked=${all} onChange=${() => onChoose(jobs.map(({ id }) => id), !all)} />
-      ${chosen.length ? `${plural(chosen.length, "job")} chosen` : "Choose all shown"}</label>
-    ${going.length > 0 && html`<button type="button" class="small danger" onClick=${() => setAsked({ jobs: going, title: `Cancel ${plural(going.length, "job")}?`, label: "Cancel them", text: "Running ones stop after their present step and keep their last checkpoint; a retry goes on from there.", act: ({ id }) => post(`/jobs/${id}/cancel`), done: "cancelled" })}>Cancel ${count(going.length)}</button>`}
-    ${ended.length > 0 && html`<button type="button" class="small danger" onClick=${() => setAsked({ jobs: ended, title: `Delete ${plural(ended.length, "job")}?`, label: "Delete for good", text: "Their curves, logs and checkpoints go. A job whose adapter exists stays: delete the adapter first.", act: ({ id }) => remove(`/jobs/${id}`), done: "deleted" })}>Delete ${count(ended.length)}</button>`}
-    ${asked && html`<${Confirm} title=${asked.title} label=${asked.label} onClose=${() => setAsked(null)} onConfirm=${carryOut}><p>${asked.text}</p><//>`}
-  </div>`;
-}
-
-/** The error of each, or null where it went well. One after the other: each is a write. */
-async function inTurn(jobs, act) {
-  const found = [];
-  for (const job of jobs) found.push(await act(job).then(() => null, (error) => error));
-  return found;
-}
-
-function Row({ job, isChosen, onChoose }) {
+function Row({ job, losses, isChosen, onChoose }) {
   const { step, total_steps: total, loss, eta_seconds: eta } = job.progress;
   return html`<li class="chosen-row"><input type="checkbox" checked=${isChosen} aria-label=${`Choose ${job.name}`} onChange=${({ target }) => onChoose(target.checked)} />
     <a class="card job" href=${`#/job/${job.id}`}>
@@ -121,7 +107,7 @@ function Row({ job, isChosen, onChoose }) {
         <span>${when(job, eta)}</span>
       </div>
     </div>
-    <${Spark} job=${job} />
+    <${Spark} losses=${losses} />
   </a></li>`;
 }
 
@@ -130,36 +116,4 @@ export const placeInLine = (place) => (place === 1 ? "next in line" : `number ${
 function when(job, eta) {
   if (job.state === "running") return eta != null ? `${duration(eta)} left` : `for ${between(job.started_at)}`;
   return ago(job.finished_at ?? job.created_at);
-}
-
-const curves = new Map();
-
-/** The losses so far. Asked for again only after the job has moved on. */
-function Spark({ job }) {
-  const [points, setPoints] = useState(curves.get(job.id)?.points ?? []);
-  const mark = `${job.progress.step}/${job.state}`;
-  useEffect(() => {
-    const known = curves.get(job.id);
-    if (known?.mark === mark || !job.progress.step) return;
-    get(`/jobs/${job.id}/metrics`).then(
-      ({ data }) => {
-        const found = data.filter(({ kind, loss }) => kind === "train" && loss != null).map(({ loss }) => loss);
-        curves.set(job.id, { mark, points: found });
-        setPoints(found);
-      },
-      () => {}, // the list itself says that the API does not answer
-    );
-  }, [mark]);
-  const label = points.length > 1 ? `Loss from ${number(points[0], 3)} to ${number(points.at(-1), 3)}` : "No loss yet";
-  return html`<svg class="spark" viewBox="0 0 100 30" preserveAspectRatio="none" role="img" aria-label=${label}>
-    ${points.length > 1 && html`<polyline points=${trace(points)} vector-effect="non-scaling-stroke" />`}
-  </svg>`;
-}
-
-function trace(points) {
-  const step = Math.max(1, Math.floor(points.length / 100));
-  const kept = points.filter((_, index) => index % step === 0 || index === points.length - 1);
-  const low = Math.min(...kept);
-  const span = Math.max(...kept) - low || 1;
-  return kept.map((loss, index) => `${((index / (kept.length - 1)) * 100).toFixed(1)},${(28 - ((loss - low) / span) * 26).toFixed(1)}`).join(" ");
 }
