@@ -1,5 +1,6 @@
 """The command `tunesmith`: its subcommands, its global options, and its exit statuses."""
 
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -35,9 +36,13 @@ class _Commands(TyperGroup):
             raise typer.Exit(failure.exit_code) from None
 
 
+# In narrower terminals Rich's tables of options cut their names; plain help folds.
+_BOXED_HELP_COLUMNS = 80
+
 cli = typer.Typer(
     cls=_Commands,
     help=_HELP,
+    rich_markup_mode="rich" if shutil.get_terminal_size().columns >= _BOXED_HELP_COLUMNS else None,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -69,6 +70,27 @@ def test_a_followed_job_has_a_bar_a_curve_and_its_speed(
     assert terminal.wait() == 1
     assert "helper cancelled" in terminal.text
     assert max(map(len, terminal.text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_help_cuts_no_name_of_an_option(columns: int) -> None:
+    script = (
+        "import typer\n"
+        "from typer.testing import CliRunner\n"
+        "from app.cli.commands import cli\n"
+        "def show(command, path):\n"
+        "    print(CliRunner().invoke(cli, [*path, '--help']).output)\n"
+        "    for name, one in getattr(command, 'commands', {}).items():\n"
+        "        if name not in ('keys', 'backup', 'restore'):\n"  # whose help is another process's
+        "            show(one, [*path, name])\n"
+        "show(typer.main.get_command(cli), [])\n"
+    )
+    environment = {**os.environ, "COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns)}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    for option in ("--no-load-in-4bit", "--assistant-only-loss", "--max-new-tokens", "--skip-problems"):
+        assert option in ended.stdout
+    assert [line for line in ended.stdout.splitlines() if re.search(r"--[\w-]*…", line)] == []
 
 
 @pytest.mark.parametrize("columns", [60, 80])

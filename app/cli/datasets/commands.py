@@ -178,8 +178,10 @@ def preview(
             "--model", "-m", help="Base model whose template is used.", autocompletion=completions.models
         ),
     ],
-    limit: Annotated[int, typer.Option(min=1, max=50, help="So many rows.")] = 3,
-    after: Annotated[int, typer.Option(min=0, help="Only rows after this line of the file.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=50, metavar="N", help="So many rows.")] = 3,
+    after: Annotated[
+        int, typer.Option(min=0, metavar="LINE", help="Only rows after this line of the file.")
+    ] = 0,
     assistant_only_loss: Annotated[
         bool, typer.Option("--assistant-only-loss", help="Mark as a job with this setting would train.")
     ] = False,

@@ -30,7 +30,7 @@ def show_list(jobs: Sequence[JobView]) -> None:
             job.id,
             job.name if job.name != job.id else "",
             state_text(job.state),
-            _steps(job),
+            f"number {job.queue_position}" if job.queue_position else _steps(job),
             loss_text(job.progress.loss) if job.progress.loss is not None else "",
             age_text(job.created_at),
         )
