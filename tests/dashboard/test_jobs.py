@@ -90,6 +90,9 @@ def test_a_job_older_than_the_newest_hundred_is_compared_and_smoothed(
             make_job(session)
     job_id = make_ended(database, "the-new-one")
     page.goto(f"{server.url}/#/job/{job_id}")
+    # What comes later moves the button: a click would miss it.
+    expect(page.get_by_role("status").filter(has_text="No worker is alive")).to_be_visible()
+    expect(page.get_by_role("img", name="GPU use")).to_be_visible()
     page.get_by_role("button", name="Compare with…").click()
     page.get_by_label("Search jobs to compare with").fill("old")
     page.get_by_role("checkbox", name="the-old-one").check()
