@@ -27,6 +27,11 @@ os.environ["TUNESMITH_TRAINING_STANDBY"] = "false"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: packed ones hold the time, and test processes would disagree on names."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_finish() -> None:
     """Exclude all imported objects from garbage collection, which trainers run several times."""
     gc.collect()
