@@ -139,7 +139,8 @@ def test_a_text_may_fill_the_context(bench: Bench) -> None:
     refused = bench.mail.end(longer)
     assert refused.code == "context_length_exceeded"
     assert refused.message == (
-        "This model's maximum context length is 100 tokens. However, the prompt has 101 tokens."
+        "This model's maximum context length is 100 tokens. "
+        "However, the prompt is too long: it has 101 tokens."
     )
 
 
