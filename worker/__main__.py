@@ -5,7 +5,6 @@ at work. Both exit with 1 where something is wrong.
 """
 
 import argparse
-import logging
 import os
 import sys
 
@@ -13,6 +12,7 @@ from app.core.errors.storage import DatabaseTooNew
 from app.core.settings import Settings
 from worker import health
 from worker.doctor.process import Examination
+from worker.processes.logs import set_up_logging
 from worker.supervisor import Role, Supervisor, wait_for_schema
 
 _SCHEMA_SECONDS = 60
@@ -38,8 +38,7 @@ def main() -> int:
 
 
 def _run(settings: Settings, role: str) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logging()
     try:
         if not wait_for_schema(settings, timeout_seconds=_SCHEMA_SECONDS):
             print("The database is not at this version. Start the API first: it migrates.", file=sys.stderr)

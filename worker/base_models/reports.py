@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from worker.processes.reports import ProcessMessage
+from worker.processes.reports import FailureReport, ProcessMessage
 
 
 class DownloadRequest(ProcessMessage):
@@ -28,13 +28,8 @@ class Downloaded(ProcessMessage):
     total_bytes: int
 
 
-class DownloadRefused(ProcessMessage):
+class DownloadRefused(FailureReport):
     """The download failed; what has arrived stays in the cache. The child's last report."""
-
-    type: Literal["failed"] = "failed"
-    code: str
-    message: str
-    hint: str | None = None
 
 
 DownloadReport = Annotated[Downloading | Downloaded | DownloadRefused, Field(discriminator="type")]

@@ -16,6 +16,7 @@ from worker.base_models.reports import Downloaded, Downloading, DownloadRefused,
 from worker.models.files import hub, hub_cache
 from worker.models.files.error_text import describe
 from worker.processes.child import ParentLink
+from worker.processes.logs import set_up_logging
 
 _REPORT_SECONDS = 0.5
 _SPARE_BYTES = 64 << 20
@@ -25,10 +26,7 @@ _log = logging.getLogger(__name__)
 
 def main(report_fd: int) -> None:
     """Run the download that the worker requests and report its result."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "httpx2"):
-        # The Hub's client logs every URL, and URLs of files carry signatures.
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up_logging()
     link = ParentLink(report_fd)
     request = link.read_request(DownloadRequest)
     link.watch(on_stop=lambda: os._exit(0))

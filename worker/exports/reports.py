@@ -9,7 +9,7 @@ from app.core.exports.results import Agreement, ExportedFile
 from app.core.specs.export import ExportSpec
 from app.core.specs.job import QuantizationSpec
 from app.core.specs.states import ExportPhase
-from worker.processes.reports import ProcessMessage
+from worker.processes.reports import FailureReport, ProcessMessage
 
 
 class ExportRequest(ProcessMessage):
@@ -51,13 +51,9 @@ class Exported(ProcessMessage):
     url: str | None = Field(None, description="Where they were pushed to.")
 
 
-class ExportFailed(ProcessMessage):
+class ExportFailed(FailureReport):
     """The export failed and has no files. The child's last report."""
 
-    type: Literal["failed"] = "failed"
-    code: str
-    message: str
-    hint: str | None = None
     agreement: Agreement | None = None
 
 

@@ -32,6 +32,7 @@ from worker.models.device import is_out_of_memory
 from worker.models.files import fingerprint, location
 from worker.models.files.error_text import describe
 from worker.processes.child import ParentLink
+from worker.processes.logs import set_up_logging
 from worker.processes.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,7 @@ Send = Callable[[BaseModel], None]
 
 def main(report_fd: int) -> None:
     """Run the export that the worker requests and report its result."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "httpx2"):
-        # The Hub's client logs every URL, and upload URLs carry signatures.
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up_logging()
     os.nice(_NICENESS)
     link = ParentLink(report_fd)
     request = link.read_request(ExportRequest)

@@ -9,7 +9,7 @@ from app.core.datasets.fetches import HubSource
 from app.core.datasets.inspection import Inspection, OnProblem
 from app.core.datasets.limits import Limits
 from app.core.datasets.unused_fields import OnUnused
-from worker.processes.reports import ProcessMessage
+from worker.processes.reports import FailureReport, ProcessMessage
 
 
 class FetchRequest(ProcessMessage):
@@ -43,13 +43,9 @@ class Fetched(ProcessMessage):
     found: Inspection
 
 
-class FetchFailed(ProcessMessage):
+class FetchFailed(FailureReport):
     """The fetch failed and has no rows. The child's last report."""
 
-    type: Literal["failed"] = "failed"
-    code: str
-    message: str
-    hint: str | None = None
     problems: list[dict[str, object]] = Field([], description="Rows that can't be used, the first hundred.")
     problem_count: int = 0
     unused_fields: list[dict[str, object]] = Field([], description="Fields for which it was refused.")

@@ -19,6 +19,7 @@ from worker.fetching.failures import explain, to_report
 from worker.fetching.hub_table import HubTable, find_commit, open_table
 from worker.fetching.reports import Fetched, Fetching, FetchRequest
 from worker.processes.child import ParentLink
+from worker.processes.logs import set_up_logging
 
 _REPORT_SECONDS = 1.0
 
@@ -27,10 +28,7 @@ log = logging.getLogger(__name__)
 
 def main(report_fd: int) -> None:
     """Run the fetch that the worker requests and report its result."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "httpx2"):
-        # The Hub's client logs every URL, and URLs of files carry signatures.
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up_logging()
     link = ParentLink(report_fd)
     request = link.read_request(FetchRequest)
     # A partial dataset is of no use, so a stop ends the process at once; the worker removes the folder.

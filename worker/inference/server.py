@@ -27,6 +27,7 @@ from worker.preflight.background_process import BackgroundProcess
 from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.service import PreflightService
 from worker.processes.child import ParentLink
+from worker.processes.logs import set_up_logging
 from worker.processes.reports import EngineRequest, Listening, StateChanged
 from worker.templates.rendering.pool import shared_pool
 
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 def run(link: ParentLink, request: EngineRequest, background: BackgroundProcess) -> int:
     """Serve until the worker says stop. Returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     transformers_logging.disable_progress_bar()
     return uvloop.run(_serve(link, request, background))
 

@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar
 
 from app.core.errors import QueueFull
 from app.core.errors.engine import EngineFailed
+from worker.processes.logs import set_up_logging
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _initialize() -> None:
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["OMP_NUM_THREADS"] = "1"
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     threading.Thread(target=_die_with_parent, daemon=True, name="parent watch").start()
 
 

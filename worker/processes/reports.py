@@ -27,6 +27,15 @@ class ProcessMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class FailureReport(ProcessMessage):
+    """The child's work failed. Its last report."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+    hint: str | None = None
+
+
 CurvePoint = Annotated[Metrics | Evaluation, Field(discriminator="type")]
 
 
