@@ -39,9 +39,10 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
 
-# The usual clients of OpenAI's API, in environments of their own, which are made from the package registries.
+# The usual clients of OpenAI's API, and llm-compressor, in environments of their own, which are made from the
+# package registries.
 test-clients: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients tests/clients
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients tests/clients tests/worker/exports/calibrated
 
 # All of these, every model family, and thousands of made-up requests.
 test-all: $(STAMP)

@@ -10,6 +10,9 @@ import signal
 import socket
 import sys
 import tempfile
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,22 +24,29 @@ from alembic import command
 from alembic.util import CommandError
 from fastapi import FastAPI
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
-from app import backup_commands, garbage
+from app import backup_commands
 from app.api.deps import Services
 from app.api.http.connections import ConnectionLimits, Connections
 from app.api.http.limited_protocol import LimitedProtocol
 from app.api.http.origins.guard import is_loopback
+from app.core import garbage
 from app.core.errors import TunesmithError
 from app.core.errors.storage import DatabaseTooNew
+from app.core.keys import records as keys
+from app.core.keys.records import KeyLimits
+from app.core.keys.scopes import Scope
 from app.core.settings import Settings
-from app.core.storage import keys
 from app.core.storage.database import Database, alembic_config, migrate
+from app.core.storage.outages import describe, is_unavailable
 from app.core.storage.tables import ApiKeyRow
 from app.main import create_app
 
 _SHUTDOWN_GRACE_SECONDS = 10
 _REFUSED = 2
+_DATABASE_WAIT_SECONDS = 60.0
+_DATABASE_RETRY_SECONDS = 2.0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, and nothing else.")]
 
@@ -93,7 +103,7 @@ def serve(context: typer.Context) -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(name)s: %(message)s")
     settings = _settings()
-    _migrate(settings.database_url)
+    _migrate(settings.database_url, wait_seconds=_DATABASE_WAIT_SECONDS)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # each check of the schema would log two lines
     _refuse_unsafe_host(settings)
@@ -116,13 +126,31 @@ def serve(context: typer.Context) -> None:
 
 @keys_cli.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="What the key is for.")], as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(help="What it may do: read, infer, train or admin; default: admin. May be given again."),
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Most requests a minute.")] = None,
+    queued_jobs: Annotated[int | None, typer.Option(min=0, help="Most jobs that wait.")] = None,
+    tokens_per_day: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens that models read and make a day.")
+    ] = None,
+    expires_in_days: Annotated[float | None, typer.Option(help="After how many days it ends.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown once and stored as a hash; from the first key on, every request needs one."""
+    days = expires_in_days
     database = _migrated_database()
     with database.transaction() as session:
         is_first = not keys.any_exist(session)
-        key, secret = keys.create(session, name[:64])
+        key, secret = keys.create(
+            session,
+            name[:64],
+            scopes=scope or [Scope.ADMIN],
+            limits=KeyLimits(requests_per_minute, queued_jobs, tokens_per_day),
+            expires_at=datetime.now(UTC) + timedelta(days=days) if days else None,
+        )
     if as_json:
         return typer.echo(json.dumps({**_key_json(key), "key": secret}))
     typer.echo(f"{key.id}  {key.name}", err=True)
@@ -144,8 +172,10 @@ def list_keys(as_json: AsJson = False) -> None:
     if as_json:
         return typer.echo(json.dumps({"data": [_key_json(key) for key in found]}))
     for key in found:
-        state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else "in force"
-        typer.echo(f"{key.id}  {key.created_at:%Y-%m-%d %H:%M}  {state:<24}  {key.name}")
+        typer.echo(
+            f"{key.id}  {key.created_at:%Y-%m-%d %H:%M}  {_describe_state(key):<24}  {key.name}  "
+            f"({', '.join(key.scopes)})"
+        )
     if not found:
         typer.echo("No key was made yet: `tunesmith keys create NAME` makes one.", err=True)
 
@@ -200,13 +230,24 @@ def _refuse_unsafe_host(settings: Settings) -> None:
     raise typer.Exit(_REFUSED)
 
 
-def _key_json(key: ApiKeyRow) -> dict[str, str | None]:
+def _describe_state(key: ApiKeyRow) -> str:
+    if key.revoked_at:
+        return f"revoked {key.revoked_at:%Y-%m-%d %H:%M}"
+    if keys.has_expired(key, datetime.now(UTC)):
+        return f"expired {key.expires_at:%Y-%m-%d %H:%M}"
+    return f"until {key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else "in force"
+
+
+def _key_json(key: ApiKeyRow) -> dict[str, object]:
     revoked_at = key.revoked_at.isoformat() if key.revoked_at else None
     return {
         "id": key.id,
         "name": key.name,
         "created_at": key.created_at.isoformat(),
         "revoked_at": revoked_at,
+        "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+        "scopes": key.scopes,
+        "limits": asdict(keys.limits_of(key)),
     }
 
 
@@ -216,13 +257,25 @@ def _migrated_database() -> Database:
     return Database(url)
 
 
-def _migrate(url: str) -> None:
-    """Bring the database to this version, or exit with status 1 where it is of a newer one."""
-    try:
-        migrate(url)
-    except DatabaseTooNew as error:
-        typer.echo(f"{error.message} {error.hint}", err=True)
-        raise typer.Exit(1) from None
+def _migrate(url: str, *, wait_seconds: float = 0.0) -> None:
+    """Bring the database to this version; waits for one that does not answer.
+
+    Exits with status 1 where it does not in time, or is of a newer version.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            return migrate(url)
+        except DatabaseTooNew as error:
+            typer.echo(f"{error.message} {error.hint}", err=True)
+            raise typer.Exit(1) from None
+        except SQLAlchemyError as error:
+            if not is_unavailable(error):
+                raise
+            typer.echo(f"The database does not answer: {describe(error)}", err=True)
+            if time.monotonic() >= deadline:
+                raise typer.Exit(1) from None
+        time.sleep(_DATABASE_RETRY_SECONDS)
 
 
 def _settings() -> Settings:

@@ -10,8 +10,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.errors import TunesmithError
 from app.core.settings import Settings
-from app.core.storage.backup import write_backup
-from app.core.storage.restore import restore_backup
+from app.core.storage.backups.backup import write_backup
+from app.core.storage.backups.restore import restore_backup
 
 _STREAM = Path("-")
 _Tar = Annotated[Path, typer.Argument(help="The tar; `-` for the standard stream.")]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from functools import lru_cache
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.routing import BaseRoute
@@ -14,15 +14,20 @@ from starlette.routing import BaseRoute
 from app.api import health, status, storage
 from app.api.adapters import imports as adapter_imports, routes as adapter_routes
 from app.api.adapters.importer import Importer
+from app.api.aliases import routes as alias_routes
 from app.api.base_models import downloads as download_routes, removal, routes as base_model_routes
 from app.api.datasets import hub, preview, routes as dataset_routes, samples
 from app.api.deps import Services
+from app.api.evaluations import routes as evaluation_routes
+from app.api.evaluations.progress import ProgressStreams
 from app.api.exports import routes as export_routes
 from app.api.generate import routes as generate_routes
-from app.api.generate.engine_client import EngineClient
+from app.api.generate.lookups import TargetLookups
 from app.api.http import errors
+from app.api.http.access.auth import DOCS_ASSETS, AuthMiddleware, bearer
+from app.api.http.access.limits import RequestLimits
+from app.api.http.access.usage_meter import UsageMeter
 from app.api.http.addresses import TrailingSlashMiddleware, refuse_unknown_parameters
-from app.api.http.auth import DOCS_ASSETS, AuthMiddleware, bearer
 from app.api.http.bodies.limit import BodyLimitMiddleware
 from app.api.http.head_requests import HeadMiddleware
 from app.api.http.origins.cors import AllowedOrigins
@@ -31,10 +36,15 @@ from app.api.http.pacing import PacingMiddleware
 from app.api.http.request_metrics import RequestMetrics
 from app.api.http.requests import CounterMiddleware, RequestMiddleware
 from app.api.http.security_headers import SecurityHeadersMiddleware
+from app.api.http.store_threads import STORE_THREADS, StoreCheck
 from app.api.jobs import history, preflight, routes as job_routes, samples as job_samples
 from app.api.jobs.event_stream import EventStreams
+from app.api.keys import routes as key_routes, usage as usage_routes
+from app.api.metrics import routes as metric_routes
 from app.api.openai import chat, completions, embeddings, files, fine_tuning, models
 from app.api.openai.errors import DOCUMENTED, OpenAIErrors
+from app.api.openai.evals import routes as eval_routes, runs as eval_runs
+from app.api.openai.graders import routes as grader_routes
 from app.api.openai.responses import routes as response_routes
 from app.api.openai.responses.background import BackgroundResponses
 from app.api.webhooks import routes as webhook_routes
@@ -43,6 +53,8 @@ from app.core.base_models import downloads
 from app.core.chat import responses as stored_responses
 from app.core.datasets import openai_files
 from app.core.engine import workers
+from app.core.engine.client import EngineClient
+from app.core.graders.python_process import PythonProcesses
 from app.core.jobs import queue
 from app.core.retention import stored
 from app.core.settings import Settings
@@ -50,12 +62,14 @@ from app.core.storage import idempotency
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from app.core.storage.group_commit import GroupCommit
+from app.core.storage.outages import log_unless_away
 from app.core.storage.scratch import Scratch, remove_abandoned
 from app.core.webhooks import deliveries
 from app.dashboard import pages
 
 _FORGET_WORKER_AFTER_LEASES = 20
 _RETENTION_SECONDS = 3600
+_MEASURED_EACH_SWEEP = 10
 _DESCRIPTION = """
 Fine-tune language models with 4-bit QLoRA, and ask every finished adapter at once.
 
@@ -73,9 +87,12 @@ _TAGS = [
     {"name": "Jobs", "description": "Fine-tuning jobs: submit, follow, cancel, retry."},
     {"name": "Models", "description": "Base models that may be named."},
     {"name": "Adapters", "description": "What finished jobs made."},
+    {"name": "Aliases", "description": "Names that stay while the model behind them changes."},
     {"name": "Exports", "description": "Adapters in other formats, compared with the live one."},
+    {"name": "Evaluations", "description": "Models that are asked the same rows, graded and compared."},
     {"name": "Generate", "description": "Text from an adapter or a base model."},
     {"name": "Webhooks", "description": "Who is told when a job ends."},
+    {"name": "Keys", "description": "Who may do what, how much of it, and what was used."},
     {"name": "OpenAI", "description": "The same for clients of the OpenAI API: base URL `/v1`."},
     {"name": "Service", "description": "Health, readiness, counters."},
 ]
@@ -101,7 +118,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last one added is the outermost. From the outside: turns, a slash at the end, security headers,
     # allowed origins, counters, HEAD as GET, OpenAI's errors, request ids, the origin, the key, the body.
     app.add_middleware(BodyLimitMiddleware, settings=services.settings)
-    app.add_middleware(AuthMiddleware, settings=services.settings, database=services.database)
+    app.add_middleware(
+        AuthMiddleware,
+        settings=services.settings,
+        database=services.database,
+        limits=RequestLimits(services.database, services.usage_meter),
+    )
     app.add_middleware(OriginGuardMiddleware, settings=services.settings, database=services.database)
     app.add_middleware(RequestMiddleware)
     app.add_middleware(OpenAIErrors)
@@ -121,7 +143,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _routes() -> list[BaseRoute]:
     """The routes of every router. Made once: FastAPI builds the validators of a route with each inclusion."""
     router = APIRouter()
+    # A request is compared with one route after another: those that are asked most come first.
     for module in (
+        chat,
+        completions,
+        response_routes,
+        embeddings,
+        models,
+        files,
+        fine_tuning,
+        grader_routes,
+        eval_routes,
+        eval_runs,
+    ):
+        router.include_router(
+            module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
+        )
+    for module in (
+        generate_routes,
         hub,
         dataset_routes,
         preview,
@@ -134,20 +173,20 @@ def _routes() -> list[BaseRoute]:
         base_model_routes,
         adapter_routes,
         adapter_imports,
+        alias_routes,
         export_routes,
-        generate_routes,
+        evaluation_routes,
         status,
         storage,
         webhook_routes,
+        key_routes,
+        usage_routes,
     ):
         dependencies = [Depends(bearer), Depends(refuse_unknown_parameters)]
-        responses = errors.documented(401, 403, 422)
+        responses = errors.documented(401, 403, 422, 429)
         router.include_router(module.router, dependencies=dependencies, responses=responses)
-    for module in (models, chat, completions, response_routes, embeddings, files, fine_tuning):
-        router.include_router(
-            module.router, prefix="/v1", tags=["OpenAI"], dependencies=[Depends(bearer)], responses=DOCUMENTED
-        )
     router.include_router(health.router)
+    router.include_router(metric_routes.router)
     return router.routes
 
 
@@ -160,13 +199,19 @@ def _services(settings: Settings) -> Services:
         database=database,
         store=store,
         streams=EventStreams(database),
+        progress=ProgressStreams(database),
         engines=engines,
-        request_metrics=RequestMetrics(settings, database),
+        lookups=TargetLookups(settings, database),
+        request_metrics=RequestMetrics(),
+        usage_meter=UsageMeter(database),
         deliverer=Deliverer(database, settings),
         importer=Importer(database, settings, store, engines),
         background_responses=BackgroundResponses(database, settings, engines),
+        python_graders=PythonProcesses(settings),
         commits=GroupCommit(database),
         scratch=Scratch(settings.data_dir),
+        store_threads=CapacityLimiter(STORE_THREADS),
+        store_check=StoreCheck(store),
     )
 
 
@@ -176,6 +221,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     for path in await to_thread.run_sync(remove_abandoned, services.settings.data_dir):
         _log.info("Removed %s, which a killed process left", path)
     loops = [_sweep(services), _remove_aged(services), services.deliverer.run(), services.importer.run()]
+    loops.append(services.usage_meter.run())
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
         yield
@@ -184,8 +230,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         services.streams.close()
+        services.progress.close()
         await services.background_responses.close()
         await services.deliverer.close()
+        await services.usage_meter.write()
         await services.engines.close()
         services.database.close()
         services.scratch.close()
@@ -196,9 +244,9 @@ async def _sweep(services: Services) -> None:
     while True:
         try:
             await to_thread.run_sync(sweep_once, services)
-        except Exception:
+        except Exception as error:
             # The boundary of the loop: one failed sweep must not end it.
-            _log.exception("Jobs of dead workers can't be looked for now")
+            log_unless_away(_log, "Jobs of dead workers can't be looked for now", error)
         await asyncio.sleep(services.settings.lease_seconds / 3)
 
 
@@ -211,9 +259,9 @@ async def _remove_aged(services: Services) -> None:
                 _log.info("Deleted by age: %s of %d", kind, count)
             if count := await removal.remove_aged(services):
                 _log.info("Deleted by age: %d base models", count)
-        except Exception:
+        except Exception as error:
             # The boundary of the loop: one failed turn must not end it.
-            _log.exception("What is too old can't be deleted now")
+            log_unless_away(_log, "What is too old can't be deleted now", error)
         await asyncio.sleep(_RETENTION_SECONDS)
 
 
@@ -231,5 +279,6 @@ def sweep_once(services: Services) -> None:
         downloads.prune(session)
         expired = openai_files.delete_expired(session)
     services.background_responses.fail_abandoned()
+    files.measure_results(services, limit=_MEASURED_EACH_SWEEP)
     for folder in expired:
-        services.store.delete(folder)
+        services.store.discard(folder)

@@ -1,4 +1,4 @@
-"""The API's throughput on SQLite: jobs submitted per second, and followers of one job's events.
+"""The API's throughput on SQLite: jobs submitted per second, followers of one job's events, lists.
 
     python -m benchmarks.api
 
@@ -12,12 +12,15 @@ import json
 import os
 import platform
 import sqlite3
+import statistics
 import sys
 import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Metrics
@@ -26,10 +29,24 @@ from app.core.specs.states import JobState
 from benchmarks import api_clients
 from benchmarks.api_box import ApiBox
 from benchmarks.api_clients import Load
+from benchmarks.full_database import fill
 
 _RESULTS = Path(__file__).parent / "results"
 _WARM_UP = 200
 _QUIET_SECONDS = 5
+_PAGE, _FULL_JOBS, _FULL_ADAPTERS = 50, 2500, 500
+_LIST_REQUESTS = 30
+_LISTS = (
+    "/jobs",
+    "/jobs?state=succeeded",
+    "/datasets",
+    "/adapters",
+    "/v1/files?limit=20",
+    "/v1/files?purpose=fine-tune-results&limit=20",
+    "/v1/fine_tuning/jobs",
+    "/v1/fine_tuning/jobs?metadata[team]=3",
+    "/v1/models?limit=50",
+)
 _PACKAGES = ("fastapi", "uvicorn", "uvloop", "sqlalchemy", "pydantic")
 
 Row = dict[str, Any]
@@ -48,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[Row] = []
     for _ in range(options.runs):
-        for measure in (_offered, _fastest, _followed):
+        for measure in (_offered, _fastest, _followed, _listed):
             with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ApiBox(Path(folder)) as box:
                 rows.append({**measure(box, options), "load_average": os.getloadavg()[0]})
             print(json.dumps(rows[-1]), flush=True)
@@ -123,6 +140,27 @@ def _followed(box: ApiBox, options: argparse.Namespace) -> Row:
         **found["times"],
         "clients_cpu_seconds": round(found["client_cpu_seconds"], 1),
     }
+
+
+def _listed(box: ApiBox, options: argparse.Namespace) -> Row:
+    """Times of lists in a database with a page of everything, and in a full one."""
+    fill(box, jobs=_PAGE, events_each=40, adapters=_PAGE)
+    small = {url: _median_ms(box, url) for url in _LISTS}
+    fill(box, jobs=_FULL_JOBS - _PAGE, events_each=40, adapters=_FULL_ADAPTERS - _PAGE)
+    full = {url: _median_ms(box, url) for url in _LISTS}
+    ratios = {url: round(full[url] / small[url], 2) for url in _LISTS}
+    sizes = {"jobs": _FULL_JOBS, "events": _FULL_JOBS * 40, "adapters": _FULL_ADAPTERS}
+    return {"kind": "lists", **sizes, "small_p50_ms": small, "full_p50_ms": full, "ratios": ratios}
+
+
+def _median_ms(box: ApiBox, url: str) -> float:
+    with httpx.Client(base_url=f"http://127.0.0.1:{box.port}", trust_env=False, timeout=60) as client:
+        times = []
+        for _ in range(_LIST_REQUESTS + 3):
+            began = time.perf_counter()
+            client.get(url).raise_for_status()
+            times.append(time.perf_counter() - began)
+    return round(statistics.median(times[3:]) * 1e3, 2)
 
 
 def _append(box: ApiBox, job_id: str, rate: float, seconds: float) -> int:

@@ -18,12 +18,15 @@ from worker.models.device import find_device
 from worker.models.files import description
 from worker.planning.memory_estimate import CUDA_CONTEXT
 from worker.processes.reports import Happened, TrainingRequest
+from worker.templates.choice import TemplateSource
 from worker.templates.token_rows import IGNORED, TokenRow
-from worker.training import config, memory, run
+from worker.training import memory, run
 from worker.training.attempt import TrainingAttempt
-from worker.training.batches import count_tokens, make_dataset
+from worker.training.batches import count_tokens
+from worker.training.construction import make_trainer
 from worker.training.optimizations.apply import apply_optimizations
 from worker.training.optimizations.decoder_graphs import GraphedDecoder
+from worker.training.rows import PreparedRows
 from worker.training.trainer import AdapterTrainer
 
 
@@ -34,21 +37,18 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
     attempt = _make_attempt(setting, parent, said)
     if setting.card_gibibytes:
         _limit_memory(setting.card_gibibytes << 30)
-    model = run.load(attempt, folder)
+    model, _base_biases = run.load(attempt, folder)
     allocator = Allocator(attempt.device.is_cuda)
     loaded, peak_loading = allocator.allocated(), allocator.take_peak()
     spec = attempt.request.spec
-    trainer = run.make_trainer(
+    trainer = make_trainer(
         attempt,
         model,
         description.load_tokenizer(folder),
-        config.trainer_config(spec.training, attempt.device, attempt.checkpoints),
+        PreparedRows(_rows(setting, model.config.vocab_size), [], [], TemplateSource.MODEL),
+        spec.training,
+        packed_length=setting.length if setting.rows == "packed" else None,
         newest=None,
-        train_set=make_dataset(
-            _rows(setting, model.config.vocab_size),
-            packed_length=setting.length if setting.rows == "packed" else None,
-        ),
-        eval_set=None,
     )
     with apply_optimizations(attempt, trainer, spec.training, attempt.request.path):
         peak_trial = allocator.take_peak()

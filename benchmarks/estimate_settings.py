@@ -22,6 +22,15 @@ SEVEN_B: dict[str, Any] = {
     "num_key_value_heads": 32,
     "max_position_embeddings": 4096,
 }
+SEVENTY_B: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096,
+}
 GROUPED_1B: dict[str, Any] = {
     "vocab_size": 128256,
     "hidden_size": 2048,
@@ -203,16 +212,21 @@ def describe_machine(module: str) -> dict[str, Any]:
 
 
 def build(name: str, parent: Path = FOLDER, shape: dict[str, Any] | None = None) -> None:
-    """Write a checkpoint and its tokenizer unless they exist; of a shape of MODELS unless one is given."""
+    """Write a checkpoint and its tokenizer unless they exist; of a shape of MODELS unless one is given.
+
+    A shape is a config's fields; its `model_type` is "llama" where it has none.
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = parent / "models" / name
     if folder.is_dir():
         return
+    fields = {"model_type": "llama", **(shape or MODELS[name])}
+    config = type(AutoConfig.for_model(fields.pop("model_type")))(**fields)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM._from_config(LlamaConfig(**(shape or MODELS[name])), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     del model
     torch.cuda.empty_cache()

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from worker.exports.checkpoint import SafetensorsCheckpoint, TensorSpec, write_checkpoint
-from worker.exports.merge import read_shape
+from worker.exports.merged.checkpoint import SafetensorsCheckpoint, TensorSpec, write_checkpoint
+from worker.exports.merged.merge import read_shape
 
 _HEAD = 128
 _ROWS = 256
@@ -49,7 +49,7 @@ def make_base(folder: Path, shape: Shape, shard_bytes: int) -> None:
         folder,
         [TensorSpec(name, tuple(weight.shape)) for name, weight in weights.items()],
         lambda name: _random_rows(weights[name]),
-        dtype=torch.bfloat16,
+        dtype_of=lambda _name: torch.bfloat16,
         max_shard_bytes=shard_bytes,
     )
 

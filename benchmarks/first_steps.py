@@ -7,7 +7,8 @@
 Each setup trains the same rows three times from the same seed: in float32 without optimizations, in
 bfloat16 without, and in bfloat16 with all that apply. `OUT` is written after each setup. `ratio` is the
 optimized run's distance from float32 as a share of the plain one's (root mean square over the steps);
-`steps_over` are the steps whose distance exceeds 1.5 times the plain run's in that step and over all steps.
+`first_steps_ratio` is the same of the first 10. A single step's distance is a draw of rounding, 0 in places,
+so `steps_over` are the steps whose distance exceeds 1.5 times the largest of the plain run's.
 Under dropout a GPU draws other masks in each run, so distances are mostly those of the masks.
 """
 
@@ -18,6 +19,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,11 +36,14 @@ from worker.models.device import find_device
 from worker.models.files import description
 from worker.planning import automatic_settings
 from worker.processes.reports import TrainingRequest
+from worker.templates.choice import TemplateSource
 from worker.templates.token_rows import IGNORED, TokenRow
-from worker.training import adapter, config, run
+from worker.training import adapter
 from worker.training.attempt import TrainingAttempt
-from worker.training.batches import make_dataset
+from worker.training.construction import make_trainer
 from worker.training.optimizations.apply import apply_optimizations
+from worker.training.rows import PreparedRows
+from worker.training.trainer import AdapterTrainer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
 MAX_RATIO = 1.5
@@ -67,7 +72,7 @@ class Setup:
     packing: bool
     dropout: float
 
-    def spec(self, kind: Kind, *, steps: int, length: int) -> JobSpec:
+    def spec(self, kind: Kind, *, steps: int, length: int, seed: int) -> JobSpec:
         """The job that one of its runs trains."""
         dtype = "float32" if kind == "float32" else "bfloat16"
         return JobSpec.model_validate(
@@ -85,6 +90,7 @@ class Setup:
                     "packing": self.packing,
                     "max_seq_length": length,
                     "max_steps": steps,
+                    "seed": seed,
                     "save_steps": 100_000,
                 },
             }
@@ -100,18 +106,25 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--shape", choices=SHAPES, default="six-layers")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=42, help="of the adapter's start and the order of rows")
     parser.add_argument("--longest", type=int, default=1024, help="tokens of a row, and of a packed sequence")
     parser.add_argument("--folder", type=Path, default=estimate_settings.FOLDER, help="for the base models")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     folder = options.folder / "first-steps" / options.shape
-    bench = Bench(folder, shape, steps=options.steps, longest=options.longest)
+    bench = Bench(folder, shape, steps=options.steps, longest=options.longest, seed=options.seed)
     lines = []
     for setup in list_setups(options.families):
         lines.append(bench.measure(setup))
         print(_line(lines[-1]), flush=True)
         described = estimate_settings.describe_machine("benchmarks.first_steps")
-        found = {**described, "shape": options.shape, "max_ratio": MAX_RATIO, "measured": lines}
+        found = {
+            **described,
+            "shape": options.shape,
+            "seed": options.seed,
+            "max_ratio": MAX_RATIO,
+            "measured": lines,
+        }
         options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -126,10 +139,13 @@ def list_setups(families: tuple[str, ...]) -> Iterator[Setup]:
 class Bench:
     """Trains setups on models with random weights, which are written to `folder`."""
 
-    def __init__(self, folder: Path, shape: dict[str, Any], *, steps: int, longest: int) -> None:
+    def __init__(
+        self, folder: Path, shape: dict[str, Any], *, steps: int, longest: int, seed: int = 42
+    ) -> None:
         self._folder = folder
         self._shape = shape
         self._steps = steps
+        self._seed = seed
         self._longest = longest
         self._device = find_device()
         count = steps * (8 if longest < 256 else 16)
@@ -138,20 +154,19 @@ class Bench:
 
     def measure(self, setup: Setup) -> dict[str, Any]:
         """Train a setup three times. Returns its line of the results."""
-        self._write_model(setup.family)
         losses = {kind: self._train(setup, kind) for kind in ("float32", "plain", "optimized")}
         plain, optimized = (
             [abs(one - exact) for one, exact in zip(losses[kind], losses["float32"], strict=True)]
             for kind in ("plain", "optimized")
         )
-        whole = _root_mean_square(plain)
-        over = [
-            step
-            for step, (found, expected) in enumerate(zip(optimized, plain, strict=True), 1)
-            if found > MAX_RATIO * max(expected, whole)
-        ]
-        ratio = _root_mean_square(optimized) / whole if whole else math.inf
-        return {**dataclasses.asdict(setup), "ratio": round(ratio, 3), "steps_over": over, "losses": losses}
+        over = [step for step, found in enumerate(optimized, 1) if found > MAX_RATIO * max(plain)]
+        return {
+            **dataclasses.asdict(setup),
+            "ratio": _ratio(optimized, plain),
+            "first_steps_ratio": _ratio(optimized[:10], plain[:10]),
+            "steps_over": over,
+            "losses": losses,
+        }
 
     def _write_model(self, family: str) -> None:
         folder = self._folder / family
@@ -163,22 +178,28 @@ class Bench:
         model.save_pretrained(folder)
         estimate_settings.make_tokenizer().save_pretrained(folder)
 
-    def _train(self, setup: Setup, kind: Kind) -> list[float]:
-        spec = setup.spec(kind, steps=self._steps, length=self._longest)
+    def make_trainer(self, setup: Setup, kind: Kind) -> tuple[TrainingAttempt, AdapterTrainer]:
+        """A trainer of a setup as a job has it, without optimizations yet. Writes its base model first."""
+        self._write_model(setup.family)
+        spec = setup.spec(kind, steps=self._steps, length=self._longest, seed=self._seed)
         attempt = self._make_attempt(spec)
         folder = self._folder / setup.family
         base = base_model.load_model(
             folder, automatic_settings.quantization(spec, self._device), self._device
         )
-        trainer = run.make_trainer(
+        trainer = make_trainer(
             attempt,
             adapter.attach(base, spec),
             description.load_tokenizer(folder),
-            config.trainer_config(spec.training, self._device, attempt.checkpoints),
+            PreparedRows(self._rows, [], [], TemplateSource.MODEL),
+            spec.training,
+            packed_length=self._longest if setup.packing else None,
             newest=None,
-            train_set=make_dataset(self._rows, packed_length=self._longest if setup.packing else None),
-            eval_set=None,
         )
+        return attempt, trainer
+
+    def _train(self, setup: Setup, kind: Kind) -> list[float]:
+        attempt, trainer = self.make_trainer(setup, kind)
         losses: list[torch.Tensor] = []
         compute = trainer.training_step
 
@@ -186,8 +207,7 @@ class Bench:
             losses.append(compute(*given, **named).detach())
             return losses[-1]
 
-        path = TrainingPath.AUTO if kind == "optimized" else TrainingPath.PLAIN
-        with apply_optimizations(attempt, trainer, spec.training, path):
+        with optimized(attempt, trainer, kind):
             trainer.training_step = record
             trainer.train()
         return [float(loss) for loss in losses]
@@ -208,8 +228,19 @@ class Bench:
         return TrainingAttempt(request, self._device, lambda report: None, threading.Event())
 
 
+def optimized(attempt: TrainingAttempt, trainer: AdapterTrainer, kind: Kind) -> AbstractContextManager[Any]:
+    """Within this context a trainer has the optimizations that apply, if its kind is to have them."""
+    path = TrainingPath.AUTO if kind == "optimized" else TrainingPath.PLAIN
+    return apply_optimizations(attempt, trainer, attempt.request.spec.training, path)
+
+
 def _root_mean_square(values: list[float]) -> float:
     return math.sqrt(sum(value * value for value in values) / len(values))
+
+
+def _ratio(found: list[float], expected: list[float]) -> float:
+    whole = _root_mean_square(expected)
+    return round(_root_mean_square(found) / whole, 3) if whole else math.inf
 
 
 def _line(line: dict[str, Any]) -> str:

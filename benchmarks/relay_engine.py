@@ -5,14 +5,16 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import uvicorn
 import uvloop
 
+from app.core import garbage
 from app.core.engine.messages import Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
 from app.core.engine.state import EngineHealth, EngineState
 from worker.inference.batching.sequence import Prompt, Sequence
-from worker.inference.service import Clients, Service
+from worker.inference.service import Clients, Prepare, Service
 from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest, Listening
 
@@ -67,18 +69,23 @@ def _prepare(request: GenerateRequest) -> Prompt:
     return Prompt(request.base_model, None, [1], request.sampling, seed=0, end_ids=(), decode=str)
 
 
-async def _serve(link: ParentLink) -> None:
+async def serve(link: ParentLink, make_prepare: Callable[[EngineRequest], Prepare]) -> None:
+    """Serve until the process is ended; `make_prepare` returns what makes prompts of requests."""
     clients = Clients(asyncio.get_running_loop())
     engine = SteadyEngine(clients)
     engine.start()
     request = link.read_request(EngineRequest)
-    service = Service(engine, clients, _prepare, token=request.token, max_waiting=request.max_waiting)  # type: ignore[arg-type]
+    prepare = make_prepare(request)
+    service = Service(engine, clients, prepare, token=request.token, max_waiting=request.max_waiting)  # type: ignore[arg-type]
     link.watch(on_stop=lambda: None)
+    garbage.exclude_what_is_loaded()
+    collecting = asyncio.create_task(garbage.collect_by_the_clock())
     config = uvicorn.Config(service.app(), lifespan="off", log_level="warning", access_log=False)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         link.send(Listening(port=listener.getsockname()[1]))
         await uvicorn.Server(config).serve(sockets=[listener])
+    collecting.cancel()
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(ParentLink(int(sys.argv[1]))))
+    uvloop.run(serve(ParentLink(int(sys.argv[1])), lambda _request: _prepare))

@@ -2,6 +2,10 @@
 
     python -m benchmarks.serving --model data/models/SmolLM2-135M-Instruct --machine cpu-2-cores
 
+With `--peer vllm`, vLLM does the same work afterwards, in process and through its OpenAI server, and the
+ratios to it are printed: `--peer-python` names the Python that it is installed in. `--parts speculation`
+measures answers that quote their prompt, and others, with drafts and without (serving_speculation.py).
+
 Writes `benchmarks/results/serving-<machine>.json` after each line of its table. Each part runs in a process
 of its own, so that the device is free again for the next: greedy answers of so many tokens to distinct random
 prompts, adapters with random weights (r=16, all linear layers) in turn, prefill included in every rate. PEFT
@@ -19,18 +23,22 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.core.engine.messages import BaseModelRef
 from app.core.settings import EngineWeights
 from app.core.specs.job import QuantizationSpec
 from benchmarks.estimate_settings import describe_machine
 
+if TYPE_CHECKING:
+    from benchmarks.serving_vllm import VllmBench
+
 _RESULTS = Path(__file__).parent / "results"
 _SYSTEM_TOKENS = 400
 _QUESTION_TOKENS = 32
 _REUSE_CLIENTS = 8
 _REUSE_NEW_TOKENS = 16
+_DRAFT_REPEATS = 3
 
 Row = dict[str, Any]
 
@@ -52,6 +60,9 @@ class Options:
     peft_new_tokens: int
     peft_calls: int
     parts: list[str]
+    peer: str | None
+    peer_python: str
+    peer_memory_share: float
 
     @property
     def base(self) -> BaseModelRef:
@@ -80,8 +91,8 @@ class Options:
 
 def in_process(options: Options) -> Iterator[Row]:
     """Measure the engine alone, and the cost of a shared system prompt and of distinct ones."""
+    from benchmarks.random_prompts import prompts
     from benchmarks.serving_engine import Bench
-    from benchmarks.serving_inputs import prompts
 
     folders = options.adapter_folders[: max([1, *options.adapters])]
     four_bits = options.base.quantization.load_in_4bit
@@ -140,10 +151,57 @@ def with_peft(options: Options) -> Iterator[Row]:
                 yield {"part": "peft", **row}
 
 
+def vllm_in_process(options: Options) -> Iterator[Row]:
+    """Measure vLLM alone on the lines of `in_process`."""
+    from worker.models.files.description import read_config
+
+    vocabulary_size = read_config(options.model).get_text_config().vocab_size
+    yield from _vllm(options).in_process(_lines(options.batches, options.adapters), vocabulary_size)
+
+
+def vllm_through_http(options: Options) -> Iterator[Row]:
+    """Measure vLLM's server on the lines of `through_http`, with the same clients."""
+    from worker.models.files.description import load_tokenizer
+
+    lines = _lines(options.batches, options.http_adapters)
+    yield from _vllm(options).through_http(lines, len(load_tokenizer(options.model)))
+
+
+def _vllm(options: Options) -> "VllmBench":
+    from benchmarks.serving_vllm import VllmBench
+
+    count = max(1, *options.adapters, *options.http_adapters)
+    return VllmBench(
+        options.peer_python,
+        options.model,
+        options.adapter_folders[:count],
+        is_4bit=options.keeps_4bit,
+        memory_share=options.peer_memory_share,
+        **options.lengths,
+    )
+
+
+def with_drafts(options: Options) -> Iterator[Row]:
+    """Measure answers that quote their prompt, and others, with ENGINE_SPECULATION off and on."""
+    from benchmarks.serving_engine import Bench
+    from benchmarks.serving_speculation import SpeculationBench
+
+    four_bits = options.base.quantization.load_in_4bit
+    bench = Bench(options.model, load_in_4bit=four_bits, adapters=[], keeps_4bit=options.keeps_4bit)
+    for row in SpeculationBench(options.model, bench).rows(options.new_tokens, _DRAFT_REPEATS):
+        yield {"part": "speculation", **row}
+
+
 PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "in-process": in_process,
     "http": through_http,
     "peft": with_peft,
+    "speculation": with_drafts,
+}
+# Of each part, the part that measures the same work with vLLM.
+_PEER_PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
+    "in-process": vllm_in_process,
+    "http": vllm_through_http,
 }
 
 
@@ -162,9 +220,14 @@ def main() -> None:
         "ratios": {},
         "rows": [],
     }
+    if options.peer:
+        found["vllm"] = _vllm(options).version()
     began = time.perf_counter()
-    for part in options.parts:
-        for row in _in_a_process(part, options):
+    parts = [(part, PARTS[part]) for part in options.parts]
+    if options.peer:
+        parts += [(f"{part} of vLLM", _PEER_PARTS[part]) for part in options.parts if part in _PEER_PARTS]
+    for part, measure in parts:
+        for row in _in_a_process(part, measure, options):
             found["rows"].append(row)
             found["ratios"] = _ratios(found["rows"])
             path.write_text(json.dumps(found, indent=1) + "\n")
@@ -181,7 +244,7 @@ def _ratios(rows: list[Row]) -> dict[str, float]:
     rates = {
         (row["part"], row.get("how", ""), row["batch"], row["adapters"]): row["tokens_per_second"]
         for row in rows
-        if "batch" in row
+        if "batch" in row and "adapters" in row
     }
     found = {}
     for (part, _, batch, adapters), rate in rates.items():
@@ -197,7 +260,15 @@ def _ratios(rows: list[Row]) -> dict[str, float]:
     return found
 
 
-_COMPARED = {("http", "in process"), ("http", "peft"), ("in process", "peft")}
+_COMPARED = {
+    *(("http", "in process"), ("http", "peft"), ("in process", "peft")),
+    *(("in process", "vllm"), ("http", "vllm http")),
+}
+
+
+def _lines(batches: list[int], adapters: list[int]) -> list[tuple[int, int]]:
+    """The (clients, adapters) lines of a table."""
+    return [(batch, count) for count in adapters for batch in _at_least(batches, count)]
 
 
 def _at_least(batches: list[int], adapters: int) -> list[int]:
@@ -205,11 +276,11 @@ def _at_least(batches: list[int], adapters: int) -> list[int]:
     return [batch for batch in batches if batch >= adapters]
 
 
-def _in_a_process(part: str, options: Options) -> Iterator[Row]:
+def _in_a_process(part: str, measure: Callable[[Options], Iterator[Row]], options: Options) -> Iterator[Row]:
     """The rows of a part as they come. Exits where the part fails."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(part, options, theirs))
+    process = context.Process(target=_run, args=(measure, options, theirs))
     process.start()
     theirs.close()
     try:
@@ -221,8 +292,8 @@ def _in_a_process(part: str, options: Options) -> Iterator[Row]:
         sys.exit(f"{part} failed")
 
 
-def _run(part: str, options: Options, rows: Connection) -> None:
-    for row in PARTS[part](options):
+def _run(measure: Callable[[Options], Iterator[Row]], options: Options, rows: Connection) -> None:
+    for row in measure(options):
         rows.send(row)
 
 
@@ -254,7 +325,14 @@ def _parse() -> Options:
     add("--peft-batches", type=int, nargs="+", help="Default: the second smallest of --batches.")
     add("--peft-new-tokens", type=int, help="Default: as --new-tokens.")
     add("--peft-calls", type=int, default=4, help="Most calls of `generate` for a line; the rest is alike.")
-    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    add("--parts", nargs="+", choices=list(PARTS), default=["in-process", "http", "peft"])
+    add("--peer", choices=["vllm"], help="Measure the same work with vLLM after each part, and the ratios.")
+    add(
+        "--peer-python",
+        default=sys.executable,
+        help="The Python that vLLM is installed in; default: this one.",
+    )
+    add("--peer-memory-share", type=float, default=0.9, help="Of the GPU's memory, for vLLM.")
     given = parser.parse_args()
     given.model = given.model.absolute()
     given.adapters_folder = given.adapters_folder or given.model.parent / f".adapters-{given.model.name}"

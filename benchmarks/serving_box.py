@@ -40,6 +40,7 @@ class Setup:
     engine_module: str
     adapter_slots: int = 8
     weights: EngineWeights = EngineWeights.AUTO
+    api_command: tuple[str, ...] = ("app",)
 
 
 class ServingBox:
@@ -62,7 +63,10 @@ class ServingBox:
         self._register(url, Settings(data_dir=self._folder / "data"))
         log = (self._folder / "api.log").open("wb")
         self._api = subprocess.Popen(
-            [sys.executable, "-m", "app"], env=os.environ | environment, stdout=log, stderr=log
+            [sys.executable, "-m", *self._setup.api_command],
+            env=os.environ | environment,
+            stdout=log,
+            stderr=log,
         )
         self._wait_for_api()
         return self

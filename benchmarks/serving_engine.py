@@ -8,7 +8,7 @@ from typing import Any
 from app.core.engine.messages import BaseModelRef, Finished, Reply
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
-from benchmarks.serving_inputs import prompts
+from benchmarks.random_prompts import prompts
 from benchmarks.timings import summarize
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.batching.scheduler import Scheduler

@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from app.core.engine.messages import BaseModelRef
+from benchmarks.random_prompts import prompts
 from benchmarks.serving_box import ServingBox
-from benchmarks.serving_inputs import prompts
 from benchmarks.streaming_clients import Answer, Load, send
 from benchmarks.timings import summarize
 
@@ -52,7 +52,7 @@ class HttpBench:
         used = {
             f"{name}_cpu_ms_per_token": round((after[name] - before[name]) / made * 1e3, 3) for name in after
         }
-        return {"batch": batch, "adapters": adapters, **_times(answers, made), **used}
+        return {"batch": batch, "adapters": adapters, **summarize_answers(answers, made), **used}
 
     def _first_ms(self, body: dict[str, Any]) -> float:
         return round(self._send([body])[0].first_seconds * 1e3, 1)
@@ -66,7 +66,8 @@ class HttpBench:
         return body | ({"quantization": self._base_model.quantization.model_dump()} if is_base else {})
 
 
-def _times(answers: list[Answer], made: int) -> dict[str, Any]:
+def summarize_answers(answers: list[Answer], made: int) -> dict[str, Any]:
+    """Tokens a second of all answers together, and the times to the first token and between tokens."""
     seconds = max(answer.times[-1] for answer in answers) - min(answer.sent_at for answer in answers)
     firsts = [answer.first_seconds for answer in answers]
     gaps = [gap for answer in answers for gap in answer.gaps]

@@ -1,7 +1,6 @@
-"""Inputs of benchmarks/serving.py: adapters with random weights, and distinct prompts."""
+"""Inputs of benchmarks/serving.py: adapters with random weights."""
 
 import json
-import random
 from pathlib import Path
 
 import torch
@@ -38,12 +37,6 @@ def write_adapters(model_folder: Path, folder: Path, count: int) -> list[Path]:
         }
         (one / "adapter_config.json").write_text(json.dumps(config))
     return folders
-
-
-def prompts(count: int, length: int, vocabulary_size: int) -> list[list[int]]:
-    """Random token ids: no two prompts have the same beginning."""
-    draw = random.Random(0)
-    return [[draw.randrange(3, vocabulary_size) for _ in range(length)] for _ in range(count)]
 
 
 def _linear_shapes(model_folder: Path) -> dict[str, tuple[int, int]]:

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from app.core.engine.messages import BaseModelRef
-from benchmarks.serving_inputs import prompts
+from benchmarks.random_prompts import prompts
 from worker.models import base_model
 from worker.models.device import find_device
 

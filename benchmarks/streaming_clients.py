@@ -7,6 +7,7 @@ clock is the machine's, so that times compare with another process's.
 import asyncio
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,15 +17,20 @@ import uvloop
 
 _END = b"0\r\n\r\n"
 _TEXT = b'data: {"id"'
+_USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 
 
 @dataclasses.dataclass
 class Load:
-    """Bodies to POST to `path`, each over a connection of its own."""
+    """Bodies to POST to `path`, each over a connection of its own.
+
+    `may_be_refused`: a refusal is an answer without text and without tokens; else it ends the process.
+    """
 
     port: int
     bodies: list[dict[str, Any]]
     path: str = "/v1/completions"
+    may_be_refused: bool = False
 
 
 @dataclasses.dataclass
@@ -58,40 +64,43 @@ def send(load: Load) -> list[Answer]:
 async def _send_all(load: Load) -> list[Answer]:
     connections = [await asyncio.open_connection("127.0.0.1", load.port) for _ in load.bodies]
     return await asyncio.gather(
-        *(
-            _send(*connection, load.path, body)
-            for connection, body in zip(connections, load.bodies, strict=True)
-        )
+        *(_send(*connection, load, body) for connection, body in zip(connections, load.bodies, strict=True))
     )
 
 
 async def _send(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, load: Load, body: dict[str, Any]
 ) -> Answer:
     streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
     content = json.dumps(streamed).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = f"POST {load.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     sent_at = time.perf_counter()
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     answer = Answer(sent_at, [], 0)
     chunks = []
     while not (chunks and chunks[-1].endswith(_END)):
         chunk = await reader.read(1 << 16)
+        if load.may_be_refused and not chunks and chunk.startswith(b"HTTP/1.1 4"):
+            writer.close()
+            return answer
         if not chunk:
             sys.exit(f"The connection broke: {b''.join(chunks)[-500:]!r}")
         if _TEXT in chunk:
             answer.times.append(time.perf_counter())
         chunks.append(chunk)
     writer.close()
-    answer.tokens = _count_tokens(b"".join(chunks))
+    whole = b"".join(chunks)
+    if load.may_be_refused and not _USAGE.search(whole):
+        return Answer(sent_at, [], 0)
+    answer.tokens = _count_tokens(whole)
     return answer
 
 
 def _count_tokens(answer: bytes) -> int:
-    usage = answer.rpartition(b'"completion_tokens":')[2].partition(b",")[0]
-    if not answer.startswith(b"HTTP/1.1 200") or not usage.isdigit():
+    usages = _USAGE.findall(answer)
+    if not answer.startswith(b"HTTP/1.1 200") or not usages:
         sys.exit(f"No answer: {answer[:1000]!r} … {answer[-500:]!r}")
-    return int(usage)
+    return int(usages[-1])
 
 
 def main() -> None:

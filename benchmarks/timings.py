@@ -5,13 +5,18 @@ from collections.abc import Sequence
 
 
 def summarize(firsts: Sequence[float], gaps: Sequence[float]) -> dict[str, float]:
-    """Seconds to the first token and between tokens, as milliseconds at the 50th and 99th percentile."""
-    return {
+    """Seconds to the first token and between tokens, as milliseconds at the 50th and 99th percentile.
+
+    Those between tokens are left out where all text came at once.
+    """
+    found = {
         "first_token_p50_ms": round(statistics.median(firsts) * 1e3, 1),
         "first_token_p99_ms": round(percentile(firsts, 99) * 1e3, 1),
-        "between_tokens_p50_ms": round(percentile(gaps, 50) * 1e3, 2),
-        "between_tokens_p99_ms": round(percentile(gaps, 99) * 1e3, 2),
     }
+    if gaps:
+        found["between_tokens_p50_ms"] = round(percentile(gaps, 50) * 1e3, 2)
+        found["between_tokens_p99_ms"] = round(percentile(gaps, 99) * 1e3, 2)
+    return found
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

@@ -1,8 +1,11 @@
-"""The setups that benchmarks/training.py measures, and the rows they train on."""
+"""The setups that benchmarks/training.py measures, shapes of base models, and the rows they train on."""
 
 import dataclasses
 import random
 from typing import Any, Literal
+
+from benchmarks import estimate_settings
+from benchmarks.grouped_shapes import GROUPED_SHAPES
 
 # Row lengths are log-normal like those of the reference data: mean 166, 95th percentile 449.
 _MEDIAN_LOG, _SPREAD_LOG = 4.793, 0.799
@@ -17,6 +20,12 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 8192,
+}
+SHAPES = {
+    "llama-7b": estimate_settings.SEVEN_B,
+    "llama-70b": estimate_settings.SEVENTY_B,
+    "tiny": TINY,
+    **GROUPED_SHAPES,
 }
 
 
@@ -37,6 +46,11 @@ class Setup:
     bf16: bool = True
     double_quantized: bool = False
     alone: bool = False  # no engine serves on the device meanwhile
+    in_4bit: bool = True
+    gpus: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    accumulation: int = 1
+    logging_steps: int = 25
     steps: int = 16
     warm_up: int = 5  # steps that are not counted
 
@@ -50,9 +64,15 @@ class Setup:
                 "dropout": self.dropout,
                 "target_modules": "all-linear" if self.all_linear else ["q_proj", "v_proj"],
             },
-            "quantization": {"bnb_4bit_use_double_quant": self.double_quantized},
+            "quantization": {
+                "load_in_4bit": self.in_4bit,
+                "bnb_4bit_use_double_quant": self.double_quantized,
+            },
+            "resources": {"gpus": self.gpus, "strategy": self.strategy},
             "training": {
                 "per_device_train_batch_size": self.batch,
+                "gradient_accumulation_steps": self.accumulation,
+                "logging_steps": self.logging_steps,
                 "gradient_checkpointing": self.checkpointing,
                 "optim": self.optim,
                 "packing": self.packing,

@@ -1,6 +1,7 @@
 """Measures training steps for benchmarks/training.py: time, tokens and kernels."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from benchmarks.collectives import measure_collectives
 from worker.training.batches import count_tokens
 
 _MAX_KERNELS = 40
@@ -16,12 +18,16 @@ _MAX_KERNELS = 40
 class StepTimer(TrainerCallback):
     """Times the steps between the first few and the last, which is profiled.
 
-    The host waits for the device only before and after these steps, so they overlap as in any job.
+    The host waits for the device only before and after these steps, so they overlap as in any job. `meet`
+    waits for all ranks: starting the profiler takes each another time.
     """
 
-    def __init__(self, trainer: SFTTrainer, is_cuda: bool, warm_up: int) -> None:
+    def __init__(
+        self, trainer: SFTTrainer, is_cuda: bool, warm_up: int, meet: Callable[[], object] = lambda: None
+    ) -> None:
         self._is_cuda = is_cuda
         self._warm_up = warm_up
+        self._meet = meet
         self._began = 0.0
         self._profiler: torch.profiler.profile | None = None
         self.seconds: list[float] = []
@@ -50,6 +56,8 @@ class StepTimer(TrainerCallback):
             kinds += [torch.profiler.ProfilerActivity.CUDA] if self._is_cuda else []
             self._profiler = torch.profiler.profile(activities=kinds, acc_events=True)
             self._profiler.start()
+            self._meet()
+            self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the clock once the device is idle."""
@@ -60,7 +68,11 @@ class StepTimer(TrainerCallback):
         self._began = now
         if self._profiler is not None:
             self._profiler.stop()
-            self.profile = summarize_profile(self._profiler, is_cuda=self._is_cuda)
+            self.profile = {
+                **summarize_profile(self._profiler, is_cuda=self._is_cuda),
+                "step_ms": round(self.seconds[-1] * 1e3, 3),
+                **measure_collectives(self._profiler.events(), is_cuda=self._is_cuda),
+            }
             self._profiler = None
 
     def _wait(self) -> None:

@@ -5,7 +5,7 @@ ARG PYTHON_IMAGE=python:3.11-slim
 FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /build
 COPY docker/requirements.py pyproject.toml ./
-RUN python requirements.py postgres < pyproject.toml > requirements.txt
+RUN python requirements.py postgres s3 < pyproject.toml > requirements.txt
 
 FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /build

@@ -4,10 +4,12 @@ ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS requirements
 ARG TORCH_VARIANT=cuda
+# A further extra of pyproject.toml: ray, for jobs over several hosts.
+ARG EXTRAS=""
 WORKDIR /build
 COPY docker/requirements.py pyproject.toml ./
 RUN if [ "$TORCH_VARIANT" = cuda ]; then set -- gpu; fi; \
-    python requirements.py worker postgres "$@" < pyproject.toml > requirements.txt
+    python requirements.py worker llama-cpp postgres s3 "$@" ${EXTRAS:+"$EXTRAS"} < pyproject.toml > requirements.txt
 
 FROM ${PYTHON_IMAGE} AS packages
 # An index whose torch is preferred to PyPI's, which is the CUDA build: PyTorch's own for CPUs, say.

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fastapi.dependencies import models as fastapi_dependencies
 
 from app.core.settings import Settings
 from app.core.storage.database import Database, migrate
+from tests.postgres import PostgresServer, postgres_server
 
 # A busy machine is slow, and that is no failure.
 hypothesis.settings.register_profile("tunesmith", hypothesis.settings.default, deadline=None)
@@ -77,5 +79,30 @@ def settings(tmp_path: Path, empty_database: Path) -> Settings:
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
     database = Database(settings.database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_template() -> Iterator[PostgresServer]:
+    """A PostgreSQL server whose database `empty` is migrated; a test that stops it starts it again."""
+    with postgres_server() as server:
+        migrate(server.make_database("empty"))
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_template: PostgresServer) -> Iterator[str]:
+    """The URL of a migrated PostgreSQL database of the test's own."""
+    name = f"test_{secrets.token_hex(6)}"
+    yield postgres_template.make_database(name, template="empty")
+    postgres_template.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def each_database(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Database]:
+    """A migrated database of each kind."""
+    is_sqlite = request.param == "sqlite"
+    database = Database(settings.database_url if is_sqlite else request.getfixturevalue("postgres_url"))
     yield database
     database.close()

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.core.datasets import records as dataset_records
 from app.core.datasets.limits import Limits
 from app.core.jobs import records as job_records
+from app.core.jobs.events import EvaluatedRow, FinalEvaluation
 from app.core.specs.job import JobSpec
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
@@ -68,3 +69,24 @@ def make_adapter(session: Session, **fields: Any) -> tables.AdapterRow:
     session.add(adapter)
     session.flush()
     return adapter
+
+
+def make_final_evaluation(rows: int = 2) -> FinalEvaluation:
+    """The evaluation of a job of step 4; the adapter gives the expected answers."""
+    found = [
+        EvaluatedRow(
+            line=line,
+            prompt=f"How do I cancel job {line}?",
+            expected=f"Send POST {line}.",
+            tokens=5,
+            base_loss=3.0,
+            adapter_loss=0.5,
+            base_answer="I am a\x1b[2J\nmodel.",
+            base_is_cut=True,
+            adapter_answer=f"Send POST {line}.",
+        )
+        for line in range(1, rows + 1)
+    ]
+    return FinalEvaluation(
+        step=4, epoch=1.0, seconds=2.5, held_out=30, base_loss=3.0, adapter_loss=0.5, rows=found
+    )

@@ -54,6 +54,8 @@ class FakeEngine:
         self.scripts: list[list[Reply | Act | str]] = []
         self.requests: list[GenerateRequest] = []
         self.tokens: list[str] = []
+        # What it has to say at GET /metrics.
+        self.metrics = b""
         self.is_holding = threading.Event()
         self.lost_its_client = threading.Event()
         # Released once for each such request.
@@ -74,6 +76,9 @@ class FakeEngine:
         if scope["path"] in ("/state", "/health"):
             await send({"type": "http.response.start", "status": 200, "headers": []})
             return await send({"type": "http.response.body", "body": b"{}"})
+        if scope["path"] == "/metrics":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            return await send({"type": "http.response.body", "body": self.metrics})
         body = b""
         while (message := await receive()).get("more_body"):
             body += message["body"]

@@ -12,8 +12,9 @@ import worker.__main__ as worker
 from app.core.engine import workers
 from app.core.engine.workers import WorkerReport
 from app.core.jobs import queue
+from app.core.keys import records as keys
 from app.core.settings import Settings
-from app.core.storage import keys, tables
+from app.core.storage import tables
 from app.core.storage.database import Database
 from app.main import create_app, sweep_once
 from tests.factories import make_job
@@ -161,13 +162,13 @@ def test_a_bad_setting_is_named(environment: pytest.MonkeyPatch) -> None:
 def test_a_key_is_made_listed_and_revoked(environment: pytest.MonkeyPatch, database: Database) -> None:
     secret = runner.invoke(api.cli, ["keys", "create", "laptop"]).stdout.strip()
     with database.snapshot() as session:
-        assert keys.is_valid(session, secret)
+        assert keys.find_valid(session, secret)
         (key,) = keys.find_all(session)
     assert secret not in runner.invoke(api.cli, ["keys", "list"]).output
     assert runner.invoke(api.cli, ["keys", "revoke", key.id]).exit_code == 0
     assert "revoked" in runner.invoke(api.cli, ["keys", "list"]).output
     with database.snapshot() as session:
-        assert not keys.is_valid(session, secret)
+        assert not keys.find_valid(session, secret)
 
 
 def test_revoking_an_unknown_key_fails(environment: pytest.MonkeyPatch) -> None:

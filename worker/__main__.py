@@ -12,6 +12,7 @@ from app.core.errors.storage import DatabaseTooNew
 from app.core.settings import Settings
 from worker import health
 from worker.doctor.process import Examination
+from worker.host_devices import has_ray
 from worker.processes.logs import set_up_logging
 from worker.supervisor import Role, Supervisor, wait_for_schema
 
@@ -30,6 +31,8 @@ def main() -> int:
         # Another process, because this one never loads torch.
         os.execv(sys.executable, [sys.executable, "-m", "worker.doctor"])
     settings = Settings()
+    if options.role == Role.CLUSTER and not (settings.ray_address and has_ray()):
+        parser.error("--role cluster needs TUNESMITH_RAY_ADDRESS, and Ray: pip install 'tunesmith[ray]'")
     if options.check_health:
         complaint = health.find_problem(settings)
         print(complaint or "The worker is at work.")
@@ -47,7 +50,7 @@ def _run(settings: Settings, role: str) -> int:
         print(f"{error.message} {error.hint}", file=sys.stderr)
         return 1
     cache_compiled_kernels(settings)
-    roles = frozenset(Role) if role == "all" else frozenset({Role(role)})
+    roles = frozenset({Role.TRAIN, Role.SERVE}) if role == "all" else frozenset({Role(role)})
     Supervisor(settings, roles, make_examination=Examination).run()
     return 0
 

@@ -1,6 +1,7 @@
 """Folders that exist whole or not at all, also after a crash, a power cut or on a full disk."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ _PARTIAL = ".partial"
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
     """A folder to fill, renamed to its final name once all of it is on the disk. Raises DiskFull."""
-    staging = folder.with_name(folder.name + _PARTIAL)
-    shutil.rmtree(staging, ignore_errors=True)
+    # A name of its own: a process that lost its lease may still be writing the same folder.
+    staging = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
         staging.mkdir(parents=True)
         yield staging

@@ -3,8 +3,6 @@
 It reads the row that the worker last wrote, and neither signals the worker nor loads torch.
 """
 
-import socket
-
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.engine import workers
@@ -24,7 +22,7 @@ def find_problem(settings: Settings) -> str | None:
     finally:
         database.close()
     # Ids begin with the host's name, which in a container is the container's own.
-    here = [worker for worker in alive if worker.id.startswith(f"{socket.gethostname()}-")]
+    here = [worker for worker in alive if worker.id.startswith(f"{workers.name_host()}-")]
     if not here:
         return "No worker of this host has been heard of within a lease."
     return next((complaint for worker in here if (complaint := _complain(worker))), None)

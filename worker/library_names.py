@@ -34,13 +34,6 @@ LIBRARY_NAMES = (
     LibraryName("_prepare_inputs", "transformers:Trainer", _TRANSFORMERS, f"{_RUNTIME}/trial.py"),
     LibraryName("_metrics", "trl:SFTTrainer", "TRL 1.16", _TRAINER, is_set_later=True),
     LibraryName(
-        "_gradient_checkpointing_func",
-        "transformers:PreTrainedModel",
-        _TRANSFORMERS,
-        f"{_RUNTIME}/residuals.py",
-        is_set_later=True,
-    ),
-    LibraryName(
         "_attn_implementation",
         "transformers.configuration_utils:PreTrainedConfig",
         _TRANSFORMERS,
@@ -54,6 +47,9 @@ LIBRARY_NAMES = (
     ),
     LibraryName(
         "_keep_in_fp32_modules", "transformers:PreTrainedModel", _TRANSFORMERS, "worker/models/base_model.py"
+    ),
+    LibraryName(
+        "_no_split_modules", "transformers:PreTrainedModel", _TRANSFORMERS, "worker/models/layer_sizes.py"
     ),
     LibraryName(
         "_update_model_kwargs_for_generation",
@@ -74,18 +70,6 @@ LIBRARY_NAMES = (
         "worker/models/targets.py",
     ),
     LibraryName(
-        "_apply_liger_kernel_to_instance",
-        "liger_kernel.transformers.monkey_patch",
-        "liger-kernel 0.8",
-        f"{_RUNTIME}/liger.py",
-    ),
-    LibraryName(
-        "_patch_swiglu_module",
-        "liger_kernel.transformers.monkey_patch",
-        "liger-kernel 0.8",
-        f"{_RUNTIME}/liger.py",
-    ),
-    LibraryName(
         "sync_gpu", "bitsandbytes.optim.optimizer", "bitsandbytes 0.50", f"{_RUNTIME}/bnb_optimizer.py"
     ),
     LibraryName(
@@ -94,7 +78,7 @@ LIBRARY_NAMES = (
         "bitsandbytes 0.50",
         f"{_RUNTIME}/bnb_optimizer.py",
     ),
-    LibraryName("_foreach_copy_", "torch", "PyTorch 2.11 to 2.13", f"{_RUNTIME}/lora/linears.py"),
+    LibraryName("_foreach_copy_", "torch", "PyTorch 2.11 to 2.13", "worker/decoder/lora_linears.py"),
     LibraryName(
         "_is_mkldnn_bf16_supported", "torch.ops.mkldnn", "PyTorch 2.11 to 2.13", "worker/models/device.py"
     ),
@@ -105,6 +89,10 @@ LIBRARY_NAMES = (
         "worker/inference/general/model_copy.py",
         is_set_later=True,
     ),
+    LibraryName(
+        "_client_lock", "trackio.run:Run", "trackio 0.43", "worker/trackers/trackio_run.py", is_set_later=True
+    ),
+    LibraryName("_flush_queues_inline", "trackio.run:Run", "trackio 0.43", "worker/trackers/trackio_run.py"),
     LibraryName(
         "_destroy", "torch.library:Library", "PyTorch 2.11 to 2.13", "worker/models/cpu_dequantize.py"
     ),

@@ -8,14 +8,20 @@ endpoint's: with every thread of the pool waiting for SQLite's write lock, its h
 from dataclasses import dataclass
 from typing import Annotated, cast
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Path, Query, Request
 
 from app.api.adapters.importer import Importer
-from app.api.generate.engine_client import EngineClient
+from app.api.evaluations.progress import ProgressStreams
+from app.api.generate.lookups import TargetLookups
+from app.api.http.access.usage_meter import UsageMeter
 from app.api.http.request_metrics import RequestMetrics
+from app.api.http.store_threads import StoreCheck
 from app.api.jobs.event_stream import EventStreams
 from app.api.openai.responses.background import BackgroundResponses
 from app.api.webhooks.deliverer import Deliverer
+from app.core.engine.client import EngineClient
+from app.core.graders.python_process import PythonProcesses
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
@@ -33,13 +39,19 @@ class Services:
     database: Database
     store: ArtifactStore
     streams: EventStreams
+    progress: ProgressStreams
     engines: EngineClient
+    lookups: TargetLookups
     request_metrics: RequestMetrics
+    usage_meter: UsageMeter
     deliverer: Deliverer
     importer: Importer
     background_responses: BackgroundResponses
+    python_graders: PythonProcesses
     commits: GroupCommit
     scratch: Scratch
+    store_threads: CapacityLimiter
+    store_check: StoreCheck
 
 
 async def get_services(request: Request) -> Services:

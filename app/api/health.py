@@ -1,4 +1,4 @@
-"""GET /health, /ready and /metrics: liveness, readiness, and Prometheus counters."""
+"""GET /health and /ready: liveness and readiness."""
 
 import asyncio
 import tempfile
@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.deps import Services, ServicesDep
-from app.api.generate.engine_client import EngineClient
-from app.api.http.auth import bearer
-from app.api.http.errors import documented
 from app.api.schemas import WorkerRead
 from app.core.engine import workers
+from app.core.engine.client import EngineClient
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.database import Database, is_migrated
@@ -51,11 +49,15 @@ async def show_health() -> HealthRead:
     responses={503: {"model": ReadinessRead, "description": "Not ready; `reasons` says why."}},
 )
 async def show_readiness(services: ServicesDep, response: Response) -> ReadinessRead:
-    """Whether the database is migrated, a worker trains, and an engine answers. Needs no key."""
+    """Whether the database is migrated, the store and an engine answer, a worker trains. Needs no key."""
+    unreachable = await services.store_check.find_problem()
     readiness, engines = await to_thread.run_sync(_read_readiness, services.settings, services.database)
     if full := await to_thread.run_sync(_find_full, services):
         readiness.ready = False
         readiness.reasons = full + readiness.reasons
+    if unreachable:
+        readiness.ready = False
+        readiness.reasons = [unreachable, *readiness.reasons]
     if readiness.ready and not await _any_is_moving(services.engines, engines):
         readiness.ready = False
         readiness.reasons = [
@@ -64,18 +66,6 @@ async def show_readiness(services: ServicesDep, response: Response) -> Readiness
     if not readiness.ready:
         response.status_code = 503
     return readiness
-
-
-@router.get(
-    "/metrics",
-    response_class=Response,
-    summary="Prometheus metrics",
-    dependencies=[Depends(bearer)],
-    responses=documented(401) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-def show_metrics(services: ServicesDep) -> Response:
-    """Jobs by state, age of the queue, live workers; requests and their latency by route."""
-    return Response(services.request_metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _find_full(services: Services) -> list[str]:

@@ -4,12 +4,14 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.core.datasets.column_maps.samples import FileSample
 from app.core.datasets.readers.sources import Container
 from app.core.datasets.rows import DatasetFormat, as_plain
+from app.core.engine.devices import WorkerDevice
 from app.core.engine.state import EngineState
+from app.core.specs.priority import Priority
 from app.core.storage import tables
 
 Item = TypeVar("Item")
@@ -20,6 +22,14 @@ class Page(BaseModel, Generic[Item]):
 
     data: list[Item] = Field(description="The items of this page.")
     next: str | None = Field(description="Cursor of the next page, for `after`; null at the end.")
+
+
+class PriorityChange(BaseModel):
+    """Another priority for work that waits."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    priority: Priority
 
 
 class ProblemRead(BaseModel):
@@ -60,7 +70,8 @@ class DatasetRowRead(BaseModel):
 
     line: int = Field(description="Line of the file, or row of a Parquet file, from 1.")
     row: dict[str, Any] = Field(
-        description="`messages` and perhaps `tools`; or `prompt` and `completion`; or `text`."
+        description="`messages` and perhaps `tools`; or `prompt` and `completion`, with a `label` or not; or "
+        "`text`; or `prompt`, `chosen` and `rejected`. These parts are text, or lists of messages."
     )
 
 
@@ -143,12 +154,19 @@ class WorkerRead(BaseModel):
     """A worker that is alive."""
 
     id: str = Field(description="Names the worker in attempts.")
-    roles: list[str] = Field(description="`train`, `serve`, or both.")
+    roles: list[str] = Field(description="Any of `train`, `serve`, and `cluster`: jobs over several hosts.")
     device: dict[str, Any] = Field(
-        description="The device, as the worker describes it, and what is free of it and how busy it is."
+        description="The first device, as the worker describes it, and what is free of it and how busy it is."
+    )
+    devices: list[WorkerDevice] = Field(
+        description="Every device of the worker's host, what it does, and how busy it is."
     )
     engine: EngineState | None = Field(description="What its engine serves.")
     problems: list[str] = Field(description="What is wrong with its machine, as it found at its start.")
+    trackers: list[str] = Field(description="The trackers that it has packages for; `report_to` names them.")
+    has_hub_token: bool | None = Field(
+        description="Whether it has a token for the Hub, to push to it; null: unknown."
+    )
     started_at: datetime = Field(description="When the worker started.")
     heartbeat_at: datetime = Field(description="When it was last heard of.")
 
@@ -159,8 +177,11 @@ class WorkerRead(BaseModel):
             id=row.id,
             roles=row.roles,
             device=row.device,
+            devices=[WorkerDevice.model_validate(device) for device in row.devices],
             engine=EngineState.model_validate(row.engine_state) if row.engine_state else None,
             problems=row.problems,
+            trackers=row.trackers,
+            has_hub_token=row.has_hub_token,
             started_at=row.started_at,
             heartbeat_at=row.heartbeat_at,
         )

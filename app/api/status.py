@@ -18,6 +18,7 @@ from app.core.jobs import records as job_records
 from app.core.settings import Settings
 from app.core.specs.states import JobState
 from app.core.storage import tables
+from app.core.work import turns
 
 router = APIRouter(tags=["Service"])
 
@@ -73,6 +74,12 @@ class StatusRead(BaseModel):
     disks: list[DiskRead] = Field(description="Disks that fill up as jobs run.")
 
 
+class WorkersRead(BaseModel):
+    """The workers that are alive."""
+
+    data: list[WorkerRead] = Field(description="The one that was heard of last is first.")
+
+
 @router.get("/status", summary="Status of the box")
 def show_status(services: ServicesDep) -> StatusRead:
     """Workers and their devices, memory, the queue, what is stored, disks, versions."""
@@ -85,13 +92,21 @@ def show_status(services: ServicesDep) -> StatusRead:
             workers=[WorkerRead.from_row(row) for row in alive],
             queue=QueueStatusRead(
                 by_state=job_records.count_by_state(session),
-                oldest_queued_at=job_records.find_oldest_queued_at(session),
+                oldest_queued_at=turns.find_oldest(session, tables.JobRow),
                 max_queued=settings.max_queued_jobs,
             ),
             datasets=_count(session, tables.DatasetRow),
             adapters=_count(session, tables.AdapterRow),
             disks=_disks(settings),
         )
+
+
+@router.get("/workers", summary="Workers and their devices")
+def list_workers(services: ServicesDep) -> WorkersRead:
+    """Workers that are alive, with every device of their hosts: free, training, serving."""
+    with services.database.snapshot() as session:
+        alive = workers.find_alive(session, lease_seconds=services.settings.lease_seconds)
+        return WorkersRead(data=[WorkerRead.from_row(row) for row in alive])
 
 
 def _versions(database: str) -> VersionsRead:

@@ -23,10 +23,12 @@ class StoredRead(BaseModel):
 
     kind: StoredKind = Field(
         description="`checkpoints`, `tensorboard` and `logs` in the folders of jobs; their `events` in the "
-        "database: log lines and curves; `exports`; `base_models` in the Hub's cache."
+        "database: log lines and curves; `exports`; `evaluations` with their answers; `base_models` "
+        "in the Hub's cache."
     )
     count: int = Field(
-        description="Jobs that have some; of `events`, `exports` and `base_models` their number."
+        description="Jobs that have some; of `events`, `exports`, `evaluations` and `base_models` their "
+        "number."
     )
     size_bytes: int | None = Field(
         description="Size of its files, as the API or the worker sees them; null: not known."
@@ -66,7 +68,7 @@ class DeletedStorageRead(BaseModel):
 
 @router.get("", summary="What grows for ever")
 def list_storage(services: ServicesDep) -> StorageListRead:
-    """Checkpoints, TensorBoard files, logs, events, exports and downloaded base models, with their sizes."""
+    """Checkpoints, TensorBoard files, logs, events, exports, evaluations, base models, with their sizes."""
     found = stored.measure(services.settings, services.database)
     return StorageListRead(data=[StoredRead.from_stored(one) for one in found])
 
@@ -80,7 +82,7 @@ async def delete_storage(
         Query(ge=0, le=36_500, description="Only of what ended, or was last used, longer ago than this."),
     ] = 0,
 ) -> DeletedStorageRead:
-    """Delete one kind, of all jobs or exports that have ended.
+    """Delete one kind, of all jobs, exports or evaluations that have ended.
 
     A failed or cancelled job without checkpoints is retried from its first step; without events it has
     neither a log nor curves. Base models go that nothing needs now, whatever adapters there are: they are
@@ -91,5 +93,7 @@ async def delete_storage(
         deleted, size = await removal.remove_unneeded(services, older_than)
     else:
         arguments = (kind, services.settings, services.database, services.store)
-        deleted, size = await to_thread.run_sync(partial(stored.remove, *arguments, older_than=older_than))
+        deleted, size = await to_thread.run_sync(
+            partial(stored.remove, *arguments, older_than=older_than), limiter=services.store_threads
+        )
     return DeletedStorageRead(kind=kind, deleted=deleted, size_bytes=size)

@@ -7,14 +7,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import exports, local, models, status, storage, webhooks
+from app.cli import local, status, storage, webhooks
 from app.cli.adapters import commands as adapter_commands
+from app.cli.aliases import commands as alias_commands
 from app.cli.connection import login
 from app.cli.connection.invocation import Invocation
 from app.cli.datasets import commands as dataset_commands
+from app.cli.evaluations import commands as evaluation_commands
+from app.cli.exports import commands as export_commands
 from app.cli.failures import CommandFailed
 from app.cli.generate import chat, commands as generate_commands
 from app.cli.jobs import commands as job_commands
+from app.cli.keys import commands as key_commands
+from app.cli.models import commands as model_commands
+from app.cli.openai_imports import commands as import_commands
 from app.cli.output import show_failure
 
 _HELP = """Fine-tune language models and talk to the result, on this machine or on another one.
@@ -90,14 +96,18 @@ cli.command()(local.up)
 cli.command()(local.doctor)
 cli.command(**local.PASSED_ON)(local.backup)
 cli.command(**local.PASSED_ON)(local.restore)
-cli.command(**local.PASSED_ON)(local.keys)
+cli.command(**local.PASSED_ON)(key_commands.keys)
 cli.command("login")(login.log_in)
 cli.command("status")(status.show_status)
+cli.command("usage")(key_commands.show_usage)
 cli.add_typer(dataset_commands.cli, name="datasets")
-cli.add_typer(models.cli, name="models")
+cli.add_typer(model_commands.cli, name="models")
 cli.add_typer(job_commands.cli, name="jobs")
 cli.add_typer(adapter_commands.cli, name="adapters")
-cli.add_typer(exports.cli, name="exports")
+cli.add_typer(alias_commands.cli, name="aliases")
+cli.add_typer(export_commands.cli, name="exports")
+cli.add_typer(evaluation_commands.cli, name="evaluations")
+cli.add_typer(import_commands.cli, name="import")
 cli.add_typer(webhooks.cli, name="webhooks")
 cli.add_typer(storage.cli, name="storage")
 cli.command("generate")(generate_commands.generate)

@@ -30,9 +30,14 @@ def models(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     return _offer(context, incomplete, "/models", "state")
 
 
+def aliases(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Names of aliases."""
+    return _offer(context, incomplete, "/aliases", "version")
+
+
 def targets(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Ids and names of adapters, and names of base models."""
-    return adapters(context, incomplete) + models(context, incomplete)
+    """Ids and names of adapters, names of aliases and of base models."""
+    return adapters(context, incomplete) + aliases(context, incomplete) + models(context, incomplete)
 
 
 def _offer(context: typer.Context, incomplete: str, path: str, about: str) -> list[tuple[str, str]]:

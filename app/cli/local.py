@@ -58,19 +58,14 @@ def up(
         raise typer.Exit(1) from None
 
 
-def keys(context: typer.Context) -> None:
-    """API keys, on the machine of the API: create NAME, list, revoke ID."""
-    _pass_on("keys", context)
-
-
 def backup(context: typer.Context) -> None:
     """Everything but base models into a tar, on the machine of the API: FILE, or - for stdout."""
-    _pass_on("backup", context)
+    pass_on("backup", context)
 
 
 def restore(context: typer.Context) -> None:
     """A backup into an empty data folder, on the machine of the API: FILE, or - for stdin."""
-    _pass_on("restore", context)
+    pass_on("restore", context)
 
 
 def doctor() -> None:
@@ -90,6 +85,7 @@ def _worker_is_installed() -> bool:
     return all(importlib.util.find_spec(name) for name in ("worker", "torch"))
 
 
-def _pass_on(command: str, context: typer.Context) -> None:
+def pass_on(command: str, context: typer.Context) -> None:
+    """Run `python -m app` with this command and its arguments, and exit as it does."""
     process = subprocess.run([sys.executable, "-m", "app", command, *context.args], check=False)
     raise typer.Exit(process.returncode)

@@ -1,6 +1,7 @@
 """Resolves the names of jobs, datasets and adapters to the ids that the API takes."""
 
 import difflib
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,16 @@ def find_adapter(client: Client, name: str) -> Any:
 
 
 def find_target(client: Client, name: str) -> dict[str, str]:
-    """What generates: `{"adapter": …}`, or `{"base_model": …}` where no adapter has the name."""
+    """What generates: `{"adapter": …}`; `{"model": …}` for an alias, `{"base_model": …}` for a base model."""
     try:
         return {"adapter": str(find_adapter(client, name)["id"])}
     except CommandFailed as failure:
         if failure.exit_code is not ExitCode.NOT_FOUND:
             raise
         missing = failure
+    if any(one["name"] == name for one in client.iterate("/aliases")):
+        # Of several models the same one serves the whole conversation.
+        return {"model": name, "user": uuid.uuid4().hex}
     base_models = [str(model["name"]) for model in client.get("/models")["data"]]
     if "/" in name or name in base_models:
         return {"base_model": name}

@@ -4,20 +4,31 @@ import sys
 from typing import Annotated, Literal
 
 import typer
+from pydantic import BaseModel
 
 from app.cli.connection.invocation import Json, client_of
 from app.cli.deletion import Yes
 from app.cli.failures import CommandFailed, UsageProblem
 from app.cli.output import note, print_json, show_table, size_text
-from app.cli.views import StoredKindView
 
 cli = typer.Typer(help="What grows for ever: list, rm.", no_args_is_help=True)
-Kind = Literal["checkpoints", "tensorboard", "logs", "events", "exports", "base_models"]
+Kind = Literal["checkpoints", "tensorboard", "logs", "events", "exports", "evaluations", "base_models"]
+
+
+class StoredKindView(BaseModel):
+    """What is stored of one kind."""
+
+    kind: str
+    count: int
+    size_bytes: int | None = None
+    deletable_count: int
+    deletable_bytes: int | None = None
+    keep_days: float
 
 
 @cli.command("list")
 def list_storage(context: typer.Context, as_json: Json = False) -> None:
-    """Checkpoints, TensorBoard files, logs, events, exports and base models, with their sizes."""
+    """Checkpoints, TensorBoard files, logs, events, exports, evaluations, base models, and their sizes."""
     answer = client_of(context).get("/storage")
     if as_json:
         return print_json(answer)
@@ -45,7 +56,7 @@ def remove(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Delete one kind, of all jobs or exports that have ended; of base models what nothing needs now."""
+    """Delete one kind, of all work that has ended; of base models what nothing needs now."""
     client = client_of(context)
     if not yes:
         _confirm(kind, older_than)
@@ -64,8 +75,9 @@ def _confirm(kind: str, older_than: float) -> None:
         if not typer.confirm(question, err=True):
             raise CommandFailed("Nothing was deleted.", code="not_confirmed")
         return
+    owners = kind if kind in ("exports", "evaluations") else f"{kind} of all jobs"
     when = f" that ended more than {older_than:g} days ago" if older_than else " that have ended"
-    if not typer.confirm(f"Delete the {kind} of all jobs and exports{when} for good?", err=True):
+    if not typer.confirm(f"Delete the {owners}{when} for good?", err=True):
         raise CommandFailed("Nothing was deleted.", code="not_confirmed")
 
 

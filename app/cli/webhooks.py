@@ -1,20 +1,43 @@
 """`tunesmith webhooks`: list, add, test, deliveries, rm."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
 from app.cli.connection.client import segment
 from app.cli.connection.invocation import Json, client_of
 from app.cli.deletion import Yes, delete_each
 from app.cli.failures import CommandFailed
 from app.cli.output import age_text, note, print_json, show_table
-from app.cli.views import DeliveryView, WebhookView
 
 cli = typer.Typer(help="Addresses that are told when a job ends.", no_args_is_help=True)
 Webhook = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Id, from `tunesmith webhooks list`.")]
 _PREFIX = "fine_tuning.job."
+
+
+class WebhookView(BaseModel):
+    """A webhook."""
+
+    id: str
+    name: str
+    url: str
+    event_types: list[str]
+    enabled: bool
+
+
+class DeliveryView(BaseModel):
+    """One event for one webhook, and what came of sending it."""
+
+    id: str
+    event_type: str
+    job: str | None = None
+    state: str
+    response_status: int | None = None
+    error: str | None = None
+    created_at: datetime
 
 
 class HookEvent(StrEnum):

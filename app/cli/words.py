@@ -2,7 +2,7 @@
 
 import re
 
-_CALL = re.compile(r"\b(GET|POST|DELETE) (/[\w{}/]*\w}?)")
+_CALL = re.compile(r"\b(GET|PUT|POST|DELETE) (/[\w{}/]*\w}?)")
 # Method and path of a call, and the command that does the same. `{}` is an id.
 _COMMANDS = {
     "GET /jobs": "jobs list",
@@ -21,14 +21,26 @@ _COMMANDS = {
     "GET /adapters": "adapters list",
     "GET /adapters/{}": "adapters show {}",
     "DELETE /adapters/{}": "adapters rm {}",
+    "GET /aliases": "aliases list",
+    "GET /aliases/{}": "aliases show {}",
+    "PUT /aliases/{}": "aliases set {}",
+    "DELETE /aliases/{}": "aliases rm {}",
+    "GET /aliases/{}/versions": "aliases show {}",
+    "POST /aliases/{}/rollback": "aliases rollback {}",
     "POST /adapters/{}/exports": "exports create {}",
     "GET /exports": "exports list",
     "GET /exports/{}": "exports show {}",
     "DELETE /exports/{}": "exports rm {}",
     "POST /exports/{}/cancel": "exports cancel {}",
     "POST /exports/{}/retry": "exports retry {}",
+    "GET /evaluations": "evaluations list",
+    "POST /evaluations": "evaluations create",
+    "GET /evaluations/{}/rows": "evaluations rows {}",
+    "POST /evaluations/{}/cancel": "evaluations cancel {}",
+    "POST /evaluations/{}/retry": "evaluations retry {}",
     "GET /webhooks": "webhooks list",
     "GET /webhooks/{}/deliveries": "webhooks deliveries {}",
+    "GET /usage": "usage",
     "GET /models": "models",
     "GET /models/downloads": "models downloads",
     "POST /models/downloads": "models download",
@@ -42,7 +54,9 @@ _PLACEHOLDERS = {
     "jobs": "JOB",
     "datasets": "DATASET",
     "adapters": "ADAPTER",
+    "aliases": "ALIAS",
     "exports": "EXPORT",
+    "evaluations": "EVALUATION",
     "webhooks": "WEBHOOK",
 }
 
@@ -62,5 +76,5 @@ def _command(call: re.Match[str]) -> str:
         rest = "".join(f"/{part}" for part in parts[2:])
         found = _COMMANDS.get(f"{method} /{parts[0]}/{{}}{rest}")
         if found is not None:
-            found = found.format(parts[0].upper().rstrip("S") if parts[1].startswith("{") else parts[1])
+            found = found.format(_PLACEHOLDERS[parts[0]] if parts[1].startswith("{") else parts[1])
     return f"`tunesmith {found}`" if found else call.group()

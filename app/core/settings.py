@@ -3,6 +3,7 @@
 Secrets may also come from files: `TUNESMITH_API_KEY_FILE=/run/secrets/key` is how containers pass them.
 """
 
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,20 @@ class EngineWeights(StrEnum):
     FOUR_BIT = "4bit"
 
 
+class EngineSpeculation(StrEnum):
+    """Whether the engine verifies several drafted tokens of an answer in one step."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
+class EngineKind(StrEnum):
+    """What generates: the engine of this project, or an external vLLM."""
+
+    BUILTIN = "builtin"
+    VLLM = "vllm"
+
+
 class TrainingPath(StrEnum):
     """Whether a job trains with Tunesmith's optimizations or with TRL, PEFT and transformers alone."""
 
@@ -55,8 +70,21 @@ class Settings(BaseSettings):
     )
     artifacts_url: str = Field(
         "",
-        description="fsspec URL of the store of datasets and adapters; default: `artifacts` in the data "
-        "folder.",
+        description="fsspec URL of the store of datasets and adapters; `s3://` needs the extra `s3`; "
+        "default: `artifacts` in the data folder.",
+    )
+
+    store_wait_seconds: float = Field(
+        3600.0,
+        ge=0,
+        description="How long a job or an export waits, with what it has made, for an object store that does "
+        "not answer; then it fails with `store_unreachable`.",
+    )
+    cache_bytes: int = Field(
+        100 << 30,
+        ge=0,
+        description="Size of a worker's copies of what lies in an object store, in bytes; where they would "
+        "take more, the least recently used ones are deleted.",
     )
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
@@ -128,12 +156,39 @@ class Settings(BaseSettings):
         "a job trains; `auto`: they share a CPU, and a GPU where the job's estimate fits into what serving "
         "leaves free.",
     )
+    serve_gpus: int = Field(
+        0,
+        ge=0,
+        description="GPUs of a host, the first ones, that only serve, with an engine each; jobs train on the "
+        "others. 0: the first one serves, jobs prefer the others, and the GPU policy says how they share it.",
+    )
     response_hours: float = Field(
         24.0,
         ge=0,
         le=24 * 365,
         description="How long a response of `/v1/responses` is stored, to be shown and continued; one that "
         "is continued stays as long as the last that continues it. 0: none is stored.",
+    )
+    judge_url: str = Field(
+        "",
+        description="An OpenAI-compatible endpoint, such as `https://api.openai.com/v1`, whose models grade "
+        "answers; empty: only models of this server do.",
+    )
+    judge_api_key: SecretStr | None = Field(None, description="The key of that endpoint.")
+    judge_api_key_file: Path | None = Field(None, description="A file that holds that key.")
+    judge_seconds: float = Field(
+        120.0, gt=0, description="How long an answer of that endpoint may take before it is asked again."
+    )
+    allow_python_graders: bool = Field(
+        False,
+        description="Whether graders of type `python` run: code of whoever may use the API, in processes "
+        "without network, files or other processes. It needs Linux.",
+    )
+    python_grader_seconds: float = Field(
+        30.0, gt=0, le=3600, description="How long a Python grader may take for one answer."
+    )
+    python_grader_bytes: int = Field(
+        2 << 30, ge=256 << 20, description="How much memory the process of a Python grader may have."
     )
     keep_checkpoints_days: float = Field(
         90.0,
@@ -148,6 +203,12 @@ class Settings(BaseSettings):
     )
     keep_exports_days: float = Field(
         0.0, ge=0, description="Exports that have ended are deleted after so many days. 0: never."
+    )
+    keep_evaluations_days: float = Field(
+        0.0,
+        ge=0,
+        description="Evaluations that have ended are deleted after so many days, with their answers. 0: "
+        "never.",
     )
     keep_base_models_days: float = Field(
         0.0,
@@ -170,10 +231,54 @@ class Settings(BaseSettings):
         "5 to 7 s sooner, for about 0.6 GB of main memory, and one for preflights, of which the first then "
         "takes no longer than others, for about 0.7 GB.",
     )
+    cpu_ranks: int = Field(
+        1,
+        ge=1,
+        description="On a worker without a GPU: how many `resources.gpus` a job may ask for; each is a "
+        "process on the CPU. To try out jobs over several GPUs.",
+    )
+    ray_address: str = Field(
+        "",
+        description="Address of the Ray cluster, `host:port`, on which this worker runs jobs with "
+        "`resources.nodes` above 1; the worker's host is one of its nodes. Needs the extra `ray`.",
+    )
+    llm_compressor_python: Path | None = Field(
+        None,
+        description="The Python interpreter of the environment that has llm-compressor, for exports as `awq` "
+        "and `gptq`: `/opt/llm-compressor/bin/python`; default: the worker's own.",
+    )
     require_gpu: bool = Field(False, description="A worker without a GPU is not ready.")
-    cancel_grace_seconds: float = Field(10.0, ge=0, description="How long a step may go on after a cancel.")
-    shutdown_grace_seconds: float = Field(90.0, ge=0, description="How long a step may go on after SIGTERM.")
+    cancel_grace_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="How long a step, then the copy of its checkpoint to the store, may take after a cancel.",
+    )
+    shutdown_grace_seconds: float = Field(
+        90.0,
+        ge=0,
+        description="How long a step, then the copy of its checkpoint to the store, may take after SIGTERM.",
+    )
+    tracker_end_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=3600,
+        description="How long a tracker (W&B, MLflow, trackio) may take for what is left after a job's end. "
+        "The job itself, and the next one, never wait for it.",
+    )
 
+    engine: EngineKind = Field(
+        EngineKind.BUILTIN,
+        description="`builtin`; or `vllm`: a worker that serves has the vLLM at `VLLM_URL` generate, which "
+        "loads adapters at run time.",
+    )
+    vllm_url: str = Field("", description="URL of that vLLM, such as `http://gpu-2:8000`.")
+    vllm_api_key: SecretStr | None = Field(None, description="The key of that vLLM (its `--api-key`).")
+    vllm_api_key_file: Path | None = Field(None, description="A file that holds that key.")
+    vllm_adapters_dir: Path | None = Field(
+        None,
+        description="A folder that the worker and vLLM have at the same path; adapters are copied there. "
+        "Default: vLLM reads them in the artifact store, where that is a folder.",
+    )
     engine_host: str = Field("127.0.0.1", description="Address the engine listens on.")
     engine_port: int = Field(0, ge=0, le=65535, description="Port of the engine; 0: a free one.")
     engine_url: str = Field(
@@ -206,6 +311,12 @@ class Settings(BaseSettings):
         description="Base models loaded at the same time, as far as memory allows; a request for another one "
         "waits until the least recently used is idle.",
     )
+    evaluation_requests: int = Field(
+        16,
+        ge=1,
+        le=256,
+        description="Requests of an evaluation to the engine at the same time, which are one batch there.",
+    )
     engine_switch_wait_seconds: float = Field(
         600.0,
         gt=0,
@@ -218,11 +329,23 @@ class Settings(BaseSettings):
         description="An engine that has not moved for so long is killed and started again. What may take "
         "longer, as loading a model, is not counted.",
     )
+    engine_silent_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="An engine that responds to no probe for so long, as when its process was stopped, is "
+        "killed and started again; while it loads a base model, after 300 s.",
+    )
     engine_weights: EngineWeights = Field(
         EngineWeights.AUTO,
         description="How the engine holds a base model whose adapters were trained on 4-bit weights: `16bit` "
         "(dequantized once: fast), `4bit` (small), or `auto`: 16 bits where that takes at most 60% of the "
         "free GPU memory.",
+    )
+    engine_speculation: EngineSpeculation = Field(
+        EngineSpeculation.AUTO,
+        description="`auto`: where an answer repeats its prompt or itself, the engine computes several "
+        "tokens in a step, as far as its own measurements say that this is faster; the answers stay the "
+        "same. `off`: one token a step.",
     )
 
     @field_validator("allowed_models", "allowed_origins", "allowed_hosts", mode="before")
@@ -249,6 +372,13 @@ class Settings(BaseSettings):
             raise ValueError("what follows `whsec_` must be base64")
         return value if value and value.get_secret_value() else None
 
+    @field_validator("judge_url")
+    @classmethod
+    def _check_judge_url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
+
     @field_validator("webhook_url")
     @classmethod
     def _check_webhook_url(cls, value: str, found: ValidationInfo) -> str:
@@ -261,13 +391,15 @@ class Settings(BaseSettings):
                 raise ValueError("set TUNESMITH_WEBHOOK_SECRET too: it signs what is sent")
         return value
 
-    @field_validator("api_key")
+    @field_validator("api_key", "judge_api_key", "vllm_api_key")
     @classmethod
     def _empty_key_is_none(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value and value.get_secret_value() else None
 
     @model_validator(mode="after")
     def _fill_defaults(self) -> "Settings":
+        if self.engine is EngineKind.VLLM and not self.vllm_url.startswith(("http://", "https://")):
+            raise ValueError("set TUNESMITH_VLLM_URL to the http:// or https:// address of vLLM")
         self.data_dir = self.data_dir.expanduser().absolute()
         self.models_dir = (self.models_dir or self.data_dir / "models").expanduser().absolute()
         self.database_url = self.database_url or f"sqlite:///{self.data_dir / 'tunesmith.db'}"
@@ -277,6 +409,10 @@ class Settings(BaseSettings):
             self.api_key = SecretStr(self.api_key_file.read_text().strip()) or None
         if self.webhook_secret_file and not self.webhook_secret:
             self.webhook_secret = SecretStr(self.webhook_secret_file.read_text().strip())
+        if self.judge_api_key_file and not self.judge_api_key:
+            self.judge_api_key = SecretStr(self.judge_api_key_file.read_text().strip())
+        if self.vllm_api_key_file and not self.vllm_api_key:
+            self.vllm_api_key = SecretStr(self.vllm_api_key_file.read_text().strip()) or None
         return self
 
     @property
@@ -285,6 +421,22 @@ class Settings(BaseSettings):
         assert self.models_dir is not None
         return self.models_dir
 
+    @property
+    def cache_folder(self) -> Path:
+        """Copies of what is elsewhere: of artifacts, of base models' descriptions, of compiled kernels."""
+        return self.data_dir / "cache"
+
     def job_folder(self, job_id: str) -> Path:
         """Returns the worker's folder for one job: checkpoints, logs, TensorBoard files."""
         return self.data_dir / "jobs" / job_id
+
+
+class RankSettings(BaseSettings):
+    """What a rank on a node of a Ray cluster reads from the environment of that node."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", extra="ignore")
+
+    # The job's files while it trains.
+    data_dir: Path = Path(tempfile.gettempdir()) / "tunesmith"
+    # None: as on the worker's host.
+    models_dir: Path | None = None

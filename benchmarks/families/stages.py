@@ -35,8 +35,7 @@ from benchmarks.families.tiny_model import write_model
 from worker.models import base_model
 from worker.models.device import Device
 from worker.preflight.environment import PreflightEnvironment
-from worker.preflight.report import run_preflight
-from worker.preflight.service import run_safely
+from worker.preflight.service import RUN_PREFLIGHT, run_safely
 from worker.processes.reports import Advanced, Ended, Happened, Outcome, TrainingRequest
 from worker.training.run import run as run_attempt
 
@@ -111,7 +110,7 @@ def _preflight(run: Run, width: Width, place: Workplace, _engine: RunningEngine)
         path=TrainingPath.AUTO,
     )
     report = run_safely(
-        run_preflight, PreflightRequest(spec=_make_spec(width, place), dataset=dataset), environment
+        RUN_PREFLIGHT, PreflightRequest(spec=_make_spec(width, place), dataset=dataset), environment
     )
     if isinstance(report, Failed):
         run.preflight = Verdict.no(report.message)

@@ -15,8 +15,8 @@ ENV_FILE = Path(__file__).parent / "check.env"
 class Compose:
     """A compose project: its files, its environment, and commands on it."""
 
-    def __init__(self, name: str, *overrides: str, **environment: str) -> None:
-        files = [FOLDER / f"{stem}.yaml" for stem in ("compose", *(f"compose.{name}" for name in overrides))]
+    def __init__(self, name: str, *overrides: str, base: str = "compose", **environment: str) -> None:
+        files = [FOLDER / f"{stem}.yaml" for stem in (base, *(f"compose.{name}" for name in overrides))]
         self._command = [*_compose_program(), "--project-name", name, "--env-file", str(ENV_FILE)]
         self._command += [part for file in files for part in ("--file", str(file))]
         self._environment = os.environ | {"TUNESMITH_ENV_FILE": str(ENV_FILE), **environment}

@@ -1,5 +1,6 @@
 """Properties of every combination of the compose files, and of the Dockerfiles."""
 
+import json
 import re
 import subprocess
 from itertools import chain, combinations
@@ -69,6 +70,12 @@ def test_both_share_the_data_and_the_models(services: dict[str, Any]) -> None:
         for name in ("api", "worker")
     ]
     assert sources == [{"/data": "data", "/models": "models"}] * 2
+
+
+def test_all_gpus_are_reserved_where_none_is_named() -> None:
+    worker = merged()["services"]["worker"]
+    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert device["device_ids"] == ["all"]
 
 
 @pytest.mark.parametrize("overrides", [c for c in COMBINATIONS if "cpu" not in c], ids="+".join)
@@ -141,6 +148,100 @@ def test_postgresql_without_a_password_is_refused() -> None:
     ended = Compose("tunesmith", "postgres", POSTGRES_PASSWORD="").run("config", "--quiet", check=False)
     assert ended.returncode != 0
     assert b"set POSTGRES_PASSWORD" in ended.stderr
+
+
+HOST = {
+    "TUNESMITH_DATABASE_URL": "postgresql+psycopg://tunesmith@10.0.0.1/tunesmith",
+    "TUNESMITH_ARTIFACTS_URL": "s3://tunesmith/artifacts",
+    "TUNESMITH_HOST_ADDRESS": "10.0.0.2",
+    "TUNESMITH_GPUS": "0,1",
+}
+RAY_NODE = {
+    "TUNESMITH_RAY_ADDRESS": "10.0.0.1:6379",
+    "TUNESMITH_RAY_START": "--address=10.0.0.1:6379",
+    "TUNESMITH_RAY_GPUS": "2,3",
+    "RAY_AUTH_TOKEN": "token",
+}
+SHARED = {
+    "TUNESMITH_SHARED_ADDRESS": "10.0.0.1",
+    "POSTGRES_PASSWORD": "secret",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+}
+
+
+@pytest.mark.parametrize("overrides", [("hosts",), ("hosts", "ray")], ids="+".join)
+def test_services_of_one_of_several_hosts_keep_what_holds_for_one(overrides: tuple[str, ...]) -> None:
+    services = merged(*overrides, **HOST, **RAY_NODE)["services"]
+    test_every_service_restarts_tells_its_health_and_rotates_its_log(services)
+    test_the_api_is_read_only_and_without_capabilities(services)
+    test_a_training_step_may_finish_before_the_worker_is_killed(services)
+    test_the_worker_waits_for_the_api_that_migrates(services)
+
+
+def test_the_engines_of_a_host_are_reached_on_its_network() -> None:
+    worker = merged("hosts", **HOST)["services"]["worker"]
+    assert worker["network_mode"] == "host"
+    assert worker["environment"]["TUNESMITH_ENGINE_HOST"] == "10.0.0.2"
+    assert worker["environment"]["TUNESMITH_ENGINE_PORT"] == "8100"
+    assert worker["environment"]["CUDA_VISIBLE_DEVICES"] == "0,1"
+    (devices,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert (devices["count"], devices["capabilities"]) == (-1, ["gpu"])
+
+
+def test_all_of_a_host_use_the_shared_database_and_store() -> None:
+    services = merged("hosts", **HOST)["services"]
+    for name in ("api", "worker"):
+        assert services[name]["environment"]["TUNESMITH_DATABASE_URL"] == HOST["TUNESMITH_DATABASE_URL"]
+        assert services[name]["environment"]["TUNESMITH_ARTIFACTS_URL"] == HOST["TUNESMITH_ARTIFACTS_URL"]
+        assert services[name]["environment"]["PGPASSWORD"] == "secret"
+
+
+@pytest.mark.parametrize("missing", HOST)
+def test_a_host_without_a_setting_is_refused(missing: str) -> None:
+    ended = Compose("tunesmith", "hosts", **{**HOST, "POSTGRES_PASSWORD": "secret", missing: ""}).run(
+        "config", "--quiet", check=False
+    )
+    assert ended.returncode != 0
+    assert f"set {missing}".encode() in ended.stderr
+
+
+def test_a_node_of_the_cluster_has_gpus_that_the_worker_has_not() -> None:
+    services = merged("hosts", "ray", **HOST, **RAY_NODE)["services"]
+    worker, node = services["worker"], services["ray"]
+    assert (worker["environment"]["CUDA_VISIBLE_DEVICES"], node["environment"]["CUDA_VISIBLE_DEVICES"]) == (
+        "0,1",
+        "2,3",
+    )
+    assert worker["image"] == node["image"] == "tunesmith-worker-ray:latest"
+    assert worker["build"]["args"]["EXTRAS"] == node["build"]["args"]["EXTRAS"] == "ray"
+    assert node["network_mode"] == "host"
+    assert node["environment"]["RAY_AUTH_MODE"] == worker["environment"]["RAY_AUTH_MODE"] == "token"
+    assert node["environment"]["NODE_START"] == "--address=10.0.0.1:6379"
+    # The worker's driver finds the node among the processes, and its sockets in the data folder.
+    assert worker["pid"] == node["pid"] == "host"
+    assert "--temp-dir=/data/ray" in node["command"][-1]
+    sources = [
+        {mount["source"] for mount in one["volumes"] if mount["target"] == "/data"} for one in (worker, node)
+    ]
+    assert sources[0] == sources[1]
+
+
+def test_what_hosts_share_is_published_on_their_network_alone() -> None:
+    services = Compose("tunesmith-shared", base="compose.shared", **SHARED).configuration()["services"]
+    assert set(services) == {"database", "store"}
+    test_every_service_restarts_tells_its_health_and_rotates_its_log(services)
+    ports = [port for service in services.values() for port in service["ports"]]
+    assert [(port["host_ip"], port["published"]) for port in ports] == [
+        ("10.0.0.1", "5432"),
+        ("10.0.0.1", "8333"),
+    ]
+
+
+def test_the_keys_of_the_store_are_those_of_the_hosts() -> None:
+    found = Compose("tunesmith-shared", base="compose.shared", **SHARED).configuration()
+    (identity,) = json.loads(found["configs"]["s3"]["content"])["identities"]
+    assert identity["credentials"] == [{"accessKey": "key", "secretKey": "secret"}]
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

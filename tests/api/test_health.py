@@ -7,8 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.responses import PlainTextResponse
 
-from app.api.generate import engine_client
-from app.core.engine import workers
+from app.core.engine import client as engine_client, workers
 from app.core.engine.messages import BaseModelRef
 from app.core.engine.state import EngineHealth, EngineState, LoadingBase, ServedBase, WaitingRequests
 from app.core.engine.workers import WorkerReport
@@ -16,7 +15,6 @@ from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
 from app.core.storage.database import Database
 from app.main import create_app
-from tests.factories import make_job
 from tests.fakes import FakeEngine, ServerThread
 
 
@@ -160,19 +158,3 @@ def test_a_database_without_tables_is_not_ready(tmp_path: Path) -> None:
         answer = client.get("/ready")
     assert answer.status_code == 503
     assert "has not been migrated" in answer.json()["reasons"][0]
-
-
-def test_metrics_count_jobs_workers_and_requests_by_route(client: TestClient, database: Database) -> None:
-    register(database)
-    with database.transaction() as session:
-        job_id = make_job(session).id
-    for _ in range(2):
-        client.get(f"/jobs/{job_id}")
-    lines = client.get("/metrics").text.splitlines()
-    assert 'tunesmith_jobs{state="queued"} 1.0' in lines
-    assert 'tunesmith_jobs{state="failed"} 0.0' in lines
-    assert 'tunesmith_workers_alive{role="serve"} 1.0' in lines
-    assert 'tunesmith_requests_total{method="GET",route="/jobs/{job_id}",status="200"} 2.0' in lines
-    assert 'tunesmith_request_seconds_count{method="GET",route="/jobs/{job_id}"} 2.0' in lines
-    (age,) = [line for line in lines if line.startswith("tunesmith_queue_age_seconds ")]
-    assert float(age.split()[1]) > 0

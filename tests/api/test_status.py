@@ -2,6 +2,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from app.core.engine import workers
+from app.core.engine.devices import DeviceState, WorkerDevice
 from app.core.engine.workers import WorkerReport
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
@@ -44,6 +45,32 @@ def test_workers_are_shown_without_the_engine_s_token(client: TestClient, databa
         workers.heartbeat(session, report)
     answer = client.get("/status")
     assert answer.json()["workers"][0]["device"] == device
+    assert "secret" not in answer.text
+
+
+def test_every_device_is_shown_with_what_it_does(client: TestClient, database: Database) -> None:
+    devices = [
+        WorkerDevice(
+            kind="cuda", name="H200", index=0, uuid="GPU-a", memory_bytes=8, state=DeviceState.SERVING
+        ),
+        WorkerDevice(
+            kind="cuda",
+            name="H200",
+            index=1,
+            uuid="GPU-b",
+            memory_bytes=8,
+            state=DeviceState.TRAINING,
+            job="job_1",
+        ),
+    ]
+    with database.transaction() as session:
+        workers.heartbeat(
+            session, WorkerReport("worker-1", ["train"], devices=devices, engine_token="secret")
+        )
+    answer = client.get("/workers")
+    [worker] = answer.json()["data"]
+    shown = [(device["uuid"], device["state"], device["job"]) for device in worker["devices"]]
+    assert shown == [("GPU-a", "serving", None), ("GPU-b", "training", "job_1")]
     assert "secret" not in answer.text
 
 

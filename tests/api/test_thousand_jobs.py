@@ -1,14 +1,18 @@
 """Lists take as many queries of the database for many jobs and adapters as for few."""
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.deps import Services
 from app.core.jobs import events, queue
 from app.core.jobs.events import Metrics
+from app.core.settings import Settings
+from app.main import create_app
 from tests.factories import make_adapter, make_job
 
 FEW, MANY = 4, 60
@@ -21,6 +25,28 @@ LISTS = [
     "/status",
     "/storage",
 ]
+
+
+_is_request: ContextVar[bool] = ContextVar("_is_request", default=False)
+
+
+class NotesRequests:
+    """Tells the queries of a request from those of what runs in the background: threads inherit contexts."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _is_request.set(scope["type"] == "http")
+        await self._app(scope, receive, send)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    app = create_app(settings)
+    app.add_middleware(NotesRequests)
+    with TestClient(app) as client:
+        yield client
 
 
 def make_history(services: Services, count: int) -> list[str]:
@@ -37,11 +63,11 @@ def make_history(services: Services, count: int) -> list[str]:
 
 @pytest.fixture
 def statements(services: Services) -> Iterator[list[str]]:
-    """The queries of these tables, but those of what looks for lost workers in the background."""
+    """The queries of these tables by requests."""
     seen: list[str] = []
 
     def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
-        if any(f"{table}." in statement for table in TABLES) and "lease_expires_at <" not in statement:
+        if _is_request.get() and any(f"{table}." in statement for table in TABLES):
             seen.append(statement)
 
     event.listen(services.database.engine, "before_cursor_execute", note)

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("auto", "Optimizations: LoRA in one autograd function; "),
+        ("auto", "Optimizations: explicit decoder layers "),
         ("plain", "Optimizations: none;"),
     ],
 )

@@ -33,7 +33,7 @@ def test_setups_are_measured_one_after_the_other(tmp_path: Path) -> None:
         assert line["profile"]["count"] > 100
     # The mean of steps 2 to 6, after the adapter has learned something.
     assert lines["recipe"]["losses"][1] == pytest.approx(lines["recipe, plain"]["losses"][1], rel=1e-3)
-    assert lines["recipe"]["said"][-1].startswith("Optimizations: LoRA in one autograd function;")
+    assert lines["recipe"]["said"][-1].startswith("Optimizations: explicit decoder layers ")
 
 
 def test_rows_are_as_long_as_those_of_the_data() -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from app.cli.connection.profiles import Connection, find_connection, write_profile
-from app.core.storage import keys
+from app.core.keys import records as keys
 from app.core.storage.database import Database
 from tests.cli.conftest import Run, json_of
 from tests.fakes import ServerThread

@@ -46,6 +46,30 @@ def test_an_export_is_made_shown_and_downloaded(
     assert target.read_bytes() == CONTENT
 
 
+def test_several_types_are_one_export(run: Run, adapter: str) -> None:
+    options = ("--type", "q4_k_m", "--type", "q6_k", "--importance-matrix")
+    made = json_of(run("exports", "create", adapter, *options, "--json"))
+
+    assert (made["spec"]["type"], made["spec"]["importance_matrix"]) == (["q4_k_m", "q6_k"], True)
+    assert "gguf q4_k_m q6_k" in run("exports", "show", made["id"]).stdout
+    refused = run("exports", "create", adapter, "--type", "q4_9")
+    assert refused.exit_code != 0
+    assert "q4_k_m" in refused.stderr
+
+
+def test_a_push_has_its_branch_its_tags_and_an_existing_repository(run: Run, adapter: str) -> None:
+    options = ("--repository", "me/helper", "--revision", "v2", "--tag", "a", "--tag", "b", "--update")
+    spec = json_of(run("exports", "create", adapter, "--format", "hub", *options, "--json"))["spec"]
+    assert (spec["revision"], spec["tags"], spec["update"]) == ("v2", ["a", "b"], True)
+
+
+def test_an_export_by_gptq_says_how_much_it_is_calibrated_on(run: Run, adapter: str) -> None:
+    options = ("--format", "gptq", "--calibration-tokens", "1000")
+    made = json_of(run("exports", "create", adapter, *options, "--json"))
+
+    assert (made["spec"]["format"], made["spec"]["calibration_tokens"]) == ("gptq", 1000)
+
+
 def test_a_cancelled_export_is_retried_and_deleted(run: Run, export: str) -> None:
     assert run("exports", "cancel", export).stdout.split()[-1] == "cancelled"
     waited = run("exports", "show", export, "--wait")

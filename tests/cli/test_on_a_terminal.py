@@ -196,11 +196,11 @@ def test_deleting_asks_first(open_terminal: Open, database: Database) -> None:
 def test_a_file_with_other_columns_is_shown_and_added_after_a_question(
     open_terminal: Open, api: ServerThread, tmp_path: Path, answer: str
 ) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text('{"prompt": "Who?", "chosen": "Me", "rejected": "Nobody"}\n')
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "Who?", "reply": "Me", "picture": "me.png"}\n')
     terminal = open_terminal("datasets", "add", str(path))
-    terminal.wait_for("Add it as shown without rejected")
-    assert "rejected  not used" in terminal.text
+    terminal.wait_for("Add it as shown without picture")
+    assert re.search("picture +not used", terminal.text)
     assert "  assistant: Me\n" in terminal.text
     terminal.type(f"{answer}\n")
     assert terminal.wait() == (0 if answer == "y" else 1)

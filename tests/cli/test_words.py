@@ -9,8 +9,8 @@ from app.cli.commands import cli
 from app.cli.words import _COMMANDS, in_commands
 
 ROOT = Path(__file__).parents[2]
-# Only clients of the OpenAI API see messages about responses.
-CALL = re.compile(r"\b(GET|POST|DELETE) /(?!docs|v1/responses)")
+# Only clients of the OpenAI API see messages about responses and evals.
+CALL = re.compile(r"\b(GET|PUT|POST|DELETE) /(?!docs|v1/responses|v1/evals)")
 
 
 def texts(folder: Path) -> list[str]:

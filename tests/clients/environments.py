@@ -28,9 +28,9 @@ def make_python_environment(client: Client) -> Path:
     """An environment that holds exactly the client's requirements. Returns its interpreter."""
     folder = CACHE / client.key
     interpreter = folder / "bin" / "python"
-    _run(*UV, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(folder))
+    run_command(*UV, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(folder))
     requirements = REQUIREMENTS / f"{client.key}.txt"
-    _run(*UV, "pip", "sync", "--quiet", "--python", str(interpreter), str(requirements))
+    run_command(*UV, "pip", "sync", "--quiet", "--python", str(interpreter), str(requirements))
     return interpreter
 
 
@@ -40,7 +40,7 @@ def make_node_environment() -> None:
     digest = hashlib.sha256((NODE_FOLDER / "package-lock.json").read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:
         return
-    _run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=NODE_FOLDER)
+    run_command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=NODE_FOLDER)
     stamp.write_text(digest)
 
 
@@ -53,11 +53,16 @@ def resolve() -> None:
         output = REQUIREMENTS / f"{client.key}.txt"
         output.parent.mkdir(exist_ok=True)
         packages = "\n".join(client.packages)
-        _run(*UV, "pip", "compile", "-", *options, "--quiet", "--output-file", str(output), stdin=packages)
-    _run("npm", "install", "--package-lock-only", "--omit-lockfile-registry-resolved", folder=NODE_FOLDER)
+        run_command(
+            *UV, "pip", "compile", "-", *options, "--quiet", "--output-file", str(output), stdin=packages
+        )
+    run_command(
+        "npm", "install", "--package-lock-only", "--omit-lockfile-registry-resolved", folder=NODE_FOLDER
+    )
 
 
-def _run(*command: str, folder: Path = ROOT, stdin: str = "") -> None:
+def run_command(*command: str, folder: Path = ROOT, stdin: str = "") -> None:
+    """Run a command; what it printed is in the AssertionError where it fails."""
     done = subprocess.run(command, cwd=folder, input=stdin, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stderr}{done.stdout}"
 

@@ -11,6 +11,7 @@ from app.core.exports.results import ExportedFile
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
+from app.core.storage.tables import ExportRow
 from app.main import create_app
 from tests.adapter_archives import zipped
 from tests.core.exports.test_queue import AGREEMENT
@@ -94,7 +95,9 @@ def test_an_adapter_is_shown_exported_and_downloaded(
     expect(card.locator("ol > li > ul > li")).to_have_text("inner")
     expect(card.get_by_role("link", name="the docs")).to_have_attribute("href", "https://example.org/")
     expect(page.get_by_role("link", name="helper-3")).to_be_visible()
-    page.get_by_label("Weights").select_option("q4_0")
+    page.get_by_role("checkbox", name="q4_0").check()
+    expect(page.get_by_text("About 1.6 MB.")).to_be_visible()
+    page.get_by_role("checkbox", name="q8_0").uncheck()
     expect(page.get_by_text("About 563 KB.")).to_be_visible()
     page.get_by_role("button", name="Export", exact=True).click()
     expect(page.locator(".export .state")).to_have_text("queued")
@@ -111,6 +114,47 @@ def test_an_adapter_is_shown_exported_and_downloaded(
     expect(page.locator(".export")).to_have_count(0)
 
 
+def test_k_quants_are_asked_for_together_with_an_importance_matrix(
+    server: ServerThread, database: Database, adapter: str, page: Page
+) -> None:
+    page.goto(f"{server.url}/#/adapter/{adapter}")
+    matrix = page.get_by_label("Importance matrix")
+    expect(page.get_by_role("checkbox", name="q4_k_m")).to_be_visible()
+    expect(matrix).to_have_count(0)
+    page.get_by_role("checkbox", name="q4_k_m").check()
+    matrix.check()
+    page.get_by_role("button", name="Export", exact=True).click()
+    expect(page.locator(".export strong")).to_have_text("gguf q8_0 q4_k_m")
+    with database.snapshot() as session:
+        [row] = session.query(ExportRow).all()
+    assert row.spec["type"] == ["q8_0", "q4_k_m"]
+    assert row.spec["importance_matrix"]
+
+
+def test_a_push_has_its_branch_its_tags_and_an_existing_repository(
+    server: ServerThread, database: Database, adapter: str, page: Page
+) -> None:
+    page.goto(f"{server.url}/#/adapter/{adapter}")
+    page.get_by_label("Format").select_option("hub")
+    page.get_by_label("Repository", exact=True).fill("me/helper")
+    page.get_by_label("Branch").fill("v2")
+    page.get_by_label("Tags").fill("support, small")
+    page.get_by_label("Push into a repository that exists").check()
+    page.get_by_role("button", name="Export", exact=True).click()
+    expect(page.locator(".export .state")).to_have_text("queued")
+    with database.snapshot() as session:
+        [row] = session.query(ExportRow)
+    shown = {name: row.spec[name] for name in ("repository", "private", "revision", "tags", "update")}
+    assert shown == {
+        "repository": "me/helper",
+        "private": True,
+        "revision": "v2",
+        "tags": ["support", "small"],
+        "update": True,
+    }
+    assert serious_faults(page) == []
+
+
 def test_an_adapter_is_imported_by_a_drop(
     server: ServerThread, page: Page, console: Console, adapter: str
 ) -> None:
@@ -122,3 +166,36 @@ def test_an_adapter_is_imported_by_a_drop(
     chooser.set_input_files({**files, "buffer": zipped({"weights.bin": b"a pickle"})})
     expect(page.get_by_role("alert")).to_be_visible()
     assert serious_faults(page) == []
+
+
+def test_an_alias_is_made_shared_rolled_back_and_asked(
+    server: ServerThread, database: Database, page: Page, console: Console
+) -> None:
+    console.allowed = [FAILED_REQUEST]
+    with database.transaction() as session:
+        for name in ("v1", "v2"):
+            make_adapter(session, id=f"ad_{name}", name=name)
+    page.goto(f"{server.url}/#/adapters")
+    page.get_by_role("button", name="New alias").click()
+    page.get_by_label("Alias").fill("support")
+    page.get_by_label("Points to").fill("v3")
+    page.get_by_role("button", name="Make the alias").click()
+    expect(page.get_by_role("alert")).to_contain_text("neither an adapter nor a base model 'v3'")
+    page.get_by_label("Points to").fill("v1")
+    page.get_by_role("button", name="Make the alias").click()
+    row = page.get_by_role("table", name="Aliases").get_by_role("row").filter(has_text="support")
+    expect(row).to_contain_text("v1")
+    page.get_by_role("button", name="Point elsewhere: support").click()
+    page.get_by_label("Trial of another").fill("v2")
+    page.get_by_label("Its share, in percent").fill("20")
+    assert serious_faults(page) == []
+    page.get_by_role("button", name="Point it there").click()
+    expect(row).to_contain_text("v1 80%, v2 20%")
+    page.get_by_role("button", name="Roll back support").click()
+    expect(row.get_by_role("cell").nth(1)).to_have_text("v1")
+    page.goto(f"{server.url}/#/chat")
+    page.get_by_label("Model 1").select_option("alias:support")
+    page.goto(f"{server.url}/#/adapters")
+    page.get_by_role("button", name="Delete the alias support").click()
+    page.get_by_role("button", name="Delete it", exact=True).click()
+    expect(page.get_by_role("table", name="Aliases")).to_have_count(0)

@@ -128,9 +128,14 @@ def test_columns_are_chosen_by_hand_and_the_reading_follows(
 def test_preferences_are_shown_side_by_side_and_the_chosen_answers_can_be_learned(
     server: ServerThread, datasets: Page
 ) -> None:
+    datasets.get_by_label("Choose the columns before the upload").check()
     choose(datasets, "pairs.jsonl", PREFERENCES)
     dialog = datasets.get_by_role("dialog")
-    expect(dialog).to_contain_text("hold preferences between answers, which can't be learned from yet")
+    expect(dialog.get_by_label("The first row as it is read").locator(".pair")).to_have_text(
+        ["Chosen answer preferredMe", "Rejected answer not preferredNobody"]
+    )
+    dialog.get_by_role("button", name="Question and answer").click()
+    expect(dialog).to_contain_text("the chosen ones are learned, and the rejected ones are not used")
     expect(dialog.locator(".pair")).to_have_text(
         ["Chosen answer learnedMe", "Rejected answer not usedNobody"]
     )
@@ -143,6 +148,46 @@ def test_preferences_are_shown_side_by_side_and_the_chosen_answers_can_be_learne
     datasets.get_by_role("link", name="pairs.jsonl", exact=True).click()
     expect(datasets.locator("h1")).to_have_text("pairs.jsonl")
     expect(datasets.get_by_role("row", name="rejected")).to_contain_text("changes what is learned2 of 21, 2")
+
+
+def test_comparisons_are_uploaded_as_they_are_and_shown_with_both_answers(datasets: Page) -> None:
+    choose(datasets, "pairs.jsonl", PREFERENCES)
+    expect(datasets.get_by_text("pairs.jsonl: 2 rows.")).to_be_visible()
+    datasets.get_by_role("link", name="pairs.jsonl", exact=True).click()
+    expect(datasets.get_by_text("comparisons of answers")).to_be_visible()
+    row = datasets.get_by_label("Row of line 1")
+    expect(row).to_contain_text("PromptWho?")
+    expect(row.get_by_label("Chosen answer")).to_contain_text("Me")
+    expect(row.get_by_label("Rejected answer")).to_contain_text("Nobody")
+    assert serious_faults(datasets) == []
+
+
+def test_an_answer_is_shown_with_its_label(server: ServerThread, page: Page) -> None:
+    row = {
+        "prompt": [TOOL_ROW["messages"][0]],
+        "completion": TOOL_ROW["messages"][1:],
+        "label": False,
+        "tools": [WEATHER],
+    }
+    page.goto(f"{server.url}/#/dataset/{add(server, jsonl([row]))}")
+    shown = page.get_by_label("Row of line 1")
+    expect(shown.get_by_label("Bad answer")).to_contain_text("I must look.")
+    expect(shown).to_contain_text("1 function")
+    expect(shown.get_by_label("Bad answer")).not_to_contain_text("Rain in Oslo?")
+
+
+def test_answers_of_openais_preferences_with_another_field_are_read_as_they_are(datasets: Page) -> None:
+    row = {
+        "input": {"messages": [{"role": "user", "content": "Who?"}]},
+        "preferred_output": [{"role": "assistant", "content": "Me"}],
+        "non_preferred_output": [{"role": "assistant", "content": "Nobody"}],
+        "images": ["i.png"],
+    }
+    choose(datasets, "pairs.jsonl", jsonl([row]))
+    dialog = datasets.get_by_role("dialog")
+    expect(dialog.get_by_label("What preferred_output is")).to_have_value("preferred_output")
+    dialog.get_by_role("button", name="Upload without these fields").click()
+    expect(datasets.get_by_text("pairs.jsonl: 1 row.")).to_be_visible()
 
 
 def test_bad_rows_of_a_mapped_file_are_named_in_the_dialog_and_left_out(datasets: Page) -> None:
@@ -227,6 +272,7 @@ def test_the_dialog_and_the_page_fit_a_phone(
     console.allowed = [FAILED_REQUEST]
     page = new_page(color_scheme=scheme, viewport={"width": 390, "height": 844}, reduced_motion="reduce")
     page.goto(f"{server.url}/#/datasets")
+    page.get_by_label("Choose the columns before the upload").check()
     choose(page, "pairs.jsonl", PREFERENCES)
     expect(page.get_by_role("dialog").get_by_label("The first row as it is read")).to_be_visible()
     assert serious_faults(page) == []

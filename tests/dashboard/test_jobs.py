@@ -13,8 +13,10 @@ from app.core.settings import Settings
 from app.core.storage.database import Database
 from app.main import create_app
 from tests.cli.test_words import CALL, messages
+from tests.core.evaluations.evaluations import make_evaluation
+from tests.core.exports.test_queue import submit as make_export
 from tests.dashboard.browser import FAILED_REQUEST, Console, NewPage, serious_faults
-from tests.factories import make_adapter, make_job
+from tests.factories import make_adapter, make_final_evaluation, make_job
 from tests.fakes import ServerThread
 
 
@@ -135,6 +137,28 @@ def sample_at(step: int, *answers: str, is_final: bool) -> Samples:
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     return Samples(step=step, epoch=step / 4, is_final=is_final, seconds=1.5, answers=found)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_base_model_and_adapter_are_compared_on_rows_that_were_held_out(
+    server: ServerThread, database: Database, new_page: NewPage, width: int
+) -> None:
+    job_id = make_ended(database, "evaluated", training={"validation_split": 0.1})
+    with database.transaction() as session:
+        events.append(session, job_id, [make_final_evaluation(rows=7)])
+    page = new_page(viewport={"width": width, "height": 900})
+    page.goto(f"{server.url}/#/job/{job_id}")
+    table = page.get_by_role("table", name="Base model and adapter on rows held out")
+    rows = table.get_by_role("row").filter(has=page.get_by_role("cell"))
+    expect(rows).to_have_count(5)
+    expect(rows.first.get_by_role("cell")).to_contain_text(
+        ["Send POST 1.", "model. …loss 3", "Send POST 1. as expectedloss 0.5"]
+    )
+    expect(page.get_by_text("7 of 7 rows", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Show all 7").click()
+    expect(rows).to_have_count(7)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert serious_faults(page) == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -283,3 +307,43 @@ def test_long_names_fit(server: ServerThread, database: Database, new_page: NewP
         expect(page.get_by_text(name).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), route
         assert json.dumps(serious_faults(page)) == "[]"
+
+
+def test_what_a_job_waits_for_is_on_its_page(
+    server: ServerThread, database: Database, page: Page, console: Console
+) -> None:
+    console.allowed = [FAILED_REQUEST]
+    with database.transaction() as session:
+        job = make_job(session, name="large", base_model="owner/model")
+        job.gpus = 2
+    page.goto(f"{server.url}/#/job/{job.id}")
+    expect(page.get_by_text("It waits for a worker with 2 GPUs.")).to_be_visible()
+
+
+def test_what_waits_gets_another_priority_on_its_page(
+    server: ServerThread, database: Database, page: Page, console: Console
+) -> None:
+    console.allowed = [FAILED_REQUEST]  # the adapter has no card
+    with database.transaction() as session:
+        make_job(session, name="first")
+        job_id = make_job(session, name="second").id
+        make_evaluation(session)
+        evaluation_id = make_evaluation(session).id
+        make_export(session)
+        export_id = make_export(session).id
+    page.goto(f"{server.url}/#/job/{job_id}")
+    expect(page.get_by_text("number 2 in line")).to_be_visible()
+    page.get_by_label("Priority").select_option("3")
+    expect(page.get_by_text("next in line, priority 3")).to_be_visible()
+    assert serious_faults(page) == []
+
+    page.goto(f"{server.url}/#/evaluation/{evaluation_id}")
+    expect(page.get_by_text("number 2 in line")).to_be_visible()
+    page.get_by_label("Priority").select_option("-2")
+    expect(page.get_by_text("number 2 in line, priority -2")).to_be_visible()
+
+    page.goto(f"{server.url}/#/adapter/ad_0000000000000000")
+    own = page.locator(".export", has=page.locator(f"#priority-{export_id}"))
+    own.get_by_label("Priority").select_option("10")
+    expect(own.get_by_text("next in line, priority 10")).to_be_visible()
+    assert serious_faults(page) == []

@@ -1,6 +1,7 @@
 """The dashboard of an API that wants a key, in a real browser. No worker is needed for it."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from playwright.sync_api import Page, expect
 from pydantic import SecretStr
 from starlette.responses import HTMLResponse
 
+from app.core.keys import usage
+from app.core.keys.usage import Amounts, UsageKey
 from app.core.settings import Settings
 from app.core.storage.database import Database
 from app.main import create_app
@@ -98,3 +101,28 @@ def test_a_page_of_another_origin_changes_nothing(
     api.stop()
     other.stop()
     assert (len(listed["data"]), len(stored["data"])) == (0, 1)
+
+
+def test_a_key_is_made_and_revoked_on_the_status_page(
+    settings: Settings, database: Database, page: Page
+) -> None:
+    server = ServerThread(create_app(settings))
+    today = datetime.now(UTC).date()
+    with database.transaction() as session:
+        usage.add(session, {UsageKey("", today, "helper"): Amounts(requests=3, prompt_tokens=1500)})
+    page.goto(f"{server.url}/#/status")
+    expect(page.get_by_role("table", name="Usage by key and model")).to_contain_text("1,500")
+    page.get_by_role("button", name="New key").click()
+    page.get_by_label("Name").fill("me")
+    page.get_by_label("Requests a minute").fill("6000")
+    assert serious_faults(page) == []
+    page.get_by_role("button", name="Make the key").click()
+    # From now on these pages need it; it is shown once, and stored in this browser.
+    expect(page.get_by_role("status").filter(has_text="tsk_")).to_be_visible()
+    expect(page.get_by_text("6,000 requests a minute")).to_be_visible()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.reload()
+    page.get_by_role("button", name="Revoke me").click()
+    page.get_by_role("button", name="Revoke it for good").click()
+    expect(page.get_by_text("No key: whoever reaches this API")).to_be_visible()
+    server.stop()

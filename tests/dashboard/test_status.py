@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
+from app.core.engine import workers
+from app.core.engine.devices import DeviceState, WorkerDevice
+from app.core.engine.workers import WorkerReport
 from app.core.jobs import records as job_records
 from app.core.settings import Settings
 from app.core.storage.database import Database
@@ -63,3 +66,29 @@ def test_downloaded_base_models_are_shown_and_deleted(
     page.get_by_role("button", name="Delete for good").click()
     expect(page.get_by_text("Deleted: 1.0 KB, 1 model.")).to_be_visible()
     assert [path.name for path in box.cache.iterdir()] == ["models--owner--new"]
+
+
+def test_every_gpu_of_a_host_is_shown_with_what_it_does(
+    server: ServerThread, database: Database, page: Page, console: Console
+) -> None:
+    console.allowed = [FAILED_REQUEST]
+    gpu = WorkerDevice(kind="cuda", name="H200", uuid="GPU-a", memory_bytes=80, free_bytes=60)
+    second = {
+        "index": 1,
+        "uuid": "GPU-b",
+        "state": DeviceState.TRAINING,
+        "job": "job_1",
+        "utilization_percent": 97,
+    }
+    devices = [gpu.model_copy(update={"state": DeviceState.SERVING}), gpu.model_copy(update=second)]
+    with database.transaction() as session:
+        report = WorkerReport("host-1-aaaaaa", ["train"], device={"name": "H200"}, devices=devices)
+        workers.heartbeat(session, report)
+    page.goto(f"{server.url}/#/status")
+    expect(page.get_by_text("2 \N{MULTIPLICATION SIGN} H200")).to_be_visible()
+    expect(page.get_by_text("GPU-a")).to_be_visible()
+    expect(page.get_by_text("training, 97% busy, its job")).to_be_visible()
+    expect(page.get_by_role("link", name="its job")).to_have_attribute("href", "#/job/job_1")
+    assert serious_faults(page) == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -63,7 +63,7 @@ def test_the_commands_are_read_by_the_shell(shell: str) -> None:
 
 def test_every_page_with_a_curl_command_is_run() -> None:
     pages = [page.name for page in PAGES if blocks_of(page)]
-    assert pages == ["curl.md", "README.md", "exports.md", "webhooks.md"]
+    assert pages == ["curl.md", "README.md", "evaluations.md", "exports.md", "webhooks.md"]
     inline = [text for page in PAGES for text in re.findall(r"(?<!`)`(curl [^`\n]*)`", page.read_text())]
     assert [text for text in inline if "$" in text] == []
 

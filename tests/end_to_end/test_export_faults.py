@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tests.worker.exports.conftest import save_adapter
 pytestmark = pytest.mark.slow
 
 CHILD = "tests.end_to_end.processes.paused_export"
+# Two files from one merge, where the quantizer is installed a K-quant.
+TWO_TYPES = {"format": "gguf", "type": ["q8_0", "q4_k_m" if find_spec("xllamacpp") else "q4_0"]}
 # More than the spare space that an export requires.
 MEGABYTES = 160
 
@@ -105,7 +108,7 @@ def test_an_export_that_is_killed_at_every_stage_is_downloadable_only_when_it_is
     stand: Stand,
 ) -> None:
     stand.pauses.set("merging", "converting", "storing")
-    export_id = stand.submit(format="pytorch_bin")
+    export_id = stand.submit(**TWO_TYPES)
     first = stand.start_worker()
 
     stand.pauses.wait_for("merging")
@@ -143,10 +146,16 @@ def test_an_export_that_is_killed_at_every_stage_is_downloadable_only_when_it_is
     third.wait(60)
 
 
-@pytest.mark.parametrize("point", ["merging", "storing"])
-def test_a_cancelled_export_leaves_nothing(stand: Stand, worker: Process, point: str) -> None:
+@pytest.mark.parametrize(
+    ("point", "spec"),
+    [("merging", {"format": "merged"}), ("converting", TWO_TYPES), ("storing", {"format": "merged"})],
+    ids=["merging", "converting", "storing"],
+)
+def test_a_cancelled_export_leaves_nothing(
+    stand: Stand, worker: Process, point: str, spec: dict[str, Any]
+) -> None:
     stand.pauses.set(point)
-    export_id = stand.submit(format="merged")
+    export_id = stand.submit(**spec)
     stand.pauses.wait_for(point)
     child = stand.box.child(worker, CHILD)
 
@@ -168,7 +177,7 @@ def test_a_disk_that_fills_up_fails_the_export_and_a_retry_goes_on_from_the_merg
     if not stand.is_small:
         pytest.skip("mounting a small file system needs root: the full disk is NOT tested")
     stand.pauses.set("converting")
-    export_id = stand.submit(format="gguf", type="f16")
+    export_id = stand.submit(**TWO_TYPES)
     stand.pauses.wait_for("converting")
     fill(stand.folder)
     stand.pauses.resume("converting")

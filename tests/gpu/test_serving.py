@@ -15,11 +15,12 @@ from app.core.engine.messages import BaseModelRef
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
+from tests.worker.inference.drafts.drafting import draft_at_random
 from tests.worker.inference.fakes import Mailbox
 from worker.inference.adapters.cache import read_adapter
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
-from worker.inference.engine import Engine
+from worker.inference.engine import Engine, EngineOptions
 from worker.inference.model.runner import ModelRunner
 from worker.models.base_model import load_for_serving
 from worker.models.device import find_device
@@ -61,6 +62,29 @@ def test_log_probabilities_are_those_of_peft(runner, dtype, models_folder, adapt
         torch.testing.assert_close(torch.tensor(logprobs), expected, atol=TOLERANCE[dtype], rtol=0.05)
 
 
+def test_log_probabilities_with_drafts_are_those_of_peft(
+    runner, dtype, models_folder, adapters_folder, monkeypatch
+):
+    assert runner.capacity.verified_positions
+    made = {_key(sequence): sequence.token_ids for sequence, _ in answer(runner, adapters_folder, dtype)}
+    draft_at_random(monkeypatch, random.Random(0), lambda sequence: made[_key(sequence)])
+
+    sequences = answer(runner, adapters_folder, dtype, speculates=True)
+
+    assert sum(sequence.accepted_count for sequence, _ in sequences) > NEW_TOKENS
+    if dtype == "float32":
+        assert {_key(sequence): sequence.token_ids for sequence, _ in sequences} == made
+    reference = load_with_peft(models_folder, adapters_folder, dtype)
+    for sequence, logprobs in sequences:
+        expected = reference_logprobs(reference, sequence)
+        assert len(logprobs) == NEW_TOKENS
+        torch.testing.assert_close(torch.tensor(logprobs), expected, atol=TOLERANCE[dtype], rtol=0.05)
+
+
+def _key(sequence: Sequence) -> tuple[object, ...]:
+    return sequence.adapter_id, *sequence.prompt.token_ids
+
+
 def test_embeddings_are_those_of_peft(runner, dtype, models_folder, adapters_folder):
     mail = Mailbox()
     engine = Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=99, adapter_slot_count=4))
@@ -83,10 +107,17 @@ def test_embeddings_are_those_of_peft(runner, dtype, models_folder, adapters_fol
         assert cosine > (0.99999 if dtype == "float32" else 0.999)
 
 
-def answer(runner: ModelRunner, adapters_folder: Path, dtype: str) -> list[tuple[Sequence, list[float]]]:
+def answer(
+    runner: ModelRunner, adapters_folder: Path, dtype: str, *, speculates: bool = False
+) -> list[tuple[Sequence, list[float]]]:
     """Mixed greedy answers: all adapters and none, prompts of all lengths, arriving one after another."""
     mail = Mailbox()
-    engine = Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=99, adapter_slot_count=4))
+    engine = Engine(
+        lambda _: runner,
+        mail.deliver,
+        Scheduler(max_waiting=99, adapter_slot_count=4),
+        options=EngineOptions(speculates=speculates),
+    )
     sequences = [
         new_sequence(adapters_folder, name, length, dtype)
         for length in (1, 5, 40, 90)

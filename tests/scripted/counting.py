@@ -49,6 +49,8 @@ def main() -> None:
         threading.Event().wait()
     elif request.script == "fails":
         link.send(CountFailed(message="There is no four."))
+    elif request.script == "fails-with-nul":
+        link.send(CountFailed(message="There is no\0 four."))
     elif request.script == "dies":
         sys.exit("about to die")
     elif request.script == "talks-nonsense":

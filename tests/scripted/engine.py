@@ -1,7 +1,8 @@
 """An engine process that handles only the worker's own requests, over real pipes and HTTP.
 
 `POST /freeze` names what freezes: the `interpreter` (a call that holds its lock for hours), or the `loop` (as
-`GET /health` shows it). `POST /busy` has the loop do what may take long.
+`GET /health` shows it). `POST /busy` has the loop do what may take long, `POST /loading` reports that a base
+model is being loaded. `POST /fail` has it name a problem of an engine behind it.
 """
 
 import json
@@ -12,10 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from app.core.engine.state import EngineHealth, EngineState
 from worker.processes.child import ParentLink
-from worker.processes.reports import EngineRequest, Listening
+from worker.processes.reports import EngineRequest, Listening, StateChanged
 
 state = EngineState()
 health = EngineHealth()
+links: list[ParentLink] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -30,6 +32,10 @@ class Handler(BaseHTTPRequestHandler):
             re.match("(.+)+x", "a" * 60)
         if self.path in ("/freeze", "/busy"):
             health.silent_seconds, health.limit_seconds = 100, 10 if self.path == "/freeze" else 1000
+        if self.path == "/loading":
+            links[0].send(StateChanged(is_loading=True))
+        if self.path == "/fail":
+            health.problem = body["what"] or None
         state.paused_by = body.get("job_id") if self.path == "/pause" else None
         self._answer(b"{}")
 
@@ -45,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     link = ParentLink(int(sys.argv[1]))
+    links.append(link)
     request = link.read_request(EngineRequest)
     server = ThreadingHTTPServer((request.host, request.port), Handler)
     link.watch(on_stop=lambda: os._exit(0))

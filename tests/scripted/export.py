@@ -1,4 +1,4 @@
-"""An exporting child that writes a partial file and waits until it is stopped or killed.
+"""An exporting child that writes a partial file, the GPU it may use, and waits until it is stopped or killed.
 
 When it is stopped, it first writes the file `asked` next to the merged model.
 """
@@ -16,5 +16,5 @@ if __name__ == "__main__":
     request = link.read_request(ExportRequest)
     link.watch(on_stop=lambda: ((request.merged.parent / "asked").touch(), os._exit(0)))
     link.send(Exporting(phase=ExportPhase.MERGING, progress=0.5))
-    (request.folder / "half").write_bytes(b"half")
+    (request.folder / "half").write_text(request.gpu or "no GPU")
     threading.Event().wait()

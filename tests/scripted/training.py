@@ -10,6 +10,8 @@ import threading
 from app.core.adapters.files import RECORD
 from app.core.jobs.events import Checkpoint, Log, Metrics
 from app.core.specs.states import Phase
+from worker import checkpoint_folders
+from worker.atomic_folders import appearing
 from worker.processes.child import ParentLink
 from worker.processes.reports import (
     Advanced,
@@ -30,11 +32,28 @@ def main() -> None:
     link.send(Advanced(phase=Phase.TRAINING, total_steps=10))
     if script == "dies-before-its-first-step":
         os._exit(9)
+    if script == "shows-its-devices":
+        link.send(Happened(event=Log(message=os.environ.get("CUDA_VISIBLE_DEVICES", "all"))))
     link.send(Advanced(step=1, total_steps=10, loss=2.5))
     link.send(Happened(event=Metrics(step=1, total_steps=10, epoch=0.1, loss=2.5, tokens=100)))
-    if script in ("waits", "ignores-stop") or (script == "waits-once" and request.attempt == 1):
+    if script in ("waits", "ignores-stop", "shows-its-devices") or (
+        script == "waits-once" and request.attempt == 1
+    ):
         stop.wait()
         link.send(Happened(event=Checkpoint(step=2)))
+        link.send(Ended(outcome=Outcome.STOPPED))
+        return
+    if script == "writes-checkpoints":
+        found = sorted(path.name for path in (request.job_folder / "checkpoints").glob("*"))
+        link.send(Happened(event=Log(message=f"found {found}")))
+        for step in (request.attempt * 10 + 1, request.attempt * 10 + 2):
+            with appearing(checkpoint_folders.folder_of(request.job_folder / "checkpoints", step)) as folder:
+                (folder / "optimizer.pt").write_bytes(b"state of %d" % step)
+                checkpoint_folders.seal(folder)
+            with appearing(request.job_folder / "best-adapters" / f"step-{step}") as folder:
+                (folder / "adapter_model.safetensors").write_bytes(b"best of %d" % step)
+            link.send(Happened(event=Checkpoint(step=step)))
+        stop.wait()
         link.send(Ended(outcome=Outcome.STOPPED))
         return
     if script == "dies-in-mid-report":

@@ -30,6 +30,8 @@ class WritableHub:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.commits: list[list[str]] = []  # the paths of each
+        self.branches: list[str] = []
+        self.revisions: list[str] = []  # the branch of each commit
         self.stored: dict[str, bytes] = {}  # large files by their SHA-256
         self.refuses_commits = False
         self.upload_status = 200
@@ -43,9 +45,10 @@ class WritableHub:
             Route("/api/repos/delete", self._delete, methods=["DELETE"]),
             Route("/api/validate-yaml", self._accept, methods=["POST"]),
             Route(repository, self._info),
-            Route(repository + "/revision/{revision}", self._info),
-            Route(repository + "/preupload/{revision}", self._preupload, methods=["POST"]),
-            Route(repository + "/commit/{revision}", self._commit, methods=["POST"]),
+            Route(repository + "/revision/{revision:path}", self._info),
+            Route(repository + "/branch/{revision:path}", self._branch, methods=["POST"]),
+            Route(repository + "/preupload/{revision:path}", self._preupload, methods=["POST"]),
+            Route(repository + "/commit/{revision:path}", self._commit, methods=["POST"]),
             Route("/{owner}/{name}.git/info/lfs/objects/batch", self._batch, methods=["POST"]),
             Route("/large/{sha256}", self._upload, methods=["PUT"]),
         ]
@@ -92,6 +95,10 @@ class WritableHub:
         shown: dict[str, Any] = {"_id": "0", "id": name, "sha": "0" * 40, "siblings": siblings, "tags": []}
         return JSONResponse({**shown, "private": self.private.get(name, False)})
 
+    async def _branch(self, request: Request) -> Response:
+        self.branches.append(request.path_params["revision"])
+        return JSONResponse({})
+
     async def _preupload(self, request: Request) -> Response:
         files = (await request.json())["files"]
         modes = [
@@ -134,6 +141,7 @@ class WritableHub:
         found = {one["path"]: self._content(one) for one in values}
         self.repositories[_name(request)] |= found
         self.commits.append(sorted(found))
+        self.revisions.append(request.path_params["revision"])
         oid = hashlib.sha1(b"commit").hexdigest()
         url = f"{self.url}/{_name(request)}/commit/{oid}"
         return JSONResponse({"success": True, "commitOid": oid, "commitUrl": url})

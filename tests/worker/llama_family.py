@@ -7,5 +7,6 @@ LLAMA = ModelFamily(
     takes_attention=True,
     changes_attention=False,
     drops_attention=False,
+    drops_others=False,
     head_width=128,
 )

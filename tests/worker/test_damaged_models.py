@@ -28,15 +28,14 @@ from tests.worker.damaged.tokenizers import TOKENIZERS
 from tests.worker.damaged.weights import WEIGHT_FILES
 from tests.worker.engine_process import engine_request
 from worker.inference.adapters.cache import AdapterCache
+from worker.inference.base_folders import BaseFolders
 from worker.inference.failures import ModelUnsupported, failed
 from worker.inference.general.paths import ServingPaths
 from worker.inference.loading import load_runner
 from worker.inference.preprocessing import Preprocessor
 from worker.models.device import find_device
 from worker.preflight.environment import PreflightEnvironment
-from worker.preflight.preview import run_preview
-from worker.preflight.report import run_preflight
-from worker.preflight.service import run_safely
+from worker.preflight.service import RUN_PREFLIGHT, RUN_PREVIEW, run_safely
 from worker.processes.reports import Outcome, TrainingRequest
 from worker.training.run import run
 
@@ -84,13 +83,13 @@ class User:
         request = PreviewRequest(
             base_model=self.model, dataset=self.dataset, limit=10, assistant_only_loss=False
         )
-        answer = run_safely(run_preview, request, self.environment)
+        answer = run_safely(RUN_PREVIEW, request, self.environment)
         assert isinstance(answer, Failed | Preview)
         return self._read(answer)
 
     def preflight(self) -> Failure | None:
         request = PreflightRequest(spec=self.spec, dataset=self.dataset)
-        return self._read(run_safely(run_preflight, request, self.environment))
+        return self._read(run_safely(RUN_PREFLIGHT, request, self.environment))
 
     def train(self) -> Failure | None:
         request = TrainingRequest(
@@ -116,7 +115,7 @@ class User:
         messages = [ChatMessage(role="user", content="hello")]
         request = engine_request(models, cache_share=1e-4, max_rows=2)
         try:
-            prompt = Preprocessor(models, adapters, DEVICE, ServingPaths()).prepare(
+            prompt = Preprocessor(BaseFolders(models), adapters, DEVICE, ServingPaths()).prepare(
                 GenerateRequest(base_model=base, messages=messages)
             )
             prompt.decode(list(prompt.token_ids))

@@ -22,7 +22,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU; `error` says why it does not compute."""
+    """A GPU; `error` says why it does not compute."""
 
     name: str
     capability: str
@@ -38,8 +38,7 @@ class DeviceProbe:
     driver: str | None
     torch: str
     cuda: str | None
-    gpus: int = 0
-    gpu: Gpu | None = None
+    gpus: tuple[Gpu, ...] = ()
     compiler: str | None = None
 
 
@@ -57,22 +56,21 @@ def judge_gpu(probe: DeviceProbe, *, require_gpu: bool) -> list[Finding]:
     """Findings on GPU, driver, CUDA and compiler from a probe."""
     driver = ok("driver", f"NVIDIA {probe.driver}") if probe.driver else ok("driver", "none")
     cuda = ok("CUDA", f"torch {probe.torch}, " + (f"CUDA {probe.cuda}" if probe.cuda else "without CUDA"))
-    if probe.gpu is None:
+    if not probe.gpus:
         return [_no_gpu(probe, require_gpu), driver, cuda]
-    return [_gpu(probe.gpu, probe.gpus), driver, cuda, _compiler(probe.compiler)]
+    names = ["GPU"] if len(probe.gpus) == 1 else [f"GPU {index}" for index in range(len(probe.gpus))]
+    return [*map(_gpu, names, probe.gpus), driver, cuda, _compiler(probe.compiler)]
 
 
-def _gpu(gpu: Gpu, count: int) -> Finding:
+def _gpu(name: str, gpu: Gpu) -> Finding:
     free = f"{gpu.free_bytes / _GIB:.1f} of {gpu.total_bytes / _GIB:.1f} GiB free"
     text = f"{gpu.name} (compute capability {gpu.capability}), {free}"
-    if count > 1:
-        text += f"; the first of {count}"
     if gpu.error:
         hint = "The driver or the GPU may need a restart; `nvidia-smi` and the kernel's log tell more."
-        return failure("GPU", f"{text}. It does not compute: {gpu.error}", hint)
+        return failure(name, f"{text}. It does not compute: {gpu.error}", hint)
     if gpu.free_bytes < _LOW_MEMORY_BYTES:
-        return warning("GPU", text, "Another process holds its memory: `nvidia-smi` names it.")
-    return ok("GPU", text)
+        return warning(name, text, "Another process holds its memory: `nvidia-smi` names it.")
+    return ok(name, text)
 
 
 def _no_gpu(probe: DeviceProbe, require_gpu: bool) -> Finding:
@@ -129,25 +127,24 @@ def _probe() -> DeviceProbe:
     # Imported here: a failing import is a finding.
     import torch
 
-    there = torch.cuda.is_available()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return DeviceProbe(
         driver=_driver(_DRIVER_VERSION),
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        gpus=torch.cuda.device_count() if there else 0,
-        gpu=_first_gpu() if there else None,
+        gpus=tuple(map(_probe_gpu, range(count))),
         compiler=shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"),
     )
 
 
-def _first_gpu() -> Gpu:
+def _probe_gpu(index: int) -> Gpu:
     import torch
 
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(index)
     free, total, error = 0, properties.total_memory, None
     try:
-        free, total = torch.cuda.mem_get_info(0)
-        ones = torch.ones(64, 64, device="cuda")
+        free, total = torch.cuda.mem_get_info(index)
+        ones = torch.ones(64, 64, device=torch.device("cuda", index))
         if (ones @ ones).sum().item() != 64**3:
             error = "a product of two matrices is wrong"
     except RuntimeError as failure_of_cuda:

@@ -3,18 +3,30 @@
 import shutil
 from pathlib import Path
 
-import gguf
-from gguf import GGMLQuantizationType
-
 from app.core.errors.exports import ExportDiskFull
-from app.core.specs.export import AdapterArchive, ExportSpec, GgufLoraSpec, GgufSpec, HubSpec, PytorchBinSpec
+from app.core.specs.export import (
+    AdapterArchive,
+    CalibratedSpec,
+    ExportSpec,
+    Fp8Spec,
+    GgufLoraSpec,
+    GgufSpec,
+    HubSpec,
+    PytorchBinSpec,
+)
 
 # Headers, the tokenizer, and writes of other programs during the export.
 _SPARE_BYTES = 64 << 20
 
 
-def count_bytes(spec: ExportSpec, *, elements: int, adapter_bytes: int, has_merged: bool) -> int:
-    """The peak disk usage of an export in bytes, including the copy in the artifact store."""
+def count_bytes(
+    spec: ExportSpec, *, elements: int, adapter_bytes: int, has_merged: bool, converted_bytes: int = 0
+) -> int:
+    """The peak disk usage of an export in bytes, including the copy in the artifact store.
+
+    `converted_bytes` is the size of the tensors that a merged model is converted to, as GGUF, in FP8 or in
+    4 bits.
+    """
     merged = 0 if has_merged else elements * 2
     match spec:
         case AdapterArchive() | HubSpec(content="adapter"):
@@ -22,9 +34,8 @@ def count_bytes(spec: ExportSpec, *, elements: int, adapter_bytes: int, has_merg
         case GgufLoraSpec(with_base=with_base):
             # Verification writes a GGUF file of the base model.
             return elements * 2 * (3 if with_base else 1) + 4 * adapter_bytes + _SPARE_BYTES
-        case GgufSpec():
-            block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[spec.type.name]]
-            return merged + 2 * elements * size // block + _SPARE_BYTES
+        case GgufSpec() | Fp8Spec() | CalibratedSpec():
+            return merged + 2 * converted_bytes + _SPARE_BYTES
         case PytorchBinSpec():
             return merged + 2 * elements * 2 + _SPARE_BYTES
         case HubSpec():

@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, ModelInfo, get_token
+from huggingface_hub import HfApi, ModelCard, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from app.core.errors import TunesmithError
 from app.core.errors.base_models import HubUnreachable
 from app.core.errors.exports import HubRefused, HubRepositoryExists
 from app.core.specs.export import ExportSpec, HubSpec
+from worker.exports.model_card import CARD
 from worker.processes.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ class HubPush:
     repository: str
     private: bool
     update: bool
+    revision: str | None = None
+    tags: tuple[str, ...] = ()
     _created_repository: bool = False
 
     @classmethod
@@ -34,7 +38,7 @@ class HubPush:
         """The push that the spec asks for; None where it asks for none."""
         if not isinstance(spec, HubSpec):
             return None
-        return cls(spec.repository, spec.private, spec.update)
+        return cls(spec.repository, spec.private, spec.update, spec.revision, tuple(spec.tags))
 
     def check(self) -> None:
         """Check the token and the repository before any files are produced.
@@ -64,13 +68,30 @@ class HubPush:
                     # Set before the repository is created: a stop in between deletes it.
                     self._created_repository = True
                     api.create_repo(self.repository, private=self.private)
-                api.upload_folder(repo_id=self.repository, folder_path=folder, commit_message=message)
-                _check_sizes(api, self.repository, folder)
+                if self.revision:
+                    api.create_branch(self.repository, branch=self.revision, exist_ok=True)
+                self._add_tags(folder)
+                api.upload_folder(
+                    repo_id=self.repository,
+                    folder_path=folder,
+                    commit_message=message,
+                    revision=self.revision,
+                )
+                _check_sizes(api, self.repository, folder, self.revision)
         except BaseException:
             self.undo()
             raise
         self._created_repository = False
-        return f"{api.endpoint}/{self.repository}"
+        branch = f"/tree/{quote(self.revision, safe='')}" if self.revision else ""
+        return f"{api.endpoint}/{self.repository}{branch}"
+
+    def _add_tags(self, folder: Path) -> None:
+        """Add the tags to the model card."""
+        path = folder / CARD
+        if self.tags and path.is_file():
+            card = ModelCard.load(path)
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *self.tags]))
+            card.save(path)
 
     def undo(self) -> None:
         """Delete the repository where it was created for this push and the push did not succeed."""
@@ -80,7 +101,7 @@ class HubPush:
                 HfApi().delete_repo(self.repository, missing_ok=True)
 
     def _find(self, api: HfApi) -> bool:
-        """Whether the repository exists and may be pushed to. Raises HubRepositoryExists."""
+        """Whether the repository exists and may be pushed to. Raises HubRefused, HubRepositoryExists."""
         try:
             found = api.model_info(self.repository)
         except RepositoryNotFoundError:
@@ -89,6 +110,11 @@ class HubPush:
         is_left_over = not _list_files(found) and (found.private or not self.private)
         if not self.update and not is_left_over:
             raise _exists(self.repository)
+        if self.private and not found.private:
+            raise HubRefused(
+                f"{self.repository} is public on the Hub, and the push is private.",
+                hint='Set "private" to false to push into it, or make it private there.',
+            )
         return True
 
 
@@ -97,10 +123,9 @@ def _list_files(found: ModelInfo) -> list[str]:
     return [file.rfilename for file in found.siblings or [] if file.rfilename != ".gitattributes"]
 
 
-def _check_sizes(api: HfApi, repository: str, folder: Path) -> None:
-    there = {
-        file.rfilename: file.size for file in api.model_info(repository, files_metadata=True).siblings or []
-    }
+def _check_sizes(api: HfApi, repository: str, folder: Path, revision: str | None) -> None:
+    found = api.model_info(repository, revision=revision, files_metadata=True)
+    there = {file.rfilename: file.size for file in found.siblings or []}
     for path in folder.iterdir():
         if there.get(path.name) != path.stat().st_size:
             raise HubRefused(f"After the push, {repository} does not have {path.name} whole.")

@@ -23,6 +23,13 @@ class ExportRequest(ProcessMessage):
     quantization: QuantizationSpec
     models_folder: Path
     dataset: Path | None = Field(None, description="Rows that the adapter was trained on, for prompts.")
+    llm_compressor: Path | None = Field(
+        None, description="The Python interpreter that has llm-compressor; None: the worker's own."
+    )
+    gpu: str | None = Field(
+        None,
+        description="The GPU that llm-compressor may use, as CUDA_VISIBLE_DEVICES takes it; None: none.",
+    )
     folder: Path = Field(description="The attempt's own folder, empty now; removed after it.")
     merged: Path = Field(description="Where a complete merged model is kept between attempts.")
 

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -25,7 +25,10 @@ from app.core.specs.states import ExportPhase
 from app.core.storage.disk import has_space
 from worker.exports import disk, formats, hub, model_card, verification
 from worker.exports.agreement import find_threshold
-from worker.exports.formats import ExportInputs, ProducedFiles
+from worker.exports.gguf.export import gguf_base_name, gguf_lora_name
+from worker.exports.inputs import ExportInputs
+from worker.exports.ollama import modelfile
+from worker.exports.produced import ProducedFiles, VerifiedModels
 from worker.exports.prompts import collect_prompts
 from worker.exports.reports import Exported, ExportFailed, Exporting, ExportRequest
 from worker.models.device import is_out_of_memory
@@ -113,22 +116,30 @@ def _export(
     elements = inputs.checkpoint.elements
     disk.check_disk_space(
         request.folder,
-        disk.count_bytes(spec, elements=elements, adapter_bytes=adapter_bytes, has_merged=inputs.has_merged),
+        disk.count_bytes(
+            spec,
+            elements=elements,
+            adapter_bytes=adapter_bytes,
+            has_merged=inputs.has_merged,
+            converted_bytes=inputs.converted_bytes,
+        ),
     )
     produced = formats.produce(inputs)
-    agreement = _verify(inputs, produced)
-    found.append(agreement)
-    verification.check(agreement)
-    notes = _notes(inputs, agreement)
-    _write_card(inputs, produced, agreement, notes)
+    verified = _verify(inputs, produced)
+    found.append(verified.agreement)
+    if not verified.accepted:
+        verification.check(verified.agreement)
+    notes = [*_notes(inputs, verified.agreement), *produced.notes, *verified.leave_out(produced.folder)]
+    notes += _write_modelfile(inputs, produced, verified)
+    _write_card(inputs, produced, verified.agreement, notes)
     url = None
     if push is not None:
         announce(ExportPhase.PUSHING, 0.0)
         url = push.run(produced.folder, f"{request.adapter_name}, exported by Tunesmith")
     return Exported(
         folder=produced.folder,
-        files=[] if url else _describe_files(produced.folder),
-        agreement=agreement,
+        files=[] if url else _describe_files(produced.folder, verified.by_file),
+        agreement=verified.agreement,
         notes=notes,
         url=url,
     )
@@ -147,16 +158,23 @@ def _locate(request: ExportRequest) -> Path:
     return folder
 
 
-def _verify(inputs: ExportInputs, produced: ProducedFiles) -> Agreement:
+def _verify(inputs: ExportInputs, produced: ProducedFiles) -> VerifiedModels:
+    """Compare every model among the files with the live adapter."""
     request, elements = inputs.request, inputs.checkpoint.elements
     inputs.announce(ExportPhase.VERIFYING, 0.0)
     prompts = collect_prompts(inputs.tokenizer, request.dataset)
     live = verification.run_live(
         inputs.base, request.adapter_folder, request.quantization, prompts, elements=elements
     )
-    inputs.announce(ExportPhase.VERIFYING, 0.5)
-    threshold = find_threshold(request.spec, trained_in_4bit=request.quantization.load_in_4bit)
-    return verification.compare(live, produced.load, threshold, loaded_with=produced.loaded_with)
+    compared = []
+    for number, model in enumerate(produced.models, 1):
+        inputs.announce(ExportPhase.VERIFYING, number / (len(produced.models) + 1))
+        threshold = find_threshold(
+            request.spec, model.type, trained_in_4bit=request.quantization.load_in_4bit
+        )
+        agreement = verification.compare(live, model.load, threshold, loaded_with=produced.loaded_with)
+        compared.append((model.file, agreement))
+    return VerifiedModels(compared)
 
 
 def _base_weights(inputs: ExportInputs) -> BaseWeights | None:
@@ -189,6 +207,27 @@ def _notes(inputs: ExportInputs, agreement: Agreement) -> list[str]:
     return notes
 
 
+def _write_modelfile(inputs: ExportInputs, produced: ProducedFiles, verified: VerifiedModels) -> list[str]:
+    """Write the Modelfile of GGUF files that are a whole model. Returns what its users should know."""
+    spec, name = inputs.request.spec, inputs.name
+    models, adapter = list(verified.by_file), None
+    if isinstance(spec, GgufLoraSpec) and spec.with_base:
+        models, adapter = [gguf_base_name(name)], gguf_lora_name(name, spec.type)
+    if not models:
+        return []
+    template = modelfile.find_template(inputs.tokenizer)
+    modelfile.write_modelfile(
+        produced.folder,
+        title=name,
+        models=models,
+        adapter=adapter,
+        template=template,
+        tokenizer=inputs.tokenizer,
+        base=inputs.base,
+    )
+    return template.notes
+
+
 def _write_card(
     inputs: ExportInputs, produced: ProducedFiles, agreement: Agreement, notes: list[str]
 ) -> None:
@@ -208,9 +247,17 @@ def _write_card(
     )
 
 
-def _describe_files(folder: Path) -> list[ExportedFile]:
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    return [ExportedFile(name=p.name, size_bytes=p.stat().st_size, sha256=_hash(p)) for p in paths]
+def _describe_files(folder: Path, agreements: Mapping[str, Agreement]) -> list[ExportedFile]:
+    return [
+        ExportedFile(
+            name=path.name,
+            size_bytes=path.stat().st_size,
+            sha256=_hash(path),
+            agreement=agreements.get(path.name),
+        )
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    ]
 
 
 def _hash(path: Path) -> str:

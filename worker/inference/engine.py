@@ -8,6 +8,7 @@ behind Runner, clients behind `deliver`.
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from app.core.errors.jobs import OutOfMemory
 from worker.inference.batching.executor import BatchExecutor, Runner, RunnerBroken
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
+from worker.inference.batching.speculation import Speculation
 from worker.inference.engine_state import describe, urgent_part
 from worker.inference.failures import BaseModelBusy, EngineStopping, ModelUnsupported, failed
 from worker.inference.loop_health import ADAPTER_SECONDS, UNLOAD_SECONDS, LoopHealth
+from worker.inference.metrics import EngineGauges, EngineMetrics
 from worker.inference.speeds import Speeds
 
 _PAUSE_GRACE_SECONDS = 5.0
@@ -40,6 +43,8 @@ class EngineOptions:
 
     # Maximum wait of a request for a base model that is not loaded.
     switch_wait_seconds: float = 600.0
+    # Whether drafted tokens are verified, several in a step, where that is faster.
+    speculates: bool = False
     # Called in the engine's thread after an urgent change of the state (engine_state.py).
     on_change: Callable[[], None] = lambda: None
     # Called with a base model that the paged engine can't compute, and the reason.
@@ -78,6 +83,7 @@ class Engine:
         self._speeds = Speeds()
         self._last_summary: object = None
         self._health = LoopHealth(self._commands.put, clock)
+        self.metrics = EngineMetrics(self._read_gauges)
         self.state = EngineState()
 
     @property
@@ -151,7 +157,9 @@ class Engine:
             for executor in self._executors:
                 if executor.has_work:
                     with self._health.taking(executor.step_seconds):
+                        began_at = self._clock()
                         executor.step()
+                        self.metrics.observe_step(self._clock() - began_at)
         except RunnerBroken:
             self._fail_all()
             raise
@@ -266,6 +274,7 @@ class Engine:
 
     def _load(self, wanted: BaseModelRef) -> None:
         """Load a base model; runs in a thread of its own."""
+        began_at = time.monotonic()
         try:
             runner = self._load_runner(wanted)
         except Exception as error:
@@ -273,12 +282,17 @@ class Engine:
             reason = error
             self._commands.put(lambda: self._not_loaded(wanted, reason))
         else:
+            self.metrics.observe_load(time.monotonic() - began_at)
             self._commands.put(lambda: self._loaded(wanted, runner))
 
     def _loaded(self, base_model: BaseModelRef, runner: Runner) -> None:
         self._loading = None
         batch = self._scheduler.open(base_model, runner.capacity)
-        self._executors.append(BatchExecutor(batch, runner, self._put, self._clock))
+        speculation = None
+        if self._options.speculates and runner.capacity.verified_positions:
+            speculation = Speculation(runner.capacity, is_asynchronous=runner.is_asynchronous)
+        counts = self.metrics.counts
+        self._executors.append(BatchExecutor(batch, runner, self._put, self._clock, counts, speculation))
 
     def _not_loaded(self, wanted: BaseModelRef, error: Exception) -> None:
         self._loading = None
@@ -337,7 +351,14 @@ class Engine:
             self._put(sequence, reply)
             self._scheduler.remove(sequence)
 
+    def _read_gauges(self) -> EngineGauges:
+        """What the loop does now. Called in another thread."""
+        batches = list(self._scheduler.batches)
+        waiting = Counter(sequence.prompt.base_model.name for sequence in list(self._scheduler.waiting))
+        return EngineGauges(self.running_count, dict(waiting), batches)
+
     def _put(self, sequence: Sequence, reply: Reply) -> None:
+        self.metrics.observe_reply(reply)
         if isinstance(reply, Finished):
             self._speeds.add(sequence.prompt.base_model, sequence.prompt.model_obstacle, reply)
         self._replies.append((sequence, reply))

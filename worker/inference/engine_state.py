@@ -14,10 +14,14 @@ def describe(scheduler: Scheduler, weight_bits: dict[ModelBatch, int]) -> Engine
         adapters=[adapter_id for batch in batches for adapter_id in batch.slots.resident],
         bases=[
             ServedBase(
-                base_model=batch.base_model, weight_bits=weight_bits[batch], adapters=batch.slots.resident
+                base_model=batch.base_model,
+                weight_bits=weight_bits[batch],
+                adapters=batch.slots.resident,
+                rows=batch.capacity.max_rows,
             )
             for batch in batches
         ],
+        max_base_models=scheduler.max_base_models,
         waiting=[
             WaitingRequests(base_model=BaseModelRef.model_validate_json(key), count=count)
             for key, count in scheduler.waiting_counts().items()

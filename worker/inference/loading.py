@@ -11,12 +11,13 @@ from app.core.engine.messages import BaseModelRef, ServingPath
 from app.core.errors.jobs import OutOfMemory
 from app.core.settings import EngineWeights
 from app.core.specs.job import QuantizationSpec
+from worker.inference.base_folders import BaseFolders
 from worker.inference.batching.executor import Runner
 from worker.inference.general.runner import GeneralRunner
 from worker.inference.model.runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
 from worker.models import base_model
 from worker.models.device import Device, free_memory_bytes, is_out_of_memory
-from worker.models.files import description, location
+from worker.models.files import description
 from worker.models.files.fingerprint import read_headers
 from worker.models.files.reading import reading
 from worker.processes.reports import EngineRequest
@@ -30,13 +31,19 @@ _log = logging.getLogger(__name__)
 
 
 def load_runner(
-    request: EngineRequest, device: Device, reference: BaseModelRef, *, reserved_bytes: int = 0
+    request: EngineRequest,
+    device: Device,
+    reference: BaseModelRef,
+    *,
+    reserved_bytes: int = 0,
+    folders: BaseFolders | None = None,
 ) -> Runner:
     """Returns a loaded and warmed up base model; leaves `reserved_bytes` to a job on the same device.
 
+    `folders` are those of the preprocessing, which then reads the files of the same revision.
     Raises OutOfMemory, ModelUnsupported, and the errors of finding and reading a base model.
     """
-    folder = location.locate(reference.name, request.models_folder)
+    folder = (folders or BaseFolders(request.models_folder)).find_newest(reference.name)
     try:
         with reading(f"The base model {reference.name!r}", hint=description.MODEL_HINT):
             load = _load_general if reference.path is ServingPath.GENERAL else _load_paged

@@ -3,51 +3,53 @@
 It may wait for a disk, an object store or the Hub, so it runs in threads of its own, never in the engine's.
 """
 
-import hashlib
 import secrets
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
+import torch
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
-from app.core.engine.messages import GenerateRequest
+from app.core.datasets.rows import Completion, Conversation, Message
+from app.core.engine.messages import AdapterRef, ChatMessage, GenerateRequest
 from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest
 from app.core.errors.base_models import ModelUnreadable
-from worker.inference.adapters.cache import AdapterCache, StoredAdapter
-from worker.inference.answers.choice import end_ids_of_answers, find_grammar, find_parsed_format
+from worker.inference.adapters.cache import StoredAdapter
+from worker.inference.answers.choice import find_grammar, find_parsed_format
+from worker.inference.base_folders import BaseFolders
 from worker.inference.batching.sequence import Prompt
 from worker.inference.failures import AdapterUnsupported
-from worker.inference.general.paths import ServingPaths
+from worker.inference.general.paths import PathChoice, ServingPaths
 from worker.inference.sampling.grammars import GrammarCache
 from worker.inference.sampling.token_bytes import make_token_bytes
+from worker.inference.tokenizers import ServedTokenizer, TokenizerCache
 from worker.models import base_model
 from worker.models.device import Device
-from worker.models.files import description, fingerprint, location, vocabulary
-from worker.models.files.reading import reading
+from worker.models.files import description, fingerprint, vocabulary
 from worker.templates import renderer
-from worker.templates.choice import read_model_type, set_template
+from worker.templates.token_rows import IGNORED, encode_row
 
-_MAX_TOKENIZERS = 64
 _PLAIN_DECODE = TokenizersBackend._decode
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "config.json"),
-)
+
+
+class Adapters(Protocol):
+    """Where adapters are read from."""
+
+    def get(self, reference: AdapterRef, dtype: torch.dtype, /) -> StoredAdapter: ...
+    def holds(self, adapter_id: str, /) -> bool: ...
 
 
 class Preprocessor:
-    """Makes prompts from requests. Thread-safe."""
+    """Makes prompts from requests. Thread-safe. `paths`: None where another engine generates."""
 
     def __init__(
-        self, models_folder: Path, adapters: AdapterCache, device: Device, paths: ServingPaths
+        self, folders: BaseFolders, adapters: Adapters, device: Device, paths: ServingPaths | None
     ) -> None:
-        self._models_folder = models_folder
+        self._folders = folders
         self._adapters = adapters
         self._device = device
         self._paths = paths
@@ -55,6 +57,13 @@ class Preprocessor:
         self._grammars = GrammarCache()
         # Tokenizers by digest, and rows of an embedding, that were found to fit together.
         self._fitting: set[tuple[str, int]] = set()
+        # Base models, and adapters on them, whose tokenizers were read.
+        self._read: set[tuple[str, str | None]] = set()
+
+    def is_ready(self, request: GenerateRequest) -> bool:
+        """Whether all that requests to this model need is in memory, so that `prepare` takes little time."""
+        adapter = request.adapter
+        return _model_of(request) in self._read and (adapter is None or self._adapters.holds(adapter.id))
 
     def prepare(self, request: GenerateRequest) -> Prompt:
         """Returns the prompt, with its adapter in main memory.
@@ -63,25 +72,33 @@ class Preprocessor:
         reading a base model.
         """
         received_at = time.monotonic()
-        base_folder = location.locate(request.base_model.name, self._models_folder)
+        base_folder = self._folders.find(request.base_model.name)
         dtype = base_model.compute_dtype(request.base_model.quantization, self._device)
         adapter = self._adapters.get(request.adapter, dtype) if request.adapter else None
         if adapter:
             fingerprint.check_base(adapter.folder, base_folder, request.base_model.name)
         tokenizer_folder, template = _tokenizer_files(base_folder, adapter)
-        digest, tokenizer = self._tokenizers.get(tokenizer_folder, template)
-        rows = self._check_vocabulary(digest, tokenizer, base_folder, is_own=tokenizer_folder != base_folder)
+        served = self._tokenizers.get(tokenizer_folder, template)
+        tokenizer = served.tokenizer
+        self._read.add(_model_of(request))
+        rows = self._check_vocabulary(served, base_folder, is_own=tokenizer_folder != base_folder)
         rendered = _render(tokenizer, request)
-        token_ids = _encode(tokenizer, request, rendered)
+        token_ids, in_reference = _encode(tokenizer, request, rendered)
         if rows is not None:
             vocabulary.check_ids(token_ids, tokenizer, rows)
-        _check_bias(len(tokenizer) if rows is None else min(len(tokenizer), rows), request.sampling)
-        end_ids = renderer.end_token_ids(tokenizer, description.read_end_ids(base_folder))
+        token_count = served.token_count
+        _check_bias(token_count if rows is None else min(token_count, rows), request.sampling)
+        end_ids = served.end_ids().union(description.read_end_ids(base_folder))
         if rendered is not None:
-            end_ids = end_ids_of_answers(tokenizer, end_ids)
+            end_ids -= served.inner_end_ids()
         seed = request.sampling.seed
         grammar = find_grammar(tokenizer, request, rendered)
-        choice = self._paths.choose(request.base_model, base_folder, adapter)
+        is_external = self._paths is None
+        choice = (
+            self._paths.choose(request.base_model, base_folder, adapter)
+            if self._paths
+            else PathChoice(request.base_model, None, None)
+        )
         return Prompt(
             base_model=choice.base_model,
             model_obstacle=choice.model_obstacle,
@@ -94,30 +111,37 @@ class Preprocessor:
             decode=partial(decode, tokenizer),
             context_ids=token_ids if request.messages is None else (),
             received_at=received_at,
-            token_bytes=make_token_bytes(tokenizer) if request.sampling.logprobs is not None else None,
+            token_bytes=make_token_bytes(tokenizer) if _has_logprobs(request) else None,
+            predicted_ids=_encode_prediction(tokenizer, request.prediction),
             embeds=request.embeds,
+            reads_only=request.reads_only,
+            prompt_logprobs=request.prompt_logprobs,
+            in_reference=in_reference,
             parsed=find_parsed_format(tokenizer, request, rendered) if rendered is not None else None,
-            grammar=self._grammars.get(grammar, tokenizer, tokenizer_digest=digest, end_ids=end_ids)
-            if grammar
+            grammar=self._grammars.get(grammar, tokenizer, tokenizer_digest=served.digest, end_ids=end_ids)
+            if grammar and not is_external
             else None,
+            grammar_source=grammar,
         )
 
-    def _check_vocabulary(
-        self, digest: str, tokenizer: PreTrainedTokenizerBase, base_folder: Path, *, is_own: bool
-    ) -> int | None:
+    def _check_vocabulary(self, served: ServedTokenizer, base_folder: Path, *, is_own: bool) -> int | None:
         """The rows of the base model's embedding; None where they are unknown.
 
         `is_own`: the tokenizer is the adapter's. Raises ModelUnreadable or AdapterUnsupported where it has
         tokens that the base model has not.
         """
         rows = description.count_embedding_rows(base_folder)
-        if rows is not None and (digest, rows) not in self._fitting:
+        if rows is not None and (served.digest, rows) not in self._fitting:
             if is_own:
-                _check_own_tokenizer(tokenizer, self._tokenizers.get(base_folder)[1], rows)
+                _check_own_tokenizer(served.tokenizer, self._tokenizers.get(base_folder).tokenizer, rows)
             else:
-                vocabulary.check_tokenizer(tokenizer, rows)
-            self._fitting.add((digest, rows))
+                vocabulary.check_tokenizer(served.tokenizer, rows)
+            self._fitting.add((served.digest, rows))
         return rows
+
+
+def _model_of(request: GenerateRequest) -> tuple[str, str | None]:
+    return request.base_model.name, request.adapter.id if request.adapter else None
 
 
 def _check_own_tokenizer(own: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase, rows: int) -> None:
@@ -139,60 +163,6 @@ def _check_own_tokenizer(own: PreTrainedTokenizerBase, base: PreTrainedTokenizer
             f"{rows:,} rows has none.",
             hint=hint,
         )
-
-
-class TokenizerCache:
-    """The most recently used tokenizers, shared by folders with the same files. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._tokenizers: OrderedDict[str, PreTrainedTokenizerBase] = OrderedDict()
-        self._lock = threading.Lock()
-        self._reading = threading.Lock()
-        self._checking: dict[str, threading.Lock] = {}
-
-    def get(self, folder: Path, template: Path | None = None) -> tuple[str, PreTrainedTokenizerBase]:
-        """Returns the digest of the folder's tokenizer files, and the tokenizer with its chat template.
-
-        `template` is a file that replaces the folder's own chat template. Raises ModelUnreadable.
-        """
-        with description.reading_tokenizer(folder):
-            digest = _digest(folder, template)
-        found = self._find(digest)
-        if found is None:
-            with self._lock:
-                checking = self._checking.setdefault(digest, threading.Lock())
-            with checking:
-                found = self._find(digest) or self._load(digest, folder, template)
-        return digest, found
-
-    def _find(self, digest: str) -> PreTrainedTokenizerBase | None:
-        with self._lock:
-            if digest in self._tokenizers:
-                self._tokenizers.move_to_end(digest)
-            return self._tokenizers.get(digest)
-
-    def _load(self, digest: str, folder: Path, template: Path | None) -> PreTrainedTokenizerBase:
-        """Load a tokenizer. Requests with others need not wait while its chat template is tried."""
-        try:
-            with self._reading:
-                tokenizer = description.load_tokenizer(folder)
-            own = _read_template(template) if template else None
-            set_template(tokenizer, model_type=read_model_type(folder), wanted=own)
-        finally:
-            with self._lock:
-                self._checking.pop(digest, None)
-        with self._lock:
-            self._tokenizers[digest] = tokenizer
-            while len(self._tokenizers) > _MAX_TOKENIZERS:
-                self._tokenizers.popitem(last=False)
-        return tokenizer
-
-
-def _read_template(path: Path) -> str:
-    with reading(
-        f"{path.name} in {path.parent.name!r}", hint="Import the adapter again.", raises=AdapterUnsupported
-    ):
-        return path.read_text()
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
@@ -234,7 +204,55 @@ def _render(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> str
     )
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, rendered: str | None) -> list[int]:
+def _has_logprobs(request: GenerateRequest) -> bool:
+    return request.sampling.logprobs is not None or request.prompt_logprobs is not None
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, rendered: str | None
+) -> tuple[list[int], list[bool] | None]:
+    """The tokens of the prompt, and which of them are the reference where there is one."""
+    if request.reference is not None:
+        return _encode_reference(tokenizer, request, request.reference)
+    return _encode_prompt(tokenizer, request, rendered), None
+
+
+def _encode_prediction(tokenizer: PreTrainedTokenizerBase, prediction: str | None) -> list[int]:
+    return renderer.encode(tokenizer, prediction, add_special_tokens=False).input_ids if prediction else []
+
+
+def _encode_reference(
+    tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, reference: str
+) -> tuple[list[int], list[bool]]:
+    """A prompt and its reference answer as a row of training, of which the answer alone is learned."""
+    if request.messages is None:
+        row: Conversation | Completion = Completion(request.prompt or "", reference)
+    else:
+        turns = [*request.messages, ChatMessage(role="assistant", content=reference)]
+        tools = tuple(request.tools.offered) if request.tools else ()
+        row = Conversation(tuple(map(_as_turn, turns, [*([0] * len(request.messages)), 1])), tools)
+    encoded = encode_row(row, tokenizer, assistant_only=True)
+    in_reference = [label != IGNORED for label in encoded.labels]
+    if not any(in_reference):
+        raise InvalidRequest("The reference answer has no tokens.", param="reference")
+    return encoded.input_ids, in_reference
+
+
+def _as_turn(message: ChatMessage, weight: int) -> Message:
+    return Message(
+        role=message.role,
+        content=message.content,
+        weight=weight if message.role == "assistant" else 1,
+        tool_calls=tuple(message.tool_calls),
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+        reasoning=message.reasoning,
+    )
+
+
+def _encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, rendered: str | None
+) -> list[int]:
     if request.prompt_ids is not None:
         token_ids = _validate_ids(len(tokenizer), request.prompt_ids, param="prompt")
     elif rendered is not None:
@@ -261,12 +279,3 @@ def _validate_ids(count: int, token_ids: Iterable[int], *, param: str) -> list[i
     if unknown is not None:
         raise InvalidRequest(f"There is no token {unknown}: the tokenizer has {count}.", param=param)
     return ids
-
-
-def _digest(folder: Path, template: Path | None) -> str:
-    digest = hashlib.sha256()
-    files = {name: folder / name for name in _TOKENIZER_FILES} | ({"template": template} if template else {})
-    for name, path in files.items():
-        content = path.read_bytes() if path.is_file() else b""
-        digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()

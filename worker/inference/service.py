@@ -1,31 +1,39 @@
-"""The engine's HTTP API: streamed generation as JSON lines, state, pause, share and resume.
+"""The engine's HTTP API: streamed generation as JSON lines, state, metrics, pause, share and resume.
 
 The engine runs in a thread of its own. A queue for each client connects it to the event loop: a client that
 reads slowly delays no other. Knows no torch.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from app.core.engine.messages import Failed, Finished, GenerateRequest, Reply, join_deltas
+from app.core.engine.state import EngineHealth, EngineState
 from app.core.errors import QueueFull
 from worker.inference.batching.sequence import Prompt, Sequence
-from worker.inference.engine import Engine
 from worker.inference.failures import failed
+from worker.inference.metrics import EngineMetrics
 from worker.processes.http_replies import as_json, is_authorized, malformed, unauthorized
 
-_PREPARING_THREADS = 16
+_READING_THREADS = 16
+_PREPARING_THREADS = 4
+_PREPARING_OF_A_MODEL = 2
 
 Prepare = Callable[[GenerateRequest], Prompt]
+IsReady = Callable[[GenerateRequest], bool]
 
 
 class PauseRequest(BaseModel):
@@ -120,19 +128,89 @@ class StreamedReply(Response):
                 self._service.engine.cancel(sequence)
 
 
+@dataclass
+class _Model:
+    """Who prepares requests to one model: one at a time while it is read, then a few; and how many wait."""
+
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PREPARING_OF_A_MODEL))
+    count: int = 0
+
+
+class PreparingTurns:
+    """Whose turn it is to be prepared, and in which threads.
+
+    The first request to a model reads what all of them need: its adapter, its tokenizer, its chat template.
+    Others to it wait in the event loop: in threads they would keep requests to other models from them, for as
+    long as an object store takes. What is in memory is prepared in few threads: Python runs one at a time, so
+    the engine's own thread waits the longer, the more of them compete. A model has half of these at most, so
+    that a slow chat template leaves the others to other models.
+    """
+
+    def __init__(self, is_ready: IsReady) -> None:
+        self._is_ready = is_ready
+        self._models: dict[tuple[str, str | None], _Model] = {}
+        self._reading_threads = anyio.CapacityLimiter(_READING_THREADS)
+        self._preparing_threads = anyio.CapacityLimiter(_PREPARING_THREADS)
+
+    @asynccontextmanager
+    async def turn(self, request: GenerateRequest) -> AsyncIterator[anyio.CapacityLimiter]:
+        """Wait for the turn of a request. Yields the threads that it is prepared in."""
+        key = (request.base_model.key, request.adapter.id if request.adapter else None)
+        model = self._models.setdefault(key, _Model())
+        model.count += 1
+        try:
+            if not self._is_ready(request):
+                async with model.reading:
+                    # The one before may have read it.
+                    if not self._is_ready(request):
+                        yield self._reading_threads
+                        return
+            async with model.preparing:
+                yield self._preparing_threads
+        finally:
+            model.count -= 1
+            if not model.count:
+                del self._models[key]
+
+
+class ServedEngine(Protocol):
+    """What generates."""
+
+    state: EngineState
+    metrics: EngineMetrics
+
+    @property
+    def waiting_count(self) -> int: ...
+    def health(self) -> EngineHealth: ...
+    def submit(self, sequence: Sequence) -> None: ...
+    def cancel(self, sequence: Sequence) -> None: ...
+    def pause(self, job_id: str, /) -> Future[None]: ...
+    def share(self, job_id: str, reserved_bytes: int, /) -> Future[None]: ...
+    def resume(self) -> Future[None]: ...
+
+
 class Service:
     """The HTTP API of one engine."""
 
     def __init__(
-        self, engine: Engine, clients: Clients, prepare: Prepare, *, token: str, max_waiting: int
+        self,
+        engine: ServedEngine,
+        clients: Clients,
+        prepare: Prepare,
+        *,
+        token: str,
+        max_waiting: int,
+        is_ready: IsReady = lambda _request: True,
     ) -> None:
+        """`is_ready`: whether `prepare` will find in memory what a request needs."""
         self.engine = engine
         self.clients = clients
         self._prepare = prepare
+        self._turns = PreparingTurns(is_ready)
         self._token = token
         self._max_waiting = max_waiting
         self._preparing_count = 0
-        self._threads = anyio.CapacityLimiter(_PREPARING_THREADS)
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -144,11 +222,15 @@ class Service:
                 Route("/share", self._share, methods=["POST"]),
                 Route("/resume", self._resume, methods=["POST"]),
                 Route("/health", self._health),
+                Route("/metrics", self._metrics),
             ]
         )
 
     async def prepare(self, request: GenerateRequest) -> Prompt:
-        """Preprocess a request in a thread. Raises QueueFull, and the errors of preprocessing."""
+        """Preprocess a request in a thread; the first one to a model alone, before others to it.
+
+        Raises QueueFull, and the errors of preprocessing.
+        """
         waiting_count = self._preparing_count + self.engine.waiting_count
         if waiting_count >= self._max_waiting:
             raise QueueFull(
@@ -156,7 +238,8 @@ class Service:
             )
         self._preparing_count += 1
         try:
-            return await anyio.to_thread.run_sync(self._prepare, request, limiter=self._threads)
+            async with self._turns.turn(request) as threads:
+                return await anyio.to_thread.run_sync(self._prepare, request, limiter=threads)
         finally:
             self._preparing_count -= 1
 
@@ -205,6 +288,11 @@ class Service:
         if "authorization" in request.headers and not is_authorized(request, self._token):
             return unauthorized()
         return as_json(self.engine.health())
+
+    async def _metrics(self, request: Request) -> Response:
+        if not is_authorized(request, self._token):
+            return unauthorized()
+        return PlainTextResponse(self.engine.metrics.render(), media_type="text/plain; version=0.0.4")
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

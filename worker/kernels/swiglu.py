@@ -1,27 +1,118 @@
-"""SwiGLU (Shazeer 2020) in one kernel. N: tokens, I: width."""
+"""Gated activations in one kernel, with their gradients: SwiGLU and GeGLU (Shazeer 2020).
+
+N: tokens. I: width.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
+_BLOCK = 1024
 
-def silu_times(gate_NI: torch.Tensor, up_NI: torch.Tensor) -> torch.Tensor:
-    """Return silu(gate) · up. Rows of both may be strided."""
+
+def activate(
+    gate_NI: torch.Tensor, up_NI: torch.Tensor, *, is_gelu: bool = False, padding: int = 0
+) -> torch.Tensor:
+    """Return silu(gate) · up, or gelu(gate) · up with its approximation by tanh.
+
+    Rows may be strided; behind those of the result, `padding` elements of memory are free. The activation is
+    rounded before it is multiplied, as in transformers.
+    """
     count, width = gate_NI.shape
-    y_NI = gate_NI.new_empty(count, width)
-    block = 1024
-    _silu_times_kernel[(count, triton.cdiv(width, block))](
-        gate_NI, up_NI, y_NI, gate_NI.stride(0), up_NI.stride(0), WIDTH=width, BLOCK=block, num_warps=4
+    y_NI = gate_NI.new_empty(count, width + padding)[:, :width]
+    _activate_kernel[(count, triton.cdiv(width, _BLOCK))](
+        gate_NI,
+        up_NI,
+        y_NI,
+        gate_NI.stride(0),
+        up_NI.stride(0),
+        width + padding,
+        WIDTH=width,
+        IS_GELU=is_gelu,
+        BLOCK=_BLOCK,
+        num_warps=4,
     )
     return y_NI
 
 
+def gradient(
+    grad_NI: torch.Tensor, gate_NI: torch.Tensor, up_NI: torch.Tensor, *, is_gelu: bool = False
+) -> None:
+    """Overwrite gate and up with their gradients, from that of the result. Rows may be strided."""
+    count, width = gate_NI.shape
+    _gradient_kernel[(count, triton.cdiv(width, _BLOCK))](
+        grad_NI,
+        gate_NI,
+        up_NI,
+        grad_NI.stride(0),
+        gate_NI.stride(0),
+        up_NI.stride(0),
+        WIDTH=width,
+        IS_GELU=is_gelu,
+        BLOCK=_BLOCK,
+        num_warps=4,
+    )
+
+
 @triton.jit
-def _silu_times_kernel(gate, up, y, gate_stride, up_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _activate_kernel(
+    gate,
+    up,
+    y,
+    gate_stride,
+    up_stride,
+    y_stride,
+    WIDTH: tl.constexpr,
+    IS_GELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     each = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = each < WIDTH
     gate_value = tl.load(gate + row * gate_stride + each, mask=inside, other=0.0).to(tl.float32)
     up_value = tl.load(up + row * up_stride + each, mask=inside, other=0.0).to(tl.float32)
-    active = (gate_value * tl.sigmoid(gate_value)).to(y.dtype.element_ty).to(tl.float32)
-    tl.store(y + row * WIDTH + each, (active * up_value).to(y.dtype.element_ty), mask=inside)
+    active, _slope = _activation(gate_value, IS_GELU)
+    active = active.to(y.dtype.element_ty).to(tl.float32)
+    tl.store(y + row * y_stride + each, (active * up_value).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gradient_kernel(
+    grads,
+    gate,
+    up,
+    grad_stride,
+    gate_stride,
+    up_stride,
+    WIDTH: tl.constexpr,
+    IS_GELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    each = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = each < WIDTH
+    grad = tl.load(grads + row * grad_stride + each, mask=inside, other=0.0).to(tl.float32)
+    gate_value = tl.load(gate + row * gate_stride + each, mask=inside, other=0.0).to(tl.float32)
+    up_value = tl.load(up + row * up_stride + each, mask=inside, other=0.0).to(tl.float32)
+    active, slope = _activation(gate_value, IS_GELU)
+    active = active.to(up.dtype.element_ty).to(tl.float32)
+    grad_gate, grad_up = grad * up_value * slope, grad * active
+    tl.store(gate + row * gate_stride + each, grad_gate.to(gate.dtype.element_ty), mask=inside)
+    tl.store(up + row * up_stride + each, grad_up.to(up.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _activation(value, IS_GELU: tl.constexpr):
+    """The activation and its derivative."""
+    if IS_GELU:
+        # gelu(x) = x / 2 · (1 + tanh(s (x + c x³))), and tanh(z) = 2 · sigmoid(2z) - 1.
+        inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
+        half = tl.sigmoid(2.0 * inner)
+        active = value * half
+        inner_slope = 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * value * value)
+        slope = half + 2.0 * value * half * (1.0 - half) * inner_slope
+    else:
+        half = tl.sigmoid(value)
+        active = value * half
+        slope = half * (1.0 + value * (1.0 - half))
+    return active, slope

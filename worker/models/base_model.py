@@ -33,8 +33,14 @@ NEVER_CALLED = dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",))
 _NEVER_QUANTIZED = {**NEVER_CALLED, "gemma3n_text": ("prediction_coefs", "correction_coefs")}
 
 
-def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> PreTrainedModel:
-    """The base model as training uses it: 4-bit or not, frozen, on the device. Raises ModelUnreadable."""
+def load_model(
+    folder: Path, quantization: QuantizationSpec, device: Device, *, on_host: bool = False
+) -> PreTrainedModel:
+    """The base model as training uses it: 4-bit or not, frozen, on the device. Raises ModelUnreadable.
+
+    `on_host`: in the host's memory, in the types that it has on the device. Weights whose type is that of
+    their file are not read but mapped from there, so that several processes share them.
+    """
     bits = quantization_config(quantization, device) if quantization.load_in_4bit else None
     config = read_config(folder)
     prequantized.check(config, folder.name)
@@ -50,7 +56,7 @@ def load_model(folder: Path, quantization: QuantizationSpec, device: Device) -> 
             **{
                 "output_loading_info": True,
                 "ignore_mismatched_sizes": True,  # else the error does not name them
-                "device_map": {"": device.torch},
+                "device_map": None if on_host else {"": device.torch},
                 "local_files_only": True,
                 "trust_remote_code": False,
                 "use_safetensors": True,

@@ -1,4 +1,4 @@
-"""The device of this machine, its memory and its speed. `python -m worker.models.device` prints it as JSON.
+"""The devices of this machine, their memory and speed. `python -m worker.models.device` prints them as JSON.
 
 The supervisor runs that command and does not import torch: a CUDA context of its own would hold GPU memory.
 """
@@ -9,7 +9,7 @@ import time
 
 import psutil
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 # Messages of RuntimeErrors from the CPU's allocator, cuBLAS, and CUDA outside PyTorch's allocator.
 _NO_MEMORY = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
@@ -28,6 +28,10 @@ class Device(BaseModel):
     memory_bytes: int = Field(description="All of the device's memory.")
     supports_bf16: bool = Field(description="Whether it multiplies bfloat16 as fast as its other types.")
     torch_version: str
+    index: int = Field(0, description="Its place among the devices that this process sees.")
+    uuid: str | None = Field(
+        None, description="The driver's id of a GPU, as `CUDA_VISIBLE_DEVICES` takes it; null on a CPU."
+    )
     matrix_rate: float | None = Field(
         None,
         description="Floating-point operations a second of a large matrix product, in the type that jobs "
@@ -42,28 +46,41 @@ class Device(BaseModel):
     @property
     def torch(self) -> torch.device:
         """The device in PyTorch's terms."""
-        return torch.device("cuda", 0) if self.is_cuda else torch.device("cpu")
+        return torch.device("cuda", self.index) if self.is_cuda else torch.device("cpu")
 
 
 def find_device() -> Device:
-    """Return the first GPU, or the CPU where there is none."""
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        # Turing emulates bfloat16 without tensor cores; it counts as not having it.
-        has_bf16 = properties.major >= 8
-        return Device(
-            kind="cuda",
-            name=properties.name,
-            memory_bytes=properties.total_memory,
-            supports_bf16=has_bf16,
-            torch_version=torch.__version__,
-        )
-    return Device(
+    """Return the first GPU that this process sees, or the CPU where there is none."""
+    return find_devices()[0]
+
+
+def find_devices() -> list[Device]:
+    """Return all GPUs that this process sees, or the CPU where there is none."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        return [_describe_gpu(index) for index in range(count)]
+    cpu = Device(
         kind="cpu",
         name=f"CPU, {torch.get_num_threads()} threads",
         memory_bytes=psutil.virtual_memory().total,
         supports_bf16=_cpu_multiplies_bf16(),
         torch_version=torch.__version__,
+    )
+    return [cpu]
+
+
+def _describe_gpu(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    uuid = getattr(properties, "uuid", None)
+    return Device(
+        kind="cuda",
+        name=properties.name,
+        memory_bytes=properties.total_memory,
+        # Turing emulates bfloat16 without tensor cores; it counts as not having it.
+        supports_bf16=properties.major >= 8,
+        torch_version=torch.__version__,
+        index=index,
+        uuid=f"GPU-{uuid}" if uuid else None,
     )
 
 
@@ -94,7 +111,7 @@ def _time_products(x: torch.Tensor, y: torch.Tensor, products: torch.Tensor, dev
     for _ in range(_PRODUCTS):
         torch.mm(x, y, out=products)
     if device.is_cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device.torch)
     return time.perf_counter() - began
 
 
@@ -141,5 +158,7 @@ def is_device_error(error: BaseException) -> bool:
 
 
 if __name__ == "__main__":
-    found = find_device()
-    print(found.model_copy(update={"matrix_rate": measure_matrix_rate(found)}).model_dump_json())
+    found = [
+        device.model_copy(update={"matrix_rate": measure_matrix_rate(device)}) for device in find_devices()
+    ]
+    print(TypeAdapter(list[Device]).dump_json(found).decode())

@@ -1,6 +1,7 @@
-"""Sizes in a config that may differ by layer: a number, a list of numbers, or a config for each layer."""
+"""The layers of a model, and sizes in a config that may differ by layer: a number, a list, or several."""
 
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def largest(config: PreTrainedConfig, name: str) -> int | None:
@@ -15,3 +16,9 @@ def largest(config: PreTrainedConfig, name: str) -> int | None:
         number for value in found for number in (value if isinstance(value, list | tuple) else [value])
     ]
     return max((int(number) for number in numbers if number), default=None)
+
+
+def find_decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder's layers in order: modules of classes that transformers never splits between devices."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.base_model.modules() if type(module).__name__ in names]

@@ -44,6 +44,7 @@ class PlannedJob:
     family: ModelFamily
     path: TrainingPath
     serving_obstacles: tuple[str, ...] = ()  # what the paged engine can't compute of model and adapter
+    parts: int = 1  # into which its devices divide the base model (planning/strategy.py)
 
     @classmethod
     def read(cls, spec: JobSpec, device: Device, model: PreTrainedModel, path: TrainingPath) -> "PlannedJob":
@@ -62,13 +63,14 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Lengths in tokens of the sequences to train on: rows, or rows packed together."""
+    """Lengths in tokens of the sequences to train on: rows, rows packed together, or several of each row."""
 
     longest: int
     shortest: int
-    count: int
-    scored: int  # the largest number of tokens of a sequence that the loss counts
+    count: int  # of rows
+    scored: int  # the largest number of tokens of a row that the loss counts
     each: tuple[tuple[int, int], ...] = ()  # (length, scored tokens); empty: all are as long as the longest
+    sequences: int = 1  # of a row
 
     @classmethod
     def measure(
@@ -80,6 +82,14 @@ class RowLengths:
             return cls(max(lengths), min(lengths), len(lengths), max(scored), each)
         filled = min(packed_length, sum(lengths))
         return cls(filled, filled, -(-sum(lengths) // packed_length), min(filled, sum(scored)))
+
+    @classmethod
+    def measure_sequences(cls, rows: Sequence[Sequence[tuple[int, int]]]) -> "RowLengths":
+        """From rows of equally many sequences each; of every sequence (length, scored tokens)."""
+        lengths = [length for row in rows for length, _scored in row]
+        each = tuple((sum(one for one, _ in row), sum(scored for _, scored in row)) for row in rows)
+        most = max(scored for _length, scored in each)
+        return cls(max(lengths), min(lengths), len(rows), most, each, len(rows[0]))
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,9 @@ def choose_batch_size(job: PlannedJob, rows: RowLengths, *, free_bytes: int) -> 
     for training in _candidates(job.spec.training, is_cuda=job.device.is_cuda, longest=rows.longest):
         settings, is_padding_free = make_memory_settings(job, training)
         size = int(training.per_device_train_batch_size)
-        batch = find_batch(size, training.gradient_accumulation_steps, is_padding_free=is_padding_free)
+        # The rows of a step are grouped by length, those of all devices together.
+        passes = training.gradient_accumulation_steps * job.spec.resources.ranks
+        batch = find_batch(size, passes, is_padding_free=is_padding_free)
         memory = estimate(job.shape, settings, batch)
         estimated.append(ChosenBatch(training, memory, memory.total <= USABLE_SHARE * free_bytes))
     fitting = [one for one in estimated if one.fits]
@@ -110,7 +122,7 @@ def make_memory_settings(job: PlannedJob, training: TrainingSpec) -> tuple[Memor
     """(what the estimate needs to know about a job without `auto`, whether its batches are padding-free)."""
     assert training.gradient_checkpointing != "auto"
     spec = job.spec.model_copy(update={"training": training})
-    optimizations = plan_optimizations(spec, job.device, job.family, job.path)
+    optimizations = plan_optimizations(spec, job.device, job.family, job.path, divides_base=job.parts > 1)
     settings = MemorySettings(
         precision=automatic_settings.precision(spec, job.device),
         quantization=spec.quantization,
@@ -120,7 +132,8 @@ def make_memory_settings(job: PlannedJob, training: TrainingSpec) -> tuple[Memor
         accumulates=training.gradient_accumulation_steps > 1,
         is_cuda=job.device.is_cuda,
         fused_lora=optimizations.fused_lora_dtype is not None,
-        liger=optimizations.liger,
+        explicit_decoder=optimizations.explicit_decoder,
+        parts=job.parts,
     )
     return settings, bool(optimizations.varlen_kernels)
 
@@ -128,9 +141,10 @@ def make_memory_settings(job: PlannedJob, training: TrainingSpec) -> tuple[Memor
 def find_largest_batch(
     rows: RowLengths, training: TrainingSpec, size: int, accumulation: int, *, is_padding_free: bool
 ) -> BatchShape:
-    """The largest batch of `size` sequences: padded to the longest of all, or padding-free."""
-    sequences = min(size, rows.count)
-    tokens, scored = sequences * rows.longest, sequences * rows.scored
+    """The largest batch of `size` rows: padded to the longest sequence of all, or padding-free."""
+    count = min(size, rows.count)
+    sequences = count * rows.sequences
+    tokens, scored = sequences * rows.longest, count * rows.scored
     if not is_padding_free:
         has_mask = training.packing or (sequences > 1 and rows.shortest < rows.longest)
         return BatchShape(sequences, rows.longest, scored, has_mask=has_mask)

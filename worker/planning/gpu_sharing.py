@@ -36,7 +36,7 @@ def reserve_device(
 
     Serving pauses, too, where it is unknown whether both fit.
     """
-    if policy is GpuPolicy.COEXIST or (policy is GpuPolicy.AUTO and not is_gpu):
+    if not must_leave(policy, is_gpu=is_gpu):
         yield False
         return
     fit = _find_fit(engine, describe) if policy is GpuPolicy.AUTO else None
@@ -47,6 +47,11 @@ def reserve_device(
     else:
         with engine.paused(job_id):
             yield True
+
+
+def must_leave(policy: GpuPolicy, *, is_gpu: bool) -> bool:
+    """Whether the policy has serving leave memory, or the whole device, to a job."""
+    return policy is GpuPolicy.PAUSE_SERVING or (policy is GpuPolicy.AUTO and is_gpu)
 
 
 def _find_fit(engine: SharedEngine, describe: Describe) -> MemoryFit | None:

@@ -31,6 +31,9 @@ _STATE_BLOCK = 256
 CUDA_CONTEXT = 640 << 20
 _CUDA_WORKSPACE = 64 << 20
 _CPU_PROCESS = 900 << 20
+# Layers whose weights are whole at a time where devices divide them: the one that computes, the next one, and
+# the buffer from which its weights are copied.
+_COLLECTED_LAYERS = 3
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class ModelShape:
     adapted_inputs: int  # of all adapted linear layers together, for one token
     shared_inputs: int  # the same, counting an input that several of them share once
     ranks: int  # of all adapted linear layers together
+    layer_weights: int = 0  # of all layers of the decoder together, the adapter left out
 
     @property
     def trained_weights(self) -> int:
@@ -121,12 +125,13 @@ class MemorySettings:
     accumulates: bool  # several batches in an optimizer step
     is_cuda: bool
     fused_lora: bool = False  # LoRA in one autograd function
-    liger: bool = False  # Liger's norms and gated MLPs, without copies between their parts
+    explicit_decoder: bool = False  # norms and gated MLPs without copies between their parts
+    parts: int = 1  # into which the devices of a job divide the weights of the layers
 
     @property
     def has_trial(self) -> bool:
         """Whether the job begins with a trial of optimizations."""
-        return self.fused_lora or self.liger
+        return self.fused_lora or self.explicit_decoder
 
 
 def estimate(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> Memory:
@@ -139,7 +144,7 @@ def estimate(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> 
     if settings.has_trial:
         activations = max(activations, trial_bytes(shape, settings) - optimizer)
     return Memory(
-        weights=weight_bytes(shape, settings.quantization, settings.precision),
+        weights=weight_bytes(shape, settings.quantization, settings.precision, settings.parts),
         lora=shape.trained_weights
         * (_FLOAT32 * 2 + (settings.precision.products if settings.fused_lora else 0)),
         optimizer=optimizer,
@@ -149,10 +154,18 @@ def estimate(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> 
     )
 
 
-def weight_bytes(shape: ModelShape, quantization: QuantizationSpec, precision: Precision) -> int:
-    """Bytes of the frozen base model: 4-bit weights with their scales, the rest in 16 bits (32 on a CPU)."""
+def weight_bytes(
+    shape: ModelShape, quantization: QuantizationSpec, precision: Precision, parts: int = 1
+) -> int:
+    """Bytes of the frozen base model: 4-bit weights with their scales, the rest in 16 bits (32 on a CPU).
+
+    Of `parts` devices that divide the layers: a part of each, and the layers that are collected at a time.
+    """
     if not quantization.load_in_4bit:
-        return (shape.quantized_weights + shape.other_weights) * precision.model
+        whole = (shape.quantized_weights + shape.other_weights) * precision.model
+        in_layers = shape.layer_weights * precision.model
+        collected = min(_COLLECTED_LAYERS, shape.layers) * in_layers // max(1, shape.layers)
+        return whole if parts == 1 else whole - in_layers + in_layers // parts + collected
     scales = shape.quantized_weights // _SCALE_BLOCK
     scale_bytes = scales * _FLOAT32
     if quantization.bnb_4bit_use_double_quant:
@@ -191,8 +204,8 @@ def activation_bytes(shape: ModelShape, settings: MemorySettings, batch: BatchSh
     if settings.checkpointing:
         layer_input = batch.tokens * shape.hidden * settings.precision.residual
         saved = shape.layers * layer_input
-        # Liger's norm saves its input, which checkpointing saves anyway.
-        in_layer += layer - (layer_input if settings.liger else 0)
+        # The explicit decoder's first norm saves its input, which checkpointing saves anyway.
+        in_layer += layer - (layer_input if settings.explicit_decoder else 0)
     if batch.has_mask:
         saved += batch.sequences * batch.length * batch.length
     in_loss = loss_bytes(shape, settings, batch)
@@ -208,7 +221,7 @@ def trial_bytes(shape: ModelShape, settings: MemorySettings) -> int:
 
     With checkpointing that is the pass over each row alone, which is not checkpointed.
     """
-    plain = replace(settings, fused_lora=False, liger=False)
+    plain = replace(settings, fused_lora=False, explicit_decoder=False)
     batch = _TRIAL_PADDING_FREE if settings.checkpointing else _TRIAL
     gradients = shape.trained_weights * _FLOAT32 * 5 // 2
     return gradients + shape.layers * saved_by_layer(shape, plain, batch)
@@ -217,8 +230,8 @@ def trial_bytes(shape: ModelShape, settings: MemorySettings) -> int:
 def saved_by_layer(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> int:
     """Bytes that autograd saves in one decoder layer, in the order of its forward pass."""
     tokens, precision = batch.tokens, settings.precision
-    # A norm computes in float32 and saves that copy of its input; Liger's saves the input.
-    norms = tokens * shape.norm_width * (precision.residual if settings.liger else _FLOAT32)
+    # A norm computes in float32 and saves that copy of its input; the explicit decoder's saves the input.
+    norms = tokens * shape.norm_width * (precision.residual if settings.explicit_decoder else _FLOAT32)
     # With a mask, grouped keys and values are repeated for every head.
     key_width = shape.query_width if batch.has_mask else shape.key_width
     attention = tokens * (2 * shape.query_width + 2 * key_width) * precision.products
@@ -226,8 +239,9 @@ def saved_by_layer(shape: ModelShape, settings: MemorySettings, batch: BatchShap
     if batch.has_mask:
         aligned = -(-batch.length // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
         attention += batch.sequences * batch.length * aligned * precision.products
-    # gate, activation(gate) and up; without a gate, the activation's input and output. Liger: gate and up.
-    parts = 3 if shape.is_gated and not settings.liger else 2
+    # gate, activation(gate) and up; without a gate, the activation's input and output. The explicit decoder:
+    # gate and up.
+    parts = 3 if shape.is_gated and not settings.explicit_decoder else 2
     mlp = tokens * shape.mlp_width * precision.residual * parts
     return norms + attention + mlp + _saved_by_adapters(shape, settings, tokens)
 
@@ -254,7 +268,7 @@ def _saved_by_adapters(shape: ModelShape, settings: MemorySettings, tokens: int)
 def loss_bytes(shape: ModelShape, settings: MemorySettings, batch: BatchShape) -> int:
     """Bytes at the peak of the last norm, the output layer and the loss; logits exist only in tiles."""
     products = settings.precision.products
-    norm = settings.precision.residual if settings.liger else _FLOAT32
+    norm = settings.precision.residual if settings.explicit_decoder else _FLOAT32
     hidden = batch.tokens * shape.hidden * norm + batch.scored * shape.hidden * products
     tile = min(batch.scored, _TILE_TOKENS) * _TILE_VOCABULARY * products
     gradient = batch.scored * shape.hidden * (_FLOAT32 + products)
@@ -265,7 +279,7 @@ def passing_in_layer(shape: ModelShape, settings: MemorySettings, batch: BatchSh
     """Bytes of gradients at the peak inside a layer, which is in the MLP, and of one dequantized weight."""
     precision = settings.precision
     dequantized = shape.largest_linear * precision.model if settings.quantization.load_in_4bit else 0
-    if settings.liger:
+    if settings.explicit_decoder:
         # The gradients of gate and up overwrite these; dropout needs a copy of the MLP's product.
         copies = 1 if settings.fused_lora and not settings.lora.dropout else 2
         width = copies * shape.mlp_width + shape.hidden

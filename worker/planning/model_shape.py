@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from app.core.specs.job import LoraSpec
 from worker.models import lora
 from worker.models.base_model import linears_to_quantize
-from worker.models.layer_sizes import largest
+from worker.models.layer_sizes import find_decoder_layers, largest
 from worker.planning.memory_estimate import ModelShape
 
 # Names of linear layers that share their input with no other linear layer.
@@ -37,6 +37,7 @@ def attach_and_measure(model: PreTrainedModel, spec: LoraSpec) -> tuple[PeftMode
     quantized = linears_to_quantize(model)
     total = sum(parameter.numel() for parameter in model.parameters())
     linear_sizes = [linear.get_parameter("weight").numel() for linear in quantized.values()]
+    layer_weights = sum(p.numel() for layer in find_decoder_layers(model) for p in layer.parameters())
     norm_width = _norm_width(model, config)
     vocabulary = count_embedding_rows(model)
     layers = config.num_hidden_layers
@@ -63,6 +64,7 @@ def attach_and_measure(model: PreTrainedModel, spec: LoraSpec) -> tuple[PeftMode
         adapted_inputs=sum(inputs for _place, inputs, _rank in adapted),
         shared_inputs=sum({place: inputs for place, inputs, _rank in adapted if place}.values()),
         ranks=sum(rank for _place, _inputs, rank in adapted),
+        layer_weights=layer_weights,
     )
     return with_adapter, shape
 

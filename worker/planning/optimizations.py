@@ -4,7 +4,6 @@ The trainer applies them and the memory estimate counts on them. Whether they co
 and device is checked when the job starts (worker/training/optimizations/trial.py).
 """
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
+from worker.decoder import reading
 from worker.models.base_model import compute_dtype
 from worker.models.device import Device
 from worker.models.layer_sizes import largest
@@ -21,12 +21,13 @@ from worker.planning import automatic_settings
 VarlenKernel = Literal["Triton", "PyTorch varlen_attn", "row by row"]
 _GPU_KERNELS: tuple[VarlenKernel, ...] = ("Triton", "PyTorch varlen_attn")
 _MAX_HEAD_WIDTH = 256
-# Families whose decoder layers have the same `forward`, to the letter, in transformers 5.17 to 5.23.
-_LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")
-# Most tokens of a batch that runs as a CUDA graph: with more, the GPU is busy while kernels are launched.
+# Most tokens of a batch that always runs as a CUDA graph: with more, the GPU of a fast host is busy while
+# kernels are launched.
 MAX_GRAPH_TOKENS = 4096
 # What configurations call the dropout of attention weights.
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+# And that of what a layer adds to the residual stream, or of the embeddings.
+_OTHER_DROPOUTS = ("resid_pdrop", "embd_pdrop")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ModelFamily:
     takes_attention: bool  # its attention function can be replaced
     changes_attention: bool  # it has soft caps, or layers that are not attention
     drops_attention: bool  # in training, it drops out attention weights
+    drops_others: bool  # in training, it drops out embeddings, or what a layer adds to the stream
     head_width: int
 
 
@@ -47,9 +49,9 @@ class OptimizationPlan:
     fused_lora_dtype: torch.dtype | None = None  # of its matrix products; None: PEFT's own layers
     draws_peft_masks: bool = True  # on a padded batch, dropout draws the masks that PEFT's layers draw
     triton_dequantize: bool = False
+    triton_operations: bool = False  # in explicit decoder layers
     varlen_kernels: tuple[VarlenKernel, ...] = ()  # the fastest first; none: batches are padded
-    liger: bool = False
-    fused_residuals: bool = False
+    explicit_decoder: bool = False  # all layers in one autograd function; else the others, one by one
     cuda_graphs: bool = False
     dequantized_cache: bool = False  # where enough memory is free
     optimizer_without_sync: bool = False
@@ -57,26 +59,36 @@ class OptimizationPlan:
 
 
 def plan_optimizations(
-    spec: JobSpec, device: Device, family: ModelFamily, path: TrainingPath, *, is_alone: bool = False
+    spec: JobSpec,
+    device: Device,
+    family: ModelFamily,
+    path: TrainingPath,
+    *,
+    is_alone: bool = False,
+    divides_base: bool = False,
 ) -> OptimizationPlan:
     """Every optimization that may apply to a spec without `auto` for batch size and checkpointing.
 
-    `is_alone`: no other process needs the device's memory while the job runs.
+    `is_alone`: no other process needs the device's memory while the job runs. `divides_base`: the devices of
+    the job divide the base model.
     """
     assert not automatic_settings.has_automatic_batch(spec.training)
     if path is TrainingPath.PLAIN:
         return OptimizationPlan(left_out=("all (TUNESMITH_TRAINING_PATH is plain)",))
+    if divides_base:
+        # They read weights outside the layers' `forward`, around which FSDP2 collects them (decision 54).
+        return OptimizationPlan(left_out=("all (devices divide the base model)",))
     optimizer = spec.training.optim
     lora_reason = _why_not_fused_lora(spec, device)
     padding_free_reason = _why_not_padding_free(spec, device, family)
-    liger_reason = _why_not_liger(family) if device.is_cuda else None
+    decoder_reason = lora_reason or padding_free_reason or _why_not_explicit(family)
     graphs_reason = _why_not_graphs(spec, padding_free_reason) if device.is_cuda else None
     reasons = [
         f"{name} ({reason})"
         for name, reason in (
             ("LoRA in one autograd function", lora_reason),
             ("padding-free batches", padding_free_reason),
-            ("Liger kernels", liger_reason),
+            ("explicit decoder layers", decoder_reason),
             ("CUDA graphs for short batches", graphs_reason),
         )
         if reason
@@ -87,8 +99,8 @@ def plan_optimizations(
         draws_peft_masks=spec.quantization.load_in_4bit or not device.is_cuda,
         triton_dequantize=device.is_cuda and spec.quantization.load_in_4bit,
         varlen_kernels=() if padding_free_reason else _GPU_KERNELS if device.is_cuda else ("row by row",),
-        liger=device.is_cuda and not liger_reason,
-        fused_residuals=device.is_cuda and family.name in _LIKE_LLAMA,
+        explicit_decoder=not decoder_reason,
+        triton_operations=device.is_cuda and not decoder_reason,
         cuda_graphs=device.is_cuda and not graphs_reason,
         dequantized_cache=is_alone and device.is_cuda and not lora_reason and spec.quantization.load_in_4bit,
         optimizer_without_sync=device.is_cuda and ("paged" in optimizer or "bnb" in optimizer),
@@ -107,6 +119,7 @@ def describe_family(model: PreTrainedModel) -> ModelFamily:
         changes_attention=bool(getattr(config, "attn_logit_softcapping", None))
         or not kinds <= {"full_attention", "sliding_attention"},
         drops_attention=any(getattr(config, name, None) for name in _ATTENTION_DROPOUTS),
+        drops_others=any(getattr(config, name, None) for name in _OTHER_DROPOUTS),
         head_width=largest(config, "head_dim") or config.hidden_size // heads,
     )
 
@@ -130,12 +143,10 @@ def _why_not_fused_lora(spec: JobSpec, device: Device) -> str | None:
     return None
 
 
-def _why_not_liger(family: ModelFamily) -> str | None:
-    if importlib.util.find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed"
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
-    return None if family.name in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger does not know {family.name}"
+def _why_not_explicit(family: ModelFamily) -> str | None:
+    if family.name not in reading.FAMILIES:
+        return f"{family.name} has other layers"
+    return "the base model's configuration sets a dropout of its own" if family.drops_others else None
 
 
 def _why_not_padding_free(spec: JobSpec, device: Device, family: ModelFamily) -> str | None:
@@ -169,7 +180,4 @@ def _why_not_graphs(spec: JobSpec, padding_free_reason: str | None) -> str | Non
         return "batches are padded"
     if training.gradient_checkpointing:
         return "gradient checkpointing is on"
-    rows, length = training.per_device_train_batch_size, training.max_seq_length
-    if training.packing and (length is None or int(rows) * length > MAX_GRAPH_TOKENS):
-        return "batches are long enough to keep the GPU busy"
     return None

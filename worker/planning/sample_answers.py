@@ -1,4 +1,7 @@
-"""How many sample answers a job generates, and about how long they take. Knows no model's weights."""
+"""How many sample answers a job generates, and about how long they take. Knows no model's weights.
+
+Those of the final evaluation, of base model and adapter to rows that were held out, are among them.
+"""
 
 from app.core.specs.job import TrainingSpec
 from worker.planning.memory_estimate import ModelShape
@@ -11,6 +14,27 @@ SAMPLED_ROWS = 3
 SHARE = 0.05
 # Answers that have not ended by then are cut.
 MAX_SECONDS = 60.0
+
+# The final evaluation has at most so many rows, and takes at most about so long.
+FINAL_ROWS = 20
+FINAL_SECONDS = 120.0
+
+# Each token would collect all weights from all devices.
+NO_ANSWERS = (
+    "The GPUs divide the base model, so the job makes no sample answers and no final evaluation. Evaluate "
+    "the finished adapter instead."
+)
+
+
+def estimate_final_seconds(
+    training: TrainingSpec, shape: ModelShape, settings: TimeSettings, *, evaluation_rows: int
+) -> float:
+    """About how long the final evaluation takes: its answers, next to which its losses take no time."""
+    if not evaluation_rows:
+        return 0.0
+    rows = min(FINAL_ROWS, evaluation_rows)
+    once = training.sample_max_new_tokens * estimate_token_seconds(shape, settings, rows=rows)
+    return min(2 * once, FINAL_SECONDS)
 
 
 def estimate_sample_seconds(

@@ -45,7 +45,7 @@ class TimeSettings:
     def plan(cls, job: PlannedJob, training: TrainingSpec) -> "TimeSettings":
         """From a job, and its settings without `auto`."""
         spec = job.spec.model_copy(update={"training": training})
-        optimizations = plan_optimizations(spec, job.device, job.family, job.path)
+        optimizations = plan_optimizations(spec, job.device, job.family, job.path, divides_base=job.parts > 1)
         return cls(
             rate=job.device.matrix_rate or _assume_rate(job.device),
             is_cuda=job.device.is_cuda,
@@ -82,6 +82,20 @@ def estimate_seconds(
     )
     first = min(steps, _STEPS_BEFORE_GRAPHS)
     return _FIRST_STEP_SECONDS + accumulation * (first * eager + (steps - first) * recorded)
+
+
+def estimate_reference_seconds(
+    shape: ModelShape,
+    settings: TimeSettings,
+    batches: Sequence[Sequence[int]],
+    *,
+    passes: int,
+    row_length: float,
+) -> float:
+    """The time of so many passes over batches like these, forward alone."""
+    whole = estimate_seconds(shape, settings, batches, steps=passes, row_length=row_length)
+    # As in count_operations: forward, the gradients of inputs, and with checkpointing forward once more.
+    return whole / (3 if settings.checkpointing else 2)
 
 
 def estimate_token_seconds(shape: ModelShape, settings: TimeSettings, *, rows: int) -> float:

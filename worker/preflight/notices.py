@@ -3,22 +3,29 @@
 from collections.abc import Iterator
 
 from app.core.engine.preflight import Lines, Notice, Preflight
-from app.core.specs.job import TrainingSpec
+from app.core.specs.job import JobSpec, TrainingSpec
+from worker.planning.sample_answers import NO_ANSWERS
+from worker.planning.strategy import advise_on_memory
 
 _MUCH_PADDING = 0.4
 _FEW_STEPS = 10
 _LINES_SHOWN = 20
 
 
-def find_notices(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]:
+def find_notices(answer: Preflight, spec: JobSpec) -> Iterator[Notice]:
     """Yield the notices, those that may stop the job first."""
-    yield from _warn_of_memory_and_disk(answer)
+    training = spec.training
+    yield from _warn_of_memory_and_disk(answer, spec)
+    if answer.chosen.strategy == "fsdp":
+        yield Notice(code="no_answers", message=NO_ANSWERS)
     yield from _warn_of_rows(answer, training)
     if answer.padding_share > _MUCH_PADDING:
+        cure = "training.packing or training.group_by_length"
+        if spec.preferences:
+            cure = "a lower training.per_device_train_batch_size, or training.group_by_length"
         yield Notice(
             code="much_padding",
-            message=f"{answer.padding_share:.0%} of what is computed is padding: set training.packing or "
-            "training.group_by_length.",
+            message=f"{answer.padding_share:.0%} of what is computed is padding: set {cure}.",
         )
     if answer.optimizer_steps < _FEW_STEPS:
         yield Notice(
@@ -28,15 +35,14 @@ def find_notices(answer: Preflight, training: TrainingSpec) -> Iterator[Notice]:
         )
 
 
-def _warn_of_memory_and_disk(answer: Preflight) -> Iterator[Notice]:
+def _warn_of_memory_and_disk(answer: Preflight, spec: JobSpec) -> Iterator[Notice]:
     needed, device, disk = answer.memory.total, answer.device, answer.disk
     disk_needed = disk.checkpoints + disk.adapter
     if not answer.fits:
         yield Notice(
             code="memory_short",
             message=f"The job needs about {_gb(needed)} of memory, and {_gb(device.free_bytes)} of "
-            f"{device.name} are free. Lower training.max_seq_length, the batch size or lora.r, or name a "
-            "smaller base model.",
+            f"{device.name} are free. {advise_on_memory(spec, answer.chosen.strategy)}",
         )
     if disk_needed > disk.free:
         yield Notice(

@@ -3,6 +3,7 @@
 Loads a tokenizer, never a model.
 """
 
+import math
 import shutil
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -27,13 +28,14 @@ from app.core.engine.preflight import (
     TokenFigures,
 )
 from app.core.engine.serving import Serving
-from app.core.specs.job import JobSpec, TrainingSpec
+from app.core.specs.job import TrainingSpec
 from worker.models import base_model, serving_path
-from worker.models.device import Device
 from worker.models.files import checkpoint_weights, description, fingerprint, location
 from worker.planning import automatic_settings, batch_size, model_checks, model_shape, time_estimate
 from worker.planning.memory_estimate import Memory, ModelShape
-from worker.planning.sample_answers import estimate_sample_seconds
+from worker.planning.preference_examples import needs_reference, without_dropout
+from worker.planning.sample_answers import estimate_final_seconds, estimate_sample_seconds
+from worker.planning.strategy import SharedJob, choose_strategy
 from worker.preflight.environment import NO_TEMPLATE, PreflightEnvironment, load_tokenizer
 from worker.preflight.notices import find_notices
 from worker.preflight.reading import Reading, read_dataset
@@ -55,6 +57,7 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
     Raises the errors that the job itself would fail with: InvalidRequest, NothingToLearn, BadTarget,
     ModelMissing…
     """
+    request = request.model_copy(update={"spec": without_dropout(request.spec)})
     spec, device = request.spec, environment.device
     automatic_settings.mixed_precision(spec.training, device)
     automatic_settings.check_modules_to_save(spec, device)
@@ -81,18 +84,13 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
     obstacles = job.serving_obstacles
     if obstacles:
         notices.append(Notice(code="general_path", message=serving_path.explain(obstacles)))
-    lengths = [len(row.input_ids) for row in reading.train]
-    packed_length = max_length if spec.training.packing else None
-    rows = batch_size.RowLengths.measure(
-        lengths, [row.trained_tokens for row in reading.train], packed_length=packed_length
-    )
-    chosen = batch_size.choose_batch_size(job, rows, free_bytes=environment.free_bytes)
-    sequences = pack_lengths(lengths, packed_length) if packed_length else lengths
-    schedule = make_schedule(sequences, chosen.training, sample_of=reading.scale)
+    lengths = [length for example in reading.examples for length, _learned in example]
+    shared, schedule = _plan(job, reading, max_length, free_bytes=environment.free_bytes)
+    job, chosen = shared.job, shared.batch
     answer = Preflight(
         rows=request.dataset.rows,
         sampled_rows=reading.rows_read if reading.is_sample else None,
-        training_rows=reading.extrapolate(len(reading.train)),
+        training_rows=reading.extrapolate(reading.training_rows),
         evaluation_rows=reading.evaluation_rows,
         tokens=count_tokens(lengths, reading),
         trained_token_share=reading.formatted.trained_tokens / reading.formatted.tokens,
@@ -105,7 +103,7 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
             name=device.name, memory_bytes=device.memory_bytes, free_bytes=environment.free_bytes
         ),
         fits=chosen.fits,
-        chosen=_chosen(spec, chosen, device, max_length),
+        chosen=_chosen(shared, max_length),
         disk=_disk_figures(job.shape, chosen, folder, environment),
         time=guess_time(
             schedule,
@@ -114,13 +112,38 @@ def run_preflight(request: PreflightRequest, environment: PreflightEnvironment) 
             job,
             chosen.training,
             evaluation_rows=reading.evaluation_rows,
+            evaluates=spec.evaluate,
         ),
         serving=Serving(
             path=ServingPath.GENERAL if obstacles else ServingPath.PAGED, reason=", ".join(obstacles) or None
         ),
         warnings=notices,
     )
-    return answer.model_copy(update={"warnings": [*notices, *find_notices(answer, spec.training)]})
+    return answer.model_copy(update={"warnings": [*notices, *find_notices(answer, spec)]})
+
+
+def _plan(
+    job: batch_size.PlannedJob, reading: Reading, max_length: int, *, free_bytes: int
+) -> tuple[SharedJob, Schedule]:
+    """The job as its devices share it, and its steps, with the rows that were read."""
+    packed_length = max_length if job.spec.training.packing else None
+    sequences = [[length for length, _learned in example] for example in reading.examples]
+    if packed_length is None:
+        rows = batch_size.RowLengths.measure_sequences(reading.examples)
+    else:
+        learned = [count for example in reading.examples for _length, count in example]
+        lengths = [length for of_row in sequences for length in of_row]
+        rows = batch_size.RowLengths.measure(lengths, learned, packed_length=packed_length)
+        sequences = [[length] for length in pack_lengths(lengths, packed_length)]
+    shared = choose_strategy(job, rows, free_bytes=free_bytes)
+    schedule = make_schedule(
+        [sum(of_row) for of_row in sequences],
+        shared.batch.training,
+        sample_of=reading.scale,
+        gpus=job.spec.resources.ranks,
+        sequences=sequences,
+    )
+    return shared, schedule
 
 
 def check_spec(request: CheckRequest, environment: PreflightEnvironment) -> Checked:
@@ -169,31 +192,65 @@ def guess_time(
     training: TrainingSpec,
     *,
     evaluation_rows: int = 0,
+    evaluates: bool = False,
 ) -> TimeFigures:
-    """The estimated time of a job with rows of these lengths, which are one of `scale` of all rows."""
+    """The estimated time of a job with rows of these lengths, which are one of `scale` of all rows.
+
+    `evaluates`: whether the job ends with an evaluation on the rows that it holds out.
+    """
     tokens = schedule.epochs * scale * sum(lengths)
     settings = time_estimate.TimeSettings.plan(job, training)
+    row_length = sum(length * length for length in lengths) / sum(lengths)
     seconds = time_estimate.estimate_seconds(
         job.shape,
         settings,
         schedule.batches,
         steps=schedule.optimizer_steps,
         accumulation=training.gradient_accumulation_steps,
-        row_length=sum(length * length for length in lengths) / sum(lengths),
+        row_length=row_length,
     )
-    sample_seconds = estimate_sample_seconds(
-        training,
-        job.shape,
-        settings,
-        evaluation_rows=evaluation_rows,
-        steps=schedule.optimizer_steps,
-        step_seconds=seconds,
-    )
+    sample_seconds = 0.0
+    # A job whose devices divide the base model generates no answers.
+    if job.parts == 1:
+        sample_seconds += estimate_sample_seconds(
+            training,
+            job.shape,
+            settings,
+            evaluation_rows=evaluation_rows,
+            steps=schedule.optimizer_steps,
+            step_seconds=seconds,
+        )
+    if job.parts == 1 and evaluates:
+        sample_seconds += estimate_final_seconds(
+            training, job.shape, settings, evaluation_rows=evaluation_rows
+        )
     return TimeFigures(
         seconds=seconds,
         sample_seconds=sample_seconds,
+        reference_seconds=_reference_seconds(job, settings, schedule, training, scale, row_length),
         tokens_per_second=tokens / seconds,
         basis="guess",
+    )
+
+
+def _reference_seconds(
+    job: batch_size.PlannedJob,
+    settings: time_estimate.TimeSettings,
+    schedule: Schedule,
+    training: TrainingSpec,
+    scale: float,
+    row_length: float,
+) -> float:
+    """The time of the reference log-probabilities: those of one epoch, or of fewer steps."""
+    if not needs_reference(job.spec.preferences):
+        return 0.0
+    all_passes = schedule.optimizer_steps * training.gradient_accumulation_steps
+    return time_estimate.estimate_reference_seconds(
+        job.shape,
+        settings,
+        schedule.batches,
+        passes=min(all_passes, math.ceil(scale * len(schedule.batches) / job.spec.resources.ranks)),
+        row_length=row_length,
     )
 
 
@@ -227,10 +284,11 @@ def _memory_figures(memory: Memory) -> MemoryFigures:
     )
 
 
-def _chosen(spec: JobSpec, chosen: batch_size.ChosenBatch, device: Device, max_length: int) -> Chosen:
+def _chosen(shared: SharedJob, max_length: int) -> Chosen:
+    spec, device = shared.job.spec, shared.job.device
     fp16, bf16 = automatic_settings.mixed_precision(spec.training, device)
     dtype = base_model.compute_dtype(automatic_settings.quantization(spec, device), device)
-    training = chosen.training
+    training = shared.batch.training
     return Chosen.model_validate(
         {
             "gradient_checkpointing": training.gradient_checkpointing,
@@ -239,6 +297,8 @@ def _chosen(spec: JobSpec, chosen: batch_size.ChosenBatch, device: Device, max_l
             "compute_dtype": str(dtype).removeprefix("torch."),
             "mixed_precision": "fp16" if fp16 else "bf16" if bf16 else "none",
             "max_seq_length": max_length,
+            "strategy": shared.strategy,
+            "strategy_reason": shared.reason,
         }
     )
 

@@ -22,17 +22,32 @@ class Schedule:
     batches: tuple[tuple[int, ...], ...]  # lengths of the sequences of each batch of the first epoch
 
 
-def make_schedule(lengths: Sequence[int], training: TrainingSpec, *, sample_of: float = 1.0) -> Schedule:
-    """The schedule for sequences of these lengths; they are a sample of `sample_of` times as many."""
+def make_schedule(
+    lengths: Sequence[int],
+    training: TrainingSpec,
+    *,
+    sample_of: float = 1.0,
+    gpus: int = 1,
+    sequences: Sequence[Sequence[int]] | None = None,
+) -> Schedule:
+    """The schedule for rows of these lengths; they are a sample of `sample_of` times as many.
+
+    `gpus`: devices that compute a step together, each its own batches.
+
+    `sequences`: the lengths of the sequences of each row, where a row is more than one.
+    """
     size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     assert size != "auto"
-    group_size = size * accumulation if training.group_by_length else None
+    group_size = size * accumulation * gpus if training.group_by_length else None
     order = order_rows(lengths, seed=training.seed, epoch=0, group_size=group_size)
-    in_order = [lengths[index] for index in order]
-    batches = tuple(tuple(in_order[start : start + size]) for start in range(0, len(order), size))
+    in_order = [sequences[index] if sequences else (lengths[index],) for index in order]
+    batches = tuple(
+        tuple(length for row in in_order[start : start + size] for length in row)
+        for start in range(0, len(order), size)
+    )
     computed = sum(len(batch) * max(batch) for batch in batches)
     passes = math.ceil(round(len(lengths) * sample_of) / size)
-    steps_in_epoch = max(1, math.ceil(passes / accumulation))
+    steps_in_epoch = max(1, math.ceil(passes / (accumulation * gpus)))
     steps = (
         training.max_steps
         if training.max_steps > 0

@@ -1,8 +1,11 @@
-"""HTTP routes of the engine for preflights and previews, which run in the background process."""
+"""HTTP routes of the engine for preflights and previews, which run in the background process.
+
+The work is named and not imported: the engine's start would wait for its libraries (datasets, pandas, TRL).
+"""
 
 import logging
+import pkgutil
 from collections.abc import Callable
-from typing import TypeVar
 
 import anyio.to_thread
 from pydantic import BaseModel, ValidationError
@@ -19,9 +22,6 @@ from app.core.errors.engine import EngineFailed
 from app.core.errors.jobs import JobFailure
 from worker.preflight.background_process import BackgroundProcess
 from worker.preflight.environment import PreflightEnvironment
-from worker.preflight.fit import estimate_fit
-from worker.preflight.preview import run_preview
-from worker.preflight.report import check_spec, find_memory_fit, run_preflight
 from worker.processes.http_replies import as_json, is_authorized, malformed, unauthorized
 from worker.templates.rendering.pool import shared_pool
 
@@ -29,9 +29,16 @@ _log = logging.getLogger(__name__)
 _STATUS = {"invalid": 422, "not_found": 404, "unavailable": 503, "internal": 500}
 _RETRY_AFTER_SECONDS = 5
 _RENDERING_SECONDS = 60
+# Where every row of a dataset is rendered.
+_RENDERING_ALL_SECONDS = 600
 
-RequestT = TypeVar("RequestT", bound=BaseModel)
-Work = Callable[[RequestT, PreflightEnvironment], BaseModel]
+# Functions of a request and an environment, as `module:function`.
+RUN_PREFLIGHT = "worker.preflight.report:run_preflight"
+CHECK_SPEC = "worker.preflight.report:check_spec"
+FIND_MEMORY_FIT = "worker.preflight.report:find_memory_fit"
+ESTIMATE_FIT = "worker.preflight.fit:estimate_fit"
+RUN_PREVIEW = "worker.preflight.preview:run_preview"
+FIND_HELD_OUT = "worker.preflight.held_out:find_held_out"
 
 
 class PreflightService:
@@ -57,6 +64,7 @@ class PreflightService:
             Route("/check", self._check, methods=["POST"]),
             Route("/fit", self._fit, methods=["POST"]),
             Route("/room", self._memory_fit, methods=["POST"]),
+            Route("/held_out", self._held_out, methods=["POST"]),
         ]
 
     def close(self) -> None:
@@ -64,28 +72,39 @@ class PreflightService:
         self._process.close()
 
     async def _preflight(self, request: Request) -> Response:
-        return await self._answer(request, PreflightRequest, run_preflight, self._find_environment)
+        return await self._answer(request, PreflightRequest, RUN_PREFLIGHT, self._find_environment)
 
     async def _check(self, request: Request) -> Response:
-        return await self._answer(request, CheckRequest, check_spec, self._find_environment)
+        return await self._answer(request, CheckRequest, CHECK_SPEC, self._find_environment)
 
     async def _fit(self, request: Request) -> Response:
-        return await self._answer(request, FitRequest, estimate_fit, self._find_environment)
+        return await self._answer(request, FitRequest, ESTIMATE_FIT, self._find_environment)
 
     async def _preview(self, request: Request) -> Response:
-        return await self._answer(request, PreviewRequest, run_preview, self._find_environment)
+        return await self._answer(request, PreviewRequest, RUN_PREVIEW, self._find_environment)
 
     async def _memory_fit(self, request: Request) -> Response:
         return await self._answer(
-            request, PreflightRequest, find_memory_fit, self._find_environment_coexisting
+            request, PreflightRequest, FIND_MEMORY_FIT, self._find_environment_coexisting
+        )
+
+    async def _held_out(self, request: Request) -> Response:
+        return await self._answer(
+            request,
+            PreflightRequest,
+            FIND_HELD_OUT,
+            self._find_environment,
+            rendering_seconds=_RENDERING_ALL_SECONDS,
         )
 
     async def _answer(
         self,
         request: Request,
-        kind: type[RequestT],
-        work: Work[RequestT],
+        kind: type[BaseModel],
+        work: str,
         find_environment: Callable[[], PreflightEnvironment],
+        *,
+        rendering_seconds: float = _RENDERING_SECONDS,
     ) -> Response:
         if not is_authorized(request, self._token):
             return unauthorized()
@@ -95,21 +114,27 @@ class PreflightService:
             return malformed(error)
         environment = await anyio.to_thread.run_sync(find_environment)
         try:
-            result = await self._process.run(run_safely, work, parsed, environment)
+            result = await self._process.run(run_safely, work, parsed, environment, rendering_seconds)
         except TunesmithError as error:
             result = failed(error)
         status = _STATUS[result.kind] if isinstance(result, Failed) else 200
         return as_json(result, status)
 
 
-def run_safely(work: Work[RequestT], request: RequestT, environment: PreflightEnvironment) -> BaseModel:
-    """In the background process: run the work and return its result or its failure.
+def run_safely(
+    work: str,
+    request: BaseModel,
+    environment: PreflightEnvironment,
+    rendering_seconds: float = _RENDERING_SECONDS,
+) -> BaseModel:
+    """In the background process: run the work of this name and return its result or its failure.
 
     An exception would lose its hint on the way to the engine's process.
     """
     try:
-        with shared_pool().limit_total(_RENDERING_SECONDS):
-            return work(request, environment)
+        with shared_pool().limit_total(rendering_seconds):
+            found: BaseModel = pkgutil.resolve_name(work)(request, environment)
+            return found
     except TunesmithError as error:
         return failed(error)
     except MemoryError:

@@ -31,7 +31,11 @@ class ParentLink:
 
     def watch(self, on_stop: Callable[[], None]) -> None:
         """Call `on_stop`, in another thread, when the worker asks for a stop; end with the worker."""
-        threading.Thread(target=self._watch, args=(on_stop,), daemon=True, name="parent-link").start()
+        self.watch_lines(lambda _line: on_stop())
+
+    def watch_lines(self, on_line: Callable[[bytes], None]) -> None:
+        """Call `on_line`, in another thread, with each further line of the worker; end with the worker."""
+        threading.Thread(target=self._watch, args=(on_line,), daemon=True, name="parent-link").start()
 
     def send(self, report: BaseModel) -> None:
         """Send one report; ends the process where the worker is gone."""
@@ -41,8 +45,8 @@ class ParentLink:
             except BrokenPipeError:
                 os._exit(1)
 
-    def _watch(self, on_stop: Callable[[], None]) -> None:
-        while self._requests.readline():
-            on_stop()
+    def _watch(self, on_line: Callable[[bytes], None]) -> None:
+        while line := self._requests.readline():
+            on_line(line)
         # An orphan would keep the GPU from the next worker, so the process ends without any cleanup.
         os._exit(1)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -78,6 +79,10 @@ class ChildProcess:
         self.log_path = log_path
         return self._send_request(request)
 
+    def send(self, message: BaseModel) -> bool:
+        """Send a further message; returns whether the child was alive to get it."""
+        return self._send_request(message)
+
     def ask_to_stop(self) -> None:
         """Ask the child to finish its present step and end."""
         self._write(STOP)
@@ -90,8 +95,10 @@ class ChildProcess:
             return None
 
     def kill(self) -> None:
-        """Kill the child and wait until it is gone, so that its memory is free."""
-        self._process.kill()
+        """Kill the child and all processes of its group, and wait until the child is gone."""
+        if self._process.poll() is None:
+            # The child is the group's leader (`start_new_session`) and not reaped, so its id is its own.
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def close(self) -> None:

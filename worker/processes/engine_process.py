@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from app.core.engine.preflight import MemoryFit, PreflightRequest
 from app.core.engine.state import EngineHealth, EngineState
-from app.core.settings import Settings
+from app.core.settings import EngineKind, Settings
 from worker.processes.child_process import ChildProcess
-from worker.processes.reports import EngineRequest, Listening
+from worker.processes.reports import EngineRequest, Listening, StateChanged, VllmTarget
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +41,33 @@ _LAST_RESTART_SECONDS = 30.0
 
 
 class EngineProcess:
-    """The one engine of this worker. `on_change` is called when its address or what it serves changes."""
+    """An engine of this worker. `on_change` is called when its address or what it serves changes."""
 
     def __init__(
-        self, settings: Settings, on_change: Callable[[], None], *, module: str = ENGINE_MODULE
+        self,
+        settings: Settings,
+        on_change: Callable[[], None],
+        *,
+        module: str = ENGINE_MODULE,
+        name: str = "engine",
     ) -> None:
         self._settings = settings
         self._on_change = on_change
         self._module = module
         self._token = secrets.token_urlsafe(32)
+        self._log_path = settings.data_dir / "logs" / f"{name}.log"
         self._device: dict[str, Any] = {}
+        self._environment: dict[str, str] = {}
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._port: int | None = None
-        # The path and body of the request that makes room for a job; sent again after a restart.
-        self._sharing_request: tuple[str, dict[str, str | int]] | None = None
+        # For each job on the device, the bytes that it needs there; None: all. Sent again after a restart.
+        self._reserved: dict[str, int | None] = {}
         self._child: ChildProcess | None = None
         # Why the engine that listens is not usable; None while it moves.
         self.problem: str | None = None
+        # Whether a base model is being loaded, as the engine itself has reported.
+        self._is_loading = False
         self._thread = threading.Thread(target=self._keep_running, daemon=True, name="engine process")
 
     @property
@@ -71,9 +80,13 @@ class EngineProcess:
         """What the API must send as its bearer token."""
         return self._token
 
-    def start(self, device: Mapping[str, Any]) -> None:
-        """Start the process on the device as it was described, without waiting until it listens."""
+    def start(self, device: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> None:
+        """Start the process on the device as it was described, without waiting until it listens.
+
+        `environment` is that of a process that sees this device alone.
+        """
         self._device = dict(device)
+        self._environment = dict(environment or {})
         self._thread.start()
 
     def stop(self) -> None:
@@ -105,31 +118,38 @@ class EngineProcess:
             return None
         return MemoryFit.model_validate_json(response.content) if response else None
 
+    def unload(self, adapter_ids: list[str]) -> None:
+        """Have an external engine unload adapters that are deleted. Where it can't now, it is asked again."""
+        try:
+            self._call("POST", "/adapters/unload", json={"adapter_ids": adapter_ids}, timeout=_PAUSE_SECONDS)
+        except httpx.HTTPError as error:
+            log.warning("Deleted adapters can't be unloaded now: %s", error)
+
     @contextmanager
     def sharing(self, job_id: str, reserved_bytes: int) -> Iterator[None]:
         """Have the engine leave so much of the device to a job while the context lasts."""
-        with self._requesting("/share", {"job_id": job_id, "reserved_bytes": reserved_bytes}):
+        with self._reserving(job_id, reserved_bytes):
             yield
 
     @contextmanager
     def paused(self, job_id: str) -> Iterator[None]:
         """Have the engine leave the device to a job while the context lasts."""
-        with self._requesting("/pause", {"job_id": job_id}):
+        with self._reserving(job_id, None):
             yield
 
     @contextmanager
-    def _requesting(self, path: str, body: dict[str, str | int]) -> Iterator[None]:
-        self._set_sharing_request((path, body))
+    def _reserving(self, job_id: str, reserved_bytes: int | None) -> Iterator[None]:
+        self._change_reservations(lambda: self._reserved.update({job_id: reserved_bytes}))
         try:
             yield
         finally:
-            self._set_sharing_request(None)
+            self._change_reservations(lambda: self._reserved.pop(job_id, None))
 
-    def _set_sharing_request(self, request: tuple[str, dict[str, str | int]] | None) -> None:
+    def _change_reservations(self, change: Callable[[], object]) -> None:
         with self._lock:
-            self._sharing_request = request
+            change()
             try:
-                self._send_sharing_request()
+                self._send_reservations()
             except httpx.HTTPError:
                 # It must not keep a job waiting; the restarted engine gets the request.
                 log.exception("The engine did not answer; restarting it")
@@ -137,9 +157,20 @@ class EngineProcess:
                     self._child.kill()
         self._on_change()
 
-    def _send_sharing_request(self) -> None:
-        path, body = self._sharing_request or ("/resume", None)
-        self._call("POST", path, json=body, timeout=_PAUSE_SECONDS)
+    def _send_reservations(self) -> None:
+        """Have the engine pause where a job needs the whole device, else leave what all need together.
+
+        Its state names the newest job, which may wait for that.
+        """
+        newest = next(reversed(self._reserved), None)
+        if None in self._reserved.values():
+            self._call("POST", "/pause", json={"job_id": newest}, timeout=_PAUSE_SECONDS)
+            return
+        self._call("POST", "/resume", timeout=_PAUSE_SECONDS)
+        if newest is not None:
+            total = sum(count or 0 for count in self._reserved.values())
+            share = {"job_id": newest, "reserved_bytes": total}
+            self._call("POST", "/share", json=share, timeout=_PAUSE_SECONDS)
 
     def _keep_running(self) -> None:
         delay_seconds = _FIRST_RESTART_SECONDS
@@ -155,18 +186,20 @@ class EngineProcess:
 
     def _run_once(self) -> bool:
         """Run one engine process to its end; returns whether it ever listened."""
-        child = ChildProcess(self._module, self._request(), self._settings.data_dir / "logs" / "engine.log")
+        child = ChildProcess(self._module, self._request(), self._log_path, environment=self._environment)
         self._child = child
         line = _first_report(child)
         if line is not None:
             self._on_listening(Listening.model_validate_json(line).port)
             watching = threading.Thread(target=self._watch, args=(child,), daemon=True, name="engine watch")
             watching.start()
-            while child.reports.get() is not None:
+            while (report := child.reports.get()) is not None:
+                self._is_loading = StateChanged.model_validate_json(report).is_loading
                 # Its state has changed: the API should not have to wait for the next heartbeat.
                 self._on_change()
             watching.join()
         self._port = self.problem = None
+        self._is_loading = False
         self._on_change()
         status = child.wait()
         child.close()
@@ -175,25 +208,32 @@ class EngineProcess:
         return line is not None
 
     def _watch(self, child: ChildProcess) -> None:
-        """Kill the child once it has not moved for as long as the settings allow."""
-        health, stalled_seconds, looked_at = EngineHealth(), 0.0, time.monotonic()
+        """Kill the child once it has been silent, or has not moved, for as long as the settings allow."""
+        silent_seconds = stalled_seconds = 0.0
+        looked_at = time.monotonic()
         while child.exit_status is None and not self._stopping.wait(_WATCH_SECONDS):
-            found = self._read_health()
-            health, problem = found or health, _describe_stall(found)
+            health = self._read_health()
+            stall = _describe_stall(health)
+            problem = stall or (health.problem if health else None)
             now = time.monotonic()
             # Not more than a look takes: this process may have been stopped meanwhile itself.
             passed_seconds, looked_at = min(now - looked_at, _WATCH_SECONDS + _HEALTH_SECONDS), now
-            stalled_seconds = stalled_seconds + passed_seconds if problem else 0.0
+            silent_seconds = silent_seconds + passed_seconds if health is None else 0.0
+            stalled_seconds = stalled_seconds + passed_seconds if stall else 0.0
             if (self.problem is None) != (problem is None):
                 log.log(logging.WARNING if problem else logging.INFO, problem or "The engine moves again")
                 self.problem = problem
                 self._on_change()
-            limit_seconds = self._settings.engine_stall_seconds
-            if stalled_seconds >= (
-                max(limit_seconds, _LOADING_SECONDS) if health.is_loading else limit_seconds
-            ):
+            if self._is_over(silent_seconds, stalled_seconds):
                 log.error("The engine has not moved for %.0f s; killing it", stalled_seconds)
                 child.kill()
+
+    def _is_over(self, silent_seconds: float, stalled_seconds: float) -> bool:
+        settings = self._settings
+        limits = (settings.engine_silent_seconds, settings.engine_stall_seconds)
+        if self._is_loading:
+            limits = (max(limits[0], _LOADING_SECONDS), max(limits[1], _LOADING_SECONDS))
+        return silent_seconds >= limits[0] or stalled_seconds >= limits[1]
 
     def _read_health(self) -> EngineHealth | None:
         """The engine's health; None where it is silent, or sends what no engine would send."""
@@ -206,8 +246,8 @@ class EngineProcess:
     def _on_listening(self, port: int) -> None:
         with self._lock:
             self._port = port
-            if self._sharing_request is not None:
-                self._send_sharing_request()
+            if self._reserved:
+                self._send_reservations()
         log.info("The engine listens on port %d", port)
         self._on_change()
 
@@ -219,8 +259,10 @@ class EngineProcess:
             token=self._token,
             models_folder=settings.models_folder,
             artifacts_url=settings.artifacts_url,
-            cache_folder=settings.data_dir / "cache",
+            cache_folder=settings.cache_folder,
+            cache_bytes=settings.cache_bytes,
             device=self._device,
+            vllm=_vllm_target(settings),
             standby=settings.training_standby,
             max_rows=settings.engine_max_rows,
             adapter_slots=settings.engine_adapter_slots,
@@ -229,6 +271,7 @@ class EngineProcess:
             max_base_models=settings.engine_max_base_models,
             switch_wait_seconds=settings.engine_switch_wait_seconds,
             weights=settings.engine_weights,
+            speculation=settings.engine_speculation,
             gpu_policy=settings.gpu_policy,
             training_path=settings.training_path,
         )
@@ -250,6 +293,13 @@ class EngineProcess:
             return self._settings.engine_url
         reachable = socket.gethostname() if host in ("0.0.0.0", "::") else host
         return f"http://{reachable}:{self._port}"
+
+
+def _vllm_target(settings: Settings) -> VllmTarget | None:
+    if settings.engine is not EngineKind.VLLM:
+        return None
+    key = settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None
+    return VllmTarget(url=settings.vllm_url, api_key=key, adapters_folder=settings.vllm_adapters_dir)
 
 
 def _describe_stall(health: EngineHealth | None) -> str | None:

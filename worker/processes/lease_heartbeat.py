@@ -10,11 +10,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.core.errors.work import LeaseLost
 from app.core.storage.database import Database
+from app.core.storage.outages import describe, is_unavailable
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +46,20 @@ class LeaseHeartbeat:
         return self._lost.is_set() or time.monotonic() - self._renewed_at > self._lease_seconds
 
     def write(self, change: Callable[[Session], object]) -> None:
-        """Run `change` in a transaction, again while the database is away. Raises LeaseLost."""
+        """Run `change` in a transaction, again while the database is away.
+
+        Raises LeaseLost, and any error that would come again, such as that of a value that does not fit.
+        """
         while True:
             try:
                 with self._database.transaction() as session:
                     change(session)
                 return
-            except DBAPIError as error:
+            except SQLAlchemyError as error:
+                if not is_unavailable(error):
+                    raise
                 if self.is_lost:
                     raise LeaseLost(f"{self._what}: the database was away for too long.") from error
-                log.warning("%s: could not write, trying again: %s", self._what, error.orig)
                 self._closing.wait(_RETRY_SECONDS)
 
     def __enter__(self) -> Self:
@@ -78,5 +83,6 @@ class LeaseHeartbeat:
             except LeaseLost:
                 self._lost.set()
                 return
-            except DBAPIError as error:
-                log.warning("%s: heartbeat failed, trying again: %s", self._what, error.orig)
+            except SQLAlchemyError as error:
+                if not is_unavailable(error):
+                    log.warning("%s: the lease could not be extended: %s", self._what, describe(error))

@@ -1,10 +1,11 @@
 """A training process that is started before its job, so that a job need not wait for imports.
 
-Knows nothing of jobs, and no torch. Used from one thread.
+Knows nothing of jobs, and no torch. May be used from several threads.
 """
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,6 +16,8 @@ from worker.processes.child_process import ChildProcess
 log = logging.getLogger(__name__)
 
 TRAINING_MODULE = "worker.training.run"
+DRIVER_MODULE = "worker.training.hosts.driver"  # of jobs over several hosts
+LAUNCHER_MODULE = "worker.training.ranks.launcher"  # of jobs over several devices
 _PREFIX = "standby-"
 
 
@@ -27,28 +30,43 @@ class PrewarmedTrainer:
         self._is_wanted = settings.training_standby
         self._is_due = self._is_wanted
         self._waiting: ChildProcess | None = None
+        self._environment: dict[str, str] = {}
+        self._lock = threading.Lock()
 
-    def prepare(self) -> None:
-        """Start the process for the next job, once for each job.
+    def prepare(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start the process for the next job, in this environment, once for each job.
 
         A process that has died meanwhile is not replaced: what it died of, an import or a lack of memory, may
         kill its successor too.
         """
-        if not self._is_due:
-            return
-        self._is_due = False
-        try:
-            self._log_path.unlink(missing_ok=True)
-            self._waiting = ChildProcess(self._module, None, self._log_path)
-        except OSError as error:
-            log.warning("No process waits for the next job: %s", error)
+        with self._lock:
+            if not self._is_due:
+                return
+            self._is_due = False
+            try:
+                self._log_path.unlink(missing_ok=True)
+                self._waiting = ChildProcess(self._module, None, self._log_path, environment=environment)
+                self._environment = dict(environment or {})
+            except OSError as error:
+                log.warning("No process waits for the next job: %s", error)
 
-    def start(self, request: BaseModel, log_path: Path) -> ChildProcess:
-        """A process with this request: the prewarmed one, or else a new one. Raises OSError."""
-        waiting = self._waiting
-        self._waiting, self._is_due = None, self._is_wanted
+    def start(
+        self, request: BaseModel, log_path: Path, *, environment: Mapping[str, str] | None = None
+    ) -> ChildProcess:
+        """A process with this request: the prewarmed one, or else a new one. Raises OSError.
+
+        A process sees the devices of the environment in which it was started, so it is of no use in another.
+        """
+        environment = dict(environment or {})
+        with self._lock:
+            is_fit = self._environment == environment
+            waiting = self._waiting if is_fit else None
+            if is_fit:
+                self._waiting = None
+            if self._waiting is None:
+                self._is_due = self._is_wanted
         if waiting is None:
-            return ChildProcess(self._module, request, log_path)
+            return ChildProcess(self._module, request, log_path, environment=environment)
         try:
             if waiting.begin(request, log_path):
                 return waiting
@@ -57,12 +75,12 @@ class PrewarmedTrainer:
             reason = f"can't be used: {error}"
         log.warning("The process that waited for a job %s", reason)
         self._end(waiting)
-        return ChildProcess(self._module, request, log_path)
+        return ChildProcess(self._module, request, log_path, environment=environment)
 
     def close(self) -> None:
         """Kill the prewarmed process: it has no state to save."""
-        waiting = self._waiting
-        self._waiting, self._is_due = None, False
+        with self._lock:
+            waiting, self._waiting, self._is_due = self._waiting, None, False
         if waiting:
             self._end(waiting)
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from app.core.datasets.rows import DatasetFormat
 from app.core.datasets.unused_fields import UnusedField
 from app.core.jobs.events import AnyEventData, Evaluation, Metrics
-from app.core.settings import EngineWeights, GpuPolicy, TrainingPath
+from app.core.settings import EngineSpeculation, EngineWeights, GpuPolicy, TrainingPath
 from app.core.specs.job import JobSpec
 from app.core.specs.states import Phase
 
@@ -64,6 +64,10 @@ class TrainingRequest(ProcessMessage):
     job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")
     output_folder: Path = Field(description="Where the finished adapter goes; does not exist yet.")
     path: TrainingPath = TrainingPath.AUTO
+    cpu_ranks: int = Field(1, description="Processes of a job where the machine has no GPU, at most.")
+    ray_address: str = Field("", description="The Ray cluster of jobs over several hosts.")
+    train_rows_at_once: int | None = Field(None, description="Rows in a pass at most; null: as the job asks.")
+    eval_rows_at_once: int | None = Field(None, description="The same for passes of an evaluation.")
     is_alone: bool = Field(False, description="The device is the job's alone for as long as it trains.")
     last_point: CurvePoint | None = Field(
         None, description="The point of the loss curve that was recorded last, by an earlier attempt."
@@ -128,6 +132,14 @@ report_adapter: TypeAdapter[Report] = TypeAdapter(Report)
 STOP = b"stop\n"
 
 
+class VllmTarget(ProcessMessage):
+    """An external vLLM that generates, and a folder of adapters that it reads too, if there is one."""
+
+    url: str
+    api_key: str | None = None
+    adapters_folder: Path | None = None
+
+
 class EngineRequest(ProcessMessage):
     """Everything the engine process needs to know."""
 
@@ -137,8 +149,10 @@ class EngineRequest(ProcessMessage):
     models_folder: Path
     artifacts_url: str
     cache_folder: Path = Field(description="For copies of adapters that live in an object store.")
+    cache_bytes: int | None = Field(None, description="Size of those copies at most; null: any.")
     device: dict[str, Any] = Field({}, description="As `worker.models.device` prints it; empty: unknown.")
     standby: bool = Field(False, description="Start and warm up the process of preflights before the first.")
+    vllm: VllmTarget | None = Field(None, description="Who generates; null: this process.")
     # These are settings; app/core/settings.py describes them.
     max_rows: int | None = None
     adapter_slots: int = 8
@@ -147,6 +161,7 @@ class EngineRequest(ProcessMessage):
     max_base_models: int = 1
     switch_wait_seconds: float = 600.0
     weights: EngineWeights = EngineWeights.AUTO
+    speculation: EngineSpeculation = EngineSpeculation.AUTO
     gpu_policy: GpuPolicy = GpuPolicy.AUTO
     training_path: TrainingPath = TrainingPath.AUTO
 
@@ -159,6 +174,10 @@ class Listening(ProcessMessage):
 
 
 class StateChanged(ProcessMessage):
-    """The engine's state has changed; GET /state returns it."""
+    """The engine's state has changed; GET /state returns it.
+
+    `is_loading`: a base model is being loaded, while libraries may hold the interpreter's lock for long.
+    """
 
     type: Literal["state_changed"] = "state_changed"
+    is_loading: bool = False

@@ -51,7 +51,7 @@ def deliver(
     size_bytes = store.put_folder(artifact, saved.folder)
     heartbeat.write(add)
     for key in deleted:
-        store.delete(key)
+        store.discard(key)
     shutil.rmtree(saved.folder, ignore_errors=True)
 
 

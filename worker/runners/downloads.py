@@ -33,6 +33,7 @@ class DownloadHandler(WorkHandler[DownloadLease, DownloadReport, Downloaded]):
     queue = download_queue
     reports = download_report_adapter
     disk_full = ModelDiskFull()
+    failure_code = "download_failed"
 
     def __init__(
         self, settings: Settings, on_change: Callable[[], None], *, module: str = DOWNLOADING_MODULE
@@ -61,17 +62,10 @@ class DownloadHandler(WorkHandler[DownloadLease, DownloadReport, Downloaded]):
         assert isinstance(last, Downloading)
         download_queue.record(session, lease, done_bytes=last.done_bytes, total_bytes=last.total_bytes)
 
-    def artifact(self, lease: DownloadLease) -> str:
-        """A key under which nothing is stored: the model is in the Hub's cache."""
-        return f"downloads/{lease.key}/{lease.token}"
-
     def deliver(
         self, lease: DownloadLease, result: Downloaded, announce: Callable[[DownloadReport], None]
     ) -> Callable[[Session], None]:
         return lambda session: download_queue.finish(session, lease, total_bytes=result.total_bytes)
-
-    def explain(self, error: Exception) -> WorkFailure:
-        return WorkFailure("download_failed", f"The worker failed: {error}", "See the worker's log.")
 
     def explain_death(self, child: ChildProcess) -> WorkFailure:
         message = f"The downloading process {child.describe_death()}"

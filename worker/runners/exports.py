@@ -5,23 +5,34 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.core.adapters import records as adapter_records
 from app.core.datasets import records as dataset_records
+from app.core.engine import base_models
 from app.core.errors import NotFound, TunesmithError
 from app.core.errors.exports import ExportDiskFull, ExportFailure
 from app.core.exports import records as export_records
-from app.core.exports.queue import ComparedFailure, ExportLease, ExportResult, export_queue
+from app.core.exports.queue import (
+    ComparedFailure,
+    ExportingWorker,
+    ExportLease,
+    ExportQueue,
+    ExportResult,
+    export_queue,
+)
+from app.core.jobs import pushes
 from app.core.settings import Settings
+from app.core.specs.export import CalibratedSpec
 from app.core.specs.job import QuantizationSpec
 from app.core.specs.states import ExportPhase, ExportState
 from app.core.storage import tables
+from app.core.storage.artifact_cache import ArtifactCache
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from app.core.work.failures import WorkFailure
@@ -33,6 +44,7 @@ from worker.exports.reports import (
     ExportRequest,
     export_report_adapter,
 )
+from worker.models.files import hub_cache
 from worker.processes.child_process import ChildProcess
 from worker.runners.work_handler import WorkHandler
 from worker.runners.work_runner import WorkRunner
@@ -44,6 +56,12 @@ _MERGED = "merged"
 _SWEEP_SECONDS = 60.0
 # An empty list of devices: the GPU is training's. The child gives way to other threads, see run.py.
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
+# Gives an export, by its id, a GPU that nothing else is on, as CUDA_VISIBLE_DEVICES takes it; None: no such.
+IdleGpu = Callable[[str], AbstractContextManager[str | None]]
+
+
+def _find_no_gpu(_export_id: str) -> AbstractContextManager[str | None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -55,22 +73,29 @@ class _ExportInputs:
 class ExportHandler(WorkHandler[ExportLease, ExportReport, Exported]):
     """Exports. A merged model stays between attempts, so that a further one need not merge again."""
 
-    queue = export_queue
     reports = export_report_adapter
     disk_full = ExportDiskFull(hint="Free some space, then retry: a complete merge is kept.")
+    failure_code = "export_failed"
 
     def __init__(
         self,
         settings: Settings,
         database: Database,
         store: ArtifactStore,
+        idle_gpu: IdleGpu = _find_no_gpu,
         *,
         module: str = EXPORTING_MODULE,
     ) -> None:
         self.stop_grace_seconds = settings.cancel_grace_seconds
+        worker = ExportingWorker(
+            lambda: base_models.find_names(settings), hub_cache.has_token, settings.lease_seconds
+        )
+        self._exports = ExportQueue(worker, on_end=pushes.record_end)
+        self.queue = self._exports
         self._settings = settings
         self._database = database
         self._store = store
+        self._idle_gpu = idle_gpu
         self._module = module
         self._root = settings.data_dir / "exports"
         self._swept_at = -math.inf
@@ -82,9 +107,14 @@ class ExportHandler(WorkHandler[ExportLease, ExportReport, Exported]):
     def start(self, lease: ExportLease) -> Iterator[ChildProcess]:
         log.info("Export %s: adapter %s as %s", lease.export_id, lease.adapter_id, lease.spec.format)
         self._sweep()
-        self._folder(lease).mkdir(parents=True)
+        self._folder(lease).mkdir(parents=True, exist_ok=True)
         log_path = self._settings.data_dir / "logs" / "exports.log"
-        yield ChildProcess(self._module, self._make_request(lease), log_path, environment=_ENVIRONMENT)
+        with ExitStack() as hold:
+            request = self._make_request(lease, hold)
+            if isinstance(lease.spec, CalibratedSpec):
+                gpu = hold.enter_context(self._idle_gpu(lease.export_id))
+                request = request.model_copy(update={"gpu": gpu})
+            yield ChildProcess(self._module, request, log_path, environment=_ENVIRONMENT)
 
     def find_ending(self, report: ExportReport) -> Exported | WorkFailure | None:
         if isinstance(report, ExportFailed):
@@ -104,7 +134,7 @@ class ExportHandler(WorkHandler[ExportLease, ExportReport, Exported]):
         try:
             with self._database.snapshot() as session:
                 row = session.get(tables.ExportRow, lease.export_id)
-        except DBAPIError:
+        except SQLAlchemyError:
             return False
         return row is None or ExportState(row.state).has_ended
 
@@ -118,15 +148,10 @@ class ExportHandler(WorkHandler[ExportLease, ExportReport, Exported]):
             announce(Exporting(phase=ExportPhase.STORING, progress=done / len(result.files)))
             self._store.put_file(f"{lease.artifact}/{file.name}", result.folder / file.name)
         found = ExportResult(result.files, result.agreement, result.notes, result.url)
-        return lambda session: export_queue.finish(session, lease, found)
+        return lambda session: self._exports.finish(session, lease, found)
 
     def delivered(self, lease: ExportLease) -> None:
         shutil.rmtree(self._root / lease.export_id, ignore_errors=True)
-
-    def explain(self, error: Exception) -> WorkFailure:
-        if isinstance(error, TunesmithError):
-            return WorkFailure.of(error)
-        return WorkFailure("export_failed", f"The worker failed: {error}", "See the worker's log.")
 
     def explain_death(self, child: ChildProcess) -> WorkFailure:
         message = f"The exporting process {child.describe_death()}"
@@ -169,14 +194,14 @@ class ExportHandler(WorkHandler[ExportLease, ExportReport, Exported]):
     def _folder(self, lease: ExportLease) -> Path:
         return self._root / lease.export_id / lease.token
 
-    def _make_request(self, lease: ExportLease) -> ExportRequest:
+    def _make_request(self, lease: ExportLease, hold: ExitStack) -> ExportRequest:
         """The child's request. Raises ExportFailure where the adapter is gone."""
         with self._database.snapshot() as session:
             inputs = _find_inputs(session, lease)
         try:
-            cache = self._settings.data_dir / "cache"
-            folder = self._store.fetch(inputs.adapter.artifact, cache)
-            dataset = self._store.fetch(inputs.dataset.artifact, cache) if inputs.dataset else None
+            cache = ArtifactCache(self._settings.cache_folder, self._settings.cache_bytes)
+            folder = self._store.fetch(inputs.adapter.artifact, cache, hold)
+            dataset = self._store.fetch(inputs.dataset.artifact, cache, hold) if inputs.dataset else None
         except FileNotFoundError as error:
             raise ExportFailure(f"The artifact store has lost {error}.") from error
         return ExportRequest(
@@ -188,6 +213,7 @@ class ExportHandler(WorkHandler[ExportLease, ExportReport, Exported]):
             quantization=QuantizationSpec.model_validate(inputs.adapter.quantization),
             models_folder=self._settings.models_folder,
             dataset=dataset,
+            llm_compressor=self._settings.llm_compressor_python,
             folder=self._folder(lease),
             merged=self._root / lease.export_id / _MERGED,
         )

@@ -38,6 +38,7 @@ class FetchHandler(WorkHandler[FetchLease, FetchReport, Fetched]):
     queue = fetch_queue
     reports = fetch_report_adapter
     disk_full = DatasetDiskFull()
+    failure_code = "fetch_failed"
 
     def __init__(
         self,
@@ -95,9 +96,6 @@ class FetchHandler(WorkHandler[FetchLease, FetchReport, Fetched]):
         self._store.put_file(artifact, self._make_request(lease).rows)
         return lambda session: fetch_queue.finish(session, lease, result.found, artifact=artifact)
 
-    def explain(self, error: Exception) -> WorkFailure:
-        return WorkFailure("fetch_failed", f"The worker failed: {error}", "See the worker's log.")
-
     def explain_death(self, child: ChildProcess) -> WorkFailure:
         message = f"The fetching process {child.describe_death()}"
         return WorkFailure("process_died", message, "POST /datasets tries again.")
@@ -107,9 +105,11 @@ class FetchHandler(WorkHandler[FetchLease, FetchReport, Fetched]):
 
     def _remove_leftovers(self) -> None:
         """Remove the folders of workers that died."""
+        # Listed before the rows are read: the folder of a fetch that begins meanwhile is no leftover.
+        folders = list(self._root.glob("*"))
         with self._database.snapshot() as session:
             tokens = fetch_queue.find_tokens(session)
-        for folder in self._root.glob("*"):
+        for folder in folders:
             if folder.name not in tokens:
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """What an attempt at a job begins with: its files on this machine, without those of earlier attempts."""
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.core.retention.folders import CHECKPOINTS
 from app.core.settings import Settings
 from app.core.specs.states import JobState
 from app.core.storage import tables
+from app.core.storage.artifact_cache import ArtifactCache
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from worker.processes.reports import CurvePoint, TrainingRequest
@@ -37,9 +39,17 @@ class _JobInputs:
 
 
 def make_request(
-    settings: Settings, database: Database, store: ArtifactStore, lease: JobLease
+    settings: Settings,
+    database: Database,
+    store: ArtifactStore,
+    lease: JobLease,
+    hold: ExitStack | None = None,
 ) -> TrainingRequest:
-    """Fetch what the job reads; returns its child's request. Raises JobFailure, OSError."""
+    """Fetch what the job reads, for as long as `hold` is open; returns its child's request.
+
+    Raises JobFailure, OSError.
+    """
+    cache = ArtifactCache(settings.cache_folder, settings.cache_bytes)
     with database.snapshot() as session:
         inputs = _find(session, lease)
     job_folder = settings.job_folder(lease.job_id)
@@ -47,7 +57,7 @@ def make_request(
 
     def fetch(row: tables.DatasetRow | tables.AdapterRow) -> Path:
         try:
-            return store.fetch(row.artifact, settings.data_dir / "cache")
+            return store.fetch(row.artifact, cache, hold)
         except FileNotFoundError as error:
             raise JobFailure(f"The artifact store has lost {row.artifact}.") from error
 
@@ -67,6 +77,8 @@ def make_request(
         job_folder=job_folder,
         output_folder=output_folder(settings, lease),
         path=settings.training_path,
+        cpu_ranks=settings.cpu_ranks,
+        ray_address=settings.ray_address,
         last_point=inputs.last_point,
     )
 
@@ -77,7 +89,7 @@ def output_folder(settings: Settings, lease: JobLease) -> Path:
 
 
 def remove_leftovers(settings: Settings, database: Database, store: ArtifactStore, lease: JobLease) -> None:
-    """Remove what dead workers left: adapters not delivered, checkpoints of jobs that have succeeded."""
+    """Remove undelivered adapters, and checkpoints of jobs that have succeeded or were deleted."""
     for attempt in range(1, lease.attempt):
         _adapter_id, artifact = adapter_records.name_artifact(lease.job_id, attempt)
         store.delete(artifact)
@@ -86,7 +98,8 @@ def remove_leftovers(settings: Settings, database: Database, store: ArtifactStor
     for folder in settings.job_folder("*").parent.glob("*/checkpoints"):
         with database.snapshot() as session:
             job = session.get(tables.JobRow, folder.parent.name)
-        if job and job.state == JobState.SUCCEEDED:
+        # As where another host ended the job, or the API has no access to this disk.
+        if job is None or job.state == JobState.SUCCEEDED:
             remove_checkpoints(folder.parent)
 
 

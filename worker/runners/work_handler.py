@@ -1,7 +1,7 @@
 """What the runner needs to know of one kind of work: its queue, its child, and where its result goes.
 
 A new kind of work needs a table (`tables.CountedRow`), a queue on it (`app.core.work.queue.WorkQueue`), a
-handler, and its line in the supervisor. tests/worker/runners/counts.py has a small example.
+handler, and its line in the supervisor. tests/worker/runners/work/counts.py has a small example.
 """
 
 from abc import ABC, abstractmethod
@@ -61,6 +61,7 @@ class WorkHandler(ABC, Generic[Lease, Report, Result]):
     reports: TypeAdapter[Report]  # reads a line that the child sends
     stop_grace_seconds: float  # how long a child that is asked to stop may go on; a cancelled one has less
     disk_full: TunesmithError  # how such work fails where the disk takes no more
+    failure_code: str  # of such work in which the worker itself failed
 
     @abstractmethod
     def describe(self, lease: Lease) -> str:
@@ -79,10 +80,6 @@ class WorkHandler(ABC, Generic[Lease, Report, Result]):
         """Write down reports that end nothing. Raises LeaseLost."""
 
     @abstractmethod
-    def artifact(self, lease: Lease) -> str:
-        """The key under which the store gets the result of this attempt, and of no other."""
-
-    @abstractmethod
     def deliver(
         self, lease: Lease, result: Result, announce: Callable[[Report], None]
     ) -> Callable[[Session], object]:
@@ -92,10 +89,6 @@ class WorkHandler(ABC, Generic[Lease, Report, Result]):
         """
 
     @abstractmethod
-    def explain(self, error: Exception) -> WorkFailure:
-        """The failure of work in which the worker met this error."""
-
-    @abstractmethod
     def explain_death(self, child: ChildProcess) -> WorkFailure:
         """The failure of work whose child has died without a last report."""
 
@@ -103,8 +96,24 @@ class WorkHandler(ABC, Generic[Lease, Report, Result]):
     def clean_up(self, lease: Lease) -> None:
         """Remove the attempt's own files. Called twice where the work failed."""
 
+    def artifact(self, lease: Lease) -> str | None:
+        """The key under which the store gets the result of this attempt, and of no other, if it gets one."""
+        return None
+
+    def explain(self, error: Exception) -> WorkFailure:
+        """The failure of work in which the worker met this error."""
+        if isinstance(error, TunesmithError):
+            return WorkFailure.of(error)
+        return WorkFailure(self.failure_code, f"The worker failed: {error}", "See the worker's log.")
+
     def follow_up(self, lease: Lease, report: Report, heartbeat: LeaseHeartbeat) -> None:
         """Do what else a report asks for. Raises LeaseLost, OSError."""
+
+    def finish_copies(self, lease: Lease, *, timeout_seconds: float) -> None:
+        """Wait for copies that a further attempt on another machine needs: this one did not succeed.
+
+        The lease still holds.
+        """
 
     def delivered(self, lease: Lease) -> None:
         """Remove what only a further attempt would have needed: the work has succeeded."""

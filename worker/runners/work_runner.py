@@ -60,5 +60,7 @@ class WorkRunner(Generic[Lease, Report, Result]):
                 attempt.run()
             except LeaseLost:
                 log.warning("%s: cancelled, deleted, or another worker's now; result dropped", name)
+            except Exception:  # the worker goes on; the lease runs out, which counts as a lost attempt
+                log.exception("%s: how it ended could not be recorded", name)
             finally:
                 self.handler.clean_up(lease)

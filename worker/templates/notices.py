@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from app.core.engine.preflight import Notice
-from worker.templates.token_rows import EncodedRow, FormattedRows
+from worker.templates.token_rows import AnyTokenRow, EncodedRow, FormattedRows
 
 PLAIN_FUNCTIONS = (
     "The chat template has no place for functions or calls: they are written as text in the form of Hermes "
@@ -24,7 +24,7 @@ def describe_row(row: EncodedRow) -> list[str]:
 
 
 def describe_rows(
-    formatted: FormattedRows, extrapolate: Callable[[int], int] = lambda count: count
+    formatted: FormattedRows[AnyTokenRow], extrapolate: Callable[[int], int] = lambda count: count
 ) -> Iterator[Notice]:
     """Yield what should be known about a dataset's rows; `extrapolate` scales a count of rows to all."""
     if formatted.omissions:

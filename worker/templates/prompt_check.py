@@ -5,7 +5,7 @@ from datetime import datetime
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets.rows import Completion, Conversation, PlainText, Row
+from app.core.datasets.rows import Completion, Conversation, PlainText, Row, as_example
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import TemplateMismatch
 from worker.templates.renderer import encode_plain, encode_rendered, render
@@ -55,15 +55,13 @@ def render_prompt(
 
     A date in the prompt is the moment's, today's by default.
     """
-    match row:
+    match as_example(row):
         case Conversation(messages=[_]):
             return []
-        case Conversation():
-            text = render(
-                tokenizer, row.messages[:-1], add_generation_prompt=True, moment=moment, tools=row.tools
-            )
+        case Conversation(messages, tools):
+            text = render(tokenizer, messages[:-1], add_generation_prompt=True, moment=moment, tools=tools)
             return encode_rendered(tokenizer, text)
-        case Completion():
-            return encode_plain(tokenizer, row.prompt)
-        case PlainText():
-            return encode_plain(tokenizer, row.text)
+        case Completion(prompt):
+            return encode_plain(tokenizer, prompt)
+        case PlainText(text):
+            return encode_plain(tokenizer, text)

@@ -266,7 +266,9 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Sequ
     after calls (which a base model's settings do not name), and those of the model's generation settings.
     """
     named = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or [])
-    return {*named, *(int(tokenizer.vocab[end]) for end in control_ends(tokenizer))}
+    # Not by the tokenizer's `vocab`: that builds a dictionary of the whole vocabulary, each time.
+    ends = cast(list[int], tokenizer.convert_tokens_to_ids(list(control_ends(tokenizer))))
+    return {*named, *ends}
 
 
 def control_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

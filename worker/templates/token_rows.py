@@ -6,13 +6,15 @@ model shifts labels. The first token of a row has no context to be predicted fro
 
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Generic, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets.rows import Completion, Conversation, PlainText, Row
+from app.core.datasets.rows import AnswerComparison, Completion, Conversation, LabelledAnswer, PlainText, Row
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
 from worker.models.files import vocabulary
@@ -58,6 +60,11 @@ class TokenRow:
     labels: list[int]
 
     @property
+    def tokens(self) -> int:
+        """How many tokens the model reads."""
+        return len(self.input_ids)
+
+    @property
     def trained_tokens(self) -> int:
         """How many tokens the loss counts."""
         return sum(label != IGNORED for label in self.labels)
@@ -65,20 +72,39 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Sample:
-    """A row of the dataset and its tokens."""
+    """A row of the dataset and its tokens; of a comparison, those of the prompt and the chosen answer."""
 
     row: Row
     tokens: TokenRow
 
 
+class TokenizedRow(Protocol):
+    """A row of any kind as tokens: what is counted of it."""
+
+    @property
+    def line(self) -> int:
+        """The row's line in its file."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model reads."""
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens the loss counts."""
+
+
+AnyTokenRow = TypeVar("AnyTokenRow", bound=TokenizedRow)
+
+
 @dataclass
-class FormattedRows:
+class FormattedRows(Generic[AnyTokenRow]):
     """A dataset as tokens, a few samples, and the lines of rows that were truncated, dropped or changed.
 
     Of each row that the chat template left something out of, `omissions` has the first.
     """
 
-    rows: list[TokenRow] = field(default_factory=list)
+    rows: list[AnyTokenRow] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     cut_lines: list[int] = field(default_factory=list)
     dropped_lines: list[int] = field(default_factory=list)
@@ -98,7 +124,7 @@ class FormattedRows:
     @property
     def tokens(self) -> int:
         """How many tokens all rows have."""
-        return sum(len(row.input_ids) for row in self.rows)
+        return sum(row.tokens for row in self.rows)
 
     @property
     def trained_tokens(self) -> int:
@@ -114,23 +140,22 @@ def format_rows(
     max_length: int,
     moment: datetime | None = None,
     embedding_rows: int | None = None,
-) -> FormattedRows:
+) -> FormattedRows[TokenRow]:
     """Encode every row, truncated to `max_length`; rows without a token to learn are left out.
 
     Chat templates that print a date print the moment's, the present by default. A token that has no row among
     the base model's `embedding_rows` is refused.
 
-    Raises InvalidRequest where the chat template refuses a row or can't be masked, TemplateMismatch where it
-    renders prompts otherwise for serving, TemplateExceedsLimits, NothingToLearn.
+    Raises InvalidRequest where the chat template refuses a row or can't be masked, or the row is no example,
+    TemplateMismatch where it renders prompts otherwise for serving, TemplateExceedsLimits, NothingToLearn.
     """
-    formatted, moment = FormattedRows(), moment or datetime.now(UTC)
+    formatted: FormattedRows[TokenRow] = FormattedRows()
+    moment = moment or datetime.now(UTC)
     for line, row in rows:
-        try:
+        with naming_line(line):
             encoded = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
             if embedding_rows is not None:
                 vocabulary.check_ids(encoded.input_ids[:max_length], tokenizer, embedding_rows)
-        except (InvalidRequest, TemplateMismatch, TemplateExceedsLimits) as error:
-            raise type(error)(f"Line {line}: {error.message}", hint=error.hint) from error
         formatted.note(line, encoded)
         if len(encoded.input_ids) > max_length:
             formatted.cut_lines.append(line)
@@ -141,13 +166,27 @@ def format_rows(
                 formatted.samples.append(Sample(row, token_row))
         else:
             formatted.dropped_lines.append(line)
+    check_any_left(formatted, max_length)
+    return formatted
+
+
+@contextmanager
+def naming_line(line: int) -> Iterator[None]:
+    """Put a row's line before the message of an error that the row causes."""
+    try:
+        yield
+    except (InvalidRequest, TemplateMismatch, TemplateExceedsLimits) as error:
+        raise type(error)(f"Line {line}: {error.message}", hint=error.hint) from error
+
+
+def check_any_left(formatted: FormattedRows[AnyTokenRow], max_length: int) -> None:
+    """Raise NothingToLearn where every row was left out."""
     if not formatted.rows:
         count = len(formatted.dropped_lines)
         raise NothingToLearn(
             f"None of the {count} rows has a token to learn from within {max_length} tokens.",
             hint="Raise training.max_seq_length, or shorten the prompts.",
         )
-    return formatted
 
 
 def encode_row(
@@ -163,12 +202,19 @@ def encode_row(
         case PlainText():
             input_ids = _end(encode_plain(tokenizer, row.text), tokenizer)
             encoded = EncodedRow(input_ids, list(input_ids))
+        case AnswerComparison() | LabelledAnswer():
+            raise InvalidRequest(
+                "the row compares or labels answers, and supervised training learns single ones.",
+                hint="Set the job's method: dpo, orpo or kto.",
+            )
     if encoded.labels:
         encoded.labels[0] = IGNORED
     return encoded
 
 
-def hold_out(rows: Sequence[TokenRow], share: float, seed: int) -> tuple[list[TokenRow], list[TokenRow]]:
+def hold_out(
+    rows: Sequence[AnyTokenRow], share: float, seed: int
+) -> tuple[list[AnyTokenRow], list[AnyTokenRow]]:
     """Split into (rows to train on, rows to evaluate on), both in the file's order; reproducible by the seed.
 
     Raises NothingToLearn where there are too few rows to split.

@@ -1,5 +1,8 @@
 """A LoRA adapter: attached to a base model, saved to files, restored. Knows no trainer and no job folder."""
 
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -47,3 +50,34 @@ def save(model: PeftModel, folder: Path) -> None:
 def restore(model: PeftModel, folder: Path) -> None:
     """Load saved weights into an adapter that is attached already."""
     set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+
+
+def copy_trained_biases(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Copies of the base model's own biases that the adapter's training changes (`lora.bias`), by name."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name.endswith(".bias") and "modules_to_save" not in name
+    }
+
+
+@contextmanager
+def switched_off(model: PeftModel, base_biases: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Within this context the model computes as its base model does. `base_biases`: from before training.
+
+    PEFT leaves trained biases in their places where an adapter is disabled, and warns of it.
+    """
+    biases = [
+        (parameter, base_biases[name]) for name, parameter in model.named_parameters() if name in base_biases
+    ]
+    trained = [parameter.data for parameter, _base in biases]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
+        with model.disable_adapter():
+            for parameter, base in biases:
+                parameter.data = base.to(parameter.data)
+            try:
+                yield
+            finally:
+                for (parameter, _base), data in zip(biases, trained, strict=True):
+                    parameter.data = data

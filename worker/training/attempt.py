@@ -9,6 +9,7 @@ from app.core.specs.states import Phase
 from worker.models.device import Device
 from worker.processes.reports import Advanced, Happened, TrainingRequest
 from worker.training.progress.callbacks import Send
+from worker.training.ranks.world import ALONE, World
 
 
 class Stopped(Exception):
@@ -17,18 +18,23 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class TrainingAttempt:
-    """The request of an attempt, its device, and how it reports to the worker."""
+    """The request of an attempt, its device, how it reports to the worker, and its ranks."""
 
     request: TrainingRequest
     device: Device
     send: Send
-    asked_to_stop: threading.Event
+    asked_to_stop: threading.Event  # of several ranks, that of rank 0 alone
+    world: World = ALONE
 
     def enter(self, phase: Phase) -> None:
         """Report a new phase. Raises Stopped where the worker requested a stop."""
-        if self.asked_to_stop.is_set():
-            raise Stopped
+        self.stop_if_asked()
         self.send(Advanced(phase=phase))
+
+    def stop_if_asked(self) -> None:
+        """Raises Stopped, on all ranks alike, where the worker requested a stop."""
+        if self.world.any(self.asked_to_stop.is_set()):
+            raise Stopped
 
     def say(self, line: str) -> None:
         """Add a line to the job's log."""

@@ -16,7 +16,12 @@ from torch.utils.data import Sampler
 from worker.planning.row_order import order_rows, pack
 from worker.templates.token_rows import IGNORED, TokenRow
 
-_NOT_FOR_DECODER = {"labels", "learned", "targets", "sequence_lengths"}
+# What a sequence may have besides tokens: whether it is a good answer; its log-probability by the reference
+# model; in one of several passes over a batch, the gradient of the loss by its log-probability, and its share
+# of the loss (preferences/trainer.py).
+SEQUENCE_COLUMNS = ("is_desirable", "reference", "factor", "share")
+
+_NOT_FOR_DECODER = {"labels", "learned", "targets", "sequence_lengths", *SEQUENCE_COLUMNS}
 _FEATURES = Features({"input_ids": ListOf(Value("int32")), "labels": ListOf(Value("int32"))})
 
 
@@ -26,6 +31,8 @@ class Example(TypedDict, total=False):
     input_ids: list[int]
     labels: list[int]
     seq_lengths: list[int]
+    is_desirable: bool
+    reference: float
 
 
 def make_dataset(rows: Sequence[TokenRow], *, packed_length: int | None = None) -> Dataset:
@@ -52,6 +59,7 @@ class Collator:
         batch = {
             "input_ids": _pad([example["input_ids"] for example in examples], self._pad_token_id),
             "labels": _pad([example["labels"] for example in examples], IGNORED),
+            **_sequence_columns(examples),
         }
         if "seq_lengths" in examples[0]:
             positions = [
@@ -73,12 +81,13 @@ class PaddingFreeCollator:
         """
         lengths = [length for example in examples for length in _row_lengths(example)]
         ids, labels = ([token for one in examples for token in one[key]] for key in ("input_ids", "labels"))
-        return _padding_free_batch(
+        batch = _padding_free_batch(
             torch.tensor([ids]),
             torch.tensor([labels]),
             lengths,
             [len(example["input_ids"]) for example in examples],
         )
+        return {**batch, **_sequence_columns(examples)}
 
 
 class EpochSampler(Sampler[int]):
@@ -141,9 +150,16 @@ def split_padding_free(batch: Mapping[str, Any], sequences: int) -> list[dict[st
         end = begin + sum(lengths)
         rows = [length for start, length in zip(starts, row_lengths, strict=False) if begin <= start < end]
         ids_1T, labels_1T = (batch[key][:, begin:end] for key in ("input_ids", "labels"))
-        parts.append(_padding_free_batch(ids_1T, labels_1T, rows, lengths))
+        columns = {name: batch[name][place : place + sequences] for name in SEQUENCE_COLUMNS if name in batch}
+        parts.append({**_padding_free_batch(ids_1T, labels_1T, rows, lengths), **columns})
         begin = end
     return parts
+
+
+def _sequence_columns(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """The columns of SEQUENCE_COLUMNS that the examples have, each [B]."""
+    present = [name for name in SEQUENCE_COLUMNS if name in examples[0]]
+    return {name: torch.tensor([example[name] for example in examples]) for name in present}  # type: ignore[literal-required]
 
 
 def _row_lengths(example: Example) -> list[int]:

@@ -71,7 +71,8 @@ def trainer_config(training: TrainingSpec, device: Device, output_dir: Path) -> 
         dataloader_pin_memory=device.is_cuda,
         # Otherwise each copy of a batch to a GPU waits for all earlier steps.
         accelerator_config={"non_blocking": device.is_cuda},
-        # The callback that run.py adds writes to TensorBoard: it needs the job's folder.
+        # construction.py adds TensorBoard's callback, which needs the job's folder. The other trackers get
+        # the job's events from the worker (worker/trackers), so that no step waits for one.
         report_to="none",
         disable_tqdm=True,
         **checkpointing,

@@ -9,7 +9,7 @@ trainer.
 N: learned tokens. C: tokens of a chunk. T: tokens of a batch. H: the hidden size. V: the vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,10 @@ from worker.training.batches import decoder_inputs
 _CHUNK_TOKENS = 4096
 _CHUNK_VOCABULARY = 32768
 _CHUNK_LOGITS_ON_CPU = 1 << 23
+
+
+# Hidden states of a batch: the keyword arguments of transformers' decoders, and what these return.
+Decoder = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ _SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Scores of the learned tokens of a batch; only `log_prob_sum` and `balancing` have a gradient.
+    """Scores of the learned tokens of a batch. All but `entropy_N` and `is_likeliest_N` have a gradient.
 
     `balancing`: the loss by which a mixture balances its experts, with the configuration's weight; None: the
     model has none.
@@ -62,14 +66,17 @@ class TokenScores:
     balancing: torch.Tensor | None = None
 
 
-def score(model: PreTrainedModel, batch: Mapping[str, Any]) -> TokenScores:
-    """Score a batch of the collators, with `learned` and `targets`; under autocast as the caller has it."""
+def score(model: PreTrainedModel, batch: Mapping[str, Any], decoder: Decoder | None = None) -> TokenScores:
+    """Score a batch of the collators, with `learned` and `targets`; under autocast as the caller has it.
+
+    `decoder`: computes hidden states in place of the model's own decoder, with its arguments and its output.
+    """
     config = model.config.get_text_config()
     inputs = decoder_inputs(batch)
     balances = bool(getattr(config, "output_router_logits", False))
     if balances:
         inputs["output_router_logits"] = True
-    outputs = model.base_model(**inputs, use_cache=False)
+    outputs = (decoder or model.base_model)(**inputs, use_cache=False)
     hidden_TH = outputs.last_hidden_state.flatten(0, 1)
     head = model.get_output_embeddings()
     scores = score_hidden_states(
@@ -137,22 +144,58 @@ class _LogProbSum(torch.autograd.Function):
                     grad_weight_VH += _product_in_float32(grad_CV.t(), hidden_CH)
                 if grad_bias_V is not None:
                     grad_bias_V += grad_CV.sum(dim=0, dtype=torch.float32)
-        ctx.mark_non_differentiable(log_probs_N, entropy_N, is_likeliest_N)
+        ctx.mark_non_differentiable(entropy_N, is_likeliest_N)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_NH, grad_weight_VH, grad_bias_V)
+        # What the gradient of a trained output layer needs where the tokens have factors of their own.
+        ctx.inputs = (
+            (hidden_NH.detach(), weight_VH, bias_V, targets_N, shape) if needs[1] or needs[2] else None
+        )
         return log_probs_N.sum(), log_probs_N, entropy_N, is_likeliest_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, factor: torch.Tensor | None, *_others: Any) -> tuple[torch.Tensor | None, ...]:
-        """Multiply the saved gradients by the factor of the sum."""
-        if factor is None:
+    def backward(
+        ctx: Any, factor: torch.Tensor | None, factors_N: torch.Tensor | None, *_others: Any
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Multiply the saved gradients by the factor of the sum, or by those of the tokens."""
+        if factor is None and factors_N is None:
             return (None,) * 5
-        gradients = [
-            None if gradient is None else (gradient * factor).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
+        grad_NH, grad_weight_VH, grad_bias_V = ctx.saved_tensors
+        if factors_N is None:
+            found = [None if one is None else one * factor for one in (grad_NH, grad_weight_VH, grad_bias_V)]
+        else:
+            factors_N = factors_N if factor is None else factors_N + factor
+            found = [
+                None if grad_NH is None else grad_NH * factors_N[:, None],
+                *(_head_gradients(factors_N, *ctx.inputs) if ctx.inputs else (None, None)),
+            ]
+        needed = zip(found, ctx.dtypes, ctx.needs_input_grad[:3], strict=True)
+        gradients = [None if one is None or not needs else one.to(dtype) for one, dtype, needs in needed]
         return *gradients, None, None
+
+
+def _head_gradients(
+    factors_N: torch.Tensor,
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+    shape: LogitShape,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The output layer's gradients, of log-probabilities times factors; logits are computed again."""
+    grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
+    grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        for chunk in _chunks(hidden_NH, len(weight_VH)):
+            hidden_CH = hidden_NH[chunk].to(weight_VH.dtype)
+            logits_CV = functional.linear(hidden_CH, weight_VH, bias_V)
+            *_scores, grad_CV = _score_logits(logits_CV, targets_N[chunk], shape)
+            grad_CV = grad_CV * factors_N[chunk, None].to(grad_CV.dtype)
+            grad_weight_VH += _product_in_float32(grad_CV.t(), hidden_CH)
+            if grad_bias_V is not None:
+                grad_bias_V += grad_CV.sum(dim=0, dtype=torch.float32)
+    return grad_weight_VH, grad_bias_V
 
 
 def _product_in_float32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

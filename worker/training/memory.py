@@ -21,20 +21,6 @@ class SpareMemory(Protocol):
         """React to weights having moved to other addresses."""
 
 
-class RandomState:
-    """The state of PyTorch's random generators (dropout, NEFTune) at the time of construction."""
-
-    def __init__(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-
-    def restore(self) -> None:
-        """Set the generators to this state."""
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda)
-
-
 def split(batch: Batch, rows: int | None) -> list[Batch]:
     """Split a batch into parts of at most `rows` sequences, in order; None: not split."""
     if rows is None or count_rows(batch) <= rows:

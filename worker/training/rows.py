@@ -1,14 +1,19 @@
 """Turns the job's dataset into rows of tokens, and reports rows that were cut or dropped."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets.rows import DatasetFormat, read_rows
+from app.core.datasets.rows import Conversation, as_example, read_rows
 from app.core.datasets.unused_fields import describe_unused
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
+from app.core.specs.methods import PreferenceSpec
+from worker.planning.preference_examples import Examples, Lengths, choose_examples, measure_examples
+from worker.processes.reports import TrainingRequest
 from worker.templates.choice import (
     TemplateSource,
     adopt_function_template,
@@ -16,22 +21,49 @@ from worker.templates.choice import (
     set_template,
 )
 from worker.templates.notices import describe_rows
+from worker.templates.preference_tokens import ComparisonTokens, PreferenceTokens, format_preferences
 from worker.templates.prompt_check import check_prompts
-from worker.templates.token_rows import FormattedRows, Sample, TokenRow, format_rows, hold_out
+from worker.templates.token_rows import (
+    FormattedRows,
+    Sample,
+    TokenRow,
+    format_rows,
+    hold_out,
+)
 from worker.training.attempt import TrainingAttempt
 
 _LINES_SHOWN = 20
-_CHAT = (DatasetFormat.MESSAGES, DatasetFormat.CONVERSATIONS, DatasetFormat.INSTRUCTION)
+
+AnyRow = TokenRow | PreferenceTokens
+
+
+@dataclass(frozen=True)
+class PreferenceRows:
+    """The examples of a preference method to train and to evaluate on."""
+
+    train: Examples
+    held_out: Examples
 
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """Token rows to train and evaluate on, samples with their text, and the source of the chat template."""
+    """Token rows to train and evaluate on, samples with their text, and the source of the chat template.
+
+    With `preferences` the job learns from these; the rows are then the prompts with an answer each, held out
+    those with a preferred or good one.
+    """
 
     train: list[TokenRow]
     held_out: list[TokenRow]
     samples: list[Sample]
     template_source: TemplateSource
+    preferences: PreferenceRows | None = None
+
+    def measure(self, settings: PreferenceSpec | None) -> list[Lengths]:
+        """(tokens, learned tokens) of every sequence of each row, or of each example of `preferences`."""
+        if self.preferences and settings:
+            return measure_examples(self.preferences.train, settings)
+        return [((row.tokens, row.trained_tokens),) for row in self.train]
 
 
 def prepare_rows(
@@ -50,7 +82,7 @@ def prepare_rows(
     source = set_template(
         tokenizer, model_type=read_model_type(model_folder), wanted=request.spec.chat_template
     )
-    if request.dataset_format in _CHAT:
+    if has_conversations(request):
         _report_template(attempt, source)
     if training.max_seq_length and training.max_seq_length > max_length:
         attempt.warn(
@@ -74,7 +106,40 @@ def prepare_rows(
     counts = f"{len(rows)} rows to train on" + (f", {len(held_out)} to evaluate on" if held_out else "")
     share = formatted.trained_tokens / formatted.tokens
     attempt.say(f"{counts}: {formatted.tokens:,} tokens, {share:.0%} of them trained.")
-    return PreparedRows(rows, held_out, formatted.samples, source)
+    return _prepare(rows, held_out, formatted.samples, source, request.spec.preferences)
+
+
+def has_conversations(request: TrainingRequest) -> bool:
+    """Whether the chat template renders the rows of the dataset, by the first of them."""
+    with request.dataset.open("rb") as lines:
+        return isinstance(as_example(next(read_rows(lines))[1]), Conversation)
+
+
+def _prepare(
+    rows: Sequence[AnyRow],
+    held_out: Sequence[AnyRow],
+    samples: list[Sample],
+    source: TemplateSource,
+    settings: PreferenceSpec | None,
+) -> PreparedRows:
+    train, evaluated = ([one for one in part if isinstance(one, TokenRow)] for part in (rows, held_out))
+    if settings is None:
+        return PreparedRows(train, evaluated, samples, source)
+    preferences = PreferenceRows(
+        *(
+            choose_examples([one for one in part if not isinstance(one, TokenRow)], settings)
+            for part in (rows, held_out)
+        )
+    )
+    train = [_with_answer(one) for one in preferences.train]
+    evaluated = [
+        _with_answer(one) for one in preferences.held_out if isinstance(one, ComparisonTokens) or one.label
+    ]
+    return PreparedRows(train, evaluated, samples, source, preferences)
+
+
+def _with_answer(example: PreferenceTokens) -> TokenRow:
+    return example.chosen if isinstance(example, ComparisonTokens) else example.example
 
 
 def _report_unused_fields(attempt: TrainingAttempt) -> None:
@@ -100,12 +165,21 @@ def _format(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     embedding_rows: int,
-) -> FormattedRows:
+) -> FormattedRows[Any]:
+    spec = attempt.request.spec
     with path.open("rb") as lines:
+        if spec.preferences:
+            return format_preferences(
+                read_rows(lines),
+                tokenizer,
+                max_length=max_length,
+                moment=attempt.request.submitted_at,
+                embedding_rows=embedding_rows,
+            )
         return format_rows(
             read_rows(lines),
             tokenizer,
-            assistant_only=attempt.request.spec.training.assistant_only_loss,
+            assistant_only=spec.training.assistant_only_loss,
             max_length=max_length,
             moment=attempt.request.submitted_at,
             embedding_rows=embedding_rows,
@@ -118,7 +192,7 @@ def _format_validation(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     embedding_rows: int,
-) -> list[TokenRow]:
+) -> Sequence[AnyRow]:
     try:
         formatted = _format(attempt, path, tokenizer, max_length, embedding_rows)
     except (InvalidRequest, NothingToLearn, TemplateMismatch, TemplateExceedsLimits) as error:
@@ -128,7 +202,7 @@ def _format_validation(
 
 
 def _report_cut_rows(
-    attempt: TrainingAttempt, formatted: FormattedRows, max_length: int, *, of: str = ""
+    attempt: TrainingAttempt, formatted: FormattedRows[Any], max_length: int, *, of: str = ""
 ) -> None:
     if formatted.cut_lines:
         attempt.warn(

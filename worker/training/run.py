@@ -8,40 +8,46 @@ import os
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
-from datasets import Dataset
+import torch
 from peft import PeftModel
-from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
-from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import SFTConfig
 
+from app.core.specs.job import QuantizationSpec
 from app.core.specs.states import Phase
+from worker import checkpoint_folders
 from worker.models import base_model, serving_path
 from worker.models.device import find_device
-from worker.models.files import checkpoint_weights, description, fingerprint, location, vocabulary
+from worker.models.files import checkpoint_weights, description, fingerprint, location
 from worker.planning import automatic_settings, batch_size, model_checks, model_shape, packing
+from worker.planning.preference_examples import without_dropout
+from worker.planning.sample_answers import NO_ANSWERS
 from worker.processes.child import ParentLink
-from worker.processes.reports import Ended, Happened, Outcome, TrainingRequest
-from worker.training import adapter, config
+from worker.processes.reports import Ended, Outcome, TrainingRequest
+from worker.training import adapter
 from worker.training.attempt import Stopped, TrainingAttempt
 from worker.training.automatic_settings import choose_training_settings
-from worker.training.batches import Collator, make_dataset
-from worker.training.checkpoints import continuation, early_stopping, store as checkpoints
-from worker.training.checkpoints.early_stopping import StopEarly
+from worker.training.checkpoints import continuation, early_stopping
 from worker.training.checkpoints.epoch_checkpoints import SaveEpochAdapters
+from worker.training.construction import count_in_sequences, make_trainer
 from worker.training.failures import explain
 from worker.training.forward_check import refuse_broken
 from worker.training.optimizations.apply import apply_optimizations
 from worker.training.output import folder as output, verification
+from worker.training.preferences.dropout import turn_off_dropout
+from worker.training.preferences.reference import compute_reference
+from worker.training.preferences.trainer import PreferenceTrainer
 from worker.training.progress import library_log
-from worker.training.progress.callbacks import Reporter, Send, StopOnRequest
+from worker.training.progress.callbacks import Send
 from worker.training.progress.counters import Counters
-from worker.training.progress.history import History
-from worker.training.progress.loss_guard import LossGuard
-from worker.training.rows import prepare_rows
+from worker.training.ranks import divided_base
+from worker.training.ranks.smaller_passes import MemoryRanOut
+from worker.training.ranks.world import ALONE, RankLost, World
+from worker.training.rows import PreparedRows, prepare_rows
+from worker.training.samples.final_evaluation import evaluate_against_base
 from worker.training.samples.sampler import AnswerSampler, make_sampler
 from worker.training.trainer import AdapterTrainer
 from worker.training.waiting import wait_for_request
@@ -62,12 +68,14 @@ def main() -> None:
     os._exit(0)
 
 
-def run(request: TrainingRequest, send: Send, asked_to_stop: threading.Event) -> Ended:
-    """Run one attempt. Returns its last report."""
+def run(request: TrainingRequest, send: Send, asked_to_stop: threading.Event, world: World = ALONE) -> Ended:
+    """Run one attempt, or a rank's part of it. Returns its last report. Raises RankLost and MemoryRanOut."""
     try:
-        train(TrainingAttempt(request, find_device(), send, asked_to_stop))
+        train(TrainingAttempt(request, find_device(), send, asked_to_stop, world))
     except Stopped:
         return Ended(outcome=Outcome.STOPPED)
+    except (RankLost, MemoryRanOut):
+        raise
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()
@@ -77,6 +85,7 @@ def run(request: TrainingRequest, send: Send, asked_to_stop: threading.Event) ->
 
 def train(attempt: TrainingAttempt) -> None:
     """From the request to a verified adapter in the output folder. Raises Stopped and TunesmithError."""
+    attempt = turn_off_lora_dropout(attempt)
     request, device = attempt.request, attempt.device
     attempt.enter(Phase.PREPARING)
     automatic_settings.mixed_precision(request.spec.training, device)
@@ -91,27 +100,30 @@ def train(attempt: TrainingAttempt) -> None:
     model = description.build_empty(folder)
     planned = check_model(attempt, folder, model, tokenizer)
     rows = prepare_rows(attempt, tokenizer, folder, max_length, model_shape.count_embedding_rows(model))
-    folder = location.add_weights(request.spec.base_model, folder, request.models_folder, attempt.say)
+    with attempt.world.first_before_others():
+        folder = location.add_weights(request.spec.base_model, folder, request.models_folder, attempt.say)
 
     attempt.enter(Phase.LOADING)
     base_weights = fingerprint.take_fingerprint(folder)
     packed_length = max_length if request.spec.training.packing else None
-    training = choose_training_settings(attempt, planned, rows.train, packed_length)
-    settings = config.trainer_config(training, device, attempt.checkpoints)
+    preferences = request.spec.preferences
+    training, divides_base = choose_training_settings(
+        attempt, planned, rows.measure(preferences), packed_length
+    )
+    attempt = replace(attempt, world=replace(attempt.world, divides_base=divides_base))
     newest = find_checkpoint(attempt)
+    model, base_biases = load(attempt, folder)
     trainer = make_trainer(
-        attempt,
-        load(attempt, folder),
-        tokenizer,
-        settings,
-        newest=newest,
-        train_set=make_dataset(rows.train, packed_length=packed_length),
-        eval_set=make_dataset(rows.held_out, packed_length=packed_length) if rows.held_out else None,
+        attempt, model, tokenizer, rows, training, packed_length=packed_length, newest=newest
     )
 
-    sampler = make_sampler(attempt, trainer, tokenizer, rows.held_out, folder)
-    trainer.add_callback(sampler)
-    if request.spec.training.keep_checkpoints:
+    sampler = None
+    if divides_base:
+        attempt.say(NO_ANSWERS)
+    elif attempt.world.is_first:
+        sampler = make_sampler(attempt, trainer, tokenizer, rows.held_out, folder)
+        trainer.add_callback(sampler)
+    if attempt.world.is_first and request.spec.training.keep_checkpoints:
         trainer.add_callback(
             SaveEpochAdapters(
                 attempt,
@@ -121,25 +133,59 @@ def train(attempt: TrainingAttempt) -> None:
         )
 
     attempt.enter(Phase.TRAINING)
-    with apply_optimizations(attempt, trainer, training, request.path):
-        run_trainer(attempt, trainer, newest, sampler)
+    with apply_optimizations(attempt, trainer, count_in_sequences(training, preferences), request.path):
+        if isinstance(trainer, PreferenceTrainer):
+            compute_reference(attempt, trainer)
+        step, epoch = run_trainer(attempt, trainer, newest, sampler)
+    if not divides_base:
+        attempt = replace(attempt, world=attempt.world.leave())
+        if not attempt.world.is_first:
+            return  # Rank 0 alone has the output, and the others end before it.
+        evaluate_against_base(
+            attempt, trainer, tokenizer, rows.held_out, base_biases, folder=folder, step=step, epoch=epoch
+        )
+    save(attempt, trainer, tokenizer, rows, base_weights, folder)
+    attempt.world.leave()
 
+
+def save(
+    attempt: TrainingAttempt,
+    trainer: AdapterTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: PreparedRows,
+    base_weights: str,
+    folder: Path,
+) -> None:
+    """Write the adapter and verify it: by rank 0, or by all ranks where they divide the base model.
+
+    Raises Stopped, TemplateMismatch, AdapterInert and LossNotFinite.
+    """
     attempt.enter(Phase.SAVING)
+    output_folder = attempt.request.output_folder
     record = output.make_record(attempt, base_weights, tokenizer, rows, trainer)
-    size_bytes = output.write(request.output_folder, trainer.model, tokenizer, record)
-    attempt.say(f"The adapter is saved: {size_bytes / 1e6:.1f} MB.")
+    with attempt.world.first_before_others():
+        if attempt.world.is_first:
+            size_bytes = output.write(output_folder, trainer.model, tokenizer, record)
+            attempt.say(f"The adapter is saved: {size_bytes / 1e6:.1f} MB.")
 
     attempt.enter(Phase.VERIFYING)
-    verification.verify_prompts(
-        request.output_folder, rows.samples, record.chat_template.sha256, moment=request.submitted_at
-    )
-    verification.verify_weights(
-        unload_adapter(attempt, trainer, folder), request.output_folder, rows.train[0]
-    )
+    moment = attempt.request.submitted_at
+    verification.verify_prompts(output_folder, rows.samples, record.chat_template.sha256, moment=moment)
+    base = unload_adapter(attempt, trainer, folder)
+    verification.verify_weights(base, output_folder, rows.train[0])
     attempt.say(
         f"Loaded afresh, the adapter changes what the model says, and {len(rows.samples)} rows come out as "
         "they were trained on."
     )
+
+
+def turn_off_lora_dropout(attempt: TrainingAttempt) -> TrainingAttempt:
+    """The attempt at the job as it is trained: preferences are compared without dropout."""
+    spec = attempt.request.spec
+    changed = without_dropout(spec)
+    if changed is not spec:
+        attempt.say(f"Dropout (lora.dropout {spec.lora.dropout:g}) is off: {spec.method} compares answers.")
+    return replace(attempt, request=attempt.request.model_copy(update={"spec": changed}))
 
 
 def check_model(
@@ -162,24 +208,35 @@ def check_model(
 
 
 def find_checkpoint(attempt: TrainingAttempt) -> Path | None:
-    """The newest intact checkpoint; warns about damaged ones."""
-    return checkpoints.find_newest(
-        attempt.checkpoints,
-        lambda step, damage: attempt.warn(
-            "checkpoint_damaged",
-            f"The checkpoint of step {step} is damaged and was removed: {damage}. The job goes on from the "
-            "one before it, or else from the start.",
-        ),
-    )
+    """The newest intact checkpoint, the same for all ranks; warns about damaged ones."""
+
+    def report_damaged(step: int, damage: str) -> None:
+        attempt.warn("checkpoint_damaged", checkpoint_folders.explain_damage(step, damage))
+
+    newest = None
+    if attempt.world.is_first:
+        newest = checkpoint_folders.find_newest(attempt.checkpoints, report_damaged)
+    # The name alone: ranks of other hosts have it in another folder.
+    name = attempt.world.from_first(newest.name if newest else None)
+    return attempt.checkpoints / name if name else None
 
 
-def load(attempt: TrainingAttempt, folder: Path) -> PeftModel:
-    """The base model with a new adapter, or with a copy of the adapter that the job continues from."""
+def load(attempt: TrainingAttempt, folder: Path) -> tuple[PeftModel, dict[str, torch.Tensor]]:
+    """The base model with a new adapter, or with a copy of the adapter that the job continues from.
+
+    Also returns copies of the base model's biases that are trained.
+    """
     spec, start = attempt.request.spec, attempt.request.continue_from
     quantization = automatic_settings.quantization(spec, attempt.device)
-    base = base_model.load_model(folder, quantization, attempt.device)
-    refuse_broken(base, folder)
-    model = adapter.attach(base, spec)
+    if attempt.world.divides_base:
+        model = load_divided(attempt, folder, quantization)
+    else:
+        base = base_model.load_model(folder, quantization, attempt.device)
+        refuse_broken(base, folder)
+        model = adapter.attach(base, spec)
+    if spec.preferences:
+        turn_off_dropout(model.get_base_model())
+    base_biases = adapter.copy_trained_biases(model)
     if start:
         fingerprint.check_base(start, folder, spec.base_model)
         continuation.start_from(model, start)
@@ -194,78 +251,49 @@ def load(attempt: TrainingAttempt, folder: Path) -> PeftModel:
     )
     if spec.training.packing and not packing.refuse_leaking(model.get_base_model().config):
         packing.refuse_leaking_model(model)
+    return model, base_biases
+
+
+def load_divided(attempt: TrainingAttempt, folder: Path, quantization: QuantizationSpec) -> PeftModel:
+    """The base model with a new adapter, divided between the ranks.
+
+    They load it one after the other: where its weights can't be mapped from their files, each needs memory of
+    the host for all of them.
+    """
+    mesh = divided_base.make_mesh(attempt.world, attempt.device)
+    with attempt.world.in_turn():
+        base = base_model.load_model(folder, quantization, attempt.device, on_host=True)
+        model = adapter.attach(base, attempt.request.spec)
+        divided_base.divide(model, mesh, attempt.device)
+    refuse_broken(base, folder)
+    held, total = divided_base.count_held(model)
+    attempt.say(f"A device holds {held / 1e6:,.2f} of {total / 1e6:,.2f} million weights between passes.")
     return model
 
 
-def make_trainer(
-    attempt: TrainingAttempt,
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: SFTConfig,
-    *,
-    newest: Path | None,
-    train_set: Dataset,
-    eval_set: Dataset | None,
-) -> AdapterTrainer:
-    """The trainer, with the counters and history of the newest checkpoint where there is one."""
-    counters = checkpoints.read_counters(newest) if newest else Counters()
-    history = checkpoints.read_history(newest) if newest else History()
-    for point in history.find_unrecorded(attempt.request.last_point):
-        attempt.send(Happened(event=point))
-    guard = LossGuard(counters, model.get_base_model().config.get_text_config().vocab_size)
-    reporter = Reporter(attempt.send, counters, history, guard, attempt.device)
-    callbacks = [
-        reporter,
-        StopOnRequest(attempt.asked_to_stop, reporter),
-        open_tensorboard(attempt, newest),
-    ]
-    patience = attempt.request.spec.training.early_stopping_patience
-    if patience:
-        callbacks.append(StopEarly(attempt.send, counters, patience, attempt.best_adapters))
-    return AdapterTrainer(
-        counters=counters,
-        history=history,
-        send=attempt.send,
-        model=model,
-        args=settings,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        data_collator=Collator(vocabulary.padding_id(tokenizer)),
-        processing_class=vocabulary.with_padding(tokenizer),
-        callbacks=callbacks,
-    )
-
-
-def open_tensorboard(attempt: TrainingAttempt, newest: Path | None) -> TensorBoardCallback:
-    """Write TensorBoard files; points that an interrupted attempt wrote after its checkpoint are purged."""
-    folder = str(attempt.request.job_folder / "tensorboard")
-    callback = TensorBoardCallback(
-        SummaryWriter(log_dir=folder, purge_step=checkpoints.step_of(newest) + 1 if newest else 0)
-    )
-    # The callback closes its writer after training; an evaluation after that opens a new one in this folder.
-    callback.logging_dir = folder
-    return callback
-
-
 def run_trainer(
-    attempt: TrainingAttempt, trainer: AdapterTrainer, newest: Path | None, sampler: AnswerSampler
-) -> None:
-    """Train from the newest checkpoint or from the start, then evaluate. Raises Stopped."""
+    attempt: TrainingAttempt, trainer: AdapterTrainer, newest: Path | None, sampler: AnswerSampler | None
+) -> tuple[int, float]:
+    """Train from the newest checkpoint or from the start, then evaluate.
+
+    Returns (step, epoch) of the adapter that the model has then, and that is saved. Raises Stopped.
+    `sampler`: of rank 0.
+    """
     patience = attempt.request.spec.training.early_stopping_patience
     counters = trainer.counters
     if newest:
-        attempt.say(f"Going on from the checkpoint of step {checkpoints.step_of(newest)}.")
+        attempt.say(f"Going on from the checkpoint of step {checkpoint_folders.step_of(newest)}.")
     if newest and is_trained(newest, counters, patience):
         trainer.state = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
         adapter.restore(trainer.model, newest)
     else:
         if newest is None:
-            sampler.start()
-            if attempt.asked_to_stop.is_set():
-                raise Stopped
+            if sampler:
+                sampler.start()
+            attempt.stop_if_asked()
+        draw_apart(attempt)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if attempt.asked_to_stop.is_set():
-        raise Stopped
+    attempt.stop_if_asked()
     if trainer.eval_dataset is not None and counters.evaluated_step != trainer.state.global_step:
         trainer.evaluate()
     step, epochs = trainer.state.global_step, trainer.state.epoch or 0.0
@@ -273,9 +301,19 @@ def run_trainer(
         assert counters.best_step is not None
         epochs *= counters.best_step / step
         step = counters.best_step
-        adapter.restore(trainer.model, early_stopping.folder_of(attempt.best_adapters, counters.best_step))
+        if attempt.world.is_first:
+            best = early_stopping.folder_of(attempt.best_adapters, counters.best_step)
+            adapter.restore(trainer.model, best)
         attempt.say(f"The adapter with the lowest evaluation loss, {counters.best_loss:.4f}, is kept.")
-    sampler.finish(step, epochs)
+    if sampler:
+        sampler.finish(step, epochs)
+    return step, epochs
+
+
+def draw_apart(attempt: TrainingAttempt) -> None:
+    """Give each rank but the first a random state of its own: alike, they would drop out the same."""
+    if not attempt.world.is_first:
+        set_seed((attempt.request.spec.training.seed + attempt.world.rank) % 2**32)
 
 
 def is_trained(newest: Path, counters: Counters, patience: int | None) -> bool:

@@ -12,10 +12,10 @@ import torch
 from worker.processes.child import ParentLink
 from worker.processes.reports import TrainingRequest, Waiting
 
-# Modules that the libraries import at first use: 0.2 s for the reference recipe's family, 0.5 s for Liger,
-# which only a GPU runs. Other families take about as long each and are imported when a job needs them.
+# Modules that the libraries import at first use: 0.2 s for the reference recipe's family. Other
+# families take about as long each and are imported when a job needs them.
 _LATE_IMPORTS = ["transformers.models.llama.modeling_llama"]
-_LATE_IMPORTS_OF_A_GPU = ["torch.nn.attention.varlen", "liger_kernel.transformers.monkey_patch"]
+_LATE_IMPORTS_OF_A_GPU = ["torch.nn.attention.varlen"]
 
 
 def wait_for_request(link: ParentLink) -> TrainingRequest:

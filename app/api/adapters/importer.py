@@ -13,10 +13,13 @@ import time
 
 from anyio import to_thread
 
-from app.api.generate.answers import Answers, GeneratedAnswer, Target, collect
-from app.api.generate.engine_client import EngineClient, find_engine
+from app.api.generate.answers import Answers, collect
 from app.api.http.errors import EngineRefusal
 from app.core.adapters import imports as adapter_imports
+from app.core.adapters.targets import Target
+from app.core.engine.answers import GeneratedAnswer
+from app.core.engine.client import EngineClient
+from app.core.engine.endpoints import find_engine
 from app.core.engine.messages import ChatMessage, Failed, GenerateRequest, ServingPath
 from app.core.engine.sampling import Sampling
 from app.core.errors import TunesmithError, Unavailable
@@ -26,6 +29,7 @@ from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
+from app.core.storage.outages import log_unless_away
 
 _POLL_SECONDS = 2.0
 _MESSAGES = [ChatMessage(role="user", content="How do I list the files of a folder?")]
@@ -64,9 +68,9 @@ class Importer:
             try:
                 for adapter_id in await to_thread.run_sync(self._find_unverified):
                     await self._verify_if_due(adapter_id)
-            except Exception:
+            except Exception as error:
                 # The boundary of the loop: one failure must not end it.
-                _log.exception("Imported adapters can't be verified now")
+                log_unless_away(_log, "Imported adapters can't be verified now", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
                     await self._woken.wait()
@@ -144,7 +148,7 @@ class Importer:
                 base_model=base_model.name,
                 quantization=base_model.quantization,
             )
-            return Target(engine, base_model, adapter)
+            return Target(engine, base_model, adapter, row.name)
 
     def _refuse(
         self, adapter_id: str, error: TunesmithError | Failed, is_final: bool, is_suspect: bool
@@ -165,7 +169,7 @@ class Importer:
                 artifact = adapter_imports.fail(session, adapter_id, reason)
         if artifact:
             _log.warning("Adapter %s can't be used: %s", adapter_id, error.message)
-            self._store.delete(artifact)
+            self._store.discard(artifact)
 
     def _finish(self, adapter_id: str, general_path: list[str]) -> None:
         with self._database.transaction() as session:

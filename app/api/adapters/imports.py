@@ -16,9 +16,10 @@ from app.api.deps import Services, ServicesDep
 from app.api.http.bodies.uploads import spooled
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequest, IdempotentRequestDep
+from app.api.http.store_threads import in_store_threads
 from app.core.adapters import archives, files, imports as adapter_imports
 from app.core.adapters.files import TEMPLATE, Description
-from app.core.engine import base_models
+from app.core.engine import workers
 from app.core.errors import InvalidRequest
 from app.core.errors.adapters import AdapterInvalid
 from app.core.specs.job import LoraSpec, QuantizationSpec
@@ -32,6 +33,7 @@ _ARCHIVE_ENDINGS = re.compile(r"(\.tar)?\.(zip|tar|tgz|gz)$", re.IGNORECASE)
 
 
 @router.post("", status_code=202, summary="Import an adapter", responses=documented(404, 409, 413, 429))
+@in_store_threads
 def import_adapter(
     file: Annotated[
         UploadFile,
@@ -136,7 +138,7 @@ def _submit(
         return adapter
     finally:
         if adapter is None or adapter.id != adapter_id:
-            services.store.delete(artifact)
+            services.store.discard(artifact)
 
 
 def _resolve_base_model(given: str | None, described: Description, services: Services) -> str:
@@ -148,7 +150,8 @@ def _resolve_base_model(given: str | None, described: Description, services: Ser
             param="base_model",
             hint="Send `base_model`: a Hub id (owner/name) or the name of a folder in the models folder.",
         )
-    base_models.check(name, services.settings)
+    with services.database.snapshot() as session:
+        workers.check_base_model(session, services.settings, name)
     return name
 
 

@@ -11,6 +11,7 @@ from app.api.adapters import archives
 from app.api.adapters.schemas import AdapterRead
 from app.api.deps import AdapterName, After, Limit, ServicesDep
 from app.api.http.errors import documented
+from app.api.http.store_threads import in_store_threads, read_in_store_threads
 from app.api.schemas import Page
 from app.core.adapters import imports as adapter_imports, records as adapter_records
 from app.core.engine.workers import engine_states
@@ -64,6 +65,7 @@ def show_adapter(id_or_name: AdapterName, services: ServicesDep) -> AdapterRead:
         }
     },
 )
+@in_store_threads
 def download_adapter(
     id_or_name: AdapterName,
     services: ServicesDep,
@@ -83,7 +85,11 @@ def download_adapter(
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter.name)
     chunks = write(services.store, adapter.artifact, names, folder)
     headers = {"content-disposition": f'attachment; filename="{folder}.{format}"'}
-    return StreamingResponse(chunks, media_type=_MEDIA_TYPES[format], headers=headers)
+    return StreamingResponse(
+        read_in_store_threads(services.store_threads, chunks),
+        media_type=_MEDIA_TYPES[format],
+        headers=headers,
+    )
 
 
 @router.get(
@@ -92,6 +98,7 @@ def download_adapter(
     summary="Show an adapter's model card",
     responses=documented(404, 409) | {200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}},
 )
+@in_store_threads
 def show_card(id_or_name: AdapterName, services: ServicesDep) -> Response:
     """The README.md of its files, as it is. 404 where it has none."""
     with services.database.snapshot() as session:
@@ -106,6 +113,7 @@ def show_card(id_or_name: AdapterName, services: ServicesDep) -> Response:
 
 
 @router.delete("/{id_or_name}", status_code=204, summary="Delete an adapter", responses=documented(404, 409))
+@in_store_threads
 def delete_adapter(id_or_name: AdapterName, services: ServicesDep) -> None:
     """Delete an adapter, and its files, that no unended job continues from; its own job stays."""
     with services.database.transaction() as session:
@@ -113,7 +121,7 @@ def delete_adapter(id_or_name: AdapterName, services: ServicesDep) -> None:
             artifact = adapter_records.delete(session, id_or_name)
         except AdapterNotReady:
             artifact = adapter_imports.delete(session, id_or_name)
-    services.store.delete(artifact)
+    services.store.discard(artifact)
 
 
 def find_adapter(session: Session, settings: Settings, id_or_name: str) -> AdapterRead:

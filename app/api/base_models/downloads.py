@@ -9,7 +9,7 @@ from app.api.deps import After, Limit, ServicesDep
 from app.api.http.errors import documented
 from app.api.schemas import Page
 from app.core.base_models import downloads
-from app.core.engine import base_models
+from app.core.engine import workers
 
 DownloadId = Annotated[str, Path(description="The download's id.", examples=["dl_4kq1v9x2m7ahc3zt"])]
 
@@ -23,7 +23,8 @@ def submit_download(body: NewDownload, services: ServicesDep) -> DownloadRead:
     A download that broke off goes on with what has arrived. Jobs and requests download what they need
     themselves: nothing has to be downloaded first.
     """
-    base_models.check(body.base_model, services.settings)
+    with services.database.snapshot() as session:
+        workers.check_base_model(session, services.settings, body.base_model)
     with services.database.transaction() as session:
         row = downloads.submit(session, body.base_model, max_waiting=services.settings.max_queued_jobs)
         return DownloadRead.from_row(row)

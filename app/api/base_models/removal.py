@@ -6,11 +6,11 @@ from anyio import to_thread
 
 from app.api.base_models.schemas import DeletedModelRead
 from app.api.deps import Services
-from app.api.generate.engine_client import EngineEndpoint, find_engine
 from app.api.http.errors import EngineRefusal
 from app.core.base_models.messages import Removed, RemoveRequest
 from app.core.base_models.needs import Needs, check_unneeded, find_needs, find_unneeded
-from app.core.engine import base_models, workers
+from app.core.engine import workers
+from app.core.engine.endpoints import EngineEndpoint, find_engine
 from app.core.engine.messages import Failed
 from app.core.errors import Conflict
 from app.core.errors.base_models import ModelInUse, ModelNotDownloaded, ModelNotOurs
@@ -65,7 +65,7 @@ def _prepare(services: Services, name: str) -> tuple[EngineEndpoint, Needs]:
     with services.database.snapshot() as session:
         found = {model.name for model in workers.find_downloaded(session, settings)}
         if name not in found:
-            if base_models.find_folder(name, settings.models_folder):
+            if name in workers.find_local_names(session, settings):
                 raise ModelNotOurs(
                     f"The base model {name} is in the models folder, where a person has put it.",
                     hint="Delete its folder there; only what was downloaded from the Hub is deleted here.",

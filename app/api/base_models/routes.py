@@ -17,12 +17,12 @@ from app.api.base_models.schemas import (
     State,
 )
 from app.api.deps import Services, ServicesDep
-from app.api.generate.engine_client import EngineEndpoint, find_engine
 from app.api.http.errors import EngineRefusal, documented
 from app.core.base_models.messages import Fit, FitRequest, HubSearch, HubSearchRequest
 from app.core.base_models.needs import Needs, find_needs
 from app.core.engine import base_models, workers
 from app.core.engine.base_models import DownloadedModel, LocalModel
+from app.core.engine.endpoints import EngineEndpoint, find_engine
 from app.core.engine.messages import Failed
 from app.core.engine.serving import find_serving
 from app.core.engine.state import EngineState
@@ -50,8 +50,8 @@ def list_models(services: ServicesDep) -> BaseModelPage:
         states = workers.engine_states(session, settings)
         downloaded = {model.name: model for model in workers.find_downloaded(session, settings)}
         needs = find_needs(session)
+        local = workers.find_local(session, settings)
     named = {*settings.allowed_models, *downloaded, *(name for state in states for name in _names(state))}
-    local = base_models.find_local(settings)
     listed = [_local(model, states, needs) for model in local]
     elsewhere = sorted(name for name in named - {model.name for model in local} if "/" in name)
     listed += [_hub(name, downloaded.get(name), states, needs) for name in elsewhere]
@@ -134,8 +134,8 @@ def _prepare_search(services: Services) -> tuple[EngineEndpoint | None, set[str]
 
 
 def _find_engine_for(services: Services, name: str) -> EngineEndpoint:
-    base_models.check(name, services.settings)
     with services.database.snapshot() as session:
+        workers.check_base_model(session, services.settings, name)
         return find_engine(session, services.settings, base_model=name)
 
 

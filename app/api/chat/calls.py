@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.generate.answers import GeneratedCall
+from app.core.engine.answers import GeneratedCall
 
 
 class CalledFunction(BaseModel):

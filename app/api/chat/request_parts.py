@@ -21,7 +21,6 @@ def allow_only(*neutral: object) -> AfterValidator:
 
 MustBeNull = Annotated[Any, allow_only()]
 MustBeEmpty = Annotated[Any, allow_only([])]
-MustBeFalse = Annotated[Any, allow_only(False)]
 
 
 # Anthropic's and OpenRouter's mark of what a prompt cache should hold, on messages, parts, tools and calls.

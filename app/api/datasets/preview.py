@@ -6,10 +6,10 @@ from anyio import to_thread
 from fastapi import APIRouter, Query
 
 from app.api.deps import DatasetId, Services, ServicesDep
-from app.api.generate.engine_client import EngineEndpoint, find_engine
 from app.api.http.errors import EngineRefusal, documented
 from app.api.jobs.preflight import find_dataset
-from app.core.engine import base_models
+from app.core.engine import workers
+from app.core.engine.endpoints import EngineEndpoint, find_engine
 from app.core.engine.messages import Failed
 from app.core.engine.preflight import DatasetRef, Notice, Preview, PreviewRequest
 from app.core.specs.patterns import MODEL_NAME
@@ -46,7 +46,8 @@ async def preview_dataset(
     """Rows rendered with the model's template, token by token, as training will read them."""
 
     def prepare() -> tuple[PreviewRequest, EngineEndpoint, list[Notice]]:
-        base_models.check(base_model, services.settings)
+        with services.database.snapshot() as session:
+            workers.check_base_model(session, services.settings, base_model)
         reference, notices, engine = _find(services, dataset_id, base_model)
         request = PreviewRequest(
             base_model=base_model,

@@ -16,6 +16,7 @@ from app.api.deps import After, DatasetId, Limit, ServicesDep
 from app.api.http.bodies.uploads import spooled
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequest, IdempotentRequestDep
+from app.api.http.store_threads import in_store_threads, read_in_store_threads
 from app.api.schemas import DatasetRowRead, Page
 from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import OnProblem
@@ -40,6 +41,7 @@ _FETCHING: dict[int | str, dict[str, Any]] = {
     responses=documented(413, 429) | _FETCHING,
     openapi_extra=hub.json_body(),
 )
+@in_store_threads
 def upload_dataset(
     file: Annotated[
         UploadFile,
@@ -67,10 +69,11 @@ def upload_dataset(
     """Store a file of rows: JSON lines, a JSON array, CSV, TSV or Parquet, plain or packed with gzip.
 
     Its columns say its format: `messages`; or `prompt` and `completion`; or `text`; or `instruction` and
-    `output`; or `conversations`; `column_map` says what others mean. A file with a bad row is refused, with
+    `output`; or `conversations`; of preferences `prompt`, `chosen` and `rejected`, or one of these with a
+    `label`; `column_map` says what others mean. A file with a bad row is refused, with
     every bad row and what is wrong, unless `on_problem` is `skip`. Fields from which nothing is learned are
-    listed in `unused_fields`; a file where such a field changes what is learned (tools, preferences, images,
-    reasoning, loss masks) is refused with the error `fields_unused`, unless `on_unused` is `ignore`. Where
+    listed in `unused_fields`; a file where such a field changes what is learned (tools, images, reasoning,
+    loss masks) is refused with the error `fields_unused`, unless `on_unused` is `ignore`. Where
     columns are unknown or fields unused, the error's `sample` has the first records and likely column maps.
 
     `curl -F file=@rows.csv -F 'column_map={"prompt": "question"}' localhost:8000/datasets`
@@ -121,19 +124,24 @@ def show_dataset(dataset_id: DatasetId, services: ServicesDep) -> DatasetRead:
     responses=documented(404, 409)
     | {200: {"description": "JSON lines.", "content": {"application/jsonl": {"schema": {"type": "string"}}}}},
 )
+@in_store_threads
 def download_dataset(dataset_id: DatasetId, services: ServicesDep) -> StreamingResponse:
     """The rows that can be used, as JSON lines that may be uploaded again.
 
-    Whatever the file was, each has `messages`, or `prompt` and `completion`, or `text`.
+    Whatever the file was, each has `messages`, or `prompt` and `completion`, or `text`; of preferences
+    `prompt`, `chosen` and `rejected`, or `prompt`, `completion` and `label`.
     """
     with services.database.snapshot() as session:
         dataset = dataset_records.get_ready(session, dataset_id)
     lines = (write_plain(row) for _, row in dataset_records.open_rows(services.store, dataset))
     headers = {"content-disposition": f'attachment; filename="{dataset_id}.jsonl"'}
-    return StreamingResponse(lines, media_type="application/jsonl", headers=headers)
+    return StreamingResponse(
+        read_in_store_threads(services.store_threads, lines), media_type="application/jsonl", headers=headers
+    )
 
 
 @router.get("/{dataset_id}/rows", summary="Show rows of a dataset", responses=documented(404, 409))
+@in_store_threads
 def show_rows(
     dataset_id: DatasetId,
     services: ServicesDep,
@@ -151,11 +159,12 @@ def show_rows(
 
 
 @router.delete("/{dataset_id}", status_code=204, summary="Delete a dataset", responses=documented(404, 409))
+@in_store_threads
 def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
     """Delete a dataset that no waiting or running job needs. One that is being fetched is fetched no more."""
     with services.database.transaction() as session:
         artifact = dataset_records.delete(session, dataset_id)
-    services.store.delete(artifact)
+    services.store.discard(artifact)
 
 
 def _add(idempotent: IdempotentRequest, store: ArtifactStore, row: tables.DatasetRow) -> DatasetRead:
@@ -172,4 +181,4 @@ def _add(idempotent: IdempotentRequest, store: ArtifactStore, row: tables.Datase
         return dataset
     finally:
         if dataset is None or dataset.id != row.id:
-            store.delete(dataset_records.folder_of(row.id))
+            store.discard(dataset_records.folder_of(row.id))

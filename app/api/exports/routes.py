@@ -1,5 +1,6 @@
 """Exports of adapters: ask for one, follow it, download its files, cancel, retry, delete."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -9,24 +10,34 @@ from sqlalchemy.orm import Session
 from app.api.deps import AdapterName, After, ExportId, Limit, ServicesDep
 from app.api.exports.schemas import ExportRead
 from app.api.http import ranges
+from app.api.http.access.auth import CallerDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequestDep
-from app.api.schemas import Page
-from app.core.adapters import records as adapter_records
+from app.api.http.store_threads import in_store_threads
+from app.api.schemas import Page, PriorityChange
+from app.core.adapters.names import get_adapter
 from app.core.errors import InvalidRequest
 from app.core.errors.exports import ExportNotFound
 from app.core.exports import records as export_records
 from app.core.exports.results import file_stem
 from app.core.specs.export import ExportSpec
+from app.core.storage.tables import ExportRow
+from app.core.work import turns
 
 router = APIRouter(tags=["Exports"])
 
 _EXAMPLES: dict[str, Example] = {
     "gguf": {"summary": "For llama.cpp, in 8 bits", "value": {"format": "gguf", "type": "q8_0"}},
+    "k_quants": {
+        "summary": "For llama.cpp and Ollama, in 4 and in 6 bits",
+        "value": {"format": "gguf", "type": ["q4_k_m", "q6_k"], "importance_matrix": True},
+    },
     "merged": {
         "summary": "A whole model in safetensors",
         "value": {"format": "merged", "base": "dequantized"},
     },
+    "fp8": {"summary": "For vLLM and SGLang, in FP8", "value": {"format": "fp8"}},
+    "awq": {"summary": "For vLLM and SGLang, in 4 bits", "value": {"format": "awq"}},
     "hub": {"summary": "Push to the Hub", "value": {"format": "hub", "repository": "me/support-bot"}},
 }
 
@@ -43,13 +54,14 @@ def submit_export(
     idempotent: IdempotentRequestDep,
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
 ) -> ExportRead:
     """Ask a worker for an adapter in another format. The files are compared with the live adapter first."""
 
     def create(session: Session) -> ExportRead:
-        adapter = adapter_records.get(session, id_or_name)
-        row = export_records.submit(session, adapter, spec, max_waiting=services.settings.max_queued_jobs)
-        return ExportRead.from_row(row)
+        adapter = get_adapter(session, id_or_name)
+        most = services.settings.max_queued_jobs
+        return _read(session, export_records.submit(session, adapter, spec, max_waiting=most, caller=caller))
 
     export = idempotent.create(create, find=_find)
     response.headers["location"] = f"/exports/{export.id}"
@@ -62,9 +74,9 @@ def list_adapter_exports(
 ) -> Page[ExportRead]:
     """Exports of one adapter, the newest first."""
     with services.database.snapshot() as session:
-        adapter = adapter_records.get(session, id_or_name)
+        adapter = get_adapter(session, id_or_name)
         rows, cursor = export_records.find_page(session, adapter_id=adapter.id, after=after, limit=limit)
-        return Page(data=[ExportRead.from_row(row) for row in rows], next=cursor)
+        return Page(data=_read_all(session, rows), next=cursor)
 
 
 @router.get("/exports", summary="List exports")
@@ -72,7 +84,7 @@ def list_exports(services: ServicesDep, after: After = None, limit: Limit = 50) 
     """Exports of all adapters, the newest first; also of adapters that were deleted since."""
     with services.database.snapshot() as session:
         rows, cursor = export_records.find_page(session, adapter_id=None, after=after, limit=limit)
-        return Page(data=[ExportRead.from_row(row) for row in rows], next=cursor)
+        return Page(data=_read_all(session, rows), next=cursor)
 
 
 @router.get("/exports/{export_id}", summary="Show an export", responses=documented(404))
@@ -92,6 +104,7 @@ def show_export(export_id: ExportId, services: ServicesDep) -> ExportRead:
         206: {"description": "The range that was asked for."},
     },
 )
+@in_store_threads
 def download_export(
     export_id: ExportId,
     request: Request,
@@ -121,7 +134,18 @@ def download_export(
     else:
         folder = f"{file_stem(export.adapter_name)}-{export.spec.format}"
         download = ranges.tar_of(services.store, artifact, files, folder)
-    return ranges.answer(request, download)
+    return ranges.answer(request, download, services.store_threads)
+
+
+@router.patch("/exports/{export_id}", summary="Change an export's priority", responses=documented(404, 409))
+def change_export(
+    export_id: ExportId, body: Annotated[PriorityChange, Body()], services: ServicesDep, caller: CallerDep
+) -> ExportRead:
+    """Give an export that waits another place in the queue."""
+    with services.database.transaction() as session:
+        return _read(
+            session, export_records.change_priority(session, export_id, body.priority, caller=caller)
+        )
 
 
 @router.post(
@@ -134,23 +158,36 @@ def cancel_export(export_id: ExportId, services: ServicesDep) -> ExportRead:
 
 
 @router.post(
-    "/exports/{export_id}/retry", status_code=202, summary="Retry an export", responses=documented(404, 409)
+    "/exports/{export_id}/retry",
+    status_code=202,
+    summary="Retry an export",
+    responses=documented(404, 409, 429),
 )
 def retry_export(export_id: ExportId, services: ServicesDep) -> ExportRead:
     """Run a failed or cancelled export again. Of a failed one the merged model is kept, and used."""
     with services.database.transaction() as session:
-        return ExportRead.from_row(export_records.retry(session, export_id))
+        return _read(session, export_records.retry(session, export_id))
 
 
 @router.delete(
     "/exports/{export_id}", status_code=204, summary="Delete an export", responses=documented(404, 409)
 )
+@in_store_threads
 def delete_export(export_id: ExportId, services: ServicesDep) -> None:
     """Delete an export that has ended, and its files. What was pushed to the Hub stays there."""
     with services.database.transaction() as session:
         folder = export_records.delete(session, export_id)
-    services.store.delete(folder)
+    services.store.discard(folder)
 
 
 def _find(session: Session, export_id: str) -> ExportRead:
-    return ExportRead.from_row(export_records.get(session, export_id))
+    return _read(session, export_records.get(session, export_id))
+
+
+def _read(session: Session, row: ExportRow) -> ExportRead:
+    return _read_all(session, [row])[0]
+
+
+def _read_all(session: Session, rows: Sequence[ExportRow]) -> list[ExportRead]:
+    places = turns.find_places(session, ExportRow, rows)
+    return [ExportRead.from_row(row, places.get(row.id)) for row in rows]

@@ -25,9 +25,13 @@ class ExportRead(BaseModel):
     adapter: str = Field(description="Id of the adapter.")
     adapter_name: str = Field(description="Its name when the export was asked for.")
     base_model: str = Field(description="The adapter's base model.")
+    job: str | None = Field(description="Id of the job whose `push_to_hub` it is; null: it is of none.")
     spec: ExportSpec = Field(description="What was asked for.")
     state: ExportState = Field(description="Where the export stands.")
     phase: ExportPhase | None = Field(description="What a running export is doing.")
+    queue_position: int | None = Field(
+        None, description="Its place among the waiting exports, from 1; null: it does not wait."
+    )
     progress: float = Field(description="How much of the phase is done, from 0 to 1.")
     agreement: Agreement | None = Field(
         description="How well the files, loaded afresh, agree with the live adapter."
@@ -42,16 +46,18 @@ class ExportRead(BaseModel):
     finished_at: datetime | None = Field(description="When it ended.")
 
     @classmethod
-    def from_row(cls, row: tables.ExportRow) -> "ExportRead":
+    def from_row(cls, row: tables.ExportRow, queue_position: int | None = None) -> "ExportRead":
         """The export as the API shows it."""
         return cls(
             id=row.id,
             adapter=row.adapter_id,
             adapter_name=row.adapter_name,
             base_model=row.base_model,
+            job=row.job_id,
             spec=export_spec_adapter.validate_python(row.spec),
             state=ExportState(row.state),
             phase=ExportPhase(row.phase) if row.phase else None,
+            queue_position=queue_position,
             progress=row.progress,
             agreement=Agreement.model_validate(row.agreement) if row.agreement else None,
             notes=row.notes,

@@ -1,7 +1,7 @@
 """A response of server-sent events. Writes bytes directly: every token of every stream passes through it."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from starlette.responses import Response
@@ -18,8 +18,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str, None], answers: Answers) -> None:
-        super().__init__(headers=_HEADERS)
+    def __init__(
+        self, events: AsyncGenerator[str, None], answers: Answers, *, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(headers={**_HEADERS, **headers})
         del self.headers["content-length"]
         self._events = events
         self._answers = answers

@@ -7,34 +7,24 @@ format: `/generate` and the OpenAI API have their own.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio
 from fastapi import Request
-from sqlalchemy.orm import Session
 
-from app.api.generate.engine_client import EngineClient, EngineEndpoint, find_engine
+from app.api.generate.use import RequestUse
 from app.api.http.errors import EngineRefusal
-from app.core.adapters import records as adapter_records
-from app.core.engine import base_models
+from app.core.engine.answers import GeneratedAnswer, join_answer
+from app.core.engine.client import EngineClient
+from app.core.engine.endpoints import EngineEndpoint
 from app.core.engine.messages import (
-    AdapterRef,
-    BaseModelRef,
     Delta,
     Failed,
     Finished,
     GenerateRequest,
-    MadeToken,
-    ReasoningDelta,
     Reply,
-    TokenDelta,
-    ToolCallDelta,
 )
 from app.core.engine.sampling import MAX_SEED, Sampling
-from app.core.errors import InvalidRequest
-from app.core.settings import Settings
-from app.core.specs.job import QuantizationSpec
 
 Result = TypeVar("Result")
 NumberedReply = tuple[int, Delta | Finished]
@@ -44,47 +34,6 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; the client is gone, only t
 _FIRST_REPLY_SECONDS = 10
 _MAX_UNREAD = 64
 _SEED_STEP = 0x1E3779B97F4A7C15
-
-
-@dataclass(frozen=True)
-class Target:
-    """What generates: an engine, a base model, and an adapter or None."""
-
-    engine: EngineEndpoint
-    base_model: BaseModelRef
-    adapter: AdapterRef | None
-
-
-def find_adapter(
-    session: Session, settings: Settings, id_or_name: str, *, quantization: QuantizationSpec | None = None
-) -> Target:
-    """An adapter and an engine. Raises AdapterNotFound, NoEngine, and InvalidRequest for a quantization."""
-    base_model, adapter = adapter_records.references(adapter_records.get(session, id_or_name))
-    if quantization not in (None, base_model.quantization):
-        raise InvalidRequest(
-            f"The adapter {id_or_name!r} was trained on weights of another quantization.",
-            param="quantization",
-            hint="Leave it out: an adapter is always on the weights that it was trained on.",
-        )
-    return Target(_engine_for(session, settings, base_model), base_model, adapter)
-
-
-def find_base_model(
-    session: Session, settings: Settings, name: str, *, quantization: QuantizationSpec | None = None
-) -> Target:
-    """A base model and an engine. Raises ModelNotAllowed, UnknownModel and NoEngine.
-
-    Without a quantization it is that of a job that says none, whatever an engine has loaded: the same request
-    has the same answer.
-    """
-    base_models.check(name, settings)
-    base_model = BaseModelRef(name=name, quantization=quantization or QuantizationSpec())
-    return Target(_engine_for(session, settings, base_model), base_model, None)
-
-
-def _engine_for(session: Session, settings: Settings, base_model: BaseModelRef) -> EngineEndpoint:
-    """An engine, with these very weights if there is one."""
-    return find_engine(session, settings, base_model=base_model.name, quantization=base_model.quantization)
 
 
 def repeat(request: GenerateRequest, count: int) -> list[GenerateRequest]:
@@ -106,9 +55,19 @@ class Answers:
     """
 
     def __init__(
-        self, engines: EngineClient, engine: EngineEndpoint, requests: Sequence[GenerateRequest]
+        self,
+        engines: EngineClient,
+        engine: EngineEndpoint,
+        requests: Sequence[GenerateRequest],
+        *,
+        use: RequestUse | None = None,
     ) -> None:
+        """`use` counts the tokens, where they count."""
         self._replies = _merge([engines.stream(engine, request) for request in requests])
+        self._use = use
+        if use is not None:
+            use.begin(requests)
+            self._replies = _counted(self._replies, use)
         self._first: asyncio.Task[NumberedReply] | None = None
 
     async def begin(self) -> bool:
@@ -133,34 +92,11 @@ class Answers:
             self._first.cancel()
             await asyncio.gather(self._first, return_exceptions=True)
         await self._replies.aclose()
+        if self._use is not None:
+            self._use.end()
 
     async def _next(self) -> NumberedReply:
         return await anext(self._replies)
-
-
-@dataclass(frozen=True)
-class GeneratedCall:
-    """A call of a function that an answer makes; `arguments` is JSON."""
-
-    id: str
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True)
-class GeneratedAnswer:
-    """One whole answer, and what was thought before it.
-
-    `tokens` are those of the text, `thought_tokens` those of `reasoning`, where log-probabilities were
-    requested.
-    """
-
-    text: str
-    tokens: list[MadeToken] | None
-    finished: Finished
-    reasoning: str | None = None
-    thought_tokens: list[MadeToken] | None = None
-    tool_calls: tuple[GeneratedCall, ...] = ()
 
 
 async def collect(answers: Answers) -> list[GeneratedAnswer]:
@@ -172,33 +108,7 @@ async def collect(answers: Answers) -> list[GeneratedAnswer]:
             ends[index] = reply
         else:
             deltas.setdefault(index, []).append(reply)
-    return [_join(deltas.get(index, []), ends[index]) for index in sorted(ends)]
-
-
-def _join(deltas: Sequence[Delta], finished: Finished) -> GeneratedAnswer:
-    texts = [delta for delta in deltas if isinstance(delta, TokenDelta)]
-    thoughts = [delta for delta in deltas if isinstance(delta, ReasoningDelta)]
-    return GeneratedAnswer(
-        "".join(delta.text for delta in texts),
-        [token for delta in texts for token in delta.tokens or []] or None,
-        finished,
-        reasoning="".join(delta.text for delta in thoughts) or None,
-        thought_tokens=[token for delta in thoughts for token in delta.tokens or []] or None,
-        tool_calls=_join_calls([delta for delta in deltas if isinstance(delta, ToolCallDelta)]),
-    )
-
-
-def _join_calls(deltas: Sequence[ToolCallDelta]) -> tuple[GeneratedCall, ...]:
-    calls: dict[int, GeneratedCall] = {}
-    for delta in deltas:
-        if delta.is_withdrawn:
-            del calls[delta.index]
-        elif delta.id is not None:
-            calls[delta.index] = GeneratedCall(delta.id, delta.name or "", delta.arguments)
-        else:
-            before = calls[delta.index]
-            calls[delta.index] = replace(before, arguments=before.arguments + delta.arguments)
-    return tuple(calls.values())
+    return [join_answer(deltas.get(index, []), ends[index]) for index in sorted(ends)]
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
@@ -212,6 +122,15 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
         working.cancel()
         watching.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _counted(
+    replies: AsyncGenerator[NumberedReply, None], use: RequestUse
+) -> AsyncGenerator[NumberedReply, None]:
+    async with aclosing(replies) as source:
+        async for index, reply in source:
+            use.count(index, reply)
+            yield index, reply
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Reply, None]]) -> AsyncGenerator[NumberedReply, None]:

@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 
@@ -11,17 +10,7 @@ from app.api.chat.calls import as_tool_calls
 from app.api.chat.conversation import as_turns
 from app.api.deps import Services, ServicesDep
 from app.api.generate.answer_events import EventStream
-from app.api.generate.answers import (
-    CLIENT_CLOSED_REQUEST,
-    Answers,
-    GeneratedAnswer,
-    Target,
-    collect,
-    find_adapter,
-    find_base_model,
-    repeat,
-    unless_disconnected,
-)
+from app.api.generate.answers import CLIENT_CLOSED_REQUEST, Answers, collect, repeat, unless_disconnected
 from app.api.generate.response_format import output_schema
 from app.api.generate.schemas import (
     ChoiceEndRead,
@@ -31,9 +20,23 @@ from app.api.generate.schemas import (
     GenerationRead,
     StreamEndRead,
 )
+from app.api.generate.served import served_headers
+from app.api.generate.use import RequestUse
+from app.api.http.access.auth import CallerDep
 from app.api.http.errors import EngineRefusal, documented, dumps, error_content, refusal_content
+from app.api.http.pacing import run_by_length
 from app.api.http.server_sent_events import server_sent
-from app.core.engine.messages import Delta, Finished, GenerateRequest, ReasoningDelta, TokenDelta, Usage
+from app.core.adapters.targets import Target, Targets
+from app.core.engine.answers import GeneratedAnswer
+from app.core.engine.messages import (
+    Delta,
+    Finished,
+    GenerateRequest,
+    PromptDelta,
+    ReasoningDelta,
+    TokenDelta,
+    Usage,
+)
 from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest, TunesmithError
 from app.core.storage.ids import new_id
@@ -75,14 +78,21 @@ _EXAMPLES: dict[str, Example] = {
     },
 )
 async def generate(
-    body: Annotated[GenerateBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
+    body: Annotated[GenerateBody, Body(openapi_examples=_EXAMPLES)],
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    caller: CallerDep,
 ) -> object:
-    """Ask an adapter or a base model. A client that goes away ends the work."""
-    target, generate_request = await to_thread.run_sync(_plan, services, body)
-    answers = Answers(services.engines, target.engine, repeat(generate_request, body.n))
+    """Ask an adapter, a base model, or what an alias points to. A client that goes away ends the work."""
+    target, generate_request = await _plan(services, body)
+    response.headers.update(served_headers(target))
+    use = RequestUse(services.usage_meter, caller, target.name, choices=body.n)
+    answers = Answers(services.engines, target.engine, repeat(generate_request, body.n), use=use)
     try:
         if body.stream and await unless_disconnected(request, answers.begin()):
-            return EventStream(_events(target, answers, body.n), answers)
+            events = _events(target, answers, body.n)
+            return EventStream(events, answers, headers=served_headers(target))
         whole = None if body.stream else await unless_disconnected(request, collect(answers))
     except BaseException:
         await answers.close()
@@ -91,20 +101,27 @@ async def generate(
     return _generation(target, whole) if whole else Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _plan(services: Services, body: GenerateBody) -> tuple[Target, GenerateRequest]:
+async def _plan(services: Services, body: GenerateBody) -> tuple[Target, GenerateRequest]:
     """Check what pydantic can't, and find the adapter and the engine."""
-    _exactly_one(body, "adapter", "base_model")
+    _exactly_one(body, "adapter", "base_model", "model")
     _exactly_one(body, "prompt", "messages")
     if body.prompt is not None:
         _refuse_with_prompt(body)
-    with services.database.snapshot() as session:
-        if body.adapter:
-            target = find_adapter(session, services.settings, body.adapter, quantization=body.quantization)
-        else:
-            target = find_base_model(
-                session, services.settings, body.base_model or "", quantization=body.quantization
-            )
-    return target, GenerateRequest(
+    target = await services.lookups.find(lambda targets: _find_target(targets, body))
+    request = await run_by_length(lambda: _make_request(body, target), len(body.messages or ()))
+    return target, request
+
+
+def _find_target(targets: Targets, body: GenerateBody) -> Target:
+    if body.adapter:
+        return targets.find_adapter(body.adapter, quantization=body.quantization)
+    if body.model:
+        return targets.find_named(body.model, quantization=body.quantization, subject=body.user)
+    return targets.find_base_model(body.base_model or "", quantization=body.quantization)
+
+
+def _make_request(body: GenerateBody, target: Target) -> GenerateRequest:
+    return GenerateRequest(
         base_model=target.base_model,
         adapter=target.adapter,
         prompt=body.prompt,
@@ -116,11 +133,12 @@ def _plan(services: Services, body: GenerateBody) -> tuple[Target, GenerateReque
     )
 
 
-def _exactly_one(body: GenerateBody, first: str, second: str) -> None:
-    given = [name for name in (first, second) if getattr(body, name) is not None]
+def _exactly_one(body: GenerateBody, *names: str) -> None:
+    given = [name for name in names if getattr(body, name) is not None]
     if len(given) != 1:
-        problem = "both are given" if given else "neither is given"
-        raise InvalidRequest(f"Give either `{first}` or `{second}`: {problem}.", param=first)
+        problem = f"{' and '.join(given)} are given" if given else "none is given"
+        choices = " or ".join(f"`{name}`" for name in names)
+        raise InvalidRequest(f"Give one of {choices}: {problem}.", param=names[0])
 
 
 def _refuse_with_prompt(body: GenerateBody) -> None:
@@ -198,6 +216,7 @@ async def _events(target: Target, answers: Answers, count: int) -> AsyncGenerato
 
 def _delta(reply: Delta) -> tuple[str, dict[str, object]]:
     """The name of an event, and its content."""
+    assert not isinstance(reply, PromptDelta)  # /generate does not ask for it
     tokens = {} if reply.tokens is None else {"tokens": [token.model_dump() for token in reply.tokens]}
     if isinstance(reply, TokenDelta):
         return "delta", {"text": reply.text, **tokens}

@@ -18,15 +18,26 @@ MAX_CHOICES = 128
 
 
 class GenerateBody(Sampling, ToolFields, TemplateFields):
-    """An adapter or a base model; a prompt or messages; how to sample."""
+    """A model; a prompt or messages; how to sample."""
 
+    model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=400,
+        description="An alias, or a base model's or an adapter's name, as under /v1.",
+    )
+    user: str | None = Field(
+        None,
+        max_length=400,
+        description="Of an alias with several models: the same one is always served by the same model.",
+    )
     adapter: str | None = Field(None, max_length=400, description="Id or name of an adapter.")
     base_model: str | None = Field(
         None, max_length=200, pattern=MODEL_NAME, description="A base model, to ask it without an adapter."
     )
     quantization: QuantizationSpec | None = Field(
         None,
-        description="With `base_model`: how its weights are held; default: as in a job that says nothing. "
+        description="With a base model: how its weights are held; default: as in a job that says nothing. "
         "An adapter is on the weights that it was trained on.",
     )
     prompt: str | None = Field(None, min_length=1, description="Text to continue, taken as it is.")

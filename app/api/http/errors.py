@@ -20,12 +20,13 @@ from app.core.errors import (
     Conflict,
     InvalidRequest,
     NotFound,
+    PreconditionFailed,
     QueueFull,
     TooLarge,
     TunesmithError,
     Unavailable,
 )
-from app.core.errors.access import Forbidden, Unauthorized
+from app.core.errors.access import Forbidden, RateLimited, TokensSpent, Unauthorized
 from app.core.errors.bodies import EncodingUnsupported
 from app.core.errors.connections import TooManyConnections
 from app.core.errors.datasets import DatasetInvalid, FieldsUnused
@@ -41,8 +42,10 @@ _STATUS: dict[type[TunesmithError], int] = {
     NotFound: 404,
     Conflict: 409,
     LeaseLost: 409,
+    PreconditionFailed: 412,
     TooLarge: 413,
     QueueFull: 429,
+    RateLimited: 429,
     TooManyConnections: 503,
     Unavailable: 503,
     StorageFull: 507,
@@ -50,13 +53,14 @@ _STATUS: dict[type[TunesmithError], int] = {
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _DESCRIPTIONS = {
     401: "No key, or a wrong one.",
-    403: "A page of another origin asked, or a name that is not this machine's; `hint` names the setting.",
+    403: "The key lacks the scope; or a page of another origin asked, or a name that is not this machine's.",
     404: "There is no such thing.",
     409: "The present state does not allow this.",
+    412: "It was changed since the version that `If-Match` names.",
     413: "The body is larger than the limit.",
     416: "The range begins behind the end.",
     422: "The request is malformed; `param` names the field.",
-    429: "Too many are waiting; `Retry-After` says when to come back.",
+    429: "Too many are waiting, or a limit of the key is reached; `Retry-After` says when to come back.",
     503: "Nothing can answer now; `Retry-After` says when to come back.",
     507: "The disk is full; `hint` says what to free.",
 }
@@ -150,6 +154,12 @@ def dumps(content: object) -> str:
     return _encoder.encode(content).encode(errors="replace").decode()
 
 
+def rate_headers(kind: str, limit: int, left: int, seconds: float) -> dict[str, str]:
+    """The headers in which OpenAI's API tells a limit: how much is left, and when there is more again."""
+    values = {"limit": str(limit), "remaining": str(left), "reset": f"{max(0, round(seconds))}s"}
+    return {f"x-ratelimit-{name}-{kind}": value for name, value in values.items()}
+
+
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For `responses=` of a route: the error statuses that it may return, with their format."""
     return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
@@ -207,11 +217,23 @@ def _response(status: int, content: dict[str, Any], headers: Mapping[str, str]) 
 def _headers(error: TunesmithError) -> dict[str, str]:
     if isinstance(error, Unauthorized):
         return {"www-authenticate": "Bearer"}
+    if isinstance(error, RateLimited):
+        return _limit_headers(error)
     if isinstance(error, Unavailable):
         return {"retry-after": str(error.retry_after_seconds)}
     if isinstance(error, QueueFull):
         return {"retry-after": str(_QUEUE_FULL_RETRY_SECONDS)}
     return {}
+
+
+def _limit_headers(error: RateLimited) -> dict[str, str]:
+    headers = {"retry-after": str(error.retry_after_seconds)}
+    if error.limit is not None:
+        headers |= rate_headers(error.counted, error.limit, 0, error.retry_after_seconds)
+    if isinstance(error, TokensSpent):
+        # Clients retry a 429 by themselves, and this one lasts until midnight.
+        headers["x-should-retry"] = "false"
+    return headers
 
 
 def _allowed_methods(request: Request) -> str:

@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
 
 from app.api.deps import ServicesDep
-from app.api.http.auth import bearer_key
+from app.api.http.access.auth import bearer_key
 from app.api.http.digits import bounded_int
 from app.core.storage import idempotency
 from app.core.storage.database import Database

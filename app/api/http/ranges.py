@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
 
+from anyio import CapacityLimiter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.api.http.digits import bounded_int
+from app.api.http.store_threads import read_in_store_threads
 from app.core.exports.results import ExportedFile
 from app.core.storage.artifacts import ArtifactStore
 
@@ -68,7 +70,7 @@ def tar_of(store: ArtifactStore, artifact: str, files: Sequence[ExportedFile], f
     return Download(f"{folder}.tar", "application/x-tar", segments, etag)
 
 
-def answer(request: Request, download: Download) -> Response:
+def answer(request: Request, download: Download, threads: CapacityLimiter) -> Response:
     """The whole file, or the range that the request names. Raises HTTPException (416)."""
     etag = f'"{download.etag}"'
     headers = {
@@ -87,9 +89,8 @@ def answer(request: Request, download: Download) -> Response:
         (start, end), status = found, 206
         headers["content-range"] = f"bytes {start}-{end - 1}/{download.size}"
     headers["content-length"] = str(end - start)
-    return StreamingResponse(
-        _read(download.segments, start, end), status, headers, media_type=download.media_type
-    )
+    chunks = read_in_store_threads(threads, _read(download.segments, start, end))
+    return StreamingResponse(chunks, status, headers, media_type=download.media_type)
 
 
 def _parse(header: str, size: int) -> tuple[int, int] | None:

@@ -11,9 +11,10 @@ from app.api.http.errors import to_response
 from app.api.http.idempotency import ARRIVED_AT
 from app.api.http.request_metrics import RequestMetrics
 from app.core.errors import TunesmithError
-from app.core.errors.storage import StorageFull
+from app.core.errors.storage import DatabaseUnavailable, StorageFull
 from app.core.storage.disk import is_disk_full_error
 from app.core.storage.ids import new_id
+from app.core.storage.outages import is_unavailable, log_unless_away
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,10 @@ class RequestMiddleware:
             if is_disk_full_error(error) and not has_started:
                 _log.error("Request %s failed: the disk is full: %s", request_id, error)
                 return await to_response(StorageFull())(scope, receive, send_with_id)
-            _log.exception("Request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if is_unavailable(error) and not has_started:
+                return await to_response(DatabaseUnavailable())(scope, receive, send_with_id)
+            what = f"Request {request_id} failed: {scope['method']} {scope['path']}"
+            log_unless_away(_log, what, error)
             if has_started:
                 raise  # the server closes the connection, so that the client sees an incomplete response
             await to_response(_internal_error(request_id))(scope, receive, send_with_id)

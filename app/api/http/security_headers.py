@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.http.auth import is_docs
+from app.api.http.access.auth import is_docs
 from app.dashboard.pages import is_page
 
 _NO_FRAMES = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

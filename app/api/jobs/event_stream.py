@@ -6,17 +6,15 @@ takes no memory. Followers take turns: a thousand that join at once do not stop 
 """
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from anyio import to_thread
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.http.pacing import Turns
 from app.api.jobs.event_pages import EventPages, Render
+from app.api.topics import Topics
 from app.core.errors.jobs import JobNotFound
 from app.core.specs.states import JobState
 from app.core.storage import tables
@@ -25,8 +23,6 @@ from app.core.storage.database import Database
 POLL_SECONDS = 0.25
 # A page takes about 0.1 ms to send.
 _PAGES_PER_ITERATION = 4
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,51 +33,26 @@ class JobEnd:
     has_ended: bool
 
 
-class Topic:
-    """A job that is being followed: the number of its followers, and what its poller has seen last."""
-
-    def __init__(self, job_id: str) -> None:
-        self.job_id = job_id
-        self.followers = 0
-        self.latest: JobEnd | None = None
-        self.is_gone = False
-        self.poller: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
-
-    async def wait(self) -> None:
-        """Wait for the next change."""
-        await self._changed.wait()
-
-    def announce(self) -> None:
-        """Wake all who wait."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-
 class EventStreams:
     """All followed jobs of this process. Used from one event loop."""
 
     def __init__(self, database: Database, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._database = database
-        self._poll_seconds = poll_seconds
         self._pages = EventPages(database)
         self._turns = Turns(_PAGES_PER_ITERATION)
-        self._topics: dict[str, Topic] = {}
+        self._topics: Topics[JobEnd] = Topics(self._read, noun="job", poll_seconds=poll_seconds)
         # Reads that have begun, and reads that begin next, by job.
         self._running: dict[str, asyncio.Task[JobEnd | None]] = {}
         self._waiting: dict[str, asyncio.Task[JobEnd | None]] = {}
-        self._is_closed = False
 
     @property
     def followed_jobs(self) -> list[str]:
         """Ids of the jobs that have a poller now."""
-        return list(self._topics)
+        return self._topics.keys
 
     def close(self) -> None:
         """End every stream after the events it has sent, for a shutdown. Call from the event loop."""
-        self._is_closed = True
-        for topic in self._topics.values():
-            topic.announce()
+        self._topics.close()
 
     async def find_end(self, job_id: str) -> JobEnd:
         """How far the job is now. Raises JobNotFound."""
@@ -92,10 +63,10 @@ class EventStreams:
 
     async def follow(self, job_id: str, render: Render, *, after: int = 0) -> AsyncIterator[bytes]:
         """Events after a seq, rendered, several at a time, until the job has ended and all were yielded."""
-        with self._subscribed(job_id) as topic:
+        with self._topics.subscribed(job_id) as topic:
             end = await self._read(job_id)
             cursor = min(after, end.last_seq) if end else after
-            while end and not self._is_closed and not topic.is_gone and not _is_over(end, cursor):
+            while end and not self._topics.is_closed and not topic.is_gone and not _is_over(end, cursor):
                 if end.last_seq > cursor:
                     content, cursor = await self._pages.read(job_id, render, cursor)
                     await self._turns.take()
@@ -106,33 +77,6 @@ class EventStreams:
                 # The poller's read may be older than this follower's own.
                 if topic.latest and topic.latest.last_seq > end.last_seq:
                     end = topic.latest
-
-    @contextlib.contextmanager
-    def _subscribed(self, job_id: str) -> Iterator[Topic]:
-        topic = self._topics.get(job_id)
-        if topic is None:
-            topic = self._topics[job_id] = Topic(job_id)
-            topic.poller = asyncio.create_task(self._poll(topic))
-        topic.followers += 1
-        try:
-            yield topic
-        finally:
-            topic.followers -= 1
-            if not topic.followers and topic.poller:
-                topic.poller.cancel()
-                del self._topics[job_id]
-
-    async def _poll(self, topic: Topic) -> None:
-        while not topic.is_gone:
-            try:
-                latest = await self._read(topic.job_id)
-            except SQLAlchemyError:
-                _log.warning("The events of job %s can't be read now", topic.job_id, exc_info=True)
-            else:
-                is_news, topic.latest, topic.is_gone = latest != topic.latest, latest, latest is None
-                if is_news or topic.is_gone:
-                    topic.announce()
-            await asyncio.sleep(self._poll_seconds)
 
     async def _read(self, job_id: str) -> JobEnd | None:
         """A read that begins after this call, shared by all who call before it begins."""

@@ -7,17 +7,19 @@ from fastapi import APIRouter, Body
 from sqlalchemy.orm import Session
 
 from app.api.deps import Services, ServicesDep
-from app.api.generate.engine_client import EngineEndpoint, find_engine
 from app.api.http.errors import EngineRefusal, documented
 from app.api.jobs.routes import SPEC_EXAMPLES
 from app.core.datasets import records as dataset_records
 from app.core.datasets.unused_fields import describe_unused
-from app.core.engine import base_models
+from app.core.engine import workers
+from app.core.engine.endpoints import EngineEndpoint, find_engine
 from app.core.engine.messages import Failed
 from app.core.engine.preflight import DatasetRef, Notice, Preflight, PreflightRequest
 from app.core.engine.serving import find_serving
-from app.core.jobs import continuation, speeds
+from app.core.jobs import abilities, continuation, speeds
+from app.core.jobs.inputs import check_method
 from app.core.specs.job import JobSpec
+from app.core.specs.methods import Method
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
@@ -45,13 +47,14 @@ async def preflight(
 def _prepare(
     services: Services, spec: JobSpec
 ) -> tuple[PreflightRequest, EngineEndpoint, float | None, list[Notice]]:
-    base_models.check(spec.base_model, services.settings)
     with services.database.snapshot() as session:
-        dataset, notices = find_dataset(session, spec.dataset)
+        workers.check_base_model(session, services.settings, spec.base_model)
+        abilities.check_workers(session, services.settings, spec)
+        dataset, notices = find_dataset(session, spec.dataset, method=spec.method)
         validation_dataset = None
         if spec.validation_dataset:
             validation_dataset, more = find_dataset(
-                session, spec.validation_dataset, param="validation_dataset"
+                session, spec.validation_dataset, method=spec.method, param="validation_dataset"
             )
             notices += [
                 Notice(code=one.code, message=f"The validation dataset: {one.message}") for one in more
@@ -65,13 +68,15 @@ def _prepare(
 
 
 def find_dataset(
-    session: Session, dataset_id: str, *, param: str = "dataset"
+    session: Session, dataset_id: str, *, method: Method | None = None, param: str = "dataset"
 ) -> tuple[DatasetRef, list[Notice]]:
     """A reference to a dataset's files for the engine, and what should be known about its fields.
 
-    Raises DatasetNotFound and DatasetNotReady.
+    Raises DatasetNotFound and DatasetNotReady, and DatasetUnfit where `method` does not learn its rows.
     """
     dataset = dataset_records.get_ready(session, dataset_id, param=param)
+    if method:
+        check_method(dataset, method, param=param)
     unused = describe_unused(dataset_records.find_unused(dataset))
     return (
         DatasetRef(artifact=dataset.artifact, rows=dataset.rows, size_bytes=dataset.size_bytes),

@@ -8,16 +8,36 @@ from fastapi.openapi.models import Example
 from sqlalchemy.orm import Session
 
 from app.api.deps import MAX_PAGE, After, JobId, Limit, ServicesDep
+from app.api.http.access.auth import CallerDep
 from app.api.http.errors import documented
 from app.api.http.idempotency import IdempotentRequestDep
+from app.api.http.store_threads import in_store_threads
 from app.api.jobs import submission
-from app.api.jobs.schemas import JobChange, JobRead, LossesPage, LossesRead
+from app.api.jobs.schemas import (
+    FinalEvaluationRead,
+    JobChange,
+    JobDetailsRead,
+    JobPushRead,
+    JobRead,
+    LossesPage,
+    LossesRead,
+)
 from app.api.schemas import Page
-from app.core.engine import base_models
-from app.core.jobs import inputs as job_inputs, losses as job_losses, records as job_records
+from app.core.engine import workers
+from app.core.jobs import (
+    abilities,
+    checkpoints,
+    final_evaluation,
+    inputs as job_inputs,
+    losses as job_losses,
+    placement,
+    pushes,
+    records as job_records,
+)
 from app.core.specs.job import JobSpec
 from app.core.specs.states import JobState
 from app.core.storage.tables import JobRow
+from app.core.work import turns
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
@@ -36,6 +56,16 @@ SPEC_EXAMPLES: dict[str, Example] = {
             "training": {"num_train_epochs": 3, "learning_rate": 0.0002, "validation_split": 0.1},
         },
     },
+    "trackers and the Hub": {
+        "summary": "Curves in Weights & Biases, the finished adapter on the Hub",
+        "value": {
+            "base_model": "SmolLM2-135M-Instruct",
+            "dataset": "ds_4kq1v9x2m7ahc3zt",
+            "report_to": ["tensorboard", "wandb"],
+            "tracking": {"project": "support"},
+            "push_to_hub": {"repository": "me/support-bot", "revision": "v2", "tags": ["support"]},
+        },
+    },
 }
 
 
@@ -45,6 +75,7 @@ def submit_job(
     idempotent: IdempotentRequestDep,
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
 ) -> JobRead:
     """Put a fine-tuning job in the queue. Only `base_model` and `dataset` are needed.
 
@@ -53,12 +84,14 @@ def submit_job(
 
     def create(session: Session) -> JobRead:
         resolved, max_queued = job_inputs.hold(session, spec), services.settings.max_queued_jobs
-        row = job_records.submit(session, resolved, max_queued=max_queued, flush=False)
+        row = job_records.submit(session, resolved, max_queued=max_queued, caller=caller, flush=False)
         return JobRead.from_row(row, job_records.count_waiting(session))
 
     job = idempotent.find_earlier(_find)
     if job is None:
-        base_models.check(spec.base_model, services.settings)
+        with services.database.snapshot() as session:
+            workers.check_base_model(session, services.settings, spec.base_model)
+            abilities.check_workers(session, services.settings, spec)
         submission.check_base_model(services, spec)
         job = idempotent.create(create, find=_find)
     response.headers["location"] = f"/jobs/{job.id}"
@@ -79,8 +112,10 @@ def list_jobs(
     """Jobs, the newest first."""
     with services.database.snapshot() as session:
         rows, cursor = job_records.find_page(session, state=state, search=search, after=after, limit=limit)
-        positions = job_records.find_queue_positions(session, rows)
-        return Page(data=[JobRead.from_row(row, positions.get(row.id)) for row in rows], next=cursor)
+        positions = turns.find_places(session, JobRow, rows)
+        needed = placement.find_waits(session, rows, lease_seconds=services.settings.lease_seconds)
+    data = [JobRead.from_row(row, positions.get(row.id), waiting_for=needed.get(row.id)) for row in rows]
+    return Page(data=data, next=cursor)
 
 
 @router.get("/losses", summary="Training losses of several jobs")
@@ -99,17 +134,34 @@ def list_losses(
 
 
 @router.get("/{job_id}", summary="Show a job", responses=documented(404))
-def show_job(job_id: JobId, services: ServicesDep) -> JobRead:
-    """State, phase, progress, attempts, and the error of a failed job."""
+def show_job(job_id: JobId, services: ServicesDep) -> JobDetailsRead:
+    """State, progress, attempts, the error of a failed job, its runs in trackers, evaluation and push."""
     with services.database.snapshot() as session:
-        return _find(session, job_id)
+        row = job_records.get(session, job_id)
+        positions = turns.find_places(session, JobRow, [row])
+        needed = placement.find_waits(session, [row], lease_seconds=services.settings.lease_seconds)
+        job = JobDetailsRead.from_row(row, positions.get(job_id), waiting_for=needed.get(job_id))
+        found = final_evaluation.read(session, row)
+        pushed = pushes.find(session, job_id)
+        push = JobPushRead.from_row(pushed) if pushed else None
+    evaluation = FinalEvaluationRead.make(found) if found else None
+    return job.model_copy(update={"final_evaluation": evaluation, "push": push})
 
 
-@router.patch("/{job_id}", summary="Change a job's notes", responses=documented(404))
-def change_job(job_id: JobId, body: Annotated[JobChange, Body()], services: ServicesDep) -> JobRead:
-    """Replace the metadata of a job in any state. Its settings can't be changed."""
+@router.patch("/{job_id}", summary="Change a job's notes or priority", responses=documented(404, 409))
+def change_job(
+    job_id: JobId, body: Annotated[JobChange, Body()], services: ServicesDep, caller: CallerDep
+) -> JobRead:
+    """Replace the metadata of a job in any state, or the priority of one that waits or is paused.
+
+    Its other settings can't be changed.
+    """
     with services.database.transaction() as session:
-        return _read(session, job_records.change_metadata(session, job_id, body.metadata))
+        if body.priority is not None:
+            job_records.change_priority(session, job_id, body.priority, caller=caller)
+        if body.metadata is not None:
+            job_records.change_metadata(session, job_id, body.metadata)
+        return _find(session, job_id)
 
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=documented(404, 409))
@@ -126,14 +178,14 @@ def pause_job(job_id: JobId, services: ServicesDep) -> JobRead:
         return JobRead.from_row(job_records.request_pause(session, job_id))
 
 
-@router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=documented(404, 409))
+@router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=documented(404, 409, 429))
 def resume_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """Queue a paused job again; it goes on from its last checkpoint, as if it had never stopped."""
     with services.database.transaction() as session:
         return _read(session, job_records.resume(session, job_id))
 
 
-@router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409))
+@router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409, 429))
 def retry_job(job_id: JobId, services: ServicesDep) -> JobRead:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint, where there is one."""
     with services.database.transaction() as session:
@@ -143,6 +195,7 @@ def retry_job(job_id: JobId, services: ServicesDep) -> JobRead:
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job", responses=documented(404, 409))
+@in_store_threads
 def delete_job(job_id: JobId, services: ServicesDep) -> None:
     """Delete a job that has ended: its record, events, loss curve, checkpoints and logs.
 
@@ -151,6 +204,7 @@ def delete_job(job_id: JobId, services: ServicesDep) -> None:
     """
     with services.database.transaction() as session:
         job_records.delete(session, job_id)
+    services.store.discard(checkpoints.name_folder(job_id))
     shutil.rmtree(services.settings.job_folder(job_id), ignore_errors=True)
 
 
@@ -159,4 +213,4 @@ def _find(session: Session, job_id: str) -> JobRead:
 
 
 def _read(session: Session, row: JobRow) -> JobRead:
-    return JobRead.from_row(row, job_records.find_queue_positions(session, [row]).get(row.id))
+    return JobRead.from_row(row, turns.find_places(session, JobRow, [row]).get(row.id))

@@ -1,13 +1,15 @@
 """What the routes of jobs return. Knows no database session."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.core.jobs.events import Event
+from app.core.jobs.events import EvaluatedRow, Event, FinalEvaluation, Loss
 from app.core.specs.job import JobSpec, Metadata
-from app.core.specs.states import ExitReason, JobState, Phase
+from app.core.specs.priority import Priority
+from app.core.specs.states import ExitReason, ExportState, JobState, Phase
+from app.core.specs.tracking import Tracker
 from app.core.storage import tables
 
 
@@ -39,6 +41,34 @@ class JobErrorRead(BaseModel):
     hint: str | None = Field(description="What to do next.")
 
 
+class CheckpointRead(BaseModel):
+    """The newest checkpoint of a job, from which another attempt goes on."""
+
+    step: int = Field(description="The optimizer step after which it was taken.")
+    host: str = Field(description="The host that wrote it.")
+    stored_step: int | None = Field(
+        description="The step of the newest one in the artifact store, from which other hosts go on; null: "
+        "none is there."
+    )
+
+
+class TrackedRunRead(BaseModel):
+    """A job's run in an experiment tracker."""
+
+    tracker: Tracker = Field(description="Which tracker.")
+    url: str | None = Field(description="The run's page, where the tracker has one.")
+    run_id: str | None = Field(description="The tracker's id of the run; null: it is not open yet.")
+    points: int = Field(description="Points of the job's curves that the tracker has.")
+    problem: str | None = Field(description="Why it lacks points; null: nothing is wrong.")
+    is_complete: bool = Field(description="Whether it has all points up to the end of the last attempt.")
+
+    @classmethod
+    def from_row(cls, row: tables.TrackedRunRow) -> Self:
+        """The run as the API shows it."""
+        values = {name: getattr(row, name) for name in cls.model_fields}
+        return cls.model_validate(values)
+
+
 class JobRead(BaseModel):
     """A fine-tuning job."""
 
@@ -50,11 +80,23 @@ class JobRead(BaseModel):
         None,
         description="Its place among the waiting jobs, from 1; null: it does not wait.",
     )
+    waiting_for: str | None = Field(
+        None,
+        description="What a waiting job needs besides its turn; null: nothing.",
+        examples=["a worker with my-model in its models folder"],
+    )
     progress: ProgressRead = Field(description="How far it is.")
+    checkpoint: CheckpointRead | None = Field(
+        None, description="Its newest checkpoint; null: there is none, or the job has succeeded."
+    )
     spec: JobSpec = Field(description="What was asked for, with every default filled in.")
     attempts: list[AttemptRead] = Field(description="Every try, the first one first.")
     adapter: str | None = Field(description="Id of the finished adapter; `/generate` takes it.")
     error: JobErrorRead | None = Field(description="Why the job failed.")
+    tracked_runs: list[TrackedRunRead] = Field(
+        description="Its runs in trackers, once a worker has begun it. Those in `report_to`, without "
+        "TensorBoard, which is files."
+    )
     cancel_requested_at: datetime | None = Field(description="When the job was asked to stop.")
     pause_requested_at: datetime | None = Field(
         description="When it was asked to pause; null once it has, or if it is to go on."
@@ -64,7 +106,9 @@ class JobRead(BaseModel):
     finished_at: datetime | None = Field(description="When it ended.")
 
     @classmethod
-    def from_row(cls, row: tables.JobRow, queue_position: int | None = None) -> "JobRead":
+    def from_row(
+        cls, row: tables.JobRow, queue_position: int | None = None, *, waiting_for: str | None = None
+    ) -> Self:
         """The job as the API shows it."""
         return cls(
             id=row.id,
@@ -72,11 +116,14 @@ class JobRead(BaseModel):
             state=JobState(row.state),
             phase=Phase(row.phase) if row.phase else None,
             queue_position=queue_position,
+            waiting_for=waiting_for if row.state == JobState.QUEUED else None,
             progress=_progress(row),
+            checkpoint=_checkpoint(row),
             spec=JobSpec.model_validate(row.spec),
             attempts=[_attempt(attempt) for attempt in row.attempts],
             adapter=row.adapter.id if row.adapter else None,
             error=_job_error(row),
+            tracked_runs=[TrackedRunRead.from_row(run) for run in row.tracked_runs],
             cancel_requested_at=row.cancel_requested_at,
             pause_requested_at=row.pause_requested_at,
             created_at=row.created_at,
@@ -85,12 +132,78 @@ class JobRead(BaseModel):
         )
 
 
+class FinalEvaluationRead(BaseModel):
+    """Base model and adapter next to each other, on rows that the job did not learn from."""
+
+    step: int = Field(description="The step whose adapter the job saves.")
+    epoch: float = Field(description="Passes over the dataset done at that step.")
+    seconds: float = Field(description="How long it took.")
+    held_out: int = Field(description="How many rows were held out; `rows` are some of them, up to 20.")
+    base_loss: Loss = Field(description="Mean loss of the base model over all tokens of the rows' answers.")
+    adapter_loss: Loss = Field(description="The same with the adapter.")
+    rows: list[EvaluatedRow] = Field(description="In the order of the dataset.")
+
+    @classmethod
+    def make(cls, found: FinalEvaluation) -> "FinalEvaluationRead":
+        """The evaluation as it was recorded."""
+        return cls.model_construct(**{name: getattr(found, name) for name in cls.model_fields})
+
+
+class JobPushRead(BaseModel):
+    """The push of a job's adapter to the Hub."""
+
+    export: str = Field(
+        description="Id of the export; `POST /exports/{id}/retry` repeats one that failed or was cancelled."
+    )
+    repository: str = Field(description="owner/name.")
+    state: ExportState = Field(description="Where the push stands.")
+    url: str | None = Field(description="Where it was pushed to.")
+    error: JobErrorRead | None = Field(description="Why it failed.")
+
+    @classmethod
+    def from_row(cls, row: tables.ExportRow) -> Self:
+        """The push as the API shows it."""
+        error = JobErrorRead.model_validate(row.error) if row.error else None
+        return cls(
+            export=row.id,
+            repository=row.spec["repository"],
+            state=ExportState(row.state),
+            url=row.url,
+            error=error,
+        )
+
+
+class JobDetailsRead(JobRead):
+    """A fine-tuning job, with what its evaluation found, and its push to the Hub."""
+
+    push: JobPushRead | None = Field(
+        None,
+        description="Its push to the Hub; null: it has no `push_to_hub`, has not succeeded yet, or its "
+        "export was deleted.",
+    )
+
+    final_evaluation: FinalEvaluationRead | None = Field(
+        None,
+        description="Base model and adapter on rows that were held out; null: the job is not that far, held "
+        "out none or was submitted with `evaluate: false`.",
+    )
+
+
 class JobChange(BaseModel):
-    """What may be changed of a job."""
+    """What may be changed of a job; what is left out stays."""
 
     model_config = ConfigDict(extra="forbid")
 
-    metadata: Metadata = Field(description="Replaces the job's metadata: notes and tags of your own.")
+    metadata: Metadata | None = Field(
+        None, description="Replaces the job's metadata: notes and tags of your own."
+    )
+    priority: Priority | None = Field(None, description="Its place in the queue while it waits: -10 to 10.")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.metadata is None and self.priority is None:
+            raise ValueError("give `metadata`, `priority` or both")
+        return self
 
 
 class EventPage(BaseModel):
@@ -118,6 +231,18 @@ class LossPointRead(BaseModel):
     )
     gpu_utilization_percent: float | None = Field(
         None, description="Share of the last second in which the GPU computed; null: it can't be read."
+    )
+    reward_chosen: float | None = Field(None, description="Mean reward of preferred or good answers.")
+    reward_rejected: float | None = Field(None, description="Mean reward of rejected or bad answers.")
+    reward_margin: float | None = Field(None, description="The difference of the two.")
+    reward_accuracy: float | None = Field(
+        None, description="Share of comparisons, or labelled answers, that the rewards have the right way."
+    )
+    log_prob_chosen: float | None = Field(
+        None, description="Mean log-probability of a whole preferred or good answer."
+    )
+    log_prob_rejected: float | None = Field(
+        None, description="Mean log-probability of a whole rejected or bad answer."
     )
     at: datetime = Field(description="When it was logged.")
 
@@ -148,6 +273,14 @@ def _progress(row: tables.JobRow) -> ProgressRead:
         epoch=row.epoch,
         loss=row.loss,
         eta_seconds=row.eta_seconds,
+    )
+
+
+def _checkpoint(row: tables.JobRow) -> CheckpointRead | None:
+    if row.checkpoint_step is None or row.checkpoint_host is None:
+        return None
+    return CheckpointRead(
+        step=row.checkpoint_step, host=row.checkpoint_host, stored_step=row.stored_checkpoint_step
     )
 
 

@@ -5,8 +5,8 @@ import logging
 from anyio import from_thread, move_on_after
 
 from app.api.deps import Services
-from app.api.generate.engine_client import EngineEndpoint, find_engine
 from app.api.http.errors import EngineRefusal
+from app.core.engine.endpoints import EngineEndpoint, find_engine
 from app.core.engine.messages import Failed
 from app.core.engine.preflight import Checked, CheckRequest
 from app.core.errors.engine import EngineFailed, NoEngine

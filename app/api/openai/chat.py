@@ -2,14 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from anyio import to_thread
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 from pydantic import BaseModel, Field
 
 from app.api.chat.calls import CalledFunction, MessageToolCall, as_tool_calls
-from app.api.chat.conversation import ChatMessageParam, as_turns
-from app.api.chat.request_parts import MustBeNull, allow_only
+from app.api.chat.conversation import ChatMessageParam, TextPart, as_turns
+from app.api.chat.request_parts import MustBeNull, RequestPart, allow_only
 from app.api.chat.template_variables import TemplateFields
 from app.api.chat.tools import (
     MAX_FUNCTIONS,
@@ -20,12 +19,15 @@ from app.api.chat.tools import (
     choose_tools,
 )
 from app.api.deps import Services, ServicesDep
-from app.api.generate.answers import GeneratedAnswer
 from app.api.generate.response_format import ResponseFormat, output_schema
+from app.api.generate.served import served_headers
+from app.api.http.access.auth import CallerDep
+from app.api.http.pacing import run_by_length
 from app.api.openai.completion_response import CompletionPlan, OpenAICompletion, respond
 from app.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from app.api.openai.models import find_target
-from app.api.openai.parameters import CommonBody, reject_parameter
+from app.api.openai.parameters import SUBJECT_DESCRIPTION, CommonBody, reject_parameter
+from app.core.engine.answers import GeneratedAnswer
 from app.core.engine.messages import (
     Delta,
     Finished,
@@ -100,6 +102,20 @@ _EXAMPLES: dict[str, Example] = {
 }
 
 
+class Prediction(RequestPart):
+    """What an answer is expected to be."""
+
+    type: Literal["content"] = Field(description="Only `content`.")
+    content: str | Annotated[list[TextPart], Field(min_length=1)] = Field(
+        description="Text, or parts of type `text`, which are put together."
+    )
+
+    @property
+    def text(self) -> str:
+        """The expected answer, as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatBody(CommonBody, ToolFields, TemplateFields):
     """A conversation to go on with."""
 
@@ -130,12 +146,16 @@ class ChatBody(CommonBody, ToolFields, TemplateFields):
     moderation: MustBeNull = Field(None, description="Only null.")
     verbosity: Annotated[Any, allow_only("medium")] = Field(None, description="Only `medium`.")
 
-    prediction: Any = Field(None, description="Accepted; changes nothing.")
+    prediction: Prediction | None = Field(
+        None,
+        description="A text that the answer will repeat in large part, such as a file with a change to make. "
+        "Where it does, tokens come several at a time; the answer is the same.",
+    )
     metadata: Any = Field(None, description="Accepted; changes nothing.")
     store: Any = Field(None, description="Accepted; nothing is stored.")
     service_tier: Any = Field(None, description="Accepted; changes nothing.")
-    safety_identifier: Any = Field(None, description="Accepted; changes nothing.")
-    prompt_cache_key: Any = Field(None, description="Accepted; changes nothing.")
+    safety_identifier: Any = Field(None, description=f"As `user`. {SUBJECT_DESCRIPTION}")
+    prompt_cache_key: Any = Field(None, description=f"As `user`. {SUBJECT_DESCRIPTION}")
     prompt_cache_options: Any = Field(None, description="Accepted; changes nothing.")
     prompt_cache_retention: Any = Field(None, description="Accepted; changes nothing.")
 
@@ -175,6 +195,7 @@ class ChatBody(CommonBody, ToolFields, TemplateFields):
             "output_schema": output_schema(self.response_format),
             "tools": self.find_tools(),
             "template_variables": self.find_variables(),
+            "prediction": self.prediction.text if self.prediction else None,
         }
 
 
@@ -296,21 +317,28 @@ def _choice(
     },
 )
 async def create_chat_completion(
-    body: Annotated[ChatBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
+    body: Annotated[ChatBody, Body(openapi_examples=_EXAMPLES)],
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    caller: CallerDep,
 ) -> object:
     """Go on with a conversation, rendered with the model's chat template."""
-    plan = await to_thread.run_sync(_plan, services, body)
+    plan = await _plan(services, body)
+    response.headers.update(served_headers(plan.target))
     return await respond(
         plan,
         _ChatRenderer(calls_functions=body.calls_functions),
         ChatCompletion,
         request=request,
         services=services,
+        caller=caller,
     )
 
 
-def _plan(services: Services, body: ChatBody) -> CompletionPlan:
+async def _plan(services: Services, body: ChatBody) -> CompletionPlan:
     body.check()
-    target = find_target(services, body.model, body.quantization)
-    request = GenerateRequest(base_model=target.base_model, adapter=target.adapter, **body.as_request())
+    target = await find_target(services, body.model, body.quantization, subject=body.subject)
+    fields = await run_by_length(body.as_request, len(body.messages))
+    request = GenerateRequest(base_model=target.base_model, adapter=target.adapter, **fields)
     return CompletionPlan(body, target, [request], id=new_id("chatcmpl"), object="chat.completion.chunk")

@@ -10,28 +10,31 @@ from pydantic import BaseModel, Field
 
 from app.api.deps import Services
 from app.api.generate.answer_events import EventStream
-from app.api.generate.answers import (
-    CLIENT_CLOSED_REQUEST,
-    Answers,
-    GeneratedAnswer,
-    Target,
-    collect,
-    repeat,
-    unless_disconnected,
-)
+from app.api.generate.answers import CLIENT_CLOSED_REQUEST, Answers, collect, repeat, unless_disconnected
 from app.api.generate.schemas import MAX_CHOICES
+from app.api.generate.served import answered_model, served_headers
+from app.api.generate.use import RequestUse
 from app.api.http.errors import EngineRefusal, dumps, error_content, refusal_content
 from app.api.http.server_sent_events import server_sent
 from app.api.openai.errors import openai_error
 from app.api.openai.parameters import CommonBody, reject_parameter
+from app.core.adapters.targets import Target
+from app.core.engine.answers import GeneratedAnswer
 from app.core.engine.messages import Delta, Finished, GenerateRequest
 from app.core.errors import TunesmithError
+from app.core.keys.records import Caller
 
 
 class CompletionTokensDetails(BaseModel):
     """What the tokens made are."""
 
     reasoning_tokens: int = Field(description="Thoughts, which are not part of the answer.")
+    accepted_prediction_tokens: int = Field(
+        0, description="With `prediction`: tokens of the answer that were looked up and not made one by one."
+    )
+    rejected_prediction_tokens: int = Field(
+        0, description="With `prediction`: tokens that were looked up, and that the answer does not have."
+    )
 
 
 class OpenAIUsage(BaseModel):
@@ -49,7 +52,7 @@ class OpenAICompletion(BaseModel):
     id: str = Field(description="Names this completion.")
     object: str
     created: int = Field(description="When it was asked for, in seconds since 1970.")
-    model: str = Field(description="`model` as it was asked for.")
+    model: str = Field(description="`model` as it was asked for; of an alias, the model that served.")
     usage: OpenAIUsage = Field(description="Tokens read and made.")
     system_fingerprint: str = Field(
         description="How the base model's weights were quantized.", examples=["nf4-auto"]
@@ -100,7 +103,7 @@ class CompletionPlan:
         return {
             "id": self.id,
             "created": self.created,
-            "model": self.body.model,
+            "model": answered_model(self.target, self.body.model),
             "system_fingerprint": self.target.base_model.quantization.label,
         }
 
@@ -108,12 +111,18 @@ class CompletionPlan:
         """The tokens of all choices together."""
         read = sum(one.usage.prompt_tokens for one in finished[:: self.body.choice_count])
         made = sum(one.usage.completion_tokens for one in finished)
-        thoughts = sum(one.usage.reasoning_tokens for one in finished)
+        details = CompletionTokensDetails(
+            reasoning_tokens=sum(one.usage.reasoning_tokens for one in finished)
+        )
+        if any(one.prediction for one in self.prompts):
+            drafted = sum(one.timings.drafted_tokens for one in finished)
+            details.accepted_prediction_tokens = sum(one.timings.accepted_tokens for one in finished)
+            details.rejected_prediction_tokens = drafted - details.accepted_prediction_tokens
         return OpenAIUsage(
             prompt_tokens=read,
             completion_tokens=made,
             total_tokens=read + made,
-            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=thoughts),
+            completion_tokens_details=details,
         )
 
 
@@ -124,13 +133,16 @@ async def respond(
     *,
     request: Request,
     services: Services,
+    caller: Caller,
 ) -> object:
     """The stream, or the response that `whole` makes. A client that disconnects cancels the requests."""
-    answers = Answers(services.engines, plan.target.engine, plan.requests)
+    use = RequestUse(services.usage_meter, caller, plan.target.name, choices=plan.body.choice_count)
+    answers = Answers(services.engines, plan.target.engine, plan.requests, use=use)
     is_stream = plan.body.stream
     try:
         if is_stream and await unless_disconnected(request, answers.begin()):
-            return EventStream(_events(plan, renderer, answers), answers)
+            events = _events(plan, renderer, answers)
+            return EventStream(events, answers, headers=served_headers(plan.target))
         found = None if is_stream else await unless_disconnected(request, collect(answers))
     except BaseException:
         await answers.close()

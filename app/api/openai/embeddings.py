@@ -13,10 +13,15 @@ from pydantic import BaseModel, Field
 
 from app.api.chat.request_parts import RequestPart
 from app.api.deps import Services, ServicesDep
-from app.api.generate.answers import CLIENT_CLOSED_REQUEST, Answers, Target, collect, unless_disconnected
+from app.api.generate.answers import CLIENT_CLOSED_REQUEST, Answers, collect, unless_disconnected
+from app.api.generate.served import answered_model, served_headers
+from app.api.generate.use import RequestUse
+from app.api.http.access.auth import CallerDep
 from app.api.http.errors import EngineRefusal, dumps
+from app.api.http.pacing import run_by_length
 from app.api.openai.models import find_target
-from app.api.openai.parameters import Tokens, as_prompts, reject_parameter
+from app.api.openai.parameters import SUBJECT_DESCRIPTION, Tokens, as_prompts, count_parts, reject_parameter
+from app.core.adapters.targets import Target
 from app.core.engine.messages import Finished, GenerateRequest
 from app.core.specs.job import QuantizationSpec
 
@@ -44,7 +49,7 @@ class EmbeddingBody(RequestPart):
     """Texts to embed."""
 
     model: str = Field(
-        min_length=1, max_length=400, description="A base model's name, or an adapter's id or name."
+        min_length=1, max_length=400, description="An alias, a base model's name, or an adapter's id or name."
     )
     input: (
         NonEmptyText
@@ -64,7 +69,7 @@ class EmbeddingBody(RequestPart):
     quantization: QuantizationSpec | None = Field(
         None, description="Not OpenAI's. For a base model: how its weights are held."
     )
-    user: str | None = Field(None, description="Accepted; changes nothing.")
+    user: str | None = Field(None, description=SUBJECT_DESCRIPTION)
 
 
 class EmbeddingRead(BaseModel):
@@ -87,37 +92,43 @@ class EmbeddingList(BaseModel):
 
     object: Literal["list"] = Field("list", description="Always `list`.")
     data: list[EmbeddingRead] = Field(description="The vectors.")
-    model: str = Field(description="`model` as it was asked for.")
+    model: str = Field(description="`model` as it was asked for; of an alias, the model that served.")
     usage: EmbeddingUsage = Field(description="Tokens read.")
 
 
 @router.post("/embeddings", response_model=EmbeddingList, summary="Embed texts")
 async def create_embeddings(
-    body: Annotated[EmbeddingBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
+    body: Annotated[EmbeddingBody, Body(openapi_examples=_EXAMPLES)],
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
 ) -> Response:
     """The mean of the model's last hidden states over the tokens of each text, scaled to length 1."""
-    target, requests = await to_thread.run_sync(_plan, services, body)
-    finished = await unless_disconnected(request, _embed(services, target, requests))
+    target = await find_target(services, body.model, body.quantization, subject=body.user)
+    requests = await run_by_length(lambda: _make_requests(body, target), count_parts(body.input))
+    use = RequestUse(services.usage_meter, caller, target.name)
+    finished = await unless_disconnected(request, _embed(services, target, requests, use))
     if finished is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     # In a thread: two thousand vectors are millions of numbers.
-    content = await to_thread.run_sync(_render, body, finished)
-    return Response(content, media_type="application/json")
+    content = await to_thread.run_sync(_render, body, target, finished)
+    return Response(content, headers=served_headers(target), media_type="application/json")
 
 
-def _plan(services: Services, body: EmbeddingBody) -> tuple[Target, list[GenerateRequest]]:
-    target = find_target(services, body.model, body.quantization)
-    return target, [
+def _make_requests(body: EmbeddingBody, target: Target) -> list[GenerateRequest]:
+    return [
         GenerateRequest(base_model=target.base_model, adapter=target.adapter, embeds=True, **prompt)
         for prompt in as_prompts(body.input)
     ]
 
 
-async def _embed(services: Services, target: Target, requests: Sequence[GenerateRequest]) -> list[Finished]:
+async def _embed(
+    services: Services, target: Target, requests: Sequence[GenerateRequest], use: RequestUse
+) -> list[Finished]:
     """The engine's replies, in the order of the requests. Raises EngineRefusal and EngineFailed."""
     finished: list[Finished] = []
     for start in range(0, len(requests), _AT_ONCE):
-        answers = Answers(services.engines, target.engine, requests[start : start + _AT_ONCE])
+        answers = Answers(services.engines, target.engine, requests[start : start + _AT_ONCE], use=use)
         try:
             finished += [answer.finished for answer in await collect(answers)]
         except EngineRefusal as refusal:
@@ -130,7 +141,7 @@ async def _embed(services: Services, target: Target, requests: Sequence[Generate
     return finished
 
 
-def _render(body: EmbeddingBody, finished: Sequence[Finished]) -> str:
+def _render(body: EmbeddingBody, target: Target, finished: Sequence[Finished]) -> str:
     """The response as JSON. Raises InvalidRequest for more dimensions than there are."""
     read = sum(one.usage.prompt_tokens for one in finished)
     vectors = [_cut(base64.b64decode(one.embedding or ""), body.dimensions) for one in finished]
@@ -146,7 +157,7 @@ def _render(body: EmbeddingBody, finished: Sequence[Finished]) -> str:
                 }
                 for index, vector in enumerate(vectors)
             ],
-            "model": body.model,
+            "model": answered_model(target, body.model),
             "usage": {"prompt_tokens": read, "total_tokens": read},
         }
     )

@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from app.api.deps import MAX_PAGE, Services, ServicesDep
 from app.api.http.bodies.uploads import spooled
 from app.api.http.idempotency import IdempotentRequestDep
+from app.api.http.store_threads import in_store_threads, read_in_store_threads
 from app.api.jobs import loss_curve
 from app.api.jobs.history import read_curve
 from app.api.openai.lists import OpenAIPage
@@ -22,6 +23,7 @@ from app.core.datasets.limits import Limits
 from app.core.datasets.rows import write_plain
 from app.core.datasets.unused_fields import OnUnused
 from app.core.errors.datasets import DatasetNotFound
+from app.core.jobs import records as job_records
 from app.core.specs.states import DatasetState
 from app.core.storage import tables
 
@@ -42,7 +44,7 @@ class FileObject(BaseModel):
     created_at: int = Field(description="When it was made, in seconds since 1970.")
     expires_at: int | None = Field(None, description="When it will be deleted.")
     filename: str = Field(description="Its name.")
-    purpose: Literal["fine-tune", "fine-tune-results"] = Field(description="What it is for.")
+    purpose: Literal["fine-tune", "fine-tune-results", "evals"] = Field(description="What it is for.")
     status: Literal["uploaded", "processed", "error"] = Field(
         description="`uploaded`: a worker still fetches it from the Hub. `error`: that failed."
     )
@@ -58,11 +60,12 @@ class FileDeleted(BaseModel):
 
 
 @router.post("", summary="Upload a file")
+@in_store_threads
 def upload_file(
     services: ServicesDep,
     idempotent: IdempotentRequestDep,
     file: Annotated[UploadFile, File(description="JSON lines, or any kind that `POST /datasets` takes.")],
-    purpose: Annotated[str, Form(description="Only `fine-tune`.")],
+    purpose: Annotated[str, Form(description="`fine-tune` or `evals`.")],
     expires_anchor: Annotated[
         Literal["created_at"] | None, Form(alias="expires_after[anchor]", description="Only `created_at`.")
     ] = None,
@@ -83,9 +86,9 @@ def upload_file(
         ),
     ] = OnUnused.REFUSE,
 ) -> FileObject:
-    """Store a file to train on. One that can't be trained on is taken too: the job that names it fails."""
-    if purpose != openai_files.FINE_TUNE:
-        reject_parameter("purpose", f"{purpose!r} is not supported here; files are for 'fine-tune' alone")
+    """Store a file to train on, or rows of an eval. What can't be used is taken too: what names it fails."""
+    if purpose not in (openai_files.FINE_TUNE, openai_files.EVALS):
+        reject_parameter("purpose", f"{purpose!r} is not supported here; only 'fine-tune' and 'evals' are")
     earlier = idempotent.find_earlier(
         lambda session, file_id: _show(services, openai_files.get(session, file_id))
     )
@@ -93,14 +96,19 @@ def upload_file(
         return earlier
     lifetime = timedelta(seconds=expires_seconds) if expires_seconds else None
     with spooled(services.scratch, file.file) as path:
-        row = openai_files.store(
-            services.store,
-            path,
-            name=PurePath(file.filename or "").name[:255] or "file",
-            limits=Limits.from_settings(services.settings),
-            on_unused=on_unused,
-            expires_at=datetime.now(UTC) + lifetime if lifetime else None,
-        )
+        name = PurePath(file.filename or "").name[:255] or "file"
+        expires_at = datetime.now(UTC) + lifetime if lifetime else None
+        if purpose == openai_files.EVALS:
+            row = openai_files.store_for_evals(services.store, path, name=name, expires_at=expires_at)
+        else:
+            row = openai_files.store(
+                services.store,
+                path,
+                name=name,
+                limits=Limits.from_settings(services.settings),
+                on_unused=on_unused,
+                expires_at=expires_at,
+            )
 
     def create(session: Session) -> FileObject:
         session.add(row)
@@ -111,7 +119,7 @@ def upload_file(
         create, find=lambda session, file_id: _show(services, openai_files.get(session, file_id))
     )
     if made.id != row.id:
-        services.store.delete(dataset_records.folder_of(row.id))
+        services.store.discard(dataset_records.folder_of(row.id))
     return made
 
 
@@ -126,7 +134,7 @@ def list_files(
     ] = MAX_PAGE,
 ) -> OpenAIPage[FileObject]:
     """Files, the newest first. With `purpose` of another kind there are none."""
-    if purpose not in (None, openai_files.FINE_TUNE, openai_files.RESULTS):
+    if purpose not in (None, openai_files.FINE_TUNE, openai_files.RESULTS, openai_files.EVALS):
         return OpenAIPage(data=[], has_more=False)
     with services.database.snapshot() as session:
         found, has_more = openai_files.find_page(
@@ -144,6 +152,7 @@ def show_file(file_id: FileId, services: ServicesDep) -> FileObject:
 
 
 @router.get("/{file_id}/content", summary="Download a file", response_class=StreamingResponse)
+@in_store_threads
 def read_file(file_id: FileId, services: ServicesDep) -> Response:
     """An upload's own bytes; the rows of a native dataset as JSON lines; a loss curve as CSV."""
     with services.database.snapshot() as session:
@@ -154,19 +163,26 @@ def read_file(file_id: FileId, services: ServicesDep) -> Response:
         return Response(_curve(services, file), media_type="text/csv")
     if file.original is None:
         rows = dataset_records.open_rows(services.store, file)
-        return StreamingResponse((write_plain(row) for _, row in rows), media_type="application/jsonl")
+        return StreamingResponse(
+            read_in_store_threads(services.store_threads, (write_plain(row) for _, row in rows)),
+            media_type="application/jsonl",
+        )
     try:
-        return StreamingResponse(_chunks(services.store.open(file.original)), media_type=_MEDIA_TYPE)
+        return StreamingResponse(
+            read_in_store_threads(services.store_threads, _chunks(services.store.open(file.original))),
+            media_type=_MEDIA_TYPE,
+        )
     except FileNotFoundError:
         raise DatasetNotFound(f"The bytes of file {file_id!r} are gone.", param="file_id") from None
 
 
 @router.delete("/{file_id}", summary="Delete a file")
+@in_store_threads
 def delete_file(file_id: FileId, services: ServicesDep) -> FileDeleted:
     """Delete a file that no job needs any more."""
     with services.database.transaction() as session:
         folder = openai_files.delete(session, file_id)
-    services.store.delete(folder)
+    services.store.discard(folder)
     return FileDeleted(id=file_id)
 
 
@@ -175,7 +191,7 @@ def _show(services: Services, file: openai_files.File) -> FileObject:
     if isinstance(file, tables.JobRow):
         return FileObject(
             id=openai_files.result_of(file),
-            bytes=len(_curve(services, file)),
+            bytes=_measure(services, file),
             created_at=created_at,
             filename="step_metrics.csv",
             purpose="fine-tune-results",
@@ -187,7 +203,7 @@ def _show(services: Services, file: openai_files.File) -> FileObject:
         created_at=created_at,
         expires_at=int(file.expires_at.timestamp()) if file.expires_at else None,
         filename=file.name,
-        purpose="fine-tune",
+        purpose="evals" if openai_files.is_for_evals(file) else "fine-tune",
         status=_status(file),
         status_details=(file.error or {}).get("message"),
     )
@@ -198,6 +214,25 @@ def _status(dataset: tables.DatasetRow) -> Literal["uploaded", "processed", "err
         return "uploaded"
     # OpenAI takes any upload, and says what is wrong with it when a job is made.
     return "error" if dataset.state == DatasetState.FAILED and dataset.hub else "processed"
+
+
+def _measure(services: Services, job: tables.JobRow) -> int:
+    """The size of a job's result file. It is recorded: a job that has succeeded gets no more points."""
+    if job.result_bytes is None:
+        job.result_bytes = len(_curve(services, job))
+        with services.database.transaction() as session:
+            job_records.record_result_size(session, job.id, job.result_bytes)
+    return job.result_bytes
+
+
+def measure_results(services: Services, *, limit: int) -> None:
+    """Measure result files that nobody has asked for yet, so that a list of them need not."""
+    with services.database.snapshot() as session:
+        unmeasured = job_records.find_unmeasured(session, limit=limit)
+    for job_id in unmeasured:
+        size_bytes = len(loss_curve.to_csv(read_curve(services.database, job_id)).encode())
+        with services.database.transaction() as session:
+            job_records.record_result_size(session, job_id, size_bytes)
 
 
 def _curve(services: Services, job: tables.JobRow) -> bytes:

@@ -9,6 +9,7 @@ from fastapi.openapi.models import Example
 from sqlalchemy.orm import Session
 
 from app.api.deps import MAX_PAGE, Services, ServicesDep
+from app.api.http.access.auth import CallerDep
 from app.api.http.digits import bounded_int
 from app.api.http.idempotency import IdempotentRequestDep
 from app.api.jobs import submission
@@ -21,7 +22,7 @@ from app.api.openai.models import find_origin
 from app.core.adapters import records as adapter_records
 from app.core.datasets.records import get_arrived
 from app.core.errors import InvalidRequest
-from app.core.jobs import events, fine_tuning, inputs as job_inputs, records as job_records
+from app.core.jobs import abilities, events, fine_tuning, inputs as job_inputs, records as job_records
 from app.core.jobs.events import Metrics
 from app.core.specs.job import JobSpec
 from app.core.specs.patterns import METADATA_KEY
@@ -47,6 +48,14 @@ _EXAMPLES: dict[str, Example] = {
             },
         },
     },
+    "preferences": {
+        "summary": "A file of preferences",
+        "value": {
+            "model": "SmolLM2-135M-Instruct",
+            "training_file": "ds_4kq1v9x2m7ahc3zt",
+            "method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}},
+        },
+    },
 }
 _METADATA = re.compile(r"metadata\[(.*)\]")
 JobId = Annotated[str, Path(description="The job's id.", examples=["job_4kq1v9x2m7ahc3zt"])]
@@ -59,6 +68,7 @@ def create_job(
     body: Annotated[FineTuningJobBody, Body(openapi_examples=_EXAMPLES)],
     idempotent: IdempotentRequestDep,
     services: ServicesDep,
+    caller: CallerDep,
 ) -> FineTuningJob:
     """Queue a job. Its files are validated first: where they can't be trained on, it has failed at once."""
     settings = services.settings
@@ -66,24 +76,25 @@ def create_job(
     def read(session: Session) -> tuple[JobSpec, WorkFailure | None]:
         base_model, adapter_id = find_origin(session, settings, body.model)
         training = get_arrived(session, body.training_file, param="training_file")
-        failure = fine_tuning.find_failure(training, "training")
+        spec = body.as_spec(base_model=base_model, continue_from=adapter_id, rows=training.rows)
+        failure = fine_tuning.find_failure(training, "training", spec.method)
         if body.validation_file:
             validation = get_arrived(session, body.validation_file, param="validation_file")
-            failure = failure or fine_tuning.find_failure(validation, "validation")
-        spec = body.as_spec(base_model=base_model, continue_from=adapter_id, rows=training.rows)
+            failure = failure or fine_tuning.find_failure(validation, "validation", spec.method)
         return spec, failure
 
     def create(session: Session) -> FineTuningJob:
         spec, failure = read(session)
         if failure is None:
             spec = job_inputs.hold(session, spec)
-        row = job_records.submit(session, spec, max_queued=settings.max_queued_jobs)
+        row = job_records.submit(session, spec, max_queued=settings.max_queued_jobs, caller=caller)
         return _show(session, job_records.fail_unstarted(session, row.id, failure) if failure else row)
 
     if earlier := idempotent.find_earlier(_find):
         return earlier
     with services.database.snapshot() as session:
         spec, failure = read(session)
+        abilities.check_workers(session, settings, spec)
     if failure is None:
         submission.check_base_model(services, spec)
     return idempotent.create(create, find=_find)
@@ -98,7 +109,9 @@ def list_jobs(
         rows, cursor = job_records.find_page(
             session, metadata=_read_metadata(request), after=after, limit=limit
         )
-        return OpenAIPage(data=[_show(session, row) for row in rows], has_more=cursor is not None)
+        last = events.read_last_metrics(session, [row.id for row in rows])
+    found = [FineTuningJob.from_row(row, trained_tokens=_tokens(last.get(row.id))) for row in rows]
+    return OpenAIPage(data=found, has_more=cursor is not None)
 
 
 @router.get("/{job_id}", summary="Show a fine-tuning job")
@@ -168,8 +181,12 @@ def _find(session: Session, job_id: str) -> FineTuningJob:
 
 
 def _show(session: Session, row: tables.JobRow) -> FineTuningJob:
-    last = events.read_last(session, row.id, types=["metrics"])
-    return FineTuningJob.from_row(row, trained_tokens=last.tokens if isinstance(last, Metrics) else None)
+    last = events.read_last_metrics(session, [row.id])
+    return FineTuningJob.from_row(row, trained_tokens=_tokens(last.get(row.id)))
+
+
+def _tokens(last: Metrics | None) -> int | None:
+    return last.tokens if last else None
 
 
 def _read_metadata(request: Request) -> dict[str, str] | None:

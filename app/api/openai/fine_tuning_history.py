@@ -11,8 +11,10 @@ from app.core.jobs.events import (
     Evaluation,
     Event,
     EventLevel,
+    FinalEvaluation,
     Log,
     Metrics,
+    PreferenceFigures,
     Samples,
     StateChange,
     Warn,
@@ -116,6 +118,7 @@ def _describe(event: Event) -> tuple[str, dict[str, Any] | None]:
                 "train_loss": _number(found.loss),
                 "train_mean_token_accuracy": found.token_accuracy,
                 "learning_rate": found.learning_rate,
+                **_rewards("train", found),
             }
             return f"Step {found.step}/{found.total_steps}: training loss={found.loss:.2f}", numbers
         case Evaluation() as found:
@@ -126,16 +129,28 @@ def _describe(event: Event) -> tuple[str, dict[str, Any] | None]:
                 "valid_mean_token_accuracy": found.token_accuracy,
                 "full_valid_loss": loss,
                 "full_valid_mean_token_accuracy": found.token_accuracy,
+                **_rewards("valid", found),
             }
             return f"Step {found.step}: validation loss={found.loss:.2f}", numbers
         case Samples(step=step):
             return f"Step {step}: sample answers generated", None
+        case FinalEvaluation() as found:
+            return (
+                f"{len(found.rows)} rows held out: loss of the base model={found.base_loss:.2f}, "
+                f"of the fine-tuned model={found.adapter_loss:.2f}"
+            ), None
         case Checkpoint(step=step):
             return f"Checkpoint created at step {step}", None
         case Log(message=message) | Warn(message=message):
             return message, None
         case StateChange() as change:
             return _state_text(change), None
+
+
+def _rewards(kind: str, found: PreferenceFigures) -> dict[str, float]:
+    """Of a job that learns from preferences: rewards, margin, accuracy and log-probabilities."""
+    figures = found.model_dump(include=set(PreferenceFigures.model_fields), exclude_none=True)
+    return {f"{kind}_{name}": value for name, value in figures.items()}
 
 
 def _state_text(change: StateChange) -> str:

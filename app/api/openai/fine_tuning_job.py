@@ -1,7 +1,7 @@
 """A fine-tuning job in OpenAI's format, made from the native job's row."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -10,6 +10,7 @@ from app.core.datasets import openai_files
 from app.core.jobs import fine_tuning
 from app.core.specs.job import JobSpec
 from app.core.specs.states import JobState
+from app.core.specs.tracking import Tracker
 from app.core.storage import tables
 
 
@@ -18,7 +19,13 @@ class HyperparametersUsed(BaseModel):
 
     n_epochs: float | int = Field(description="Passes over the file.")
     batch_size: int = Field(description="Rows that an optimizer step learns from.")
-    learning_rate_multiplier: float = Field(description="Times 2e-4.")
+    learning_rate_multiplier: float = Field(description="Times 2e-4 (`supervised`) or 2e-5 (other methods).")
+
+
+class PreferencesUsed(HyperparametersUsed):
+    """What `auto` came to, of a method that learns from preferences."""
+
+    beta: float = Field(description="How strongly the model is held near the one it starts from.")
 
 
 class SupervisedUsed(BaseModel):
@@ -27,11 +34,59 @@ class SupervisedUsed(BaseModel):
     hyperparameters: HyperparametersUsed = Field(description="What `auto` came to.")
 
 
+class PreferenceMethodUsed(BaseModel):
+    """How it is trained on preferences."""
+
+    hyperparameters: PreferencesUsed = Field(description="What `auto` came to.")
+
+
 class MethodUsed(BaseModel):
     """The kind of training."""
 
-    type: Literal["supervised"] = Field("supervised", description="Always `supervised`.")
-    supervised: SupervisedUsed = Field(description="How it is trained.")
+    type: Literal["supervised", "dpo", "kto", "orpo"] = Field(
+        description="`kto` and `orpo` are not OpenAI's; native jobs have them."
+    )
+    supervised: SupervisedUsed | None = Field(None, description="How it is trained, of `supervised`.")
+    dpo: PreferenceMethodUsed | None = Field(None, description="How it is trained, of `dpo`.")
+    kto: PreferenceMethodUsed | None = Field(None, description="How it is trained, of `kto`.")
+    orpo: PreferenceMethodUsed | None = Field(None, description="How it is trained, of `orpo`.")
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> "MethodUsed":
+        """The method of a job, with its hyperparameters."""
+        used, preferences = _used(spec), spec.preferences
+        if preferences is None:
+            return cls(type="supervised", supervised=SupervisedUsed(hyperparameters=used))
+        numbers = PreferencesUsed(**used.model_dump(), beta=preferences.beta)
+        found = PreferenceMethodUsed(hyperparameters=numbers)
+        return cls.model_validate({"type": spec.method, spec.method: found})
+
+
+class WandbIntegrationRead(BaseModel):
+    """How the job's run is named in Weights & Biases."""
+
+    project: str = Field(description="The project.")
+    name: str | None = Field(description="The run; null: the job's name, or else its id.")
+    entity: str | None = Field(description="The user or team; null: that of the worker's key.")
+    tags: list[str] = Field(description="Tags of the run.")
+
+
+class IntegrationRead(BaseModel):
+    """Where the job's metrics go, too."""
+
+    type: Literal["wandb"] = Field("wandb", description="Always `wandb`.")
+    wandb: WandbIntegrationRead = Field(description="How the run is named.")
+
+    @classmethod
+    def find(cls, spec: JobSpec) -> "list[IntegrationRead]":
+        """The integrations of a job, made here or through the native API."""
+        if Tracker.WANDB not in spec.report_to:
+            return []
+        named = spec.tracking
+        found = WandbIntegrationRead(
+            project=named.project, name=named.run_name, entity=named.entity, tags=named.tags
+        )
+        return [cls(wandb=found)]
 
 
 class FineTuningJobError(BaseModel):
@@ -62,7 +117,7 @@ class FineTuningJob(BaseModel):
     trained_tokens: int | None = Field(description="Tokens seen, once it has ended.")
     error: FineTuningJobError | None = Field(description="Why it failed.")
     estimated_finish: int | None = Field(description="About when it will end.")
-    integrations: list[Any] = Field([], description="Always empty.")
+    integrations: list[IntegrationRead] = Field(description="Weights & Biases, where the job reports to it.")
     metadata: dict[str, str] | None = Field(description="Words of your own.")
     user_provided_suffix: str | None = Field(description="The suffix that was asked for.")
     name: str = Field(description="Not OpenAI's. Name of the native job.")
@@ -84,12 +139,13 @@ class FineTuningJob(BaseModel):
             training_file=row.dataset_id,
             validation_file=spec.validation_dataset,
             hyperparameters=used,
-            method=MethodUsed(supervised=SupervisedUsed(hyperparameters=used)),
+            method=MethodUsed.of(spec),
             result_files=[openai_files.result_of(row)] if state is JobState.SUCCEEDED else [],
             seed=spec.training.seed,
             trained_tokens=trained_tokens if state.has_ended else None,
             error=_error(row),
             estimated_finish=_estimated_finish(row),
+            integrations=IntegrationRead.find(spec),
             metadata=spec.metadata or None,
             user_provided_suffix=spec.suffix or None,
             name=row.name,
@@ -102,7 +158,7 @@ def _seconds(moment: datetime) -> int:
 
 
 def _used(spec: JobSpec) -> HyperparametersUsed:
-    used = fine_tuning.hyperparameters(spec.training)
+    used = fine_tuning.hyperparameters(spec)
     return HyperparametersUsed.model_validate(vars(used))
 
 

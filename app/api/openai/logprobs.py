@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from app.core.engine.messages import MadeToken, TokenProbability
+from app.core.engine.messages import MadeToken, PromptDelta, TokenProbability, TokenText
 
 
 class TopLogprob(BaseModel):
@@ -37,11 +37,21 @@ class CompletionLogprobs(BaseModel):
     """The same, list by list."""
 
     tokens: list[str] = Field(description="The text of each token.")
-    token_logprobs: list[float] = Field(description="The log-probability of each.")
-    top_logprobs: list[dict[str, float]] = Field(
+    token_logprobs: list[float | None] = Field(
+        description="The log-probability of each; null: that of the first token of a prompt."
+    )
+    top_logprobs: list[dict[str, float] | None] = Field(
         description="The likeliest tokens in place of each, and it itself."
     )
-    text_offset: list[int] = Field(description="Where in the answer each begins.")
+    text_offset: list[int] = Field(description="Where in the text each begins.")
+
+    def __add__(self, other: "CompletionLogprobs") -> "CompletionLogprobs":
+        return CompletionLogprobs(
+            tokens=self.tokens + other.tokens,
+            token_logprobs=self.token_logprobs + other.token_logprobs,
+            top_logprobs=self.top_logprobs + other.top_logprobs,
+            text_offset=self.text_offset + other.text_offset,
+        )
 
 
 def chat_logprobs(tokens: Sequence[MadeToken] | None) -> ChatLogprobs | None:
@@ -75,7 +85,20 @@ class CompletionLogprobsWriter:
             text_offset=[self._advance(token) for token in tokens],
         )
 
-    def _advance(self, token: MadeToken) -> int:
+    def write_prompt(self, prompt: PromptDelta, text: str) -> CompletionLogprobs:
+        """The log-probabilities of a prompt, of which `text` is the text without what the tokenizer added."""
+        first = bytes(prompt.first.bytes).decode(errors="replace")
+        begin = CompletionLogprobs(
+            tokens=[_text(prompt.first, "bytes:")],
+            token_logprobs=[None],
+            top_logprobs=[None],
+            text_offset=[self._advance(prompt.first) if text.startswith(first) else 0],
+        )
+        rest = self.write(prompt.tokens)
+        self._offset = len(text)
+        return begin + rest if rest is not None else begin
+
+    def _advance(self, token: TokenText) -> int:
         offset = self._offset
         self._offset += len(self._decoder.decode(bytes(token.bytes)))
         return offset
@@ -85,7 +108,7 @@ def _top(token: TokenProbability) -> dict[str, object]:
     return {"token": _text(token), "bytes": token.bytes, "logprob": token.logprob}
 
 
-def _text(token: TokenProbability, mark: str = "") -> str:
+def _text(token: TokenText, mark: str = "") -> str:
     raw = bytes(token.bytes)
     try:
         return raw.decode()

@@ -1,48 +1,55 @@
-"""GET and DELETE /v1/models: base models and adapters alike. Also resolves a request's `model`."""
+"""GET and DELETE /v1/models: base models, aliases and adapters alike. Also resolves a request's `model`."""
 
-import re
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from app.api.base_models.routes import list_models as list_base_models
-from app.api.deps import MAX_PAGE, Services, ServicesDep
-from app.api.generate.answers import Target, find_adapter, find_base_model
+from app.api.deps import Services, ServicesDep
+from app.api.http.store_threads import in_store_threads
+from app.api.openai.lists import OpenAIPage
 from app.core.adapters import records as adapter_records
-from app.core.engine import base_models
+from app.core.adapters.names import is_hub_id
+from app.core.adapters.targets import Target, Targets
+from app.core.aliases import records as alias_records
+from app.core.engine import workers
 from app.core.errors import InvalidRequest
 from app.core.errors.adapters import AdapterNotFound
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec
-from app.core.specs.patterns import MODEL_NAME
 from app.core.storage import tables
 
 router = APIRouter(prefix="/models")
 
-_MODEL_NAME = re.compile(MODEL_NAME)
+_MAX_MODELS = 1000
 ModelName = Annotated[
-    str, Path(description="A base model's name, or an adapter's id or name.", examples=["support-bot"])
+    str,
+    Path(description="An alias, a base model's name, or an adapter's id or name.", examples=["support-bot"]),
 ]
 
 
 class OpenAIModel(BaseModel):
-    """A base model or an adapter."""
+    """A base model, an alias or an adapter."""
 
     id: str = Field(description="`model` takes it.", examples=["support-bot"])
     object: Literal["model"] = Field("model", description="Always `model`.")
-    created: int = Field(description="When the adapter was finished, in seconds since 1970; 0: a base model.")
-    owned_by: str = Field(description="`tunesmith`: an adapter. `local` or `hub`: a base model from there.")
+    created: int = Field(
+        description="When the adapter was finished or the alias made, in seconds since 1970; 0: a base model."
+    )
+    owned_by: str = Field(
+        description="`tunesmith`: an adapter or an alias. `local` or `hub`: a base model from there."
+    )
     adapter: str | None = Field(None, description="Not OpenAI's. The adapter's id.")
     base_model: str | None = Field(None, description="Not OpenAI's. What the adapter was trained against.")
+    alias_of: dict[str, float] | None = Field(
+        None, description="Not OpenAI's. Of an alias: the models that serve it, and each one's share."
+    )
 
 
-class OpenAIModelList(BaseModel):
-    """Everything that `model` may name."""
-
-    object: Literal["list"] = Field("list", description="Always `list`.")
-    data: list[OpenAIModel] = Field(description="Base models first, then adapters, the newest first.")
+class OpenAIModelList(OpenAIPage[OpenAIModel]):
+    """What `model` may name: base models first, then aliases, then adapters, the newest first."""
 
 
 class ModelDeleted(BaseModel):
@@ -54,18 +61,37 @@ class ModelDeleted(BaseModel):
 
 
 @router.get("", summary="List models")
-def list_models(services: ServicesDep) -> OpenAIModelList:
-    """Base models that are here, and every adapter."""
-    found = _base_models(services)
+def list_models(
+    services: ServicesDep,
+    after: Annotated[
+        str | None, Query(max_length=400, description="Not OpenAI's. Id of the last model seen.")
+    ] = None,
+    limit: Annotated[
+        int, Query(ge=1, le=_MAX_MODELS, description="Not OpenAI's. Most adapters in the answer.")
+    ] = _MAX_MODELS,
+) -> OpenAIModelList:
+    """Base models that are here, then aliases, then adapters; `after` shows more adapters."""
+    with services.database.snapshot() as session:
+        aliases = [_alias(row) for row in alias_records.find_all(session)]
+    taken = {model.id for model in aliases}
+    # A request that names an alias never means the base model, should one of that name have appeared.
+    found = [model for model in _base_models(services) if model.id not in taken] + aliases
     taken = {model.id for model in found}
     with services.database.snapshot() as session:
-        found += [_adapter(row, taken) for row in _all_adapters(session)]
-    return OpenAIModelList(data=found)
+        # After a base model or an alias, the list goes on with the first adapter.
+        last = None if after is None or after in taken else _get_adapter(session, after).id
+        rows, cursor = adapter_records.find_page(session, after=last, limit=limit)
+    shown = found if after is None else []
+    return OpenAIModelList(data=shown + [_adapter(row, taken) for row in rows], has_more=cursor is not None)
 
 
 @router.get("/{model:path}", summary="Show a model")
 def show_model(model: ModelName, services: ServicesDep) -> OpenAIModel:
     """One model, by the name that `model` takes."""
+    with services.database.snapshot() as session:
+        alias = alias_records.find(session, model)
+    if alias is not None:
+        return _alias(alias)
     known = {found.id: found for found in _base_models(services)}
     if model in known:
         return known[model]
@@ -74,46 +100,65 @@ def show_model(model: ModelName, services: ServicesDep) -> OpenAIModel:
 
 
 @router.delete("/{model:path}", summary="Delete an adapter")
+@in_store_threads
 def delete_model(model: ModelName, services: ServicesDep) -> ModelDeleted:
-    """Delete an adapter and its files. Base models stay."""
+    """Delete an adapter and its files. Base models and aliases stay."""
+    with services.database.snapshot() as session:
+        if alias_records.find(session, model) is not None:
+            raise InvalidRequest(
+                f"{model!r} is an alias; only adapters can be deleted here.",
+                param="model",
+                hint=f"DELETE /aliases/{model} deletes it.",
+            )
     if any(found.id == model for found in _base_models(services)):
         raise InvalidRequest(f"{model!r} is a base model; only adapters can be deleted.", param="model")
     with services.database.transaction() as session:
         artifact = adapter_records.delete(session, _get_adapter(session, model).id)
-    services.store.delete(artifact)
+    services.store.discard(artifact)
     return ModelDeleted(id=model)
 
 
-def find_target(services: Services, model: str, quantization: QuantizationSpec | None) -> Target:
-    """What generates for this name: a base model in the models folder, else an adapter, else a Hub id.
+async def find_target(
+    services: Services,
+    model: str,
+    quantization: QuantizationSpec | None,
+    *,
+    subject: str | None = None,
+    served_before: str | None = None,
+) -> Target:
+    """What generates for this name, as `Targets.find_named` finds it.
 
     Raises AdapterNotFound, ModelNotAllowed, NoEngine, and InvalidRequest for an adapter's quantization.
     """
-    settings = services.settings
-    with services.database.snapshot() as session:
-        if base_models.find_folder(model, settings.models_folder):
-            return find_base_model(session, settings, model, quantization=quantization)
+
+    def find(targets: Targets) -> Target:
         try:
-            return find_adapter(session, settings, model, quantization=quantization)
+            return targets.find_named(
+                model, quantization=quantization, subject=subject, served_before=served_before
+            )
         except AdapterNotFound:
-            if "/" in model and _MODEL_NAME.fullmatch(model):
-                return find_base_model(session, settings, model, quantization=quantization)
             raise _not_found(model) from None
+
+    return await services.lookups.find(find)
 
 
 def find_origin(session: Session, settings: Settings, model: str) -> tuple[str, str | None]:
     """The base model that a job with this `model` trains, and the adapter's id where it names an adapter.
 
-    Raises AdapterNotFound, UnknownModel and ModelNotAllowed.
+    Raises AdapterNotFound, AliasAmbiguous, UnknownModel and ModelNotAllowed.
     """
-    if base_models.find_folder(model, settings.models_folder) is None:
+    alias = alias_records.find(session, model)
+    if alias is not None:
+        target = alias_records.get_only_target(alias)
+        return target.base_model, target.adapter
+    if model not in workers.find_local_names(session, settings):
         try:
             adapter = adapter_records.get(session, model)
             return adapter.base_model, adapter.id
         except AdapterNotFound:
-            if not ("/" in model and _MODEL_NAME.fullmatch(model)):
+            if not is_hub_id(model):
                 raise _not_found(model) from None
-    base_models.check(model, settings)
+    workers.check_base_model(session, settings, model)
     return model, None
 
 
@@ -122,12 +167,14 @@ def _base_models(services: Services) -> list[OpenAIModel]:
     return [OpenAIModel(id=model.name, created=0, owned_by=model.source) for model in found]
 
 
-def _all_adapters(session: Session) -> list[tables.AdapterRow]:
-    rows, cursor = adapter_records.find_page(session, after=None, limit=MAX_PAGE)
-    while cursor is not None:
-        page, cursor = adapter_records.find_page(session, after=cursor, limit=MAX_PAGE)
-        rows += page
-    return rows
+def _alias(row: tables.AliasRow) -> OpenAIModel:
+    targets = alias_records.targets_of(row)
+    return OpenAIModel(
+        id=row.name,
+        created=int(row.created_at.timestamp()),
+        owned_by="tunesmith",
+        alias_of={target.name: target.share for target in targets},
+    )
 
 
 def _get_adapter(session: Session, id_or_name: str) -> tables.AdapterRow:

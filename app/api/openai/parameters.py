@@ -23,6 +23,9 @@ from app.core.engine.sampling import (
 from app.core.errors import InvalidRequest
 from app.core.specs.job import QuantizationSpec
 
+# What names the user of a request, the most telling first.
+_SUBJECT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
+SUBJECT_DESCRIPTION = "Of an alias with several models: the same one is always served by the same model."
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
@@ -38,7 +41,7 @@ class SamplingBody(RequestPart):
     """What to generate with, and how to sample."""
 
     model: str = Field(
-        min_length=1, max_length=400, description="A base model's name, or an adapter's id or name."
+        min_length=1, max_length=400, description="An alias, a base model's name, or an adapter's id or name."
     )
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0: the likeliest token.")
     top_p: float | None = Field(
@@ -82,7 +85,13 @@ class SamplingBody(RequestPart):
         description="Not OpenAI's. For a base model: how its weights are held; see `system_fingerprint`.",
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
-    user: str | None = Field(None, description="Accepted; changes nothing.")
+    user: str | None = Field(None, description=SUBJECT_DESCRIPTION)
+
+    @property
+    def subject(self) -> str | None:
+        """Whose request it is: the first of the fields that name its user, or None."""
+        given = (getattr(self, name, None) for name in _SUBJECT_FIELDS)
+        return next((one for one in given if isinstance(one, str) and one), None)
 
     def sampling(self, *, max_new_tokens: int, logprobs: int | None) -> Sampling:
         """The sampling parameters of the engine's request."""
@@ -139,6 +148,13 @@ def as_prompts(texts: str | list[str] | list[int] | list[list[int]]) -> list[dic
     if isinstance(texts[0], int):
         return [{"prompt_ids": texts}]
     return [{"prompt" if isinstance(one, str) else "prompt_ids": one} for one in texts]
+
+
+def count_parts(texts: str | list[str] | list[int] | list[list[int]]) -> int:
+    """The number of texts and token ids."""
+    if isinstance(texts, str):
+        return 1
+    return sum(len(one) if isinstance(one, list) else 1 for one in texts)
 
 
 def reject_parameter(param: str, problem: str) -> NoReturn:

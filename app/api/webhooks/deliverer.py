@@ -18,6 +18,7 @@ from app.core.net import sign_delivery
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.database import Database
+from app.core.storage.outages import log_unless_away
 from app.core.webhooks import deliveries, subscriptions
 from app.core.webhooks.deliveries import Claim, DeliveryOutcome
 
@@ -64,9 +65,9 @@ class Deliverer:
                     await to_thread.run_sync(self._follow_settings)
                     is_following = True
                 await self._start_due()
-            except SQLAlchemyError:
+            except SQLAlchemyError as error:
                 # The boundary of the loop: one failure must not end it.
-                _log.warning("Deliveries of webhooks can't be looked for now", exc_info=True)
+                log_unless_away(_log, "Deliveries of webhooks can't be looked for now", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_seconds):
                     await self._woken.wait()
@@ -106,9 +107,10 @@ class Deliverer:
     async def _attempt_safely(self, claim: Claim) -> None:
         try:
             await self.attempt(claim)
-        except Exception:
+        except Exception as error:
             # The boundary of one attempt: it is due again when its lease expires.
-            _log.exception("Delivery %s of webhook %s broke off", claim.delivery_id, claim.webhook_id)
+            what = f"Delivery {claim.delivery_id} of webhook {claim.webhook_id} broke off"
+            log_unless_away(_log, what, error)
 
     def _has_ended(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]

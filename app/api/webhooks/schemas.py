@@ -90,7 +90,7 @@ class DeliveryRead(BaseModel):
 
     id: str = Field(description="The header `webhook-id`, the same at each attempt.")
     event_type: EventType = Field(description="The event.")
-    job: str | None = Field(description="The job that has ended; null: a test.")
+    job: str | None = Field(description="The job that has ended; null: an evaluation, or a test.")
     state: DeliveryState = Field(
         description="`pending`: it is or will be tried. `delivered`: the receiver answered 2xx. `given_up`: "
         "not within a day; or a test that failed."

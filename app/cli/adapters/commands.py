@@ -9,6 +9,7 @@ import typer
 
 from app.cli import completions
 from app.cli.adapters.imports import upload_archive, wait_until_verified
+from app.cli.adapters.views import AdapterView
 from app.cli.connection.client import segment
 from app.cli.connection.downloads import STDOUT, choose_path, download as download_file
 from app.cli.connection.invocation import Json, client_of
@@ -16,7 +17,6 @@ from app.cli.deletion import Yes, delete_each
 from app.cli.failures import CommandFailed
 from app.cli.names import find_adapter
 from app.cli.output import age_text, note, print_json, show_fields, show_table, size_text, state_text
-from app.cli.views import AdapterView
 
 cli = typer.Typer(help="What jobs have made, and what was imported.", no_args_is_help=True)
 Name = Annotated[

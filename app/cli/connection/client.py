@@ -26,6 +26,7 @@ _EXIT_CODES = {
     403: ExitCode.UNAUTHORIZED,
     404: ExitCode.NOT_FOUND,
     409: ExitCode.CONFLICT,
+    412: ExitCode.CONFLICT,
     429: ExitCode.BUSY,
     503: ExitCode.BUSY,
 }
@@ -79,10 +80,14 @@ class Client:
             if after is None:
                 return
 
-    def post(self, path: str, body: object = None) -> Any:
+    def post(self, path: str, body: object = None, *, headers: Mapping[str, str] | None = None) -> Any:
         """Send a POST that may be repeated: a change of a job's state, a preflight, a generation."""
         timeout = _GENERATION_TIMEOUT if body is not None else _TIMEOUT
-        return self._request("POST", path, json=body, timeout=timeout).json()
+        return self._request("POST", path, json=body, headers=headers, timeout=timeout).json()
+
+    def put(self, path: str, body: object, *, headers: Mapping[str, str] | None = None) -> Any:
+        """Set what is at a path."""
+        return self._request("PUT", path, json=body, headers=headers).json()
 
     def create(self, path: str, body: object) -> Any:
         """Create one thing. Where the connection breaks, try again with the same idempotency key."""

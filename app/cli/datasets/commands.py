@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from app.cli.datasets.samples import (
     show_add_command,
     show_sample,
 )
+from app.cli.datasets.views import DatasetView, PreviewRowView, PreviewView, TokenView
 from app.cli.deletion import Yes, delete_each
 from app.cli.failures import CommandFailed, UsageProblem
 from app.cli.names import find_dataset, find_dataset_id
@@ -36,7 +38,6 @@ from app.cli.output import (
     show_table,
     state_text,
 )
-from app.cli.views import DatasetView, PreviewRowView, PreviewView
 
 cli = typer.Typer(
     help="Rows to learn from: add, inspect, list, show, rows, preview, rm.", no_args_is_help=True
@@ -304,10 +305,27 @@ def _row_text(row: PreviewRowView, *, marked: bool) -> Text:
         return text.append(clean(row.problem) + "\n", style="red")
     for notice in row.notices:
         text.append(clean(notice) + "\n", style="yellow")
+    if row.answers:
+        text.append(f"prompt, {_tokens_text(row.token_count, len(row.tokens))}\n", style="bold")
+    _append_tokens(text, row.tokens, marked=marked)
+    for answer in row.answers:
+        names = {"completion": "good answer" if answer.is_good else "bad answer"}
+        counted = _tokens_text(answer.token_count, len(answer.tokens))
+        text.append(f"{names.get(answer.name, answer.name)}, {counted}\n", style="bold")
+        _append_tokens(text, answer.tokens, marked=marked)
+    return text
+
+
+def _tokens_text(count: int, shown: int) -> str:
+    return f"{count:,} token{'' if count == 1 else 's'}" + (f", cut to {shown:,}" if shown < count else "")
+
+
+def _append_tokens(text: Text, tokens: Sequence[TokenView], *, marked: bool) -> None:
+    """Add tokens as a line; those that are learned are green, or between « and »."""
     is_trained = False
-    for token in row.tokens:
+    for token in tokens:
         if marked and token.trained != is_trained:
             text.append("«" if token.trained else "»")
         is_trained = token.trained
         text.append(clean(token.text), style="green" if token.trained else "")
-    return text.append("»\n" if marked and is_trained else "\n")
+    text.append("»\n" if marked and is_trained else "\n")

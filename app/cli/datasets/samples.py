@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import typer
 from pydantic import BaseModel
 from rich.text import Text
 
+from app.cli.datasets.views import UnusedFieldView
 from app.cli.failures import CommandFailed, LineProblem
 from app.cli.output import clean, console, note, show_failure, show_table
-from app.cli.views import UnusedFieldView
 
 _CELL = 48
 _MAX_SHOWN = 20
@@ -147,27 +147,41 @@ def _first_values(sample: FileSampleView, column: str) -> Iterator[str]:
 
 
 def _show_pair(sample: FileSampleView, *, to_error: bool) -> None:
-    """Write the first preferred and rejected answers, where the file has both."""
-    values = sample.records[0].values if sample.records else {}
+    """Write the first preferred and rejected answers, where the file has both and is not read so."""
+    values = sample.records[0].values if sample.records and sample.format != "comparisons" else {}
     found = [
         next((name for name in values if name.lower().startswith(names)), None)
         for names in (_PREFERRED, _REJECTED)
     ]
     if None in found:
         return
-    note("Comparisons of answers can't be learned yet; the chosen answers alone can:", "yellow")
+    note("Read so, the answers are not compared: rejected ones are not used.", "yellow")
     screen = console(to_error=to_error)
     for title, name in zip(("chosen", "rejected"), found, strict=True):
         screen.print(Text.assemble((f"  {title}: ", "bold"), clean(_as_text(values[str(name)]))))
 
 
 def _turns(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if "messages" not in row:
-        yield from ((name, str(text)) for name, text in row.items())
-        return
     for tool in row.get("tools", ()):
         yield "function", f"{tool['function']['name']}: {tool['function'].get('description') or ''}"
-    for message in row["messages"]:
+    if "messages" in row:
+        yield from _message_turns(row["messages"])
+        return
+    for name, part in row.items():
+        title = name
+        if "label" in row and name == "completion":
+            title = "good answer" if row["label"] else "bad answer"
+        if isinstance(part, str):
+            yield title, part
+        elif isinstance(part, list) and name != "tools":
+            yield from (
+                (f"{title}, {role}" if name != "prompt" else role, text)
+                for role, text in _message_turns(part)
+            )
+
+
+def _message_turns(messages: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for message in messages:
         role, calls = message["role"], message.get("tool_calls", ())
         if message.get("reasoning_content"):
             yield f"{role} thinks", message["reasoning_content"]

@@ -1,4 +1,4 @@
-"""`tunesmith jobs`: submit, preflight, follow, list, show, logs, metrics, samples, changes of state, rm."""
+"""`tunesmith jobs`: submit, preflight, follow, list, show, logs, metrics, samples, changes, rm."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from app.cli import completions
-from app.cli.connection.client import Client
+from app.cli.connection.client import Client, segment
 from app.cli.connection.invocation import Json, client_of
 from app.cli.datasets.uploads import fill_in_datasets
 from app.cli.deletion import Yes, delete_each
@@ -16,9 +16,10 @@ from app.cli.jobs import event_lines, output as job_output
 from app.cli.jobs.event_source import Interrupted, follow
 from app.cli.jobs.files import read_job_file
 from app.cli.jobs.follow_display import make_display
+from app.cli.jobs.views import EventView, JobView, LossPointView, PreflightView, SamplesView
 from app.cli.names import find_job, find_job_id
 from app.cli.output import clean, note, print_json, print_json_line, show_fields
-from app.cli.views import EventView, JobView, LossPointView, PreflightView, SamplesView
+from app.cli.work import TAKES_NEGATIVES, NewPriority, change_priority
 
 cli = typer.Typer(help="Fine-tuning jobs: submit one, watch it, stop it.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="JOB", help="Id or name.", autocompletion=completions.jobs)]
@@ -103,9 +104,9 @@ def list_jobs(
 
 @cli.command()
 def show(context: typer.Context, name: Name, as_json: Json = False) -> None:
-    """State, progress, loss, attempts, and the error of a failed job."""
+    """State, progress, loss, attempts, the error of a failed job; base model and adapter on rows held out."""
     client = client_of(context)
-    answer = find_job(client, name)
+    answer = client.get(f"/jobs/{segment(find_job_id(client, name))}")
     if as_json:
         return print_json(answer)
     job = JobView.model_validate(answer)
@@ -195,6 +196,13 @@ def retry(context: typer.Context, name: Name, as_json: Json = False) -> None:
     _request_change(context, name, "retry", as_json=as_json)
 
 
+@cli.command("priority", context_settings=TAKES_NEGATIVES)
+def set_priority(context: typer.Context, name: Name, priority: NewPriority, as_json: Json = False) -> None:
+    """Give a waiting or paused job another place in the queue."""
+    job_id = find_job_id(client_of(context), name)
+    change_priority(context, f"/jobs/{job_id}", priority, as_json=as_json)
+
+
 @cli.command("note")
 def note_down(
     context: typer.Context,
@@ -243,6 +251,8 @@ def _request_change(context: typer.Context, name: str, change: str, *, as_json: 
 
 def _watch(client: Client, job: JobView, *, as_json: bool) -> None:
     try:
+        if waits_for := client.get(f"/jobs/{job.id}").get("waiting_for"):
+            note(f"It waits for {waits_for}.")
         with make_display(job, on_stderr=as_json) as display:
             for event in follow(client, job.id):
                 display.show(event)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from app.cli.jobs.views import EventView
 from app.cli.output import clean, duration_text
-from app.cli.views import EventView
+from app.cli.words import in_commands
 
 _BARS = "▁▂▃▄▅▆▇█"
 TEXT_COLUMN = 22
@@ -29,21 +30,29 @@ def describe(event: EventView) -> str:
             return _metrics_text(found)
         case "eval":
             text = f"step {found['step']}  epoch {found['epoch']:.2f}  eval loss {loss_text(found['loss'])}"
-            return text + _optional("  accuracy {:.3f}", found.get("token_accuracy"))
+            return text + _optional("  accuracy {:.3f}", found.get("token_accuracy")) + _rewards_text(found)
         case "samples":
             return "\n".join([f"step {found['step']}  sample answers", *_answer_lines(found["answers"])])
+        case "final_eval":
+            losses = losses_text(found["base_loss"], found["adapter_loss"])
+            return f"{len(found['rows'])} rows held out  {losses}"
         case "checkpoint":
             return f"step {found['step']} saved"
         case "state":
             return _state_text(found)
         case "warning":
-            return f"{found['message']} ({found['code']})"
+            return f"{in_commands(found['message'])} ({found['code']})"
     return str(found.get("message", found))
 
 
 def loss_text(loss: float | None) -> str:
     """A loss; null in JSON means that it was not a number."""
     return "nan" if loss is None else f"{loss:.4f}"
+
+
+def losses_text(base: float | None, adapter: float | None) -> str:
+    """The losses of base model and adapter on the same rows."""
+    return f"loss of the base model {loss_text(base)}, with the adapter {loss_text(adapter)}"
 
 
 def sparkline(values: Sequence[float | None], width: int = 40) -> str:
@@ -64,6 +73,7 @@ def _metrics_text(found: dict[str, Any]) -> str:
     width = len(str(found["total_steps"]))
     text = f"step {found['step']:>{width}}/{found['total_steps']}  epoch {found['epoch']:.2f}"
     text += f"  loss {loss_text(found['loss'])}"
+    text += _rewards_text(found)
     text += _optional("  lr {:.1e}", found.get("learning_rate"))
     text += _optional("  grad {:.3f}", found.get("grad_norm"))
     text += _optional("  {:,.0f} tokens/s", found.get("tokens_per_second"))
@@ -71,6 +81,12 @@ def _metrics_text(found: dict[str, Any]) -> str:
     text += _optional("  {:.2f} GiB", memory / 2**30 if memory else None)
     eta = found.get("eta_seconds")
     return text + (f"  {duration_text(eta)} left" if eta is not None else "")
+
+
+def _rewards_text(found: dict[str, Any]) -> str:
+    """Of a job that learns from preferences: the margin of rewards, and how many of them are right."""
+    margin = _optional("  margin {:.3f}", found.get("reward_margin"))
+    return margin + _optional("  right {:.0%}", found.get("reward_accuracy"))
 
 
 def _answer_lines(answers: list[dict[str, Any]]) -> list[str]:

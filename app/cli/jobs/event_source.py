@@ -9,7 +9,8 @@ from httpx_sse import EventSource, SSEError
 
 from app.cli.connection.client import Client
 from app.cli.failures import CommandFailed, ExitCode
-from app.cli.views import ENDED, EventView
+from app.cli.jobs.views import EventView
+from app.cli.views import ENDED
 
 _FIRST_WAIT_SECONDS = 0.25
 _MAX_WAIT_SECONDS = 4.0

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from app.cli.jobs import event_lines
 from app.cli.jobs.event_source import Interrupted
+from app.cli.jobs.views import EventView, JobView
 from app.cli.output import clean, console, duration_text, error_console, state_text
-from app.cli.views import EventView, JobView
 
 _SPARK_WIDTH = 30
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -120,7 +120,7 @@ class TerminalDisplay:
                 status.has_evaluated, status.eval_loss = True, event.data["loss"]
             case "state":
                 self._apply_state(event)
-        if event.type in ("log", "warning", "eval", "samples") or event.level != "info":
+        if event.type in ("log", "warning", "eval", "samples", "final_eval") or event.level != "info":
             style = {"warning": "yellow", "error": "red"}.get(event.level, "")
             line = event_lines.render(event)
             grid = Table.grid()  # a wrapped text continues under its own column

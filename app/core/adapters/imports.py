@@ -4,18 +4,19 @@ An import has the id that its adapter will have; once it is verified, the adapte
 Several processes may verify the same import: the first one that finishes it wins. Nothing here commits.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from sqlalchemy import delete as sql_delete, func, select
 from sqlalchemy.orm import Session
 
 from app.core.adapters import records as adapter_records
+from app.core.aliases import records as alias_records
 from app.core.engine.messages import AdapterRef, BaseModelRef
 from app.core.errors import QueueFull
 from app.core.errors.adapters import AdapterNameTaken, AdapterNotFound
 from app.core.specs.job import LoraSpec, QuantizationSpec
 from app.core.specs.states import AdapterState
-from app.core.storage import tables
+from app.core.storage import clock, tables
 from app.core.storage.ids import new_id
 from app.core.storage.paging import newest_first
 
@@ -58,7 +59,7 @@ def submit(
         origin={"lora": lora.model_dump(mode="json") if lora else None, "chat_template": chat_template},
         artifact=artifact,
         size_bytes=size_bytes,
-        created_at=now or datetime.now(UTC),
+        created_at=now or clock.now(session),
     )
     session.add(row)
     session.flush()
@@ -152,4 +153,10 @@ def _refuse_taken(session: Session, name: str) -> None:
     if session.scalar(finished.union_all(importing).limit(1)):
         raise AdapterNameTaken(
             f"There is an adapter {name!r} already.", param="name", hint="Send another `name`."
+        )
+    if alias_records.find(session, name) is not None:
+        raise AdapterNameTaken(
+            f"There is an alias {name!r}.",
+            param="name",
+            hint=f"Send another `name`; PUT /aliases/{name} points the alias to the adapter.",
         )

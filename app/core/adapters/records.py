@@ -1,16 +1,17 @@
 """Adapters of finished jobs, of checkpoints, and imported ones: add, find by id or name, list, delete."""
 
-from datetime import UTC, datetime
+from collections.abc import Collection
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from app.core.aliases import records as alias_records
 from app.core.engine.messages import AdapterRef, BaseModelRef
 from app.core.errors.adapters import AdapterInUse, AdapterNotFound, AdapterNotReady
 from app.core.exports import records as export_records
 from app.core.specs.job import JobSpec, QuantizationSpec
-from app.core.specs.states import ENDED, JobState
-from app.core.storage import tables
+from app.core.specs.states import ENDED, UNFINISHED, AdapterState, JobState
+from app.core.storage import clock, tables
 from app.core.storage.ids import derive_id
 from app.core.storage.paging import newest_first
 from app.core.storage.similar import suggest
@@ -60,7 +61,7 @@ def add(
         general_path=general_path,
         size_bytes=size_bytes,
         artifact=artifact,
-        created_at=datetime.now(UTC),
+        created_at=clock.now(session),
     )
     session.add(adapter)
     session.flush()
@@ -80,7 +81,7 @@ def add_imported(
         general_path=general_path,
         size_bytes=verified.size_bytes,
         artifact=verified.artifact,
-        created_at=datetime.now(UTC),
+        created_at=clock.now(session),
     )
     session.add(adapter)
     session.flush()
@@ -118,8 +119,12 @@ def get(session: Session, id_or_name: str) -> tables.AdapterRow:
 def explain_missing(session: Session, id_or_name: str) -> tuple[str, str]:
     """Returns why no adapter has this name, as the rest of a sentence, and a hint; either may be empty.
 
-    The job of that name may not have made it yet; or another name was meant.
+    It may be an alias; the job of that name may not have made it yet; or another name was meant.
     """
+    alias = alias_records.find(session, id_or_name)
+    if alias is not None:
+        names = " and ".join(target.name for target in alias_records.targets_of(alias))
+        return f": it is an alias of {names}", f"GET /aliases/{alias.name} says more. "
     making = select(tables.JobRow).where(
         or_(tables.JobRow.id == id_or_name, tables.JobRow.name == id_or_name)
     )
@@ -159,9 +164,18 @@ def find_checkpoints(session: Session, job_id: str) -> list[tables.AdapterRow]:
 def delete(session: Session, id_or_name: str) -> str:
     """Remove the row. Returns the key of its files, to be deleted once the transaction is committed.
 
-    Raises AdapterNotFound, and AdapterInUse while a job or an export that has not ended needs it.
+    Raises AdapterNotFound, and AdapterInUse while an alias points to it, or a job, an export or an evaluation
+    that has not ended needs it.
     """
     adapter = get(session, id_or_name)
+    # Who lets an alias point to it has locked the row, too, and has committed once this returns.
+    session.execute(select(tables.AdapterRow.id).where(tables.AdapterRow.id == adapter.id).with_for_update())
+    aliases = alias_records.find_pointing(session, adapter.id)
+    if aliases:
+        raise AdapterInUse(
+            f"The alias {aliases[0]!r} points to adapter {adapter.name!r}.",
+            hint=f"Point it elsewhere first: PUT /aliases/{aliases[0]}.",
+        )
     waiting = select(tables.JobRow.id).where(
         tables.JobRow.spec["continue_from"].as_string() == adapter.id,
         tables.JobRow.state.not_in(ENDED),
@@ -178,8 +192,37 @@ def delete(session: Session, id_or_name: str) -> str:
             f"Export {export_id} of adapter {adapter.name!r} has not ended.",
             hint=f"Cancel it first: POST /exports/{export_id}/cancel.",
         )
+    evaluation_id = _find_evaluation(session, adapter.id)
+    if evaluation_id:
+        raise AdapterInUse(
+            f"Evaluation {evaluation_id} of adapter {adapter.name!r} has not ended.",
+            hint=f"Cancel it first: POST /evaluations/{evaluation_id}/cancel.",
+        )
     session.delete(adapter)
     return adapter.artifact
+
+
+def _find_evaluation(session: Session, adapter_id: str) -> str | None:
+    """Returns the id of an evaluation of this adapter that has not ended, or None."""
+    row = tables.EvaluationRow
+    waiting = select(row.id, row.spec).where(row.state.in_(UNFINISHED))
+    for evaluation_id, spec in session.execute(waiting):
+        if any(model.get("adapter") == adapter_id for model in spec["models"]):
+            return str(evaluation_id)
+    return None
+
+
+def find_missing(session: Session, adapter_ids: Collection[str]) -> list[str]:
+    """Returns those of the ids that no adapter has, nor an import that has not failed."""
+    if not adapter_ids:
+        return []
+    adapters, imports = tables.AdapterRow, tables.AdapterImportRow
+    is_importing = imports.state == AdapterState.IMPORTING
+    found = {
+        *session.scalars(select(adapters.id).where(adapters.id.in_(adapter_ids))),
+        *session.scalars(select(imports.id).where(imports.id.in_(adapter_ids), is_importing)),
+    }
+    return sorted(set(adapter_ids) - found)
 
 
 def references(adapter: tables.AdapterRow) -> tuple[BaseModelRef, AdapterRef]:
@@ -205,6 +248,11 @@ def _free_name(session: Session, name: str) -> str:
     taken = set(
         session.scalars(
             select(tables.AdapterRow.name).where(tables.AdapterRow.name.startswith(name, autoescape=True))
+        )
+    )
+    taken.update(
+        session.scalars(
+            select(tables.AliasRow.name).where(tables.AliasRow.name.startswith(name, autoescape=True))
         )
     )
     numbered = (f"{name}-{number}" for number in range(2, len(taken) + 2))

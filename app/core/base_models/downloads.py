@@ -1,18 +1,17 @@
 """What people do with downloads of base models: submit, find, cancel. Nothing here commits."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete as sql_delete, select
 from sqlalchemy.orm import Session
 
 from app.core.errors import InvalidRequest, QueueFull
 from app.core.errors.base_models import DownloadEnded, DownloadNotFound
-from app.core.specs.states import DownloadState
-from app.core.storage import tables
+from app.core.specs.states import UNFINISHED, DownloadState
+from app.core.storage import clock, tables
 from app.core.storage.ids import new_id
 from app.core.storage.paging import newest_first
 
-WAITING = (DownloadState.QUEUED, DownloadState.RUNNING)
 # How long the record of a download that has ended is stored.
 _RECORD_DAYS = 7
 
@@ -31,7 +30,7 @@ def submit(
             hint="A Hub model is named with its owner, as in 'HuggingFaceTB/SmolLM2-135M-Instruct'.",
         )
     waiting = session.scalars(
-        select(tables.ModelDownloadRow).where(tables.ModelDownloadRow.state.in_(WAITING)).with_for_update()
+        select(tables.ModelDownloadRow).where(tables.ModelDownloadRow.state.in_(UNFINISHED)).with_for_update()
     ).all()
     for row in waiting:
         if row.base_model == base_model:
@@ -42,16 +41,21 @@ def submit(
         id=new_id("dl"),
         base_model=base_model,
         state=DownloadState.QUEUED,
-        created_at=now or datetime.now(UTC),
+        created_at=now or clock.now(session),
     )
     session.add(download)
     session.flush()
     return download
 
 
-def get(session: Session, download_id: str) -> tables.ModelDownloadRow:
-    """Returns a download by its id. Raises DownloadNotFound."""
-    download = session.get(tables.ModelDownloadRow, download_id, populate_existing=True)
+def get(session: Session, download_id: str, *, lock: bool = False) -> tables.ModelDownloadRow:
+    """Returns a download by its id, locked until the transaction ends where `lock` says so.
+
+    Raises DownloadNotFound.
+    """
+    download = session.get(
+        tables.ModelDownloadRow, download_id, populate_existing=True, with_for_update=lock or None
+    )
     if download is None:
         raise DownloadNotFound(
             f"There is no download {download_id!r}.",
@@ -70,19 +74,17 @@ def find_page(
 
 def cancel(session: Session, download_id: str, *, now: datetime | None = None) -> tables.ModelDownloadRow:
     """End a download; what has arrived stays in the cache. Raises DownloadNotFound, DownloadEnded."""
-    query = select(tables.ModelDownloadRow).where(tables.ModelDownloadRow.id == download_id)
-    session.scalar(query.with_for_update().execution_options(populate_existing=True))
-    download = get(session, download_id)
+    download = get(session, download_id, lock=True)
     if DownloadState(download.state).has_ended:
         raise DownloadEnded(f"Download {download_id} is {download.state} already.")
     download.state = DownloadState.CANCELLED
     download.lease_token = download.lease_expires_at = None
-    download.finished_at = now or datetime.now(UTC)
+    download.finished_at = now or clock.now(session)
     session.flush()
     return download
 
 
 def prune(session: Session, *, now: datetime | None = None) -> None:
     """Delete the records of downloads that ended more than a week ago."""
-    before = (now or datetime.now(UTC)) - timedelta(days=_RECORD_DAYS)
+    before = (now or clock.now(session)) - timedelta(days=_RECORD_DAYS)
     session.execute(sql_delete(tables.ModelDownloadRow).where(tables.ModelDownloadRow.finished_at < before))

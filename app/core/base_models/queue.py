@@ -1,14 +1,14 @@
 """The durable queue of downloads of base models, as a worker uses it. Nothing here commits."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import ColumnElement, and_, or_
 from sqlalchemy.orm import Session
 
 from app.core.specs.states import DownloadState
-from app.core.storage import tables
+from app.core.storage import clock, tables
 from app.core.work.failures import WorkFailure
 from app.core.work.leases import RELEASED, Leases, WorkLease
 from app.core.work.queue import WorkQueue
@@ -27,7 +27,7 @@ class DownloadQueue(WorkQueue[tables.ModelDownloadRow, DownloadLease]):
     leases = Leases(tables.ModelDownloadRow, tables.ModelDownloadRow.id, "download")
     released_columns: ClassVar[dict[str, Any]] = {"state": DownloadState.QUEUED}
 
-    def is_free(self, now: datetime) -> ColumnElement[bool]:
+    def is_free(self, session: Session, now: datetime) -> ColumnElement[bool]:
         """A condition: the download waits, or its worker was lost."""
         row = tables.ModelDownloadRow
         is_lost = and_(row.state == DownloadState.RUNNING, row.lease_expires_at < now)
@@ -70,7 +70,7 @@ class DownloadQueue(WorkQueue[tables.ModelDownloadRow, DownloadLease]):
         )
 
     def _end(self, session: Session, lease: DownloadLease, state: DownloadState, **columns: object) -> None:
-        self.leases.update(session, lease, **RELEASED, state=state, finished_at=datetime.now(UTC), **columns)
+        self.leases.update(session, lease, **RELEASED, state=state, finished_at=clock.now(session), **columns)
 
 
 download_queue = DownloadQueue()

@@ -7,7 +7,7 @@ background has a lease of the API process that generates it.
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CursorResult, delete, exists, literal, select, update
@@ -17,7 +17,7 @@ from app.core.errors import InvalidRequest
 from app.core.errors.engine import PromptTooLong
 from app.core.errors.responses import PreviousResponseNotFound, ResponseNotFound
 from app.core.specs.states import UNFINISHED_RESPONSE, ResponseStatus
-from app.core.storage import tables
+from app.core.storage import clock, tables
 
 PREFIX = "resp"
 _ID = re.compile(rf"{PREFIX}_[0-9a-z]{{16}}")
@@ -31,10 +31,14 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class StoredConversation:
-    """The items of a response and of all that it continues, the oldest first, and the size of their JSON."""
+    """The items of a response and of all that it continues, the oldest first, and the size of their JSON.
+
+    `served_by` is the adapter's id, or the base model, of the response.
+    """
 
     items: list[Item]
     size_bytes: int
+    served_by: str | None = None
 
 
 def item_id(prefix: str, response_id: str, number: int) -> str:
@@ -45,7 +49,7 @@ def item_id(prefix: str, response_id: str, number: int) -> str:
 def get(session: Session, response_id: str, *, now: datetime | None = None) -> tables.ResponseRow:
     """Returns a response that has not expired. Raises ResponseNotFound."""
     row = session.get(tables.ResponseRow, response_id) if _ID.fullmatch(response_id) else None
-    if row is None or row.expires_at <= (now or datetime.now(UTC)):
+    if row is None or row.expires_at <= (now or clock.now(session)):
         raise ResponseNotFound(
             f"There is no response {response_id!r}.",
             hint="It may have been deleted, have expired, or been made with `store: false`.",
@@ -76,7 +80,7 @@ def find_conversation(session: Session, response_id: str, *, max_bytes: int) -> 
             param=_PREVIOUS,
             hint="Begin a new conversation, with a summary of this one.",
         )
-    return StoredConversation(read_items(session, last), last.conversation_bytes)
+    return StoredConversation(read_items(session, last), last.conversation_bytes, last.served_by)
 
 
 def read_items(session: Session, last: tables.ResponseRow) -> list[Item]:
@@ -156,7 +160,7 @@ def cancel(session: Session, response_id: str) -> bool:
 
 def fail_abandoned(session: Session, error: Item, *, now: datetime | None = None) -> list[str]:
     """Fail, with this error, the responses whose API process is gone. Returns their ids."""
-    is_abandoned = tables.ResponseRow.alive_until < (now or datetime.now(UTC))
+    is_abandoned = tables.ResponseRow.alive_until < (now or clock.now(session))
     rows = session.scalars(select(tables.ResponseRow).where(is_abandoned)).all()
     for row in rows:
         row.status, row.alive_until = ResponseStatus.FAILED, None
@@ -168,7 +172,7 @@ def delete_expired(session: Session, *, now: datetime | None = None) -> None:
     """Delete the expired responses that none continues."""
     later = aliased(tables.ResponseRow)
     is_continued = exists().where(later.previous_id == tables.ResponseRow.id)
-    is_expired = tables.ResponseRow.expires_at <= (now or datetime.now(UTC))
+    is_expired = tables.ResponseRow.expires_at <= (now or clock.now(session))
     for _ in range(_MAX_ROUNDS):
         if not _count(session, delete(tables.ResponseRow).where(is_expired, ~is_continued)):
             break

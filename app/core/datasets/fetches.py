@@ -5,7 +5,7 @@ Nothing here commits or knows the Hub.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +18,7 @@ from app.core.datasets.unused_fields import OnUnused
 from app.core.errors import QueueFull
 from app.core.specs.patterns import HUB_NAME, HUB_REVISION, HUB_SPLIT
 from app.core.specs.states import DatasetState
-from app.core.storage import tables
+from app.core.storage import clock, tables
 from app.core.storage.ids import new_id
 from app.core.work.failures import WorkFailure
 from app.core.work.leases import Leases, WorkLease
@@ -88,7 +88,7 @@ def submit(
     waiting = session.scalar(select(func.count()).select_from(tables.DatasetFetchRow)) or 0
     if waiting >= max_waiting:
         raise QueueFull(f"{waiting} datasets are waiting to be fetched already.", hint="Try again later.")
-    now = now or datetime.now(UTC)
+    now = now or clock.now(session)
     dataset = tables.DatasetRow(
         id=new_id("ds"),
         name=name,

@@ -55,6 +55,10 @@ _MEANINGS = {name: meaning for meaning, names in _NAMES.items() for name in name
 # Names of answers that are not to be given begin with these.
 _REJECTED = ("rejected", "dispreferred", "nonpreferred")
 
+# Names of what is about one of two answers begin with these; what is said in it is named so.
+_ANSWERS = (*_REJECTED, "chosen", "preferred")
+_SPOKEN = ("answer", "response", "output", "message", "completion", "text", "content")
+
 # Keys of a message that say whether it is learned, and the values that they take.
 _TURN_FLAGS = {"weight", "loss", "train", "training"}
 
@@ -69,6 +73,18 @@ def meaning_of(name: str) -> Meaning | None:
     """Returns what a column or a message's key with this name says; None for one that changes nothing."""
     plain = normalized(name)
     return Meaning.PREFERENCE if plain.startswith(_REJECTED) else _MEANINGS.get(plain)
+
+
+@lru_cache(maxsize=1024)
+def meaning_of_rest(name: str) -> Meaning | None:
+    """Returns what a column says besides which answer it is about: of `rejected_images`, that of `images`.
+
+    An answer of its own, such as `rejected_response_2`, is a preference.
+    """
+    plain = normalized(name)
+    about = next((one for one in _ANSWERS if plain.startswith(one) and plain != one), "")
+    rest = plain.removeprefix(about)
+    return Meaning.PREFERENCE if about and rest.startswith(_SPOKEN) else meaning_of(rest)
 
 
 @lru_cache(maxsize=1024)

@@ -6,35 +6,49 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from app.core.datasets.column_maps.guesses import guess_column_maps
-from app.core.datasets.field_names import (
-    Meaning,
-    is_function_list,
-    is_system_prompt,
-    meaning_of,
-    normalized,
-)
+from app.core.datasets.field_names import is_function_list, is_system_prompt, normalized
 from app.core.datasets.problems import MAX_CHARACTERS_SHOWN, quoted, repeated
 from app.core.datasets.rows import DatasetFormat
 from app.core.datasets.unused_fields import holds_value, is_absent
 from app.core.errors.datasets import DatasetInvalid
 
-_REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {
-    DatasetFormat.MESSAGES: ("messages",),
-    DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
-    DatasetFormat.TEXT: ("text",),
-    DatasetFormat.INSTRUCTION: ("instruction", "output"),
-    DatasetFormat.CONVERSATIONS: ("conversations",),
-}
-_OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
-    DatasetFormat.MESSAGES: ("system", "tools"),
-    DatasetFormat.PROMPT_COMPLETION: ("system", "tools"),
-    DatasetFormat.INSTRUCTION: ("input", "system", "history", "tools"),
-    DatasetFormat.CONVERSATIONS: ("system", "tools"),
-}
-_KNOWN = list(
-    dict.fromkeys(name for columns in (*_REQUIRED.values(), *_OPTIONAL.values()) for name in columns)
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns that a format may have: those without which there is no row, and others."""
+
+    format: DatasetFormat
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.required, *self.optional)
+
+
+_SHARED = ("system", "tools")
+_QUESTION = ("input", "system", "history", "tools")
+_KNOWN_COLUMNS = (
+    _Columns(DatasetFormat.MESSAGES, ("messages",), _SHARED),
+    _Columns(DatasetFormat.PROMPT_COMPLETION, ("prompt", "completion"), _SHARED),
+    _Columns(DatasetFormat.TEXT, ("text",)),
+    _Columns(DatasetFormat.INSTRUCTION, ("instruction", "output"), _QUESTION),
+    _Columns(DatasetFormat.CONVERSATIONS, ("conversations",), _SHARED),
+    # TRL, LLaMA-Factory, ms-swift and OpenAI.
+    _Columns(DatasetFormat.COMPARISONS, ("chosen", "rejected"), ("prompt", *_SHARED)),
+    _Columns(DatasetFormat.COMPARISONS, ("instruction", "chosen", "rejected"), _QUESTION),
+    _Columns(DatasetFormat.COMPARISONS, ("conversations", "chosen", "rejected"), _SHARED),
+    _Columns(DatasetFormat.COMPARISONS, ("messages", "rejected_response"), _SHARED),
+    _Columns(DatasetFormat.COMPARISONS, ("input", "preferred_output", "non_preferred_output")),
+    _Columns(DatasetFormat.LABELLED_ANSWERS, ("prompt", "completion", "label"), _SHARED),
+    _Columns(DatasetFormat.LABELLED_ANSWERS, ("messages", "label"), _SHARED),
+    _Columns(DatasetFormat.LABELLED_ANSWERS, ("conversations", "label"), _SHARED),
+    _Columns(DatasetFormat.LABELLED_ANSWERS, ("instruction", "output", "label"), _QUESTION),
 )
-_MAY_LACK = {name for columns in _OPTIONAL.values() for name in columns}
+_KNOWN = list(dict.fromkeys(name for columns in _KNOWN_COLUMNS for name in columns.all))
+_MAY_LACK = {name for columns in _KNOWN_COLUMNS for name in columns.optional}
+# Required columns, and what others call them: LLaMA-Factory and ms-swift.
+_SYNONYMS = {"label": ("kto_tag", "kto_label"), "rejected_response": ("rejected_messages",)}
 # Optional columns, and whether another name says the same.
 _OTHER_NAMES: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("system", is_system_prompt),
@@ -53,10 +67,11 @@ class AmbiguousColumns(DatasetInvalid):
 
 @dataclass(frozen=True)
 class ColumnLayout:
-    """A format, and the file's own name for each of its columns."""
+    """A format, the file's own name for each of its columns, and which of them every row has."""
 
     format: DatasetFormat
     names: Mapping[str, str]
+    required: tuple[str, ...]
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -115,32 +130,72 @@ def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> Colu
     columns = list(columns)
     # One JSON record may lack an optional column that others of the file have.
     check_mapped_columns(columns, {key: name for key, name in column_map.items() if key not in _MAY_LACK})
-    fits = [name for name in _REQUIRED if not _missing(name, columns, column_map)]
+    synonyms = {} if column_map else _find_synonyms(columns)
+    fits = _find_fits(columns, synonyms) if synonyms else []
+    if fits:
+        column_map = synonyms
+    else:
+        fits = _find_fits(columns, column_map)
     if len(fits) > 1:
-        choices = [", ".join(_REQUIRED[name]) for name in fits]
-        examples = " or ".join(json.dumps({name: name for name in _REQUIRED[fit]}) for fit in fits)
+        choices = [", ".join(known.required) for known in fits]
+        examples = " or ".join(json.dumps({name: name for name in known.required}) for known in fits)
         raise AmbiguousColumns(
             f"The columns {quoted(columns)} fit several formats: {' or '.join(choices)}.",
             hint=f"Say which with column_map: {examples}.",
         )
     if not fits:
         raise _no_format(columns, column_map)
-    own = [name for name in _columns(fits[0]) if name not in column_map.values()]
-    return ColumnLayout(fits[0], {**{name: name for name in own}, **column_map})
+    [found] = fits
+    own = [name for name in found.all if name not in column_map.values()]
+    layout = ColumnLayout(found.format, {**{name: name for name in own}, **column_map}, found.required)
+    if found.required == ("chosen", "rejected") and not column_map:
+        _refuse_unread_question(columns)
+    return layout
 
 
-def optional_columns(name: DatasetFormat) -> tuple[str, ...]:
-    """Returns the columns that a row of a format may have besides the required ones."""
-    return _OPTIONAL.get(name, ())
+def optional_columns(layout: ColumnLayout) -> tuple[str, ...]:
+    """Returns the columns that a row may have besides the required ones."""
+    return next(
+        known.optional
+        for known in _KNOWN_COLUMNS
+        if (known.format, known.required) == (layout.format, layout.required)
+    )
 
 
-def required_columns(name: DatasetFormat) -> tuple[str, ...]:
-    """Returns the columns without which there is no row of a format."""
-    return _REQUIRED[name]
+def _find_synonyms(columns: list[str]) -> dict[str, str]:
+    """Returns the columns of a file that stand for a required one under another name."""
+    return {
+        name: other
+        for name, others in _SYNONYMS.items()
+        for other in others
+        if name not in columns and other in columns
+    }
 
 
-def _columns(name: DatasetFormat) -> tuple[str, ...]:
-    return (*_REQUIRED[name], *optional_columns(name))
+def _find_fits(columns: list[str], column_map: Mapping[str, str]) -> list[_Columns]:
+    """Returns what fits, without what is a part of another that fits: an answer and its label are both read.
+
+    Where the column map names all columns that some of them require, only those fit.
+    """
+    fits = [known for known in _KNOWN_COLUMNS if not _missing(known, columns, column_map)]
+    fits = [known for known in fits if column_map.keys() >= set(known.required)] or fits
+    return [known for known in fits if not any(set(known.required) < set(other.required) for other in fits)]
+
+
+def _refuse_unread_question(columns: list[str]) -> None:
+    """Raise UnknownColumns where a column that is not read seems to be the prompt of two answers."""
+    question = next((name for name in columns if normalized(name) in _QUESTIONS), None)
+    if question is None or "prompt" in columns:
+        return
+    answers = {"chosen": "chosen", "rejected": "rejected"}
+    asked, begun = (
+        json.dumps(one, ensure_ascii=False) for one in ({"instruction": question, **answers}, answers)
+    )
+    raise UnknownColumns(
+        f"The columns {quoted(columns)} hold comparisons of answers, and it is not certain that "
+        f"{quoted([question])} is their prompt.",
+        hint=f"Say so: column_map={asked}. Where the answers begin with their prompt: column_map={begun}.",
+    )
 
 
 def _is_filled(value: object, column: str) -> bool:
@@ -149,35 +204,36 @@ def _is_filled(value: object, column: str) -> bool:
     return column == "tools" and isinstance(value, list) and holds_value(value)
 
 
-def _missing(name: DatasetFormat, columns: list[str], column_map: Mapping[str, str]) -> list[str]:
+def _missing(known: _Columns, columns: list[str], column_map: Mapping[str, str]) -> list[str]:
     """Returns the columns that a format lacks; all of them where the map names another format's columns."""
-    if not column_map.keys() <= set(_columns(name)):
-        return list(_REQUIRED[name])
+    if not column_map.keys() <= set(known.all):
+        return list(known.required)
     taken = column_map.values()
     return [
         column
-        for column in _REQUIRED[name]
+        for column in known.required
         if column not in column_map and (column not in columns or column in taken)
     ]
 
 
 def _no_format(columns: list[str], column_map: Mapping[str, str]) -> UnknownColumns:
     if column_map:
-        meant = [name for name in _REQUIRED if column_map.keys() <= set(_columns(name))]
-        wanted = " or ".join(quoted(_missing(name, columns, column_map)) for name in meant)
+        meant = [known for known in _KNOWN_COLUMNS if column_map.keys() <= set(known.all)]
+        lacking = [_missing(known, columns, column_map) for known in meant]
+        least = [one for one in lacking if not any(set(other) < set(one) for other in lacking)]
+        wanted = " or ".join(dict.fromkeys(map(quoted, least)))
         has = quoted(column_map)
         if not meant:
             return _bad_map(f"column_map mixes columns of several formats: {has}.")
         return _bad_map(
             f"column_map has {has} and still needs {wanted}; the file's columns are {quoted(columns)}."
         )
-    if any(meaning_of(name) is Meaning.PREFERENCE for name in columns):
-        return _preferences(columns)
     example = json.dumps(_example_map(columns), ensure_ascii=False)
     return UnknownColumns(
         f"The columns {quoted(columns)} fit no known format.",
         hint="Use `messages`; or `prompt` and `completion`; or `text`; or `instruction` and `output`; or "
-        f"`conversations`. Or say what yours mean with column_map, for example {example}.",
+        "`conversations`; for preferences `prompt`, `chosen` and `rejected`; or `prompt`, `completion` and "
+        f"`label`. Or say what yours mean with column_map, for example {example}.",
     )
 
 
@@ -187,21 +243,6 @@ def _example_map(columns: list[str]) -> dict[str, str]:
     if guesses := guess_column_maps(shown, []):
         return guesses[0].column_map
     return dict(zip(["prompt", "completion"] if len(shown) > 1 else ["text"], shown, strict=False))
-
-
-def _preferences(columns: list[str]) -> UnknownColumns:
-    chosen = next((name for name in columns if normalized(name).startswith("chosen")), None)
-    hint = "Write the answers to learn from as `messages`, or as `prompt` and `completion`."
-    if chosen:
-        question = next((name for name in columns if normalized(name) in _QUESTIONS), None)
-        column_map = {"prompt": question, "completion": chosen} if question else {"messages": chosen}
-        hint = (
-            f"To learn from the chosen answers alone: column_map={json.dumps(column_map)}, on_unused=ignore."
-        )
-    return UnknownColumns(
-        f"The columns {quoted(columns)} hold preferences between answers, which can't be learned from yet.",
-        hint=hint,
-    )
 
 
 def _bad_map(message: str, hint: str | None = None) -> UnknownColumns:

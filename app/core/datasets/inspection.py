@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from app.core.datasets.formats import optional_columns
 from app.core.datasets.readers.sources import Container
 from app.core.datasets.rows import DatasetFormat, Problem
 from app.core.datasets.unused_fields import OnUnused, UnusedField, refuse_unused
@@ -16,6 +15,13 @@ EXPECTED = (
     '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} or '
     '{"prompt": "…", "completion": "…"} or {"text": "…"}'
 )
+
+_EXPECTED_OF = {
+    DatasetFormat.COMPARISONS: '{"prompt": "…", "chosen": "…", "rejected": "…"}, each a text or a list of '
+    "messages",
+    DatasetFormat.LABELLED_ANSWERS: '{"prompt": "…", "completion": "…", "label": true}, texts or lists of '
+    "messages",
+}
 
 
 class OnProblem(StrEnum):
@@ -40,7 +46,10 @@ class Upload:
 
 @dataclass
 class Inspection:
-    """The result of an inspection; `size_bytes` and `sha256` are those of the stored rows."""
+    """The result of an inspection; `size_bytes` and `sha256` are those of the stored rows.
+
+    `free_columns` are columns that the format reads and the file lacks.
+    """
 
     upload: Upload
     format: DatasetFormat | None = None
@@ -49,6 +58,7 @@ class Inspection:
     problems: list[Problem] = field(default_factory=list)
     problem_count: int = 0
     unused_fields: list[UnusedField] = field(default_factory=list)
+    free_columns: list[str] = field(default_factory=list)
     size_bytes: int = 0
     sha256: str = ""
 
@@ -66,23 +76,19 @@ def refuse_problems(found: Inspection, on_problem: OnProblem = OnProblem.REFUSE)
     unshown = found.problem_count - _PROBLEMS_IN_MESSAGE
     is_hub = found.upload.container is Container.HUB
     mend = "Mend them in the dataset's repository." if is_hub else "Mend them and upload again."
+    expected = _EXPECTED_OF.get(found.format, EXPECTED) if found.format else EXPECTED
     skip = " Or leave them out: on_problem=skip." if found.rows else ""
     raise DatasetInvalid(
         f"{count} can't be used. {shown}" + (f" … and {unshown} more." if unshown > 0 else ""),
         problems=[{"line": problem.line, "message": problem.message} for problem in found.problems],
-        hint=f"{mend}{skip} A row looks like {EXPECTED}.",
+        hint=f"{mend}{skip} A row looks like {expected}.",
     )
 
 
 def refuse_fields(found: Inspection, on_unused: OnUnused = OnUnused.REFUSE) -> None:
     """Raise FieldsUnused where a field that changes what is learned is not used, and that is not ignored."""
     place = "row" if found.upload.container in TABLES else "line"
-    free = [
-        name
-        for name in (optional_columns(found.format) if found.format else ())
-        if name not in found.columns and name not in found.upload.column_map
-    ]
-    refuse_unused(found.unused_fields, found.rows, on_unused, place=place, free_columns=free)
+    refuse_unused(found.unused_fields, found.rows, on_unused, place=place, free_columns=found.free_columns)
 
 
 def _in_words(problem: Problem, found: Inspection) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from app.core.datasets.field_names import Meaning, meaning_of
 from app.core.datasets.formats import (
     ColumnLayout,
     UnknownColumns,
     check_column_map,
     check_mapped_columns,
     choose_layout,
+    optional_columns,
 )
 from app.core.datasets.inspection import EXPECTED, MAX_PROBLEMS, TABLES, Inspection, Upload
 from app.core.datasets.limits import Limits, too_large, too_long
@@ -26,10 +28,11 @@ from app.core.datasets.readers.json_files import read_lines, read_values
 from app.core.datasets.readers.parquet_files import ParquetRecords
 from app.core.datasets.readers.sources import Container, Source, open_source
 from app.core.datasets.rows import Problem, Row, read_rows, write_row
-from app.core.datasets.unused_fields import UnusedTally, printable
+from app.core.datasets.unused_fields import UnusedTally, is_absent, printable
 from app.core.errors.datasets import DatasetInvalid
 
 _MAX_COLUMNS = 200
+_PREFERENCES = (Meaning.PREFERENCE, Meaning.LABEL)
 
 
 class RecordTable(Protocol):
@@ -175,7 +178,7 @@ class _Inspector:
             self._columns.update(dict.fromkeys(record))
         try:
             if self._layout is None:
-                self._layout = choose_layout(record, self._column_map)
+                self._layout = choose_layout(self._present(record), self._column_map)
             return parse_row(record, self._layout)
         except BadRow as error:
             return Problem(line, str(error))
@@ -183,6 +186,15 @@ class _Inspector:
             # A later row may have columns that fit; if none has, the file is refused with this error.
             self._no_layout = self._no_layout or _explain_wrapping(error, record)
             return Problem(line, error.message[0].lower() + error.message[1:])
+
+    def _present(self, record: Mapping[str, Any]) -> list[str]:
+        """Returns the columns of a record without empty ones that would make it a comparison or a label."""
+        mapped = self._column_map.values()
+        return [
+            name
+            for name, value in record.items()
+            if name in mapped or not (meaning_of(name) in _PREFERENCES and is_absent(value))
+        ]
 
     def _add_problem(self, problem: Problem) -> None:
         self.found.problem_count += 1
@@ -218,7 +230,13 @@ class _Inspector:
             )
         if len(self._columns) < _MAX_COLUMNS:
             check_mapped_columns(self._columns, self._column_map)
-        found.format = self._layout.format if self._layout else None
+        if self._layout:
+            found.format = self._layout.format
+            found.free_columns = [
+                name
+                for name in optional_columns(self._layout)
+                if name not in self._columns and name not in self._column_map
+            ]
         found.columns = [printable(name) for name in list(self._columns)[:_MAX_COLUMNS]]
         found.unused_fields = self._unused.result()
         found.sha256 = self._sha256.hexdigest()

@@ -1,8 +1,8 @@
 """Files of OpenAI's API. A file is a dataset, or the loss curve of a finished job.
 
 The bytes of an upload are stored as well as its rows. A file that can't be trained on is a dataset in the
-state `failed`: a job that names it fails with the reason. Result files have no row: they are made of a job's
-events when they are read.
+state `failed`: a job that names it fails with the reason. Result files are made of a job's events when they
+are read; the job's row has their size.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import func, literal, select, tuple_, union_all
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, func, literal, or_, select
+from sqlalchemy.orm import Session, lazyload
 
 from app.core.datasets import records as dataset_records
 from app.core.datasets.limits import Limits
@@ -19,12 +19,14 @@ from app.core.datasets.unused_fields import OnUnused
 from app.core.errors import InvalidRequest
 from app.core.errors.datasets import DatasetInUse, DatasetInvalid, DatasetNotFound, FieldsUnused
 from app.core.specs.states import DatasetState, JobState
-from app.core.storage import tables
+from app.core.storage import clock, tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.ids import new_id
 
-FINE_TUNE, RESULTS = "fine-tune", "fine-tune-results"
+FINE_TUNE, RESULTS, EVALS = "fine-tune", "fine-tune-results", "evals"
 INVALID_FORMAT = "invalid_file_format"
+# The code of a file that holds rows of an eval: it can't be trained on.
+_EVALS_CODE = "evals_file"
 _RESULT_PREFIX, _JOB_PREFIX = "res_", "job_"
 
 Order = Literal["asc", "desc"]
@@ -52,6 +54,27 @@ def store(
     return row
 
 
+def store_for_evals(
+    store: ArtifactStore, upload: Path, *, name: str, expires_at: datetime | None = None
+) -> tables.DatasetRow:
+    """Put rows of an eval into the store. Returns the row, which the caller adds to the session.
+
+    A run that names the file reads it, and says what is wrong with it.
+    """
+    row = _unusable(name, DatasetInvalid("This file has rows of an eval: it can't be trained on."))
+    row.error = {"code": _EVALS_CODE, "message": "This file has rows of an eval.", "hint": None}
+    row.original = f"{dataset_records.folder_of(row.id)}/original"
+    row.original_bytes = upload.stat().st_size
+    row.expires_at = expires_at
+    store.put_file(row.original, upload)
+    return row
+
+
+def is_for_evals(file: File) -> bool:
+    """Whether the file was uploaded with the purpose `evals`."""
+    return isinstance(file, tables.DatasetRow) and (file.error or {}).get("code") == _EVALS_CODE
+
+
 def get(session: Session, file_id: str, *, param: str = "file_id") -> File:
     """Returns the dataset, or the job whose loss curve the file is. Raises DatasetNotFound."""
     job_id = _job_of_result(file_id)
@@ -73,16 +96,15 @@ def find_page(
     session: Session, *, purpose: str | None, order: Order, after: str | None, limit: int
 ) -> tuple[Sequence[File], bool]:
     """Returns a page of files, and whether there are more. Raises InvalidRequest where `after` is no file."""
-    found = _all_files(purpose).subquery()
-    key = tuple_(found.c.created_at, found.c.id)
-    query = select(found.c.id)
-    if after is not None:
-        last = tuple_(*_place_of(session, after))
-        query = query.where(key < last if order == "desc" else key > last)
-    columns = [found.c.created_at, found.c.id]
-    query = query.order_by(*(column.desc() if order == "desc" else column for column in columns))
-    ids = list(session.scalars(query.limit(limit + 1)))
-    return [get(session, file_id) for file_id in ids[:limit]], len(ids) > limit
+    last = None if after is None else _place_of(session, after)
+    places = [
+        place
+        for name in (FINE_TUNE, EVALS, RESULTS)
+        if purpose in (None, name)
+        for place in session.execute(_places(name, last, order).limit(limit + 1))
+    ]
+    places.sort(key=lambda place: (place.created_at, place.id), reverse=order == "desc")
+    return _read(session, [place.id for place in places[:limit]]), len(places) > limit
 
 
 def delete(session: Session, file_id: str) -> str:
@@ -97,7 +119,7 @@ def delete(session: Session, file_id: str) -> str:
 
 def delete_expired(session: Session, *, now: datetime | None = None) -> list[str]:
     """Remove expired files that no job needs. Returns the keys of their files, as `delete` does."""
-    query = select(tables.DatasetRow.id).where(tables.DatasetRow.expires_at <= (now or datetime.now(UTC)))
+    query = select(tables.DatasetRow.id).where(tables.DatasetRow.expires_at <= (now or clock.now(session)))
     deleted = []
     for dataset_id in session.scalars(query).all():
         try:
@@ -154,12 +176,42 @@ def _reason(error: DatasetInvalid) -> dict[str, str | None]:
     return {"message": error.message, "hint": error.hint}
 
 
-def _all_files(purpose: str | None) -> Any:
-    job_part = func.substr(tables.JobRow.id, len(_JOB_PREFIX) + 1)
-    parts: dict[str, Any] = {
-        FINE_TUNE: select(tables.DatasetRow.id.label("id"), tables.DatasetRow.created_at.label("created_at")),
-        RESULTS: select(
-            (literal(_RESULT_PREFIX) + job_part).label("id"), tables.JobRow.finished_at.label("created_at")
-        ).where(tables.JobRow.state == JobState.SUCCEEDED),
+def _places(purpose: str, last: tuple[datetime, str] | None, order: Order) -> Select[Any]:
+    """The times and ids of the files of one purpose, after a place in the order."""
+    job, dataset = tables.JobRow, tables.DatasetRow
+    created: Any
+    row_id: Any
+    file_id: Any
+    if purpose == RESULTS:
+        created, row_id = job.finished_at, job.id
+        file_id = literal(_RESULT_PREFIX) + func.substr(row_id, len(_JOB_PREFIX) + 1)
+    else:
+        created, row_id, file_id = dataset.created_at, dataset.id, dataset.id
+    query = select(created.label("created_at"), file_id.label("id"))
+    is_of_eval = dataset.error["code"].as_string() == _EVALS_CODE
+    conditions = {
+        FINE_TUNE: is_of_eval.is_not(True),
+        EVALS: is_of_eval,
+        RESULTS: job.state == JobState.SUCCEEDED,
     }
-    return union_all(*(part for name, part in parts.items() if purpose in (None, name)))
+    query = query.where(conditions[purpose])
+    if last is not None:
+        # The first condition says the same as the others with it, and can be looked up in the index.
+        at, last_id = last
+        if order == "desc":
+            query = query.where(created <= at, or_(created < at, file_id < last_id))
+        else:
+            query = query.where(created >= at, or_(created > at, file_id > last_id))
+    columns = (created, row_id)
+    return query.order_by(*(column.desc() if order == "desc" else column for column in columns))
+
+
+def _read(session: Session, file_ids: Sequence[str]) -> list[File]:
+    """The files with these ids, in this order, in two queries."""
+    job_ids = [job_id for file_id in file_ids if (job_id := _job_of_result(file_id))]
+    # Neither attempts nor adapters are shown of a job whose curve is a file.
+    jobs = select(tables.JobRow).where(tables.JobRow.id.in_(job_ids)).options(lazyload("*"))
+    datasets = select(tables.DatasetRow).where(tables.DatasetRow.id.in_(file_ids))
+    found: dict[str, File] = {result_of(job): job for job in session.scalars(jobs)}
+    found |= {dataset.id: dataset for dataset in session.scalars(datasets)}
+    return [found[file_id] for file_id in file_ids if file_id in found]

@@ -18,7 +18,7 @@ from app.core.datasets.limits import Limits
 from app.core.datasets.rows import Row, read_rows_after
 from app.core.datasets.unused_fields import OnUnused, UnusedField
 from app.core.errors.datasets import DatasetInUse, DatasetNotFound, DatasetNotReady
-from app.core.specs.states import ENDED, DatasetState
+from app.core.specs.states import ENDED, UNFINISHED, DatasetState
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.ids import new_id
@@ -139,7 +139,7 @@ def delete(session: Session, dataset_id: str) -> str:
     """Remove the row. Returns the key of its files, to be deleted once the transaction is committed.
 
     A fetch that is under way ends: its worker finds its lease gone. Raises DatasetNotFound, and DatasetInUse
-    while a job that has not ended needs it.
+    while a job or an evaluation that has not ended needs it.
     """
     dataset = get(session, dataset_id)
     waiting = select(tables.JobRow.id).where(
@@ -154,9 +154,26 @@ def delete(session: Session, dataset_id: str) -> str:
         raise DatasetInUse(
             f"Job {job_id} needs dataset {dataset_id}.", hint=f"Cancel it first: POST /jobs/{job_id}/cancel."
         )
+    _refuse_for_evaluation(session, dataset_id)
     session.execute(sql_delete(tables.DatasetFetchRow).where(tables.DatasetFetchRow.dataset_id == dataset_id))
     session.delete(dataset)
     return folder_of(dataset_id)
+
+
+def _refuse_for_evaluation(session: Session, dataset_id: str) -> None:
+    """Raise DatasetInUse where an evaluation has yet to choose its rows from the dataset."""
+    row = tables.EvaluationRow
+    waiting = select(row.id).where(
+        row.dataset_id == dataset_id,
+        row.rows.is_(None),
+        row.state.in_(UNFINISHED),
+    )
+    evaluation_id = session.scalar(waiting.limit(1))
+    if evaluation_id:
+        raise DatasetInUse(
+            f"Evaluation {evaluation_id} needs dataset {dataset_id}.",
+            hint=f"Cancel it first: POST /evaluations/{evaluation_id}/cancel.",
+        )
 
 
 def find_unused(dataset: tables.DatasetRow) -> list[UnusedField]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field as dataclass_field
 from enum import StrEnum
 from typing import Any
 
-from app.core.datasets.field_names import Meaning, meaning_of
+from app.core.datasets.field_names import Meaning, meaning_of, meaning_of_rest
 from app.core.errors.datasets import FieldsUnused
 
 EMPTY_TEXTS = ("", "[]", "{}", "null")
@@ -18,6 +18,11 @@ _SWITCHES = ("on", "off", "true", "false")
 _SWITCHED = (Meaning.TOOLS, Meaning.REASONING)
 # The column of a format that learns a field with this meaning.
 _COLUMNS = {Meaning.SYSTEM: "system", Meaning.HISTORY: "history", Meaning.QUESTION: "input"}
+_PREFERENCES = (Meaning.PREFERENCE, Meaning.LABEL)
+_PREFERENCE_ROWS = (
+    "Preferences are learned from `prompt`, `chosen` and `rejected`, or from `prompt`, `completion` and "
+    "`label`, in every row; column_map says which columns these are. "
+)
 _MAX_DEPTH = 8
 _MAX_FIELDS = 200
 _MAX_CHARACTERS = 200
@@ -71,11 +76,22 @@ class RowFields:
             earlier = self.found.get(path)
             self.found[path] = (has_content(value, meaning) or bool(earlier and earlier[0]), meaning)
 
-    def add_columns(self, columns: Mapping[str, Any], used: frozenset[str], *, has_question: bool) -> None:
-        """Add the columns that are not used. A row without a question lacks no part of it."""
+    def add_columns(
+        self,
+        columns: Mapping[str, Any],
+        used: frozenset[str],
+        *,
+        has_question: bool,
+        has_preference: bool = False,
+    ) -> None:
+        """Add the columns that are not used.
+
+        A row without a question lacks no part of it. Of a row with preferences, `rejected_images` and its
+        like are about one of the answers, and say what follows the first word.
+        """
         for name, value in columns.items():
             if name not in used:
-                meaning = meaning_of(name)
+                meaning = meaning_of_rest(name) if has_preference else meaning_of(name)
                 self.add(name, value, None if meaning is Meaning.QUESTION and not has_question else meaning)
 
 
@@ -145,10 +161,13 @@ def refuse_unused(
     more = f"; and {len(lost) - _FIELDS_IN_MESSAGE} more fields" if len(lost) > _FIELDS_IN_MESSAGE else ""
     them = "these fields" if len(lost) > 1 else "this field"
     column_map = _mapped(lost, free_columns)
-    unsupported = "" if len(column_map) == len(lost) else " That is not supported yet."
+    unsupported = [one for one in lost if one.field not in column_map.values()]
+    never = any(one.meaning not in _PREFERENCES for one in unsupported)
     learn = f"To learn it: column_map={json.dumps(column_map, ensure_ascii=False)}. " if column_map else ""
+    if any(one.meaning in _PREFERENCES for one in unsupported):
+        learn += _PREFERENCE_ROWS
     raise FieldsUnused(
-        f"Nothing would be learned from {shown}{more}.{unsupported}",
+        f"Nothing would be learned from {shown}{more}.{' That is not supported yet.' if never else ''}",
         unused_fields=[one.as_record() for one in lost],
         hint=f"{learn}Remove {them}, or train without {'them' if len(lost) > 1 else 'it'}: on_unused=ignore.",
     )

@@ -4,7 +4,8 @@ Reads `config.json` as plain JSON and loads no model.
 """
 
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,14 @@ from app.core.settings import Settings
 from app.core.storage.similar import suggest
 
 
-@dataclass(frozen=True)
-class LocalModel:
-    """A base model in the models folder, in Hugging Face's layout."""
+class LocalModel(Wire):
+    """A base model in the models folder of the API or of a worker, in Hugging Face's layout."""
 
     name: str
-    path: Path
     architecture: str | None
     context_length: int | None
     size_bytes: int
-    # What in it the paged engine can't compute, by its configuration.
-    obstacle: str | None
+    obstacle: str | None = Field(description="What in it the paged engine can't compute.")
 
 
 class ModelDescription(Wire):
@@ -51,28 +49,39 @@ class DownloadedModel(Wire):
 
 
 def find_local(settings: Settings) -> list[LocalModel]:
-    """Returns the allowed models of the models folder, sorted by name."""
+    """Returns the allowed models of this machine's models folder, sorted by name."""
     found = [_describe(config) for config in _configs(settings.models_folder)]
     return [model for model in found if is_allowed(model.name, settings)]
+
+
+def find_names(settings: Settings) -> list[str]:
+    """Returns the names of the allowed models of this machine's models folder, without a look into them."""
+    names = [config.parent.name for config in _configs(settings.models_folder)]
+    return [name for name in names if is_allowed(name, settings)]
 
 
 def find_folder(name: str, models_folder: Path) -> Path | None:
     """Returns the folder of a local model, or None, which means that the name is a Hub id.
 
-    The name is compared with the names of the folders and never joined to a path.
+    The name is compared with the names of the folders before it is joined to a path.
     """
-    return next((config.parent for config in _configs(models_folder) if config.parent.name == name), None)
+    # Each request of an engine asks for one: no look into the other folders.
+    try:
+        is_listed = name in os.listdir(models_folder)
+    except OSError:
+        return None
+    folder = models_folder / name if is_listed and not name.startswith(".") else None
+    return folder if folder is not None and (folder / "config.json").exists() else None
 
 
-def check(name: str, settings: Settings) -> None:
-    """Raise ModelNotAllowed or UnknownModel where this base model can't be used."""
+def check(name: str, settings: Settings, names: Collection[str]) -> None:
+    """Raise ModelNotAllowed or UnknownModel where this base model can't be used; `names` are in folders."""
     if not is_allowed(name, settings):
         allowed = ", ".join(settings.allowed_models)
         raise ModelNotAllowed(
             f"The base model {name!r} is not allowed here.", param="base_model", hint=f"Allowed: {allowed}."
         )
-    if "/" not in name and find_folder(name, settings.models_folder) is None:
-        names = [model.name for model in find_local(settings)]
+    if "/" not in name and name not in names:
         here = ", ".join(names) or "none yet"
         raise UnknownModel(
             f"There is no base model {name!r} in the models folder.",
@@ -121,7 +130,6 @@ def _describe(config_path: Path) -> LocalModel:
     found = describe_config(config_path)
     return LocalModel(
         name=folder.name,
-        path=folder,
         architecture=found.architecture,
         context_length=found.context_length,
         obstacle=found.obstacle,

@@ -8,10 +8,10 @@ cancels the work.
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from app.core.chat.tools import FunctionTool, ToolCall
-from app.core.engine.sampling import Sampling
+from app.core.engine.sampling import MAX_TOP_LOGPROBS, Sampling
 from app.core.engine.wire import Wire
 from app.core.specs.job import QuantizationSpec
 
@@ -119,6 +119,21 @@ class GenerateRequest(Wire):
     template_variables: dict[str, Any] = Field({})
     # Whether the embedding of the prompt is wanted in place of an answer.
     embeds: bool = False
+    # The log-probabilities of the prompt's own tokens are wanted, and of so many of the likeliest in place of
+    # each.
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    # An answer to the prompt whose likelihood is wanted, as training would render it.
+    reference: str | None = None
+    # Whether the prompt is only read: no token is made.
+    reads_only: bool = False
+    # A text that the answer is expected to repeat in part, so that it is made sooner.
+    prediction: str | None = None
+
+    @model_validator(mode="after")
+    def _scores_one_text(self) -> "GenerateRequest":
+        if self.reference is not None and (self.prompt_ids is not None or not self.reads_only):
+            raise ValueError("a reference needs a prompt or messages, and no answer is made")
+        return self
 
 
 class Usage(Wire):
@@ -146,13 +161,29 @@ class Timings(Wire):
         "adapters that the first can't compute, is slower.",
     )
     path_reason: str | None = Field(None, description="Why it is the general path.")
+    drafted_tokens: int = Field(
+        0,
+        exclude_if=lambda count: count == 0,
+        description="Tokens looked up in the prompt and the answer that the model has verified, several in a "
+        "step.",
+    )
+    accepted_tokens: int = Field(
+        0,
+        exclude_if=lambda count: count == 0,
+        description="Those of them that the model would have made, and the answer has.",
+    )
 
 
-class TokenProbability(Wire):
-    """A token and how probable the model found it."""
+class TokenText(Wire):
+    """A token."""
 
     token_id: int = Field(description="The token's id.")
     bytes: list[int] = Field(description="Its bytes; a character may be spread over several tokens.")
+
+
+class TokenProbability(TokenText):
+    """A token and how probable the model found it."""
+
     logprob: float = Field(description="The natural logarithm of its probability.")
 
 
@@ -168,6 +199,14 @@ class TokenDelta(Wire):
     type: Literal["delta"] = "delta"
     text: str
     tokens: list[MadeToken] | None = None
+
+
+class PromptDelta(Wire):
+    """The tokens of the prompt, where their log-probabilities were requested. Nothing predicts the first."""
+
+    type: Literal["prompt"] = "prompt"
+    first: TokenText
+    tokens: list[MadeToken]
 
 
 class ReasoningDelta(Wire):
@@ -193,14 +232,25 @@ class ToolCallDelta(Wire):
     tokens: list[MadeToken] | None = None
 
 
+class Likelihood(Wire):
+    """How probable the model found a text."""
+
+    logprob: float = Field(description="The sum of its tokens' log-probabilities.")
+    tokens: int = Field(description="How many tokens it has, with the end of the answer.")
+
+
 class Finished(Wire):
-    """The answer is complete. `embedding`, where it was wanted: little-endian 32-bit floats in base64."""
+    """The answer is complete. `embedding`, where it was wanted: little-endian 32-bit floats in base64.
+
+    `likelihood`: that of the reference, where one was sent.
+    """
 
     type: Literal["finished"] = "finished"
     finish_reason: Literal["stop", "length", "tool_calls"]
     usage: Usage
     timings: Timings
     embedding: str | None = None
+    likelihood: Likelihood | None = None
 
 
 class Failed(Wire):
@@ -215,7 +265,7 @@ class Failed(Wire):
     retry_after_seconds: int | None = None
 
 
-Delta = TokenDelta | ReasoningDelta | ToolCallDelta
+Delta = TokenDelta | ReasoningDelta | ToolCallDelta | PromptDelta
 Reply = Annotated[Delta | Finished | Failed, Field(discriminator="type")]
 reply_adapter: TypeAdapter[Reply] = TypeAdapter(Reply)
 

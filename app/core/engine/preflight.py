@@ -9,6 +9,7 @@ from app.core.engine.serving import Serving
 from app.core.engine.wire import Wire
 from app.core.specs.job import JobSpec
 from app.core.specs.patterns import MODEL_NAME
+from app.core.specs.resources import Strategy
 
 MAX_LINES = 100
 
@@ -28,6 +29,12 @@ class PreflightRequest(Wire):
     dataset: DatasetRef
     validation_dataset: DatasetRef | None = None
     submitted_at: datetime | None = Field(None, description="When the job was submitted; null: not yet.")
+
+
+class HeldOut(Wire):
+    """The rows that a job holds out for evaluation, by their lines in the dataset."""
+
+    lines: list[int]
 
 
 class CheckRequest(Wire):
@@ -82,7 +89,10 @@ class LengthBucket(Wire):
 
 
 class TokenFigures(Wire):
-    """Lengths of the rows to train on, in tokens, as they are after the cut."""
+    """Lengths of the rows to train on, in tokens, as they are after the cut.
+
+    Of preferences, each answer with its prompt counts as a row.
+    """
 
     total: int = Field(description="In one epoch.")
     mean: float = Field(description="Mean of a row.")
@@ -93,9 +103,12 @@ class TokenFigures(Wire):
 
 
 class MemoryFigures(Wire):
-    """Peak memory on the worker's device, in bytes."""
+    """Peak memory on the worker's device, in bytes; of a job on several, on each of them."""
 
-    weights: int = Field(description="The frozen base model.")
+    weights: int = Field(
+        description="The frozen base model; where GPUs divide it, the part of one, with the layers that it "
+        "collects from the others at a time."
+    )
     lora: int = Field(description="The adapter's weights and their gradients.")
     optimizer: int = Field(description="The optimizer's state that stays on the device.")
     activations: int = Field(description="What the forward pass keeps for the backward pass, and the loss.")
@@ -126,6 +139,12 @@ class Chosen(Wire):
     )
     mixed_precision: Literal["none", "fp16", "bf16"] = Field(description="Type of the adapter's products.")
     max_seq_length: int = Field(description="Rows are cut to so many tokens.")
+    strategy: Strategy | None = Field(
+        None,
+        description="How several GPUs share the base model: each holds the whole of it (`ddp`), or they "
+        "divide it (`fsdp`); null: the job has one GPU.",
+    )
+    strategy_reason: str | None = Field(None, description="Why they share it so, for a person.")
 
 
 class DiskFigures(Wire):
@@ -143,13 +162,20 @@ class TimeFigures(Wire):
 
     seconds: float = Field(description="For all optimizer steps.")
     sample_seconds: float = Field(
-        0.0, description="For sample answers (`training.sample_prompts`), in addition; a rough guess."
+        0.0,
+        description="For sample answers (`training.sample_prompts`) and for the evaluation at the end "
+        "(`evaluate`), in addition; a rough guess.",
+    )
+    reference_seconds: float = Field(
+        0.0,
+        description="For the reference log-probabilities of `dpo` and `kto`, before the first step, in "
+        "addition.",
     )
     tokens_per_second: float = Field(description="Padding left out.")
     basis: Literal["measured", "guess"] = Field(
-        description="`measured`: the speed of the last finished job of this base model with the same packing "
-        "and quantization. `guess`: from the job's batches and the speed of matrix products that was "
-        "measured on the device; expect a factor of two either way."
+        description="`measured`: the speed of the last finished job of this base model with the same "
+        "packing, quantization and number of GPUs. `guess`: from the job's batches and the speed of matrix "
+        "products that was measured on the device; expect a factor of two either way."
     )
 
 
@@ -186,11 +212,26 @@ class PreviewToken(Wire):
     trained: bool = Field(description="Whether the loss counts it.")
 
 
+class PreviewAnswer(Wire):
+    """An answer of a row of preferences, after the prompt."""
+
+    name: Literal["chosen", "rejected", "completion"] = Field(description="The row's field that has it.")
+    is_good: bool = Field(description="Whether it is the preferred one, or is labelled good.")
+    tokens: list[PreviewToken] = Field(description="Its tokens, cut.")
+    token_count: int = Field(description="How many tokens it has before it is cut.")
+
+
 class PreviewRow(Wire):
     """A row as the model will see it."""
 
     line: int = Field(description="The row's line in the file.")
-    tokens: list[PreviewToken] = Field(description="The row, rendered and cut.")
+    tokens: list[PreviewToken] = Field(
+        description="The row, rendered and cut; of a row of preferences, its prompt."
+    )
+    token_count: int = Field(0, description="How many tokens these are before they are cut.")
+    answers: list[PreviewAnswer] = Field(
+        [], description="The answers of a row of preferences: the chosen and the rejected one, or one."
+    )
     truncated: bool = Field(description="Whether the row is longer than `max_seq_length` and was cut.")
     problem: str | None = Field(description="Why the row can't be rendered; a job would fail on it.")
     notices: list[str] = Field(

@@ -17,6 +17,7 @@ class ServedBase(Wire):
         description="4: packed as QLoRA packs them; else unpacked once, or never packed."
     )
     adapters: list[str] = Field([], description="Ids of the adapters loaded on it.")
+    rows: int | None = Field(None, description="Answers generated at the same time; more requests wait.")
 
 
 class LoadingBase(Wire):
@@ -44,6 +45,7 @@ class EngineHealth(Wire):
     )
     limit_seconds: float = Field(0.0, description="How long what it does now may take.")
     is_loading: bool = Field(False, description="Whether a base model is being loaded.")
+    problem: str | None = Field(None, description="What is wrong with an external engine behind it.")
 
     @property
     def is_moving(self) -> bool:
@@ -71,6 +73,10 @@ class EngineState(Wire):
     adapters: list[str] = Field([], description="Ids of the adapters that are loaded, on whichever base.")
     bases: list[ServedBase] = Field(
         [], description="Base models that are loaded, the one used last at the end."
+    )
+    max_base_models: int = Field(1, description="Base models loaded at the same time, where memory allows.")
+    is_external: bool = Field(
+        False, description="An external engine generates: jobs of this host do not share its device."
     )
     served: list[ServedPath] = Field(
         [], description="How the base models that were used last were served, the latest at the end."

@@ -29,6 +29,12 @@ class FieldsUnused(DatasetInvalid):
         self.unused_fields = unused_fields
 
 
+class DatasetUnfit(InvalidRequest):
+    """The rows of this dataset are not of the kind that the job's method learns."""
+
+    code = "dataset_unfit"
+
+
 class DatasetNotFound(NotFound):
     """There is no such dataset."""
 

@@ -45,3 +45,21 @@ class EngineFailed(Unavailable):
     """The engine stopped while it was answering."""
 
     code = "engine_failed"
+
+
+class VllmUnreachable(Unavailable):
+    """The external vLLM does not respond."""
+
+    code = "vllm_unreachable"
+
+
+class AdaptersNotShared(Unavailable):
+    """The external vLLM has no folder in which it could read adapters."""
+
+    code = "adapters_not_shared"
+
+
+class AdaptersNotUpdatable(Unavailable):
+    """The external vLLM does not load adapters at run time."""
+
+    code = "adapters_not_updatable"

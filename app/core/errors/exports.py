@@ -58,6 +58,12 @@ class GgufFamilyUnknown(ExportFailure):
     code = "gguf_family_unknown"
 
 
+class QuantizerMissing(ExportFailure):
+    """What rounds the weights, or reads them back, is not installed on the worker."""
+
+    code = "quantizer_missing"
+
+
 class TokenizerUnfit(ExportFailure):
     """The tokenizer and the model do not fit each other, or the format can't hold the tokenizer."""
 

@@ -76,6 +76,18 @@ class OutOfMemory(JobFailure):
     code = "out_of_memory"
 
 
+class TooFewDevices(JobFailure):
+    """The job asks for more devices than the worker has."""
+
+    code = "too_few_devices"
+
+
+class ClusterUnfit(JobFailure):
+    """The Ray cluster can't run the job."""
+
+    code = "cluster_unfit"
+
+
 class DiskFull(JobFailure):
     """The disk is full; the last complete checkpoint is kept."""
 

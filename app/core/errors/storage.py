@@ -1,6 +1,6 @@
-"""Errors of backups, of restores, and of Idempotency-Keys."""
+"""Errors of database, artifact store and disk, of backups and restores, and of Idempotency-Keys."""
 
-from app.core.errors import Conflict, InvalidRequest, TunesmithError
+from app.core.errors import Conflict, InvalidRequest, TunesmithError, Unavailable
 
 
 class IdempotencyKeyReused(InvalidRequest):
@@ -26,6 +26,26 @@ class StorageFull(TunesmithError):
             message,
             hint="Free space, then send the request again: GET /ready names the folder. Exports take most "
             "(DELETE /exports/{id}), then models, datasets and adapters that nobody needs.",
+        )
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database does not answer."""
+
+    code = "database_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(hint="Send the request again in a few seconds. The server's log has the reason.")
+
+
+class StoreUnreachable(Unavailable):
+    """The artifact store does not answer."""
+
+    code = "store_unreachable"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            message, hint="Try again once the object store answers: GET /ready says whether it does."
         )
 
 

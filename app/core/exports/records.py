@@ -3,7 +3,7 @@
 What workers do with exports is in app/core/exports/queue.py.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -16,13 +16,14 @@ from app.core.errors.exports import (
     ExportNotReady,
     ExportNotRetryable,
 )
+from app.core.exports.queue import count_time
+from app.core.keys.records import OWNER, Caller
 from app.core.specs.export import ExportSpec
-from app.core.specs.states import ExportState
-from app.core.storage import tables
+from app.core.specs.states import UNFINISHED, ExportState
+from app.core.storage import clock, tables
 from app.core.storage.ids import new_id
 from app.core.storage.paging import newest_first
-
-_WAITING = (ExportState.QUEUED, ExportState.RUNNING)
+from app.core.work import admission
 
 
 def submit(
@@ -30,34 +31,46 @@ def submit(
     adapter: tables.AdapterRow,
     spec: ExportSpec,
     *,
-    max_waiting: int,
+    max_waiting: int | None,
+    job_id: str | None = None,
+    caller: Caller = OWNER,
     now: datetime | None = None,
 ) -> tables.ExportRow:
-    """Put an export in the queue. Raises QueueFull."""
+    """Put an export in the queue, asked for by a caller or by a job.
+
+    Raises QueueFull, KeyQueueFull and ScopeMissing.
+    """
+    admission.admit(session, tables.ExportRow, caller, spec.priority, noun="export")
     waiting = session.scalar(
-        select(func.count()).select_from(tables.ExportRow).where(tables.ExportRow.state.in_(_WAITING))
+        select(func.count()).select_from(tables.ExportRow).where(tables.ExportRow.state.in_(UNFINISHED))
     )
-    if (waiting or 0) >= max_waiting:
+    if max_waiting is not None and (waiting or 0) >= max_waiting:
         raise QueueFull(f"{waiting} exports are waiting already.", hint="Try again later.")
     export = tables.ExportRow(
         id=new_id("exp"),
         adapter_id=adapter.id,
         adapter_name=adapter.name,
+        job_id=job_id,
         base_model=adapter.base_model,
         spec=spec.model_dump(mode="json"),
         state=ExportState.QUEUED,
+        key_id=caller.key_id or "",
+        priority=spec.priority,
         notes=[],
         files=[],
-        created_at=now or datetime.now(UTC),
+        created_at=now or clock.now(session),
     )
     session.add(export)
     session.flush()
     return export
 
 
-def get(session: Session, export_id: str) -> tables.ExportRow:
-    """Returns an export by its id. Raises ExportNotFound."""
-    export = session.get(tables.ExportRow, export_id, populate_existing=True)
+def get(session: Session, export_id: str, *, lock: bool = False) -> tables.ExportRow:
+    """Returns an export by its id, locked until the transaction ends where `lock` says so.
+
+    Raises ExportNotFound.
+    """
+    export = session.get(tables.ExportRow, export_id, populate_existing=True, with_for_update=lock or None)
     if export is None:
         raise ExportNotFound(f"There is no export {export_id!r}.", hint="GET /exports lists them.")
     return export
@@ -76,20 +89,34 @@ def find_page(
 def find_waiting(session: Session, adapter_id: str) -> str | None:
     """Returns the id of an export of this adapter that has not ended, or None."""
     query = select(tables.ExportRow.id).where(
-        tables.ExportRow.adapter_id == adapter_id, tables.ExportRow.state.in_(_WAITING)
+        tables.ExportRow.adapter_id == adapter_id, tables.ExportRow.state.in_(UNFINISHED)
     )
     return session.scalar(query.limit(1))
 
 
 def cancel(session: Session, export_id: str, *, now: datetime | None = None) -> tables.ExportRow:
     """End an export. Its worker finds its lease gone and drops the result. Raises ExportAlreadyEnded."""
-    export = _locked(session, export_id)
+    export = get(session, export_id, lock=True)
     if ExportState(export.state).has_ended:
         raise ExportAlreadyEnded(f"Export {export_id} is {export.state} already.")
+    now = now or clock.now(session)
+    if export.state == ExportState.RUNNING and export.started_at is not None:
+        count_time(session, export.key_id, export.adapter_name, export.started_at, now)
     export.state = ExportState.CANCELLED
     export.phase = None
     export.lease_token = export.lease_expires_at = None
-    export.finished_at = now or datetime.now(UTC)
+    export.finished_at = now
+    session.flush()
+    return export
+
+
+def change_priority(
+    session: Session, export_id: str, priority: int, *, caller: Caller = OWNER
+) -> tables.ExportRow:
+    """Give a waiting export another priority. Raises ExportNotFound, NotWaiting and ScopeMissing."""
+    export = get(session, export_id, lock=True)
+    admission.change_priority(export, priority, caller, noun="export")
+    export.spec = {**export.spec, "priority": priority}
     session.flush()
     return export
 
@@ -97,14 +124,15 @@ def cancel(session: Session, export_id: str, *, now: datetime | None = None) -> 
 def retry(session: Session, export_id: str) -> tables.ExportRow:
     """Queue a failed or cancelled export again; a complete merged model is used again.
 
-    Raises ExportNotRetryable.
+    Raises ExportNotRetryable and KeyQueueFull.
     """
-    export = _locked(session, export_id)
+    export = get(session, export_id, lock=True)
     if export.state not in (ExportState.FAILED, ExportState.CANCELLED):
         raise ExportNotRetryable(
             f"Export {export_id} is {export.state}; only a failed or cancelled one can be retried.",
             hint=f"POST /adapters/{export.adapter_id}/exports makes another one.",
         )
+    admission.readmit(session, export, noun="export")
     export.state = ExportState.QUEUED
     export.phase = export.error = export.agreement = export.started_at = export.finished_at = None
     export.notes = []
@@ -116,7 +144,7 @@ def retry(session: Session, export_id: str) -> tables.ExportRow:
 
 def delete(session: Session, export_id: str) -> str:
     """Remove an export that has ended. Returns the key of all its files. Raises ExportNotEnded."""
-    export = _locked(session, export_id)
+    export = get(session, export_id, lock=True)
     if not ExportState(export.state).has_ended:
         raise ExportNotEnded(
             f"Export {export_id} is {export.state}.",
@@ -139,10 +167,3 @@ def check_downloadable(export: tables.ExportRow) -> None:
 def name_folder(export_id: str) -> str:
     """Returns the key, in the artifact store, of all files of an export."""
     return f"exports/{export_id}"
-
-
-def _locked(session: Session, export_id: str) -> tables.ExportRow:
-    """Returns the export, its row locked until the transaction ends. Raises ExportNotFound."""
-    query = select(tables.ExportRow).where(tables.ExportRow.id == export_id).with_for_update()
-    session.scalar(query.execution_options(populate_existing=True))
-    return get(session, export_id)

@@ -70,3 +70,6 @@ class ExportedFile(BaseModel):
     name: str = Field(description="Its name, for `?file=`.")
     size_bytes: int = Field(description="Its size.")
     sha256: str = Field(description="SHA-256 of its content, in hex.")
+    agreement: Agreement | None = Field(
+        None, description="How well this file agrees with the live adapter, where it is a model of its own."
+    )

@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.core.adapters import records as adapter_records
+from app.core.adapters.names import get_adapter
 from app.core.errors.adapters import AdapterIncompatible, AdapterNotFound
 from app.core.specs.job import JobSpec, LoraSpec, QuantizationSpec
 from app.core.storage import tables
@@ -36,9 +36,9 @@ def resolve(session: Session, spec: JobSpec) -> JobSpec:
     return spec.model_copy(update=filled)
 
 
-def _hold(session: Session, id_or_name: str) -> tables.AdapterRow:
+def _hold(session: Session, name: str) -> tables.AdapterRow:
     try:
-        adapter = adapter_records.get(session, id_or_name)
+        adapter = get_adapter(session, name)
     except AdapterNotFound as error:
         raise AdapterNotFound(error.message, param="continue_from", hint=error.hint) from error
     # PostgreSQL needs the row's lock for it; on SQLite a write transaction is alone anyway.

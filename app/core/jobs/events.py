@@ -5,18 +5,18 @@ Appending takes the numbers from the job's own row, so `seq` has no gaps and is 
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic_core import from_json
 from sqlalchemy import insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.core.errors.jobs import JobNotFound
 from app.core.specs.states import JobState, Phase
-from app.core.storage import tables
+from app.core.storage import clock, tables
 from app.core.webhooks import deliveries
 
 # JSON has no NaN: a loss that is not a number is written as null.
@@ -45,7 +45,29 @@ class Log(EventData):
     message: str = Field(description="What happened.")
 
 
-class Metrics(EventData):
+class PreferenceFigures(EventData):
+    """What a method that learns from preferences does to the answers, on average; null for `sft`.
+
+    A reward is how much likelier than the reference model the model has an answer, times beta: of `dpo` and
+    `kto` as a difference of log-probabilities; of `orpo`, which has no reference model, the mean
+    log-probability of a token times beta.
+    """
+
+    reward_chosen: float | None = Field(None, description="Mean reward of preferred or good answers.")
+    reward_rejected: float | None = Field(None, description="Mean reward of rejected or bad answers.")
+    reward_margin: float | None = Field(None, description="The difference of the two.")
+    reward_accuracy: float | None = Field(
+        None, description="Share of comparisons, or labelled answers, that the rewards have the right way."
+    )
+    log_prob_chosen: float | None = Field(
+        None, description="Mean log-probability of a whole preferred or good answer."
+    )
+    log_prob_rejected: float | None = Field(
+        None, description="Mean log-probability of a whole rejected or bad answer."
+    )
+
+
+class Metrics(PreferenceFigures):
     """One logged optimizer step. Loss is the mean since the last one; times are seconds, memory is bytes."""
 
     type: Literal["metrics"] = "metrics"
@@ -68,7 +90,7 @@ class Metrics(EventData):
     eta_seconds: float | None = Field(None, description="About how long the job still takes.")
 
 
-class Evaluation(EventData):
+class Evaluation(PreferenceFigures):
     """The loss on the rows held out."""
 
     type: Literal["eval"] = "eval"
@@ -100,6 +122,41 @@ class Samples(EventData):
     answers: list[SampleAnswer] = Field(description="In the order of the prompts.")
 
 
+class EvaluatedRow(BaseModel):
+    """A row that was held out: its answer, and what base model and adapter make of its prompt.
+
+    Long texts are cut, with `…` at their end. Losses are means over the tokens of the row's answer.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    line: int = Field(description="The row's line in its dataset.")
+    prompt: str = Field(description="The prompt; of a conversation all its messages before the answer.")
+    expected: str = Field(description="The row's answer; of plain text the rest of it.")
+    tokens: int = Field(description="Tokens of the row's answer.")
+    base_loss: Loss = Field(description="The base model's loss on the row's answer.")
+    adapter_loss: Loss = Field(description="The loss with the adapter.")
+    base_answer: str | None = Field(
+        None, description="The base model's likeliest answer, token by token; null: time was up before."
+    )
+    base_is_cut: bool = Field(False, description="That answer was ended by a limit, not by the model.")
+    adapter_answer: str | None = Field(None, description="The likeliest answer with the adapter.")
+    adapter_is_cut: bool = Field(False, description="That answer was ended by a limit, not by the model.")
+
+
+class FinalEvaluation(EventData):
+    """The adapter that a job saves, next to its base model, on rows that were held out."""
+
+    type: Literal["final_eval"] = "final_eval"
+    step: int = Field(description="The step whose adapter the job saves.")
+    epoch: float = Field(description="Passes over the dataset done at that step.")
+    seconds: float = Field(description="How long it took.")
+    held_out: int = Field(description="How many rows were held out; `rows` are some of them.")
+    base_loss: Loss = Field(description="Mean loss of the base model over all tokens of the rows' answers.")
+    adapter_loss: Loss = Field(description="The same with the adapter.")
+    rows: list[EvaluatedRow] = Field(description="In the order of the dataset.")
+
+
 class Checkpoint(EventData):
     """A complete checkpoint is on disk; an interrupted job goes on from it."""
 
@@ -129,7 +186,8 @@ class StateChange(EventData):
 
 
 AnyEventData = Annotated[
-    Log | Metrics | Evaluation | Samples | Checkpoint | Warn | StateChange, Field(discriminator="type")
+    Log | Metrics | Evaluation | Samples | FinalEvaluation | Checkpoint | Warn | StateChange,
+    Field(discriminator="type"),
 ]
 _EVENT_DATA: TypeAdapter[AnyEventData] = TypeAdapter(AnyEventData)
 
@@ -157,7 +215,7 @@ def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> No
     )
     if last_seq is None:
         raise JobNotFound(f"There is no job {job_id}.")
-    at = datetime.now(UTC)
+    at = clock.now(session)
     first_seq = last_seq - len(entries) + 1
     rows = [
         {
@@ -177,11 +235,9 @@ def append(session: Session, job_id: str, entries: Sequence[AnyEventData]) -> No
             deliveries.announce(session, job_id, entry.state)
 
 
-def first(entry: AnyEventData) -> tables.EventRow:
+def first(entry: AnyEventData, at: datetime) -> tables.EventRow:
     """Returns a job's first event, to insert with the job, whose `last_event_seq` is then 1."""
-    return tables.EventRow(
-        seq=1, at=datetime.now(UTC), level=_level(entry), type=entry.type, data=_dump(entry)
-    )
+    return tables.EventRow(seq=1, at=at, level=_level(entry), type=entry.type, data=_dump(entry))
 
 
 def read(
@@ -215,6 +271,25 @@ def read_last(session: Session, job_id: str, *, types: Sequence[str]) -> AnyEven
     query = select(tables.EventRow).where(tables.EventRow.job_id == job_id, tables.EventRow.type.in_(types))
     row = session.scalar(query.order_by(tables.EventRow.seq.desc()).limit(1))
     return _from_row(row).data if row else None
+
+
+def read_last_metrics(session: Session, job_ids: Sequence[str]) -> dict[str, Metrics]:
+    """Returns the last logged step of each job that has one, in one query."""
+    job, own = tables.JobRow, aliased(tables.EventRow)
+    last_seq = (
+        select(own.seq)
+        .where(own.job_id == job.id, own.type == "metrics")
+        .order_by(own.seq.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    query = (
+        select(tables.EventRow)
+        .join(job, job.id == tables.EventRow.job_id)
+        .where(job.id.in_(job_ids), tables.EventRow.seq == last_seq)
+    )
+    found = {row.job_id: _from_row(row).data for row in session.scalars(query)}
+    return {job_id: data for job_id, data in found.items() if isinstance(data, Metrics)}
 
 
 def _dump(entry: AnyEventData) -> dict[str, Any]:

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.core.datasets.openai_files import INVALID_FORMAT
-from app.core.specs.job import TrainingSpec
+from app.core.errors.datasets import DatasetUnfit
+from app.core.jobs import inputs
+from app.core.specs.job import JobSpec, TrainingSpec
+from app.core.specs.methods import LEARNING_RATES, Method
 from app.core.specs.states import DatasetState
 from app.core.storage import tables
 from app.core.work.failures import WorkFailure
 
 MIN_ROWS = 10
 CHECKPOINT_ADAPTERS = 3
-BASE_LEARNING_RATE = 2e-4
 AUTO_BATCH_SIZE = 4
 _TARGET_EPOCHS, _MAX_EPOCHS = 3, 25
 _MIN_ROWS_READ, _MAX_ROWS_READ = 100, 25_000
@@ -25,6 +27,10 @@ _ROWS_IN_A_PASS = 4
 _LINES_SHOWN = 5
 
 INVALID_COUNT = "invalid_n_examples"
+_METHOD_HINT = (
+    "With method.type `dpo` a row has `input`, `preferred_output` and `non_preferred_output`; with "
+    "`supervised` it has `messages`."
+)
 _CODES = (INVALID_FORMAT, INVALID_COUNT)
 _INVALID = "The job failed due to an invalid {kind} file."
 
@@ -42,7 +48,12 @@ class Hyperparameters:
 
 
 def training_settings(
-    requested: Hyperparameters, given: dict[str, Any], *, rows: int, is_validated: bool
+    requested: Hyperparameters,
+    given: dict[str, Any],
+    *,
+    base_learning_rate: float,
+    rows: int,
+    is_validated: bool,
 ) -> dict[str, Any]:
     """Returns settings of TrainingSpec for a file of `rows` rows; those in `given` have precedence."""
     batch = AUTO_BATCH_SIZE if requested.batch_size == "auto" else requested.batch_size
@@ -51,7 +62,7 @@ def training_settings(
     settings = {
         "num_train_epochs": epochs,
         **_passes(batch),
-        "learning_rate": BASE_LEARNING_RATE * multiplier,
+        "learning_rate": base_learning_rate * multiplier,
         "keep_checkpoints": CHECKPOINT_ADAPTERS,
         **given,
     }
@@ -63,12 +74,13 @@ def training_settings(
     return follows | settings
 
 
-def hyperparameters(training: TrainingSpec) -> Hyperparameters:
+def hyperparameters(spec: JobSpec) -> Hyperparameters:
     """Returns a job's settings as OpenAI's hyperparameters."""
+    training = spec.training
     return Hyperparameters(
         n_epochs=_whole(training.num_train_epochs),
-        batch_size=effective_batch(training),
-        learning_rate_multiplier=float(f"{training.learning_rate / BASE_LEARNING_RATE:.6g}"),
+        batch_size=effective_batch(training) * spec.resources.ranks,
+        learning_rate_multiplier=float(f"{training.learning_rate / LEARNING_RATES[spec.method]:.6g}"),
     )
 
 
@@ -82,12 +94,12 @@ def auto_epochs(rows: int) -> int:
 
 
 def effective_batch(training: TrainingSpec) -> int:
-    """Returns the rows of one optimizer step."""
+    """Returns the rows of one optimizer step on one device."""
     rows = training.per_device_train_batch_size
     return (_ROWS_IN_A_PASS if rows == "auto" else rows) * training.gradient_accumulation_steps
 
 
-def find_failure(dataset: tables.DatasetRow, kind: FileKind) -> WorkFailure | None:
+def find_failure(dataset: tables.DatasetRow, kind: FileKind, method: Method = "sft") -> WorkFailure | None:
     """Returns why a job can't be trained with this file, with OpenAI's words and codes; None where it can."""
     start = _INVALID.format(kind=kind)
     if dataset.state == DatasetState.FAILED:
@@ -99,6 +111,11 @@ def find_failure(dataset: tables.DatasetRow, kind: FileKind) -> WorkFailure | No
         rest = dataset.problem_count - len(lines)
         more = f" … and {rest} more." if lines and rest > 0 else ""
         return WorkFailure(INVALID_FORMAT, f"{start} Invalid file format. {reasons}{more}", error.get("hint"))
+    try:
+        inputs.check_method(dataset, method)
+    except DatasetUnfit as error:
+        message = f"{start} Invalid file format. {error.message}"
+        return WorkFailure(INVALID_FORMAT, message, _METHOD_HINT)
     if kind == "training" and dataset.rows < MIN_ROWS:
         examples = "1 example" if dataset.rows == 1 else f"{dataset.rows} examples"
         return WorkFailure(

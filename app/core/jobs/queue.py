@@ -4,22 +4,27 @@ It differs from `WorkQueue`: every attempt has a row, every change of state an e
 running job to pause or to cancel. Submit, cancel, pause and retry are in records.py. Nothing here commits.
 """
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import datetime
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, and_, func, select, true, update
 from sqlalchemy.orm import Session
 
 from app.core.errors.work import LeaseLost
-from app.core.jobs import events
+from app.core.jobs import events, placement
 from app.core.jobs.events import AnyEventData, StateChange
+from app.core.jobs.keys import work_done
+from app.core.jobs.placement import Host
 from app.core.specs.job import JobSpec
 from app.core.specs.states import ExitReason, JobState, Phase, StopRequest
-from app.core.storage import tables
+from app.core.storage import clock, tables
 from app.core.work.failures import WorkFailure
 from app.core.work.leases import RELEASED, Leases, WorkLease
 
-_LEASES = Leases(tables.JobRow, tables.JobRow.id, "job", tables.JobRow.state == JobState.RUNNING)
+# Workers that claim at the same moment choose the same job.
+_MOST_TRIES = 16
+
+LEASES = Leases(tables.JobRow, tables.JobRow.id, "job", tables.JobRow.state == JobState.RUNNING)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class JobLease(WorkLease):
     worker_id: str
     spec: JobSpec
     dataset_id: str
+    gpus: int = 1
 
     @property
     def job_id(self) -> str:
@@ -50,19 +56,22 @@ class JobProgress:
 
 
 def claim(
-    session: Session, worker_id: str, *, lease_seconds: float, now: datetime | None = None
+    session: Session,
+    worker_id: str,
+    *,
+    lease_seconds: float,
+    host: Host | None = None,
+    now: datetime | None = None,
 ) -> JobLease | None:
-    """Take the oldest waiting job, or None. Safe against other workers on SQLite and PostgreSQL."""
-    now = now or _now()
-    claimed = _LEASES.claim(
-        session,
-        is_free=tables.JobRow.state == JobState.QUEUED,
-        lease_seconds=lease_seconds,
-        now=now,
-        state=JobState.RUNNING,
-        phase=Phase.PREPARING,
-        started_at=func.coalesce(tables.JobRow.started_at, now),
-    )
+    """Take a waiting job, or None. Safe against other workers on SQLite and PostgreSQL.
+
+    It is the one that `placement.choose` finds for the host; without `host`, the next one in turn.
+    """
+    now = now or clock.now(session)
+    if host is None:
+        claimed = _claim(session, true(), lease_seconds=lease_seconds, now=now)
+    else:
+        claimed = _claim_chosen(session, host, lease_seconds=lease_seconds, now=now)
     if claimed is None:
         return None
     job, token = claimed
@@ -72,14 +81,44 @@ def claim(
         session, job.id, [StateChange(state=JobState.RUNNING, phase=Phase.PREPARING, attempt=number)]
     )
     spec = JobSpec.model_validate(job.spec)
-    return JobLease(job.id, token, number, worker_id, spec, job.dataset_id)
+    return JobLease(job.id, token, number, worker_id, spec, job.dataset_id, job.gpus)
+
+
+def _claim_chosen(
+    session: Session, host: Host, *, lease_seconds: float, now: datetime
+) -> tuple[tables.JobRow, str] | None:
+    """Claim the job that is best for the host, or the next one where another worker takes it just now."""
+    for _ in range(_MOST_TRIES):
+        job_id = placement.choose(session, host, lease_seconds=lease_seconds, now=now)
+        if job_id is None:
+            return None
+        claimed = _claim(session, tables.JobRow.id == job_id, lease_seconds=lease_seconds, now=now)
+        if claimed is not None:
+            placement.record_taken(session, host, claimed[0].gpus)
+            return claimed
+        host = replace(host, running={*host.running, job_id})
+    return None
+
+
+def _claim(
+    session: Session, is_wanted: ColumnElement[bool], *, lease_seconds: float, now: datetime
+) -> tuple[tables.JobRow, str] | None:
+    return LEASES.claim(
+        session,
+        is_free=and_(tables.JobRow.state == JobState.QUEUED, is_wanted),
+        lease_seconds=lease_seconds,
+        now=now,
+        state=JobState.RUNNING,
+        phase=Phase.PREPARING,
+        started_at=func.coalesce(tables.JobRow.started_at, now),
+    )
 
 
 def heartbeat(
     session: Session, lease: JobLease, *, lease_seconds: float, now: datetime | None = None
 ) -> None:
     """Extend the lease. Raises LeaseLost."""
-    _LEASES.extend(session, lease, lease_seconds=lease_seconds, now=now)
+    LEASES.extend(session, lease, lease_seconds=lease_seconds, now=now)
 
 
 def find_stop_request(session: Session, lease: JobLease) -> StopRequest | None:
@@ -108,7 +147,7 @@ def record(
     """Write events and progress of a running job. Raises LeaseLost."""
     changes = {k: v for k, v in vars(progress or JobProgress()).items() if v is not None}
     # Without changes the guard still has to hold, and on PostgreSQL it locks the row.
-    _LEASES.update(session, lease, **(changes or {"lease_token": lease.token}))
+    LEASES.update(session, lease, **(changes or {"lease_token": lease.token}))
     events.append(session, lease.job_id, entries)
 
 
@@ -139,9 +178,9 @@ def release(session: Session, lease: JobLease, *, reason: str, now: datetime | N
         return finish_cancelled(session, lease, now=now)
     if request is StopRequest.PAUSE:
         change = StateChange(state=JobState.PAUSED)
-        return _leave(session, lease, change, ExitReason.PAUSED, now or _now(), eta_seconds=None)
+        return _leave(session, lease, change, ExitReason.PAUSED, now or clock.now(session), eta_seconds=None)
     change = StateChange(state=JobState.QUEUED, reason=reason)
-    _leave(session, lease, change, ExitReason.HANDED_BACK, now or _now())
+    _leave(session, lease, change, ExitReason.HANDED_BACK, now or clock.now(session))
 
 
 def give_up_attempt(
@@ -156,14 +195,14 @@ def give_up_attempt(
     job = session.get(tables.JobRow, lease.job_id, populate_existing=True)
     if job is None or job.lease_token != lease.token:
         raise LeaseLost
-    return _lose(session, job, ExitReason.PROCESS_DIED, failure, max_lost_attempts, now or _now())
+    return _lose(session, job, ExitReason.PROCESS_DIED, failure, max_lost_attempts, now or clock.now(session))
 
 
 def requeue_expired(
     session: Session, *, max_lost_attempts: int, now: datetime | None = None
 ) -> list[tuple[str, JobState]]:
     """Take running jobs whose lease has expired away from their worker; returns ids and new states."""
-    now = now or _now()
+    now = now or clock.now(session)
     failure = WorkFailure(
         "worker_lost",
         "The worker stopped answering while it ran this job.",
@@ -171,8 +210,19 @@ def requeue_expired(
     )
     return [
         (job.id, _lose(session, job, ExitReason.WORKER_LOST, failure, max_lost_attempts, now))
-        for job in _LEASES.find_expired(session, now)
+        for job in LEASES.find_expired(session, now)
     ]
+
+
+def find_running(session: Session) -> dict[str, str]:
+    """Returns the ids of the workers that run jobs now, by the ids of the jobs."""
+    attempts = tables.AttemptRow
+    found = session.execute(
+        select(attempts.job_id, attempts.worker_id)
+        .join(tables.JobRow, tables.JobRow.id == attempts.job_id)
+        .where(tables.JobRow.state == JobState.RUNNING, attempts.ended_at.is_(None))
+    )
+    return {row.job_id: row.worker_id for row in found}
 
 
 def _lose(
@@ -220,7 +270,7 @@ def _end(
     now: datetime | None,
     failure: WorkFailure | None = None,
 ) -> None:
-    now = now or _now()
+    now = now or clock.now(session)
     columns: dict[str, object] = {"finished_at": now, "eta_seconds": None}
     if failure:
         columns |= {
@@ -240,13 +290,14 @@ def _leave(
     **columns: object,
 ) -> None:
     """Give up the lease: change the state, close the attempt, record an event."""
-    _LEASES.update(
+    LEASES.update(
         session,
         lease,
         state=change.state,
         phase=None,
         **RELEASED,
         pause_requested_at=None,
+        **({"queued_at": now} if change.state is JobState.QUEUED else {}),
         **columns,
     )
     session.execute(
@@ -254,8 +305,5 @@ def _leave(
         .where(tables.AttemptRow.job_id == lease.job_id, tables.AttemptRow.number == lease.attempt)
         .values(ended_at=now, exit_reason=exit_reason)
     )
+    work_done.record(session, lease.job_id, lease.attempt, now)
     events.append(session, lease.job_id, [change.model_copy(update={"attempt": lease.attempt})])
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

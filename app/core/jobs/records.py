@@ -3,11 +3,11 @@
 What workers do with jobs is in app/core/jobs/queue.py. Nothing here commits: the caller's transaction does.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, Text, cast, delete as sql_delete, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, delete as sql_delete, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.core.errors import QueueFull
 from app.core.errors.jobs import (
@@ -19,13 +19,15 @@ from app.core.errors.jobs import (
     JobNotPaused,
     JobNotRetryable,
 )
-from app.core.jobs import events
+from app.core.jobs import events, placement
 from app.core.jobs.events import StateChange
+from app.core.keys.records import OWNER, Caller
 from app.core.specs.job import JobSpec
 from app.core.specs.states import TRANSITIONS, JobState
-from app.core.storage import tables
+from app.core.storage import clock, tables
 from app.core.storage.ids import new_id
 from app.core.storage.paging import newest_first
+from app.core.work import admission
 from app.core.work.failures import WorkFailure
 
 _RETRYABLE = (JobState.FAILED, JobState.CANCELLED)
@@ -33,14 +35,22 @@ _NAMED_ADAPTERS = 5
 
 
 def submit(
-    session: Session, spec: JobSpec, *, max_queued: int, now: datetime | None = None, flush: bool = True
+    session: Session,
+    spec: JobSpec,
+    *,
+    max_queued: int,
+    caller: Caller = OWNER,
+    now: datetime | None = None,
+    flush: bool = True,
 ) -> tables.JobRow:
-    """Put a job at the end of the queue. Raises QueueFull.
+    """Put a job of this caller in the queue. Raises QueueFull, KeyQueueFull and ScopeMissing.
 
     Without `flush` its rows are written at the end of the transaction, together with those of other jobs.
     """
+    admission.admit(session, tables.JobRow, caller, spec.priority, noun="job")
     _count_in(session, max_queued)
     job_id = new_id("job")
+    now = now or clock.now(session)
     job = tables.JobRow(
         id=job_id,
         name=spec.name or job_id,
@@ -48,11 +58,15 @@ def submit(
         spec=spec.model_dump(mode="json"),
         base_model=spec.base_model,
         dataset_id=spec.dataset,
+        gpus=placement.count_gpus(spec),
+        key_id=caller.key_id or "",
+        priority=spec.priority,
         step=0,
         lost_attempts=0,
         last_event_seq=1,
-        created_at=now or datetime.now(UTC),
-        events=[events.first(StateChange(state=JobState.QUEUED))],
+        created_at=now,
+        events=[events.first(StateChange(state=JobState.QUEUED), now)],
+        metadata_rows=_metadata_rows(spec.metadata),
     )
     session.add(job)
     if flush:
@@ -65,7 +79,7 @@ def fail_unstarted(
 ) -> tables.JobRow:
     """Fail a waiting job whose datasets can't be trained on."""
     job = _locked(session, job_id)
-    _set_state(job, JobState.FAILED, now or datetime.now(UTC))
+    _set_state(job, JobState.FAILED, now or clock.now(session))
     job.error_code, job.error_message, job.error_hint = failure.code, failure.message, failure.hint
     session.flush()
     change = StateChange(state=JobState.FAILED, reason=failure.message, error_code=failure.code)
@@ -101,9 +115,7 @@ def find_page(
     if metadata is not None:
         query = query.where(*_have(metadata))
     if search:
-        metadata_text = cast(tables.JobRow.spec["metadata"], Text)
-        columns = (tables.JobRow.name, tables.JobRow.id, tables.JobRow.base_model, metadata_text)
-        query = query.where(or_(*(column.icontains(search, autoescape=True) for column in columns)))
+        query = query.where(_contains(search))
     return newest_first(session, query, tables.JobRow, after=after, limit=limit)
 
 
@@ -111,15 +123,6 @@ def count_by_state(session: Session) -> dict[JobState, int]:
     """Returns the number of jobs in each state, 0 included."""
     rows = session.execute(select(tables.JobRow.state, func.count()).group_by(tables.JobRow.state)).all()
     return dict.fromkeys(JobState, 0) | {JobState(state): count for state, count in rows}
-
-
-def find_queue_positions(session: Session, rows: Sequence[tables.JobRow]) -> dict[str, int]:
-    """Returns the places of all waiting jobs in the queue, from 1; nothing where none of `rows` waits."""
-    if not any(row.state == JobState.QUEUED for row in rows):
-        return {}
-    waiting = select(tables.JobRow.id).where(tables.JobRow.state == JobState.QUEUED)
-    ids = session.scalars(waiting.order_by(tables.JobRow.created_at, tables.JobRow.id))
-    return {job_id: place for place, job_id in enumerate(ids, start=1)}
 
 
 def count_waiting(session: Session) -> int:
@@ -130,15 +133,9 @@ def count_waiting(session: Session) -> int:
     return waiting
 
 
-def find_oldest_queued_at(session: Session) -> datetime | None:
-    """Returns when the job that has waited longest was submitted, or None."""
-    oldest = select(tables.JobRow.created_at).where(tables.JobRow.state == JobState.QUEUED)
-    return session.scalar(oldest.order_by(tables.JobRow.created_at).limit(1))
-
-
 def request_cancel(session: Session, job_id: str, *, now: datetime | None = None) -> tables.JobRow:
     """Cancel a waiting or paused job at once; request that a running one stops. Raises JobAlreadyEnded."""
-    now = now or datetime.now(UTC)
+    now = now or clock.now(session)
     job = _unended(session, job_id)
     if job.state in (JobState.QUEUED, JobState.PAUSED):
         _set_state(job, JobState.CANCELLED, now)
@@ -155,7 +152,7 @@ def request_pause(session: Session, job_id: str, *, now: datetime | None = None)
 
     Raises JobAlreadyEnded and JobNotPausable.
     """
-    now = now or datetime.now(UTC)
+    now = now or clock.now(session)
     job = _unended(session, job_id)
     if job.state == JobState.PAUSED:
         raise JobNotPausable(f"Job {job_id} is paused already.", hint=f"POST /jobs/{job_id}/resume goes on.")
@@ -177,14 +174,15 @@ def request_pause(session: Session, job_id: str, *, now: datetime | None = None)
 def resume(session: Session, job_id: str, *, now: datetime | None = None) -> tables.JobRow:
     """Queue a paused job again, from its last checkpoint, or withdraw a pause that was only requested.
 
-    Raises JobNotPaused.
+    Raises JobNotPaused and KeyQueueFull.
     """
     job = _locked(session, job_id)
     if job.pause_requested_at is not None and job.cancel_requested_at is None:
         job.pause_requested_at = None
         events.append(session, job_id, [events.Log(message="The pause is taken back.")])
     elif job.state == JobState.PAUSED:
-        _set_state(job, JobState.QUEUED, now or datetime.now(UTC))
+        admission.readmit(session, job, noun="job")
+        _set_state(job, JobState.QUEUED, now or clock.now(session))
         events.append(session, job_id, [StateChange(state=JobState.QUEUED, reason="resumed")])
     else:
         state = JobState(job.state)
@@ -199,7 +197,10 @@ def resume(session: Session, job_id: str, *, now: datetime | None = None) -> tab
 
 
 def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tables.JobRow:
-    """Queue a failed or cancelled job again, from its last checkpoint. Raises JobNotRetryable."""
+    """Queue a failed or cancelled job again, from its last checkpoint.
+
+    Raises JobNotRetryable and KeyQueueFull.
+    """
     job = _locked(session, job_id)
     if job.state not in _RETRYABLE:
         raise JobNotRetryable(
@@ -208,7 +209,8 @@ def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tabl
             if job.state == JobState.PAUSED
             else "Submit a new job with POST /jobs to train again.",
         )
-    _set_state(job, JobState.QUEUED, now or datetime.now(UTC))
+    admission.readmit(session, job, noun="job")
+    _set_state(job, JobState.QUEUED, now or clock.now(session))
     job.error_code = job.error_message = job.error_hint = None
     job.finished_at = job.cancel_requested_at = None
     job.lost_attempts = 0
@@ -217,12 +219,38 @@ def retry(session: Session, job_id: str, *, now: datetime | None = None) -> tabl
     return get(session, job_id)
 
 
+def change_priority(session: Session, job_id: str, priority: int, *, caller: Caller = OWNER) -> tables.JobRow:
+    """Give a waiting or paused job another priority. Raises JobNotFound, NotWaiting and ScopeMissing."""
+    job = _locked(session, job_id)
+    admission.change_priority(job, priority, caller, noun="job")
+    job.spec = {**job.spec, "priority": priority}
+    session.flush()
+    events.append(session, job_id, [events.Log(message=f"The priority is {priority} now.")])
+    return get(session, job_id)
+
+
 def change_metadata(session: Session, job_id: str, metadata: Mapping[str, str]) -> tables.JobRow:
     """Replace a job's metadata, in whatever state it is. Nothing that trains reads it. Raises JobNotFound."""
     job = _locked(session, job_id)
     job.spec = {**job.spec, "metadata": dict(metadata)}
+    session.execute(sql_delete(tables.JobMetadataRow).where(tables.JobMetadataRow.job_id == job_id))
+    for row in _metadata_rows(metadata):
+        row.job_id = job_id
+        session.add(row)
     session.flush()
     return get(session, job_id)
+
+
+def record_result_size(session: Session, job_id: str, size_bytes: int | None) -> None:
+    """Record the size of a job's loss curve as a file; null: it has to be measured again."""
+    session.execute(update(tables.JobRow).where(tables.JobRow.id == job_id).values(result_bytes=size_bytes))
+
+
+def find_unmeasured(session: Session, *, limit: int) -> list[str]:
+    """Returns ids of jobs that have succeeded and whose result file has not been measured, newest first."""
+    job = tables.JobRow
+    query = select(job.id).where(job.state == JobState.SUCCEEDED, job.result_bytes.is_(None))
+    return list(session.scalars(query.order_by(job.finished_at.desc()).limit(limit)))
 
 
 def delete(session: Session, job_id: str) -> None:
@@ -246,14 +274,33 @@ def delete(session: Session, job_id: str) -> None:
         )
     session.execute(sql_delete(tables.EventRow).where(tables.EventRow.job_id == job_id))
     session.execute(sql_delete(tables.AttemptRow).where(tables.AttemptRow.job_id == job_id))
+    session.execute(sql_delete(tables.TrackedRunRow).where(tables.TrackedRunRow.job_id == job_id))
+    session.execute(sql_delete(tables.JobMetadataRow).where(tables.JobMetadataRow.job_id == job_id))
     session.execute(sql_delete(tables.JobRow).where(tables.JobRow.id == job_id))
 
 
 def _have(metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
-    column = tables.JobRow.spec["metadata"]
+    entry = tables.JobMetadataRow
     if not metadata:
-        return [or_(column.as_string().is_(None), column.as_string() == "{}")]
-    return [column[key].as_string() == value for key, value in metadata.items()]
+        return [tables.JobRow.id.not_in(select(entry.job_id))]
+    return [
+        tables.JobRow.id.in_(select(entry.job_id).where(entry.key == key, entry.value == value))
+        for key, value in metadata.items()
+    ]
+
+
+def _contains(search: str) -> ColumnElement[bool]:
+    job, entry = tables.JobRow, tables.JobMetadataRow
+
+    def contains(*columns: InstrumentedAttribute[str]) -> ColumnElement[bool]:
+        return or_(*(column.icontains(search, autoescape=True) for column in columns))
+
+    tagged = select(entry.job_id).where(contains(entry.key, entry.value))
+    return or_(contains(job.name, job.id, job.base_model), job.id.in_(tagged))
+
+
+def _metadata_rows(metadata: Mapping[str, str]) -> list[tables.JobMetadataRow]:
+    return [tables.JobMetadataRow(key=key, value=value) for key, value in metadata.items()]
 
 
 def _count_in(session: Session, max_queued: int) -> None:
@@ -283,4 +330,5 @@ def _set_state(job: tables.JobRow, state: JobState, now: datetime) -> None:
     assert state in TRANSITIONS[JobState(job.state)], (job.state, state)
     job.state = state
     job.phase = None
+    job.queued_at = now if state is JobState.QUEUED else job.queued_at
     job.finished_at = now if state.has_ended else None

@@ -16,7 +16,7 @@ _EVENTS_READ = 1000
 
 
 def find_tokens_per_second(session: Session, spec: JobSpec) -> float | None:
-    """Returns the speed of the last finished job with this base model, packing and quantization, or None."""
+    """Returns the speed of the last finished job with this base model, alike in kind, or None."""
     finished = (
         select(tables.JobRow)
         .where(tables.JobRow.base_model == spec.base_model, tables.JobRow.state == JobState.SUCCEEDED)
@@ -33,9 +33,18 @@ def find_tokens_per_second(session: Session, spec: JobSpec) -> float | None:
 
 def _is_alike(one: JobSpec, other: JobSpec) -> bool:
     return (
-        one.training.packing == other.training.packing
+        one.method == other.method
+        and one.training.packing == other.training.packing
         and one.quantization.load_in_4bit == other.quantization.load_in_4bit
+        and _describe_sharing(one) == _describe_sharing(other)
     )
+
+
+def _describe_sharing(spec: JobSpec) -> tuple[int, int, str | None]:
+    """(GPUs, hosts, strategy), the strategy only where there is more than one to choose from."""
+    resources = spec.resources
+    has_choice = resources.gpus > 1 and spec.fsdp_obstacle is None
+    return resources.gpus, resources.nodes, resources.strategy if has_choice else None
 
 
 def _read_speed(session: Session, job_id: str) -> float | None:

@@ -6,9 +6,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+# Checkpoints that are being copied into the artifact store.
+OUTGOING = "outgoing-checkpoints"
 # What only an interrupted job needs.
-CHECKPOINTS = ("best-adapters", "checkpoints", "kept-adapters")
-TENSORBOARD = ("tensorboard",)
+CHECKPOINTS = ("best-adapters", "checkpoints", "kept-adapters", OUTGOING)
+# The files of trackers: W&B writes its own here.
+TENSORBOARD = ("tensorboard", "wandb")
 # Parts that are about to be deleted; one that a killed process has left is deleted with the next.
 _REMOVED = ".removed-"
 

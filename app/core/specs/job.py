@@ -4,12 +4,26 @@ Field names and defaults are those of the reference recipe (Llama-2-7b-chat with
 a spec into trainer settings in `worker/training/config.py`; nothing here knows an ML library.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from app.core.specs.export import JobPush
+from app.core.specs.methods import (
+    LEARNING_RATES,
+    PREFERENCE_METHODS,
+    DpoSpec,
+    KtoSpec,
+    Method,
+    OrpoSpec,
+    PreferenceSpec,
+)
 from app.core.specs.patterns import METADATA_KEY, MODEL_NAME, MODULE_NAME, NAME, SUFFIX
+from app.core.specs.priority import Priority
+from app.core.specs.resources import ResourcesSpec
+from app.core.specs.spec import Spec
 from app.core.specs.template_syntax import find_problem
+from app.core.specs.tracking import Tracker, Trackers, TrackingSpec
 
 Auto = Literal["auto"]
 ModuleNames = Annotated[
@@ -46,12 +60,6 @@ Scheduler = Literal[
     "polynomial",
     "inverse_sqrt",
 ]
-
-
-class Spec(BaseModel):
-    """Refuses what it does not know, so that a typing error is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraSpec(Spec):
@@ -130,7 +138,13 @@ class TrainingSpec(Spec):
         "auto", description="Recompute activations in the backward pass: less memory, more time."
     )
     optim: Optimizer = Field("paged_adamw_32bit", description="Optimizer.")
-    learning_rate: float = Field(2e-4, gt=0, le=10, description="Peak learning rate.")
+    learning_rate: float = Field(
+        LEARNING_RATES["sft"],
+        gt=0,
+        le=10,
+        description=f"Peak learning rate; {LEARNING_RATES['dpo']:g} where `method` is not `sft` and none is "
+        "named.",
+    )
     weight_decay: float = Field(0.001, ge=0, le=100, description="Decoupled weight decay.")
     lr_scheduler_type: Scheduler = Field("constant", description="How the learning rate changes.")
     warmup_ratio: Fraction = Field(
@@ -150,14 +164,14 @@ class TrainingSpec(Spec):
         le=1 << 24,
         description="Rows are cut to so many tokens; null: the base model's own context, at most 2048.",
     )
-    packing: bool = Field(False, description="Fill every sequence with several rows.")
+    packing: bool = Field(False, description="Fill every sequence with several rows. Only for `sft`.")
     assistant_only_loss: bool = Field(
         False,
         description="Learn from the assistant's turns alone. (prompt + completion rows always learn from "
-        "the completion alone.)",
+        "the completion alone, and preferences from the answers.)",
     )
     neftune_noise_alpha: float | None = Field(
-        None, ge=1e-6, le=1000, description="NEFTune noise on the embeddings."
+        None, ge=1e-6, le=1000, description="NEFTune noise on the embeddings. Only for `sft`."
     )
     logging_steps: int = Field(25, ge=1, le=_MAX_STEPS, description="A metrics event every so many steps.")
     save_steps: int = Field(25, ge=1, le=_MAX_STEPS, description="A checkpoint every so many steps.")
@@ -183,7 +197,10 @@ class TrainingSpec(Spec):
         examples=[["How do I cancel a job?"]],
     )
     sample_max_new_tokens: int = Field(
-        64, ge=1, le=512, description="Most tokens of an answer to one of sample_prompts."
+        64,
+        ge=1,
+        le=512,
+        description="Most tokens of an answer to one of sample_prompts, and of one of the final evaluation.",
     )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of data order, initialisation and dropout.")
 
@@ -238,6 +255,7 @@ class JobSpec(Spec):
         description="Names the adapter as OpenAI does, `ft:<base model>:tunesmith:<suffix>:<id>`, instead of "
         "after the job. May be empty.",
     )
+    priority: Priority = 0
     metadata: Metadata = Field(
         {}, description="Words of your own about the job; `GET /v1/fine_tuning/jobs` filters by them."
     )
@@ -248,9 +266,59 @@ class JobSpec(Spec):
         description="A chat template (Jinja) instead of the base model's own; it stays with the adapter. "
         "`{% generation %}` markers may enclose what the assistant writes.",
     )
+    method: Method = Field(
+        "sft",
+        description="`sft`: learn to write the answers of the dataset. `dpo`, `orpo`: learn which of two "
+        "answers is preferred. `kto`: learn from answers that are labelled good or bad.",
+    )
+    dpo: DpoSpec | None = Field(None, description="Settings of the method `dpo`.")
+    kto: KtoSpec | None = Field(None, description="Settings of the method `kto`.")
+    orpo: OrpoSpec | None = Field(None, description="Settings of the method `orpo`.")
+    evaluate: bool = Field(
+        True,
+        description="Compare the adapter with the base model on up to 20 rows that were held out, as the job "
+        "ends. Without training.validation_split or validation_dataset there are none.",
+    )
+    report_to: Trackers = Field(
+        [Tracker.TENSORBOARD],
+        description="Trackers that get the job's metrics. `tensorboard` writes files on its worker's disk; "
+        "the others need their packages there, and take their keys from the worker's environment.",
+        examples=[["tensorboard", "mlflow"]],
+    )
+    push_to_hub: JobPush | None = Field(
+        None,
+        description="Push the finished adapter to the Hub, with the worker's HF_TOKEN. Where that fails, the "
+        "job has succeeded all the same; `push` of `GET /jobs/{id}` shows it, and it can be retried.",
+        examples=[{"repository": "me/support-bot", "tags": ["support"]}],
+    )
     lora: LoraSpec = LoraSpec()
     quantization: QuantizationSpec = QuantizationSpec()
     training: TrainingSpec = TrainingSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    tracking: TrackingSpec = TrackingSpec()
+
+    @property
+    def preferences(self) -> PreferenceSpec | None:
+        """The settings of the job's method; None for `sft`, which has none besides `training`."""
+        settings: dict[str, PreferenceSpec | None] = {"dpo": self.dpo, "kto": self.kto, "orpo": self.orpo}
+        return settings.get(self.method)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_method(cls, given: Any) -> Any:
+        """Settings of a preference method that are left out: its own, and its learning rate."""
+        method = given.get("method") if isinstance(given, dict) else None
+        if method not in PREFERENCE_METHODS:
+            return given
+        filled = dict(given)
+        if filled.get(method) is None:
+            filled[method] = {}
+        training = filled.get("training", {})
+        if isinstance(training, TrainingSpec):
+            training = training.model_dump(exclude_unset=True)
+        if isinstance(training, dict):
+            filled["training"] = {"learning_rate": LEARNING_RATES[method], **training}
+        return filled
 
     @field_validator("chat_template")
     @classmethod
@@ -259,6 +327,48 @@ class JobSpec(Spec):
         if problem:
             raise ValueError(f"the chat template can't be read: {problem}")
         return template
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_method(self) -> Self:
+        for other in PREFERENCE_METHODS:
+            if other != self.method and getattr(self, other) is not None:
+                raise ValueError(
+                    f"{other} is given, but method is {self.method}: leave {other} out, or set method to "
+                    f"{other}"
+                )
+        only_sft = [name for name in ("packing", "neftune_noise_alpha") if getattr(self.training, name)]
+        if only_sft and self.method != "sft":
+            raise ValueError(
+                f"training.{only_sft[0]} is for the method sft, not for {self.method}: leave it out"
+            )
+        return self
+
+    @property
+    def fsdp_obstacle(self) -> str | None:
+        """Why GPUs can't divide this job's base model among them, and what to do; None: they can."""
+        lora = self.lora
+        if self.quantization.load_in_4bit:
+            return (
+                "divides no base model in 4 bits: PyTorch's FSDP2 leaves bitsandbytes' 4-bit weights whole "
+                "on every GPU (bitsandbytes issue 1945). Set quantization.load_in_4bit to false, or "
+                "resources.strategy to ddp"
+            )
+        if self.resources.nodes > 1:
+            return "is for the GPUs of one host: set resources.nodes to 1, or resources.strategy to ddp"
+        if self.method != "sft":
+            return f"is for the method sft, not for {self.method}: set resources.strategy to ddp"
+        if lora.bias != "none" or lora.modules_to_save or lora.use_dora:
+            return (
+                "trains LoRA's matrices alone, and no weights of the base model: leave out lora.bias, "
+                "lora.modules_to_save and lora.use_dora, or set resources.strategy to ddp"
+            )
+        return None
+
+    @model_validator(mode="after")
+    def _strategy_is_possible(self) -> Self:
+        if self.resources.strategy == "fsdp" and self.fsdp_obstacle:
+            raise ValueError(f"resources.strategy fsdp {self.fsdp_obstacle}")
+        return self
 
     @model_validator(mode="after")
     def _evaluation_has_rows(self) -> Self:

@@ -1,9 +1,23 @@
-"""States of jobs, datasets, adapters, exports, downloads and responses, and which job state may follow."""
+"""States of jobs, datasets, adapters, exports and other work, and which job state may follow."""
 
 from enum import StrEnum
 
+# The state of work of any kind that waits for a worker; final states, and the others.
+QUEUED = "queued"
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+UNFINISHED = frozenset({"queued", "running", "paused"})
 
-class JobState(StrEnum):
+
+class WorkState(StrEnum):
+    """The states of work of one kind."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the work is in a final state; only a request of a person can change it."""
+        return self.value in ENDED
+
+
+class JobState(WorkState):
     """Where a job stands."""
 
     QUEUED = "queued"
@@ -12,11 +26,6 @@ class JobState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the job is in a final state; only a request of a person can change it."""
-        return self in ENDED
 
 
 class DatasetState(StrEnum):
@@ -35,7 +44,7 @@ class AdapterState(StrEnum):
     FAILED = "failed"
 
 
-class ExportState(StrEnum):
+class ExportState(WorkState):
     """Where an export stands."""
 
     QUEUED = "queued"
@@ -44,13 +53,8 @@ class ExportState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the export is in a final state; only a request of a person can change it."""
-        return self not in (ExportState.QUEUED, ExportState.RUNNING)
 
-
-class DownloadState(StrEnum):
+class DownloadState(WorkState):
     """Where the download of a base model stands."""
 
     QUEUED = "queued"
@@ -59,21 +63,35 @@ class DownloadState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the download is in a final state."""
-        return self not in (DownloadState.QUEUED, DownloadState.RUNNING)
-
 
 class ExportPhase(StrEnum):
     """What a running export is doing."""
 
     PREPARING = "preparing"
     MERGING = "merging"
+    MEASURING = "measuring"
     CONVERTING = "converting"
     VERIFYING = "proving"
     STORING = "storing"
     PUSHING = "pushing"
+
+
+class EvaluationState(WorkState):
+    """Where an evaluation stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class EvaluationPhase(StrEnum):
+    """What a running evaluation is doing."""
+
+    PREPARING = "preparing"
+    GENERATING = "generating"
+    SUMMARIZING = "summarizing"
 
 
 class Phase(StrEnum):
@@ -104,7 +122,6 @@ class ResponseStatus(StrEnum):
 
 
 UNFINISHED_RESPONSE = frozenset({ResponseStatus.QUEUED, ResponseStatus.IN_PROGRESS})
-ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 # running → queued: the lease expired, or the worker released the job because it stops.
 # paused → queued: a person resumed it.

@@ -11,13 +11,26 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, make_url, select, text
 from sqlalchemy.orm import Session
 
 from app.core.errors.storage import DatabaseTooNew
+from app.core.storage.outages import OutageLog
+from app.core.storage.stored_text import dump_json, storable_parameters
 
 _APP = Path(__file__).parents[2]
 _BUSY_TIMEOUT_SECONDS = 30
+# A server that is cut off does not refuse connections: without these, each would wait for minutes.
+_LIBPQ_LIMITS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+_LIBPQ_DRIVERS = ("psycopg", "psycopg2")
+# Number of the lock under which one process at a time migrates a PostgreSQL database.
+_MIGRATION_LOCK = 0x74756E65
 
 
 class Database:
@@ -27,6 +40,7 @@ class Database:
         self.url = url
         self.engine = _create_engine(url)
         self._listeners: dict[str, list[Callable[[], None]]] = {}
+        self._outages = OutageLog()
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -35,7 +49,8 @@ class Database:
         On SQLite it takes the write lock at the start (BEGIN IMMEDIATE): a transaction that began with a read
         fails at its first write, without waiting, where another connection wrote in between.
         """
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+        opened = Session(self.engine, expire_on_commit=False)
+        with self._outages.watch(), opened as session, session.begin():
             yield session
         for topic in session.info.get("topics", ()):
             for listener in self._listeners.get(topic, ()):
@@ -49,11 +64,12 @@ class Database:
     def snapshot(self) -> Iterator[Session]:
         """Open a session that reads one consistent state and takes no write lock."""
         reading = self.engine.execution_options(read_only=True)
-        with Session(reading, expire_on_commit=False) as session:
+        with self._outages.watch(), Session(reading, expire_on_commit=False) as session:
             yield session
 
     def close(self) -> None:
-        """Close every pooled connection."""
+        """Close every connection; one that a thread still uses is closed when the thread is done with it."""
+        event.listen(self.engine.pool, "checkin", lambda _connection, record: record.invalidate())
         self.engine.dispose()
 
 
@@ -69,6 +85,9 @@ def migrate(url: str) -> None:
     try:
         refuse_newer(database)
         with database.engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # Another API that starts at the same time waits here, and then finds nothing to do.
+                connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             command.upgrade(alembic_config(connection), "head")
     finally:
         database.close()
@@ -111,10 +130,37 @@ def _migrations_folder() -> Path:
 
 
 def _create_engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
+    engine = _create_sqlite_engine(url) if url.startswith("sqlite") else _create_server_engine(url)
+    event.listen(engine, "before_cursor_execute", _make_storable, retval=True)
+    return engine
+
+
+def _create_server_engine(url: str) -> Engine:
+    given = make_url(url)
+    limits = {name: value for name, value in _LIBPQ_LIMITS.items() if name not in given.query}
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=10,
+        connect_args=limits if given.get_driver_name() in _LIBPQ_DRIVERS else {},
+        json_serializer=dump_json,
+    )
+
+
+def _make_storable(
+    _connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+) -> tuple[str, Any]:
+    return statement, storable_parameters(parameters)
+
+
+def _create_sqlite_engine(url: str) -> Engine:
     engine = create_engine(
-        url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS}, pool_size=20, max_overflow=60
+        url,
+        connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+        pool_size=20,
+        max_overflow=60,
+        json_serializer=dump_json,
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -1,6 +1,6 @@
-"""Cursor pages over a table with `created_at` and `id`: newest first, stable while rows are being added."""
+"""Cursor pages over a table with `created_at` and `id`, by age: stable while rows are being added."""
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from sqlalchemy import Select, tuple_
 from sqlalchemy.orm import Session
@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from app.core.errors import InvalidRequest
 from app.core.storage import tables
 
+Order = Literal["asc", "desc"]
 Row = TypeVar(
     "Row",
     tables.JobRow,
@@ -15,6 +16,8 @@ Row = TypeVar(
     tables.AdapterRow,
     tables.AdapterImportRow,
     tables.ExportRow,
+    tables.EvaluationRow,
+    tables.EvaluationDefinitionRow,
     tables.ModelDownloadRow,
     tables.WebhookRow,
     tables.WebhookDeliveryRow,
@@ -23,6 +26,13 @@ Row = TypeVar(
 
 def newest_first(
     session: Session, query: Select[Row], table: type[Row], *, after: str | None, limit: int
+) -> tuple[list[Row], str | None]:
+    """Returns one page of `query`, the newest first, as `by_age` does."""
+    return by_age(session, query, table, order="desc", after=after, limit=limit)
+
+
+def by_age(
+    session: Session, query: Select[Row], table: type[Row], *, order: Order, after: str | None, limit: int
 ) -> tuple[list[Row], str | None]:
     """Returns one page of `query`, and the cursor of the next page or None at the end.
 
@@ -36,8 +46,10 @@ def newest_first(
                 param="after",
                 hint="Start again without `after`.",
             )
-        query = query.where(tuple_(table.created_at, table.id) < tuple_(last.created_at, last.id))
-    ordered = query.order_by(table.created_at.desc(), table.id.desc()).limit(limit + 1)
-    rows = list(session.scalars(ordered))
+        key, place = tuple_(table.created_at, table.id), tuple_(last.created_at, last.id)
+        query = query.where(key > place if order == "asc" else key < place)
+    columns = (table.created_at, table.id)
+    ordered = query.order_by(*(one.asc() if order == "asc" else one.desc() for one in columns))
+    rows = list(session.scalars(ordered.limit(limit + 1)))
     more = len(rows) > limit
     return rows[:limit], rows[limit - 1].id if more else None

@@ -11,7 +11,7 @@ import random
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import ColumnElement, delete, exists, select
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.core.errors.webhooks import DeliveryNotFound
 from app.core.specs.states import JobState
-from app.core.storage import tables
+from app.core.storage import clock, tables
 from app.core.storage.ids import new_id
 from app.core.storage.paging import newest_first
 from app.core.webhooks import subscriptions
@@ -63,14 +63,26 @@ class DeliveryOutcome:
 
 def announce(session: Session, job_id: str, state: JobState, *, now: datetime | None = None) -> None:
     """Write a delivery of a job's end for every enabled webhook that is registered for this event."""
-    event_type, now = EventType.of(state), now or datetime.now(UTC)
+    _announce(session, EventType.of(state), job_id, job_id, now or clock.now(session))
+
+
+def announce_evaluation(
+    session: Session, evaluation_id: str, event_type: EventType, *, now: datetime | None = None
+) -> None:
+    """Write a delivery of an evaluation's end for every enabled webhook that is registered for this event."""
+    _announce(session, event_type, evaluation_id, None, now or clock.now(session))
+
+
+def _announce(
+    session: Session, event_type: EventType, subject_id: str, job_id: str | None, now: datetime
+) -> None:
     enabled = select(tables.WebhookRow.id, tables.WebhookRow.event_types).where(tables.WebhookRow.is_enabled)
     # Locked, so that no webhook is deleted before its delivery is committed.
     found = session.execute(enabled.with_for_update(read=True))
     receivers = [webhook_id for webhook_id, types in found if event_type in types]
     if not receivers:
         return
-    body = _body(event_type, job_id, now)
+    body = _body(event_type, subject_id, now)
     for webhook_id in receivers:
         session.add(_delivery(webhook_id, event_type, job_id, body, now))
     session.flush()
@@ -81,7 +93,7 @@ def start_test(
     session: Session, webhook_id: str, event_type: EventType, *, now: datetime | None = None
 ) -> Claim:
     """Write a test delivery, which names no real job, and claim its only attempt. Raises WebhookNotFound."""
-    now = now or datetime.now(UTC)
+    now = now or clock.now(session)
     subscriptions.get(session, webhook_id)
     body = _body(event_type, TEST_JOB_ID, now)
     delivery = _delivery(webhook_id, event_type, None, body, now, give_up_at=now)
@@ -92,7 +104,7 @@ def start_test(
 
 def is_any_due(session: Session, *, busy: Collection[str] = (), now: datetime | None = None) -> bool:
     """Whether a delivery is due that `claim` would take."""
-    return session.scalar(select(exists().where(*_is_due(busy, now or datetime.now(UTC))))) or False
+    return session.scalar(select(exists().where(*_is_due(busy, now or clock.now(session))))) or False
 
 
 def claim(
@@ -102,7 +114,7 @@ def claim(
 
     `busy` are ids of webhooks that are left out.
     """
-    now = now or datetime.now(UTC)
+    now = now or clock.now(session)
     due = session.scalars(
         select(tables.WebhookDeliveryRow)
         .where(*_is_due(busy, now))
@@ -120,7 +132,7 @@ def claim(
 
 def record(session: Session, claim: Claim, outcome: DeliveryOutcome, *, now: datetime | None = None) -> bool:
     """Record the result of an attempt. Returns False where the claim is no longer the delivery's."""
-    now = now or datetime.now(UTC)
+    now = now or clock.now(session)
     delivery = session.scalar(
         select(tables.WebhookDeliveryRow)
         .where(
@@ -155,7 +167,7 @@ def send_again(
     An attempt under way loses its claim, since recording its success would cancel the repetition. Raises
     DeliveryNotFound.
     """
-    now = now or datetime.now(UTC)
+    now = now or clock.now(session)
     delivery = get(session, webhook_id, delivery_id, lock=True)
     delivery.state = DeliveryState.PENDING
     delivery.attempts = 0
@@ -190,7 +202,7 @@ def find_page(
 
 def prune(session: Session, *, now: datetime | None = None) -> None:
     """Remove deliveries older than `KEEP`."""
-    before = (now or datetime.now(UTC)) - KEEP
+    before = (now or clock.now(session)) - KEEP
     session.execute(delete(tables.WebhookDeliveryRow).where(tables.WebhookDeliveryRow.created_at < before))
 
 
@@ -233,13 +245,13 @@ def _delivery(
     )
 
 
-def _body(event_type: EventType, job_id: str, now: datetime) -> str:
+def _body(event_type: EventType, subject_id: str, now: datetime) -> str:
     """Returns the JSON that is sent. It is stored: every attempt sends and signs the same bytes."""
     event = {
         "id": new_id("evt"),
         "object": "event",
         "created_at": int(now.timestamp()),
         "type": event_type,
-        "data": {"id": job_id},
+        "data": {"id": subject_id},
     }
     return json.dumps(event, separators=(",", ":"))

@@ -1,10 +1,11 @@
-"""Webhooks, which are called when a job ends: register, find, change, delete. Knows nothing of what is sent.
+"""Webhooks, which are called when a job or an evaluation ends: register, find, change, delete.
+
+Knows nothing of what is sent.
 
 One webhook may come from the settings: its row is updated from them, and its secret is not stored. Nothing
 here commits: the caller's transaction does.
 """
 
-from datetime import UTC, datetime
 from enum import StrEnum
 
 from sqlalchemy import delete as sql_delete, func, select
@@ -14,8 +15,8 @@ from app.core.errors import Conflict
 from app.core.errors.webhooks import WebhookFixed, WebhookNotFound
 from app.core.net import new_webhook_secret
 from app.core.settings import Settings
-from app.core.specs.states import JobState
-from app.core.storage import tables
+from app.core.specs.states import EvaluationState, JobState
+from app.core.storage import clock, tables
 from app.core.storage.ids import derive_id, new_id
 from app.core.storage.paging import newest_first
 
@@ -29,11 +30,22 @@ class EventType(StrEnum):
     SUCCEEDED = "fine_tuning.job.succeeded"
     FAILED = "fine_tuning.job.failed"
     CANCELLED = "fine_tuning.job.cancelled"
+    EVALUATION_SUCCEEDED = "eval.run.succeeded"
+    EVALUATION_FAILED = "eval.run.failed"
+    EVALUATION_CANCELLED = "eval.run.canceled"
 
     @classmethod
     def of(cls, state: JobState) -> "EventType":
         """Returns the event of a job that ended in `state`."""
         return cls(f"fine_tuning.job.{state}")
+
+    @classmethod
+    def of_evaluation(cls, state: EvaluationState) -> "EventType":
+        """Returns the event of an evaluation that ended in `state`; the names are OpenAI's."""
+        return {
+            EvaluationState.SUCCEEDED: cls.EVALUATION_SUCCEEDED,
+            EvaluationState.CANCELLED: cls.EVALUATION_CANCELLED,
+        }.get(state, cls.EVALUATION_FAILED)
 
 
 def create(session: Session, *, url: str, event_types: list[EventType], name: str) -> tables.WebhookRow:
@@ -47,7 +59,7 @@ def create(session: Session, *, url: str, event_types: list[EventType], name: st
         secret=new_webhook_secret(),
         event_types=list(event_types),
         is_enabled=True,
-        created_at=datetime.now(UTC),
+        created_at=clock.now(session),
     )
     session.add(webhook)
     session.flush()
@@ -102,7 +114,7 @@ def follow_settings(session: Session, settings: Settings) -> None:
         return
     if webhook is None:
         webhook = tables.WebhookRow(
-            id=SETTINGS_ID, name="settings", secret=None, created_at=datetime.now(UTC)
+            id=SETTINGS_ID, name="settings", secret=None, created_at=clock.now(session)
         )
         session.add(webhook)
     webhook.url, webhook.event_types, webhook.is_enabled = settings.webhook_url, list(EventType), True

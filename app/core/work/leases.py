@@ -8,14 +8,15 @@ pipeline lock. The same code runs on SQLite and PostgreSQL. Nothing here commits
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, or_, select, true, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.core.errors.work import LeaseLost
-from app.core.storage import tables
+from app.core.storage import clock, tables
+from app.core.work import turns
 
 RELEASED: dict[str, None] = {"lease_token": None, "lease_expires_at": None}
 
@@ -49,19 +50,22 @@ class Leases(Generic[Row]):
         now: datetime | None = None,
         **columns: Any,
     ) -> tuple[Row, str] | None:
-        """Take the oldest free row and set these columns: the row and the token, or None."""
-        table = self.table
+        """Take the first free row, and set these columns. Returns it and the token.
+
+        The first one is that whose turn it is, of work that takes turns; else the oldest.
+        """
+        table, now = self.table, now or clock.now(session)
+        order: Sequence[Any] = (table.created_at, self.key)
+        if issubclass(table, tables.QueuedRow):
+            order = turns.next_first(table)
+            columns["taken_at"] = now
         row = session.scalar(
-            select(table)
-            .where(is_free)
-            .order_by(table.created_at, self.key)
-            .limit(1)
-            .with_for_update(skip_locked=True)
+            select(table).where(is_free).order_by(*order).limit(1).with_for_update(skip_locked=True, of=table)
         )
         if row is None:
             return None
         token = secrets.token_hex(16)
-        deadline = (now or _now()) + timedelta(seconds=lease_seconds)
+        deadline = now + timedelta(seconds=lease_seconds)
         taken = session.scalar(
             update(table)
             .where(self.key == getattr(row, self.key.key), is_free)
@@ -78,7 +82,7 @@ class Leases(Generic[Row]):
         self, session: Session, lease: WorkLease, *, lease_seconds: float, now: datetime | None = None
     ) -> None:
         """Put the deadline off. Raises LeaseLost."""
-        deadline = (now or _now()) + timedelta(seconds=lease_seconds)
+        deadline = (now or clock.now(session)) + timedelta(seconds=lease_seconds)
         self.update(session, lease, lease_expires_at=deadline)
 
     def check(self, session: Session, lease: WorkLease) -> None:
@@ -104,24 +108,21 @@ class Leases(Generic[Row]):
 
     def find_expired(self, session: Session, now: datetime | None = None) -> Sequence[Row]:
         """Running rows whose lease has run out; nobody else gets them until the transaction ends."""
-        expired = select(self.table).where(self.is_running, self.table.lease_expires_at < (now or _now()))
+        now = now or clock.now(session)
+        expired = select(self.table).where(self.is_running, self.table.lease_expires_at < now)
         return session.scalars(expired.with_for_update(skip_locked=True)).all()
 
     def find_tokens(self, session: Session) -> set[str]:
         """The tokens of all running work."""
         return {token for token in session.scalars(select(self.table.lease_token)) if token}
 
-    def is_free(self, now: datetime | None = None) -> ColumnElement[bool]:
+    def is_free(self, now: datetime) -> ColumnElement[bool]:
         """A condition: the row was never claimed, was released, or its lease has expired."""
         table = self.table
-        return or_(table.lease_token.is_(None), table.lease_expires_at < (now or _now()))
+        return or_(table.lease_token.is_(None), table.lease_expires_at < now)
 
     def _is_held(self, lease: WorkLease) -> ColumnElement[bool]:
         return (self.key == lease.key) & (self.table.lease_token == lease.token)
 
     def _lost(self, lease: WorkLease) -> LeaseLost:
         return LeaseLost(f"The {self.noun} {lease.key} is not this worker's any more.")
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

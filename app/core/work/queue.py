@@ -5,14 +5,14 @@ commits or knows what the work is: the queue of one kind of work says how its ro
 """
 
 from abc import ABC, abstractmethod
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.core.specs.states import StopRequest
-from app.core.storage import tables
+from app.core.storage import clock, tables
 from app.core.work.failures import WorkFailure
 from app.core.work.leases import RELEASED, Leases, WorkLease
 
@@ -30,11 +30,11 @@ class WorkQueue(ABC, Generic[Row, Lease]):
     def claim(
         self, session: Session, *, lease_seconds: float, max_attempts: int, now: datetime | None = None
     ) -> Lease | None:
-        """Take the oldest free row, or None; one that was lost too often fails instead."""
-        now = now or datetime.now(UTC)
+        """Take the first free row, or None; one that was lost too often fails instead."""
+        now = now or clock.now(session)
         claimed = self.leases.claim(
             session,
-            is_free=self.is_free(now),
+            is_free=self.is_free(session, now),
             lease_seconds=lease_seconds,
             now=now,
             **self.claimed_columns(now),
@@ -83,7 +83,7 @@ class WorkQueue(ABC, Generic[Row, Lease]):
         """The tokens of all running work."""
         return self.leases.find_tokens(session)
 
-    def is_free(self, now: datetime) -> ColumnElement[bool]:
+    def is_free(self, session: Session, now: datetime) -> ColumnElement[bool]:
         """A condition: the row may be claimed."""
         return self.leases.is_free(now)
 

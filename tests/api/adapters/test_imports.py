@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 
 from app.api.adapters.importer import Importer
 from app.api.deps import Services
-from app.api.generate.engine_client import EngineClient
 from app.core.adapters import imports as adapter_imports, records as adapter_records
+from app.core.engine.client import EngineClient
 from app.core.engine.messages import Failed, MadeToken, ServingPath, TokenDelta
 from app.core.settings import Settings
 from app.core.specs.job import QuantizationSpec

@@ -32,7 +32,7 @@ def test_a_file_with_unknown_columns_is_refused_with_its_first_records(client: T
     [
         jsonl([{"text": "t", "prompt": "p", "completion": "c"}]),
         jsonl([{**CHAT_ROW, "images": ["x"]}]),
-        jsonl([{"prompt": "p", "chosen": "c", "rejected": "r"}]),
+        jsonl([{"prompt": "p", "completion": "c", "rejected": "r"}]),
     ],
 )
 def test_columns_that_fit_several_formats_and_unused_fields_have_a_sample_too(

@@ -66,7 +66,8 @@ def test_the_same_key_makes_one_export(client: TestClient, adapter: str) -> None
     ("spec", "param"),
     [
         ({"format": "onnx"}, "format"),
-        ({"format": "gguf", "type": "q4_k_m"}, "type"),
+        ({"format": "gguf", "type": "q2_k"}, "type"),
+        ({"format": "gguf", "type": ["q8_0", "q8_0"]}, "once"),
         ({"format": "hub", "repository": "no-owner"}, "repository"),
         ({"format": "merged", "private": True}, "private"),
     ],
@@ -176,3 +177,21 @@ def test_deleting_an_export_removes_its_files(client: TestClient, services: Serv
     assert client.delete(finished).status_code == 204
 
     assert services.store.list_files("exports") == []
+
+
+def test_a_waiting_export_gets_another_priority(client: TestClient, adapter: str) -> None:
+    first, second = submit(client, adapter), submit(client, adapter, priority=-1)
+    assert (first["queue_position"], second["queue_position"]) == (1, 2)
+
+    changed = client.patch(f"/exports/{second['id']}", json={"priority": 5})
+    assert changed.status_code == 200
+    assert (changed.json()["queue_position"], changed.json()["spec"]["priority"]) == (1, 5)
+    assert client.get(f"/exports/{first['id']}").json()["queue_position"] == 2
+
+
+def test_the_priority_of_an_export_that_has_ended_can_t_be_changed(client: TestClient, finished: str) -> None:
+    refused = client.patch(finished, json={"priority": 1})
+    assert refused.status_code == 409
+    error = refused.json()["error"]
+    assert (error["code"], "succeeded" in error["message"]) == ("not_waiting", True)
+    assert client.patch(finished, json={"priority": 11}).status_code == 422

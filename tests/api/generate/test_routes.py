@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from app.api.generate.answers import find_base_model
+from app.core.adapters.targets import Targets
 from app.core.engine.messages import BaseModelRef, Failed, MadeToken, TokenDelta
 from app.core.engine.state import EngineState
 from app.core.settings import Settings
@@ -91,7 +91,7 @@ def test_the_engine_with_weights_of_the_same_quantization_is_preferred(
         engine.register(database, EngineState(base_model=loaded), **worker)
     with database.snapshot() as session:
         urls = [
-            find_base_model(session, settings, "owner/model", quantization=wanted).engine.url
+            Targets(session, settings).find_base_model("owner/model", quantization=wanted).engine.url
             for wanted in (None, QuantizationSpec(load_in_4bit=False))
         ]
     assert urls == ["http://127.0.0.1:0", "http://127.0.0.1:1"]

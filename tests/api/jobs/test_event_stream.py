@@ -47,6 +47,12 @@ def seqs(content: bytes) -> list[int]:
     return [int(seq) for seq in content.decode().split(",") if seq]
 
 
+async def poller_has_read(streams: EventStreams, job_id: str) -> None:
+    with streams._topics.subscribed(job_id) as topic:
+        while topic.latest is None:
+            await asyncio.sleep(0.001)
+
+
 async def collect(stream: AsyncIterator[bytes]) -> list[int]:
     return [seq async for content in stream for seq in seqs(content)]
 
@@ -179,8 +185,7 @@ def test_a_stream_goes_on_through_a_retry(database: Database, job: str) -> None:
 def test_a_cursor_beyond_the_end_follows_what_comes(database: Database, job: str) -> None:
     async def scenario(streams: EventStreams) -> None:
         following = asyncio.create_task(collect(streams.follow(job, render, after=1000)))
-        while not streams._topics or streams._topics[job].latest is None:
-            await asyncio.sleep(0.001)
+        await poller_has_read(streams, job)
         cancel(database, job)
         assert await following == [2]
 
@@ -201,8 +206,7 @@ def test_a_follower_that_leaves_stops_the_poller(database: Database, job: str) -
 def test_closing_ends_every_stream(database: Database, job: str) -> None:
     async def scenario(streams: EventStreams) -> None:
         following = asyncio.create_task(collect(streams.follow(job, render)))
-        while not streams._topics or streams._topics[job].latest is None:
-            await asyncio.sleep(0.001)
+        await poller_has_read(streams, job)
         streams.close()
         assert await following == [1]
 

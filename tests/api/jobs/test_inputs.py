@@ -9,7 +9,7 @@ from app.api.deps import Services
 from app.core.adapters import records as adapter_records
 from app.core.jobs import queue
 from app.core.work.failures import WorkFailure
-from tests.factories import make_dataset, make_job, make_spec
+from tests.factories import jsonl, make_dataset, make_job, make_spec
 
 LORA = {"r": 8, "alpha": 32, "target_modules": ["q_proj", "v_proj"]}
 
@@ -109,6 +109,53 @@ def test_a_dataset_that_a_waiting_job_evaluates_on_is_not_deleted(
 def test_a_validation_dataset_must_exist(client: TestClient, dataset: str) -> None:
     error = submit(client, dataset, validation_dataset="ds_x")["error"]
     assert (error["code"], error["param"]) == ("dataset_not_found", "validation_dataset")
+
+
+PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+LABELLED = {"prompt": "q", "completion": "a", "label": True}
+EXAMPLE = {"prompt": "q", "completion": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "method", "said", "hint"),
+    [
+        (
+            PAIR,
+            "sft",
+            "has comparisons of two answers.",
+            "Set method to dpo, orpo or kto, or name another dataset.",
+        ),
+        (LABELLED, "sft", "has answers with labels.", "Set method to kto"),
+        (EXAMPLE, "dpo", "has answers to imitate.", "Set method to sft, or name another dataset."),
+        (EXAMPLE, "orpo", "has answers to imitate.", "Set method to sft, or name another dataset."),
+        (EXAMPLE, "kto", "has answers to imitate.", "Set method to sft, or name another dataset."),
+        (LABELLED, "dpo", "has answers with labels.", "Set method to kto"),
+        (PAIR, "dpo", None, None),
+        (PAIR, "orpo", None, None),
+        (PAIR, "kto", None, None),
+        (LABELLED, "kto", None, None),
+    ],
+)
+def test_a_method_learns_rows_of_its_kind(
+    client: TestClient, row: dict[str, Any], method: str, said: str | None, hint: str | None
+) -> None:
+    found = client.post("/datasets", files={"file": ("rows.jsonl", jsonl([row]))}).json()["id"]
+    answer = submit(client, found, method=method)
+    if said is None:
+        assert answer["state"] == "queued"
+        return
+    error = answer["error"]
+    assert (error["code"], error["param"]) == ("dataset_unfit", "dataset")
+    assert said in error["message"]
+    assert str(hint) in error["hint"]
+    spec = {"base_model": "owner/model", "dataset": found, "method": method}
+    assert client.post("/jobs/preflight", json=spec).json()["error"] == error
+
+
+def test_a_validation_dataset_has_rows_of_the_same_kind(client: TestClient, dataset: str) -> None:
+    pairs = client.post("/datasets", files={"file": ("rows.jsonl", jsonl([PAIR]))}).json()["id"]
+    error = submit(client, dataset, validation_dataset=pairs)["error"]
+    assert (error["code"], error["param"]) == ("dataset_unfit", "validation_dataset")
 
 
 def test_a_job_whose_dataset_is_gone_is_not_retried(

@@ -203,6 +203,7 @@ def test_time_comes_from_the_last_job_like_it(
     assert ask(client, dataset).json()["time"] == {
         "seconds": 50.0,
         "sample_seconds": 5.0,
+        "reference_seconds": 0.0,
         "tokens_per_second": 20.0,
         "basis": "measured",
     }
@@ -212,6 +213,29 @@ def test_other_jobs_do_not_change_the_time(
     client: TestClient, services: Services, engine: FakePreflight, dataset: str
 ) -> None:
     finish_job(services, [20.0], quantization={"load_in_4bit": False})
+    finish_job(services, [20.0], resources={"gpus": 2})
     finish_job(services, [None])
 
     assert ask(client, dataset).json()["time"]["basis"] == "guess"
+
+
+@pytest.mark.parametrize(
+    ("load_in_4bit", "strategy", "basis"),
+    [(True, "ddp", "measured"), (False, "auto", "measured"), (False, "fsdp", "guess")],
+)
+def test_several_gpus_are_as_fast_as_the_last_that_shared_a_job_alike(
+    client: TestClient,
+    services: Services,
+    engine: FakePreflight,
+    dataset: str,
+    load_in_4bit: bool,
+    strategy: str,
+    basis: str,
+) -> None:
+    quantization = {"load_in_4bit": load_in_4bit}
+    finish_job(services, [20.0], quantization=quantization, resources={"gpus": 2})
+
+    resources = {"gpus": 2, "strategy": strategy}
+    answer = ask(client, dataset, quantization=quantization, resources=resources)
+
+    assert answer.json()["time"]["basis"] == basis

@@ -51,7 +51,7 @@ def test_a_submitted_job_waits_with_every_default_filled_in(client: TestClient, 
     }
     assert job["spec"]["training"]["learning_rate"] == 2e-4
     assert job["created_at"].endswith("Z")
-    assert client.get(answer.headers["location"]).json() == job
+    assert client.get(answer.headers["location"]).json() == {**job, "final_evaluation": None, "push": None}
 
 
 def test_a_job_needs_a_dataset_that_exists(client: TestClient) -> None:
@@ -232,7 +232,12 @@ def test_a_chat_template_that_can_not_be_read_is_refused_by_line(client: TestCli
 def test_a_deleted_job_is_gone_with_its_folder(client: TestClient, services: Services, dataset: str) -> None:
     job_id = client.post("/jobs", json=spec(dataset)).json()["id"]
     folder = services.settings.job_folder(job_id)
+    (services.settings.data_dir / "x").write_bytes(b"state")
     (folder / "checkpoints").mkdir(parents=True)
+    # Part of a copy: its worker was killed before the job's row could name it.
+    services.store.put_file(
+        f"checkpoints/{job_id}/attempt-1-step-5/optimizer.pt", services.settings.data_dir / "x"
+    )
     refused = client.delete(f"/jobs/{job_id}")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "job_not_ended")
     assert folder.exists()
@@ -240,6 +245,7 @@ def test_a_deleted_job_is_gone_with_its_folder(client: TestClient, services: Ser
     assert client.delete(f"/jobs/{job_id}").status_code == 204
     assert client.get(f"/jobs/{job_id}").status_code == 404
     assert not folder.exists()
+    assert services.store.list_files("checkpoints") == []
 
 
 def test_jobs_are_searched_by_name_id_and_base_model(client: TestClient, dataset: str) -> None:
@@ -277,3 +283,24 @@ def test_notes_are_changed_in_any_state_found_and_filtered(client: TestClient, d
     assert len(listed) == 1
     assert client.patch(f"/jobs/{job_id}", json={"name": "x"}).status_code == 422
     assert client.patch(f"/jobs/{job_id}", json={"metadata": {"k": "v" * 513}}).status_code == 422
+
+
+def test_a_waiting_job_gets_another_priority_and_a_running_one_does_not(
+    client: TestClient, database: Database
+) -> None:
+    with database.transaction() as session:
+        first, second = make_job(session).id, make_job(session).id
+    changed = client.patch(f"/jobs/{second}", json={"priority": 3})
+    assert changed.status_code == 200
+    assert (changed.json()["queue_position"], changed.json()["spec"]["priority"]) == (1, 3)
+    assert client.get(f"/jobs/{first}").json()["queue_position"] == 2
+
+    with database.transaction() as session:
+        lease = queue.claim(session, "worker", lease_seconds=30)
+    assert lease is not None
+    assert lease.job_id == second
+    refused = client.patch(f"/jobs/{second}", json={"priority": 4, "metadata": {"team": "support"}})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_waiting")
+    # Nothing of a request that is refused is done.
+    assert client.get(f"/jobs/{second}").json()["spec"]["metadata"] == {}
+    assert client.patch(f"/jobs/{first}", json={}).status_code == 422

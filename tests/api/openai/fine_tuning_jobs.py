@@ -15,6 +15,16 @@ def upload(client: openai.OpenAI, rows: int) -> str:
     return client.files.create(file=("rows.jsonl", jsonl([CHAT_ROW] * rows)), purpose="fine-tune").id
 
 
+def upload_preferences(client: openai.OpenAI, rows: int) -> str:
+    """A file in OpenAI's form of preferences."""
+    row = {
+        "input": {"messages": [{"role": "user", "content": "Hi"}], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [{"role": "assistant", "content": "Good day."}],
+        "non_preferred_output": [{"role": "assistant", "content": "What?"}],
+    }
+    return client.files.create(file=("pairs.jsonl", jsonl([row] * rows)), purpose="fine-tune").id
+
+
 def create(client: openai.OpenAI, file_id: str, **options: Any) -> Any:
     return client.fine_tuning.jobs.create(**{"model": "owner/model", "training_file": file_id, **options})
 
@@ -48,3 +58,7 @@ def finish(database: Database, lease: JobLease, *, checkpoints: tuple[int, ...] 
 
 def supervised(hyperparameters: Any) -> Any:
     return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+
+
+def dpo(hyperparameters: Any) -> Any:
+    return {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}

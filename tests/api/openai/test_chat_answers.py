@@ -94,3 +94,28 @@ def test_log_probabilities_are_those_of_the_text(openai_client: openai.OpenAI, e
     ]
     (choice,) = ask(openai_client, logprobs=True).choices
     assert [token.token for token in choice.logprobs.content] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "content", ["one two", [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]]
+)
+def test_a_prediction_reaches_the_engine_and_its_tokens_are_counted(
+    content: Any, openai_client: openai.OpenAI, engine: FakeEngine
+) -> None:
+    timings = FINISHED.timings.model_copy(update={"drafted_tokens": 7, "accepted_tokens": 5})
+    engine.script = [TokenDelta(text="one"), FINISHED.model_copy(update={"timings": timings})]
+
+    predicted = ask(openai_client, prediction={"type": "content", "content": content})
+    plain = ask(openai_client)
+
+    assert [one.prediction for one in engine.requests] == ["one two", None]
+    details = predicted.usage.completion_tokens_details
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (5, 2)
+    details = plain.usage.completion_tokens_details
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (0, 0)
+
+
+def test_a_prediction_of_another_kind_is_refused(openai_client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(openai_client, prediction={"type": "tokens", "content": "one"})
+    assert refused.value.param == "prediction.type"

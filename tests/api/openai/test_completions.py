@@ -5,7 +5,7 @@ from typing import Any
 import openai
 import pytest
 
-from app.core.engine.messages import MadeToken, TokenDelta, TokenProbability
+from app.core.engine.messages import MadeToken, PromptDelta, TokenDelta, TokenProbability, TokenText
 from tests.fakes import FINISHED, FakeEngine
 
 
@@ -86,3 +86,57 @@ def test_top_logprobs_hold_the_sampled_token(openai_client: openai.OpenAI, engin
     engine.script = [TokenDelta(text="a", tokens=[sampled]), FINISHED]
     logprobs = ask(openai_client, logprobs=1).choices[0].logprobs
     assert logprobs.top_logprobs == [{"x": -0.5, "a": -3}]
+
+
+PROMPT = PromptDelta(
+    first=TokenText(token_id=1, bytes=list(b"<s>")), tokens=[made(b"I", -1), made(b" am", -2)]
+)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_echo_puts_the_prompt_and_its_logprobs_in_front(
+    openai_client: openai.OpenAI, engine: FakeEngine, streamed: bool
+) -> None:
+    engine.script = [PROMPT, TokenDelta(text=" x", tokens=[made(b" x", -4)]), FINISHED]
+    answer = ask(openai_client, prompt="I am", echo=True, logprobs=1, stream=streamed)
+    choices = [chunk.choices[0] for chunk in (answer if streamed else [answer])]
+    given = [choice.logprobs for choice in choices if choice.logprobs]
+    assert "".join(choice.text for choice in choices) == "I am x"
+    assert [token for one in given for token in one.tokens] == ["<s>", "I", " am", " x"]
+    assert [value for one in given for value in one.token_logprobs] == [None, -1, -2, -4]
+    assert [top for one in given for top in one.top_logprobs] == [None, {"I": -1}, {" am": -2}, {" x": -4}]
+    assert [offset for one in given for offset in one.text_offset] == [0, 0, 1, 4]
+    assert engine.requests[0].prompt_logprobs == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_echo_of_tokens_is_their_text(
+    openai_client: openai.OpenAI, engine: FakeEngine, streamed: bool
+) -> None:
+    engine.script = [PROMPT, TokenDelta(text="!"), FINISHED]
+    answer = ask(openai_client, prompt=[1, 2, 3], echo=True, stream=streamed)
+    choices = [chunk.choices[0] for chunk in (answer if streamed else [answer])]
+    assert "".join(choice.text for choice in choices) == "<s>I am!"
+    assert not any(choice.logprobs for choice in choices)
+    assert engine.requests[0].prompt_logprobs == 0
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_echo_of_texts_without_logprobs_needs_no_scores(
+    openai_client: openai.OpenAI, engine: FakeEngine, streamed: bool
+) -> None:
+    answer = ask(openai_client, prompt=["x", "y"], n=2, echo=True, stream=streamed)
+    texts = dict.fromkeys(range(4), "")
+    for chunk in answer if streamed else [answer]:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert list(texts.values()) == ["xHello", "xHello", "yHello", "yHello"]
+    assert {request.prompt_logprobs for request in engine.requests} == {None}
+
+
+def test_no_tokens_are_made_where_none_are_wanted(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    engine.script = [PROMPT, FINISHED.model_copy(update={"finish_reason": "length"})]
+    (choice,) = ask(openai_client, prompt="I am", max_tokens=0, echo=True, logprobs=0).choices
+    assert (choice.text, choice.finish_reason) == ("I am", "length")
+    assert choice.logprobs.token_logprobs == [None, -1, -2]
+    assert engine.requests[0].reads_only

@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 
 from app.api.openai import chat
 from app.core.engine.messages import Failed, TokenDelta
+from app.core.keys import records as keys
 from app.core.settings import Settings
-from app.core.storage import keys
 from app.core.storage.database import Database
 from app.main import create_app
 from tests.fakes import FINISHED, Act, FakeEngine
@@ -135,7 +135,6 @@ def test_a_wrong_item_of_a_prompt_is_named(live: httpx.Client, prompt: Any, mess
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"echo": True}, "echo"),
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"prompt": []}, "prompt"),

@@ -15,7 +15,7 @@ from app.core.jobs import queue, records as job_records
 from app.core.jobs.events import Metrics
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
-from app.core.storage.backup import write_backup
+from app.core.storage.backups.backup import write_backup
 from app.core.storage.database import Database
 from tests.factories import CHAT_ROW, jsonl, make_dataset, make_job
 

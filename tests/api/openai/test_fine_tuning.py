@@ -7,9 +7,20 @@ import httpx
 import openai
 import pytest
 
+from app.core.engine import workers
+from app.core.engine.workers import WorkerReport
 from app.core.jobs import records as job_records
+from app.core.specs.tracking import Tracker
 from app.core.storage.database import Database
-from tests.api.openai.fine_tuning_jobs import claim, create, finish, supervised, upload
+from tests.api.openai.fine_tuning_jobs import (
+    claim,
+    create,
+    dpo,
+    finish,
+    supervised,
+    upload,
+    upload_preferences,
+)
 from tests.factories import jsonl, make_job
 from tests.fakes import FakeEngine
 
@@ -77,6 +88,31 @@ def test_hyperparameters_and_our_own_fields_among_them(
     assert (training["num_train_epochs"], training["learning_rate"]) == (2, 1e-4)
     assert (training["save_steps"], training["max_seq_length"]) == (3, 64)
     assert (lora["r"], lora["alpha"], native["name"]) == (8, 32, "bot")
+
+
+def test_a_job_learns_from_preferences(openai_client: openai.OpenAI, live: httpx.Client) -> None:
+    file_id = upload_preferences(openai_client, 12)
+    assert openai_client.files.retrieve(file_id).status == "processed"
+    job = create(
+        openai_client,
+        file_id,
+        method=dpo({"beta": 0.2, "learning_rate_multiplier": 2, "loss_type": "ipo", "r": 8}),
+    )
+    assert (job.status, job.method.type) == ("queued", "dpo")
+    assert job.method.supervised is None
+    used = job.method.dpo.hyperparameters
+    assert (used.beta, used.learning_rate_multiplier, used.batch_size) == (0.2, 2, 4)
+    spec = live.get(f"/jobs/{job.id}").json()["spec"]
+    assert (spec["method"], spec["dpo"]["beta"], spec["dpo"]["loss_type"]) == ("dpo", 0.2, "ipo")
+    assert (spec["training"]["learning_rate"], spec["lora"]["r"]) == (4e-5, 8)
+    assert openai_client.fine_tuning.jobs.retrieve(job.id).method.dpo.hyperparameters.beta == 0.2
+
+
+def test_hyperparameters_of_preferences_may_be_auto(openai_client: openai.OpenAI) -> None:
+    file_id = upload_preferences(openai_client, 12)
+    job = create(openai_client, file_id, method=dpo({"beta": "auto", "n_epochs": "auto"}))
+    used = job.method.dpo.hyperparameters
+    assert (used.beta, used.n_epochs, used.learning_rate_multiplier) == (0.1, 8, 1)
 
 
 def test_the_suffix_names_the_model_that_answers_at_once(
@@ -197,3 +233,16 @@ def test_a_client_that_lost_the_answer_comes_back_and_makes_nothing_twice(live: 
         assert transport.lost == ["/v1/files", "/v1/fine_tuning/jobs"]
         assert [one.id for one in client.fine_tuning.jobs.list()] == [job.id]
         assert [one.id for one in client.files.list()] == [job.training_file]
+
+
+def test_the_integration_with_wandb_is_the_jobs_own(
+    openai_client: openai.OpenAI, live: httpx.Client, file_id: str, database: Database
+) -> None:
+    with database.transaction() as session:
+        workers.heartbeat(session, WorkerReport("worker-2", ["train"], trackers=[Tracker.WANDB]))
+    named: dict[str, Any] = {"project": "support", "name": "first try", "entity": "us", "tags": ["small"]}
+    job = create(openai_client, file_id, integrations=[{"type": "wandb", "wandb": named}])
+    [integration] = job.integrations
+    assert integration.model_dump() == {"type": "wandb", "wandb": named}
+    assert live.get(f"/jobs/{job.id}").json()["spec"]["report_to"] == ["tensorboard", "wandb"]
+    assert create(openai_client, file_id).integrations == []

@@ -14,7 +14,7 @@ from app.core.settings import Settings
 from app.core.storage.database import Database
 from app.core.webhooks import deliveries
 from app.main import create_app
-from tests.api.openai.fine_tuning_jobs import create, supervised, upload
+from tests.api.openai.fine_tuning_jobs import create, dpo, supervised, upload, upload_preferences
 from tests.factories import CHAT_ROW, jsonl, make_webhook
 from tests.fakes import ServerThread
 
@@ -27,8 +27,16 @@ from tests.fakes import ServerThread
         ({"hyperparameters": {"n_epochs": 2, "num_train_epochs": 3}}, "hyperparameters.n_epochs"),
         ({"hyperparameters": {"lora": 3}}, "hyperparameters.lora"),
         ({"hyperparameters": {"r": 0}}, "lora.r"),
-        ({"method": {"type": "dpo"}}, "method.type"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations"),
+        ({"method": {"type": "reinforcement"}}, "method.type"),
+        ({"method": {**supervised({}), "type": "dpo"}}, "method.supervised"),
+        ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
+        ({"method": supervised({"beta": 0.1})}, "method.supervised.hyperparameters.beta"),
+        ({"method": dpo({"gamma": 0.1})}, "method.dpo.hyperparameters.gamma"),
+        ({"method": dpo({"beta": 0})}, "method.dpo.hyperparameters.beta"),
+        ({"method": dpo({"loss_type": "none"})}, "dpo.loss_type"),
+        ({"integrations": [{"type": "neptune", "wandb": {"project": "x"}}]}, "integrations.0.type"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations.0.wandb"),
+        ({"integrations": [{"type": "wandb", "wandb": {"project": "a/b"}}]}, "integrations.0.wandb.project"),
         ({"suffix": "a:b"}, "suffix"),
         ({"suffix": "x" * 65}, "suffix"),
         ({"metadata": {"k" * 65: "v"}}, "metadata"),
@@ -78,6 +86,22 @@ def test_a_file_of_the_wrong_format_fails_the_job_with_its_lines(
     job = create(openai_client, file_id, **{kind: bad})
     assert (job.status, job.error.code, job.error.param) == ("failed", "invalid_file_format", kind)
     assert "Invalid file format. Line 12:" in job.error.message
+
+
+def test_a_file_of_another_methods_rows_fails_the_job_and_says_what_is_needed(
+    openai_client: openai.OpenAI, file_id: str
+) -> None:
+    pairs = upload_preferences(openai_client, 12)
+    learned = create(openai_client, pairs)
+    assert (learned.status, learned.error.code, learned.error.param) == (
+        "failed",
+        "invalid_file_format",
+        "training_file",
+    )
+    assert "The method sft learns from answers to imitate" in learned.error.message
+    compared = create(openai_client, pairs, validation_file=file_id, method=dpo({}))
+    assert (compared.status, compared.error.param) == ("failed", "validation_file")
+    assert "The method dpo learns from comparisons" in compared.error.message
 
 
 def test_a_job_that_failed_in_validation_can_not_be_retried_with_the_same_file(

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 from app.cli.datasets.commands import _row_text
-from app.cli.views import PreviewRowView, TokenView
+from app.cli.datasets.views import PreviewAnswerView, PreviewRowView, TokenView
 from tests.cli.conftest import Run, json_of
 
 
@@ -69,6 +69,21 @@ def test_what_the_template_leaves_out_is_shown_above_the_row() -> None:
     assert _row_text(row, marked=True).plain == "── line 3\nIt leaves out 'x'.\nHow?« So.»\n"
 
 
+def test_a_previewed_comparison_shows_both_answers_with_their_tokens() -> None:
+    asked, said = TokenView(text="How?", trained=False), TokenView(text="So.\x1b", trained=True)
+    answers = [
+        PreviewAnswerView(name="chosen", is_good=True, tokens=[said], token_count=1),
+        PreviewAnswerView(name="rejected", is_good=False, tokens=[said], token_count=9),
+    ]
+    row = PreviewRowView(line=3, tokens=[asked], token_count=1, answers=answers, truncated=True)
+    assert _row_text(row, marked=True).plain == (
+        "── line 3 (cut)\nprompt, 1 token\nHow?\n"
+        "chosen, 1 token\n«So.»\nrejected, 9 tokens, cut to 1\n«So.»\n"
+    )
+    labelled = row.model_copy(update={"answers": [answers[0].model_copy(update={"name": "completion"})]})
+    assert "good answer, 1 token" in _row_text(labelled, marked=False).plain
+
+
 def test_a_file_with_other_columns_is_refused_with_the_command_that_adds_it(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "my faq.csv"
     path.write_text("id,question,answer\n1,q,a\n")
@@ -98,15 +113,41 @@ def test_a_file_is_inspected(run: Run, tmp_path: Path) -> None:
     assert json_of(run("datasets", "list", "--json")) == {"data": []}
 
 
-def test_preferences_are_shown_side_by_side_and_added_without_the_rejected_ones(
-    run: Run, tmp_path: Path
-) -> None:
+def test_comparisons_are_shown_with_both_answers(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "q", "chosen": "good", "rejected": "bad"}\n')
     ended = run("datasets", "inspect", str(path))
-    assert "  chosen: good\n  rejected: bad\n" in ended.stdout
-    assert "Comparisons of answers can't be learned yet" in ended.stderr
-    assert "--column output=chosen --on-unused ignore` adds it so" in ended.stderr
+    assert "  prompt: q\n  chosen: good\n  rejected: bad\n" in ended.stdout
+    assert "is read as comparisons" in ended.stderr
+    assert f"`tunesmith datasets add {path}` adds it so" in " ".join(ended.stderr.split())
+    alone = run(
+        "datasets", "inspect", str(path), "--column", "instruction=prompt", "--column", "output=chosen"
+    )
+    assert "  chosen: good\n  rejected: bad\n" in alone.stdout
+    assert "the answers are not compared: rejected ones are not used" in alone.stderr
+    assert "--column output=chosen --on-unused ignore` adds it so" in alone.stderr
+
+
+def test_rows_of_preferences_name_the_answers(run: Run, tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "q"}]
+    answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    for name, row, shown in (
+        (
+            "pairs",
+            {"prompt": asked, **answers},
+            "  chosen, assistant: chosen\n  rejected, assistant: rejected\n",
+        ),
+        (
+            "labels",
+            {"prompt": asked, "completion": answers["rejected"], "label": False},
+            "  bad answer, assistant: rejected\n",
+        ),
+        ("texts", {"prompt": "q", "completion": "a", "label": True}, "  prompt: q\n  good answer: a\n"),
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(row))
+        assert run("datasets", "add", str(path)).exit_code == 0
+        assert shown in run("datasets", "rows", path.name).stdout
 
 
 def test_a_file_without_a_likely_meaning_refers_to_its_inspection(run: Run, tmp_path: Path) -> None:

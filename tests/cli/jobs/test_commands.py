@@ -4,13 +4,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.core.jobs import events
-from app.core.jobs.events import SampleAnswer, Samples
+from app.core.jobs import events, records as job_records
+from app.core.jobs.events import Metrics, SampleAnswer, Samples
 from app.core.settings import Settings
 from app.core.storage.database import Database
 from tests.cli.conftest import Run, json_of
-from tests.factories import make_job
+from tests.factories import make_final_evaluation, make_job
 from tests.fakes import ServerThread
+from tests.pushes import REFUSED, RUN_URL, end_push, make_pushing_job
 
 JOB = """\
 # A comment.
@@ -109,6 +110,15 @@ def test_jobs_are_listed_shown_and_changed(run: Run, database: Database, rows: P
     assert json_of(run("jobs", "retry", job_id, "--json"))["state"] == "queued"
 
 
+def test_what_a_job_waits_for_and_where_its_checkpoint_is_are_shown(run: Run, database: Database) -> None:
+    with database.transaction() as session:
+        job = make_job(session, name="large", base_model="owner/model")
+        job.gpus, job.checkpoint_step, job.checkpoint_host, job.stored_checkpoint_step = 2, 40, "node-7", 30
+    shown = [" ".join(line.split()) for line in run("jobs", "show", "large").stdout.splitlines()]
+    assert "waits for a worker with 2 GPUs" in shown
+    assert "checkpoint step 40, on node-7; in the artifact store: step 30" in shown
+
+
 def test_a_change_that_the_state_does_not_allow_is_a_conflict(run: Run, database: Database) -> None:
     with database.transaction() as session:
         job_id = make_job(session).id
@@ -200,3 +210,78 @@ def test_a_job_without_sample_answers_says_what_makes_some(run: Run, database: D
     with database.transaction() as session:
         make_job(session, name="plain")
     assert "training.sample_prompts" in run("jobs", "samples", "plain").stderr
+
+
+def test_a_job_that_learns_from_preferences_shows_its_rewards(run: Run, database: Database) -> None:
+    with database.transaction() as session:
+        job_id = make_job(session, name="polite", method="dpo").id
+        points = [
+            Metrics(step=step, total_steps=2, epoch=1, loss=0.5, reward_margin=step / 4, reward_accuracy=0.75)
+            for step in (1, 2)
+        ]
+        events.append(session, job_id, points)
+    shown = " ".join(run("jobs", "show", "polite").stdout.split())
+    assert "method dpo" in shown
+    assert "rewards margin 0.500, 75% right" in shown
+    table = run("jobs", "metrics", "polite").stdout.splitlines()
+    assert table[0].split()[-2:] == ["MARGIN", "RIGHT"]
+    assert table[2].split()[-2:] == ["0.500", "75%"]
+    assert "margin 0.500 right 75%" in " ".join(run("jobs", "logs", "polite").stdout.split())
+
+
+def test_a_job_is_shown_with_base_model_and_adapter_on_rows_that_were_held_out(
+    run: Run, database: Database
+) -> None:
+    with database.transaction() as session:
+        job_id = make_job(session, name="evaluated", training={"validation_split": 0.1}).id
+        events.append(session, job_id, [make_final_evaluation(rows=4)])
+        job_records.request_cancel(session, job_id)
+
+    found = run("jobs", "show", "evaluated")
+
+    lines = [" ".join(line.split()) for line in found.stdout.splitlines()]
+    assert "held out loss of the base model 3.0000, with the adapter 0.5000" in lines
+    place = lines.index("How do I cancel job 1?")
+    assert lines[place + 1] == "expected Send POST 1."
+    assert lines[place + 2].startswith("base model I am a[2J")
+    assert "adapter Send POST 1. (loss 0.5000)" in lines
+    assert "How do I cancel job 4?" not in lines
+    assert "has all 4 rows" in found.stderr
+    assert len(json_of(run("jobs", "show", "evaluated", "--json"))["final_evaluation"]["rows"]) == 4
+
+
+def test_a_job_file_names_trackers_and_a_repository_of_the_hub(run: Run, job_file: Path) -> None:
+    job_file.write_text(
+        JOB + "report_to: [wandb]\ntracking:\n  project: support\npush_to_hub:\n  repository: me/helper\n"
+    )
+    options = ["--set", "push_to_hub.tags=[support]", "--set", "tracking.run_name=first try"]
+    spec = json_of(run("jobs", "submit", str(job_file), "--json", *options))["spec"]
+    assert (spec["tracking"]["project"], spec["tracking"]["run_name"]) == ("support", "first try")
+    assert (spec["push_to_hub"]["repository"], spec["push_to_hub"]["tags"]) == ("me/helper", ["support"])
+    job_file.write_text(JOB + "push_to_hub:\n  repository: helper\n")
+    assert "job.yaml, line 7: " in run("jobs", "submit", str(job_file)).stderr
+
+
+def test_a_job_shows_its_runs_in_trackers_and_its_push(run: Run, database: Database) -> None:
+    with database.transaction() as session:
+        make_pushing_job(session)
+    shown = [" ".join(line.split()) for line in run("jobs", "show", "helper").stdout.splitlines()]
+    assert f"wandb {RUN_URL}, 0 points" in shown
+    assert "mlflow not open yet, 0 points; MLflow lacks 3 points of the job." in shown
+    assert any(line.startswith("hub me/helper, queued (export exp_") for line in shown)
+    followed = run("jobs", "follow", "helper")
+    assert followed.exit_code == 0
+    assert f"wandb: {RUN_URL}, 0 points\n" in followed.stdout
+    assert "tunesmith exports show exp_" in followed.stderr
+
+
+def test_a_push_that_failed_is_shown_with_the_command_that_repeats_it(run: Run, database: Database) -> None:
+    with database.transaction() as session:
+        make_pushing_job(session)
+        end_push(session, url=None)
+    ended = run("jobs", "show", "helper")
+    export_id = json_of(run("jobs", "show", "helper", "--json"))["push"]["export"]
+    said = " ".join(ended.stderr.split())
+    assert f"Not pushed to the Hub: {REFUSED.message} (hub_refused)" in said
+    assert f"Hint: {REFUSED.hint} `tunesmith exports retry {export_id}` tries again." in said
+    assert json_of(run("exports", "retry", export_id, "--json"))["state"] == "queued"

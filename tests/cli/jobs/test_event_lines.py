@@ -3,7 +3,7 @@ import math
 import pytest
 
 from app.cli.jobs.event_lines import render, sparkline
-from app.cli.views import EventView
+from app.cli.jobs.views import EventView
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def test_a_long_sparkline_is_drawn_from_means() -> None:
             "samples",
             {"step": 5, "answers": [{"prompt": "How\nso?", "answer": "x" * 70}]},
             "samples     step 5  sample answers\n" + " " * 22 + f"How so? → {'x' * 59}…",
+        ),
+        (
+            "final_eval",
+            {"rows": [{}, {}], "base_loss": 3.0, "adapter_loss": None},
+            "final_eval  2 rows held out  loss of the base model 3.0000, with the adapter nan",
         ),
         ("state", {"state": "running", "phase": "saving"}, "state       running: saving"),
         ("from the future", {"message": "Hi"}, "from the future  Hi"),

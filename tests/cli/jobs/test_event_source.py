@@ -11,7 +11,7 @@ from app.cli.connection.client import Client
 from app.cli.connection.profiles import Connection
 from app.cli.failures import CommandFailed
 from app.cli.jobs.event_source import Interrupted, follow
-from app.cli.views import EventView
+from app.cli.jobs.views import EventView
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Log
 from app.core.settings import Settings

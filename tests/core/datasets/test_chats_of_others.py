@@ -45,8 +45,8 @@ FILES: dict[str, tuple[bytes, Taken | Refused]] = {
         chat(*ASKED, developer="s"),
         Refused('(line 1). To learn it: column_map={"system": "developer"}. Remove'),
     ),
-    "a developer's prompt and labels": (
-        chat(*ASKED, developer="s", label=1),
+    "a developer's prompt and images": (
+        chat(*ASKED, developer="s", images=["i"]),
         Refused('That is not supported yet. To learn it: column_map={"system": "developer"}. Remove'),
     ),
     "two system prompts": (chat(*ASKED, system="s", system_prompt="t"), Refused("'system_prompt' (a system")),

@@ -21,20 +21,6 @@ from tests.factories import jsonl
 
 FILES: dict[str, tuple[bytes, Taken | Refused]] = {
     # Preferences
-    "TRL, DPO": (
-        jsonl([{"prompt": "p", "chosen": "c", "rejected": "r"}]),
-        Refused('column_map={"prompt": "prompt", "completion": "chosen"}, on_unused=ignore'),
-    ),
-    "TRL, DPO without a prompt": (
-        jsonl([{"chosen": ASKED, "rejected": ASKED}]),
-        Refused('column_map={"messages": "chosen"}, on_unused=ignore'),
-    ),
-    "TRL, KTO": (jsonl([{"prompt": "p", "completion": "c", "label": False}]), Refused("'label' (labels)")),
-    "ms-swift, DPO": (chat(*ASKED, rejected_response="r"), Refused("'rejected_response' (preferences)")),
-    "OpenAI, preferences": (
-        jsonl([{"input": {"messages": ASKED}, "preferred_output": ASKED, "non_preferred_output": ASKED}]),
-        Refused("hold preferences between answers, which can't be learned from yet."),
-    ),
     "preferences by another name": (
         chat(*ASKED, dispreferred_answer="r"),
         Refused("'dispreferred_answer' (preferences)"),

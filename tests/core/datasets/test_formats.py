@@ -55,8 +55,8 @@ def test_a_column_map_says_what_columns_mean(
         ({"prompt": "question", "text": "answer"}, "column_map mixes columns of several formats"),
         (
             {"prompt": "completion"},
-            "column_map has 'prompt' and still needs 'completion'; the file's columns are "
-            "'question', 'answer', 'completion'.",
+            "column_map has 'prompt' and still needs 'completion' or 'chosen', 'rejected'; the file's "
+            "columns are 'question', 'answer', 'completion'.",
         ),
         (
             {"system": "question"},

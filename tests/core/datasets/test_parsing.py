@@ -252,7 +252,7 @@ def unused(record: dict[str, Any], column_map: dict[str, str] | None = None) -> 
         ({"text": "t", "id": 7, "category": None, "tags": []}, {"id": None, "tags": None}),
         ({"text": "t", "system": "s"}, {"system": "a system prompt"}),
         ({"prompt": "p", "completion": "c", "system": "s"}, {"system": "a system prompt"}),
-        ({"prompt": "p", "completion": "c", "label": False}, {"label": "labels"}),
+        ({"text": "t", "label": False}, {"label": "labels"}),
         (
             {"tools": True, **chat(("user", "q"), ("assistant", "a"))},
             {"tools": None},
@@ -297,8 +297,8 @@ def unused(record: dict[str, Any], column_map: dict[str, str] | None = None) -> 
             },
         ),
         (
-            {"text": "t", "chosen": {"role": None, "content": None}, "rejected": {"role": "a"}},
-            {"rejected": "preferences"},
+            {"text": "t", "chosen": {"role": None, "content": None}, "rejected_2": {"role": "a"}},
+            {"rejected_2": "preferences"},
         ),
     ],
 )

@@ -5,8 +5,10 @@ from hypothesis import given, strategies as st
 
 from app.core.chat.tools import FunctionTool, ToolCall
 from app.core.datasets.rows import (
+    AnswerComparison,
     Completion,
     Conversation,
+    LabelledAnswer,
     Message,
     PlainText,
     Problem,
@@ -36,9 +38,17 @@ conversations = st.builds(
     st.lists(messages, min_size=1, max_size=4).map(tuple),
     st.lists(tools, max_size=2).map(tuple),
 )
+passages = st.lists(messages, min_size=1, max_size=3).map(tuple)
+listed = st.lists(tools, max_size=2).map(tuple)
+preferences = st.one_of(
+    st.builds(AnswerComparison, text, text, text),
+    st.builds(AnswerComparison, passages, passages, passages, listed),
+    st.builds(LabelledAnswer, text, text, st.booleans()),
+    st.builds(LabelledAnswer, passages, passages, st.booleans(), listed),
+)
 
 
-@given(st.one_of(st.builds(PlainText, text), st.builds(Completion, text, text), conversations))
+@given(st.one_of(st.builds(PlainText, text), st.builds(Completion, text, text), conversations, preferences))
 def test_a_stored_row_is_read_as_it_was_and_takes_one_line(row: Row) -> None:
     raw = write_row(7, row)
     assert raw.count(b"\n") == 1
@@ -54,6 +64,15 @@ def test_a_stored_row_is_read_as_it_was_and_takes_one_line(row: Row) -> None:
             Conversation((Message("assistant", "a", weight=0),)),
             '{"line":3,"messages":[{"role":"assistant","content":"a","weight":0}]}\n',
         ),
+        (
+            AnswerComparison(
+                (Message("user", "q"),), (Message("assistant", "a"),), (Message("assistant", "b"),)
+            ),
+            '{"line":3,"prompt":[{"role":"user","content":"q"}],'
+            '"chosen":[{"role":"assistant","content":"a"}],'
+            '"rejected":[{"role":"assistant","content":"b"}]}\n',
+        ),
+        (LabelledAnswer("p", "c", False), '{"line":3,"prompt":"p","completion":"c","label":false}\n'),
     ],
 )
 def test_the_stored_form_is_json_lines(row: Row, stored: str) -> None:

@@ -33,8 +33,10 @@ def test_a_field_that_is_empty_in_every_row_is_named_and_never_refused() -> None
 
 
 def test_a_row_that_can_not_be_used_is_not_counted() -> None:
-    upload = inspected(jsonl([{**QUESTION, "label": True}, {"prompt": "", "completion": "c", "label": True}]))
-    assert unused(upload) == [("label", 1, True)]
+    upload = inspected(
+        jsonl([{**QUESTION, "images": ["i"]}, {"prompt": "", "completion": "c", "images": ["i"]}])
+    )
+    assert unused(upload) == [("images", 1, True)]
 
 
 def test_an_upload_is_refused_with_fields_rows_and_lines_until_they_are_ignored() -> None:
@@ -42,10 +44,13 @@ def test_an_upload_is_refused_with_fields_rows_and_lines_until_they_are_ignored(
     with pytest.raises(FieldsUnused) as refused:
         refuse_fields(found)
     assert refused.value.message == (
-        "Nothing would be learned from 'rejected' (preferences) in 7 of 8 rows (lines 2, 3, 4, 5, 6, …). "
-        "That is not supported yet."
+        "Nothing would be learned from 'rejected' (preferences) in 7 of 8 rows (lines 2, 3, 4, 5, 6, …)."
     )
-    assert refused.value.hint == "Remove this field, or train without it: on_unused=ignore."
+    assert refused.value.hint == (
+        "Preferences are learned from `prompt`, `chosen` and `rejected`, or from `prompt`, `completion` and "
+        "`label`, in every row; column_map says which columns these are. Remove this field, or train without "
+        "it: on_unused=ignore."
+    )
     assert refused.value.unused_fields == [
         {"field": "rejected", "rows": 7, "changes_learning": True, "lines": [2, 3, 4, 5, 6]}
     ]

@@ -6,17 +6,29 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.core.adapters import records as adapter_records
+from app.core.engine import workers
+from app.core.engine.base_models import LocalModel
+from app.core.engine.workers import WorkerReport
 from app.core.errors import QueueFull
 from app.core.errors.adapters import AdapterInUse
 from app.core.errors.exports import ExportAlreadyEnded, ExportNotEnded, ExportNotRetryable
 from app.core.errors.work import LeaseLost
 from app.core.exports import records as export_records
-from app.core.exports.queue import ComparedFailure, ExportLease, ExportResult, export_queue
+from app.core.exports.queue import (
+    ComparedFailure,
+    ExportingWorker,
+    ExportLease,
+    ExportQueue,
+    ExportResult,
+    export_queue,
+)
 from app.core.exports.results import Agreement, Threshold
+from app.core.keys import records as keys, usage
 from app.core.specs.export import export_spec_adapter
 from app.core.specs.states import ExportPhase, ExportState
 from app.core.storage import tables
 from app.core.storage.database import Database
+from app.core.work.failures import WorkFailure
 from tests.factories import make_adapter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -126,3 +138,72 @@ def test_an_export_under_way_holds_itself_and_its_adapter(database: Database, le
 def test_a_full_queue_takes_no_more(database: Database, lease: ExportLease) -> None:
     with pytest.raises(QueueFull), database.transaction() as session:
         submit(session, max_waiting=1)
+
+
+def claim_without_token(session: Session) -> ExportLease | None:
+    """Claim as a worker that has every model and no token for the Hub."""
+    worker = ExportingWorker(lambda: ["big-model"], lambda: False, lease_seconds=30)
+    return ExportQueue(worker).claim(session, lease_seconds=30, max_attempts=3, now=NOW)
+
+
+def submit_push(session: Session, base_model: str) -> None:
+    adapter = make_adapter(session, base_model=base_model)
+    spec = export_spec_adapter.validate_python({"format": "hub", "repository": "me/helper"})
+    export_records.submit(session, adapter, spec, max_waiting=None, now=NOW)
+
+
+def start_worker(session: Session, *, has_hub_token: bool, folders: tuple[LocalModel, ...] = ()) -> None:
+    report = WorkerReport("worker-2", ["train"], has_hub_token=has_hub_token, folders=list(folders))
+    workers.heartbeat(session, report, now=NOW)
+
+
+def test_a_push_is_left_to_the_worker_that_has_a_token(each_database: Database) -> None:
+    with each_database.transaction() as session:
+        submit_push(session, "owner/model")
+        start_worker(session, has_hub_token=True)
+        assert claim_without_token(session) is None
+        submit(session)
+        other = claim_without_token(session)
+        assert other is not None
+        assert other.spec.format == "merged"
+
+
+def test_a_push_for_which_no_worker_has_a_token_is_claimed_and_fails_with_the_reason(
+    database: Database,
+) -> None:
+    with database.transaction() as session:
+        submit_push(session, "owner/model")
+        start_worker(session, has_hub_token=False)
+        assert claim_without_token(session) is not None
+
+
+def test_a_push_is_not_left_to_a_worker_that_lacks_its_base_model(database: Database) -> None:
+    model = LocalModel(
+        name="other-model", architecture=None, context_length=None, size_bytes=1, obstacle=None
+    )
+    with database.transaction() as session:
+        submit_push(session, "big-model")
+        start_worker(session, has_hub_token=True, folders=(model,))
+        assert claim_without_token(session) is not None
+
+
+def test_the_time_of_each_attempt_counts_for_the_key_that_asked(database: Database) -> None:
+    with database.transaction() as session:
+        key, _ = keys.create(session, "ci")
+        adapter = make_adapter(session)
+        spec = export_spec_adapter.validate_python({"format": "merged"})
+        caller = keys.caller_of(key)
+        made = export_records.submit(session, adapter, spec, max_waiting=9, caller=caller, now=NOW)
+        first = claim(session, now=NOW)
+        assert first is not None
+        failure = WorkFailure("process_died", "It died.")
+        export_queue.fail(session, first, failure, now=NOW + timedelta(seconds=20))
+        export_records.retry(session, made.id)
+        assert claim(session, now=NOW + timedelta(seconds=60)) is not None
+        export_records.cancel(session, made.id, now=NOW + timedelta(seconds=70))
+        # One that has not begun has used nothing.
+        export_records.retry(session, made.id)
+        export_records.cancel(session, made.id, now=NOW + timedelta(seconds=90))
+    with database.snapshot() as session:
+        (row,) = usage.find(session, key_id=key.id, model=None, since=NOW.date(), until=NOW.date(), limit=9)
+    assert (row.model, row.export_seconds, row.training_seconds) == ("helper", 30.0, 0.0)

@@ -7,10 +7,11 @@ import pytest
 from app.core.jobs import fine_tuning
 from app.core.jobs.fine_tuning import Hyperparameters
 from app.core.specs.job import TrainingSpec
+from tests.factories import make_spec
 
 
 def settings(asked: Hyperparameters = Hyperparameters(), rows: int = 100, **given: Any) -> dict[str, Any]:  # noqa: B008
-    return fine_tuning.training_settings(asked, given, rows=rows, is_validated=False)
+    return fine_tuning.training_settings(asked, given, base_learning_rate=2e-4, rows=rows, is_validated=False)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_the_learning_rate_is_a_multiple_of_the_recipes() -> None:
 
 def test_requested_hyperparameters_are_those_that_the_job_shows() -> None:
     asked = Hyperparameters(n_epochs=2, batch_size=6, learning_rate_multiplier=0.3)
-    assert fine_tuning.hyperparameters(TrainingSpec(**settings(asked))) == asked
+    assert fine_tuning.hyperparameters(make_spec(training=settings(asked))) == asked
 
 
 def test_given_settings_have_precedence_over_derived_ones() -> None:
@@ -55,7 +56,9 @@ def test_given_settings_have_precedence_over_derived_ones() -> None:
 
 
 def test_a_job_with_rows_held_out_is_evaluated_once_an_epoch() -> None:
-    made = fine_tuning.training_settings(Hyperparameters(batch_size=8), {}, rows=100, is_validated=True)
+    made = fine_tuning.training_settings(
+        Hyperparameters(batch_size=8), {}, base_learning_rate=2e-4, rows=100, is_validated=True
+    )
     assert made["eval_steps"] == 13
 
 

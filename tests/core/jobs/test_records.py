@@ -14,8 +14,9 @@ from app.core.errors.adapters import AdapterNotFound
 from app.core.errors.base_models import ModelNotAllowed, UnknownModel
 from app.core.errors.datasets import DatasetInUse
 from app.core.jobs import records as job_records
+from app.core.keys import records as keys
 from app.core.settings import Settings
-from app.core.storage import keys
+from app.core.storage.artifact_cache import ArtifactCache
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database, is_migrated
 from tests.factories import make_dataset, make_job, make_spec
@@ -61,10 +62,10 @@ def test_keys_are_stored_hashed_and_invalid_once_revoked(database: Database) -> 
     with database.transaction() as session:
         key, secret = keys.create(session, "laptop")
         assert secret not in json.dumps([key.sha256, key.name, key.id])
-        assert keys.is_valid(session, secret)
-        assert not keys.is_valid(session, secret + "x")
+        assert keys.find_valid(session, secret)
+        assert not keys.find_valid(session, secret + "x")
         keys.revoke(session, key.id)
-        assert not keys.is_valid(session, secret)
+        assert not keys.find_valid(session, secret)
         assert not keys.any_exist(session)
 
 
@@ -88,13 +89,13 @@ def test_a_base_model_is_a_folder_or_a_hub_id_on_the_allow_list(settings: Settin
     assert [(model.name, model.context_length) for model in base_models.find_local(settings)] == [
         ("small", 512)
     ]
-    base_models.check("small", settings)
-    base_models.check("owner/model", settings)
+    base_models.check("small", settings, base_models.find_names(settings))
+    base_models.check("owner/model", settings, [])
     with pytest.raises(UnknownModel, match="large"):
-        base_models.check("large", settings)
+        base_models.check("large", settings, base_models.find_names(settings))
     narrow = settings.model_copy(update={"allowed_models": ["small"]})
     with pytest.raises(ModelNotAllowed):
-        base_models.check("owner/model", narrow)
+        base_models.check("owner/model", narrow, [])
 
 
 def test_artifacts_in_an_object_store_are_fetched_whole(tmp_path: Path) -> None:
@@ -105,11 +106,11 @@ def test_artifacts_in_an_object_store_are_fetched_whole(tmp_path: Path) -> None:
     store = ArtifactStore("memory://tunesmith-tests")
     assert store.put_folder("adapters/ad_1", source) == 3
     assert store.list_files("adapters/ad_1") == ["a.txt", "nested/b.txt"]
-    fetched = store.fetch("adapters/ad_1", tmp_path / "cache")
+    fetched = store.fetch("adapters/ad_1", ArtifactCache(tmp_path / "cache"))
     assert (fetched / "nested" / "b.txt").read_text() == "bb"
     store.delete("adapters/ad_1")
     with pytest.raises(FileNotFoundError):
-        store.fetch("adapters/ad_1", tmp_path / "cache")
+        store.fetch("adapters/ad_1", ArtifactCache(tmp_path / "cache"))
 
 
 def test_settings_come_from_the_environment_and_from_secret_files(

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
+from app.core.evaluations import records as evaluation_records
 from app.core.exports import records as export_records
-from app.core.jobs import events, records as job_records
+from app.core.jobs import checkpoints, events, records as job_records
 from app.core.jobs.events import Log
 from app.core.retention.stored import StoredKind, measure, remove, remove_aged
 from app.core.settings import Settings
@@ -13,6 +14,7 @@ from app.core.specs.export import GgufSpec
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
+from tests.core.evaluations.evaluations import make_evaluation
 from tests.factories import make_adapter, make_job
 
 DAY = timedelta(days=1)
@@ -123,3 +125,33 @@ def test_only_checkpoints_age_by_default_and_after_90_days(
     assert remove_aged(settings, database, store, now=now + 91 * DAY) == {StoredKind.CHECKPOINTS: 1}
     settings.keep_events_days = 30
     assert remove_aged(settings, database, store, now=now + 31 * DAY) == {StoredKind.EVENTS: 2}
+
+
+def test_evaluations_that_have_ended_go(settings: Settings, database: Database, store: ArtifactStore) -> None:
+    with database.transaction() as session:
+        kept, cancelled = (make_evaluation(session).id for _ in "ab")
+        evaluation_records.cancel(session, cancelled)
+    found = {one.kind: one for one in measure(settings, database)}[StoredKind.EVALUATIONS]
+    assert (found.count, found.deletable_count) == (2, 1)
+    settings.keep_evaluations_days = 30
+    now = datetime.now(UTC) + 31 * DAY
+    assert remove_aged(settings, database, store, now=now) == {StoredKind.EVALUATIONS: 1}
+    with database.snapshot() as session:
+        assert list(session.scalars(select(tables.EvaluationRow.id))) == [kept]
+
+
+def test_checkpoints_in_the_store_are_measured_and_deleted_too(
+    settings: Settings, database: Database, store: ArtifactStore, ended: str, tmp_path: Path
+) -> None:
+    (tmp_path / "state").write_bytes(bytes(500))
+    key = f"{checkpoints.name_folder(ended)}/attempt-1-step-5"
+    store.put_file(f"{key}/state", tmp_path / "state")
+    with database.transaction() as session:
+        row = job_records.get(session, ended)
+        row.stored_checkpoint, row.stored_checkpoint_step, row.stored_checkpoint_bytes = key, 5, 500
+    [found] = [one for one in measure(settings, database) if one.kind is StoredKind.CHECKPOINTS]
+    assert (found.count, found.size_bytes, found.deletable_bytes) == (1, 1500, 1500)
+    assert remove(StoredKind.CHECKPOINTS, settings, database, store) == (1, 1500)
+    assert store.list_files("checkpoints") == []
+    with database.snapshot() as session:
+        assert checkpoints.find(session, ended).stored is None

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from tests.end_to_end.processes.fault_injection import FaultInjector, Stage
 from worker.processes.child import ParentLink, Request
 from worker.processes.reports import Advanced, TrainingRequest
-from worker.training import run
+from worker.training import construction, run
 from worker.training.trainer import AdapterTrainer
 
 injector = FaultInjector(worker_pid=os.getppid())
@@ -48,5 +48,5 @@ class WatchedTrainer(AdapterTrainer):
 
 if __name__ == "__main__":
     run.ParentLink = WatchedLink  # type: ignore[misc]
-    run.AdapterTrainer = WatchedTrainer  # type: ignore[misc]
+    construction.AdapterTrainer = WatchedTrainer  # type: ignore[misc]
     run.main()

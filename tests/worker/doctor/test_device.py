@@ -7,7 +7,7 @@ from worker.doctor.findings import Finding, FindingLevel
 
 GIB = 1 << 30
 GPU = Gpu("NVIDIA H100", "9.0", free_bytes=70 * GIB, total_bytes=80 * GIB)
-WORKS = DeviceProbe(driver="570.86.10", torch="2.13.0", cuda="13.0", gpus=1, gpu=GPU, compiler="/usr/bin/cc")
+WORKS = DeviceProbe(driver="570.86.10", torch="2.13.0", cuda="13.0", gpus=(GPU,), compiler="/usr/bin/cc")
 
 
 def first(probe: DeviceProbe, *, require_gpu: bool = False) -> Finding:
@@ -23,14 +23,23 @@ def test_a_gpu_that_computes_is_ok() -> None:
 
 def test_a_gpu_that_does_not_compute_is_a_failure() -> None:
     broken = Gpu("NVIDIA H100", "9.0", free_bytes=0, total_bytes=80 * GIB, error="CUDA error: ECC")
-    probe = DeviceProbe("570.86.10", "2.13.0", "13.0", gpus=1, gpu=broken)
+    probe = DeviceProbe("570.86.10", "2.13.0", "13.0", gpus=(broken,))
     assert first(probe).level is FindingLevel.FAILURE
     assert "CUDA error: ECC" in first(probe).text
 
 
 def test_a_gpu_whose_memory_is_taken_is_a_warning() -> None:
     full = Gpu("NVIDIA H100", "9.0", free_bytes=GIB, total_bytes=80 * GIB)
-    assert first(DeviceProbe("570", "2.13.0", "13.0", gpus=2, gpu=full)).level is FindingLevel.WARNING
+    assert first(DeviceProbe("570", "2.13.0", "13.0", gpus=(full,))).level is FindingLevel.WARNING
+
+
+def test_every_gpu_is_examined() -> None:
+    broken = Gpu("NVIDIA H100", "9.0", free_bytes=0, total_bytes=80 * GIB, error="CUDA error: ECC")
+    findings = judge_gpu(DeviceProbe("570", "2.13.0", "13.0", gpus=(GPU, broken)), require_gpu=True)
+    assert [(finding.subject, finding.level) for finding in findings[:2]] == [
+        ("GPU 0", FindingLevel.OK),
+        ("GPU 1", FindingLevel.FAILURE),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +63,7 @@ def test_no_gpu_is_a_failure_where_one_is_wanted_or_half_there(
 
 
 def test_a_gpu_without_a_c_compiler_is_a_warning() -> None:
-    compiler = judge_gpu(DeviceProbe("570", "2.13.0", "13.0", gpus=1, gpu=GPU), require_gpu=True)[-1]
+    compiler = judge_gpu(DeviceProbe("570", "2.13.0", "13.0", gpus=(GPU,)), require_gpu=True)[-1]
     assert (compiler.subject, compiler.level) == ("C compiler", FindingLevel.WARNING)
 
 
@@ -90,5 +99,6 @@ def test_without_the_kernel_s_file_there_is_no_driver(tmp_path: Path) -> None:
 
 def test_this_machine_s_own_device_is_examined() -> None:
     subjects = {finding.subject: finding for finding in examine_device(require_gpu=False)}
-    assert subjects.keys() >= {"GPU", "driver", "CUDA", "memory", "bitsandbytes"}
+    assert subjects.keys() & {"GPU", "GPU 0"}
+    assert subjects.keys() >= {"driver", "CUDA", "memory", "bitsandbytes"}
     assert subjects["bitsandbytes"].level is FindingLevel.OK

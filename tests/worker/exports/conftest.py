@@ -17,10 +17,10 @@ from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.factories import make_adapter as make_adapter_row
 from tests.tiny_model import NAME
-from worker.exports.checkpoint import SafetensorsCheckpoint
 from worker.exports.gguf.families import GgufLayout
 from worker.exports.gguf.file import write_gguf
-from worker.exports.merge import read_shape
+from worker.exports.merged.checkpoint import SafetensorsCheckpoint
+from worker.exports.merged.merge import read_shape
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
 from worker.models.files import description
 

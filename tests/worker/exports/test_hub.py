@@ -62,7 +62,7 @@ def test_a_push_that_succeeded_is_not_undone(the_hub: WritableHub, folder: Path)
 
 
 def test_a_repository_that_exists_is_pushed_to_only_on_request(the_hub: WritableHub, folder: Path) -> None:
-    the_hub.repositories[NAME] = {"README.md": b"someone's"}
+    the_hub.repositories[NAME], the_hub.private[NAME] = {"README.md": b"someone's"}, True
     with pytest.raises(HubRepositoryExists, match=NAME):
         push_to().check()
     with pytest.raises(HubRepositoryExists, match=NAME):
@@ -91,6 +91,21 @@ def test_a_private_push_does_not_go_into_an_empty_public_repository(
     with pytest.raises(HubRepositoryExists):
         push_to().run(folder, "made")
     assert NAME in the_hub.repositories
+
+
+def test_a_private_push_does_not_go_into_a_public_repository_by_an_update(
+    the_hub: WritableHub, folder: Path
+) -> None:
+    the_hub.repositories[NAME], the_hub.private[NAME] = {"README.md": b"mine"}, False
+
+    with pytest.raises(HubRefused, match="is public"):
+        push_to(update=True).check()
+    with pytest.raises(HubRefused, match="is public"):
+        push_to(update=True).run(folder, "made")
+    assert the_hub.repositories[NAME] == {"README.md": b"mine"}
+
+    push_to(update=True, private=False).run(folder, "made")
+    assert "config.json" in the_hub.repositories[NAME]
 
 
 def test_a_token_that_may_only_read_is_refused_before_the_work(

@@ -12,11 +12,13 @@ import pytest
 
 from app.core.exports import records as export_records
 from app.core.exports.queue import ExportLease
+from app.core.jobs import events
 from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.children import find_children
+from tests.factories import make_job
 from tests.servers.writable_hub import READER, SIGNATURE, WRITER, WritableHub
 from worker.runners.exports import EXPORTING_MODULE, ExportHandler, ExportRunner
 
@@ -179,3 +181,23 @@ def test_a_push_that_is_killed_is_made_by_the_next_attempt(
     assert (row.state, row.error) == ("succeeded", None)
     assert len(the_hub.commits) == 1
     assert "adapter_model.safetensors" in the_hub.repositories[REPOSITORY]
+
+
+def test_a_push_of_a_job_has_its_branch_and_tags_and_is_an_event_of_the_job(
+    the_hub: WritableHub, runner: ExportRunner, push: Callable[..., str], database: Database
+) -> None:
+    export_id = push(revision="try/2", tags=["support", "tunesmith"])
+    with database.transaction() as session:
+        job_id = make_job(session).id
+        export_records.get(session, export_id).job_id = job_id
+
+    runner.run(claimed(runner))
+
+    row = row_of(database, export_id)
+    assert (row.state, row.error, row.url) == ("succeeded", None, f"{the_hub.url}/{REPOSITORY}/tree/try%2F2")
+    assert (the_hub.branches, the_hub.revisions) == (["try/2"], ["try/2"])
+    card = the_hub.repositories[REPOSITORY]["README.md"].decode()
+    assert card.count("- support\n") == card.count("- tunesmith\n") == 1
+    with database.snapshot() as session:
+        [entry] = events.read(session, job_id, types=["log"])
+    assert row.url in str(entry.data)

@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.core.specs.job import QuantizationSpec
 from tests.worker.exports.conftest import save_adapter
-from worker.exports.adapter_weights import read_adapter
-from worker.exports.checkpoint import SafetensorsCheckpoint
-from worker.exports.merge import Merger, merge, read_shape
-from worker.exports.pytorch_bin import write_bin
+from worker.exports.merged.adapter_weights import read_adapter
+from worker.exports.merged.checkpoint import SafetensorsCheckpoint
+from worker.exports.merged.merge import Merger, merge, read_shape
+from worker.exports.merged.pytorch_bin import write_bin
 from worker.models import base_model
 from worker.models.device import find_device
 from worker.models.files import description

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from app.core.specs.export import export_spec_adapter
 from app.core.specs.job import QuantizationSpec
 from tests.worker.exports.conftest import MakeAdapter, failed, succeeded
-from worker.exports import disk, formats, verification
+from worker.exports import disk, verification
 from worker.exports.reports import Exported, ExportFailed, ExportRequest
 from worker.exports.run import run
 from worker.models import base_model
@@ -62,10 +62,10 @@ def test_pickles_are_loaded_as_weights_only(export: Export) -> None:
 
 
 @pytest.mark.parametrize("type", ["f16", "q8_0"])
-def test_a_gguf_file_is_one_file_and_a_card(export: Export, type: str) -> None:
+def test_a_gguf_file_is_one_file_a_card_and_a_modelfile(export: Export, type: str) -> None:
     ended = succeeded(export(format="gguf", type=type))
 
-    assert [file.name for file in ended.files] == ["README.md", f"helper-{type}.gguf"]
+    assert [file.name for file in ended.files] == ["Modelfile", "README.md", f"helper-{type}.gguf"]
     assert ended.agreement.answers_equal >= 0.75
 
 
@@ -80,7 +80,12 @@ def test_a_lora_file_is_verified_on_a_gguf_base(export: Export) -> None:
 def test_a_lora_file_says_which_base_it_was_compared_on_and_can_bring_it(export: Export, base: Path) -> None:
     ended = succeeded(export(format="gguf_lora", with_base=True))
 
-    assert [file.name for file in ended.files] == ["helper-base.gguf", "helper-lora-f16.gguf"]
+    assert [file.name for file in ended.files] == ["Modelfile", "helper-base.gguf", "helper-lora-f16.gguf"]
+    lines = (ended.folder / "Modelfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith(("FROM", "ADAPTER"))] == [
+        "FROM ./helper-base.gguf",
+        "ADAPTER ./helper-lora-f16.gguf",
+    ]
     assert "trained on 4-bit base weights" in ended.notes[0]
     config = AutoConfig.from_pretrained(ended.folder, gguf_file="helper-base.gguf")
     brought = verification.load_gguf(ended.folder / "helper-base.gguf", config, torch.float32)
@@ -142,12 +147,12 @@ def test_a_failed_conversion_keeps_the_merge_and_a_retry_uses_it(
     adapter = make_adapter()
     request = make_request(adapter, format="gguf")
     with monkeypatch.context() as patch:
-        patch.setattr(formats, "write_gguf", fail)
+        patch.setattr("worker.exports.gguf.export.write_gguf", fail)
         ended = failed(run(request, lambda report: None))
     assert "no such luck" in ended.message
     shutil.rmtree(request.folder)
     request.folder.mkdir()
-    monkeypatch.setattr(formats, "merge", fail)
+    monkeypatch.setattr("worker.exports.merged.folder.merge", fail)
 
     succeeded(run(request, lambda report: None))
 

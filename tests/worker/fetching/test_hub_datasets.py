@@ -8,7 +8,7 @@ import pytest
 
 from app.core.datasets import records as dataset_records
 from app.core.datasets.inspection import OnProblem
-from app.core.datasets.rows import Completion, Conversation
+from app.core.datasets.rows import AnswerComparison, Completion, Conversation, Message
 from app.core.datasets.unused_fields import OnUnused
 from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
@@ -54,6 +54,21 @@ def test_a_split_of_parquet_files_is_fetched_at_its_commit(
     rows = list(dataset_records.open_rows(store, dataset))
     assert rows == [(1, Completion("q0", "a")), (2, Completion("q1", "a"))]
     assert list((settings.data_dir / "fetches").iterdir()) == []
+
+
+def test_comparisons_are_fetched(hub: FakeHub, fetch: Fetch, store: ArtifactStore) -> None:
+    """As in UltraFeedback: the prompt as text, and whole conversations."""
+    asked = {"role": "user", "content": "q"}
+    chosen, rejected = ([asked, {"role": "assistant", "content": text}] for text in ("good", "bad"))
+    content = parquet(prompt=["q"], chosen=[chosen], rejected=[rejected], score_rejected=[3.0])
+    hub.add("me/rows", {"data/train-00000.parquet": content})
+    dataset = fetch()
+    assert (dataset.state, dataset.error, dataset.format) == ("ready", None, "comparisons")
+    assert [one["field"] for one in dataset.unused_fields] == ["score_rejected"]
+    [(_, row)] = dataset_records.open_rows(store, dataset)
+    assert row == AnswerComparison(
+        (Message("user", "q"),), (Message("assistant", "good"),), (Message("assistant", "bad"),)
+    )
 
 
 def test_a_configuration_of_json_lines_is_fetched(hub: FakeHub, fetch: Fetch, store: ArtifactStore) -> None:

@@ -10,6 +10,7 @@ from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
+from worker.inference.batching.prompt_scores import ChunkRead
 from worker.inference.batching.sequence import AdapterHandle, Prompt, SampledToken, Sequence
 
 END = 0
@@ -87,12 +88,12 @@ class FakeRunner:
     def start(self, sequence: Sequence) -> None:
         assert sequence.blocks
 
-    def prefill(self, prefills: list[Prefill]) -> list[HiddenSum | None]:
+    def prefill(self, prefills: list[Prefill]) -> list[ChunkRead]:
         """The hidden state of token n is (n, 1)."""
         if self.prefill_errors:
             raise self.prefill_errors.pop()
         self._raise_errors_of([prefill.sequence for prefill in prefills])
-        return [self._hidden_sum(one) if one.sequence.prompt.embeds else None for one in prefills]
+        return [ChunkRead(self._hidden_sum(one) if one.sequence.prompt.embeds else None) for one in prefills]
 
     def decode(self, running: list[Sequence]) -> FakeTokens:
         if self.decode_errors:

@@ -14,6 +14,7 @@ from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from tests.tiny_model import CONTEXT_LENGTH
 from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
+from tests.worker.inference.drafts.drafting import draft_at_random
 from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.random_models import generate
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
@@ -21,7 +22,7 @@ from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Prefill
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
-from worker.inference.engine import Engine
+from worker.inference.engine import Engine, EngineOptions
 from worker.inference.model.runner import ModelRunner
 from worker.inference.sampling.sampler import SampledBatch
 from worker.models.base_model import load_for_serving
@@ -104,15 +105,22 @@ def as_sequence(
     )
 
 
-def new_engine(runner: ModelRunner, mail: Mailbox, *, slots: int = 4) -> Engine:
-    return Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=999, adapter_slot_count=slots))
+def new_engine(runner: ModelRunner, mail: Mailbox, *, slots: int = 4, speculates: bool = False) -> Engine:
+    return Engine(
+        lambda _: runner,
+        mail.deliver,
+        Scheduler(max_waiting=999, adapter_slot_count=slots),
+        options=EngineOptions(speculates=speculates),
+    )
 
 
 @pytest.mark.parametrize("seed", range(SCHEDULE_COUNT))
 def test_mixed_batches_answer_as_peft_does_alone(seed, requests, adapters, runner, monkeypatch):
     rng = random.Random(seed)
     vary(runner, rng, monkeypatch)
-    done = play(rng, runner, adapters, rng.sample(requests, 15))
+    expected = {request.prompt_ids: request.expected for request in requests}
+    draft_at_random(monkeypatch, rng, lambda sequence: expected[tuple(sequence.prompt.token_ids)])
+    done = play(rng, runner, adapters, rng.sample(requests, 15), speculates=seed % 2 == 0)
 
     assert [sequence.token_ids for sequence in done] == [request.expected for request in done.values()]
 
@@ -126,11 +134,16 @@ def vary(runner: ModelRunner, rng: random.Random, monkeypatch: pytest.MonkeyPatc
 
 
 def play(
-    rng: random.Random, runner: ModelRunner, adapters: dict[str, CachedAdapter], todo: list[Request]
+    rng: random.Random,
+    runner: ModelRunner,
+    adapters: dict[str, CachedAdapter],
+    todo: list[Request],
+    *,
+    speculates: bool = False,
 ) -> dict[Sequence, Request]:
     """Submit requests and cancel some of them at random steps. Returns those that finished, by sequence."""
     mail = Mailbox()
-    engine = new_engine(runner, mail)
+    engine = new_engine(runner, mail, speculates=speculates)
     live: dict[Sequence, Request] = {}
     done: dict[Sequence, Request] = {}
     while todo or live:
@@ -147,6 +160,7 @@ def play(
         done |= {sequence: live.pop(sequence) for sequence in list(live) if mail.has_ended(sequence)}
     assert {type(mail.end(sequence)) for sequence in done} <= {Finished}
     assert engine.running_count == 0
+    assert any(sequence.accepted_count for sequence in done) == speculates
     return done
 
 

@@ -3,9 +3,12 @@
 import json
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from transformers import TokenizersBackend
 
 from app.core.chat.tools import FunctionTool
 from app.core.engine.messages import (
@@ -24,11 +27,14 @@ from app.core.specs.job import QuantizationSpec
 from app.core.storage.artifacts import ArtifactStore
 from worker.inference import preprocessing
 from worker.inference.adapters.cache import AdapterCache
+from worker.inference.base_folders import BaseFolders
 from worker.inference.failures import AdapterUnsupported, failed
 from worker.inference.general.paths import ServingPaths
 from worker.inference.preprocessing import Preprocessor
+from worker.inference.tokenizers import TokenizerCache
 from worker.models.device import find_device
 from worker.models.files.description import load_tokenizer
+from worker.templates import renderer
 
 BASE = BaseModelRef(name="tiny-llama", quantization=QuantizationSpec(load_in_4bit=False))
 QUESTION = [ChatMessage(role="user", content="job?")]
@@ -47,7 +53,7 @@ def artifacts(adapters_folder: Path, models_folder: Path, tmp_path: Path) -> Pat
 @pytest.fixture
 def preprocessor(models_folder: Path, artifacts: Path) -> Preprocessor:
     return Preprocessor(
-        models_folder,
+        BaseFolders(models_folder),
         AdapterCache(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30),
         find_device(),
         ServingPaths(),
@@ -142,10 +148,60 @@ def test_seed_is_that_of_the_request_or_random(preprocessor):
 
 
 def test_folders_with_the_same_files_share_a_tokenizer(preprocessor, models_folder, artifacts):
-    _digest, first = preprocessor._tokenizers.get(models_folder / "tiny-llama")
+    first = preprocessor._tokenizers.get(models_folder / "tiny-llama")
     copy = shutil.copytree(models_folder / "tiny-llama", artifacts / "copy")
 
-    assert preprocessor._tokenizers.get(copy)[1] is first
+    assert preprocessor._tokenizers.get(copy) is first
+
+
+@pytest.mark.parametrize("adapter", [None, "plain", "own"])
+def test_only_the_first_request_reads_files_and_builds_the_vocabulary(preprocessor, adapter, monkeypatch):
+    """Both take milliseconds for a real tokenizer, and every request would pay them."""
+    request = make_request(messages=QUESTION, adapter=adapter)
+    first = preprocessor.prepare(request)
+
+    def refuse(*_args, **_options):
+        raise AssertionError("a second time")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(TokenizersBackend, "get_vocab", refuse)
+    monkeypatch.setattr(renderer, "end_token_ids", refuse)
+    second = preprocessor.prepare(request)
+
+    assert (second.token_ids, second.end_ids) == (first.token_ids, first.end_ids)
+
+
+def test_a_tokenizer_whose_files_change_is_read_again(models_folder, tmp_path):
+    folder = shutil.copytree(models_folder / "tiny-llama", tmp_path / "tiny-llama")
+    cache = TokenizerCache()
+    before = cache.get(folder)
+    assert cache.get(folder) is before
+
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "<|begin|>"}))
+
+    after = cache.get(folder)
+    assert (before.tokenizer.pad_token, after.tokenizer.pad_token) == ("<|pad|>", "<|begin|>")
+
+
+def test_the_ends_of_answers_are_looked_for_once_by_requests_that_come_at_once(
+    preprocessor, models_folder, monkeypatch
+):
+    looks, both = [], threading.Barrier(2)
+    served = preprocessor._tokenizers.get(models_folder / "tiny-llama")
+    find = renderer.end_token_ids
+    monkeypatch.setattr(renderer, "end_token_ids", lambda *args: looks.append(args) or find(*args))
+
+    def ask(_number):
+        both.wait()
+        return served.end_ids()
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(ask, range(2)))
+
+    assert len(looks) == 1
+    assert found == [{2}, {2}]
 
 
 def test_token_ids_are_taken_as_they_are(preprocessor):
@@ -238,7 +294,7 @@ def test_tokens_without_a_row_in_the_embedding_are_refused(models_folder: Path, 
     tokenizer.add_tokens(["<tool>"])
     tokenizer.save_pretrained(folder)
     adapters = AdapterCache(ArtifactStore(str(tmp_path)), tmp_path / "cache", 1 << 20)
-    preprocessor = Preprocessor(folder.parent, adapters, find_device(), ServingPaths())
+    preprocessor = Preprocessor(BaseFolders(folder.parent), adapters, find_device(), ServingPaths())
 
     assert preprocessor.prepare(make_request(prompt="Hello")).token_ids
     for options in (
@@ -279,6 +335,53 @@ def test_an_adapters_tokenizer_may_have_what_the_base_models_own_has(
         tokenizer.add_tokens(["<image>"])
         tokenizer.save_pretrained(where)
     adapters = AdapterCache(ArtifactStore(str(artifacts)), artifacts / "cache", 1 << 30)
-    preprocessor = Preprocessor(folder.parent, adapters, find_device(), ServingPaths())
+    preprocessor = Preprocessor(BaseFolders(folder.parent), adapters, find_device(), ServingPaths())
 
     assert preprocessor.prepare(make_request(prompt="Hello", adapter="own")).token_ids
+
+
+def test_a_reference_is_what_training_learns_of_an_answer(preprocessor, models_folder):
+    messages = [ChatMessage(role="user", content="Where?"), ChatMessage(role="assistant", content="Here.")]
+    question = [*messages, ChatMessage(role="user", content="Which city?")]
+
+    prompt = preprocessor.prepare(make_request(messages=question, reference="Oslo", reads_only=True))
+
+    tokenizer = load_tokenizer(models_folder / "tiny-llama")
+    counted = [id_ for id_, is_in in zip(prompt.token_ids, prompt.in_reference, strict=True) if is_in]
+    assert tokenizer.decode(counted[:-1]).strip() == "Oslo"
+    assert counted[-1] == tokenizer.eos_token_id
+    assert not prompt.makes_tokens
+
+
+def test_a_reference_without_a_template_follows_the_prompt(preprocessor):
+    prompt = preprocessor.prepare(make_request(prompt="The city is", reference=" Oslo", reads_only=True))
+    plain = preprocessor.prepare(make_request(prompt="The city is"))
+
+    border = prompt.in_reference.index(True)
+    assert prompt.token_ids[:border] == plain.token_ids
+    assert all(prompt.in_reference[border:])
+
+
+def test_a_model_is_ready_once_a_request_has_read_it_and_while_its_adapter_is_in_memory(
+    preprocessor, artifacts
+):
+    small = AdapterCache(ArtifactStore(str(artifacts)), artifacts / "cache", max_bytes=1)
+    preprocessor._adapters = small
+    plain, own = (make_request(messages=QUESTION, adapter=name) for name in ("plain", "own"))
+
+    assert not preprocessor.is_ready(plain)
+    preprocessor.prepare(plain)
+    assert preprocessor.is_ready(plain)
+    assert not preprocessor.is_ready(own)
+    preprocessor.prepare(own)  # there is memory for one
+    assert preprocessor.is_ready(own)
+    assert not preprocessor.is_ready(plain)
+
+
+def test_a_prediction_has_no_beginning_of_its_own(preprocessor, models_folder):
+    prompt = preprocessor.prepare(make_request(messages=QUESTION, prediction="the jobs"))
+
+    tokenizer = load_tokenizer(models_folder / "tiny-llama")
+    assert tokenizer.decode(prompt.predicted_ids) == "the jobs"
+    assert tokenizer.bos_token_id not in prompt.predicted_ids
+    assert not preprocessor.prepare(make_request(messages=QUESTION)).predicted_ids

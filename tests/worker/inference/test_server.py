@@ -5,11 +5,13 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.core.chat.tools import FunctionTool
 from app.core.engine.messages import (
@@ -30,6 +32,7 @@ from app.core.engine.sampling import Sampling
 from app.core.engine.state import EngineState
 from app.core.specs.job import QuantizationSpec
 from tests.worker.engine_process import engine_client, start_engine
+from worker.models.files.description import load_tokenizer
 from worker.processes.child_process import ChildProcess
 
 BASE = BaseModelRef(name="tiny-llama", quantization=QuantizationSpec(load_in_4bit=False))
@@ -115,6 +118,36 @@ def test_base_and_adapter_answer_differently(engine):
     assert isinstance(tuned[-1], Finished)
     assert text_of(plain) != text_of(tuned)
     assert engine.state().adapters == ["everything"]
+
+
+def test_many_first_requests_to_a_cold_template_are_all_answered(
+    engine: RunningEngine, models_folder: Path, adapters_folder: Path
+) -> None:
+    """None of them is refused because the others load the adapter and render with its template."""
+    own = shutil.copytree(adapters_folder / "attention", adapters_folder / "cold")
+    load_tokenizer(models_folder / BASE.name).save_pretrained(own)
+    (own / "chat_template.jinja").write_text("Q: {{ messages[0]['content'] }} A:")
+
+    def ask(number: int) -> list[Reply]:
+        return engine.ask(messages=[ChatMessage(role="user", content=f"{number}?")], adapter="cold")
+
+    with ThreadPoolExecutor(64) as clients:
+        answers = list(clients.map(ask, range(64)))
+
+    assert [type(replies[-1]) for replies in answers] == [Finished] * 64
+
+
+def test_metrics_need_the_token_and_count_what_was_made(engine):
+    assert httpx.get(engine.http.base_url.join("/metrics")).status_code == 401
+
+    def read() -> float:
+        families = text_string_to_metric_families(engine.http.get("/metrics").text)
+        (made,) = (one for one in families if one.name == "tunesmith_engine_generation_tokens")
+        return made.samples[0].value
+
+    before = read()
+    finished = engine.ask()[-1]
+    assert read() == before + finished.usage.completion_tokens
 
 
 def test_messages_are_rendered_with_the_chat_template(engine):

@@ -59,8 +59,12 @@ def compile_training(dtype: torch.dtype) -> None:
     inner = torch.zeros(tokens, layers * rank, dtype=dtype)
     a, b = torch.zeros(layers * rank, width, dtype=dtype), torch.zeros(width, rank, dtype=dtype)
 
-    norm.rms_norm_and_scale(x, x[0], 1e-5, padding=rank)
-    norm.gradient(x, x, x, x[0], torch.zeros(tokens), padding=rank)
+    for passed, adds_one in ((x, False), (None, True)):
+        norm.rms_norm_and_scale(x, x[0], 1e-5, adds_one=adds_one, padding=rank)
+        norm.gradient(x, passed, x, x[0], torch.zeros(tokens), adds_one=adds_one, padding=rank)
+    for is_gelu in (False, True):
+        swiglu.activate(x, x, is_gelu=is_gelu, padding=rank)
+        swiglu.gradient(x, x, x, is_gelu=is_gelu)
     low_rank_matmul.gradients(x, inner[:, rank : 2 * rank], b, 2.0, inner[:, :rank])
     under_dropout = ([x.bool()] * layers, [1.1] * layers, [rank] * layers)
     low_rank_matmul.grad_of_x_under_dropout(inner, a, *under_dropout)
@@ -81,8 +85,6 @@ def compile_training(dtype: torch.dtype) -> None:
 def compile_serving(dtype: torch.dtype) -> None:
     tokens, width, slots, rank, heads = 4, 256, 3, 16, 4
     x, each = torch.zeros(tokens, width, dtype=dtype), torch.zeros(tokens, dtype=torch.long)
-    norm.rms_norm(x, x[0], 1e-5)
-    swiglu.silu_times(x, x)
     matrix_vector.product(x[:1], torch.zeros(width, width, dtype=dtype), x[0])
     tiles_T3 = torch.tensor(batched_lora.output_tiles([width]), dtype=torch.int32)
     b_SRO = torch.zeros(slots, rank, width, dtype=dtype)

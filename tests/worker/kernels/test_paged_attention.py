@@ -77,6 +77,21 @@ def test_each_row_sees_its_own_keys_up_to_its_position(settings, heads, enough_p
     torch.testing.assert_close(out_NHD, torch.stack(expected), atol=2e-5, rtol=1e-4)
 
 
+def test_positions_of_one_row_may_be_rows_of_their_own(monkeypatch):
+    monkeypatch.setattr(paged_attention, "_ENOUGH_PROGRAMS", 1)
+    case, settings = Case(heads=6), SETTINGS["window"]
+    places = [(3, 70), (3, 71), (3, 74), (1, 6), (2, 0)]
+    query_HND = case.queries(len(places))
+    rows, positions = torch.tensor(places, device=DEVICE).T.contiguous()
+
+    out_NHD = paged_attention.decode(
+        query_HND, case.keys_PSGD, case.values_PSGD, case.block_tables_RP[rows], positions, settings
+    )
+
+    expected = [case.expected(query_HND[:, index], *place, settings) for index, place in enumerate(places)]
+    torch.testing.assert_close(out_NHD, torch.stack(expected), atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("heads", [2, 6])
 def test_chunks_of_prompts_see_what_came_before_and_nothing_later(settings, heads):

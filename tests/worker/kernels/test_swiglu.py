@@ -1,14 +1,27 @@
-"""The kernel for SwiGLU against PyTorch's own functions."""
+"""The kernels for gated activations against PyTorch's own functions and autograd."""
 
+import pytest
 import torch
+from torch.nn import functional
 
 from worker.kernels import swiglu
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
+@pytest.mark.parametrize("is_gelu", [False, True], ids=["silu", "gelu"])
+@pytest.mark.parametrize("padding", [0, 16])
+def test_an_activation_and_its_gradient(device: torch.device, padding: int, is_gelu: bool) -> None:
+    torch.manual_seed(0)
+    gate_NI, up_NI = (2 * torch.randn(3, 2 * 40, device=device)).split(40, -1)
+    grad_NI = torch.randn(3, 40, device=device)
+    leaves = [one.clone().requires_grad_() for one in (gate_NI, up_NI)]
+    active_NI = functional.gelu(leaves[0], approximate="tanh") if is_gelu else functional.silu(leaves[0])
+    expected_NI = active_NI * leaves[1]
+    expected_grads = torch.autograd.grad(expected_NI, leaves, grad_NI)
 
-def test_swiglu_of_rows_with_a_stride():
-    both = torch.randn(3, 2 * 40, device=DEVICE)
-    gate, up = both.split(40, -1)
+    found_NI = swiglu.activate(gate_NI, up_NI, is_gelu=is_gelu, padding=padding)
+    swiglu.gradient(grad_NI, gate_NI, up_NI, is_gelu=is_gelu)
 
-    torch.testing.assert_close(swiglu.silu_times(gate, up), torch.nn.functional.silu(gate) * up)
+    assert found_NI.stride() == (40 + padding, 1)
+    torch.testing.assert_close(found_NI, expected_NI, rtol=1e-4, atol=1e-5)
+    for found, expected in zip((gate_NI, up_NI), expected_grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -18,9 +18,9 @@ from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.core.specs.job import QuantizationSpec
-from worker.exports.adapter_weights import AdapterWeights
-from worker.exports.checkpoint import SafetensorsCheckpoint
-from worker.exports.merge import Merger, read_shape
+from worker.exports.merged.adapter_weights import AdapterWeights
+from worker.exports.merged.checkpoint import SafetensorsCheckpoint
+from worker.exports.merged.merge import Merger, read_shape
 from worker.models import cpu_dequantize
 from worker.models.base_model import load_for_serving, load_model, quantization_config
 from worker.models.cpu_dequantize import BlockLayout, by_table

@@ -144,6 +144,21 @@ def test_the_largest_padding_free_batch_is_one_that_the_trainer_makes() -> None:
     assert (batch.tokens, batch.scored, batch.has_mask) == (max(totals), max(totals) - 4, False)
 
 
+def test_rows_are_grouped_by_length_over_all_devices(seven_b: ModelShape) -> None:
+    lengths = [length % 97 + 2 for length in range(0, 4000, 7)]
+    rows = RowLengths.measure(lengths, [length - 1 for length in lengths])
+    peaks = []
+    for gpus, accumulation in ((1, 4), (2, 2), (1, 2)):
+        spec = make_spec(
+            resources={"gpus": gpus},
+            training={"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 4},
+        )
+        job = PlannedJob(spec, AMPERE, seven_b, LLAMA, TrainingPath.AUTO)
+        peaks.append(choose_batch_size(job, rows, free_bytes=80 * GIGABYTE).memory.activations)
+
+    assert peaks[0] == peaks[1] != peaks[2]
+
+
 def test_a_padded_batch_is_as_long_as_the_longest_row() -> None:
     rows = RowLengths.measure([30, 50, 40], [10, 20, 30])
     training = make_spec().training

@@ -98,12 +98,12 @@ def test_one_sequence_in_a_batch(device: Device, packing: bool, is_padding_free:
         ({}, None),
         ({"gradient_checkpointing": True}, "gradient checkpointing is on"),
         ({"neftune_noise_alpha": 5.0}, "batches are padded"),
-        ({"packing": True}, "batches are long enough"),
-        ({"packing": True, "max_seq_length": 2048}, "batches are long"),
-        ({"packing": True, "max_seq_length": 512}, None),
+        ({"packing": True, "max_seq_length": 2048}, None),
     ],
 )
-def test_graphs_are_for_short_batches(training: dict[str, Any], reason: str | None) -> None:
+def test_graphs_need_batches_without_padding_and_no_checkpoints(
+    training: dict[str, Any], reason: str | None
+) -> None:
     plan = plan_for({"training": training}, HOPPER)
 
     assert plan.cuda_graphs == (reason is None)
@@ -119,12 +119,26 @@ def test_a_gpu_dequantizes_in_triton_and_draws_other_masks_over_unquantized_weig
     assert not plan_for(spec, CPU).triton_dequantize
 
 
-@pytest.mark.parametrize(("name", "is_known"), [("llama", True), ("gpt2", False)])
-def test_liger_is_for_families_that_it_knows(name: str, is_known: bool) -> None:
-    plan = plan_for({}, HOPPER, family=ModelFamily(**{**vars(LLAMA), "name": name}))
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"name": "gpt2"}, "gpt2 has other layers"),
+        ({"drops_others": True}, "a dropout of its own"),
+        ({"takes_attention": False}, "does not let its attention be replaced"),
+    ],
+    ids=["llama", "gpt2", "dropout", "attention"],
+)
+@pytest.mark.parametrize("device", [CPU, HOPPER], ids=["cpu", "gpu"])
+def test_explicit_layers_are_for_families_like_llama(
+    device: Device, changes: dict[str, Any], reason: str | None
+) -> None:
+    plan = plan_for({}, device, family=ModelFamily(**{**vars(LLAMA), **changes}))
 
-    assert plan.liger is is_known
-    assert is_known or "Liger kernels (Liger does not know gpt2)" in plan.left_out
+    assert plan.explicit_decoder == (reason is None)
+    assert plan.triton_operations == (reason is None and device.is_cuda)
+    found = [line for line in plan.left_out if line.startswith("explicit decoder layers")]
+    assert reason is None or reason in found[0]
 
 
 @pytest.mark.parametrize("device", [CPU, HOPPER], ids=["cpu", "gpu"])

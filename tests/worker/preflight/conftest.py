@@ -85,7 +85,7 @@ def make_training_request(
         attempt=1,
         spec=request.spec,
         dataset=Path(environment.artifacts_url) / request.dataset.artifact,
-        dataset_format="messages",
+        dataset_format="messages" if request.spec.method == "sft" else "comparisons",
         dataset_sha256="0" * 64,
         models_folder=environment.models_folder,
         job_folder=folder / "job",

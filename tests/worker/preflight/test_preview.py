@@ -6,7 +6,15 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from app.core.chat.tools import FunctionTool, ToolCall
-from app.core.datasets.rows import Completion, Conversation, Message, PlainText, Row
+from app.core.datasets.rows import (
+    AnswerComparison,
+    Completion,
+    Conversation,
+    LabelledAnswer,
+    Message,
+    PlainText,
+    Row,
+)
 from app.core.engine.preflight import Preview, PreviewRequest
 from tests.tiny_model import NAME
 from tests.worker.preflight.conftest import Store, chat, make_rows
@@ -15,6 +23,13 @@ from worker.models.files import description
 from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.preview import run_preview
 from worker.preflight.token_text import token_texts
+from worker.templates.preference_tokens import (
+    ComparisonTokens,
+    LabelledTokens,
+    encode_preference,
+    is_learned,
+    truncate,
+)
 from worker.templates.token_rows import IGNORED, format_rows
 
 ROWS: list[Row] = [
@@ -48,6 +63,45 @@ def test_tokens_and_marks_are_those_of_training(
         assert [token.id for token in tokens] == row.input_ids
         assert [token.trained for token in tokens] == [label != IGNORED for label in row.labels]
     assert [row.line for row in shown if row.truncated] == trained.cut_lines
+
+
+PAIR = AnswerComparison(
+    chat("How do I cancel a job?").messages[:1],
+    (Message("assistant", "Send POST to the jobs endpoint. 🙂"),),
+    (Message("assistant", "No idea."),),
+)
+PREFERENCES: list[Row] = [PAIR, LabelledAnswer("Read its events", " and the adapter.", False)]
+
+
+@pytest.mark.parametrize("max_length", [256, 60, 8])
+def test_answers_of_preferences_are_shown_after_their_prompt_as_they_are_learned(
+    preview: Any, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> None:
+    shown = preview(PREFERENCES, max_seq_length=max_length).data
+
+    encoded = [
+        encode_preference(10 * number, row, tokenizer) for number, row in enumerate(PREFERENCES, start=1)
+    ]
+    pair, labelled = (truncate(one.tokens, max_length) for one in encoded)
+    assert isinstance(pair, ComparisonTokens)
+    assert isinstance(labelled, LabelledTokens)
+    for row, tokens, answers in (
+        (shown[0], pair, {"chosen": pair.chosen_labels, "rejected": pair.rejected_labels}),
+        (shown[1], labelled, {"completion": labelled.completion_labels}),
+    ):
+        assert [token.id for token in row.tokens] == tokens.prompt_ids
+        assert not any(token.trained for token in row.tokens)
+        for answer in row.answers:
+            learned = [token.id if token.trained else IGNORED for token in answer.tokens]
+            assert learned == answers[answer.name]
+        assert row.truncated is (tokens not in [one.tokens for one in encoded])
+        leaves_out = any("a job leaves this row out" in notice for notice in row.notices)
+        assert leaves_out is not is_learned(tokens)
+    assert [answer.is_good for row in shown for answer in row.answers] == [True, False, False]
+    whole = encoded[0].tokens
+    assert isinstance(whole, ComparisonTokens)
+    counts = [shown[0].token_count, *(answer.token_count for answer in shown[0].answers)]
+    assert counts == [len(whole.prompt_ids), len(whole.chosen_ids), len(whole.rejected_ids)]
 
 
 def test_the_tokens_texts_together_are_the_row_s_text(

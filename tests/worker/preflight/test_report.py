@@ -186,3 +186,48 @@ def test_the_rows_of_a_submitted_job_are_read_at_the_moment_of_its_submission(
     ]
 
     assert tokens[0] < tokens[1]  # Sunday and Wednesday
+
+
+@pytest.mark.parametrize(
+    ("resources", "strategy", "reason"),
+    [
+        ({"gpus": 1}, None, None),
+        ({"gpus": 2}, "ddp", "the job fits one of them"),
+        ({"nodes": 2}, "ddp", "the job fits one of them"),
+        ({"gpus": 2, "strategy": "fsdp"}, "fsdp", "resources.strategy asks for it"),
+    ],
+)
+def test_how_several_gpus_share_the_base_model_is_said(
+    ask: Ask,
+    environment: PreflightEnvironment,
+    resources: dict[str, Any],
+    strategy: str | None,
+    reason: str | None,
+) -> None:
+    request = ask(make_rows(10), resources=resources, quantization={"load_in_4bit": False})
+
+    chosen = run_preflight(request, environment).chosen
+
+    assert chosen.strategy == strategy
+    assert (chosen.strategy_reason or "").startswith(reason or "")
+    assert (chosen.strategy_reason is None) is (reason is None)
+
+
+def test_a_job_that_divides_the_base_model_generates_no_answers(
+    ask: Ask, environment: PreflightEnvironment
+) -> None:
+    found = [
+        run_preflight(
+            ask(
+                make_rows(20),
+                resources={"gpus": 2, "strategy": strategy},
+                quantization={"load_in_4bit": False},
+                training={"validation_split": 0.5},
+            ),
+            environment,
+        )
+        for strategy in ("ddp", "fsdp")
+    ]
+
+    assert [answer.time.sample_seconds > 0 for answer in found] == [True, False]
+    assert ["no_answers" in codes(answer) for answer in found] == [False, True]

@@ -12,6 +12,7 @@ from app.core.engine.messages import Failed
 from app.core.engine.preflight import (
     CheckRequest,
     DatasetRef,
+    HeldOut,
     MemoryFit,
     Preflight,
     PreflightRequest,
@@ -61,6 +62,15 @@ def test_memory_fit_is_a_job_s_need_and_whether_that_is_free_while_serving(
     total = Preflight.model_validate_json(preflight(engine, dataset).content).memory.total
     assert memory_fit.bytes == total
     assert memory_fit.fits
+
+
+def test_the_rows_that_a_job_holds_out_are_found(engine: RunningEngine, dataset: DatasetRef) -> None:
+    training = {"validation_split": 0.5}
+    request = PreflightRequest(spec=make_spec(base_model=NAME, training=training), dataset=dataset)
+
+    response = engine.http.post("/held_out", content=request.model_dump_json())
+
+    assert len(HeldOut.model_validate_json(response.content).lines) == round(dataset.rows / 2)
 
 
 def test_a_base_model_is_measured_searched_for_and_deleted(engine: RunningEngine) -> None:

@@ -37,7 +37,7 @@ def bench(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench
     monkeypatch.setattr(engine_process, "_WATCH_SECONDS", 0.05)
     monkeypatch.setattr(engine_process, "_HEALTH_SECONDS", 0.5)
     monkeypatch.setattr(engine_process, "_FIRST_RESTART_SECONDS", 0.05)
-    bench = Bench(settings.model_copy(update={"engine_stall_seconds": 1.0}))
+    bench = Bench(settings.model_copy(update={"engine_stall_seconds": 1.0, "engine_silent_seconds": 1.0}))
     bench.engine.start({})
     wait_for(lambda: bench.pid, "the engine")
     yield bench
@@ -64,6 +64,40 @@ def test_a_frozen_engine_is_a_problem_and_is_replaced(
     wait_for(lambda: bench.pid not in (frozen, None), "another process")
     wait_for(lambda: bench.engine.read_state() is not None, "an engine that answers")
     assert bench.engine.problem is None
+
+
+def test_a_silent_engine_is_replaced_before_one_that_only_stalls(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.engine._settings, "engine_stall_seconds", 3600.0)
+    frozen = bench.pid
+    assert frozen is not None
+    os.kill(frozen, signal.SIGSTOP)
+    wait_for(lambda: bench.pid not in (frozen, None), "another process")
+
+
+def test_an_engine_that_is_silent_while_it_loads_a_base_model_is_left_alone(bench: Bench) -> None:
+    before = bench.pid
+    assert before is not None
+    bench.post("/loading")
+    wait_for(lambda: bench.engine._is_loading, "the report of it")
+    os.kill(before, signal.SIGSTOP)
+    try:
+        wait_for(lambda: bench.engine.problem, "the problem")
+        wait_for_looks(bench, count=3)
+        assert bench.pid == before
+    finally:
+        os.kill(before, signal.SIGCONT)
+
+
+def test_a_problem_behind_the_engine_is_shown_and_the_engine_is_left_alone(bench: Bench) -> None:
+    before = bench.pid
+    bench.post("/fail", "vLLM does not respond")
+    wait_for(lambda: bench.engine.problem == "vLLM does not respond", "the problem")
+    wait_for_looks(bench, count=40)
+    assert bench.pid == before
+    bench.post("/fail")
+    wait_for(lambda: bench.engine.problem is None, "the end of the problem")
 
 
 def test_an_engine_that_does_what_may_take_long_is_left_alone(bench: Bench) -> None:

@@ -93,6 +93,23 @@ def test_where_none_waits_a_new_process_gets_the_request(prewarmed: PrewarmedTra
     assert child.log_tail() == "imported\nbegan\n"
 
 
+def test_a_process_that_sees_another_gpu_waits_on_for_a_job_of_its_own(
+    prewarmed: PrewarmedTrainer, tmp_path: Path
+) -> None:
+    first, second = ({"CUDA_VISIBLE_DEVICES": name} for name in ("GPU-0", "GPU-1"))
+    prewarmed.prepare(second)
+    waiting = the_waiting(PATIENT)
+    assert waiting.environ()["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+
+    other = prewarmed.start(REQUEST, tmp_path / "other", environment=first)
+    assert other.pid != waiting.pid
+    assert read_to_end(other) == [Waiting(), REQUEST]
+
+    child = prewarmed.start(REQUEST, tmp_path / "log", environment=second)
+    assert child.pid == waiting.pid
+    assert read_to_end(child) == [Waiting(), REQUEST]
+
+
 def test_one_process_waits_however_often_it_is_asked_for(prewarmed: PrewarmedTrainer, tmp_path: Path) -> None:
     for _ in range(3):
         prewarmed.prepare()

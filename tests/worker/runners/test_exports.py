@@ -1,6 +1,7 @@
 """What becomes of an export when its child, its worker or its row goes away; with real children."""
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from tests.children import find_children
+from tests.tiny_model import NAME
 from tests.waiting import wait_for
 from worker.runners.exports import EXPORTING_MODULE, ExportHandler, ExportRunner
 
@@ -209,10 +211,13 @@ def test_a_failed_export_says_why(
     submit_export: Callable[..., str],
 ) -> None:
     export_id = submit_export()
-    nowhere = export_settings.model_copy(update={"models_dir": export_settings.data_dir / "empty"})
-    runner = make_runner(nowhere, database, store, stop)
+    models = export_settings.data_dir / "deleted"
+    (models / NAME).mkdir(parents=True)
+    (models / NAME / "config.json").write_text("{}")
+    runner = make_runner(export_settings.model_copy(update={"models_dir": models}), database, store, stop)
     lease = runner.claim()
     assert lease is not None
+    shutil.rmtree(models)
 
     runner.run(lease)
 

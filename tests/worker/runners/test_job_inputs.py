@@ -40,10 +40,13 @@ def test_what_a_dead_worker_left_is_removed(
     assert len(store.list_files("adapters")) == 1
     assert not undelivered.exists()
 
-    # Killed after its last transaction, a worker leaves checkpoints behind.
-    checkpoints.mkdir()
+    # Killed after its last transaction, a worker leaves checkpoints behind; so does a job of another host.
+    of_deleted_job = settings.job_folder("job_deleted") / "checkpoints"
+    of_failed_job = settings.job_folder(claimed("fails").job_id) / "checkpoints"
+    for folder in (checkpoints, of_deleted_job, of_failed_job):
+        folder.mkdir(parents=True)
     runner.run(claimed("finishes"))
-    assert not checkpoints.exists()
+    assert [one.exists() for one in (checkpoints, of_deleted_job, of_failed_job)] == [False, False, True]
 
 
 def test_the_child_is_told_where_the_adapter_to_continue_from_is(

@@ -15,6 +15,7 @@ from app.core.jobs.events import Evaluation, Metrics
 from tests.factories import jsonl, make_spec
 from tests.tiny_model import NAME
 from worker.processes.child_process import ChildProcess
+from worker.processes.prewarmed import LAUNCHER_MODULE, TRAINING_MODULE
 from worker.processes.reports import Ended, Happened, Report, TrainingRequest, report_adapter
 from worker.training.run import run
 
@@ -111,8 +112,8 @@ def following(request: TrainingRequest, earlier: Reports) -> TrainingRequest:
 class Child:
     """An attempt in a child process, as the worker runs it."""
 
-    def __init__(self, request: TrainingRequest) -> None:
-        self.process = ChildProcess("worker.training.run", request, request.job_folder / "attempt.log")
+    def __init__(self, request: TrainingRequest, module: str = TRAINING_MODULE) -> None:
+        self.process = ChildProcess(module, request, request.job_folder / "attempt.log")
         self.reports = Reports()
 
     def read(self) -> Iterator[Report]:
@@ -134,6 +135,24 @@ def start_child() -> Iterator[Callable[[TrainingRequest], Child]]:
 
     def start(request: TrainingRequest) -> Child:
         children.append(Child(request))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.process.kill()
+        child.process.close()
+
+
+StartRanks = Callable[..., Child]
+
+
+@pytest.fixture
+def start_ranks() -> Iterator[StartRanks]:
+    """Launchers that are gone, with their ranks, when the test is over."""
+    children: list[Child] = []
+
+    def start(request: TrainingRequest, module: str = LAUNCHER_MODULE) -> Child:
+        children.append(Child(request.model_copy(update={"cpu_ranks": 2}), module))
         return children[-1]
 
     yield start

@@ -144,3 +144,28 @@ def test_a_batch_in_which_nothing_is_learned_has_a_loss_of_zero() -> None:
     scores.log_prob_sum.backward()
     assert scores.log_prob_sum == 0
     assert (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("shape", [LogitShape(), LogitShape(0.5, 30.0)], ids=["plain", "shaped"])
+def test_each_log_probability_has_a_gradient_of_its_own(
+    shape: LogitShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As preferences need it: answers have different factors, of the output layer too where it is trained."""
+    monkeypatch.setattr(loss, "_CHUNK_LOGITS_ON_CPU", 4 * 32)  # several chunks
+    torch.manual_seed(0)
+    hidden_NH, weight_VH, bias_V = (
+        torch.randn(*size, requires_grad=True) for size in ((9, 16), (32, 16), (32,))
+    )
+    targets_N, factors_N = torch.randint(32, (9,)), torch.randn(9)
+    logits_NV = functional.linear(hidden_NH, weight_VH, bias_V) * shape.scale
+    if shape.softcap:
+        logits_NV = torch.tanh(logits_NV / shape.softcap) * shape.softcap
+    expected_N = logits_NV.log_softmax(1).gather(1, targets_N[:, None])[:, 0]
+    inputs = (hidden_NH, weight_VH, bias_V)
+    expected = torch.autograd.grad((factors_N * expected_N).sum() + 0.5 * expected_N.sum(), inputs)
+
+    scores = loss.score_hidden_states(*inputs, targets_N, shape)
+
+    total = (factors_N * scores.log_probs_N).sum() + 0.5 * scores.log_prob_sum
+    for found, wanted in zip(torch.autograd.grad(total, inputs), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -100,7 +100,9 @@ def test_a_shortage_leaves_no_trace_in_random_numbers_and_gradients(
     spec: dict[str, Any] = SPEC | {"lora": {"r": 4, "dropout": 0.5}}
     small, short = make_request("small", **spec), make_request("short", **spec)
     with monkeypatch.context() as from_the_start:
-        from_the_start.setattr("worker.training.run.Counters", lambda: Counters(train_rows_at_once=2))
+        from_the_start.setattr(
+            "worker.training.construction.Counters", lambda: Counters(train_rows_at_once=2)
+        )
         run_here(small)
     scarce(2, 0)
 

@@ -12,9 +12,9 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from app.core.errors.exports import ExportMismatch, ExportUnsupported
-from worker.exports.adapter_weights import AdapterWeights
 from worker.exports.gguf.families import GgufLayout
 from worker.exports.gguf.file import plan_tensor, write_tensors
+from worker.exports.merged.adapter_weights import AdapterWeights
 
 _TYPES = {"f16": GGMLQuantizationType.F16, "f32": GGMLQuantizationType.F32}
 

@@ -20,7 +20,7 @@ class AdapterSlots:
     """Assigns the slots 1 to `count` to adapters."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
+        self.count = count
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._pins: Counter[str] = Counter()
 
@@ -31,7 +31,7 @@ class AdapterSlots:
 
     def can_pin(self, adapter_id: str | None) -> bool:
         """Whether `pin` would succeed."""
-        return adapter_id is None or adapter_id in self._slots or self._pinned_count < self._count
+        return adapter_id is None or adapter_id in self._slots or self._pinned_count < self.count
 
     def pin(self, adapter_id: str | None) -> Pin:
         """Pin the adapter's slot; assigns the least recently used unpinned one if it has none."""
@@ -75,11 +75,11 @@ class AdapterSlots:
         return sum(pins > 0 for pins in self._pins.values())
 
     def _free_slot(self) -> int:
-        if len(self._slots) >= self._count:
+        if len(self._slots) >= self.count:
             oldest = self._oldest_idle()
             assert oldest is not None
             return self._slots.pop(oldest)
-        return min(set(range(1, self._count + 1)) - set(self._slots.values()))
+        return min(set(range(1, self.count + 1)) - set(self._slots.values()))
 
     def _oldest_idle(self) -> str | None:
         return next((adapter_id for adapter_id in self._slots if not self._pins[adapter_id]), None)

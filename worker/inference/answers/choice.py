@@ -1,8 +1,8 @@
 """Which format the answer to a request has, and what of it is to be parsed."""
 
 import json
-from collections.abc import Collection
 from dataclasses import replace
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
@@ -75,10 +75,10 @@ def _render_call(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return answer if _CALLED in answer else None
 
 
-def end_ids_of_answers(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> set[int]:
-    """Those of the end tokens that end an answer, not only a part of one."""
+def find_inner_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The end tokens that end only a part of an answer to a prompt that the chat template renders."""
     inner = find_answer_format(tokenizer, has_functions=False).inner_ends
-    return set(end_ids) - {tokenizer.convert_tokens_to_ids(token) for token in inner}
+    return frozenset(cast(list[int], tokenizer.convert_tokens_to_ids(list(inner))))
 
 
 def find_parsed_format(

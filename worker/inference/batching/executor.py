@@ -2,22 +2,26 @@
 
 On an asynchronous device (a GPU) the next step is launched before the tokens of the last one are read: the
 device computes while the host makes text. A sequence that turns out to be finished has then made a token too
-many, which is dropped. Where a step of several sequences fails, each is computed alone, so that an error ends
+many, which is dropped. A step may also verify drafted tokens (speculation.py), where the host knows the last
+ones. Where a step of several sequences fails, each is computed alone, so that an error ends
 only the sequence that it comes from. Knows no torch: the model is behind the protocol `Runner`.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence as Listed
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.core.engine.messages import Reply
 from app.core.errors.engine import PromptTooLong
 from app.core.errors.jobs import OutOfMemory
-from worker.inference.batching.embedding import HiddenSum
+from worker.inference.batching.counts import StepCounts
+from worker.inference.batching.drafts import Draft
 from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Prefill
+from worker.inference.batching.prompt_scores import ChunkRead
 from worker.inference.batching.scheduler import Started
 from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
+from worker.inference.batching.speculation import Speculation, Timed
 from worker.inference.batching.step_limit import StepLimit
 from worker.inference.failures import failed
 
@@ -34,10 +38,12 @@ class PendingTokens(Protocol):
 
 
 class Runner(Protocol):
-    """A loaded base model. Any method may raise; no row has advanced after an error of `prefill` or `decode`.
+    """A loaded base model. Any method may raise; after an error no row has advanced.
 
-    `prefill` returns the sums of hidden states for chunks of texts whose embeddings are wanted.
-    `decode_alone` computes one sequence where `decode` has failed for the batch.
+    `prefill` returns what each chunk gives where the request wants an embedding or log-probabilities.
+    `decode_alone` computes one sequence where `decode` has failed for the batch. `verify` returns, for each
+    sequence whose prompt is read, its next token and one after each of its drafted tokens; the sequence has
+    advanced by those up to the first that was not drafted. It needs `capacity.verified_positions`.
     """
 
     capacity: Capacity
@@ -48,9 +54,10 @@ class Runner(Protocol):
 
     def load_adapter(self, slot: int, adapter: AdapterHandle) -> None: ...
     def start(self, sequence: Sequence) -> None: ...
-    def prefill(self, prefills: list[Prefill]) -> list[HiddenSum | None]: ...
+    def prefill(self, prefills: list[Prefill]) -> list[ChunkRead]: ...
     def decode(self, running: list[Sequence]) -> PendingTokens: ...
     def decode_alone(self, sequence: Sequence) -> PendingTokens: ...
+    def verify(self, running: list[Sequence], drafts: Mapping[Sequence, Draft]) -> PendingTokens: ...
     def move(self, move: Move) -> None: ...
     def free(self, row: int) -> None: ...
     def is_usable(self) -> bool: ...
@@ -59,10 +66,18 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class _InFlight:
-    """A launched step whose tokens were not read yet; `places`: of each sequence in it."""
+    """A launched step whose tokens were not read yet; `places`: of each sequence's first token in it.
+
+    `is_typical`: it is like any other with these sequences, so that its duration says what others will take.
+    `overlaps`: it was launched before the tokens of the step before it were read.
+    """
 
     pending: PendingTokens
     places: list[tuple[int, Sequence]]
+    drafts: Mapping[Sequence, Draft] = field(default_factory=dict)
+    began_at: float = 0.0
+    is_typical: bool = False
+    overlaps: bool = False
 
 
 class RunnerBroken(Exception):
@@ -72,13 +87,25 @@ class RunnerBroken(Exception):
 class BatchExecutor:
     """Runs one batch on the model of one runner. Replies are passed to `put`."""
 
-    def __init__(self, batch: ModelBatch, runner: Runner, put: Put, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        batch: ModelBatch,
+        runner: Runner,
+        put: Put,
+        clock: Callable[[], float],
+        counts: StepCounts | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
         self.batch = batch
+        self._counts = counts or StepCounts()
         self.runner = runner
         self._put = put
         self._clock = clock
         self._limit = StepLimit()
         self._in_flight: list[_InFlight] = []
+        self._speculation = speculation
+        # Steps launched since the last one that read prompts or was computed in parts.
+        self._typical_count = 0
 
     @property
     def step_seconds(self) -> float:
@@ -106,6 +133,7 @@ class BatchExecutor:
             if started.pin.must_load and adapter is not None:
                 self.batch.slots.forget(adapter.id)
             return
+        self._counts.cached_tokens += sequence.prefilled_count
         sequence.start()
 
     def _load_adapter(self, sequence: Sequence, adapter: AdapterHandle) -> None:
@@ -114,6 +142,7 @@ class BatchExecutor:
         while True:
             try:
                 self.runner.load_adapter(sequence.adapter_slot, adapter)
+                self._counts.adapter_loads += 1
                 return
             except OutOfMemory:
                 slot = slots.replace_idle(adapter.id)
@@ -134,13 +163,26 @@ class BatchExecutor:
         return len(self.batch.running) + sum(prefill.token_count for prefill in self.batch.prefills())
 
     def _step(self) -> None:
-        if any(sequence.needs_host for sequence in self.batch.running):
+        if self._needs_host():
             self._collect()
-        launched = self._launch()
-        self._collect()
+        began_at = self._clock()
+        launched = self._launch(began_at)
+        self._collect(next_began_at=began_at)
         self._in_flight = launched
         if not self.runner.is_asynchronous:
             self._collect()
+
+    def _needs_host(self) -> bool:
+        """Whether the next step must wait for the tokens in flight."""
+        if any(one.drafts for one in self._in_flight):
+            return True
+        if any(sequence.needs_host for sequence in self.batch.running):
+            return True
+        return (
+            self._speculation is not None
+            and bool(self._in_flight)
+            and self._speculation.wants_host(self.batch.running)
+        )
 
     def fail(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence with an error reply and remove it."""
@@ -159,24 +201,54 @@ class BatchExecutor:
         self._in_flight.clear()
         self.runner.close()
 
-    def _launch(self) -> list[_InFlight]:
+    def _launch(self, began_at: float) -> list[_InFlight]:
         """Read chunks of prompts, then launch a token for every sequence whose prompt is read."""
+        self._typical_count = 0 if self.batch.prefills() else self._typical_count + 1
         self._prefill()
+        self._send_reads()
         running = list(self.batch.running)
         ready = [sequence for sequence in running if sequence.is_prefilled]
         if not ready:
             return []
+        verifying = self._launch_verifying(running, began_at)
+        if verifying is not None:
+            return [verifying]
         try:
             places = [(sequence.row, sequence) for sequence in ready]
-            return [_InFlight(self.runner.decode(running), places)]
+            pending = self.runner.decode(running)
         except Exception as error:
             self._check_usable(error)
             if len(running) == 1:
                 self.fail(ready[0], error)
                 return []
             _log.warning("A step of %d sequences failed; computing each alone: %s", len(running), error)
+        else:
+            is_typical, overlaps = self._typical_count > 1, bool(self._in_flight)
+            return [_InFlight(pending, places, {}, began_at, is_typical, overlaps)]
+        self._typical_count = 0
         # One that fails is removed at once, and another sequence then moves into its row.
         return [launched for sequence in ready if (launched := self._launch_alone(sequence)) is not None]
+
+    def _launch_verifying(self, running: list[Sequence], began_at: float) -> _InFlight | None:
+        """Launch a step that verifies drafted tokens, where that pays; None: nothing was launched."""
+        if self._speculation is None or self._in_flight:
+            return None
+        try:
+            drafts = self._speculation.choose(running)
+            pending = self.runner.verify(running, drafts) if drafts else None
+        except Exception as error:
+            self._check_usable(error)
+            _log.warning("A step that verifies drafted tokens failed; there are none for a while: %s", error)
+            self._speculation.pause()
+            return None
+        if pending is None:
+            return None
+        places, first = [], 0
+        for sequence in running:
+            if sequence.is_prefilled:
+                places.append((first, sequence))
+                first += 1 + len(drafts.get(sequence, Draft()).token_ids)
+        return _InFlight(pending, places, drafts, began_at, is_typical=self._typical_count > 1)
 
     def _launch_alone(self, sequence: Sequence) -> _InFlight | None:
         try:
@@ -198,33 +270,40 @@ class BatchExecutor:
                 return
             _log.warning("Chunks of %d prompts failed; reading each alone: %s", len(prefills), error)
             read = [one for prefill in prefills for one in self._prefill_alone(prefill)]
-        for prefill, hidden_sum in read:
-            prefill.sequence.add_read(prefill.token_count, hidden_sum)
+        for prefill, chunk in read:
+            prefill.sequence.add_read(prefill.token_count, chunk)
+            self._counts.prompt_tokens += prefill.token_count
             self.batch.commit(prefill.sequence)
-        for sequence in [prefill.sequence for prefill, _ in read]:
-            if sequence.prompt.embeds and sequence.is_prefilled:
-                self._finish_embedding(sequence)
 
-    def _prefill_alone(self, prefill: Prefill) -> list[tuple[Prefill, HiddenSum | None]]:
+    def _prefill_alone(self, prefill: Prefill) -> list[tuple[Prefill, ChunkRead]]:
         """Read a chunk of one prompt. Returns it, or nothing where its sequence has failed."""
         try:
-            (hidden_sum,) = self.runner.prefill([prefill])
+            (chunk,) = self.runner.prefill([prefill])
         except Exception as error:
             self._fail_after_error(prefill.sequence, error)
             return []
-        return [(prefill, hidden_sum)]
+        return [(prefill, chunk)]
 
-    def _finish_embedding(self, sequence: Sequence) -> None:
-        try:
-            finished = sequence.finish_embedding()
-        except Exception as error:
-            self._fail_after_error(sequence, error)
-            return
-        self._put(sequence, finished)
-        self.remove(sequence)
+    def _send_reads(self) -> None:
+        """Send what is wanted of prompts that are read, and end the sequences that make no token."""
+        for sequence in [one for one in self.batch.running if one.has_unsent_read]:
+            try:
+                described = sequence.describe_prompt()
+                finished = None if sequence.prompt.makes_tokens else sequence.finish_read()
+            except Exception as error:
+                self._fail_after_error(sequence, error)
+                continue
+            if described is not None:
+                self._put(sequence, described)
+            if finished is not None:
+                self._put(sequence, finished)
+                self.remove(sequence)
 
-    def _collect(self) -> None:
-        """Read the tokens of the step in flight. Sequences that were removed since are skipped."""
+    def _collect(self, next_began_at: float | None = None) -> None:
+        """Read the tokens of the step in flight. Sequences that were removed since are skipped.
+
+        `next_began_at`: when the next step began to be launched, where that was before.
+        """
         in_flight, self._in_flight = self._in_flight, []
         for one in in_flight:
             try:
@@ -234,9 +313,29 @@ class BatchExecutor:
                     if self.batch.is_running(sequence):
                         self._fail_after_error(sequence, error)
                 continue
-            for place, sequence in one.places:
-                if self.batch.is_running(sequence):
-                    self._add(sequence, tokens[place])
+            made = {sequence: self._take(one, sequence, place, tokens) for place, sequence in one.places}
+            overlaps = next_began_at is not None
+            # A step that overlaps with only one of those before and after it is like no other.
+            if self._speculation is not None and one.is_typical and one.overlaps == overlaps:
+                ended_at = self._clock() if next_began_at is None else next_began_at
+                self._speculation.record(Timed(made, one.drafts, ended_at - one.began_at, overlaps=overlaps))
+
+    def _take(self, step: _InFlight, sequence: Sequence, place: int, tokens: Listed[SampledToken]) -> int:
+        """Add the tokens of a step, from `place` on, that the sequence has made. Returns their number."""
+        count = 1
+        if sequence in step.drafts:
+            drafted = step.drafts[sequence].token_ids
+            while count <= len(drafted) and tokens[place + count - 1].token_id == drafted[count - 1]:
+                count += 1
+            sequence.drafted_count += len(drafted)
+            sequence.accepted_count += count - 1
+            self._counts.draft_tokens += len(drafted)
+            self._counts.accepted_tokens += count - 1
+        for token in tokens[place : place + count]:
+            # An end token, a stop string or an error may end it before the last.
+            if self.batch.is_running(sequence):
+                self._add(sequence, token)
+        return count
 
     def _add(self, sequence: Sequence, token: SampledToken) -> None:
         try:
@@ -245,8 +344,13 @@ class BatchExecutor:
         except Exception as error:
             self.fail(sequence, error)
             return
+        self._counts.generation_tokens += 1
+        # The step that makes the first token reads the last one of the prompt.
+        self._counts.prompt_tokens += len(sequence.token_ids) == 1
         for delta in deltas:
             self._put(sequence, delta)
+        if finished is None and self._speculation is not None:
+            self._speculation.add(sequence, token.token_id)
         if finished is not None:
             self._put(sequence, finished)
             self.batch.commit(sequence)
@@ -268,5 +372,5 @@ def _check_length(sequence: Sequence, capacity: Capacity) -> None:
             len(sequence.prompt.token_ids),
             capacity.max_length,
             capacity.context_length,
-            has_answer=not sequence.prompt.embeds,
+            has_answer=sequence.prompt.makes_tokens,
         )

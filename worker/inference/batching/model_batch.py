@@ -21,8 +21,13 @@ class Capacity:
     context_length: int
     # Chunked prefill: decode steps run between the chunks of a long prompt, so that no stream stalls for it.
     prefill_tokens_per_step: int = 512
+    # The same for prompts whose log-probabilities are wanted: each token has the logits of a vocabulary.
+    scored_tokens_per_step: int = 256
     # Whether the blocks are those of a paged cache; else they only count the memory of separate caches.
     shares_prefixes: bool = True
+    # Positions that a verifying step can compute; 0: the model has none. Drafted ids must be below the other.
+    verified_positions: int = 0
+    draftable_ids: int = 0
 
     @property
     def max_length(self) -> int:
@@ -62,6 +67,11 @@ class ModelBatch:
         """Whether every row is in use."""
         return len(self.running) >= self.capacity.max_rows
 
+    @property
+    def used_blocks(self) -> int:
+        """How many blocks of the KV cache the running sequences use."""
+        return self._block_manager.used_count
+
     def start(self, sequence: Sequence) -> Pin | None:
         """Allocate blocks, a row and an adapter slot for a sequence; None where one is lacking."""
         if self.is_full or not self.slots.can_pin(sequence.adapter_id):
@@ -99,11 +109,15 @@ class ModelBatch:
         """
         chunks = []
         token_budget = self.capacity.prefill_tokens_per_step
+        scored_budget = min(self.capacity.scored_tokens_per_step, token_budget)
         for sequence in self.running:
             left = sequence.prefill_length - sequence.prefilled_count
-            if left > 0 and token_budget > 0:
-                chunks.append(Prefill(sequence, min(left, token_budget)))
-                token_budget -= chunks[-1].token_count
+            is_scored = sequence.prompt.is_scored
+            count = min(left, token_budget, scored_budget if is_scored else left)
+            if count > 0:
+                chunks.append(Prefill(sequence, count))
+                token_budget -= count
+                scored_budget -= count if is_scored else 0
         return chunks
 
     def commit(self, sequence: Sequence) -> None:
@@ -122,5 +136,6 @@ class ModelBatch:
         return True
 
     def _shares_prefix(self, sequence: Sequence) -> bool:
-        """Whether blocks may be shared: they lack the hidden states that an embedding is made of."""
-        return self.capacity.shares_prefixes and not sequence.prompt.embeds
+        """Whether blocks may be shared: they lack the states that embeddings and scores are made of."""
+        prompt = sequence.prompt
+        return self.capacity.shares_prefixes and not (prompt.embeds or prompt.is_scored)

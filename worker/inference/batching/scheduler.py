@@ -43,7 +43,7 @@ class Scheduler:
         self.batches: list[ModelBatch] = []
         self.max_waiting = max_waiting
         self._adapter_slot_count = adapter_slot_count
-        self._max_base_models = max_base_models
+        self.max_base_models = max_base_models
         # Keys of the base model that is being loaded, and of one that lacked memory while others were loaded.
         self._loading: str | None = None
         self._too_large: str | None = None
@@ -163,7 +163,7 @@ class Scheduler:
 
     def _has_place_for(self, claimant: Sequence) -> bool:
         is_too_large = claimant.base_key == self._too_large and bool(self.batches)
-        return len(self.batches) < self._max_base_models and not is_too_large
+        return len(self.batches) < self.max_base_models and not is_too_large
 
     def _leaving(self, claimant: Sequence) -> ModelBatch:
         """The batch that should drain: one that is empty, or else the least recently used."""

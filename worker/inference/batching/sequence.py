@@ -1,5 +1,6 @@
 """The state of one request: its prompt, the tokens and text made so far, and when it ends. Knows no torch."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence as Listed
 from dataclasses import dataclass, field, replace
@@ -9,22 +10,30 @@ from app.core.engine.messages import (
     BaseModelRef,
     Delta,
     Finished,
+    Likelihood,
     MadeToken,
+    PromptDelta,
     ServingPath,
     Timings,
+    TokenDelta,
     TokenProbability,
+    TokenText,
     Usage,
 )
 from app.core.engine.sampling import Sampling
 from app.core.errors import InvalidRequest
 from worker.inference.answers.answer_text import AnswerText, ParsedAnswer, ParsedFormat, PlainAnswer
+from worker.inference.batching.drafts import Draft
 from worker.inference.batching.embedding import HiddenSum, pack_embedding
+from worker.inference.batching.prompt_scores import ChunkRead, ChunkScores, ScoredToken
 from worker.inference.failures import ScoresNotFinite
 from worker.inference.sampling.text_stream import Decode
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from worker.inference.sampling.grammars import GrammarSource
 
 # In the place of a token where the scores of the row are not finite numbers.
 NO_TOKEN = -1
@@ -38,6 +47,9 @@ class Matcher(Protocol):
 
     def allowed_tokens(self) -> "npt.NDArray[np.int32]":
         """The tokens that may come next, as a bit mask: bit t % 32 of word t // 32 is token t."""
+
+    def allowed_along(self, token_ids: Listed[int]) -> "list[npt.NDArray[np.int32]]":
+        """`allowed_tokens` now and after each of these tokens, up to the first that is not allowed."""
 
     def accept_token(self, token_id: int) -> None:
         """Advance by this token."""
@@ -58,19 +70,11 @@ class AdapterHandle(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SampledLogprob:
-    """The log-probability of a sampled token; `top`: (id, log-probability) of the likeliest tokens."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class SampledToken:
     """A token that the model sampled, with its log-probability where the request asks for that."""
 
     token_id: int
-    logprob: SampledLogprob | None = None
+    logprob: ScoredToken | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,33 @@ class Prompt:
     # Set where log-probabilities are requested.
     token_bytes: TokenBytes | None = None
     grammar: Grammar | None = None
+    # What the grammar was made of; it is not compiled where another engine generates.
+    grammar_source: "GrammarSource | None" = None
     # How to tell thoughts, text and calls apart; None: the answer is text.
     parsed: ParsedFormat | None = None
+    # Tokens that the answer is expected to repeat in part.
+    predicted_ids: Listed[int] = ()
     # Whether the text's embedding is wanted in place of an answer.
     embeds: bool = False
+    # Whether only the prompt's log-probabilities are wanted.
+    reads_only: bool = False
+    # How many of the likeliest tokens are wanted for each token of the prompt, with its log-probability.
+    prompt_logprobs: int | None = None
+    # Which tokens of the prompt are the reference whose likelihood is wanted.
+    in_reference: Listed[bool] | None = None
     # What the paged engine can't compute, if anything.
     model_obstacle: str | None = None
     adapter_obstacle: str | None = None
+
+    @property
+    def makes_tokens(self) -> bool:
+        """Whether an answer is wanted."""
+        return not (self.embeds or self.reads_only)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are wanted."""
+        return self.prompt_logprobs is not None or self.in_reference is not None
 
     def check_ids(self, embedding_count: int) -> None:
         """Raise InvalidRequest for an id that is no row of the embedding: it would end a GPU's process."""
@@ -127,6 +151,9 @@ class Sequence:
     passed_over_count: int = 0
     length_limit: int | None = None
     queued_at: float = 0.0
+    # Drafted tokens that were verified, and how many of them the answer has.
+    drafted_count: int = 0
+    accepted_count: int = 0
 
     def __post_init__(self) -> None:
         # Computed once: the scheduler compares it at every step.
@@ -137,6 +164,8 @@ class Sequence:
         self._started_at = self._received_at
         self._first_token_at: float | None = None
         self._hidden_sum: HiddenSum | None = None
+        self._scores: list[ChunkScores] = []
+        self._is_described = False
 
     @property
     def adapter_id(self) -> str | None:
@@ -149,11 +178,16 @@ class Sequence:
         return len(self.prompt.token_ids) + len(self.token_ids)
 
     @property
+    def last_token_id(self) -> int:
+        """The last token of prompt and answer so far."""
+        return self.token_ids[-1] if self.token_ids else self.prompt.token_ids[-1]
+
+    @property
     def max_length(self) -> int:
         """The number of tokens of prompt and answer at which generation ends."""
-        wanted = len(self.prompt.token_ids) + (
-            0 if self.prompt.embeds else self.prompt.sampling.max_new_tokens
-        )
+        wanted = len(self.prompt.token_ids)
+        if self.prompt.makes_tokens:
+            wanted += self.prompt.sampling.max_new_tokens
         return wanted if self.length_limit is None else min(wanted, self.length_limit)
 
     @property
@@ -171,7 +205,7 @@ class Sequence:
 
     def fits(self, max_length: int) -> bool:
         """Whether the prompt, with at least one token of an answer to it, fits into so many tokens."""
-        return len(self.prompt.token_ids) + (0 if self.prompt.embeds else 1) <= max_length
+        return len(self.prompt.token_ids) + self.prompt.makes_tokens <= max_length
 
     @property
     def needs_host(self) -> bool:
@@ -181,6 +215,13 @@ class Sequence:
     def allowed_tokens(self) -> "npt.NDArray[np.int32] | None":
         """The bit mask of `Matcher.allowed_tokens`; None without a grammar."""
         return self._matcher.allowed_tokens() if self._matcher is not None else None
+
+    def allowed_draft(self, token_ids: Listed[int]) -> Draft:
+        """A draft of these tokens, up to the first that the grammar does not allow."""
+        if self._matcher is None:
+            return Draft(token_ids)
+        allowed = self._matcher.allowed_along(token_ids)
+        return Draft(token_ids[: len(allowed) - 1], allowed)
 
     def take_general_path(self, reason: str) -> None:
         """Generate with the base model of the general path in place of the paged one."""
@@ -202,13 +243,16 @@ class Sequence:
         self.token_ids.append(token.token_id)
         if self._first_token_at is None:
             self._first_token_at = self.clock()
+        made = None if token.logprob is None else self._describe(token.token_id, token.logprob)
         if token.token_id in self.prompt.end_ids:
             deltas = self._text.finish(is_cut=False)
             self._end("stop")
-            return deltas
+            if self.prompt.prompt_logprobs is None or made is None:
+                return deltas
+            # With those of the prompt, every token that was made has its log-probability: clients count them.
+            return [*deltas, TokenDelta(text="", tokens=[made])]
         if self._matcher is not None:
             self._matcher.accept_token(token.token_id)
-        made = None if token.logprob is None else self._describe(token.token_id, token.logprob)
         deltas = self._text.add(token.token_id, made)
         if self._text.is_over:
             self._end("stop")
@@ -217,18 +261,69 @@ class Sequence:
             self._end("stop" if self._text.is_over else "length")
         return deltas
 
-    def add_read(self, token_count: int, hidden_sum: HiddenSum | None) -> None:
-        """Record that the model has read so many more tokens; of an embedding, with their hidden states."""
-        self.prefilled_count += token_count
-        if hidden_sum is not None:
-            self._hidden_sum = hidden_sum if self._hidden_sum is None else self._hidden_sum + hidden_sum
+    def end(self, *, is_cut: bool) -> Listed[Delta]:
+        """End the answer where no token ends it; returns the rest of its text. `is_cut`: it is too long."""
+        if self._first_token_at is None:
+            self._first_token_at = self.clock()
+        deltas = self._text.finish(is_cut=is_cut)
+        self._end("stop" if self._text.is_over or not is_cut else "length")
+        return deltas
 
-    def finish_embedding(self) -> Finished:
-        """The final reply of an embedding. Waits for the device; raises ScoresNotFinite."""
-        assert self._hidden_sum is not None
-        embedding = pack_embedding(self._hidden_sum)
-        self.finish_reason, self._first_token_at = "stop", self.clock()
-        return self.finished().model_copy(update={"embedding": embedding})
+    def add_read(self, token_count: int, read: ChunkRead) -> None:
+        """Record that the model has read so many more tokens, and what it gave."""
+        self.prefilled_count += token_count
+        if read.hidden_sum is not None:
+            added = read.hidden_sum
+            self._hidden_sum = added if self._hidden_sum is None else self._hidden_sum + added
+        if read.scores is not None:
+            self._scores.append(read.scores)
+
+    @property
+    def has_unsent_read(self) -> bool:
+        """Whether the prompt is read, and what was wanted of it was not sent."""
+        is_wanted = self.prompt.prompt_logprobs is not None and not self._is_described
+        return self.is_prefilled and (is_wanted or not self.prompt.makes_tokens)
+
+    def describe_prompt(self) -> PromptDelta | None:
+        """The tokens of a prompt that is read, where they are wanted. Waits for the device.
+
+        Raises ScoresNotFinite.
+        """
+        if self.prompt.prompt_logprobs is None:
+            return None
+        assert self.prompt.token_bytes is not None
+        self._is_described = True
+        first, *others = self.prompt.token_ids
+        described = map(self._describe, others, self._take_scores())
+        return PromptDelta(
+            first=TokenText(token_id=first, bytes=list(self.prompt.token_bytes(first))),
+            tokens=list(described),
+        )
+
+    def finish_read(self) -> Finished:
+        """The final reply where no token is made. Waits for the device; raises ScoresNotFinite."""
+        found: dict[str, object] = {}
+        if self.prompt.embeds:
+            assert self._hidden_sum is not None
+            found["embedding"] = pack_embedding(self._hidden_sum)
+        if self.prompt.in_reference is not None:
+            found["likelihood"] = self._add_up(self.prompt.in_reference)
+        self.finish_reason = "stop" if self.prompt.embeds else "length"
+        self._first_token_at = self.clock()
+        return self.finished().model_copy(update=found)
+
+    def _add_up(self, in_reference: Listed[bool]) -> Likelihood:
+        pairs = zip(self._take_scores(), in_reference[1:], strict=True)
+        logprobs = [score.logprob for score, is_counted in pairs if is_counted]
+        return Likelihood(logprob=math.fsum(logprobs), tokens=len(logprobs))
+
+    def _take_scores(self) -> list[ScoredToken]:
+        """The scores of all tokens of the prompt but the first."""
+        chunks, self._scores = self._scores, []
+        scores = [score for chunk in chunks for score in chunk.to_host()]
+        if any(math.isnan(score.logprob) for score in scores):
+            raise ScoresNotFinite("scores for the prompt's tokens")
+        return scores
 
     def finished(self) -> Finished:
         """The final reply, with usage and timings."""
@@ -251,6 +346,8 @@ class Sequence:
                 tokens_per_second=count / working_seconds if working_seconds > 0 else 0.0,
                 path=self.prompt.base_model.path,
                 path_reason=self.prompt.model_obstacle or self.prompt.adapter_obstacle,
+                drafted_tokens=self.drafted_count,
+                accepted_tokens=self.accepted_count,
             ),
         )
 
@@ -258,7 +355,7 @@ class Sequence:
         """Set why the answer ends. Calls of functions end it, unless they were cut off."""
         self.finish_reason = "tool_calls" if reason == "stop" and self._text.has_calls else reason
 
-    def _describe(self, token_id: int, logprob: SampledLogprob) -> MadeToken:
+    def _describe(self, token_id: int, logprob: ScoredToken) -> MadeToken:
         token_bytes = self.prompt.token_bytes
         assert token_bytes is not None
         return MadeToken(

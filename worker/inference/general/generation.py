@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from transformers import Cache, GenerationConfig, PreTrainedModel
 
+from worker.inference.sampling.sampler import Logprobs, score_tokens
+
 _CACHES = ("past_key_values", "cache_params", "state")
 
 
@@ -72,6 +74,16 @@ def sum_hidden_states(model: PreTrainedModel, token_ids: Sequence[int]) -> torch
     )
     hidden_LH: torch.Tensor = outputs.last_hidden_state[0]
     return hidden_LH.sum(0, dtype=torch.float32)
+
+
+@torch.no_grad()
+def score_text(model: PreTrainedModel, token_ids: Sequence[int], top_count: int) -> Logprobs:
+    """The log-probabilities of all tokens of a text but the first."""
+    ids_1L = torch.tensor([token_ids], device=model.device)
+    outputs = model(
+        input_ids=ids_1L, attention_mask=torch.ones_like(ids_1L), use_cache=False, return_dict=True
+    )
+    return score_tokens(outputs.logits[0, :-1], ids_1L[0, 1:], top_count)
 
 
 def _prepared(

@@ -7,6 +7,7 @@ Shape letters: B sequences of a step, V vocabulary.
 """
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,12 +17,18 @@ from transformers import PreTrainedModel
 
 from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.batching.block_manager import block_count
-from worker.inference.batching.embedding import HiddenSum
+from worker.inference.batching.drafts import Draft
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
+from worker.inference.batching.prompt_scores import ChunkRead
 from worker.inference.batching.sequence import AdapterHandle, Sequence
 from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.general.adapters import PeftFolder, put_on
-from worker.inference.general.generation import TextSteps, sum_hidden_states, use_plain_generation
+from worker.inference.general.generation import (
+    TextSteps,
+    score_text,
+    sum_hidden_states,
+    use_plain_generation,
+)
 from worker.inference.sampling.sampler import SampledBatch, Sampler
 from worker.models.device import Device, free_memory_bytes
 
@@ -96,23 +103,28 @@ class GeneralRunner:
         prompt.check_ids(self._embedding_count)
         with memory_errors():
             model = self._models[sequence.adapter_slot]
-            steps = None if prompt.embeds else TextSteps(model, prompt.token_ids)
+            steps = TextSteps(model, prompt.token_ids) if prompt.makes_tokens else None
             self._rows[sequence.row] = _Row(steps)
             self._sampler.set_row(sequence.row, prompt.sampling, prompt.seed, prompt.token_ids)
 
-    def prefill(self, prefills: list[Prefill]) -> list[HiddenSum | None]:
-        """Read each text whose embedding is wanted, whole with its last chunk. Raises OutOfMemory.
+    def prefill(self, prefills: list[Prefill]) -> list[ChunkRead]:
+        """Read each text whose embedding or log-probabilities are wanted, whole with its last chunk.
 
-        Returns the sums [H] of their last hidden states. Prompts are read by `decode`, as `generate` does.
+        Prompts to be continued are read by `decode`, as `generate` does. Raises OutOfMemory.
         """
         with memory_errors():
-            return [
-                sum_hidden_states(self._models[one.sequence.adapter_slot], one.sequence.prompt.token_ids)
-                if one.sequence.prompt.embeds
-                and one.sequence.prefilled_count + one.token_count == one.sequence.prefill_length
-                else None
-                for one in prefills
-            ]
+            return [self._read(prefill) for prefill in prefills]
+
+    def _read(self, prefill: Prefill) -> ChunkRead:
+        sequence, prompt = prefill.sequence, prefill.sequence.prompt
+        if sequence.prefilled_count + prefill.token_count < sequence.prefill_length:
+            return ChunkRead()
+        model = self._models[sequence.adapter_slot]
+        if prompt.embeds:
+            return ChunkRead(hidden_sum=sum_hidden_states(model, prompt.token_ids))
+        if prompt.is_scored:
+            return ChunkRead(scores=score_text(model, prompt.token_ids, prompt.prompt_logprobs or 0))
+        return ChunkRead()
 
     def decode(self, running: list[Sequence]) -> SampledBatch:
         """Sample a token for each row. The token of a row whose prompt has to wait is undefined.
@@ -140,6 +152,10 @@ class GeneralRunner:
     def decode_alone(self, sequence: Sequence) -> SampledBatch:
         """Sample a token for one sequence. Raises OutOfMemory."""
         return self.decode([sequence])
+
+    def verify(self, running: list[Sequence], drafts: Mapping[Sequence, Draft]) -> SampledBatch:
+        """Not possible: a cache of transformers can't take rejected tokens back in every family."""
+        raise NotImplementedError("The general path has no verifying steps (`capacity.verified_positions`).")
 
     def move(self, move: Move) -> None:
         """Move a sequence to another row."""

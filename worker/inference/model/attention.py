@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache, registered with transformers as an attention function.
+"""Attention over the paged KV cache, also registered with transformers as an attention function.
 
 The model gets no cache object: this function stores keys and values itself. It supports sliding windows and
 soft caps, and raises ModelUnsupported for other kinds of attention. The tokens of all rows come in one
@@ -103,31 +103,40 @@ def attend(
     """
     if step is None or others.get("position_bias") is not None:
         raise ModelUnsupported("The base model's attention is of a kind that the engine does not know.")
+    scale = query_BHND.shape[3] ** -0.5 if scaling is None else scaling
+    settings = LayerSettings(scale, sliding_window, softcap, s_aux)
     index = module.layer_idx
     assert isinstance(index, int)
-    step.windows[index] = sliding_window
-    layer = step.cache.layer(index, key_BGND, value_BGND)
-    scale = query_BHND.shape[3] ** -0.5 if scaling is None else scaling
-    settings = _LayerSettings(scale, sliding_window, softcap, s_aux)
-    if step.uses_kernels:
-        return _with_kernels(query_BHND[0], key_BGND[0], value_BGND[0], layer, step, settings)[None], None
-    _store(key_BGND[0], value_BGND[0], layer, step)
-    attended = (
-        _prefill(query_BHND, layer, step, settings)
-        if step.chunks
-        else _decode(query_BHND, layer, step, settings)
-    )
-    return attended, None
+    return attend_paged(index, query_BHND[0], key_BGND[0], value_BGND[0], step, settings)[None], None
 
 
 @dataclass(frozen=True)
-class _LayerSettings:
+class LayerSettings:
     """The scale of a layer's scores, its sliding window, its soft cap and its sinks."""
 
     scale: float
     window: int | None
-    softcap: float | None
-    sinks_H: torch.Tensor | None
+    softcap: float | None = None
+    sinks_H: torch.Tensor | None = None
+
+
+def attend_paged(
+    index: int,
+    query_HND: torch.Tensor,
+    key_GND: torch.Tensor,
+    value_GND: torch.Tensor,
+    step: Step,
+    settings: LayerSettings,
+) -> torch.Tensor:
+    """Store keys and values of the layer at `index`, and return what the queries attend to, [N, H, D]."""
+    step.windows[index] = settings.window
+    layer = step.cache.layer(index, key_GND, value_GND)
+    if step.uses_kernels:
+        return _with_kernels(query_HND, key_GND, value_GND, layer, step, settings)
+    _store(key_GND, value_GND, layer, step)
+    if step.chunks:
+        return _prefill(query_HND, layer, step, settings)
+    return _decode(query_HND, layer, step, settings)
 
 
 def _with_kernels(
@@ -136,7 +145,7 @@ def _with_kernels(
     value_GND: torch.Tensor,
     layer: LayerCache,
     step: Step,
-    settings: _LayerSettings,
+    settings: LayerSettings,
 ) -> torch.Tensor:
     # Triton is not installed on a machine without a GPU.
     from worker.kernels import paged_attention
@@ -163,36 +172,31 @@ def _store(key_GND: torch.Tensor, value_GND: torch.Tensor, layer: LayerCache, st
     layer.values_PSGD.flatten(0, 1)[places_N] = value_GND.transpose(0, 1)
 
 
-def _decode(
-    query_BHND: torch.Tensor, layer: LayerCache, step: Step, settings: _LayerSettings
-) -> torch.Tensor:
+def _decode(query_HND: torch.Tensor, layer: LayerCache, step: Step, settings: LayerSettings) -> torch.Tensor:
     """One token per row. The query heads of a key head act as its queries, so that no key is repeated."""
-    heads, count, dimension = query_BHND.shape[1:]
+    heads, count, dimension = query_HND.shape
     tables = step.block_tables_RP[:count, : block_count(step.key_count)]
     keys_NGLD = layer.keys_PSGD[tables].flatten(1, 2).transpose(1, 2)
     values_NGLD = layer.values_PSGD[tables].flatten(1, 2).transpose(1, 2)
-    grouped = query_BHND[0].transpose(0, 1).reshape(count, keys_NGLD.shape[1], -1, dimension)
+    grouped = query_HND.transpose(0, 1).reshape(count, keys_NGLD.shape[1], -1, dimension)
     sinks = None if settings.sinks_H is None else settings.sinks_H.view(1, *grouped.shape[1:3], 1)
     out = _attention(grouped, keys_NGLD, values_NGLD, step.decode_mask(settings.window), settings, sinks)
-    return out.reshape(1, count, heads, dimension)
+    return out.reshape(count, heads, dimension)
 
 
-def _prefill(
-    query_BHND: torch.Tensor, layer: LayerCache, step: Step, settings: _LayerSettings
-) -> torch.Tensor:
+def _prefill(query_HND: torch.Tensor, layer: LayerCache, step: Step, settings: LayerSettings) -> torch.Tensor:
     """Chunks of prompts, one row after another."""
-    groups = query_BHND.shape[1] // layer.keys_PSGD.shape[2]
+    groups = len(query_HND) // layer.keys_PSGD.shape[2]
     sinks = None if settings.sinks_H is None else settings.sinks_H.view(1, -1, 1, 1)
     attended, first = [], 0
     for chunk in step.chunks:
         blocks = step.block_tables_RP[chunk.row, : block_count(chunk.end)]
         keys_GLD = layer.keys_PSGD[blocks].flatten(0, 1)[: chunk.end].transpose(0, 1)
         values_GLD = layer.values_PSGD[blocks].flatten(0, 1)[: chunk.end].transpose(0, 1)
-        positions = torch.arange(chunk.start, chunk.end, device=query_BHND.device)
-        mask = _visible(positions, torch.arange(chunk.end, device=query_BHND.device), settings.window)
-        query_HND = query_BHND[0, :, first : first + chunk.count]
+        positions = torch.arange(chunk.start, chunk.end, device=query_HND.device)
+        mask = _visible(positions, torch.arange(chunk.end, device=query_HND.device), settings.window)
         out_HND = _attention(
-            query_HND[None],
+            query_HND[None, :, first : first + chunk.count],
             _repeat_kv(keys_GLD, groups)[None],
             _repeat_kv(values_GLD, groups)[None],
             mask,
@@ -201,7 +205,7 @@ def _prefill(
         )
         attended.append(out_HND[0].transpose(0, 1))
         first += chunk.count
-    return torch.cat(attended)[None]
+    return torch.cat(attended)
 
 
 def _attention(
@@ -209,7 +213,7 @@ def _attention(
     keys: torch.Tensor,
     values: torch.Tensor,
     mask: torch.Tensor,
-    settings: _LayerSettings,
+    settings: LayerSettings,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention in torch over [batch, heads, tokens, D]. `sinks`: as the scores of one more key."""

@@ -4,8 +4,10 @@ A kernel is used only where it gives on random input what the model's own code g
 kind of norm, embedding or activation keeps its own. CUDA only.
 """
 
+import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,20 +21,23 @@ _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 _ROTATE = "apply_rotary_pos_emb"
 
 Tensors = tuple[torch.Tensor, ...]
+_log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def install(model: PreTrainedModel) -> list[str]:
-    """Replace what can be replaced. Returns the names of the classes and functions."""
-    replaced = set()
+def install(model: PreTrainedModel) -> ExitStack:
+    """Replace what can be replaced. Returns what undoes it."""
+    replaced, undo = set(), ExitStack()
     for module in model.modules():
         found = _norm(module) or _swiglu(module)
         if found is not None and _same(module.forward, found, _inputs(module, model)):
+            undo.callback(vars(module).pop, "forward", None)
             module.forward = found
             replaced.add(type(module).__name__)
-    if _install_rotation(model):
+    if _install_rotation(model, undo):
         replaced.add(_ROTATE)
-    return sorted(replaced)
+    _log.info("Kernels in the place of %s", ", ".join(sorted(replaced)) or "nothing")
+    return undo
 
 
 def _norm(module: nn.Module) -> Callable[..., torch.Tensor] | None:
@@ -40,8 +45,12 @@ def _norm(module: nn.Module) -> Callable[..., torch.Tensor] | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None or weight.ndim != 1:
         return None
-    # The input of a norm of heads is strided; the kernel needs a contiguous one.
-    return lambda x: norm.rms_norm(x.contiguous(), weight, epsilon)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        normed, _factor = norm.rms_norm_and_scale(x.reshape(-1, x.shape[-1]), weight, epsilon)
+        return normed.view(x.shape)
+
+    return forward
 
 
 def _swiglu(module: nn.Module) -> Callable[..., torch.Tensor] | None:
@@ -56,7 +65,7 @@ def _swiglu(module: nn.Module) -> Callable[..., torch.Tensor] | None:
         assert up is not None
         assert down is not None
         gate_x, up_x = gate(x), up(x)
-        active = swiglu.silu_times(gate_x.flatten(0, -2), up_x.flatten(0, -2))
+        active = swiglu.activate(gate_x.flatten(0, -2), up_x.flatten(0, -2))
         output: torch.Tensor = down(active.view(*x.shape[:-1], -1))
         return output
 
@@ -69,7 +78,7 @@ def _inputs(module: nn.Module, model: PreTrainedModel) -> Tensors:
     return (torch.randn(1, 3, width, dtype=model.dtype, device=model.device),)
 
 
-def _install_rotation(model: PreTrainedModel) -> bool:
+def _install_rotation(model: PreTrainedModel, undo: ExitStack) -> bool:
     """Replace the function in the Python module where the model's attention looks it up."""
     attentions = [module for module in model.modules() if hasattr(module, "layer_idx")]
     homes = {sys.modules[type(module).__module__] for module in attentions}
@@ -92,6 +101,7 @@ def _install_rotation(model: PreTrainedModel) -> bool:
     rotate = _rotation(own)
     if not _same(own, rotate, inputs):
         return False
+    undo.callback(setattr, home, _ROTATE, getattr(home, _ROTATE))
     setattr(home, _ROTATE, rotate)
     return True
 

@@ -1,6 +1,6 @@
 """The keys and values of all layers, in blocks. Does not know which sequence uses which block.
 
-Shape letters: P blocks, S tokens of a block, G key/value heads, N tokens of a step, D head dimension; B is 1.
+Shape letters: P blocks, S tokens of a block, G key/value heads, N tokens of a step, D head dimension.
 """
 
 from dataclasses import dataclass
@@ -32,10 +32,10 @@ class KVCache:
         tensors = [t for layer in self._layers.values() for t in (layer.keys_PSGD, layer.values_PSGD)]
         return sum(tensor[0, 0].numel() * tensor.element_size() for tensor in tensors)
 
-    def layer(self, index: int, keys_BGND: torch.Tensor, values_BGND: torch.Tensor) -> LayerCache:
+    def layer(self, index: int, keys_GND: torch.Tensor, values_GND: torch.Tensor) -> LayerCache:
         """Returns the layer's cache, allocated at its first use with the shapes of these keys and values."""
         if index not in self._layers:
-            self._layers[index] = LayerCache(self._new(keys_BGND), self._new(values_BGND))
+            self._layers[index] = LayerCache(self._new(keys_GND), self._new(values_GND))
         return self._layers[index]
 
     def clear(self, blocks: list[int]) -> None:
@@ -44,11 +44,11 @@ class KVCache:
             layer.keys_PSGD[blocks] = 0
             layer.values_PSGD[blocks] = 0
 
-    def _new(self, states_BGND: torch.Tensor) -> torch.Tensor:
-        _, heads, _, dimension = states_BGND.shape
+    def _new(self, states_GND: torch.Tensor) -> torch.Tensor:
+        heads, _, dimension = states_GND.shape
         shape = (self.block_count, BLOCK_TOKENS, heads, dimension)
-        if states_BGND.is_cuda:
-            return states_BGND.new_zeros(shape)
+        if states_GND.is_cuda:
+            return states_GND.new_zeros(shape)
         # NumPy's zeros are lazily allocated: the system takes memory page by page, at the first write.
-        count = int(np.prod(shape)) * states_BGND.element_size()
-        return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(states_BGND.dtype).view(shape)
+        count = int(np.prod(shape)) * states_GND.element_size()
+        return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(states_GND.dtype).view(shape)

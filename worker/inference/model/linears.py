@@ -1,8 +1,8 @@
 """The linear layers of a base model: those that read the same input are computed as one matrix product.
 
-The model's modules stay in place, with another `forward`. The weights of a group of layers are one tensor, to
-which rows can be appended: the A matrices of LoRA adapters, which are then part of the same product. What
-the rows hold, and LoRA itself, the caller adds.
+The weights of a group of layers are one tensor, to which rows can be appended: the A matrices of LoRA
+adapters, which are then part of the same product. What the rows hold, and LoRA itself, the caller adds.
+The modules compute what they did: their weights are views of the group's.
 Shape letters: N tokens, I inputs, O outputs of all layers of a group, C appended rows.
 """
 
@@ -24,7 +24,7 @@ class MergedWeights(Protocol):
     def product(self, x_NI: torch.Tensor) -> torch.Tensor: ...
     def append_rows(self, count: int) -> torch.Tensor: ...
     def product_with_rows(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
-    def use_kernels(self) -> None: ...
+    def use_kernels(self, used: bool = True) -> None: ...
 
 
 class ProductWithLora(Protocol):
@@ -61,9 +61,9 @@ class MergedDenseWeights:
         both = self._linear(x_NI, self._weight_OI, self._bias_O)
         return both[:, : self._outputs], both[:, self._outputs :]
 
-    def use_kernels(self) -> None:
+    def use_kernels(self, used: bool = True) -> None:
         """Compute the product of a single token by a kernel, which is faster than the general product."""
-        self._uses_kernels = True
+        self._uses_kernels = used
 
     def _linear(
         self, x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
@@ -92,7 +92,7 @@ class MergedFourBitWeights:
     def __init__(self, linears: list[Linear4bit]) -> None:
         states = [linear.weight.quant_state for linear in linears]
         first = states[0]
-        self._packed = torch.cat([linear.weight.data.view(-1) for linear in linears])[:, None]
+        self._packed = _join_packed(linears)
         outputs = sum(linear.out_features for linear in linears)
         self._state = QuantState(
             absmax=torch.cat([_absmax(state) for state in states]),
@@ -104,9 +104,6 @@ class MergedFourBitWeights:
         )
         self._bias_O = _joined_bias(linears)
         self._rows_CI: torch.Tensor | None = None
-        for linear in linears:
-            # The module's own copy is freed; its new `forward` does not read it.
-            linear.weight.data = linear.weight.data.new_empty(0)
 
     def product(self, x_NI: torch.Tensor) -> torch.Tensor:
         """The outputs [N, O] of all layers, side by side."""
@@ -117,7 +114,7 @@ class MergedFourBitWeights:
         self._rows_CI = self._packed.new_zeros(count, self._state.shape[1], dtype=self._state.dtype)
         return self._rows_CI
 
-    def use_kernels(self) -> None:
+    def use_kernels(self, used: bool = True) -> None:
         """Nothing changes: bitsandbytes' own kernels are used in any case."""
 
     def product_with_rows(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +124,7 @@ class MergedFourBitWeights:
 
 
 class MergedLinears:
-    """Linear layers with one input. The call of the first computes all outputs; the others return theirs.
+    """Linear layers with one input, whose outputs are computed together: a `Projection` of worker/decoder.
 
     `update`, where it is set, computes the outputs in place of the product.
     """
@@ -139,47 +136,54 @@ class MergedLinears:
         self.device = linears[0].weight.device
         self.weights = _weights(linears)
         self.update: ProductWithLora | None = None
-        self._input: torch.Tensor | None = None
-        self._parts: dict[int, torch.Tensor] = {}
-        for index, linear in enumerate(linears):
-            linear.forward = _Part(self, index)  # type: ignore[assignment, method-assign]
 
     def shape_of(self, name: str) -> tuple[int, int]:
         """The number of outputs and of inputs of a layer."""
         return self.widths[self.names.index(name)], self.input_width
 
-    def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """The output [..., outputs] of the layer at `index` of the group for an input [..., I]."""
-        if self._input is not x or index not in self._parts:
-            x_NI = x.reshape(-1, x.shape[-1])
-            y_NO = self.weights.product(x_NI) if self.update is None else self.update(x_NI)
-            self._parts = dict(enumerate(y_NO.view(*x.shape[:-1], -1).split(self.widths, -1)))
-            self._input = x
-        part = self._parts.pop(index)
-        if not self._parts:
-            self._input = None
-        return part
+    def product(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """The outputs [N, O] of all layers, side by side, with what adapters add."""
+        return self.weights.product(x_NI) if self.update is None else self.update(x_NI)
 
+    def input_padding(self) -> int:
+        """No elements need to be free behind the rows of the input."""
+        return 0
 
-class _Part:
-    """Replaces the `forward` of one layer of a group."""
+    def forward(
+        self, x_TI: torch.Tensor, plus_TO: torch.Tensor | None = None, *, padding: int = 0
+    ) -> tuple[list[torch.Tensor], None]:
+        """Return the output of every layer; `plus_TO` is added to a single one."""
+        y_NO = self.product(x_TI)
+        if plus_TO is not None:
+            return [plus_TO + y_NO], None
+        return list(y_NO.split(self.widths, -1)), None
 
-    def __init__(self, group: MergedLinears, index: int) -> None:
-        self._group = group
-        self._index = index
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._group.part(self._index, x)
+    def compute_alone(self, x: torch.Tensor) -> torch.Tensor:
+        """The output [..., O] of the group's only layer for an input [..., I]."""
+        return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
 def merge_linears(model: nn.Module) -> list[MergedLinears]:
-    """Replace the `forward` of every linear layer of a model; layers with the same input are merged."""
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    """Merge the weights of all linear layers with the same input."""
+    linears = _linears_of(model)
     groups: list[list[str]] = []
     for names in group_by_input(linears):
         can_merge = all(_can_merge(linears[names[0]], linears[name]) for name in names)
         groups += [names] if can_merge else [[name] for name in names]
     return [MergedLinears(names, [linears[name] for name in names]) for names in groups]
+
+
+def replace_forwards(model: nn.Module) -> list[MergedLinears]:
+    """Replace the `forward` of every linear layer by that of a group of this layer alone, and return them."""
+    groups = []
+    for name, linear in _linears_of(model).items():
+        groups.append(MergedLinears([name], [linear]))
+        linear.forward = groups[-1].compute_alone  # type: ignore[method-assign, assignment]
+    return groups
+
+
+def _linears_of(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def _can_merge(first: nn.Linear, second: nn.Linear) -> bool:
@@ -194,6 +198,17 @@ def _can_merge(first: nn.Linear, second: nn.Linear) -> bool:
 def _weights(linears: list[nn.Linear]) -> MergedWeights:
     four_bit = [linear for linear in linears if isinstance(linear, Linear4bit)]
     return MergedFourBitWeights(four_bit) if four_bit else MergedDenseWeights(linears)
+
+
+def _join_packed(linears: list[Linear4bit]) -> torch.Tensor:
+    """The packed weights of all layers in one tensor, of which the layers get views."""
+    if len(linears) == 1:
+        return linears[0].weight.data.view(-1, 1)
+    parts = [linear.weight.data for linear in linears]
+    packed = torch.cat([part.view(-1) for part in parts])
+    for linear, part, own in zip(linears, parts, packed.split([part.numel() for part in parts]), strict=True):
+        linear.weight.data = own.view(part.shape)
+    return packed[:, None]
 
 
 def _joined_bias(linears: list[nn.Linear] | list[Linear4bit]) -> torch.Tensor | None:

@@ -18,12 +18,12 @@ def merge_router(name: str, router: nn.Module, *, is_needed: Callable[[], bool])
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = weight
     group = MergedLinears([name], [linear])
-    own_forward = router.forward
+    own_forward, product = router.forward, group.compute_alone
 
     def forward(*args: Any, **options: Any) -> Any:
         if not is_needed():
             return own_forward(*args, **options)
-        with ReplacedProduct(weight, linear.forward):
+        with ReplacedProduct(weight, product):
             return own_forward(*args, **options)
 
     router.forward = forward

@@ -1,13 +1,15 @@
 """Runs the base model: reads prompts in chunks and samples one token for every row of the batch.
 
-It is a transformers model in which `support.py` has replaced the attention function and the `forward` of the
-linear layers, and on a GPU also norms, rotary embedding and SwiGLU where a kernel gives the same result.
-Only `DeviceTokens.to_host` waits for the device. Knows nothing of queues, text or HTTP.
+`support.py` finds how: by worker/decoder for families like Llama's, else by the model's own code with other
+attention and linear layers; on a GPU with kernels for what is small. Only `DeviceTokens.to_host` waits for
+the device. Knows nothing of queues, text or HTTP.
 Shape letters: R all rows, B rows of a step, N tokens of a step, P blocks of a row, V vocabulary, H hidden
 size.
 """
 
 import gc
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -15,14 +17,18 @@ from transformers import PreTrainedModel
 from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.batching.block_manager import BLOCK_TOKENS, block_count
-from worker.inference.batching.embedding import HiddenSum
+from worker.inference.batching.drafts import Draft
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
-from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
+from worker.inference.batching.prompt_scores import ChunkRead
+from worker.inference.batching.sequence import AdapterHandle, Sequence
 from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.model import attention, support
+from worker.inference.model.device_tokens import DeviceTokens
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
-from worker.inference.sampling.sampler import Logprobs, SampledBatch, Sampler
+from worker.inference.model.verifying import MAX_POSITIONS, VerifyingForward
+from worker.inference.sampling.drafted import DraftedPositions
+from worker.inference.sampling.sampler import Sampler, score_tokens
 from worker.models.device import Device, free_memory_bytes, on_device
 
 MAX_ROWS = {"cpu": 32, "cuda": 128}
@@ -31,28 +37,10 @@ CACHE_SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.5}
 _PREFILL_TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
 # The rank to allocate for in advance. The first adapter of a higher rank takes longer to load.
 _EXPECTED_RANK = 16
+_CHECKED_POSITIONS = 4
 
 # Sizes of captured prefill graphs, in tokens. Longer prefills keep the device busy while they are launched.
 _PREFILL_SIZES = [64, 128, 256, 384, 512, 768, 1024]
-
-
-class DeviceTokens:
-    """The tokens of a step, copied to the host without waiting for the device."""
-
-    def __init__(self, sampled: SampledBatch) -> None:
-        self._arrived: torch.cuda.Event | None = None
-        if sampled.tokens_B.is_cuda:
-            sampled = _on_host(sampled)
-            # Blocking: the waiting thread sleeps instead of spinning, so that other threads can run.
-            self._arrived = torch.cuda.Event(blocking=True)
-            self._arrived.record()
-        self._sampled = sampled
-
-    def to_host(self) -> list[SampledToken]:
-        """The tokens by row. Waits for the device."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._sampled.to_host()
 
 
 class ModelRunner:
@@ -72,9 +60,13 @@ class ModelRunner:
         max_rows = max_rows or MAX_ROWS[device.kind]
         self.is_asynchronous = device.is_cuda
         self.weight_bits = 4 if getattr(model, "is_loaded_in_4bit", False) else 8 * model.dtype.itemsize
-        self._model = model
+        self._path = prepared.path
         self._device = device
         self._uses_kernels = prepared.uses_kernels
+        embedding = model.get_input_embeddings().weight
+        assert isinstance(embedding, torch.Tensor)
+        self._embedding_count = embedding.shape[0]
+        self._vocabulary_size = vocabulary_size = model.get_output_embeddings().weight.shape[0]
         context_length = support.context_length(model)
         share = cache_share or CACHE_SHARE_OF_FREE_MEMORY[device.kind]
         blocks = int(free_memory_bytes(device) * share / (prepared.bytes_per_token * BLOCK_TOKENS))
@@ -83,19 +75,17 @@ class ModelRunner:
             block_count=min(blocks, max_rows * block_count(context_length) + 1),
             context_length=context_length,
             prefill_tokens_per_step=_PREFILL_TOKENS_PER_STEP[device.kind],
+            verified_positions=MAX_POSITIONS,
+            draftable_ids=min(embedding.shape[0], vocabulary_size),
         )
         self._cache = KVCache(self.capacity.block_count)
         self._slots = LoraSlots(
             model,
-            prepared.groups,
+            prepared.path.groups,
             count=adapter_slot_count,
             dtype=model.dtype,
             uses_kernels=self._uses_kernels,
         )
-        embedding = model.get_input_embeddings().weight
-        assert isinstance(embedding, torch.Tensor)
-        self._embedding_count = embedding.shape[0]
-        vocabulary_size = model.get_output_embeddings().weight.shape[0]
         self._sampler = Sampler(max_rows=max_rows, vocabulary_size=vocabulary_size, device=device.torch)
         # Last token, position, adapter slot and activity in one tensor, so that one copy sets a row.
         self._state_4R = torch.zeros(4, max_rows, dtype=torch.long, device=device.torch)
@@ -105,14 +95,20 @@ class ModelRunner:
         self._block_tables_RP = torch.zeros(
             max_rows + 1, block_count(self.capacity.max_length), dtype=torch.int32, device=device.torch
         )
-        # The positions on the host, to know the length of a row without a wait for the device.
-        self._positions = [0] * max_rows
         self._decode_graphs: StepGraphs | None = None
         self._prefill_graphs: StepGraphs | None = None
         self._graphs_layout = self._slots.layout_version
         if self._uses_kernels and uses_graphs:
             self._decode_graphs = StepGraphs(self._forward_rows, batch_sizes(max_rows))
             self._prefill_graphs = StepGraphs(self._forward_prefill, _PREFILL_SIZES)
+        self._verifying = VerifyingForward(
+            self._cache,
+            self._block_tables_RP,
+            self._slots,
+            lambda ids_N, step: self._forward(ids_N, step, has_logits=True),
+            uses_kernels=self._uses_kernels,
+            uses_graphs=self._decode_graphs is not None,
+        )
         # The inputs of captured prefill graphs: token, row, position and adapter slot; and the tiles.
         self._prefill_4N = torch.zeros(4, _PREFILL_SIZES[-1], dtype=torch.long, device=device.torch)
         self._tiles_M4 = torch.zeros(
@@ -120,18 +116,44 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Allocate adapter slots and capture all graphs, before the first request. Raises OutOfMemory."""
-        if self._decode_graphs is None or self._prefill_graphs is None:
-            return
+        """Allocate adapter slots and capture all graphs, before the first request. Raises OutOfMemory.
+
+        Graphs of verifying steps are captured at their first use: few models ever need them.
+        """
+        if self._decode_graphs is not None and self._prefill_graphs is not None:
+            self._capture(self._decode_graphs, self._prefill_graphs)
+        # After the adapters' tensors were allocated, which captured graphs refer to.
+        if self._uses_kernels:
+            self.check_verifying()
+
+    def _capture(self, decode_graphs: StepGraphs, prefill_graphs: StepGraphs) -> None:
         with memory_errors(), torch.inference_mode():
             self._slots.prepare(_EXPECTED_RANK)
             self._graphs_layout = self._slots.layout_version
             for has_adapters in (False, True):
                 used = {1} if has_adapters else set()
                 self._slots.select(used, self._prefill_4N[3])
-                self._prefill_graphs.capture_all(has_adapters)
+                prefill_graphs.capture_all(has_adapters)
                 self._slots.select(used, self._adapter_slots_R)
-                self._decode_graphs.capture_all(has_adapters)
+                decode_graphs.capture_all(has_adapters)
+
+    def check_verifying(self) -> None:
+        """Verify no drafted tokens where their logits would differ from those of plain steps.
+
+        To be called before the first request. Raises OutOfMemory.
+        """
+        ids_N = torch.arange(1, 1 + _CHECKED_POSITIONS) % self._embedding_count
+        with memory_errors(), torch.inference_mode():
+            self._block_tables_RP[0, 0] = 1
+            self._slots.select(set(), self._adapter_slots_R)
+            plain = []
+            for position, token in enumerate(ids_N.tolist()):
+                self._tokens_R[0], self._positions_R[0] = token, position
+                plain.append(self._forward_rows(1, key_count=position + 1).float())
+            tolerance = support.TOLERANCE[self._slots.dtype]
+            if not self._verifying.is_equal_to(torch.cat(plain), ids_N, tolerance):
+                self.capacity = replace(self.capacity, verified_positions=0)
+        self.free(0)
 
     def load_adapter(self, slot: int, adapter: AdapterHandle) -> None:
         """Copy an adapter into a slot. Raises AdapterUnsupported and OutOfMemory."""
@@ -145,7 +167,10 @@ class ModelRunner:
         Raises InvalidRequest for tokens that the base model does not have, and OutOfMemory.
         """
         row, prompt = sequence.row, sequence.prompt
-        prompt.check_ids(self._embedding_count)
+        # A token of the prompt that is scored has a logit, too.
+        prompt.check_ids(
+            min(self._embedding_count, self._vocabulary_size) if prompt.is_scored else self._embedding_count
+        )
         with memory_errors(), torch.inference_mode():
             blocks = torch.tensor(sequence.blocks, dtype=torch.int32)
             self._block_tables_RP[row, : len(blocks)] = on_device(blocks, self._device.torch)
@@ -154,11 +179,21 @@ class ModelRunner:
             self._sampler.set_row(row, prompt.sampling, prompt.seed, prompt.token_ids)
             self._set_row(sequence, sequence.prefilled_count)
 
-    def prefill(self, prefills: list[Prefill]) -> list[HiddenSum | None]:
+    def prefill(self, prefills: list[Prefill]) -> list[ChunkRead]:
         """Read chunks of prompts. Raises OutOfMemory, which concerns only these prompts.
 
-        Returns the sum [H] of the last hidden states of each chunk of a text whose embedding is wanted.
+        Returns the sum [H] of the last hidden states of each chunk of a text whose embedding is wanted, and
+        the log-probabilities of the next tokens where those are. Prompts that need logits are read apart.
         """
+        read: dict[int, ChunkRead] = {}
+        for is_scored in (False, True):
+            group = [one for one in prefills if one.sequence.prompt.is_scored == is_scored]
+            if group:
+                chunks = self._prefill(group, is_scored=is_scored)
+                read |= {one.sequence.row: chunk for one, chunk in zip(group, chunks, strict=True)}
+        return [read[one.sequence.row] for one in prefills]
+
+    def _prefill(self, prefills: list[Prefill], *, is_scored: bool) -> list[ChunkRead]:
         chunks = [
             attention.Chunk(one.sequence.row, one.sequence.prefilled_count, one.token_count)
             for one in prefills
@@ -174,21 +209,31 @@ class ModelRunner:
             self._drop_stale_graphs()
             inputs_4N = torch.tensor(columns).T.contiguous()
             used = {one.sequence.adapter_slot for one in prefills}
-            hidden_NH = self._replay_prefill(inputs_4N, chunks, used)
-            if hidden_NH is None:
+            output_NX = None if is_scored else self._replay_prefill(inputs_4N, chunks, used)
+            if output_NX is None:
                 ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device.torch)
                 self._slots.select(used, slots_N)
                 step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, chunks)
                 if self._uses_kernels:
                     step.use_kernels()
-                hidden_NH = self._forward(ids_N, step)
+                output_NX = self._forward(ids_N, step, has_logits=is_scored)
             for chunk, prefill in zip(chunks, prefills, strict=True):
                 self._set_row(prefill.sequence, chunk.end)
-            chunks_NH = hidden_NH[: len(columns)].split([one.token_count for one in prefills])
-            return [
-                chunk_NH.sum(0, dtype=torch.float32) if prefill.sequence.prompt.embeds else None
-                for chunk_NH, prefill in zip(chunks_NH, prefills, strict=True)
-            ]
+            outputs = output_NX[: len(columns)].split([one.token_count for one in prefills])
+            return [self._read(*pair, self._device) for pair in zip(prefills, outputs, strict=True)]
+
+    @staticmethod
+    def _read(prefill: Prefill, output_NX: torch.Tensor, device: Device) -> ChunkRead:
+        """What the output of the model gives for a chunk: hidden states, or logits where it is scored."""
+        prompt = prefill.sequence.prompt
+        if prompt.embeds:
+            return ChunkRead(hidden_sum=output_NX.sum(0, dtype=torch.float32))
+        if not prompt.is_scored:
+            return ChunkRead()
+        first = prefill.sequence.prefilled_count + 1
+        targets_N = torch.tensor(prompt.token_ids[first : first + prefill.token_count])
+        scores = score_tokens(output_NX, on_device(targets_N, device.torch), prompt.prompt_logprobs or 0)
+        return ChunkRead(scores=scores)
 
     def decode(self, running: list[Sequence]) -> DeviceTokens:
         """Sample a token for each row. The token of a row whose prompt is not read yet is undefined.
@@ -201,7 +246,7 @@ class ModelRunner:
             self._drop_stale_graphs()
             if self._decode_graphs is None:
                 self._slots.select(used, self._adapter_slots_R[:count])
-                logits_BV = self._forward_rows(count)
+                logits_BV = self._forward_rows(count, key_count=self._key_count(running))
             else:
                 self._slots.select(used, self._adapter_slots_R)
                 logits_BV = self._decode_graphs.run(count, self._slots.selection is not None)[:count]
@@ -212,7 +257,36 @@ class ModelRunner:
         rows = slice(sequence.row, sequence.row + 1)
         with memory_errors(), torch.inference_mode():
             self._slots.select({sequence.adapter_slot}, self._adapter_slots_R[rows])
-            return self._sample(self._forward_rows(1, sequence.row), [sequence], rows)
+            logits_1V = self._forward_rows(1, sequence.row, key_count=self._key_count([sequence]))
+            return self._sample(logits_1V, [sequence], rows)
+
+    def verify(self, running: list[Sequence], drafts: Mapping[Sequence, Draft]) -> DeviceTokens:
+        """Sample the next token of each row whose prompt is read, and one after each of its drafted tokens.
+
+        The host must know all tokens of these rows. A row advances by the tokens up to the first that was not
+        drafted. Raises OutOfMemory; after an error no row has advanced.
+        """
+        ready = [one for one in running if one.is_prefilled]
+        token_ids = [drafts[one].token_ids if one in drafts else () for one in ready]
+        chunks = [
+            attention.Chunk(one.row, one.length - 1, len(ids) + 1)
+            for one, ids in zip(ready, token_ids, strict=True)
+        ]
+        columns = [
+            (token, chunk.row, position, one.adapter_slot)
+            for one, chunk, ids in zip(ready, chunks, token_ids, strict=True)
+            for position, token in enumerate((one.last_token_id, *ids), start=chunk.start)
+        ]
+        with memory_errors(), torch.inference_mode():
+            self._drop_stale_graphs()
+            drafted = DraftedPositions([one.row for one in ready], token_ids, self._device.torch)
+            used = {one.adapter_slot for one in ready}
+            logits_NV = self._verifying.logits(torch.tensor(columns).T.contiguous(), chunks, used)
+            verified = self._sampler.verify(logits_NV, drafted, _masks(ready, drafts))
+            tokens = DeviceTokens(verified.sampled)
+            self._tokens_R[drafted.rows_B] = verified.last_B.clamp(0, self._embedding_count - 1)
+            self._positions_R.index_add_(0, drafted.rows_B, verified.accepted_B + 1)
+            return tokens
 
     def move(self, move: Move) -> None:
         """Move a sequence to another row."""
@@ -220,14 +294,12 @@ class ModelRunner:
             self._sampler.move(move.source, move.target)
             self._state_4R[:, move.target] = self._state_4R[:, move.source]
             self._block_tables_RP[move.target] = self._block_tables_RP[move.source]
-            self._positions[move.target] = self._positions[move.source]
 
     def free(self, row: int) -> None:
         """Reset a row without a sequence: its writes go to block 0, which is never read."""
         with torch.inference_mode():
             self._state_4R[:, row].zero_()
             self._block_tables_RP[row].zero_()
-            self._positions[row] = 0
 
     def is_usable(self) -> bool:
         """Whether the device still works. After some errors of a GPU only a new process can use it."""
@@ -237,7 +309,7 @@ class ModelRunner:
         """Free all memory."""
         # Graphs refer to methods of this runner, which would keep its tensors alive.
         self._decode_graphs = self._prefill_graphs = None
-        del self._model, self._cache, self._slots, self._sampler
+        del self._verifying, self._path, self._cache, self._slots, self._sampler
         gc.collect()
         if self._device.is_cuda:
             torch.cuda.empty_cache()
@@ -246,10 +318,9 @@ class ModelRunner:
         """Set a row's state after `read_count` prompt tokens. It is active once all but the last are read."""
         row, token_ids = sequence.row, sequence.prompt.token_ids
         position = min(read_count, len(token_ids) - 1)
-        is_active = position == len(token_ids) - 1 and not sequence.prompt.embeds
+        is_active = position == len(token_ids) - 1 and sequence.prompt.makes_tokens
         state = torch.tensor((token_ids[-1], position, sequence.adapter_slot, is_active), dtype=torch.long)
         self._state_4R[:, row] = on_device(state, self._device.torch)
-        self._positions[row] = position
 
     def _sample(self, logits_BV: torch.Tensor, sequences: list[Sequence], rows: slice) -> DeviceTokens:
         """Sample the tokens of these rows, and make them the inputs of the next step."""
@@ -262,8 +333,6 @@ class ModelRunner:
         # Rows whose prompt is not read are computed too, but their state does not change.
         self._tokens_R[rows] = torch.where(active_B > 0, ids_B, self._tokens_R[rows])
         self._positions_R[rows] += active_B
-        for one in sequences:
-            self._positions[one.row] += one.is_prefilled
         return tokens
 
     def _drop_stale_graphs(self) -> None:
@@ -274,6 +343,7 @@ class ModelRunner:
         for graphs in (self._decode_graphs, self._prefill_graphs):
             if graphs is not None:
                 graphs.discard()
+        self._verifying.discard_graphs()
 
     def _replay_prefill(
         self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]
@@ -311,40 +381,46 @@ class ModelRunner:
         )
         return self._forward(ids_N, step)
 
-    def _forward_rows(self, count: int, first_row: int = 0) -> torch.Tensor:
-        """Logits of the next token of `count` rows."""
+    def _key_count(self, sequences: list[Sequence]) -> int:
+        """At least the number of keys of the longest row in the next step; one token may be in flight."""
+        longest = max(one.length if one.is_prefilled else one.prefilled_count for one in sequences)
+        return min(longest + 1, self.capacity.max_length)
+
+    def _forward_rows(self, count: int, first_row: int = 0, key_count: int = 0) -> torch.Tensor:
+        """Logits of the next token of `count` rows. `key_count`: that of the longest; kernels need none."""
         rows = slice(first_row, first_row + count)
         tables_BP, indices_B = self._block_tables_RP[rows], self._row_indices_R[:count]
         step = attention.Step(self._cache, tables_BP, indices_B, self._positions_R[rows])
         if self._uses_kernels:
             step.use_kernels()
         else:
-            step.key_count = max(self._positions[rows]) + 1
+            step.key_count = key_count
         return self._forward(self._tokens_R[rows], step)
 
-    def _forward(self, ids_N: torch.Tensor, step: attention.Step) -> torch.Tensor:
-        """Logits [N, V] of a decode step. For a prefill, the last hidden states [N, H]: no token is made."""
+    def _forward(
+        self, ids_N: torch.Tensor, step: attention.Step, *, has_logits: bool = False
+    ) -> torch.Tensor:
+        """Logits [N, V] of a decode step. For a prefill, the last hidden states [N, H]: no token is made.
+
+        `has_logits`: logits for a prefill, too.
+        """
         self._slots.begin(len(ids_N))
-        model = self._model.base_model if step.is_prefill else self._model
-        output = model(input_ids=ids_N[None], position_ids=step.positions_N[None], use_cache=False, step=step)
-        logits_NV: torch.Tensor = output[0][0]
-        return logits_NV
+        return self._path(ids_N, step, has_logits=has_logits or not step.is_prefill)
+
+
+def _masks(ready: list[Sequence], drafts: Mapping[Sequence, Draft]) -> dict[int, torch.Tensor]:
+    """The masks of grammars by index of the position, where there are any."""
+    found, first = {}, 0
+    for one in ready:
+        draft = drafts.get(one, Draft())
+        only = one.allowed_tokens()
+        allowed = draft.allowed or ([] if only is None else [only])
+        for index, allowed_W in enumerate(allowed, start=first):
+            found[index] = torch.from_numpy(allowed_W)
+        first += len(draft.token_ids) + 1
+    return found
 
 
 def _tile_count(tokens: int) -> int:
     """Maximum tiles of a captured prefill: each chunk has at least one, however short."""
     return tokens // 64 + 64
-
-
-def _on_host(sampled: SampledBatch) -> SampledBatch:
-    """Start a copy to pinned memory on the host, complete once the stream reaches it."""
-    logprobs = sampled.logprobs
-    if logprobs is not None:
-        logprobs = Logprobs(
-            _copy(logprobs.chosen_B), _copy(logprobs.top_values_BK), _copy(logprobs.top_ids_BK)
-        )
-    return SampledBatch(_copy(sampled.tokens_B), logprobs, sampled.top_counts)
-
-
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

@@ -6,22 +6,24 @@ Shape letters: N tokens, V vocabulary.
 """
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
+from worker.decoder.reading import Unsupported
 from worker.inference.failures import ModelUnsupported
 from worker.inference.model import attention
 from worker.inference.model.kv_cache import KVCache
-from worker.inference.model.linears import MergedLinears, merge_linears
+from worker.inference.model.paths import DecoderPath, ModelPath, TransformersPath
 from worker.models.serving_path import find_model_obstacle
 
 # Rotary embeddings whose angles depend on the longest row of the batch beyond the original context.
 _BATCH_DEPENDENT_ROPES = {"dynamic", "longrope"}
 _PROBE_LENGTH = 12
 # Largest relative error (Euclidean norm) between two computations of the same logits.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
 
 
 _log = logging.getLogger(__name__)
@@ -31,61 +33,71 @@ _log = logging.getLogger(__name__)
 class PreparedModel:
     """A model that computes by the engine's attention and linear layers."""
 
-    groups: list[MergedLinears]
+    path: ModelPath
     # Bytes of keys and values per token.
     bytes_per_token: int
     uses_kernels: bool
 
 
+@torch.inference_mode()
 def prepare_model(model: PreTrainedModel) -> PreparedModel:
-    """Replace a model's attention and linear layers in place. Raises ModelUnsupported."""
+    """Find the path that computes a model, which is changed in place. Raises ModelUnsupported."""
     _check_config(model)
     vocabulary_size = model.config.get_text_config().vocab_size
     ids_N = torch.arange(_PROBE_LENGTH, device=model.device) % vocabulary_size
-    with torch.inference_mode():
-        expected_NV = model(input_ids=ids_N[None], use_cache=False).logits[0].float()
-        model.set_attn_implementation(attention.NAME)
-        if model.config._attn_implementation != attention.NAME:
-            raise ModelUnsupported(f"{_name(model)} does not let its attention be replaced.")
-        groups = merge_linears(model)
-        can_use_kernels = model.device.type == "cuda" and not _has_sinks(model)
-        uses_kernels = can_use_kernels and _install_kernels(model, ids_N, expected_NV, groups)
-        try:
-            cache, found_NV = _probe(model, ids_N, uses_kernels)
-        # The model's own code may raise anything at attention of another shape; the general path computes it.
-        except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as fault:
-            _log.warning("The paged engine can't compute this model", exc_info=True)
-            raise ModelUnsupported(
-                f"{_name(model)} can't be computed by the paged engine: {fault}"
-            ) from fault
+    expected_NV = model(input_ids=ids_N[None], use_cache=False).logits[0].float()
+    try:
+        return _prepare(DecoderPath(model), model, ids_N, expected_NV)
+    except (Unsupported, ModelUnsupported) as reason:
+        _log.info("The model's own layers are used: %s", reason)
+    return _prepare(TransformersPath(model), model, ids_N, expected_NV)
+
+
+def _prepare(
+    path: ModelPath,
+    model: PreTrainedModel,
+    ids_N: torch.Tensor,
+    expected_NV: torch.Tensor,
+) -> PreparedModel:
+    can_use_kernels = model.device.type == "cuda" and not _has_sinks(model)
+    uses_kernels = can_use_kernels and _use_kernels(path, model, ids_N, expected_NV)
+    try:
+        cache, found_NV = _probe(path, model, ids_N, uses_kernels)
+    # The model's own code may raise anything at attention of another shape; the general path computes it.
+    except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as fault:
+        _log.warning("The paged engine can't compute this model", exc_info=True)
+        raise ModelUnsupported(f"{_name(model)} can't be computed by the paged engine: {fault}") from fault
     error = _error(found_NV, expected_NV)
     # In this form, so that NaN fails too.
-    if not error <= _TOLERANCE[model.dtype]:
+    if not error <= TOLERANCE[model.dtype]:
         raise ModelUnsupported(f"{_name(model)} comes out wrong in the engine (relative error {error:.2g}).")
-    return PreparedModel(groups, cache.bytes_per_token, uses_kernels)
+    return PreparedModel(path, cache.bytes_per_token, uses_kernels)
 
 
-def _install_kernels(
-    model: PreTrainedModel, ids_N: torch.Tensor, expected_NV: torch.Tensor, groups: list[MergedLinears]
+def _use_kernels(
+    path: ModelPath,
+    model: PreTrainedModel,
+    ids_N: torch.Tensor,
+    expected_NV: torch.Tensor,
 ) -> bool:
-    """Replace parts of the model by kernels. Returns whether they compile and give the same logits."""
-    try:
-        from worker.inference.model import fused
-
-        replaced = fused.install(model)
-        for group in groups:
-            group.weights.use_kernels()
-        error = _error(_probe(model, ids_N, uses_kernels=True)[1], expected_NV)
-    except ModelUnsupported:
-        raise
-    # Triton raises many kinds of errors where there is no compiler or a shape is unsupported.
-    except Exception as failure:
-        _log.warning("The kernels can't be used, so generation is slower: %s", failure, exc_info=True)
-        return False
-    _log.info("Kernels for attention and LoRA, and in the place of %s", ", ".join(replaced) or "nothing")
-    if not error <= _TOLERANCE[model.dtype]:
-        _log.warning("The kernels are wrong for this model (error %.2g), so generation is slower", error)
-        return False
+    """Compute by kernels. Returns whether they compile and give the same logits; else they are not used."""
+    with ExitStack() as undo:
+        try:
+            undo.enter_context(path.use_kernels())
+            for group in path.groups:
+                undo.callback(group.weights.use_kernels, False)
+                group.weights.use_kernels()
+            error = _error(_probe(path, model, ids_N, uses_kernels=True)[1], expected_NV)
+        except ModelUnsupported:
+            raise
+        # Triton raises many kinds of errors where there is no compiler or a shape is unsupported.
+        except Exception as failure:
+            _log.warning("The kernels can't be used, so generation is slower: %s", failure, exc_info=True)
+            return False
+        if not error <= TOLERANCE[model.dtype]:
+            _log.warning("The kernels are wrong for this model (error %.2g), so generation is slower", error)
+            return False
+        undo.pop_all()
     return True
 
 
@@ -115,8 +127,10 @@ def _check_config(model: PreTrainedModel) -> None:
         raise ModelUnsupported(f"{_name(model)} has {obstacle}.")
 
 
-def _probe(model: PreTrainedModel, ids_N: torch.Tensor, uses_kernels: bool) -> tuple[KVCache, torch.Tensor]:
-    """The cache, and logits [N, V] of the engine's path: two chunks of a prompt, then token by token."""
+def _probe(
+    path: ModelPath, model: PreTrainedModel, ids_N: torch.Tensor, uses_kernels: bool
+) -> tuple[KVCache, torch.Tensor]:
+    """The cache, and logits [N, V] of a path: two chunks of a prompt, then token by token."""
     cache = KVCache(block_count=2)
     block_tables_11 = torch.ones(1, 1, dtype=torch.int32, device=ids_N.device)
     logits = []
@@ -126,10 +140,7 @@ def _probe(model: PreTrainedModel, ids_N: torch.Tensor, uses_kernels: bool) -> t
         step = attention.Step(cache, block_tables_11, torch.zeros_like(positions), positions, chunks, end)
         if uses_kernels:
             step.use_kernels()
-        output = model(
-            input_ids=ids_N[None, start:end], position_ids=positions[None], use_cache=False, step=step
-        )
-        logits.append(output.logits[0].float())
+        logits.append(path(ids_N[start:end], step, has_logits=True).float())
         _check_windows(model, step)
     return cache, torch.cat(logits)
 

@@ -6,7 +6,7 @@ error there fails only its own answer.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -75,6 +75,21 @@ class SchemaMatcher:
     def allowed_tokens(self) -> npt.NDArray[np.int32]:
         """The tokens that may come next, as a bit mask: bit t % 32 of word t // 32 is token t."""
         return self._allowed
+
+    def allowed_along(self, token_ids: Sequence[int]) -> list[npt.NDArray[np.int32]]:
+        """`allowed_tokens` now and after each of these tokens, up to the first that is not allowed."""
+        allowed = [self._allowed]
+        ahead = self._matcher.deep_copy()
+        for token_id in token_ids:
+            if not _is_allowed(token_id, allowed[-1]):
+                break
+            ahead.consume_token(token_id)
+            try:
+                allowed.append(_allowed_next(ahead, self._param))
+            except InvalidRequest:
+                # Where the answer does come to this token, `accept_token` raises it.
+                break
+        return allowed
 
     def accept_token(self, token_id: int) -> None:
         """Advance by this token. Raises InvalidRequest where the schema exceeds llguidance's limits."""
@@ -174,6 +189,11 @@ def _allowed_next(matcher: LLMatcher, param: str) -> npt.NDArray[np.int32]:
     allowed = np.frombuffer(bytearray(matcher.compute_bitmask()), dtype=np.int32)
     _check(matcher, param)
     return allowed
+
+
+def _is_allowed(token_id: int, allowed_W: npt.NDArray[np.int32]) -> bool:
+    word, bit = divmod(token_id, 32)
+    return word < len(allowed_W) and bool(int(allowed_W[word]) >> bit & 1)
 
 
 def _check(matcher: LLMatcher, param: str) -> None:

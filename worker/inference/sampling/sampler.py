@@ -9,13 +9,15 @@ W words of 32 bits.
 """
 
 import math
-from collections.abc import Sequence as Listed
+from collections.abc import Mapping, Sequence as Listed
 from dataclasses import dataclass, fields
 
 import torch
 
 from app.core.engine.sampling import MIN_LOGPROB, Sampling
-from worker.inference.batching.sequence import NO_TOKEN, SampledLogprob, SampledToken, Sequence
+from worker.inference.batching.prompt_scores import ScoredToken
+from worker.inference.batching.sequence import NO_TOKEN, SampledToken, Sequence
+from worker.inference.sampling.drafted import DraftedPositions
 from worker.inference.sampling.logits_processors import (
     FrequencyPenalties,
     GrammarMask,
@@ -24,6 +26,8 @@ from worker.inference.sampling.logits_processors import (
 )
 
 _GREEDY = Sampling(temperature=0)
+# Rows of logits that are converted to 32 bits at the same time.
+_SCORED_AT_ONCE = 64
 
 
 @dataclass
@@ -45,6 +49,11 @@ class Logprobs:
     chosen_B: torch.Tensor
     top_values_BK: torch.Tensor
     top_ids_BK: torch.Tensor
+
+    def to_host(self) -> list[ScoredToken]:
+        """The log-probabilities by row. Waits for the device."""
+        rows = zip(self.chosen_B.tolist(), self.top_ids_BK.tolist(), self.top_values_BK.tolist(), strict=True)
+        return [ScoredToken(chosen, tuple(zip(ids, values, strict=True))) for chosen, ids, values in rows]
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,18 @@ class SampledBatch:
             _with_logprob(token, count, *rest)
             for token, count, *rest in zip(tokens, self.top_counts, chosen, top_ids, top_values, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class VerifiedBatch:
+    """The tokens at all positions of a verifying step, and for each row what of them it has made.
+
+    `accepted_B`: how many drafted tokens; `last_B`: the token after them, 0 in the place of NO_TOKEN.
+    """
+
+    sampled: SampledBatch
+    accepted_B: torch.Tensor
+    last_B: torch.Tensor
 
 
 class Sampler:
@@ -146,26 +167,68 @@ class Sampler:
         scores_BV = logits_BV
         for processor in self._processors:
             scores_BV = processor.apply(scores_BV, rows)
-        tokens_B = scores_BV.argmax(-1)
-        # NaN counts as the maximum and compares as false, so one of them is found as an infinity is.
-        is_sound_B = scores_BV.gather(1, tokens_B[:, None]).squeeze(1).abs() < torch.inf
         here = self._settings(rows)
-        if draws := any(not one.is_greedy for one in samplings):
-            tokens_B = torch.where(here.temperature_R > 0, _draw(scores_BV, here, samplings), tokens_B)
-            # Scores that overflow in the draw have no cumulative probability: the search ends past the last.
-            is_sound_B &= tokens_B < scores_BV.shape[1]
-        # An id that the vocabulary lacks would end the process on a GPU, where it is used as an index.
-        tokens_B = torch.where(is_sound_B, tokens_B, 0)
-        top_counts = [one.logprobs for one in samplings]
-        logprobs = _logprobs(logits_BV, tokens_B, top_counts)
-        if draws:
+        tokens_B, sampled = _choose(logits_BV, scores_BV, here, samplings)
+        if _any_draws(samplings):
             here.made_count_R += active_B
         for processor in self._processors:
             processor.record(tokens_B, rows, active_B)
-        return SampledBatch(torch.where(is_sound_B, tokens_B, NO_TOKEN), logprobs, top_counts)
+        return sampled
 
-    def _settings(self, rows: slice) -> RowSettings:
+    @torch.inference_mode()
+    def verify(
+        self, logits_NV: torch.Tensor, drafted: DraftedPositions, allowed: Mapping[int, torch.Tensor]
+    ) -> VerifiedBatch:
+        """Sample a token at each position; record for each row those up to the first that was not drafted.
+
+        Each position is sampled as `sample` would after the drafted tokens before it, with the random number
+        that this token of the row has there. `allowed`: masks of grammars, by index in N. All is computed
+        before any state changes.
+        """
+        samplings = [self._samplings[row] for row in drafted.rows]
+        logits_NV = logits_NV.float()
+        scores_NV = logits_NV
+        for processor in self._processors:
+            scores_NV = processor.apply_drafted(scores_NV, drafted)
+        scores_NV = self._grammar_mask.hide(scores_NV, allowed)
+        here = self._settings(drafted.rows_N)
+        here.made_count_R = here.made_count_R + drafted.offsets_N
+        tokens_N, sampled = _choose(logits_NV, scores_NV, here, samplings)
+        accepted_B = drafted.accepted_counts(sampled.tokens_B)
+        tokens_BW = tokens_N[drafted.index_BW]
+        last_B = tokens_BW.gather(1, accepted_B[:, None]).squeeze(1)
+        offsets_W = torch.arange(drafted.width, device=accepted_B.device)
+        is_made_BW = offsets_W <= accepted_B[:, None]
+        if _any_draws(samplings):
+            self._rows.made_count_R.index_add_(0, drafted.rows_B, accepted_B + 1)
+        for processor in self._processors:
+            processor.record_drafted(tokens_BW, is_made_BW, drafted)
+        return VerifiedBatch(sampled, accepted_B, last_B)
+
+    def _settings(self, rows: slice | torch.Tensor) -> RowSettings:
         return RowSettings(**{one.name: getattr(self._rows, one.name)[rows] for one in fields(RowSettings)})
+
+
+def _any_draws(samplings: list[Sampling]) -> bool:
+    return any(not one.is_greedy for one in samplings)
+
+
+def _choose(
+    logits_BV: torch.Tensor, scores_BV: torch.Tensor, here: RowSettings, samplings: list[Sampling]
+) -> tuple[torch.Tensor, SampledBatch]:
+    """A token for each row, 0 where its scores are not finite, and what the host gets of it."""
+    tokens_B = scores_BV.argmax(-1)
+    # NaN counts as the maximum and compares as false, so one of them is found as an infinity is.
+    is_sound_B = scores_BV.gather(1, tokens_B[:, None]).squeeze(1).abs() < torch.inf
+    if _any_draws(samplings):
+        tokens_B = torch.where(here.temperature_R > 0, _draw(scores_BV, here, samplings), tokens_B)
+        # Scores that overflow in the draw have no cumulative probability: the search ends past the last.
+        is_sound_B &= tokens_B < scores_BV.shape[1]
+    # An id that the vocabulary lacks would end the process on a GPU, where it is used as an index.
+    tokens_B = torch.where(is_sound_B, tokens_B, 0)
+    top_counts = [one.logprobs for one in samplings]
+    logprobs = _logprobs(logits_BV, tokens_B, top_counts)
+    return tokens_B, SampledBatch(torch.where(is_sound_B, tokens_B, NO_TOKEN), logprobs, top_counts)
 
 
 def _logprobs(
@@ -173,15 +236,28 @@ def _logprobs(
 ) -> Logprobs | None:
     """Log-probabilities of the step; None where no row requests them."""
     counts = [count for count in top_counts if count is not None]
-    if not counts:
-        return None
+    return _logprobs_of(logits_BV, tokens_B, max(counts)) if counts else None
+
+
+def _logprobs_of(logits_BV: torch.Tensor, tokens_B: torch.Tensor, top_count: int) -> Logprobs:
     total_B1 = logits_BV.logsumexp(-1, keepdim=True)
     # A score of infinity leaves no probabilities, whichever token is chosen.
     total_B1 = total_B1.masked_fill(total_B1.isinf(), torch.nan)
-    top = logits_BV.topk(min(max(counts), logits_BV.shape[1]), dim=-1)
+    top = logits_BV.topk(min(top_count, logits_BV.shape[1]), dim=-1)
     chosen_B = (logits_BV.gather(1, tokens_B[:, None]) - total_B1).squeeze(1)
     top_values_BK = (top.values - total_B1).clamp(min=MIN_LOGPROB)
     return Logprobs(chosen_B.clamp(min=MIN_LOGPROB), top_values_BK, top.indices)
+
+
+def score_tokens(logits_NV: torch.Tensor, tokens_N: torch.Tensor, top_count: int) -> Logprobs:
+    """Log-probabilities of these tokens by the logits before each; NaN where a score is infinite."""
+    slices = zip(logits_NV.split(_SCORED_AT_ONCE), tokens_N.split(_SCORED_AT_ONCE), strict=True)
+    parts = [_logprobs_of(logits_BV.float(), tokens_B, top_count) for logits_BV, tokens_B in slices]
+    return Logprobs(
+        torch.cat([one.chosen_B for one in parts]),
+        torch.cat([one.top_values_BK for one in parts]),
+        torch.cat([one.top_ids_BK for one in parts]),
+    )
 
 
 def _with_logprob(
@@ -193,7 +269,7 @@ def _with_logprob(
         # A grammar's mask has hidden a score that is not finite.
         return SampledToken(NO_TOKEN)
     return SampledToken(
-        token, SampledLogprob(chosen, tuple(zip(top_ids[:count], top_values[:count], strict=True)))
+        token, ScoredToken(chosen, tuple(zip(top_ids[:count], top_values[:count], strict=True)))
     )
 
 

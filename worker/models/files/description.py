@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from worker.models.files import vocabulary
 from worker.models.files.reading import read_json_object, reading
+from worker.models.files.versions import FileVersion, read_version
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -75,12 +76,12 @@ def count_embedding_rows(folder: Path) -> int | None:
 
     Raises ModelUnreadable.
     """
-    path = folder / CONFIG
-    return _read_embedding_rows(folder, path.stat().st_mtime_ns) if path.is_file() else None
+    version = read_version(folder / CONFIG)
+    return _read_embedding_rows(folder, version) if version else None
 
 
 @lru_cache(maxsize=64)
-def _read_embedding_rows(folder: Path, _modified: int) -> int | None:
+def _read_embedding_rows(folder: Path, _version: FileVersion) -> int | None:
     """Cached while the config does not change, since every request needs it."""
     rows: int | None = getattr(read_config(folder).get_text_config(), "vocab_size", None)
     return rows
@@ -99,6 +100,13 @@ def read_context_length(folder: Path) -> int | None:
 
 def read_end_ids(folder: Path) -> list[int]:
     """The end tokens in the model's generation settings, or else in its config. Raises ModelUnreadable."""
+    versions = tuple(read_version(folder / name) for name in (GENERATION_CONFIG, CONFIG))
+    return list(_read_end_ids(folder, versions))
+
+
+@lru_cache(maxsize=64)
+def _read_end_ids(folder: Path, _versions: tuple[FileVersion | None, ...]) -> tuple[int, ...]:
+    """Cached while the files do not change, since every request needs them."""
     for name in (GENERATION_CONFIG, CONFIG):
         found = read_json_object(folder / name).get("eos_token_id")
         if found is None:
@@ -107,8 +115,8 @@ def read_end_ids(folder: Path) -> list[int]:
             ids: list[int] = found if isinstance(found, list) else [found]
             if not all(type(one) is int for one in ids):
                 raise ValueError(f"eos_token_id is {found!r}, not the number of a token")
-            return ids
-    return []
+            return tuple(ids)
+    return ()
 
 
 def build_empty(folder: Path) -> PreTrainedModel:

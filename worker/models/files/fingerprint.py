@@ -18,6 +18,7 @@ from typing import Any
 from app.core.adapters.files import RECORD
 from app.core.errors.base_models import BaseModelChanged
 from worker.models.files.reading import read_json_object, reading
+from worker.models.files.versions import FileVersion, read_version
 
 _METHOD = "sampled-1"
 _SAMPLE_BYTES = 4096
@@ -139,8 +140,15 @@ def _sample(descriptor: int, tensor: StoredTensor) -> bytes:
 
 def _read_recorded(adapter: Path) -> str | None:
     """The fingerprint in an adapter's record, which another program may have written; None: it has none."""
+    version = read_version(adapter / RECORD)
+    return _read_record(version) if version else None
+
+
+@lru_cache(maxsize=1024)
+def _read_record(version: FileVersion) -> str | None:
+    """Cached while the record does not change, since every request to the adapter needs it."""
     try:
-        found = json.loads((adapter / RECORD).read_bytes())[_KEY]
+        found = json.loads(Path(version.path).read_bytes())[_KEY]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return found if isinstance(found, str) else None

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 
 from app.core.engine.base_models import DownloadedModel, ModelDescription, describe_config
 
@@ -27,6 +27,11 @@ _SINGLE = "model.safetensors"
 _REMOVED = ".removed-"
 
 _log = logging.getLogger(__name__)
+
+
+def has_token() -> bool:
+    """Whether this process has a token for the Hub, from its environment or from the Hub's login."""
+    return get_token() is not None
 
 
 def find_cache() -> Path:

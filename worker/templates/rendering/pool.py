@@ -7,7 +7,8 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from worker.templates.rendering.process import RenderLimits, RenderProcess, Span
 _PROCESSES = 2
 _SLOW_SECONDS = 0.5
 _MAX_WAIT_SECONDS = 1.0
+_CHECK_SECONDS = 0.2
 _REMEMBERED = 256
 
 
@@ -25,17 +27,22 @@ class RenderPool:
     """Renders in two processes, one conversation of a template at a time, so that it does not hold up others.
 
     All templates that once took long, or exceeded a limit, share one process. A conversation does not wait
-    for a rendering of the same template that has lasted a second, since those that wait occupy threads. One
-    that exceeded a limit is refused at once when it is sent again.
+    for a slow rendering of the same template that has lasted a second, since those that wait occupy threads.
+    Slow is what takes processor time: on a busy machine, as when models are loaded, any template may last a
+    second. A conversation that exceeded a limit is refused at once when it is sent again.
     """
 
-    def __init__(self, limits: RenderLimits | None = None) -> None:
-        self._idle = [RenderProcess(limits or RenderLimits()) for _ in range(_PROCESSES)]
+    def __init__(
+        self,
+        limits: RenderLimits | None = None,
+        make_process: Callable[[RenderLimits], RenderProcess] = RenderProcess,
+    ) -> None:
+        self._idle = [make_process(limits or RenderLimits()) for _ in range(_PROCESSES)]
         self._changed = threading.Condition()
         self._slow_templates: OrderedDict[str, None] = OrderedDict()
         self._refusals: OrderedDict[str, TemplateExceedsLimits] = OrderedDict()
-        # When each rendering began; None while its process starts.
-        self._running: dict[str, float | None] = {}
+        # By template.
+        self._running: dict[str, _Rendering] = {}
         self._seconds_left: float | None = None
 
     def start(self) -> None:
@@ -104,12 +111,10 @@ class RenderPool:
             self._wait(template, messages)
             process = next((one for one in self._idle if one.is_ready), self._idle[0])
             self._idle.remove(process)
-            self._running[template] = None
+            rendering = self._running[template] = _Rendering(process)
         try:
             process.wait_until_ready()
-            with self._changed:
-                self._running[template] = time.monotonic()
-                self._changed.notify_all()
+            rendering.began_at = time.monotonic()
             yield process
         finally:
             with self._changed:
@@ -127,20 +132,32 @@ class RenderPool:
             if refusal is not None:
                 raise TemplateExceedsLimits(refusal.message, hint=refusal.hint)
             in_front = [
-                began_at
-                for other, began_at in self._running.items()
+                rendering
+                for other, rendering in self._running.items()
                 if other == template or (is_slow and other in self._slow_templates)
             ]
             if self._idle and not in_front:
                 return
-            known = [began_at for began_at in in_front if began_at is not None]
-            seconds = min(known) + _MAX_WAIT_SECONDS - time.monotonic() if known else None
-            if seconds is not None and seconds <= 0:
+            if any(rendering.is_slow() for rendering in in_front):
                 raise QueueFull(
                     "The chat template is slow, and other conversations are being rendered with it.",
                     hint="Try again in a few seconds.",
                 )
-            self._changed.wait(seconds)
+            self._changed.wait(_CHECK_SECONDS if in_front else None)
+
+
+@dataclass
+class _Rendering:
+    """A rendering under way, and when it began; None while its process starts."""
+
+    process: RenderProcess
+    began_at: float | None = None
+
+    def is_slow(self) -> bool:
+        """Whether others do not wait for it: it has lasted long, and not because the machine is busy."""
+        if self.began_at is None or time.monotonic() - self.began_at < _MAX_WAIT_SECONDS:
+            return False
+        return self.process.measure_cpu_seconds() > _SLOW_SECONDS
 
 
 @lru_cache(maxsize=1)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
+
 from app.core.errors.engine import EngineFailed
 from app.core.errors.jobs import TemplateExceedsLimits
-from worker.templates.rendering.program import READY
 
 Span = tuple[int, int]
 _PROGRAM = "worker.templates.rendering.program"
@@ -46,10 +47,12 @@ class RenderProcess:
 
     A process that exceeded a limit is ended; the next rendering starts another one. `last_cpu_seconds` is the
     processor time of the latest rendering, `is_ready` whether the next one can begin at once. Used from one
-    thread at a time.
+    thread at a time, but for `measure_cpu_seconds`.
     """
 
     last_cpu_seconds = 0.0
+    # The processor time of the process before the rendering under way.
+    _used_before = 0.0
 
     def __init__(self, limits: RenderLimits) -> None:
         self._limits = limits
@@ -80,11 +83,11 @@ class RenderProcess:
             self.close()  # it was killed between two renderings
         connection = self.start()
         try:
-            if not self.is_ready and not (
-                connection.poll(_START_SECONDS) and connection.recv_bytes() == READY
-            ):
-                raise EOFError
-        except (EOFError, OSError) as error:
+            if not self.is_ready:
+                if not connection.poll(_START_SECONDS):
+                    raise EOFError
+                self._used_before = json.loads(connection.recv_bytes())["total_cpu_seconds"]
+        except (EOFError, OSError, ValueError) as error:
             self.close()
             raise EngineFailed(
                 "The process that renders chat templates did not start.",
@@ -120,6 +123,7 @@ class RenderProcess:
         except (EOFError, OSError) as error:
             raise self._describe_end() from error
         self.last_cpu_seconds = reply["cpu_seconds"]
+        self._used_before = reply["total_cpu_seconds"]
         if reply["is_last"]:
             self.close()
         if "exceeds" in reply:
@@ -127,6 +131,17 @@ class RenderProcess:
         if "error" in reply:
             raise TemplateRefused(reply["error"])
         return reply["text"], [(start, end) for start, end in reply["spans"]]
+
+    def measure_cpu_seconds(self) -> float:
+        """Returns the processor time that the rendering under way has taken so far. From any thread."""
+        process = self._process
+        if process is None:
+            return 0.0
+        try:
+            user, system, *_ = psutil.Process(process.pid).cpu_times()
+        except psutil.Error:
+            return 0.0  # it has ended
+        return float(user + system - self._used_before)
 
     def close(self) -> None:
         """End the process."""

@@ -18,7 +18,6 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from worker.models.files.error_text import describe
 
-READY = b"ready"
 _KIB = 1024
 
 
@@ -28,11 +27,12 @@ def main(arguments: Sequence[str]) -> None:
     A request is `template`, `messages`, `variables` and `marks_answers`, and the limits `cpu_seconds`,
     `memory_bytes` and `characters`. A reply is `text` and `spans`; or `error`, what the template raised; or
     `exceeds`, the name of a limit. `cpu_seconds` is the time it took, and `is_last` whether the
-    process ends after it.
+    process ends after it. Before the first one comes a message of its own; it and every reply have
+    `total_cpu_seconds`, the processor time of the process so far.
     """
     socket = Connection(int(arguments[1]))
     base_bytes, base_peak = _address_space_bytes(), _peak_bytes()
-    socket.send_bytes(READY)
+    socket.send_bytes(json.dumps({"total_cpu_seconds": time.process_time()}).encode())
     while True:
         try:
             request = json.loads(socket.recv_bytes())
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> None:
             return
         began_at = time.process_time()
         reply = _render_limited(request, base_bytes)
-        reply["cpu_seconds"] = time.process_time() - began_at
+        reply["total_cpu_seconds"] = time.process_time()
+        reply["cpu_seconds"] = reply["total_cpu_seconds"] - began_at
         # jinja2 computes constant expressions once and transformers caches the result, whatever its size.
         reply["is_last"] = _peak_bytes() - base_peak > request["memory_bytes"] // 4
         socket.send_bytes(json.dumps(reply).encode())

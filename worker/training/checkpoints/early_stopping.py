@@ -21,7 +21,8 @@ from worker.training.progress.counters import Counters
 class StopEarly(TrainerCallback):
     """Stops training after `patience` evaluations in a row without a lower loss."""
 
-    def __init__(self, send: Send, counters: Counters, patience: int, best_adapters: Path) -> None:
+    def __init__(self, send: Send, counters: Counters, patience: int, best_adapters: Path | None) -> None:
+        """`best_adapters`: None on ranks that save nothing."""
         self._send = send
         self._counters = counters
         self._patience = patience
@@ -38,8 +39,9 @@ class StopEarly(TrainerCallback):
         if counters.best_loss is None or loss < counters.best_loss:
             counters.best_loss, counters.best_step = loss, state.global_step
             counters.evaluations_without_gain = 0
-            with appearing(folder_of(self._best_adapters, state.global_step)) as folder:
-                adapter.save(kwargs["model"], folder)
+            if self._best_adapters:
+                with appearing(folder_of(self._best_adapters, state.global_step)) as folder:
+                    adapter.save(kwargs["model"], folder)
             return
         counters.evaluations_without_gain += 1
         if counters.evaluations_without_gain >= self._patience:
@@ -57,6 +59,8 @@ class StopEarly(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self._best_adapters is None:
+            return
         all_counters = [self._counters, *checkpoints.read_all_counters(Path(str(args.output_dir)))]
         named = {
             folder_of(self._best_adapters, counters.best_step)

@@ -1,8 +1,10 @@
 """Saves the adapter at the end of each epoch but the last, as a folder that can be served and downloaded."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -38,14 +40,23 @@ class SaveEpochAdapters(TrainerCallback):
                 self._attempt.send(
                     CheckpointAdapterSaved(step=int(folder.name.removeprefix("step-")), folder=folder)
                 )
+        # The checkpoint is of the end of an epoch, but the host that saved its adapter may be gone: again.
+        if state.global_step and not self._folder(state.global_step).exists():
+            self._save_at_end_of_epoch(state, kwargs["model"])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._save_at_end_of_epoch(state, kwargs["model"])
+
+    def _save_at_end_of_epoch(self, state: TrainerState, model: PeftModel) -> None:
         # Also called where training stops in the middle of an epoch.
         is_whole = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
         if not is_whole or state.global_step >= state.max_steps:
             return
-        folder = self._attempt.epoch_adapters / f"step-{state.global_step}"
-        output.write(folder, kwargs["model"], self._tokenizer, self._make_record())
+        folder = self._folder(state.global_step)
+        output.write(folder, model, self._tokenizer, self._make_record())
         self._attempt.send(CheckpointAdapterSaved(step=state.global_step, folder=folder))
+
+    def _folder(self, step: int) -> Path:
+        return self._attempt.epoch_adapters / f"step-{step}"

@@ -5,25 +5,24 @@ replaces something of PEFT, TRL, transformers or bitsandbytes while its context 
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 
-import torch
-from torch import nn
-
 from app.core.settings import TrainingPath
 from app.core.specs.job import TrainingSpec
+from worker.decoder.operations import Operations, TorchOperations
+from worker.decoder.reading import Unsupported
 from worker.models.frozen_weights import Dequantizers
 from worker.planning.optimizations import OptimizationPlan, VarlenKernel, describe_family, plan_optimizations
 from worker.training.attempt import TrainingAttempt
 from worker.training.batches import PaddingFreeCollator
 from worker.training.memory import SpareMemory
-from worker.training.optimizations import bnb_optimizer, liger, trial, varlen_attention
+from worker.training.optimizations import bnb_optimizer, trial, varlen_attention
 from worker.training.optimizations.decoder_graphs import GraphedDecoder, own_stream
-from worker.training.optimizations.dequantized_cache import DequantizedCache
-from worker.training.optimizations.lora.group import LIBRARY_KERNELS, LoraKernels
-from worker.training.optimizations.lora.linears import FusedLora
+from worker.training.optimizations.dequantized_cache import DequantizedCache, FourBitWeights
+from worker.training.optimizations.explicit_decoder import ExplicitDecoder
+from worker.training.optimizations.lora_layers import LIBRARY_KERNELS, FusedLora, LoraKernels
 from worker.training.trainer import AdapterTrainer
 
 _VARLEN: dict[VarlenKernel, varlen_attention.VarlenAttention] = {
@@ -50,6 +49,7 @@ class AppliedOptimizations:
 
     names: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # names with the reason
+    left_out: list[str] = field(default_factory=list)  # names with what of the model is not supported
     stack: ExitStack = field(default_factory=ExitStack)
 
 
@@ -62,7 +62,14 @@ def apply_optimizations(
     """
     family = describe_family(trainer.model.get_base_model())
     spec = attempt.request.spec.model_copy(update={"training": training})
-    plan = plan_optimizations(spec, attempt.device, family, path, is_alone=attempt.request.is_alone)
+    plan = plan_optimizations(
+        spec,
+        attempt.device,
+        family,
+        path,
+        is_alone=attempt.request.is_alone,
+        divides_base=attempt.world.divides_base,
+    )
     applied = apply_plan(trainer, plan)
     if plan.optimizer_without_sync:
         applied.stack.enter_context(bnb_optimizer.without_sync(trainer))
@@ -71,7 +78,8 @@ def apply_optimizations(
         attempt.warn(
             "fast_path_wrong", f"Not used, since a trial of it failed here: {'; '.join(applied.failed)}."
         )
-    left_out = f"; left out: {'; '.join(plan.left_out)}" if plan.left_out else ""
+    reasons = [*plan.left_out, *applied.left_out]
+    left_out = f"; left out: {'; '.join(reasons)}" if reasons else ""
     attempt.say(f"Optimizations: {'; '.join(applied.names) or 'none'}{left_out}.")
     return applied.stack
 
@@ -86,20 +94,39 @@ def apply_plan(trainer: AdapterTrainer, plan: OptimizationPlan) -> AppliedOptimi
     running = trial.Trial(trainer, examples, compares_dropout=plan.draws_peft_masks)
     with running.restoring():
         running.run_reference()
+        if plan.explicit_decoder and not _try_any(optimizations.pop(0), running, applied):
+            optimizations = [*list_general_optimizations(trainer, plan), *optimizations]
         batches_stay_padded = False
         for alternatives in optimizations:
             if alternatives[0].layout == "padding-free" and batches_stay_padded:
                 continue  # it needs padding-free batches
-            if not any(_try(optimization, running, applied) for optimization in alternatives):
+            if not _try_any(alternatives, running, applied):
                 batches_stay_padded = alternatives[0].layout == "padding-free"
     return applied
 
 
+def _try_any(alternatives: list[Optimization], running: trial.Trial, applied: AppliedOptimizations) -> bool:
+    """Apply the first of some alternatives that passes its trial. Returns whether there was one."""
+    return any(_try(optimization, running, applied) for optimization in alternatives)
+
+
 def _try(optimization: Optimization, running: trial.Trial, applied: AppliedOptimizations) -> bool:
-    """Apply an optimization; undo it where its trial fails. Returns whether it stays."""
+    """Apply an optimization; undo it where its trial fails. Returns whether it stays.
+
+    All ranks compute alike: what is not supported or fails on one is used on none.
+    """
     with ExitStack() as attempted:
-        attempted.enter_context(optimization.context)
-        fault = running.find_fault(optimization.layout, passes=optimization.trial_passes)
+        obstacle = None
+        try:
+            attempted.enter_context(optimization.context)
+        except Unsupported as error:
+            obstacle = str(error)
+        if obstacle := running.world.find_first(obstacle):
+            applied.left_out.append(f"{optimization.name} ({obstacle})")
+            return False
+        fault = running.world.find_first(
+            running.find_fault(optimization.layout, passes=optimization.trial_passes)
+        )
         if fault is None:
             applied.names.append(optimization.name)
             applied.stack.push(attempted.pop_all())
@@ -110,26 +137,23 @@ def _try(optimization: Optimization, running: trial.Trial, applied: AppliedOptim
 
 def list_optimizations(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[list[Optimization]]:
     """The optimizations of a plan in the order of their trials, each with its alternatives, best first."""
+    if plan.explicit_decoder:
+        optimizations = [_explicit_decoders(trainer, plan)]
+    else:
+        optimizations = list_general_optimizations(trainer, plan)
+    if plan.cuda_graphs:
+        graphs = Optimization("CUDA graphs", _cuda_graphs(trainer), "padding-free", trial_passes=2)
+        optimizations.append([graphs])
+    return optimizations
+
+
+def list_general_optimizations(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[list[Optimization]]:
+    """Those for any family, around transformers' own layers."""
     optimizations = []
-    linears = _AppliedLora()
     if plan.fused_lora_dtype is not None:
         optimizations.append(
-            [
-                Optimization(name, _fused_lora(trainer, linears, plan, kernels))
-                for name, kernels in _lora_kernels(plan)
-            ]
+            [Optimization(name, _fused_lora(trainer, plan, kernels)) for name, kernels in _lora_kernels(plan)]
         )
-    if plan.liger:
-        alternatives = [Optimization("Liger kernels", liger.applied(trainer.model))]
-        if liger.has_adapted_experts(trainer.model):
-            context = liger.applied(trainer.model, with_experts=False)
-            alternatives.append(Optimization("Liger kernels, except for the experts", context))
-        optimizations.append(alternatives)
-    if plan.fused_residuals:
-        from worker.training.optimizations import residuals  # needs Triton
-
-        context = residuals.applied(trainer.model, linears)
-        optimizations.append([Optimization("residual additions fused into other kernels", context)])
     if plan.varlen_kernels:
         optimizations.append(
             [
@@ -141,12 +165,28 @@ def list_optimizations(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[
                 for kernel in plan.varlen_kernels
             ]
         )
-    if plan.cuda_graphs:
-        graphs = Optimization(
-            "CUDA graphs for short batches", _cuda_graphs(trainer), "padding-free", trial_passes=2
-        )
-        optimizations.append([graphs])
     return optimizations
+
+
+def _explicit_decoders(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[Optimization]:
+    """The explicit decoder by kernels, then with PyTorch's attention, then by PyTorch's functions alone."""
+    _name, library_kernels = list(_lora_kernels(plan))[-1]
+    fastest, slowest = plan.varlen_kernels[0], plan.varlen_kernels[-1]
+    choices: list[tuple[VarlenKernel, str, Operations, LoraKernels]] = []
+    if plan.triton_operations:
+        from worker.decoder.fused_operations import FusedOperations  # needs Triton
+
+        _name, kernels = next(iter(_lora_kernels(plan)))
+        choices += [(attention, "Triton", FusedOperations(), kernels) for attention in (fastest, slowest)]
+    choices.append((slowest, "PyTorch", TorchOperations(), library_kernels))
+    return [
+        Optimization(
+            f"explicit decoder layers (varlen attention: {attention}; other parts: {parts})",
+            _explicit_decoder(trainer, plan, operations, kernels, _VARLEN[attention]),
+            "padding-free",
+        )
+        for attention, parts, operations, kernels in choices
+    ]
 
 
 def _lora_kernels(plan: OptimizationPlan) -> Iterator[tuple[str, LoraKernels]]:
@@ -165,46 +205,55 @@ def _lora_kernels(plan: OptimizationPlan) -> Iterator[tuple[str, LoraKernels]]:
     yield name, LIBRARY_KERNELS
 
 
-@dataclass
-class _AppliedLora:
-    """The LoRA function of the model while it is applied, for optimizations that build on it."""
-
-    fast: FusedLora | None = None
-
-    def add_next(self, layer: nn.Module, summand: torch.Tensor) -> bool:
-        return self.fast is not None and self.fast.add_next(layer, summand)
-
-    def input_padding(self, *layers: nn.Module) -> int:
-        return self.fast.input_padding(*layers) if self.fast else 0
-
-    def output_grad_padding(self, layer: nn.Module) -> int:
-        return self.fast.output_grad_padding(layer) if self.fast else 0
+@contextmanager
+def _explicit_decoder(
+    trainer: AdapterTrainer,
+    plan: OptimizationPlan,
+    operations: Operations,
+    kernels: LoraKernels,
+    attention: varlen_attention.VarlenAttention,
+) -> Iterator[None]:
+    assert plan.fused_lora_dtype is not None
+    decoder = ExplicitDecoder(trainer.model, plan.fused_lora_dtype, operations, kernels, attention)
+    before, collator = trainer.decoder, trainer.data_collator
+    trainer.decoder, trainer.data_collator = decoder, PaddingFreeCollator()
+    try:
+        with _dequantized_cache(trainer, decoder) if plan.dequantized_cache else nullcontext():
+            yield
+    finally:
+        trainer.decoder, trainer.data_collator = before, collator
 
 
 @contextmanager
-def _fused_lora(
-    trainer: AdapterTrainer, linears: _AppliedLora, plan: OptimizationPlan, kernels: LoraKernels
-) -> Iterator[None]:
+def _fused_lora(trainer: AdapterTrainer, plan: OptimizationPlan, kernels: LoraKernels) -> Iterator[None]:
     assert plan.fused_lora_dtype is not None
     fast = FusedLora(trainer.model, plan.fused_lora_dtype, kernels)
-    with ExitStack() as stack:
-        stack.callback(fast.remove)
-        linears.fast = fast
-        stack.callback(setattr, linears, "fast", None)
-        if plan.dequantized_cache:
-            cache = DequantizedCache(fast, trainer.spare_memory, trainer.say)
-            trainer.add_callback(cache)
-            stack.callback(trainer.remove_callback, cache)
-            stack.enter_context(_spare_memory(trainer, cache))
-        yield
+    try:
+        with _dequantized_cache(trainer, fast) if plan.dequantized_cache else nullcontext():
+            yield
+    finally:
+        fast.remove()
+
+
+@contextmanager
+def _dequantized_cache(trainer: AdapterTrainer, weights: FourBitWeights) -> Iterator[None]:
+    cache = DequantizedCache(weights, trainer.spare_memory, trainer.say)
+    trainer.add_callback(cache)
+    try:
+        with _spare_memory(trainer, cache):
+            yield
+    finally:
+        trainer.remove_callback(cache)
 
 
 @contextmanager
 def _cuda_graphs(trainer: AdapterTrainer) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(own_stream())
-        graphed = GraphedDecoder(trainer.model)
-        stack.callback(graphed.remove)
+        graphed = GraphedDecoder(trainer.model, trainer.decoder)
+        stack.callback(graphed.release)
+        stack.callback(setattr, trainer, "decoder", trainer.decoder)
+        trainer.decoder = graphed
         stack.enter_context(_spare_memory(trainer, graphed))
         yield
 

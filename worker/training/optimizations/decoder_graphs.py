@@ -1,15 +1,18 @@
-"""Short batches on a GPU: the decoder's forward and backward pass, each launched whole as a CUDA graph.
+"""The decoder's forward and backward pass on a GPU, each launched whole as a CUDA graph.
 
-A pass over a thousand tokens is five thousand kernels, and Python takes longer to launch them than the GPU to
-run them. A graph is captured for one shape, so rows are joined and padded to one of few sizes; a size is
-captured when it occurs for the second time. All graphs share one pool of memory, since only one of them has a
-pass under way. The split into two graphs with an autograd function around them is that of PyTorch's
-`make_graphed_callables`; here the loss is computed outside of them, and gradients flow on through autograd.
+A pass over a thousand tokens is thousands of kernels, and Python takes longer to launch them than the GPU to
+run them. A graph is captured for one shape, so rows are joined and padded to one of few sizes; where rows
+begin is data. A size is captured when it occurs for the second time; one of more than MAX_GRAPH_TOKENS only
+where its first pass was launched so slowly that the GPU had to wait, as on a host with a slow CPU. All graphs
+share one pool of memory, since only one of them has a pass under way. The split into two graphs with an
+autograd function around them is that of PyTorch's `make_graphed_callables`; here the loss is computed outside
+of them, and gradients flow on through autograd.
 
 T: tokens of the batch. S: tokens of the size it is padded to. N: rows. H: width of a hidden state.
 """
 
 import gc
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +29,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from worker.models.cuda_graphs import GraphPool
 from worker.planning.optimizations import MAX_GRAPH_TOKENS
 from worker.training import memory
+from worker.training.loss import Decoder
 
 _INPUTS = {"input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 _SPARE_BYTES = 2 << 30
+_TOKENS_OF_A_PACKED_ROW = 32
+# Share of a forward pass's time from which its launches are what takes it.
+_LAUNCH_BOUND = 0.8
 
 Work = Callable[[], None]
 
@@ -59,6 +66,9 @@ class Capturer(Protocol):
     def has_memory_for(self, pass_bytes: int) -> bool:
         """Whether memory is free for graphs whose forward pass saves `pass_bytes` for the backward pass."""
 
+    def launch_share(self, work: Work) -> float:
+        """Do the work. Returns the share of its time that passed until all of it was launched."""
+
 
 class CudaCapturer:
     """Captures CUDA graphs in one pool, on the present stream, which must be that of `own_stream`."""
@@ -76,6 +86,15 @@ class CudaCapturer:
         self._largest = max(self._largest, pass_bytes)
         return memory.free_bytes_at_peak() >= self._largest + _SPARE_BYTES
 
+    def launch_share(self, work: Work) -> float:
+        """Do the work while the host waits for the device, before and after it."""
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        launched = time.perf_counter()
+        torch.cuda.synchronize()
+        return (launched - began) / (time.perf_counter() - began)
+
 
 @dataclass(frozen=True)
 class GraphSize:
@@ -87,9 +106,14 @@ class GraphSize:
 
     @classmethod
     def of(cls, tokens: int, rows: int, is_training: bool) -> "GraphSize":
-        """The smallest that holds a batch: tokens in steps of 128, as products are tiled, or of 256."""
+        """The smallest that holds a batch: tokens in steps of 128, as products are tiled, or of 256.
+
+        Long batches, which are packed, are of one size, with as many rows as are likely in any of them.
+        """
         step = 128 if tokens <= MAX_GRAPH_TOKENS // 2 else 256
-        return cls(-(-tokens // step) * step, 1 << (rows - 1).bit_length(), is_training)
+        whole = -(-tokens // step) * step
+        most = whole // _TOKENS_OF_A_PACKED_ROW if whole > MAX_GRAPH_TOKENS else 1
+        return cls(whole, 1 << (max(rows, most) - 1).bit_length(), is_training)
 
 
 class DecoderGraphs:
@@ -183,28 +207,24 @@ class DecoderGraphs:
 
 
 class GraphedDecoder:
-    """Replaces a decoder's forward pass: short batches go through captured graphs."""
+    """A decoder whose short batches go through captured graphs."""
 
-    def __init__(self, model: PeftModel, capturer: Capturer | None = None) -> None:
-        # The loss calls the decoder by this name, and the output layer apart.
-        self._decoder: nn.Module = model.get_base_model().base_model
-        self._plain: Callable[..., Any] = self._decoder.forward
-        self._parameters = [weight for weight in self._decoder.parameters() if weight.requires_grad]
+    def __init__(self, model: PeftModel, decoder: Decoder | None, capturer: Capturer | None = None) -> None:
+        """`decoder`: what is captured; None: the model's own."""
+        self._own: nn.Module = model.get_base_model().base_model
+        self._plain: Decoder = decoder or self._own
+        self._parameters = [weight for weight in self._own.parameters() if weight.requires_grad]
         self._capturer: Capturer | None = capturer or CudaCapturer()
         self._seen: Counter[GraphSize] = Counter()
         self._graphs: dict[GraphSize, DecoderGraphs] = {}
         self._has_captured = False
-        vars(self._decoder)["forward"] = self._forward
+        self._long_passes = 0
+        self._launch_share: float | None = None
 
     @property
     def captured_count(self) -> int:
         """How many sizes are captured."""
         return len(self._graphs)
-
-    def remove(self) -> None:
-        """Leave the decoder as it was."""
-        vars(self._decoder).pop("forward", None)
-        self.release()
 
     def refresh(self) -> None:
         """Drop the graphs, which read memory that may have been freed; sizes are captured anew."""
@@ -217,25 +237,41 @@ class GraphedDecoder:
         self._capturer = None
         return had_any
 
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        batch = {name: value for name, value in kwargs.items() if value is not None and name != "use_cache"}
+    def __call__(self, **inputs: Any) -> Any:
+        """As the decoder that is captured."""
+        batch = {name: value for name, value in inputs.items() if value is not None and name != "use_cache"}
         graphs = None
-        if not args and batch.keys() == _INPUTS and torch.is_grad_enabled():
+        if batch.keys() == _INPUTS and torch.is_grad_enabled():
             graphs = self._find(batch)
         if graphs is None:
-            return self._plain(*args, **kwargs)
+            return self._compute(inputs)
         hidden_1TH = _Replay.apply(graphs, batch, *self._parameters)
         return BaseModelOutputWithPast(last_hidden_state=hidden_1TH)
 
+    def _compute(self, inputs: dict[str, Any]) -> Any:
+        """Compute as before; the first pass of a long batch with compiled kernels is watched."""
+        is_long = inputs["input_ids"].shape[1] > MAX_GRAPH_TOKENS
+        if not (is_long and self._capturer and torch.is_grad_enabled() and self._launch_share is None):
+            return self._plain(**inputs)
+        self._long_passes += 1
+        if self._long_passes < 2:
+            return self._plain(**inputs)  # compiles kernels
+        outputs: list[Any] = []
+        self._launch_share = self._capturer.launch_share(lambda: outputs.append(self._plain(**inputs)))
+        return outputs[0]
+
+    def _waits_for_launches(self, size: GraphSize) -> bool:
+        if size.tokens <= MAX_GRAPH_TOKENS:
+            return True
+        return self._launch_share is not None and self._launch_share >= _LAUNCH_BOUND
+
     def _find(self, batch: dict[str, Any]) -> DecoderGraphs | None:
         """The graphs for a batch, captured when its size occurs for the second time; None: there are none."""
-        size = GraphSize.of(
-            batch["input_ids"].shape[1], len(batch["cu_seq_lens_q"]) - 1, self._decoder.training
-        )
-        if size in self._graphs or size.tokens > MAX_GRAPH_TOKENS:
-            return self._graphs.get(size)
+        size = GraphSize.of(batch["input_ids"].shape[1], len(batch["cu_seq_lens_q"]) - 1, self._own.training)
+        if size in self._graphs:
+            return self._graphs[size]
         self._seen[size] += 1
-        if self._capturer is None or self._seen[size] < 2:
+        if self._capturer is None or self._seen[size] < 2 or not self._waits_for_launches(size):
             return None
         graphs = DecoderGraphs(self._plain, self._parameters, size)
         if not self._capture(graphs, self._capturer):

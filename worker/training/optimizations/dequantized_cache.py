@@ -6,13 +6,12 @@ when memory runs out (worker/training/trainer.py).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from worker.training import memory
 from worker.training.memory import SpareMemory
-from worker.training.optimizations.lora.linears import FusedLora
 
 _AFTER_STEPS = 3
 # Factor on the peak so far, since later batches may be larger than the first ones.
@@ -20,10 +19,26 @@ _GROWTH = 1.25
 _SPARE_BYTES = 4 << 30
 
 
+class FourBitWeights(Protocol):
+    """Layers whose 4-bit weights can be cached dequantized."""
+
+    @property
+    def dequantized_bytes(self) -> int:
+        """Bytes that caching all 4-bit weights dequantized takes."""
+
+    def cache_dequantized(self) -> None:
+        """Cache all 4-bit weights dequantized, in place of dequantizing them in every pass."""
+
+    def drop_dequantized(self) -> bool:
+        """Free the cached weights. Returns whether there were any."""
+
+
 class DequantizedCache(TrainerCallback):
     """Decides once, after the first steps. `spare`: all spare memory of the trainer."""
 
-    def __init__(self, linears: FusedLora, spare: Sequence[SpareMemory], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, linears: FourBitWeights, spare: Sequence[SpareMemory], say: Callable[[str], None]
+    ) -> None:
         self._linears = linears
         self._spare = spare
         self._say = say

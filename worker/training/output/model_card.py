@@ -111,12 +111,20 @@ def _recipe(spec: JobSpec, targets: Collection[str] | str | None) -> dict[str, o
         "Optimizer": f"{training.optim}, learning rate {training.learning_rate:g} "
         f"({training.lr_scheduler_type})",
         "Batch": f"{training.per_device_train_batch_size} rows a pass, "
-        f"{training.gradient_accumulation_steps} passes a step",
-        "Learned from": "the assistant's turns"
-        if training.assistant_only_loss
-        else "whole rows (of prompt + completion rows: the completion)",
+        f"passes a step: {training.gradient_accumulation_steps}"
+        + (f" on each of {spec.resources.ranks} devices" if spec.resources.ranks > 1 else ""),
+        "Learned from": _learned_from(spec),
         "Seed": training.seed,
     }
+
+
+def _learned_from(spec: JobSpec) -> str:
+    if spec.preferences:
+        rows = "answers with labels" if spec.method == "kto" else "comparisons of two answers"
+        return f"{rows}, by {spec.method.upper()} with beta {spec.preferences.beta:g}"
+    if spec.training.assistant_only_loss:
+        return "the assistant's turns"
+    return "whole rows (of prompt + completion rows: the completion)"
 
 
 def _chosen(spec: JobSpec) -> dict[str, object]:

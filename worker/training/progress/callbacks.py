@@ -11,13 +11,15 @@ from pydantic import BaseModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from app.core.errors.jobs import LossNotFinite
-from app.core.jobs.events import Evaluation, Metrics
+from app.core.jobs.events import Evaluation, Metrics, PreferenceFigures
 from worker.models.device import Device, peak_memory_bytes
 from worker.processes.reports import Advanced, CurvePoint, Happened
 from worker.training.progress.counters import Counters, Launched
 from worker.training.progress.device_use import DeviceUseReader
 from worker.training.progress.history import History
 from worker.training.progress.loss_guard import LossGuard
+from worker.training.progress.preference_sums import figures
+from worker.training.ranks.world import ALONE, World
 
 Send = Callable[[BaseModel], None]
 
@@ -36,6 +38,7 @@ class Reporter(TrainerCallback):
         guard: LossGuard,
         device: Device,
         *,
+        world: World = ALONE,
         clock: Callable[[], float] = time.monotonic,
         device_use: DeviceUseReader | None = None,
     ) -> None:
@@ -44,6 +47,7 @@ class Reporter(TrainerCallback):
         self._history = history
         self._guard = guard
         self._device = device
+        self._world = world
         self._device_use = device_use or DeviceUseReader(device)
         self._clock = clock
         self._began = 0.0
@@ -67,7 +71,7 @@ class Reporter(TrainerCallback):
     ) -> None:
         if state.global_step >= state.max_steps:
             control.should_log = True
-        self._launched.append((self._counters.launched(), state.global_step, state.epoch))
+        self._launched.append((self._counters.launched(self._world), state.global_step, state.epoch))
         is_read = control.should_log or control.should_evaluate or control.should_save
         # The next step is launched while the GPU computes this one.
         ahead = 1 if self._device.is_cuda and not is_read and not control.should_training_stop else 0
@@ -83,18 +87,18 @@ class Reporter(TrainerCallback):
         the device, so this times steps correctly."""
         while len(self._launched) > ahead:
             launched, step, epoch = self._launched.popleft()
-            loss, tokens = launched.wait()
+            values = launched.wait()
             now = self._clock()
             seconds, self._began = now - self._began, now
             self._recent_seconds.append(seconds)
-            self._counters.end_step(loss, tokens, seconds)
+            self._counters.end_step(values, seconds)
             self._guard.check(step, state.max_steps, args.learning_rate)
             self._send(
                 Advanced(
                     step=step,
                     total_steps=state.max_steps,
                     epoch=epoch,
-                    loss=loss,
+                    loss=values.loss,
                     eta_seconds=self._eta_seconds(step, state.max_steps),
                 )
             )
@@ -127,6 +131,7 @@ class Reporter(TrainerCallback):
                 memory_used_bytes=use.memory_bytes,
                 gpu_utilization_percent=use.utilization_percent,
                 eta_seconds=self._eta_seconds(state.global_step, state.max_steps),
+                **figures(self._counters.end_preferences()),
             )
         )
 
@@ -137,13 +142,19 @@ class Reporter(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        loss = kwargs["metrics"]["eval_loss"]
+        metrics = kwargs["metrics"]
+        loss = metrics["eval_loss"]
         if not math.isfinite(loss):
             raise LossNotFinite(f"The evaluation loss became NaN or infinite at step {state.global_step}.")
         self._counters.evaluated_step, self._counters.evaluated_loss = state.global_step, loss
-        accuracy = kwargs["metrics"].get("eval_mean_token_accuracy")
         self._send_point(
-            Evaluation(step=state.global_step, epoch=state.epoch or 0.0, loss=loss, token_accuracy=accuracy)
+            Evaluation(
+                step=state.global_step,
+                epoch=state.epoch or 0.0,
+                loss=loss,
+                token_accuracy=metrics.get("eval_mean_token_accuracy"),
+                **{name: metrics.get(f"eval_{name}") for name in PreferenceFigures.model_fields},
+            )
         )
 
     def _send_point(self, point: CurvePoint) -> None:

@@ -1,16 +1,14 @@
-"""The last points of the loss curve that were sent, saved in each checkpoint.
+"""The points of the loss curve that were sent, saved in each checkpoint.
 
-Reports that a killed worker had received but not recorded are lost. The attempt that resumes from the
-checkpoint sends them again, so that the curve has no gap.
+Reports that a worker had received but not recorded, when it was killed or its database was away for longer
+than its lease, are lost. The attempt that resumes from the checkpoint sends them again, so that the curve has
+no gap. All points are saved: nothing bounds how many are missing then.
 """
 
 from pydantic import BaseModel
 
 from app.core.jobs.events import Evaluation
 from worker.processes.reports import CurvePoint
-
-# A worker records reports every half second, so it never has so many unrecorded points.
-_MAX_POINTS = 500
 
 
 class History(BaseModel):
@@ -19,8 +17,8 @@ class History(BaseModel):
     points: list[CurvePoint] = []
 
     def add(self, point: CurvePoint) -> None:
-        """Add a point; drops the oldest beyond the limit."""
-        self.points = [*self.points[1 - _MAX_POINTS :], point]
+        """Add a point."""
+        self.points.append(point)
 
     def find_unrecorded(self, recorded: CurvePoint | None) -> list[CurvePoint]:
         """The points that come after the last one that the worker has recorded."""

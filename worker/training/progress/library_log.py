@@ -21,6 +21,8 @@ _EXPECTED = (
     "`is_gradient_checkpointing` is deprecated",
 )
 _NOISE = (
+    # Each rank of a job over several devices runs its trainer alone (ranks/world.py).
+    "torch.distributed process group is initialized",
     "The tokenizer has new PAD/BOS/EOS tokens",
     "gemm_4bit_forward",
     "The following generation flags are not valid",

@@ -1,1 +1,1 @@
-"""Answers of the model in training to a few prompts: before training, at evaluations, and at the end."""
+"""Answers of the model in training to a few prompts, and base model and adapter on rows held out."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from worker.decoder.random_state import RandomState
 from worker.planning.sample_answers import MAX_SECONDS
-from worker.training.memory import RandomState
 from worker.training.trainer import AdapterTrainer
 
 
@@ -47,18 +47,23 @@ class SampleGenerator:
         base: PreTrainedModel = self._trainer.model.get_base_model()
         return base
 
-    def generate(self, prompts: Sequence[Sequence[int]]) -> list[Generated] | None:
-        """An answer to each prompt. Returns None where a stop was requested meanwhile.
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_seconds: float = MAX_SECONDS
+    ) -> list[Generated] | None:
+        """An answer to each prompt, cut after `max_seconds`. Returns None where a stop was requested.
 
         Weights, random state and mode of the model are as before. Raises what the model may raise.
         """
-        with self._generating():
-            answers = self._generate(prompts)
+        with self.evaluation_mode():
+            answers = self._generate(prompts, max_seconds)
         return None if self._limits.is_stopped() else answers
 
     @contextmanager
-    def _generating(self) -> Iterator[None]:
-        """Within this context the model generates: without dropout, with a cache, with plain attention."""
+    def evaluation_mode(self) -> Iterator[None]:
+        """Within this context the model has no dropout, plain attention and the settings of `generate`.
+
+        Mode, attention, settings and random state are restored.
+        """
         model, base = self._trainer.model, self._base
         was_training, settings, attention = (
             model.training,
@@ -90,7 +95,7 @@ class SampleGenerator:
             disable_compile=True,
         )
 
-    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[Generated]:
+    def _generate(self, prompts: Sequence[Sequence[int]], max_seconds: float) -> list[Generated]:
         device, longest = self._base.device, max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
         ids_BL = torch.tensor(
@@ -98,7 +103,7 @@ class SampleGenerator:
             device=device,
         )
         mask_BL = torch.tensor([[0] * count + [1] * (longest - count) for count in padding], device=device)
-        ends = StoppingCriteriaList([_StopOrTimeout(self._limits.is_stopped)])
+        ends = StoppingCriteriaList([_StopOrTimeout(self._limits.is_stopped, max_seconds)])
         output: Any = self._base.generate(ids_BL, attention_mask=mask_BL, stopping_criteria=ends)  # type: ignore[operator]
         return [self._cut(row[longest:]) for row in output.tolist()]
 
@@ -109,11 +114,11 @@ class SampleGenerator:
 
 
 class _StopOrTimeout(StoppingCriteria):
-    """Ends all answers at a stop that was requested, or after `MAX_SECONDS`."""
+    """Ends all answers at a stop that was requested, or after `max_seconds`."""
 
-    def __init__(self, is_stopped: Callable[[], bool]) -> None:
+    def __init__(self, is_stopped: Callable[[], bool], max_seconds: float) -> None:
         self._is_stopped = is_stopped
-        self._ends_at = time.monotonic() + MAX_SECONDS
+        self._ends_at = time.monotonic() + max_seconds
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         is_over = self._is_stopped() or time.monotonic() >= self._ends_at

@@ -1,5 +1,6 @@
 """The prompts of a job's sample answers, as text and as tokens. Knows no model."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,15 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets.rows import Completion, Conversation, DatasetFormat, Message, PlainText, Row, read_rows
+from app.core.datasets.rows import (
+    Completion,
+    Conversation,
+    Message,
+    PlainText,
+    Row,
+    as_example,
+    read_rows,
+)
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import TemplateExceedsLimits
 from worker.planning.sample_answers import SAMPLED_ROWS
@@ -16,6 +25,7 @@ from worker.processes.reports import TrainingRequest
 from worker.templates.prompt_check import render_prompt
 from worker.templates.renderer import encode_plain, encode_rendered, render
 from worker.templates.token_rows import TokenRow
+from worker.training.rows import has_conversations
 
 MAX_PROMPT_TOKENS = 1024
 # Of the rows to evaluate on, so many are looked at: some have prompts that are too long.
@@ -24,7 +34,6 @@ _MAX_TEXT_PROMPT_TOKENS = 64
 _MAX_LETTERS = 2000
 # All but the tab and the end of a line.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_CHAT = (DatasetFormat.MESSAGES, DatasetFormat.CONVERSATIONS, DatasetFormat.INSTRUCTION)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ def shorten(text: str) -> str:
 
 def _encode(prompt: str, request: TrainingRequest, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A prompt as rows of the job's dataset have it: a user's message, or plain text."""
-    if request.dataset_format not in _CHAT:
+    if not has_conversations(request):
         return encode_plain(tokenizer, prompt)
     messages = [Message("user", prompt)]
     rendered = render(tokenizer, messages, add_generation_prompt=True, moment=request.submitted_at)
@@ -105,7 +114,7 @@ def _of_rows(
         for line, row in read_rows(lines):
             if line not in wanted:
                 continue
-            prompt = _of_row(row, wanted[line], tokenizer, text, request.submitted_at)
+            prompt = read_prompt(row, wanted[line], tokenizer, text, request.submitted_at)
             if prompt is not None and len(prompt.token_ids) <= max_tokens:
                 yield prompt
             left -= 1
@@ -113,7 +122,7 @@ def _of_rows(
                 return
 
 
-def _of_row(
+def read_prompt(
     row: Row,
     tokens: TokenRow,
     tokenizer: PreTrainedTokenizerBase,
@@ -121,6 +130,7 @@ def _of_row(
     moment: datetime,
 ) -> SamplePrompt | None:
     """The prompt and the answer of a row; None where the row has none, or is cut before its answer."""
+    row = as_example(row)
     if isinstance(row, PlainText):
         prompt_ids = tokens.input_ids[: min(len(tokens.input_ids) // 2, _MAX_TEXT_PROMPT_TOKENS)]
         description = str(tokenizer.decode(prompt_ids, skip_special_tokens=True))
@@ -142,4 +152,10 @@ def _describe(row: Conversation | Completion) -> str:
     before = row.messages[:-1]
     if len(before) == 1:
         return before[0].content
-    return "\n".join(f"{message.role}: {message.content}" for message in before)
+    return "\n".join(f"{message.role}: {_content_of(message)}" for message in before)
+
+
+def _content_of(message: Message) -> str:
+    """The text of a message, then its calls of functions, each as `name(arguments)`."""
+    calls = [f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.tool_calls]
+    return " ".join(part for part in (message.content, *calls) if part)

@@ -13,8 +13,22 @@ from starlette.types import ASGIApp
 from app.api.http.errors import to_response
 from app.core.errors.access import OriginRefused
 
+_LIMITS = tuple(
+    f"x-ratelimit-{name}-{kind}"
+    for kind in ("requests", "tokens")
+    for name in ("limit", "remaining", "reset")
+)
 # Headers of responses that clients read, besides those that a browser shows to every page.
-_SHOWN = ("content-disposition", "location", "retry-after", "x-request-id", "x-should-retry")
+_SHOWN = (
+    "content-disposition",
+    "location",
+    "retry-after",
+    "x-request-id",
+    "x-should-retry",
+    "x-tunesmith-model",
+    "etag",
+    *_LIMITS,
+)
 _MAX_AGE_SECONDS = 600
 
 

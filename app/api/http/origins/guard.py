@@ -8,18 +8,22 @@ browser adds. See docs/decisions/0016.
 """
 
 import ipaddress
+import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.http.access.auth import CACHE_SECONDS
 from app.api.http.errors import send_error
+from app.api.http.shared_looks import SharedLooks
 from app.core.errors.access import Forbidden, HostRefused, OriginRefused
+from app.core.keys import records as keys
 from app.core.settings import Settings
-from app.core.storage import keys
 from app.core.storage.database import Database
 
+HEALTH = "/health"
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
 _OWN_SITE = {"same-origin", "none"}  # none: a person typed the address
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -28,10 +32,19 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class OriginGuardMiddleware:
     """Responds 403 before the key is checked and before any of the body is read."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        database: Database,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._app = app
         self._settings = settings
         self._database = database
+        self._clock = clock
+        self._looks: SharedLooks[bool] = SharedLooks()
+        self._found_until = 0.0
         self._hosts = {
             host.lower() for host in (settings.host, settings.published_host, *settings.allowed_hosts)
         }
@@ -43,7 +56,7 @@ class OriginGuardMiddleware:
             try:
                 if scope["method"] not in _SAFE_METHODS:
                     self._check_origin(headers)
-                await self._check_host(headers)
+                await self._check_host(headers, scope["path"])
             except Forbidden as error:
                 return await send_error(error, receive, send)
         await self._app(scope, receive, send)
@@ -63,17 +76,28 @@ class OriginGuardMiddleware:
             "TUNESMITH_ALLOWED_ORIGINS, for example https://box.example.",
         )
 
-    async def _check_host(self, headers: Headers) -> None:
+    async def _check_host(self, headers: Headers, path: str) -> None:
         """Raise HostRefused where the API has no key and `Host` is not a name of this machine."""
         host = _host_name(headers.get("host", ""))
         if is_loopback(host) or host in self._hosts or self._settings.api_key:
             return
-        if await to_thread.run_sync(self._any_key_exists):
+        if path == HEALTH:
+            return  # It says nothing, and must not wait for a thread or the database.
+        if await self._has_key():
             return
         raise HostRefused(
             f"This API has no key, and answers only under a name of this machine, not {host!r}.",
             hint="Ask http://127.0.0.1, add the name to TUNESMITH_ALLOWED_HOSTS, or set TUNESMITH_API_KEY.",
         )
+
+    async def _has_key(self) -> bool:
+        """Whether any key exists. One that was found counts for another second without a look."""
+        if self._found_until > self._clock():
+            return True
+        has_key = await self._looks.run("keys", self._any_key_exists)
+        if has_key:
+            self._found_until = self._clock() + CACHE_SECONDS
+        return has_key
 
     def _any_key_exists(self) -> bool:
         with self._database.snapshot() as session:

@@ -7,12 +7,13 @@ ends.
 
 import asyncio
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from anyio import to_thread
+from sqlalchemy.orm import Session
 
 from app.api.generate.answers import Answers
-from app.api.generate.engine_client import EngineClient
+from app.api.generate.use import RequestUse
 from app.api.http.errors import EngineRefusal
 from app.api.openai.responses.generation import error_of, generate
 from app.api.openai.responses.output import ResponseOutput
@@ -20,10 +21,13 @@ from app.api.openai.responses.plan import ResponsePlan
 from app.api.openai.responses.response import ResponseError, ResponseObject
 from app.api.openai.responses.storage import new_row, size_of, stored_content, stored_items
 from app.core.chat import responses as stored_responses
+from app.core.engine.client import EngineClient
 from app.core.errors import TunesmithError
 from app.core.settings import Settings
 from app.core.specs.states import ResponseStatus
+from app.core.storage import clock
 from app.core.storage.database import Database
+from app.core.storage.outages import log_unless_away
 
 _INTERRUPTED = "The API process that made this response was stopped; send the request again."
 _log = logging.getLogger(__name__)
@@ -39,11 +43,11 @@ class BackgroundResponses:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._is_closing = False
 
-    async def start(self, plan: ResponsePlan) -> ResponseObject:
+    async def start(self, plan: ResponsePlan, use: RequestUse) -> ResponseObject:
         """Store the response, and begin to make it."""
         queued = plan.response(ResponseStatus.QUEUED, [])
         await to_thread.run_sync(self._add, plan, queued)
-        task = asyncio.create_task(self._run(plan))
+        task = asyncio.create_task(self._run(plan, use))
         self._tasks[plan.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(plan.id, None))
         return queued
@@ -71,10 +75,10 @@ class BackgroundResponses:
             for response_id in stored_responses.fail_abandoned(session, error):
                 _log.warning("The API process that made response %s is gone", response_id)
 
-    async def _run(self, plan: ResponsePlan) -> None:
+    async def _run(self, plan: ResponsePlan, use: RequestUse) -> None:
         output = ResponseOutput(plan.new_item_id)
         try:
-            ended = await self._generate(plan, output)
+            ended = await self._generate(plan, output, use)
         except asyncio.CancelledError:
             ended = self._stopped(plan, output)
         except (EngineRefusal, TunesmithError) as error:
@@ -87,9 +91,11 @@ class BackgroundResponses:
         if ended is not None:
             await to_thread.run_sync(self._end, plan, ended)
 
-    async def _generate(self, plan: ResponsePlan, output: ResponseOutput) -> ResponseObject | None:
+    async def _generate(
+        self, plan: ResponsePlan, output: ResponseOutput, use: RequestUse
+    ) -> ResponseObject | None:
         """The whole response; None where it was cancelled or deleted by another process."""
-        answers = Answers(self._engines, plan.target.engine, [plan.request])
+        answers = Answers(self._engines, plan.target.engine, [plan.request], use=use)
         working = asyncio.create_task(generate(plan, answers, output))
         leasing = asyncio.create_task(self._hold_lease(plan.id))
         try:
@@ -107,9 +113,9 @@ class BackgroundResponses:
             try:
                 if not await to_thread.run_sync(self._renew, response_id):
                     return
-            except Exception:
+            except Exception as error:
                 # A database that does not respond now may do so before the lease has ended.
-                _log.exception("The lease of response %s can't be extended now", response_id)
+                log_unless_away(_log, f"The lease of response {response_id} can't be extended now", error)
             await asyncio.sleep(self._settings.lease_seconds / 3)
 
     def _stopped(self, plan: ResponsePlan, output: ResponseOutput) -> ResponseObject:
@@ -118,17 +124,17 @@ class BackgroundResponses:
         error = ResponseError(code="server_error", message=_INTERRUPTED)
         return plan.response(ResponseStatus.FAILED, output.cut(), error=error)
 
-    def _lease_end(self) -> datetime:
-        return datetime.now(UTC) + timedelta(seconds=self._settings.lease_seconds)
+    def _lease_end(self, session: Session) -> datetime:
+        return clock.now(session) + timedelta(seconds=self._settings.lease_seconds)
 
     def _add(self, plan: ResponsePlan, response: ResponseObject) -> None:
         hours = self._settings.response_hours
         with self._database.transaction() as session:
-            session.add(new_row(plan, response, hours=hours, alive_until=self._lease_end()))
+            session.add(new_row(plan, response, hours=hours, alive_until=self._lease_end(session)))
 
     def _renew(self, response_id: str) -> bool:
         with self._database.transaction() as session:
-            return stored_responses.renew(session, response_id, alive_until=self._lease_end())
+            return stored_responses.renew(session, response_id, alive_until=self._lease_end(session))
 
     def _end(self, plan: ResponsePlan, response: ResponseObject) -> None:
         items = stored_items(plan, response)

@@ -14,7 +14,7 @@ from app.api.generate.response_format import (
     TextFormat,
     output_schema,
 )
-from app.api.openai.parameters import SamplingBody
+from app.api.openai.parameters import SUBJECT_DESCRIPTION, SamplingBody
 from app.api.openai.responses.items import InputItem, ItemId
 from app.api.openai.responses.tools import ToolChoiceParam, ToolParam
 from app.core.engine.messages import OutputSchema
@@ -136,10 +136,10 @@ class ResponseBody(SamplingBody, TemplateFields):
     max_tool_calls: int | None = Field(
         None, ge=1, le=2**31 - 1, description="Accepted; it is about tools of OpenAI's."
     )
-    prompt_cache_key: str | None = Field(None, description="Accepted; changes nothing.")
+    prompt_cache_key: str | None = Field(None, description=f"As `user`. {SUBJECT_DESCRIPTION}")
     prompt_cache_options: Any = Field(None, description="Accepted; changes nothing.")
     prompt_cache_retention: Any = Field(None, description="Accepted; changes nothing.")
-    safety_identifier: str | None = Field(None, description="Accepted; changes nothing.")
+    safety_identifier: str | None = Field(None, description=f"As `user`. {SUBJECT_DESCRIPTION}")
     service_tier: Any = Field(None, description="Accepted; changes nothing.")
 
     @property

@@ -14,6 +14,8 @@ from fastapi import Request, Response
 from app.api.deps import Services
 from app.api.generate.answer_events import EventStream
 from app.api.generate.answers import CLIENT_CLOSED_REQUEST, Answers, unless_disconnected
+from app.api.generate.served import served_headers
+from app.api.generate.use import RequestUse
 from app.api.http.errors import EngineRefusal, dumps
 from app.api.http.server_sent_events import server_sent
 from app.api.openai.responses.generation import error_of, generate
@@ -28,13 +30,14 @@ from app.core.specs.states import ResponseStatus
 _log = logging.getLogger(__name__)
 
 
-async def respond(plan: ResponsePlan, *, request: Request, services: Services) -> object:
+async def respond(plan: ResponsePlan, use: RequestUse, *, request: Request, services: Services) -> object:
     """The stream, or the whole response."""
-    answers = Answers(services.engines, plan.target.engine, [plan.request])
+    answers = Answers(services.engines, plan.target.engine, [plan.request], use=use)
     is_stream = plan.body.stream
     try:
         if is_stream and await unless_disconnected(request, answers.begin()):
-            return EventStream(_Stream(plan, answers, services).events(), answers)
+            events = _Stream(plan, answers, services).events()
+            return EventStream(events, answers, headers=served_headers(plan.target))
         whole = None if is_stream else await unless_disconnected(request, generate(plan, answers))
     except BaseException:
         await answers.close()

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.api.generate.answers import Target
+from app.api.generate.served import answered_model
 from app.api.openai.responses.body import ReasoningConfig, ResponseBody
 from app.api.openai.responses.items import Item
 from app.api.openai.responses.response import (
@@ -13,6 +13,7 @@ from app.api.openai.responses.response import (
     ResponseObject,
     ResponseUsage,
 )
+from app.core.adapters.targets import Target
 from app.core.chat import responses as stored_responses
 from app.core.engine.messages import Finished, GenerateRequest
 from app.core.specs.states import ResponseStatus
@@ -42,7 +43,7 @@ class ResponsePlan:
             id=self.id,
             created_at=self.created_at,
             status=status,
-            model=body.model,
+            model=answered_model(self.target, body.model),
             output=output,
             system_fingerprint=self.target.base_model.quantization.label,
             background=bool(body.background),

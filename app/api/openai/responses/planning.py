@@ -1,5 +1,6 @@
 """Turns the body of a request into a plan: finds the model, the conversation, and the items referred to."""
 
+from anyio import to_thread
 from sqlalchemy.orm import Session
 
 from app.api.deps import Services
@@ -10,21 +11,44 @@ from app.api.openai.responses.history import as_turns
 from app.api.openai.responses.items import Item, ItemReference, MessageItem, item_adapter, with_ids
 from app.api.openai.responses.plan import ResponsePlan
 from app.api.openai.responses.tools import tools_of
+from app.core.adapters.targets import Target
 from app.core.chat import responses as stored_responses
-from app.core.engine.messages import GenerateRequest
+from app.core.chat.responses import StoredConversation
+from app.core.engine.messages import GenerateRequest, Tools
 from app.core.storage.ids import new_id
 
 
-def make_plan(services: Services, body: ResponseBody) -> ResponsePlan:
+async def make_plan(services: Services, body: ResponseBody) -> ResponsePlan:
     """Find the model and the conversation. Raises InvalidRequest, and what finding either raises."""
     is_stored = body.store is not False and services.settings.response_hours > 0
     _check(body, is_stored)
     tools = tools_of(body.tools, body.tool_choice, is_parallel=body.parallel_tool_calls is not False)
-    target = find_target(services, body.model, body.quantization)
-    response_id = new_id(stored_responses.PREFIX)
+    earlier, sent = await to_thread.run_sync(_find_items, services, body)
+    target = await find_target(
+        services,
+        body.model,
+        body.quantization,
+        subject=body.subject,
+        served_before=earlier.served_by,
+    )
+    return await to_thread.run_sync(_complete_plan, body, target, tools, earlier, sent, is_stored)
+
+
+def _find_items(services: Services, body: ResponseBody) -> tuple[StoredConversation, list[Item]]:
     with services.database.snapshot() as session:
         earlier = _find_earlier(session, body, max_bytes=services.settings.max_body_bytes)
-        sent = _sent_items(session, body)
+        return earlier, _sent_items(session, body)
+
+
+def _complete_plan(
+    body: ResponseBody,
+    target: Target,
+    tools: Tools | None,
+    earlier: StoredConversation,
+    sent: list[Item],
+    is_stored: bool,
+) -> ResponsePlan:
+    response_id = new_id(stored_responses.PREFIX)
     sent = with_ids(sent, lambda prefix, number: stored_responses.item_id(prefix, response_id, number))
     items = [*map(item_adapter.validate_python, earlier.items), *sent]
     request = GenerateRequest(
@@ -55,11 +79,9 @@ def _check(body: ResponseBody, is_stored: bool) -> None:
         reject_parameter("background", "it needs a response that is stored: leave `store` out")
 
 
-def _find_earlier(
-    session: Session, body: ResponseBody, *, max_bytes: int
-) -> stored_responses.StoredConversation:
+def _find_earlier(session: Session, body: ResponseBody, *, max_bytes: int) -> StoredConversation:
     if body.previous_response_id is None:
-        return stored_responses.StoredConversation([], 0)
+        return StoredConversation([], 0)
     return stored_responses.find_conversation(session, body.previous_response_id, max_bytes=max_bytes)
 
 

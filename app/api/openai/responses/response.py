@@ -59,7 +59,7 @@ class ResponseObject(BaseModel):
     status: ResponseStatus = Field(description="Where it stands.")
     error: ResponseError | None = Field(None, description="Why it failed.")
     incomplete_details: IncompleteDetails | None = Field(None, description="Why it is incomplete.")
-    model: str = Field(description="`model` as it was asked for.")
+    model: str = Field(description="`model` as it was asked for; of an alias, the model that served.")
     output: list[Item] = Field([], description="The answer: reasoning, messages, calls of functions.")
     usage: ResponseUsage | None = Field(None, description="Tokens read and made.")
     system_fingerprint: str = Field(

@@ -3,10 +3,13 @@
 from typing import Annotated, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Body, Path, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request, Response
 from fastapi.openapi.models import Example
 
 from app.api.deps import Services, ServicesDep
+from app.api.generate.served import served_headers
+from app.api.generate.use import RequestUse
+from app.api.http.access.auth import CallerDep
 from app.api.openai.parameters import reject_parameter
 from app.api.openai.responses.body import ResponseBody
 from app.api.openai.responses.create import respond
@@ -64,13 +67,19 @@ ResponseId = Annotated[str, Path(description="The response's id.", examples=["re
     },
 )
 async def create_response(
-    body: Annotated[ResponseBody, Body(openapi_examples=_EXAMPLES)], request: Request, services: ServicesDep
+    body: Annotated[ResponseBody, Body(openapi_examples=_EXAMPLES)],
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    caller: CallerDep,
 ) -> object:
     """Answer a text or items, rendered with the model's chat template; perhaps with calls of functions."""
-    plan = await to_thread.run_sync(make_plan, services, body)
+    plan = await make_plan(services, body)
+    response.headers.update(served_headers(plan.target))
+    use = RequestUse(services.usage_meter, caller, plan.target.name)
     if body.background:
-        return await services.background_responses.start(plan)
-    return await respond(plan, request=request, services=services)
+        return await services.background_responses.start(plan, use)
+    return await respond(plan, use, request=request, services=services)
 
 
 @router.get("/{response_id}", summary="Show a response")

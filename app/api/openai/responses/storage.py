@@ -19,6 +19,7 @@ def new_row(
     return tables.ResponseRow(
         id=plan.id,
         previous_id=plan.body.previous_response_id,
+        served_by=plan.target.key,
         status=response.status,
         input_count=len(plan.input_items),
         conversation_bytes=size_of(plan, items),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.core.datasets.field_names import Meaning, is_system_prompt, meaning_of, normalized
+from app.core.datasets.field_names import Meaning, is_system_prompt, meaning_of, meaning_of_rest, normalized
 from app.core.datasets.readers.json_values import BadJson, decode_json
 from app.core.datasets.rows import DatasetFormat
 
@@ -25,6 +25,8 @@ _NAMES = {
 }
 _MESSAGES, _QUESTIONS, _ANSWERS, _CONTEXTS, _TEXTS = (names.split() for names in _NAMES.values())
 _CHOSEN = ("chosen", "preferred")
+_REJECTED = ("rejected", "dispreferred", "nonpreferred")
+_LABELS = (True, False, "true", "false", "True", "False")
 # What stands in place of a value that is bytes, or has bytes in it.
 BYTES = "(bytes)"
 _MAX_JSON_CHARACTERS = 1 << 20
@@ -46,13 +48,16 @@ def guess_column_maps(columns: Sequence[str], records: Records) -> list[ColumnGu
     kinds = {name: _kind(name, records) for name in columns}
     conversations = [name for name in columns if kinds[name] == "messages"]
     texts = [name for name in columns if kinds[name] == "text"]
-    answer = _find_chosen(columns) or _first_named(texts, _ANSWERS)
+    chosen, rejected = (_find_answer(columns, kinds, names) for names in (_CHOSEN, _REJECTED))
+    answer = chosen or _first_named(texts, _ANSWERS)
     question = _first_named([name for name in texts if name != answer], _QUESTIONS)
     if answer is None and question is None and len(texts) == 2:
         question, answer = texts
-    found = _conversation(conversations, answer, records)
+    found = _comparison(columns, kinds, chosen, rejected, records) if chosen and rejected else []
+    found += _conversation(conversations, answer, records)
     if question and answer and kinds[answer] == "text":
-        found += _pair(columns, texts, question, answer)
+        pairs = _pair(columns, texts, question, answer)
+        found += [*_labelled(pairs[0], columns, records), *pairs]
     text = _first_named(texts, _TEXTS) or (texts[0] if len(texts) == 1 else None)
     if text:
         found.append(ColumnGuess(DatasetFormat.TEXT, {"text": text}))
@@ -81,6 +86,34 @@ def _conversation(conversations: list[str], answer: str | None, records: Records
     return [ColumnGuess(DatasetFormat.MESSAGES, {"messages": column})] if column else []
 
 
+def _comparison(
+    columns: Sequence[str], kinds: Mapping[str, str | None], chosen: str, rejected: str, records: Records
+) -> list[ColumnGuess]:
+    """Returns the guess for two answers: after a question, or as conversations that begin with one."""
+    answers = {"chosen": chosen, "rejected": rejected}
+    if kinds[chosen] == "messages" and _begins_with_a_question(chosen, records):
+        return [ColumnGuess(DatasetFormat.COMPARISONS, answers)]
+    others = [name for name in columns if name not in answers.values()]
+    conversation = _first_named([name for name in others if kinds[name] == "messages"], _QUESTIONS)
+    texts = [name for name in others if kinds[name] == "text"]
+    if conversation or kinds[chosen] == "messages":
+        asked = conversation or _first_named(texts, _QUESTIONS)
+        return [ColumnGuess(DatasetFormat.COMPARISONS, {"prompt": asked, **answers} if asked else answers)]
+    if question := _first_named(texts, _QUESTIONS):
+        pair = _pair(columns, texts, question, chosen)[0].column_map
+        asked_with = {name: column for name, column in pair.items() if name != "output"}
+        return [ColumnGuess(DatasetFormat.COMPARISONS, {**asked_with, **answers})]
+    return [ColumnGuess(DatasetFormat.COMPARISONS, answers)]
+
+
+def _labelled(pair: ColumnGuess, columns: Sequence[str], records: Records) -> list[ColumnGuess]:
+    """Returns the guess for an answer with a label that says whether it is a good one."""
+    label = next((name for name in columns if meaning_of(name) is Meaning.LABEL), None)
+    if label is None or not all(record.get(label) in _LABELS for record in records):
+        return []
+    return [ColumnGuess(DatasetFormat.LABELLED_ANSWERS, {**pair.column_map, "label": label})]
+
+
 def _begins_with_a_question(column: str, records: Records) -> bool:
     first = next((record[column] for record in records if record.get(column)), None)
     if isinstance(first, str):
@@ -106,9 +139,19 @@ def _pair(columns: Sequence[str], texts: list[str], question: str, answer: str) 
     ]
 
 
-def _find_chosen(columns: Iterable[str]) -> str | None:
-    """Returns the column of preferred answers; that of rejected ones is never an answer to learn."""
-    return next((name for name in columns if normalized(name).startswith(_CHOSEN)), None)
+def _find_answer(
+    columns: Iterable[str], kinds: Mapping[str, str | None], names: tuple[str, ...]
+) -> str | None:
+    """Returns the column of preferred answers, or of rejected ones; `chosen_model` says something of one."""
+    return next(
+        (
+            name
+            for name in columns
+            if normalized(name).startswith(names) and meaning_of_rest(name) is Meaning.PREFERENCE
+            if kinds[name]
+        ),
+        None,
+    )
 
 
 def _first_named(columns: Iterable[str], names: Sequence[str]) -> str | None:
@@ -123,6 +166,8 @@ def _kind(column: str, records: Records) -> str | None:
     values = [record[column] for record in records if record.get(column) not in (None, "")]
     if not records:
         return "messages" if normalized(column) in _MESSAGES else "text"
+    if all(isinstance(value, dict) and value.keys() & {"role", "from"} for value in values):
+        values = [[value] for value in values]
     checks: dict[str, Callable[[object], bool]] = {
         "messages": holds_messages,
         "text": lambda value: isinstance(value, str) and value.strip() not in ("", BYTES),

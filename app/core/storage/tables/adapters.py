@@ -40,7 +40,10 @@ class AdapterRow(Table):
         select(JobRow.dataset_id).where(JobRow.id == job_id).scalar_subquery()
     )
 
-    __table_args__ = (Index("ix_adapters_created_at_id", "created_at", "id"),)
+    __table_args__ = (
+        Index("ix_adapters_created_at_id", "created_at", "id"),
+        Index("ix_adapters_base_model", "base_model"),
+    )
 
 
 class AdapterImportRow(Table):

@@ -38,6 +38,20 @@ class LeasedRow:
     created_at: Mapped[datetime]
 
 
+class QueuedRow(LeasedRow):
+    """The columns of work that waits for its turn (app/core/work/turns.py).
+
+    `key_id` is the API key that submitted it, empty without a stored one. `taken_at` is when a worker last
+    claimed it.
+    """
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16), default="queued")
+    key_id: Mapped[str] = mapped_column(String(32), default="", server_default="")
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    taken_at: Mapped[datetime | None]
+
+
 class CountedRow(LeasedRow):
     """The columns of work that is claimed again, as it is, once its lease has expired."""
 

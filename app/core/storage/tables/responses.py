@@ -14,6 +14,7 @@ class ResponseRow(Table):
 
     `previous_id` is the response that it continues, which may be deleted. `conversation_bytes` is the size of
     the items of both, and of all before. `content` is what the API returns of it, without the output.
+    `served_by` is what served it where the request named an alias: an adapter's id, or a base model.
     `alive_until` is the end of the lease of the API process that generates it in the background; else null.
     """
 
@@ -21,6 +22,7 @@ class ResponseRow(Table):
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     previous_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    served_by: Mapped[str | None] = mapped_column(String(200))
     status: Mapped[str] = mapped_column(String(16))
     input_count: Mapped[int]
     conversation_bytes: Mapped[int] = mapped_column(BigInteger)

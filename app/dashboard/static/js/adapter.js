@@ -4,20 +4,29 @@ import { useState } from "../vendor/htm-preact.js";
 import { ApiError, download, get, getAll, post, remove, send } from "./api.js";
 import { ago, bytes, moment, number, percent } from "./format.js";
 import { Markdown } from "./markdown.js";
+import { placeInLine, PriorityField, WaitingPriority } from "./priority.js";
 import { Action, Card, Confirm, Facts, Field, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
 
 const FORMATS = [
   ["gguf", "GGUF, for llama.cpp and Ollama"],
   ["merged", "Merged model, safetensors"],
+  ["fp8", "Merged model in FP8, for vLLM and SGLang"],
+  ["awq", "Merged model in 4 bits by AWQ, for vLLM and SGLang"],
+  ["gptq", "Merged model in 4 bits by GPTQ, for vLLM and SGLang"],
   ["gguf_lora", "GGUF LoRA, for llama.cpp's --lora"],
   ["hub", "Hugging Face Hub"],
   ["pytorch_bin", "Merged model, PyTorch pickles"],
   ["adapter", "PEFT folder as an archive"],
 ];
-const TYPES = { gguf: ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f16", "bf16"], gguf_lora: ["f16", "f32"] };
-// Bits of a weight with its scales.
-const BITS = { q8_0: 8.5, q5_1: 6, q5_0: 5.5, q4_1: 5, q4_0: 4.5, f16: 16, bf16: 16, f32: 32 };
-const MERGING = ["gguf", "merged", "pytorch_bin"];
+const TYPES = ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q5_1", "q5_0", "q4_1", "q4_0", "f16", "bf16"];
+const LORA_TYPES = ["f16", "f32"];
+// Types that llama.cpp's own quantizer rounds to, and may round by an importance matrix.
+const MIXTURES = ["q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m"];
+// Bits of a weight with its scales; of a mixture those of a 7B model.
+const BITS = { q8_0: 8.5, q6_k: 6.6, q5_k_m: 5.7, q4_k_m: 4.9, iq4_xs: 4.4, q3_k_m: 3.9, q5_1: 6, q5_0: 5.5, q4_1: 5, q4_0: 4.5, f16: 16, bf16: 16, f32: 32 };
+const MERGING = ["gguf", "merged", "fp8", "awq", "gptq", "pytorch_bin"];
+// Bits of a weight of the other formats, with its scales and the embeddings in 16 bits; else 16.
+const FORMAT_BITS = { fp8: 9, awq: 5.3, gptq: 5.3 };
 
 export default function Adapter({ id }) {
   const path = `/adapters/${encodeURIComponent(id)}`;
@@ -103,11 +112,11 @@ function Exports({ adapter, path }) {
 
 function NewExport({ adapter, path, onMade }) {
   const { value: models } = useLoaded(() => get("/models"), []);
-  const [form, setForm] = useState({ format: "gguf", type: "q8_0", base: "dequantized", repository: "", content: "adapter", isPrivate: true });
+  const [form, setForm] = useState({ format: "gguf", types: ["q8_0"], isMeasured: false, loraType: "f16", base: "dequantized", repository: "", content: "adapter", isPrivate: true, revision: "", tags: "", isUpdate: false, priority: 0 });
   const [failure, setFailure] = useState(null);
   const set = (name) => ({ target }) => setForm({ ...form, [name]: target.type === "checkbox" ? target.checked : target.value });
-  const setFormat = ({ target }) => setForm({ ...form, format: target.value, type: TYPES[target.value]?.[0] ?? "" });
-  const { format } = form;
+  const toggle = (type) => () => setForm({ ...form, types: TYPES.filter((one) => form.types.includes(one) !== (one === type)) });
+  const { format, types } = form;
   const base = models?.data.find(({ name }) => name === adapter.base_model);
   const submit = async (event) => {
     event.preventDefault();
@@ -120,37 +129,53 @@ function NewExport({ adapter, path, onMade }) {
     }
   };
   const choice = (name, label, options) => html`<${Field} id=${`export-${name}`} label=${label}>
-    <select id=${`export-${name}`} value=${form[name]} onChange=${name === "format" ? setFormat : set(name)}>${options.map(([key, text]) => html`<option key=${key} value=${key}>${text}</option>`)}</select>
+    <select id=${`export-${name}`} value=${form[name]} onChange=${set(name)}>${options.map(([key, text]) => html`<option key=${key} value=${key}>${text}</option>`)}</select>
   <//>`;
   return html`<form class="stack" onSubmit=${submit}>
     <div class="fields">
       ${choice("format", "Format", FORMATS)}
-      ${TYPES[format] && choice("type", "Weights", TYPES[format].map((type) => [type, `${type}, ${number(BITS[type])} bits`]))}
+      ${format === "gguf_lora" && choice("loraType", "Weights", LORA_TYPES.map((type) => [type, `${type}, ${number(BITS[type])} bits`]))}
       ${format === "hub" && html`
         <${Field} id="export-repository" label="Repository" help="owner/name. The worker's HF_TOKEN is used."><input id="export-repository" required placeholder="me/support-bot" autocomplete="off" spellcheck="false" aria-describedby="export-repository-help" value=${form.repository} onInput=${set("repository")} /><//>
         ${choice("content", "What is pushed", [["adapter", "The adapter"], ["merged", "The merged model"]])}
-        <div class="field"><label class="check"><input type="checkbox" checked=${form.isPrivate} onChange=${set("isPrivate")} /> Private</label></div>`}
+        <${Field} id="export-revision" label="Branch" help="Made where it is missing."><input id="export-revision" placeholder="main" autocomplete="off" spellcheck="false" aria-describedby="export-revision-help" value=${form.revision} onInput=${set("revision")} /><//>
+        <${Field} id="export-tags" label="Tags" help="Of the model card, with commas."><input id="export-tags" placeholder="none besides its own" autocomplete="off" spellcheck="false" aria-describedby="export-tags-help" value=${form.tags} onInput=${set("tags")} /><//>
+        <div class="field"><label class="check"><input type="checkbox" checked=${form.isPrivate} onChange=${set("isPrivate")} /> Private</label>
+          <label class="check"><input type="checkbox" checked=${form.isUpdate} onChange=${set("isUpdate")} /> Push into a repository that exists</label></div>`}
       ${(MERGING.includes(format) || (format === "hub" && form.content === "merged")) && choice("base", "Merged into", [["dequantized", "The base weights it was trained on"], ["original", "The base model's own weights"]])}
     </div>
+    ${format === "gguf" && html`<fieldset><legend>Weights</legend><div class="row">
+      ${TYPES.map((type) => html`<label key=${type} class="check"><input type="checkbox" checked=${types.includes(type)} onChange=${toggle(type)} /> ${`${type}, ${number(BITS[type])} bits`}</label>`)}
+    </div></fieldset>`}
+    ${format === "gguf" && types.some((type) => MIXTURES.includes(type)) && html`<label class="check"><input type="checkbox" checked=${form.isMeasured} onChange=${set("isMeasured")} /> Importance matrix from the adapter's dataset</label>`}
+    <div class="fields"><${PriorityField} id="export-priority" value=${form.priority} onChange=${(priority) => setForm({ ...form, priority })} /></div>
     <${Problem} error=${failure} />
-    <div class="row"><button type="submit" class="primary">Export</button><span class="small muted">${estimate(form, adapter, base)}</span></div>
+    <div class="row"><button type="submit" class="primary" disabled=${format === "gguf" && types.length === 0}>Export</button><span class="small muted">${estimate(form, adapter, base)}</span></div>
   </form>`;
 }
 
-function toSpec({ format, type, base, repository, content, isPrivate }) {
-  const spec = { format };
-  if (TYPES[format]) spec.type = type;
+function toSpec({ format, types, isMeasured, loraType, base, repository, content, isPrivate, revision, tags, isUpdate, priority }) {
+  const spec = { format, ...(priority && { priority }) };
+  if (format === "gguf_lora") spec.type = loraType;
+  if (format === "gguf") {
+    spec.type = types.length === 1 ? types[0] : types;
+    if (isMeasured && types.some((type) => MIXTURES.includes(type))) spec.importance_matrix = true;
+  }
   if (MERGING.includes(format)) spec.base = base;
-  if (format === "hub") Object.assign(spec, { repository, content, private: isPrivate, ...(content === "merged" && { base }) });
+  if (format === "hub") {
+    const words = tags.split(",").map((tag) => tag.trim()).filter(Boolean);
+    Object.assign(spec, { repository, content, private: isPrivate, revision: revision.trim() || null, tags: words, update: isUpdate, ...(content === "merged" && { base }) });
+  }
   return spec;
 }
 
 /** About how large the files become. The base model's files have 16 bits a weight. */
-function estimate({ format, type, content }, adapter, base) {
+function estimate({ format, types, content }, adapter, base) {
   const isMerged = MERGING.includes(format) || (format === "hub" && content === "merged");
   if (!isMerged) return `About ${bytes(adapter.size_bytes)}.`;
   if (!base?.size_bytes) return "Its size is that of the base model, which is not in the models folder.";
-  return `About ${bytes((base.size_bytes * (format === "gguf" ? BITS[type] : 16)) / 16)}.`;
+  const bits = format === "gguf" ? types.reduce((sum, type) => sum + BITS[type], 0) : (FORMAT_BITS[format] ?? 16);
+  return `About ${bytes((base.size_bytes * bits) / 16)}.`;
 }
 
 function Export({ found, onChange }) {
@@ -162,13 +187,14 @@ function Export({ found, onChange }) {
   };
   const fetchFile = (name) => download(`/exports/${id}/download${name ? `?file=${encodeURIComponent(name)}` : ""}`, name ?? `${found.adapter_name}-${spec.format}.tar`);
   return html`<li class="stack tight export">
-    <div class="row apart"><strong>${[spec.format.replaceAll("_", " "), spec.type, spec.repository].filter(Boolean).join(" ")}</strong><${State} state=${state} phase=${phase} /></div>
+    <div class="row apart"><strong>${[spec.format.replaceAll("_", " "), ...[spec.type ?? []].flat(), spec.repository].filter(Boolean).join(" ")}</strong><${State} state=${state} phase=${phase} /></div>
+    ${state === "queued" && html`<p class="small muted">${found.queue_position && placeInLine(found)}</p><${WaitingPriority} path=${`/exports/${id}`} work=${found} onChange=${onChange} />`}
     ${state === "running" && html`<progress value=${progress} max="1" aria-label=${`Progress of ${id}`}></progress>`}
     ${error && html`<${Problem} error=${error} />`}
     ${agreement && html`<p class="small muted">${`${percent(agreement.greedy_match)} of the next tokens as the live adapter, mean divergence ${number(agreement.mean_kl, 2)} nats; the base model alone is ${number(agreement.adapter_kl, 2)} away.`}</p>`}
     ${notes.map((note) => html`<p key=${note} class="small muted">${note}</p>`)}
     <div class="row">
-      ${state === "succeeded" && files.map(({ name, size_bytes: size }) => html`<${Action} key=${name} class="small" onClick=${() => fetchFile(name)}>${`${name}, ${bytes(size)}`}<//>`)}
+      ${state === "succeeded" && files.map(({ name, size_bytes: size, agreement: own }) => html`<${Action} key=${name} class="small" title=${own && `Mean divergence ${number(own.mean_kl, 2)} nats`} onClick=${() => fetchFile(name)}>${`${name}, ${bytes(size)}`}<//>`)}
       ${files.length > 1 && html`<${Action} class="small" onClick=${() => fetchFile(null)}>All as a tar<//>`}
       ${found.url && html`<a class="button small" href=${found.url} rel="noreferrer">On the Hub</a>`}
       ${isOn && html`<${Action} class="small danger" onClick=${act("cancel")}>Cancel<//>`}

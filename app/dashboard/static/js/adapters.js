@@ -2,6 +2,7 @@
 
 import { useState } from "../vendor/htm-preact.js";
 import { ImportAdapter } from "./adapter_import.js";
+import { Aliases } from "./aliases.js";
 import { download, getAll, remove } from "./api.js";
 import { ago, bytes, moment } from "./format.js";
 import { Action, Card, Confirm, Empty, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
@@ -24,6 +25,7 @@ export default function Adapters() {
         <thead><tr><th scope="col">Name</th><th scope="col">Base model</th><th scope="col">Made from</th><th scope="col">Size</th><th scope="col">Made</th><th scope="col"><span class="visually-hidden">What to do</span></th></tr></thead>
         <tbody>${value.adapters.map((adapter) => html`<${Row} key=${adapter.id} adapter=${adapter} datasets=${value.datasets} onDelete=${() => setDoomed(adapter)} />`)}</tbody>
       </table><//>`}
+      ${value && html`<${Aliases} adapters=${value.adapters} />`}
     </div>
     ${doomed && html`<${Confirm} title=${`Delete the adapter ${doomed.name}?`} label="Delete it for good" onClose=${() => setDoomed(null)}
       onConfirm=${async () => {
@@ -66,6 +68,7 @@ function Row({ adapter, datasets, onDelete }) {
     <td data-label="Made" title=${moment(adapter.created_at)}>${ago(adapter.created_at)}</td>
     <td><div class="row">
       <a class="button small" href=${`#/playground?adapter=${id}`}>Try</a>
+      <a class="button small" href=${`#/new-evaluation?adapter=${id}`} aria-label=${`Evaluate ${name}`}>Evaluate</a>
       <a class="button small" href=${`#/adapter/${id}`}>Export</a>
       <a class="button small" href=${`#/new?continue_from=${id}&base_model=${encodeURIComponent(adapter.base_model)}`}>Train on</a>
       <${Action} class="small" onClick=${() => download(`/adapters/${id}/download`, `${name}.zip`)}>Download<//>

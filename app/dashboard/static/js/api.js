@@ -95,6 +95,12 @@ export async function patch(path, body) {
   return (await send(path, { method: "PATCH", headers: { "content-type": "application/json" }, body: JSON.stringify(body) })).json();
 }
 
+/** PUT JSON. Returns the response's JSON. */
+export async function put(path, body, { headers = {} } = {}) {
+  const type = { "content-type": "application/json" };
+  return (await send(path, { method: "PUT", headers: { ...type, ...headers }, body: JSON.stringify(body) })).json();
+}
+
 export const remove = (path) => send(path, { method: "DELETE" });
 
 export const bearer = (key) => (key ? { authorization: `Bearer ${key}` } : {});

@@ -14,6 +14,9 @@ const PAGES = {
   playground: () => import("./playground.js"),
   adapters: () => import("./adapters.js"),
   adapter: () => import("./adapter.js"),
+  evaluations: () => import("./evaluations.js"),
+  evaluation: () => import("./evaluation.js"),
+  "new-evaluation": () => import("./new_evaluation.js"),
   datasets: () => import("./datasets.js"),
   models: () => import("./models.js"),
   dataset: () => import("./dataset.js"),
@@ -24,11 +27,12 @@ const LINKS = [
   ["chat", "Chat", "M4 5h16v11H9l-5 4z"],
   ["playground", "Playground", "M4 5h7v14H4zM14 5h6v14h-6z"],
   ["adapters", "Adapters", "M12 3l8 4.5v9L12 21l-8-4.5v-9zM4 7.5l8 4.5 8-4.5M12 12v9"],
+  ["evaluations", "Evaluations", "M4 20V10M10 20V4M16 20v-7M3 20h18"],
   ["datasets", "Datasets", "M4 6c0-4 16-4 16 0s-16 4-16 0v12c0 4 16 4 16 0V6M4 12c0 4 16 4 16 0"],
   ["models", "Models", "M12 3v18M3 12h18M6 6l12 12M18 6L6 18"],
   ["status", "Status", "M3 12h4l3-8 4 16 3-8h4"],
 ];
-const BELONGS_TO = { job: "jobs", new: "jobs", adapter: "adapters", dataset: "datasets" };
+const BELONGS_TO = { job: "jobs", new: "jobs", adapter: "adapters", dataset: "datasets", evaluation: "evaluations", "new-evaluation": "evaluations" };
 
 /** `#/job/job_x?compare=…` → the page, what it shows, and its parameters. */
 function readRoute() {

@@ -25,8 +25,8 @@ export default function Chat({ query }) {
 }
 
 async function readTargets() {
-  const [models, adapters] = await Promise.all([get("/models"), getAll("/adapters")]);
-  return { models: models.data, adapters };
+  const [models, adapters, aliases] = await Promise.all([get("/models"), getAll("/adapters"), getAll("/aliases")]);
+  return { models: models.data, adapters, aliases };
 }
 
 function chooseModel(models, adapters, wanted) {
@@ -36,7 +36,7 @@ function chooseModel(models, adapters, wanted) {
   return first ? `base:${first.name}` : "";
 }
 
-function Bench({ models, adapters, wanted }) {
+function Bench({ models, adapters, aliases, wanted }) {
   const [chats, setChats] = useState(readChats);
   const [chat, setChat] = useState(() => (wanted || !chats.length ? makeChat([chooseModel(models, adapters, wanted)]) : chats[0]));
   const current = useRef(chat);
@@ -96,7 +96,7 @@ function Bench({ models, adapters, wanted }) {
     <div class="chat-columns">
       <${History} chats=${chats} current=${chat.id} onOpen=${open} onRemove=${forget} />
       <div class="stack">
-        <${Settings} chat=${chat} models=${models} adapters=${adapters} onChange=${change} />
+        <${Settings} chat=${chat} models=${models} adapters=${adapters} aliases=${aliases} onChange=${change} />
         <div class="stack turns">
           ${chat.turns.map((turn, at) => html`<${Turn} key=${at} turn=${turn} chat=${chat} names=${nameOf(models, adapters)} isBusy=${isBusy} onEdit=${(text) => edit(at, text)} onAgain=${(place) => regenerate(at, place)} />`)}
         </div>
@@ -128,6 +128,7 @@ function nameOf(models, adapters) {
   return (target) => {
     const name = target.slice(target.indexOf(":") + 1);
     if (target.startsWith("base:")) return { name, baseModel: name };
+    if (target.startsWith("alias:")) return { name };
     const adapter = adapters.find(({ id }) => id === name);
     return { name: adapter?.name ?? name, baseModel: adapter?.base_model };
   };
@@ -137,7 +138,9 @@ function nameOf(models, adapters) {
 function makeBody(chat, place, turn) {
   const target = chat.models[place];
   const name = target.slice(target.indexOf(":") + 1);
-  const body = { ...(target.startsWith("base:") ? { base_model: name } : { adapter: name }), messages: messagesOf(chat, place, turn) };
+  // Of an alias with several models, one serves the whole chat.
+  const asked = target.startsWith("alias:") ? { model: name, user: chat.id } : target.startsWith("base:") ? { base_model: name } : { adapter: name };
+  const body = { ...asked, messages: messagesOf(chat, place, turn) };
   for (const [field, , fallback] of SAMPLING) {
     const value = chat.sampling?.[field] ?? fallback;
     const isNeeded = field === "max_new_tokens" || field === "temperature";
@@ -154,7 +157,7 @@ const History = ({ chats, current, onOpen, onRemove }) => html`<details class="h
   </li>`)}</ul>
 </details>`;
 
-function Settings({ chat, models, adapters, onChange }) {
+function Settings({ chat, models, adapters, aliases, onChange }) {
   const set = (place) => ({ target }) => onChange({ models: chat.models.map((model, at) => (at === place ? target.value : model)) });
   const drop = (place) => onChange({ models: chat.models.filter((_, at) => at !== place), turns: chat.turns.map((turn) => ({ ...turn, answers: shift(turn.answers, place) })) });
   const sample = (field) => ({ target }) => onChange({ sampling: { ...chat.sampling, [field]: target.value } });
@@ -163,6 +166,7 @@ function Settings({ chat, models, adapters, onChange }) {
       ${chat.models.map((model, place) => html`<div key=${place} class="row model-choice">
         <select aria-label=${`Model ${place + 1}`} value=${model} onChange=${set(place)}>
           <option value="">Choose a model</option>
+          ${aliases.length > 0 && html`<optgroup label="Aliases">${aliases.map(({ name }) => html`<option key=${name} value=${`alias:${name}`}>${name}</option>`)}</optgroup>`}
           <optgroup label="Adapters">${adapters.map(({ id, name }) => html`<option key=${id} value=${`adapter:${id}`}>${name}</option>`)}</optgroup>
           <optgroup label="Base models">${models.map(({ name }) => html`<option key=${name} value=${`base:${name}`}>${name}</option>`)}</optgroup>
         </select>

@@ -8,7 +8,7 @@ import { RowContent } from "./rows.js";
 import { Action, Card, Confirm, Facts, Field, html, Loading, Page, Problem, State, Tabs, tell, useLoaded } from "./ui.js";
 
 const ROWS = 5;
-const FORMATS = { messages: "conversations", conversations: "conversations", instruction: "questions and answers", prompt_completion: "prompts and completions", text: "texts" };
+const FORMATS = { messages: "conversations", conversations: "conversations", instruction: "questions and answers", prompt_completion: "prompts and completions", text: "texts", comparisons: "comparisons of answers", labelled_answers: "answers labelled good or bad" };
 
 export default function Dataset({ id }) {
   const path = `/datasets/${encodeURIComponent(id)}`;

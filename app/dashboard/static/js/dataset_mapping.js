@@ -14,19 +14,25 @@ const FORMATS = [
   ["messages", "Conversation"],
   ["prompt_completion", "Prompt and completion"],
   ["text", "Plain text"],
+  ["comparisons", "Two answers"],
+  ["labelled_answers", "Good or bad"],
 ];
 const ABOUT = {
   instruction: "A conversation of one turn, with the base model's chat template. The usual choice for questions and answers.",
   messages: "One column holds the whole conversation, as a list of messages.",
   prompt_completion: "The completion follows the prompt as it is, without a chat template.",
   text: "The whole text is learned as it is, without a chat template.",
+  comparisons: "A preferred answer and a rejected one to the same question, for jobs with the method dpo, orpo or kto. A prompt that is text has no chat template, a question has.",
+  labelled_answers: "An answer, and whether it is a good one, for jobs with the method kto. A prompt that is text has no chat template, a question has.",
 };
-// The roles of each format: the API's name, what people call it, and whether it is needed.
+// The roles of each format: the API's name, what people call it, whether it is needed, and whether only a column of that name has it.
 const ROLES = {
   instruction: [["instruction", "Question", true], ["output", "Answer", true], ["input", "Context of the question"], ["system", "System prompt"], ["history", "Earlier turns"], ["tools", "Functions"]],
   messages: [["messages", "Messages", true], ["system", "System prompt"], ["tools", "Functions"]],
   prompt_completion: [["prompt", "Prompt", true], ["completion", "Completion", true], ["system", "System prompt"], ["tools", "Functions"]],
   text: [["text", "Text", true]],
+  comparisons: [["instruction", "Question"], ["prompt", "Prompt"], ["chosen", "Preferred answer", true], ["rejected", "Rejected answer", true], ["input", "Context of the question"], ["system", "System prompt"], ["history", "Earlier turns"], ["tools", "Functions"], ["messages", "Messages, the preferred answer last", false, true], ["conversations", "Messages of the prompt", false, true], ["rejected_response", "Rejected answer", false, true], ["preferred_output", "Preferred answer", false, true], ["non_preferred_output", "Rejected answer", false, true]],
+  labelled_answers: [["instruction", "Question"], ["output", "Answer"], ["prompt", "Prompt"], ["completion", "Completion"], ["messages", "Messages"], ["label", "Good or bad", true], ["input", "Context of the question"], ["system", "System prompt"], ["history", "Earlier turns"], ["tools", "Functions"], ["conversations", "Messages", false, true]],
 };
 
 /** The first records of a file, read with a column map (null: its own columns, or the likeliest). */
@@ -44,8 +50,11 @@ export async function inspect(file, columnMap = null, options = {}) {
 export function MappingDialog({ file, sample, error, share, onUpload, onClose, children }) {
   const [format, setFormat] = useState(chooseFormat(sample));
   const [roles, setRoles] = useState(() => readRoles(sample, chooseFormat(sample)));
-  const columnMap = Object.fromEntries(Object.entries(roles).filter(([, role]) => role).map(([column, role]) => [role, column]));
-  const missing = ROLES[format].filter(([role, , isNeeded]) => isNeeded && !(role in columnMap));
+  const [isChanged, setChanged] = useState(false);
+  const isOwn = !isChanged && sample.format != null && format === chooseFormat(sample);
+  const chosen = Object.fromEntries(Object.entries(roles).filter(([, role]) => role).map(([column, role]) => [role, column]));
+  const columnMap = isOwn ? sample.column_map : chosen;
+  const missing = isOwn ? [] : ROLES[format].filter(([role, , isNeeded]) => isNeeded && !(role in columnMap));
   const { value, error: failure, isLoading } = useLoaded((signal) => inspect(asFile(sample.records), columnMap, { signal }), [JSON.stringify(columnMap)], 0, 150);
   const reading = value ?? sample;
   const lost = error?.unusedFields?.length ? error.unusedFields : reading.unused_fields.filter((field) => field.changes_learning);
@@ -53,7 +62,10 @@ export function MappingDialog({ file, sample, error, share, onUpload, onClose, c
     setFormat(next);
     setRoles(readRoles(sample, next));
   };
-  const assign = (column, role) => setRoles({ ...Object.fromEntries(Object.entries(roles).map(([name, own]) => [name, own === role ? "" : own])), [column]: role });
+  const assign = (column, role) => {
+    setChanged(true);
+    setRoles({ ...Object.fromEntries(Object.entries(roles).map(([name, own]) => [name, own === role ? "" : own])), [column]: role });
+  };
   const upload = () => onUpload({ column_map: JSON.stringify(columnMap), ...(lost.length ? { on_unused: "ignore" } : {}) });
   return html`<${Dialog} title=${`What are the columns of ${file.name}?`} isWide=${true} onClose=${onClose}>
     ${error && html`<div class="note warn"><strong>${inWords(error.message)}</strong></div>`}
@@ -67,7 +79,7 @@ export function MappingDialog({ file, sample, error, share, onUpload, onClose, c
           <${Problem} error=${failure ?? (reading.rows.length ? null : reading.error)} />
           ${reading.rows.length > 0 && html`<${RowContent} row=${reading.rows[0].row} />`}
         </section>`}
-    <${Pair} record=${sample.records[0]?.values} columnMap=${columnMap} />
+    ${format !== "comparisons" && html`<${Pair} record=${sample.records[0]?.values} columnMap=${columnMap} />`}
     ${missing.length === 0 && html`<${Unused} file=${file} fields=${reading.unused_fields} refused=${error?.unusedFields} rows=${sample.records.length} />`}
     ${children}
     ${share != null && html`<div><progress value=${share} max="1" aria-label="Upload"></progress><span class="small" role="status">${share < 1 ? percent(share) : "Reading the rows…"}</span></div>`}
@@ -104,7 +116,7 @@ function FirstRows({ sample, format, roles, onAssign }) {
     <thead><tr>${columns.map((column) => html`<th key=${column} scope="col"><div class="mono wrap">${column}</div>
       <select aria-label=${`What ${column} is`} class=${roles[column] ? "used" : ""} value=${roles[column]} onChange=${({ target }) => onAssign(column, target.value)}>
         ${!isReadAnyway(format, column) && html`<option value="">Not used</option>`}
-        ${ROLES[format].map(([role, label]) => html`<option key=${role} value=${role}>${label}</option>`)}
+        ${ROLES[format].filter(([role, , , isOwnName]) => !isOwnName || role === column).map(([role, label]) => html`<option key=${role} value=${role}>${label}</option>`)}
       </select></th>`)}</tr></thead>
     <tbody>${records.slice(0, ROWS).map(({ line, values }) => html`<tr key=${line}>${columns.map((column) => html`<td key=${column} class=${roles[column] ? "wrap" : "wrap muted"}>${cut(asText(values[column]))}</td>`)}</tr>`)}</tbody>
   </table></div>`;
@@ -115,7 +127,7 @@ const isReadAnyway = (format, column) => ROLES[format].some(([role]) => role ===
 
 const cut = (text) => (text.length > CELL ? `${text.slice(0, CELL)}…` : text);
 
-/** A preferred and a rejected answer, where the file has both. */
+/** A preferred and a rejected answer, where the file has both and is not read as comparisons. */
 function Pair({ record = {}, columnMap }) {
   const named = (...names) => Object.keys(record).find((column) => names.some((name) => column.toLowerCase().startsWith(name)));
   const [chosen, rejected] = [named("chosen", "preferred"), named("rejected", "dispreferred", "non_preferred")];
@@ -123,8 +135,8 @@ function Pair({ record = {}, columnMap }) {
   const isLearned = Object.values(columnMap).includes(chosen);
   return html`<section class="stack tight" aria-label="Preferred and rejected answers">
     <h3>Preferred and rejected answers</h3>
-    <p class="note warn">${`Comparisons of answers can't be learned yet: training reads one answer for each question. ${isLearned ? "The chosen ones are learned, the rejected ones are not used." : "Choose the column of chosen answers to learn those."}`}</p>
-    <${Preference} chosen=${record[chosen]} rejected=${record[rejected]} isLearned=${isLearned} />
+    <p class="note warn">${`Read so, the answers are not compared: ${isLearned ? "the chosen ones are learned, and the rejected ones are not used" : "neither is used"}. Read as "Two answers", both are.`}</p>
+    <${Preference} chosen=${record[chosen]} rejected=${record[rejected]} notes=${[isLearned ? "learned" : "not used", "not used"]} />
   </section>`;
 }
 

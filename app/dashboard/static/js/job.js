@@ -4,11 +4,13 @@ import { useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { download, get, patch, post, remove } from "./api.js";
 import { openPlayground } from "./first_run.js";
 import { JobCharts } from "./job_charts.js";
+import { Destinations } from "./job_destinations.js";
 import { ENDED } from "./job_selection.js";
-import { placeInLine } from "./jobs.js";
 import { JobLog } from "./job_log.js";
 import { between, bytes, count, duration, moment, number } from "./format.js";
 import { Curve } from "./curves.js";
+import { FinalEvaluation } from "./final_evaluation.js";
+import { placeInLine, WaitingPriority } from "./priority.js";
 import { JobSamples } from "./samples.js";
 import { toEntries, toText } from "./spec_form.js";
 import { followJob } from "./stream.js";
@@ -37,8 +39,10 @@ export default function Job({ id, query }) {
       ${job.error && html`<${Problem} error=${job.error} />`}
       ${job.cancel_requested_at && job.state === "running" && html`<div class="note warn">It stops after its present step.</div>`}
       ${job.pause_requested_at && job.state === "running" && html`<div class="note warn" role="status">It pauses after its present step.</div>`}
-      <${Summary} job=${job} last=${story.last} />
+      <${Summary} job=${job} last=${story.last} onChange=${reload} />
+      <${Destinations} job=${job} onChange=${reload} />
       <${JobCharts} job=${job} curve=${story.curve} version=${story.version} compared=${query.getAll("compare")} />
+      <${FinalEvaluation} found=${job.final_evaluation} />
       <${JobSamples} samples=${story.samples} isOver=${ENDED.includes(job.state)} />
       <${JobLog} events=${story.lines} total=${story.total} jobId=${job.id} />
       <div class="grid top"><div class="stack"><${Notes} key=${job.id} job=${job} onChange=${reload} /><${Attempts} job=${job} /></div><${Spec} job=${job} /></div>
@@ -112,12 +116,14 @@ function Controls({ job, onChange }) {
     <//>`}`;
 }
 
-function Summary({ job, last }) {
+function Summary({ job, last, onChange }) {
   const { step, total_steps: total, epoch, loss, eta_seconds: eta } = job.progress;
   return html`<${Card}>
     <div class="stack tight">
       <div class="row apart"><${State} state=${job.state} phase=${job.phase} />
-        <span class="small muted numbers">${job.queue_position ? placeInLine(job.queue_position) : total ? `step ${count(step)} of ${count(total)}` : ""}</span></div>
+        <span class="small muted numbers">${job.queue_position ? placeInLine(job) : total ? `step ${count(step)} of ${count(total)}` : ""}</span></div>
+      ${job.waiting_for && html`<div class="note" role="status">It waits for ${job.waiting_for}.</div>`}
+      ${["queued", "paused"].includes(job.state) && html`<${WaitingPriority} path=${`/jobs/${job.id}`} work=${job} onChange=${onChange} />`}
       <progress value=${step} max=${total ?? 1} aria-label="Steps done"></progress>
       <${Facts} facts=${[
         ["Loss", number(loss)],

@@ -10,8 +10,16 @@ import { Card, Dialog, html, Loading, Problem, State, useLoaded } from "./ui.js"
 const MAX_COMPARED = 4;
 const OTHERS = ["--series-3", "--series-4", "--series-5", "--series-6"];
 const percents = (value, extra = 0) => `${figure(value * 100, extra)}%`;
-// Kind of point, figure, label, format. A figure that no point has is left out.
+// Kind of point, figure or several in one chart, label, format. A figure that no point has is left out.
 const FIGURES = [
+  ["train", ["reward_chosen", "reward_rejected"], "Rewards"],
+  ["train", "reward_margin", "Reward margin"],
+  ["eval", "reward_margin", "Reward margin, evaluation"],
+  ["train", "reward_accuracy", "Reward accuracy", percents],
+  ["eval", "reward_accuracy", "Reward accuracy, evaluation", percents],
+  ["train", ["log_prob_chosen", "log_prob_rejected"], "Log-probabilities of answers"],
+  ["eval", ["reward_chosen", "reward_rejected"], "Rewards, evaluation"],
+  ["eval", ["log_prob_chosen", "log_prob_rejected"], "Log-probabilities of answers, evaluation"],
   ["train", "token_accuracy", "Token accuracy", percents],
   ["eval", "token_accuracy", "Token accuracy, evaluation", percents],
   ["train", "learning_rate", "Learning rate"],
@@ -43,13 +51,13 @@ export function JobCharts({ job, curve, version, compared }) {
         : html`<${Chart} title="Loss by optimizer step" lines=${lines} height=${300} isLog=${isLog} />`}
     <//>
     <div class="grid four">
-      ${figures.map(([kind, name, label, format], index) => small[index].length > 0 && html`<${Card} key=${`${kind}.${name}`} title=${label}><${Chart} title=${label} lines=${small[index]} height=${150} format=${format} /><//>`)}
+      ${figures.map(([kind, name, label, format], index) => small[index].length > 0 && html`<${Card} key=${`${kind}.${label}`} title=${label}><${Chart} title=${label} lines=${small[index]} height=${150} format=${format} /><//>`)}
     </div>`;
 }
 
-/** Figures of the points that are not listed above: rewards, for example. */
+/** Figures of the points that are not listed above. */
 function findOtherFigures(curve) {
-  const known = new Set(FIGURES.map(([kind, name]) => `${kind}.${name}`));
+  const known = new Set(FIGURES.flatMap(([kind, names]) => [names].flat().map((name) => `${kind}.${name}`)));
   return ["train", "eval"].flatMap((kind) => {
     const points = [...curve[kind].values()];
     const names = new Set(points.flatMap((point) => Object.keys(point).filter((name) => typeof point[name] === "number")));
@@ -68,9 +76,14 @@ function lossLines(curve, others, weight) {
   return lines;
 }
 
-function figureLines(curve, others, kind, name, label, weight) {
-  const lines = [{ label, colour: "--series-1", data: curve.series(kind, name) }];
-  others.forEach(({ name: job, curve: other }, index) => lines.push({ label: job, colour: OTHERS[index], dash: [5, 3], data: other.series(kind, name) }));
+function figureLines(curve, others, kind, figure, label, weight) {
+  const names = [figure].flat();
+  const labelIn = (name) => (names.length > 1 ? labelOf(name) : label);
+  const lines = names.map((name, index) => ({ label: labelIn(name), colour: `--series-${index + 1}`, data: curve.series(kind, name) }));
+  others.forEach(({ name: job, curve: other }, index) => names.forEach((name, place) => {
+    const label = names.length > 1 ? `${job}, ${labelOf(name)}` : job;
+    lines.push({ label, colour: OTHERS[index], dash: place ? [1, 3] : [5, 3], data: other.series(kind, name) });
+  }));
   const known = lines.filter(({ data: [, values] }) => values.some((value) => value != null));
   // Evaluations are few, and means already.
   return kind === "train" ? known.flatMap((line) => smoothed(line, weight)) : known;

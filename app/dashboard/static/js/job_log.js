@@ -4,6 +4,7 @@ import { useLayoutEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { download } from "./api.js";
 import { bytes, count, number } from "./format.js";
 import { Action, Card, html } from "./ui.js";
+import { inWords } from "./words.js";
 
 const SHOWN = 500;
 
@@ -36,13 +37,15 @@ function say({ type, data }) {
     case "log":
       return data.message;
     case "warning":
-      return data.message;
+      return inWords(data.message);
     case "checkpoint":
       return `Checkpoint at step ${data.step}.`;
     case "eval":
       return `Step ${data.step}: evaluation loss ${number(data.loss)}`;
     case "samples":
       return `Step ${data.step}: ${data.answers.length} sample answers${data.is_final ? " of the adapter" : ""}`;
+    case "final_eval":
+      return `${data.rows.length} rows held out: loss of the base model ${number(data.base_loss)}, with the adapter ${number(data.adapter_loss)}`;
     case "state":
       return [data.phase ?? data.state, data.reason, data.adapter && `adapter ${data.adapter}`].filter(Boolean).join(": ");
     case "metrics":

@@ -5,6 +5,7 @@ import { get } from "./api.js";
 import { ago, between, count, duration, number } from "./format.js";
 import { startFirstRun } from "./first_run.js";
 import { Selection } from "./job_selection.js";
+import { placeInLine } from "./priority.js";
 import { Spark, useLosses } from "./sparks.js";
 import { Action, Empty, html, Loading, Page, Problem, State, Tabs, useLoaded } from "./ui.js";
 
@@ -103,15 +104,13 @@ function Row({ job, losses, isChosen, onChoose }) {
     <div class="bar small numbers">
       ${total ? html`<progress value=${step} max=${total} aria-label=${`Steps of ${job.name}`}></progress>` : null}
       <div class="row apart muted">
-        <span>${total ? `${step} / ${total}` : job.state === "running" ? (job.phase ?? "starting") : ""}${loss != null ? ` · loss ${number(loss, 3)}` : ""}${job.queue_position ? placeInLine(job.queue_position) : ""}</span>
+        <span>${total ? `${step} / ${total}` : job.state === "running" ? (job.phase ?? "starting") : ""}${loss != null ? ` · loss ${number(loss, 3)}` : ""}${job.queue_position ? placeInLine(job) : ""}</span>
         <span>${when(job, eta)}</span>
       </div>
     </div>
     <${Spark} losses=${losses} />
   </a></li>`;
 }
-
-export const placeInLine = (place) => (place === 1 ? "next in line" : `number ${count(place)} in line`);
 
 function when(job, eta) {
   if (job.state === "running") return eta != null ? `${duration(eta)} left` : `for ${between(job.started_at)}`;

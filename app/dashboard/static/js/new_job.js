@@ -1,19 +1,24 @@
 // A new job: rows, a base model, the recipe's settings, and what they would do, before the button.
 
-import { useMemo, useState } from "../vendor/htm-preact.js";
+import { useEffect, useMemo, useState } from "../vendor/htm-preact.js";
 import { ApiError, get, getAll, post, saveText } from "./api.js";
 import { AddDataset } from "./dataset_add.js";
 import { count } from "./format.js";
 import { ModelPicker } from "./model_picker.js";
 import { Preflight, usePreflight } from "./preflight.js";
 import { Preview } from "./preview.js";
-import { ESSENTIAL, fromSpec, labelOf, readFields, Setting, toSpec } from "./spec_form.js";
+import { ESSENTIAL, fromSpec, labelOf, ofMethod, readFields, Setting, toSpec } from "./spec_form.js";
 import { Action, Card, Field, html, Loading, Page, Problem, useLoaded } from "./ui.js";
 import { toYaml } from "./yaml.js";
 
 // These have a place of their own.
 const PLACED = ["base_model", "dataset", "validation_dataset", "continue_from", "name"];
-const GROUPS = [["training", "Advanced training settings"], ["lora", "Advanced LoRA settings"], ["quantization", "Advanced quantization settings"], ["", "Chat template and metadata"]];
+const GROUPS = [["dpo", "Settings of DPO"], ["kto", "Settings of KTO"], ["orpo", "Settings of ORPO"], ["training", "Advanced training settings"], ["lora", "Advanced LoRA settings"], ["quantization", "Advanced quantization settings"], ["resources", "Several GPUs"], ["tracking", "Trackers", "The worker has their packages and keys."], ["push_to_hub", "Push to the Hub", "Once the job has succeeded, with the worker's HF_TOKEN. Nothing is pushed without a repository."], ["", "Priority, chat template and metadata"]];
+// The group of a field, where it is not its own.
+const GROUP_OF = { report_to: "tracking" };
+
+// The methods that learn a dataset of preferences, the usual one first; `sft` learns any other.
+const METHODS_OF = { comparisons: ["dpo", "orpo", "kto"], labelled_answers: ["kto"] };
 
 const NAME_HELP = "The adapter will be called so. Letters, digits, dots, dashes and underscores.";
 
@@ -38,14 +43,15 @@ async function readAll(query) {
   return { fields, presets, models, adapters, start };
 }
 
-function Form({ fields, presets, models, adapters, start }) {
+function Form({ fields: all, presets, models, adapters, start }) {
   const [values, setValues] = useState(start);
+  const fields = useMemo(() => ofMethod(all, values.method), [values.method]);
   const [failure, setFailure] = useState(null);
   const change = (path, text) => {
     setFailure(null);
     setValues((before) => ({ ...before, [path]: text }));
   };
-  const spec = useMemo(() => toSpec(fields, values), [values]);
+  const spec = useMemo(() => toSpec(fields, values), [fields, values]);
   const isWhole = Boolean(spec.dataset && spec.base_model);
   const looked = usePreflight(isWhole ? spec : null);
   const wrong = { ...findWrong(failure ?? looked.error), ...findWrongName(fields, values.name) };
@@ -62,7 +68,7 @@ function Form({ fields, presets, models, adapters, start }) {
   const applyPreset = (preset) => {
     setFailure(null);
     const placed = Object.entries(values).filter(([path]) => PLACED.includes(path));
-    setValues({ ...Object.fromEntries(placed), ...fromSpec(fields, preset.spec) });
+    setValues({ ...Object.fromEntries(placed), ...fromSpec(all, preset.spec) });
   };
   const shared = { values, onChange: change, wrong };
   return html`<${Page} title="New job" crumb=${html`<a href="#/jobs">Jobs</a>`}>
@@ -109,6 +115,11 @@ function Rows({ values, onChange, wrong }) {
     onChange("dataset", dataset.id);
     setAdding(false);
   };
+  const chosen = datasets?.find(({ id }) => id === values.dataset);
+  useEffect(() => {
+    const suited = METHODS_OF[chosen?.format] ?? ["sft"];
+    if (chosen?.format && !suited.includes(values.method || "sft")) onChange("method", suited[0]);
+  }, [chosen?.id, chosen?.format]);
   const isOpen = isAdding || datasets?.length === 0;
   const options = (datasets ?? []).map(({ id, name, rows, state }) => html`<option key=${id} value=${id}>${`${name} · ${state === "ready" ? `${count(rows)} rows` : state} · ${id.slice(-4)}`}</option>`);
   return html`<${Card} title="Rows to learn from" actions=${datasets?.length > 0 && html`<button type="button" class="small" aria-expanded=${isAdding} onClick=${() => setAdding(!isAdding)}>${isAdding ? "Choose one that is here" : "Add a dataset"}</button>`}>
@@ -171,9 +182,9 @@ function Settings({ fields, presets, onPreset, ...shared }) {
       </select>
     <//>
     ${place(essential)}
-    ${GROUPS.map(([group, title]) => {
-      const found = rest.filter((field) => field.group === group);
-      return found.length > 0 && html`<details key=${group} open=${found.some(({ path }) => shared.wrong[path]) || undefined}><summary>${title}</summary>${place(found)}</details>`;
+    ${GROUPS.map(([group, title, note]) => {
+      const found = rest.filter((field) => (GROUP_OF[field.path] ?? field.group) === group);
+      return found.length > 0 && html`<details key=${group} open=${group === shared.values.method || found.some(({ path }) => shared.wrong[path]) || undefined}><summary>${title}</summary><div class="stack tight">${note && html`<p class="small muted">${note}</p>`}${place(found)}</div></details>`;
     })}
   </div><//>`;
 }

@@ -25,8 +25,8 @@ export default function Playground({ query }) {
 }
 
 async function readTargets() {
-  const [models, adapters] = await Promise.all([get("/models"), getAll("/adapters")]);
-  return { models: models.data, adapters };
+  const [models, adapters, aliases] = await Promise.all([get("/models"), getAll("/adapters"), getAll("/aliases")]);
+  return { models: models.data, adapters, aliases };
 }
 
 /** The first columns: an adapter and its base model. */
@@ -47,7 +47,7 @@ function recall() {
   }
 }
 
-function Bench({ models, adapters, wanted, question }) {
+function Bench({ models, adapters, aliases, wanted, question }) {
   const [columns, setColumns] = useState(() => chooseColumns(models, adapters, wanted));
   const [form, setForm] = useState(() => (question ? { ...START, prompt: question, temperature: 0 } : recall()));
   const [answers, setAnswers] = useState({});
@@ -98,7 +98,7 @@ function Bench({ models, adapters, wanted, question }) {
         </div></details></section>
       </div>
       <div class="answers">
-        ${columns.map((target, column) => html`<${Answer} key=${column} number=${column + 1} target=${target} models=${models} adapters=${adapters}
+        ${columns.map((target, column) => html`<${Answer} key=${column} number=${column + 1} target=${target} models=${models} adapters=${adapters} aliases=${aliases}
           answer=${answers[column] ?? EMPTY} body=${() => makeBody(target, form, quantizations)} onTarget=${(chosen) => change(column, chosen)}
           onRemove=${columns.length > 1 ? () => (setColumns(columns.filter((_, index) => index !== column)), setAnswers({})) : null} />`)}
       </div>
@@ -120,7 +120,7 @@ const isDefault = ({ load_in_4bit, bnb_4bit_quant_type, bnb_4bit_compute_dtype, 
 function makeBody(target, form, quantizations) {
   const [kind, ...rest] = target.split(":");
   const name = rest.join(":");
-  const body = kind === "adapter" ? { adapter: name } : { base_model: name };
+  const body = { [{ adapter: "adapter", alias: "model" }[kind] ?? "base_model"]: name };
   if (kind === "base" && quantizations[name]) body.quantization = quantizations[name];
   if (form.mode === "text") body.prompt = form.prompt;
   else body.messages = [...(form.system ? [{ role: "system", content: form.system }] : []), { role: "user", content: form.prompt }];

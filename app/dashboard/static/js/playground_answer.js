@@ -5,7 +5,7 @@ import { count, number } from "./format.js";
 import { asCurl, asPython } from "./snippets.js";
 import { Copy, Field, html, Problem } from "./ui.js";
 
-export function Answer({ number: place, target, models, adapters, answer, body, onTarget, onRemove }) {
+export function Answer({ number: place, target, models, adapters, aliases, answer, body, onTarget, onRemove }) {
   const id = `target-${place}`;
   return html`<section class="card answer" aria-label=${`Column ${place}`}>
     <div class="row apart">
@@ -13,6 +13,7 @@ export function Answer({ number: place, target, models, adapters, answer, body, 
         <select id=${id} value=${target} onChange=${({ target: { value } }) => onTarget(value)}>
           <option value="">Choose one</option>
           <optgroup label="Base models">${models.map(({ name }) => html`<option key=${name} value=${`base:${name}`}>${name}</option>`)}</optgroup>
+          ${aliases.length > 0 && html`<optgroup label="Aliases">${aliases.map(({ name }) => html`<option key=${name} value=${`alias:${name}`}>${name}</option>`)}</optgroup>`}
           <optgroup label="Adapters">${adapters.map(({ id: adapter, name }) => html`<option key=${adapter} value=${`adapter:${adapter}`}>${name}</option>`)}</optgroup>
         </select>
       <//>

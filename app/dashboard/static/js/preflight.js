@@ -19,7 +19,7 @@ export function Preflight({ answer, error, isLoading }) {
   if (error) return html`<${Problem} error=${error} />`;
   if (!answer) return isLoading ? html`<${Loading} />` : html`<p class="muted">Choose rows and a base model, and this shows what the job would do.</p>`;
   const { tokens, time, memory, device, disk, chosen, truncated, dropped } = answer;
-  const seconds = time.seconds + (time.sample_seconds ?? 0);
+  const seconds = time.seconds + (time.sample_seconds ?? 0) + (time.reference_seconds ?? 0);
   return html`<div class="stack" aria-busy=${isLoading}>
     <${MemoryBar} memory=${memory} device=${device} fits=${answer.fits} />
     <${Facts} facts=${[
@@ -34,6 +34,7 @@ export function Preflight({ answer, error, isLoading }) {
     ]} />
     <p class="small muted">${time.basis === "measured" ? "The time is that of the last such job here." : "The time is a guess until a job of this base model has finished here."}
       ${` Batches of ${chosen.per_device_train_batch_size}${chosen.gradient_accumulation_steps > 1 ? ` × ${chosen.gradient_accumulation_steps}` : ""}, ${chosen.compute_dtype}, rows cut at ${count(chosen.max_seq_length)} tokens, padding ${percent(answer.padding_share)}.`}</p>
+    ${chosen.strategy && html`<p class="small muted">${`${chosen.strategy === "fsdp" ? "The GPUs divide the base model" : "Each GPU holds the whole base model"} (${chosen.strategy}): ${chosen.strategy_reason}`}</p>`}
     ${truncated.count > 0 && html`<div class="note warn">${`${plural(truncated.count, "row")} would be cut${lines(truncated.lines)}.`}</div>`}
     ${dropped.count > 0 && html`<div class="note warn">${`${plural(dropped.count, "row")} would be left out${lines(dropped.lines)}: no token to learn from remains.`}</div>`}
     ${answer.warnings.map(({ code, message }) => html`<div key=${message} class="note warn">${message}</div>`)}

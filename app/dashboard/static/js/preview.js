@@ -40,12 +40,24 @@ function toRuns(tokens) {
   return runs;
 }
 
-const Row = ({ row }) => html`<div class="stack tight">
-  <h3>Line ${row.line} <span class="muted small">${row.tokens.length} tokens, ${row.tokens.filter(({ trained }) => trained).length} learned${row.truncated ? ", cut" : ""}</span></h3>
+const countLearned = (tokens) => tokens.filter(({ trained }) => trained).length;
+
+function Row({ row }) {
+  const answers = row.answers ?? [];
+  const counts = answers.length ? `prompt of ${row.token_count} tokens` : `${row.tokens.length} tokens, ${countLearned(row.tokens)} learned`;
+  return html`<div class="stack tight">
+  <h3>Line ${row.line} <span class="muted small">${counts}${row.truncated ? ", cut" : ""}</span></h3>
   ${row.problem && html`<div class="note bad">${row.problem}</div>`}
   ${(row.notices ?? []).map((notice) => html`<div key=${notice} class="note warn">${notice}</div>`)}
-  <div class="tokens" tabindex="0" role="group" aria-label=${`Tokens of line ${row.line}`}>${toRuns(row.tokens).map(({ trained, tokens }) => {
-    const parts = tokens.map(({ text, id }) => html`<span title=${`token ${id}`}>${text}</span>`);
-    return trained ? html`<mark>${parts}</mark>` : html`<span class="plain">${parts}</span>`;
-  })}</div>
+  <${Tokens} tokens=${row.tokens} label=${`Tokens of line ${row.line}`} />
+  ${answers.length > 0 && html`<div class="answers">${answers.map(({ name, is_good: isGood, tokens, token_count: count }) => html`<section key=${name} class=${`pair ${isGood ? "good" : "bad"}`}>
+    <h4>${name === "completion" ? (isGood ? "Good answer" : "Bad answer") : name === "chosen" ? "Chosen answer" : "Rejected answer"} <span class="muted small">${count} tokens, ${countLearned(tokens)} learned</span></h4>
+    <${Tokens} tokens=${tokens} label=${`Tokens of the ${name} answer of line ${row.line}`} />
+  </section>`)}</div>`}
 </div>`;
+}
+
+const Tokens = ({ tokens, label }) => html`<div class="tokens" tabindex="0" role="group" aria-label=${label}>${toRuns(tokens).map(({ trained, tokens: run }) => {
+  const parts = run.map(({ text, id }) => html`<span title=${`token ${id}`}>${text}</span>`);
+  return trained ? html`<mark>${parts}</mark>` : html`<span class="plain">${parts}</span>`;
+})}</div>`;

@@ -7,8 +7,15 @@ import { html } from "./ui.js";
 const ROLES = { system: "System prompt", user: "User", assistant: "Assistant", tool: "Result" };
 const THOUGHTS = /^\s*<think>([\s\S]*?)<\/think>\s*/;
 
-/** A row as the API shows it: `messages` and perhaps `tools`; or `prompt` and `completion`; or `text`. */
+/** A row as the API shows it: `messages`; `prompt` and `completion`, perhaps with a `label`; `text`; or `prompt`, `chosen` and `rejected`. */
 export function RowContent({ row }) {
+  if (row.rejected != null || row.label != null) {
+    return html`<div class="stack tight">
+      ${row.tools?.length > 0 && html`<${Functions} tools=${row.tools} />`}
+      ${typeof row.prompt === "string" ? html`<${Turn} title="Prompt" text=${row.prompt} />` : html`<${AnyContent} value=${row.prompt} />`}
+      ${row.rejected != null ? html`<${Preference} chosen=${row.chosen} rejected=${row.rejected} />` : html`<${Answer} title=${row.label ? "Good answer" : "Bad answer"} isGood=${row.label} value=${row.completion} />`}
+    </div>`;
+  }
   if (row.messages) {
     const called = Object.fromEntries(row.messages.flatMap((message) => message.tool_calls ?? []).map((call) => [call.id, call.function?.name]));
     return html`<div class="stack tight">
@@ -22,11 +29,15 @@ export function RowContent({ row }) {
   return html`<${Turn} title="Text" kind="assistant" text=${row.text} />`;
 }
 
-/** Two answers to one prompt, side by side; `isLearned` says whether the chosen one is. `chosen` and `rejected` are texts or lists of messages. */
-export const Preference = ({ chosen, rejected, isLearned }) => html`<div class="answers">
-  <section class="pair good"><h3>Chosen answer <span class="small muted">${isLearned ? "learned" : "not used"}</span></h3><${AnyContent} value=${chosen} /></section>
-  <section class="pair bad"><h3>Rejected answer <span class="small muted">not used</span></h3><${AnyContent} value=${rejected} /></section>
+/** Two answers to one prompt, side by side: texts or lists of messages. `notes` says what becomes of each. */
+export const Preference = ({ chosen, rejected, notes = ["preferred", "not preferred"] }) => html`<div class="answers">
+  <${Answer} title="Chosen answer" note=${notes[0]} isGood=${true} value=${chosen} />
+  <${Answer} title="Rejected answer" note=${notes[1]} isGood=${false} value=${rejected} />
 </div>`;
+
+const Answer = ({ title, note, isGood, value }) => html`<section class=${`pair ${isGood ? "good" : "bad"}`} aria-label=${title}>
+  <h3>${title} ${note && html`<span class="small muted">${note}</span>`}</h3><${AnyContent} value=${value} />
+</section>`;
 
 const AnyContent = ({ value }) => {
   const messages = readMessages(value);

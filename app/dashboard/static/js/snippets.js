@@ -12,9 +12,9 @@ export function asCurl(path, body) {
 const quote = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 /** With the `openai` package: what other programs here are likely to use. */
-export function asPython({ adapter, base_model: baseModel, messages, prompt, max_new_tokens: maxTokens, stream: _, ...sampling }) {
+export function asPython({ adapter, base_model: baseModel, model, messages, prompt, max_new_tokens: maxTokens, stream: _, ...sampling }) {
   const own = {};
-  const known = { model: adapter ?? baseModel, ...(messages ? { messages } : { prompt }), max_tokens: maxTokens };
+  const known = { model: model ?? adapter ?? baseModel, ...(messages ? { messages } : { prompt }), max_tokens: maxTokens };
   for (const [name, value] of Object.entries(sampling)) {
     const target = ["top_k", "min_p", "repetition_penalty", "quantization"].includes(name) ? own : known;
     target[name] = value;

@@ -5,25 +5,41 @@ import { Field, html } from "./ui.js";
 
 /** What most people look at; everything else is a click away. */
 export const ESSENTIAL = [
+  "method",
   "training.num_train_epochs", "training.learning_rate", "training.per_device_train_batch_size",
   "training.max_seq_length", "lora.r", "lora.alpha", "lora.target_modules", "training.validation_split",
   "training.assistant_only_loss", "quantization.load_in_4bit",
 ];
 
-/** Every setting of a job: `{ path, group, name, types, choices, isNullable, fallback, description }`. */
+/** Every setting of a job: `{ path, group, name, types, choices, isNullable, fallback, example, description }`. */
 export async function readFields() {
   const { components } = await get("/openapi.json");
   const { schemas } = components;
   return Object.entries(schemas.JobSpec.properties).flatMap(([name, schema]) => {
-    const inner = schema.$ref && schemas[schema.$ref.split("/").at(-1)];
-    if (!inner) return [makeField("", name, schema)];
-    return Object.entries(inner.properties).map(([own, found]) => makeField(name, own, found));
+    const reference = [schema, ...(schema.anyOf ?? [])].find(({ $ref }) => $ref)?.$ref;
+    const inner = reference && schemas[reference.split("/").at(-1)];
+    if (!inner) return [makeField("", name, schema, schemas)];
+    return Object.entries(inner.properties).map(([own, found]) => makeField(name, own, found, schemas));
   });
 }
 
-function makeField(group, name, schema) {
+// Settings of one method stand in an object of its name; these are for a method that imitates answers.
+const METHODS = ["dpo", "kto", "orpo"];
+const OF_SFT = ["training.packing", "training.neftune_noise_alpha"];
+// The learning rate of a method that learns from preferences, where none is named.
+const PREFERENCE_RATE = 2e-5;
+
+/** The settings that a job of a method has, with its defaults. */
+export function ofMethod(fields, method) {
+  if (!METHODS.includes(method)) return fields.filter(({ group }) => !METHODS.includes(group));
+  const own = fields.filter(({ group, path }) => (!METHODS.includes(group) || group === method) && !OF_SFT.includes(path));
+  return own.map((field) => (field.path === "training.learning_rate" ? { ...field, fallback: PREFERENCE_RATE } : field));
+}
+
+function makeField(group, name, schema, schemas) {
   const kinds = schema.anyOf ?? [schema];
-  const choices = kinds.flatMap((kind) => kind.enum ?? (kind.const !== undefined ? [kind.const] : kind.type === "boolean" ? [true, false] : []));
+  const ofList = kinds.map(({ items }) => schemas[items?.$ref?.split("/").at(-1)]?.enum).find(Boolean);
+  const choices = ofList ?? kinds.flatMap((kind) => kind.enum ?? (kind.const !== undefined ? [kind.const] : kind.type === "boolean" ? [true, false] : []));
   const types = kinds.map((kind) => (kind.enum || kind.const !== undefined ? "choice" : kind.type));
   return {
     path: group ? `${group}.${name}` : name,
@@ -33,12 +49,16 @@ function makeField(group, name, schema) {
     choices,
     isNullable: types.includes("null"),
     fallback: schema.default ?? null,
+    example: schema.default === undefined ? schema.examples?.[0] : undefined,
     pattern: kinds.find((kind) => kind.pattern)?.pattern ?? null,
+    several: Boolean(ofList) || kinds.some(({ items }) => items?.enum),
     description: toHelp(schema.description ?? ""),
   };
 }
 
 const isOnlyChoice = ({ types }) => types.every((type) => type === "choice" || type === "boolean");
+/** A list of given words alone, which may be empty. */
+const isChecklist = ({ types, several }) => several && types.length === 1 && types[0] === "array";
 const isSwitch = ({ types }) => types.length === 1 && types[0] === "boolean";
 
 /** Lists whose items are a line each, as commas are part of them. */
@@ -55,8 +75,10 @@ export function toText(value, name = "") {
 }
 
 /** The value that a control's text means; what can't be read is left to the API to refuse, in its own words. */
-function parse({ name, types, choices, isNullable, fallback }, text) {
+function parse(field, text) {
+  const { name, types, choices, isNullable, fallback } = field;
   const found = text.trim();
+  if (isChecklist(field)) return found.split(",").map((part) => part.trim()).filter(Boolean);
   if (!found) return isNullable ? null : fallback;
   const choice = choices.find((one) => String(one) === found);
   if (choice !== undefined) return choice;
@@ -136,10 +158,33 @@ const LABELS = {
   eval_steps: "Evaluate every (steps)",
   validation_split: "Share held out for evaluation",
   early_stopping_patience: "Early stopping patience",
+  evaluate: "Compare with the base model at the end",
   sample_prompts: "Sample prompts",
   sample_max_new_tokens: "Max new tokens of a sample answer",
+  method: "Method",
+  loss_type: "Loss",
+  desirable_weight: "Weight of good answers",
+  undesirable_weight: "Weight of bad answers",
+  discopop_tau: "Temperature of DiscoPOP",
+  log_prob_chosen: "Chosen answers",
+  log_prob_rejected: "Rejected answers",
+  reward_chosen: "Chosen answers, reward",
+  reward_rejected: "Rejected answers, reward",
+  gpus: "GPUs",
+  nodes: "Hosts",
+  strategy: "How GPUs share a job",
   suffix: "Suffix of an OpenAI name",
   metadata: "Metadata",
+  report_to: "Report to",
+  project: "Project",
+  run_name: "Name of the run",
+  entity: "User or team of Weights & Biases",
+  repository: "Repository",
+  content: "What is pushed",
+  private: "Private",
+  revision: "Branch",
+  tags: "Tags",
+  update: "Push into a repository that exists",
 };
 
 export const labelOf = (name) => {
@@ -165,13 +210,22 @@ export function Setting({ field, values, onChange, wrong }) {
       ${wrong && html`<p class="wrong" id=${`${id}-wrong`}>${wrong}</p>`}<p class="help" id=${`${id}-help`}><${Help} ...${field} /></p>
     </div>`;
   }
+  if (isChecklist(field)) {
+    const chosen = parse(field, text);
+    const toggle = (choice) => () => onChange(path, field.choices.filter((one) => chosen.includes(one) !== (one === choice)).join(", "));
+    return html`<div class="field" role="group" aria-labelledby=${`${id}-label`} aria-describedby=${described}>
+      <span class=${`field-label ${isChanged ? "changed" : ""}`} id=${`${id}-label`}>${labelOf(name)}</span>
+      ${field.choices.map((choice) => html`<label key=${choice} class="check"><input type="checkbox" name=${path} value=${choice} checked=${chosen.includes(choice)} onChange=${toggle(choice)} />${choice}</label>`)}
+      ${wrong && html`<p class="wrong" id=${`${id}-wrong`}>${wrong}</p>`}<p class="help" id=${`${id}-help`}><${Help} ...${field} /></p>
+    </div>`;
+  }
   return html`<${Field} id=${id} label=${labelOf(name)} help=${html`<${Help} ...${field} />`} wrong=${wrong} isChanged=${isChanged}>
     ${isOnlyChoice(field)
       ? html`<select ...${common} value=${text} onChange=${set}>${field.choices.map((choice) => html`<option key=${String(choice)} value=${String(choice)}>${String(choice)}</option>`)}</select>`
       : name === "chat_template" || LINES.includes(name) || field.types.includes("object")
         ? html`<textarea ...${common} rows=${name === "chat_template" ? 4 : 2} spellcheck="false" class=${LINES.includes(name) ? "" : "mono"} placeholder=${field.types.includes("object") ? "key: value" : ""} value=${text} onInput=${set}></textarea>`
-        : html`<input ...${common} value=${text} spellcheck="false" autocomplete="off" inputmode=${field.types.some((type) => type === "array" || type === "string") ? "text" : "decimal"} placeholder=${field.isNullable ? "not set" : ""} onInput=${set} />`}
+        : html`<input ...${common} value=${text} spellcheck="false" autocomplete="off" inputmode=${field.types.some((type) => type === "array" || type === "string") ? "text" : "decimal"} placeholder=${field.isNullable ? "not set" : (field.example ?? "")} onInput=${set} />`}
   <//>`;
 }
 
-const Help = ({ name, description, types }) => html`${description}${types.includes("object") && " One key: value a line."}${LINES.includes(name) && " One prompt a line."} <code class="api-name">${name}</code>`;
+const Help = ({ name, description, types, several, choices }) => html`${description}${several && !isChecklist({ types, several }) && ` One of ${choices.join(", ")}; or several with commas.`}${types.includes("object") && " One key: value a line."}${LINES.includes(name) && " One prompt a line."} <code class="api-name">${name}</code>`;

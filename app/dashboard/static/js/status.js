@@ -3,6 +3,7 @@
 import { useState } from "../vendor/htm-preact.js";
 import { get, send, Unreachable } from "./api.js";
 import { ago, bytes, count, percent, plural } from "./format.js";
+import { Keys } from "./keys.js";
 import { Card, Confirm, Facts, Field, html, Loading, Page, Problem, State, tell, useLoaded } from "./ui.js";
 
 export default function Status() {
@@ -46,6 +47,7 @@ const Box = ({ status, readiness }) => html`
     <//>
     <${Card} title="Disk"><div class="stack">${gather(status.disks).map((disk) => html`<${Disk} key=${disk.folder} disk=${disk} />`)}</div><//>
     <${Stored} />
+    <${Keys} />
     <${Card} title="Versions"><${Facts} facts=${[
       ["Tunesmith", status.versions.tunesmith],
       ["Python", status.versions.python],
@@ -56,16 +58,14 @@ const Box = ({ status, readiness }) => html`
 
 function Worker({ worker }) {
   const { device, engine } = worker;
-  const used = device.memory_bytes - device.free_bytes;
+  const devices = worker.devices.length ? worker.devices : [device];
   const bases = engine?.bases ?? [];
-  return html`<${Card} title=${device.name ?? "Worker"}>
+  return html`<${Card} title=${devices.length > 1 ? `${devices.length} × ${device.name}` : (device.name ?? "Worker")}>
     <div class="stack">
       ${worker.problems.map((problem) => html`<div key=${problem} class="note bad">${problem}</div>`)}
-      ${device.free_bytes != null && html`<${Use} label="Memory" used=${used} total=${device.memory_bytes} />`}
+      ${devices.map((one, place) => html`<${Device} key=${one.uuid ?? place} device=${one} isOne=${devices.length === 1} />`)}
       <${Facts} facts=${[
         ["Does", worker.roles.join(", ")],
-        device.utilization_percent != null && ["Busy", `${device.utilization_percent}%`],
-        device.temperature_celsius != null && ["Temperature", `${device.temperature_celsius} °C`],
         ["torch", device.torch_version],
         ["Heard of", ago(worker.heartbeat_at)],
       ]} />
@@ -82,6 +82,18 @@ function Worker({ worker }) {
   <//>`;
 }
 
+/** One device: what it does, its memory, how busy it is. */
+function Device({ device, isOne }) {
+  const label = isOne ? "Memory" : `GPU ${device.index}`;
+  const busy = device.utilization_percent != null && `${device.utilization_percent}% busy`;
+  const warm = device.temperature_celsius != null && `${device.temperature_celsius} °C`;
+  return html`<div class="stack tight">
+    ${device.free_bytes != null && html`<${Use} label=${label} used=${device.memory_bytes - device.free_bytes} total=${device.memory_bytes} />`}
+    <p class="small muted">${!isOne && device.free_bytes == null ? `${label}: ` : ""}${[device.state, busy, warm].filter(Boolean).join(", ")}${device.job && html`, <a href=${`#/job/${device.job}`}>its job</a>`}</p>
+    ${!isOne && device.uuid && html`<p class="small muted mono wrap">${device.uuid}</p>`}
+  </div>`;
+}
+
 const Queue = ({ queue }) => html`<${Card} title="Jobs">
   <div class="stack">
     <${Facts} facts=${Object.entries(queue.by_state).map(([state, found]) => [state, count(found)])} />
@@ -95,10 +107,11 @@ const STORED = {
   logs: ["Log files of attempts", "What the training processes wrote themselves; the jobs' own logs stay."],
   events: ["Events of jobs", "Their logs and curves here. The jobs stay, without them."],
   exports: ["Exports", "They can be made again. What was pushed to the Hub stays there."],
+  evaluations: ["Evaluations", "Their rows, answers and results."],
   base_models: ["Downloaded base models", "They are downloaded again when a job or a request needs them."],
 };
 
-const of = (kind) => (kind === "base_models" ? "Of models that nothing needs now" : `Of ${kind === "exports" ? "exports" : "jobs"} that have ended`);
+const of = (kind) => (kind === "base_models" ? "Of models that nothing needs now" : `Of ${["exports", "evaluations"].includes(kind) ? kind : "jobs"} that have ended`);
 
 /** What grows for ever, and can be deleted of all that has ended. */
 function Stored() {
@@ -125,7 +138,7 @@ function Stored() {
 }
 
 function amount(found, size, kind) {
-  const things = plural(found, { events: "event", exports: "export", base_models: "model" }[kind] ?? "job");
+  const things = plural(found, { events: "event", exports: "export", evaluations: "evaluation", base_models: "model" }[kind] ?? "job");
   return size == null || kind === "events" ? things : `${bytes(size)}, ${things}`;
 }
 

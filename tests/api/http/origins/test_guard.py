@@ -4,8 +4,8 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from app.api.http.origins.guard import is_loopback
+from app.core.keys import records as keys
 from app.core.settings import Settings
-from app.core.storage import keys
 from app.core.storage.database import Database
 from app.main import create_app
 

@@ -31,13 +31,40 @@ def guessed(record: dict[str, Any]) -> list[dict[str, str]]:
         ({"body": "t", "title": "q"}, {"text": "body"}),
         (
             {"prompt": "q", "chosen": "a", "rejected": "r"},
-            {"instruction": "prompt", "output": "chosen"},
+            {"instruction": "prompt", "chosen": "chosen", "rejected": "rejected"},
         ),
-        ({"chosen": [ASKED, ANSWERED], "rejected": [ASKED, ANSWERED]}, {"messages": "chosen"}),
+        (
+            {"chosen": [ASKED, ANSWERED], "rejected": [ASKED, ANSWERED]},
+            {"chosen": "chosen", "rejected": "rejected"},
+        ),
         (
             {"prompt": [ASKED], "chosen": [ANSWERED], "rejected": [ANSWERED]},
-            {"prompt": "prompt", "completion": "chosen"},
+            {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
         ),
+        (
+            {
+                "question": "q",
+                "chosen_model": "m",
+                "chosen_answer": "a",
+                "rejected_answer": "r",
+                "system": "s",
+            },
+            {
+                "instruction": "question",
+                "system": "system",
+                "chosen": "chosen_answer",
+                "rejected": "rejected_answer",
+            },
+        ),
+        (
+            {"query": "q", "preferred": ANSWERED, "dispreferred": ANSWERED},
+            {"prompt": "query", "chosen": "preferred", "rejected": "dispreferred"},
+        ),
+        (
+            {"question": "q", "answer": "a", "label": "true"},
+            {"instruction": "question", "output": "answer", "label": "label"},
+        ),
+        ({"question": "q", "answer": "a", "label": "spam"}, {"instruction": "question", "output": "answer"}),
     ],
 )
 def test_the_likeliest_map_comes_first(record: dict[str, Any], column_map: dict[str, str]) -> None:
@@ -61,6 +88,11 @@ def test_a_pair_may_also_be_a_completion() -> None:
 )
 def test_nothing_is_guessed_where_nothing_is_likely(record: dict[str, Any]) -> None:
     assert guessed(record) == []
+
+
+def test_the_chosen_answers_alone_come_after_the_comparison() -> None:
+    maps = guessed({"prompt": "q", "chosen": "a", "rejected": "r"})
+    assert maps[1] == {"instruction": "prompt", "output": "chosen"}
 
 
 def test_names_alone_are_enough_where_there_are_no_records() -> None:

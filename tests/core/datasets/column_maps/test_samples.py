@@ -76,7 +76,7 @@ def test_a_record_that_is_too_long_to_show_is_cut(path: Path) -> None:
 
 
 def test_an_unused_field_that_changes_learning_is_an_error_with_rows(path: Path) -> None:
-    sample = sample_of(path, b'{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
+    sample = sample_of(path, b'{"prompt": "p", "completion": "c", "rejected": "r"}\n')
     assert sample.reading.error
     assert sample.reading.error.code == "fields_unused"
     assert sample.reading.found

@@ -13,13 +13,13 @@ from app.core.specs.export import GgufType
 from tests.worker.exports import families
 from tests.worker.exports.conftest import MakeAdapter, write_gguf_of
 from worker.exports import verification
-from worker.exports.adapter_weights import read_adapter
-from worker.exports.checkpoint import SafetensorsCheckpoint
 from worker.exports.gguf.families import GgufLayout
 from worker.exports.gguf.file import write_gguf
 from worker.exports.gguf.lora import LoraFile, write_gguf_lora
 from worker.exports.gguf.tokenizer import read_vocabulary
-from worker.exports.merge import read_shape
+from worker.exports.merged.adapter_weights import read_adapter
+from worker.exports.merged.checkpoint import SafetensorsCheckpoint
+from worker.exports.merged.merge import read_shape
 from worker.models import base_model
 from worker.models.files import description
 
@@ -29,6 +29,10 @@ IDS = torch.tensor([[1, 260, 262, 270, 280, 290, 300, 310]])
 def read_back(model: Path, path: Path, type: GgufType = GgufType.F16) -> PreTrainedModel:
     layout = GgufLayout.of(read_shape(model).config)
     return verification.load_gguf(write_gguf_of(model, path, type), layout.run_as, torch.float32)
+
+
+def load(model: Path) -> PreTrainedModel:
+    return verification.load_safetensors(model, torch.float32)
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -56,11 +60,34 @@ def test_gguf_files_of_every_family_compute_the_original_logits(tmp_path: Path) 
 def test_a_type_with_fewer_bits_is_further_off(type: str, error: float, tmp_path: Path) -> None:
     model = families.make_family("llama", tmp_path / "model", families.byte_level_tokenizer())
 
-    found = read_back(model, tmp_path / "model.gguf", GgufType(type))
+    read, live = read_back(model, tmp_path / "model.gguf", GgufType(type)), load(model)
 
-    live = logits(verification.load_safetensors(model, torch.float32))
-    difference = (logits(found) - live).abs().max() / live.abs().max()
-    assert 0 < difference < error
+    for found, original in zip(read.model.layers, live.model.layers, strict=True):
+        for name in ("q_proj", "k_proj"):
+            rounded, exact = (getattr(layer.self_attn, name).weight for layer in (found, original))
+            assert 0 < (rounded - exact).norm() / exact.norm() < error
+
+
+@pytest.mark.parametrize("hidden", [256, 64], ids=["rows of 256", "rows of 64"])
+@pytest.mark.parametrize(
+    ("type", "error"),
+    [("q6_k", 0.02), ("q5_k_m", 0.045), ("q4_k_m", 0.08), ("iq4_xs", 0.08), ("q3_k_m", 0.16)],
+)
+def test_mixtures_are_rounded_by_llama_cpp_and_read_back(
+    type: str, error: float, hidden: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: K-quants are NOT tested")
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "head_dim": 16}
+    model = families.make_family("llama", tmp_path / "model", families.byte_level_tokenizer(), **sizes)
+
+    read, live = read_back(model, tmp_path / "model.gguf", GgufType(type)), load(model)
+
+    for found, original in zip(read.model.layers, live.model.layers, strict=True):
+        for name in ("q_proj", "k_proj"):
+            rounded, exact = (getattr(layer.self_attn, name).weight for layer in (found, original))
+            assert 0 < (rounded - exact).norm() / exact.norm() < error
+    types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert any(name.endswith(("_K", "_XS")) for name in types) == (hidden == 256)
 
 
 def test_llama_3_scales_its_rope_by_a_tensor(tmp_path: Path) -> None:

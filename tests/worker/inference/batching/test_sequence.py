@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from tests.worker.inference.fakes import END, make_sequence
-from worker.inference.batching.sequence import SampledLogprob, SampledToken, Sequence
+from worker.inference.batching.prompt_scores import ScoredToken
+from worker.inference.batching.sequence import SampledToken, Sequence
 
 
 def text_of(sequence, token_ids):
@@ -76,7 +77,7 @@ def make_counted(*, decode=None, **options):
 
 def pieces_of(sequence, token_ids):
     """Text and token ids of all deltas."""
-    tokens = [SampledToken(token_id, SampledLogprob(-0.5)) for token_id in token_ids]
+    tokens = [SampledToken(token_id, ScoredToken(-0.5)) for token_id in token_ids]
     deltas = [delta for token in tokens for delta in sequence.add_token(token)]
     return [(delta.text, [token.token_id for token in delta.tokens or []]) for delta in deltas]
 
@@ -108,7 +109,7 @@ def test_tokens_without_text_are_sent_at_the_end():
 def test_alternatives_come_with_their_bytes():
     sequence = make_counted()
 
-    (delta,) = sequence.add_token(SampledToken(1, SampledLogprob(-2.0, top=((3, -0.5), (1, -2.0)))))
+    (delta,) = sequence.add_token(SampledToken(1, ScoredToken(-2.0, top=((3, -0.5), (1, -2.0)))))
 
     (token,) = delta.tokens
     assert (token.bytes, token.logprob) == ([1], -2.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from worker.inference.model.linears import MergedLinears, merge_linears
+from worker.inference.model.linears import merge_linears, replace_forwards
 
 
 class Attention(nn.Module):
@@ -46,13 +46,18 @@ def test_merged_layers_compute_what_they_did_apart(bias, bits):
     x = torch.randn(1, 5, 64)
     expected = model(x)
 
-    groups = merge_linears(nn.ModuleDict({"attention": model}))
+    whole = nn.ModuleDict({"attention": model})
+    groups = merge_linears(whole)
 
     assert [group.names for group in groups] == [
         ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
         ["attention.o_proj"],
     ]
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-4)
+    outputs, _saved = groups[0].forward(x[0])
+    torch.testing.assert_close(outputs, [one[0] for one in expected[:3]], atol=1e-5, rtol=1e-4)
+    (added,), _saved = groups[1].forward(outputs[0], x[0])
+    torch.testing.assert_close(added, expected[3][0] + x[0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [16, 4])
@@ -74,15 +79,23 @@ def test_appended_rows_are_part_of_the_product_and_do_not_change_it(bits):
     torch.testing.assert_close(inner_NC, x_NI @ rows.T)
 
 
+@pytest.mark.parametrize("is_merged_before", [True, False])
+@pytest.mark.parametrize("bits", [16, 4])
 @torch.inference_mode()
-def test_a_part_is_never_taken_from_another_input():
+def test_layers_that_are_replaced_one_by_one_compute_what_they_did(bits, is_merged_before):
     torch.manual_seed(0)
-    linears = [nn.Linear(4, 3), nn.Linear(4, 2)]
-    weights = [linear.weight.clone() for linear in linears]
-    group = MergedLinears(["gate_proj", "up_proj"], linears)
-    first, second = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
-    linears[0](first)
+    model = Attention(bias=True)
+    model = model if bits == 16 else in_four_bits(model)
+    x = torch.randn(1, 5, 64)
+    expected = model(x)
+    if is_merged_before:
+        merge_linears(nn.ModuleDict({"attention": model}))
 
-    torch.testing.assert_close(linears[1](second), second @ weights[1].T + linears[1].bias)
-    torch.testing.assert_close(linears[0](second), second @ weights[0].T + linears[0].bias)
-    assert group.widths == [3, 2]
+    groups = replace_forwards(model)
+
+    assert [group.names for group in groups] == [["q_proj"], ["k_proj"], ["v_proj"], ["o_proj"]]
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-4)
+    groups[0].weights.append_rows(8).fill_(1.0)
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-4)
+    groups[1].update = lambda x_NI: groups[1].weights.product(x_NI) + 1
+    torch.testing.assert_close(model(x)[1], expected[1] + 1, atol=1e-5, rtol=1e-4)

@@ -7,11 +7,13 @@ import transformers
 from app.core.engine.sampling import Sampling
 from tests.worker.inference.fakes import Mailbox, make_base
 from tests.worker.inference.random_models import generate, make_random_model
+from worker.decoder import reading
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine
 from worker.inference.failures import ModelUnsupported
-from worker.inference.model import support
+from worker.inference.model import paths, support
+from worker.inference.model.paths import DecoderPath, TransformersPath
 from worker.inference.model.runner import ModelRunner
 from worker.models import serving_path
 from worker.models.device import find_device
@@ -34,6 +36,23 @@ MODELS = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_families_like_llama_are_computed_by_the_decoder_and_others_by_their_own_code(kind):
+    path = support.prepare_model(make_random_model(kind, **MODELS[kind])).path
+
+    is_like_llama = kind in {"Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3", "Phi3"}
+    assert isinstance(path, DecoderPath if is_like_llama else TransformersPath)
+
+
+def test_a_model_whose_decoder_comes_out_wrong_is_computed_by_its_own_code(monkeypatch):
+    monkeypatch.setattr(
+        paths, "read_angles", lambda *given: {None: [one.flip(0) for one in read(*given)[None]]}
+    )
+    read = reading.read_angles
+
+    assert isinstance(support.prepare_model(make_random_model("Llama")).path, TransformersPath)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -101,10 +120,10 @@ def test_attention_sinks_in_16_bits_are_rounded_as_transformers_rounds_them():
     ids = torch.arange(12)
     with torch.inference_mode():
         expected = model(input_ids=ids[None], use_cache=False).logits[0].float()
-    support.prepare_model(model)
+    path = support.prepare_model(model).path
 
     with torch.inference_mode():
-        found = support._probe(model, ids, uses_kernels=False)[1]
+        found = support._probe(path, model, ids, uses_kernels=False)[1]
 
     assert float((found - expected).norm() / expected.norm()) < 1e-3
 

@@ -132,3 +132,33 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer):
 
     with pytest.raises(InvalidRequest):
         GrammarCache().get(schema, tokenizer, tokenizer_digest="", end_ids=())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_masks_along_a_draft_are_those_that_its_tokens_lead_to(tokenizer, seed):
+    rng = random.Random(seed)
+    grammar = compile_schema(tokenizer, PERSON)
+    said = say(grammar, rng)
+    matcher, start = grammar.start(), rng.randrange(len(said))
+    for token in said[:start]:
+        matcher.accept_token(token)
+    draft = said[start : start + 6]
+    before = token_ids(matcher.allowed_tokens())
+
+    masks = [token_ids(mask) for mask in matcher.allowed_along(draft)]
+
+    assert len(masks) == len(draft) + 1
+    for token, mask in zip(draft, masks, strict=False):
+        assert token_ids(matcher.allowed_tokens()) == mask
+        matcher.accept_token(token)
+    assert masks[0] == before
+
+
+def test_masks_along_a_draft_end_where_it_is_not_allowed(tokenizer):
+    matcher = compile_schema(tokenizer, {"enum": [1, 12]}).start()
+    one, two = tokenizer.convert_tokens_to_ids(["1", "2"])
+
+    assert len(matcher.allowed_along([one, one, two])) == 2
+    assert len(matcher.allowed_along([two])) == 1
+    assert len(matcher.allowed_along([one, two])) == 3
+    assert len(matcher.allowed_along([10**6])) == 1

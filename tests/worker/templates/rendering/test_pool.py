@@ -9,6 +9,7 @@ import pytest
 
 from app.core.errors import QueueFull
 from app.core.errors.jobs import TemplateExceedsLimits
+from tests.waiting import wait_for
 from tests.worker.templates.rendering.templates import (
     ENDLESS,
     ENDLESS_CONSTANT,
@@ -19,8 +20,9 @@ from tests.worker.templates.rendering.templates import (
     PLAIN,
     WORD,
 )
+from worker.templates.rendering import pool as pool_module
 from worker.templates.rendering.pool import RenderPool
-from worker.templates.rendering.process import RenderLimits, TemplateRefused
+from worker.templates.rendering.process import RenderLimits, RenderProcess, Span, TemplateRefused
 
 LIMITS = RenderLimits(cpu_seconds=0.4, memory_bytes=64 << 20, characters=1 << 20)
 VARIABLES = {"bos_token": "<s>", "add_generation_prompt": True}
@@ -148,3 +150,74 @@ def test_many_conversations_that_never_end_leave_a_process_to_others(pool: Rende
     assert len(ended) == 16
     assert texts == [f"<user>{number}<assistant>" for number in range(50)]
     assert TemplateExceedsLimits in ended
+
+
+class HeldProcess(RenderProcess):
+    """Renders when a test lets it, and has used the processor time that the test says."""
+
+    def __init__(self, limits: RenderLimits) -> None:
+        super().__init__(limits)
+        self.cpu_seconds = 0.0
+        self.began, self.may_end, self.was_asked = (threading.Event() for _ in range(3))
+
+    def wait_until_ready(self) -> None:  # type: ignore[override]
+        pass
+
+    def render(self, *_args: object, **_options: object) -> tuple[str, list[Span]]:
+        self.began.set()
+        assert self.may_end.wait(20)
+        return "text", []
+
+    def measure_cpu_seconds(self) -> float:
+        self.was_asked.set()
+        return self.cpu_seconds
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RenderPool, HeldProcess, ThreadPoolExecutor]]:
+    """A pool of one process, which has begun a conversation that has lasted too long to wait for."""
+    monkeypatch.setattr(pool_module, "_MAX_WAIT_SECONDS", 0.0)
+    process = HeldProcess(LIMITS)
+    pool = RenderPool(make_process=lambda _limits: process)
+    with ThreadPoolExecutor(9) as threads:
+        first = threads.submit(ask, pool, PLAIN)
+        assert process.began.wait(20)
+        yield pool, process, threads
+        process.may_end.set()
+        assert first.result() == "text"
+
+
+def test_conversations_wait_for_one_that_lasts_long_on_a_busy_machine(
+    held: tuple[RenderPool, HeldProcess, ThreadPoolExecutor],
+) -> None:
+    """Many first requests to an engine that loads its model: none is refused."""
+    pool, process, threads = held
+    others = [threads.submit(ask, pool, PLAIN, str(number)) for number in range(8)]
+    assert process.was_asked.wait(20)
+
+    process.may_end.set()
+
+    assert [other.result() for other in others] == ["text"] * 8
+
+
+def test_a_conversation_does_not_wait_for_a_template_that_computes_for_long(
+    held: tuple[RenderPool, HeldProcess, ThreadPoolExecutor],
+) -> None:
+    pool, process, threads = held
+    process.cpu_seconds = 10.0
+
+    with pytest.raises(QueueFull, match="The chat template is slow"):
+        threads.submit(ask, pool, PLAIN).result()
+
+
+def test_the_processor_time_of_a_rendering_under_way_is_measured() -> None:
+    process = RenderProcess(RenderLimits(cpu_seconds=1.0))
+    before = process.measure_cpu_seconds()
+    with ThreadPoolExecutor(1) as threads:
+        rendering = threads.submit(process.render, ENDLESS, [], {}, marks_answers=False)
+        wait_for(lambda: process.measure_cpu_seconds() > 0.5, "half a second of processor time")
+        with pytest.raises(TemplateExceedsLimits):
+            rendering.result()
+    process.close()
+    assert before == 0
+    assert process.measure_cpu_seconds() == 0

@@ -1,5 +1,6 @@
 """The adapters at the ends of epochs, as folders of their own."""
 
+import shutil
 from typing import Any
 
 from tests.worker.training.checkpoints.test_resume import at_step
@@ -47,3 +48,21 @@ def test_a_job_that_is_stopped_in_mid_epoch_saves_no_adapter_of_that_epoch(make_
     ]
     # An adapter that the worker has not moved is reported again.
     assert saved_steps == [[3], [3, 6]]
+
+
+def test_an_adapter_that_went_with_its_host_is_saved_again_from_the_checkpoint(
+    make_request: MakeRequest,
+) -> None:
+    training = {**TRAINING, "save_steps": 3}
+    request = make_request(training=training)
+
+    first = run_here(request, stop_when=at_step(4))
+    [saved] = [report for report in first if isinstance(report, CheckpointAdapterSaved)]
+    before = (saved.folder / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(saved.folder)
+    shutil.rmtree(request.job_folder / "checkpoints" / "checkpoint-4")
+    second = run_here(request)
+
+    again = [report for report in second if isinstance(report, CheckpointAdapterSaved)]
+    assert [report.step for report in again] == [3, 6]
+    assert (again[0].folder / "adapter_model.safetensors").read_bytes() == before

@@ -15,6 +15,7 @@ from worker.models.device import find_device
 from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter
 from worker.training.batches import decoder_inputs
+from worker.training.loss import Decoder, score
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
@@ -53,8 +54,15 @@ def sum_of_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     )
 
 
-def losses_and_gradients(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
-    model.zero_grad()
-    loss = sum_of_losses(model, batch)
+def losses_and_gradients(
+    model: Any, batch: dict[str, Any], decoder: Decoder | None = None, *, adds: bool = False
+) -> list[torch.Tensor]:
+    """By the model's own logits, or with another decoder. `adds`: to the gradients that there are."""
+    if not adds:
+        model.zero_grad()
+    if decoder is None:
+        loss = sum_of_losses(model, batch)
+    else:
+        loss = -score(model.get_base_model(), batch, decoder).log_prob_sum
     loss.backward()
     return [loss.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)]

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from app.core.jobs.events import Evaluation, Log, Metrics, Warn
 from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, Reports, make_rows, run_here
+from worker.decoder import reading
+from worker.decoder.adapters import InputAdapters
 from worker.processes.reports import Outcome, TrainingRequest
 from worker.training import run
 from worker.training.optimizations import apply, varlen_attention
-from worker.training.optimizations.lora import function
 
 TRAINING: dict[str, Any] = {"max_steps": 4, "logging_steps": 1, "learning_rate": 1e-2, "save_steps": 2}
 SPEC: dict[str, Any] = {
@@ -70,7 +71,7 @@ def test_a_fast_job_learns_what_a_plain_one_does(make_request: MakeRequest, chan
     fast, plain = run_here(fast_request), run_here(plain_request)
 
     assert said(fast) == (
-        "Optimizations: LoRA in one autograd function; padding-free batches (varlen attention: row by row)."
+        "Optimizations: explicit decoder layers (varlen attention: row by row; other parts: PyTorch)."
     )
     assert said(plain) == "Optimizations: none; left out: all (TUNESMITH_TRAINING_PATH is plain)."
     assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
@@ -83,11 +84,29 @@ def test_a_fast_job_learns_what_a_plain_one_does(make_request: MakeRequest, chan
         assert found.loss == pytest.approx(expected.loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}], ids=["rows", "checkpointed"])
+def test_a_family_with_other_layers_goes_the_general_way(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    spec = SPEC | {"training": TRAINING | changes}
+    plain = run_here(plainly(make_request("plain", **spec)))
+    monkeypatch.setattr(reading, "FAMILIES", ())
+
+    fast = run_here(make_request("fast", **spec))
+
+    assert said(fast) == (
+        "Optimizations: LoRA in one autograd function; padding-free batches (varlen attention: row by row); "
+        "left out: explicit decoder layers (llama has other layers)."
+    )
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
+
+
 def test_dropout_draws_what_pefts_layers_draw(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With padded batches a job with dropout has the losses of a plain one, too."""
     monkeypatch.setattr(apply, "_padding_free", lambda *_given, **_options: apply.ExitStack())
+    monkeypatch.setattr(reading, "FAMILIES", ())
     spec = SPEC | {"lora": {"r": 4, "dropout": 0.3}}
 
     fast = run_here(make_request("fast", **spec))
@@ -100,6 +119,8 @@ def test_dropout_draws_what_pefts_layers_draw(
 def test_other_dropout_masks_are_no_fault_where_they_are_expected(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, draws_peft_masks: bool
 ) -> None:
+    monkeypatch.setattr(reading, "FAMILIES", ())
+
     def draw(*given: Any) -> Any:
         torch.rand(1)
         return native_dropout(*given)
@@ -146,15 +167,18 @@ def test_optimizations_that_do_not_apply_are_left_out_with_a_reason(
 def test_a_function_that_is_wrong_here_is_found_and_not_used(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = function._grads_of_a
-    monkeypatch.setattr(function, "_grads_of_a", lambda *given: [1.1 * grad for grad in right(*given)])
+    right = InputAdapters.grads_of_a
+    monkeypatch.setattr(InputAdapters, "grads_of_a", lambda *given: [1.1 * grad for grad in right(*given)])
     fast = run_here(make_request("fast", **SPEC))
 
     monkeypatch.undo()
     plain = run_here(plainly(make_request("plain", **SPEC)))
     [warning] = warned(fast)
-    assert "LoRA in one autograd function (the gradients are off by" in warning
-    assert "LoRA in one autograd function" not in said(fast)
+    for name in ("explicit decoder layers", "LoRA in one autograd function"):
+        assert name in warning
+        assert name not in said(fast)
+    assert warning.count("(the gradients are off by") == 2
+    assert "padding-free batches" in said(fast)
     assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
 
 
@@ -179,7 +203,8 @@ def test_a_kernel_that_lets_rows_read_each_other_is_found_and_not_used(
     reports = run_here(make_request(**SPEC))
 
     [warning] = warned(reports)
-    assert warning.startswith("Not used, since a trial of it failed here: padding-free batches")
+    assert warning.startswith("Not used, since a trial of it failed here: explicit decoder layers")
+    assert "; padding-free batches" in warning
     assert said(reports) == "Optimizations: LoRA in one autograd function."
     assert losses(reports)
 
@@ -210,14 +235,16 @@ def test_an_optimization_that_fails_is_replaced_by_its_alternative(
         apply,
         "plan_optimizations",
         lambda *given, **named: replace(
-            plan_optimizations(*given, **named), varlen_kernels=("Triton", "row by row")
+            plan_optimizations(*given, **named),
+            varlen_kernels=("Triton", "row by row"),
+            triton_operations=True,
         ),
     )
 
     reports = run_here(make_request(**SPEC))
 
     assert (
-        "padding-free batches (varlen attention: Triton) (RuntimeError: out of shared memory)"
+        "explicit decoder layers (varlen attention: Triton; other parts: Triton) (RuntimeError: out of shared"
         in warned(reports)[0]
     )
     assert "varlen attention: row by row" in said(reports)
@@ -228,6 +255,7 @@ def test_what_fails_with_the_base_models_own_dropout_is_not_used(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The batches of its comparison have no dropout; those of the job do."""
+    monkeypatch.setattr(reading, "FAMILIES", ())
     load_model = run.base_model.load_model
 
     def load_dropping(*given: Any, **named: Any) -> Any:

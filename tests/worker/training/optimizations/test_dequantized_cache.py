@@ -13,7 +13,7 @@ from worker.training import memory
 from worker.training.batches import Collator, make_dataset
 from worker.training.optimizations import dequantized_cache
 from worker.training.optimizations.dequantized_cache import DequantizedCache
-from worker.training.optimizations.lora.linears import FusedLora
+from worker.training.optimizations.lora_layers import FusedLora
 
 
 class CountingMemory:
@@ -47,7 +47,7 @@ def end_step(cache: DequantizedCache) -> None:
 def test_cached_weights_compute_the_same(model: PeftModel, linears: FusedLora) -> None:
     batch = Collator(0)(list(make_dataset(draw_rows([5, 2, 9]))))
     expected = losses_and_gradients(model, batch)
-    packed = [weight for group in linears._groups for _member, weight in group._four_bit_members()]
+    packed = [weight for one in linears._linears.values() for _layer, weight in one._four_bit()]
     assert len(packed) == 14
 
     linears.cache_dequantized()

@@ -69,3 +69,10 @@ def test_a_jobs_card_describes_the_job_and_has_no_secret(make_request: MakeReque
     assert "the base model's own" in card
     assert "/tmp/" not in card
     assert str(request.models_folder) not in card
+
+
+def test_the_method_and_its_beta_are_named() -> None:
+    assert "| Learned from | comparisons of two answers, by DPO with beta 0.2 |" in make_card(
+        method="dpo", dpo={"beta": 0.2}
+    )
+    assert "| Learned from | answers with labels, by KTO with beta 0.1 |" in make_card(method="kto")

@@ -15,7 +15,7 @@ from app.core.datasets.rows import Conversation, Message, write_row
 from app.core.jobs.events import Warn
 from tests.tiny_model import DATED_TEMPLATE, NAME, TEMPLATE
 from tests.worker.training.conftest import MakeRequest, run_here
-from worker.inference.preprocessing import TokenizerCache
+from worker.inference.tokenizers import TokenizerCache
 from worker.models.device import find_device
 from worker.models.files import description
 from worker.processes.reports import Advanced, CheckpointAdapterSaved, Outcome, TrainingRequest
@@ -52,7 +52,7 @@ def test_serving_renders_with_the_jobs_template(make_request: MakeRequest) -> No
     request = make_request(training=SHORT, chat_template=CHAT_TEMPLATE)
     run_here(request)
 
-    _, tokenizer = TokenizerCache().get(request.output_folder)
+    tokenizer = TokenizerCache().get(request.output_folder).tokenizer
 
     prompt = render(tokenizer, [Message("user", "How?")], add_generation_prompt=True)
     assert prompt == "<|begin|>[user]How?[assistant]"
@@ -108,7 +108,7 @@ def test_a_base_model_is_trained_and_served_with_its_own_template_or_its_familys
     assert not reports.events(Warn)
     cache = TokenizerCache()
     for folder in (request.models_folder / NAME, request.output_folder):
-        _, tokenizer = cache.get(folder)
+        tokenizer = cache.get(folder).tokenizer
         assert tokenizer.chat_template == template
 
 

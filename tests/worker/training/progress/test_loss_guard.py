@@ -12,7 +12,7 @@ from app.core.errors.jobs import LossExploded
 from app.core.jobs.events import Checkpoint
 from tests.worker.training.conftest import MakeRequest, run_here
 from worker.processes.reports import Outcome
-from worker.training.progress.counters import Counters
+from worker.training.progress.counters import Counters, StepValues
 from worker.training.progress.loss_guard import STEPS, LossGuard
 
 VOCABULARY = 1000
@@ -23,7 +23,7 @@ def train(losses: Sequence[float]) -> None:
     counters = Counters()
     guard = LossGuard(counters, VOCABULARY)
     for step, loss in enumerate(losses, start=1):
-        counters.end_step(loss, 10, 1.0)
+        counters.end_step(StepValues(loss, 10), 1.0)
         guard.check(step, len(losses), 1e-4)
 
 

@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from worker.training.samples import generation
 from worker.training.samples.generation import AnswerLimits, SampleGenerator
 
 SMALL: dict[str, Any] = {
@@ -102,9 +101,7 @@ def test_a_stop_ends_the_answers_at_their_next_token() -> None:
     assert len(seen) == 5  # the fourth token is the last one
 
 
-def test_answers_that_take_too_long_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "MAX_SECONDS", 0.0)
-
-    found = make_generator().generate(PROMPTS) or []
+def test_answers_that_take_too_long_are_cut() -> None:
+    found = make_generator().generate(PROMPTS, max_seconds=0.0) or []
 
     assert [(len(one.token_ids), one.is_cut) for one in found] == [(1, True)] * 3

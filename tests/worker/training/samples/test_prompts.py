@@ -77,7 +77,16 @@ def test_the_first_three_rows_whose_prompts_fit_are_taken(make_request: MakeRequ
 
 
 @pytest.mark.parametrize(
-    ("rows", "begin"), [([CHAT], "<|im_start|>user\nCancel?"), ([{"text": "a b"}], "Cancel?")]
+    ("rows", "begin"),
+    [
+        ([CHAT], "<|im_start|>user\nCancel?"),
+        (
+            [{"prompt": TURNS["messages"][:2], "completion": TURNS["messages"][2:3]}],
+            "<|im_start|>user\nCancel?",
+        ),
+        ([{"prompt": "Cancel", "completion": " it."}], "Cancel?"),
+        ([{"text": "a b"}], "Cancel?"),
+    ],
 )
 def test_a_prompt_of_the_job_is_a_turn_of_a_user_or_plain_text(
     make_request: MakeRequest, rows: list[dict[str, Any]], begin: str

@@ -35,7 +35,7 @@ TRAINING: dict[str, Any] = {
     "sample_prompts": [QUESTION],
     "sample_max_new_tokens": 8,
 }
-SPEC: dict[str, Any] = {"lora": {"r": 4, "dropout": 0.1}, "training": TRAINING}
+SPEC: dict[str, Any] = {"lora": {"r": 4, "dropout": 0.1}, "training": TRAINING, "evaluate": False}
 
 
 def with_training(**changes: Any) -> dict[str, Any]:

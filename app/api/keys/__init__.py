@@ -1,0 +1,1 @@
+"""Routes of API keys and of what they have used."""

@@ -1,0 +1,1 @@
+"""GET /metrics: requests, queues, devices and engines, for Prometheus."""

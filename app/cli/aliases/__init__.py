@@ -1,0 +1,1 @@
+"""`tunesmith aliases`: names that stay."""

@@ -1,0 +1,1 @@
+"""`tunesmith keys` and `tunesmith usage`."""

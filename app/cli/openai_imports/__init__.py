@@ -1,0 +1,1 @@
+"""`tunesmith import openai`: what was exported from OpenAI, as datasets, jobs and evaluations."""

@@ -1,0 +1,1 @@
+"""Aliases: names that stay while the model behind them changes, and which of several models serves."""

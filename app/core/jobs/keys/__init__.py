@@ -1,0 +1,1 @@
+"""What jobs have used, for the keys that submitted them."""

@@ -1,0 +1,1 @@
+"""Backups: one moment of the database and of the files, in a tar; and their restoration."""

@@ -1,0 +1,137 @@
+"""Requests that arrive together find what they name with one look at the database, and each its own error."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from app.api.generate.lookups import TargetLookups
+from app.core.adapters.targets import Target, Targets
+from app.core.engine import workers
+from app.core.errors import NotFound
+from app.core.settings import Settings
+from app.core.storage.database import Database
+from tests.factories import make_adapter
+from tests.fakes import FakeEngine
+
+
+class CountedDatabase:
+    """Counts the looks at a database; `before_look` is called in front of each."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.looks = 0
+        self.before_look = lambda: None
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[object]:
+        self.looks += 1
+        self.before_look()
+        with self._database.snapshot() as session:
+            yield session
+
+
+@pytest.fixture
+def counted(engine: FakeEngine, database: Database) -> CountedDatabase:
+    engine.register(database)
+    with database.transaction() as session:
+        for name in ("one", "two"):
+            make_adapter(session, id=f"ad_{name}", name=name)
+    return CountedDatabase(database)
+
+
+@pytest.fixture
+def lookups(settings: Settings, counted: CountedDatabase) -> TargetLookups:
+    return TargetLookups(settings, counted)  # type: ignore[arg-type]
+
+
+async def find_all(lookups: TargetLookups, names: list[str]) -> list[Target | BaseException]:
+    finds = [lookups.find(lambda targets, name=name: targets.find_named(name)) for name in names]
+    return await asyncio.gather(*finds, return_exceptions=True)
+
+
+def test_requests_that_arrive_together_take_one_look(
+    lookups: TargetLookups, counted: CountedDatabase
+) -> None:
+    names = ["one", "two"] * 50
+
+    found = asyncio.run(find_all(lookups, names))
+
+    assert [target.name for target in found] == names
+    assert counted.looks == 1
+
+
+def test_a_request_that_arrives_during_a_look_has_one_of_its_own(
+    lookups: TargetLookups, counted: CountedDatabase, database: Database
+) -> None:
+    """What was finished before a request arrived is found, whenever the look before it began."""
+
+    async def ask() -> list[Target | BaseException]:
+        began = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        counted.before_look = lambda: loop.call_soon_threadsafe(began.set)
+        first = asyncio.create_task(find_all(lookups, ["one"]))
+        await began.wait()
+        with database.transaction() as session:
+            make_adapter(session, id="ad_three", name="three")
+        return await first + await find_all(lookups, ["three"])
+
+    found = asyncio.run(ask())
+
+    assert [target.name for target in found] == ["one", "three"]
+    assert counted.looks == 2
+
+
+def test_an_error_is_that_of_its_own_request(lookups: TargetLookups) -> None:
+    one, missing, two = asyncio.run(find_all(lookups, ["one", "nothing", "two"]))
+
+    assert (one.name, two.name) == ("one", "two")
+    assert isinstance(missing, NotFound)
+
+
+def test_a_fault_of_the_database_reaches_every_request_and_the_next_one_looks_again(
+    lookups: TargetLookups, counted: CountedDatabase
+) -> None:
+    def fail() -> None:
+        raise ConnectionError("away")
+
+    async def ask() -> list[Target | BaseException]:
+        counted.before_look = fail
+        failed = await find_all(lookups, ["one", "two"])
+        counted.before_look = lambda: None
+        return failed + await find_all(lookups, ["one"])
+
+    *failed, found = asyncio.run(ask())
+
+    assert [type(error) for error in failed] == [ConnectionError, ConnectionError]
+    assert found.name == "one"
+
+
+def test_a_client_that_leaves_takes_nothing_from_the_others(lookups: TargetLookups) -> None:
+    async def ask() -> str:
+        leaving = asyncio.create_task(find_all(lookups, ["one"]))
+        staying = asyncio.create_task(find_all(lookups, ["two"]))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        return (await staying)[0].name
+
+    assert asyncio.run(ask()) == "two"
+
+
+def test_one_look_reads_the_workers_once(lookups: TargetLookups, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    find_alive = workers.find_alive
+
+    def count(*args: object, **options: object) -> object:
+        reads.append(1)
+        return find_alive(*args, **options)
+
+    monkeypatch.setattr(workers, "find_alive", count)
+
+    def find_both(targets: Targets) -> Target:
+        targets.find_adapter("one")
+        return targets.find_named("two")
+
+    assert asyncio.run(lookups.find(find_both)).name == "two"
+    assert len(reads) == 1

@@ -1,0 +1,1 @@
+"""The evaluating child: chooses rows, asks the engine, grades. Knows no torch."""

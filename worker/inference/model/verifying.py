@@ -1,0 +1,112 @@
+"""Logits at several positions of each row at once: of the next token, and after each drafted token.
+
+On a GPU every position is a row of its own for the decode kernel, with a copy of its row's block table: the
+keys of all positions are stored before any query attends to them, and a query sees those up to its own. So
+any number of positions of any rows can be captured as a CUDA graph, as a decode step is. Elsewhere the
+positions of a row are computed as a chunk of a prompt.
+Shape letters: R all rows, P blocks of a row, N positions of all rows in order, V vocabulary.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from worker.inference.adapters.lora_weights import LoraSlots
+from worker.inference.batching.step_costs import SIZES
+from worker.inference.model import attention
+from worker.inference.model.kv_cache import KVCache
+from worker.inference.model.step_graphs import StepGraphs
+from worker.models.device import on_device
+
+MAX_POSITIONS = SIZES[-1]
+
+_log = logging.getLogger(__name__)
+
+# Logits [N, V] of tokens [N].
+Forward = Callable[[torch.Tensor, attention.Step], torch.Tensor]
+
+
+class VerifyingForward:
+    """The forward pass of verifying steps. Not thread-safe."""
+
+    def __init__(
+        self,
+        cache: KVCache,
+        block_tables_RP: torch.Tensor,
+        slots: LoraSlots,
+        forward: Forward,
+        *,
+        uses_kernels: bool,
+        uses_graphs: bool,
+    ) -> None:
+        """`block_tables_RP`: its last row is no sequence's; padding is written to its block."""
+        self._cache = cache
+        self._block_tables_RP = block_tables_RP
+        self._slots = slots
+        self._forward = forward
+        self._uses_kernels = uses_kernels
+        self._graphs = StepGraphs(self._forward_captured, list(SIZES)) if uses_graphs else None
+        self._device = block_tables_RP.device
+        # The inputs of captured steps: token, row, position and adapter slot.
+        self._inputs_4N = torch.zeros(4, MAX_POSITIONS, dtype=torch.long, device=self._device)
+        self._indices_N = torch.arange(MAX_POSITIONS, device=self._device)
+
+    def logits(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> torch.Tensor:
+        """Logits [N, V] of these tokens, rows, positions and adapter slots, on the host.
+
+        `chunks`: the same rows and positions; `used`: the adapter slots.
+        """
+        count = inputs_4N.shape[1]
+        if self._graphs is not None and self._graphs.size(count) is not None:
+            return self._replay(self._graphs, inputs_4N, used)
+        ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device)
+        self._slots.select(used, slots_N)
+        if self._uses_kernels:
+            return self._forward(ids_N, self._step_of_positions(rows_N, positions_N))
+        step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, chunks)
+        return self._forward(ids_N, step)
+
+    def is_equal_to(self, plain_NV: torch.Tensor, ids_N: torch.Tensor, tolerance: float) -> bool:
+        """Whether the logits of these tokens, in row 0 from position 0 on, are those of plain steps.
+
+        `tolerance`: the largest relative error (Euclidean norm).
+        """
+        inputs_4N = torch.zeros(4, len(ids_N), dtype=torch.long)
+        inputs_4N[0], inputs_4N[2] = ids_N, torch.arange(len(ids_N))
+        try:
+            found_NV = self.logits(inputs_4N, [attention.Chunk(0, 0, len(ids_N))], {0}).float()
+        # Triton raises many kinds of errors where there is no compiler or a shape is unsupported.
+        except Exception as failure:
+            _log.warning("Drafted tokens can't be verified: %s", failure, exc_info=True)
+            return False
+        error = float((found_NV - plain_NV).norm() / plain_NV.norm())
+        # In this form, so that NaN fails too.
+        if not error <= tolerance:
+            _log.warning("Drafted tokens are not verified: their logits come out wrong (error %.2g)", error)
+            return False
+        return True
+
+    def discard_graphs(self) -> None:
+        """Drop captured graphs, once the adapters' tensors were reallocated."""
+        if self._graphs is not None:
+            self._graphs.discard()
+
+    def _replay(self, graphs: StepGraphs, inputs_4N: torch.Tensor, used: set[int]) -> torch.Tensor:
+        count = inputs_4N.shape[1]
+        size = graphs.size(count) or count
+        padding = torch.tensor([[0], [len(self._block_tables_RP) - 1], [0], [0]])
+        padded_4N = torch.cat([inputs_4N, padding.expand(4, size - count)], 1)
+        self._inputs_4N[:, :size] = on_device(padded_4N, self._device)
+        self._slots.select(used, self._inputs_4N[3])
+        return graphs.run(count, self._slots.selection is not None)[:count]
+
+    def _forward_captured(self, size: int) -> torch.Tensor:
+        """Logits of the first `size` tokens of `_inputs_4N`."""
+        ids_N, rows_N, positions_N, _ = self._inputs_4N[:, :size]
+        return self._forward(ids_N, self._step_of_positions(rows_N, positions_N))
+
+    def _step_of_positions(self, rows_N: torch.Tensor, positions_N: torch.Tensor) -> attention.Step:
+        """A decode step in which every position is a row of its own."""
+        tables_NP, indices_N = self._block_tables_RP[rows_N], self._indices_N[: len(rows_N)]
+        return attention.Step(self._cache, tables_NP, indices_N, positions_N, uses_kernels=True)

@@ -1,0 +1,1 @@
+"""Training from preferences: losses over whole answers, their reference model, and their batches."""
