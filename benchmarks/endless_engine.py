@@ -9,6 +9,7 @@ from typing import Any
 
 from worker.inference import preprocessing
 from worker.inference.__main__ import main
+from worker.models.files import description
 from worker.templates import renderer
 
 
@@ -28,6 +29,7 @@ def _without_end() -> None:
 
     preprocessing.decode = decode_letters
     renderer.end_token_ids = lambda *_: set()
+    description.read_end_ids = lambda *_: set()
 
 
 if __name__ == "__main__":
