@@ -3,7 +3,7 @@
 The products with the A matrices of all adapters are computed before; each token uses the columns of its own
 adapter. (S-LoRA, Sheng et al. 2023, and Punica, Chen et al. 2023, group tokens by adapter instead.)
 Shape letters: N tokens, S slots, M linear layers with the same input, R rank, O outputs of all M layers,
-C columns (M times S times R), T tiles of the outputs.
+C columns (M times S times R).
 """
 
 import torch
@@ -15,53 +15,104 @@ _OUTPUTS_PER_TILE = 64
 _ROWS_PER_TILE = 128
 
 
-def output_tiles(widths: list[int]) -> list[tuple[int, int, int]]:
-    """Cut the concatenated outputs of several layers into tiles (layer, first output, end)."""
-    cut, first = [], 0
-    for layer, width in enumerate(widths):
-        for start in range(0, width, _OUTPUTS_PER_TILE):
-            cut.append((layer, first + start, first + min(start + _OUTPUTS_PER_TILE, width)))
-        first += width
-    return cut
-
-
 def expand(
     y_NO: torch.Tensor,
     inner_NC: torch.Tensor,
     slots_N: torch.Tensor,
     B_SRO: torch.Tensor,
-    tiles_T3: torch.Tensor,
+    widths: tuple[int, ...],
+    plus_NO: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns y plus the columns of `inner_NC` of each token's adapter times its B matrix, [N, O].
+    """Returns y plus each token's columns of `inner_NC` times its adapter's B matrix, plus `plus_NO`, [N, O].
 
     The columns C are ordered by layer, then slot, then rank. Slot 0 is no adapter; slot s has index s - 1.
-    `tiles_T3` comes from `output_tiles`.
+    `widths` are the numbers of outputs of the layers. Sums are in float32.
     """
     slots, rank, outputs = B_SRO.shape
     count = len(y_NO)
-    # Only three sizes, since each is compiled separately.
-    tokens = 16 if count <= 16 else 32 if count <= 32 else 64
     out_NO = y_NO.new_empty(count, outputs)
-    _expand_kernel[(triton.cdiv(count, tokens), len(tiles_T3))](
-        y_NO,
-        inner_NC,
-        slots_N,
-        B_SRO,
-        tiles_T3,
-        out_NO,
+    tiles = sum(triton.cdiv(width, _OUTPUTS_PER_TILE) for width in widths)
+    given = (y_NO, inner_NC, slots_N, B_SRO, plus_NO if plus_NO is not None else y_NO, out_NO)
+    strides = (y_NO.stride(0), inner_NC.stride(0), outputs, slots * rank)
+    if count == 1:
+        _expand_one_kernel[(tiles,)](
+            *given,
+            *strides[2:],
+            WIDTHS=widths,
+            RANK=rank,
+            RANK_BLOCK=triton.next_power_of_2(rank),
+            HAS_PLUS=plus_NO is not None,
+            OUTPUT_TILE=_OUTPUTS_PER_TILE,
+            num_warps=2,
+        )
+        return out_NO
+    # Only three sizes, since each is compiled separately. The numbers of warps were the fastest on an H200.
+    tokens, warps = (16, 8) if count <= 16 else (32, 8) if count <= 32 else (64, 4)
+    _expand_kernel[(triton.cdiv(count, tokens), tiles)](
+        *given,
         count,
-        y_NO.stride(0),
-        inner_NC.stride(0),
-        outputs,
-        slots * rank,
+        *strides,
+        WIDTHS=widths,
         RANK=rank,
         IS_ONE_TILE=slots * rank <= _ROWS_PER_TILE,
+        HAS_PLUS=plus_NO is not None,
         TOKENS=tokens,
         ROW_TILE=_ROWS_PER_TILE,
         OUTPUT_TILE=_OUTPUTS_PER_TILE,
-        num_warps=4,
+        num_warps=warps,
     )
     return out_NO
+
+
+@triton.jit
+def _expand_one_kernel(
+    y,
+    inner,
+    slots,
+    B,
+    plus,
+    out,
+    output_count,
+    row_count,
+    WIDTHS: tl.constexpr,
+    RANK: tl.constexpr,
+    RANK_BLOCK: tl.constexpr,
+    HAS_PLUS: tl.constexpr,
+    OUTPUT_TILE: tl.constexpr,
+):
+    """One token: only the rows of its own adapter are read."""
+    slot = tl.load(slots).to(tl.int64)
+    layer, outputs, has_output = _find_tile(tl.program_id(0), WIDTHS, OUTPUT_TILE)
+    ranks = tl.arange(0, RANK_BLOCK)
+    own = (slot - 1) * RANK + ranks
+    has_rank = (ranks < RANK) & (own >= 0)  # none without an adapter
+    x_R = tl.load(inner + layer * row_count + own, mask=has_rank, other=0.0).to(tl.float32)
+    B_tile = tl.load(
+        B + own[:, None] * output_count + outputs[None, :],
+        mask=has_rank[:, None] & has_output[None, :],
+        other=0.0,
+    )
+    summed = tl.load(y + outputs, mask=has_output, other=0.0).to(tl.float32)
+    summed += tl.sum(x_R[:, None] * B_tile.to(tl.float32), 0)
+    if HAS_PLUS:
+        summed += tl.load(plus + outputs, mask=has_output, other=0.0).to(tl.float32)
+    tl.store(out + outputs, summed.to(out.dtype.element_ty), mask=has_output)
+
+
+@triton.jit
+def _find_tile(tile, WIDTHS: tl.constexpr, OUTPUT_TILE: tl.constexpr):
+    """The layer of a tile, its outputs, and which of these there are. No tile spans two layers."""
+    layer, start, end = 0, tile * OUTPUT_TILE, WIDTHS[0]
+    first, first_tile = 0, 0
+    for index in tl.static_range(1, len(WIDTHS)):
+        first += WIDTHS[index - 1]
+        first_tile += (WIDTHS[index - 1] + OUTPUT_TILE - 1) // OUTPUT_TILE
+        is_behind = tile >= first_tile
+        layer = tl.where(is_behind, index, layer)
+        start = tl.where(is_behind, first + (tile - first_tile) * OUTPUT_TILE, start)
+        end = tl.where(is_behind, first + WIDTHS[index], end)
+    outputs = start + tl.arange(0, OUTPUT_TILE)
+    return layer, outputs, outputs < end
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -70,15 +121,17 @@ def _expand_kernel(
     inner,
     slots,
     B,
-    tiles,
+    plus,
     out,
     count,
     y_stride,
     inner_stride,
     output_count,
     row_count,
+    WIDTHS: tl.constexpr,
     RANK: tl.constexpr,
     IS_ONE_TILE: tl.constexpr,
+    HAS_PLUS: tl.constexpr,
     TOKENS: tl.constexpr,
     ROW_TILE: tl.constexpr,
     OUTPUT_TILE: tl.constexpr,
@@ -86,23 +139,31 @@ def _expand_kernel(
     tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     has_token = tokens < count
     own_slots = tl.load(slots + tokens, mask=has_token, other=0)
-    tile = tl.program_id(1)
-    layer, start, end = (
-        tl.load(tiles + tile * 3),
-        tl.load(tiles + tile * 3 + 1),
-        tl.load(tiles + tile * 3 + 2),
-    )
-    outputs = start + tl.arange(0, OUTPUT_TILE)
-    has_output = outputs < end
+    layer, outputs, has_output = _find_tile(tl.program_id(1), WIDTHS, OUTPUT_TILE)
     has_both = has_token[:, None] & has_output[None, :]
     tokens = tokens.to(tl.int64)
     summed = tl.load(y + tokens[:, None] * y_stride + outputs[None, :], mask=has_both, other=0.0).to(
         tl.float32
     )
+    if HAS_PLUS:
+        summed += tl.load(
+            plus + tokens[:, None] * output_count + outputs[None, :], mask=has_both, other=0.0
+        ).to(tl.float32)
     inner += layer * row_count
     if IS_ONE_TILE:
         summed += _multiply_rows(
-            inner, B, 0, own_slots, tokens, outputs, has_output, inner_stride, output_count, RANK, ROW_TILE
+            inner,
+            B,
+            0,
+            own_slots,
+            tokens,
+            outputs,
+            has_output,
+            inner_stride,
+            output_count,
+            row_count,
+            RANK,
+            ROW_TILE,
         )
     else:
         for first in range(0, row_count, ROW_TILE):
@@ -118,6 +179,7 @@ def _expand_kernel(
                     has_output,
                     inner_stride,
                     output_count,
+                    row_count,
                     RANK,
                     ROW_TILE,
                 )
@@ -136,17 +198,20 @@ def _multiply_rows(
     has_output,
     inner_stride,
     output_count,
+    row_count,
     RANK: tl.constexpr,
     ROW_TILE: tl.constexpr,
 ):
-    """The product with the rows of B from `first` on. Rows of other slots than the tokens' are not read."""
+    """The product with the rows of B from `first` on. Those of slots that no token has count as zeros."""
     rows = first + tl.arange(0, ROW_TILE)
     own = own_slots[:, None] == rows[None, :] // RANK + 1
-    is_used = tl.max(own.to(tl.int32), 0) > 0
-    x_tile = tl.load(inner + tokens[:, None] * inner_stride + rows[None, :], mask=own, other=0.0)
+    # Read without waiting for the tokens' slots.
     B_tile = tl.load(
         B + rows[:, None].to(tl.int64) * output_count + outputs[None, :],
-        mask=is_used[:, None] & has_output[None, :],
+        mask=(rows < row_count)[:, None] & has_output[None, :],
         other=0.0,
     )
+    x_tile = tl.load(inner + tokens[:, None] * inner_stride + rows[None, :], mask=own, other=0.0)
+    is_used = tl.max(own.to(tl.int32), 0) > 0
+    B_tile = tl.where(is_used[:, None], B_tile, 0.0)
     return tl.dot(x_tile, B_tile, input_precision="ieee")

@@ -85,10 +85,13 @@ def compile_training(dtype: torch.dtype) -> None:
 def compile_serving(dtype: torch.dtype) -> None:
     tokens, width, slots, rank, heads = 4, 256, 3, 16, 4
     x, each = torch.zeros(tokens, width, dtype=dtype), torch.zeros(tokens, dtype=torch.long)
-    matrix_vector.product(x[:1], torch.zeros(width, width, dtype=dtype), x[0])
-    tiles_T3 = torch.tensor(batched_lora.output_tiles([width]), dtype=torch.int32)
+    for inputs in (width, 4096):
+        one_1I, weight_OI = torch.zeros(1, inputs, dtype=dtype), torch.zeros(width, inputs, dtype=dtype)
+        matrix_vector.product(one_1I, weight_OI, x[0], x[:1])
     b_SRO = torch.zeros(slots, rank, width, dtype=dtype)
-    batched_lora.expand(x, x[:, : slots * rank], each, b_SRO, tiles_T3)
+    for count in (1, tokens):
+        y_NO = x[:count]
+        batched_lora.expand(y_NO, y_NO[:, : slots * rank], each, b_SRO, (width,), y_NO)
     states_HND = x.view(tokens, heads, width // heads).transpose(0, 1)
     rotary.rotate(states_HND, states_HND, x[:, :64].contiguous(), x[:, :64].contiguous())
     blocks_PSHD = torch.zeros(2, 16, heads, width // heads, dtype=dtype)

@@ -11,8 +11,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.mark.parametrize(
     ("slots", "rank", "widths"), [(3, 16, [130, 40, 64]), (3, 80, [96]), (9, 16, [300]), (1, 32, [16, 16])]
 )
-@pytest.mark.parametrize("count", [3, 20, 70])
-def test_each_token_goes_through_its_own_adapter(slots, rank, widths, count):
+@pytest.mark.parametrize("count", [1, 3, 20, 70])
+@pytest.mark.parametrize("has_plus", [True, False])
+def test_each_token_goes_through_its_own_adapter(slots, rank, widths, count, has_plus):
     torch.manual_seed(0)
     inner_NMSR = torch.randn(count, len(widths), slots, rank, device=DEVICE)
     B_SRO = torch.randn(slots, rank, sum(widths), device=DEVICE) / 10
@@ -20,14 +21,14 @@ def test_each_token_goes_through_its_own_adapter(slots, rank, widths, count):
     # As a product with a tail leaves it: rows of outputs and columns in one.
     both = torch.cat([torch.randn(count, sum(widths), device=DEVICE), inner_NMSR.flatten(1)], 1)
     y_NO, inner_NC = both.split([sum(widths), len(widths) * slots * rank], 1)
-    tiles = torch.tensor(batched_lora.output_tiles(widths), dtype=torch.int32, device=DEVICE)
-    expected = y_NO.clone()
+    plus_NO = torch.randn(count, sum(widths), device=DEVICE) if has_plus else None
+    expected = y_NO + (plus_NO if has_plus else 0)
     for token, slot in enumerate(slots_N.tolist()):
         if slot:
             parts = zip(inner_NMSR[token, :, slot - 1], B_SRO[slot - 1].split(widths, -1), strict=True)
             expected[token] += torch.cat([line @ part for line, part in parts])
 
-    out_NO = batched_lora.expand(y_NO, inner_NC, slots_N, B_SRO, tiles)
+    out_NO = batched_lora.expand(y_NO, inner_NC, slots_N, B_SRO, tuple(widths), plus_NO)
 
     torch.testing.assert_close(out_NO, expected, atol=1e-4, rtol=1e-4)
 
@@ -36,10 +37,22 @@ def test_broken_adapter_does_not_reach_other_tokens():
     inner_NC = torch.ones(2, 2 * 16, device=DEVICE)
     inner_NC[:, :16] = torch.nan
     B_SRO = torch.ones(2, 16, 32, device=DEVICE)
-    tiles = torch.tensor(batched_lora.output_tiles([32]), dtype=torch.int32, device=DEVICE)
     slots_N = torch.tensor([1, 2], device=DEVICE)
 
-    out_NO = batched_lora.expand(torch.zeros(2, 32, device=DEVICE), inner_NC, slots_N, B_SRO, tiles)
+    out_NO = batched_lora.expand(torch.zeros(2, 32, device=DEVICE), inner_NC, slots_N, B_SRO, (32,))
 
     assert out_NO[0].isnan().all()
     assert out_NO[1].eq(16).all()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_adapters_that_no_token_has_are_left_out(count):
+    inner_NC = torch.ones(count, 2 * 16, device=DEVICE)
+    B_SRO = torch.ones(2, 16, 32, device=DEVICE)
+    B_SRO[1] = torch.inf
+    slots_N = torch.tensor([1, 0][:count], device=DEVICE)
+
+    out_NO = batched_lora.expand(torch.zeros(count, 32, device=DEVICE), inner_NC, slots_N, B_SRO, (32,))
+
+    assert out_NO[0].eq(16).all()
+    assert out_NO[1:].eq(0).all()

@@ -189,30 +189,25 @@ class GroupLora:
         self.rank = slots.rank
         self._A_MSRI, self._B_SRO = self._stacks(self.rank)
         self._starts = [sum(group.widths[:index]) for index in range(len(group.widths))]
-        self._tiles_T3: torch.Tensor | None = None
-        if slots.uses_kernels:
-            from worker.kernels import batched_lora
 
-            tiles = batched_lora.output_tiles(group.widths)
-            self._tiles_T3 = torch.tensor(tiles, dtype=torch.int32, device=group.device)
-
-    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
-        """The group's outputs [N, O], with the update of each token's adapter."""
-        selection = self._slots.selection
+    def __call__(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor:
+        """The group's outputs [N, O], with the update of each token's adapter, plus `plus_NO`."""
+        selection, weights = self._slots.selection, self._group.weights
         if selection is None:
-            return self._group.weights.product(x_NI)
-        if self._tiles_T3 is not None:
-            from worker.kernels import batched_lora
+            return weights.product(x_NI, plus_NO)
+        if not self._slots.uses_kernels:
+            y_NO = weights.product(x_NI)
+            for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
+                self._update(layer, part_NO, x_NI, selection)
+        else:
+            y_NO, inner_NC = weights.product_with_rows(x_NI)
+            if len(x_NI) <= _DENSE_FROM_TOKENS or self._slots.count * self.rank > _DENSE_COLUMNS:
+                from worker.kernels import batched_lora
 
-            y_NO, inner_NC = self._group.weights.product_with_rows(x_NI)
-            if len(x_NI) > _DENSE_FROM_TOKENS and self._slots.count * self.rank <= _DENSE_COLUMNS:
-                self._add_dense(y_NO, inner_NC, selection)
-                return y_NO
-            return batched_lora.expand(y_NO, inner_NC, selection.slots_N, self._B_SRO, self._tiles_T3)
-        y_NO = self._group.weights.product(x_NI)
-        for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
-            self._update(layer, part_NO, x_NI, selection)
-        return y_NO
+                widths = tuple(self._group.widths)
+                return batched_lora.expand(y_NO, inner_NC, selection.slots_N, self._B_SRO, widths, plus_NO)
+            self._add_dense(y_NO, inner_NC, selection)
+        return y_NO if plus_NO is None else plus_NO + y_NO
 
     def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
         """Write slot `index` + 1, a pair per layer. Without a pair, and beyond a pair's rank, it is zero."""

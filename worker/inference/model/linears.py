@@ -21,7 +21,7 @@ from worker.models.linear_groups import group_by_input
 class MergedWeights(Protocol):
     """The weights of a group of layers [O, I], and rows [C, I] appended to them, which the caller fills."""
 
-    def product(self, x_NI: torch.Tensor) -> torch.Tensor: ...
+    def product(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor: ...
     def append_rows(self, count: int) -> torch.Tensor: ...
     def product_with_rows(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
     def use_kernels(self, used: bool = True) -> None: ...
@@ -30,7 +30,7 @@ class MergedWeights(Protocol):
 class ProductWithLora(Protocol):
     """Computes the outputs [N, O] of a group in place of `MergedWeights.product`, with what LoRA adds."""
 
-    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor: ...
 
 
 class MergedDenseWeights:
@@ -44,10 +44,10 @@ class MergedDenseWeights:
         self._weight_OI = linears[0].weight.data if len(linears) == 1 else self._allocate(0)
         self._bias_O = _joined_bias(linears)
 
-    def product(self, x_NI: torch.Tensor) -> torch.Tensor:
-        """The outputs [N, O] of all layers, side by side."""
+    def product(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor:
+        """The outputs [N, O] of all layers, side by side, plus `plus_NO`."""
         bias_O = self._bias_O[: self._outputs] if self._bias_O is not None else None
-        return self._linear(x_NI, self._weight_OI[: self._outputs], bias_O)
+        return self._linear(x_NI, self._weight_OI[: self._outputs], bias_O, plus_NO)
 
     def append_rows(self, count: int) -> torch.Tensor:
         """Append `count` rows of zeros [count, I] in place of those before, and return them."""
@@ -66,13 +66,17 @@ class MergedDenseWeights:
         self._uses_kernels = used
 
     def _linear(
-        self, x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+        self,
+        x_NI: torch.Tensor,
+        weight_OI: torch.Tensor,
+        bias_O: torch.Tensor | None,
+        plus_NO: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if not self._uses_kernels or len(x_NI) > 1:
-            return functional.linear(x_NI, weight_OI, bias_O)
+            return _add(functional.linear(x_NI, weight_OI, bias_O), plus_NO)
         from worker.kernels import matrix_vector
 
-        return matrix_vector.product(x_NI, weight_OI, bias_O)
+        return matrix_vector.product(x_NI, weight_OI, bias_O, plus_NO)
 
     def _allocate(self, row_count: int) -> torch.Tensor:
         """Copy all weights into one new tensor, with rows of zeros below; modules get views of it."""
@@ -105,9 +109,10 @@ class MergedFourBitWeights:
         self._bias_O = _joined_bias(linears)
         self._rows_CI: torch.Tensor | None = None
 
-    def product(self, x_NI: torch.Tensor) -> torch.Tensor:
-        """The outputs [N, O] of all layers, side by side."""
-        return bnb.matmul_4bit(x_NI, self._packed.t(), quant_state=self._state, bias=self._bias_O)
+    def product(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor:
+        """The outputs [N, O] of all layers, side by side, plus `plus_NO`."""
+        y_NO = bnb.matmul_4bit(x_NI, self._packed.t(), quant_state=self._state, bias=self._bias_O)
+        return _add(y_NO, plus_NO)
 
     def append_rows(self, count: int) -> torch.Tensor:
         """Allocate `count` rows of zeros, a tensor of their own in the dtype of the inputs, and return it."""
@@ -141,9 +146,10 @@ class MergedLinears:
         """The number of outputs and of inputs of a layer."""
         return self.widths[self.names.index(name)], self.input_width
 
-    def product(self, x_NI: torch.Tensor) -> torch.Tensor:
-        """The outputs [N, O] of all layers, side by side, with what adapters add."""
-        return self.weights.product(x_NI) if self.update is None else self.update(x_NI)
+    def product(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor:
+        """The outputs [N, O] of all layers, side by side, with what adapters add, plus `plus_NO`."""
+        compute = self.weights.product if self.update is None else self.update
+        return compute(x_NI, plus_NO)
 
     def input_padding(self) -> int:
         """No elements need to be free behind the rows of the input."""
@@ -153,10 +159,7 @@ class MergedLinears:
         self, x_TI: torch.Tensor, plus_TO: torch.Tensor | None = None, *, padding: int = 0
     ) -> tuple[list[torch.Tensor], None]:
         """Return the output of every layer; `plus_TO` is added to a single one."""
-        y_NO = self.product(x_TI)
-        if plus_TO is not None:
-            return [plus_TO + y_NO], None
-        return list(y_NO.split(self.widths, -1)), None
+        return list(self.product(x_TI, plus_TO).split(self.widths, -1)), None
 
     def compute_alone(self, x: torch.Tensor) -> torch.Tensor:
         """The output [..., O] of the group's only layer for an input [..., I]."""
@@ -193,6 +196,10 @@ def _can_merge(first: nn.Linear, second: nn.Linear) -> bool:
         and first.weight.dtype == second.weight.dtype
         and (first.bias is None) == (second.bias is None)
     )
+
+
+def _add(y_NO: torch.Tensor, plus_NO: torch.Tensor | None) -> torch.Tensor:
+    return y_NO if plus_NO is None else plus_NO + y_NO
 
 
 def _weights(linears: list[nn.Linear]) -> MergedWeights:

@@ -97,5 +97,5 @@ def test_layers_that_are_replaced_one_by_one_compute_what_they_did(bits, is_merg
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-4)
     groups[0].weights.append_rows(8).fill_(1.0)
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-4)
-    groups[1].update = lambda x_NI: groups[1].weights.product(x_NI) + 1
+    groups[1].update = lambda x_NI, plus_NO: groups[1].weights.product(x_NI, plus_NO) + 1
     torch.testing.assert_close(model(x)[1], expected[1] + 1, atol=1e-5, rtol=1e-4)
