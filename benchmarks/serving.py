@@ -4,7 +4,8 @@
 
 With `--peer vllm`, vLLM does the same work afterwards, in process and through its OpenAI server, and the
 ratios to it are printed: `--peer-python` names the Python that it is installed in. `--parts speculation`
-measures answers that quote their prompt, and others, with drafts and without (serving_speculation.py).
+measures answers that quote their prompt, and others, with drafts and without, on a model that answers in
+words; `--parts copies` the same on one with random weights, which is made to copy (serving_speculation.py).
 
 Writes `benchmarks/results/serving-<machine>.json` after each line of its table. Each part runs in a process
 of its own, so that the device is free again for the next: greedy answers of so many tokens to distinct random
@@ -184,12 +185,28 @@ def _vllm(options: Options) -> "VllmBench":
 def with_drafts(options: Options) -> Iterator[Row]:
     """Measure answers that quote their prompt, and others, with ENGINE_SPECULATION off and on."""
     from benchmarks.serving_engine import Bench
-    from benchmarks.serving_speculation import SpeculationBench
+    from benchmarks.serving_speculation import answers
 
     four_bits = options.base.quantization.load_in_4bit
     bench = Bench(options.model, load_in_4bit=four_bits, adapters=[], keeps_4bit=options.keeps_4bit)
-    for row in SpeculationBench(options.model, bench).rows(options.new_tokens, _DRAFT_REPEATS):
+    for row in answers(options.model, bench, options.new_tokens, _DRAFT_REPEATS):
         yield {"part": "speculation", **row}
+
+
+def with_copies(options: Options) -> Iterator[Row]:
+    """Measure answers that copy their prompt in part, with ENGINE_SPECULATION off and on; 16 bits only."""
+    from benchmarks.serving_engine import Bench
+    from benchmarks.serving_speculation import copies, make_copying
+
+    successors: list[int] = []
+    bench = Bench(
+        options.model,
+        load_in_4bit=False,
+        adapters=[],
+        prepare=lambda model: successors.extend(make_copying(model)),
+    )
+    for row in copies(bench, successors, options.batches, options.new_tokens, _DRAFT_REPEATS):
+        yield {"part": "copies", **row}
 
 
 PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
@@ -197,6 +214,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "http": through_http,
     "peft": with_peft,
     "speculation": with_drafts,
+    "copies": with_copies,
 }
 # Of each part, the part that measures the same work with vLLM.
 _PEER_PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {

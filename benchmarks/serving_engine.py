@@ -1,9 +1,12 @@
 """The engine in process: tokens a second, time to the first token, time between tokens."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from app.core.engine.messages import BaseModelRef, Finished, Reply
 from app.core.engine.sampling import Sampling
@@ -48,13 +51,16 @@ class Bench:
         load_in_4bit: bool,
         adapters: list[Path],
         keeps_4bit: bool = False,
+        prepare: Callable[[PreTrainedModel], None] = lambda _: None,
         **options: Any,
     ) -> None:
+        """`prepare` gets the model once it is loaded."""
         began = time.perf_counter()
         device = find_device()
         self.base = BaseModelRef(name=folder.name, quantization=QuantizationSpec(load_in_4bit=load_in_4bit))
         load = base_model.load_model if keeps_4bit else base_model.load_for_serving
         model = load(folder, self.base.quantization, device).eval()
+        prepare(model)
         self.vocabulary_size = model.config.vocab_size
         self.loaded_seconds = time.perf_counter() - began
         self.runner = ModelRunner(model, device, adapter_slot_count=max(8, len(adapters)), **options)

@@ -1,13 +1,17 @@
 """Answers that quote their prompt, and others, with and without drafts looked up in the text.
 
-The base model's own greedy answers to prompts of each kind, in process, the same request with
-`ENGINE_SPECULATION` off and on in turn. Each pair runs several times; the ratios are medians over the pairs.
-Processor time is the process's own, so that other work on the machine changes it less than the rate.
+`answers`: the base model's own greedy answers to prompts of each kind. `copies`: answers that copy the prompt
+and differ from it every so many tokens, on a model of any shape with random weights, which is made to do so.
+
+In process, the same request with `ENGINE_SPECULATION` off and on in turn. Each pair runs several times; the
+ratios are medians over the pairs. Processor time is the process's own, so that other work on the machine
+changes it less than the rate.
 """
 
+import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,37 +89,109 @@ class _Run:
         return sum(len(one.token_ids) for one in self.sequences)
 
 
+def answers(folder: Path, bench: Bench, new_tokens: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """A row for each kind of answer alone, and for mixed batches. The model needs a chat template."""
+    tokenizer = description.load_tokenizer(folder)
+    prompts: dict[str, list[int]] = {
+        name: tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for name, text in _PROMPTS.items()
+    }
+    speculation = SpeculationBench(bench, lambda ids: decode(tokenizer, ids), {tokenizer.eos_token_id})
+    speculation.warm_up([prompts["code, edited"]], new_tokens)
+    for name, prompt in prompts.items():
+        yield {"answers": name, **speculation.compare([prompt], new_tokens, repeats)}
+    others = [name for name in prompts if name not in _QUOTING]
+    for name, names in (
+        ("four that quote", ["code, edited", *_QUOTING]),
+        ("one that quotes, three others", ["code, edited", *others, others[0]]),
+    ):
+        yield {"answers": name, **speculation.compare([prompts[one] for one in names], new_tokens, repeats)}
+
+
+def copies(
+    bench: Bench, successors: list[int], batches: list[int], new_tokens: int, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each distance between the places where an answer differs from its prompt, and each batch.
+
+    `successors` are those of `make_copying`, by which the model continues a text.
+    """
+    speculation = SpeculationBench(bench, lambda ids: "a" * len(ids), set())
+    speculation.warm_up([_edited(successors, 0, new_tokens, 8)], new_tokens)
+    for batch in batches:
+        for distance in (None, 32, 16, 8, 4, 0):
+            prompts = [_edited(successors, number, new_tokens, distance) for number in range(batch)]
+            name = {None: "copied", 0: "nothing copied"}.get(distance, f"an edit every {distance} tokens")
+            yield {"answers": name, **speculation.compare(prompts, new_tokens, repeats)}
+
+
+def make_copying(model: Any) -> list[int]:
+    """Have a model follow each token by a fixed other one, whatever came before; returns these by token.
+
+    Its layers compute what they did, and add nothing: the output layer is the embedding, permuted. The
+    successors are one cycle of all tokens, so no token comes twice in a text shorter than the vocabulary.
+    """
+    import torch
+
+    weight_VH = model.get_input_embeddings().weight
+    order = list(range(len(weight_VH)))
+    random.Random(0).shuffle(order)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name.endswith(("o_proj", "down_proj")):
+                module.weight.zero_()
+        output_VH = weight_VH.new_empty(weight_VH.shape)
+        output_VH[order[1:] + order[:1]] = weight_VH[order]
+        model.get_output_embeddings().weight.copy_(output_VH)
+    successors = [0] * len(order)
+    for token, after in zip(order, order[1:] + order[:1], strict=True):
+        successors[token] = after
+    return successors
+
+
+def _edited(successors: list[int], number: int, length: int, distance: int | None) -> list[int]:
+    """A prompt that ends where the model begins to write a text of `length` tokens.
+
+    It holds this text before, with another token every `distance` tokens. None: without any; 0: another text.
+    """
+    token = text_start = number * 13 + 7
+    text = [text_start]
+    for _ in range(length):
+        token = successors[token]
+        text.append(token)
+    for place in range(3, len(text), distance or len(text)) if distance else ():
+        text[place] = (text[place] + 1) % len(successors)
+    if distance == 0:
+        text = [(one + 1) % len(successors) for one in text]
+    return [*text, text_start]
+
+
 class SpeculationBench:
     """Measures one base model without adapters."""
 
-    def __init__(self, folder: Path, bench: Bench) -> None:
+    def __init__(self, bench: Bench, decode: Callable[[list[int]], str], end_ids: set[int]) -> None:
         self._bench = bench
-        self._tokenizer = description.load_tokenizer(folder)
+        self._decode = decode
+        self._end_ids = end_ids
         self._ended: set[Sequence] = set()
         # As in a service, what an engine has measured of its steps stays known to it.
         self._engines = {speculates: self._engine(speculates=speculates) for speculates in (False, True)}
 
-    def rows(self, new_tokens: int, repeats: int) -> Iterator[dict[str, Any]]:
-        """A row for each kind of answer alone, and for mixed batches."""
+    def warm_up(self, prompts: list[list[int]], new_tokens: int) -> None:
+        """Answer once with drafts and once without."""
         for speculates in (False, True):
-            self._run(["code, edited"], new_tokens, speculates=speculates)
-        for name in _PROMPTS:
-            yield {"answers": name, **self._compare([name], new_tokens, repeats)}
-        others = [name for name in _PROMPTS if name not in _QUOTING]
-        for name, names in (
-            ("four that quote", ["code, edited", *_QUOTING]),
-            ("one that quotes, three others", ["code, edited", *others, others[0]]),
-        ):
-            yield {"answers": name, **self._compare(names, new_tokens, repeats)}
+            self._run(prompts, new_tokens, speculates=speculates)
 
-    def _compare(self, names: list[str], new_tokens: int, repeats: int) -> dict[str, Any]:
+    def compare(self, prompts: list[list[int]], new_tokens: int, repeats: int) -> dict[str, Any]:
+        """Answer all prompts at once, with drafts and without in turn. Returns the figures of both."""
         runs = [
-            [self._run(names, new_tokens, speculates=speculates) for speculates in (False, True)]
+            [self._run(prompts, new_tokens, speculates=speculates) for speculates in (False, True)]
             for _ in range(repeats)
         ]
         last = runs[-1][1]
         return {
-            "batch": len(names),
+            "batch": len(prompts),
             "tokens": last.token_count,
             "tokens_per_second_off": _median(off.token_count / off.seconds for off, _ in runs),
             "tokens_per_second_on": _median(on.token_count / on.seconds for _, on in runs),
@@ -129,9 +205,9 @@ class SpeculationBench:
             ),
         }
 
-    def _run(self, names: list[str], new_tokens: int, *, speculates: bool) -> _Run:
+    def _run(self, prompts: list[list[int]], new_tokens: int, *, speculates: bool) -> _Run:
         engine = self._engines[speculates]
-        sequences = [self._sequence(name, new_tokens) for name in names]
+        sequences = [self._sequence(prompt, new_tokens) for prompt in prompts]
         for sequence in sequences:
             engine.submit(sequence)
         # The prompts are read before the clock starts.
@@ -153,10 +229,7 @@ class SpeculationBench:
     def _deliver(self, replies: list[tuple[Sequence, Reply]]) -> None:
         self._ended.update(sequence for sequence, reply in replies if isinstance(reply, Finished))
 
-    def _sequence(self, name: str, new_tokens: int) -> Sequence:
-        tokenizer = self._tokenizer
-        messages = [{"role": "user", "content": _PROMPTS[name]}]
-        token_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    def _sequence(self, token_ids: list[int], new_tokens: int) -> Sequence:
         return Sequence(
             Prompt(
                 base_model=self._bench.base,
@@ -164,8 +237,8 @@ class SpeculationBench:
                 token_ids=token_ids,
                 sampling=Sampling(temperature=0, max_new_tokens=new_tokens),
                 seed=0,
-                end_ids={tokenizer.eos_token_id},
-                decode=lambda ids: decode(tokenizer, ids),
+                end_ids=self._end_ids,
+                decode=self._decode,
             )
         )
 
