@@ -161,7 +161,6 @@ def change_priority(
     """Give a waiting evaluation another priority. Raises EvaluationNotFound, NotWaiting and ScopeMissing."""
     evaluation = get(session, evaluation_id, lock=True)
     admission.change_priority(evaluation, priority, caller, noun="evaluation")
-    evaluation.spec = {**evaluation.spec, "priority": priority}
     session.flush()
     return evaluation
 

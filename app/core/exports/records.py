@@ -116,7 +116,6 @@ def change_priority(
     """Give a waiting export another priority. Raises ExportNotFound, NotWaiting and ScopeMissing."""
     export = get(session, export_id, lock=True)
     admission.change_priority(export, priority, caller, noun="export")
-    export.spec = {**export.spec, "priority": priority}
     session.flush()
     return export
 

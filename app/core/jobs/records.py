@@ -223,7 +223,6 @@ def change_priority(session: Session, job_id: str, priority: int, *, caller: Cal
     """Give a waiting or paused job another priority. Raises JobNotFound, NotWaiting and ScopeMissing."""
     job = _locked(session, job_id)
     admission.change_priority(job, priority, caller, noun="job")
-    job.spec = {**job.spec, "priority": priority}
     session.flush()
     events.append(session, job_id, [events.Log(message=f"The priority is {priority} now.")])
     return get(session, job_id)

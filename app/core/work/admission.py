@@ -45,6 +45,7 @@ def change_priority(row: QueuedRow, priority: int, caller: Caller, *, noun: str)
             hint=f"Only a waiting {noun}'s priority can be changed.",
         )
     row.priority = priority
+    row.spec = {**row.spec, "priority": priority}
 
 
 def _check_priority(caller: Caller, priority: int, *, noun: str) -> None:

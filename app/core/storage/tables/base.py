@@ -41,12 +41,13 @@ class LeasedRow:
 class QueuedRow(LeasedRow):
     """The columns of work that waits for its turn (app/core/work/turns.py).
 
-    `key_id` is the API key that submitted it, empty without a stored one. `taken_at` is when a worker last
-    claimed it.
+    `spec` is what was submitted, as JSON. `key_id` is the API key that submitted it, empty without a stored
+    one. `priority` repeats that of the spec. `taken_at` is when a worker last claimed it.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     state: Mapped[str] = mapped_column(String(16), default="queued")
+    spec: Mapped[dict[str, Any]]
     key_id: Mapped[str] = mapped_column(String(32), default="", server_default="")
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     taken_at: Mapped[datetime | None]

@@ -36,7 +36,6 @@ class EvaluationRow(QueuedRow, CountedRow, Table):
 
     name: Mapped[str] = mapped_column(String(255))
     definition_id: Mapped[str | None] = mapped_column(String(32), index=True)
-    spec: Mapped[dict[str, Any]]
     origin: Mapped[dict[str, Any] | None]
     dataset_id: Mapped[str | None] = mapped_column(String(32), index=True)
     job_id: Mapped[str | None] = mapped_column(String(32), index=True)

@@ -22,7 +22,6 @@ class ExportRow(QueuedRow, CountedRow, Table):
     adapter_name: Mapped[str] = mapped_column(String(400))
     base_model: Mapped[str] = mapped_column(String(200))
     job_id: Mapped[str | None] = mapped_column(String(32), index=True)
-    spec: Mapped[dict[str, Any]]
     phase: Mapped[str | None] = mapped_column(String(16))
     progress: Mapped[float] = mapped_column(default=0.0)
     agreement: Mapped[dict[str, Any] | None]

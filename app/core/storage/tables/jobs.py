@@ -26,7 +26,6 @@ class JobRow(QueuedRow, Table):
 
     name: Mapped[str] = mapped_column(String(64))
     phase: Mapped[str | None] = mapped_column(String(16))
-    spec: Mapped[dict[str, Any]]
     base_model: Mapped[str] = mapped_column(String(200))
     dataset_id: Mapped[str] = mapped_column(String(32))
     gpus: Mapped[int] = mapped_column(default=1, server_default="1")
