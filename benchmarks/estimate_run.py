@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from app.core.datasets.rows import DatasetFormat
 from app.core.jobs.events import Log, Warn
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
 from benchmarks.estimate_settings import PADDED_SHARE, SHORT_ROW, Setting
+from benchmarks.training_setups import make_request
 from worker.models.device import find_device
 from worker.models.files import description
 from worker.planning.memory_estimate import CUDA_CONTEXT
-from worker.processes.reports import Happened, TrainingRequest
+from worker.processes.reports import Happened
 from worker.templates.choice import TemplateSource
 from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import memory, run
@@ -172,17 +172,11 @@ def _make_attempt(setting: Setting, parent: Path, said: list[str]) -> TrainingAt
         if isinstance(report, Happened) and isinstance(report.event, Log | Warn):
             said.append(report.event.message)
 
-    work = parent / "jobs" / setting.name.replace(" ", "-")
-    request = TrainingRequest(
-        job_id="job_benchmark",
-        attempt=1,
-        spec=JobSpec.model_validate(setting.spec()),
+    request = make_request(
+        JobSpec.model_validate(setting.spec()),
         dataset=parent,
-        dataset_format=DatasetFormat.TEXT,
-        dataset_sha256="",
         models_folder=parent / "models",
-        job_folder=work,
-        output_folder=work / "adapter",
+        job_folder=parent / "jobs" / setting.name.replace(" ", "-"),
         path=TrainingPath(setting.path),
     )
     return TrainingAttempt(request, find_device(), send, threading.Event())

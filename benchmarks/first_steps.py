@@ -26,16 +26,14 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from app.core.datasets.rows import DatasetFormat
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
 from benchmarks import estimate_settings
-from benchmarks.training_setups import TINY, draw_rows
+from benchmarks.training_setups import TINY, draw_rows, make_request
 from worker.models import base_model
 from worker.models.device import find_device
 from worker.models.files import description
 from worker.planning import automatic_settings
-from worker.processes.reports import TrainingRequest
 from worker.templates.choice import TemplateSource
 from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter
@@ -213,18 +211,8 @@ class Bench:
         return [float(loss) for loss in losses]
 
     def _make_attempt(self, spec: JobSpec) -> TrainingAttempt:
-        work = self._folder / "job"
-        request = TrainingRequest(
-            job_id="job_benchmark",
-            attempt=1,
-            spec=spec,
-            dataset=self._folder,
-            dataset_format=DatasetFormat.TEXT,
-            dataset_sha256="",
-            models_folder=self._folder,
-            job_folder=work,
-            output_folder=work / "adapter",
-        )
+        folder = self._folder
+        request = make_request(spec, dataset=folder, models_folder=folder, job_folder=folder / "job")
         return TrainingAttempt(request, self._device, lambda report: None, threading.Event())
 
 

@@ -19,10 +19,9 @@ from typing import Any
 
 import psutil
 
-from app.core.datasets.rows import DatasetFormat
 from app.core.specs.job import JobSpec
 from benchmarks import estimate_settings
-from benchmarks.training_setups import ROWS, TINY
+from benchmarks.training_setups import ROWS, TINY, make_request
 from worker.processes.child_process import ChildProcess
 from worker.processes.prewarmed import TRAINING_MODULE
 from worker.processes.reports import Advanced, Ended, TrainingRequest, report_adapter
@@ -86,16 +85,11 @@ def _make_request(shape: str, folder: Path, work: Path) -> TrainingRequest:
         "dataset": "ds_benchmark",
         "training": {"max_steps": 3, "gradient_checkpointing": False, "max_seq_length": 2048},
     }
-    return TrainingRequest(
-        job_id="job_benchmark",
-        attempt=1,
-        spec=JobSpec.model_validate(spec),
+    return make_request(
+        JobSpec.model_validate(spec),
         dataset=work / "rows.jsonl",
-        dataset_format=DatasetFormat.TEXT,
-        dataset_sha256="",
         models_folder=folder / "models",
         job_folder=work / "job",
-        output_folder=work / "adapter",
     )
 
 

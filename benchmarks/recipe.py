@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.core.datasets.rows import DatasetFormat, PlainText, write_row
+from app.core.datasets.rows import PlainText, write_row
 from app.core.jobs.events import Log, Metrics, Warn
 from app.core.specs.job import JobSpec
 from benchmarks.estimate_settings import FOLDER, build, describe_machine
+from benchmarks.training_setups import make_request
 from worker.processes.child_process import ChildProcess
-from worker.processes.reports import Ended, Happened, TrainingRequest, report_adapter
+from worker.processes.reports import Ended, Happened, report_adapter
 
 ROWS = 80
 
@@ -54,17 +55,7 @@ def _run_child(rows: Path, precision: str) -> dict[str, Any]:
         }
     )
     work = FOLDER / "jobs" / precision
-    request = TrainingRequest(
-        job_id="job_recipe",
-        attempt=1,
-        spec=spec,
-        dataset=rows,
-        dataset_format=DatasetFormat.TEXT,
-        dataset_sha256="",
-        models_folder=FOLDER / "models",
-        job_folder=work,
-        output_folder=work / "adapter",
-    )
+    request = make_request(spec, dataset=rows, models_folder=FOLDER / "models", job_folder=work)
     began = time.monotonic()
     child = ChildProcess("worker.training.run", request, work / "attempt.log")
     metrics: list[Metrics] = []

@@ -17,18 +17,17 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from app.core.datasets.rows import DatasetFormat
 from app.core.jobs.events import Log, Metrics, Warn
 from app.core.settings import TrainingPath
 from app.core.specs.job import JobSpec
 from benchmarks.gpu_monitor import GpuMonitor
-from benchmarks.training_setups import Setup
+from benchmarks.training_setups import Setup, make_request
 from benchmarks.training_watch import StepTimer
 from worker.models import base_model
 from worker.models.device import find_device
 from worker.models.files import description
 from worker.planning import automatic_settings
-from worker.processes.reports import Happened, TrainingRequest
+from worker.processes.reports import Happened
 from worker.templates.choice import TemplateSource
 from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter, config
@@ -158,17 +157,11 @@ class Bench:
     def _make_attempt(
         self, spec: JobSpec, said: list[str], losses: list[float], *, is_alone: bool
     ) -> TrainingAttempt:
-        work = self._folder / "jobs" / "training"
-        request = TrainingRequest(
-            job_id="job_benchmark",
-            attempt=1,
-            spec=spec,
+        request = make_request(
+            spec,
             dataset=self._folder,
-            dataset_format=DatasetFormat.TEXT,
-            dataset_sha256="",
             models_folder=self._folder / "models",
-            job_folder=work,
-            output_folder=work / "adapter",
+            job_folder=self._folder / "jobs" / "training",
             is_alone=is_alone,
         )
 

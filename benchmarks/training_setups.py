@@ -1,11 +1,15 @@
-"""The setups that benchmarks/training.py measures, shapes of base models, and the rows they train on."""
+"""The setups that benchmarks/training.py measures, shapes of base models, rows, and requests to train."""
 
 import dataclasses
 import random
+from pathlib import Path
 from typing import Any, Literal
 
+from app.core.datasets.rows import DatasetFormat
+from app.core.specs.job import JobSpec
 from benchmarks import estimate_settings
 from benchmarks.grouped_shapes import GROUPED_SHAPES
+from worker.processes.reports import TrainingRequest
 
 # Row lengths are log-normal like those of the reference data: mean 166, 95th percentile 449.
 _MEDIAN_LOG, _SPREAD_LOG = 4.793, 0.799
@@ -128,3 +132,21 @@ def draw_rows(count: int, vocabulary: int, *, longest: int = MAX_ROW_TOKENS) -> 
         length = min(longest, max(_MIN_ROW_TOKENS, round(draw.lognormvariate(_MEDIAN_LOG, _SPREAD_LOG))))
         rows.append([draw.randrange(3, vocabulary) for _ in range(length)])
     return rows
+
+
+def make_request(
+    spec: JobSpec, *, dataset: Path, models_folder: Path, job_folder: Path, **options: Any
+) -> TrainingRequest:
+    """The first attempt at a job on rows of plain text; `options` are further fields of the request."""
+    return TrainingRequest(
+        job_id="job_benchmark",
+        attempt=1,
+        spec=spec,
+        dataset=dataset,
+        dataset_format=DatasetFormat.TEXT,
+        dataset_sha256="",
+        models_folder=models_folder,
+        job_folder=job_folder,
+        output_folder=job_folder / "adapter",
+        **options,
+    )
