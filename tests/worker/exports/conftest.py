@@ -1,5 +1,6 @@
 """Fixtures for tests of exports: PEFT folders with random weights for the tiny model. Nothing is trained."""
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,15 @@ def make_adapter(tmp_path: Path, base: Path) -> MakeAdapter:
         return save_adapter(on, folder or tmp_path / "adapter", **options)
 
     return make
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """29 rows of the dataset that the adapter was trained on."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"line": n, "text": f"Row {n} tells how a job is cancelled. " * 5} for n in range(1, 30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Exports of several GGUF types at once, with an importance matrix, and on a worker without the quantizer."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,6 @@ Export = Callable[..., Exported | ExportFailed]
 @pytest.fixture
 def installed() -> None:
     pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: K-quants are NOT tested")
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    rows = [{"line": n, "text": f"Row {n} tells how a job is cancelled. " * 5} for n in range(1, 9)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -104,9 +95,9 @@ def test_an_importance_matrix_is_measured_on_the_adapters_rows(
     ended = succeeded(export(type="q4_k_m", importance_matrix=True, dataset=dataset))
 
     assert ExportPhase.MEASURING in phases
-    assert any("importance matrix of 8 rows" in note for note in ended.notes)
+    assert any("importance matrix of 29 rows" in note for note in ended.notes)
     reader = gguf.GGUFReader(ended.folder / "helper-q4_k_m.gguf")
-    assert reader.get_field("quantize.imatrix.chunks_count").contents() == 8  # type: ignore[union-attr]
+    assert reader.get_field("quantize.imatrix.chunks_count").contents() == 29  # type: ignore[union-attr]
 
 
 @pytest.mark.usefixtures("installed")

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.tiny_model import make_tiny_model
+from worker.inference.adapters.cache import CachedAdapter, read_adapter
 
 ADAPTERS: dict[str, dict[str, object]] = {
     "attention": {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
@@ -56,6 +57,12 @@ def adapters_folder(models_folder: Path, tmp_path_factory: pytest.TempPathFactor
     for seed, (name, options) in enumerate(ADAPTERS.items()):
         save_adapter(models_folder / "tiny-llama", folder / name, seed=seed, **options)
     return folder
+
+
+@pytest.fixture(scope="session")
+def adapters(adapters_folder: Path) -> dict[str, CachedAdapter]:
+    """The adapters of `adapters_folder` in main memory, by name."""
+    return {name: read_adapter(name, adapters_folder / name) for name in ADAPTERS}
 
 
 @contextlib.contextmanager

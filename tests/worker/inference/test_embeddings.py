@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from app.core.engine.messages import BaseModelRef, Failed, Finished
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
-from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
+from tests.worker.inference.conftest import peft_warnings_ignored
 from tests.worker.inference.engine.bench import Bench
 from tests.worker.inference.fakes import Mailbox, make_capacity
 from tests.worker.inference.general import conftest as general
@@ -56,11 +56,6 @@ def expect(model: torch.nn.Module, token_ids: list[int]) -> np.ndarray:
     mean = outputs.hidden_states[-1][0].double().mean(0)
     found: np.ndarray = (mean / mean.norm()).numpy()
     return found
-
-
-@pytest.fixture(scope="module")
-def adapters(adapters_folder: Path) -> dict[str, CachedAdapter]:
-    return {name: read_adapter(name, adapters_folder / name) for name in ADAPTERS}
 
 
 @pytest.mark.parametrize("chunk", [7, 16, 512])

@@ -17,7 +17,7 @@ from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
 from tests.worker.inference.drafts.drafting import draft_at_random
 from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.random_models import generate
-from worker.inference.adapters.cache import CachedAdapter, read_adapter
+from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Prefill
 from worker.inference.batching.scheduler import Scheduler
@@ -61,11 +61,6 @@ def requests(models_folder: Path, adapters_folder: Path) -> list[Request]:
         expected = generate(tuned if adapter else plain, prompt_ids, max_new_tokens, end=END)
         made.append(Request(prompt_ids, adapter, max_new_tokens, expected))
     return made
-
-
-@pytest.fixture(scope="module")
-def adapters(adapters_folder: Path) -> dict[str, CachedAdapter]:
-    return {name: read_adapter(name, adapters_folder / name) for name in ADAPTERS}
 
 
 @pytest.fixture(scope="module")

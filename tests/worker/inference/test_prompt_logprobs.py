@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from app.core.engine.messages import BaseModelRef, Failed, Finished, PromptDelta, TokenDelta
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
-from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
+from tests.worker.inference.conftest import peft_warnings_ignored
 from tests.worker.inference.engine.bench import Bench
 from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.general import conftest as general
@@ -69,11 +69,11 @@ KINDS = [
 def test_in_a_mixed_batch_they_are_those_of_peft_and_change_no_answer(
     models_folder: Path,
     adapters_folder: Path,
+    adapters: dict[str, CachedAdapter],
     monkeypatch: pytest.MonkeyPatch,
     chunk: int,
     overlaps: bool,
 ) -> None:
-    adapters = {name: read_adapter(name, adapters_folder / name) for name in ADAPTERS}
     model = load_for_serving(models_folder / "tiny-llama", BASE.quantization, find_device())
     runner = ModelRunner(model, find_device(), adapter_slot_count=4, max_rows=6)
     sizes = {"prefill_tokens_per_step": 2 * chunk, "scored_tokens_per_step": chunk}

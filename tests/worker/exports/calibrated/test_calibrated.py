@@ -52,14 +52,6 @@ main()
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    rows = [{"line": n, "text": f"Row {n} tells how a job is cancelled. " * 5} for n in range(1, 5)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
 def request_of(
     make_request: Callable[..., ExportRequest], make_adapter: MakeAdapter
 ) -> Callable[..., ExportRequest]:
@@ -151,7 +143,7 @@ def test_a_failure_of_llm_compressor_ends_the_export_and_the_merge_stays(
     assert (ended.code, ended.message) == ("export_failed", "llm-compressor failed: ValueError: no.")
     assert request.merged.is_dir()
     rows = [json.loads(line) for line in (request.folder / "calibration.jsonl").read_text().splitlines()]
-    assert len(rows) == 4
+    assert len(rows) == 29
     assert all(isinstance(token, int) for row in rows for token in row)
     asked = json.loads((request.folder / "compression.json").read_text())
     assert (asked["method"], asked["group_size"], asked["ignore"]) == ("gptq", 64, ["lm_head"])

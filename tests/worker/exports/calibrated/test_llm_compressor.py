@@ -30,14 +30,6 @@ def python() -> Path:
     return make_environment()
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    rows = [{"line": n, "text": f"Row {n} tells how a job is cancelled. " * 5} for n in range(1, 30)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def compress(python: Path, source: Path, target: Path, **options: Any) -> list[float]:
     """Have llm-compressor round a model, calibrated on random tokens. Returns the progress reported."""
     rows = torch.randint(3, 300, (16, 100)).tolist()

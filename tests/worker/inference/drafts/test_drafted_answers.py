@@ -14,7 +14,7 @@ from tests.worker.inference.conftest import ADAPTERS
 from tests.worker.inference.drafts.drafting import draft_at_random
 from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.test_equal_to_peft import BASE, END, new_runner
-from worker.inference.adapters.cache import CachedAdapter, read_adapter
+from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Prompt, Sequence
 from worker.inference.engine import Engine, EngineOptions
@@ -76,11 +76,6 @@ class Wanted:
         assert isinstance(end, Finished)
         tokens = [one for reply in mail.replies[sequence] for one in getattr(reply, "tokens", None) or []]
         return sequence.token_ids, mail.text(sequence), end.finish_reason, [one.token_id for one in tokens]
-
-
-@pytest.fixture(scope="module")
-def adapters(adapters_folder: Path) -> dict[str, CachedAdapter]:
-    return {name: read_adapter(name, adapters_folder / name) for name in ADAPTERS}
 
 
 @pytest.fixture(scope="module")

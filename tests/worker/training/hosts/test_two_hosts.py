@@ -6,7 +6,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from app.core.jobs.events import Checkpoint, Log, Metrics, Warn
 from tests.worker.training.conftest import (
@@ -19,7 +18,13 @@ from tests.worker.training.conftest import (
 )
 from tests.worker.training.hosts.cluster import RayCluster
 from tests.worker.training.hosts.conftest import StartDriver
-from tests.worker.training.ranks.outcomes import read_the_same, weights
+from tests.worker.training.ranks.outcomes import (
+    assert_equal_weights,
+    read_death,
+    read_resumed,
+    read_the_same,
+    read_to_checkpoint,
+)
 from worker.processes.reports import CheckpointAdapterSaved, Happened, Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -68,24 +73,15 @@ def test_the_end_of_a_node_is_named_and_the_next_attempt_resumes_exactly(
     assert start_ranks(undisturbed).read_to_end().ended.outcome is Outcome.FINISHED
 
     child = start_driver(disturbed)
-    for report in child.read():
-        if isinstance(report, Happened) and report.event == Checkpoint(step=4):
-            break
+    read_to_checkpoint(child, 4)
     cluster.nodes[-1].kill()
-    for _report in child.read():
-        pass
-    assert child.process.wait(60) == 1
-    assert "of 2 on " in child.process.describe_death()
+    assert "of 2 on " in read_death(child)
     assert child.process.log_tail().strip().splitlines()[-1].startswith("rank ")
 
     cluster.replace_lost_nodes()
-    reports = start_driver(following(disturbed, child.reports)).read_to_end()
+    read_resumed(start_driver(following(disturbed, child.reports)))
 
-    assert reports.ended.outcome is Outcome.FINISHED
-    assert reports.events(Metrics)[0].step > 4
-    expected = weights(undisturbed)
-    for name, weight in weights(disturbed).items():
-        assert torch.equal(weight, expected[name]), name
+    assert_equal_weights(disturbed, undisturbed)
 
 
 def test_hosts_stop_together_with_a_checkpoint(make_request: MakeRequest, start_driver: StartDriver) -> None:

@@ -1,17 +1,22 @@
 """Jobs of two processes on the CPU that divide the base model, compared with one process."""
 
-import os
 import re
-import signal
 from typing import Any
 
 import pytest
 import torch
 
-from app.core.jobs.events import Checkpoint, Evaluation, Log, Metrics, Warn
+from app.core.jobs.events import Evaluation, Log, Metrics, Warn
 from app.core.settings import TrainingPath
 from tests.worker.training.conftest import MakeRequest, StartRanks, following, make_rows, run_here
-from tests.worker.training.ranks.outcomes import find_ranks, losses, tokens, weights
+from tests.worker.training.ranks.outcomes import (
+    kill_rank,
+    losses,
+    read_resumed,
+    read_to_checkpoint,
+    tokens,
+    weights,
+)
 from worker.processes.reports import Happened, Outcome, TrainingRequest
 
 BASE: dict[str, Any] = {"learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2, "seed": 3}
@@ -91,19 +96,9 @@ def test_a_divided_job_of_which_a_rank_is_killed_resumes_to_the_same_weights(
     run_here(undisturbed)
 
     child = start_ranks(disturbed)
-    for report in child.read():
-        if isinstance(report, Happened) and report.event == Checkpoint(step=4):
-            break
-    os.kill(find_ranks(child)[killed].pid, signal.SIGKILL)
-    for _report in child.read():
-        pass
-    assert child.process.wait(60) == 1
-    assert f"rank {killed} of 2 was killed by signal 9 (SIGKILL)" in child.process.describe_death()
+    kill_rank(child, killed)
+    read_resumed(start_ranks(following(disturbed, child.reports)))
 
-    reports = start_ranks(following(disturbed, child.reports)).read_to_end()
-
-    assert reports.ended.outcome is Outcome.FINISHED
-    assert reports.events(Metrics)[0].step > 4
     assert_same_weights(disturbed, undisturbed)
 
 
@@ -117,10 +112,8 @@ def test_a_checkpoint_is_resumed_by_another_strategy_and_by_other_counts_of_rank
     run_here(undisturbed)
 
     child = start_ranks(request)
-    for report in child.read():
-        if isinstance(report, Happened) and report.event == Checkpoint(step=2):
-            child.process.ask_to_stop()
-            break
+    read_to_checkpoint(child, 2)
+    child.process.ask_to_stop()
     assert child.read_to_end().ended.outcome is Outcome.STOPPED
     child = start_ranks(on_one(request, gpus=2, strategy="ddp"))
     for report in child.read():

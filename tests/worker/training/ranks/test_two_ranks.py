@@ -5,11 +5,17 @@ import signal
 from typing import Any
 
 import pytest
-import torch
 
 from app.core.jobs.events import Checkpoint, Evaluation, Metrics, Warn
 from tests.worker.training.conftest import MakeRequest, StartRanks, following, make_rows, run_here
-from tests.worker.training.ranks.outcomes import find_ranks, losses, read_the_same, weights
+from tests.worker.training.ranks.outcomes import (
+    assert_equal_weights,
+    find_ranks,
+    kill_rank,
+    losses,
+    read_resumed,
+    read_the_same,
+)
 from worker.processes.reports import Happened, Outcome
 
 BASE: dict[str, Any] = {"learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2, "seed": 3}
@@ -55,22 +61,10 @@ def test_a_job_of_which_a_rank_is_killed_resumes_exactly(
     assert start_ranks(undisturbed).read_to_end().ended.outcome is Outcome.FINISHED
 
     child = start_ranks(disturbed)
-    for report in child.read():
-        if isinstance(report, Happened) and report.event == Checkpoint(step=4):
-            break
-    os.kill(find_ranks(child)[killed].pid, signal.SIGKILL)
-    for _report in child.read():
-        pass
-    assert child.process.wait(60) == 1
-    assert f"rank {killed} of 2 was killed by signal 9 (SIGKILL)" in child.process.describe_death()
+    kill_rank(child, killed)
+    read_resumed(start_ranks(following(disturbed, child.reports)))
 
-    reports = start_ranks(following(disturbed, child.reports)).read_to_end()
-
-    assert reports.ended.outcome is Outcome.FINISHED
-    assert reports.events(Metrics)[0].step > 4
-    expected = weights(undisturbed)
-    for name, weight in weights(disturbed).items():
-        assert torch.equal(weight, expected[name]), name
+    assert_equal_weights(disturbed, undisturbed)
 
 
 @pytest.mark.slow
@@ -94,8 +88,7 @@ def test_ranks_stop_together_and_resume_exactly(make_request: MakeRequest, start
     assert child.process.wait(60) == 0
     assert reports.events(Checkpoint)[-1].step < 12
     assert start_ranks(disturbed).read_to_end().ended.outcome is Outcome.FINISHED
-    expected = weights(undisturbed)
-    assert all(torch.equal(weight, expected[name]) for name, weight in weights(disturbed).items())
+    assert_equal_weights(disturbed, undisturbed)
 
 
 @pytest.mark.slow
