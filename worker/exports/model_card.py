@@ -40,16 +40,16 @@ against), on $prompts prompts, before they were handed out.
 $notes""")
 
 EXPLAINED = {
-    BaseWeights.DEQUANTIZED: "The adapter was trained on 4-bit base weights. It is merged into those weights "
-    "as they are after their trip through 4 bits: what it was trained against, and what Tunesmith serves.",
+    BaseWeights.DEQUANTIZED: "The adapter was trained on 4-bit base weights. It is merged into the base "
+    "weights quantized to 4 bits and dequantized: what it was trained against, and what Tunesmith serves.",
     BaseWeights.ORIGINAL: "The adapter was trained on 4-bit base weights and is merged into the base model's "
     "original ones: nearer to the base model, and a little away from what was trained. What rounding to "
     "4 bits had changed, and the adapter had learned to live with, is not there.",
     None: "The adapter was trained on base weights that were not quantized, and is merged into them.",
 }
 EXPLAINED_LORA = (
-    "The adapter was trained on 4-bit base weights, and was compared on a GGUF file of those weights as they "
-    'are after their trip through 4 bits; "with_base" makes that file. On one of the base model\'s own '
+    "The adapter was trained on 4-bit base weights, and was compared on a GGUF file of the base weights "
+    'quantized to 4 bits and dequantized; "with_base" makes that file. On one of the base model\'s own '
     "weights it answers only nearly as the live adapter does."
 )
 

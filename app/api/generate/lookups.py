@@ -1,7 +1,7 @@
-"""Finds what requests name: for all that wait at the time, with one look at the database.
+"""Finds the models that requests name: for all requests that wait at the time, in one database snapshot.
 
-A look takes milliseconds, most of them for what is the same for all requests: the workers, their engines, the
-names in the models folders. Nothing is remembered: each look begins after the requests that it is for.
+That takes milliseconds, most of them for what is the same for all requests: the workers, their engines, the
+names in the models folders. No result is cached: each snapshot begins after the requests that it serves.
 """
 
 import asyncio
@@ -19,43 +19,43 @@ Find = Callable[[Targets], Target]
 
 # As many requests go on with their target in an iteration of the event loop.
 _REQUESTS_PER_ITERATION = 8
-# Of so many requests each may name something else, and their look still holds no thread for long.
+# Of so many requests each may name another model, and to find them still holds no thread for long.
 _MAX_REQUESTS = 256
 
 
 class TargetLookups:
-    """Used from one event loop."""
+    """Finds the targets of requests, many in one snapshot. Used from one event loop."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
         self._waiting: list[tuple[Find, asyncio.Future[Target]]] = []
-        self._looking: asyncio.Task[None] | None = None
+        self._finding: asyncio.Task[None] | None = None
         self._turns = Turns(_REQUESTS_PER_ITERATION)
 
     async def find(self, find: Find) -> Target:
         """Returns what `find` returns, and raises what it raises; it is called in a thread."""
         found: asyncio.Future[Target] = asyncio.get_running_loop().create_future()
         self._waiting.append((find, found))
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look_for_all())
+        if self._finding is None:
+            self._finding = asyncio.create_task(self._find_for_all())
         target = await found
         await self._turns.take()
         return target
 
-    async def _look_for_all(self) -> None:
+    async def _find_for_all(self) -> None:
         try:
             while self._waiting:
                 waiting = self._waiting[:_MAX_REQUESTS]
                 del self._waiting[:_MAX_REQUESTS]
-                results = await to_thread.run_sync(self._look, [find for find, _ in waiting])
+                results = await to_thread.run_sync(self._find_in_one_snapshot, [find for find, _ in waiting])
                 for (_, found), result in zip(waiting, results, strict=True):
                     _end(found, result)
         finally:
-            self._looking = None
+            self._finding = None
 
-    def _look(self, finds: list[Find]) -> list[Target | Exception]:
-        """What each of them finds, or raises, in one state of the database."""
+    def _find_in_one_snapshot(self, finds: list[Find]) -> list[Target | Exception]:
+        """Returns what each function finds, or raises, in one state of the database."""
         try:
             with self._database.snapshot() as session:
                 targets = Targets(session, self._settings)

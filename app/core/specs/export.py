@@ -59,8 +59,8 @@ class AdapterArchive(_Queued):
 class _Merging(_Queued):
     base: BaseWeights = Field(
         BaseWeights.DEQUANTIZED,
-        description="`dequantized`: the base weights as they are after their trip through 4 bits, which is "
-        "what the adapter was trained against and what this box serves. `original`: the base model's own "
+        description="`dequantized`: the base weights quantized to 4 bits and dequantized, which is what the "
+        "adapter was trained against and what this box serves. `original`: the base model's own "
         "weights, which are nearer to the base model and a little away from what was trained. The same for "
         "an adapter that was trained without 4 bits.",
     )

@@ -1,4 +1,4 @@
-"""Requests that arrive together find what they name with one look at the database, and each its own error."""
+"""Requests that arrive together find what they name in one snapshot of the database."""
 
 import asyncio
 import contextlib
@@ -17,17 +17,17 @@ from tests.fakes import FakeEngine
 
 
 class CountedDatabase:
-    """Counts the looks at a database; `before_look` is called in front of each."""
+    """Counts the snapshots of a database; `before_snapshot` is called before each."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.looks = 0
-        self.before_look = lambda: None
+        self.snapshots = 0
+        self.before_snapshot = lambda: None
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[object]:
-        self.looks += 1
-        self.before_look()
+        self.snapshots += 1
+        self.before_snapshot()
         with self._database.snapshot() as session:
             yield session
 
@@ -51,7 +51,7 @@ async def find_all(lookups: TargetLookups, names: list[str]) -> list[Target | Ba
     return await asyncio.gather(*finds, return_exceptions=True)
 
 
-def test_requests_that_arrive_together_take_one_look(
+def test_requests_that_arrive_together_take_one_snapshot(
     lookups: TargetLookups, counted: CountedDatabase
 ) -> None:
     names = ["one", "two"] * 50
@@ -59,18 +59,18 @@ def test_requests_that_arrive_together_take_one_look(
     found = asyncio.run(find_all(lookups, names))
 
     assert [target.name for target in found] == names
-    assert counted.looks == 1
+    assert counted.snapshots == 1
 
 
-def test_a_request_that_arrives_during_a_look_has_one_of_its_own(
+def test_a_request_that_arrives_during_a_snapshot_has_one_of_its_own(
     lookups: TargetLookups, counted: CountedDatabase, database: Database
 ) -> None:
-    """What was finished before a request arrived is found, whenever the look before it began."""
+    """What was finished before a request arrived is found, whenever the snapshot before it began."""
 
     async def ask() -> list[Target | BaseException]:
         began = asyncio.Event()
         loop = asyncio.get_running_loop()
-        counted.before_look = lambda: loop.call_soon_threadsafe(began.set)
+        counted.before_snapshot = lambda: loop.call_soon_threadsafe(began.set)
         first = asyncio.create_task(find_all(lookups, ["one"]))
         await began.wait()
         with database.transaction() as session:
@@ -80,7 +80,7 @@ def test_a_request_that_arrives_during_a_look_has_one_of_its_own(
     found = asyncio.run(ask())
 
     assert [target.name for target in found] == ["one", "three"]
-    assert counted.looks == 2
+    assert counted.snapshots == 2
 
 
 def test_an_error_is_that_of_its_own_request(lookups: TargetLookups) -> None:
@@ -90,16 +90,16 @@ def test_an_error_is_that_of_its_own_request(lookups: TargetLookups) -> None:
     assert isinstance(missing, NotFound)
 
 
-def test_a_fault_of_the_database_reaches_every_request_and_the_next_one_looks_again(
+def test_a_fault_of_the_database_reaches_every_request_and_the_next_one_asks_again(
     lookups: TargetLookups, counted: CountedDatabase
 ) -> None:
     def fail() -> None:
         raise ConnectionError("away")
 
     async def ask() -> list[Target | BaseException]:
-        counted.before_look = fail
+        counted.before_snapshot = fail
         failed = await find_all(lookups, ["one", "two"])
-        counted.before_look = lambda: None
+        counted.before_snapshot = lambda: None
         return failed + await find_all(lookups, ["one"])
 
     *failed, found = asyncio.run(ask())
@@ -119,7 +119,7 @@ def test_a_client_that_leaves_takes_nothing_from_the_others(lookups: TargetLooku
     assert asyncio.run(ask()) == "two"
 
 
-def test_one_look_reads_the_workers_once(lookups: TargetLookups, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_request_reads_the_workers_once(lookups: TargetLookups, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     find_alive = workers.find_alive
 

@@ -41,7 +41,7 @@ def test_a_merged_model_is_a_folder_that_anyone_loads(export: Export) -> None:
     tokenizer = AutoTokenizer.from_pretrained(ended.folder)
     assert model.dtype is torch.bfloat16
     assert tokenizer.chat_template
-    assert "trip through 4 bits" in (ended.folder / "README.md").read_text()
+    assert "quantized to 4 bits and dequantized" in (ended.folder / "README.md").read_text()
     assert ended.agreement.mean_kl < 1e-3
     assert {"model.safetensors", "config.json", "README.md"} <= {file.name for file in ended.files}
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope as RequestScope, Se
 from app.api.http.access.limits import RateHeaders, RequestLimits
 from app.api.http.access.scopes import asks_model, find_scopes
 from app.api.http.errors import send_error
-from app.api.http.shared_looks import SharedLooks
+from app.api.http.single_flight import SingleFlight
 from app.core.errors import TunesmithError
 from app.core.errors.access import ScopeMissing, Unauthorized
 from app.core.keys import records
@@ -41,7 +41,7 @@ class AuthMiddleware:
     """Responds 401 to a request without a valid key, unless no key exists; 403 where its key lacks the scope.
 
     Responds 429 where a limit of the key is reached. A key that was accepted is accepted for another second
-    without a look at the database.
+    without a query of the database.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class AuthMiddleware:
         self._limits = limits
         self._clock = clock
         self._accepted: dict[bytes, tuple[Caller, float]] = {}
-        self._looks: SharedLooks[Caller] = SharedLooks()
+        self._finding: SingleFlight[Caller] = SingleFlight()
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or _is_open(scope["path"]):
@@ -85,7 +85,7 @@ class AuthMiddleware:
         if until > self._clock():
             return caller
         self._accepted.pop(digest, None)
-        caller = await self._looks.run(digest, lambda: find_caller(self._settings, self._database, key))
+        caller = await self._finding.run(digest, lambda: find_caller(self._settings, self._database, key))
         self._accepted[digest] = caller, self._clock() + CACHE_SECONDS
         return caller
 

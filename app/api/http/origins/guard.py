@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.http.access.auth import CACHE_SECONDS
 from app.api.http.errors import send_error
-from app.api.http.shared_looks import SharedLooks
+from app.api.http.single_flight import SingleFlight
 from app.core.errors.access import Forbidden, HostRefused, OriginRefused
 from app.core.keys import records as keys
 from app.core.settings import Settings
@@ -43,7 +43,7 @@ class OriginGuardMiddleware:
         self._settings = settings
         self._database = database
         self._clock = clock
-        self._looks: SharedLooks[bool] = SharedLooks()
+        self._finding: SingleFlight[bool] = SingleFlight()
         self._found_until = 0.0
         self._hosts = {
             host.lower() for host in (settings.host, settings.published_host, *settings.allowed_hosts)
@@ -91,10 +91,10 @@ class OriginGuardMiddleware:
         )
 
     async def _has_key(self) -> bool:
-        """Whether any key exists. One that was found counts for another second without a look."""
+        """Whether any key exists. One that was found counts for another second without a query."""
         if self._found_until > self._clock():
             return True
-        has_key = await self._looks.run("keys", self._any_key_exists)
+        has_key = await self._finding.run("keys", self._any_key_exists)
         if has_key:
             self._found_until = self._clock() + CACHE_SECONDS
         return has_key

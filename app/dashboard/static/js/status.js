@@ -70,7 +70,7 @@ function Worker({ worker }) {
         ["Heard of", ago(worker.heartbeat_at)],
       ]} />
       ${engine && html`<ul class="list small">
-        ${bases.map((base) => html`<li key=${base.base_model.name}><${State} state="loaded" /> ${base.base_model.name}, ${base.weight_bits} bits, ${plural(base.adapters.length, "adapter")} beside it</li>`)}
+        ${bases.map((base) => html`<li key=${base.base_model.name}><${State} state="loaded" /> ${base.base_model.name}, ${base.weight_bits} bits, ${plural(base.adapters.length, "adapter")} loaded</li>`)}
         ${engine.loading && html`<li><${State} state="loading" /> ${engine.loading.base_model.name}</li>`}
         ${engine.paused_by && html`<li><${State} state="paused" /> Serving waits for <a href=${`#/job/${engine.paused_by}`}>a job</a></li>`}
         ${engine.shares_with && html`<li>Shares the device with <a href=${`#/job/${engine.shares_with}`}>a job</a></li>`}

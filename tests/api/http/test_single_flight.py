@@ -1,4 +1,4 @@
-"""Requests that need the same look at the database share one, and each gets its result or its error."""
+"""Requests that need the same query at once share one, and each gets its result or its error."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from app.api.http.access.auth import AuthMiddleware
 from app.api.http.access.limits import RequestLimits
 from app.api.http.access.usage_meter import UsageMeter
 from app.api.http.origins.guard import OriginGuardMiddleware
-from app.api.http.shared_looks import SharedLooks
+from app.api.http.single_flight import SingleFlight
 from app.core.keys import records as keys
 from app.core.settings import Settings
 from app.core.storage.database import Database
@@ -29,35 +29,35 @@ async def ask_together(app: object, count: int, **headers: str) -> set[int]:
     return {answer.status_code for answer in answers}
 
 
-def test_callers_with_one_key_share_a_look_and_others_have_their_own() -> None:
-    looks: list[str] = []
+def test_callers_with_one_key_share_a_call_and_others_have_their_own() -> None:
+    called: list[str] = []
     may_end = threading.Event()
 
-    def look(key: str) -> str:
-        looks.append(key)
+    def query(key: str) -> str:
+        called.append(key)
         assert may_end.wait(20)
         return key.upper()
 
     async def run() -> list[str]:
-        shared: SharedLooks[str] = SharedLooks()
-        finding = [asyncio.create_task(shared.run(key, lambda key=key: look(key))) for key in "aaab"]
-        leaving = asyncio.create_task(shared.run("a", lambda: look("a")))
+        flight: SingleFlight[str] = SingleFlight()
+        finding = [asyncio.create_task(flight.run(key, lambda key=key: query(key))) for key in "aaab"]
+        leaving = asyncio.create_task(flight.run("a", lambda: query("a")))
         await asyncio.sleep(0)
         leaving.cancel()
         may_end.set()
         return await asyncio.gather(*finding)
 
     assert asyncio.run(run()) == ["A", "A", "A", "B"]
-    assert sorted(looks) == ["a", "b"]
+    assert sorted(called) == ["a", "b"]
 
 
-def test_an_error_reaches_every_caller_and_the_next_one_looks_again() -> None:
+def test_an_error_reaches_every_caller_and_the_next_one_calls_again() -> None:
     async def run() -> tuple[list[object], int]:
-        shared: SharedLooks[int] = SharedLooks()
+        flight: SingleFlight[int] = SingleFlight()
         failed = await asyncio.gather(
-            *(shared.run("a", lambda: 1 // 0) for _ in range(3)), return_exceptions=True
+            *(flight.run("a", lambda: 1 // 0) for _ in range(3)), return_exceptions=True
         )
-        return failed, await shared.run("a", lambda: 7)
+        return failed, await flight.run("a", lambda: 7)
 
     failed, found = asyncio.run(run())
 
@@ -82,8 +82,8 @@ def test_the_guard_of_origins_asks_for_keys_once_a_second(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    looks, any_exist = [], keys.any_exist
-    monkeypatch.setattr(keys, "any_exist", lambda session: looks.append(now) or any_exist(session))
+    queries, any_exist = [], keys.any_exist
+    monkeypatch.setattr(keys, "any_exist", lambda session: queries.append(now) or any_exist(session))
     app = OriginGuardMiddleware(respond, settings, database, clock=lambda: now)
 
     assert asyncio.run(ask_together(app, 50)) == {403}
@@ -91,7 +91,7 @@ def test_the_guard_of_origins_asks_for_keys_once_a_second(
         keys.create(session, "laptop")
     assert asyncio.run(ask_together(app, 50)) == {200}
     assert asyncio.run(ask_together(app, 50)) == {200}
-    assert len(looks) == 2
+    assert len(queries) == 2
     now = 1.1
     assert asyncio.run(ask_together(app, 1)) == {200}
-    assert len(looks) == 3
+    assert len(queries) == 3
