@@ -17,6 +17,19 @@ from tests.factories import CHAT_ROW, make_job
 LIST_OF_SUMS = b'{"format": 1, "files": 1, "sha256": ["0"]}'
 
 
+@pytest.fixture
+def tar(settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path) -> bytes:
+    """A backup of a dataset."""
+    add_dataset(database, store, tmp_path)
+    return take(settings)
+
+
+@pytest.fixture
+def contents(tar: bytes) -> dict[str, bytes]:
+    """The files of the backup by name."""
+    return members(tar)
+
+
 def test_a_database_with_rows_is_left_as_it_is(settings: Settings, database: Database) -> None:
     with database.transaction() as session:
         make_job(session)
@@ -25,10 +38,8 @@ def test_a_database_with_rows_is_left_as_it_is(settings: Settings, database: Dat
 
 
 def test_a_backup_cut_short_is_refused_and_changes_nothing(
-    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
+    contents: dict[str, bytes], empty: Settings
 ) -> None:
-    add_dataset(database, store, tmp_path)
-    contents = members(take(settings))
     del contents["manifest.json"]
     with pytest.raises(BackupUnusable, match="its end is missing"):
         restore_backup(empty, rebuilt(contents))
@@ -36,22 +47,14 @@ def test_a_backup_cut_short_is_refused_and_changes_nothing(
     assert list((empty.data_dir / "scratch").iterdir()) == []
 
 
-def test_a_backup_that_lacks_a_file_is_refused(
-    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
-) -> None:
-    add_dataset(database, store, tmp_path)
-    contents = members(take(settings))
+def test_a_backup_that_lacks_a_file_is_refused(contents: dict[str, bytes], empty: Settings) -> None:
     assert json.loads(contents["manifest.json"])["files"] == 2
     del contents[next(name for name in contents if name.startswith("artifacts/"))]
     with pytest.raises(BackupUnusable, match=r"names 2 files .* 1 were found"):
         restore_backup(empty, rebuilt(contents))
 
 
-def test_a_flipped_bit_is_refused_wherever_it_is(
-    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
-) -> None:
-    add_dataset(database, store, tmp_path)
-    tar = take(settings)
+def test_a_flipped_bit_is_refused_wherever_it_is(tar: bytes, empty: Settings) -> None:
     rows = tar.index(CHAT_ROW["messages"][0]["content"].encode())
     manifest = tar.rindex(b'"format": 1')
     for place in (rows, tar.index(b"SQLite format 3") + 2000, manifest + 4, len(tar) // 3):
@@ -62,11 +65,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(
     assert restore_backup(empty, io.BytesIO(tar)) is True
 
 
-def test_a_damaged_file_is_named(
-    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
-) -> None:
-    add_dataset(database, store, tmp_path)
-    contents = members(take(settings))
+def test_a_damaged_file_is_named(contents: dict[str, bytes], empty: Settings) -> None:
     name = next(name for name in contents if name.startswith("artifacts/"))
     contents[name] += b" "
     with pytest.raises(BackupUnusable, match=f"The backup is damaged: {name} is not what was written"):
@@ -74,10 +73,8 @@ def test_a_damaged_file_is_named(
 
 
 def test_a_backup_of_an_earlier_version_has_no_checksums_and_is_restored(
-    settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path, empty: Settings
+    contents: dict[str, bytes], empty: Settings
 ) -> None:
-    add_dataset(database, store, tmp_path)
-    contents = members(take(settings))
     manifest = json.loads(contents["manifest.json"])
     del manifest["sha256"]
     contents["manifest.json"] = json.dumps(manifest).encode()
