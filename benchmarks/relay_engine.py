@@ -13,7 +13,8 @@ import uvloop
 from app.core import garbage
 from app.core.engine.messages import Finished, GenerateRequest, Reply, Timings, TokenDelta, Usage
 from app.core.engine.state import EngineHealth, EngineState
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.prompt import Prompt
+from worker.inference.batching.sequence import Sequence
 from worker.inference.service import Clients, Prepare, Service
 from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest, Listening

@@ -14,8 +14,9 @@ from app.core.specs.job import QuantizationSpec
 from benchmarks.random_prompts import prompts
 from benchmarks.timings import summarize
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine
 from worker.inference.model.runner import ModelRunner
 from worker.inference.preprocessing import decode

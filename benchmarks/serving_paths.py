@@ -16,9 +16,10 @@ from app.core.engine.messages import BaseModelRef, Finished, Reply, ServingPath
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
-from worker.inference.batching.executor import Runner
+from worker.inference.batching.prompt import Prompt
+from worker.inference.batching.runner import Runner
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine
 from worker.inference.general.adapters import PeftFolder
 from worker.inference.general.runner import GeneralRunner

@@ -19,8 +19,9 @@ from typing import Any
 from app.core.engine.messages import Finished, Reply
 from app.core.engine.sampling import Sampling
 from benchmarks.serving_engine import Bench
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine, EngineOptions
 from worker.inference.preprocessing import decode
 from worker.models.files import description

@@ -10,8 +10,9 @@ from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from tests.worker.engine_process import engine_request
 from tests.worker.inference.fakes import Mailbox
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine
 from worker.inference.loading import load_runner
 from worker.models.device import find_device

@@ -18,8 +18,9 @@ from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
 from tests.worker.inference.drafts.drafting import draft_at_random
 from tests.worker.inference.fakes import Mailbox
 from worker.inference.adapters.cache import read_adapter
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine, EngineOptions
 from worker.inference.model.runner import ModelRunner
 from worker.models.base_model import load_for_serving

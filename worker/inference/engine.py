@@ -19,7 +19,8 @@ from app.core.engine.state import EngineHealth, EngineState, LoadingBase
 from app.core.errors import QueueFull, TunesmithError
 from app.core.errors.engine import EngineFailed, GpuTaken
 from app.core.errors.jobs import OutOfMemory
-from worker.inference.batching.executor import BatchExecutor, Runner, RunnerBroken
+from worker.inference.batching.executor import BatchExecutor, RunnerBroken
+from worker.inference.batching.runner import Runner
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
 from worker.inference.batching.speculation import Speculation

@@ -12,7 +12,7 @@ from app.core.errors.jobs import OutOfMemory
 from app.core.settings import EngineWeights
 from app.core.specs.job import QuantizationSpec
 from worker.inference.base_folders import BaseFolders
-from worker.inference.batching.executor import Runner
+from worker.inference.batching.runner import Runner
 from worker.inference.general.runner import GeneralRunner
 from worker.inference.model.runner import CACHE_SHARE_OF_FREE_MEMORY, ModelRunner
 from worker.models import base_model

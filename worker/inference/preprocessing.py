@@ -21,7 +21,7 @@ from app.core.errors.base_models import ModelUnreadable
 from worker.inference.adapters.cache import StoredAdapter
 from worker.inference.answers.choice import find_grammar, find_parsed_format
 from worker.inference.base_folders import BaseFolders
-from worker.inference.batching.sequence import Prompt
+from worker.inference.batching.prompt import Prompt
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.general.paths import PathChoice, ServingPaths
 from worker.inference.sampling.grammars import GrammarCache

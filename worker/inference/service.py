@@ -23,7 +23,8 @@ from starlette.types import Receive, Scope, Send
 from app.core.engine.messages import Failed, Finished, GenerateRequest, Reply, join_deltas
 from app.core.engine.state import EngineHealth, EngineState
 from app.core.errors import QueueFull
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.prompt import Prompt
+from worker.inference.batching.sequence import Sequence
 from worker.inference.failures import failed
 from worker.inference.metrics import EngineMetrics
 from worker.processes.http_replies import as_json, is_authorized, malformed, unauthorized

@@ -10,8 +10,9 @@ from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
 from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
+from worker.inference.batching.prompt import AdapterHandle, Prompt
 from worker.inference.batching.prompt_scores import ChunkRead
-from worker.inference.batching.sequence import AdapterHandle, Prompt, SampledToken, Sequence
+from worker.inference.batching.sequence import SampledToken, Sequence
 
 END = 0
 

@@ -21,8 +21,9 @@ from tests.worker.inference.fakes import Mailbox, make_capacity
 from tests.worker.inference.general import conftest as general
 from tests.worker.inference.random_models import generate
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine
 from worker.inference.general.model_copy import copy_modules
 from worker.inference.model.runner import ModelRunner

@@ -20,8 +20,9 @@ from tests.worker.inference.random_models import generate
 from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Prefill
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine, EngineOptions
 from worker.inference.model.runner import ModelRunner
 from worker.inference.sampling.sampler import SampledBatch

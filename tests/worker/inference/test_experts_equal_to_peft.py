@@ -20,8 +20,9 @@ from tests.worker.inference.general.conftest import (
 )
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.adapters.expert_lora import ExpertLora
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.general.adapters import PeftFolder

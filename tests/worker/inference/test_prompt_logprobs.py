@@ -20,9 +20,10 @@ from tests.worker.inference.general import conftest as general
 from tests.worker.inference.random_models import generate
 from tests.worker.inference.test_embeddings import SHARED, TARGETS, with_adapter
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.prompt_scores import ChunkRead, ScoredToken
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine
 from worker.inference.general.model_copy import copy_modules
 from worker.inference.model.runner import ModelRunner

@@ -4,23 +4,24 @@ On an asynchronous device (a GPU) the next step is launched before the tokens of
 device computes while the host makes text. A sequence that turns out to be finished has then made a token too
 many, which is dropped. A step may also verify drafted tokens (speculation.py), where the host knows the last
 ones. Where a step of several sequences fails, each is computed alone, so that an error ends
-only the sequence that it comes from. Knows no torch: the model is behind the protocol `Runner`.
+only the sequence that it comes from. Knows no torch: the model is behind the protocol `Runner` (runner.py).
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence as Listed
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from app.core.engine.messages import Reply
 from app.core.errors.engine import PromptTooLong
 from app.core.errors.jobs import OutOfMemory
 from worker.inference.batching.counts import StepCounts
 from worker.inference.batching.drafts import Draft
-from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Prefill
+from worker.inference.batching.model_batch import Capacity, ModelBatch, Prefill
+from worker.inference.batching.prompt import AdapterHandle
 from worker.inference.batching.prompt_scores import ChunkRead
+from worker.inference.batching.runner import PendingTokens, Runner
 from worker.inference.batching.scheduler import Started
-from worker.inference.batching.sequence import AdapterHandle, SampledToken, Sequence
+from worker.inference.batching.sequence import SampledToken, Sequence
 from worker.inference.batching.speculation import Speculation, Timed
 from worker.inference.batching.step_limit import StepLimit
 from worker.inference.failures import failed
@@ -28,40 +29,6 @@ from worker.inference.failures import failed
 _log = logging.getLogger(__name__)
 
 Put = Callable[[Sequence, Reply], None]
-
-
-class PendingTokens(Protocol):
-    """The tokens of a step that the device may still be computing."""
-
-    def to_host(self) -> list[SampledToken]:
-        """The tokens by row. Waits for the device."""
-
-
-class Runner(Protocol):
-    """A loaded base model. Any method may raise; after an error no row has advanced.
-
-    `prefill` returns what each chunk gives where the request wants an embedding or log-probabilities.
-    `decode_alone` computes one sequence where `decode` has failed for the batch. `verify` returns, for each
-    sequence whose prompt is read, its next token and one after each of its drafted tokens; the sequence has
-    advanced by those up to the first that was not drafted. It needs `capacity.verified_positions`.
-    """
-
-    capacity: Capacity
-    # Bits per weight of the large layers.
-    weight_bits: int
-    # Whether `decode` returns before the tokens are computed.
-    is_asynchronous: bool
-
-    def load_adapter(self, slot: int, adapter: AdapterHandle) -> None: ...
-    def start(self, sequence: Sequence) -> None: ...
-    def prefill(self, prefills: list[Prefill]) -> list[ChunkRead]: ...
-    def decode(self, running: list[Sequence]) -> PendingTokens: ...
-    def decode_alone(self, sequence: Sequence) -> PendingTokens: ...
-    def verify(self, running: list[Sequence], drafts: Mapping[Sequence, Draft]) -> PendingTokens: ...
-    def move(self, move: Move) -> None: ...
-    def free(self, row: int) -> None: ...
-    def is_usable(self) -> bool: ...
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

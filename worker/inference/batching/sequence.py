@@ -1,13 +1,12 @@
-"""The state of one request: its prompt, the tokens and text made so far, and when it ends. Knows no torch."""
+"""The state of one request: the tokens and text made so far, and when it ends. Knows no torch."""
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence as Listed
+from collections.abc import Callable, Sequence as Listed
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from app.core.engine.messages import (
-    BaseModelRef,
     Delta,
     Finished,
     Likelihood,
@@ -20,53 +19,21 @@ from app.core.engine.messages import (
     TokenText,
     Usage,
 )
-from app.core.engine.sampling import Sampling
-from app.core.errors import InvalidRequest
-from worker.inference.answers.answer_text import AnswerText, ParsedAnswer, ParsedFormat, PlainAnswer
+from worker.inference.answers.answer_text import AnswerText, ParsedAnswer, PlainAnswer
 from worker.inference.batching.drafts import Draft
 from worker.inference.batching.embedding import HiddenSum, pack_embedding
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.prompt_scores import ChunkRead, ChunkScores, ScoredToken
 from worker.inference.failures import ScoresNotFinite
-from worker.inference.sampling.text_stream import Decode
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from worker.inference.sampling.grammars import GrammarSource
-
 # In the place of a token where the scores of the row are not finite numbers.
 NO_TOKEN = -1
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-TokenBytes = Callable[[int], bytes]
-
-
-class Matcher(Protocol):
-    """The state of one answer in its grammar."""
-
-    def allowed_tokens(self) -> "npt.NDArray[np.int32]":
-        """The tokens that may come next, as a bit mask: bit t % 32 of word t // 32 is token t."""
-
-    def allowed_along(self, token_ids: Listed[int]) -> "list[npt.NDArray[np.int32]]":
-        """`allowed_tokens` now and after each of these tokens, up to the first that is not allowed."""
-
-    def accept_token(self, token_id: int) -> None:
-        """Advance by this token."""
-
-
-class Grammar(Protocol):
-    """A compiled grammar that an answer must match."""
-
-    def start(self) -> Matcher:
-        """Returns a new matcher for one answer."""
-
-
-class AdapterHandle(Protocol):
-    """An adapter whose weights are in main memory. Only the model runner uses more than its id."""
-
-    @property
-    def id(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,62 +42,6 @@ class SampledToken:
 
     token_id: int
     logprob: ScoredToken | None = None
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A request after preprocessing."""
-
-    base_model: BaseModelRef
-    adapter: AdapterHandle | None
-    token_ids: Listed[int]
-    sampling: Sampling
-    seed: int
-    end_ids: Collection[int]
-    decode: Decode
-    # Tokens before the answer that its first token is decoded with; empty after a chat template.
-    context_ids: Listed[int] = ()
-    received_at: float | None = None
-    # Set where log-probabilities are requested.
-    token_bytes: TokenBytes | None = None
-    grammar: Grammar | None = None
-    # What the grammar was made of; it is not compiled where another engine generates.
-    grammar_source: "GrammarSource | None" = None
-    # How to tell thoughts, text and calls apart; None: the answer is text.
-    parsed: ParsedFormat | None = None
-    # Tokens that the answer is expected to repeat in part.
-    predicted_ids: Listed[int] = ()
-    # Whether the text's embedding is wanted in place of an answer.
-    embeds: bool = False
-    # Whether only the prompt's log-probabilities are wanted.
-    reads_only: bool = False
-    # How many of the likeliest tokens are wanted for each token of the prompt, with its log-probability.
-    prompt_logprobs: int | None = None
-    # Which tokens of the prompt are the reference whose likelihood is wanted.
-    in_reference: Listed[bool] | None = None
-    # What the paged engine can't compute, if anything.
-    model_obstacle: str | None = None
-    adapter_obstacle: str | None = None
-
-    @property
-    def makes_tokens(self) -> bool:
-        """Whether an answer is wanted."""
-        return not (self.embeds or self.reads_only)
-
-    @property
-    def is_scored(self) -> bool:
-        """Whether log-probabilities of the prompt's tokens are wanted."""
-        return self.prompt_logprobs is not None or self.in_reference is not None
-
-    def check_ids(self, embedding_count: int) -> None:
-        """Raise InvalidRequest for an id that is no row of the embedding: it would end a GPU's process."""
-        unknown = max(self.token_ids)
-        if unknown >= embedding_count:
-            raise InvalidRequest(
-                f"The prompt has the token {unknown}; the base model has {embedding_count} tokens.",
-                param="prompt",
-                hint="The tokenizer is of another model.",
-            )
 
 
 @dataclass(eq=False)

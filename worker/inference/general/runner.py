@@ -19,8 +19,9 @@ from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.batching.block_manager import block_count
 from worker.inference.batching.drafts import Draft
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
+from worker.inference.batching.prompt import AdapterHandle
 from worker.inference.batching.prompt_scores import ChunkRead
-from worker.inference.batching.sequence import AdapterHandle, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.general.adapters import PeftFolder, put_on
 from worker.inference.general.generation import (

@@ -19,8 +19,9 @@ from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.batching.block_manager import BLOCK_TOKENS, block_count
 from worker.inference.batching.drafts import Draft
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
+from worker.inference.batching.prompt import AdapterHandle
 from worker.inference.batching.prompt_scores import ChunkRead
-from worker.inference.batching.sequence import AdapterHandle, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.model import attention, support
 from worker.inference.model.device_tokens import DeviceTokens

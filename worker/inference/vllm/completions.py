@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from app.core.engine.messages import OutputSchema
 from app.core.errors import InvalidRequest
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.prompt_scores import ScoredToken
-from worker.inference.batching.sequence import Prompt, SampledToken
+from worker.inference.batching.sequence import SampledToken
 
 _TOKEN_ID = "token_id:"
 _DISABLED_TOP_K = 0

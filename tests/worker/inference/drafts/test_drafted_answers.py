@@ -15,8 +15,9 @@ from tests.worker.inference.drafts.drafting import draft_at_random
 from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.test_equal_to_peft import BASE, END, new_runner
 from worker.inference.adapters.cache import CachedAdapter
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine, EngineOptions
 from worker.inference.model import verifying
 from worker.inference.model.runner import ModelRunner

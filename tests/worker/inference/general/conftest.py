@@ -15,8 +15,9 @@ from tests.worker.inference.conftest import peft_warnings_ignored
 from tests.worker.inference.fakes import Mailbox, make_base
 from tests.worker.inference.random_models import generate, make_random_model
 from worker.inference.adapters.cache import StoredAdapter
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine
 from worker.inference.general.model_copy import copy_modules
 from worker.inference.general.runner import GeneralRunner

@@ -8,8 +8,9 @@ from app.core.engine.sampling import Sampling
 from tests.worker.inference.fakes import Mailbox, make_base
 from tests.worker.inference.random_models import generate, make_random_model
 from worker.decoder import reading
+from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
-from worker.inference.batching.sequence import Prompt, Sequence
+from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine
 from worker.inference.failures import ModelUnsupported
 from worker.inference.model import paths, support

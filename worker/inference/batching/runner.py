@@ -1,0 +1,44 @@
+"""What the executor needs of a loaded base model, on the paged path or the general one. Knows no torch."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from worker.inference.batching.drafts import Draft
+from worker.inference.batching.model_batch import Capacity, Move, Prefill
+from worker.inference.batching.prompt import AdapterHandle
+from worker.inference.batching.prompt_scores import ChunkRead
+from worker.inference.batching.sequence import SampledToken, Sequence
+
+
+class PendingTokens(Protocol):
+    """The tokens of a step that the device may still be computing."""
+
+    def to_host(self) -> list[SampledToken]:
+        """The tokens by row. Waits for the device."""
+
+
+class Runner(Protocol):
+    """A loaded base model. Any method may raise; after an error no row has advanced.
+
+    `prefill` returns what each chunk gives where the request wants an embedding or log-probabilities.
+    `decode_alone` computes one sequence where `decode` has failed for the batch. `verify` returns, for each
+    sequence whose prompt is read, its next token and one after each of its drafted tokens; the sequence has
+    advanced by those up to the first that was not drafted. It needs `capacity.verified_positions`.
+    """
+
+    capacity: Capacity
+    # Bits per weight of the large layers.
+    weight_bits: int
+    # Whether `decode` returns before the tokens are computed.
+    is_asynchronous: bool
+
+    def load_adapter(self, slot: int, adapter: AdapterHandle) -> None: ...
+    def start(self, sequence: Sequence) -> None: ...
+    def prefill(self, prefills: list[Prefill]) -> list[ChunkRead]: ...
+    def decode(self, running: list[Sequence]) -> PendingTokens: ...
+    def decode_alone(self, sequence: Sequence) -> PendingTokens: ...
+    def verify(self, running: list[Sequence], drafts: Mapping[Sequence, Draft]) -> PendingTokens: ...
+    def move(self, move: Move) -> None: ...
+    def free(self, row: int) -> None: ...
+    def is_usable(self) -> bool: ...
+    def close(self) -> None: ...
