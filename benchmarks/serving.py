@@ -6,6 +6,7 @@ With `--peer vllm`, vLLM does the same work afterwards, in process and through i
 ratios to it are printed: `--peer-python` names the Python that it is installed in. `--parts speculation`
 measures answers that quote their prompt, and others, with drafts and without, on a model that answers in
 words; `--parts copies` the same on one with random weights, which is made to copy (serving_speculation.py).
+`--parts steps` lists the kernels of decode steps.
 
 Writes `benchmarks/results/serving-<machine>.json` after each line of its table. Each part runs in a process
 of its own, so that the device is free again for the next: greedy answers of so many tokens to distinct random
@@ -209,12 +210,28 @@ def with_copies(options: Options) -> Iterator[Row]:
         yield {"part": "copies", **row}
 
 
+def steps(options: Options) -> Iterator[Row]:
+    """Measure which kernels the decode steps spend their time in."""
+    from benchmarks.serving_engine import Bench
+    from benchmarks.serving_steps import copy_bandwidth, measure_steps
+
+    yield {"part": "memory", "copy_terabytes_per_second": copy_bandwidth()}
+    folders = options.adapter_folders[: max([1, *options.adapters])]
+    four_bits = options.base.quantization.load_in_4bit
+    bench = Bench(options.model, load_in_4bit=four_bits, adapters=folders, keeps_4bit=options.keeps_4bit)
+    for batch, adapters in _lines(options.batches, options.adapters):
+        # Every adapter is on the device before.
+        bench.run(max(1, adapters), adapters, prompt_tokens=2, new_tokens=2)
+        yield {"part": "step", "rows": batch, "adapters": adapters, **measure_steps(bench, batch, adapters)}
+
+
 PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "in-process": in_process,
     "http": through_http,
     "peft": with_peft,
     "speculation": with_drafts,
     "copies": with_copies,
+    "steps": steps,
 }
 # Of each part, the part that measures the same work with vLLM.
 _PEER_PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {

@@ -85,16 +85,9 @@ class Bench:
 
     def answer(self, texts: list[list[int]], adapters: int, new_tokens: int) -> dict[str, Any]:
         """Measure these prompts, all at once."""
-        self.clock = Clock()
         began = time.perf_counter()
-        sequences = [
-            self._sequence(text, self.adapters[index % adapters] if adapters else None, new_tokens)
-            for index, text in enumerate(texts)
-        ]
-        for sequence in sequences:
-            self.engine.submit(sequence)
-        while len(self.clock.ended) < len(texts):
-            self.engine.step()
+        sequences = self.begin(texts, adapters, new_tokens)
+        self.finish(sequences)
         seconds = time.perf_counter() - began
         firsts = [self.clock.times[sequence][0] - began for sequence in sequences]
         gaps = [
@@ -104,6 +97,22 @@ class Bench:
         ]
         made = len(texts) * new_tokens
         return {"tokens_per_second": round(made / seconds, 1), **summarize(firsts, gaps)}
+
+    def begin(self, texts: list[list[int]], adapters: int, new_tokens: int) -> list[Sequence]:
+        """Submit these prompts, with a new clock; returns their sequences."""
+        self.clock = Clock()
+        sequences = [
+            self._sequence(text, self.adapters[index % adapters] if adapters else None, new_tokens)
+            for index, text in enumerate(texts)
+        ]
+        for sequence in sequences:
+            self.engine.submit(sequence)
+        return sequences
+
+    def finish(self, sequences: list[Sequence]) -> None:
+        """Run steps until all these have ended."""
+        while not self.clock.ended.issuperset(sequences):
+            self.engine.step()
 
     def _sequence(self, token_ids: list[int], adapter: CachedAdapter | None, new_tokens: int) -> Sequence:
         return Sequence(
