@@ -44,6 +44,9 @@ from app.core.storage.tables import ApiKeyRow
 from app.main import create_app
 
 _SHUTDOWN_GRACE_SECONDS = 10
+# Longer than most clients and proxies keep an idle connection (httpx 5 s, nginx 60 s): a request that is sent
+# while the server closes its connection is lost, and httpx does not send it again.
+_KEEP_ALIVE_SECONDS = 75
 _REFUSED = 2
 _DATABASE_WAIT_SECONDS = 60.0
 _DATABASE_RETRY_SECONDS = 2.0
@@ -108,8 +111,13 @@ def serve(context: typer.Context) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # each check of the schema would log two lines
     _refuse_unsafe_host(settings)
     app = create_app(settings)
+    Server(app, server_config(app, settings)).run()
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the API's server listens; raises this process's limit of open files where it is too low."""
     limits = ConnectionLimits.from_settings(settings)
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -119,9 +127,9 @@ def serve(context: typer.Context) -> None:
         backlog=limits.backlog,
         # Lines for health checks and followers would hide all others; GET /metrics counts requests by route.
         access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_SHUTDOWN_GRACE_SECONDS,
     )
-    Server(app, config).run()
 
 
 @keys_cli.command("create")

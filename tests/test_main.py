@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -31,6 +32,12 @@ def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> pytest.M
 
 def refuse_to_serve(self: Any) -> None:
     raise AssertionError("the API started")
+
+
+def test_the_api_keeps_idle_connections_longer_than_httpx_reuses_them(settings: Settings) -> None:
+    """httpx does not repeat a request on a connection that the server has just closed."""
+    config = api.server_config(create_app(settings), settings)
+    assert config.timeout_keep_alive > (httpx.Limits().keepalive_expiry or 0)
 
 
 def test_the_api_imports_no_ml_library() -> None:

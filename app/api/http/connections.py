@@ -1,6 +1,6 @@
 """Counts the open connections of a server, and closes the silent ones where there would be too many.
 
-Knows connections by the three properties of `ClientConnection`, and no HTTP: `limited_protocol.py` has that.
+Knows connections by the properties of `ClientConnection`, and no HTTP: `limited_protocol.py` has that.
 """
 
 import asyncio
@@ -39,14 +39,14 @@ class ConnectionLimits:
         limits = cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
         # An answer of an engine takes a second descriptor.
         allowed = _raise_descriptor_limit(2 * limits.max_connections + _OTHER_DESCRIPTORS)
-        most = max(_MIN_CONNECTIONS, allowed - _OTHER_DESCRIPTORS)
+        most = max(_MIN_CONNECTIONS, (allowed - _OTHER_DESCRIPTORS) // 2)
         return replace(limits, max_connections=min(limits.max_connections, most))
 
     @property
     def backlog(self) -> int:
         """How many connections may wait to be accepted, and so are accepted in one iteration of the loop.
 
-        A quarter of those that may be open: none is closed for newer ones before its request is read.
+        A quarter of those that may be open: few are refused before the requests of the others are read.
         """
         return max(_MIN_CONNECTIONS, min(self.max_connections, self.max_connections_per_address) // 4)
 
@@ -65,6 +65,10 @@ class ClientConnection(Protocol):
     @property
     def is_new(self) -> bool:
         """Whether it has not sent the headers of a request yet."""
+
+    @property
+    def has_unread_bytes(self) -> bool:
+        """Whether bytes have arrived that were not read yet: perhaps a request."""
 
     def drop(self) -> None:
         """Close it."""
@@ -90,7 +94,8 @@ class Connections:
         """Whether a new connection is within the limits; then it is counted.
 
         Where there are too many, an idle one is closed: the oldest one that has sent no request, else the
-        oldest one between two requests.
+        oldest one between two requests. One whose next request has arrived is not idle, also where the event
+        loop has not read it: the kernel would reset that connection, without a response.
         """
         of_address = self._by_address[connection.address]
         for open_now, most in (
@@ -113,8 +118,8 @@ class Connections:
             self._by_address.pop(connection.address, None)
 
     def _drop_idle(self, candidates: Iterable[ClientConnection]) -> bool:
-        idle = (connection for connection in candidates if connection.is_idle)
-        new = (connection for connection in candidates if connection.is_new and connection.is_idle)
+        idle = (one for one in candidates if one.is_idle and not one.has_unread_bytes)
+        new = (one for one in candidates if one.is_new and one.is_idle and not one.has_unread_bytes)
         found = next(new, None) or next(idle, None)
         if found is None:
             return False

@@ -7,6 +7,8 @@ can't deliver yet are counted, headers and body have to arrive in time (as with 
 """
 
 import asyncio
+import fcntl
+import termios
 from http import HTTPStatus
 from typing import Any
 
@@ -59,6 +61,14 @@ class LimitedProtocol(HttpToolsProtocol):
         """Whether the headers of a first request have not arrived."""
         return not self._has_request
 
+    @property
+    def has_unread_bytes(self) -> bool:
+        """Whether bytes have arrived in the socket's buffer since the event loop has last read it."""
+        if self.transport.is_closing():
+            return False
+        connected = self.transport.get_extra_info("socket")
+        return any(fcntl.ioctl(connected.fileno(), termios.FIONREAD, bytes(4)))
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, or refuse it with 503."""
         super().connection_made(transport)
@@ -66,12 +76,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.address = client_address(self.client[0] if self.client else None)
         self._deadline = self.loop.time() + self._limits.request_seconds
         if not self._counted.admit(self, self.loop):
-            self._refuse(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                TooManyConnections(
-                    hint="The limits are TUNESMITH_MAX_CONNECTIONS and TUNESMITH_MAX_CONNECTIONS_PER_ADDRESS."
-                ),
-            )
+            self._refuse_as_too_many()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count the connection no more, and end the request that is being answered."""
@@ -131,8 +136,14 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def drop(self) -> None:
-        """Close the connection, for another one."""
-        self.transport.close()
+        """Close the connection, for another one.
+
+        Where its first request may be on the way, that is refused with 503.
+        """
+        if self.is_new and not self.transport.is_closing():
+            self._refuse_as_too_many()
+        else:
+            self.transport.close()
 
     def on_headers_complete(self) -> None:
         """The parser has delivered a request's headers."""
@@ -167,6 +178,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, in the common format of errors."""
         self._refuse(HTTPStatus.BAD_REQUEST, RequestUnreadable(hint="Is it TLS, or a proxy's own protocol?"))
+
+    def _refuse_as_too_many(self) -> None:
+        hint = "The limits are TUNESMITH_MAX_CONNECTIONS and TUNESMITH_MAX_CONNECTIONS_PER_ADDRESS."
+        self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, TooManyConnections(hint=hint))
 
     def _refuse(self, status: HTTPStatus, error: TunesmithError) -> None:
         """Close the connection, with a response unless another one has begun or has to come first."""

@@ -33,6 +33,9 @@ from app.core.errors.engine import EngineFailed, VllmUnreachable
 
 # An answer that breaks off is begun again once: a request that ends two engines would end a third one.
 _MAX_BROKEN_OFF = 1
+# Shorter than the 5 s after which an engine's server (uvicorn) closes an idle connection: a request that is
+# sent just then is lost.
+IDLE_SECONDS = 2.0
 # An engine that takes longer delays no scrape of the others'.
 _METRICS_SECONDS = 1.0
 # Refusals of one engine that another one may not have.
@@ -49,7 +52,9 @@ class EngineClient:
     """A client of all engines: each streamed answer has its own connection, other requests share a pool."""
 
     def __init__(self) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=32, keepalive_expiry=IDLE_SECONDS
+        )
         self._http = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=KEEPALIVE),
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),

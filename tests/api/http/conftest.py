@@ -48,10 +48,10 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     servers: list[ServerThread] = []
     clients: list[socket.socket] = []
 
-    def start(app: Any = application, **changes: Any) -> Connect:
+    def start(app: Any = application, *, loop: str = "auto", **changes: Any) -> Connect:
         limits = ConnectionLimits(**(LIMITS | changes))
         protocol = partial(LimitedProtocol, connections=Connections(limits))
-        server = ServerThread(app, http=protocol, ws="none", lifespan="off")
+        server = ServerThread(app, http=protocol, ws="none", lifespan="off", loop=loop)
         servers.append(server)
 
         def connect() -> socket.socket:

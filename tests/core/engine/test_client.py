@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
 import pytest
+import uvicorn
 
 from app.core.engine.balancing import choice
-from app.core.engine.client import EngineClient
+from app.core.engine.client import IDLE_SECONDS, EngineClient
 from app.core.engine.endpoints import EngineEndpoint
 from app.core.engine.messages import (
     AdapterRef,
@@ -34,6 +35,10 @@ def engines() -> Iterator[list[FakeEngine]]:
     yield engines
     for engine in engines:
         engine.stop()
+
+
+def test_an_idle_connection_is_not_reused_when_the_engine_may_have_closed_it() -> None:
+    assert uvicorn.Config(lambda *_: None).timeout_keep_alive > IDLE_SECONDS
 
 
 def test_while_requests_queue_another_engine_loads_the_adapter_and_then_serves_it(

@@ -19,6 +19,8 @@ from worker.inference.vllm.completions import AnswerPart, read_part
 
 _CONNECT_SECONDS = 5.0
 _SHORT_SECONDS = 10.0
+# Shorter than the 5 s after which vLLM closes an idle connection: a request that is sent just then is lost.
+_IDLE_SECONDS = 2.0
 # Reading and copying an adapter's weights.
 _LOAD_SECONDS = 300.0
 _DATA, _DONE = "data: ", "[DONE]"
@@ -77,7 +79,9 @@ class VllmClient:
         self._http = httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(_SHORT_SECONDS, connect=_CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE_SECONDS
+            ),
             trust_env=False,
         )
 
