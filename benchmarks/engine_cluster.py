@@ -24,6 +24,7 @@ from app.core.storage.database import Database, migrate
 
 PORT = 8399
 _START_SECONDS = 300.0
+_TAIL_CHARACTERS = 3000
 _QUANTIZATION = QuantizationSpec(load_in_4bit=False)
 
 
@@ -85,6 +86,11 @@ class Cluster:
                 stack.enter_context(self._process("worker", serve, f"worker-{number}", own))
             yield api, self._wait_until_ready(engines)
 
+    def log_tails(self) -> str:
+        """Returns the ends of all processes' logs."""
+        logs = sorted(self._folder.rglob("*.log"))
+        return "\n".join(f"{log.relative_to(self._folder)}:\n{_read_tail(log)}" for log in logs)
+
     def close(self) -> None:
         """Close the database."""
         self._database.close()
@@ -110,6 +116,9 @@ class Cluster:
         try:
             yield process.pid
         finally:
+            if process.poll() is not None:
+                with (self._folder / f"{name}.log").open("a") as log_of_end:
+                    log_of_end.write(f"The process has ended by itself, with status {process.returncode}.\n")
             process.terminate()
             process.wait()
 
@@ -131,7 +140,7 @@ class Cluster:
             if len(found) == engines and _is_up():
                 return found
             time.sleep(0.2)
-        sys.exit(f"The engines did not start; the logs in {self._folder} say why.")
+        sys.exit(f"The engines did not start.\n{self.log_tails()}")
 
 
 def _adapter_row(number: int, name: str, base_model: str) -> tables.AdapterRow:
@@ -144,6 +153,10 @@ def _adapter_row(number: int, name: str, base_model: str) -> tables.AdapterRow:
         artifact=name,
         created_at=datetime.now(UTC),
     )
+
+
+def _read_tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-_TAIL_CHARACTERS:]
 
 
 def _find_process(worker_id: str, engine_url: str) -> int:

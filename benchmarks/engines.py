@@ -14,7 +14,7 @@ many to each. That is the most that a choice among engines can reach on the mach
 memory, and the clients its cores. Where others use the machine too, requests per second of processor time
 that the engines used still compare engines on processors.
 
-Writes `benchmarks/results/engines-<machine>.json`.
+Writes `benchmarks/results/engines-<machine>.json`, anew after each run: a failure loses no earlier run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,6 +48,10 @@ _RETRY_SECONDS = 0.5
 _PACKAGES = ("torch", "transformers", "fastapi", "uvicorn")
 
 
+class ClientFailed(Exception):
+    """A request was not answered; the message says to whom and why."""
+
+
 @dataclass(frozen=True)
 class Client:
     """One client: where it sends its requests, and what it asks for."""
@@ -66,12 +70,30 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             model, adapters = process.submit(_write_models, folder, options).result()
         cluster = Cluster(folder, model, adapters)
-        rows = [_through_api(cluster, engines, options) for engines in options.engines]
-        rows += _without_api(cluster, options)
-        cluster.close()
-    speedups = _compare(rows)
-    print(json.dumps(speedups))
-    _record(options, rows, speedups)
+        try:
+            rows = _record_each(options, _measure_all(cluster, options))
+        except ClientFailed as error:
+            sys.exit(f"{error}\n{cluster.log_tails()}")
+        finally:
+            cluster.close()
+    print(json.dumps(_compare(rows)))
+
+
+def _record_each(options: argparse.Namespace, measured: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print each row, and record it with those before it; returns all."""
+    rows = []
+    for row in measured:
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+        _record(options, rows)
+    return rows
+
+
+def _measure_all(cluster: Cluster, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows of the report, each when it has been measured. Raises ClientFailed."""
+    for engines in options.engines:
+        yield _through_api(cluster, engines, options)
+    yield from _without_api(cluster, options)
 
 
 def _write_models(folder: Path, options: argparse.Namespace) -> tuple[Path, list[Path]]:
@@ -108,8 +130,7 @@ def _through_api(cluster: Cluster, engines: int, options: argparse.Namespace) ->
         return _measure("API", found, clients, processes, options)
 
 
-def _without_api(cluster: Cluster, options: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
+def _without_api(cluster: Cluster, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     most = max(options.engines)
     with cluster.running(most, _cores(options)) as (_, found):
         for count in sorted(options.engines, reverse=True):
@@ -124,8 +145,7 @@ def _without_api(cluster: Cluster, options: argparse.Namespace) -> list[dict[str
                 for number in range(options.clients)
             ]
             processes = {"engines": [engine.pid for engine in engines], "clients": [os.getpid()]}
-            rows.append(_measure("engines themselves", engines, clients, processes, options))
-    return rows
+            yield _measure("engines themselves", engines, clients, processes, options)
 
 
 def _cores(options: argparse.Namespace) -> int | None:
@@ -177,7 +197,7 @@ def _measure(
     passed = time.monotonic() - began
     used = {name: spent - before[name] for name, spent in _cpu_seconds(processes).items()}
     others = _all_cpu_seconds() - all_before - sum(used.values())
-    row = {
+    return {
         "through": through,
         "engines": len(engines),
         "devices": sorted({engine.device for engine in engines}),
@@ -189,30 +209,43 @@ def _measure(
         "cores_used_by_others": round(others / passed, 2),
         "load_at_start": round(load, 2),
     }
-    print(json.dumps(row), flush=True)
-    return row
 
 
 async def _send(clients: Sequence[Client], seconds: float) -> int:
-    """Send requests for so long; returns how many were answered within that time."""
+    """Send requests for so long; returns how many were answered within that time. Raises ClientFailed."""
     until = time.monotonic() + seconds
-    answered = 0
+    try:
+        async with asyncio.TaskGroup() as group:
+            sending = [group.create_task(_send_all(client, until)) for client in clients]
+    except* ClientFailed as failures:
+        raise failures.exceptions[0] from None
+    return sum(task.result() for task in sending)
 
-    async def send_all(http: httpx.AsyncClient, client: Client) -> None:
-        nonlocal answered
+
+async def _send_all(client: Client, until: float) -> int:
+    """Send one request after another; returns how many were answered in time. Raises ClientFailed.
+
+    Each client has a connection pool of its own. In one pool httpx assigns requests that begin at once to the
+    same connection and then assigns them again: with hundreds of clients that takes seconds, in which idle
+    connections expire, and a request on one of them ends in httpx.ReadError.
+    """
+    answered = 0
+    async with httpx.AsyncClient(timeout=None, trust_env=False, verify=False) as http:
         while time.monotonic() < until:
-            response = await http.post(client.url, json=client.body, headers=client.headers)
+            try:
+                response = await http.post(client.url, json=client.body, headers=client.headers)
+            except httpx.TransportError as error:
+                raise ClientFailed(
+                    f"{client.url} gives no answer to {client.body}, {until - time.monotonic():.1f} s before "
+                    f"the end of the run: {error!r} ({error.__context__!r})"
+                ) from error
             if response.status_code == httpx.codes.TOO_MANY_REQUESTS or b'"queue_full"' in response.content:
                 # All clients begin at once, when the engine has loaded nothing.
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             if not response.is_success or b'"finish_reason"' not in response.content:
-                sys.exit(f"{client.url} does not answer: {response.text[-500:]}")
+                raise ClientFailed(f"{client.url} does not answer: {response.text[-500:]}")
             answered += time.monotonic() < until
-
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=len(clients))
-    async with httpx.AsyncClient(timeout=None, trust_env=False, limits=limits) as http:
-        await asyncio.gather(*(send_all(http, client) for client in clients))
     return answered
 
 
@@ -229,15 +262,13 @@ def _all_cpu_seconds() -> float:
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
-def _record(
-    options: argparse.Namespace, rows: list[dict[str, Any]], speedups: dict[str, dict[int, float]]
-) -> None:
+def _record(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     report = {
         "command": " ".join(["python -m benchmarks.engines", *sys.argv[1:]]),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "platform": platform.machine()},
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "times_one_engine": speedups,
+        "times_one_engine": _compare(rows),
         "rows": rows,
     }
     (_RESULTS / f"engines-{options.machine}.json").write_text(json.dumps(report, indent=1) + "\n")
