@@ -77,11 +77,20 @@ def get(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.
     dataset = session.get(tables.DatasetRow, dataset_id)
     if dataset is None:
         raise DatasetNotFound(
-            f"There is no dataset {dataset_id!r}.",
-            param=param,
-            hint="GET /datasets lists them; POST /datasets adds one.",
+            f"There is no dataset {dataset_id!r}.", param=param, hint=_hint(session, dataset_id)
         )
     return dataset
+
+
+def _hint(session: Session, dataset_id: str) -> str:
+    """What to do about an id that no dataset has; it may be the name of one."""
+    table = tables.DatasetRow
+    named = session.scalar(
+        select(table.id).where(table.name == dataset_id).order_by(table.created_at.desc()).limit(1)
+    )
+    if named is not None:
+        return f"Datasets are named by their ids: the newest one called {dataset_id!r} is {named}."
+    return "GET /datasets lists them; POST /datasets adds one."
 
 
 def get_arrived(session: Session, dataset_id: str, *, param: str = "dataset") -> tables.DatasetRow:

@@ -151,3 +151,12 @@ def test_a_dataset_that_a_waiting_job_needs_stays(client: TestClient, database: 
 
 def test_an_unknown_dataset_is_not_found(client: TestClient) -> None:
     assert client.get("/datasets/ds_x").json()["error"]["code"] == "dataset_not_found"
+
+
+def test_a_dataset_looked_for_by_its_name_is_named_by_its_id(client: TestClient) -> None:
+    _older, newest = (upload(client, jsonl([CHAT_ROW]), name="rows.jsonl").json() for _ in range(2))
+
+    error = client.get(f"/datasets/{newest['name']}").json()["error"]
+
+    assert error["code"] == "dataset_not_found"
+    assert newest["id"] in error["hint"]
