@@ -246,7 +246,11 @@ def main() -> None:
     # As for the worker's engine: threads that spin while they wait make a busy machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     path = _RESULTS / f"serving-{options.machine}.json"
-    settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+    settings = {
+        name: value
+        for name, value in vars(options).items()
+        if not isinstance(value, Path) and name != "peer_python"
+    }
     found = {
         **describe_machine("benchmarks.serving"),
         "model": options.model.name,
