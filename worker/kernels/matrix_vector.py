@@ -19,7 +19,7 @@ def product(
     """Returns x · Wᵀ + bias + plus, [1, O]. Sums are in float32."""
     outputs, inputs = weight_OI.shape
     y_1O = x_1I.new_empty(1, outputs)
-    # The fastest of forty ways to cut the weight on an H200, at 4,096 and at 11,008 inputs.
+    # Cut as was fastest on an H200, at 4,096 and at 11,008 inputs.
     is_wide = inputs % _WIDE_STEP == 0
     rows, step, warps, unroll = (1, _WIDE_STEP, 8, 1) if is_wide else (2, 512, 2, 4)
     _product_kernel[(triton.cdiv(outputs, rows),)](
@@ -41,7 +41,7 @@ def product(
     return y_1O
 
 
-# The number of inputs is known when it is compiled: with a loop of unknown length it took a quarter longer.
+# Compiled for each number of inputs: a loop of unknown length is slower (docs/serving-speed.md).
 @triton.jit
 def _product_kernel(
     x,
