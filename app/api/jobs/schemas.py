@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.core.jobs.events import EvaluatedRow, Event, FinalEvaluation, Loss
+from app.core.jobs.events import EvaluatedRow, Event, FinalEvaluation, Loss, PreferenceFigures
 from app.core.specs.job import JobSpec, Metadata
 from app.core.specs.priority import Priority
 from app.core.specs.states import ExitReason, ExportState, JobState, Phase
@@ -213,8 +213,8 @@ class EventPage(BaseModel):
     next: int | None = Field(description="For `after`: there are more events now; null: these are all.")
 
 
-class LossPointRead(BaseModel):
-    """One logged step (`train`), or one evaluation on the rows held out (`eval`)."""
+class LossFigures(BaseModel):
+    """A logged loss, and what was measured with it."""
 
     kind: Literal["train", "eval"] = Field(description="Which loss it is.")
     step: int = Field(description="Optimizer step.")
@@ -232,18 +232,11 @@ class LossPointRead(BaseModel):
     gpu_utilization_percent: float | None = Field(
         None, description="Share of the last second in which the GPU computed; null: it can't be read."
     )
-    reward_chosen: float | None = Field(None, description="Mean reward of preferred or good answers.")
-    reward_rejected: float | None = Field(None, description="Mean reward of rejected or bad answers.")
-    reward_margin: float | None = Field(None, description="The difference of the two.")
-    reward_accuracy: float | None = Field(
-        None, description="Share of comparisons, or labelled answers, that the rewards have the right way."
-    )
-    log_prob_chosen: float | None = Field(
-        None, description="Mean log-probability of a whole preferred or good answer."
-    )
-    log_prob_rejected: float | None = Field(
-        None, description="Mean log-probability of a whole rejected or bad answer."
-    )
+
+
+class LossPointRead(PreferenceFigures, LossFigures):
+    """One logged step (`train`), or one evaluation on the rows held out (`eval`)."""
+
     at: datetime = Field(description="When it was logged.")
 
 

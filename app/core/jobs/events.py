@@ -45,7 +45,7 @@ class Log(EventData):
     message: str = Field(description="What happened.")
 
 
-class PreferenceFigures(EventData):
+class PreferenceFigures(BaseModel):
     """What a method that learns from preferences does to the answers, on average; null for `sft`.
 
     A reward is how much likelier than the reference model the model has an answer, times beta: of `dpo` and
@@ -67,7 +67,7 @@ class PreferenceFigures(EventData):
     )
 
 
-class Metrics(PreferenceFigures):
+class Metrics(PreferenceFigures, EventData):
     """One logged optimizer step. Loss is the mean since the last one; times are seconds, memory is bytes."""
 
     type: Literal["metrics"] = "metrics"
@@ -90,7 +90,7 @@ class Metrics(PreferenceFigures):
     eta_seconds: float | None = Field(None, description="About how long the job still takes.")
 
 
-class Evaluation(PreferenceFigures):
+class Evaluation(PreferenceFigures, EventData):
     """The loss on the rows held out."""
 
     type: Literal["eval"] = "eval"
