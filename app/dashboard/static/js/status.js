@@ -40,7 +40,7 @@ const Box = ({ status, readiness }) => html`
     ${status.workers.map((worker) => html`<${Worker} key=${worker.id} worker=${worker} />`)}
     ${status.workers.length === 0 && html`<${Card} title="No worker"><p class="muted">Start one: python -m worker</p><//>`}
     <${Queue} queue=${status.queue} />
-    <${Card} title="Kept here"><${Facts} facts=${[
+    <${Card} title="Stored"><${Facts} facts=${[
       ["Datasets", `${count(status.datasets.count)}, ${bytes(status.datasets.size_bytes)}`],
       ["Adapters", `${count(status.adapters.count)}, ${bytes(status.adapters.size_bytes)}`],
     ]} />
@@ -67,7 +67,7 @@ function Worker({ worker }) {
       <${Facts} facts=${[
         ["Does", worker.roles.join(", ")],
         ["torch", device.torch_version],
-        ["Heard of", ago(worker.heartbeat_at)],
+        ["Last heartbeat", ago(worker.heartbeat_at)],
       ]} />
       ${engine && html`<ul class="list small">
         ${bases.map((base) => html`<li key=${base.base_model.name}><${State} state="loaded" /> ${base.base_model.name}, ${base.weight_bits} bits, ${plural(base.adapters.length, "adapter")} loaded</li>`)}
@@ -119,9 +119,9 @@ function Stored() {
   const [doomed, setDoomed] = useState(null);
   const [days, setDays] = useState("30");
   const open = (one) => (setDays("30"), setDoomed(one));
-  return html`<${Card} title="What grows">
+  return html`<${Card} title="Storage that grows">
     <${Problem} error=${error} />${!value && !error && html`<${Loading} />`}
-    <ul class="list">${value?.data.map((one) => html`<li key=${one.kind} class="row apart">
+    <ul class="list stored">${value?.data.map((one) => html`<li key=${one.kind} class="row apart">
       <div><strong>${STORED[one.kind][0]}</strong><div class="small muted numbers">${`${amount(one.count, one.size_bytes, one.kind)}; ${one.keep_days ? `deleted after ${plural(one.keep_days, "day")}` : "kept for ever"}`}</div></div>
       <button type="button" class="small danger" disabled=${!one.deletable_count} aria-label=${`Delete ${STORED[one.kind][0]}`} onClick=${() => open(one)}>Delete…</button>
     </li>`)}</ul>
