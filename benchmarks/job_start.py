@@ -9,6 +9,7 @@ What a job does before it has a GPU (claim, dataset to the worker) is millisecon
 """
 
 import argparse
+import itertools
 import json
 import random
 import string
@@ -40,19 +41,15 @@ def main() -> None:
     options = parser.parse_args()
     estimate_settings.build(options.shape, options.folder, _SHAPES[options.shape])
     described = estimate_settings.describe_machine("benchmarks.job_start")
+    runs: dict[str, list[dict[str, float]]] = {"new": [], "waited": []}
     with tempfile.TemporaryDirectory() as scratch:
         # The first run also reads the libraries from the disk.
-        runs = {
-            kind: [
-                measure(options.shape, options.folder, Path(scratch) / f"{kind}-{run}", waits=waits)
-                for run in range(2)
-            ]
-            for kind, waits in (("new", False), ("waited", True))
-        }
-    options.out.write_text(json.dumps({**described, "shape": options.shape, **runs}, indent=1) + "\n")
-    for kind, found in runs.items():
-        for run in found:
-            print(kind, run)
+        for kind, run in itertools.product(runs, range(2)):
+            work = Path(scratch) / f"{kind}-{run}"
+            found = measure(options.shape, options.folder, work, waits=kind == "waited")
+            print(kind, found, flush=True)
+            runs[kind].append(found)
+            options.out.write_text(json.dumps({**described, "shape": options.shape, **runs}, indent=1) + "\n")
 
 
 def measure(shape: str, folder: Path, work: Path, *, waits: bool) -> dict[str, float]:
