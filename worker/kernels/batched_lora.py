@@ -3,7 +3,7 @@
 The products with the A matrices of all adapters are computed before; each token uses the columns of its own
 adapter. (S-LoRA, Sheng et al. 2023, and Punica, Chen et al. 2023, group tokens by adapter instead.)
 Shape letters: N tokens, S slots, M linear layers with the same input, R rank, O outputs of all M layers,
-C columns (M times S times R).
+C columns (S times M times R).
 """
 
 import torch
@@ -25,19 +25,21 @@ def expand(
 ) -> torch.Tensor:
     """Returns y plus each token's columns of `inner_NC` times its adapter's B matrix, plus `plus_NO`, [N, O].
 
-    The columns C are ordered by layer, then slot, then rank. Slot 0 is no adapter; slot s has index s - 1.
-    `widths` are the numbers of outputs of the layers. Sums are in float32.
+    The columns C are ordered by slot, then layer, then rank. Slot 0 is no adapter; slot s has index s - 1.
+    They may be those of the first slots only, where no token has a higher one. `widths` are the numbers of
+    outputs of the layers. Sums are in float32.
     """
-    slots, rank, outputs = B_SRO.shape
-    count = len(y_NO)
+    _, rank, outputs = B_SRO.shape
+    count, columns = inner_NC.shape
+    row_count = columns // len(widths)
     out_NO = y_NO.new_empty(count, outputs)
     tiles = sum(triton.cdiv(width, _OUTPUTS_PER_TILE) for width in widths)
     given = (y_NO, inner_NC, slots_N, B_SRO, plus_NO if plus_NO is not None else y_NO, out_NO)
-    strides = (y_NO.stride(0), inner_NC.stride(0), outputs, slots * rank)
+    strides = (y_NO.stride(0), inner_NC.stride(0), outputs)
     if count == 1:
         _expand_one_kernel[(tiles,)](
             *given,
-            *strides[2:],
+            outputs,
             WIDTHS=widths,
             RANK=rank,
             RANK_BLOCK=triton.next_power_of_2(rank),
@@ -52,9 +54,10 @@ def expand(
         *given,
         count,
         *strides,
+        row_count,
         WIDTHS=widths,
         RANK=rank,
-        IS_ONE_TILE=slots * rank <= _ROWS_PER_TILE,
+        IS_ONE_TILE=row_count <= _ROWS_PER_TILE,
         HAS_PLUS=plus_NO is not None,
         TOKENS=tokens,
         ROW_TILE=_ROWS_PER_TILE,
@@ -73,7 +76,6 @@ def _expand_one_kernel(
     plus,
     out,
     output_count,
-    row_count,
     WIDTHS: tl.constexpr,
     RANK: tl.constexpr,
     RANK_BLOCK: tl.constexpr,
@@ -86,7 +88,8 @@ def _expand_one_kernel(
     ranks = tl.arange(0, RANK_BLOCK)
     own = (slot - 1) * RANK + ranks
     has_rank = (ranks < RANK) & (own >= 0)  # none without an adapter
-    x_R = tl.load(inner + layer * row_count + own, mask=has_rank, other=0.0).to(tl.float32)
+    columns = ((slot - 1) * len(WIDTHS) + layer) * RANK + ranks
+    x_R = tl.load(inner + columns, mask=has_rank, other=0.0).to(tl.float32)
     B_tile = tl.load(
         B + own[:, None] * output_count + outputs[None, :],
         mask=has_rank[:, None] & has_output[None, :],
@@ -149,7 +152,7 @@ def _expand_kernel(
         summed += tl.load(
             plus + tokens[:, None] * output_count + outputs[None, :], mask=has_both, other=0.0
         ).to(tl.float32)
-    inner += layer * row_count
+    inner += layer * RANK
     if IS_ONE_TILE:
         summed += _multiply_rows(
             inner,
@@ -162,6 +165,7 @@ def _expand_kernel(
             inner_stride,
             output_count,
             row_count,
+            len(WIDTHS),
             RANK,
             ROW_TILE,
         )
@@ -180,6 +184,7 @@ def _expand_kernel(
                     inner_stride,
                     output_count,
                     row_count,
+                    len(WIDTHS),
                     RANK,
                     ROW_TILE,
                 )
@@ -199,6 +204,7 @@ def _multiply_rows(
     inner_stride,
     output_count,
     row_count,
+    LAYERS: tl.constexpr,
     RANK: tl.constexpr,
     ROW_TILE: tl.constexpr,
 ):
@@ -211,7 +217,8 @@ def _multiply_rows(
         mask=(rows < row_count)[:, None] & has_output[None, :],
         other=0.0,
     )
-    x_tile = tl.load(inner + tokens[:, None] * inner_stride + rows[None, :], mask=own, other=0.0)
+    columns = rows + rows // RANK * ((LAYERS - 1) * RANK)
+    x_tile = tl.load(inner + tokens[:, None] * inner_stride + columns[None, :], mask=own, other=0.0)
     is_used = tl.max(own.to(tl.int32), 0) > 0
     B_tile = tl.where(is_used[:, None], B_tile, 0.0)
     return tl.dot(x_tile, B_tile, input_precision="ieee")

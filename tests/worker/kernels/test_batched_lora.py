@@ -15,17 +15,17 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.mark.parametrize("has_plus", [True, False])
 def test_each_token_goes_through_its_own_adapter(slots, rank, widths, count, has_plus):
     torch.manual_seed(0)
-    inner_NMSR = torch.randn(count, len(widths), slots, rank, device=DEVICE)
+    inner_NSMR = torch.randn(count, slots, len(widths), rank, device=DEVICE)
     B_SRO = torch.randn(slots, rank, sum(widths), device=DEVICE) / 10
     slots_N = torch.randint(0, slots + 1, (count,), device=DEVICE)
     # As a product with a tail leaves it: rows of outputs and columns in one.
-    both = torch.cat([torch.randn(count, sum(widths), device=DEVICE), inner_NMSR.flatten(1)], 1)
+    both = torch.cat([torch.randn(count, sum(widths), device=DEVICE), inner_NSMR.flatten(1)], 1)
     y_NO, inner_NC = both.split([sum(widths), len(widths) * slots * rank], 1)
     plus_NO = torch.randn(count, sum(widths), device=DEVICE) if has_plus else None
     expected = y_NO + (plus_NO if has_plus else 0)
     for token, slot in enumerate(slots_N.tolist()):
         if slot:
-            parts = zip(inner_NMSR[token, :, slot - 1], B_SRO[slot - 1].split(widths, -1), strict=True)
+            parts = zip(inner_NSMR[token, slot - 1], B_SRO[slot - 1].split(widths, -1), strict=True)
             expected[token] += torch.cat([line @ part for line, part in parts])
 
     out_NO = batched_lora.expand(y_NO, inner_NC, slots_N, B_SRO, tuple(widths), plus_NO)
@@ -56,3 +56,20 @@ def test_adapters_that_no_token_has_are_left_out(count):
 
     assert out_NO[0].eq(16).all()
     assert out_NO[1:].eq(0).all()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_columns_of_the_first_slots_are_enough(count):
+    torch.manual_seed(0)
+    widths, rank = (48, 16), 16
+    inner_NC = torch.randn(count, 4 * len(widths) * rank, device=DEVICE)
+    B_SRO = torch.randn(4, rank, sum(widths), device=DEVICE)
+    slots_N = torch.tensor([2, 0, 1][:count], device=DEVICE)
+    y_NO = torch.randn(count, sum(widths), device=DEVICE)
+
+    first_NC = inner_NC[:, : 2 * len(widths) * rank]
+
+    torch.testing.assert_close(
+        batched_lora.expand(y_NO, first_NC, slots_N, B_SRO, widths),
+        batched_lora.expand(y_NO, inner_NC, slots_N, B_SRO, widths),
+    )

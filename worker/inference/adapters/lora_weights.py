@@ -1,10 +1,10 @@
 """Stacked LoRA weights of several adapters on the device: each token of a batch uses its own adapter.
 
 On a GPU the A matrices of all slots are further rows of the base model's weight, and so part of its matmul:
-that costs less than a matmul of their own. A kernel applies the B matrices. Elsewhere there are two dense
-matmuls per group of layers, y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO: the columns C are those from the first
-to the last slot in use, and the mask keeps for each token the columns of its own adapter. Slot 0 means no
-adapter. (S-LoRA and Punica gather weights instead.)
+that costs less than a matmul of their own. They are ordered by slot, then layer, then rank. A kernel applies
+the B matrices. Elsewhere there are dense matmuls, y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO for each layer:
+the columns C are those from the first to the last slot in use, and the mask keeps for each token the columns
+of its own adapter. Slot 0 means no adapter. (S-LoRA and Punica gather weights instead.)
 Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
@@ -181,32 +181,39 @@ class LoraSlots:
 
 
 class GroupLora:
-    """The stacked weights of all slots for one group of layers."""
+    """The stacked weights of all slots for one group of layers: `A_SMRI`, and `B_SRO` of all its outputs."""
 
     def __init__(self, group: MergedLinears, slots: LoraSlots) -> None:
         self._group = group
         self._slots = slots
         self.rank = slots.rank
-        self._A_MSRI, self._B_SRO = self._stacks(self.rank)
+        self.A_SMRI, self.B_SRO = self._stacks(self.rank)
         self._starts = [sum(group.widths[:index]) for index in range(len(group.widths))]
+
+    @property
+    def selection(self) -> Selection | None:
+        """The slots of the tokens of this forward pass; None where none has an adapter."""
+        return self._slots.selection
 
     def __call__(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor:
         """The group's outputs [N, O], with the update of each token's adapter, plus `plus_NO`."""
-        selection, weights = self._slots.selection, self._group.weights
+        selection, weights = self.selection, self._group.weights
         if selection is None:
             return weights.product(x_NI, plus_NO)
-        if not self._slots.uses_kernels:
-            y_NO = weights.product(x_NI)
-            for layer, part_NO in enumerate(y_NO.split(self._group.widths, -1)):
-                self._update(layer, part_NO, x_NI, selection)
-        else:
+        if self._slots.uses_kernels:
             y_NO, inner_NC = weights.product_with_rows(x_NI)
             if len(x_NI) <= _DENSE_FROM_TOKENS or self._slots.count * self.rank > _DENSE_COLUMNS:
                 from worker.kernels import batched_lora
 
                 widths = tuple(self._group.widths)
-                return batched_lora.expand(y_NO, inner_NC, selection.slots_N, self._B_SRO, widths, plus_NO)
-            self._add_dense(y_NO, inner_NC, selection)
+                return batched_lora.expand(y_NO, inner_NC, selection.slots_N, self.B_SRO, widths, plus_NO)
+            self._add_dense(y_NO, inner_NC, 1, selection.column_mask(1, self._slots.count, self.rank))
+        else:
+            first, last = selection.used[0], selection.used[-1]
+            y_NO = weights.product(x_NI)
+            inner_NC = functional.linear(x_NI, self.A_SMRI[first - 1 : last].flatten(0, 2))
+            own_NC = selection.column_mask(first, last, self.rank) if selection.is_mixed else None
+            self._add_dense(y_NO, inner_NC, first, own_NC)
         return y_NO if plus_NO is None else plus_NO + y_NO
 
     def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
@@ -214,7 +221,7 @@ class GroupLora:
         for layer, pair in enumerate(pairs):
             rank = pair.rank if pair is not None else 0
             outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
-            A_RI, B_RO = self._A_MSRI[layer, index], self._B_SRO[index, :, outputs]
+            A_RI, B_RO = self.A_SMRI[index, layer], self.B_SRO[index, :, outputs]
             if rank < self.rank:
                 A_RI[rank:].zero_()
                 B_RO[rank:].zero_()
@@ -224,42 +231,37 @@ class GroupLora:
 
     def grow_rank(self, rank: int) -> None:
         """Copy the weights to new stacks of this rank. Nothing changes where memory is lacking for them."""
-        old_A_MSRI, old_B_SRO = self._A_MSRI.clone(), self._B_SRO
-        self._A_MSRI, self._B_SRO = self._stacks(rank)
+        old_A_SMRI, old_B_SRO = self.A_SMRI.clone(), self.B_SRO
+        self.A_SMRI, self.B_SRO = self._stacks(rank)
         self.rank = rank
-        self._A_MSRI[:, :, : old_A_MSRI.shape[2]] = old_A_MSRI
-        self._B_SRO[:, : old_B_SRO.shape[1]] = old_B_SRO
+        self.A_SMRI[:, :, : old_A_SMRI.shape[2]] = old_A_SMRI
+        self.B_SRO[:, : old_B_SRO.shape[1]] = old_B_SRO
 
-    def _add_dense(self, y_NO: torch.Tensor, inner_NC: torch.Tensor, selection: Selection) -> None:
-        """Add the updates with dense matmuls over all slots; columns of other adapters are set to zero."""
-        columns = self._slots.count * self.rank
-        own_NC = selection.column_mask(1, self._slots.count, self.rank)
-        parts = zip(
-            y_NO.split(self._group.widths, -1),
-            inner_NC.split(columns, -1),
-            self._B_SRO.flatten(0, 1).split(self._group.widths, -1),
-            strict=True,
-        )
-        for part_NO, layer_NC, B_CO in parts:
-            part_NO.addmm_(layer_NC.where(own_NC, 0), B_CO)
+    def _add_dense(
+        self, y_NO: torch.Tensor, inner_NC: torch.Tensor, first_slot: int, own_NC: torch.Tensor | None
+    ) -> None:
+        """Add the updates with a matmul per layer over the slots of `inner_NC`, from `first_slot` on.
 
-    def _update(self, layer: int, y_NO: torch.Tensor, x_NI: torch.Tensor, selection: Selection) -> None:
-        slots = slice(selection.used[0] - 1, selection.used[-1])
-        outputs = slice(self._starts[layer], self._starts[layer] + self._group.widths[layer])
-        inner_NC = functional.linear(x_NI, self._A_MSRI[layer, slots].flatten(0, 1))
-        if selection.is_mixed:
-            # `where`, not a product: an infinity in another adapter's column must not become NaN.
-            own_NC = selection.column_mask(selection.used[0], selection.used[-1], self.rank)
-            inner_NC = inner_NC.where(own_NC, 0)
-        y_NO.addmm_(inner_NC, self._B_SRO[slots, :, outputs].flatten(0, 1))
+        `own_NC`: the columns of a layer that are of the token's own adapter; the others count as zeros.
+        """
+        inner_NSMR = inner_NC.unflatten(1, (-1, len(self._group.widths), self.rank))
+        slots = slice(first_slot - 1, first_slot - 1 + inner_NSMR.shape[1])
+        B_CO = self.B_SRO[slots].flatten(0, 1)
+        parts = zip(y_NO.split(self._group.widths, -1), B_CO.split(self._group.widths, -1), strict=True)
+        for layer, (part_NO, layer_B_CO) in enumerate(parts):
+            layer_NC = inner_NSMR[:, :, layer].flatten(1)
+            if own_NC is not None:
+                # `where`, not a product: an infinity in another adapter's column must not become NaN.
+                layer_NC = layer_NC.where(own_NC, 0)
+            part_NO.addmm_(layer_NC, layer_B_CO)
 
     def _stacks(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         group, slots = self._group, self._slots
-        shape = (len(group.widths), slots.count, rank, group.input_width)
+        shape = (slots.count, len(group.widths), rank, group.input_width)
         # Before A, whose rows replace those of the group's weights: after that nothing may fail.
         B_SRO = torch.zeros(slots.count, rank, sum(group.widths), dtype=slots.dtype, device=group.device)
         if slots.uses_kernels:
-            A_MSRI = group.weights.append_rows(shape[0] * shape[1] * shape[2]).view(shape)
+            A_SMRI = group.weights.append_rows(shape[0] * shape[1] * shape[2]).view(shape)
         else:
-            A_MSRI = torch.zeros(shape, dtype=slots.dtype, device=group.device)
-        return A_MSRI, B_SRO
+            A_SMRI = torch.zeros(shape, dtype=slots.dtype, device=group.device)
+        return A_SMRI, B_SRO
