@@ -78,9 +78,9 @@ class ExpertLora:
             output_NH: torch.Tensor = self._forward(hidden_states, top_k_index, top_k_weights)
             return output_NH
         groups = ExpertGroups.sort(top_k_index, self._weight(DOWN).shape[0])
-        slots_P = selection.slots_N[groups.tokens_P]
-        gate_up_PO = self._linear(GATE_UP, hidden_states[groups.tokens_P], groups, slots_P)
-        y_PH = self._linear(DOWN, self._apply_gate(gate_up_PO), groups, slots_P)
+        slots_P, slot_count = selection.slots_N[groups.tokens_P], selection.slot_count
+        gate_up_PO = self._linear(GATE_UP, hidden_states[groups.tokens_P], groups, slots_P, slot_count)
+        y_PH = self._linear(DOWN, self._apply_gate(gate_up_PO), groups, slots_P, slot_count)
         y_PH = y_PH * top_k_weights.flatten()[groups.order_P, None]
         by_token_PH = torch.empty_like(y_PH)
         by_token_PH[groups.order_P] = y_PH
@@ -108,11 +108,16 @@ class ExpertLora:
         self._module.forward = self._forward
 
     def _linear(
-        self, parameter: str, x_PI: torch.Tensor, groups: ExpertGroups, slots_P: torch.Tensor
+        self,
+        parameter: str,
+        x_PI: torch.Tensor,
+        groups: ExpertGroups,
+        slots_P: torch.Tensor,
+        slot_count: int,
     ) -> torch.Tensor:
         y_PO = groups.product(x_PI, self._weight(parameter).transpose(1, 2))
         stack = self._stacks.get(parameter)
-        return y_PO if stack is None else y_PO.add_(stack.update(x_PI, groups, slots_P))
+        return y_PO if stack is None else y_PO.add_(stack.update(x_PI, groups, slots_P, slot_count))
 
     def _weight(self, parameter: str) -> torch.Tensor:
         weight_EOI = getattr(self._module, parameter)
@@ -143,12 +148,15 @@ class ExpertStack:
             self._A_ESRI[:, : before.slot_count, : before.rank] = before._A_ESRI
             self._B_ESRO[:, : before.slot_count, : before.rank] = before._B_ESRO
 
-    def update(self, x_PI: torch.Tensor, groups: ExpertGroups, slots_P: torch.Tensor) -> torch.Tensor:
-        """What the adapters of the pairs' slots add to the outputs, [P, O]."""
-        inner_PC = groups.product(x_PI, self._A_ESRI.flatten(1, 2).transpose(1, 2))
+    def update(
+        self, x_PI: torch.Tensor, groups: ExpertGroups, slots_P: torch.Tensor, slot_count: int
+    ) -> torch.Tensor:
+        """What the adapters of the pairs' slots, 1 to `slot_count`, add to the outputs, [P, O]."""
+        slot_count = min(slot_count, self.slot_count)
+        inner_PC = groups.product(x_PI, self._A_ESRI[:, :slot_count].flatten(1, 2).transpose(1, 2))
         # `where`, not a product: an infinity in another adapter's column must not become NaN.
-        own_PC = column_mask(slots_P, 1, self.slot_count, self.rank)
-        return groups.product(inner_PC.where(own_PC, 0), self._B_ESRO.flatten(1, 2))
+        own_PC = column_mask(slots_P, 1, slot_count, self.rank)
+        return groups.product(inner_PC.where(own_PC, 0), self._B_ESRO[:, :slot_count].flatten(1, 2))
 
     def fill(self, index: int, pair: ExpertPair | None) -> None:
         """Write slot `index` + 1. Without a pair, and beyond a pair's rank, it is zero."""

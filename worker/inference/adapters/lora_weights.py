@@ -1,10 +1,11 @@
 """Stacked LoRA weights of several adapters on the device: each token of a batch uses its own adapter.
 
 On a GPU the A matrices of all slots are further rows of the base model's weight, and so part of its matmul:
-that costs less than a matmul of their own. They are ordered by slot, then layer, then rank. A kernel applies
-the B matrices. Elsewhere there are dense matmuls, y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO for each layer:
-the columns C are those from the first to the last slot in use, and the mask keeps for each token the columns
-of its own adapter. Slot 0 means no adapter. (S-LoRA and Punica gather weights instead.)
+that costs less than a matmul of their own. They are ordered by slot, then layer, then rank, so that a step
+computes those of the first slots alone, up to the next power of two. A kernel applies the B matrices.
+Elsewhere there are dense matmuls, y = W·x + ((x · A_CIᵀ) ⊙ mask_NC) · B_CO for each layer: the columns C are
+those from the first to the last slot in use, and the mask keeps for each token the columns of its own
+adapter. Slot 0 means no adapter. (S-LoRA and Punica gather weights instead.)
 Shape letters: N tokens, S slots, M layers of a group, R rank, I inputs, O outputs of all layers, C columns.
 """
 
@@ -16,6 +17,7 @@ from worker.inference.adapters.cache import CachedAdapter, LoraPair
 from worker.inference.adapters.expert_lora import ExpertLora
 from worker.inference.adapters.expert_pairs import ExpertPair
 from worker.inference.adapters.selection import Selection
+from worker.inference.adapters.slots import count_computed
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.model.linears import MergedLinears
 from worker.inference.model.routers import merge_router
@@ -83,13 +85,21 @@ class LoraSlots:
     def select(self, used: set[int], slots_N: torch.Tensor) -> None:
         """Set the slots of the tokens of the next forward passes. `used`: all slots in `slots_N`."""
         adapters = sorted(used - {0})
-        self.selection = Selection(slots_N, adapters, is_mixed=len(used) > 1) if adapters else None
+        self.selection = None
+        if adapters:
+            slot_count = count_computed(adapters[-1], self.count)
+            self.selection = Selection(slots_N, adapters, slot_count, is_mixed=len(used) > 1)
+
+    @property
+    def slot_count(self) -> int:
+        """How many slots the next forward passes compute: 0, a power of two, or `count`."""
+        return self.selection.slot_count if self.selection is not None else 0
 
     def begin(self, token_count: int) -> None:
         """Start a forward pass of the first `token_count` tokens, without the masks of the one before."""
         if self.selection is not None:
-            slots_N = self.selection.slots_N[:token_count]
-            self.selection = Selection(slots_N, self.selection.used, self.selection.is_mixed)
+            one = self.selection
+            self.selection = Selection(one.slots_N[:token_count], one.used, one.slot_count, one.is_mixed)
 
     def _find(self, name: str) -> nn.Module:
         module = self._modules.get(name)
@@ -138,7 +148,7 @@ class LoraSlots:
         They are large: rank 16 on all of Qwen3-30B-A3B's experts takes 1.3 GB a slot. A layer that
         gets its first adapter is left as it was where memory is lacking.
         """
-        slot_count = min(self.count, 1 << (slot - 1).bit_length())
+        slot_count = count_computed(slot, self.count)
         added: list[str] = []
         try:
             for name, pair in pairs.items():
@@ -201,13 +211,13 @@ class GroupLora:
         if selection is None:
             return weights.product(x_NI, plus_NO)
         if self._slots.uses_kernels:
-            y_NO, inner_NC = weights.product_with_rows(x_NI)
-            if len(x_NI) <= _DENSE_FROM_TOKENS or self._slots.count * self.rank > _DENSE_COLUMNS:
+            y_NO, inner_NC = self.products(x_NI, selection)
+            if len(x_NI) <= _DENSE_FROM_TOKENS or selection.slot_count * self.rank > _DENSE_COLUMNS:
                 from worker.kernels import batched_lora
 
                 widths = tuple(self._group.widths)
                 return batched_lora.expand(y_NO, inner_NC, selection.slots_N, self.B_SRO, widths, plus_NO)
-            self._add_dense(y_NO, inner_NC, 1, selection.column_mask(1, self._slots.count, self.rank))
+            self._add_dense(y_NO, inner_NC, 1, selection.column_mask(1, selection.slot_count, self.rank))
         else:
             first, last = selection.used[0], selection.used[-1]
             y_NO = weights.product(x_NI)
@@ -215,6 +225,11 @@ class GroupLora:
             own_NC = selection.column_mask(first, last, self.rank) if selection.is_mixed else None
             self._add_dense(y_NO, inner_NC, first, own_NC)
         return y_NO if plus_NO is None else plus_NO + y_NO
+
+    def products(self, x_NI: torch.Tensor, selection: Selection) -> tuple[torch.Tensor, torch.Tensor]:
+        """The group's outputs [N, O] without adapters, and x times A of the selection's slots [N, C]."""
+        row_count = selection.slot_count * len(self._group.widths) * self.rank
+        return self._group.weights.product_with_rows(x_NI, row_count)
 
     def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
         """Write slot `index` + 1, a pair per layer. Without a pair, and beyond a pair's rank, it is zero."""

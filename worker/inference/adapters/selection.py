@@ -1,4 +1,4 @@
-"""Which adapter slot each token of a step has.
+"""Which adapter slot each token of a step has, and how many slots the step computes.
 
 Shape letters: N tokens, S slots, C columns.
 """
@@ -10,10 +10,14 @@ import torch
 
 @dataclass(frozen=True)
 class Selection:
-    """The adapter slot of each token. `used`: the slots in use, ascending, without 0."""
+    """The adapter slot of each token. `used`: the slots in use, ascending, without 0.
+
+    `slot_count`: the slots 1 to this number are computed for every token on a GPU.
+    """
 
     slots_N: torch.Tensor
     used: list[int]
+    slot_count: int
     is_mixed: bool
     _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
 

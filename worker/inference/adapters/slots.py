@@ -7,6 +7,14 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 
+def count_computed(highest: int, count: int) -> int:
+    """How many of `count` slots a step computes whose highest is `highest`: the next power of two, or all.
+
+    So there are few numbers, each of which has CUDA graphs of its own. 0: no token has an adapter.
+    """
+    return min(count, 1 << (highest - 1).bit_length()) if highest else 0
+
+
 @dataclass(frozen=True)
 class Pin:
     """A slot that is not evicted until it is unpinned as often as it was pinned."""

@@ -23,7 +23,7 @@ class MergedWeights(Protocol):
 
     def product(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor: ...
     def append_rows(self, count: int) -> torch.Tensor: ...
-    def product_with_rows(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def product_with_rows(self, x_NI: torch.Tensor, row_count: int) -> tuple[torch.Tensor, torch.Tensor]: ...
     def use_kernels(self, used: bool = True) -> None: ...
 
 
@@ -56,9 +56,11 @@ class MergedDenseWeights:
             self._bias_O = functional.pad(self._bias_O[: self._outputs], (0, count))
         return self._weight_OI[self._outputs :]
 
-    def product_with_rows(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs [N, O], and x times the appended rows [N, C]; views of one tensor."""
-        both = self._linear(x_NI, self._weight_OI, self._bias_O)
+    def product_with_rows(self, x_NI: torch.Tensor, row_count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs [N, O], and x times the first C = `row_count` appended rows; views of one tensor."""
+        end = self._outputs + row_count
+        bias_O = self._bias_O[:end] if self._bias_O is not None else None
+        both = self._linear(x_NI, self._weight_OI[:end], bias_O)
         return both[:, : self._outputs], both[:, self._outputs :]
 
     def use_kernels(self, used: bool = True) -> None:
@@ -122,10 +124,10 @@ class MergedFourBitWeights:
     def use_kernels(self, used: bool = True) -> None:
         """Nothing changes: bitsandbytes' own kernels are used in any case."""
 
-    def product_with_rows(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs [N, O], and x times the appended rows [N, C]."""
+    def product_with_rows(self, x_NI: torch.Tensor, row_count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs [N, O], and x times the first C = `row_count` appended rows."""
         assert self._rows_CI is not None
-        return self.product(x_NI), functional.linear(x_NI, self._rows_CI)
+        return self.product(x_NI), functional.linear(x_NI, self._rows_CI[:row_count])
 
 
 class MergedLinears:

@@ -117,9 +117,13 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Allocate adapter slots and capture all graphs, before the first request. Raises OutOfMemory.
+        """Allocate adapter slots and capture graphs, before the first request. Raises OutOfMemory.
 
-        Graphs of verifying steps are captured at their first use: few models ever need them.
+        A capture takes 30 to 60 ms, so only some are made here. Decode steps of every size: without
+        adapters, with one slot, and with all. Prefills: without adapters, and with all slots, which cost
+        them less. So every step has a graph; those for the numbers of slots between are captured where
+        steps go on needing them (step_graphs.py). Graphs of verifying steps are captured at their first
+        use: few models ever need them.
         """
         if self._decode_graphs is not None and self._prefill_graphs is not None:
             self._capture(self._decode_graphs, self._prefill_graphs)
@@ -131,12 +135,13 @@ class ModelRunner:
         with memory_errors(), torch.inference_mode():
             self._slots.prepare(_EXPECTED_RANK)
             self._graphs_layout = self._slots.layout_version
-            for has_adapters in (False, True):
-                used = {1} if has_adapters else set()
-                self._slots.select(used, self._prefill_4N[3])
-                prefill_graphs.capture_all(has_adapters)
-                self._slots.select(used, self._adapter_slots_R)
-                decode_graphs.capture_all(has_adapters)
+            # The largest first: the smaller ones then use its memory.
+            for slot_count in (self._slots.count, 0):
+                self._slots.select({slot_count}, self._prefill_4N[3])
+                prefill_graphs.capture_all(slot_count)
+            for slot_count in (self._slots.count, 1, 0):
+                self._slots.select({slot_count}, self._adapter_slots_R)
+                decode_graphs.capture_all(slot_count)
 
     def check_verifying(self) -> None:
         """Verify no drafted tokens where their logits would differ from those of plain steps.
@@ -250,7 +255,7 @@ class ModelRunner:
                 logits_BV = self._forward_rows(count, key_count=self._key_count(running))
             else:
                 self._slots.select(used, self._adapter_slots_R)
-                logits_BV = self._decode_graphs.run(count, self._slots.selection is not None)[:count]
+                logits_BV = self._decode_graphs.run(count, self._slots.slot_count)[:count]
             return self._sample(logits_BV, running, slice(count))
 
     def decode_alone(self, sequence: Sequence) -> DeviceTokens:
@@ -367,7 +372,7 @@ class ModelRunner:
         empty = torch.zeros(_tile_count(size) - len(tiles), 4, dtype=torch.int32)
         self._tiles_M4[: _tile_count(size)] = on_device(torch.cat([tiles, empty]), self._device.torch)
         self._slots.select(used, self._prefill_4N[3])
-        return self._prefill_graphs.run(count, self._slots.selection is not None)
+        return self._prefill_graphs.run(count, self._slots.slot_count)
 
     def _forward_prefill(self, size: int) -> torch.Tensor:
         """Read the first `size` tokens of `_prefill_4N`."""

@@ -99,7 +99,7 @@ class VerifyingForward:
         padded_4N = torch.cat([inputs_4N, padding.expand(4, size - count)], 1)
         self._inputs_4N[:, :size] = on_device(padded_4N, self._device)
         self._slots.select(used, self._inputs_4N[3])
-        return graphs.run(count, self._slots.selection is not None)[:count]
+        return graphs.run(count, self._slots.slot_count)[:count]
 
     def _forward_captured(self, size: int) -> torch.Tensor:
         """Logits of the first `size` tokens of `_inputs_4N`."""

@@ -12,11 +12,12 @@ WIDTHS = {"layer.q_proj": 48, "layer.k_proj": 16, "layer.v_proj": 16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def make_slots(*, uses_kernels: bool) -> tuple[nn.ModuleDict, LoraSlots]:
+def make_slots(*, uses_kernels: bool, count: int = 3) -> tuple[nn.ModuleDict, LoraSlots]:
     torch.manual_seed(0)
     layer = nn.ModuleDict({name[6:]: nn.Linear(32, width) for name, width in WIDTHS.items()})
     model = nn.ModuleDict({"layer": layer}).to(DEVICE)
-    slots = LoraSlots(model, merge_linears(model), count=3, dtype=torch.float32, uses_kernels=uses_kernels)
+    groups = merge_linears(model)
+    slots = LoraSlots(model, groups, count=count, dtype=torch.float32, uses_kernels=uses_kernels)
     return model, slots
 
 
@@ -29,14 +30,15 @@ def make_adapter(tmp_path, name: str, rank: int, targets: list[str]) -> CachedAd
 
 
 @pytest.mark.parametrize("count", [1, 5, 40, 200], ids=["one", "few", "many", "a prompt's"])
+@pytest.mark.parametrize("highest", [1, 2])
 @torch.inference_mode()
-def test_kernels_add_what_plain_torch_adds(count, tmp_path):
+def test_kernels_add_what_plain_torch_adds(count, highest, tmp_path):
     adapters = [
         make_adapter(tmp_path, "all", 4, list(WIDTHS)),
         make_adapter(tmp_path, "wide", 20, ["layer.q_proj", "layer.v_proj"]),
     ]
     x_1NI = torch.randn(1, count, 32, device=DEVICE)
-    slots_N = torch.randint(0, 3, (count,), device=DEVICE)
+    slots_N = torch.randint(0, highest + 1, (count,), device=DEVICE)
     answers = []
     for uses_kernels in (False, True):
         model, slots = make_slots(uses_kernels=uses_kernels)
@@ -89,3 +91,17 @@ def test_without_an_adapter_in_the_batch_nothing_is_added(tmp_path):
     slots.select({0}, torch.zeros(5, dtype=torch.long, device=DEVICE))
 
     torch.testing.assert_close([linear(x_1NI) for linear in model["layer"].values()], expected)
+
+
+@pytest.mark.parametrize(("highest", "computed"), [(0, 0), (1, 1), (2, 2), (3, 4), (4, 4), (5, 5)])
+@torch.inference_mode()
+def test_slots_are_computed_up_to_the_next_power_of_two(highest, computed, tmp_path):
+    _, slots = make_slots(uses_kernels=True, count=5)
+    slots.load(5, make_adapter(tmp_path, "all", 4, list(WIDTHS)))
+    slots.select({highest}, torch.full((5,), highest, device=DEVICE))
+
+    assert slots.slot_count == computed
+    if slots.selection is not None:
+        lora = next(iter(slots._lora.values()))
+        _, inner_NC = lora.products(torch.randn(5, 32, device=DEVICE), slots.selection)
+        assert inner_NC.shape == (5, computed * len(WIDTHS) * lora.rank)

@@ -1,6 +1,6 @@
 """Slots of adapters: the least recently used is evicted, pinned ones stay."""
 
-from worker.inference.adapters.slots import AdapterSlots, Pin
+from worker.inference.adapters.slots import AdapterSlots, Pin, count_computed
 
 
 def test_the_bare_base_needs_no_slot():
@@ -50,3 +50,7 @@ def test_slot_of_a_failed_load_is_free_again():
     slots.forget("a")
 
     assert slots.pin("b") == Pin(1, must_load=True)
+
+
+def test_slots_are_computed_up_to_the_next_power_of_two():
+    assert [count_computed(highest, 6) for highest in range(7)] == [0, 1, 2, 4, 4, 6, 6]

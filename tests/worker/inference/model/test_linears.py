@@ -72,11 +72,12 @@ def test_appended_rows_are_part_of_the_product_and_do_not_change_it(bits):
     rows = group.weights.append_rows(8)
     rows.copy_(torch.randn(8, 64))
 
-    y_NO, inner_NC = group.weights.product_with_rows(x_NI)
+    for row_count in (8, 4, 0):
+        y_NO, inner_NC = group.weights.product_with_rows(x_NI, row_count)
 
-    torch.testing.assert_close(y_NO, expected)
+        torch.testing.assert_close(y_NO, expected)
+        torch.testing.assert_close(inner_NC, x_NI @ rows[:row_count].T)
     torch.testing.assert_close(group.weights.product(x_NI), expected)
-    torch.testing.assert_close(inner_NC, x_NI @ rows.T)
 
 
 @pytest.mark.parametrize("is_merged_before", [True, False])
