@@ -40,8 +40,9 @@ _PREFILL_TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
 _EXPECTED_RANK = 16
 _CHECKED_POSITIONS = 4
 
-# Sizes of captured prefill graphs, in tokens. Longer prefills keep the device busy while they are launched.
-_PREFILL_SIZES = [64, 128, 256, 384, 512, 768, 1024]
+# Sizes of captured prefill graphs, in tokens, up to all that a step reads. A prefill without a graph is
+# hundreds of launches, between any two of which threads that preprocess requests may take the interpreter.
+_PREFILL_SIZES = [64, 128, 256, 384, 512, 768, 1024, 1536, _PREFILL_TOKENS_PER_STEP["cuda"]]
 
 
 class ModelRunner:
@@ -429,4 +430,5 @@ def _masks(ready: list[Sequence], drafts: Mapping[Sequence, Draft]) -> dict[int,
 
 def _tile_count(tokens: int) -> int:
     """Maximum tiles of a captured prefill: each chunk has at least one, however short."""
-    return tokens // 64 + 64
+    max_chunks = 64 if tokens <= 1024 else 128
+    return tokens // 64 + max_chunks
