@@ -18,10 +18,12 @@ from tests.worker.inference.conftest import ADAPTERS, peft_warnings_ignored
 from tests.worker.inference.drafts.drafting import draft_at_random
 from tests.worker.inference.fakes import Mailbox
 from worker.inference.adapters.cache import read_adapter
+from worker.inference.batching import executor
 from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine, EngineOptions
+from worker.inference.model import step_graphs
 from worker.inference.model.runner import ModelRunner
 from worker.models.base_model import load_for_serving
 from worker.models.device import find_device
@@ -82,6 +84,29 @@ def test_log_probabilities_with_drafts_are_those_of_peft(
         torch.testing.assert_close(torch.tensor(logprobs), expected, atol=TOLERANCE[dtype], rtol=0.05)
 
 
+def test_captured_steps_follow_an_adapter_to_another_slot(
+    runner, dtype, models_folder, adapters_folder, monkeypatch
+):
+    monkeypatch.setattr(executor, "_STEPS_BEFORE_SWAP", 4)
+    monkeypatch.setattr(step_graphs, "_STEPS_BEFORE_CAPTURE", 2)
+    reference = load_with_peft(models_folder, adapters_folder, dtype)
+    mail = Mailbox()
+    engine = Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=99, adapter_slot_count=4))
+    first, second = list(ADAPTERS)[:2]
+    # Both get a slot; then the second runs alone, and then the first.
+    for names in ((first, second), (second,), (first,), (None, second)):
+        sequences = [new_sequence(adapters_folder, name, 40, dtype) for name in names]
+        for sequence in sequences:
+            engine.submit(sequence)
+        while not all(map(mail.has_ended, sequences)):
+            engine.step()
+        for sequence in sequences:
+            expected, found = reference_logprobs(reference, sequence), logprobs_of(sequence, mail)
+            torch.testing.assert_close(torch.tensor(found), expected, atol=TOLERANCE[dtype], rtol=0.05)
+
+    assert [sequence.adapter_slot for sequence in sequences] == [0, 1]
+
+
 def _key(sequence: Sequence) -> tuple[object, ...]:
     return sequence.adapter_id, *sequence.prompt.token_ids
 
@@ -129,17 +154,11 @@ def answer(
         engine.step()
     while not all(map(mail.has_ended, sequences)):
         engine.step()
-    return [
-        (
-            sequence,
-            [
-                token.logprob
-                for reply in mail.replies[sequence]
-                for token in getattr(reply, "tokens", 0) or []
-            ],
-        )
-        for sequence in sequences
-    ]
+    return [(sequence, logprobs_of(sequence, mail)) for sequence in sequences]
+
+
+def logprobs_of(sequence: Sequence, mail: Mailbox) -> list[float]:
+    return [token.logprob for reply in mail.replies[sequence] for token in getattr(reply, "tokens", 0) or []]
 
 
 def new_sequence(adapters_folder: Path, name: str | None, length: int, dtype: str) -> Sequence:

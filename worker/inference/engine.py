@@ -159,6 +159,7 @@ class Engine:
                 if executor.has_work:
                     with self._health.taking(executor.step_seconds):
                         began_at = self._clock()
+                        executor.compact_slots(self._scheduler.wanted_adapters(executor.batch))
                         executor.step()
                         self.metrics.observe_step(self._clock() - began_at)
         except RunnerBroken:

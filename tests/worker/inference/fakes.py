@@ -8,6 +8,7 @@ import numpy as np
 from app.core.engine.messages import BaseModelRef, Failed, Finished, Reply, TokenDelta
 from app.core.engine.sampling import Sampling
 from app.core.specs.job import QuantizationSpec
+from worker.inference.adapters.slots import SlotSwap
 from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
 from worker.inference.batching.prompt import AdapterHandle, Prompt
@@ -72,6 +73,8 @@ class FakeRunner:
     scripts: dict[Sequence, list[int]] = field(default_factory=dict)
     launched: Counter[Sequence] = field(default_factory=Counter)
     loaded: list[tuple[int, str]] = field(default_factory=list)
+    swaps: list[SlotSwap] = field(default_factory=list)
+    swap_errors: list[Exception] = field(default_factory=list)
     freed: list[int] = field(default_factory=list)
     prefill_errors: list[Exception] = field(default_factory=list)
     decode_errors: list[Exception] = field(default_factory=list)
@@ -85,6 +88,12 @@ class FakeRunner:
         if self.adapter_errors:
             raise self.adapter_errors.pop()
         self.loaded.append((slot, adapter.id))
+
+    def swap_slots(self, swap: SlotSwap) -> bool:
+        if self.swap_errors:
+            raise self.swap_errors.pop()
+        self.swaps.append(swap)
+        return True
 
     def start(self, sequence: Sequence) -> None:
         assert sequence.blocks

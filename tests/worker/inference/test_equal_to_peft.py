@@ -18,6 +18,8 @@ from tests.worker.inference.drafts.drafting import draft_at_random
 from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.random_models import generate
 from worker.inference.adapters.cache import CachedAdapter
+from worker.inference.adapters.slots import SlotSwap
+from worker.inference.batching import executor
 from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Prefill
 from worker.inference.batching.prompt import Prompt
@@ -121,6 +123,25 @@ def test_mixed_batches_answer_as_peft_does_alone(seed, requests, adapters, runne
     assert [sequence.token_ids for sequence in done] == [request.expected for request in done.values()]
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_adapters_that_change_slots_answer_as_peft_does_alone(seed, requests, adapters, runner, monkeypatch):
+    rng = random.Random(seed)
+    vary(runner, rng, monkeypatch)
+    monkeypatch.setattr(executor, "_STEPS_BEFORE_SWAP", 0)
+    swaps: list[SlotSwap] = []
+    swap_slots = runner.swap_slots
+
+    def swap_and_record(swap: SlotSwap) -> bool:
+        swaps.append(swap)
+        return swap_slots(swap)
+
+    monkeypatch.setattr(runner, "swap_slots", swap_and_record)
+    done = play(rng, runner, adapters, rng.sample(requests, 30), arrivals=0.1)
+
+    assert [sequence.token_ids for sequence in done] == [request.expected for request in done.values()]
+    assert len(swaps) > 3
+
+
 def vary(runner: ModelRunner, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are read in chunks of a random length; steps overlap or not."""
     capacity = replace(runner.capacity, prefill_tokens_per_step=rng.choice([7, 30, 512]))
@@ -136,6 +157,7 @@ def play(
     todo: list[Request],
     *,
     speculates: bool = False,
+    arrivals: float = 0.4,
 ) -> dict[Sequence, Request]:
     """Submit requests and cancel some of them at random steps. Returns those that finished, by sequence."""
     mail = Mailbox()
@@ -143,7 +165,7 @@ def play(
     live: dict[Sequence, Request] = {}
     done: dict[Sequence, Request] = {}
     while todo or live:
-        while todo and rng.random() < 0.4:
+        while todo and rng.random() < arrivals:
             request = todo.pop()
             sequence = as_sequence(request, adapters)
             live[sequence] = request

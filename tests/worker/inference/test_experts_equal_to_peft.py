@@ -20,6 +20,7 @@ from tests.worker.inference.general.conftest import (
 )
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.adapters.expert_lora import ExpertLora
+from worker.inference.batching import executor
 from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
@@ -119,6 +120,39 @@ def test_mixed_batches_answer_as_peft_does_alone(slots: int, model: PreTrainedMo
 
     assert dict(enumerate(found)) == dict(enumerate(expected))
     assert len({tuple(tokens) for tokens in expected}) > len(wanted) // 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "slot"),
+    [("both", "patterns", 1), ("router", "attention alone", 2), ("attention alone", "both", 1)],
+)
+def test_an_adapter_that_runs_alone_changes_slots_where_both_have_memory_for_experts(
+    first: str,
+    second: str,
+    slot: int,
+    model: PreTrainedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(executor, "_STEPS_BEFORE_SWAP", 4)
+    adapters: list[CachedAdapter] = []
+    expected = []
+    for index, kind in enumerate((first, second)):
+        folder = save_adapter(model, tmp_path / kind, seed=index, **KINDS[kind])
+        adapters.append(read_adapter(kind, folder).ready_for(torch.float32, pinned=False))
+        expected.append(generate_with_peft(model, folder, PROMPTS[0], 10))
+    runner = ModelRunner(model, find_device(), adapter_slot_count=4, max_rows=6)
+    sequences = [make_sequence(PROMPTS[0], adapters[index]) for index in (0, 1, 1, 0)]
+    mail = Mailbox()
+    engine = Engine(lambda _: runner, mail.deliver, Scheduler(max_waiting=99, adapter_slot_count=4))
+    for some in (sequences[:2], sequences[2:3], sequences[3:]):
+        for sequence in some:
+            engine.submit(sequence)
+        while not all(map(mail.has_ended, some)):
+            engine.step()
+
+    assert [one.token_ids for one in sequences] == [expected[index] for index in (0, 1, 1, 0)]
+    assert sequences[2].adapter_slot == slot
 
 
 @pytest.mark.parametrize("family", OTHERS)

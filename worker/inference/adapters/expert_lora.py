@@ -103,6 +103,17 @@ class ExpertLora:
         for parameter, stack in self._stacks.items():
             stack.fill(index, pairs.get(parameter))
 
+    def slot_pairs(self, first: int, second: int) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        """The tensors of two slots, by index; None where a stack has only one of these slots."""
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for stack in self._stacks.values():
+            has_first, has_second = (index < stack.slot_count for index in (first, second))
+            if has_first != has_second:
+                return None
+            if has_first:
+                pairs += zip(stack.tensors_of(first), stack.tensors_of(second), strict=True)
+        return pairs
+
     def remove(self) -> None:
         """Give the module its own `forward` back."""
         self._module.forward = self._forward
@@ -158,11 +169,15 @@ class ExpertStack:
         own_PC = column_mask(slots_P, 1, slot_count, self.rank)
         return groups.product(inner_PC.where(own_PC, 0), self._B_ESRO[:, :slot_count].flatten(1, 2))
 
+    def tensors_of(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of slot `index` + 1."""
+        return self._A_ESRI[:, index], self._B_ESRO[:, index]
+
     def fill(self, index: int, pair: ExpertPair | None) -> None:
         """Write slot `index` + 1. Without a pair, and beyond a pair's rank, it is zero."""
         if index >= self.slot_count:
             return
-        A_ERI, B_ERO = self._A_ESRI[:, index], self._B_ESRO[:, index]
+        A_ERI, B_ERO = self.tensors_of(index)
         rank = pair.rank if pair is not None else 0
         if rank < self.rank:
             A_ERI[:, rank:].zero_()

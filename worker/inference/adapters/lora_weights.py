@@ -28,6 +28,8 @@ _RANK_STEP = 16
 # From so many tokens on, dense matmuls (cuBLAS) are faster than the kernel, up to so many columns.
 _DENSE_FROM_TOKENS = 128
 _DENSE_COLUMNS = 256
+# Tensors that are exchanged at once: so many copies need memory.
+_EXCHANGED_TENSORS = 16
 
 
 class LoraSlots:
@@ -81,6 +83,25 @@ class LoraSlots:
                 if name.rpartition(".")[0] == holder
             }
             experts.fill(slot - 1, own)
+
+    def swap(self, first: int, second: int) -> bool:
+        """Exchange the adapters of two slots, in place: captured graphs stay valid. Returns whether it did.
+
+        It does not where only one of the slots has memory for experts. Raises torch.OutOfMemoryError before
+        anything has changed.
+        """
+        pairs = [
+            (stack[first - 1], stack[second - 1])
+            for lora in self._lora.values()
+            for stack in (lora.A_SMRI, lora.B_SRO)
+        ]
+        for experts in self._experts.values():
+            of_experts = experts.slot_pairs(first - 1, second - 1)
+            if of_experts is None:
+                return False
+            pairs += of_experts
+        _exchange(pairs)
+        return True
 
     def select(self, used: set[int], slots_N: torch.Tensor) -> None:
         """Set the slots of the tokens of the next forward passes. `used`: all slots in `slots_N`."""
@@ -280,3 +301,18 @@ class GroupLora:
         else:
             A_SMRI = torch.zeros(shape, dtype=slots.dtype, device=group.device)
         return A_SMRI, B_SRO
+
+
+def _exchange(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Exchange the values of two tensors of each pair."""
+    parts = [pairs[start : start + _EXCHANGED_TENSORS] for start in range(0, len(pairs), _EXCHANGED_TENSORS)]
+    sizes = [[one.numel() for one, _ in part] for part in parts]
+    # Allocated once, so that nothing can fail half-way.
+    scratch = pairs[0][0].new_empty(max(map(sum, sizes)))
+    for part, numels in zip(parts, sizes, strict=True):
+        firsts, seconds = ([pair[side] for pair in part] for side in (0, 1))
+        places = scratch[: sum(numels)].split(numels)
+        copies = [place.view(one.shape) for place, one in zip(places, firsts, strict=True)]
+        torch._foreach_copy_(copies, firsts)
+        torch._foreach_copy_(firsts, seconds)
+        torch._foreach_copy_(seconds, copies)

@@ -1,9 +1,11 @@
 """Which adapters occupy which slots of the stacked LoRA weights. Unused ones are evicted, oldest use first.
 
-Slot 0 means no adapter. Knows no torch; `lora_weights.py` holds the weights.
+A step computes all slots up to the highest in use, so adapters in use are to have the lowest slots. Slot 0
+means no adapter. Knows no torch; `lora_weights.py` holds the weights.
 """
 
 from collections import Counter, OrderedDict
+from collections.abc import Set
 from dataclasses import dataclass
 
 
@@ -22,6 +24,14 @@ class Pin:
     slot: int
     # Whether the adapter's weights are not in the slot yet.
     must_load: bool
+
+
+@dataclass(frozen=True)
+class SlotSwap:
+    """The adapter in `source`, which is in use, changes places with the idle one in `target`, if any."""
+
+    source: int
+    target: int
 
 
 class AdapterSlots:
@@ -67,6 +77,24 @@ class AdapterSlots:
             return None
         self._slots[adapter_id] = self._slots.pop(oldest)
         return self._slots[adapter_id]
+
+    def find_swap(self, wanted: Set[str]) -> SlotSwap | None:
+        """The swap that leads to fewer computed slots; None where these adapters need as many as now.
+
+        `wanted`: the adapters of requests that wait; they will be in use, too. There may be several swaps to
+        make, one after another.
+        """
+        pinned = {adapter_id: slot for adapter_id, slot in self._slots.items() if self._pins[adapter_id] > 0}
+        highest = max(pinned.values(), default=0)
+        needed = count_computed(len(wanted | pinned.keys()), self.count)
+        if needed >= count_computed(highest, self.count):
+            return None
+        return SlotSwap(highest, min(set(range(1, highest)) - set(pinned.values())))
+
+    def swap(self, swap: SlotSwap) -> None:
+        """Record that the adapters of two slots have changed places."""
+        places = {swap.source: swap.target, swap.target: swap.source}
+        self._slots = OrderedDict((name, places.get(slot, slot)) for name, slot in self._slots.items())
 
     def forget(self, adapter_id: str) -> None:
         """Free the slot of an adapter that could not be loaded."""

@@ -8,7 +8,7 @@ only the sequence that it comes from. Knows no torch: the model is behind the pr
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence as Listed
+from collections.abc import Callable, Mapping, Sequence as Listed, Set
 from dataclasses import dataclass, field
 
 from app.core.engine.messages import Reply
@@ -27,6 +27,9 @@ from worker.inference.batching.step_limit import StepLimit
 from worker.inference.failures import failed
 
 _log = logging.getLogger(__name__)
+
+# Steps in which fewer adapter slots would be enough before adapters change places for it.
+_STEPS_BEFORE_SWAP = 32
 
 Put = Callable[[Sequence, Reply], None]
 
@@ -71,6 +74,7 @@ class BatchExecutor:
         self._limit = StepLimit()
         self._in_flight: list[_InFlight] = []
         self._speculation = speculation
+        self._steps_with_spare_slots = 0
         # Steps launched since the last one that read prompts or was computed in parts.
         self._typical_count = 0
 
@@ -117,6 +121,27 @@ class BatchExecutor:
                     raise
             # After the handler, so that the error no longer refers to what was being loaded.
             sequence.adapter_slot = slot
+
+    def compact_slots(self, wanted: Set[str]) -> None:
+        """Give an adapter in use a lower slot, where fewer slots have been enough for a while.
+
+        At most one a step. `wanted`: the adapters of requests that wait. Raises RunnerBroken.
+        """
+        swap = self.batch.slots.find_swap(wanted)
+        self._steps_with_spare_slots = 0 if swap is None else self._steps_with_spare_slots + 1
+        if swap is None or self._steps_with_spare_slots <= _STEPS_BEFORE_SWAP:
+            return
+        try:
+            is_swapped = self.runner.swap_slots(swap)
+        except Exception as error:
+            self._check_usable(error)
+            _log.warning("Adapters stay in slots higher than they need: %s", error)
+            is_swapped = False
+        if is_swapped:
+            self._typical_count = 0
+            self.batch.swap_slots(swap)
+        if not is_swapped or self.batch.slots.find_swap(wanted) is None:
+            self._steps_with_spare_slots = 0
 
     def step(self) -> None:
         """Launch a step of the model and deliver the tokens of the step before. Raises RunnerBroken."""

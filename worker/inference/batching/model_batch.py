@@ -6,7 +6,7 @@ The n running sequences always occupy rows 0 to n-1: when one leaves, the last o
 from dataclasses import dataclass
 
 from app.core.engine.messages import BaseModelRef
-from worker.inference.adapters.slots import AdapterSlots, Pin
+from worker.inference.adapters.slots import AdapterSlots, Pin, SlotSwap
 from worker.inference.batching.block_manager import BLOCK_TOKENS, BlockManager
 from worker.inference.batching.sequence import Sequence
 
@@ -100,6 +100,13 @@ class ModelBatch:
         self.running[sequence.row] = last
         last.row = sequence.row
         return move
+
+    def swap_slots(self, swap: SlotSwap) -> None:
+        """Record that two slots' adapters have changed places: those who use one follow it."""
+        self.slots.swap(swap)
+        for sequence in self.running:
+            if sequence.adapter_slot == swap.source:
+                sequence.adapter_slot = swap.target
 
     def prefills(self) -> list[Prefill]:
         """Chunks of prompts to read in this step, in row order, up to `prefill_tokens_per_step` tokens.

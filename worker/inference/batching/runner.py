@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from worker.inference.adapters.slots import SlotSwap
 from worker.inference.batching.drafts import Draft
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
 from worker.inference.batching.prompt import AdapterHandle
@@ -24,6 +25,8 @@ class Runner(Protocol):
     `decode_alone` computes one sequence where `decode` has failed for the batch. `verify` returns, for each
     sequence whose prompt is read, its next token and one after each of its drafted tokens; the sequence has
     advanced by those up to the first that was not drafted. It needs `capacity.verified_positions`.
+    `swap_slots` exchanges the adapters of two slots, of which running sequences use `source` alone, and
+    returns whether it did; after an error it did not.
     """
 
     capacity: Capacity
@@ -33,6 +36,7 @@ class Runner(Protocol):
     is_asynchronous: bool
 
     def load_adapter(self, slot: int, adapter: AdapterHandle) -> None: ...
+    def swap_slots(self, swap: SlotSwap) -> bool: ...
     def start(self, sequence: Sequence) -> None: ...
     def prefill(self, prefills: list[Prefill]) -> list[ChunkRead]: ...
     def decode(self, running: list[Sequence]) -> PendingTokens: ...

@@ -73,6 +73,11 @@ class Scheduler:
         """The number of waiting sequences by the key of their base model."""
         return Counter(sequence.base_key for sequence in self.waiting)
 
+    def wanted_adapters(self, batch: ModelBatch) -> set[str]:
+        """Ids of the adapters that waiting sequences need in this batch."""
+        waiting = (one for one in self.waiting if one.base_key == batch.base_key)
+        return {sequence.adapter_id for sequence in waiting if sequence.adapter_id is not None}
+
     def next_switch(self) -> Switch | None:
         """The base model to load now, or None. At most one is loaded at a time."""
         claimant = self._claimant()

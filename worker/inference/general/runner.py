@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from worker.inference.adapters.cache import CachedAdapter
+from worker.inference.adapters.slots import SlotSwap
 from worker.inference.batching.block_manager import block_count
 from worker.inference.batching.drafts import Draft
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
@@ -94,6 +95,10 @@ class GeneralRunner:
         self._models.pop(slot, None)
         with memory_errors():
             self._models[slot] = put_on(self._models[0], adapter.folder)
+
+    def swap_slots(self, swap: SlotSwap) -> bool:
+        """Not needed: a slot that no sequence uses is not computed."""
+        return False
 
     def start(self, sequence: Sequence) -> None:
         """Set the row of a sequence.

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.adapters.lora_weights import LoraSlots
+from worker.inference.adapters.slots import SlotSwap
 from worker.inference.batching.block_manager import BLOCK_TOKENS, block_count
 from worker.inference.batching.drafts import Draft
 from worker.inference.batching.model_batch import Capacity, Move, Prefill
@@ -167,6 +168,18 @@ class ModelRunner:
         assert isinstance(adapter, CachedAdapter)
         with memory_errors(), torch.inference_mode():
             self._slots.load(slot, adapter)
+
+    def swap_slots(self, swap: SlotSwap) -> bool:
+        """Exchange the adapters of two slots; rows with `source` get `target`, which no row has.
+
+        Returns whether that is possible. Raises OutOfMemory before anything has changed.
+        """
+        with memory_errors(), torch.inference_mode():
+            is_moved_R = self._adapter_slots_R == swap.source
+            if not self._slots.swap(swap.source, swap.target):
+                return False
+            self._adapter_slots_R.masked_fill_(is_moved_R, swap.target)
+            return True
 
     def start(self, sequence: Sequence) -> None:
         """Set the row of a sequence that was given a row and blocks.

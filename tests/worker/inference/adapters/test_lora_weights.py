@@ -105,3 +105,40 @@ def test_slots_are_computed_up_to_the_next_power_of_two(highest, computed, tmp_p
         lora = next(iter(slots._lora.values()))
         _, inner_NC = lora.products(torch.randn(5, 32, device=DEVICE), slots.selection)
         assert inner_NC.shape == (5, computed * len(WIDTHS) * lora.rank)
+
+
+@pytest.mark.parametrize("uses_kernels", [False, True])
+@torch.inference_mode()
+def test_adapters_that_change_places_compute_what_they_did_in_the_same_memory(uses_kernels, tmp_path):
+    model, slots = make_slots(uses_kernels=uses_kernels)
+    slots.load(1, make_adapter(tmp_path, "one", 4, list(WIDTHS)))
+    slots.load(3, make_adapter(tmp_path, "three", 20, ["layer.q_proj"]))
+    group = next(iter(slots._lora.values()))
+    x_1NI, slots_N = torch.randn(1, 4, 32, device=DEVICE), torch.tensor([1, 3, 0, 2], device=DEVICE)
+    slots.select({0, 1, 2, 3}, slots_N)
+    before = [linear(x_1NI) for linear in model["layer"].values()]
+    places, layout = (group.A_SMRI.data_ptr(), group.B_SRO.data_ptr()), slots.layout_version
+
+    assert slots.swap(3, 1)
+
+    # What a captured step reads has changed in place.
+    slots_N.copy_(torch.tensor([3, 1, 0, 2]))
+    slots.begin(4)
+    torch.testing.assert_close(
+        [linear(x_1NI) for linear in model["layer"].values()], before, atol=1e-6, rtol=1e-6
+    )
+    assert ((group.A_SMRI.data_ptr(), group.B_SRO.data_ptr()), slots.layout_version) == (places, layout)
+
+
+@torch.inference_mode()
+def test_a_swap_that_memory_lacks_for_changes_nothing(tmp_path, monkeypatch):
+    _, slots = make_slots(uses_kernels=False)
+    slots.load(2, make_adapter(tmp_path, "two", 4, list(WIDTHS)))
+    group = next(iter(slots._lora.values()))
+    A_SMRI, B_SRO = group.A_SMRI.clone(), group.B_SRO.clone()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            slots.swap(2, 1)
+
+    torch.testing.assert_close((group.A_SMRI, group.B_SRO), (A_SMRI, B_SRO))

@@ -1,6 +1,6 @@
 """Slots of adapters: the least recently used is evicted, pinned ones stay."""
 
-from worker.inference.adapters.slots import AdapterSlots, Pin, count_computed
+from worker.inference.adapters.slots import AdapterSlots, Pin, SlotSwap, count_computed
 
 
 def test_the_bare_base_needs_no_slot():
@@ -54,3 +54,39 @@ def test_slot_of_a_failed_load_is_free_again():
 
 def test_slots_are_computed_up_to_the_next_power_of_two():
     assert [count_computed(highest, 6) for highest in range(7)] == [0, 1, 2, 4, 4, 6, 6]
+
+
+def make_pinned(slots: AdapterSlots, *pinned: str) -> None:
+    """Adapters `1` to `8` in their slots, of which these are in use."""
+    for slot in range(1, slots.count + 1):
+        slots.pin(str(slot))
+    for slot in range(1, slots.count + 1):
+        if str(slot) not in pinned:
+            slots.unpin(str(slot))
+
+
+def test_the_highest_adapter_in_use_changes_places_with_the_lowest_idle_one():
+    slots = AdapterSlots(8)
+    make_pinned(slots, "1", "5", "7")
+    swaps = []
+    while (swap := slots.find_swap(set())) is not None:
+        swaps.append(swap)
+        slots.swap(swap)
+
+    assert swaps == [SlotSwap(7, 2), SlotSwap(5, 3)]
+    assert [slots.pin(name) for name in "1752"] == [Pin(slot, must_load=False) for slot in (1, 2, 3, 7)]
+
+
+def test_an_adapter_stays_where_as_many_slots_would_be_computed():
+    slots = AdapterSlots(8)
+    make_pinned(slots, "1", "2", "4")
+
+    assert slots.find_swap(set()) is None
+
+
+def test_an_adapter_stays_while_requests_that_wait_will_use_as_many_slots():
+    slots = AdapterSlots(8)
+    make_pinned(slots, "1", "4")
+
+    assert slots.find_swap({"2"}) is None
+    assert slots.find_swap({"1"}) == SlotSwap(4, 2)

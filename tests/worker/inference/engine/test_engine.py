@@ -9,7 +9,8 @@ from app.core.errors import InvalidRequest
 from app.core.errors.jobs import OutOfMemory
 from tests.worker.inference.engine.bench import Bench
 from tests.worker.inference.fakes import END, FakeRunner, make_capacity, make_sequence
-from worker.inference.batching.executor import RunnerBroken
+from worker.inference.adapters.slots import SlotSwap
+from worker.inference.batching.executor import _STEPS_BEFORE_SWAP, RunnerBroken
 from worker.inference.batching.sequence import NO_TOKEN, Sequence
 
 
@@ -234,3 +235,28 @@ def test_adapters_in_use_stay_where_memory_for_another_is_short(with_idle_adapte
     assert isinstance(bench.mail.end(running), Finished)
     assert isinstance(bench.mail.end(refused), Failed)
     assert bench.scheduler.batches[0].slots.resident == ["idle-1"]
+
+
+def test_an_adapter_that_runs_alone_gets_the_first_slot_after_a_while(with_idle_adapters):
+    bench = with_idle_adapters
+    bench.runner.capacity = make_capacity(context_length=200)
+    sequence = bench.submit(adapter="idle-2", max_new_tokens=90)
+    for _ in range(_STEPS_BEFORE_SWAP // 2):
+        bench.engine.step()
+    assert (sequence.adapter_slot, bench.runner.swaps) == (2, [])
+    bench.finish(sequence)
+
+    assert (sequence.adapter_slot, bench.runner.swaps) == (1, [SlotSwap(2, 1)])
+    # The idle one is still loaded.
+    bench.finish(bench.submit(adapter="idle-1"))
+    assert bench.runner.loaded == [(1, "idle-1"), (2, "idle-2")]
+
+
+def test_adapters_stay_where_they_cannot_change_places(with_idle_adapters):
+    bench = with_idle_adapters
+    bench.runner.swap_errors = [OutOfMemory("no memory")]
+    sequence = bench.submit(adapter="idle-2", max_new_tokens=_STEPS_BEFORE_SWAP + 10)
+    bench.finish(sequence)
+
+    assert isinstance(bench.mail.end(sequence), Finished)
+    assert (sequence.adapter_slot, bench.runner.swaps, bench.runner.swap_errors) == (2, [], [])
