@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction
 from worker.kernels import (
     batched_lora,
     dequantize,
+    four_bit_matmul,
     low_rank_matmul,
     matrix_vector,
     norm,
@@ -88,6 +89,11 @@ def compile_serving(dtype: torch.dtype) -> None:
     for inputs in (width, 4096):
         one_1I, weight_OI = torch.zeros(1, inputs, dtype=dtype), torch.zeros(width, inputs, dtype=dtype)
         matrix_vector.product(one_1I, weight_OI, x[0], x[:1])
+    packed, state = quantize_4bit(torch.zeros(width, width, dtype=dtype), quant_type="nf4")
+    for count in (1, 64):
+        x_NI = torch.zeros(count, width, dtype=dtype)
+        four_bit_matmul.products(x_NI, packed, state.absmax, state.code, x[0], x_NI)
+        four_bit_matmul.products(x_NI, packed, state.absmax, state.code, rows_CI=x[:2])
     b_SRO = torch.zeros(slots, rank, width, dtype=dtype)
     for count in (1, tokens):
         y_NO = x[:count]

@@ -16,12 +16,14 @@ from worker.decoder.reading import Unsupported
 from worker.inference.failures import ModelUnsupported
 from worker.inference.model import attention
 from worker.inference.model.kv_cache import KVCache
+from worker.inference.model.linears import MergedLinears
 from worker.inference.model.paths import DecoderPath, ModelPath, TransformersPath
 from worker.models.serving_path import find_model_obstacle
 
 # Rotary embeddings whose angles depend on the longest row of the batch beyond the original context.
 _BATCH_DEPENDENT_ROPES = {"dynamic", "longrope"}
 _PROBE_LENGTH = 12
+_PRODUCT_SIZES = [16, 32, 64]
 # Largest relative error (Euclidean norm) between two computations of the same logits.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
 
@@ -87,18 +89,39 @@ def _use_kernels(
             for group in path.groups:
                 undo.callback(group.weights.use_kernels, False)
                 group.weights.use_kernels()
-            error = _error(_probe(path, model, ids_N, uses_kernels=True)[1], expected_NV)
+            errors = [_error(_probe(path, model, ids_N, uses_kernels=True)[1], expected_NV)]
+            errors += _errors_of_products(path.groups, model.dtype)
         except ModelUnsupported:
             raise
         # Triton raises many kinds of errors where there is no compiler or a shape is unsupported.
         except Exception as failure:
             _log.warning("The kernels can't be used, so generation is slower: %s", failure, exc_info=True)
             return False
-        if not error <= TOLERANCE[model.dtype]:
-            _log.warning("The kernels are wrong for this model (error %.2g), so generation is slower", error)
+        # In this form, so that NaN fails too.
+        wrong = [error for error in errors if not error <= TOLERANCE[model.dtype]]
+        if wrong:
+            _log.warning(
+                "The kernels are wrong for this model (error %.2g), so generation is slower", wrong[0]
+            )
             return False
         undo.pop_all()
     return True
+
+
+def _errors_of_products(groups: list[MergedLinears], dtype: torch.dtype) -> list[float]:
+    """Of products by kernels of more tokens than the probe has, one for each shape of weights and number."""
+    errors = []
+    for group in {(sum(group.widths), group.input_width): group for group in groups}.values():
+        random = torch.Generator(group.device).manual_seed(0)
+        x_NI = torch.randn(
+            _PRODUCT_SIZES[-1], group.input_width, dtype=dtype, device=group.device, generator=random
+        )
+        group.weights.use_kernels(False)
+        expected_NO = group.weights.product(x_NI).float()
+        group.weights.use_kernels()
+        for count in _PRODUCT_SIZES:
+            errors.append(_error(group.weights.product(x_NI[:count]).float(), expected_NO[:count]))
+    return errors
 
 
 def _has_sinks(model: PreTrainedModel) -> bool:

@@ -100,3 +100,19 @@ def test_layers_that_are_replaced_one_by_one_compute_what_they_did(bits, is_merg
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-4)
     groups[1].update = lambda x_NI, plus_NO: groups[1].weights.product(x_NI, plus_NO) + 1
     torch.testing.assert_close(model(x)[1], expected[1] + 1, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 5, 65])
+@torch.inference_mode()
+def test_four_bit_weights_compute_the_same_by_a_kernel(count):
+    torch.manual_seed(0)
+    group = merge_linears(nn.ModuleDict({"attention": in_four_bits(Attention(bias=True))}))[0]
+    x_NI, plus_NO = torch.randn(count, 64), torch.randn(count, 256)
+    rows = group.weights.append_rows(24)
+    rows.copy_(torch.randn(24, 64))
+    expected = group.weights.product(x_NI, plus_NO), *group.weights.product_with_rows(x_NI, 16)
+
+    group.weights.use_kernels()
+
+    found = group.weights.product(x_NI, plus_NO), *group.weights.product_with_rows(x_NI, 16)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
