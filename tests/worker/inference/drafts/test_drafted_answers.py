@@ -323,7 +323,7 @@ def test_verifying_steps_are_checked_after_the_tensors_of_adapters_are_allocated
     calls = []
 
     class Graphs:
-        def capture_all(self, has_adapters):
+        def capture_all(self, slot_count):
             calls.append("capture")
 
     for name in ("_decode_graphs", "_prefill_graphs"):
@@ -333,4 +333,4 @@ def test_verifying_steps_are_checked_after_the_tensors_of_adapters_are_allocated
     monkeypatch.setattr(runner, "check_verifying", lambda: calls.append("check"))
     runner.warm_up()
 
-    assert calls == ["prepare", *["capture"] * 4, "check"]
+    assert (calls[0], set(calls[1:-1]), calls[-1]) == ("prepare", {"capture"}, "check")
