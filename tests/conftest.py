@@ -14,6 +14,9 @@ from app.core.settings import Settings
 from app.core.storage.database import Database, migrate
 from tests.postgres import PostgresServer, postgres_server
 
+# The modules of tests, and the libraries that they import, are no garbage.
+gc.disable()
+
 # A busy machine is slow, and that is no failure.
 hypothesis.settings.register_profile("tunesmith", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("tunesmith")
@@ -38,6 +41,7 @@ def pytest_collection_finish() -> None:
     """Exclude all imported objects from garbage collection, which trainers run several times."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

@@ -7,6 +7,7 @@ time, so that the first preflight need not wait for imports.
 import os
 import sys
 
+from app.core import garbage
 from worker.preflight.background_process import BackgroundProcess
 from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest
@@ -21,7 +22,8 @@ def main(report_fd: int) -> int:
     background = BackgroundProcess()
     if request.standby:
         background.start(WARM_UP, request.device, request.training_path)
-    from worker.inference import server  # takes seconds: imports torch and transformers
+    with garbage.importing():
+        from worker.inference import server  # takes seconds: imports torch and transformers
 
     return server.run(link, request, background)
 

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from app.core import garbage
 from app.core.errors import QueueFull
 from app.core.errors.engine import EngineFailed
 from worker.processes.logs import set_up_logging
@@ -89,7 +90,9 @@ class BackgroundProcess:
 def _warm_up(name: str, *args: object) -> None:
     """In the child process: call the function with this name. An error of it is logged: work may go well."""
     try:
-        pkgutil.resolve_name(name)(*args)
+        with garbage.importing():
+            function = pkgutil.resolve_name(name)
+        function(*args)
     except Exception:
         _log.exception("The warm-up failed")
 

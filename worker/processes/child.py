@@ -10,13 +10,19 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from app.core import garbage
+
 Request = TypeVar("Request", bound=BaseModel)
 
 
 class ParentLink:
-    """The pipes to the worker, which started this process as a `ChildProcess` (child_process.py)."""
+    """The pipes to the worker, which started this process as a `ChildProcess` (child_process.py).
+
+    It is made once the process has imported its libraries: garbage collection begins here.
+    """
 
     def __init__(self, report_fd: int) -> None:
+        garbage.resume_after_imports()
         self._reports = os.fdopen(report_fd, "w", buffering=1, encoding="utf-8")
         self._lock = threading.Lock()
         # Unbuffered: a thread that waits in a buffered reader aborts the interpreter when it ends.

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from worker.processes.reports import STOP
 
+_START = "worker.processes.module_start"
 _ENVIRONMENT = {
     # Threads that spin while they wait make a busy machine many times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -43,7 +44,7 @@ class ChildProcess:
         read_fd, write_fd = os.pipe()
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(write_fd)],
+                [sys.executable, "-m", _START, module, str(write_fd)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

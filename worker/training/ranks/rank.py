@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel
 
+from app.core import garbage
 from app.core.errors import TunesmithError
 from worker.processes.reports import STOP, Ended, Outcome, TrainingRequest
 from worker.training.ranks.smaller_passes import MemoryRanOut, SmallerPasses
@@ -107,9 +108,10 @@ def run_part(request: TrainingRequest, link: RankLink, rank: int, size: int) -> 
 
     Ends the process where memory ran out and all ranks begin again.
     """
-    from worker.training.progress import library_log
-    from worker.training.ranks.world import RankLost
-    from worker.training.run import run
+    with garbage.importing():
+        from worker.training.progress import library_log
+        from worker.training.ranks.world import RankLost
+        from worker.training.run import run
 
     asked_to_stop = threading.Event()
     link.watch(asked_to_stop)
