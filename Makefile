@@ -10,10 +10,11 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
+# Not compiled: Python compiles what it imports, and all 24,000 modules would take a minute.
 $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunesmith needs Python 3.11 or newer; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[worker,dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[worker,dev]'
 	@touch $@
 
 demo: $(STAMP)
