@@ -9,15 +9,17 @@ Found = TypeVar("Found")
 _STEP_SECONDS = 0.05
 
 
-def wait_for(look: Callable[[], Found], what: str, *, timeout_seconds: float = 180) -> Found:
-    """Poll `look` until its result is true.
+def wait_for(
+    look: Callable[[], Found], what: str, *, timeout_seconds: float = 180, step_seconds: float = _STEP_SECONDS
+) -> Found:
+    """Poll `look` every `step_seconds` until its result is true.
 
     Returns it; raises AssertionError that names `what` after the timeout.
     """
     tick = threading.Event()
-    for _ in range(int(timeout_seconds / _STEP_SECONDS)):
+    for _ in range(int(timeout_seconds / step_seconds)):
         found = look()
         if found:
             return found
-        tick.wait(_STEP_SECONDS)
+        tick.wait(step_seconds)
     raise AssertionError(f"waited {timeout_seconds:.0f} s for {what}")
