@@ -50,16 +50,16 @@ def test_inputs_and_outputs_need_not_be_whole_tiles(device: torch.device, inputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("row_count", [0, 24])
+@pytest.mark.parametrize(("count", "row_count"), [(5, 0), (5, 24), (33, 24)])
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("has_plus", [True, False])
 def test_bias_and_other_outputs_are_added_and_further_rows_computed(
-    device: torch.device, has_plus: bool, has_bias: bool, row_count: int, dtype: torch.dtype
+    device: torch.device, has_plus: bool, has_bias: bool, count: int, row_count: int, dtype: torch.dtype
 ) -> None:
     packed, state = quantize(704, dtype, device)
-    x_NI = torch.randn(5, 704, dtype=dtype, device=device)
+    x_NI = torch.randn(count, 704, dtype=dtype, device=device)
     bias_O = torch.randn(OUTPUTS, dtype=dtype, device=device) if has_bias else None
-    plus_NO = torch.randn(5, OUTPUTS, dtype=dtype, device=device) if has_plus else None
+    plus_NO = torch.randn(count, OUTPUTS, dtype=dtype, device=device) if has_plus else None
     rows_CI = torch.randn(row_count, 704, dtype=dtype, device=device)
 
     y_NO, inner_NC = products(x_NI, packed, state.absmax, state.code, bias_O, plus_NO, rows_CI)
