@@ -36,9 +36,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not exhaustive and not clients"
 
-# More of the same: every kind of fault and format, and the small real model.
+# More of the same: every kind of fault and format, and the small real model. Files without a slow test are not
+# imported.
 test-slow: $(STAMP)
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
 
 # The usual clients of OpenAI's API, and llm-compressor, in environments of their own, which are made from the
 # package registries.

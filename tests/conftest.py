@@ -3,6 +3,7 @@
 import gc
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,21 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name bytes by their argument: packed ones hold the time, and test processes would disagree on names."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files of slow tests in order: those first whose tests may take longest by their timeouts.
+
+    A long file that is started last would leave the other test processes without work.
+    """
+    if config.getoption("markexpr") != "slow":
+        return
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        timeout = item.get_closest_marker("timeout")
+        seconds[item.path] += timeout.args[0] if timeout else int(config.getini("timeout"))
+    items.sort(key=lambda item: (-seconds[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:

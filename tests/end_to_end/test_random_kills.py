@@ -133,7 +133,7 @@ class Restarter:
             except httpx.TransportError:
                 return False
 
-        wait_for(have_ended, "every job to end", timeout_seconds=900)
+        wait_for(have_ended, "every job to end", timeout_seconds=900, step_seconds=0.2)
 
 
 def curve(box: Box, job_id: str) -> list[dict[str, Any]]:

@@ -34,7 +34,13 @@ def ensure(models_folder: Path) -> Path:
     models_folder.mkdir(parents=True, exist_ok=True)
     # In the models folder, so that a rename puts it in place whole; the dot hides it from the list of models.
     with tempfile.TemporaryDirectory(dir=models_folder, prefix=".") as scratch:
-        _build(_download(Path(scratch)), Path(scratch)).rename(folder)
+        built = _build(_download(Path(scratch)), Path(scratch))
+        try:
+            built.rename(folder)
+        except OSError:
+            # Another process has made it meanwhile.
+            if not (folder / "config.json").is_file():
+                raise
     return folder
 
 
