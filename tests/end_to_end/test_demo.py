@@ -115,7 +115,7 @@ def download(demo: Demo, export_id: str) -> Path:
         found: dict[str, Any] = demo.box.get_good(demo.box.client.get(f"/exports/{export_id}"))
         return found if found["state"] in ("succeeded", "failed") else None
 
-    export = wait_for(look, "the export", timeout_seconds=600)
+    export = wait_for(look, "the export", timeout_seconds=600, step_seconds=0.2)
     assert export["state"] == "succeeded", export["error"]
     folder = demo.folder / export_id
     folder.mkdir()
