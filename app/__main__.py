@@ -50,6 +50,9 @@ _KEEP_ALIVE_SECONDS = 75
 _REFUSED = 2
 _DATABASE_WAIT_SECONDS = 60.0
 _DATABASE_RETRY_SECONDS = 2.0
+# A thread that queries the database waits for as long each time that the event loop has the interpreter: by
+# default 5 ms.
+_SWITCH_SECONDS = 0.001
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, and nothing else.")]
 
@@ -110,6 +113,7 @@ def serve(context: typer.Context) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # each check of the schema would log two lines
     _refuse_unsafe_host(settings)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     app = create_app(settings)
     Server(app, server_config(app, settings)).run()
 

@@ -107,7 +107,9 @@ async def _plan(services: Services, body: GenerateBody) -> tuple[Target, Generat
     _exactly_one(body, "prompt", "messages")
     if body.prompt is not None:
         _refuse_with_prompt(body)
-    target = await services.lookups.find(lambda targets: _find_target(targets, body))
+    target = await services.lookups.find(
+        lambda targets: _find_target(targets, body), body.adapter or body.model
+    )
     request = await run_by_length(lambda: _make_request(body, target), len(body.messages or ()))
     return target, request
 

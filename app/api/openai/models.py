@@ -139,7 +139,7 @@ async def find_target(
         except AdapterNotFound:
             raise _not_found(model) from None
 
-    return await services.lookups.find(find)
+    return await services.lookups.find(find, model)
 
 
 def find_origin(session: Session, settings: Settings, model: str) -> tuple[str, str | None]:

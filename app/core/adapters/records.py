@@ -95,6 +95,15 @@ def find_import(session: Session, id_or_name: str) -> tables.AdapterImportRow | 
     return session.scalar(select(tables.AdapterImportRow).where(wanted).order_by(newest).limit(1))
 
 
+def find_named(session: Session, ids_or_names: Collection[str]) -> dict[str, tables.AdapterRow]:
+    """Returns the adapters with these ids or names, by both."""
+    if not ids_or_names:
+        return {}
+    wanted = or_(tables.AdapterRow.id.in_(ids_or_names), tables.AdapterRow.name.in_(ids_or_names))
+    rows = session.scalars(select(tables.AdapterRow).where(wanted)).all()
+    return {row.name: row for row in rows} | {row.id: row for row in rows}
+
+
 def get(session: Session, id_or_name: str) -> tables.AdapterRow:
     """Returns an adapter. Raises AdapterNotFound, and AdapterNotReady for an import under way or failed."""
     wanted = or_(tables.AdapterRow.id == id_or_name, tables.AdapterRow.name == id_or_name)

@@ -1,5 +1,6 @@
 """What generates: an engine, and a base model or an adapter that a request names. Knows no HTTP API."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -44,11 +45,11 @@ class Targets:
     Nothing is looked at twice: a thousand requests that arrive together name few models.
     """
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Session, settings: Settings, names: Collection[str] = ()) -> None:
+        """`names` will be looked for: aliases and adapters of these names are read with one query each."""
         self._session = session
         self._settings = settings
-        self._adapters: dict[str, tables.AdapterRow] = {}
-        self._aliases: dict[str, tables.AliasRow | None] = {}
+        self._names = names
         self._engines: dict[str, EngineEndpoint] = {}
 
     def find_named(
@@ -126,6 +127,16 @@ class Targets:
         if key not in self._engines:
             self._engines[key] = choose_engine(self._all_engines, base_model.name, base_model.quantization)
         return self._engines[key]
+
+    @cached_property
+    def _aliases(self) -> dict[str, tables.AliasRow | None]:
+        """The aliases that were looked for, by name; None: there is none of this name."""
+        return dict.fromkeys(self._names) | alias_records.find_named(self._session, self._names)
+
+    @cached_property
+    def _adapters(self) -> dict[str, tables.AdapterRow]:
+        """The adapters that were looked for and found, by id and by name."""
+        return adapter_records.find_named(self._session, self._names)
 
     def _find_alias(self, name: str) -> tables.AliasRow | None:
         if name not in self._aliases:

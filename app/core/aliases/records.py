@@ -69,6 +69,14 @@ def find(session: Session, name: str) -> tables.AliasRow | None:
     return session.get(tables.AliasRow, name, populate_existing=True)
 
 
+def find_named(session: Session, names: Collection[str]) -> dict[str, tables.AliasRow]:
+    """Returns the aliases of these names, by name."""
+    if not names:
+        return {}
+    rows = session.scalars(select(tables.AliasRow).where(tables.AliasRow.name.in_(names)))
+    return {row.name: row for row in rows}
+
+
 def get(session: Session, name: str) -> tables.AliasRow:
     """Returns an alias. Raises AliasNotFound."""
     row = find(session, name)

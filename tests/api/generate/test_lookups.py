@@ -5,9 +5,12 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import event
 
 from app.api.generate.lookups import TargetLookups
 from app.core.adapters.targets import Target, Targets
+from app.core.aliases import records as alias_records
+from app.core.aliases.shares import AliasTarget
 from app.core.engine import workers
 from app.core.errors import NotFound
 from app.core.settings import Settings
@@ -46,8 +49,18 @@ def lookups(settings: Settings, counted: CountedDatabase) -> TargetLookups:
     return TargetLookups(settings, counted)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def statements(database: Database) -> list[str]:
+    """The statements that the database has executed."""
+    executed: list[str] = []
+    event.listen(
+        database.engine, "before_cursor_execute", lambda _connection, _cursor, text, *_: executed.append(text)
+    )
+    return executed
+
+
 async def find_all(lookups: TargetLookups, names: list[str]) -> list[Target | BaseException]:
-    finds = [lookups.find(lambda targets, name=name: targets.find_named(name)) for name in names]
+    finds = [lookups.find(lambda targets, name=name: targets.find_named(name), name) for name in names]
     return await asyncio.gather(*finds, return_exceptions=True)
 
 
@@ -60,6 +73,33 @@ def test_requests_that_arrive_together_take_one_snapshot(
 
     assert [target.name for target in found] == names
     assert counted.snapshots == 1
+
+
+def test_many_names_take_as_many_queries_as_one(
+    lookups: TargetLookups, database: Database, statements: list[str]
+) -> None:
+    with database.transaction() as session:
+        for index in range(20):
+            make_adapter(session, id=f"ad_{index}", name=f"name-{index}")
+    statements.clear()
+    asyncio.run(find_all(lookups, ["one"]))
+    count = len(statements)
+
+    found = asyncio.run(find_all(lookups, [f"name-{index}" for index in range(20)]))
+
+    assert [target.adapter.id for target in found] == [f"ad_{index}" for index in range(20)]
+    assert len(statements) == 2 * count
+
+
+def test_an_adapter_and_its_alias_are_found_together(lookups: TargetLookups, database: Database) -> None:
+    with database.transaction() as session:
+        target = AliasTarget(name="one", base_model="base", adapter="ad_one")
+        alias_records.put(session, "alias", [target], base_models=())
+
+    by_id, by_name, by_alias = asyncio.run(find_all(lookups, ["ad_one", "one", "alias"]))
+
+    assert [one.adapter.id for one in (by_id, by_name, by_alias)] == ["ad_one"] * 3
+    assert (by_name.alias, by_alias.alias) == (None, "alias")
 
 
 def test_a_request_that_arrives_during_a_snapshot_has_one_of_its_own(
