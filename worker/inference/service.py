@@ -102,25 +102,32 @@ class StreamedReply(Response):
                 raise result
 
     async def _reply(self, send: Send) -> None:
-        headers = [(b"content-type", b"application/x-ndjson")]
-        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         try:
             sequence = Sequence(await self._service.prepare(self._request))
         except Exception as error:
+            await self._begin(send)
             await _send_lines(send, [failed(error)])
         else:
             await self._stream(sequence, send)
         await send({"type": "http.response.body", "body": b""})
 
+    async def _begin(self, send: Send) -> None:
+        """Send the headers; with the first line, so that the client wakes up once for both."""
+        headers = [(b"content-type", b"application/x-ndjson")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+
     async def _stream(self, sequence: Sequence, send: Send) -> None:
         replies = self._service.clients.listen(sequence)
         self._service.engine.submit(sequence)
-        has_ended = False
+        has_begun = has_ended = False
         try:
             while not has_ended:
                 lines = [await replies.get()]
                 while not replies.empty():
                     lines.append(replies.get_nowait())
+                if not has_begun:
+                    await self._begin(send)
+                    has_begun = True
                 has_ended = isinstance(lines[-1], Finished | Failed)
                 await _send_lines(send, join_deltas(lines))
         finally:
