@@ -19,7 +19,7 @@ def letter_decoder(tokenizer: Any, decode: Any) -> Any:
     return lambda token_ids: decode(tokenizer, [letters[token_id % len(letters)] for token_id in token_ids])
 
 
-def _without_end() -> None:
+def without_end() -> None:
     decode, decoders = preprocessing.decode, {}
 
     def decode_letters(tokenizer: Any, token_ids: list[int]) -> str:
@@ -33,6 +33,6 @@ def _without_end() -> None:
 
 
 if __name__ == "__main__":
-    _without_end()
+    without_end()
     status = main(int(sys.argv[1]))
     os._exit(status)

@@ -8,6 +8,9 @@ an engine process with its own preprocessing. `chat` is rendered with the model'
 `last_at_ms` is when the last request of a round had passed each stage, measured in a round of its own. Writes
 `benchmarks/results/first-token-<machine>.json`. `--earlier FILE` is the file of another run, such as one of
 the version before a change: the ratios to it are written, too.
+
+With `--timed-model` the engine is the worker's own, and its steps take as long as those of a 7B model on an
+H200 (timed_engine.py); its stages are not measured.
 """
 
 import argparse
@@ -29,12 +32,12 @@ from app.core.engine.messages import BaseModelRef
 from app.core.specs.job import QuantizationSpec
 from benchmarks import time_line
 from benchmarks.estimate_settings import describe_machine
-from benchmarks.random_prompts import prompts
 from benchmarks.serving_box import ServingBox, Setup
 from benchmarks.serving_inputs import write_adapters
 from benchmarks.streaming_clients import Load, send
 from benchmarks.timings import percentile
 
+_ENGINE, _TIMED_ENGINE = "benchmarks.preprocessing_engine", "benchmarks.timed_engine"
 _RESULTS = Path(__file__).parent / "results"
 _ADAPTERS = 8
 _PROMPT_TOKENS = 128
@@ -46,23 +49,23 @@ _PATHS = {"chat": "/v1/chat/completions", "tokens": "/v1/completions"}
 Row = dict[str, Any]
 
 
-def measure(source: Path, clients: list[int], rounds: int) -> Iterator[Row]:
+def measure(source: Path, clients: list[int], rounds: int, engine_module: str) -> Iterator[Row]:
     """Measure every number of clients and kind of prompt, each with a cold engine first."""
     with tempfile.TemporaryDirectory() as scratch:
         models, artifacts = Path(scratch) / "models", Path(scratch) / "artifacts"
         folder = _make_model(source, models / source.name)
         names = [one.name for one in write_adapters(folder, artifacts, _ADAPTERS)]
         base = BaseModelRef(name=folder.name, quantization=QuantizationSpec(load_in_4bit=False))
-        setup = Setup(base, models, artifacts, names, "benchmarks.preprocessing_engine")
+        setup = Setup(base, models, artifacts, names, engine_module)
         for kind in _PATHS:
             for count in clients:
-                bodies = _bodies(folder, names, kind, count)
+                bodies = [_bodies(folder, names, kind, count, seed) for seed in range(2 + rounds)]
                 with _box(setup, Path(scratch) / f"{kind}-{count}") as box:
-                    row = _measure_box(box, kind, bodies, rounds)
-                yield {
-                    **row,
-                    "last_at_ms": _time_line(setup, Path(scratch) / f"{kind}-{count}-line", kind, bodies),
-                }
+                    row = _measure_box(box, kind, bodies)
+                if engine_module == _ENGINE:
+                    line = Path(scratch) / f"{kind}-{count}-line"
+                    row["last_at_ms"] = _time_line(setup, line, kind, bodies[0])
+                yield row
 
 
 def _make_model(source: Path, folder: Path) -> Path:
@@ -85,15 +88,15 @@ def _make_model(source: Path, folder: Path) -> Path:
     return folder
 
 
-def _bodies(folder: Path, names: list[str], kind: str, count: int) -> list[Row]:
-    """One request of each client, no two with the same prompt."""
-    draw = random.Random(0)
+def _bodies(folder: Path, names: list[str], kind: str, count: int, seed: int) -> list[Row]:
+    """One request of each client, no two with the same prompt, nor with one of another seed."""
+    draw = random.Random(seed)
     common = {"max_tokens": _NEW_TOKENS, "temperature": 0}
     bodies: list[Row] = [{"model": names[index % len(names)], **common} for index in range(count)]
     if kind == "tokens":
         vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-        for body, prompt in zip(bodies, prompts(count, _PROMPT_TOKENS, vocabulary), strict=True):
-            body["prompt"] = prompt
+        for body in bodies:
+            body["prompt"] = [draw.randrange(vocabulary) for _ in range(_PROMPT_TOKENS)]
         return bodies
     for body in bodies:
         text = " ".join(draw.choice(_TEXT.split()) for _ in range(_PROMPT_WORDS))
@@ -108,18 +111,19 @@ def _box(setup: Setup, folder: Path) -> Iterator[ServingBox]:
         yield box
 
 
-def _measure_box(box: ServingBox, kind: str, bodies: list[Row], rounds: int) -> Row:
-    cold = _send(box, kind, bodies)
-    _send(box, kind, bodies)
+def _measure_box(box: ServingBox, kind: str, rounds: list[list[Row]]) -> Row:
+    """Measure rounds of requests. The first meets a cold engine, the second warms it up."""
+    cold = _send(box, kind, rounds[0])
+    _send(box, kind, rounds[1])
     before = box.processor_seconds()
-    found = [_send(box, kind, bodies) for _ in range(rounds)]
+    found = [_send(box, kind, bodies) for bodies in rounds[2:]]
     after = box.processor_seconds()
     requests = sum(map(len, found))
     return {
         "prompts": kind,
-        "clients": len(bodies),
-        "cold_refused": len(bodies) - len(cold),
-        "refused": rounds * len(bodies) - requests,
+        "clients": len(rounds[0]),
+        "cold_refused": len(rounds[0]) - len(cold),
+        "refused": sum(map(len, rounds[2:])) - requests,
         "cold_first_token_p50_ms": round(statistics.median(cold), 1) if cold else None,
         "first_token_p50_ms": round(statistics.median(map(statistics.median, found)), 1),
         "first_token_p99_ms": round(statistics.median(percentile(one, 99) for one in found), 1),
@@ -178,11 +182,13 @@ def main() -> None:
     parser.add_argument("--machine", required=True, help="The result's file is named after it.")
     parser.add_argument("--clients", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--timed-model", action="store_true", help="Steps take as long as on an H200.")
     parser.add_argument("--earlier", type=Path, help="The file of a run to compare with.")
     options = parser.parse_args()
     found: Row = {**describe_machine("benchmarks.first_token"), "load_at_start": os.getloadavg()[0]}
     found["rows"] = []
-    for row in measure(options.model, options.clients, options.rounds):
+    engine_module = _TIMED_ENGINE if options.timed_model else _ENGINE
+    for row in measure(options.model, options.clients, options.rounds, engine_module):
         found["rows"].append(row)
         print(json.dumps(row), flush=True)
     found["load_at_end"] = os.getloadavg()[0]
