@@ -1,4 +1,4 @@
-"""RMSNorm (Zhang and Sennrich 2019), and its gradient for the residual stream.
+"""RMSNorm (Zhang and Sennrich 2019), its gradient for the residual stream, and adding to that before it.
 
 Sums are in float32; the normed input is rounded before it is multiplied with the weight, as in transformers,
 or, in Gemma's kind, multiplied with one more than the weight and then rounded. T: tokens. H: the width, of a
@@ -9,8 +9,14 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.kernels import lora_tiles
+from worker.kernels.counters import counters
+from worker.kernels.lora_update import LoraUpdate
+
 _WARPS = 8
 _MIN_ELEMENTS = 2048  # of a program
+_SHARED_PART = 1024  # elements of a program that shares a row with others
+_COUNTERS = 1024
 
 
 def rms_norm_and_scale(
@@ -40,6 +46,50 @@ def rms_norm_and_scale(
         num_warps=_WARPS,
     )
     return normed_TH, scale_T
+
+
+def add_and_norm(
+    stream_TH: torch.Tensor,
+    y_TH: torch.Tensor,
+    update: LoraUpdate | None,
+    weight_H: torch.Tensor,
+    epsilon: float,
+    *,
+    output_weight_H: torch.Tensor | None = None,
+    adds_one: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the stream plus y and what adapters add to y, and the norm of that; both [T, H].
+
+    `output_weight_H`: y is normed with this weight before it is added, as in Gemma 3. Rows of `y_TH` may be
+    strided; `stream_TH` is contiguous.
+    """
+    tokens, width = stream_TH.shape
+    new_TH, normed_TH = torch.empty_like(stream_TH), torch.empty_like(stream_TH)
+    block = triton.next_power_of_2(width)
+    # Where adapters are read, several programs share a row; the last of them norms it.
+    is_shared = update is not None and output_weight_H is None and tokens <= _COUNTERS
+    part = min(block, _SHARED_PART) if is_shared else block
+    _add_and_norm_kernel[(triton.cdiv(width, part), tokens)](
+        stream_TH,
+        y_TH,
+        *lora_tiles.arguments(update, y_TH),
+        weight_H,
+        output_weight_H if output_weight_H is not None else weight_H,
+        new_TH,
+        normed_TH,
+        counters(y_TH.device, _COUNTERS),
+        width,
+        y_TH.stride(0),
+        epsilon,
+        PARTS=triton.cdiv(width, part),
+        HAS_OUTPUT_NORM=output_weight_H is not None,
+        ADDS_ONE=adds_one,
+        PART=part,
+        BLOCK=block,
+        **lora_tiles.constants(update),
+        num_warps=4 if part < block else _WARPS,
+    )
+    return new_TH, normed_TH
 
 
 def gradient(
@@ -118,6 +168,76 @@ def _rms_norm_kernel(
     value = value * factor
     tl.store(normed + row * normed_stride + columns, value.to(normed.dtype.element_ty), mask=inside)
     tl.store(scales + token, scale, mask=is_token)
+
+
+@triton.jit
+def _add_and_norm_kernel(
+    stream,
+    y,
+    inner,
+    slots,
+    B,
+    inner_stride,
+    output_count,
+    weight,
+    output_weight,
+    new,
+    normed,
+    counters,
+    width,
+    y_stride,
+    epsilon,
+    PARTS: tl.constexpr,
+    HAS_OUTPUT_NORM: tl.constexpr,
+    ADDS_ONE: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RANK: tl.constexpr,
+    LAYERS: tl.constexpr,
+):
+    token = tl.program_id(1).to(tl.int64)
+    columns = tl.program_id(0) * PART + tl.arange(0, PART)
+    inside = columns < width
+    value = tl.load(y + token * y_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    at = token * width + columns
+    before = tl.load(stream + at, mask=inside, other=0.0).to(tl.float32)
+    if RANK > 0:
+        value += lora_tiles.update(
+            inner, slots, B, inner_stride, output_count, token, 0, columns, inside, RANK, LAYERS
+        )
+    dtype = normed.dtype.element_ty
+    if HAS_OUTPUT_NORM:
+        value = value.to(dtype).to(tl.float32)
+        value = _normed(value, output_weight + columns, inside, width, epsilon, ADDS_ONE, dtype)
+        value = value.to(dtype).to(tl.float32)
+    value = (value + before).to(dtype)
+    tl.store(new + at, value, mask=inside)
+    if PARTS == 1:
+        value = _normed(value.to(tl.float32), weight + columns, inside, width, epsilon, ADDS_ONE, dtype)
+        tl.store(normed + at, value.to(dtype), mask=inside)
+    else:
+        # All threads have stored before the program counts itself.
+        tl.debug_barrier()
+        if tl.atomic_add(counters + token, 1, sem="acq_rel") == PARTS - 1:
+            tl.debug_barrier()
+            every = tl.arange(0, BLOCK)
+            exists = every < width
+            # Past the L1 cache, which does not see other programs' writes.
+            row = tl.load(new + token * width + every, mask=exists, other=0.0, cache_modifier=".cg")
+            row = _normed(row.to(tl.float32), weight + every, exists, width, epsilon, ADDS_ONE, dtype)
+            tl.store(normed + token * width + every, row.to(dtype), mask=exists)
+            tl.store(counters + token, 0)
+
+
+@triton.jit
+def _normed(value, weights, inside, width, epsilon, ADDS_ONE: tl.constexpr, dtype: tl.constexpr):
+    factor = tl.load(weights, mask=inside, other=0.0).to(tl.float32)
+    value = value * tl.rsqrt(tl.sum(value * value, 0) / width + epsilon)
+    if ADDS_ONE:
+        factor = factor + 1.0
+    else:
+        value = value.to(dtype).to(tl.float32)
+    return value * factor
 
 
 @triton.jit(do_not_specialize=["tokens"])

@@ -7,7 +7,12 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.kernels import lora_tiles
+from worker.kernels.lora_update import LoraUpdate
+
 _BLOCK = 1024
+# Outputs of a program that also computes what adapters add.
+_UPDATED_BLOCK = 128
 
 
 def activate(
@@ -31,6 +36,29 @@ def activate(
         IS_GELU=is_gelu,
         BLOCK=_BLOCK,
         num_warps=4,
+    )
+    return y_NI
+
+
+def update_and_activate(
+    gate_up_NO: torch.Tensor, given: LoraUpdate, *, is_gelu: bool = False
+) -> torch.Tensor:
+    """As `activate` of the two halves of `gate_up_NO` plus what adapters add to them. Rows may be strided.
+
+    For at most `lora_tiles.MAX_TOKENS` tokens.
+    """
+    count, width = len(gate_up_NO), gate_up_NO.shape[1] // 2
+    y_NI = gate_up_NO.new_empty(count, width)
+    _update_and_activate_kernel[(triton.cdiv(width, _UPDATED_BLOCK), count)](
+        gate_up_NO,
+        *lora_tiles.arguments(given, gate_up_NO),
+        y_NI,
+        gate_up_NO.stride(0),
+        WIDTH=width,
+        IS_GELU=is_gelu,
+        BLOCK=_UPDATED_BLOCK,
+        **lora_tiles.constants(given),
+        num_warps=1,
     )
     return y_NI
 
@@ -74,6 +102,40 @@ def _activate_kernel(
     active, _slope = _activation(gate_value, IS_GELU)
     active = active.to(y.dtype.element_ty).to(tl.float32)
     tl.store(y + row * y_stride + each, (active * up_value).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _update_and_activate_kernel(
+    gate_up,
+    inner,
+    slots,
+    B,
+    inner_stride,
+    output_count,
+    y,
+    gate_up_stride,
+    WIDTH: tl.constexpr,
+    IS_GELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RANK: tl.constexpr,
+    LAYERS: tl.constexpr,
+):
+    token = tl.program_id(1)
+    each = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = each < WIDTH
+    at = gate_up + token.to(tl.int64) * gate_up_stride + each
+    gate_value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    up_value = tl.load(at + WIDTH, mask=inside, other=0.0).to(tl.float32)
+    gate_value += lora_tiles.update(
+        inner, slots, B, inner_stride, output_count, token, 0, each, inside, RANK, LAYERS
+    )
+    up_value += lora_tiles.update(
+        inner, slots, B, inner_stride, output_count, token, LAYERS - 1, WIDTH + each, inside, RANK, LAYERS
+    )
+    dtype = y.dtype.element_ty
+    active, _slope = _activation(gate_value.to(dtype).to(tl.float32), IS_GELU)
+    active = active.to(dtype).to(tl.float32) * up_value.to(dtype).to(tl.float32)
+    tl.store(y + token.to(tl.int64) * WIDTH + each, active.to(dtype), mask=inside)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ from triton.runtime.jit import JITFunction
 
 from worker.kernels import (
     batched_lora,
+    decode_heads,
     dequantize,
     four_bit_matmul,
     low_rank_matmul,
@@ -28,6 +29,7 @@ from worker.kernels import (
     token_scores,
     varlen_attention,
 )
+from worker.kernels.lora_update import InputNorm, LoraUpdate, OneTokenLora
 from worker.models.frozen_weights import AdapterColumns
 
 compiled: set[str] = set()
@@ -89,6 +91,11 @@ def compile_serving(dtype: torch.dtype) -> None:
     for inputs in (width, 4096):
         one_1I, weight_OI = torch.zeros(1, inputs, dtype=dtype), torch.zeros(width, inputs, dtype=dtype)
         matrix_vector.product(one_1I, weight_OI, x[0], x[:1])
+        lora = OneTokenLora(each, torch.zeros(slots, 16, width - 96, dtype=dtype), (width - 96,))
+        input_norm, ready = InputNorm(one_1I[0], 1e-5), torch.zeros(1, dtype=torch.int32)
+        one = {"outputs": width - 96, "norm": input_norm, "lora": lora, "ready": ready}
+        matrix_vector.product(one_1I, weight_OI, plus_1O=x[:1], **one)
+        matrix_vector.product(one_1I, weight_OI, is_gated=True, **one)
     packed, state = quantize_4bit(torch.zeros(width, width, dtype=dtype), quant_type="nf4")
     for count in (1, 64):
         x_NI = torch.zeros(count, width, dtype=dtype)
@@ -98,6 +105,21 @@ def compile_serving(dtype: torch.dtype) -> None:
     for count in (1, tokens):
         y_NO = x[:count]
         batched_lora.expand(y_NO, y_NO[:, : slots * rank], each, b_SRO, (width,), y_NO)
+    for count in (1, 20, 40):
+        many = torch.zeros(count, width, dtype=dtype)
+        slots_N = torch.zeros(count, dtype=torch.long)
+        update = LoraUpdate(many[:, : slots * rank], slots_N, b_SRO, 1)
+        norm.add_and_norm(many, many, update, x[0], 1e-5, output_weight_H=x[0])
+        swiglu.update_and_activate(many, update)
+        heads_update = LoraUpdate(torch.zeros(count, 3 * slots * rank, dtype=dtype), slots_N, b_SRO, 3)
+        cache = torch.zeros(2, 16, 1, 64, dtype=dtype)
+        places = decode_heads.CachePlaces(
+            cache, cache, torch.zeros(count, 1, dtype=torch.int32), slots_N, slots_N
+        )
+        head_norms = decode_heads.HeadNorms(x[0], x[0], 1e-5)
+        angles = many[:, :64].contiguous(), many[:, :64].contiguous()
+        for given, norms in ((None, None), (heads_update, head_norms)):
+            decode_heads.prepare(many, given, angles, places, norms)
     states_HND = x.view(tokens, heads, width // heads).transpose(0, 1)
     rotary.rotate(states_HND, states_HND, x[:, :64].contiguous(), x[:, :64].contiguous())
     blocks_PSHD = torch.zeros(2, 16, heads, width // heads, dtype=dtype)

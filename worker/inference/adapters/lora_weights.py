@@ -21,6 +21,7 @@ from worker.inference.adapters.slots import count_computed
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.model.linears import MergedLinears
 from worker.inference.model.routers import merge_router
+from worker.kernels.lora_update import LoraUpdate, OneTokenLora
 from worker.models.routers import WEIGHT
 from worker.models.serving_path import find_parameter_obstacle
 
@@ -251,6 +252,22 @@ class GroupLora:
         """The group's outputs [N, O] without adapters, and x times A of the selection's slots [N, C]."""
         row_count = selection.slot_count * len(self._group.widths) * self.rank
         return self._group.weights.product_with_rows(x_NI, row_count)
+
+    def begin(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, LoraUpdate | None]:
+        """The group's outputs [N, O] without the update, and what is left of that; None where none has one.
+
+        For kernels alone.
+        """
+        if self.selection is None:
+            return self._group.weights.product(x_NI), None
+        y_NO, inner_NC = self.products(x_NI, self.selection)
+        return y_NO, LoraUpdate(inner_NC, self.selection.slots_N, self.B_SRO, len(self._group.widths))
+
+    def of_one_token(self) -> OneTokenLora | None:
+        """What the adapter of the only token of this pass adds; None where it has none."""
+        if self.selection is None:
+            return None
+        return OneTokenLora(self.selection.slots_N, self.B_SRO, tuple(self._group.widths))
 
     def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
         """Write slot `index` + 1, a pair per layer. Without a pair, and beyond a pair's rank, it is zero."""

@@ -4,7 +4,7 @@ Shape letters: N or T tokens of a step, V vocabulary, H hidden size; H and K (in
 and of keys, D head dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -15,10 +15,21 @@ from transformers import PreTrainedModel
 from worker.decoder.layer import DecoderStep
 from worker.decoder.operations import Operations, TorchOperations
 from worker.decoder.reading import FAMILIES, Unsupported, read_angles, read_stack
-from worker.decoder.stack import forward
+from worker.decoder.stack import DecoderStack, forward
 from worker.inference.failures import ModelUnsupported
 from worker.inference.model import attention
 from worker.inference.model.linears import MergedLinears, merge_linears, replace_forwards
+
+# Of decode steps alone: see fused_steps.py.
+FusedForward = Callable[
+    [
+        DecoderStack[MergedLinears],
+        torch.Tensor,
+        attention.Step,
+        dict[str | None, tuple[torch.Tensor, torch.Tensor]],
+    ],
+    torch.Tensor,
+]
 
 
 class ModelPath(Protocol):
@@ -46,6 +57,7 @@ class DecoderPath:
         self._names = {module: name for name, module in model.named_modules()}
         self._decoder: Any = model.base_model
         self._operations: Operations = TorchOperations()
+        self._fused_forward: FusedForward | None = None
         self._stack = read_stack(self._decoder, self._find_group)
         output = model.get_output_embeddings()
         assert output is not None
@@ -69,16 +81,22 @@ class DecoderPath:
 
         embedded_1NH = self._decoder.embed_tokens(ids_N[None])
         angles = read_angles(self._decoder, self._stack, embedded_1NH, step.positions_N[None])
-        hidden_NH = forward(self._stack, embedded_1NH[0], DecoderStep(self._operations, attend, angles))
+        if self._fused_forward is not None and not step.is_prefill:
+            hidden_NH = self._fused_forward(self._stack, embedded_1NH[0], step, angles)
+        else:
+            hidden_NH = forward(self._stack, embedded_1NH[0], DecoderStep(self._operations, attend, angles))
         return self._output.product(hidden_NH) if has_logits else hidden_NH
 
     def use_kernels(self) -> ExitStack:
-        """Compute norms, rotary embedding and activation by Triton kernels. Returns what undoes it."""
+        """Compute all but the large products by Triton kernels. Returns what undoes it."""
         from worker.decoder.fused_operations import FusedOperations
+        from worker.inference.model import fused_steps
 
         undo = ExitStack()
         undo.callback(setattr, self, "_operations", self._operations)
+        undo.callback(setattr, self, "_fused_forward", None)
         self._operations = FusedOperations()
+        self._fused_forward = fused_steps.forward
         return undo
 
     def _find_group(self, linears: Sequence[nn.Module]) -> MergedLinears:
