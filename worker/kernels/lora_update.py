@@ -21,23 +21,3 @@ class LoraUpdate:
     slots_N: torch.Tensor
     B_SRO: torch.Tensor
     layers: int
-
-
-@dataclass(frozen=True)
-class OneTokenLora:
-    """The adapter of a single token: its slot [1], and the B matrices of the outputs of M layers, `widths`.
-
-    The A matrices lie below the weight, ordered by slot, then layer, then rank.
-    """
-
-    slots_1: torch.Tensor
-    B_SRO: torch.Tensor
-    widths: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class InputNorm:
-    """An RMSNorm of the input of a product, which the product's kernel computes. It is not rounded."""
-
-    weight_I: torch.Tensor
-    epsilon: float

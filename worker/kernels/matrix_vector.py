@@ -1,16 +1,23 @@
-"""Linear layers for a single token: a matrix-vector product, bound by the speed of reading the weight.
+"""A linear layer for a single token: a matrix-vector product, bound by the speed of reading the weight.
 
-What lies around the product is part of it: the norm of its input, the adapter, the activation, and adding to
-the residual stream. Shape letters: I inputs, O outputs, M layers with the same input, R rank, S slots.
+Shape letters: I inputs, O outputs.
 """
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from worker.kernels.lora_update import InputNorm, OneTokenLora
-
 _WIDE_STEP = 4096
+
+
+@dataclass(frozen=True)
+class InputNorm:
+    """An RMSNorm of the input of a product, which each program of the product computes. It is not rounded."""
+
+    weight_I: torch.Tensor
+    epsilon: float
 
 
 def product(
@@ -19,37 +26,24 @@ def product(
     bias_O: torch.Tensor | None = None,
     plus_1O: torch.Tensor | None = None,
     *,
-    outputs: int | None = None,
     norm: InputNorm | None = None,
     is_gated: bool = False,
-    lora: OneTokenLora | None = None,
-    ready: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns x · Wᵀ + bias + plus, [1, O]; with a norm, of the normed x. Sums are in float32.
 
-    `outputs`: of the first so many rows of the weight; None: of all. `is_gated`: silu(gate) · up, [1, O / 2];
-    the weight of gate lies over that of up, without bias. `lora`: with what the adapter adds; its A is below
-    the weight's first `outputs` rows, and `ready` [1] int32 is zero, and no other product's.
+    `is_gated`: silu(gate) · up, [1, O / 2]; the weight of gate lies over that of up, and there is no bias.
     """
-    outputs, inputs = outputs or len(weight_OI), weight_OI.shape[1]
-    row_count = outputs // 2 if is_gated else outputs
-    y_1O = x_1I.new_empty(1, row_count)
+    inputs = weight_OI.shape[1]
+    outputs = len(weight_OI) // 2 if is_gated else len(weight_OI)
+    y_1O = x_1I.new_empty(1, outputs)
     rows, step, warps, unroll = _cut(inputs, has_norm=norm is not None, is_gated=is_gated)
-    rank = lora.B_SRO.shape[1] if lora else 0
-    columns = rank * len(lora.widths) if lora else 0
-    inner_C = torch.empty(max(1, columns), dtype=torch.float32, device=x_1I.device)
-    _product_kernel[(triton.cdiv(row_count, rows) + triton.cdiv(columns, rows),)](
+    _product_kernel[(triton.cdiv(outputs, rows),)](
         x_1I,
         norm.weight_I if norm else x_1I,
         weight_OI,
         bias_O if bias_O is not None else x_1I,
         plus_1O if plus_1O is not None else x_1I,
         y_1O,
-        lora.slots_1 if lora else x_1I,
-        lora.B_SRO if lora else x_1I,
-        inner_C,
-        ready if ready is not None else inner_C,
-        row_count,
         outputs,
         weight_OI.stride(0),
         norm.epsilon if norm else 0.0,
@@ -58,9 +52,6 @@ def product(
         IS_GATED=is_gated,
         HAS_BIAS=bias_O is not None,
         HAS_PLUS=plus_1O is not None,
-        WIDTHS=lora.widths if lora else (outputs,),
-        RANK=rank,
-        RANK_BLOCK=triton.next_power_of_2(max(1, rank)),
         ROWS=rows,
         STEP=step,
         UNROLL=unroll,
@@ -74,7 +65,7 @@ def _cut(inputs: int, *, has_norm: bool, is_gated: bool) -> tuple[int, int, int,
     if inputs % _WIDE_STEP:
         return 2, 512, 2, 4
     if is_gated:
-        return 1, _WIDE_STEP, 4, 1
+        return 2, _WIDE_STEP // 2, 8, 2
     return (4, _WIDE_STEP, 16, 1) if has_norm else (1, _WIDE_STEP, 8, 1)
 
 
@@ -87,11 +78,6 @@ def _product_kernel(
     bias,
     plus,
     y,
-    slots,
-    B,
-    inner,
-    ready,
-    row_count,
     output_count,
     weight_stride,
     epsilon,
@@ -100,49 +86,22 @@ def _product_kernel(
     IS_GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_PLUS: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    RANK: tl.constexpr,
-    RANK_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The first programs multiply with the adapter's A; the others need that only at their end.
-
-    Programs start in the order of their numbers, on which Stream-K (Osama et al. 2023) relies, too.
-    """
-    A_ROWS: tl.constexpr = RANK * len(WIDTHS)
-    A_PROGRAMS: tl.constexpr = (A_ROWS + ROWS - 1) // ROWS
-    program = tl.program_id(0)
-    rows = (program - A_PROGRAMS) * ROWS + tl.arange(0, ROWS)
-    has_row = (rows >= 0) & (rows < row_count)
-    weight_rows = rows.to(tl.int64)
-    is_inner = False
-    if RANK > 0:
-        is_inner = program < A_PROGRAMS
-        slot = tl.load(slots).to(tl.int64)
-        inner_rows = program * ROWS + tl.arange(0, ROWS)
-        has_inner = inner_rows < tl.where(slot > 0, A_ROWS, 0)
-        weight_rows = tl.where(is_inner, output_count + (slot - 1) * A_ROWS + inner_rows, weight_rows)
-        ranks = tl.arange(0, RANK_BLOCK)
-        has_B = has_row[:, None] & (ranks < tl.where(slot > 0, RANK, 0))[None, :]
-        at_B = B + ((slot - 1) * RANK + ranks)[None, :] * output_count + rows[:, None]
-        B_rows = tl.load(at_B, mask=has_B, other=0.0).to(tl.float32)
-        if IS_GATED:
-            up_B_rows = tl.load(at_B + row_count, mask=has_B, other=0.0).to(tl.float32)
-        is_read = has_row | has_inner
-    else:
-        is_read = has_row
-    at_weight = weight + weight_rows[:, None] * weight_stride
-    at_up = weight + (row_count + rows[:, None].to(tl.int64)) * weight_stride
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    has_row = rows < output_count
+    weight += rows[:, None].to(tl.int64) * weight_stride
+    up_weight = weight + output_count * weight_stride
     summed = tl.zeros([ROWS, STEP], tl.float32)
     up_summed = tl.zeros([ROWS, STEP], tl.float32)
     squares = tl.zeros([STEP], tl.float32)
     for first in tl.range(0, INPUTS, STEP, loop_unroll_factor=UNROLL, num_stages=1):
         inputs = first + tl.arange(0, STEP)
-        weights = _load(at_weight, inputs, is_read, INPUTS, STEP)
+        weights = _load(weight, inputs, has_row, INPUTS, STEP)
         if IS_GATED:
-            up_weights = _load(at_up, inputs, has_row, INPUTS, STEP)
+            up_weights = _load(up_weight, inputs, has_row, INPUTS, STEP)
         x_part = _load_vector(x, inputs, INPUTS, STEP)
         if HAS_NORM:
             squares += x_part * x_part
@@ -151,37 +110,12 @@ def _product_kernel(
         if IS_GATED:
             up_summed += up_weights * x_part[None, :]
     total = tl.sum(summed, 1)
-    up_total = tl.sum(up_summed, 1)
+    scale = 1.0
     if HAS_NORM:
         scale = tl.rsqrt(tl.sum(squares, 0) / INPUTS + epsilon)
         total *= scale
-        up_total *= scale
-    if RANK > 0:
-        if is_inner:
-            tl.store(inner + inner_rows, total, mask=has_inner)
-            # All threads have stored before the program counts itself.
-            tl.debug_barrier()
-            tl.atomic_add(ready, 1, sem="release")
-        elif slot > 0:
-            while tl.load(ready, volatile=True) < A_PROGRAMS:
-                pass
-            layers = tl.zeros([ROWS], tl.int32)
-            end = 0
-            for index in tl.static_range(0, len(WIDTHS) - 1):
-                end += WIDTHS[index]
-                layers += (rows >= end).to(tl.int32)
-            at_inner = inner + layers[:, None] * RANK + ranks[None, :]
-            # Past the L1 cache, which does not see other programs' writes.
-            inner_R = tl.load(at_inner, mask=(ranks < RANK)[None, :], other=0.0, cache_modifier=".cg")
-            total += tl.sum(inner_R * B_rows, 1)
-            if IS_GATED:
-                at_up_inner = inner + (len(WIDTHS) - 1) * RANK + ranks[None, :]
-                up_inner_R = tl.load(
-                    at_up_inner, mask=(ranks < RANK)[None, :], other=0.0, cache_modifier=".cg"
-                )
-                up_total += tl.sum(up_inner_R * up_B_rows, 1)
     if IS_GATED:
-        total = total * tl.sigmoid(total) * up_total
+        total = total * tl.sigmoid(total) * (tl.sum(up_summed, 1) * scale)
     if HAS_BIAS:
         total += tl.load(bias + rows, mask=has_row, other=0.0).to(tl.float32)
     if HAS_PLUS:

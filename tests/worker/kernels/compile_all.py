@@ -29,7 +29,7 @@ from worker.kernels import (
     token_scores,
     varlen_attention,
 )
-from worker.kernels.lora_update import InputNorm, LoraUpdate, OneTokenLora
+from worker.kernels.lora_update import LoraUpdate
 from worker.models.frozen_weights import AdapterColumns
 
 compiled: set[str] = set()
@@ -91,11 +91,9 @@ def compile_serving(dtype: torch.dtype) -> None:
     for inputs in (width, 4096):
         one_1I, weight_OI = torch.zeros(1, inputs, dtype=dtype), torch.zeros(width, inputs, dtype=dtype)
         matrix_vector.product(one_1I, weight_OI, x[0], x[:1])
-        lora = OneTokenLora(each, torch.zeros(slots, 16, width - 96, dtype=dtype), (width - 96,))
-        input_norm, ready = InputNorm(one_1I[0], 1e-5), torch.zeros(1, dtype=torch.int32)
-        one = {"outputs": width - 96, "norm": input_norm, "lora": lora, "ready": ready}
-        matrix_vector.product(one_1I, weight_OI, plus_1O=x[:1], **one)
-        matrix_vector.product(one_1I, weight_OI, is_gated=True, **one)
+        input_norm = matrix_vector.InputNorm(one_1I[0], 1e-5)
+        matrix_vector.product(one_1I, weight_OI, norm=input_norm)
+        matrix_vector.product(one_1I, weight_OI, norm=input_norm, is_gated=True)
     packed, state = quantize_4bit(torch.zeros(width, width, dtype=dtype), quant_type="nf4")
     for count in (1, 64):
         x_NI = torch.zeros(count, width, dtype=dtype)
@@ -105,11 +103,12 @@ def compile_serving(dtype: torch.dtype) -> None:
     for count in (1, tokens):
         y_NO = x[:count]
         batched_lora.expand(y_NO, y_NO[:, : slots * rank], each, b_SRO, (width,), y_NO)
-    for count in (1, 20, 40):
+    for count in (1, 20):
         many = torch.zeros(count, width, dtype=dtype)
         slots_N = torch.zeros(count, dtype=torch.long)
         update = LoraUpdate(many[:, : slots * rank], slots_N, b_SRO, 1)
-        norm.add_and_norm(many, many, update, x[0], 1e-5, output_weight_H=x[0])
+        for given in (None, update):
+            norm.add_and_norm(many, many, given, x[0], 1e-5, output_weight_H=None if given else x[0])
         swiglu.update_and_activate(many, update)
         heads_update = LoraUpdate(torch.zeros(count, 3 * slots * rank, dtype=dtype), slots_N, b_SRO, 3)
         cache = torch.zeros(2, 16, 1, 64, dtype=dtype)
@@ -128,7 +127,8 @@ def compile_serving(dtype: torch.dtype) -> None:
         paged_attention.AttentionSettings(0.1),
     )
     paged_attention.store(states_HND, states_HND, blocks_PSHD, blocks_PSHD, block_tables_RP, each, each)
-    paged_attention.decode(states_HND, blocks_PSHD, blocks_PSHD, block_tables_RP, each, settings)
+    for keys_PSHD in (blocks_PSHD, blocks_PSHD[:, :, :2].contiguous()):
+        paged_attention.decode(states_HND, keys_PSHD, keys_PSHD, block_tables_RP, each, settings)
     tiles_M4 = torch.zeros(1, 4, dtype=torch.int32)
     paged_attention.prefill(states_HND, blocks_PSHD, blocks_PSHD, block_tables_RP, tiles_M4, settings)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from worker.kernels import matrix_vector
 
@@ -21,5 +22,23 @@ def test_product_is_that_of_torch(inputs, outputs, has_bias, has_plus):
 
     y_1O = matrix_vector.product(x_1I, weight_OI, bias_O, plus_1O)
 
-    expected_1O = torch.nn.functional.linear(x_1I, weight_OI, bias_O) + (plus_1O if has_plus else 0)
+    expected_1O = functional.linear(x_1I, weight_OI, bias_O) + (plus_1O if has_plus else 0)
     torch.testing.assert_close(y_1O, expected_1O, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(4096, 5), (100, 6)])
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_norm_and_gate_are_part_of_the_product(inputs, outputs, is_gated):
+    torch.manual_seed(0)
+    x_1I, norm_I = torch.randn(2, 1, inputs, device=DEVICE).unbind()
+    weight_OI = torch.randn(2 * outputs, inputs, device=DEVICE) / inputs**0.5
+
+    y_1O = matrix_vector.product(
+        x_1I, weight_OI, norm=matrix_vector.InputNorm(norm_I[0], 0.1), is_gated=is_gated
+    )
+
+    normed_1I = functional.rms_norm(x_1I, (inputs,), norm_I[0], 0.1)
+    expected_1O = functional.linear(normed_1I, weight_OI)
+    if is_gated:
+        expected_1O = functional.silu(expected_1O[:, :outputs]) * expected_1O[:, outputs:]
+    torch.testing.assert_close(y_1O, expected_1O, atol=1e-4, rtol=1e-4)

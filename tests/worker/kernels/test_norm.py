@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from tests.worker.kernels.lora_updates import make_update
 from worker.kernels import norm
 
 
@@ -53,3 +55,37 @@ def test_in_bfloat16_a_norm_is_rounded_as_transformers_rounds_it(
     )
 
     assert (found_TH == module(x_TH)).float().mean() > 0.99
+
+
+# The rows of the widest are shared by several programs.
+@pytest.mark.parametrize("width", [48, 2100])
+@pytest.mark.parametrize("has_adapters", [True, False])
+@pytest.mark.parametrize("has_output_norm", [True, False])
+@pytest.mark.parametrize("adds_one", [True, False])
+def test_what_is_added_to_the_stream_before_its_norm(
+    device: torch.device, width: int, has_adapters: bool, has_output_norm: bool, adds_one: bool
+) -> None:
+    torch.manual_seed(0)
+    stream_TH, weight_H, output_weight_H = torch.randn(5, width, device=device).split([3, 1, 1])
+    # Rows lie apart, as a product with the rows of adapters leaves them.
+    y_TH = torch.randn(3, width + 7, device=device)[:, :width]
+    update, added_TH = make_update(3, [width], str(device))
+
+    # Twice: the counters that programs share must be left as they were.
+    for _ in range(2):
+        new_TH, normed_TH = norm.add_and_norm(
+            stream_TH,
+            y_TH,
+            update if has_adapters else None,
+            weight_H[0],
+            1e-5,
+            output_weight_H=output_weight_H[0] if has_output_norm else None,
+            adds_one=adds_one,
+        )
+
+    whole_TH = y_TH + added_TH if has_adapters else y_TH
+    if has_output_norm:
+        whole_TH = functional.rms_norm(whole_TH, (width,), output_weight_H[0] + adds_one, 1e-5)
+    torch.testing.assert_close(new_TH, stream_TH + whole_TH, rtol=1e-4, atol=1e-4)
+    expected_TH = functional.rms_norm(stream_TH + whole_TH, (width,), weight_H[0] + adds_one, 1e-5)
+    torch.testing.assert_close(normed_TH, expected_TH, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.worker.kernels.lora_updates import make_update
 from worker.kernels import swiglu
 
 
@@ -25,3 +26,20 @@ def test_an_activation_and_its_gradient(device: torch.device, padding: int, is_g
     torch.testing.assert_close(found_NI, expected_NI, rtol=1e-4, atol=1e-5)
     for found, expected in zip((gate_NI, up_NI), expected_grads, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_gelu", [False, True], ids=["silu", "gelu"])
+@pytest.mark.parametrize("widths", [[150, 150], [300]], ids=["two layers", "one layer"])
+def test_an_activation_of_what_adapters_change(
+    device: torch.device, widths: list[int], is_gelu: bool
+) -> None:
+    torch.manual_seed(0)
+    # Rows lie apart, as a product with the rows of adapters leaves them.
+    gate_up_NO = torch.randn(5, 307, device=device)[:, :300]
+    update, added_NO = make_update(5, widths, str(device))
+
+    found_NI = swiglu.update_and_activate(gate_up_NO, update, is_gelu=is_gelu)
+
+    gate_NI, up_NI = (gate_up_NO + added_NO).chunk(2, 1)
+    active_NI = functional.gelu(gate_NI, approximate="tanh") if is_gelu else functional.silu(gate_NI)
+    torch.testing.assert_close(found_NI, active_NI * up_NI, rtol=1e-4, atol=1e-4)

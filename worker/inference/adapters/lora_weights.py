@@ -21,7 +21,7 @@ from worker.inference.adapters.slots import count_computed
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.model.linears import MergedLinears
 from worker.inference.model.routers import merge_router
-from worker.kernels.lora_update import LoraUpdate, OneTokenLora
+from worker.kernels.lora_update import LoraUpdate
 from worker.models.routers import WEIGHT
 from worker.models.serving_path import find_parameter_obstacle
 
@@ -263,11 +263,10 @@ class GroupLora:
         y_NO, inner_NC = self.products(x_NI, self.selection)
         return y_NO, LoraUpdate(inner_NC, self.selection.slots_N, self.B_SRO, len(self._group.widths))
 
-    def of_one_token(self) -> OneTokenLora | None:
-        """What the adapter of the only token of this pass adds; None where it has none."""
-        if self.selection is None:
-            return None
-        return OneTokenLora(self.selection.slots_N, self.B_SRO, tuple(self._group.widths))
+    @property
+    def is_idle(self) -> bool:
+        """Whether no token of this pass has an adapter."""
+        return self.selection is None
 
     def fill(self, index: int, pairs: list[LoraPair | None]) -> None:
         """Write slot `index` + 1, a pair per layer. Without a pair, and beyond a pair's rank, it is zero."""

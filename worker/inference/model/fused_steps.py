@@ -1,8 +1,8 @@
 """Decode steps of a decoder like Llama's in as few kernels as can be: one token of each row.
 
 What adapters add to a product, and the residual stream, are added by the kernel that reads the product next.
-For a single token adapters, norms and activation are part of the products: six kernels a layer. The numbers
-are those of worker/decoder but for roundings that are left out.
+For a single token without adapters, norms and activation are part of the products: six kernels a layer. The
+numbers are those of worker/decoder but for roundings that are left out.
 
 Shape letters: N tokens, H hidden size, O outputs of a product, I width of the MLP, D dimension of a head.
 """
@@ -16,9 +16,18 @@ from worker.decoder.operations import Norm
 from worker.decoder.stack import DecoderStack
 from worker.inference.model import attention
 from worker.inference.model.linears import MergedLinears
-from worker.kernels import decode_heads, norm, paged_attention, swiglu
+from worker.kernels import (
+    batched_lora,
+    decode_heads,
+    lora_tiles,
+    matrix_vector,
+    norm,
+    paged_attention,
+    swiglu,
+)
 from worker.kernels.decode_heads import CachePlaces, HeadNorms
-from worker.kernels.lora_update import InputNorm, LoraUpdate
+from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.matrix_vector import InputNorm
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 MergedLayer = Layer[MergedLinears]
@@ -43,13 +52,10 @@ def forward(
     angles: dict[str | None, Angles],
 ) -> torch.Tensor:
     """Return the normed hidden states [N, H] of embedded tokens."""
-    is_one = len(embedded_NH) == 1 and all(_is_dense(layer) for layer in stack.layers)
-    if is_one:
-        # Each product of a step has a counter of its own.
-        ready = torch.zeros(len(stack.layers), 4, dtype=torch.int32, device=embedded_NH.device)
+    if len(embedded_NH) == 1 and all(_is_plain(layer) for layer in stack.layers):
         stream_NH = embedded_NH
-        for layer, ready_4 in zip(stack.layers, ready, strict=True):
-            stream_NH = _compute_one_token(layer, stream_NH, step, angles[layer.heads.kind], ready_4)
+        for layer in stack.layers:
+            stream_NH = _compute_one_token(layer, stream_NH, step, angles[layer.heads.kind])
         return _add_and_norm(stream_NH, None, stack.norm)[1]
     stream_NH, pending = embedded_NH, None
     for layer in stack.layers:
@@ -57,25 +63,28 @@ def forward(
     return _add_and_norm(stream_NH, pending, stack.norm)[1]
 
 
-def _is_dense(layer: MergedLayer) -> bool:
-    """Whether all products of the layer are dense, with the norms and the activation that Llama has."""
-    projections = (layer.qkv, layer.o, layer.gate_up, layer.down)
+def _is_plain(layer: MergedLayer) -> bool:
+    """Whether all products are dense and without adapters, with the norms and activation that Llama has."""
+    plain = [one.plain_weights() for one in (layer.qkv, layer.o, layer.gate_up, layer.down)]
     has_output_norms = layer.attended_norm is not None or layer.mlp_output_norm is not None
     is_like_llama = not has_output_norms and not layer.input_norm.adds_one and layer.activation == "silu"
-    return is_like_llama and all(one.is_dense for one in projections) and not layer.gate_up.has_bias
+    return is_like_llama and None not in plain and plain[2] is not None and plain[2][1] is None
 
 
 def _compute_one_token(
-    layer: MergedLayer, stream_1H: torch.Tensor, step: attention.Step, angles: Angles, ready_4: torch.Tensor
+    layer: MergedLayer, stream_1H: torch.Tensor, step: attention.Step, angles: Angles
 ) -> torch.Tensor:
-    """The residual stream behind a layer of which `_is_dense` holds."""
+    """The residual stream behind a layer of which `_is_plain` holds."""
+    qkv, gate_up = layer.qkv.plain_weights(), layer.gate_up.plain_weights()
+    assert qkv is not None
+    assert gate_up is not None
     input_norm = InputNorm(layer.input_norm.weight, layer.input_norm.epsilon)
     mlp_norm = InputNorm(layer.mlp_norm.weight, layer.mlp_norm.epsilon)
-    qkv_1O = layer.qkv.product_of_one(stream_1H, norm=input_norm, ready=ready_4[0:])
+    qkv_1O = matrix_vector.product(stream_1H, *qkv, norm=input_norm)
     attended_1O = _attend(layer, qkv_1O, None, step, angles)
-    stream_1H = layer.o.product_of_one(attended_1O, plus_1O=stream_1H, ready=ready_4[1:])
-    active_1I = layer.gate_up.product_of_one(stream_1H, norm=mlp_norm, is_gated=True, ready=ready_4[2:])
-    return layer.down.product_of_one(active_1I, plus_1O=stream_1H, ready=ready_4[3:])
+    stream_1H = layer.o.product(attended_1O, stream_1H)
+    active_1I = matrix_vector.product(stream_1H, gate_up[0], norm=mlp_norm, is_gated=True)
+    return layer.down.product(active_1I, stream_1H)
 
 
 def _compute(
@@ -87,16 +96,25 @@ def _compute(
 ) -> tuple[torch.Tensor, _Pending]:
     """The residual stream in the middle of a layer, and what is to be added to it behind the layer."""
     stream_NH, normed_NH = _add_and_norm(stream_NH, pending, layer.input_norm)
-    attended_NO = _attend(layer, *layer.qkv.begin(normed_NH), step, angles)
+    attended_NO = _attend(layer, *_begin(layer.qkv, normed_NH), step, angles)
     pending = _Pending(*layer.o.begin(attended_NO), layer.attended_norm)
     stream_NH, normed_NH = _add_and_norm(stream_NH, pending, layer.mlp_norm)
-    gate_up_NO, update = layer.gate_up.begin(normed_NH)
+    gate_up_NO, update = _begin(layer.gate_up, normed_NH)
     is_gelu = layer.activation == "gelu_tanh"
     if update is None:
         active_NI = swiglu.activate(*gate_up_NO.chunk(2, dim=1), is_gelu=is_gelu)
     else:
         active_NI = swiglu.update_and_activate(gate_up_NO, update, is_gelu=is_gelu)
     return stream_NH, _Pending(*layer.down.begin(active_NI), layer.mlp_output_norm)
+
+
+def _begin(projection: MergedLinears, x_NI: torch.Tensor) -> tuple[torch.Tensor, LoraUpdate | None]:
+    """The outputs of q, k and v, or of gate and up, and what is left to be added, for few tokens alone."""
+    y_NO, update = projection.begin(x_NI)
+    if update is None or len(x_NI) <= lora_tiles.MAX_TOKENS:
+        return y_NO, update
+    widths = tuple(projection.widths)
+    return batched_lora.expand(y_NO, update.inner_NC, update.slots_N, update.B_SRO, widths), None
 
 
 def _attend(

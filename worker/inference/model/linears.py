@@ -15,14 +15,12 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 from torch.nn import functional
 
-from worker.kernels.lora_update import InputNorm, LoraUpdate, OneTokenLora
+from worker.kernels.lora_update import LoraUpdate
 from worker.models.linear_groups import group_by_input
 
 
 class MergedWeights(Protocol):
     """The weights of a group of layers [O, I], and rows [C, I] appended to them, which the caller fills."""
-
-    bias_O: torch.Tensor | None
 
     def product(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor: ...
     def append_rows(self, count: int) -> torch.Tensor: ...
@@ -38,39 +36,43 @@ class ProductWithLora(Protocol):
     def begin(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, LoraUpdate | None]:
         """Return the outputs without what LoRA adds, and what is left of that; None where it adds nothing."""
 
-    def of_one_token(self) -> OneTokenLora | None:
-        """What the adapter of the only token of this pass adds; None where it has none."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether no token of this pass has an adapter."""
 
 
 class MergedDenseWeights:
     """Weights in the model's own type."""
 
     def __init__(self, linears: list[nn.Linear]) -> None:
-        """`weight_OI`, `bias_O`: of all layers, with appended rows."""
         self._linears = linears
         self._uses_kernels = False
         self._outputs = sum(linear.out_features for linear in linears)
         # A single layer keeps its tensor, which an output layer may share with the embedding.
-        self.weight_OI = linears[0].weight.data if len(linears) == 1 else self._allocate(0)
-        self.bias_O = _joined_bias(linears)
+        self._weight_OI = linears[0].weight.data if len(linears) == 1 else self._allocate(0)
+        self._bias_O = _joined_bias(linears)
 
     def product(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor:
         """The outputs [N, O] of all layers, side by side, plus `plus_NO`."""
-        bias_O = self.bias_O[: self._outputs] if self.bias_O is not None else None
-        return self._linear(x_NI, self.weight_OI[: self._outputs], bias_O, plus_NO)
+        return self._linear(x_NI, *self.plain(), plus_NO)
+
+    def plain(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight [O, I] of all layers, and their bias [O], without appended rows."""
+        bias_O = self._bias_O[: self._outputs] if self._bias_O is not None else None
+        return self._weight_OI[: self._outputs], bias_O
 
     def append_rows(self, count: int) -> torch.Tensor:
         """Append `count` rows of zeros [count, I] in place of those before, and return them."""
-        self.weight_OI = self._allocate(count)
-        if self.bias_O is not None:
-            self.bias_O = functional.pad(self.bias_O[: self._outputs], (0, count))
-        return self.weight_OI[self._outputs :]
+        self._weight_OI = self._allocate(count)
+        if self._bias_O is not None:
+            self._bias_O = functional.pad(self._bias_O[: self._outputs], (0, count))
+        return self._weight_OI[self._outputs :]
 
     def product_with_rows(self, x_NI: torch.Tensor, row_count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs [N, O], and x times the first C = `row_count` appended rows; views of one tensor."""
         end = self._outputs + row_count
-        bias_O = self.bias_O[:end] if self.bias_O is not None else None
-        both = self._linear(x_NI, self.weight_OI[:end], bias_O)
+        bias_O = self._bias_O[:end] if self._bias_O is not None else None
+        both = self._linear(x_NI, self._weight_OI[:end], bias_O)
         return both[:, : self._outputs], both[:, self._outputs :]
 
     def use_kernels(self, used: bool = True) -> None:
@@ -118,7 +120,7 @@ class MergedFourBitWeights:
             quant_type=first.quant_type,
             dtype=first.dtype,
         )
-        self.bias_O = _joined_bias(linears)
+        self._bias_O = _joined_bias(linears)
         self._uses_kernels = False
         self._rows_CI: torch.Tensor | None = None
 
@@ -126,7 +128,7 @@ class MergedFourBitWeights:
         """The outputs [N, O] of all layers, side by side, plus `plus_NO`."""
         if self._can_use_kernel(x_NI):
             return self._products_by_kernel(x_NI, plus_NO, None)[0]
-        y_NO = bnb.matmul_4bit(x_NI, self._packed.t(), quant_state=self._state, bias=self.bias_O)
+        y_NO = bnb.matmul_4bit(x_NI, self._packed.t(), quant_state=self._state, bias=self._bias_O)
         return _add(y_NO, plus_NO)
 
     def append_rows(self, count: int) -> torch.Tensor:
@@ -160,7 +162,7 @@ class MergedFourBitWeights:
         from worker.kernels import four_bit_matmul
 
         absmax, code = self._state.absmax, self._state.code
-        return four_bit_matmul.products(x_NI, self._packed, absmax, code, self.bias_O, plus_NO, rows_CI)
+        return four_bit_matmul.products(x_NI, self._packed, absmax, code, self._bias_O, plus_NO, rows_CI)
 
 
 class MergedLinears:
@@ -190,41 +192,13 @@ class MergedLinears:
         """The outputs [N, O] without what adapters add, and what is left to be added to them."""
         return (self.weights.product(x_NI), None) if self.update is None else self.update.begin(x_NI)
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether the weights are in the model's own type."""
-        return isinstance(self.weights, MergedDenseWeights)
+    def plain_weights(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """The weight [O, I] and the bias [O] that alone make the outputs of this pass.
 
-    @property
-    def has_bias(self) -> bool:
-        """Whether the layers have biases."""
-        return self.weights.bias_O is not None
-
-    def product_of_one(
-        self,
-        x_1I: torch.Tensor,
-        *,
-        plus_1O: torch.Tensor | None = None,
-        norm: InputNorm | None = None,
-        is_gated: bool = False,
-        ready: torch.Tensor,
-    ) -> torch.Tensor:
-        """The outputs for a single token, with what its adapter adds, as by `matrix_vector.product`."""
-        assert isinstance(self.weights, MergedDenseWeights)
-        lora = self.update.of_one_token() if self.update else None
-        from worker.kernels import matrix_vector
-
-        return matrix_vector.product(
-            x_1I,
-            self.weights.weight_OI,
-            self.weights.bias_O,
-            plus_1O,
-            outputs=sum(self.widths),
-            norm=norm,
-            is_gated=is_gated,
-            lora=lora,
-            ready=ready,
-        )
+        None where a token has an adapter, or the weights are not in the model's own type.
+        """
+        is_plain = self.update is None or self.update.is_idle
+        return self.weights.plain() if is_plain and isinstance(self.weights, MergedDenseWeights) else None
 
     def input_padding(self) -> int:
         """No elements need to be free behind the rows of the input."""

@@ -12,6 +12,7 @@ from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.model.attention import Step
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.paths import DecoderPath
+from worker.kernels import lora_tiles, paged_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS = 2
@@ -51,14 +52,16 @@ def decode(path: DecoderPath, slots: LoraSlots, slots_N: torch.Tensor, *, uses_k
     ("kind", "count", "has_adapters"),
     [
         *((kind, 2, True) for kind in ("Llama", "Qwen2", "Qwen3", "Gemma3", "Phi3")),
-        *((kind, 1, True) for kind in ("Llama", "Qwen2", "Gemma3", "Phi3")),
-        ("Llama", 20, True),
+        *((kind, 1, False) for kind in ("Qwen2", "Gemma3", "Phi3")),
+        ("Llama", lora_tiles.MAX_TOKENS + 1, True),
         ("Llama", 1, False),
         ("Llama", 2, False),
     ],
 )
 @torch.inference_mode()
-def test_steps_in_few_kernels_give_the_same_logits(kind, count, has_adapters, tmp_path):
+def test_steps_in_few_kernels_give_the_same_logits(kind, count, has_adapters, tmp_path, monkeypatch):
+    # Few splits of a row: the interpreter takes as long for each.
+    monkeypatch.setattr(paged_attention, "_ENOUGH_PROGRAMS", 16)
     model = make_random_model(kind, **MODELS[kind]).to(DEVICE)
     slots_N = torch.arange(2, 2 + count, device=DEVICE) % (3 if has_adapters else 1)
     answers = []

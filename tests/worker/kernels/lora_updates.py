@@ -1,0 +1,21 @@
+"""Products with A of several adapters, and what they add when they are multiplied with B in torch."""
+
+import torch
+
+from worker.kernels.lora_update import LoraUpdate
+
+SLOTS, RANK = 3, 16
+
+
+def make_update(count: int, widths: list[int], device: str) -> tuple[LoraUpdate, torch.Tensor]:
+    """An update of `count` tokens, the first without an adapter, and what it adds, [count, sum of widths]."""
+    torch.manual_seed(1)
+    inner_NSMR = torch.randn(count, SLOTS, len(widths), RANK, device=device)
+    B_SRO = torch.randn(SLOTS, RANK, sum(widths), device=device) / 10
+    slots_N = torch.arange(count, device=device) % (SLOTS + 1)
+    added_NO = torch.zeros(count, sum(widths), device=device)
+    for token, slot in enumerate(slots_N.tolist()):
+        if slot:
+            parts = zip(inner_NSMR[token, slot - 1], B_SRO[slot - 1].split(widths, -1), strict=True)
+            added_NO[token] = torch.cat([line @ part for line, part in parts])
+    return LoraUpdate(inner_NSMR.flatten(1), slots_N, B_SRO, len(widths)), added_NO
