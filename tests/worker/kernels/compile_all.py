@@ -15,21 +15,9 @@ from bitsandbytes.functional import quantize_4bit
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from worker.kernels import (
-    batched_lora,
-    decode_heads,
-    dequantize,
-    four_bit_matmul,
-    low_rank_matmul,
-    matrix_vector,
-    norm,
-    paged_attention,
-    rotary,
-    swiglu,
-    token_scores,
-    varlen_attention,
-)
+from worker.kernels import dequantize, low_rank_matmul, norm, rotary, swiglu, token_scores, varlen_attention
 from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.serving import batched_lora, decode_heads, four_bit_matmul, matrix_vector, paged_attention
 from worker.models.frozen_weights import AdapterColumns
 
 compiled: set[str] = set()

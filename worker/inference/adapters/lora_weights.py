@@ -235,7 +235,7 @@ class GroupLora:
         if self._slots.uses_kernels:
             y_NO, inner_NC = self.products(x_NI, selection)
             if len(x_NI) <= _DENSE_FROM_TOKENS or selection.slot_count * self.rank > _DENSE_COLUMNS:
-                from worker.kernels import batched_lora
+                from worker.kernels.serving import batched_lora
 
                 widths = tuple(self._group.widths)
                 return batched_lora.expand(y_NO, inner_NC, selection.slots_N, self.B_SRO, widths, plus_NO)

@@ -76,7 +76,7 @@ class Step:
 
 def prompt_tiles(chunks: list[Chunk]) -> torch.Tensor:
     """The tiles of `paged_attention.tiles` on the host, int32 [M, 4]."""
-    from worker.kernels import paged_attention
+    from worker.kernels.serving import paged_attention
 
     tiles = paged_attention.tiles([(chunk.row, chunk.start, chunk.count) for chunk in chunks])
     return torch.tensor(tiles, dtype=torch.int32)
@@ -148,7 +148,7 @@ def _with_kernels(
     settings: LayerSettings,
 ) -> torch.Tensor:
     # Triton is not installed on a machine without a GPU.
-    from worker.kernels import paged_attention
+    from worker.kernels.serving import paged_attention
 
     if settings.sinks_H is not None:
         raise NotImplementedError("The kernels have no attention sinks.")

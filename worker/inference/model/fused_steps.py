@@ -16,18 +16,11 @@ from worker.decoder.operations import Norm
 from worker.decoder.stack import DecoderStack
 from worker.inference.model import attention
 from worker.inference.model.linears import MergedLinears
-from worker.kernels import (
-    batched_lora,
-    decode_heads,
-    lora_tiles,
-    matrix_vector,
-    norm,
-    paged_attention,
-    swiglu,
-)
-from worker.kernels.decode_heads import CachePlaces, HeadNorms
+from worker.kernels import lora_tiles, norm, swiglu
 from worker.kernels.lora_update import LoraUpdate
-from worker.kernels.matrix_vector import InputNorm
+from worker.kernels.serving import batched_lora, decode_heads, matrix_vector, paged_attention
+from worker.kernels.serving.decode_heads import CachePlaces, HeadNorms
+from worker.kernels.serving.matrix_vector import InputNorm
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 MergedLayer = Layer[MergedLinears]

@@ -88,7 +88,7 @@ class MergedDenseWeights:
     ) -> torch.Tensor:
         if not self._uses_kernels or len(x_NI) > 1:
             return _add(functional.linear(x_NI, weight_OI, bias_O), plus_NO)
-        from worker.kernels import matrix_vector
+        from worker.kernels.serving import matrix_vector
 
         return matrix_vector.product(x_NI, weight_OI, bias_O, plus_NO)
 
@@ -151,7 +151,7 @@ class MergedFourBitWeights:
     def _can_use_kernel(self, x_NI: torch.Tensor) -> bool:
         if not self._uses_kernels or x_NI.dtype != self._state.dtype:
             return False
-        from worker.kernels.four_bit_matmul import BLOCK, MAX_TOKENS
+        from worker.kernels.serving.four_bit_matmul import BLOCK, MAX_TOKENS
 
         has_whole_blocks = self._state.blocksize == BLOCK and x_NI.shape[1] % BLOCK == 0
         return has_whole_blocks and len(x_NI) <= MAX_TOKENS
@@ -159,7 +159,7 @@ class MergedFourBitWeights:
     def _products_by_kernel(
         self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None, rows_CI: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        from worker.kernels import four_bit_matmul
+        from worker.kernels.serving import four_bit_matmul
 
         absmax, code = self._state.absmax, self._state.code
         return four_bit_matmul.products(x_NI, self._packed, absmax, code, self._bias_O, plus_NO, rows_CI)

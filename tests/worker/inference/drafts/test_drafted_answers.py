@@ -248,7 +248,7 @@ def test_texts_that_repeat_themselves_are_drafted_by_the_engine_itself(runner, w
 
 def test_positions_as_rows_of_their_own_have_the_same_logits(runner, wanted, plain, monkeypatch):
     """As on a GPU: by the kernels of decode steps, in captured sizes with padding."""
-    paged_attention = pytest.importorskip("worker.kernels.paged_attention")
+    paged_attention = pytest.importorskip("worker.kernels.serving.paged_attention")
     # A program for all keys of a row: Triton's interpreter takes its time for each.
     monkeypatch.setattr(paged_attention, "_ENOUGH_PROGRAMS", 1)
     short = {"max_new_tokens": 9}

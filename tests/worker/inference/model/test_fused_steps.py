@@ -12,7 +12,8 @@ from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.model.attention import Step
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.paths import DecoderPath
-from worker.kernels import lora_tiles, paged_attention
+from worker.kernels import lora_tiles
+from worker.kernels.serving import paged_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS = 2

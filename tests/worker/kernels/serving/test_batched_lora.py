@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worker.kernels import batched_lora
+from worker.kernels.serving import batched_lora
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from worker.kernels import paged_attention
-from worker.kernels.paged_attention import AttentionSettings
+from worker.kernels.serving import paged_attention
+from worker.kernels.serving.paged_attention import AttentionSettings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCK_TOKENS, BLOCKS_PER_ROW, KEY_HEADS = 4, 20, 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
 
-from worker.kernels.four_bit_matmul import Tiles, products
+from worker.kernels.serving.four_bit_matmul import Tiles, products
 
 OUTPUTS = 70
 

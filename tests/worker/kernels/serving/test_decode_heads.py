@@ -6,8 +6,8 @@ from torch.nn import functional
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.worker.kernels.lora_updates import make_update
-from worker.kernels import decode_heads
-from worker.kernels.decode_heads import CachePlaces, HeadNorms
+from worker.kernels.serving import decode_heads
+from worker.kernels.serving.decode_heads import CachePlaces, HeadNorms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS, KEY_HEADS, WIDTH, BLOCK_TOKENS = 4, 2, 24, 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worker.kernels import matrix_vector
+from worker.kernels.serving import matrix_vector
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -1,0 +1,1 @@
+"""Kernels of a training step. Without a GPU they run in Triton's interpreter."""
