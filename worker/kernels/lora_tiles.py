@@ -6,20 +6,20 @@ import torch
 import triton
 import triton.language as tl
 
-from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.pending_lora import PendingLora
 
 # Up to so many tokens each reads its own adapter's matrix; more should share it (batched_lora.py).
 MAX_TOKENS = 32
 
 
-def arguments(given: LoraUpdate | None, unused: torch.Tensor) -> tuple[Any, ...]:
+def arguments(given: PendingLora | None, unused: torch.Tensor) -> tuple[Any, ...]:
     """The arguments of a kernel: tensors, then sizes. Without an update, `unused` and zeros."""
     if given is None:
         return unused, unused, unused, 0, 0
     return given.inner_NC, given.slots_N, given.B_SRO, given.inner_NC.stride(0), given.B_SRO.shape[2]
 
 
-def constants(given: LoraUpdate | None) -> dict[str, int]:
+def constants(given: PendingLora | None) -> dict[str, int]:
     """The compile-time arguments of a kernel. `RANK` is 0 without an update."""
     return {"RANK": given.B_SRO.shape[1] if given else 0, "LAYERS": given.layers if given else 1}
 

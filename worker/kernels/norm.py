@@ -11,7 +11,7 @@ import triton.language as tl
 
 from worker.kernels import lora_tiles
 from worker.kernels.counters import counters
-from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.pending_lora import PendingLora
 
 _WARPS = 8
 _MIN_ELEMENTS = 2048  # of a program
@@ -51,7 +51,7 @@ def rms_norm_and_scale(
 def add_and_norm(
     stream_TH: torch.Tensor,
     y_TH: torch.Tensor,
-    update: LoraUpdate | None,
+    update: PendingLora | None,
     weight_H: torch.Tensor,
     epsilon: float,
     *,

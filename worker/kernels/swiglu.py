@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from worker.kernels import lora_tiles
-from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.pending_lora import PendingLora
 
 _BLOCK = 1024
 # Outputs of a program that also computes what adapters add.
@@ -41,7 +41,7 @@ def activate(
 
 
 def update_and_activate(
-    gate_up_NO: torch.Tensor, given: LoraUpdate, *, is_gelu: bool = False
+    gate_up_NO: torch.Tensor, given: PendingLora, *, is_gelu: bool = False
 ) -> torch.Tensor:
     """As `activate` of the two halves of `gate_up_NO` plus what adapters add to them. Rows may be strided.
 

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from worker.kernels import dequantize, low_rank_matmul, norm, rotary, swiglu, token_scores, varlen_attention
-from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.pending_lora import PendingLora
 from worker.kernels.serving import batched_lora, decode_heads, four_bit_matmul, matrix_vector, paged_attention
 from worker.models.frozen_weights import AdapterColumns
 
@@ -94,11 +94,11 @@ def compile_serving(dtype: torch.dtype) -> None:
     for count in (1, 20):
         many = torch.zeros(count, width, dtype=dtype)
         slots_N = torch.zeros(count, dtype=torch.long)
-        update = LoraUpdate(many[:, : slots * rank], slots_N, b_SRO, 1)
+        update = PendingLora(many[:, : slots * rank], slots_N, b_SRO, 1)
         for given in (None, update):
             norm.add_and_norm(many, many, given, x[0], 1e-5, output_weight_H=None if given else x[0])
         swiglu.update_and_activate(many, update)
-        heads_update = LoraUpdate(torch.zeros(count, 3 * slots * rank, dtype=dtype), slots_N, b_SRO, 3)
+        heads_update = PendingLora(torch.zeros(count, 3 * slots * rank, dtype=dtype), slots_N, b_SRO, 3)
         cache = torch.zeros(2, 16, 1, 64, dtype=dtype)
         places = decode_heads.CachePlaces(
             cache, cache, torch.zeros(count, 1, dtype=torch.int32), slots_N, slots_N

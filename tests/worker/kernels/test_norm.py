@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from tests.worker.kernels.lora_updates import make_update
+from tests.worker.kernels.pending_loras import make_update
 from worker.kernels import norm
 
 

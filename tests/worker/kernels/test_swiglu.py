@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.worker.kernels.lora_updates import make_update
+from tests.worker.kernels.pending_loras import make_update
 from worker.kernels import swiglu
 
 

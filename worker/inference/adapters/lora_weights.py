@@ -21,7 +21,7 @@ from worker.inference.adapters.slots import count_computed
 from worker.inference.failures import AdapterUnsupported
 from worker.inference.model.linears import MergedLinears
 from worker.inference.model.routers import merge_router
-from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.pending_lora import PendingLora
 from worker.models.routers import WEIGHT
 from worker.models.serving_path import find_parameter_obstacle
 
@@ -253,7 +253,7 @@ class GroupLora:
         row_count = selection.slot_count * len(self._group.widths) * self.rank
         return self._group.weights.product_with_rows(x_NI, row_count)
 
-    def begin(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, LoraUpdate | None]:
+    def begin(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, PendingLora | None]:
         """The group's outputs [N, O] without the update, and what is left of that; None where none has one.
 
         For kernels alone.
@@ -261,7 +261,7 @@ class GroupLora:
         if self.selection is None:
             return self._group.weights.product(x_NI), None
         y_NO, inner_NC = self.products(x_NI, self.selection)
-        return y_NO, LoraUpdate(inner_NC, self.selection.slots_N, self.B_SRO, len(self._group.widths))
+        return y_NO, PendingLora(inner_NC, self.selection.slots_N, self.B_SRO, len(self._group.widths))
 
     @property
     def is_idle(self) -> bool:

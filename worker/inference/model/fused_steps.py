@@ -17,7 +17,7 @@ from worker.decoder.stack import DecoderStack
 from worker.inference.model import attention
 from worker.inference.model.linears import MergedLinears
 from worker.kernels import lora_tiles, norm, swiglu
-from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.pending_lora import PendingLora
 from worker.kernels.serving import batched_lora, decode_heads, matrix_vector, paged_attention
 from worker.kernels.serving.decode_heads import CachePlaces, HeadNorms
 from worker.kernels.serving.matrix_vector import InputNorm
@@ -34,7 +34,7 @@ class _Pending:
     """
 
     y_NH: torch.Tensor
-    update: LoraUpdate | None
+    update: PendingLora | None
     norm: Norm | None
 
 
@@ -101,7 +101,7 @@ def _compute(
     return stream_NH, _Pending(*layer.down.begin(active_NI), layer.mlp_output_norm)
 
 
-def _begin(projection: MergedLinears, x_NI: torch.Tensor) -> tuple[torch.Tensor, LoraUpdate | None]:
+def _begin(projection: MergedLinears, x_NI: torch.Tensor) -> tuple[torch.Tensor, PendingLora | None]:
     """The outputs of q, k and v, or of gate and up, and what is left to be added, for few tokens alone."""
     y_NO, update = projection.begin(x_NI)
     if update is None or len(x_NI) <= lora_tiles.MAX_TOKENS:
@@ -113,7 +113,7 @@ def _begin(projection: MergedLinears, x_NI: torch.Tensor) -> tuple[torch.Tensor,
 def _attend(
     layer: MergedLayer,
     qkv_NO: torch.Tensor,
-    update: LoraUpdate | None,
+    update: PendingLora | None,
     step: attention.Step,
     angles: Angles,
 ) -> torch.Tensor:

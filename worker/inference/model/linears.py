@@ -15,7 +15,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 from torch.nn import functional
 
-from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.pending_lora import PendingLora
 from worker.models.linear_groups import group_by_input
 
 
@@ -33,7 +33,7 @@ class ProductWithLora(Protocol):
 
     def __call__(self, x_NI: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor: ...
 
-    def begin(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, LoraUpdate | None]:
+    def begin(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, PendingLora | None]:
         """Return the outputs without what LoRA adds, and what is left of that; None where it adds nothing."""
 
     @property
@@ -188,7 +188,7 @@ class MergedLinears:
         compute = self.weights.product if self.update is None else self.update
         return compute(x_NI, plus_NO)
 
-    def begin(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, LoraUpdate | None]:
+    def begin(self, x_NI: torch.Tensor) -> tuple[torch.Tensor, PendingLora | None]:
         """The outputs [N, O] without what adapters add, and what is left to be added to them."""
         return (self.weights.product(x_NI), None) if self.update is None else self.update.begin(x_NI)
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from worker.kernels import lora_tiles
-from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.pending_lora import PendingLora
 
 _FEW_TOKENS = 16
 # A program's tokens, if there are more than a few.
@@ -42,7 +42,7 @@ class CachePlaces:
 
 def prepare(
     qkv_NO: torch.Tensor,
-    update: LoraUpdate | None,
+    update: PendingLora | None,
     angles: tuple[torch.Tensor, torch.Tensor],
     places: CachePlaces,
     norms: HeadNorms | None = None,

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from tests.worker.kernels.lora_updates import make_update
+from tests.worker.kernels.pending_loras import make_update
 from worker.kernels.serving import decode_heads
 from worker.kernels.serving.decode_heads import CachePlaces, HeadNorms
 

@@ -2,12 +2,12 @@
 
 import torch
 
-from worker.kernels.lora_update import LoraUpdate
+from worker.kernels.pending_lora import PendingLora
 
 SLOTS, RANK = 3, 16
 
 
-def make_update(count: int, widths: list[int], device: str) -> tuple[LoraUpdate, torch.Tensor]:
+def make_update(count: int, widths: list[int], device: str) -> tuple[PendingLora, torch.Tensor]:
     """An update of `count` tokens, the first without an adapter, and what it adds, [count, sum of widths]."""
     torch.manual_seed(1)
     inner_NSMR = torch.randn(count, SLOTS, len(widths), RANK, device=device)
@@ -18,4 +18,4 @@ def make_update(count: int, widths: list[int], device: str) -> tuple[LoraUpdate,
         if slot:
             parts = zip(inner_NSMR[token, slot - 1], B_SRO[slot - 1].split(widths, -1), strict=True)
             added_NO[token] = torch.cat([line @ part for line, part in parts])
-    return LoraUpdate(inner_NSMR.flatten(1), slots_N, B_SRO, len(widths)), added_NO
+    return PendingLora(inner_NSMR.flatten(1), slots_N, B_SRO, len(widths)), added_NO

@@ -10,7 +10,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class LoraUpdate:
+class PendingLora:
     """What the kernel that reads outputs [N, O] adds to them: each token's own product with A, times B.
 
     The columns C are ordered by slot, then layer, then rank; they may be those of the first slots only, where
