@@ -36,6 +36,7 @@ from worker.models.serving_path import name_obstacles
 # Settings beyond those of plain LoRA that the paged engine may pass over.
 _PASSED_OVER = ("ensure_weight_tying", "target_parameters")
 # Base weights of experts are one tensor each; adapters of older versions name every expert's layers.
+_HALF = 0.5  # the mantissa of a power of two
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -208,7 +209,13 @@ def read_adapter(adapter_id: str, folder: Path) -> StoredAdapter:
 
 
 def _make_pair(update: LoraUpdate) -> LoraPair:
-    return LoraPair(update.A_RI, (update.B_OR.float() * update.scale).T.contiguous())
+    """The pair, whose B is a transposed view: `ready_for` copies it once, in the device's dtype."""
+    B_OR, scale = update.B_OR, update.scale
+    if scale == 1:
+        return LoraPair(update.A_RI, B_OR.T)
+    # A power of two changes the exponent alone; the range of float16 is too small for that.
+    is_exact = abs(math.frexp(scale)[0]) == _HALF and B_OR.dtype != torch.float16
+    return LoraPair(update.A_RI, ((B_OR if is_exact else B_OR.float()) * scale).T)
 
 
 def _on_parameter(update: LoraUpdate, name: str, config: PeftConfig) -> LoraUpdate:
