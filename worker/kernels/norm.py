@@ -10,13 +10,11 @@ import triton
 import triton.language as tl
 
 from worker.kernels import lora_tiles
-from worker.kernels.counters import counters
 from worker.kernels.pending_lora import PendingLora
 
 _WARPS = 8
 _MIN_ELEMENTS = 2048  # of a program
-_SHARED_PART = 1024  # elements of a program that shares a row with others
-_COUNTERS = 1024
+_MAX_WARPS = 32
 
 
 def rms_norm_and_scale(
@@ -66,10 +64,7 @@ def add_and_norm(
     tokens, width = stream_TH.shape
     new_TH, normed_TH = torch.empty_like(stream_TH), torch.empty_like(stream_TH)
     block = triton.next_power_of_2(width)
-    # Where adapters are read, several programs share a row; the last of them norms it.
-    is_shared = update is not None and output_weight_H is None and tokens <= _COUNTERS
-    part = min(block, _SHARED_PART) if is_shared else block
-    _add_and_norm_kernel[(triton.cdiv(width, part), tokens)](
+    _add_and_norm_kernel[(tokens,)](
         stream_TH,
         y_TH,
         *lora_tiles.arguments(update, y_TH),
@@ -77,17 +72,15 @@ def add_and_norm(
         output_weight_H if output_weight_H is not None else weight_H,
         new_TH,
         normed_TH,
-        counters(y_TH.device, _COUNTERS),
         width,
         y_TH.stride(0),
         epsilon,
-        PARTS=triton.cdiv(width, part),
         HAS_OUTPUT_NORM=output_weight_H is not None,
         ADDS_ONE=adds_one,
-        PART=part,
         BLOCK=block,
         **lora_tiles.constants(update),
-        num_warps=4 if part < block else _WARPS,
+        # A thread sums whole columns of B where it has eight of them.
+        num_warps=min(_MAX_WARPS, max(4, block // 256)) if update else _WARPS,
     )
     return new_TH, normed_TH
 
@@ -183,20 +176,17 @@ def _add_and_norm_kernel(
     output_weight,
     new,
     normed,
-    counters,
     width,
     y_stride,
     epsilon,
-    PARTS: tl.constexpr,
     HAS_OUTPUT_NORM: tl.constexpr,
     ADDS_ONE: tl.constexpr,
-    PART: tl.constexpr,
     BLOCK: tl.constexpr,
     RANK: tl.constexpr,
     LAYERS: tl.constexpr,
 ):
-    token = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * PART + tl.arange(0, PART)
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
     inside = columns < width
     value = tl.load(y + token * y_stride + columns, mask=inside, other=0.0).to(tl.float32)
     at = token * width + columns
@@ -212,21 +202,8 @@ def _add_and_norm_kernel(
         value = value.to(dtype).to(tl.float32)
     value = (value + before).to(dtype)
     tl.store(new + at, value, mask=inside)
-    if PARTS == 1:
-        value = _normed(value.to(tl.float32), weight + columns, inside, width, epsilon, ADDS_ONE, dtype)
-        tl.store(normed + at, value.to(dtype), mask=inside)
-    else:
-        # All threads have stored before the program counts itself.
-        tl.debug_barrier()
-        if tl.atomic_add(counters + token, 1, sem="acq_rel") == PARTS - 1:
-            tl.debug_barrier()
-            every = tl.arange(0, BLOCK)
-            exists = every < width
-            # Past the L1 cache, which does not see other programs' writes.
-            row = tl.load(new + token * width + every, mask=exists, other=0.0, cache_modifier=".cg")
-            row = _normed(row.to(tl.float32), weight + every, exists, width, epsilon, ADDS_ONE, dtype)
-            tl.store(normed + token * width + every, row.to(dtype), mask=exists)
-            tl.store(counters + token, 0)
+    value = _normed(value.to(tl.float32), weight + columns, inside, width, epsilon, ADDS_ONE, dtype)
+    tl.store(normed + at, value.to(dtype), mask=inside)
 
 
 @triton.jit

@@ -7,12 +7,11 @@ of a block, H query heads, G key heads, D head dimension, X splits, M tiles of a
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
-
-from worker.kernels.counters import counters
 
 _KEYS_PER_TILE = 64
 _QUERIES_PER_TILE = 64
@@ -92,7 +91,7 @@ def decode(
         out_NHD,
         sums_NHXD,
         peaks_NHX2,
-        counters(out_NHD.device, 2 * _ENOUGH_PROGRAMS),
+        _counters(out_NHD.device, 2 * _ENOUGH_PROGRAMS),
         query_HND.stride(0),
         query_HND.stride(1),
         block_tables_RP.stride(0),
@@ -189,6 +188,12 @@ def _cut(heads: int, group: int) -> tuple[int, int, int]:
     if heads <= _MANY_HEADS:
         return 2 * _ENOUGH_PROGRAMS, 32, 1
     return _ENOUGH_PROGRAMS, _KEYS_PER_TILE, 2
+
+
+@cache
+def _counters(device: torch.device, count: int) -> torch.Tensor:
+    """How many splits of a row's head have ended. Zeros before and after each launch, so all share them."""
+    return torch.zeros(count, dtype=torch.int32, device=device)
 
 
 @triton.jit
