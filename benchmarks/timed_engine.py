@@ -25,7 +25,7 @@ from worker.inference.model.step_graphs import StepGraphs, batch_sizes
 from worker.models.device import find_device
 
 _ROWS = 128
-_PREFILL_TOKENS_PER_STEP = 2048
+_PREFILL_TOKENS_PER_STEP = 1536
 _VOCABULARY = 64  # small, so that sampling takes as little as its launches on a GPU
 _KNOWN_IDS = 1 << 20
 _REPLAY_SECONDS = 0.3e-3
