@@ -82,11 +82,6 @@ def compile_serving(dtype: torch.dtype) -> None:
         input_norm = matrix_vector.InputNorm(one_1I[0], 1e-5)
         matrix_vector.product(one_1I, weight_OI, norm=input_norm)
         matrix_vector.product(one_1I, weight_OI, norm=input_norm, is_gated=True)
-    packed, state = quantize_4bit(torch.zeros(width, width, dtype=dtype), quant_type="nf4")
-    for count in (1, 64):
-        x_NI = torch.zeros(count, width, dtype=dtype)
-        four_bit_matmul.products(x_NI, packed, state.absmax, state.code, x[0], x_NI)
-        four_bit_matmul.products(x_NI, packed, state.absmax, state.code, rows_CI=x[:2])
     b_SRO = torch.zeros(slots, rank, width, dtype=dtype)
     for count in (1, tokens):
         y_NO = x[:count]
@@ -121,9 +116,20 @@ def compile_serving(dtype: torch.dtype) -> None:
     paged_attention.prefill(states_HND, blocks_PSHD, blocks_PSHD, block_tables_RP, tiles_M4, settings)
 
 
+def compile_four_bit(dtype: torch.dtype) -> None:
+    few, usual, many = 256, 8448, 16640
+    for count, outputs in ((1, few), (1, usual), (1, many), (2, few), (64, few)):
+        packed, state = quantize_4bit(torch.zeros(outputs, 256, dtype=dtype), quant_type="nf4")
+        x_NI, plus_NO = torch.zeros(count, 256, dtype=dtype), torch.zeros(count, outputs, dtype=dtype)
+        four_bit_matmul.products(x_NI, packed, state.absmax, state.code, plus_NO[0], plus_NO)
+        four_bit_matmul.products(x_NI, packed, state.absmax, state.code, rows_CI=x_NI[:2])
+
+
 if __name__ == "__main__":
     triton.runtime.driver.set_active(AbsentGpu(int(sys.argv[1])))
     JITFunction.__getitem__ = compile_only
     compile_training(torch.bfloat16)
     compile_serving(torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        compile_four_bit(dtype)
     print(*sorted(compiled))

@@ -2,7 +2,8 @@
 
 Each weight is rounded to the type of x before it is multiplied: results differ from a product with the
 dequantized weights by the order of the sums alone, which are in float32. Layout and arithmetic of the weights
-are those of `dequantize`; the scales of blocks are not quantized themselves.
+are those of `dequantize`; the scales of blocks are not quantized themselves. A single token is left to
+`four_bit_vector`, which does not round the weights.
 
 Shape letters: N tokens, I inputs, O outputs, C further rows, which are not quantized.
 """
@@ -14,8 +15,10 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from worker.kernels.serving import four_bit_vector
+from worker.kernels.serving.four_bit_vector import BLOCK, look_up
+
 MAX_TOKENS = 64
-BLOCK = 64  # weights to a scale
 _FEWEST_TOKENS = 8  # of a tile
 _DENSE_ROWS = 16  # to a program
 _MAX_TOKENS_WITH_ROWS = 16  # above, cuBLAS computes the products with further rows sooner
@@ -54,13 +57,15 @@ def products(
     """Returns x · Wᵀ + bias + plus, [N, O], and x times `rows_CI` [N, C], for at most 64 tokens.
 
     `packed`: the bytes of W [O, I]. `absmax`: a float32 for each block; a row of W is whole blocks.
-    `code`: the 16 values.
+    `code`: the 16 values. `tiles`: how the outputs are divided, also of a single token.
     """
     count, inputs = x_NI.shape
+    outputs = absmax.numel() * BLOCK // inputs
+    if count == 1 and tiles is None and four_bit_vector.can_multiply(x_NI, packed, outputs):
+        return four_bit_vector.product(x_NI, packed, absmax, code, bias_O, plus_NO, rows_CI)
     if rows_CI is not None and count > _MAX_TOKENS_WITH_ROWS:
         y_NO, _none = products(x_NI, packed, absmax, code, bias_O, plus_NO, tiles=tiles)
         return y_NO, functional.linear(x_NI, rows_CI)
-    outputs = absmax.numel() * BLOCK // inputs
     row_count = len(rows_CI) if rows_CI is not None else 0
     y_NO, inner_NC = x_NI.new_empty(count, outputs), x_NI.new_empty(count, row_count)
     tiles = tiles or _tiles(count, outputs)
@@ -147,17 +152,9 @@ def _product_kernel(
     dtype: tl.constexpr = y.dtype.element_ty
     if HAS_ROWS and tl.program_id(0) < row_programs:
         rows = tl.program_id(0) * DENSE_ROWS + tl.arange(0, DENSE_ROWS)
+        own = tl.minimum(rows, row_count - 1)
         total = _multiply_dense(
-            x,
-            dense_rows,
-            tl.minimum(rows, row_count - 1),
-            has_token,
-            dtype,
-            INPUTS,
-            TOKENS,
-            DENSE_ROWS,
-            PARTS,
-            STAGES,
+            x, dense_rows, own, has_token, dtype, INPUTS, TOKENS, DENSE_ROWS, PARTS, STAGES
         )
         has_both = (rows[:, None] < row_count) & has_token[None, :]
         tl.store(inner + tokens[None, :] * row_count + rows[:, None], total.to(dtype), mask=has_both)
@@ -238,7 +235,7 @@ def _multiply(
                 scale = tl.load(absmax + block, mask=is_block[:, None], other=0.0)
             fours = _load_fours(x, block, has_x)
             for index in tl.static_range(4):
-                weight = _look_up(code, lane_code, word, 8 * (index // 2) + 4 - index % 2 * 4, USES_LANES)
+                weight = look_up(code, lane_code, word, 8 * (index // 2) + 4 - index % 2 * 4, USES_LANES)
                 weight = (weight * scale[:, :, None]).to(dtype)
                 x_part = _one_of_four(fours, x, block, has_x, index, dtype)
                 summed = tl.dot(weight, x_part, summed, input_precision="ieee")
@@ -299,22 +296,3 @@ def _one_of_four(fours, pointers, block, mask, INDEX: tl.constexpr, dtype: tl.co
         return (fours >> 16 * INDEX).to(tl.int16).to(dtype, bitcast=True)
     else:
         return tl.load(pointers + block * 64 + INDEX, mask=mask, other=0.0)
-
-
-@triton.jit
-def _look_up(code, lane_code, word, SHIFT: tl.constexpr, USES_LANES: tl.constexpr):
-    """The codes of four bits of each word, from bit `SHIFT` on.
-
-    Lanes i and i + 16 of a warp hold code i. `shfl` reads it within half a warp (segment mask 0x10), by the
-    lowest four bits of the index: no address is computed, and no bank is read twice.
-    """
-    if USES_LANES:
-        return tl.inline_asm_elementwise(
-            "shfl.sync.idx.b32 $0, $1, $2, 0x101f, 0xffffffff;",
-            "=f,f,r",
-            [lane_code, word >> SHIFT],
-            tl.float32,
-            is_pure=True,
-            pack=1,
-        )
-    return tl.load(code + ((word >> SHIFT) & 15))
