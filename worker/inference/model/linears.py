@@ -151,7 +151,8 @@ class MergedFourBitWeights:
     def _can_use_kernel(self, x_NI: torch.Tensor) -> bool:
         if not self._uses_kernels or x_NI.dtype != self._state.dtype:
             return False
-        from worker.kernels.serving.four_bit_matmul import BLOCK, MAX_TOKENS
+        from worker.kernels.serving.four_bit_matmul import MAX_TOKENS
+        from worker.kernels.serving.four_bit_vector import BLOCK
 
         has_whole_blocks = self._state.blocksize == BLOCK and x_NI.shape[1] % BLOCK == 0
         return has_whole_blocks and len(x_NI) <= MAX_TOKENS

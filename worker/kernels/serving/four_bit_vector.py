@@ -153,8 +153,8 @@ def _multiply(
     sums = (tl.zeros_like(lane_code),) * ROWS
     for begin in tl.range(0, HALVES, 32, num_stages=1):
         half = tl.minimum(begin + lane, HALVES - 1)
-        words = ()
-        scales = ()
+        words = ()  # type: tuple[tl.tensor, ...]
+        scales = ()  # type: tuple[tl.tensor, ...]
         for row in tl.static_range(ROWS):
             words += _load_four(packed + (half * 4 + row * (INPUTS // 8)), True, USES_LANES)
             scale_at = absmax + (half // 2 + row * (INPUTS // 64))
@@ -162,14 +162,16 @@ def _multiply(
         parts = (tl.zeros_like(lane_code),) * ROWS
         for word in tl.static_range(4):
             eight = _load_eight(x + (half * 32 + word * 8), USES_LANES)
-            added = ()
+            new_parts = ()  # type: tuple[tl.tensor, ...]
             for row in tl.static_range(ROWS):
-                added += (_add_eight(parts[row], eight, words[4 * row + word], code, lane_code, USES_LANES),)
-            parts = added
-        added = ()
+                new_parts += (
+                    _add_eight(parts[row], eight, words[4 * row + word], code, lane_code, USES_LANES),
+                )
+            parts = new_parts
+        new_sums = ()  # type: tuple[tl.tensor, ...]
         for row in tl.static_range(ROWS):
-            added += (sums[row] + parts[row] * scales[row],)
-        sums = added
+            new_sums += (sums[row] + parts[row] * scales[row],)
+        sums = new_sums
     return sums
 
 
@@ -209,7 +211,7 @@ def _load_eight(x, USES_LANES: tl.constexpr):
     words = _load_four(pointers, False, USES_LANES)
     if dtype == tl.float32:
         words += _load_four(pointers + 4, False, USES_LANES)
-    values = ()
+    values = ()  # type: tuple[tl.tensor, ...]
     for index in tl.static_range(8):
         if dtype == tl.float32:
             value = words[index].to(tl.float32, bitcast=True)
