@@ -1,8 +1,8 @@
 """Decode steps of a decoder like Llama's in as few kernels as can be: one token of each row.
 
 What adapters add to a product, and the residual stream, are added by the kernel that reads the product next.
-For a single token without adapters, norms and activation are part of the products: seven kernels a layer.
-The numbers are those of worker/decoder but for roundings that are left out.
+For a single token without adapters, norms and activation are part of the products: six kernels a layer. The
+numbers are those of worker/decoder but for roundings that are left out.
 
 Shape letters: N tokens, H hidden size, O outputs of a product, I width of the MLP, D dimension of a head.
 """

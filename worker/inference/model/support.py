@@ -130,7 +130,9 @@ def _has_sinks(model: PreTrainedModel) -> bool:
 
 
 def _error(found_NV: torch.Tensor, expected_NV: torch.Tensor) -> float:
-    return float((found_NV - expected_NV).norm() / expected_NV.norm())
+    # A model may have layers that give zeros, such as those added to deepen it before they are trained.
+    smallest = torch.finfo(torch.float32).tiny
+    return float((found_NV - expected_NV).norm() / expected_NV.norm().clamp(min=smallest))
 
 
 def context_length(model: PreTrainedModel) -> int:

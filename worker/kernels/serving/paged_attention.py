@@ -7,6 +7,7 @@ of a block, H query heads, G key heads, D head dimension, X splits, M tiles of a
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -90,6 +91,7 @@ def decode(
         out_NHD,
         sums_NHXD,
         peaks_NHX2,
+        _counters(out_NHD.device, 2 * _ENOUGH_PROGRAMS),
         query_HND.stride(0),
         query_HND.stride(1),
         block_tables_RP.stride(0),
@@ -103,12 +105,13 @@ def decode(
         DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
         TILE=tile,
         IS_SPLIT=splits > 1,
+        MAX_SPLITS=_MAX_SPLITS,
         WINDOW=settings.window,
         SOFTCAP=settings.softcap,
         num_warps=warps,
         num_stages=2,
     )
-    if splits > 1:
+    if splits > 1 and group > 1:
         _merge_kernel[(count, heads)](
             sums_NHXD,
             peaks_NHX2,
@@ -187,6 +190,12 @@ def _cut(heads: int, group: int) -> tuple[int, int, int]:
     return _ENOUGH_PROGRAMS, _KEYS_PER_TILE, 2
 
 
+@cache
+def _counters(device: torch.device, count: int) -> torch.Tensor:
+    """How many splits of a row's head have ended. Zeros before and after each launch, so all share them."""
+    return torch.zeros(count, dtype=torch.int32, device=device)
+
+
 @triton.jit
 def _store_kernel(
     key,
@@ -231,6 +240,7 @@ def _decode_kernel(
     out,
     sums,
     peaks,
+    counters,
     query_head_stride,
     query_token_stride,
     block_table_stride,
@@ -244,6 +254,7 @@ def _decode_kernel(
     DIMENSION_BLOCK: tl.constexpr,
     TILE: tl.constexpr,
     IS_SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):
@@ -305,6 +316,14 @@ def _decode_kernel(
         tl.store(sums + part[:, None] * DIMENSION + items[None, :], weighted, mask=has_output)
         tl.store(peaks + part * 2, peak, mask=is_member)
         tl.store(peaks + part * 2 + 1, total, mask=is_member)
+        if GROUP == 1:
+            # The program that ends last merges. All its threads have stored before it counts itself.
+            tl.debug_barrier()
+            place = row * KEY_HEADS + key_head
+            if tl.atomic_add(counters + place, 1, sem="acq_rel") == splits - 1:
+                tl.debug_barrier()
+                _merge(sums, peaks, out, place, splits, DIMENSION, DIMENSION_BLOCK, MAX_SPLITS)
+                tl.store(counters + place, 0)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -319,15 +338,31 @@ def _merge_kernel(
     MAX_SPLITS: tl.constexpr,
 ):
     place = tl.program_id(0) * HEADS + tl.program_id(1)
+    _merge(sums, peaks, out, place, splits, DIMENSION, DIMENSION_BLOCK, MAX_SPLITS)
+
+
+@triton.jit
+def _merge(
+    sums,
+    peaks,
+    out,
+    place,
+    splits,
+    DIMENSION: tl.constexpr,
+    DIMENSION_BLOCK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Merge the splits of a row's head, read past the L1 cache, which does not see other programs' writes."""
     split = tl.arange(0, MAX_SPLITS)
     items = tl.arange(0, DIMENSION_BLOCK)
     inside, has_item = split < splits, items < DIMENSION
     part = place * splits + split
-    peak = tl.load(peaks + part * 2, mask=inside, other=-float("inf"))
-    total = tl.load(peaks + part * 2 + 1, mask=inside, other=0.0)
+    peak = tl.load(peaks + part * 2, mask=inside, other=-float("inf"), cache_modifier=".cg")
+    total = tl.load(peaks + part * 2 + 1, mask=inside, other=0.0, cache_modifier=".cg")
     share = tl.exp(peak - tl.max(peak, 0))
     here = inside[:, None] & has_item[None, :]
-    weighted = tl.load(sums + part[:, None] * DIMENSION + items[None, :], mask=here, other=0.0)
+    at = sums + part[:, None] * DIMENSION + items[None, :]
+    weighted = tl.load(at, mask=here, other=0.0, cache_modifier=".cg")
     merged = tl.sum(weighted * share[:, None], 0) / tl.sum(total * share, 0)
     tl.store(out + place * DIMENSION + items, merged.to(out.dtype.element_ty), mask=has_item)
 

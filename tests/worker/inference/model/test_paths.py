@@ -9,8 +9,15 @@ from worker.decoder.fused_operations import FusedOperations
 from worker.decoder.operations import TorchOperations
 from worker.inference.model import support
 from worker.inference.model.paths import DecoderPath
+from worker.kernels.serving import paged_attention
 
 IDS = torch.arange(12)
+
+
+@pytest.fixture(autouse=True)
+def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a row's keys: the interpreter takes as long for each."""
+    monkeypatch.setattr(paged_attention, "_ENOUGH_PROGRAMS", 16)
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3", "Olmo2"])
@@ -24,6 +31,15 @@ def test_kernels_compute_the_same_logits(kind):
 
     _cache, found = support._probe(prepared.path, model, IDS, uses_kernels=True)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_kernels_compute_layers_that_give_zeros():
+    model = make_random_model("Llama")
+    model.model.layers[0].self_attn.o_proj.weight.zero_()
+    expected = model(input_ids=IDS[None], use_cache=False).logits[0]
+
+    assert support._use_kernels(support.prepare_model(model).path, model, IDS, expected)
 
 
 @torch.inference_mode()
