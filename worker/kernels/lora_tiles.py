@@ -41,7 +41,7 @@ def update(
     """What the adapter of a token adds to outputs of a layer, in float32. None is read without an adapter."""
     slot = tl.load(slots + token).to(tl.int64)
     rank = tl.where(slot > 0, RANK, 0)
-    inner += token.to(tl.int64) * inner_stride + ((slot - 1) * LAYERS + layer) * RANK
+    inner += token * inner_stride + ((slot - 1) * LAYERS + layer) * RANK
     B += (slot - 1) * RANK * output_count
     summed = tl.zeros([outputs.shape[0]], tl.float32)
     for first in tl.static_range(0, RANK, 16):

@@ -17,7 +17,14 @@ from triton.runtime.jit import JITFunction
 
 from worker.kernels import dequantize, low_rank_matmul, norm, rotary, swiglu, token_scores, varlen_attention
 from worker.kernels.pending_lora import PendingLora
-from worker.kernels.serving import batched_lora, decode_heads, four_bit_matmul, matrix_vector, paged_attention
+from worker.kernels.serving import (
+    batched_lora,
+    decode_heads,
+    four_bit_matmul,
+    matrix_vector,
+    paged_attention,
+    prompt_attention,
+)
 from worker.models.frozen_weights import AdapterColumns
 
 compiled: set[str] = set()
@@ -113,7 +120,7 @@ def compile_serving(dtype: torch.dtype) -> None:
     for keys_PSHD in (blocks_PSHD, blocks_PSHD[:, :, :2].contiguous()):
         paged_attention.decode(states_HND, keys_PSHD, keys_PSHD, block_tables_RP, each, settings)
     tiles_M4 = torch.zeros(1, 4, dtype=torch.int32)
-    paged_attention.prefill(states_HND, blocks_PSHD, blocks_PSHD, block_tables_RP, tiles_M4, settings)
+    prompt_attention.attend(states_HND, blocks_PSHD, blocks_PSHD, block_tables_RP, tiles_M4, settings)
 
 
 def compile_four_bit(dtype: torch.dtype) -> None:

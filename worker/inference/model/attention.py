@@ -75,10 +75,10 @@ class Step:
 
 
 def prompt_tiles(chunks: list[Chunk]) -> torch.Tensor:
-    """The tiles of `paged_attention.tiles` on the host, int32 [M, 4]."""
-    from worker.kernels.serving import paged_attention
+    """The tiles of `prompt_attention.tiles` on the host, int32 [M, 4]."""
+    from worker.kernels.serving import prompt_attention
 
-    tiles = paged_attention.tiles([(chunk.row, chunk.start, chunk.count) for chunk in chunks])
+    tiles = prompt_attention.tiles([(chunk.row, chunk.start, chunk.count) for chunk in chunks])
     return torch.tensor(tiles, dtype=torch.int32)
 
 
@@ -148,7 +148,7 @@ def _with_kernels(
     settings: LayerSettings,
 ) -> torch.Tensor:
     # Triton is not installed on a machine without a GPU.
-    from worker.kernels.serving import paged_attention
+    from worker.kernels.serving import paged_attention, prompt_attention
 
     if settings.sinks_H is not None:
         raise NotImplementedError("The kernels have no attention sinks.")
@@ -158,7 +158,7 @@ def _with_kernels(
     cache = (layer.keys_PSGD, layer.values_PSGD)
     paged_attention.store(key_GND, value_GND, *cache, step.block_tables_RP, step.rows_N, step.positions_N)
     if step.tiles_M4 is not None:
-        return paged_attention.prefill(
+        return prompt_attention.attend(
             query_HND, *cache, step.block_tables_RP, step.tiles_M4, kernel_settings
         )
     return paged_attention.decode(query_HND, *cache, step.block_tables_RP, step.positions_N, kernel_settings)

@@ -36,7 +36,7 @@ from worker.models.device import Device, free_memory_bytes, on_device
 MAX_ROWS = {"cpu": 32, "cuda": 128}
 # Share of the memory that is free once the model is loaded; a training job and adapters need some too.
 CACHE_SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.5}
-# Streams wait while prompts are read: on an H200, 34 ms for as many tokens of 7B, beside a step of 10.
+# Streams wait while prompts are read: at most 50 ms for as many tokens of 7B on an H200.
 _PREFILL_TOKENS_PER_STEP = {"cpu": 512, "cuda": 1536}
 # The rank to allocate for in advance. The first adapter of a higher rank takes longer to load.
 _EXPECTED_RANK = 16
@@ -122,9 +122,9 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Allocate adapter slots and capture graphs, before the first request. Raises OutOfMemory.
 
-        A capture takes 30 to 60 ms, so only some are made here. Decode steps of every size: without
-        adapters, with one slot, and with all. Prefills: without adapters, and with all slots, which cost
-        them less. So every step has a graph; those for the numbers of slots between are captured where
+        A capture takes as long as several steps, so only some are made here. Decode steps of every size:
+        without adapters, with one slot, and with all. Prefills: without adapters, and with all slots, which
+        cost them less. So every step has a graph; those for the numbers of slots between are captured where
         steps go on needing them (step_graphs.py). Graphs of verifying steps are captured at their first
         use: few models ever need them.
         """

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.kernels import lora_tiles
+
 _OUTPUTS_PER_TILE = 64
 # Rows of the stacked B matrices of all slots that a program multiplies at once.
 _ROWS_PER_TILE = 128
@@ -27,7 +29,7 @@ def expand(
 
     The columns C are ordered by slot, then layer, then rank. Slot 0 is no adapter; slot s has index s - 1.
     They may be those of the first slots only, where no token has a higher one. `widths` are the numbers of
-    outputs of the layers. Sums are in float32.
+    outputs of the layers; R is a multiple of 16. Sums are in float32.
     """
     _, rank, outputs = B_SRO.shape
     count, columns = inner_NC.shape
@@ -42,7 +44,6 @@ def expand(
             outputs,
             WIDTHS=widths,
             RANK=rank,
-            RANK_BLOCK=triton.next_power_of_2(rank),
             HAS_PLUS=plus_NO is not None,
             OUTPUT_TILE=_OUTPUTS_PER_TILE,
             num_warps=2,
@@ -78,25 +79,15 @@ def _expand_one_kernel(
     output_count,
     WIDTHS: tl.constexpr,
     RANK: tl.constexpr,
-    RANK_BLOCK: tl.constexpr,
     HAS_PLUS: tl.constexpr,
     OUTPUT_TILE: tl.constexpr,
 ):
     """One token: only the rows of its own adapter are read."""
-    slot = tl.load(slots).to(tl.int64)
     layer, outputs, has_output = _find_tile(tl.program_id(0), WIDTHS, OUTPUT_TILE)
-    ranks = tl.arange(0, RANK_BLOCK)
-    own = (slot - 1) * RANK + ranks
-    has_rank = (ranks < RANK) & (own >= 0)  # none without an adapter
-    columns = ((slot - 1) * len(WIDTHS) + layer) * RANK + ranks
-    x_R = tl.load(inner + columns, mask=has_rank, other=0.0).to(tl.float32)
-    B_tile = tl.load(
-        B + own[:, None] * output_count + outputs[None, :],
-        mask=has_rank[:, None] & has_output[None, :],
-        other=0.0,
-    )
     summed = tl.load(y + outputs, mask=has_output, other=0.0).to(tl.float32)
-    summed += tl.sum(x_R[:, None] * B_tile.to(tl.float32), 0)
+    summed += lora_tiles.update(
+        inner, slots, B, 0, output_count, 0, layer, outputs, has_output, RANK, len(WIDTHS)
+    )
     if HAS_PLUS:
         summed += tl.load(plus + outputs, mask=has_output, other=0.0).to(tl.float32)
     tl.store(out + outputs, summed.to(out.dtype.element_ty), mask=has_output)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worker.kernels.serving import paged_attention
+from worker.kernels.serving import paged_attention, prompt_attention
 from worker.kernels.serving.paged_attention import AttentionSettings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,9 +98,9 @@ def test_chunks_of_prompts_see_what_came_before_and_nothing_later(settings, head
     case = Case(heads=heads)
     chunks = [(3, 5, 70), (1, 0, 7), (2, 63, 1)]
     query_HND = case.queries(sum(count for _, _, count in chunks))
-    tiles = torch.tensor(paged_attention.tiles(chunks), dtype=torch.int32, device=DEVICE)
+    tiles = torch.tensor(prompt_attention.tiles(chunks), dtype=torch.int32, device=DEVICE)
 
-    out_NHD = paged_attention.prefill(
+    out_NHD = prompt_attention.attend(
         query_HND, case.keys_PSGD, case.values_PSGD, case.block_tables_RP, tiles, settings
     )
 
