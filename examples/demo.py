@@ -6,6 +6,7 @@ of the base model and of the adapter. After the start all goes over HTTP, as in 
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def main() -> None:
         [sys.executable, "-m", "worker.models.demo_model", "--models-dir", str(models_dir)], check=True
     )
     say(2, "Starting the API and the worker")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does
     with Stack(port=options.port, data_dir=options.data_dir) as stack:
         stack.start()
         stack.wait_until_ready()

@@ -83,6 +83,14 @@ def test_jobs_are_found_counted_chosen_and_deleted(
     assert serious_faults(page) == []
 
 
+def test_a_job_is_at_the_address_of_the_list_too(
+    server: ServerThread, database: Database, page: Page
+) -> None:
+    job_id = make_ended(database, "mine")
+    page.goto(f"{server.url}/#/jobs/{job_id}")
+    expect(page.get_by_role("heading", name="mine", level=1)).to_be_visible()
+
+
 def test_a_job_older_than_the_newest_hundred_is_compared_and_smoothed(
     server: ServerThread, database: Database, page: Page
 ) -> None:

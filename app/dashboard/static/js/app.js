@@ -34,10 +34,14 @@ const LINKS = [
 ];
 const BELONGS_TO = { job: "jobs", new: "jobs", adapter: "adapters", dataset: "datasets", evaluation: "evaluations", "new-evaluation": "evaluations" };
 
+// One of a list is at the address of the list, too, as in the API.
+const ONE_OF = { jobs: "job", adapters: "adapter", datasets: "dataset", evaluations: "evaluation" };
+
 /** `#/job/job_x?compare=…` → the page, what it shows, and its parameters. */
 function readRoute() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const [page, id] = path.split("/").map(decodeURIComponent);
+  const [named, id] = path.split("/").map(decodeURIComponent);
+  const page = (id && ONE_OF[named]) || named;
   return { page: page in PAGES ? page : "jobs", id, query: new URLSearchParams(query) };
 }
 
