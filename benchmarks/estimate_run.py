@@ -24,7 +24,7 @@ from worker.training import memory, run
 from worker.training.attempt import TrainingAttempt
 from worker.training.batches import count_tokens
 from worker.training.construction import make_trainer
-from worker.training.optimizations.apply import apply_optimizations
+from worker.training.optimizations.apply import apply_optimizations, make_plan
 from worker.training.optimizations.decoder_graphs import GraphedDecoder
 from worker.training.rows import PreparedRows
 from worker.training.trainer import AdapterTrainer
@@ -50,7 +50,8 @@ def train(setting: Setting, parent: Path) -> dict[str, Any]:
         packed_length=setting.length if setting.rows == "packed" else None,
         newest=None,
     )
-    with apply_optimizations(attempt, trainer, spec.training, attempt.request.path):
+    plan = make_plan(attempt, model.get_base_model(), spec.training, attempt.request.path)
+    with apply_optimizations(attempt, trainer, plan):
         peak_trial = allocator.take_peak()
         passes = PassMemory(trainer, allocator)
         began = time.monotonic()

@@ -39,7 +39,7 @@ from worker.templates.token_rows import IGNORED, TokenRow
 from worker.training import adapter
 from worker.training.attempt import TrainingAttempt
 from worker.training.construction import make_trainer
-from worker.training.optimizations.apply import apply_optimizations
+from worker.training.optimizations.apply import apply_optimizations, make_plan
 from worker.training.rows import PreparedRows
 from worker.training.trainer import AdapterTrainer
 
@@ -219,7 +219,8 @@ class Bench:
 def optimized(attempt: TrainingAttempt, trainer: AdapterTrainer, kind: Kind) -> AbstractContextManager[Any]:
     """Within this context a trainer has the optimizations that apply, if its kind is to have them."""
     path = TrainingPath.AUTO if kind == "optimized" else TrainingPath.PLAIN
-    return apply_optimizations(attempt, trainer, attempt.request.spec.training, path)
+    plan = make_plan(attempt, trainer.model.get_base_model(), attempt.request.spec.training, path)
+    return apply_optimizations(attempt, trainer, plan)
 
 
 def _root_mean_square(values: list[float]) -> float:

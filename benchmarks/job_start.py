@@ -1,6 +1,8 @@
 """From a job's request to the end of its first step, phase by phase, with a 7B shape in NF4.
 
-Once with a process started for the job, and once with a prewarmed one (worker/processes/prewarmed.py).
+With a process started for the job; with a prewarmed one (worker/processes/prewarmed.py), as the first job of
+its shape on the machine, for which no kernel is compiled and no trial has passed; and with a prewarmed one
+after such a job.
 
     python -m benchmarks.job_start OUT                    the checkpoint is written first, so it is in memory
     python -m benchmarks.job_start OUT --shape tiny       on a CPU, to see that it runs
@@ -9,8 +11,8 @@ What a job does before it has a GPU (claim, dataset to the worker) is millisecon
 """
 
 import argparse
-import itertools
 import json
+import os
 import random
 import string
 import tempfile
@@ -27,6 +29,11 @@ from worker.processes.child_process import ChildProcess
 from worker.processes.prewarmed import TRAINING_MODULE
 from worker.processes.reports import Advanced, Ended, TrainingRequest, report_adapter
 
+# Kinds of runs, and the caches that they use.
+_RUNS = (
+    *(("new", "one"), ("new", "one"), ("waited", "one"), ("waited", "one")),
+    *(("waited, first of its shape", "two"), ("waited, first of its shape", "three")),
+)
 _SHAPES = {"llama-7b": estimate_settings.SEVEN_B, "tiny": TINY}
 
 
@@ -41,22 +48,24 @@ def main() -> None:
     options = parser.parse_args()
     estimate_settings.build(options.shape, options.folder, _SHAPES[options.shape])
     described = estimate_settings.describe_machine("benchmarks.job_start")
-    runs: dict[str, list[dict[str, float]]] = {"new": [], "waited": []}
+    runs: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         # The first run also reads the libraries from the disk.
-        for kind, run in itertools.product(runs, range(2)):
-            work = Path(scratch) / f"{kind}-{run}"
-            found = measure(options.shape, options.folder, work, waits=kind == "waited")
+        for number, (kind, cache) in enumerate(_RUNS):
+            os.environ["TRITON_CACHE_DIR"] = f"{scratch}/{cache}/triton"
+            work = Path(scratch) / str(number)
+            waits, trials = kind != "new", Path(scratch) / cache / "trials"
+            found = measure(options.shape, options.folder, work, trials, waits=waits)
             print(kind, found, flush=True)
-            runs[kind].append(found)
+            runs.setdefault(kind, []).append(found)
             options.out.write_text(json.dumps({**described, "shape": options.shape, **runs}, indent=1) + "\n")
 
 
-def measure(shape: str, folder: Path, work: Path, *, waits: bool) -> dict[str, float]:
+def measure(shape: str, folder: Path, work: Path, trials: Path, *, waits: bool) -> dict[str, float]:
     """Seconds until each phase began and the first step ended: since the process was started, or since a
     prewarmed one got its request; for that one also how long it took to be ready."""
     work.mkdir()
-    request = _make_request(shape, folder, work)
+    request = _make_request(shape, folder, work, trials)
     began = time.monotonic()
     child = ChildProcess(TRAINING_MODULE, None if waits else request, work / "log")
     before: dict[str, float] = {}
@@ -71,7 +80,7 @@ def measure(shape: str, folder: Path, work: Path, *, waits: bool) -> dict[str, f
         child.close()
 
 
-def _make_request(shape: str, folder: Path, work: Path) -> TrainingRequest:
+def _make_request(shape: str, folder: Path, work: Path, trials: Path) -> TrainingRequest:
     draw = random.Random(0)
     rows = [
         {"line": line, "text": "".join(draw.choices(string.ascii_letters, k=166))} for line in range(ROWS)
@@ -87,6 +96,7 @@ def _make_request(shape: str, folder: Path, work: Path) -> TrainingRequest:
         dataset=work / "rows.jsonl",
         models_folder=folder / "models",
         job_folder=work / "job",
+        trials_folder=trials,
     )
 
 

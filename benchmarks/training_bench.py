@@ -34,7 +34,7 @@ from worker.training import adapter, config
 from worker.training.attempt import TrainingAttempt
 from worker.training.batches import Collator, EpochSampler, make_dataset
 from worker.training.construction import make_trainer
-from worker.training.optimizations.apply import apply_optimizations
+from worker.training.optimizations.apply import apply_optimizations, make_plan
 from worker.training.ranks.world import ALONE, World
 from worker.training.rows import PreparedRows
 from worker.training.run import load_divided
@@ -142,7 +142,8 @@ class Bench:
             attempt, model, tokenizer, rows, spec.training, packed_length=packed_length, newest=None
         )
         path = TrainingPath.PLAIN if setup.code == "plain" else TrainingPath.AUTO
-        return trainer, apply_optimizations(attempt, trainer, spec.training, path)
+        plan = make_plan(attempt, trainer.model.get_base_model(), spec.training, path)
+        return trainer, apply_optimizations(attempt, trainer, plan)
 
     def _load(self, spec: JobSpec) -> PreTrainedModel:
         quantization = automatic_settings.quantization(spec, self._device)

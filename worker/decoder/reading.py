@@ -35,6 +35,11 @@ def read_stack(
     return DecoderStack(layers, _read_norm(decoder.norm))
 
 
+def read_heads(decoder: Any) -> set[Heads]:
+    """The kinds of attention that the layers of a decoder of `FAMILIES` have. Raises Unsupported."""
+    return {_read_heads(layer.self_attn, decoder.config) for layer in decoder.layers}
+
+
 @torch.no_grad()
 def read_angles(
     decoder: Any, stack: DecoderStack[ProjectionT], embedded_1TH: torch.Tensor, positions_1T: torch.Tensor

@@ -63,6 +63,9 @@ class TrainingRequest(ProcessMessage):
     models_folder: Path
     job_folder: Path = Field(description="Keeps checkpoints and TensorBoard files between attempts.")
     output_folder: Path = Field(description="Where the finished adapter goes; does not exist yet.")
+    trials_folder: Path | None = Field(
+        None, description="Records which optimizations passed their trials; null: each job tries them."
+    )
     path: TrainingPath = TrainingPath.AUTO
     cpu_ranks: int = Field(1, description="Processes of a job where the machine has no GPU, at most.")
     ray_address: str = Field("", description="The Ray cluster of jobs over several hosts.")

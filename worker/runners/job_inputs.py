@@ -76,6 +76,7 @@ def make_request(
         models_folder=settings.models_folder,
         job_folder=job_folder,
         output_folder=output_folder(settings, lease),
+        trials_folder=settings.cache_folder / "trials",
         path=settings.training_path,
         cpu_ranks=settings.cpu_ranks,
         ray_address=settings.ray_address,

@@ -35,7 +35,9 @@ from worker.training.checkpoints.epoch_checkpoints import SaveEpochAdapters
 from worker.training.construction import count_in_sequences, make_trainer
 from worker.training.failures import explain
 from worker.training.forward_check import refuse_broken
-from worker.training.optimizations.apply import apply_optimizations
+from worker.training.optimizations.apply import apply_optimizations, make_plan
+from worker.training.optimizations.compile_ahead import CompileAhead
+from worker.training.optimizations.trial_records import TrialRecords
 from worker.training.output import folder as output, verification
 from worker.training.preferences.dropout import turn_off_dropout
 from worker.training.preferences.reference import compute_reference
@@ -111,6 +113,8 @@ def train(attempt: TrainingAttempt) -> None:
         attempt, planned, rows.measure(preferences), packed_length
     )
     attempt = replace(attempt, world=replace(attempt.world, divides_base=divides_base))
+    plan = make_plan(attempt, model, count_in_sequences(training, preferences), request.path)
+    compiling = CompileAhead(plan, model, device)
     newest = find_checkpoint(attempt)
     model, base_biases = load(attempt, folder)
     trainer = make_trainer(
@@ -133,7 +137,9 @@ def train(attempt: TrainingAttempt) -> None:
         )
 
     attempt.enter(Phase.TRAINING)
-    with apply_optimizations(attempt, trainer, count_in_sequences(training, preferences), request.path):
+    records = TrialRecords(request.trials_folder, base_weights) if request.trials_folder else None
+    compiling.wait()
+    with apply_optimizations(attempt, trainer, plan, records):
         if isinstance(trainer, PreferenceTrainer):
             compute_reference(attempt, trainer)
         step, epoch = run_trainer(attempt, trainer, newest, sampler)

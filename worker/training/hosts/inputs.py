@@ -48,6 +48,7 @@ def localize(request: TrainingRequest, folder: Path, models_folder: Path | None)
             **places,
             "job_folder": folder / _JOB,
             "output_folder": folder / _OUTPUT,
+            "trials_folder": None,  # of the worker's machine
             "models_folder": models_folder or request.models_folder,
         }
     )

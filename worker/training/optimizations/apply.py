@@ -4,43 +4,27 @@ One event names what is used, and why the rest is left out. What fails its trial
 replaces something of PEFT, TRL, transformers or bitsandbytes while its context is open (decision 20).
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 
+from transformers import PreTrainedModel
+
 from app.core.settings import TrainingPath
 from app.core.specs.job import TrainingSpec
-from worker.decoder.operations import Operations, TorchOperations
 from worker.decoder.reading import Unsupported
-from worker.models.frozen_weights import Dequantizers
-from worker.planning.optimizations import OptimizationPlan, VarlenKernel, describe_family, plan_optimizations
+from worker.planning.optimizations import OptimizationPlan, describe_family, plan_optimizations
 from worker.training.attempt import TrainingAttempt
-from worker.training.batches import PaddingFreeCollator
-from worker.training.memory import SpareMemory
-from worker.training.optimizations import bnb_optimizer, trial, varlen_attention
-from worker.training.optimizations.decoder_graphs import GraphedDecoder, own_stream
-from worker.training.optimizations.dequantized_cache import DequantizedCache, FourBitWeights
-from worker.training.optimizations.explicit_decoder import ExplicitDecoder
-from worker.training.optimizations.lora_layers import LIBRARY_KERNELS, FusedLora, LoraKernels
+from worker.training.optimizations import bnb_optimizer, trial
+from worker.training.optimizations.planned import (
+    Optimization,
+    list_general_optimizations,
+    list_optimizations,
+)
+from worker.training.optimizations.trial_records import PassedTrials, TrialRecords
 from worker.training.trainer import AdapterTrainer
 
-_VARLEN: dict[VarlenKernel, varlen_attention.VarlenAttention] = {
-    "Triton": varlen_attention.triton_varlen,
-    "PyTorch varlen_attn": varlen_attention.torch_varlen,
-    "row by row": varlen_attention.row_by_row,
-}
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """Applied while `context` is open. `layout`: the batches of its trial; dropout can be compared where they
-    are padded. `trial_passes`: how often a batch must come before it is computed in the optimized form."""
-
-    name: str
-    context: AbstractContextManager[None]
-    layout: trial.Layout = "padded"
-    trial_passes: int = 1
+_EARLIER = " (an earlier job showed that they compute the same)"
 
 
 @dataclass
@@ -53,24 +37,41 @@ class AppliedOptimizations:
     stack: ExitStack = field(default_factory=ExitStack)
 
 
-def apply_optimizations(
-    attempt: TrainingAttempt, trainer: AdapterTrainer, training: TrainingSpec, path: TrainingPath
-) -> ExitStack:
-    """Apply every planned optimization that passes its trial. Returns a stack that undoes them when closed.
-
-    `training`: the spec's, without `auto` for batch size and checkpointing.
-    """
-    family = describe_family(trainer.model.get_base_model())
-    spec = attempt.request.spec.model_copy(update={"training": training})
-    plan = plan_optimizations(
-        spec,
+def make_plan(
+    attempt: TrainingAttempt, model: PreTrainedModel, training: TrainingSpec, path: TrainingPath
+) -> OptimizationPlan:
+    """What may apply to an attempt. `model`: the base model, also without weights. `training`: the spec's,
+    without `auto` for batch size and checkpointing."""
+    return plan_optimizations(
+        attempt.request.spec.model_copy(update={"training": training}),
         attempt.device,
-        family,
+        describe_family(model),
         path,
         is_alone=attempt.request.is_alone,
         divides_base=attempt.world.divides_base,
     )
-    applied = apply_plan(trainer, plan)
+
+
+def apply_optimizations(
+    attempt: TrainingAttempt,
+    trainer: AdapterTrainer,
+    plan: OptimizationPlan,
+    records: TrialRecords | None = None,
+) -> ExitStack:
+    """Apply every planned optimization that passes its trial. Returns a stack that undoes them when closed.
+
+    `records`: of earlier jobs, whose trials are not repeated.
+    """
+    passed, key = None, ""
+    if records:
+        key = records.key(trainer, attempt.request.spec, plan, attempt.device)
+        passed = attempt.world.from_first(records.find(key))
+    applied = apply_passed(trainer, plan, passed) if passed else None
+    is_tried = applied is None
+    if applied is None:
+        applied = apply_plan(trainer, plan)
+        if records and attempt.world.is_first and applied.names and not applied.failed:
+            records.keep(key, PassedTrials(names=applied.names, left_out=applied.left_out))
     if plan.optimizer_without_sync:
         applied.stack.enter_context(bnb_optimizer.without_sync(trainer))
         applied.names.append("bitsandbytes optimizer without synchronization")
@@ -80,8 +81,28 @@ def apply_optimizations(
         )
     reasons = [*plan.left_out, *applied.left_out]
     left_out = f"; left out: {'; '.join(reasons)}" if reasons else ""
-    attempt.say(f"Optimizations: {'; '.join(applied.names) or 'none'}{left_out}.")
+    names = "; ".join(applied.names) or "none"
+    attempt.say(f"Optimizations: {names}{left_out}{'' if is_tried else _EARLIER}.")
     return applied.stack
+
+
+def apply_passed(
+    trainer: AdapterTrainer, plan: OptimizationPlan, passed: PassedTrials
+) -> AppliedOptimizations | None:
+    """Apply those that passed their trials in an earlier job; None: one of them can't be applied here."""
+    with ExitStack() as attempted:
+        applied = AppliedOptimizations(left_out=passed.left_out)
+        for optimization in _among(trainer, plan, passed.names):
+            try:
+                attempted.enter_context(optimization.context)
+                obstacle = None
+            except Unsupported as error:
+                obstacle = str(error)
+            if trainer.world.find_first(obstacle):
+                return None
+            applied.names.append(optimization.name)
+        applied.stack = attempted.pop_all()
+    return applied
 
 
 def apply_plan(trainer: AdapterTrainer, plan: OptimizationPlan) -> AppliedOptimizations:
@@ -135,147 +156,9 @@ def _try(optimization: Optimization, running: trial.Trial, applied: AppliedOptim
     return fault is None
 
 
-def list_optimizations(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[list[Optimization]]:
-    """The optimizations of a plan in the order of their trials, each with its alternatives, best first."""
-    if plan.explicit_decoder:
-        optimizations = [_explicit_decoders(trainer, plan)]
-    else:
-        optimizations = list_general_optimizations(trainer, plan)
-    if plan.cuda_graphs:
-        graphs = Optimization("CUDA graphs", _cuda_graphs(trainer), "padding-free", trial_passes=2)
-        optimizations.append([graphs])
-    return optimizations
-
-
-def list_general_optimizations(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[list[Optimization]]:
-    """Those for any family, around transformers' own layers."""
-    optimizations = []
-    if plan.fused_lora_dtype is not None:
-        optimizations.append(
-            [Optimization(name, _fused_lora(trainer, plan, kernels)) for name, kernels in _lora_kernels(plan)]
-        )
-    if plan.varlen_kernels:
-        optimizations.append(
-            [
-                Optimization(
-                    f"padding-free batches (varlen attention: {kernel})",
-                    _padding_free(trainer, _VARLEN[kernel]),
-                    "padding-free",
-                )
-                for kernel in plan.varlen_kernels
-            ]
-        )
-    return optimizations
-
-
-def _explicit_decoders(trainer: AdapterTrainer, plan: OptimizationPlan) -> list[Optimization]:
-    """The explicit decoder by kernels, then with PyTorch's attention, then by PyTorch's functions alone."""
-    _name, library_kernels = list(_lora_kernels(plan))[-1]
-    fastest, slowest = plan.varlen_kernels[0], plan.varlen_kernels[-1]
-    choices: list[tuple[VarlenKernel, str, Operations, LoraKernels]] = []
-    if plan.triton_operations:
-        from worker.decoder.fused_operations import FusedOperations  # needs Triton
-
-        _name, kernels = next(iter(_lora_kernels(plan)))
-        choices += [(attention, "Triton", FusedOperations(), kernels) for attention in (fastest, slowest)]
-    choices.append((slowest, "PyTorch", TorchOperations(), library_kernels))
-    return [
-        Optimization(
-            f"explicit decoder layers (varlen attention: {attention}; other parts: {parts})",
-            _explicit_decoder(trainer, plan, operations, kernels, _VARLEN[attention]),
-            "padding-free",
-        )
-        for attention, parts, operations, kernels in choices
-    ]
-
-
-def _lora_kernels(plan: OptimizationPlan) -> Iterator[tuple[str, LoraKernels]]:
-    """(name, kernels) of the LoRA function, fastest first; the last alternative is the libraries' own."""
-    name = "LoRA in one autograd function"
-    if plan.triton_dequantize:
-        from worker.kernels import dequantize, low_rank_matmul  # need Triton
-
-        dequantizers = Dequantizers(
-            dequantize.dequantize, dequantize.dequantize_with_b, dequantize.dequantize_with_a
-        )
-        in_triton = f"{name}, 4-bit weights dequantized by one Triton kernel"
-        yield in_triton, LoraKernels(dequantizers, low_rank_matmul)
-        # The low-rank kernels need more shared memory than some GPUs have.
-        yield f"{in_triton}, matrix products by PyTorch", LoraKernels(dequantizers, None)
-    yield name, LIBRARY_KERNELS
-
-
-@contextmanager
-def _explicit_decoder(
-    trainer: AdapterTrainer,
-    plan: OptimizationPlan,
-    operations: Operations,
-    kernels: LoraKernels,
-    attention: varlen_attention.VarlenAttention,
-) -> Iterator[None]:
-    assert plan.fused_lora_dtype is not None
-    decoder = ExplicitDecoder(trainer.model, plan.fused_lora_dtype, operations, kernels, attention)
-    before, collator = trainer.decoder, trainer.data_collator
-    trainer.decoder, trainer.data_collator = decoder, PaddingFreeCollator()
-    try:
-        with _dequantized_cache(trainer, decoder) if plan.dequantized_cache else nullcontext():
-            yield
-    finally:
-        trainer.decoder, trainer.data_collator = before, collator
-
-
-@contextmanager
-def _fused_lora(trainer: AdapterTrainer, plan: OptimizationPlan, kernels: LoraKernels) -> Iterator[None]:
-    assert plan.fused_lora_dtype is not None
-    fast = FusedLora(trainer.model, plan.fused_lora_dtype, kernels)
-    try:
-        with _dequantized_cache(trainer, fast) if plan.dequantized_cache else nullcontext():
-            yield
-    finally:
-        fast.remove()
-
-
-@contextmanager
-def _dequantized_cache(trainer: AdapterTrainer, weights: FourBitWeights) -> Iterator[None]:
-    cache = DequantizedCache(weights, trainer.spare_memory, trainer.say)
-    trainer.add_callback(cache)
-    try:
-        with _spare_memory(trainer, cache):
-            yield
-    finally:
-        trainer.remove_callback(cache)
-
-
-@contextmanager
-def _cuda_graphs(trainer: AdapterTrainer) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(own_stream())
-        graphed = GraphedDecoder(trainer.model, trainer.decoder)
-        stack.callback(graphed.release)
-        stack.callback(setattr, trainer, "decoder", trainer.decoder)
-        trainer.decoder = graphed
-        stack.enter_context(_spare_memory(trainer, graphed))
-        yield
-
-
-@contextmanager
-def _spare_memory(trainer: AdapterTrainer, memory: SpareMemory) -> Iterator[None]:
-    trainer.spare_memory.append(memory)
-    try:
-        yield
-    finally:
-        trainer.spare_memory.remove(memory)
-
-
-@contextmanager
-def _padding_free(trainer: AdapterTrainer, attention: varlen_attention.VarlenAttention) -> Iterator[None]:
-    varlen_attention.register(attention)
-    model = trainer.model.get_base_model()
-    before, collator = model.config._attn_implementation, trainer.data_collator
-    model.set_attn_implementation(varlen_attention.NAME)
-    trainer.data_collator = PaddingFreeCollator()
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-        trainer.data_collator = collator
+def _among(trainer: AdapterTrainer, plan: OptimizationPlan, names: list[str]) -> list[Optimization]:
+    """Those of a plan that have these names, in the order of their trials."""
+    optimizations = list_optimizations(trainer, plan)
+    if plan.explicit_decoder and not any(one.name in names for one in optimizations[0]):
+        optimizations = [*list_general_optimizations(trainer, plan), *optimizations[1:]]
+    return [one for alternatives in optimizations for one in alternatives if one.name in names]

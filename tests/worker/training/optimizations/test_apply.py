@@ -1,5 +1,6 @@
 """A job uses the optimizations that apply and pass their trial, logs them, and trains as it would without."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from worker.decoder import reading
 from worker.decoder.adapters import InputAdapters
 from worker.processes.reports import Outcome, TrainingRequest
 from worker.training import run
-from worker.training.optimizations import apply, varlen_attention
+from worker.training.optimizations import apply, planned, varlen_attention
 
 TRAINING: dict[str, Any] = {"max_steps": 4, "logging_steps": 1, "learning_rate": 1e-2, "save_steps": 2}
 SPEC: dict[str, Any] = {
@@ -105,7 +106,7 @@ def test_dropout_draws_what_pefts_layers_draw(
     make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With padded batches a job with dropout has the losses of a plain one, too."""
-    monkeypatch.setattr(apply, "_padding_free", lambda *_given, **_options: apply.ExitStack())
+    monkeypatch.setattr(planned, "_padding_free", lambda *_given, **_options: ExitStack())
     monkeypatch.setattr(reading, "FAMILIES", ())
     spec = SPEC | {"lora": {"r": 4, "dropout": 0.3}}
 
@@ -191,7 +192,7 @@ def test_a_kernel_that_lets_rows_read_each_other_is_found_and_not_used(
         one_row = torch.tensor([0, len(q)], dtype=torch.int32)
         return varlen_attention.row_by_row(q, k, v, one_row, len(q), **options)
 
-    monkeypatch.setitem(apply._VARLEN, "row by row", leaking)
+    monkeypatch.setitem(planned._VARLEN, "row by row", leaking)
     plan_optimizations = apply.plan_optimizations
     # CUDA graphs would be next; where batches stay padded they are not tried.
     monkeypatch.setattr(
@@ -215,7 +216,7 @@ def test_a_kernel_that_fails_here_is_not_used(
     def failing(*_given: Any, **_options: Any) -> torch.Tensor:
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setitem(apply._VARLEN, "row by row", failing)
+    monkeypatch.setitem(planned._VARLEN, "row by row", failing)
 
     reports = run_here(make_request(**SPEC))
 
@@ -229,7 +230,7 @@ def test_an_optimization_that_fails_is_replaced_by_its_alternative(
     def failing(*_given: Any, **_options: Any) -> torch.Tensor:
         raise RuntimeError("out of shared memory")
 
-    monkeypatch.setitem(apply._VARLEN, "Triton", failing)
+    monkeypatch.setitem(planned._VARLEN, "Triton", failing)
     plan_optimizations = apply.plan_optimizations
     monkeypatch.setattr(
         apply,
