@@ -42,7 +42,8 @@ def score(
     return log_probs_N, entropy_N, is_likeliest_N
 
 
-@triton.jit
+# Of one row each is read or written once; by their alignment several kernels would be compiled.
+@triton.jit(do_not_specialize_on_alignment=["targets", "log_probs", "entropies", "is_likeliest"])
 def _score_kernel(
     logits,
     targets,

@@ -34,8 +34,8 @@ def test_every_kernel_compiles_as_it_is_launched(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_attention_that_was_compiled_ahead_is_not_compiled_again(tmp_path: Path) -> None:
-    *again, kernel_count = compile_for_h100("compile_ahead", tmp_path).splitlines()
+def test_a_kernel_that_was_compiled_ahead_or_for_another_batch_is_not_compiled_again(tmp_path: Path) -> None:
+    new, *again = compile_for_h100("compile_again", tmp_path).split()
 
-    assert again == ["", ""]  # with and without a window
-    assert int(kernel_count) >= 4
+    assert new == "1"
+    assert again == ["0"] * 5
