@@ -14,8 +14,7 @@ prompts, adapters with random weights (r=16, all linear layers) in turn, prefill
 answers one adapter after another: with a call of `generate` for each client, and with one for each adapter.
 """
 
-import argparse
-import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -27,12 +26,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.core.engine.messages import BaseModelRef
 from app.core.settings import EngineWeights
-from app.core.specs.job import QuantizationSpec
 from benchmarks.estimate_settings import describe_machine
+from benchmarks.serving_options import Options, parse
+from benchmarks.timings import PREFILL_ROUNDS, keep_firsts, take_medians
 
 if TYPE_CHECKING:
+    from benchmarks.serving_engine import Bench
     from benchmarks.serving_vllm import VllmBench
 
 _RESULTS = Path(__file__).parent / "results"
@@ -43,52 +43,6 @@ _REUSE_NEW_TOKENS = 16
 _DRAFT_REPEATS = 3
 
 Row = dict[str, Any]
-
-
-@dataclasses.dataclass
-class Options:
-    """What to measure: the options of the command line."""
-
-    model: Path
-    adapters_folder: Path
-    machine: str
-    weights: str
-    batches: list[int]
-    adapters: list[int]
-    http_adapters: list[int]
-    prompt_tokens: int
-    new_tokens: int
-    peft_batches: list[int]
-    peft_new_tokens: int
-    peft_calls: int
-    parts: list[str]
-    peer: str | None
-    peer_python: str
-    peer_memory_share: float
-
-    @property
-    def base(self) -> BaseModelRef:
-        """The base model with its weights."""
-        quantization = QuantizationSpec(load_in_4bit=self.weights != "full")
-        return BaseModelRef(name=self.model.name, quantization=quantization)
-
-    @property
-    def keeps_4bit(self) -> bool:
-        """Whether the engine computes with 4-bit weights."""
-        return self.weights == "nf4-packed"
-
-    @property
-    def lengths(self) -> dict[str, int]:
-        """The numbers of tokens of prompts and answers."""
-        return {"prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens}
-
-    @property
-    def adapter_folders(self) -> list[Path]:
-        """The folders of all adapters that any row needs, written where they do not exist yet."""
-        from benchmarks.serving_inputs import write_adapters
-
-        count = max([8, *self.adapters, *self.http_adapters])
-        return write_adapters(self.model, self.adapters_folder, count)
 
 
 def in_process(options: Options) -> Iterator[Row]:
@@ -106,6 +60,7 @@ def in_process(options: Options) -> Iterator[Row]:
             # Every adapter is on the device before the clock starts; loading one is a line of its own.
             bench.run(max(1, adapters), adapters, prompt_tokens=2, new_tokens=2)
             yield {"part": "in process", **bench.run(batch, adapters, **options.lengths)}
+    yield from _prefill(options, bench)
     system, *others = prompts(1 + _REUSE_CLIENTS, _SYSTEM_TOKENS, bench.vocabulary_size)
     questions = prompts(_REUSE_CLIENTS, _QUESTION_TOKENS, bench.vocabulary_size)
     bench.answer([system], 1, 1)
@@ -113,6 +68,24 @@ def in_process(options: Options) -> Iterator[Row]:
         texts = [one + question for one, question in zip(systems, questions, strict=True)]
         found = bench.answer(texts, 1, _REUSE_NEW_TOKENS)
         yield {"part": "prefix reuse", "system prompts": name, "clients": _REUSE_CLIENTS, **found}
+
+
+def _prefill(options: Options, bench: "Bench") -> Iterator[Row]:
+    """Measure the time to the first token of long prompts, without an adapter and with one."""
+    for adapters in (0, 1):
+        for batch, tokens in options.prefills:
+            rounds = [
+                keep_firsts(bench.run(batch, adapters, prompt_tokens=tokens, new_tokens=2))
+                for _ in range(PREFILL_ROUNDS)
+            ]
+            firsts = take_medians(rounds[1:])
+            yield {
+                "part": "prefill",
+                "batch": batch,
+                "adapters": adapters,
+                "prompt_tokens": tokens,
+                **firsts,
+            }
 
 
 def through_http(options: Options) -> Iterator[Row]:
@@ -179,6 +152,7 @@ def _vllm(options: Options) -> "VllmBench":
         options.adapter_folders[:count],
         is_4bit=options.keeps_4bit,
         memory_share=options.peer_memory_share,
+        prefills=options.prefills,
         **options.lengths,
     )
 
@@ -242,7 +216,7 @@ _PEER_PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
 
 def main() -> None:
     """The command line."""
-    options = _parse()
+    options = parse(list(PARTS), description=__doc__)
     # As for the worker's engine: threads that spin while they wait make a busy machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     path = _RESULTS / f"serving-{options.machine}.json"
@@ -283,7 +257,7 @@ def _ratios(rows: list[Row]) -> dict[str, float]:
     rates = {
         (row["part"], row.get("how", ""), row["batch"], row["adapters"]): row["tokens_per_second"]
         for row in rows
-        if "batch" in row and "adapters" in row
+        if "batch" in row and "tokens_per_second" in row
     }
     found = {}
     for (part, _, batch, adapters), rate in rates.items():
@@ -291,6 +265,12 @@ def _ratios(rows: list[Row]) -> dict[str, float]:
             if work == [batch, adapters] and (part, other) in _COMPARED:
                 name = f"{part} / {other}{', ' + how if how else ''}: {batch} clients, {adapters} adapters"
                 found[name] = round(rate / base, 2)
+    for row, other in itertools.product(rows, rows):
+        if (row["part"], other["part"]) == ("prefill", "vllm prefill"):
+            work = ("batch", "adapters", "prompt_tokens")
+            if [row[name] for name in work] == [other[name] for name in work]:
+                name = "first token, prefill / vllm: {batch} of {prompt_tokens} tokens, {adapters} adapters"
+                found[name.format(**row)] = round(row["first_token_p99_ms"] / other["first_token_p99_ms"], 2)
     firsts = {row["system prompts"]: row["first_token_p50_ms"] for row in rows if "system prompts" in row}
     if len(firsts) == 2:
         found["first token, distinct / shared system prompts"] = round(
@@ -338,47 +318,6 @@ def _run(measure: Callable[[Options], Iterator[Row]], options: Options, rows: Co
 
 def _line(row: Row) -> str:
     return "  ".join(str(value) if name == "part" else f"{name} {value}" for name, value in row.items())
-
-
-def _parse() -> Options:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--model", type=Path, required=True, help="A Hugging Face folder.")
-    add(
-        "--adapters-folder", type=Path, help="Where the adapters are, or are made; default: beside the model."
-    )
-    add("--machine", required=True, help="The result's file is named after it.")
-    add(
-        "--weights",
-        choices=["full", "nf4", "nf4-packed"],
-        default="full",
-        help="full: 16 bits, on a CPU 32. nf4: dequantized once.",
-    )
-    add("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128])
-    add("--adapters", type=int, nargs="+", default=[0, 1, 8, 32])
-    add("--http-adapters", type=int, nargs="+", help="Default: as --adapters.")
-    add("--prompt-tokens", type=int, default=128)
-    add("--new-tokens", type=int, default=256)
-    add("--peft-batches", type=int, nargs="+", help="Default: the second smallest of --batches.")
-    add("--peft-new-tokens", type=int, help="Default: as --new-tokens.")
-    add("--peft-calls", type=int, default=4, help="Most calls of `generate` for a line; the rest is alike.")
-    add("--parts", nargs="+", choices=list(PARTS), default=["in-process", "http", "peft"])
-    add("--peer", choices=["vllm"], help="Measure the same work with vLLM after each part, and the ratios.")
-    add(
-        "--peer-python",
-        default=sys.executable,
-        help="The Python that vLLM is installed in; default: this one.",
-    )
-    add("--peer-memory-share", type=float, default=0.9, help="Of the GPU's memory, for vLLM.")
-    given = parser.parse_args()
-    given.model = given.model.absolute()
-    given.adapters_folder = given.adapters_folder or given.model.parent / f".adapters-{given.model.name}"
-    given.http_adapters = given.http_adapters or given.adapters
-    given.peft_batches = given.peft_batches or sorted(given.batches)[:2][-1:]
-    given.peft_new_tokens = given.peft_new_tokens or given.new_tokens
-    return Options(**vars(given))
 
 
 if __name__ == "__main__":

@@ -74,13 +74,15 @@ class Bench:
             tokenizer, [letters[token_id % len(letters)] for token_id in token_ids]
         )
         self.adapters: list[CachedAdapter] = [read_adapter(one.name, one) for one in adapters]
+        self._runs = 0
         self.clock = Clock()
         scheduler = Scheduler(max_waiting=10_000, adapter_slot_count=max(8, len(adapters)))
         self.engine = Engine(lambda _: self.runner, lambda replies: self.clock.deliver(replies), scheduler)
 
     def run(self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         """Measure `batch` sequences at once: greedy, distinct prompts, adapters in turn."""
-        texts = prompts(batch, prompt_tokens, self.vocabulary_size)
+        self._runs += 1
+        texts = prompts(batch, prompt_tokens, self.vocabulary_size, seed=self._runs)
         return {"batch": batch, "adapters": adapters, **self.answer(texts, adapters, new_tokens)}
 
     def answer(self, texts: list[list[int]], adapters: int, new_tokens: int) -> dict[str, Any]:

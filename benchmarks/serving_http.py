@@ -22,6 +22,7 @@ class HttpBench:
         self._base_model = base_model
         self._adapters = adapters
         self._token_count = token_count  # prompts are made of the ids below
+        self._rows = 0
 
     def start(self) -> dict[str, Any]:
         """Seconds to the first answer, for which the base model is loaded and warmed up."""
@@ -39,7 +40,8 @@ class HttpBench:
 
     def row(self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         """Measure all clients at once: greedy, distinct prompts, adapters in turn."""
-        texts = prompts(batch, prompt_tokens, self._token_count)
+        self._rows += 1
+        texts = prompts(batch, prompt_tokens, self._token_count, seed=self._rows)
         names = self._adapters[:adapters] or [self._base_model.name]
         self._send([self._body(name, [7 + index], 2) for index, name in enumerate(names)])
         before = self._box.processor_seconds()

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class VllmBench:
     new_tokens: int
     is_4bit: bool
     memory_share: float
+    prefills: list[tuple[int, int]] = field(default_factory=list)  # prompts at once, and tokens of each
 
     def version(self) -> str:
         """The version that is installed. Exits where there is none."""
@@ -73,10 +74,10 @@ class VllmBench:
                 vocabulary_size,
                 self.prompt_tokens,
                 self.new_tokens,
+                self.prefills,
             )
             for row in self._run(work):
-                part = "vllm" if "batch" in row else "vllm start"
-                yield {"part": part, **row}
+                yield {"part": _part_of(row), **row}
 
     def through_http(self, lines: list[tuple[int, int]], token_count: int) -> Iterator[Row]:
         """Measure (clients, adapters) lines through vLLM's server. Exits where it does not start."""
@@ -92,7 +93,11 @@ class VllmBench:
         arguments: Row = {
             "model": str(self.model),
             "dtype": "bfloat16",
-            "max_model_len": self.prompt_tokens + self.new_tokens + _ROOM_FOR_ENDS,
+            "max_model_len": max(
+                self.prompt_tokens + self.new_tokens + _ROOM_FOR_ENDS,
+                *(tokens + _ROOM_FOR_ENDS for _, tokens in self.prefills),
+                0,
+            ),
             "gpu_memory_utilization": self.memory_share,
         }
         if self.is_4bit:
@@ -155,7 +160,7 @@ class VllmBench:
         """As `HttpBench.row`, with the same clients."""
         names = [one.name for one in self.adapters[:adapters]] or [self.model.name]
         self._send(port, [_body(name, [7 + index], 2) for index, name in enumerate(names)])
-        texts = prompts(batch, self.prompt_tokens, token_count)
+        texts = prompts(batch, self.prompt_tokens, token_count, seed=1000 * adapters + batch)
         answers = self._send(
             port,
             [_body(names[index % len(names)], text, self.new_tokens) for index, text in enumerate(texts)],
@@ -187,6 +192,12 @@ def _by_use_of_adapters(lines: list[tuple[int, int]]) -> list[list[tuple[int, in
     """The lines without adapters, and those with any; what is empty is left out."""
     groups = ([line for line in lines if not line[1]], [line for line in lines if line[1]])
     return [group for group in groups if group]
+
+
+def _part_of(row: Row) -> str:
+    if "batch" not in row:
+        return "vllm start"
+    return "vllm prefill" if "prompt_tokens" in row else "vllm"
 
 
 def _environment() -> dict[str, str]:

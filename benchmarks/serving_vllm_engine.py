@@ -14,14 +14,15 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.random_prompts import prompts
-from benchmarks.timings import summarize
+from benchmarks.timings import PREFILL_ROUNDS, keep_firsts, summarize, take_medians
 
 
 @dataclasses.dataclass
 class VllmWork:
     """The lines to measure: (clients, adapters) pairs, all with or all without adapters.
 
-    `arguments` are vLLM's `EngineArgs`; `adapters` maps names to folders.
+    `arguments` are vLLM's `EngineArgs`; `adapters` maps names to folders. `prefills`: (prompts at once, their
+    tokens) pairs, for which only the time to the first token is measured.
     """
 
     arguments: dict[str, Any]
@@ -30,6 +31,7 @@ class VllmWork:
     vocabulary_size: int
     prompt_tokens: int
     new_tokens: int
+    prefills: list[tuple[int, int]]
 
 
 def main() -> None:
@@ -47,26 +49,40 @@ def main() -> None:
         bench.measure(max(1, adapters), adapters, prompt_tokens=2, new_tokens=2)  # adapters to the device
         found = bench.measure(batch, adapters, prompt_tokens=work.prompt_tokens, new_tokens=work.new_tokens)
         print(json.dumps({"batch": batch, "adapters": adapters, **found}), file=rows, flush=True)
+    adapters = min(1, len(work.adapters))
+    for batch, prompt_tokens in work.prefills:
+        rounds = [
+            bench.measure(batch, adapters, prompt_tokens=prompt_tokens, new_tokens=2)
+            for _ in range(PREFILL_ROUNDS)
+        ]
+        firsts = take_medians([keep_firsts(one) for one in rounds[1:]])  # the first warms up
+        row = {"batch": batch, "adapters": adapters, "prompt_tokens": prompt_tokens, **firsts}
+        print(json.dumps(row), file=rows, flush=True)
 
 
 class _Bench:
     def __init__(self, work: VllmWork) -> None:
         from vllm import EngineArgs, LLMEngine
         from vllm.lora.request import LoRARequest
+        from vllm.usage.usage_lib import UsageContext
 
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**work.arguments))
+        # The context says how many tokens and sequences a step has at most: as vLLM's own `LLM`.
+        arguments = EngineArgs(**work.arguments)
+        self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._adapters = [
             LoRARequest(name, number, folder)
             for number, (name, folder) in enumerate(work.adapters.items(), start=1)
         ]
         self._vocabulary_size = work.vocabulary_size
         self._count = 0
+        self._runs = 0
 
     def measure(self, batch: int, adapters: int, *, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         """Generate for so many clients at once: greedy, distinct prompts, adapters in turn."""
         from vllm import SamplingParams
 
-        texts = prompts(batch, prompt_tokens, self._vocabulary_size)
+        self._runs += 1
+        texts = prompts(batch, prompt_tokens, self._vocabulary_size, seed=self._runs)
         sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
         began = time.perf_counter()
         ids = []

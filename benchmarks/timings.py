@@ -2,6 +2,10 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
+
+# Of which the first warms up.
+PREFILL_ROUNDS = 4
 
 
 def summarize(firsts: Sequence[float], gaps: Sequence[float]) -> dict[str, float]:
@@ -17,6 +21,16 @@ def summarize(firsts: Sequence[float], gaps: Sequence[float]) -> dict[str, float
         found["between_tokens_p50_ms"] = round(percentile(gaps, 50) * 1e3, 2)
         found["between_tokens_p99_ms"] = round(percentile(gaps, 99) * 1e3, 2)
     return found
+
+
+def keep_firsts(found: dict[str, Any]) -> dict[str, float]:
+    """The times to the first token alone."""
+    return {name: value for name, value in found.items() if name.startswith("first_token")}
+
+
+def take_medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median of each number of rounds that measured the same."""
+    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

@@ -17,7 +17,7 @@ PHASES = ["preparing", "loading", "training", "step 1"]
 def test_phases_follow_one_another_up_to_the_first_step(tmp_path: Path, *, waits: bool) -> None:
     estimate_settings.build("tiny", tmp_path, TINY)
 
-    found = measure("tiny", tmp_path, tmp_path / "work", waits=waits)
+    found = measure("tiny", tmp_path, tmp_path / "work", tmp_path / "trials", waits=waits)
 
     before = [found.pop(name) for name in list(found) if name not in PHASES]
     assert list(found) == PHASES

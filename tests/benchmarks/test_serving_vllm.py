@@ -28,7 +28,14 @@ def bench(python: Path, tmp_path: Path) -> VllmBench:
     model = make_tiny_model(tmp_path / "models")
     adapters = [save_adapter(model, tmp_path / name, **ADAPTERS["attention"]) for name in ("a", "b")]
     return VllmBench(
-        str(python), model, adapters, prompt_tokens=6, new_tokens=5, is_4bit=False, memory_share=0.5
+        str(python),
+        model,
+        adapters,
+        prompt_tokens=6,
+        new_tokens=5,
+        is_4bit=False,
+        memory_share=0.5,
+        prefills=[(3, 20)],
     )
 
 
@@ -46,9 +53,16 @@ def test_without_vllm_the_message_says_how_to_name_one(bench: VllmBench, tmp_pat
 def test_the_same_lines_are_measured_in_process(bench: VllmBench) -> None:
     rows = list(bench.in_process(LINES, vocabulary_size=300))
 
-    assert [row["part"] for row in rows] == ["vllm start", "vllm", "vllm", "vllm start", "vllm"]
+    parts = ["vllm start", "vllm", "vllm", "vllm prefill", "vllm start", "vllm", "vllm prefill"]
+    assert [row["part"] for row in rows] == parts
     assert [(row["batch"], row["adapters"]) for row in rows if row["part"] == "vllm"] == LINES
-    assert all(row["tokens_per_second"] > 0 for row in rows if "batch" in row)
+    assert all(row["tokens_per_second"] > 0 for row in rows if row["part"] == "vllm")
+    prefills = [row for row in rows if row["part"] == "vllm prefill"]
+    assert [(row["batch"], row["adapters"], row["prompt_tokens"]) for row in prefills] == [
+        (3, 0, 20),
+        (3, 1, 20),
+    ]
+    assert all("first_token_p99_ms" in row for row in prefills)
 
 
 def test_the_same_lines_are_measured_through_its_server(bench: VllmBench) -> None:

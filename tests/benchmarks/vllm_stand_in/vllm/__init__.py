@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm.lora.request import LoRARequest
+from vllm.usage.usage_lib import UsageContext
 
 __version__ = "0.24.0+stand.in"
 
@@ -51,7 +52,7 @@ class LLMEngine:
         print("INFO a line that is no row", flush=True)
 
     @classmethod
-    def from_engine_args(cls, arguments: EngineArgs) -> "LLMEngine":
+    def from_engine_args(cls, arguments: EngineArgs, usage_context: UsageContext) -> "LLMEngine":
         return cls(arguments)
 
     def add_request(

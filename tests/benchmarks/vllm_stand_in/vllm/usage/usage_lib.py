@@ -1,0 +1,7 @@
+"""Who uses an engine."""
+
+from enum import StrEnum
+
+
+class UsageContext(StrEnum):
+    LLM_CLASS = "LLM_CLASS"
