@@ -1,6 +1,7 @@
 """Attention of chunks of prompts over a paged KV cache.
 
-Online softmax as in FlashAttention (Dao et al. 2022). Sums are in float32.
+Online softmax as in FlashAttention (Dao et al. 2022), with powers of two. Sums are in float32. Keys that all
+queries of a tile attend to are read without masks.
 Shape letters: N tokens of the step, R rows, P blocks (of the cache, or of a row in a block table), S tokens
 of a block, H query heads, G key heads, D head dimension, M tiles of at most 64 query tokens.
 """
@@ -12,6 +13,7 @@ import triton.language as tl
 from worker.kernels.serving.paged_attention import KEYS_PER_TILE, AttentionSettings
 
 _QUERIES_PER_TILE = 64
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def attend(
@@ -87,10 +89,13 @@ def _prefill_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):
-    tile, head = tl.program_id(0), tl.program_id(1)
+    # Later tiles of a prompt have more keys; they begin first, so that the others fill what is left.
+    tile, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     key_head = head // (HEADS // KEY_HEADS)
     row, token = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
     position, count = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
+    if count == 0:
+        return
 
     queries = tl.arange(0, QUERIES)
     items = tl.arange(0, DIMENSION_BLOCK)
@@ -103,36 +108,62 @@ def _prefill_kernel(
     peak = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     weighted = tl.zeros([QUERIES, DIMENSION_BLOCK], tl.float32)
-    start = 0
+    table = block_tables + row * block_table_stride
+    # Keys before `whole` are attended to by all queries. A window may hide any of them.
+    first, whole = 0, (position + 1) // TILE * TILE
     if WINDOW > 0:
-        start = tl.maximum(position - WINDOW + 1, 0) // TILE * TILE
-    for first in range(start, position + count, TILE):
-        each = first + tl.arange(0, TILE)
+        first = tl.maximum(position - WINDOW + 1, 0) // TILE * TILE
+        whole = first
+    for begin in range(first, whole, TILE):
+        each = begin + tl.arange(0, TILE)
+        block = tl.load(table + each // BLOCK_TOKENS).to(tl.int64)
+        places = ((block * BLOCK_TOKENS + each % BLOCK_TOKENS) * KEY_HEADS + key_head) * DIMENSION
+        if DIMENSION == DIMENSION_BLOCK:
+            k = tl.load(keys + places[:, None] + items[None, :])
+            v = tl.load(values + places[:, None] + items[None, :])
+        else:
+            here = (items < DIMENSION)[None, :]
+            k = tl.load(keys + places[:, None] + items[None, :], mask=here, other=0.0)
+            v = tl.load(values + places[:, None] + items[None, :], mask=here, other=0.0)
+        scores = _scores(q, k, scale, SOFTCAP)
+        peak, total, weighted = _add(peak, total, weighted, scores, v)
+    # A query beyond the chunk attends to position 0, so that its sum is not zero.
+    own = tl.where(queries < count, position + queries, 0)[:, None]
+    for begin in range(whole, position + count, TILE):
+        each = begin + tl.arange(0, TILE)
         inside = each < position + count
-        block = tl.load(
-            block_tables + row * block_table_stride + each // BLOCK_TOKENS, mask=inside, other=0
-        ).to(tl.int64)
-        place = ((block * BLOCK_TOKENS + each % BLOCK_TOKENS) * KEY_HEADS + key_head) * DIMENSION
+        block = tl.load(table + each // BLOCK_TOKENS, mask=inside, other=0).to(tl.int64)
+        places = ((block * BLOCK_TOKENS + each % BLOCK_TOKENS) * KEY_HEADS + key_head) * DIMENSION
         here = inside[:, None] & (items < DIMENSION)[None, :]
-        k = tl.load(keys + place[:, None] + items[None, :], mask=here, other=0.0)
-        v = tl.load(values + place[:, None] + items[None, :], mask=here, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if SOFTCAP > 0:
-            scores = SOFTCAP * (2 * tl.sigmoid(2 * scores / SOFTCAP) - 1)
-        # A query beyond the chunk attends to position 0, so that its sum is not zero.
-        own = tl.where(queries < count, position + queries, 0)[:, None]
+        k = tl.load(keys + places[:, None] + items[None, :], mask=here, other=0.0)
+        v = tl.load(values + places[:, None] + items[None, :], mask=here, other=0.0)
         visible = each[None, :] <= own
         if WINDOW > 0:
             visible = visible & (each[None, :] > own - WINDOW)
-        scores = tl.where(visible, scores, -float("inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        # A window may hide a whole tile from a query: then there is no maximum to subtract yet.
-        base = tl.where(new_peak == -float("inf"), 0.0, new_peak)
-        shrink = tl.exp(peak - base)
-        weights = tl.exp(scores - base[:, None])
-        total = total * shrink + tl.sum(weights, 1)
-        weighted = weighted * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        peak = new_peak
+        scores = tl.where(visible, _scores(q, k, scale, SOFTCAP), -float("inf"))
+        peak, total, weighted = _add(peak, total, weighted, scores, v)
     total = tl.where(total > 0, total, 1.0)
     place = ((token + queries)[:, None] * HEADS + head) * DIMENSION + items[None, :]
     tl.store(out + place, (weighted / total[:, None]).to(out.dtype.element_ty), mask=has_output)
+
+
+@triton.jit
+def _scores(q, k, scale, SOFTCAP: tl.constexpr):
+    """The logarithms to base 2 of the weights, before they are normalized."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if SOFTCAP > 0:
+        return SOFTCAP * (2 * tl.sigmoid(2 * (scores * scale) / SOFTCAP) - 1) * _LOG2_E
+    return scores * (scale * _LOG2_E)
+
+
+@triton.jit
+def _add(peak, total, weighted, scores, v):
+    """The largest score, the sum of the weights and that of the weighted values, with those of some keys."""
+    new_peak = tl.maximum(peak, tl.max(scores, 1))
+    # A window may hide a whole tile from a query: then there is no maximum to subtract yet.
+    base = tl.where(new_peak == -float("inf"), 0.0, new_peak)
+    shrink = tl.exp2(peak - base)
+    weights = tl.exp2(scores - base[:, None])
+    total = total * shrink + tl.sum(weights, 1)
+    weighted = tl.dot(weights.to(v.dtype), v, weighted * shrink[:, None], input_precision="ieee")
+    return new_peak, total, weighted

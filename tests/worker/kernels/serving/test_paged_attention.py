@@ -7,8 +7,8 @@ from worker.kernels.serving import paged_attention, prompt_attention
 from worker.kernels.serving.paged_attention import AttentionSettings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BLOCK_TOKENS, BLOCKS_PER_ROW, KEY_HEADS = 4, 20, 2
-LENGTHS = [1, 7, 64, 75]
+BLOCK_TOKENS, BLOCKS_PER_ROW, KEY_HEADS = 4, 40, 2
+LENGTHS = [1, 7, 64, 75, 150]
 SETTINGS = {
     "plain": AttentionSettings(0.3),
     "window": AttentionSettings(0.3, window=9),
@@ -93,10 +93,10 @@ def test_positions_of_one_row_may_be_rows_of_their_own(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("heads", [2, 6])
-def test_chunks_of_prompts_see_what_came_before_and_nothing_later(settings, heads):
-    case = Case(heads=heads)
-    chunks = [(3, 5, 70), (1, 0, 7), (2, 63, 1)]
+@pytest.mark.parametrize(("heads", "dimension"), [(2, 24), (6, 24), (6, 32)])
+def test_chunks_of_prompts_see_what_came_before_and_nothing_later(settings, heads, dimension):
+    case = Case(heads=heads, dimension=dimension)
+    chunks = [(3, 5, 70), (1, 0, 7), (4, 70, 80), (2, 63, 1)]
     query_HND = case.queries(sum(count for _, _, count in chunks))
     tiles = torch.tensor(prompt_attention.tiles(chunks), dtype=torch.int32, device=DEVICE)
 
