@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo serve check test test-slow test-clients test-all compose-check bench clean
+.PHONY: setup demo serve check test test-slow test-model test-clients test-all compose-check bench clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,10 @@ test: $(STAMP)
 # imported.
 test-slow: $(STAMP)
 	$(PYTEST) -m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
+
+# Those of them with the small real model, from the README's walk to the demo.
+test-model: $(STAMP)
+	$(PYTEST) -m slow $$(grep -rlE --include='test_*.py' 'small_model|demo_model|SmolLM2' tests)
 
 # The usual clients of OpenAI's API, and llm-compressor, in environments of their own, which are made from the
 # package registries.
