@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from app.core.settings import EngineWeights
 from benchmarks.estimate_settings import describe_machine
 from benchmarks.serving_options import Options, parse
-from benchmarks.timings import PREFILL_ROUNDS, keep_firsts, take_medians
+from benchmarks.timings import measure_prefill
 
 if TYPE_CHECKING:
     from benchmarks.serving_engine import Bench
@@ -74,17 +75,13 @@ def _prefill(options: Options, bench: "Bench") -> Iterator[Row]:
     """Measure the time to the first token of long prompts, without an adapter and with one."""
     for adapters in (0, 1):
         for batch, tokens in options.prefills:
-            rounds = [
-                keep_firsts(bench.run(batch, adapters, prompt_tokens=tokens, new_tokens=2))
-                for _ in range(PREFILL_ROUNDS)
-            ]
-            firsts = take_medians(rounds[1:])
+            answer = partial(bench.run, batch, adapters, prompt_tokens=tokens, new_tokens=2)
             yield {
                 "part": "prefill",
                 "batch": batch,
                 "adapters": adapters,
                 "prompt_tokens": tokens,
-                **firsts,
+                **measure_prefill(answer),
             }
 
 

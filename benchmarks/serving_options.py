@@ -58,6 +58,8 @@ class Options:
 
 def _prompts_and_tokens(value: str) -> tuple[int, int]:
     prompts_at_once, _, tokens = value.partition("x")
+    if not (prompts_at_once.isdecimal() and tokens.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{value!r} is not like 32x512, for 32 prompts of 512 tokens each")
     return int(prompts_at_once), int(tokens)
 
 

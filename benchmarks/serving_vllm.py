@@ -93,11 +93,8 @@ class VllmBench:
         arguments: Row = {
             "model": str(self.model),
             "dtype": "bfloat16",
-            "max_model_len": max(
-                self.prompt_tokens + self.new_tokens + _ROOM_FOR_ENDS,
-                *(tokens + _ROOM_FOR_ENDS for _, tokens in self.prefills),
-                0,
-            ),
+            "max_model_len": _ROOM_FOR_ENDS
+            + max([self.prompt_tokens + self.new_tokens, *(tokens for _, tokens in self.prefills)]),
             "gpu_memory_utilization": self.memory_share,
         }
         if self.is_4bit:

@@ -10,11 +10,12 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from benchmarks.random_prompts import prompts
-from benchmarks.timings import PREFILL_ROUNDS, keep_firsts, summarize, take_medians
+from benchmarks.timings import measure_prefill, summarize
 
 
 @dataclasses.dataclass
@@ -51,13 +52,9 @@ def main() -> None:
         print(json.dumps({"batch": batch, "adapters": adapters, **found}), file=rows, flush=True)
     adapters = min(1, len(work.adapters))
     for batch, prompt_tokens in work.prefills:
-        rounds = [
-            bench.measure(batch, adapters, prompt_tokens=prompt_tokens, new_tokens=2)
-            for _ in range(PREFILL_ROUNDS)
-        ]
-        firsts = take_medians([keep_firsts(one) for one in rounds[1:]])  # the first warms up
-        row = {"batch": batch, "adapters": adapters, "prompt_tokens": prompt_tokens, **firsts}
-        print(json.dumps(row), file=rows, flush=True)
+        answer = partial(bench.measure, batch, adapters, prompt_tokens=prompt_tokens, new_tokens=2)
+        row = {"batch": batch, "adapters": adapters, "prompt_tokens": prompt_tokens}
+        print(json.dumps(row | measure_prefill(answer)), file=rows, flush=True)
 
 
 class _Bench:

@@ -1,11 +1,11 @@
 """Percentiles of the times of streamed answers."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-# Of which the first warms up.
-PREFILL_ROUNDS = 4
+# Of prefills; the first warms up.
+_ROUNDS = 4
 
 
 def summarize(firsts: Sequence[float], gaps: Sequence[float]) -> dict[str, float]:
@@ -23,14 +23,11 @@ def summarize(firsts: Sequence[float], gaps: Sequence[float]) -> dict[str, float
     return found
 
 
-def keep_firsts(found: dict[str, Any]) -> dict[str, float]:
-    """The times to the first token alone."""
-    return {name: value for name, value in found.items() if name.startswith("first_token")}
-
-
-def take_medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The median of each number of rounds that measured the same."""
-    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+def measure_prefill(answer: Callable[[], dict[str, Any]]) -> dict[str, float]:
+    """The medians over some rounds of the times to the first token. `answer` returns those of one round."""
+    rounds = [answer() for _ in range(_ROUNDS)][1:]
+    names = [name for name in rounds[0] if name.startswith("first_token")]
+    return {name: statistics.median(one[name] for one in rounds) for name in names}
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

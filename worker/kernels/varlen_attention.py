@@ -21,8 +21,6 @@ from worker.kernels.varlen_attention_tiles import (
 
 _LOG2_E = 1.4426950408889634
 
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q [T, H, D], k and v [T, K, D]
-
 
 @dataclass(frozen=True)
 class _KernelConfig:
@@ -67,21 +65,21 @@ class _Attend(torch.autograd.Function):
         scale: float,
         window: int,
     ) -> torch.Tensor:
-        q_THD, k_TKD, v_TKD = (_with_whole_heads(heads) for heads in (q_THD, k_TKD, v_TKD))
-        tiles = _make_tiles(starts, len(q_THD))
-        o_THD, logs_HT = _compute_output((q_THD, k_TKD, v_TKD), tiles, scale, window)
-        ctx.save_for_backward(q_THD, k_TKD, v_TKD, o_THD, logs_HT, tiles)
+        heads = (_with_whole_heads(q_THD), _with_whole_heads(k_TKD), _with_whole_heads(v_TKD))
+        rows = _Rows(heads, _make_tiles(starts, len(q_THD)), scale, window)
+        o_THD, logs_HT = _compute_output(rows)
+        ctx.save_for_backward(*heads, rows.tiles, o_THD, logs_HT)
         ctx.scale, ctx.window = scale, window
         return o_THD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_THD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q_THD, k_TKD, v_TKD, o_THD, logs_HT, tiles = ctx.saved_tensors
+        q_THD, k_TKD, v_TKD, tiles, o_THD, logs_HT = ctx.saved_tensors
+        rows = _Rows((q_THD, k_TKD, v_TKD), tiles, ctx.scale, ctx.window)
         grad_THD = _with_whole_heads(grad_THD)
-        shared = ((q_THD, k_TKD, v_TKD), grad_THD, logs_HT, tiles, ctx.scale, ctx.window)
-        grad_q_THD, means_HT = _compute_query_gradient(o_THD, *shared)
-        grad_k_TKD, grad_v_TKD = _compute_key_gradients(means_HT, *shared)
+        grad_q_THD, means_HT = _compute_query_gradient(rows, grad_THD, logs_HT, o_THD)
+        grad_k_TKD, grad_v_TKD = _compute_key_gradients(rows, grad_THD, logs_HT, means_HT)
         return grad_q_THD, grad_k_TKD, grad_v_TKD, None, None, None
 
 
@@ -94,103 +92,101 @@ def compilations(
     processes.
     """
 
-    scale = width**-0.5  # not 1.0, for which some versions of Triton compile another kernel
-
-    def draw() -> tuple[Heads, torch.Tensor, torch.Tensor]:
-        k_TKD, v_TKD = (torch.zeros(1, key_heads, width, dtype=dtype, device=device) for _ in "kv")
-        q_THD = torch.zeros(1, heads, width, dtype=dtype, device=device)
-        return (
-            (q_THD, k_TKD, v_TKD),
-            torch.zeros(heads, 1, device=device),
-            _make_tiles(torch.tensor([0, 1], dtype=torch.int32, device=device), 1),
+    def draw() -> tuple[_Rows, torch.Tensor, torch.Tensor]:
+        """One token's heads, its queries, and a number for each head."""
+        q_THD, k_TKD = (
+            torch.zeros(1, count, width, dtype=dtype, device=device) for count in (heads, key_heads)
         )
+        tiles = _make_tiles(torch.tensor([0, 1], dtype=torch.int32, device=device), 1)
+        # With a scale of 1.0 some versions of Triton compile another kernel.
+        rows = _Rows((q_THD, k_TKD, k_TKD), tiles, width**-0.5, window or 0)
+        return rows, q_THD, torch.zeros(heads, 1, device=device)
 
-    def output() -> None:
-        qkv, _logs_HT, tiles = draw()
-        _compute_output(qkv, tiles, scale, window or 0)
+    def compute_output() -> None:
+        rows, _q_THD, _logs_HT = draw()
+        _compute_output(rows)
 
-    def query_gradient() -> None:
-        qkv, logs_HT, tiles = draw()
-        _compute_query_gradient(qkv[0], qkv, qkv[0], logs_HT, tiles, scale, window or 0)
+    def compute_query_gradient() -> None:
+        rows, q_THD, logs_HT = draw()
+        _compute_query_gradient(rows, q_THD, logs_HT, q_THD)
 
-    def key_gradients() -> None:
-        qkv, logs_HT, tiles = draw()
-        _compute_key_gradients(logs_HT, qkv, qkv[0], logs_HT, tiles, scale, window or 0)
+    def compute_key_gradients() -> None:
+        rows, q_THD, logs_HT = draw()
+        _compute_key_gradients(rows, q_THD, logs_HT, logs_HT)
 
-    return [output, query_gradient, key_gradients]
+    return [compute_output, compute_query_gradient, compute_key_gradients]
 
 
-def _compute_output(
-    qkv: Heads, tiles: torch.Tensor, scale: float, window: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class _Rows:
+    """What all kernels read. `heads`: q [T, H, D], k and v [T, K, D], each head without gaps; `tiles`: the
+    table of tiles; `window`: 0 for none."""
+
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    tiles: torch.Tensor
+    scale: float
+    window: int
+
+
+def _compute_output(rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """The output [T, H, D], and the logarithms of the sums of each query's weights, [H, T]."""
-    q_THD, k_TKD, _v_TKD = qkv
+    q_THD = rows.heads[0]
     tokens, heads, _ = q_THD.shape
     o_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     logs_HT = torch.empty(heads, tokens, dtype=torch.float32, device=q_THD.device)
-    forward_kernel[(heads, len(tiles))](
-        *qkv,
+    forward_kernel[(heads, len(rows.tiles))](
+        *rows.heads,
         o_THD,
         logs_HT,
-        tiles,
-        scale * _LOG2_E,
+        rows.tiles,
+        rows.scale * _LOG2_E,
         tokens,
-        *_strides(*qkv),
-        **_constants(q_THD, k_TKD, window, _FORWARD),
+        *_strides(*rows.heads),
+        **_constants(rows, _FORWARD),
     )
     return o_THD, logs_HT
 
 
 def _compute_query_gradient(
-    o_THD: torch.Tensor,
-    qkv: Heads,
-    grad_THD: torch.Tensor,
-    logs_HT: torch.Tensor,
-    tiles: torch.Tensor,
-    scale: float,
-    window: int,
+    rows: _Rows, grad_THD: torch.Tensor, logs_HT: torch.Tensor, o_THD: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of q, and the sums over D of output times gradient, [H, T]."""
-    q_THD, k_TKD, _v_TKD = qkv
     grad_q_THD, means_HT = torch.empty_like(o_THD), torch.empty_like(logs_HT)
-    grad_queries_kernel[(q_THD.shape[1], len(tiles))](
-        *qkv,
+    grad_queries_kernel[(rows.heads[0].shape[1], len(rows.tiles))](
+        *rows.heads,
         o_THD,
         grad_THD,
         logs_HT,
         means_HT,
         grad_q_THD,
-        *(tiles, scale, scale * _LOG2_E, len(q_THD)),
-        *(*_strides(*qkv), *grad_THD.stride()[:2]),
-        **_constants(q_THD, k_TKD, window, _QUERIES),
+        *_gradient_arguments(rows, grad_THD),
+        **_constants(rows, _QUERIES),
     )
     return grad_q_THD, means_HT
 
 
 def _compute_key_gradients(
-    means_HT: torch.Tensor,
-    qkv: Heads,
-    grad_THD: torch.Tensor,
-    logs_HT: torch.Tensor,
-    tiles: torch.Tensor,
-    scale: float,
-    window: int,
+    rows: _Rows, grad_THD: torch.Tensor, logs_HT: torch.Tensor, means_HT: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of k and v."""
-    q_THD, k_TKD, _v_TKD = qkv
+    """The gradients of k and v. `means_HT` comes from `_compute_query_gradient`."""
+    k_TKD = rows.heads[1]
     grad_k_TKD, grad_v_TKD = (torch.empty_like(k_TKD, memory_format=torch.contiguous_format) for _ in "kv")
-    grad_keys_kernel[(k_TKD.shape[1], len(tiles))](
-        *qkv,
+    grad_keys_kernel[(k_TKD.shape[1], len(rows.tiles))](
+        *rows.heads,
         grad_THD,
         logs_HT,
         means_HT,
         grad_k_TKD,
         grad_v_TKD,
-        *(tiles, scale, scale * _LOG2_E, len(q_THD)),
-        *(*_strides(*qkv), *grad_THD.stride()[:2]),
-        **_constants(q_THD, k_TKD, window, _KEYS),
+        *_gradient_arguments(rows, grad_THD),
+        **_constants(rows, _KEYS),
     )
     return grad_k_TKD, grad_v_TKD
+
+
+def _gradient_arguments(rows: _Rows, grad_THD: torch.Tensor) -> tuple[Any, ...]:
+    settings = (rows.tiles, rows.scale, rows.scale * _LOG2_E, len(rows.heads[0]))
+    return *settings, *_strides(*rows.heads, grad_THD)
 
 
 def _with_whole_heads(heads: torch.Tensor) -> torch.Tensor:
@@ -212,16 +208,15 @@ def _make_tiles(starts: torch.Tensor, tokens: int) -> torch.Tensor:
     return tiles
 
 
-def _constants(
-    q_THD: torch.Tensor, k_TKD: torch.Tensor, window: int, config: _KernelConfig
-) -> dict[str, Any]:
-    dimension = q_THD.shape[2]
+def _constants(rows: _Rows, config: _KernelConfig) -> dict[str, Any]:
+    q_THD, k_TKD, _v_TKD = rows.heads
+    _, heads, dimension = q_THD.shape
     return {
-        "HEADS": q_THD.shape[1],
-        "GROUP": q_THD.shape[1] // k_TKD.shape[1],
+        "HEADS": heads,
+        "GROUP": heads // k_TKD.shape[1],
         "DIMENSION": dimension,
         "DIMENSION_BLOCK": max(16, triton.next_power_of_2(dimension)),
-        "WINDOW": window,
+        "WINDOW": rows.window,
         "OWN": _OWN,
         "OTHERS": config.others,
         "num_warps": config.warps,
