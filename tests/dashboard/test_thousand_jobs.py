@@ -1,12 +1,13 @@
 """The dashboard over 1,000 jobs: what it asks of the API, and that all of them can be reached and changed."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from sqlalchemy import insert
 
 from app.core.jobs import records as job_records
@@ -114,6 +115,23 @@ def test_all_that_match_are_chosen_and_changed_together(server: ServerThread, pa
     page.get_by_label("Search jobs").fill("run-099")
     expect(page.locator(".job")).to_have_count(10)
     expect(page.get_by_label("Choose all shown")).not_to_be_checked()
+
+
+def test_jobs_of_the_search_before_can_not_be_chosen(server: ServerThread, page: Page) -> None:
+    page.goto(f"{server.url}/#/jobs")
+    page.get_by_label("Choose all shown").check()
+    held: list[Route] = []
+    page.route("**/jobs?state=queued*", lambda route: held.append(route))
+    with page.expect_request("**/jobs?state=queued*"):
+        page.get_by_role("button", name=re.compile("^Queued")).click()
+    for name in ("Choose all shown", f"Choose run-{JOBS - 1:04}"):
+        expect(page.get_by_label(name)).to_be_disabled()
+        expect(page.get_by_label(name)).not_to_be_checked()
+    for route in held:
+        route.continue_()
+    page.unroute("**/jobs?state=queued*")
+    page.get_by_label("Choose all shown").check()
+    expect(page.get_by_text("25 jobs chosen")).to_be_visible()
 
 
 def test_adapters_are_listed_without_a_request_for_each(

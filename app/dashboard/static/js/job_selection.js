@@ -13,10 +13,10 @@ const CANCEL = { verb: "Cancel", label: "Cancel them", done: "cancelled", act: (
 const DELETE = { verb: "Delete", label: "Delete for good", done: "deleted", act: ({ id }) => remove(`/jobs/${id}`), text: "Their curves, logs and checkpoints go. A job whose adapter exists stays: delete the adapter first." };
 
 /**
- * `jobs` are those on the page, `chosen` those that are chosen; `query` finds all that match where the page has not
- * all of them, and `total` says how many they are, if that is known.
+ * `jobs` are those on the page, `chosen` those that are chosen; while `disabled`, none can be chosen. `query` finds all
+ * that match where the page has not all of them, and `total` says how many they are, if that is known.
  */
-export function Selection({ jobs, chosen, query, total, onChoose, onChange }) {
+export function Selection({ jobs, disabled, chosen, query, total, onChoose, onChange }) {
   const [asked, setAsked] = useState(null);
   const ids = new Set(chosen.map(({ id }) => id));
   const isEach = jobs.every(({ id }) => ids.has(id));
@@ -24,9 +24,9 @@ export function Selection({ jobs, chosen, query, total, onChoose, onChange }) {
   const ended = chosen.filter(({ state }) => ENDED.includes(state));
   const offer = (what, found) => found.length > 0 && html`<button type="button" class="small danger" onClick=${() => setAsked({ ...what, jobs: found })}>${what.verb} ${count(found.length)}</button>`;
   return html`<div class="row selection">
-    <label class="check small"><input type="checkbox" checked=${isEach} onChange=${() => onChoose(isEach ? chosen : jobs, !isEach)} />
+    <label class="check small"><input type="checkbox" checked=${isEach} disabled=${disabled} onChange=${() => onChoose(isEach ? chosen : jobs, !isEach)} />
       ${chosen.length ? `${plural(chosen.length, "job")} chosen` : "Choose all shown"}</label>
-    ${query && isEach && chosen.length === jobs.length && html`<${Action} class="small" onClick=${async () => onChoose(await getAll("/jobs", MOST, query), true)}>${total ? `Choose all ${count(total)}` : "Choose all that match"}<//>`}
+    ${query && !disabled && isEach && chosen.length === jobs.length && html`<${Action} class="small" onClick=${async () => onChoose(await getAll("/jobs", MOST, query), true)}>${total ? `Choose all ${count(total)}` : "Choose all that match"}<//>`}
     ${offer(CANCEL, going)}${offer(DELETE, ended)}
     ${asked && html`<${Together} ...${asked} onClose=${() => setAsked(null)} onDone=${async () => (onChoose(asked.jobs, false), await onChange())} />`}
   </div>`;

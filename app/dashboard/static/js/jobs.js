@@ -22,7 +22,7 @@ export default function Jobs() {
   const [chosen, setChosen] = useState(new Map());
   // A long list is read less often.
   const every = EVERY * Math.ceil(most / PER_REQUEST);
-  const { value, error, reload } = useLoaded((signal) => readJobs(state, search.trim(), most, signal), [state, search, most], every, search ? 200 : 0);
+  const { value, error, isStale, reload } = useLoaded((signal) => readJobs(state, search.trim(), most, signal), [state, search, most], every, search ? 200 : 0);
   const jobs = value?.data ?? NONE;
   const losses = useLosses(jobs);
   const filter = (change) => {
@@ -30,6 +30,8 @@ export default function Jobs() {
     setMost(PAGE);
     setChosen(new Map());
   };
+  // Until a new search is answered, the page shows the jobs of the one before: they can't be chosen, since they would
+  // be chosen and no longer shown.
   const choose = (some, isChosen) => {
     const next = new Map(chosen);
     for (const job of some) isChosen ? next.set(job.id, job) : next.delete(job.id);
@@ -43,8 +45,8 @@ export default function Jobs() {
       </div>
       <${Problem} error=${error} />
       ${!value && !error && html`<${Loading} />`}
-      ${jobs.length > 0 && html`<${Selection} jobs=${jobs} chosen=${refresh(chosen, value)} query=${value.next && `&${toQuery(state, search.trim())}`} total=${search.trim() ? null : total(value.counts, state)} onChoose=${choose} onChange=${reload} />`}
-      ${value && (jobs.length ? html`<ul class="list">${jobs.map((job) => html`<${Row} key=${job.id} job=${job} losses=${losses.get(job.id)?.losses} isChosen=${chosen.has(job.id)} onChoose=${(isChosen) => choose([job], isChosen)} />`)}</ul>` : html`<${None} state=${state} search=${search} />`)}
+      ${jobs.length > 0 && html`<${Selection} jobs=${jobs} disabled=${isStale} chosen=${refresh(chosen, value)} query=${value.next && `&${toQuery(state, search.trim())}`} total=${search.trim() ? null : total(value.counts, state)} onChoose=${choose} onChange=${reload} />`}
+      ${value && (jobs.length ? html`<ul class="list">${jobs.map((job) => html`<${Row} key=${job.id} job=${job} losses=${losses.get(job.id)?.losses} isChosen=${chosen.has(job.id)} disabled=${isStale} onChoose=${(isChosen) => choose([job], isChosen)} />`)}</ul>` : html`<${None} state=${state} search=${search} />`)}
       ${value?.next && html`<div><button type="button" onClick=${() => setMost(most * 2)}>Show older jobs</button></div>`}
     </div>
   <//>`;
@@ -92,9 +94,9 @@ const None = ({ state, search }) => {
   <//>`;
 };
 
-function Row({ job, losses, isChosen, onChoose }) {
+function Row({ job, losses, isChosen, disabled, onChoose }) {
   const { step, total_steps: total, loss, eta_seconds: eta } = job.progress;
-  return html`<li class="chosen-row"><input type="checkbox" checked=${isChosen} aria-label=${`Choose ${job.name}`} onChange=${({ target }) => onChoose(target.checked)} />
+  return html`<li class="chosen-row"><input type="checkbox" checked=${isChosen} disabled=${disabled} aria-label=${`Choose ${job.name}`} onChange=${({ target }) => onChoose(target.checked)} />
     <a class="card job" href=${`#/job/${job.id}`}>
     <div>
       <div class="name">${job.name}</div>

@@ -12,19 +12,20 @@ const AGAIN = 3_000;
 /**
  * The result of `load(signal)` for these keys, `after` milliseconds after they have changed, and again `every` so
  * many while the page is visible. An error that may pass is tried again in any case; errors keep the last value.
+ * `isStale` says that the value is that of other keys than these.
  */
 export function useLoaded(load, keys = [], every = 0, after = 0) {
   const mark = JSON.stringify(keys);
-  const [found, setFound] = useState({ value: null, error: null, mark: null });
+  const [found, setFound] = useState({ value: null, valueMark: null, error: null, mark: null });
   const turn = useRef(0);
   const reload = useCallback(async (signal) => {
     const own = ++turn.current;
     try {
       const value = await load(signal);
-      if (own === turn.current) setFound({ value, error: null, mark });
+      if (own === turn.current) setFound({ value, valueMark: mark, error: null, mark });
     } catch (error) {
       if (signal?.aborted) return null;
-      if (own === turn.current) setFound((before) => ({ value: before.value, error, mark }));
+      if (own === turn.current) setFound((before) => ({ ...before, error, mark }));
       return error;
     }
     return null;
@@ -45,7 +46,7 @@ export function useLoaded(load, keys = [], every = 0, after = 0) {
       clearTimeout(timer);
     };
   }, [reload, every]);
-  return { ...found, isLoading: found.mark !== mark, reload: useCallback(() => reload(), [reload]) };
+  return { ...found, isLoading: found.mark !== mark, isStale: found.valueMark !== mark, reload: useCallback(() => reload(), [reload]) };
 }
 
 export function Page({ title, crumb, actions, children }) {
