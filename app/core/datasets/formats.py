@@ -1,13 +1,12 @@
 """Finds the format that a file's columns have. Knows no rows and no files."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from app.core.datasets.column_maps.guesses import guess_column_maps
 from app.core.datasets.field_names import is_function_list, is_system_prompt, normalized
-from app.core.datasets.problems import MAX_CHARACTERS_SHOWN, quoted, repeated
+from app.core.datasets.problems import MAX_CHARACTERS_SHOWN, quoted, repeated, shown_column_map
 from app.core.datasets.rows import DatasetFormat
 from app.core.datasets.unused_fields import holds_value, is_absent
 from app.core.errors.datasets import DatasetInvalid
@@ -138,7 +137,7 @@ def choose_layout(columns: Iterable[str], column_map: Mapping[str, str]) -> Colu
         fits = _find_fits(columns, column_map)
     if len(fits) > 1:
         choices = [", ".join(known.required) for known in fits]
-        examples = " or ".join(json.dumps({name: name for name in known.required}) for known in fits)
+        examples = " or ".join(shown_column_map({name: name for name in known.required}) for known in fits)
         raise AmbiguousColumns(
             f"The columns {quoted(columns)} fit several formats: {' or '.join(choices)}.",
             hint=f"Say which with column_map: {examples}.",
@@ -188,9 +187,7 @@ def _refuse_unread_question(columns: list[str]) -> None:
     if question is None or "prompt" in columns:
         return
     answers = {"chosen": "chosen", "rejected": "rejected"}
-    asked, begun = (
-        json.dumps(one, ensure_ascii=False) for one in ({"instruction": question, **answers}, answers)
-    )
+    asked, begun = map(shown_column_map, ({"instruction": question, **answers}, answers))
     raise UnknownColumns(
         f"The columns {quoted(columns)} hold comparisons of answers, and it is not certain that "
         f"{quoted([question])} is their prompt.",
@@ -228,7 +225,7 @@ def _no_format(columns: list[str], column_map: Mapping[str, str]) -> UnknownColu
         return _bad_map(
             f"column_map has {has} and still needs {wanted}; the file's columns are {quoted(columns)}."
         )
-    example = json.dumps(_example_map(columns), ensure_ascii=False)
+    example = shown_column_map(_example_map(columns))
     return UnknownColumns(
         f"The columns {quoted(columns)} fit no known format.",
         hint="Use `messages`; or `prompt` and `completion`; or `text`; or `instruction` and `output`; or "

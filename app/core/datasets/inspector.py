@@ -5,7 +5,6 @@ Memory does not grow with the file. Knows no database and no network.
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -22,7 +21,7 @@ from app.core.datasets.formats import (
 from app.core.datasets.inspection import EXPECTED, MAX_PROBLEMS, TABLES, Inspection, Upload
 from app.core.datasets.limits import Limits, too_large, too_long
 from app.core.datasets.parsing import ParsedRow, parse_row
-from app.core.datasets.problems import MAX_CHARACTERS_SHOWN, BadRow, Record, quoted
+from app.core.datasets.problems import MAX_CHARACTERS_SHOWN, BadRow, Record, quoted, shown_column_map
 from app.core.datasets.readers.csv_files import CsvRecords, sniff_delimiter
 from app.core.datasets.readers.json_files import read_lines, read_values
 from app.core.datasets.readers.parquet_files import ParquetRecords
@@ -248,7 +247,7 @@ def _explain_wrapping(error: UnknownColumns, record: Mapping[str, Any]) -> Unkno
     name, value = only
     if not others and isinstance(value, list) and value and isinstance(value[0], dict):
         if value[0].keys() & {"role", "from"}:
-            column_map = json.dumps({"messages": name[:MAX_CHARACTERS_SHOWN]})
+            column_map = shown_column_map({"messages": name[:MAX_CHARACTERS_SHOWN]})
             meant = f"If {quoted([name])} holds messages: column_map={column_map}."
         else:
             meant = f"The rows seem to be the list in {quoted([name])}: upload that list itself."

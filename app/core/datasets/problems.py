@@ -4,8 +4,9 @@ A record that can't be read becomes a Problem with its line. Where nothing after
 array broken in the middle, a quote that is never closed), DatasetInvalid is raised for the whole file.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.core.datasets.rows import Problem
@@ -33,6 +34,11 @@ def quoted(names: Iterable[str]) -> str:
 def shown(name: str) -> str:
     """Returns one name for a message: quoted, printable, and cut where it is long."""
     return repr(name if len(name) <= MAX_CHARACTERS_SHOWN else name[:MAX_CHARACTERS_SHOWN] + "…")
+
+
+def shown_column_map(column_map: Mapping[str, str]) -> str:
+    """Returns a column map as JSON for a message. It escapes half of a surrogate pair, which is not UTF-8."""
+    return json.dumps(column_map, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def repeated(names: Iterable[str]) -> list[str]:

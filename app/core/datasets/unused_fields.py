@@ -3,13 +3,13 @@
 The memory for them does not grow with the file.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field as dataclass_field
 from enum import StrEnum
 from typing import Any
 
 from app.core.datasets.field_names import Meaning, meaning_of, meaning_of_rest
+from app.core.datasets.problems import shown_column_map
 from app.core.errors.datasets import FieldsUnused
 
 EMPTY_TEXTS = ("", "[]", "{}", "null")
@@ -163,7 +163,7 @@ def refuse_unused(
     column_map = _mapped(lost, free_columns)
     unsupported = [one for one in lost if one.field not in column_map.values()]
     never = any(one.meaning not in _PREFERENCES for one in unsupported)
-    learn = f"To learn it: column_map={json.dumps(column_map, ensure_ascii=False)}. " if column_map else ""
+    learn = f"To learn it: column_map={shown_column_map(column_map)}. " if column_map else ""
     if any(one.meaning in _PREFERENCES for one in unsupported):
         learn += _PREFERENCE_ROWS
     raise FieldsUnused(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from app.core.datasets.inspection import MAX_PROBLEMS, OnProblem, refuse_problems
 from app.core.datasets.limits import Limits
@@ -225,6 +225,9 @@ def test_any_json_is_taken_or_refused_but_never_a_crash(values: list[Any], as_ar
 
 
 @given(st.lists(rows, min_size=1, max_size=3))
+@example([{"\ud800": None}])
+@example([{"\ud800": [{"role": "user"}]}])
+@example([{"chosen": "a", "rejected": "b", "\ud800": "c", "question": "d"}])
 def test_json_of_any_columns_is_taken_or_refused_but_never_a_crash(values: list[Any]) -> None:
     try:
         upload = inspected(json.dumps(values).encode())
