@@ -10,7 +10,10 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# Not compiled: Python compiles what it imports, and all 24,000 modules would take a minute.
+# pip compiles nothing, since all 24,000 modules would take a minute: Python compiles what is imported, and keeps it
+# also where the environment forbids that. Without it, each process would compile all of torch again.
+export PYTHONDONTWRITEBYTECODE :=
+
 $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunesmith needs Python 3.11 or newer; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
