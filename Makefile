@@ -53,9 +53,9 @@ test-model: $(STAMP)
 test-clients: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients tests/clients tests/worker/exports/calibrated
 
-# All of these, every model family, and thousands of made-up requests.
+# All of these, every model family, thousands of made-up requests, and property tests with examples never tried.
 test-all: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) --hypothesis-profile explore
 
 # The machine's name becomes part of the result's file name.
 bench: $(STAMP)

@@ -18,9 +18,11 @@ from tests.postgres import PostgresServer, postgres_server
 # The modules of tests, and the libraries that they import, are no garbage.
 gc.disable()
 
-# A busy machine is slow, and that is no failure.
-hypothesis.settings.register_profile("tunesmith", hypothesis.settings.default, deadline=None)
-hypothesis.settings.load_profile("tunesmith")
+# A busy machine is slow, and that is no failure. `make test` tries the same examples each time, so that only
+# a change can fail it; `make test-all` tries others, and more.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_000)
+hypothesis.settings.load_profile("same")
 
 # Triton reads this when it is first imported. Without a GPU its kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():
