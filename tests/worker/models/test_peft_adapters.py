@@ -107,12 +107,26 @@ def test_settings_that_change_what_an_adapter_does_are_named() -> None:
 
 
 @pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.int8]
+)
+@pytest.mark.parametrize("other", [torch.zeros(0), torch.full((2, 3), torch.finfo(torch.float32).max)])
+def test_finite_weights_of_any_type_are_read(tmp_path: Path, dtype: torch.dtype, other: torch.Tensor) -> None:
+    found = read(tmp_path, {f"{ON_Q}A.weight": A.to(dtype), f"{ON_Q}B.weight": B.to(dtype), "x": other})
+
+    assert [one.B_OR.dtype for one in found.updates.values()] == [dtype]
+
+
+@pytest.mark.parametrize(
     ("tensors", "words"),
     [
         ({f"{ON_Q}A.weight": A}, "two matrices of one rank"),
         ({f"{ON_Q}A.weight": A, f"{ON_Q}B.weight": A}, "two matrices of one rank"),
         ({f"{ON_Q}A.weight": A, f"{ON_Q}B.weight": B * torch.inf}, "not finite"),
         ({f"{ON_Q}A.weight": A, f"{ON_Q}B.weight": B, "x": A * torch.nan}, "'x' is not finite"),
+        (
+            {f"{ON_Q}A.weight": A, f"{ON_Q}B.weight": (B * torch.nan).to(torch.float8_e4m3fn)},
+            r"B.weight' is not finite",
+        ),
     ],
 )
 def test_damage_is_named(tmp_path: Path, tensors: dict[str, torch.Tensor], words: str) -> None:

@@ -27,6 +27,7 @@ from worker.models.peft_adapters import (
     LoraUpdate,
     PeftConfig,
     PeftWeights,
+    is_finite,
     read_config,
     read_weights,
 )
@@ -42,10 +43,10 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The update of one linear layer: x · A_RIᵀ · B_RO. B contains the scale."""
+    """The update of one linear layer: x · A_RIᵀ · B_ORᵀ. B contains the scale."""
 
     A_RI: torch.Tensor
-    B_RO: torch.Tensor
+    B_OR: torch.Tensor
 
     @property
     def rank(self) -> int:
@@ -84,8 +85,7 @@ class CachedAdapter:
         memory = torch.empty(sum(sizes), dtype=dtype, pin_memory=pinned)
         placed = [part.view_as(tensor) for part, tensor in zip(memory.split(sizes), tensors, strict=True)]
         torch._foreach_copy_(placed, tensors)
-        # The least and the greatest show infinities, and are NaN where one is: far faster than a sum.
-        if len(memory) and not all(math.isfinite(extreme.item()) for extreme in memory.aminmax()):
+        if not is_finite(memory):
             raise AdapterUnsupported(
                 f"The adapter's weights are too large for {str(dtype).removeprefix('torch.')}, in which its "
                 "base model is served."
@@ -103,7 +103,7 @@ class CachedAdapter:
 
     def _tensors(self) -> list[torch.Tensor]:
         """A and B of each pair."""
-        of_layers = [tensor for pair in self.pairs.values() for tensor in (pair.A_RI, pair.B_RO)]
+        of_layers = [tensor for pair in self.pairs.values() for tensor in (pair.A_RI, pair.B_OR)]
         return of_layers + [
             tensor for pair in self.expert_pairs.values() for tensor in (pair.A_ERI, pair.B_ERO)
         ]
@@ -209,13 +209,12 @@ def read_adapter(adapter_id: str, folder: Path) -> StoredAdapter:
 
 
 def _make_pair(update: LoraUpdate) -> LoraPair:
-    """The pair, whose B is a transposed view: `ready_for` copies it once, in the device's dtype."""
     B_OR, scale = update.B_OR, update.scale
     if scale == 1:
-        return LoraPair(update.A_RI, B_OR.T)
+        return LoraPair(update.A_RI, B_OR)
     # A power of two changes the exponent alone; the range of float16 is too small for that.
     is_exact = abs(math.frexp(scale)[0]) == _HALF and B_OR.dtype != torch.float16
-    return LoraPair(update.A_RI, ((B_OR if is_exact else B_OR.float()) * scale).T)
+    return LoraPair(update.A_RI, (B_OR if is_exact else B_OR.float()) * scale)
 
 
 def _on_parameter(update: LoraUpdate, name: str, config: PeftConfig) -> LoraUpdate:

@@ -142,7 +142,7 @@ class LoraSlots:
             )
         else:
             outputs, inputs = module.get_parameter(WEIGHT).shape
-        found = (pair.A_RI.shape[1], pair.B_RO.shape[1])
+        found = (pair.A_RI.shape[1], pair.B_OR.shape[0])
         if found != (inputs, outputs):
             raise AdapterUnsupported(
                 f"The adapter's weights for {name!r} take {found[0]} inputs to {found[1]} outputs; the base "
@@ -279,7 +279,9 @@ class GroupLora:
                 B_RO[rank:].zero_()
             if pair is not None:
                 A_RI[:rank].copy_(pair.A_RI, non_blocking=True)
-                B_RO[:rank].copy_(pair.B_RO, non_blocking=True)
+                # Transposed on the device: on a processor that takes longer than to read the file.
+                B_OR = pair.B_OR.to(B_RO.device, non_blocking=True)
+                B_RO[:rank].copy_(B_OR.T)
 
     def grow_rank(self, rank: int) -> None:
         """Copy the weights to new stacks of this rank. Nothing changes where memory is lacking for them."""

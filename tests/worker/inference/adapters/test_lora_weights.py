@@ -23,7 +23,7 @@ def make_slots(*, uses_kernels: bool, count: int = 3) -> tuple[nn.ModuleDict, Lo
 
 def make_adapter(tmp_path, name: str, rank: int, targets: list[str]) -> CachedAdapter:
     pairs = {
-        target: LoraPair(torch.randn(rank, 32) / 5, torch.randn(rank, WIDTHS[target]) / 5)
+        target: LoraPair(torch.randn(rank, 32) / 5, torch.randn(WIDTHS[target], rank) / 5)
         for target in targets
     }
     return CachedAdapter(name, tmp_path, pairs)

@@ -24,7 +24,7 @@ def make_adapters(path: DecoderPath, tmp_path) -> list[CachedAdapter]:
     torch.manual_seed(1)
     shapes = {name: group.shape_of(name) for group in path.groups for name in group.names}
     pairs = {
-        name: LoraPair(torch.randn(5, inputs) / 5, torch.randn(5, outputs) / 5)
+        name: LoraPair(torch.randn(5, inputs) / 5, torch.randn(outputs, 5) / 5)
         for name, (outputs, inputs) in shapes.items()
         if not name.endswith("lm_head")
     }
