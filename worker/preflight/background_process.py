@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import pkgutil
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +20,7 @@ from app.core import garbage
 from app.core.errors import QueueFull
 from app.core.errors.engine import EngineFailed
 from worker.processes.logs import set_up_logging
+from worker.processes.parallel_map import end_with_parent
 
 _log = logging.getLogger(__name__)
 
@@ -120,11 +120,4 @@ def _initialize() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["OMP_NUM_THREADS"] = "1"
     set_up_logging()
-    threading.Thread(target=_die_with_parent, daemon=True, name="parent watch").start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()

@@ -9,10 +9,13 @@ import sys
 
 
 def main() -> None:
-    """Run the module as `python -m` would."""
+    """Run the module as `python -m` would, but that this one stays `__main__` in `sys.modules`.
+
+    Processes that `multiprocessing` spawns import that one: a module that imports torch would take seconds.
+    """
     gc.disable()
     module = sys.argv.pop(1)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__")
 
 
 if __name__ == "__main__":

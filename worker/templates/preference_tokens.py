@@ -7,12 +7,14 @@ begin with, up to the first token that is learned, is the prompt of a comparison
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import AnswerComparison, LabelledAnswer, Passage, Preference, Row, join
 from app.core.errors import InvalidRequest
 from worker.models.files import vocabulary
+from worker.processes.parallel_map import Work, map_in_order
 from worker.templates.token_rows import (
     IGNORED,
     SAMPLES,
@@ -21,6 +23,7 @@ from worker.templates.token_rows import (
     Sample,
     TokenRow,
     check_any_left,
+    count_learned,
     encode_row,
     naming_line,
 )
@@ -48,7 +51,7 @@ class LabelledTokens:
     @property
     def trained_tokens(self) -> int:
         """How many tokens the loss counts."""
-        return _count(self.completion_labels)
+        return count_learned(self.completion_labels)
 
     @property
     def example(self) -> TokenRow:
@@ -79,7 +82,7 @@ class ComparisonTokens:
     @property
     def trained_tokens(self) -> int:
         """How many tokens the loss counts."""
-        return _count(self.chosen_labels) + _count(self.rejected_labels)
+        return count_learned(self.chosen_labels) + count_learned(self.rejected_labels)
 
     @property
     def chosen(self) -> TokenRow:
@@ -117,21 +120,21 @@ def format_preferences(
     max_length: int,
     moment: datetime | None = None,
     embedding_rows: int | None = None,
+    work: Work | None = None,
 ) -> FormattedRows[PreferenceTokens]:
     """Encode comparisons and labelled answers; the prompt with each answer is truncated to `max_length`.
 
     A row is left out where an answer has no token to learn within that length, or where both answers of a
-    comparison are the same up to there. `moment` and `embedding_rows` are those of `format_rows`.
+    comparison are the same up to there. `moment`, `embedding_rows` and `work` are those of `format_rows`.
 
     Raises InvalidRequest where the chat template refuses a row or can't be masked, or the row is no
     preference, TemplateMismatch where it renders prompts otherwise for serving, TemplateExceedsLimits,
     NothingToLearn.
     """
     formatted: FormattedRows[PreferenceTokens] = FormattedRows()
-    moment = moment or datetime.now(UTC)
-    for line, row in rows:
+    encode = partial(_encode_numbered, tokenizer=tokenizer, moment=moment or datetime.now(UTC))
+    for (line, row), encoded in map_in_order(encode, rows, work):
         with naming_line(line):
-            encoded = encode_preference(line, row, tokenizer, moment=moment)
             for answer in encoded.answers:
                 if embedding_rows is not None:
                     vocabulary.check_ids(answer.input_ids[:max_length], tokenizer, embedding_rows)
@@ -148,6 +151,14 @@ def format_preferences(
             formatted.samples.append(Sample(row, example))
     check_any_left(formatted, max_length)
     return formatted
+
+
+def _encode_numbered(
+    numbered: tuple[int, Row], tokenizer: PreTrainedTokenizerBase, *, moment: datetime
+) -> EncodedPreference:
+    line, row = numbered
+    with naming_line(line):
+        return encode_preference(line, row, tokenizer, moment=moment)
 
 
 def encode_preference(
@@ -212,7 +223,7 @@ def is_learned(row: PreferenceTokens) -> bool:
     """Whether there is something to learn from each answer, and the answers of a comparison differ."""
     if isinstance(row, LabelledTokens):
         return row.trained_tokens > 0
-    has_both = _count(row.chosen_labels) > 0 and _count(row.rejected_labels) > 0
+    has_both = count_learned(row.chosen_labels) > 0 and count_learned(row.rejected_labels) > 0
     return has_both and row.chosen_ids != row.rejected_ids
 
 
@@ -240,10 +251,6 @@ def _find_border(*answers: EncodedRow) -> int:
 def _count_ignored(labels: Sequence[int]) -> int:
     """How many labels the first one that the loss counts has before it."""
     return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
-
-
-def _count(labels: Sequence[int]) -> int:
-    return sum(label != IGNORED for label in labels)
 
 
 def _join(line: int, prompt_ids: list[int], answer_ids: list[int], labels: list[int]) -> TokenRow:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from app.core.datasets.rows import AnswerComparison, Completion, Conversation, L
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
 from worker.models.files import vocabulary
+from worker.processes.parallel_map import Work, map_in_order
 from worker.templates.continuations import encode_completion, encode_with_border, encode_with_spans
 from worker.templates.omissions import Omission, find_omissions
 from worker.templates.renderer import (
@@ -67,7 +69,7 @@ class TokenRow:
     @property
     def trained_tokens(self) -> int:
         """How many tokens the loss counts."""
-        return sum(label != IGNORED for label in self.labels)
+        return count_learned(self.labels)
 
 
 @dataclass(frozen=True)
@@ -140,20 +142,26 @@ def format_rows(
     max_length: int,
     moment: datetime | None = None,
     embedding_rows: int | None = None,
+    work: Work | None = None,
 ) -> FormattedRows[TokenRow]:
     """Encode every row, truncated to `max_length`; rows without a token to learn are left out.
 
     Chat templates that print a date print the moment's, the present by default. A token that has no row among
-    the base model's `embedding_rows` is refused.
+    the base model's `embedding_rows` is refused. With `work` several processes encode the rows where one
+    would take long.
 
     Raises InvalidRequest where the chat template refuses a row or can't be masked, or the row is no example,
     TemplateMismatch where it renders prompts otherwise for serving, TemplateExceedsLimits, NothingToLearn.
     """
     formatted: FormattedRows[TokenRow] = FormattedRows()
-    moment = moment or datetime.now(UTC)
-    for line, row in rows:
+    encode = partial(
+        _encode_numbered,
+        tokenizer=tokenizer,
+        assistant_only=assistant_only,
+        moment=moment or datetime.now(UTC),
+    )
+    for (line, row), encoded in map_in_order(encode, rows, work):
         with naming_line(line):
-            encoded = encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
             if embedding_rows is not None:
                 vocabulary.check_ids(encoded.input_ids[:max_length], tokenizer, embedding_rows)
         formatted.note(line, encoded)
@@ -189,6 +197,14 @@ def check_any_left(formatted: FormattedRows[AnyTokenRow], max_length: int) -> No
         )
 
 
+def _encode_numbered(
+    numbered: tuple[int, Row], tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, moment: datetime
+) -> EncodedRow:
+    line, row = numbered
+    with naming_line(line):
+        return encode_row(row, tokenizer, assistant_only=assistant_only, moment=moment)
+
+
 def encode_row(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, moment: datetime | None = None
 ) -> EncodedRow:
@@ -210,6 +226,11 @@ def encode_row(
     if encoded.labels:
         encoded.labels[0] = IGNORED
     return encoded
+
+
+def count_learned(labels: Sequence[int]) -> int:
+    """Returns how many labels the loss counts."""
+    return len(labels) - labels.count(IGNORED)
 
 
 def hold_out(

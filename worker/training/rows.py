@@ -1,5 +1,6 @@
 """Turns the job's dataset into rows of tokens, and reports rows that were cut or dropped."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
 from app.core.specs.methods import PreferenceSpec
 from worker.planning.preference_examples import Examples, Lengths, choose_examples, measure_examples
+from worker.processes.parallel_map import Work
 from worker.processes.reports import TrainingRequest
 from worker.templates.choice import (
     TemplateSource,
@@ -168,6 +170,9 @@ def _format(
 ) -> FormattedRows[Any]:
     spec = attempt.request.spec
     with path.open("rb") as lines:
+        # Each rank reads all rows.
+        work = Work(sum(1 for _line in lines), processors=(os.cpu_count() or 1) // attempt.world.size)
+        lines.seek(0)
         if spec.preferences:
             return format_preferences(
                 read_rows(lines),
@@ -175,6 +180,7 @@ def _format(
                 max_length=max_length,
                 moment=attempt.request.submitted_at,
                 embedding_rows=embedding_rows,
+                work=work,
             )
         return format_rows(
             read_rows(lines),
@@ -183,6 +189,7 @@ def _format(
             max_length=max_length,
             moment=attempt.request.submitted_at,
             embedding_rows=embedding_rows,
+            work=work,
         )
 
 

@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from app.core.datasets.rows import Completion, Conversation, Message, PlainText, Row
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateMismatch
+from worker.processes import parallel_map
+from worker.processes.parallel_map import Work
 from worker.templates.token_rows import IGNORED, encode_row, format_rows, hold_out
 
 TWO_TURNS = Conversation(
@@ -198,3 +200,20 @@ def test_one_row_can_not_be_split(tokenizer: PreTrainedTokenizerBase) -> None:
 
     with pytest.raises(NothingToLearn):
         hold_out(rows, 0.5, seed=1)
+
+
+def test_several_processes_encode_as_one_and_name_the_line_of_an_error(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel_map, "_START_SECONDS", 0.0)
+    rows: list[tuple[int, Row]] = [(line, TWO_TURNS) for line in range(1, 401)]
+    work = Work(len(rows), processors=2)
+
+    alone = format_rows(rows, tokenizer, assistant_only=True, max_length=64)
+    assert format_rows(rows, tokenizer, assistant_only=True, max_length=64, work=work) == alone
+
+    rows[350] = (351, Conversation((Message("user", "How?"),) * 2))
+    refused = with_template(tokenizer, "{{ raise_exception('no') if messages[0].role == 'user' else 'x' }}")
+    with pytest.raises(InvalidRequest, match="Line 351: The chat template refuses") as error:
+        format_rows(rows, refused, assistant_only=False, max_length=64, work=work)
+    assert error.value.hint
