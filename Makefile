@@ -44,9 +44,10 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(PYTEST) -m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
 
-# Those of them with the small real model, from the README's walk to the demo.
+# Those that use the small real model from end to end: the demo, the walk with curl, answers equal to PEFT's.
 test-model: $(STAMP)
-	$(PYTEST) -m slow $$(grep -rlE --include='test_*.py' 'small_model|demo_model|SmolLM2' tests)
+	$(PYTEST) -m slow tests/end_to_end/test_demo.py tests/docs/test_curl_walk.py \
+		tests/worker/inference/test_equal_to_peft_small_model.py
 
 # The usual clients of OpenAI's API, and llm-compressor, in environments of their own, which are made from the
 # package registries.

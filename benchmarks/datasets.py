@@ -91,7 +91,7 @@ def _peak_mib() -> int:
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
 
 
-def _rows(count: int) -> Iterator[list[dict[str, str]]]:
+def make_conversations(count: int) -> Iterator[list[dict[str, str]]]:
     """Conversations of about a kilobyte, the same each time."""
     random_numbers = random.Random(0)
     words = ["adapter", "token", "Größe", "gradient", '"loss"', "epoch", "a,", "batch;", "rank", "😀", "the"]
@@ -106,14 +106,14 @@ def _rows(count: int) -> Iterator[list[dict[str, str]]]:
 
 def _write_jsonl(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for messages in _rows(count):
+        for messages in make_conversations(count):
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 
 def _write_json(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write("[\n")
-        for number, messages in enumerate(_rows(count)):
+        for number, messages in enumerate(make_conversations(count)):
             file.write(",\n" if number else "")
             json.dump({"messages": messages}, file, ensure_ascii=False)
         file.write("\n]\n")
@@ -123,7 +123,9 @@ def _write_csv(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["prompt", "completion"])
-        writer.writerows((messages[1]["content"], messages[2]["content"]) for messages in _rows(count))
+        writer.writerows(
+            (messages[1]["content"], messages[2]["content"]) for messages in make_conversations(count)
+        )
 
 
 def _write_parquet(path: Path, count: int) -> None:

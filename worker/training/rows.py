@@ -1,14 +1,14 @@
 """Turns the job's dataset into rows of tokens, and reports rows that were cut or dropped."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.datasets.rows import Conversation, as_example, read_rows
+from app.core.datasets.rows import Conversation, Row, as_example, read_rows
 from app.core.datasets.unused_fields import describe_unused
 from app.core.errors import InvalidRequest
 from app.core.errors.jobs import NothingToLearn, TemplateExceedsLimits, TemplateMismatch
@@ -35,6 +35,7 @@ from worker.templates.token_rows import (
 from worker.training.attempt import TrainingAttempt
 
 _LINES_SHOWN = 20
+_ROWS_BETWEEN_STOPS = 200
 
 AnyRow = TokenRow | PreferenceTokens
 
@@ -175,7 +176,7 @@ def _format(
         lines.seek(0)
         if spec.preferences:
             return format_preferences(
-                read_rows(lines),
+                _read_rows(attempt, lines),
                 tokenizer,
                 max_length=max_length,
                 moment=attempt.request.submitted_at,
@@ -183,7 +184,7 @@ def _format(
                 work=work,
             )
         return format_rows(
-            read_rows(lines),
+            _read_rows(attempt, lines),
             tokenizer,
             assistant_only=spec.training.assistant_only_loss,
             max_length=max_length,
@@ -191,6 +192,14 @@ def _format(
             embedding_rows=embedding_rows,
             work=work,
         )
+
+
+def _read_rows(attempt: TrainingAttempt, lines: Iterable[bytes]) -> Iterator[tuple[int, Row]]:
+    """Yields the rows with their lines. Raises Stopped, since many of them take long."""
+    for index, numbered in enumerate(read_rows(lines)):
+        if index % _ROWS_BETWEEN_STOPS == 0:
+            attempt.stop_if_asked()
+        yield numbered
 
 
 def _format_validation(

@@ -36,5 +36,8 @@ def _break(fault: str) -> None:
 
 
 if __name__ == "__main__":
-    launcher.run_rank = run_rank
+    # By its name: the ranks are spawned, and have another `__main__`.
+    from tests.worker.training.ranks import faulty_launcher
+
+    launcher.run_rank = faulty_launcher.run_rank
     launcher.main()
