@@ -92,7 +92,8 @@ def _map_in_processes(
             try:
                 results = future.result() if future else None
             except BrokenProcessPool:
-                _log.warning("A process that maps items died; this process goes on alone")
+                if executor:
+                    _log.warning("A process that maps items died; this process goes on alone")
                 results, executor = None, None
             yield from zip(part, results if results is not None else map(function, part), strict=True)
     finally:
