@@ -54,6 +54,12 @@ def make_ended(database: Database, name: str, **fields: object) -> str:
     return job_id
 
 
+def wait_until_drawn(page: Page) -> None:
+    """Wait for what comes after the rest of an ended job's page and moves its buttons: a click would miss."""
+    expect(page.get_by_role("status").filter(has_text="No worker is alive")).to_be_visible()
+    expect(page.get_by_role("img", name="GPU use")).to_be_visible()
+
+
 def test_jobs_are_found_counted_chosen_and_deleted(
     server: ServerThread, database: Database, page: Page, console: Console
 ) -> None:
@@ -100,9 +106,7 @@ def test_a_job_older_than_the_newest_hundred_is_compared_and_smoothed(
             make_job(session)
     job_id = make_ended(database, "the-new-one")
     page.goto(f"{server.url}/#/job/{job_id}")
-    # What comes later moves the button: a click would miss it.
-    expect(page.get_by_role("status").filter(has_text="No worker is alive")).to_be_visible()
-    expect(page.get_by_role("img", name="GPU use")).to_be_visible()
+    wait_until_drawn(page)
     page.get_by_role("button", name="Compare with…").click()
     page.get_by_label("Search jobs to compare with").fill("old")
     page.get_by_role("checkbox", name="the-old-one").check()
@@ -163,6 +167,7 @@ def test_base_model_and_adapter_are_compared_on_rows_that_were_held_out(
         ["Send POST 1.", "model. …loss 3", "Send POST 1. as expectedloss 0.5"]
     )
     expect(page.get_by_text("7 of 7 rows", exact=True)).to_be_visible()
+    wait_until_drawn(page)
     page.get_by_role("button", name="Show all 7").click()
     expect(rows).to_have_count(7)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
