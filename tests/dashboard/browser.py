@@ -1,5 +1,6 @@
 """A real browser for the tests: the system's Chromium, and pages whose console is recorded."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
 _FLAGS = [
@@ -44,6 +45,21 @@ def launch() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
         yield browser
         browser.close()
+
+
+def expect_preflight(
+    page: Page, change: Callable[[], object], is_wanted: Callable[[dict[str, Any]], bool]
+) -> None:
+    """Change the form, and wait until it asks for the preflight of a wanted spec.
+
+    What it asked for before the change may be sent after it.
+    """
+
+    def asks(request: Request) -> bool:
+        return request.url.endswith("/jobs/preflight") and is_wanted(json.loads(request.post_data or ""))
+
+    with page.expect_request(asks, timeout=180_000):
+        change()
 
 
 class Console:
