@@ -8,7 +8,6 @@ import asyncio
 import faulthandler
 import logging
 import multiprocessing
-import os
 import pkgutil
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,8 +18,8 @@ from typing import ParamSpec, TypeVar
 from app.core import garbage
 from app.core.errors import QueueFull
 from app.core.errors.engine import EngineFailed
+from worker.processes import spawned
 from worker.processes.logs import set_up_logging
-from worker.processes.parallel_map import end_with_parent
 
 _log = logging.getLogger(__name__)
 
@@ -113,11 +112,6 @@ def _make_executor() -> ProcessPoolExecutor:
 
 
 def _initialize() -> None:
-    """In the child process: hide the GPU, use one thread, log, and end with the engine's process.
-
-    torch reads these variables when it is imported, which is later.
-    """
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    """In the child process."""
+    spawned.prepare()
     set_up_logging()
-    end_with_parent()

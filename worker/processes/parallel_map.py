@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 import os
 import pickle
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
+from worker.processes import spawned
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -25,7 +26,7 @@ _TIMED_ITEMS = 256
 _ITEMS_OF_A_TASK = 64
 _TASKS_AHEAD = 3  # for each process, so that none waits for the caller
 _START_SECONDS = 5.0
-_MOST_PROCESSES = 8  # each takes about 0.3 GB of memory
+_MOST_PROCESSES = 8  # each has the libraries in memory
 
 _log = logging.getLogger(__name__)
 
@@ -68,11 +69,6 @@ def map_in_order(
             yield item, function(item)
     else:
         yield from _map_in_processes(function, pickled, remaining, processes)
-
-
-def end_with_parent() -> None:
-    """End this process, which `multiprocessing` started, when its parent ends, however that is killed."""
-    threading.Thread(target=_wait_for_parent, daemon=True, name="parent watch").start()
 
 
 def _map_in_processes(
@@ -124,20 +120,13 @@ _function: Callable[[Any], Any]
 
 
 def _initialize(pickled: bytes) -> None:
-    """In the child process: hide the GPU, use one thread, end with the parent, and import the function."""
+    """In the child process: import the function."""
     global _function
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    end_with_parent()
+    spawned.prepare()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _function = pickle.loads(pickled)
 
 
 def _map_here(items: list[Any]) -> list[Any]:
     """In the child process: the results."""
     return [_function(item) for item in items]
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.datasets.rows import read_rows_at
 from worker.processes.reports import TrainingRequest
-from worker.templates.token_rows import IGNORED, TokenRow
+from worker.templates.token_rows import TokenRow, count_learned
 from worker.training.samples.prompts import AnswerDecoder, SamplePrompt, read_prompt
 
 # For each row that is wanted so many are drawn: some have prompts that are too long.
@@ -61,7 +61,7 @@ def _read(
             if prompt is None:
                 continue
             start = len(prompt.token_ids)
-            learned = sum(label != IGNORED for label in tokens.labels[start:])
+            learned = count_learned(tokens.labels[start:])
             # Around an answer that is not learned, the template's marks may be.
             if 2 * learned > len(tokens.labels) - start:
                 found[line] = Reference(line, prompt, tokens.input_ids[start:])

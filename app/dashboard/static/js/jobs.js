@@ -22,6 +22,7 @@ export default function Jobs() {
   const [chosen, setChosen] = useState(new Map());
   // A long list is read less often.
   const every = EVERY * Math.ceil(most / PER_REQUEST);
+  // While it is stale, the page shows the jobs of the search before: chosen, they would soon not be shown any more.
   const { value, error, isStale, reload } = useLoaded((signal) => readJobs(state, search.trim(), most, signal), [state, search, most], every, search ? 200 : 0);
   const jobs = value?.data ?? NONE;
   const losses = useLosses(jobs);
@@ -30,8 +31,6 @@ export default function Jobs() {
     setMost(PAGE);
     setChosen(new Map());
   };
-  // Until a new search is answered, the page shows the jobs of the one before: they can't be chosen, since they would
-  // be chosen and no longer shown.
   const choose = (some, isChosen) => {
     const next = new Map(chosen);
     for (const job of some) isChosen ? next.set(job.id, job) : next.delete(job.id);
