@@ -1,11 +1,21 @@
-"""One browser a module, and a page whose console must stay empty."""
+"""One browser a module, a page whose console must stay empty, and an API without a worker."""
 
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page
 
+from app.core.settings import Settings
+from app.main import create_app
 from tests.dashboard.browser import Console, NewPage, launch, pages
+from tests.fakes import ServerThread
+
+
+@pytest.fixture
+def server(settings: Settings) -> Iterator[ServerThread]:
+    server = ServerThread(create_app(settings))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The pages of adapters in a real browser, over an API without a worker."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from app.core.settings import Settings
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
 from app.core.storage.tables import ExportRow
-from app.main import create_app
 from tests.adapter_archives import zipped
 from tests.core.exports.test_queue import AGREEMENT
 from tests.dashboard.browser import FAILED_REQUEST, Console, serious_faults
@@ -39,13 +37,6 @@ Trained with **LoRA** on `owner/model`, see [the docs](https://example.org/) {HT
 print("<b>")
 ```
 """
-
-
-@pytest.fixture
-def server(settings: Settings) -> Iterator[ServerThread]:
-    server = ServerThread(create_app(settings))
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -2,15 +2,12 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.core.settings import Settings
-from app.main import create_app
 from tests.core.datasets.uploads import parquet
 from tests.dashboard.browser import FAILED_REQUEST, Console, NewPage, serious_faults
 from tests.factories import jsonl
@@ -46,13 +43,6 @@ TOOL_ROW = {
     ],
     "tools": [WEATHER],
 }
-
-
-@pytest.fixture
-def server(settings: Settings) -> Iterator[ServerThread]:
-    server = ServerThread(create_app(settings))
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -1,24 +1,13 @@
 """Trackers and the push to the Hub in the form and on the page of a job, in a real browser."""
 
 import re
-from collections.abc import Iterator
 
-import pytest
 from playwright.sync_api import Page, expect
 
-from app.core.settings import Settings
 from app.core.storage.database import Database
-from app.main import create_app
 from tests.dashboard.browser import FAILED_REQUEST, Console, expect_preflight, serious_faults
 from tests.fakes import ServerThread
 from tests.pushes import REFUSED, RUN_URL, end_push, make_pushing_job
-
-
-@pytest.fixture
-def server(settings: Settings) -> Iterator[ServerThread]:
-    server = ServerThread(create_app(settings))
-    yield server
-    server.stop()
 
 
 def open_group(page: Page, title: str) -> None:

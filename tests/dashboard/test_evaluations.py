@@ -1,9 +1,7 @@
 """Evaluations in a real browser: asked for, followed, read row by row, deleted."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
@@ -15,18 +13,10 @@ from app.core.settings import Settings
 from app.core.storage import tables
 from app.core.storage.artifacts import ArtifactStore
 from app.core.storage.database import Database
-from app.main import create_app
 from tests.core.evaluations.evaluations import MODELS, make_evaluation
 from tests.dashboard.browser import FAILED_REQUEST, Console, serious_faults
 from tests.factories import make_adapter, make_dataset
 from tests.fakes import ServerThread
-
-
-@pytest.fixture
-def server(settings: Settings) -> Iterator[ServerThread]:
-    server = ServerThread(create_app(settings))
-    yield server
-    server.stop()
 
 
 def claim(database: Database) -> EvaluationLease:

@@ -1,27 +1,16 @@
 """The pages of jobs that learn from preferences, in a real browser over an API without a worker."""
 
 import re
-from collections.abc import Iterator
 
 import httpx
-import pytest
 from playwright.sync_api import Page, expect
 
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Evaluation, Metrics
-from app.core.settings import Settings
 from app.core.storage.database import Database
-from app.main import create_app
 from tests.dashboard.browser import FAILED_REQUEST, Console
 from tests.factories import jsonl, make_job
 from tests.fakes import ServerThread
-
-
-@pytest.fixture
-def server(settings: Settings) -> Iterator[ServerThread]:
-    server = ServerThread(create_app(settings))
-    yield server
-    server.stop()
 
 
 def test_a_job_draws_rewards_margins_and_accuracies(

@@ -1,8 +1,5 @@
 """The page of the box in a real browser, over an API without a worker."""
 
-from collections.abc import Iterator
-
-import pytest
 from playwright.sync_api import Page, expect
 
 from app.core.engine import workers
@@ -11,20 +8,12 @@ from app.core.engine.workers import WorkerReport
 from app.core.jobs import records as job_records
 from app.core.settings import Settings
 from app.core.storage.database import Database
-from app.main import create_app
 from tests.api.base_models.conftest import CacheEngine, box
 from tests.dashboard.browser import FAILED_REQUEST, Console, serious_faults
 from tests.factories import make_job
 from tests.fakes import ServerThread
 
 __all__ = ["box"]
-
-
-@pytest.fixture
-def server(settings: Settings) -> Iterator[ServerThread]:
-    server = ServerThread(create_app(settings))
-    yield server
-    server.stop()
 
 
 def test_what_grows_is_shown_and_deleted(
