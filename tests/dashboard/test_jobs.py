@@ -71,6 +71,7 @@ def test_jobs_are_found_counted_chosen_and_deleted(
     expect(page.get_by_text("1 job deleted.")).to_be_visible()
     expect(page.get_by_text("1 job not: ")).to_contain_text("“Delete” of adapter ad_0000000000000000")
     expect(page.locator(".job")).to_have_count(1)
+    expect(page.get_by_role("dialog")).to_have_count(0)
     page.get_by_label("Search jobs").fill("")
     page.get_by_label("Choose waiting").check()
     page.get_by_role("button", name="Cancel 1").click()

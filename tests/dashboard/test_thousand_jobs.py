@@ -105,6 +105,8 @@ def test_all_that_match_are_chosen_and_changed_together(server: ServerThread, pa
     page.get_by_role("button", name="Cancel 10").click()
     page.get_by_role("button", name="Cancel them").click()
     expect(page.get_by_text("10 jobs cancelled.")).to_be_visible()
+    # Until it is closed, nothing can be typed behind it.
+    expect(page.get_by_role("dialog")).to_have_count(0)
     page.get_by_label("Search jobs").fill("")
     page.get_by_role("button", name="Cancelled 710").click()
     expect(page.locator(".job")).to_have_count(25)
