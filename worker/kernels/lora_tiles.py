@@ -11,6 +11,8 @@ from worker.kernels.pending_lora import PendingLora
 # Up to so many tokens each reads its own adapter's matrix; more should share it (batched_lora.py).
 MAX_TOKENS = 32
 
+_ROWS = tl.constexpr(16)
+
 
 def arguments(given: PendingLora | None, unused: torch.Tensor) -> tuple[Any, ...]:
     """The arguments of a kernel: tensors, then sizes. Without an update, `unused` and zeros."""
@@ -25,9 +27,20 @@ def constants(given: PendingLora | None) -> dict[str, int]:
 
 
 @triton.jit
+def read(slots, B, output_count, token, outputs, has_output, RANK: tl.constexpr):
+    """The slot of a token, and the first rows of its adapter's B. Nothing else is read without an adapter.
+
+    No kernel of a forward pass changes them: they may be read before those before have ended.
+    """
+    slot = tl.load(slots + token).to(tl.int64)
+    return slot, _tile(B, output_count, slot, 0, outputs, has_output, RANK)
+
+
+@triton.jit
 def update(
     inner,
-    slots,
+    slot,
+    first_tile,
     B,
     inner_stride,
     output_count,
@@ -38,16 +51,20 @@ def update(
     RANK: tl.constexpr,
     LAYERS: tl.constexpr,
 ):
-    """What the adapter of a token adds to outputs of a layer, in float32. None is read without an adapter."""
-    slot = tl.load(slots + token).to(tl.int64)
-    rank = tl.where(slot > 0, RANK, 0)
+    """What the adapter of a token adds to outputs of a layer, in float32, of what `read` has returned."""
     inner += token * inner_stride + ((slot - 1) * LAYERS + layer) * RANK
-    B += (slot - 1) * RANK * output_count
     summed = tl.zeros([outputs.shape[0]], tl.float32)
-    for first in tl.static_range(0, RANK, 16):
-        ranks = first + tl.arange(0, 16)
-        x_R = tl.load(inner + ranks, mask=ranks < rank, other=0.0).to(tl.float32)
-        at = B + ranks[:, None] * output_count + outputs[None, :]
-        B_tile = tl.load(at, mask=(ranks < rank)[:, None] & has_output[None, :], other=0.0)
-        summed += tl.sum(x_R[:, None] * B_tile.to(tl.float32), 0)
+    for first in tl.static_range(0, RANK, _ROWS):
+        ranks = first + tl.arange(0, _ROWS)
+        x_R = tl.load(inner + ranks, mask=ranks < tl.where(slot > 0, RANK, 0), other=0.0).to(tl.float32)
+        tile = first_tile if first == 0 else _tile(B, output_count, slot, first, outputs, has_output, RANK)
+        summed += tl.sum(x_R[:, None] * tile.to(tl.float32), 0)
     return summed
+
+
+@triton.jit
+def _tile(B, output_count, slot, first, outputs, has_output, RANK: tl.constexpr):
+    ranks = first + tl.arange(0, _ROWS)
+    at = B + ((slot - 1) * RANK + ranks)[:, None] * output_count + outputs[None, :]
+    inside = (ranks < tl.where(slot > 0, RANK, 0))[:, None] & has_output[None, :]
+    return tl.load(at, mask=inside, other=0.0)

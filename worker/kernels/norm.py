@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from worker.kernels import lora_tiles
+from worker.kernels import dependent_launch, lora_tiles
 from worker.kernels.pending_lora import PendingLora
 
 _WARPS = 8
@@ -42,6 +42,7 @@ def rms_norm_and_scale(
         ROWS=rows,
         BLOCK=triton.next_power_of_2(width),
         num_warps=_WARPS,
+        **dependent_launch.options(x_TH),
     )
     return normed_TH, scale_T
 
@@ -81,6 +82,7 @@ def add_and_norm(
         **lora_tiles.constants(update),
         # A thread sums whole columns of B where it has eight of them.
         num_warps=min(_MAX_WARPS, max(4, block // 256)) if update else _WARPS,
+        **dependent_launch.options(y_TH),
     )
     return new_TH, normed_TH
 
@@ -144,15 +146,18 @@ def _rms_norm_kernel(
     ADDS_ONE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    dependent_launch.launch_next(IS_DEPENDENT)
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)[None, :]
     is_token, is_column = token < tokens, columns < width
+    factor = tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
+    dependent_launch.wait(IS_DEPENDENT)
     inside = is_token[:, None] & is_column
     row = token.to(tl.int64)[:, None]
     value = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value, 1) / width + epsilon)
-    factor = tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
     value = value * scale[:, None]
     if ADDS_ONE:
         factor = factor + 1.0
@@ -184,31 +189,38 @@ def _add_and_norm_kernel(
     BLOCK: tl.constexpr,
     RANK: tl.constexpr,
     LAYERS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    dependent_launch.launch_next(IS_DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
+    if RANK > 0:
+        slot, tile = lora_tiles.read(slots, B, output_count, token, columns, inside, RANK)
+    factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    if HAS_OUTPUT_NORM:
+        output_factor = tl.load(output_weight + columns, mask=inside, other=0.0).to(tl.float32)
+    dependent_launch.wait(IS_DEPENDENT)
     value = tl.load(y + token * y_stride + columns, mask=inside, other=0.0).to(tl.float32)
     at = token * width + columns
     before = tl.load(stream + at, mask=inside, other=0.0).to(tl.float32)
     if RANK > 0:
         value += lora_tiles.update(
-            inner, slots, B, inner_stride, output_count, token, 0, columns, inside, RANK, LAYERS
+            inner, slot, tile, B, inner_stride, output_count, token, 0, columns, inside, RANK, LAYERS
         )
     dtype = normed.dtype.element_ty
     if HAS_OUTPUT_NORM:
         value = value.to(dtype).to(tl.float32)
-        value = _normed(value, output_weight + columns, inside, width, epsilon, ADDS_ONE, dtype)
+        value = _normed(value, output_factor, width, epsilon, ADDS_ONE, dtype)
         value = value.to(dtype).to(tl.float32)
     value = (value + before).to(dtype)
     tl.store(new + at, value, mask=inside)
-    value = _normed(value.to(tl.float32), weight + columns, inside, width, epsilon, ADDS_ONE, dtype)
+    value = _normed(value.to(tl.float32), factor, width, epsilon, ADDS_ONE, dtype)
     tl.store(normed + at, value.to(dtype), mask=inside)
 
 
 @triton.jit
-def _normed(value, weights, inside, width, epsilon, ADDS_ONE: tl.constexpr, dtype: tl.constexpr):
-    factor = tl.load(weights, mask=inside, other=0.0).to(tl.float32)
+def _normed(value, factor, width, epsilon, ADDS_ONE: tl.constexpr, dtype: tl.constexpr):
     value = value * tl.rsqrt(tl.sum(value * value, 0) / width + epsilon)
     if ADDS_ONE:
         factor = factor + 1.0

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from worker.kernels import lora_tiles
+from worker.kernels import dependent_launch, lora_tiles
 from worker.kernels.pending_lora import PendingLora
 
 _BLOCK = 1024
@@ -36,6 +36,7 @@ def activate(
         IS_GELU=is_gelu,
         BLOCK=_BLOCK,
         num_warps=4,
+        **dependent_launch.options(gate_NI),
     )
     return y_NI
 
@@ -59,6 +60,7 @@ def update_and_activate(
         BLOCK=_UPDATED_BLOCK,
         **lora_tiles.constants(given),
         num_warps=1,
+        **dependent_launch.options(gate_up_NO),
     )
     return y_NI
 
@@ -93,7 +95,9 @@ def _activate_kernel(
     WIDTH: tl.constexpr,
     IS_GELU: tl.constexpr,
     BLOCK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    dependent_launch.begin(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     each = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = each < WIDTH
@@ -119,18 +123,34 @@ def _update_and_activate_kernel(
     BLOCK: tl.constexpr,
     RANK: tl.constexpr,
     LAYERS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    dependent_launch.launch_next(IS_DEPENDENT)
     token = tl.program_id(1)
     each = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = each < WIDTH
+    slot, gate_tile = lora_tiles.read(slots, B, output_count, token, each, inside, RANK)
+    _slot, up_tile = lora_tiles.read(slots, B, output_count, token, WIDTH + each, inside, RANK)
+    dependent_launch.wait(IS_DEPENDENT)
     at = gate_up + token.to(tl.int64) * gate_up_stride + each
     gate_value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     up_value = tl.load(at + WIDTH, mask=inside, other=0.0).to(tl.float32)
     gate_value += lora_tiles.update(
-        inner, slots, B, inner_stride, output_count, token, 0, each, inside, RANK, LAYERS
+        inner, slot, gate_tile, B, inner_stride, output_count, token, 0, each, inside, RANK, LAYERS
     )
     up_value += lora_tiles.update(
-        inner, slots, B, inner_stride, output_count, token, LAYERS - 1, WIDTH + each, inside, RANK, LAYERS
+        inner,
+        slot,
+        up_tile,
+        B,
+        inner_stride,
+        output_count,
+        token,
+        LAYERS - 1,
+        WIDTH + each,
+        inside,
+        RANK,
+        LAYERS,
     )
     dtype = y.dtype.element_ty
     active, _slope = _activation(gate_value.to(dtype).to(tl.float32), IS_GELU)

@@ -15,7 +15,16 @@ from bitsandbytes.functional import quantize_4bit
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from worker.kernels import dequantize, low_rank_matmul, norm, rotary, swiglu, token_scores, varlen_attention
+from worker.kernels import (
+    dependent_launch,
+    dequantize,
+    low_rank_matmul,
+    norm,
+    rotary,
+    swiglu,
+    token_scores,
+    varlen_attention,
+)
 from worker.kernels.pending_lora import PendingLora
 from worker.kernels.serving import (
     batched_lora,
@@ -135,8 +144,10 @@ def compile_four_bit(dtype: torch.dtype) -> None:
 if __name__ == "__main__":
     triton.runtime.driver.set_active(AbsentGpu(int(sys.argv[1])))
     JITFunction.__getitem__ = compile_only
-    compile_training(torch.bfloat16)
-    compile_serving(torch.bfloat16)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        compile_four_bit(dtype)
+    for is_dependent in (False, True):
+        dependent_launch._is_supported = lambda _, is_dependent=is_dependent: is_dependent
+        compile_training(torch.bfloat16)
+        compile_serving(torch.bfloat16)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            compile_four_bit(dtype)
     print(*sorted(compiled))

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from worker.kernels import lora_tiles
+from worker.kernels import dependent_launch, lora_tiles
 
 _OUTPUTS_PER_TILE = 64
 # Rows of the stacked B matrices of all slots that a program multiplies at once.
@@ -47,6 +47,7 @@ def expand(
             HAS_PLUS=plus_NO is not None,
             OUTPUT_TILE=_OUTPUTS_PER_TILE,
             num_warps=2,
+            **dependent_launch.options(y_NO),
         )
         return out_NO
     # Only three sizes, since each is compiled separately. The numbers of warps were the fastest on an H200.
@@ -64,6 +65,7 @@ def expand(
         ROW_TILE=_ROWS_PER_TILE,
         OUTPUT_TILE=_OUTPUTS_PER_TILE,
         num_warps=warps,
+        **dependent_launch.options(y_NO),
     )
     return out_NO
 
@@ -81,12 +83,16 @@ def _expand_one_kernel(
     RANK: tl.constexpr,
     HAS_PLUS: tl.constexpr,
     OUTPUT_TILE: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     """One token: only the rows of its own adapter are read."""
+    dependent_launch.launch_next(IS_DEPENDENT)
     layer, outputs, has_output = _find_tile(tl.program_id(0), WIDTHS, OUTPUT_TILE)
+    slot, tile = lora_tiles.read(slots, B, output_count, 0, outputs, has_output, RANK)
+    dependent_launch.wait(IS_DEPENDENT)
     summed = tl.load(y + outputs, mask=has_output, other=0.0).to(tl.float32)
     summed += lora_tiles.update(
-        inner, slots, B, 0, output_count, 0, layer, outputs, has_output, RANK, len(WIDTHS)
+        inner, slot, tile, B, 0, output_count, 0, layer, outputs, has_output, RANK, len(WIDTHS)
     )
     if HAS_PLUS:
         summed += tl.load(plus + outputs, mask=has_output, other=0.0).to(tl.float32)
@@ -129,11 +135,16 @@ def _expand_kernel(
     TOKENS: tl.constexpr,
     ROW_TILE: tl.constexpr,
     OUTPUT_TILE: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    dependent_launch.launch_next(IS_DEPENDENT)
     tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     has_token = tokens < count
     own_slots = tl.load(slots + tokens, mask=has_token, other=0)
     layer, outputs, has_output = _find_tile(tl.program_id(1), WIDTHS, OUTPUT_TILE)
+    # Read without waiting for the tokens' slots.
+    first_tile = _read_rows(B, 0, outputs, has_output, output_count, row_count, ROW_TILE)
+    dependent_launch.wait(IS_DEPENDENT)
     has_both = has_token[:, None] & has_output[None, :]
     tokens = tokens.to(tl.int64)
     summed = tl.load(y + tokens[:, None] * y_stride + outputs[None, :], mask=has_both, other=0.0).to(
@@ -144,57 +155,36 @@ def _expand_kernel(
             plus + tokens[:, None] * output_count + outputs[None, :], mask=has_both, other=0.0
         ).to(tl.float32)
     inner += layer * RANK
-    if IS_ONE_TILE:
-        summed += _multiply_rows(
-            inner,
-            B,
-            0,
-            own_slots,
-            tokens,
-            outputs,
-            has_output,
-            inner_stride,
-            output_count,
-            row_count,
-            len(WIDTHS),
-            RANK,
-            ROW_TILE,
-        )
-    else:
-        for first in range(0, row_count, ROW_TILE):
+    summed += _multiply_rows(
+        inner, first_tile, 0, own_slots, tokens, inner_stride, len(WIDTHS), RANK, ROW_TILE
+    )
+    if not IS_ONE_TILE:
+        for first in range(ROW_TILE, row_count, ROW_TILE):
             rows = first + tl.arange(0, ROW_TILE)
             if tl.max(tl.max((own_slots[:, None] == rows[None, :] // RANK + 1).to(tl.int32), 1), 0) != 0:
+                tile = _read_rows(B, first, outputs, has_output, output_count, row_count, ROW_TILE)
                 summed += _multiply_rows(
-                    inner,
-                    B,
-                    first,
-                    own_slots,
-                    tokens,
-                    outputs,
-                    has_output,
-                    inner_stride,
-                    output_count,
-                    row_count,
-                    len(WIDTHS),
-                    RANK,
-                    ROW_TILE,
+                    inner, tile, first, own_slots, tokens, inner_stride, len(WIDTHS), RANK, ROW_TILE
                 )
     place = out + tokens[:, None] * output_count + outputs[None, :]
     tl.store(place, summed.to(out.dtype.element_ty), mask=has_both)
 
 
 @triton.jit
+def _read_rows(B, first, outputs, has_output, output_count, row_count, ROW_TILE: tl.constexpr):
+    rows = first + tl.arange(0, ROW_TILE)
+    at = B + rows[:, None].to(tl.int64) * output_count + outputs[None, :]
+    return tl.load(at, mask=(rows < row_count)[:, None] & has_output[None, :], other=0.0)
+
+
+@triton.jit
 def _multiply_rows(
     inner,
-    B,
+    B_tile,
     first,
     own_slots,
     tokens,
-    outputs,
-    has_output,
     inner_stride,
-    output_count,
-    row_count,
     LAYERS: tl.constexpr,
     RANK: tl.constexpr,
     ROW_TILE: tl.constexpr,
@@ -202,12 +192,6 @@ def _multiply_rows(
     """The product with the rows of B from `first` on. Those of slots that no token has count as zeros."""
     rows = first + tl.arange(0, ROW_TILE)
     own = own_slots[:, None] == rows[None, :] // RANK + 1
-    # Read without waiting for the tokens' slots.
-    B_tile = tl.load(
-        B + rows[:, None].to(tl.int64) * output_count + outputs[None, :],
-        mask=(rows < row_count)[:, None] & has_output[None, :],
-        other=0.0,
-    )
     columns = rows + rows // RANK * ((LAYERS - 1) * RANK)
     x_tile = tl.load(inner + tokens[:, None] * inner_stride + columns[None, :], mask=own, other=0.0)
     is_used = tl.max(own.to(tl.int32), 0) > 0

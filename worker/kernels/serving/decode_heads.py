@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from worker.kernels import lora_tiles
+from worker.kernels import dependent_launch, lora_tiles
 from worker.kernels.pending_lora import PendingLora
 
 _FEW_TOKENS = 16
@@ -84,6 +84,7 @@ def prepare(
         TOKENS=tokens,
         **lora_tiles.constants(update),
         num_warps=warps,
+        **dependent_launch.options(qkv_NO),
     )
     return query_NHD.transpose(0, 1)
 
@@ -120,8 +121,10 @@ def _prepare_kernel(
     RANK: tl.constexpr,
     LAYERS: tl.constexpr,
     TOKENS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     """A program computes one head of some tokens, in two halves, which the rotation mixes."""
+    dependent_launch.launch_next(IS_DEPENDENT)
     head = tl.program_id(0)
     tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     has_token = tokens < count
@@ -131,25 +134,41 @@ def _prepare_kernel(
     if LAYERS > 1:
         layer = (head >= HEADS).to(tl.int32) + is_value.to(tl.int32)
     columns = head * 2 * HALF + each
+    if RANK > 0:
+        token, is_column = tl.program_id(1), each < HALF
+        slot, low_tile = lora_tiles.read(slots, B, output_count, token, columns, is_column, RANK)
+        _slot, high_tile = lora_tiles.read(slots, B, output_count, token, columns + HALF, is_column, RANK)
+    dependent_launch.wait(IS_DEPENDENT)
     inside = has_token[:, None] & (each < HALF)[None, :]
     at = qkv + tokens[:, None].to(tl.int64) * qkv_stride + columns[None, :]
     low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
     if RANK > 0:
-        token = tl.program_id(1)
         low += lora_tiles.update(
-            inner, slots, B, inner_stride, output_count, token, layer, columns, each < HALF, RANK, LAYERS
+            inner,
+            slot,
+            low_tile,
+            B,
+            inner_stride,
+            output_count,
+            token,
+            layer,
+            columns,
+            is_column,
+            RANK,
+            LAYERS,
         )[None, :]
         high += lora_tiles.update(
             inner,
-            slots,
+            slot,
+            high_tile,
             B,
             inner_stride,
             output_count,
             token,
             layer,
             columns + HALF,
-            each < HALF,
+            is_column,
             RANK,
             LAYERS,
         )[None, :]

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.kernels import dependent_launch
+
 BLOCK = 64  # weights to a scale
 _ALIGNMENT = 16  # bytes to a load
 
@@ -77,6 +79,7 @@ def product(
         ROWS=cut.rows,
         WARPS=cut.warps,
         num_warps=cut.warps,
+        **dependent_launch.options(x_1I),
     )
     return y_1O, inner_1C
 
@@ -107,15 +110,22 @@ def _vector_kernel(
     USES_LANES: tl.constexpr,
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
-    """Each of the first `row_count` programs computes the product with a row that is not quantized."""
+    """Each of the first `row_count` programs computes the product with a row that is not quantized.
+
+    The next kernel is not started early: its programs would leave some multiprocessors more of the next
+    product's programs, all of which run at the same time, than others.
+    """
     if HAS_ROWS and tl.program_id(0) < row_count:
+        dependent_launch.wait(IS_DEPENDENT)
         _multiply_dense(x, dense_rows, inner, tl.program_id(0), INPUTS, WARPS * 256)
         return
     threads = tl.arange(0, WARPS * 32)
     first_warp = (tl.program_id(0) - row_count) * WARPS
     first_row = _first_row(first_warp + (threads >> 5), output_count, ROWS)
-    sums = _multiply(x, packed, absmax, code, threads & 31, first_row, INPUTS, USES_LANES, ROWS)
+    lane = threads & 31
+    sums = _multiply(x, packed, absmax, code, lane, first_row, INPUTS, USES_LANES, ROWS, IS_DEPENDENT)
     warp_row = _first_row(first_warp + tl.arange(0, WARPS), output_count, ROWS)
     for index in tl.static_range(ROWS):
         row = warp_row + index
@@ -144,35 +154,66 @@ def _multiply(
     INPUTS: tl.constexpr,
     USES_LANES: tl.constexpr,
     ROWS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
-    """`ROWS` rows of W times x: a tuple of sums, of which each lane has its part."""
-    HALVES: tl.constexpr = INPUTS // 32
+    """`ROWS` rows of W times x: a tuple of sums, of which each lane has its part.
+
+    The first weights are read before the kernel that computes x has ended.
+    """
     lane_code = tl.load(code + (lane & 15))
     packed += first_row.to(tl.int64) * (INPUTS // 8)
     absmax += first_row.to(tl.int64) * (INPUTS // 64)
     sums = (tl.zeros_like(lane_code),) * ROWS
-    for begin in tl.range(0, HALVES, 32, num_stages=1):
-        half = tl.minimum(begin + lane, HALVES - 1)
-        words = ()  # type: tuple[tl.tensor, ...]
-        scales = ()  # type: tuple[tl.tensor, ...]
-        for row in tl.static_range(ROWS):
-            words += _load_four(packed + (half * 4 + row * (INPUTS // 8)), True, USES_LANES)
-            scale_at = absmax + (half // 2 + row * (INPUTS // 64))
-            scales += (tl.load(scale_at, mask=begin + lane < HALVES, other=0.0),)
-        parts = (tl.zeros_like(lane_code),) * ROWS
-        for word in tl.static_range(4):
-            eight = _load_eight(x + (half * 32 + word * 8), USES_LANES)
-            new_parts = ()  # type: tuple[tl.tensor, ...]
-            for row in tl.static_range(ROWS):
-                new_parts += (
-                    _add_eight(parts[row], eight, words[4 * row + word], code, lane_code, USES_LANES),
-                )
-            parts = new_parts
-        new_sums = ()  # type: tuple[tl.tensor, ...]
-        for row in tl.static_range(ROWS):
-            new_sums += (sums[row] + parts[row] * scales[row],)
-        sums = new_sums
+    weights = _load_weights(packed, absmax, lane, INPUTS, USES_LANES, ROWS)
+    dependent_launch.wait(IS_DEPENDENT)
+    sums = _add_step(sums, x, *weights, code, lane_code, lane, INPUTS, USES_LANES, ROWS)
+    for begin in tl.range(32, INPUTS // 32, 32, num_stages=1):
+        half = begin + lane
+        weights = _load_weights(packed, absmax, half, INPUTS, USES_LANES, ROWS)
+        sums = _add_step(sums, x, *weights, code, lane_code, half, INPUTS, USES_LANES, ROWS)
     return sums
+
+
+@triton.jit
+def _load_weights(packed, absmax, half, INPUTS: tl.constexpr, USES_LANES: tl.constexpr, ROWS: tl.constexpr):
+    """Half a block of each row: tuples of four words each, and of scales, zero behind the last block."""
+    HALVES: tl.constexpr = INPUTS // 32
+    own = tl.minimum(half, HALVES - 1)
+    words = ()  # type: tuple[tl.tensor, ...]
+    scales = ()  # type: tuple[tl.tensor, ...]
+    for row in tl.static_range(ROWS):
+        words += _load_four(packed + (own * 4 + row * (INPUTS // 8)), True, USES_LANES)
+        scale_at = absmax + (own // 2 + row * (INPUTS // 64))
+        scales += (tl.load(scale_at, mask=half < HALVES, other=0.0),)
+    return words, scales
+
+
+@triton.jit
+def _add_step(
+    sums,
+    x,
+    words,
+    scales,
+    code,
+    lane_code,
+    half,
+    INPUTS: tl.constexpr,
+    USES_LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The sums with the products of half a block of each row."""
+    own = tl.minimum(half, INPUTS // 32 - 1)
+    parts = (tl.zeros_like(lane_code),) * ROWS
+    for word in tl.static_range(4):
+        eight = _load_eight(x + (own * 32 + word * 8), USES_LANES)
+        new_parts = ()  # type: tuple[tl.tensor, ...]
+        for row in tl.static_range(ROWS):
+            new_parts += (_add_eight(parts[row], eight, words[4 * row + word], code, lane_code, USES_LANES),)
+        parts = new_parts
+    new_sums = ()  # type: tuple[tl.tensor, ...]
+    for row in tl.static_range(ROWS):
+        new_sums += (sums[row] + parts[row] * scales[row],)
+    return new_sums
 
 
 @triton.jit
@@ -226,16 +267,19 @@ def _load_eight(x, USES_LANES: tl.constexpr):
 
 
 @triton.jit
-def _load_four(pointers, IS_READ_ONCE: tl.constexpr, USES_LANES: tl.constexpr):
-    """Four integers of 32 bits from each pointer on, by one instruction: Triton itself would take four."""
+def _load_four(pointers, IS_WEIGHT: tl.constexpr, USES_LANES: tl.constexpr):
+    """Four integers of 32 bits from each pointer on, by one instruction: Triton itself would take four.
+
+    `IS_WEIGHT`: they are read once, and no kernel of a forward pass writes them.
+    """
     if USES_LANES:
-        HINT: tl.constexpr = ".L1::no_allocate" if IS_READ_ONCE else ""
+        HINT: tl.constexpr = ".nc.L1::no_allocate" if IS_WEIGHT else ""
         return tl.inline_asm_elementwise(
-            "ld.global.nc" + HINT + ".v4.b32 {$0, $1, $2, $3}, [$4];",
+            "ld.global" + HINT + ".v4.b32 {$0, $1, $2, $3}, [$4];",
             "=r,=r,=r,=r,l",
             [pointers],
             (tl.int32, tl.int32, tl.int32, tl.int32),
-            is_pure=True,
+            is_pure=False,  # it stays behind `dependent_launch.wait`
             pack=1,
         )
     return tl.load(pointers), tl.load(pointers + 1), tl.load(pointers + 2), tl.load(pointers + 3)

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.kernels import dependent_launch
+
 _WIDE_STEP = 4096
 
 
@@ -56,6 +58,7 @@ def product(
         STEP=step,
         UNROLL=unroll,
         num_warps=warps,
+        **dependent_launch.options(x_1I),
     )
     return y_1O
 
@@ -89,7 +92,10 @@ def _product_kernel(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    """The first `UNROLL` tiles of the weight are read before the kernel that computes x has ended."""
+    dependent_launch.launch_next(IS_DEPENDENT)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     has_row = rows < output_count
     weight += rows[:, None].to(tl.int64) * weight_stride
@@ -97,7 +103,26 @@ def _product_kernel(
     summed = tl.zeros([ROWS, STEP], tl.float32)
     up_summed = tl.zeros([ROWS, STEP], tl.float32)
     squares = tl.zeros([STEP], tl.float32)
-    for first in tl.range(0, INPUTS, STEP, loop_unroll_factor=UNROLL, num_stages=1):
+    tiles = ()  # type: tuple[tl.tensor, ...]
+    up_tiles = ()  # type: tuple[tl.tensor, ...]
+    norm_tiles = ()  # type: tuple[tl.tensor, ...]
+    for index in tl.static_range(UNROLL):
+        inputs = index * STEP + tl.arange(0, STEP)
+        tiles += (_load(weight, inputs, has_row, INPUTS, STEP),)
+        if IS_GATED:
+            up_tiles += (_load(up_weight, inputs, has_row, INPUTS, STEP),)
+        if HAS_NORM:
+            norm_tiles += (_load_vector(norm_weight, inputs, INPUTS, STEP),)
+    dependent_launch.wait(IS_DEPENDENT)
+    for index in tl.static_range(UNROLL):
+        x_part = _load_vector(x, index * STEP + tl.arange(0, STEP), INPUTS, STEP)
+        if HAS_NORM:
+            squares += x_part * x_part
+            x_part *= norm_tiles[index]
+        summed += tiles[index].to(tl.float32) * x_part[None, :]
+        if IS_GATED:
+            up_summed += up_tiles[index].to(tl.float32) * x_part[None, :]
+    for first in tl.range(UNROLL * STEP, INPUTS, STEP, loop_unroll_factor=UNROLL, num_stages=1):
         inputs = first + tl.arange(0, STEP)
         weights = _load(weight, inputs, has_row, INPUTS, STEP)
         if IS_GATED:
@@ -106,9 +131,9 @@ def _product_kernel(
         if HAS_NORM:
             squares += x_part * x_part
             x_part *= _load_vector(norm_weight, inputs, INPUTS, STEP)
-        summed += weights * x_part[None, :]
+        summed += weights.to(tl.float32) * x_part[None, :]
         if IS_GATED:
-            up_summed += up_weights * x_part[None, :]
+            up_summed += up_weights.to(tl.float32) * x_part[None, :]
     total = tl.sum(summed, 1)
     scale = 1.0
     if HAS_NORM:
@@ -125,12 +150,11 @@ def _product_kernel(
 
 @triton.jit
 def _load(weight, inputs, has_row, INPUTS: tl.constexpr, STEP: tl.constexpr):
-    """Weights of some rows and inputs, in float32. They are read once: nothing keeps them in a cache."""
+    """Weights of some rows and inputs. They are read once: nothing keeps them in a cache."""
     mask = has_row[:, None]
     if INPUTS % STEP != 0:
         mask = mask & (inputs < INPUTS)[None, :]
-    part = tl.load(weight + inputs[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
-    return part.to(tl.float32)
+    return tl.load(weight + inputs[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.kernels import dependent_launch
+
 KEYS_PER_TILE = 64
 _MAX_SPLITS = 32
 # Number of programs that occupies a large GPU.
@@ -109,6 +111,7 @@ def decode(
         SOFTCAP=settings.softcap,
         num_warps=warps,
         num_stages=2,
+        **dependent_launch.options(query_HND),
     )
     if splits > 1 and group > 1:
         _merge_kernel[(count, heads)](
@@ -120,6 +123,7 @@ def decode(
             DIMENSION=dimension,
             DIMENSION_BLOCK=max(16, triton.next_power_of_2(dimension)),
             MAX_SPLITS=_MAX_SPLITS,
+            **dependent_launch.options(query_HND),
         )
     return out_NHD
 
@@ -205,7 +209,9 @@ def _decode_kernel(
     MAX_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    dependent_launch.launch_next(IS_DEPENDENT)
     key_head, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(positions + row).to(tl.int32) + 1
     seen = 0
@@ -220,6 +226,7 @@ def _decode_kernel(
     members = tl.arange(0, GROUP_BLOCK)
     heads = key_head * GROUP + members
     is_member = members < GROUP
+    dependent_launch.wait(IS_DEPENDENT)
     q = tl.load(
         query + heads[:, None] * query_head_stride + row * query_token_stride + items[None, :],
         mask=is_member[:, None] & has_item[None, :],
@@ -284,7 +291,9 @@ def _merge_kernel(
     DIMENSION: tl.constexpr,
     DIMENSION_BLOCK: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    dependent_launch.begin(IS_DEPENDENT)
     place = tl.program_id(0) * HEADS + tl.program_id(1)
     _merge(sums, peaks, out, place, splits, DIMENSION, DIMENSION_BLOCK, MAX_SPLITS)
 
