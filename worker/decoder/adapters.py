@@ -65,7 +65,7 @@ class Adapter:
         return self.dropout.p if isinstance(self.dropout, nn.Dropout) and self.dropout.training else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class SavedInput:
     """What the gradients need of a forward pass: nothing of the input where no layer has an adapter.
 

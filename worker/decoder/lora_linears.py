@@ -136,7 +136,8 @@ class LoraLinears:
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Return the gradient of the input [T, I], and those of `parameters`.
 
-        `padding`: so many elements behind each row of the gradient of a layer alone are free.
+        `padding`: so many elements behind each row of the gradient of a layer alone are free. The input in
+        `saved` is freed before its gradient is allocated, so `saved` serves once.
         """
         wide_TW = widen(grads_TO[0], padding)
         grad_inner_TS = wide_TW[:, -padding:] if padding else torch.empty_like(saved.inner_TS)
@@ -146,6 +147,7 @@ class LoraLinears:
         grad_bs = self._adapters.grads_through_b(saved, of_adapted, grad_inner_TS)
         grad_as = self._adapters.grads_of_a(saved, grad_inner_TS)
         parameters = [grad for pair in zip(grad_as, grad_bs, strict=True) for grad in pair]
+        del saved.x_TI, saved.inner_TS
         if not needs_x:
             return None, parameters
         if padding:
