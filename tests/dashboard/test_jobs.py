@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from app.core.jobs import events, records as job_records
 from app.core.jobs.events import Evaluation, Metrics
@@ -48,6 +48,23 @@ def wait_until_drawn(page: Page) -> None:
     """Wait for what comes after the rest of an ended job's page and moves its buttons: a click would miss."""
     expect(page.get_by_role("status").filter(has_text="No worker is alive")).to_be_visible()
     expect(page.get_by_role("img", name="GPU use")).to_be_visible()
+
+
+def test_nothing_of_a_job_is_below_charts_that_are_to_come(
+    server: ServerThread, database: Database, page: Page
+) -> None:
+    job_id = make_ended(database, "finished")
+    held: list[Route] = []
+    page.route("**/events", lambda route: held.append(route))
+    with page.expect_request("**/events"):
+        page.goto(f"{server.url}/#/job/{job_id}")
+    spec = page.get_by_role("heading", name="Job spec")
+    expect(page.get_by_text("Loading…")).to_be_visible()
+    expect(spec).to_have_count(0)
+    for route in held:
+        route.continue_()
+    expect(spec).to_be_visible()
+    assert page.get_by_role("img", name="GPU use").is_visible()
 
 
 def test_jobs_are_found_counted_chosen_and_deleted(

@@ -27,6 +27,8 @@ export default function Job({ id, query }) {
     if (isFirstRun && job?.state === "succeeded" && job.adapter) openPlayground(job.adapter).catch(() => {});
   }, [isFirstRun, job?.state, job?.adapter]);
   if (!job) return html`<${Page} title="Job">${error ? html`<${Problem} error=${error} />` : html`<${Loading} />`}<//>`;
+  // Every job has events. Charts that came before them would grow, and move what is below.
+  const isRead = story.total > 0 || story.error || !story.isConnected;
   const changed = async (isRestarted) => {
     await reload();
     if (isRestarted) setTurn(turn + 1);
@@ -41,11 +43,13 @@ export default function Job({ id, query }) {
       ${job.pause_requested_at && job.state === "running" && html`<div class="note warn" role="status">It pauses after its present step.</div>`}
       <${Summary} job=${job} last=${story.last} onChange=${reload} />
       <${Destinations} job=${job} onChange=${reload} />
-      <${JobCharts} job=${job} curve=${story.curve} version=${story.version} compared=${query.getAll("compare")} />
-      <${FinalEvaluation} found=${job.final_evaluation} />
-      <${JobSamples} samples=${story.samples} isOver=${ENDED.includes(job.state)} />
-      <${JobLog} events=${story.lines} total=${story.total} jobId=${job.id} />
-      <div class="grid top"><div class="stack"><${Notes} key=${job.id} job=${job} onChange=${reload} /><${Attempts} job=${job} /></div><${Spec} job=${job} /></div>
+      ${isRead ? html`
+        <${JobCharts} job=${job} curve=${story.curve} version=${story.version} compared=${query.getAll("compare")} />
+        <${FinalEvaluation} found=${job.final_evaluation} />
+        <${JobSamples} samples=${story.samples} isOver=${ENDED.includes(job.state)} />
+        <${JobLog} events=${story.lines} total=${story.total} jobId=${job.id} />
+        <div class="grid top"><div class="stack"><${Notes} key=${job.id} job=${job} onChange=${reload} /><${Attempts} job=${job} /></div><${Spec} job=${job} /></div>`
+      : html`<${Loading} />`}
     </div>
   <//>`;
 }
