@@ -9,10 +9,9 @@ import sys
 
 from app.core import garbage
 from worker.preflight.background_process import BackgroundProcess
+from worker.preflight.warm_up import warm_up
 from worker.processes.child import ParentLink
 from worker.processes.reports import EngineRequest
-
-WARM_UP = "worker.preflight.warm_up:warm_up"
 
 
 def main(report_fd: int) -> int:
@@ -21,7 +20,7 @@ def main(report_fd: int) -> int:
     request = link.read_request(EngineRequest)
     background = BackgroundProcess()
     if request.standby:
-        background.start(WARM_UP, request.device, request.training_path)
+        background.start(warm_up, request.device, request.training_path)
     with garbage.importing():
         from worker.inference import server  # takes seconds: imports torch and transformers
 

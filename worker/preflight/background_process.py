@@ -8,14 +8,12 @@ import asyncio
 import faulthandler
 import logging
 import multiprocessing
-import pkgutil
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from app.core import garbage
 from app.core.errors import QueueFull
 from app.core.errors.engine import EngineFailed
 from worker.processes import spawned
@@ -38,13 +36,12 @@ class BackgroundProcess:
         self._waiting = 0
         self._warm_up: Future[None] | None = None
 
-    def start(self, warm_up: str, *args: object) -> None:
-        """Start the child process and have it call `warm_up` first (`module:function`), without waiting.
+    def start(self, warm_up: Callable[Params, None], *args: Params.args, **kwargs: Params.kwargs) -> None:
+        """Start the child process and have it call `warm_up` first, without waiting.
 
-        The function is named and not given, since this process does not import its module. A process that
-        dies of it, or later, is replaced at the next use, without a warm-up.
+        A process that dies of it, or later, is replaced at the next use, without a warm-up.
         """
-        self._warm_up = self._submit(_warm_up, warm_up, *args)
+        self._warm_up = self._submit(_warm_up, partial(warm_up, *args, **kwargs))
 
     async def run(
         self, function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
@@ -86,12 +83,10 @@ class BackgroundProcess:
             return self._executor.submit(_run_limited, partial(function, *args, **kwargs))
 
 
-def _warm_up(name: str, *args: object) -> None:
-    """In the child process: call the function with this name. An error of it is logged: work may go well."""
+def _warm_up(function: Callable[[], None]) -> None:
+    """In the child process: call the function. An error of it is logged: work may go well."""
     try:
-        with garbage.importing():
-            function = pkgutil.resolve_name(name)
-        function(*args)
+        function()
     except Exception:
         _log.exception("The warm-up failed")
 

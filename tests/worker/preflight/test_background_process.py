@@ -32,6 +32,10 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fail() -> None:
+    raise RuntimeError("a library is missing")
+
+
 def test_work_is_done_in_one_other_process() -> None:
     async def twice() -> list[int]:
         process = BackgroundProcess()
@@ -98,7 +102,7 @@ def test_work_goes_on_after_a_warm_up_that_fails() -> None:
     async def run() -> int:
         process = BackgroundProcess()
         try:
-            process.start("worker.preflight:missing")
+            process.start(fail)
             return await process.run(os.getpid)
         finally:
             process.close()

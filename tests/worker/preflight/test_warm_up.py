@@ -7,10 +7,10 @@ from app.core.engine.preflight import PreflightRequest
 from app.core.settings import TrainingPath
 from tests.waiting import wait_for
 from tests.worker.preflight.conftest import GPU, Ask, RunningEngine
-from worker.inference.__main__ import WARM_UP
 from worker.preflight.background_process import BackgroundProcess
 from worker.preflight.environment import PreflightEnvironment
 from worker.preflight.report import run_preflight
+from worker.preflight.warm_up import warm_up
 
 
 def find_missing_imports(request: PreflightRequest, environment: PreflightEnvironment) -> list[str]:
@@ -28,7 +28,7 @@ def test_the_first_preflight_after_the_warm_up_imports_nothing(
     async def preflight() -> list[str]:
         process = BackgroundProcess()
         try:
-            process.start(WARM_UP, GPU.model_dump(), TrainingPath.AUTO)
+            process.start(warm_up, GPU.model_dump(), TrainingPath.AUTO)
             return await process.run(find_missing_imports, ask(), on_gpu)
         finally:
             process.close()

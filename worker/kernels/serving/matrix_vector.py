@@ -100,40 +100,24 @@ def _product_kernel(
     has_row = rows < output_count
     weight += rows[:, None].to(tl.int64) * weight_stride
     up_weight = weight + output_count * weight_stride
-    summed = tl.zeros([ROWS, STEP], tl.float32)
-    up_summed = tl.zeros([ROWS, STEP], tl.float32)
-    squares = tl.zeros([STEP], tl.float32)
+    sums = (
+        tl.zeros([ROWS, STEP], tl.float32),
+        tl.zeros([ROWS, STEP], tl.float32),
+        tl.zeros([STEP], tl.float32),
+    )
     tiles = ()  # type: tuple[tl.tensor, ...]
-    up_tiles = ()  # type: tuple[tl.tensor, ...]
-    norm_tiles = ()  # type: tuple[tl.tensor, ...]
     for index in tl.static_range(UNROLL):
         inputs = index * STEP + tl.arange(0, STEP)
-        tiles += (_load(weight, inputs, has_row, INPUTS, STEP),)
-        if IS_GATED:
-            up_tiles += (_load(up_weight, inputs, has_row, INPUTS, STEP),)
-        if HAS_NORM:
-            norm_tiles += (_load_vector(norm_weight, inputs, INPUTS, STEP),)
+        tiles += _load_tile(weight, up_weight, norm_weight, inputs, has_row, INPUTS, STEP, IS_GATED, HAS_NORM)
     dependent_launch.wait(IS_DEPENDENT)
     for index in tl.static_range(UNROLL):
         x_part = _load_vector(x, index * STEP + tl.arange(0, STEP), INPUTS, STEP)
-        if HAS_NORM:
-            squares += x_part * x_part
-            x_part *= norm_tiles[index]
-        summed += tiles[index].to(tl.float32) * x_part[None, :]
-        if IS_GATED:
-            up_summed += up_tiles[index].to(tl.float32) * x_part[None, :]
+        sums = _add_tile(sums, tiles, index, x_part, IS_GATED, HAS_NORM)
     for first in tl.range(UNROLL * STEP, INPUTS, STEP, loop_unroll_factor=UNROLL, num_stages=1):
         inputs = first + tl.arange(0, STEP)
-        weights = _load(weight, inputs, has_row, INPUTS, STEP)
-        if IS_GATED:
-            up_weights = _load(up_weight, inputs, has_row, INPUTS, STEP)
-        x_part = _load_vector(x, inputs, INPUTS, STEP)
-        if HAS_NORM:
-            squares += x_part * x_part
-            x_part *= _load_vector(norm_weight, inputs, INPUTS, STEP)
-        summed += weights.to(tl.float32) * x_part[None, :]
-        if IS_GATED:
-            up_summed += up_weights.to(tl.float32) * x_part[None, :]
+        tile = _load_tile(weight, up_weight, norm_weight, inputs, has_row, INPUTS, STEP, IS_GATED, HAS_NORM)
+        sums = _add_tile(sums, tile, 0, _load_vector(x, inputs, INPUTS, STEP), IS_GATED, HAS_NORM)
+    summed, up_summed, squares = sums
     total = tl.sum(summed, 1)
     scale = 1.0
     if HAS_NORM:
@@ -146,6 +130,38 @@ def _product_kernel(
     if HAS_PLUS:
         total += tl.load(plus + rows, mask=has_row, other=0.0).to(tl.float32)
     tl.store(y + rows, total.to(y.dtype.element_ty), mask=has_row)
+
+
+@triton.jit
+def _load_tile(
+    weight,
+    up_weight,
+    norm_weight,
+    inputs,
+    has_row,
+    INPUTS: tl.constexpr,
+    STEP: tl.constexpr,
+    IS_GATED: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+):
+    """Weights of some rows and inputs, those of up and of the norm; where there are none, the first again."""
+    weights = _load(weight, inputs, has_row, INPUTS, STEP)
+    up_weights = _load(up_weight, inputs, has_row, INPUTS, STEP) if IS_GATED else weights
+    factors = _load_vector(norm_weight, inputs, INPUTS, STEP) if HAS_NORM else weights
+    return weights, up_weights, factors
+
+
+@triton.jit
+def _add_tile(sums, tiles, index: tl.constexpr, x_part, IS_GATED: tl.constexpr, HAS_NORM: tl.constexpr):
+    """The sums with the products of one of some tiles, and with the squares of x for the norm."""
+    summed, up_summed, squares = sums
+    if HAS_NORM:
+        squares += x_part * x_part
+        x_part *= tiles[3 * index + 2]
+    summed += tiles[3 * index].to(tl.float32) * x_part[None, :]
+    if IS_GATED:
+        up_summed += tiles[3 * index + 1].to(tl.float32) * x_part[None, :]
+    return summed, up_summed, squares
 
 
 @triton.jit
