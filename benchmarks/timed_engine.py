@@ -19,7 +19,7 @@ from benchmarks.endless_engine import without_end
 from worker.inference import server
 from worker.inference.__main__ import main
 from worker.inference.batching.sequence import SampledToken, Sequence
-from worker.inference.model import runner as model_runner
+from worker.inference.model import prefill
 from worker.inference.model.runner import ModelRunner
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
 from worker.models.device import find_device
@@ -116,11 +116,11 @@ class TimedRunner(ModelRunner):
         )
         self._hidden = torch.zeros(2 * _PREFILL_TOKENS_PER_STEP, 64)
         self._logits = torch.zeros(_ROWS, _VOCABULARY)
-        sizes = batch_sizes(_ROWS), model_runner._PREFILL_SIZES
+        sizes = batch_sizes(_ROWS), prefill.SIZES
         self._decode_graphs = cast(
             StepGraphs, _Graphs(self._simulated, sizes[0], decode_seconds, self._logits)
         )
-        self._prefill_graphs = cast(
+        self._prefilling._graphs = cast(
             StepGraphs, _Graphs(self._simulated, sizes[1], prefill_seconds, self._hidden)
         )
 

@@ -142,6 +142,34 @@ def test_adapters_that_change_slots_answer_as_peft_does_alone(seed, requests, ad
     assert len(swaps) > 3
 
 
+def test_first_tokens_come_without_a_decode_step_where_no_other_sequence_needs_one(
+    requests, adapters, runner, monkeypatch
+):
+    steps: list[int] = []
+    forward_rows = runner._forward_rows
+
+    def forward_and_count(count: int, *args: int, **options: int) -> torch.Tensor:
+        steps.append(count)
+        return forward_rows(count, *args, **options)
+
+    monkeypatch.setattr(runner, "_forward_rows", forward_and_count)
+    mine = {one.prompt_ids: one for one in requests if len(one.prompt_ids) > 9 and len(one.expected) > 3}
+    first, second, later = list(mine.values())[:3]
+    engine = new_engine(runner, Mailbox())
+    together = [as_sequence(first, adapters), as_sequence(second, adapters)]
+    for sequence in together:
+        engine.submit(sequence)
+    engine.step()
+
+    assert steps == []
+    assert [one.token_ids for one in together] == [first.expected[:1], second.expected[:1]]
+    last = as_sequence(later, adapters)
+    engine.submit(last)
+    engine.step()
+    assert steps == [3]
+    assert [len(one.token_ids) for one in [*together, last]] == [2, 2, 1]
+
+
 def vary(runner: ModelRunner, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are read in chunks of a random length; steps overlap or not."""
     capacity = replace(runner.capacity, prefill_tokens_per_step=rng.choice([7, 30, 512]))

@@ -30,9 +30,11 @@ from worker.kernels.serving import (
     batched_lora,
     decode_heads,
     four_bit_matmul,
+    greedy,
     matrix_vector,
     paged_attention,
     prompt_attention,
+    skinny_matmul,
 )
 from worker.models.frozen_weights import AdapterColumns
 
@@ -98,6 +100,10 @@ def compile_serving(dtype: torch.dtype) -> None:
         input_norm = matrix_vector.InputNorm(one_1I[0], 1e-5)
         matrix_vector.product(one_1I, weight_OI, norm=input_norm)
         matrix_vector.product(one_1I, weight_OI, norm=input_norm, is_gated=True)
+    for count in (2, 9, 20):
+        skinny_matmul.product(torch.zeros(count, width, dtype=dtype), weight_OI[:, :width].contiguous())
+    greedy.choose(x, -1)
+    greedy.advance(each, each, each, each, width)
     b_SRO = torch.zeros(slots, rank, width, dtype=dtype)
     for count in (1, tokens):
         y_NO = x[:count]

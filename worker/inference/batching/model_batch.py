@@ -111,8 +111,8 @@ class ModelBatch:
     def prefills(self) -> list[Prefill]:
         """Chunks of prompts to read in this step, in row order, up to `prefill_tokens_per_step` tokens.
 
-        The last token of a prompt is left out: the decode step that makes the first token reads it. Of a text
-        whose embedding is wanted all tokens are read here.
+        The last token of a prompt is left out: a decode step reads it, unless the runner reads it with the
+        others. Of a text whose embedding is wanted all tokens are read here.
         """
         chunks = []
         token_budget = self.capacity.prefill_tokens_per_step

@@ -6,6 +6,7 @@ The modules compute what they did: their weights are views of the group's.
 Shape letters: N tokens, I inputs, O outputs of all layers of a group, C appended rows.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import bitsandbytes as bnb
@@ -18,6 +19,9 @@ from torch.nn import functional
 from worker.kernels.pending_lora import PendingLora
 from worker.models.linear_groups import group_by_input
 
+# Rows whose number the kernels are not compiled for.
+_COMPILED_ROWS = 32
+
 
 class MergedWeights(Protocol):
     """The weights of a group of layers [O, I], and rows [C, I] appended to them, which the caller fills."""
@@ -26,6 +30,7 @@ class MergedWeights(Protocol):
     def append_rows(self, count: int) -> torch.Tensor: ...
     def product_with_rows(self, x_NI: torch.Tensor, row_count: int) -> tuple[torch.Tensor, torch.Tensor]: ...
     def use_kernels(self, used: bool = True) -> None: ...
+    def compile_kernels(self, count: int, dtype: torch.dtype) -> None: ...
 
 
 class ProductWithLora(Protocol):
@@ -76,8 +81,13 @@ class MergedDenseWeights:
         return both[:, : self._outputs], both[:, self._outputs :]
 
     def use_kernels(self, used: bool = True) -> None:
-        """Compute the product of a single token by a kernel, which is faster than the general product."""
+        """Compute products of few tokens by kernels, which are faster than the general product."""
         self._uses_kernels = used
+
+    def compile_kernels(self, count: int, dtype: torch.dtype) -> None:
+        """Compile what products of so many tokens need, by computing one."""
+        weight_OI, _bias_O = self.plain()
+        self.product(weight_OI.new_zeros(count, weight_OI.shape[1], dtype=dtype))
 
     def _linear(
         self,
@@ -86,11 +96,14 @@ class MergedDenseWeights:
         bias_O: torch.Tensor | None,
         plus_NO: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if not self._uses_kernels or len(x_NI) > 1:
-            return _add(functional.linear(x_NI, weight_OI, bias_O), plus_NO)
-        from worker.kernels.serving import matrix_vector
+        if self._uses_kernels:
+            from worker.kernels.serving import matrix_vector, skinny_matmul
 
-        return matrix_vector.product(x_NI, weight_OI, bias_O, plus_NO)
+            if len(x_NI) == 1:
+                return matrix_vector.product(x_NI, weight_OI, bias_O, plus_NO)
+            if skinny_matmul.can_multiply(x_NI, weight_OI):
+                return skinny_matmul.product(x_NI, weight_OI, bias_O, plus_NO)
+        return _add(functional.linear(x_NI, weight_OI, bias_O), plus_NO)
 
     def _allocate(self, row_count: int) -> torch.Tensor:
         """Copy all weights into one new tensor, with rows of zeros below; modules get views of it."""
@@ -147,6 +160,13 @@ class MergedFourBitWeights:
     def use_kernels(self, used: bool = True) -> None:
         """Compute products of up to 64 tokens by a kernel, which is faster than bitsandbytes'."""
         self._uses_kernels = used
+
+    def compile_kernels(self, count: int, dtype: torch.dtype) -> None:
+        """Compile what products of so many tokens need, with rows and without, by computing them."""
+        x_NI = self._packed.new_zeros(count, self._state.shape[1], dtype=dtype)
+        self.product(x_NI)
+        if self._can_use_kernel(x_NI):
+            self._products_by_kernel(x_NI, None, x_NI[:1].expand(_COMPILED_ROWS, -1))
 
     def _can_use_kernel(self, x_NI: torch.Tensor) -> bool:
         if not self._uses_kernels or x_NI.dtype != self._state.dtype:
@@ -214,6 +234,28 @@ class MergedLinears:
     def compute_alone(self, x: torch.Tensor) -> torch.Tensor:
         """The output [..., O] of the group's only layer for an input [..., I]."""
         return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+
+def compile_products(groups: list[MergedLinears], counts: list[int], dtype: torch.dtype) -> None:
+    """Compile the kernels of products of these numbers of tokens, several at once in threads.
+
+    At a machine's first start there are dozens, and each takes seconds. What fails here is not raised: it
+    fails again where it is needed.
+    """
+    by_inputs: dict[int, dict[int, MergedLinears]] = {}
+    for group in groups:
+        by_inputs.setdefault(group.input_width, {})[sum(group.widths)] = group
+    with ThreadPoolExecutor(thread_name_prefix="compile") as threads:
+        for alike in by_inputs.values():
+            for count in counts:
+                # In one thread, since weights with as many inputs may share kernels.
+                threads.submit(_compile_products, list(alike.values()), count, dtype)
+
+
+@torch.inference_mode()
+def _compile_products(groups: list[MergedLinears], count: int, dtype: torch.dtype) -> None:
+    for group in groups:
+        group.weights.compile_kernels(count, dtype)
 
 
 def merge_linears(model: nn.Module) -> list[MergedLinears]:

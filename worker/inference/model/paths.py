@@ -33,12 +33,19 @@ FusedForward = Callable[
 
 
 class ModelPath(Protocol):
-    """A forward pass of a base model. `groups`: its linear layers, to which adapters can be added."""
+    """A forward pass of a base model. `groups`: its linear layers, to which adapters can be added.
+
+    `has_logits_alone`: whether `logits` is supported.
+    """
 
     groups: list[MergedLinears]
+    has_logits_alone: bool
 
     def __call__(self, ids_N: torch.Tensor, step: attention.Step, *, has_logits: bool) -> torch.Tensor:
         """Return the logits [N, V], or the last hidden states [N, H]."""
+
+    def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """Return the logits [N, V] of last hidden states that a call without logits has returned."""
 
     def use_kernels(self) -> ExitStack:
         """Compute by Triton kernels what they can. Returns what undoes it."""
@@ -46,6 +53,8 @@ class ModelPath(Protocol):
 
 class DecoderPath:
     """Computes a model by worker/decoder. The model's modules are read, and only its embedding is called."""
+
+    has_logits_alone = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Raises Unsupported."""
@@ -85,7 +94,11 @@ class DecoderPath:
             hidden_NH = self._fused_forward(self._stack, embedded_1NH[0], step, angles)
         else:
             hidden_NH = forward(self._stack, embedded_1NH[0], DecoderStep(self._operations, attend, angles))
-        return self._output.product(hidden_NH) if has_logits else hidden_NH
+        return self.logits(hidden_NH) if has_logits else hidden_NH
+
+    def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """Return the logits [N, V] of last hidden states."""
+        return self._output.product(hidden_NH)
 
     def use_kernels(self) -> ExitStack:
         """Compute all but the large products by Triton kernels. Returns what undoes it."""
@@ -110,6 +123,9 @@ class DecoderPath:
 class TransformersPath:
     """Computes a model by its own code, with the attention and linear layers replaced in place."""
 
+    # Some models scale or cap their logits in `forward`.
+    has_logits_alone = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         """Raises ModelUnsupported."""
         self._model = model
@@ -124,6 +140,10 @@ class TransformersPath:
         output = model(input_ids=ids_N[None], position_ids=step.positions_N[None], use_cache=False, step=step)
         first: torch.Tensor = output[0][0]
         return first
+
+    def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """Raises NotImplementedError."""
+        raise NotImplementedError
 
     def use_kernels(self) -> ExitStack:
         """Replace modules and functions where a kernel gives the same. Returns what undoes it."""

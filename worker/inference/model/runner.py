@@ -9,7 +9,8 @@ size.
 
 import gc
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from transformers import PreTrainedModel
@@ -27,24 +28,27 @@ from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.model import attention, support
 from worker.inference.model.device_tokens import DeviceTokens
 from worker.inference.model.kv_cache import KVCache
+from worker.inference.model.prefill import TOKENS_PER_STEP, PrefillForward
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
 from worker.inference.model.verifying import MAX_POSITIONS, VerifyingForward
 from worker.inference.sampling.drafted import DraftedPositions
-from worker.inference.sampling.sampler import Sampler, score_tokens
+from worker.inference.sampling.sampler import SampledBatch, Sampler, score_tokens
 from worker.models.device import Device, free_memory_bytes, on_device
 
 MAX_ROWS = {"cpu": 32, "cuda": 128}
 # Share of the memory that is free once the model is loaded; a training job and adapters need some too.
 CACHE_SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.5}
-# Streams wait while prompts are read: at most 50 ms for as many tokens of 7B on an H200.
-_PREFILL_TOKENS_PER_STEP = {"cpu": 512, "cuda": 1536}
 # The rank to allocate for in advance. The first adapter of a higher rank takes longer to load.
 _EXPECTED_RANK = 16
 _CHECKED_POSITIONS = 4
 
-# Sizes of captured prefill graphs, in tokens, up to all that a step reads. A prefill without a graph is
-# hundreds of launches, between any two of which threads that preprocess requests may take the interpreter.
-_PREFILL_SIZES = [64, 128, 256, 384, 512, 768, 1024, _PREFILL_TOKENS_PER_STEP["cuda"]]
+
+@dataclass(frozen=True)
+class _ReadPrompts:
+    """Sequences whose prompts were read to the end just now, and their last hidden states, one row each."""
+
+    sequences: list[Sequence]
+    hidden_BH: torch.Tensor
 
 
 class ModelRunner:
@@ -78,7 +82,7 @@ class ModelRunner:
             max_rows=max_rows,
             block_count=min(blocks, max_rows * block_count(context_length) + 1),
             context_length=context_length,
-            prefill_tokens_per_step=_PREFILL_TOKENS_PER_STEP[device.kind],
+            prefill_tokens_per_step=TOKENS_PER_STEP[device.kind],
             verified_positions=MAX_POSITIONS,
             draftable_ids=min(embedding.shape[0], vocabulary_size),
         )
@@ -90,7 +94,12 @@ class ModelRunner:
             dtype=model.dtype,
             uses_kernels=self._uses_kernels,
         )
-        self._sampler = Sampler(max_rows=max_rows, vocabulary_size=vocabulary_size, device=device.torch)
+        self._sampler = Sampler(
+            max_rows=max_rows,
+            vocabulary_size=vocabulary_size,
+            device=device.torch,
+            uses_kernels=self._uses_kernels,
+        )
         # Last token, position, adapter slot and activity in one tensor, so that one copy sets a row.
         self._state_4R = torch.zeros(4, max_rows, dtype=torch.long, device=device.torch)
         self._tokens_R, self._positions_R, self._adapter_slots_R, self._active_R = self._state_4R
@@ -99,24 +108,25 @@ class ModelRunner:
         self._block_tables_RP = torch.zeros(
             max_rows + 1, block_count(self.capacity.max_length), dtype=torch.int32, device=device.torch
         )
-        self._decode_graphs: StepGraphs | None = None
-        self._prefill_graphs: StepGraphs | None = None
+        self._read_prompts: _ReadPrompts | None = None
         self._graphs_layout = self._slots.layout_version
-        if self._uses_kernels and uses_graphs:
-            self._decode_graphs = StepGraphs(self._forward_rows, batch_sizes(max_rows))
-            self._prefill_graphs = StepGraphs(self._forward_prefill, _PREFILL_SIZES)
+        uses_graphs = self._uses_kernels and uses_graphs
+        self._decode_graphs = StepGraphs(self._forward_rows, batch_sizes(max_rows)) if uses_graphs else None
+        self._prefilling = PrefillForward(
+            self._cache,
+            self._block_tables_RP,
+            self._slots,
+            self._forward,
+            uses_kernels=self._uses_kernels,
+            uses_graphs=uses_graphs,
+        )
         self._verifying = VerifyingForward(
             self._cache,
             self._block_tables_RP,
             self._slots,
             lambda ids_N, step: self._forward(ids_N, step, has_logits=True),
             uses_kernels=self._uses_kernels,
-            uses_graphs=self._decode_graphs is not None,
-        )
-        # The inputs of captured prefill graphs: token, row, position and adapter slot; and the tiles.
-        self._prefill_4N = torch.zeros(4, _PREFILL_SIZES[-1], dtype=torch.long, device=device.torch)
-        self._tiles_M4 = torch.zeros(
-            _tile_count(_PREFILL_SIZES[-1]), 4, dtype=torch.int32, device=device.torch
+            uses_graphs=uses_graphs,
         )
 
     def warm_up(self) -> None:
@@ -128,23 +138,26 @@ class ModelRunner:
         steps go on needing them (step_graphs.py). Graphs of verifying steps are captured at their first
         use: few models ever need them.
         """
-        if self._decode_graphs is not None and self._prefill_graphs is not None:
-            self._capture(self._decode_graphs, self._prefill_graphs)
+        if self._decode_graphs is not None:
+            self._capture(self._decode_graphs)
         # After the adapters' tensors were allocated, which captured graphs refer to.
         if self._uses_kernels:
             self.check_verifying()
 
-    def _capture(self, decode_graphs: StepGraphs, prefill_graphs: StepGraphs) -> None:
+    def _capture(self, decode_graphs: StepGraphs) -> None:
         with memory_errors(), torch.inference_mode():
             self._slots.prepare(_EXPECTED_RANK)
             self._graphs_layout = self._slots.layout_version
-            # The largest first: the smaller ones then use its memory.
-            for slot_count in (self._slots.count, 0):
-                self._slots.select({slot_count}, self._prefill_4N[3])
-                prefill_graphs.capture_all(slot_count)
+            self._prefilling.capture_all()
             for slot_count in (self._slots.count, 1, 0):
                 self._slots.select({slot_count}, self._adapter_slots_R)
                 decode_graphs.capture_all(slot_count)
+            self._compile_sampling(decode_graphs.run(1, 0))
+
+    def _compile_sampling(self, logits_1V: torch.Tensor) -> None:
+        """Compile what chooses greedy tokens of logits like these."""
+        self._sample_rows(logits_1V, slice(1))
+        self.free(0)
 
     def check_verifying(self) -> None:
         """Verify no drafted tokens where their logits would differ from those of plain steps.
@@ -206,6 +219,7 @@ class ModelRunner:
         Returns the sum [H] of the last hidden states of each chunk of a text whose embedding is wanted, and
         the log-probabilities of the next tokens where those are. Prompts that need logits are read apart.
         """
+        self._read_prompts = None
         read: dict[int, ChunkRead] = {}
         for is_scored in (False, True):
             group = [one for one in prefills if one.sequence.prompt.is_scored == is_scored]
@@ -215,8 +229,11 @@ class ModelRunner:
         return [read[one.sequence.row] for one in prefills]
 
     def _prefill(self, prefills: list[Prefill], *, is_scored: bool) -> list[ChunkRead]:
+        ending = [] if is_scored else self._ending(prefills)
         chunks = [
-            attention.Chunk(one.sequence.row, one.sequence.prefilled_count, one.token_count)
+            attention.Chunk(
+                one.sequence.row, one.sequence.prefilled_count, one.token_count + (one.sequence in ending)
+            )
             for one in prefills
         ]
         columns = [
@@ -230,21 +247,19 @@ class ModelRunner:
             self._drop_stale_graphs()
             inputs_4N = torch.tensor(columns).T.contiguous()
             used = {one.sequence.adapter_slot for one in prefills}
-            output_NX = None if is_scored else self._replay_prefill(inputs_4N, chunks, used)
-            if output_NX is None:
-                ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device.torch)
-                self._slots.select(used, slots_N)
-                step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, chunks)
-                if self._uses_kernels:
-                    step.use_kernels()
-                output_NX = self._forward(ids_N, step, has_logits=is_scored)
+            compute = self._prefilling.logits if is_scored else self._prefilling.states
+            output_NX = compute(inputs_4N, chunks, used)
             for chunk, prefill in zip(chunks, prefills, strict=True):
                 self._set_row(prefill.sequence, chunk.end)
-            outputs = output_NX[: len(columns)].split([one.token_count for one in prefills])
-            return [self._read(*pair, self._device) for pair in zip(prefills, outputs, strict=True)]
+            outputs = output_NX[: len(columns)].split([chunk.count for chunk in chunks])
+            if ending:
+                ends = zip(prefills, accumulate(chunk.count for chunk in chunks), strict=True)
+                last_B = torch.tensor([end - 1 for one, end in ends if one.sequence in ending])
+                self._read_prompts = _ReadPrompts(ending, output_NX[on_device(last_B, self._device.torch)])
+            return [self._chunk_read(*pair, self._device) for pair in zip(prefills, outputs, strict=True)]
 
     @staticmethod
-    def _read(prefill: Prefill, output_NX: torch.Tensor, device: Device) -> ChunkRead:
+    def _chunk_read(prefill: Prefill, output_NX: torch.Tensor, device: Device) -> ChunkRead:
         """What the output of the model gives for a chunk: hidden states, or logits where it is scored."""
         prompt = prefill.sequence.prompt
         if prompt.embeds:
@@ -256,11 +271,30 @@ class ModelRunner:
         scores = score_tokens(output_NX, on_device(targets_N, device.torch), prompt.prompt_logprobs or 0)
         return ChunkRead(scores=scores)
 
+    def _ending(self, prefills: list[Prefill]) -> list[Sequence]:
+        """The sequences whose prompts end with these chunks, where their last tokens can be read with them.
+
+        Then no decode step is needed for their first tokens (`_decode_read`).
+        """
+        ending = [
+            one.sequence
+            for one in prefills
+            if one.sequence.prompt.makes_tokens
+            and one.sequence.prefilled_count + one.token_count == one.sequence.prefill_length
+        ]
+        count = sum(one.token_count for one in prefills) + len(ending)
+        can_read = self._path.has_logits_alone and count <= self.capacity.prefill_tokens_per_step
+        return ending if can_read else []
+
     def decode(self, running: list[Sequence]) -> DeviceTokens:
-        """Sample a token for each row. The token of a row whose prompt is not read yet is undefined.
+        """Sample a token for each row. The token of a row whose prompt is not read yet is undefined, or none.
 
         Raises OutOfMemory. After an error no row has advanced.
         """
+        read, self._read_prompts = self._read_prompts, None
+        ready = [one for one in running if one.is_prefilled]
+        if read is not None and read.sequences == ready == running[: len(ready)]:
+            return self._decode_read(read)
         count = len(running)
         used = {one.adapter_slot for one in running}
         with memory_errors(), torch.inference_mode():
@@ -272,6 +306,14 @@ class ModelRunner:
                 self._slots.select(used, self._adapter_slots_R)
                 logits_BV = self._decode_graphs.run(count, self._slots.slot_count)[:count]
             return self._sample(logits_BV, running, slice(count))
+
+    def _decode_read(self, read: _ReadPrompts) -> DeviceTokens:
+        """Sample the first token of the first rows, whose prompts were read to the end."""
+        rows = slice(len(read.sequences))
+        with memory_errors(), torch.inference_mode():
+            self._slots.select({one.adapter_slot for one in read.sequences}, self._adapter_slots_R[rows])
+            self._slots.begin(len(read.sequences))
+            return self._sample(self._path.logits(read.hidden_BH), read.sequences, rows)
 
     def decode_alone(self, sequence: Sequence) -> DeviceTokens:
         """Sample a token for one row, after `decode` failed for its batch. Raises OutOfMemory."""
@@ -287,6 +329,7 @@ class ModelRunner:
         The host must know all tokens of these rows. A row advances by the tokens up to the first that was not
         drafted. Raises OutOfMemory; after an error no row has advanced.
         """
+        self._read_prompts = None
         ready = [one for one in running if one.is_prefilled]
         token_ids = [drafts[one].token_ids if one in drafts else () for one in ready]
         chunks = [
@@ -329,8 +372,8 @@ class ModelRunner:
     def close(self) -> None:
         """Free all memory."""
         # Graphs refer to methods of this runner, which would keep its tensors alive.
-        self._decode_graphs = self._prefill_graphs = None
-        del self._verifying, self._path, self._cache, self._slots, self._sampler
+        self._decode_graphs = None
+        del self._prefilling, self._verifying, self._path, self._cache, self._slots, self._sampler
         gc.collect()
         if self._device.is_cuda:
             torch.cuda.empty_cache()
@@ -346,61 +389,33 @@ class ModelRunner:
     def _sample(self, logits_BV: torch.Tensor, sequences: list[Sequence], rows: slice) -> DeviceTokens:
         """Sample the tokens of these rows, and make them the inputs of the next step."""
         self._sampler.set_masks(sequences)
+        return DeviceTokens(self._sample_rows(logits_BV, rows))
+
+    def _sample_rows(self, logits_BV: torch.Tensor, rows: slice) -> SampledBatch:
         active_B = self._active_R[rows]
-        sampled = self._sampler.sample(logits_BV, sequences[0].row, active_B.bool())
-        tokens = DeviceTokens(sampled)
+        sampled = self._sampler.sample(logits_BV, rows.start or 0, active_B)
         # The next step may be launched before the host has seen NO_TOKEN, which is no id.
+        if self._uses_kernels:
+            from worker.kernels.serving import greedy
+
+            state = (self._tokens_R[rows], self._positions_R[rows])
+            greedy.advance(*state, sampled.tokens_B, active_B, self._embedding_count)
+            return sampled
         ids_B = sampled.tokens_B.clamp(0, self._embedding_count - 1)
         # Rows whose prompt is not read are computed too, but their state does not change.
         self._tokens_R[rows] = torch.where(active_B > 0, ids_B, self._tokens_R[rows])
         self._positions_R[rows] += active_B
-        return tokens
+        return sampled
 
     def _drop_stale_graphs(self) -> None:
         """Drop captured graphs once the adapters' tensors were reallocated."""
         if self._graphs_layout == self._slots.layout_version:
             return
         self._graphs_layout = self._slots.layout_version
-        for graphs in (self._decode_graphs, self._prefill_graphs):
-            if graphs is not None:
-                graphs.discard()
+        if self._decode_graphs is not None:
+            self._decode_graphs.discard()
+        self._prefilling.discard_graphs()
         self._verifying.discard_graphs()
-
-    def _replay_prefill(
-        self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]
-    ) -> torch.Tensor | None:
-        """Read prompts with a captured graph. Returns hidden states [≥ N, H]; None where they do not fit one.
-
-        The next replay overwrites the states.
-        """
-        count = inputs_4N.shape[1]
-        size = self._prefill_graphs.size(count) if self._prefill_graphs is not None else None
-        if size is None:
-            return None
-        assert self._prefill_graphs is not None
-        tiles = attention.prompt_tiles(chunks)
-        if len(tiles) > _tile_count(size):
-            return None
-        padding = torch.tensor([[0], [self._row_indices_R.shape[0]], [0], [0]])
-        padded_4N = torch.cat([inputs_4N, padding.expand(4, size - count)], 1)
-        self._prefill_4N[:, :size] = on_device(padded_4N, self._device.torch)
-        empty = torch.zeros(_tile_count(size) - len(tiles), 4, dtype=torch.int32)
-        self._tiles_M4[: _tile_count(size)] = on_device(torch.cat([tiles, empty]), self._device.torch)
-        self._slots.select(used, self._prefill_4N[3])
-        return self._prefill_graphs.run(count, self._slots.slot_count)
-
-    def _forward_prefill(self, size: int) -> torch.Tensor:
-        """Read the first `size` tokens of `_prefill_4N`."""
-        ids_N, rows_N, positions_N, _ = self._prefill_4N[:, :size]
-        step = attention.Step(
-            self._cache,
-            self._block_tables_RP,
-            rows_N,
-            positions_N,
-            uses_kernels=True,
-            tiles_M4=self._tiles_M4[: _tile_count(size)],
-        )
-        return self._forward(ids_N, step)
 
     def _key_count(self, sequences: list[Sequence]) -> int:
         """At least the number of keys of the longest row in the next step; one token may be in flight."""
@@ -440,9 +455,3 @@ def _masks(ready: list[Sequence], drafts: Mapping[Sequence, Draft]) -> dict[int,
             found[index] = torch.from_numpy(allowed_W)
         first += len(draft.token_ids) + 1
     return found
-
-
-def _tile_count(tokens: int) -> int:
-    """Maximum tiles of a captured prefill: each chunk has at least one, however short."""
-    max_chunks = 64 if tokens <= 1024 else 128
-    return tokens // 64 + max_chunks

@@ -16,13 +16,15 @@ from worker.decoder.reading import Unsupported
 from worker.inference.failures import ModelUnsupported
 from worker.inference.model import attention
 from worker.inference.model.kv_cache import KVCache
-from worker.inference.model.linears import MergedLinears
+from worker.inference.model.linears import MergedLinears, compile_products
 from worker.inference.model.paths import DecoderPath, ModelPath, TransformersPath
 from worker.models.serving_path import find_model_obstacle
 
 # Rotary embeddings whose angles depend on the longest row of the batch beyond the original context.
 _BATCH_DEPENDENT_ROPES = {"dynamic", "longrope"}
 _PROBE_LENGTH = 12
+# Numbers of tokens that the products' kernels are compiled for: those of the probe, and more.
+_PROBED_SIZES = [1, 8]
 _PRODUCT_SIZES = [16, 32, 64]
 # Largest relative error (Euclidean norm) between two computations of the same logits.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
@@ -89,6 +91,8 @@ def _use_kernels(
             for group in path.groups:
                 undo.callback(group.weights.use_kernels, False)
                 group.weights.use_kernels()
+            if model.device.type == "cuda":  # Triton's interpreter runs in one thread
+                compile_products(path.groups, [*_PROBED_SIZES, *_PRODUCT_SIZES], model.dtype)
             errors = [_error(_probe(path, model, ids_N, uses_kernels=True)[1], expected_NV)]
             errors += _errors_of_products(path.groups, model.dtype)
         except ModelUnsupported:

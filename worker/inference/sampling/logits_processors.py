@@ -45,13 +45,17 @@ class LogitsProcessor(ABC):
                 tensor[target] = tensor[source]
         self._is_used[target], self._is_used[source] = self._is_used[source], False
 
+    def is_used(self, rows: slice) -> bool:
+        """Whether any of these rows uses the processor."""
+        return any(self._is_used[rows])
+
     def apply(self, scores_BV: torch.Tensor, rows: slice) -> torch.Tensor:
         """Returns the processed scores of these rows; `scores_BV` itself where no row uses the processor."""
-        return self.process(scores_BV, rows) if any(self._is_used[rows]) else scores_BV
+        return self.process(scores_BV, rows) if self.is_used(rows) else scores_BV
 
     def record(self, tokens_B: torch.Tensor, rows: slice, active_B: torch.Tensor) -> None:
         """Record the tokens sampled in the active rows, where a row uses the processor."""
-        if any(self._is_used[rows]):
+        if self.is_used(rows):
             self.update(tokens_B, rows, active_B)
 
     def apply_drafted(self, scores_NV: torch.Tensor, drafted: DraftedPositions) -> torch.Tensor:

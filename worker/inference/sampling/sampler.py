@@ -95,7 +95,11 @@ class VerifiedBatch:
 class Sampler:
     """Holds the settings of all rows and samples the next tokens of some of them."""
 
-    def __init__(self, *, max_rows: int, vocabulary_size: int, device: torch.device) -> None:
+    def __init__(
+        self, *, max_rows: int, vocabulary_size: int, device: torch.device, uses_kernels: bool = False
+    ) -> None:
+        """`uses_kernels`: greedy tokens are chosen by a Triton kernel."""
+        self._uses_kernels = uses_kernels
         floats = torch.zeros(max_rows, device=device)
         counts = torch.zeros(max_rows, dtype=torch.long, device=device)
         self._rows = RowSettings(
@@ -159,11 +163,16 @@ class Sampler:
     def sample(self, logits_BV: torch.Tensor, first_row: int, active_B: torch.Tensor) -> SampledBatch:
         """Sample the next tokens of the rows from `first_row` on. Inactive rows keep their state.
 
-        All is computed before any state changes: after an error the step can be sampled again.
+        `active_B`: 1, or 0 for inactive rows. All is computed before any state changes: after an error the
+        step can be sampled again.
         """
         rows = slice(first_row, first_row + len(logits_BV))
         samplings = self._samplings[rows]
-        logits_BV = logits_BV.float()
+        if self._uses_kernels and self._is_plainly_greedy(rows):
+            from worker.kernels.serving import greedy
+
+            return SampledBatch(greedy.choose(logits_BV, NO_TOKEN), None, [None] * len(samplings))
+        logits_BV, active_B = logits_BV.float(), active_B.bool()
         scores_BV = logits_BV
         for processor in self._processors:
             scores_BV = processor.apply(scores_BV, rows)
@@ -204,6 +213,15 @@ class Sampler:
         for processor in self._processors:
             processor.record_drafted(tokens_BW, is_made_BW, drafted)
         return VerifiedBatch(sampled, accepted_B, last_B)
+
+    def _is_plainly_greedy(self, rows: slice) -> bool:
+        """Whether all rows take the token with the highest logit, and no more of the logits is asked for."""
+        samplings = self._samplings[rows]
+        return (
+            not _any_draws(samplings)
+            and all(one.logprobs is None for one in samplings)
+            and not any(processor.is_used(rows) for processor in self._processors)
+        )
 
     def _settings(self, rows: slice | torch.Tensor) -> RowSettings:
         return RowSettings(**{one.name: getattr(self._rows, one.name)[rows] for one in fields(RowSettings)})

@@ -326,8 +326,12 @@ def test_verifying_steps_are_checked_after_the_tensors_of_adapters_are_allocated
         def capture_all(self, slot_count):
             calls.append("capture")
 
-    for name in ("_decode_graphs", "_prefill_graphs"):
-        monkeypatch.setattr(runner, name, Graphs())
+        def run(self, needed, slot_count):
+            calls.append("capture")
+
+    monkeypatch.setattr(runner, "_decode_graphs", Graphs())
+    monkeypatch.setattr(runner, "_compile_sampling", lambda logits_1V: calls.append("capture"))
+    monkeypatch.setattr(runner._prefilling, "_graphs", Graphs())
     monkeypatch.setattr(runner, "_uses_kernels", True)
     monkeypatch.setattr(runner._slots, "prepare", lambda rank: calls.append("prepare"))
     monkeypatch.setattr(runner, "check_verifying", lambda: calls.append("check"))

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from worker.inference.model.linears import merge_linears, replace_forwards
+from worker.inference.model.linears import compile_products, merge_linears, replace_forwards
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Attention(nn.Module):
@@ -106,8 +108,8 @@ def test_layers_that_are_replaced_one_by_one_compute_what_they_did(bits, is_merg
 @torch.inference_mode()
 def test_four_bit_weights_compute_the_same_by_a_kernel(count):
     torch.manual_seed(0)
-    group = merge_linears(nn.ModuleDict({"attention": in_four_bits(Attention(bias=True))}))[0]
-    x_NI, plus_NO = torch.randn(count, 64), torch.randn(count, 256)
+    group = merge_linears(nn.ModuleDict({"attention": in_four_bits(Attention(bias=True)).to(DEVICE)}))[0]
+    x_NI, plus_NO = torch.randn(count, 64, device=DEVICE), torch.randn(count, 256, device=DEVICE)
     rows = group.weights.append_rows(24)
     rows.copy_(torch.randn(24, 64))
     expected = group.weights.product(x_NI, plus_NO), *group.weights.product_with_rows(x_NI, 16)
@@ -116,3 +118,38 @@ def test_four_bit_weights_compute_the_same_by_a_kernel(count):
 
     found = group.weights.product(x_NI, plus_NO), *group.weights.product_with_rows(x_NI, 16)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 5, 33])
+@torch.inference_mode()
+def test_dense_weights_compute_the_same_by_a_kernel(count):
+    torch.manual_seed(0)
+    group = merge_linears(nn.ModuleDict({"attention": Attention(bias=True).half().to(DEVICE)}))[0]
+    x_NI, plus_NO = (
+        torch.randn(count, 64, device=DEVICE).half(),
+        torch.randn(count, 256, device=DEVICE).half(),
+    )
+    group.weights.append_rows(24).copy_(torch.randn(24, 64))
+    expected = group.weights.product(x_NI, plus_NO), *group.weights.product_with_rows(x_NI, 16)
+
+    group.weights.use_kernels()
+
+    found = group.weights.product(x_NI, plus_NO), *group.weights.product_with_rows(x_NI, 16)
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+
+
+def test_kernels_are_compiled_once_for_each_shape_and_number_of_tokens_whatever_fails(monkeypatch):
+    groups = merge_linears(nn.ModuleDict({"first": Attention(bias=True), "second": Attention(bias=True)}))
+    compiled = []
+
+    def compile_kernels(weights, count, dtype):
+        compiled.append((*weights.plain()[0].shape, count, dtype))
+        if count == 1:
+            raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(type(groups[0].weights), "compile_kernels", compile_kernels)
+
+    compile_products(groups, [1, 8], torch.float16)
+
+    shapes = [(256, 64), (64, 128)]
+    assert sorted(compiled) == sorted((*shape, count, torch.float16) for shape in shapes for count in (1, 8))
