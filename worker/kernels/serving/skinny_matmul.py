@@ -4,6 +4,8 @@ cuBLAS reads the weight at half to four fifths of the memory's speed there, and 
 next one start early. Shape letters: N tokens, I inputs, O outputs.
 """
 
+import sys
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -29,6 +31,10 @@ class DenseTiles(NamedTuple):
     inputs: int
     stages: int
 
+    def shared_bytes(self, tokens: int) -> int:
+        """What a program takes of a multiprocessor's shared memory, of weights and inputs of 16 bits."""
+        return 2 * (self.stages - 1) * self.warps * self.inputs * (self.rows + tokens)
+
 
 # By the tokens of a tile, for few outputs and for many: the fastest on an H200 for products of 4096 and 11008
 # inputs with 4096, 12288, 22016 and 32000 outputs.
@@ -40,11 +46,17 @@ _TILES = {
 
 
 def can_multiply(x_NI: torch.Tensor, weight_OI: torch.Tensor) -> bool:
-    """Whether there are few tokens, numbers have 16 bits, and rows of x and W begin where a load may."""
-    inputs = weight_OI.shape[1]
-    has_few = len(x_NI) <= MAX_TOKENS and x_NI.element_size() == weight_OI.element_size() == 2
+    """Whether there are few tokens, numbers have 16 bits, and rows of x and W begin where a load may.
+
+    And whether the device has enough shared memory: GPUs of consumers have less than those of data centers.
+    """
+    count, (outputs, inputs) = len(x_NI), weight_OI.shape
+    if count > MAX_TOKENS or not x_NI.element_size() == weight_OI.element_size() == 2:
+        return False
     has_rows = weight_OI.stride() == (inputs, 1) and 2 * inputs % _ALIGNMENT == 0
-    return has_few and has_rows and all(one.data_ptr() % _ALIGNMENT == 0 for one in (x_NI, weight_OI))
+    is_aligned = all(one.data_ptr() % _ALIGNMENT == 0 for one in (x_NI, weight_OI))
+    needed = _tiles(count, outputs).shared_bytes(_padded(count))
+    return has_rows and is_aligned and needed <= _shared_memory(x_NI.device)
 
 
 def product(
@@ -60,8 +72,7 @@ def product(
     `tiles`: how outputs and inputs are divided.
     """
     count, (outputs, inputs) = len(x_NI), weight_OI.shape
-    padded = max(_FEWEST_TOKENS, triton.next_power_of_2(count))
-    tiles = tiles or _TILES[padded][outputs > _FEW_OUTPUTS]
+    tiles = tiles or _tiles(count, outputs)
     y_NO = x_NI.new_empty(count, outputs)
     _product_kernel[(triton.cdiv(outputs, tiles.rows),)](
         x_NI.contiguous(),
@@ -74,7 +85,7 @@ def product(
         INPUTS=inputs,
         HAS_BIAS=bias_O is not None,
         HAS_PLUS=plus_NO is not None,
-        TOKENS=padded,
+        TOKENS=_padded(count),
         ROWS=tiles.rows,
         PARTS=tiles.warps,
         STEP=tiles.inputs,
@@ -83,6 +94,25 @@ def product(
         **dependent_launch.options(x_NI),
     )
     return y_NO
+
+
+def _tiles(count: int, outputs: int) -> DenseTiles:
+    return _TILES[_padded(count)][outputs > _FEW_OUTPUTS]
+
+
+def _padded(count: int) -> int:
+    return max(_FEWEST_TOKENS, triton.next_power_of_2(count))
+
+
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """The bytes that a program may have; on a CPU, in Triton's interpreter, any number."""
+    if device.type == "cpu":
+        return sys.maxsize
+    index = torch.cuda.current_device() if device.index is None else device.index
+    properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    found: int = properties["max_shared_mem"]
+    return found
 
 
 @triton.jit(do_not_specialize=["count"])

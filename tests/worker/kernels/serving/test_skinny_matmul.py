@@ -69,3 +69,15 @@ def test_views_that_are_not_aligned_are_left_to_torch() -> None:
     assert skinny_matmul.can_multiply(torch.zeros(2, 64).half(), flat[:-1].view(8, 64))
     assert not skinny_matmul.can_multiply(torch.zeros(2, 64).half(), flat[1:].view(8, 64))
     assert not skinny_matmul.can_multiply(torch.zeros(2, 64).half(), flat[:-1].view(8, 64)[:, ::2])
+
+
+@pytest.mark.parametrize("kilobytes", [64, 100])
+def test_tiles_that_a_gpu_has_no_room_for_are_left_to_torch(
+    kilobytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skinny_matmul, "_shared_memory", lambda device: kilobytes * 1024)
+    weight_OI = torch.zeros(8, 64, dtype=torch.float16)
+
+    found = [skinny_matmul.can_multiply(torch.zeros(count, 64).half(), weight_OI) for count in (8, 16, 32)]
+
+    assert found == [True, kilobytes > 64, False]
