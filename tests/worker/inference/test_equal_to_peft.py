@@ -26,6 +26,7 @@ from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine, EngineOptions
+from worker.inference.model.prefill import SIZES
 from worker.inference.model.runner import ModelRunner
 from worker.inference.sampling.sampler import SampledBatch
 from worker.models.base_model import load_for_serving
@@ -168,6 +169,29 @@ def test_first_tokens_come_without_a_decode_step_where_no_other_sequence_needs_o
     engine.step()
     assert steps == [3]
     assert [len(one.token_ids) for one in [*together, last]] == [2, 2, 1]
+
+
+def test_prompts_padded_to_captured_sizes_answer_as_peft_does_alone(requests, adapters, runner, monkeypatch):
+    """As on a GPU: with the kernel of attention for prompts, several chunks and padding in a pass."""
+    pytest.importorskip("worker.kernels.serving.prompt_attention")
+    passes: list[int] = []
+
+    class Captured:
+        def size(self, needed: int) -> int | None:
+            return next((size for size in SIZES if size >= needed), None)
+
+        def run(self, needed: int, slot_count: int) -> torch.Tensor:
+            passes.append(needed)
+            return runner._prefilling._forward_captured(self.size(needed))
+
+        def discard(self) -> None: ...
+
+    monkeypatch.setattr(runner._prefilling, "_graphs", Captured())
+    long = [one for one in requests if len(one.prompt_ids) > 9][:6]
+    done = play(random.Random(0), runner, adapters, list(long), arrivals=0.9)
+
+    assert [sequence.token_ids for sequence in done] == [request.expected for request in done.values()]
+    assert max(passes) > max(len(one.prompt_ids) for one in long)
 
 
 def vary(runner: ModelRunner, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:

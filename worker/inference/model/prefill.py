@@ -1,16 +1,12 @@
 """The forward pass of steps that read prompts, as captured graphs where they fit one.
 
-Shape letters: R all rows, P blocks of a row, N tokens of all chunks in order, M tiles of chunks, V
-vocabulary, H hidden size.
+Shape letters: N tokens of all chunks in order, M tiles of chunks, V vocabulary, H hidden size.
 """
-
-from typing import Protocol
 
 import torch
 
-from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.model import attention
-from worker.inference.model.kv_cache import KVCache
+from worker.inference.model.forward import CapturedInputs, PassContext
 from worker.inference.model.step_graphs import StepGraphs
 from worker.models.device import on_device
 
@@ -22,37 +18,14 @@ TOKENS_PER_STEP = {"cpu": 512, "cuda": 1536}
 SIZES = [64, 128, 256, 384, 512, 768, 1024, TOKENS_PER_STEP["cuda"]]
 
 
-class Forward(Protocol):
-    """Last hidden states [N, H] of a prefill's tokens [N]; logits [N, V] with `has_logits`."""
-
-    def __call__(
-        self, ids_N: torch.Tensor, step: attention.Step, *, has_logits: bool = False
-    ) -> torch.Tensor: ...
-
-
 class PrefillForward:
     """The forward pass of prefills. Not thread-safe."""
 
-    def __init__(
-        self,
-        cache: KVCache,
-        block_tables_RP: torch.Tensor,
-        slots: LoraSlots,
-        forward: Forward,
-        *,
-        uses_kernels: bool,
-        uses_graphs: bool,
-    ) -> None:
-        """`block_tables_RP`: its last row is no sequence's; padding is written to its block."""
-        self._cache = cache
-        self._block_tables_RP = block_tables_RP
-        self._slots = slots
-        self._forward = forward
-        self._uses_kernels = uses_kernels
-        self._graphs = StepGraphs(self._forward_captured, SIZES) if uses_graphs else None
-        self._device = block_tables_RP.device
-        # The inputs of captured passes: token, row, position and adapter slot; and the tiles.
-        self._inputs_4N = torch.zeros(4, SIZES[-1], dtype=torch.long, device=self._device)
+    def __init__(self, context: PassContext) -> None:
+        self._context = context
+        self._graphs = StepGraphs(self._forward_captured, SIZES) if context.uses_graphs else None
+        self._inputs = CapturedInputs(context, SIZES[-1])
+        self._device = context.block_tables_RP.device
         self._tiles_M4 = torch.zeros(tile_count(SIZES[-1]), 4, dtype=torch.int32, device=self._device)
 
     def capture_all(self) -> None:
@@ -60,8 +33,8 @@ class PrefillForward:
         if self._graphs is None:
             return
         # The largest first: the smaller ones then use its memory.
-        for slot_count in (self._slots.count, 0):
-            self._slots.select({slot_count}, self._inputs_4N[3])
+        for slot_count in (self._context.slots.count, 0):
+            self._context.slots.select({slot_count}, self._inputs.slots_N)
             self._graphs.capture_all(slot_count)
 
     def states(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> torch.Tensor:
@@ -84,12 +57,13 @@ class PrefillForward:
     def _run(
         self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int], *, has_logits: bool
     ) -> torch.Tensor:
+        context = self._context
         ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device)
-        self._slots.select(used, slots_N)
-        step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, chunks)
-        if self._uses_kernels:
+        context.slots.select(used, slots_N)
+        step = attention.Step(context.cache, context.block_tables_RP, rows_N, positions_N, chunks)
+        if context.uses_kernels:
             step.use_kernels()
-        return self._forward(ids_N, step, has_logits=has_logits)
+        return context.forward(ids_N, step, has_logits=has_logits)
 
     def _replay(
         self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]
@@ -103,26 +77,24 @@ class PrefillForward:
         tiles = attention.prompt_tiles(chunks)
         if len(tiles) > tile_count(size):
             return None
-        padding = torch.tensor([[0], [len(self._block_tables_RP) - 1], [0], [0]])
-        padded_4N = torch.cat([inputs_4N, padding.expand(4, size - count)], 1)
-        self._inputs_4N[:, :size] = on_device(padded_4N, self._device)
+        self._inputs.set(inputs_4N, size)
         empty = torch.zeros(tile_count(size) - len(tiles), 4, dtype=torch.int32)
         self._tiles_M4[: tile_count(size)] = on_device(torch.cat([tiles, empty]), self._device)
-        self._slots.select(used, self._inputs_4N[3])
-        return self._graphs.run(count, self._slots.slot_count)
+        self._context.slots.select(used, self._inputs.slots_N)
+        return self._graphs.run(count, self._context.slots.slot_count)
 
     def _forward_captured(self, size: int) -> torch.Tensor:
-        """The states of the first `size` tokens of `_inputs_4N`."""
-        ids_N, rows_N, positions_N, _ = self._inputs_4N[:, :size]
+        """The states of the first `size` inputs."""
+        ids_N, rows_N, positions_N, _ = self._inputs.values_4N[:, :size]
         step = attention.Step(
-            self._cache,
-            self._block_tables_RP,
+            self._context.cache,
+            self._context.block_tables_RP,
             rows_N,
             positions_N,
             uses_kernels=True,
             tiles_M4=self._tiles_M4[: tile_count(size)],
         )
-        return self._forward(ids_N, step)
+        return self._context.forward(ids_N, step)
 
 
 def tile_count(tokens: int) -> int:

@@ -27,6 +27,7 @@ from worker.inference.batching.sequence import Sequence
 from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.model import attention, support
 from worker.inference.model.device_tokens import DeviceTokens
+from worker.inference.model.forward import PassContext
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.prefill import TOKENS_PER_STEP, PrefillForward
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
@@ -112,22 +113,16 @@ class ModelRunner:
         self._graphs_layout = self._slots.layout_version
         uses_graphs = self._uses_kernels and uses_graphs
         self._decode_graphs = StepGraphs(self._forward_rows, batch_sizes(max_rows)) if uses_graphs else None
-        self._prefilling = PrefillForward(
-            self._cache,
-            self._block_tables_RP,
-            self._slots,
+        context = PassContext(
             self._forward,
-            uses_kernels=self._uses_kernels,
-            uses_graphs=uses_graphs,
-        )
-        self._verifying = VerifyingForward(
             self._cache,
             self._block_tables_RP,
             self._slots,
-            lambda ids_N, step: self._forward(ids_N, step, has_logits=True),
             uses_kernels=self._uses_kernels,
             uses_graphs=uses_graphs,
         )
+        self._prefilling = PrefillForward(context)
+        self._verifying = VerifyingForward(context)
 
     def warm_up(self) -> None:
         """Allocate adapter slots and capture graphs, before the first request. Raises OutOfMemory.

@@ -8,14 +8,12 @@ Shape letters: R all rows, P blocks of a row, N positions of all rows in order, 
 """
 
 import logging
-from collections.abc import Callable
 
 import torch
 
-from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.batching.step_costs import SIZES
 from worker.inference.model import attention
-from worker.inference.model.kv_cache import KVCache
+from worker.inference.model.forward import CapturedInputs, PassContext
 from worker.inference.model.step_graphs import StepGraphs
 from worker.models.device import on_device
 
@@ -23,33 +21,15 @@ MAX_POSITIONS = SIZES[-1]
 
 _log = logging.getLogger(__name__)
 
-# Logits [N, V] of tokens [N].
-Forward = Callable[[torch.Tensor, attention.Step], torch.Tensor]
-
 
 class VerifyingForward:
     """The forward pass of verifying steps. Not thread-safe."""
 
-    def __init__(
-        self,
-        cache: KVCache,
-        block_tables_RP: torch.Tensor,
-        slots: LoraSlots,
-        forward: Forward,
-        *,
-        uses_kernels: bool,
-        uses_graphs: bool,
-    ) -> None:
-        """`block_tables_RP`: its last row is no sequence's; padding is written to its block."""
-        self._cache = cache
-        self._block_tables_RP = block_tables_RP
-        self._slots = slots
-        self._forward = forward
-        self._uses_kernels = uses_kernels
-        self._graphs = StepGraphs(self._forward_captured, list(SIZES)) if uses_graphs else None
-        self._device = block_tables_RP.device
-        # The inputs of captured steps: token, row, position and adapter slot.
-        self._inputs_4N = torch.zeros(4, MAX_POSITIONS, dtype=torch.long, device=self._device)
+    def __init__(self, context: PassContext) -> None:
+        self._context = context
+        self._graphs = StepGraphs(self._forward_captured, list(SIZES)) if context.uses_graphs else None
+        self._inputs = CapturedInputs(context, MAX_POSITIONS)
+        self._device = context.block_tables_RP.device
         self._indices_N = torch.arange(MAX_POSITIONS, device=self._device)
 
     def logits(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> torch.Tensor:
@@ -61,11 +41,12 @@ class VerifyingForward:
         if self._graphs is not None and self._graphs.size(count) is not None:
             return self._replay(self._graphs, inputs_4N, used)
         ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device)
-        self._slots.select(used, slots_N)
-        if self._uses_kernels:
-            return self._forward(ids_N, self._step_of_positions(rows_N, positions_N))
-        step = attention.Step(self._cache, self._block_tables_RP, rows_N, positions_N, chunks)
-        return self._forward(ids_N, step)
+        context = self._context
+        context.slots.select(used, slots_N)
+        if context.uses_kernels:
+            return context.forward(ids_N, self._step_of_positions(rows_N, positions_N))
+        step = attention.Step(context.cache, context.block_tables_RP, rows_N, positions_N, chunks)
+        return context.forward(ids_N, step, has_logits=True)
 
     def is_equal_to(self, plain_NV: torch.Tensor, ids_N: torch.Tensor, tolerance: float) -> bool:
         """Whether the logits of these tokens, in row 0 from position 0 on, are those of plain steps.
@@ -95,18 +76,16 @@ class VerifyingForward:
     def _replay(self, graphs: StepGraphs, inputs_4N: torch.Tensor, used: set[int]) -> torch.Tensor:
         count = inputs_4N.shape[1]
         size = graphs.size(count) or count
-        padding = torch.tensor([[0], [len(self._block_tables_RP) - 1], [0], [0]])
-        padded_4N = torch.cat([inputs_4N, padding.expand(4, size - count)], 1)
-        self._inputs_4N[:, :size] = on_device(padded_4N, self._device)
-        self._slots.select(used, self._inputs_4N[3])
-        return graphs.run(count, self._slots.slot_count)[:count]
+        self._inputs.set(inputs_4N, size)
+        self._context.slots.select(used, self._inputs.slots_N)
+        return graphs.run(count, self._context.slots.slot_count)[:count]
 
     def _forward_captured(self, size: int) -> torch.Tensor:
-        """Logits of the first `size` tokens of `_inputs_4N`."""
-        ids_N, rows_N, positions_N, _ = self._inputs_4N[:, :size]
-        return self._forward(ids_N, self._step_of_positions(rows_N, positions_N))
+        """Logits of the first `size` inputs."""
+        ids_N, rows_N, positions_N, _ = self._inputs.values_4N[:, :size]
+        return self._context.forward(ids_N, self._step_of_positions(rows_N, positions_N))
 
     def _step_of_positions(self, rows_N: torch.Tensor, positions_N: torch.Tensor) -> attention.Step:
         """A decode step in which every position is a row of its own."""
-        tables_NP, indices_N = self._block_tables_RP[rows_N], self._indices_N[: len(rows_N)]
-        return attention.Step(self._cache, tables_NP, indices_N, positions_N, uses_kernels=True)
+        tables_NP, indices_N = self._context.block_tables_RP[rows_N], self._indices_N[: len(rows_N)]
+        return attention.Step(self._context.cache, tables_NP, indices_N, positions_N, uses_kernels=True)

@@ -272,7 +272,7 @@ def test_positions_as_rows_of_their_own_have_the_same_logits(runner, wanted, pla
             sizes.append(self.size(needed))
             return self.work(self.size(needed))
 
-    monkeypatch.setattr(forward, "_uses_kernels", True)
+    monkeypatch.setattr(forward, "_context", replace(forward._context, uses_kernels=True))
     monkeypatch.setattr(forward, "_graphs", Captured(forward._forward_captured, verifying.SIZES))
 
     found, sequences, _ = answer(runner, wanted, speculates=True)
