@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine, EngineOptions
+from worker.inference.model import runner as model_runner
 from worker.inference.model.prefill import SIZES
 from worker.inference.model.runner import ModelRunner
 from worker.inference.sampling.sampler import SampledBatch
@@ -169,6 +171,35 @@ def test_first_tokens_come_without_a_decode_step_where_no_other_sequence_needs_o
     engine.step()
     assert steps == [3]
     assert [len(one.token_ids) for one in [*together, last]] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 5])
+@pytest.mark.parametrize("is_asynchronous", [False, True])
+@pytest.mark.parametrize("part", ["copy", "first tokens"])
+def test_a_step_that_runs_out_of_memory_is_computed_again(
+    part, failing, is_asynchronous, requests, adapters, runner, monkeypatch
+):
+    """Copying tokens to the host fails once, or computing the logits of first tokens or of a step."""
+    monkeypatch.setattr(runner, "is_asynchronous", is_asynchronous)
+    owner, name = (model_runner, "DeviceTokens") if part == "copy" else (runner._path, "logits")
+    right, calls = getattr(owner, name), count(1)
+
+    def fail_once(*given):
+        if next(calls) == failing:
+            raise torch.OutOfMemoryError("none left")
+        return right(*given)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    mine = list({one.prompt_ids: one for one in requests if len(one.expected) > 3}.values())[:3]
+    engine = new_engine(runner, Mailbox())
+    sequences = [as_sequence(one, adapters) for one in mine]
+    for sequence in sequences:
+        engine.submit(sequence)
+    for _ in range(60):
+        engine.step()
+
+    assert [one.token_ids for one in sequences] == [one.expected for one in mine]
+    assert next(calls) > failing
 
 
 def test_prompts_padded_to_captured_sizes_answer_as_peft_does_alone(requests, adapters, runner, monkeypatch):

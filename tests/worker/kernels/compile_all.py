@@ -101,7 +101,9 @@ def compile_serving(dtype: torch.dtype) -> None:
         matrix_vector.product(one_1I, weight_OI, norm=input_norm)
         matrix_vector.product(one_1I, weight_OI, norm=input_norm, is_gated=True)
     for count in (2, 9, 20):
-        skinny_matmul.product(torch.zeros(count, width, dtype=dtype), weight_OI[:, :width].contiguous())
+        few, plus_NO = torch.zeros(count, width, dtype=dtype), torch.zeros(count, 8448, dtype=dtype)
+        skinny_matmul.product(few, torch.zeros(width, width, dtype=dtype))
+        skinny_matmul.product(few, torch.zeros(8448, width, dtype=dtype), plus_NO[0], plus_NO)
     greedy.choose(x, -1)
     greedy.advance(each, each, each, each, width)
     b_SRO = torch.zeros(slots, rank, width, dtype=dtype)

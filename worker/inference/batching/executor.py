@@ -337,7 +337,7 @@ class BatchExecutor:
             self.fail(sequence, error)
             return
         self._counts.generation_tokens += 1
-        # The step that makes the first token reads the last one of the prompt.
+        # The last token of a prompt is counted with the first one that is made.
         self._counts.prompt_tokens += len(sequence.token_ids) == 1
         for delta in deltas:
             self._put(sequence, delta)

@@ -15,7 +15,7 @@ class PendingTokens(Protocol):
     """The tokens of a step that the device may still be computing."""
 
     def to_host(self) -> list[SampledToken]:
-        """The tokens by row. Waits for the device."""
+        """The tokens by row, at least up to the last row whose prompt is read. Waits for the device."""
 
 
 class Runner(Protocol):

@@ -103,9 +103,9 @@ class Sequence:
 
     @property
     def prefill_length(self) -> int:
-        """The number of tokens to read before the first decode step, which reads the last one of a prompt.
+        """The number of tokens to read before the first token is made: all but the last one of a prompt.
 
-        For an embedding, which has no decode step, all of them.
+        Of an embedding, for which no token is made, all of them.
         """
         return len(self.prompt.token_ids) - (0 if self.prompt.embeds else 1)
 

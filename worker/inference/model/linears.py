@@ -19,7 +19,7 @@ from torch.nn import functional
 from worker.kernels.pending_lora import PendingLora
 from worker.models.linear_groups import group_by_input
 
-# Rows whose number the kernels are not compiled for.
+# Appended rows of the products that are computed to compile kernels, which are the same for any number.
 _COMPILED_ROWS = 32
 
 
@@ -85,9 +85,13 @@ class MergedDenseWeights:
         self._uses_kernels = used
 
     def compile_kernels(self, count: int, dtype: torch.dtype) -> None:
-        """Compile what products of so many tokens need, by computing one."""
+        """Compile what products of so many tokens need, by computing one, unless torch computes it."""
+        from worker.kernels.serving import skinny_matmul
+
         weight_OI, _bias_O = self.plain()
-        self.product(weight_OI.new_zeros(count, weight_OI.shape[1], dtype=dtype))
+        x_NI = weight_OI.new_zeros(count, weight_OI.shape[1], dtype=dtype)
+        if count == 1 or skinny_matmul.can_multiply(x_NI, weight_OI):
+            self.product(x_NI)
 
     def _linear(
         self,
@@ -163,10 +167,13 @@ class MergedFourBitWeights:
 
     def compile_kernels(self, count: int, dtype: torch.dtype) -> None:
         """Compile what products of so many tokens need, with rows and without, by computing them."""
+        from worker.kernels.serving.four_bit_matmul import MAX_TOKENS_WITH_ROWS
+
         x_NI = self._packed.new_zeros(count, self._state.shape[1], dtype=dtype)
-        self.product(x_NI)
         if self._can_use_kernel(x_NI):
-            self._products_by_kernel(x_NI, None, x_NI[:1].expand(_COMPILED_ROWS, -1))
+            self._products_by_kernel(x_NI, None, None)
+            if count <= MAX_TOKENS_WITH_ROWS:
+                self._products_by_kernel(x_NI, None, x_NI[:1].expand(_COMPILED_ROWS, -1))
 
     def _can_use_kernel(self, x_NI: torch.Tensor) -> bool:
         if not self._uses_kernels or x_NI.dtype != self._state.dtype:

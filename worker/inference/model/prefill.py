@@ -37,6 +37,13 @@ class PrefillForward:
             self._context.slots.select({slot_count}, self._inputs.slots_N)
             self._graphs.capture_all(slot_count)
 
+    def has_room(self, count: int, more: int) -> bool:
+        """Whether a captured pass over `count` tokens computes as many as one over `more` tokens more.
+
+        Without graphs a few tokens cost next to nothing.
+        """
+        return self._graphs is None or self._graphs.size(count) == self._graphs.size(count + more)
+
     def states(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> torch.Tensor:
         """Last hidden states [≥ N, H] of these tokens, rows, positions and adapter slots, on the host.
 

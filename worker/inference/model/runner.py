@@ -33,7 +33,7 @@ from worker.inference.model.prefill import TOKENS_PER_STEP, PrefillForward
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
 from worker.inference.model.verifying import MAX_POSITIONS, VerifyingForward
 from worker.inference.sampling.drafted import DraftedPositions
-from worker.inference.sampling.sampler import SampledBatch, Sampler, score_tokens
+from worker.inference.sampling.sampler import Sampler, score_tokens
 from worker.models.device import Device, free_memory_bytes, on_device
 
 MAX_ROWS = {"cpu": 32, "cuda": 128}
@@ -150,9 +150,9 @@ class ModelRunner:
             self._compile_sampling(decode_graphs.run(1, 0))
 
     def _compile_sampling(self, logits_1V: torch.Tensor) -> None:
-        """Compile what chooses greedy tokens of logits like these."""
-        self._sample_rows(logits_1V, slice(1))
-        self.free(0)
+        """Compile what chooses greedy tokens of logits like these, and what rows advance by."""
+        sampled = self._sampler.sample(logits_1V, 0, self._active_R[:1])
+        self._advance(slice(1), sampled.tokens_B)
 
     def check_verifying(self) -> None:
         """Verify no drafted tokens where their logits would differ from those of plain steps.
@@ -267,7 +267,7 @@ class ModelRunner:
         return ChunkRead(scores=scores)
 
     def _ending(self, prefills: list[Prefill]) -> list[Sequence]:
-        """The sequences whose prompts end with these chunks, where their last tokens can be read with them.
+        """The sequences whose prompts end with these chunks, where reading their last tokens costs nothing.
 
         Then no decode step is needed for their first tokens (`_decode_read`).
         """
@@ -277,8 +277,8 @@ class ModelRunner:
             if one.sequence.prompt.makes_tokens
             and one.sequence.prefilled_count + one.token_count == one.sequence.prefill_length
         ]
-        count = sum(one.token_count for one in prefills) + len(ending)
-        can_read = self._path.has_logits_alone and count <= self.capacity.prefill_tokens_per_step
+        count = sum(one.token_count for one in prefills)
+        can_read = self._path.has_logits_alone and self._prefilling.has_room(count, len(ending))
         return ending if can_read else []
 
     def decode(self, running: list[Sequence]) -> DeviceTokens:
@@ -384,23 +384,25 @@ class ModelRunner:
     def _sample(self, logits_BV: torch.Tensor, sequences: list[Sequence], rows: slice) -> DeviceTokens:
         """Sample the tokens of these rows, and make them the inputs of the next step."""
         self._sampler.set_masks(sequences)
-        return DeviceTokens(self._sample_rows(logits_BV, rows))
+        sampled = self._sampler.sample(logits_BV, sequences[0].row, self._active_R[rows])
+        tokens = DeviceTokens(sampled)
+        # The last that can fail: after an error no row has advanced.
+        self._advance(rows, sampled.tokens_B)
+        return tokens
 
-    def _sample_rows(self, logits_BV: torch.Tensor, rows: slice) -> SampledBatch:
+    def _advance(self, rows: slice, tokens_B: torch.Tensor) -> None:
+        """Make the tokens of active rows, whose prompts are read, the inputs of the next step."""
         active_B = self._active_R[rows]
-        sampled = self._sampler.sample(logits_BV, rows.start or 0, active_B)
         # The next step may be launched before the host has seen NO_TOKEN, which is no id.
         if self._uses_kernels:
             from worker.kernels.serving import greedy
 
             state = (self._tokens_R[rows], self._positions_R[rows])
-            greedy.advance(*state, sampled.tokens_B, active_B, self._embedding_count)
-            return sampled
-        ids_B = sampled.tokens_B.clamp(0, self._embedding_count - 1)
-        # Rows whose prompt is not read are computed too, but their state does not change.
+            greedy.advance(*state, tokens_B, active_B, self._embedding_count)
+            return
+        ids_B = tokens_B.clamp(0, self._embedding_count - 1)
         self._tokens_R[rows] = torch.where(active_B > 0, ids_B, self._tokens_R[rows])
         self._positions_R[rows] += active_B
-        return sampled
 
     def _drop_stale_graphs(self) -> None:
         """Drop captured graphs once the adapters' tensors were reallocated."""

@@ -21,7 +21,7 @@ from worker.kernels.serving.four_bit_vector import BLOCK, look_up
 MAX_TOKENS = 64
 _FEWEST_TOKENS = 8  # of a tile
 _DENSE_ROWS = 16  # to a program
-_MAX_TOKENS_WITH_ROWS = 16  # above, cuBLAS computes the products with further rows sooner
+MAX_TOKENS_WITH_ROWS = 16  # above, cuBLAS computes the products with further rows sooner
 _FEW_OUTPUTS, _MANY_OUTPUTS = 8192, 16384
 
 
@@ -63,7 +63,7 @@ def products(
     outputs = absmax.numel() * BLOCK // inputs
     if count == 1 and tiles is None and four_bit_vector.can_multiply(x_NI, packed, outputs):
         return four_bit_vector.product(x_NI, packed, absmax, code, bias_O, plus_NO, rows_CI)
-    if rows_CI is not None and count > _MAX_TOKENS_WITH_ROWS:
+    if rows_CI is not None and count > MAX_TOKENS_WITH_ROWS:
         y_NO, _none = products(x_NI, packed, absmax, code, bias_O, plus_NO, tiles=tiles)
         return y_NO, functional.linear(x_NI, rows_CI)
     row_count = len(rows_CI) if rows_CI is not None else 0

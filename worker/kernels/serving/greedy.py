@@ -1,6 +1,6 @@
 """The likeliest token of each row of a step, and the rows' last tokens and positions after a step.
 
-PyTorch takes ten kernels for that, each of which runs for as long as it takes to launch it.
+PyTorch takes 13 kernels for that, each of which runs for as long as it takes to launch it.
 Shape letters: B rows of a step, V vocabulary.
 """
 
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 _MAX_BLOCK = 8192
-_ROWS = 256  # to a program: one number, since each is compiled on its own
+_ROWS = 256  # to a program, however few there are: the kernel is compiled once
 
 
 def choose(logits_BV: torch.Tensor, no_token: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ _FEW_OUTPUTS = 8192
 class DenseTiles(NamedTuple):
     """A program computes `rows` outputs. Of every `warps` times `inputs` inputs each warp takes a part.
 
-    `stages`: the steps whose weights are in shared memory or on their way to it.
+    `stages`: one more than the steps whose weights are in shared memory or on their way to it.
     """
 
     rows: int
@@ -46,9 +46,8 @@ _TILES = {
 
 
 def can_multiply(x_NI: torch.Tensor, weight_OI: torch.Tensor) -> bool:
-    """Whether there are few tokens, numbers have 16 bits, and rows of x and W begin where a load may.
-
-    And whether the device has enough shared memory: GPUs of consumers have less than those of data centers.
+    """Whether there are few tokens, numbers have 16 bits, rows of x and W begin where a load may, and the
+    device has enough shared memory. GPUs of consumers have less than those of data centers.
     """
     count, (outputs, inputs) = len(x_NI), weight_OI.shape
     if count > MAX_TOKENS or not x_NI.element_size() == weight_OI.element_size() == 2:

@@ -65,10 +65,22 @@ def test_other_products_are_left_to_torch(count: int, inputs: int, dtype: torch.
 
 def test_views_that_are_not_aligned_are_left_to_torch() -> None:
     flat = torch.zeros(8 * 64 + 1, dtype=torch.float16)
+    aligned, shifted = flat[:-1].view(8, 64), flat[1:].view(8, 64)
 
-    assert skinny_matmul.can_multiply(torch.zeros(2, 64).half(), flat[:-1].view(8, 64))
-    assert not skinny_matmul.can_multiply(torch.zeros(2, 64).half(), flat[1:].view(8, 64))
-    assert not skinny_matmul.can_multiply(torch.zeros(2, 64).half(), flat[:-1].view(8, 64)[:, ::2])
+    assert skinny_matmul.can_multiply(aligned, aligned)
+    assert not skinny_matmul.can_multiply(aligned, shifted)
+    assert not skinny_matmul.can_multiply(shifted, aligned)
+    assert not skinny_matmul.can_multiply(aligned[:, ::2], aligned[:, ::2])
+
+
+def test_inputs_and_residual_may_be_parts_of_wider_tensors(device: torch.device) -> None:
+    torch.manual_seed(0)
+    x_NI, plus_NO = random(3, 128, device=device)[:, :64], random(3, 80, device=device)[:, :41]
+    weight_OI = random(41, 64, device=device)
+
+    y_NO = skinny_matmul.product(x_NI, weight_OI, None, plus_NO)
+
+    assert_rounded(y_NO, x_NI.double() @ weight_OI.double().T + plus_NO)
 
 
 @pytest.mark.parametrize("kilobytes", [64, 100])
