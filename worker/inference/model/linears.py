@@ -30,7 +30,7 @@ class MergedWeights(Protocol):
     def append_rows(self, count: int) -> torch.Tensor: ...
     def product_with_rows(self, x_NI: torch.Tensor, row_count: int) -> tuple[torch.Tensor, torch.Tensor]: ...
     def use_kernels(self, used: bool = True) -> None: ...
-    def compile_kernels(self, count: int, dtype: torch.dtype) -> None: ...
+    def compile_kernels(self, count: int) -> None: ...
 
 
 class ProductWithLora(Protocol):
@@ -84,12 +84,12 @@ class MergedDenseWeights:
         """Compute products of few tokens by kernels, which are faster than the general product."""
         self._uses_kernels = used
 
-    def compile_kernels(self, count: int, dtype: torch.dtype) -> None:
+    def compile_kernels(self, count: int) -> None:
         """Compile what products of so many tokens need, by computing one, unless torch computes it."""
         from worker.kernels.serving import skinny_matmul
 
         weight_OI, _bias_O = self.plain()
-        x_NI = weight_OI.new_zeros(count, weight_OI.shape[1], dtype=dtype)
+        x_NI = weight_OI.new_zeros(count, weight_OI.shape[1])
         if count == 1 or skinny_matmul.can_multiply(x_NI, weight_OI):
             self.product(x_NI)
 
@@ -165,11 +165,11 @@ class MergedFourBitWeights:
         """Compute products of up to 64 tokens by a kernel, which is faster than bitsandbytes'."""
         self._uses_kernels = used
 
-    def compile_kernels(self, count: int, dtype: torch.dtype) -> None:
+    def compile_kernels(self, count: int) -> None:
         """Compile what products of so many tokens need, with rows and without, by computing them."""
         from worker.kernels.serving.four_bit_matmul import MAX_TOKENS_WITH_ROWS
 
-        x_NI = self._packed.new_zeros(count, self._state.shape[1], dtype=dtype)
+        x_NI = self._packed.new_zeros(count, self._state.shape[1], dtype=self._state.dtype)
         if self._can_use_kernel(x_NI):
             self._products_by_kernel(x_NI, None, None)
             if count <= MAX_TOKENS_WITH_ROWS:
@@ -243,7 +243,7 @@ class MergedLinears:
         return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
-def compile_products(groups: list[MergedLinears], counts: list[int], dtype: torch.dtype) -> None:
+def compile_products(groups: list[MergedLinears], counts: list[int]) -> None:
     """Compile the kernels of products of these numbers of tokens, several at once in threads.
 
     At a machine's first start there are dozens, and each takes seconds. What fails here is not raised: it
@@ -256,13 +256,13 @@ def compile_products(groups: list[MergedLinears], counts: list[int], dtype: torc
         for alike in by_inputs.values():
             for count in counts:
                 # In one thread, since weights with as many inputs may share kernels.
-                threads.submit(_compile_products, list(alike.values()), count, dtype)
+                threads.submit(_compile_products, list(alike.values()), count)
 
 
 @torch.inference_mode()
-def _compile_products(groups: list[MergedLinears], count: int, dtype: torch.dtype) -> None:
+def _compile_products(groups: list[MergedLinears], count: int) -> None:
     for group in groups:
-        group.weights.compile_kernels(count, dtype)
+        group.weights.compile_kernels(count)
 
 
 def merge_linears(model: nn.Module) -> list[MergedLinears]:

@@ -92,7 +92,7 @@ def _use_kernels(
                 undo.callback(group.weights.use_kernels, False)
                 group.weights.use_kernels()
             if model.device.type == "cuda":  # Triton's interpreter runs in one thread
-                compile_products(path.groups, [*_PROBED_SIZES, *_PRODUCT_SIZES], model.dtype)
+                compile_products(path.groups, [*_PROBED_SIZES, *_PRODUCT_SIZES])
             errors = [_error(_probe(path, model, ids_N, uses_kernels=True)[1], expected_NV)]
             errors += _errors_of_products(path.groups, model.dtype)
         except ModelUnsupported:

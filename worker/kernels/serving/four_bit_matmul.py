@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from worker.kernels.serving import four_bit_vector
 from worker.kernels.serving.four_bit_vector import BLOCK, look_up
+from worker.kernels.serving.skinny_matmul import store_product
 
 MAX_TOKENS = 64
 _FEWEST_TOKENS = 8  # of a tile
@@ -176,14 +177,7 @@ def _product_kernel(
         UNROLL,
         STAGES,
     )
-    has_row = rows[:, None] < output_count
-    has_both = has_row & has_token[None, :]
-    at = tokens[None, :] * output_count + rows[:, None]
-    if HAS_BIAS:
-        total += tl.load(bias + rows[:, None], mask=has_row, other=0.0).to(tl.float32)
-    if HAS_PLUS:
-        total += tl.load(plus + at, mask=has_both, other=0.0).to(tl.float32)
-    tl.store(y + at, total.to(dtype), mask=has_both)
+    store_product(total, y, bias, plus, rows, tokens, count, output_count, HAS_BIAS, HAS_PLUS)
 
 
 @triton.jit

@@ -159,9 +159,25 @@ def _product_kernel(
             weights = tl.load(weight + first, mask=has_input[:, None, :], other=0.0)
             x_part = tl.load(x + first, mask=has_input[:, :, None] & has_token[None, None, :], other=0.0)
         summed = tl.dot(weights, x_part, summed)
-    total = tl.sum(summed, 0)
+    store_product(tl.sum(summed, 0), y, bias, plus, rows, tokens, count, output_count, HAS_BIAS, HAS_PLUS)
+
+
+@triton.jit
+def store_product(
+    total,
+    y,
+    bias,
+    plus,
+    rows,
+    tokens,
+    count,
+    output_count,
+    HAS_BIAS: tl.constexpr,
+    HAS_PLUS: tl.constexpr,
+):
+    """Store sums [rows, tokens] as a part of y [tokens, outputs], with bias and plus added in float32."""
     has_row = rows[:, None] < output_count
-    has_both = has_row & has_token[None, :]
+    has_both = has_row & (tokens < count)[None, :]
     at = tokens[None, :] * output_count + rows[:, None]
     if HAS_BIAS:
         total += tl.load(bias + rows[:, None], mask=has_row, other=0.0).to(tl.float32)
