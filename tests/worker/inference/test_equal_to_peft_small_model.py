@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.worker.inference.conftest import peft_warnings_ignored, save_adapter
+from tests.worker.inference.equal_to_peft.playing import BASE, END, Request, play, vary
 from tests.worker.inference.random_models import generate
-from tests.worker.inference.test_equal_to_peft import BASE, END, Request, play, vary
 from worker.inference.adapters.cache import CachedAdapter, read_adapter
 from worker.inference.model.runner import ModelRunner
 from worker.models.base_model import load_for_serving

@@ -9,8 +9,8 @@ from app.core.errors.jobs import OutOfMemory
 from app.core.settings import EngineWeights
 from app.core.specs.job import QuantizationSpec
 from tests.worker.engine_process import engine_request
+from tests.worker.inference.equal_to_peft.playing import Request, as_sequence
 from tests.worker.inference.fakes import Mailbox
-from tests.worker.inference.test_equal_to_peft import Request, as_sequence
 from worker.inference import loading
 from worker.inference.adapters.cache import read_adapter
 from worker.inference.batching.scheduler import Scheduler

@@ -12,8 +12,8 @@ from app.core.engine.sampling import Sampling
 from app.core.errors.jobs import OutOfMemory
 from tests.worker.inference.conftest import ADAPTERS
 from tests.worker.inference.drafts.drafting import draft_at_random
+from tests.worker.inference.equal_to_peft.playing import BASE, END, new_runner
 from tests.worker.inference.fakes import Mailbox
-from tests.worker.inference.test_equal_to_peft import BASE, END, new_runner
 from worker.inference.adapters.cache import CachedAdapter
 from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler

@@ -3,14 +3,9 @@
 import pytest
 import torch
 
+from tests.worker.kernels.serving.test_four_bit_matmul import assert_rounded
 from worker.kernels.serving import skinny_matmul
 from worker.kernels.serving.skinny_matmul import DenseTiles
-
-
-def assert_rounded(y_NO: torch.Tensor, exact_NO: torch.Tensor) -> None:
-    """The sums of float32 numbers, rounded to the type of the results."""
-    eps = torch.finfo(y_NO.dtype).eps
-    torch.testing.assert_close(y_NO.double(), exact_NO, atol=1e-4, rtol=eps)
 
 
 def random(*shape: int, device: torch.device, dtype: torch.dtype = torch.float16) -> torch.Tensor:

@@ -1,0 +1,92 @@
+"""Answers equal PEFT's whichever way a step takes: read prompts, captured sizes, a step that fails."""
+
+import random
+from itertools import count
+
+import pytest
+import torch
+
+from tests.worker.inference.equal_to_peft.playing import as_sequence, new_engine, play
+from tests.worker.inference.fakes import Mailbox
+from worker.inference.model import runner as model_runner
+from worker.inference.model.prefill import SIZES
+
+
+def test_first_tokens_come_without_a_decode_step_where_no_other_sequence_needs_one(
+    requests, adapters, runner, monkeypatch
+):
+    steps: list[int] = []
+    forward_rows = runner._forward_rows
+
+    def forward_and_count(count: int, *args: int, **options: int) -> torch.Tensor:
+        steps.append(count)
+        return forward_rows(count, *args, **options)
+
+    monkeypatch.setattr(runner, "_forward_rows", forward_and_count)
+    mine = {one.prompt_ids: one for one in requests if len(one.prompt_ids) > 9 and len(one.expected) > 3}
+    first, second, later = list(mine.values())[:3]
+    engine = new_engine(runner, Mailbox())
+    together = [as_sequence(first, adapters), as_sequence(second, adapters)]
+    for sequence in together:
+        engine.submit(sequence)
+    engine.step()
+
+    assert steps == []
+    assert [one.token_ids for one in together] == [first.expected[:1], second.expected[:1]]
+    last = as_sequence(later, adapters)
+    engine.submit(last)
+    engine.step()
+    assert steps == [3]
+    assert [len(one.token_ids) for one in [*together, last]] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 5])
+@pytest.mark.parametrize("is_asynchronous", [False, True])
+@pytest.mark.parametrize("part", ["copy", "first tokens"])
+def test_a_step_that_runs_out_of_memory_is_computed_again(
+    part, failing, is_asynchronous, requests, adapters, runner, monkeypatch
+):
+    """Copying tokens to the host fails once, or computing the logits of first tokens or of a step."""
+    monkeypatch.setattr(runner, "is_asynchronous", is_asynchronous)
+    owner, name = (model_runner, "DeviceTokens") if part == "copy" else (runner._path, "logits")
+    right, calls = getattr(owner, name), count(1)
+
+    def fail_once(*given):
+        if next(calls) == failing:
+            raise torch.OutOfMemoryError("none left")
+        return right(*given)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    mine = list({one.prompt_ids: one for one in requests if len(one.expected) > 3}.values())[:3]
+    engine = new_engine(runner, Mailbox())
+    sequences = [as_sequence(one, adapters) for one in mine]
+    for sequence in sequences:
+        engine.submit(sequence)
+    for _ in range(60):
+        engine.step()
+
+    assert [one.token_ids for one in sequences] == [one.expected for one in mine]
+    assert next(calls) > failing
+
+
+def test_prompts_padded_to_captured_sizes_answer_as_peft_does_alone(requests, adapters, runner, monkeypatch):
+    """As on a GPU: with the kernel of attention for prompts, several chunks and padding in a pass."""
+    pytest.importorskip("worker.kernels.serving.prompt_attention")
+    passes: list[int] = []
+
+    class Captured:
+        def size(self, needed: int) -> int | None:
+            return next((size for size in SIZES if size >= needed), None)
+
+        def run(self, needed: int, slot_count: int) -> torch.Tensor:
+            passes.append(needed)
+            return runner._prefilling._forward_captured(self.size(needed))
+
+        def discard(self) -> None: ...
+
+    monkeypatch.setattr(runner._prefilling, "_graphs", Captured())
+    long = [one for one in requests if len(one.prompt_ids) > 9][:6]
+    done = play(random.Random(0), runner, adapters, list(long), arrivals=0.9)
+
+    assert [sequence.token_ids for sequence in done] == [request.expected for request in done.values()]
+    assert max(passes) > max(len(one.prompt_ids) for one in long)
