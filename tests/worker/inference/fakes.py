@@ -98,7 +98,7 @@ class FakeRunner:
     def start(self, sequence: Sequence) -> None:
         assert sequence.blocks
 
-    def prefill(self, prefills: list[Prefill]) -> list[ChunkRead]:
+    def prefill(self, prefills: list[Prefill], ready: list[Sequence]) -> list[ChunkRead]:
         """The hidden state of token n is (n, 1)."""
         if self.prefill_errors:
             raise self.prefill_errors.pop()

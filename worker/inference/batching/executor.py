@@ -254,7 +254,7 @@ class BatchExecutor:
         if not prefills:
             return
         try:
-            read = list(zip(prefills, self.runner.prefill(prefills), strict=True))
+            read = list(zip(prefills, self.runner.prefill(prefills, self._ready_to_sample()), strict=True))
         except Exception as error:
             self._check_usable(error)
             if len(prefills) == 1:
@@ -267,10 +267,17 @@ class BatchExecutor:
             self._counts.prompt_tokens += prefill.token_count
             self.batch.commit(prefill.sequence)
 
+    def _ready_to_sample(self) -> list[Sequence]:
+        """The sequences whose prompts are read; none where drafts for them may be verified in this step."""
+        running = self.batch.running
+        if self._speculation is not None and not self._in_flight and self._speculation.wants_host(running):
+            return []
+        return [one for one in running if one.is_prefilled]
+
     def _prefill_alone(self, prefill: Prefill) -> list[tuple[Prefill, ChunkRead]]:
         """Read a chunk of one prompt. Returns it, or nothing where its sequence has failed."""
         try:
-            (chunk,) = self.runner.prefill([prefill])
+            (chunk,) = self.runner.prefill([prefill], ready=[])
         except Exception as error:
             self._fail_after_error(prefill.sequence, error)
             return []

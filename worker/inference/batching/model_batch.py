@@ -112,18 +112,25 @@ class ModelBatch:
         """Chunks of prompts to read in this step, in row order, up to `prefill_tokens_per_step` tokens.
 
         The last token of a prompt is left out: a decode step reads it, unless the runner reads it with the
-        others. Of a text whose embedding is wanted all tokens are read here.
+        others. Of a text whose embedding is wanted all tokens are read here. The tokens that a decode step
+        would read count as well, so that a pass has room for them.
         """
-        chunks = []
-        token_budget = self.capacity.prefill_tokens_per_step
-        scored_budget = min(self.capacity.scored_tokens_per_step, token_budget)
+        chunks: list[Prefill] = []
+        scored_budget = min(self.capacity.scored_tokens_per_step, self.capacity.prefill_tokens_per_step)
+        token_budget = self.capacity.prefill_tokens_per_step - sum(one.is_prefilled for one in self.running)
+        # Many rows never keep prompts from being read.
+        token_budget = max(token_budget, self.capacity.prefill_tokens_per_step // 2)
         for sequence in self.running:
             left = sequence.prefill_length - sequence.prefilled_count
             is_scored = sequence.prompt.is_scored
-            count = min(left, token_budget, scored_budget if is_scored else left)
+            ends = sequence.prompt.makes_tokens and not is_scored
+            count = min(left, scored_budget if is_scored else left, token_budget)
+            # The last token of a prompt has its place in the same pass.
+            if ends and count == left == token_budget > 1:
+                count -= 1
             if count > 0:
                 chunks.append(Prefill(sequence, count))
-                token_budget -= count
+                token_budget -= count + (ends and count == left)
                 scored_budget -= count if is_scored else 0
         return chunks
 

@@ -113,7 +113,7 @@ class GeneralRunner:
             self._rows[sequence.row] = _Row(steps)
             self._sampler.set_row(sequence.row, prompt.sampling, prompt.seed, prompt.token_ids)
 
-    def prefill(self, prefills: list[Prefill]) -> list[ChunkRead]:
+    def prefill(self, prefills: list[Prefill], ready: list[Sequence]) -> list[ChunkRead]:
         """Read each text whose embedding or log-probabilities are wanted, whole with its last chunk.
 
         Prompts to be continued are read by `decode`, as `generate` does. Raises OutOfMemory.

@@ -1,8 +1,10 @@
 """What the forward passes of a runner share: prefills and verifying steps.
 
-Shape letters: R all rows, P blocks of a row, N tokens of a pass, V vocabulary, H hidden size.
+Their inputs are tensors [4, N]: token, position, adapter slot and row.
+Shape letters: N tokens of a pass, V vocabulary, H hidden size.
 """
 
+from collections.abc import Sequence as Listed
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +13,7 @@ import torch
 from worker.inference.adapters.lora_weights import LoraSlots
 from worker.inference.model import attention
 from worker.inference.model.kv_cache import KVCache
+from worker.inference.model.rows import Rows
 from worker.models.device import on_device
 
 
@@ -26,33 +29,49 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class PassContext:
-    """The state of a runner that its passes read and write.
-
-    `block_tables_RP`: the last row is no sequence's; padding is written to its block.
-    """
+    """The state of a runner that its passes read and write."""
 
     forward: Forward
     cache: KVCache
-    block_tables_RP: torch.Tensor
+    rows: Rows
     slots: LoraSlots
     uses_kernels: bool
     uses_graphs: bool
 
 
+@dataclass(frozen=True)
+class ChunkTokens:
+    """The tokens of a chunk, and the adapter slot of its row."""
+
+    chunk: attention.Chunk
+    token_ids: Listed[int]
+    adapter_slot: int
+
+
+def pass_inputs(chunks: Listed[ChunkTokens]) -> torch.Tensor:
+    """The inputs [4, N] of a pass over these tokens, on the host."""
+    columns = [
+        (token_id, position, one.adapter_slot, one.chunk.row)
+        for one in chunks
+        for position, token_id in enumerate(one.token_ids, start=one.chunk.start)
+    ]
+    return torch.tensor(columns, dtype=torch.long).T.contiguous()
+
+
 class CapturedInputs:
-    """The inputs of captured passes, which stay where they are: token, row, position and adapter slot."""
+    """The inputs of captured passes, which stay where they are."""
 
     def __init__(self, context: PassContext, max_count: int) -> None:
-        self._tables_RP = context.block_tables_RP
-        self.values_4N = torch.zeros(4, max_count, dtype=torch.long, device=self._tables_RP.device)
+        self._rows = context.rows
+        self.values_4N = torch.zeros(4, max_count, dtype=torch.long, device=self._rows.device)
 
     @property
     def slots_N(self) -> torch.Tensor:
         """The adapter slots."""
-        return self.values_4N[3]
+        return self.values_4N[2]
 
     def set(self, inputs_4N: torch.Tensor, size: int) -> None:
         """Copy inputs from the host, followed by padding up to `size`."""
-        padding = torch.tensor([[0], [len(self._tables_RP) - 1], [0], [0]])
+        padding = torch.tensor([[0], [0], [0], [self._rows.padding_row]])
         padded_4N = torch.cat([inputs_4N, padding.expand(4, size - inputs_4N.shape[1])], 1)
-        self.values_4N[:, :size] = on_device(padded_4N, self._tables_RP.device)
+        self.values_4N[:, :size] = on_device(padded_4N, self._rows.device)

@@ -29,23 +29,23 @@ class VerifyingForward:
         self._context = context
         self._graphs = StepGraphs(self._forward_captured, list(SIZES)) if context.uses_graphs else None
         self._inputs = CapturedInputs(context, MAX_POSITIONS)
-        self._device = context.block_tables_RP.device
+        self._device = context.rows.device
         self._indices_N = torch.arange(MAX_POSITIONS, device=self._device)
 
     def logits(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> torch.Tensor:
-        """Logits [N, V] of these tokens, rows, positions and adapter slots, on the host.
+        """Logits [N, V] of these inputs, on the host.
 
-        `chunks`: the same rows and positions; `used`: the adapter slots.
+        `chunks`: their rows and positions; `used`: the adapter slots.
         """
         count = inputs_4N.shape[1]
         if self._graphs is not None and self._graphs.size(count) is not None:
             return self._replay(self._graphs, inputs_4N, used)
-        ids_N, rows_N, positions_N, slots_N = on_device(inputs_4N, self._device)
+        ids_N, positions_N, slots_N, rows_N = on_device(inputs_4N, self._device)
         context = self._context
         context.slots.select(used, slots_N)
         if context.uses_kernels:
             return context.forward(ids_N, self._step_of_positions(rows_N, positions_N))
-        step = attention.Step(context.cache, context.block_tables_RP, rows_N, positions_N, chunks)
+        step = attention.Step(context.cache, context.rows.block_tables_RP, rows_N, positions_N, chunks)
         return context.forward(ids_N, step, has_logits=True)
 
     def is_equal_to(self, plain_NV: torch.Tensor, ids_N: torch.Tensor, tolerance: float) -> bool:
@@ -54,7 +54,7 @@ class VerifyingForward:
         `tolerance`: the largest relative error (Euclidean norm).
         """
         inputs_4N = torch.zeros(4, len(ids_N), dtype=torch.long)
-        inputs_4N[0], inputs_4N[2] = ids_N, torch.arange(len(ids_N))
+        inputs_4N[0], inputs_4N[1] = ids_N, torch.arange(len(ids_N))
         try:
             found_NV = self.logits(inputs_4N, [attention.Chunk(0, 0, len(ids_N))], {0}).float()
         # Triton raises many kinds of errors where there is no compiler or a shape is unsupported.
@@ -82,10 +82,11 @@ class VerifyingForward:
 
     def _forward_captured(self, size: int) -> torch.Tensor:
         """Logits of the first `size` inputs."""
-        ids_N, rows_N, positions_N, _ = self._inputs.values_4N[:, :size]
+        ids_N, positions_N, _, rows_N = self._inputs.values_4N[:, :size]
         return self._context.forward(ids_N, self._step_of_positions(rows_N, positions_N))
 
     def _step_of_positions(self, rows_N: torch.Tensor, positions_N: torch.Tensor) -> attention.Step:
         """A decode step in which every position is a row of its own."""
-        tables_NP, indices_N = self._context.block_tables_RP[rows_N], self._indices_N[: len(rows_N)]
+        tables_NP = self._context.rows.block_tables_RP[rows_N]
+        indices_N = self._indices_N[: len(rows_N)]
         return attention.Step(self._context.cache, tables_NP, indices_N, positions_N, uses_kernels=True)

@@ -24,8 +24,8 @@ from tests.worker.inference.fakes import Mailbox
 from tests.worker.inference.random_models import generate
 from worker.inference.adapters.slots import SlotSwap
 from worker.inference.batching import executor
-from worker.inference.batching.embedding import HiddenSum
 from worker.inference.batching.model_batch import Prefill
+from worker.inference.batching.prompt_scores import ChunkRead
 from worker.inference.batching.sequence import Sequence
 from worker.inference.model.runner import ModelRunner
 from worker.inference.sampling.sampler import SampledBatch
@@ -68,9 +68,9 @@ def test_prompts_of_the_schedules_share_blocks(requests, adapters, runner, monke
     read: list[int] = []
     read_all = runner.prefill
 
-    def read_and_count(prefills: list[Prefill]) -> list[HiddenSum | None]:
+    def read_and_count(prefills: list[Prefill], ready: list[Sequence]) -> list[ChunkRead]:
         read.append(sum(prefill.token_count for prefill in prefills))
-        return read_all(prefills)
+        return read_all(prefills, ready)
 
     monkeypatch.setattr(runner, "prefill", read_and_count)
     rng = random.Random(0)

@@ -1,6 +1,7 @@
 """Answers equal PEFT's whichever way a step takes: read prompts, captured sizes, a step that fails."""
 
 import random
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -12,9 +13,8 @@ from worker.inference.model import runner as model_runner
 from worker.inference.model.prefill import SIZES
 
 
-def test_first_tokens_come_without_a_decode_step_where_no_other_sequence_needs_one(
-    requests, adapters, runner, monkeypatch
-):
+def test_a_step_that_reads_prompts_needs_no_decode_step(requests, adapters, runner, monkeypatch):
+    """Not for their first tokens, nor for the next tokens of the others."""
     steps: list[int] = []
     forward_rows = runner._forward_rows
 
@@ -36,8 +36,37 @@ def test_first_tokens_come_without_a_decode_step_where_no_other_sequence_needs_o
     last = as_sequence(later, adapters)
     engine.submit(last)
     engine.step()
+
+    assert steps == []
+    assert [one.token_ids for one in together] == [first.expected[:2], second.expected[:2]]
+    assert last.token_ids == later.expected[:1]
+    engine.step()
     assert steps == [3]
-    assert [len(one.token_ids) for one in [*together, last]] == [2, 2, 1]
+
+
+def test_rows_make_tokens_while_a_long_prompt_before_them_is_read(requests, adapters, runner, monkeypatch):
+    monkeypatch.setattr(runner, "capacity", replace(runner.capacity, prefill_tokens_per_step=20))
+    by_length = sorted(requests, key=lambda one: len(one.prompt_ids))
+    short = [one for one in by_length if len(one.prompt_ids) < 10 and len(one.expected) > 9][:3]
+    engine = new_engine(runner, Mailbox())
+    first, *others = [as_sequence(one, adapters) for one in short]
+    for sequence in (first, *others):
+        engine.submit(sequence)
+    engine.step()
+    long = as_sequence(by_length[-1], adapters)
+    engine.submit(long)
+    engine.step()
+    # The prompt that is read moves to the first row.
+    engine.cancel(first)
+    before = [len(one.token_ids) for one in others]
+    engine.step()
+
+    assert (long.row, long.is_prefilled) == (0, False)
+    assert [len(one.token_ids) for one in others] == [count + 1 for count in before]
+    for _ in range(60):
+        engine.step()
+    assert [one.token_ids for one in others] == [one.expected for one in short[1:]]
+    assert long.token_ids == by_length[-1].expected
 
 
 @pytest.mark.parametrize("failing", [1, 2, 5])

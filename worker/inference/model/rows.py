@@ -1,0 +1,89 @@
+"""The state of all rows on the device, which decode steps read and advance without the host.
+
+Shape letters: R all rows, P blocks of a row, B rows of a step, N tokens of a pass.
+"""
+
+from collections.abc import Sequence as Listed
+
+import torch
+
+from worker.inference.batching.block_manager import block_count
+from worker.inference.batching.model_batch import Capacity, Move
+from worker.inference.batching.sequence import Sequence
+from worker.models.device import on_device
+
+
+class Rows:
+    """The last token of each row, its position, adapter slot and activity, and its block table.
+
+    A row is active once its prompt is read: decode steps advance it. `padding_row`, of the block tables
+    alone, is no sequence's: keys and values of the padding tokens of captured passes are stored in its block.
+    """
+
+    def __init__(
+        self, capacity: Capacity, embedding_count: int, device: torch.device, *, uses_kernels: bool
+    ) -> None:
+        """`embedding_count`: the number of ids that the model can read."""
+        max_rows = capacity.max_rows
+        self.device = device
+        self.padding_row = max_rows
+        # In one tensor, so that one copy sets a row. The first three in the order of a pass's inputs.
+        self._state_4R = torch.zeros(4, max_rows, dtype=torch.long, device=device)
+        self.tokens_R, self.positions_R, self.adapter_slots_R, self.active_R = self._state_4R
+        self.indices_R = torch.arange(max_rows, device=device)
+        self.block_tables_RP = torch.zeros(
+            max_rows + 1, block_count(capacity.max_length), dtype=torch.int32, device=device
+        )
+        self._embedding_count = embedding_count
+        self._uses_kernels = uses_kernels
+
+    def set(self, sequence: Sequence, read_count: int) -> None:
+        """Set a row's state after `read_count` prompt tokens. It is active once all but the last are read."""
+        row, token_ids = sequence.row, sequence.prompt.token_ids
+        position = min(read_count, len(token_ids) - 1)
+        is_active = position == len(token_ids) - 1 and sequence.prompt.makes_tokens
+        state = torch.tensor((token_ids[-1], position, sequence.adapter_slot, is_active), dtype=torch.long)
+        self._state_4R[:, row] = on_device(state, self.device)
+
+    def set_blocks(self, row: int, blocks: list[int]) -> None:
+        """Set the first blocks of a row."""
+        table = torch.tensor(blocks, dtype=torch.int32)
+        self.block_tables_RP[row, : len(table)] = on_device(table, self.device)
+
+    def advance(self, rows: slice, tokens_B: torch.Tensor) -> None:
+        """Make the tokens of active rows the inputs of the next step."""
+        active_B = self.active_R[rows]
+        # The next step may be launched before the host has seen NO_TOKEN, which is no id.
+        if self._uses_kernels:
+            from worker.kernels.serving import greedy
+
+            state = (self.tokens_R[rows], self.positions_R[rows])
+            greedy.advance(*state, tokens_B, active_B, self._embedding_count)
+            return
+        ids_B = tokens_B.clamp(0, self._embedding_count - 1)
+        self.tokens_R[rows] = torch.where(active_B > 0, ids_B, self.tokens_R[rows])
+        self.positions_R[rows] += active_B
+
+    def advance_verified(
+        self, rows_B: torch.Tensor, last_tokens_B: torch.Tensor, counts_B: torch.Tensor
+    ) -> None:
+        """Advance rows by several tokens each, of which these are the last."""
+        self.tokens_R[rows_B] = last_tokens_B.clamp(0, self._embedding_count - 1)
+        self.positions_R.index_add_(0, rows_B, counts_B)
+
+    def inputs(self, rows: Listed[int]) -> torch.Tensor:
+        """The inputs [4, B] of the next step of these rows: token, position, adapter slot and row."""
+        if not rows:
+            return self._state_4R[:, :0]
+        rows_B = on_device(torch.tensor(rows, dtype=torch.long), self.device)
+        return torch.cat([self._state_4R[:3, rows_B], rows_B[None]])
+
+    def move(self, move: Move) -> None:
+        """Move the state of a row to another."""
+        self._state_4R[:, move.target] = self._state_4R[:, move.source]
+        self.block_tables_RP[move.target] = self.block_tables_RP[move.source]
+
+    def free(self, row: int) -> None:
+        """Reset a row without a sequence: its writes go to block 0, which is never read."""
+        self._state_4R[:, row].zero_()
+        self.block_tables_RP[row].zero_()
