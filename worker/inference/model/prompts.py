@@ -43,6 +43,9 @@ class PromptReader:
         `ready`: all sequences whose prompts were read before.
         """
         self.forget_last_states()
+        for one in prefills:
+            self._rows.set(one.sequence, one.sequence.prefilled_count + one.token_count)
+        self._rows.write()
         read: dict[int, ChunkRead] = {}
         scored = [one for one in prefills if one.sequence.prompt.is_scored]
         if scored:
@@ -85,10 +88,11 @@ class PromptReader:
         places = [one.chunk for one in chunks]
         rows = [one.row for one in ready]
         states_NH = self._prefilling.states(pass_inputs(chunks), places, used, rows)
-        self._set_rows(prefills, chunks)
         ends = list(accumulate(chunk.count for chunk in places))
-        last = {one.sequence: end - 1 for one, end in zip(prefills, ends, strict=True)}
-        last = {one: last[one] for one in ending} | {one: ends[-1] + i for i, one in enumerate(ready)}
+        last = {
+            one.sequence: end - 1 for one, end in zip(prefills, ends, strict=True) if one.sequence in ending
+        }
+        last |= {one: place for place, one in enumerate(ready, start=ends[-1])}
         self._last = _LastStates(states_NH, last)
         read = {}
         for prefill, chunk, end in zip(prefills, places, ends, strict=True):
@@ -103,7 +107,6 @@ class PromptReader:
         used = {one.adapter_slot for one in chunks}
         places = [one.chunk for one in chunks]
         logits_NV = self._prefilling.logits(pass_inputs(chunks), places, used)
-        self._set_rows(prefills, chunks)
         split = logits_NV.split([chunk.count for chunk in places])
         read = {}
         for prefill, chunk, chunk_logits_NV in zip(prefills, places, split, strict=True):
@@ -113,10 +116,6 @@ class PromptReader:
             scores = score_tokens(chunk_logits_NV, targets_N, prompt.prompt_logprobs or 0)
             read[chunk.row] = ChunkRead(scores=scores)
         return read
-
-    def _set_rows(self, prefills: list[Prefill], chunks: list[ChunkTokens]) -> None:
-        for prefill, one in zip(prefills, chunks, strict=True):
-            self._rows.set(prefill.sequence, one.chunk.end)
 
 
 def _ends(prefill: Prefill) -> bool:

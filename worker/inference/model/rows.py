@@ -1,6 +1,6 @@
 """The state of all rows on the device, which decode steps read and advance without the host.
 
-Shape letters: R all rows, P blocks of a row, B rows of a step, N tokens of a pass.
+Shape letters: R all rows, P blocks of a row, B rows of a step, U rows that are written at once.
 """
 
 from collections.abc import Sequence as Listed
@@ -18,6 +18,7 @@ class Rows:
 
     A row is active once its prompt is read: decode steps advance it. `padding_row`, of the block tables
     alone, is no sequence's: keys and values of the padding tokens of captured passes are stored in its block.
+    What `set` and `set_blocks` were told is on the device after `write`.
     """
 
     def __init__(
@@ -34,21 +35,38 @@ class Rows:
         self.block_tables_RP = torch.zeros(
             max_rows + 1, block_count(capacity.max_length), dtype=torch.int32, device=device
         )
+        self._unwritten: dict[int, tuple[int, int, int, bool]] = {}
+        self._unwritten_blocks: dict[int, list[int]] = {}
         self._embedding_count = embedding_count
         self._uses_kernels = uses_kernels
 
     def set(self, sequence: Sequence, read_count: int) -> None:
         """Set a row's state after `read_count` prompt tokens. It is active once all but the last are read."""
-        row, token_ids = sequence.row, sequence.prompt.token_ids
+        token_ids = sequence.prompt.token_ids
         position = min(read_count, len(token_ids) - 1)
         is_active = position == len(token_ids) - 1 and sequence.prompt.makes_tokens
-        state = torch.tensor((token_ids[-1], position, sequence.adapter_slot, is_active), dtype=torch.long)
-        self._state_4R[:, row] = on_device(state, self.device)
+        self._unwritten[sequence.row] = (token_ids[-1], position, sequence.adapter_slot, is_active)
 
     def set_blocks(self, row: int, blocks: list[int]) -> None:
         """Set the first blocks of a row."""
-        table = torch.tensor(blocks, dtype=torch.int32)
-        self.block_tables_RP[row, : len(table)] = on_device(table, self.device)
+        self._unwritten_blocks[row] = blocks
+
+    def write(self) -> None:
+        """Write what was set to the device, that of all rows at once.
+
+        Every call of PyTorch lets another thread take the interpreter, which the engine may then wait for.
+        """
+        if self._unwritten:
+            states = [(row, *state) for row, state in self._unwritten.items()]
+            states_5U = on_device(torch.tensor(states, dtype=torch.long), self.device).T
+            self._state_4R[:, states_5U[0]] = states_5U[1:]
+            self._unwritten.clear()
+        if self._unwritten_blocks:
+            width = max(map(len, self._unwritten_blocks.values()))
+            tables = [(row, *one, *[0] * (width - len(one))) for row, one in self._unwritten_blocks.items()]
+            tables_UP = on_device(torch.tensor(tables, dtype=torch.int32), self.device)
+            self.block_tables_RP[tables_UP[:, 0], :width] = tables_UP[:, 1:]
+            self._unwritten_blocks.clear()
 
     def advance(self, rows: slice, tokens_B: torch.Tensor) -> None:
         """Make the tokens of active rows the inputs of the next step."""
@@ -80,10 +98,12 @@ class Rows:
 
     def move(self, move: Move) -> None:
         """Move the state of a row to another."""
+        self.write()
         self._state_4R[:, move.target] = self._state_4R[:, move.source]
         self.block_tables_RP[move.target] = self.block_tables_RP[move.source]
 
     def free(self, row: int) -> None:
         """Reset a row without a sequence: its writes go to block 0, which is never read."""
+        self.write()
         self._state_4R[:, row].zero_()
         self.block_tables_RP[row].zero_()

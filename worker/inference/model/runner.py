@@ -149,6 +149,7 @@ class ModelRunner:
         ids_N = torch.arange(1, 1 + _CHECKED_POSITIONS) % self._embedding_count
         with memory_errors(), torch.inference_mode():
             self._rows.set_blocks(0, [1])
+            self._rows.write()
             self._slots.select(set(), self._rows.adapter_slots_R)
             plain = []
             for position, token in enumerate(ids_N.tolist()):
@@ -171,6 +172,7 @@ class ModelRunner:
         Returns whether that is possible. Raises OutOfMemory before anything has changed.
         """
         with memory_errors(), torch.inference_mode():
+            self._rows.write()
             is_moved_R = self._rows.adapter_slots_R == swap.source
             if not self._slots.swap(swap.source, swap.target):
                 return False
@@ -215,6 +217,7 @@ class ModelRunner:
         used = {one.adapter_slot for one in running}
         with memory_errors(), torch.inference_mode():
             states_BH = self._reader.take_last_states(running)
+            self._rows.write()
             self._drop_stale_graphs()
             if states_BH is not None:
                 count = len(states_BH)
@@ -233,6 +236,7 @@ class ModelRunner:
         """Sample a token for one row, after `decode` failed for its batch. Raises OutOfMemory."""
         rows = slice(sequence.row, sequence.row + 1)
         with memory_errors(), torch.inference_mode():
+            self._rows.write()
             self._slots.select({sequence.adapter_slot}, self._rows.adapter_slots_R[rows])
             logits_1V = self._forward_rows(1, sequence.row, key_count=self._key_count([sequence]))
             return self._sample(logits_1V, [sequence], rows)
@@ -255,6 +259,7 @@ class ModelRunner:
             for one, ids in zip(ready, token_ids, strict=True)
         ]
         with memory_errors(), torch.inference_mode():
+            self._rows.write()
             self._drop_stale_graphs()
             drafted = DraftedPositions([one.row for one in ready], token_ids, self._device.torch)
             used = {one.adapter_slot for one in ready}

@@ -10,7 +10,7 @@ W words of 32 bits.
 
 import math
 from collections.abc import Mapping, Sequence as Listed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -24,22 +24,11 @@ from worker.inference.sampling.logits_processors import (
     LogitBias,
     RepetitionPenalty,
 )
+from worker.inference.sampling.row_settings import RowSettings, StepSettings
 
 _GREEDY = Sampling(temperature=0)
 # Rows of logits that are converted to 32 bits at the same time.
 _SCORED_AT_ONCE = 64
-
-
-@dataclass
-class RowSettings:
-    """The sampling settings of all rows, and how many tokens each has drawn. A temperature of 0 is greedy."""
-
-    temperature_R: torch.Tensor
-    top_p_R: torch.Tensor
-    top_k_R: torch.Tensor
-    min_p_R: torch.Tensor
-    seed_R: torch.Tensor
-    made_count_R: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -100,16 +89,7 @@ class Sampler:
     ) -> None:
         """`uses_kernels`: greedy tokens are chosen by a Triton kernel."""
         self._uses_kernels = uses_kernels
-        floats = torch.zeros(max_rows, device=device)
-        counts = torch.zeros(max_rows, dtype=torch.long, device=device)
-        self._rows = RowSettings(
-            temperature_R=floats.clone(),
-            top_p_R=floats + 1,
-            top_k_R=counts.clone(),
-            min_p_R=floats.clone(),
-            seed_R=counts.clone(),
-            made_count_R=counts.clone(),
-        )
+        self._settings = RowSettings(max_rows, device)
         size = (max_rows, vocabulary_size, device)
         self._grammar_mask = GrammarMask(*size)
         # In the order of application: the grammar comes last, so that no bias allows what it forbids.
@@ -125,14 +105,7 @@ class Sampler:
     @torch.inference_mode()
     def set_row(self, row: int, sampling: Sampling, seed: int, prompt_ids: Listed[int]) -> None:
         """Set a row to the settings of the sequence that starts in it, without a grammar's mask."""
-        rows = self._rows
-        # `fill_` passes the number to the kernel; an assignment would copy it from the host and wait.
-        rows.temperature_R[row].fill_(0 if sampling.is_greedy else sampling.temperature)
-        rows.top_p_R[row].fill_(sampling.top_p)
-        rows.top_k_R[row].fill_(sampling.top_k)
-        rows.min_p_R[row].fill_(sampling.min_p)
-        rows.seed_R[row].fill_(seed)
-        rows.made_count_R[row].zero_()
+        self._settings.set(row, sampling, seed)
         for processor in self._processors:
             processor.set_row(row, sampling, prompt_ids)
         self._samplings[row] = sampling
@@ -152,9 +125,7 @@ class Sampler:
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Move the settings of row `source` to row `target`."""
-        for one in fields(self._rows):
-            tensor: torch.Tensor = getattr(self._rows, one.name)
-            tensor[target] = tensor[source]
+        self._settings.move(source, target)
         for processor in self._processors:
             processor.move(source, target)
         self._samplings[target], self._samplings[source] = self._samplings[source], _GREEDY
@@ -166,6 +137,7 @@ class Sampler:
         `active_B`: 1, or 0 for inactive rows. All is computed before any state changes: after an error the
         step can be sampled again.
         """
+        self._settings.write()
         rows = slice(first_row, first_row + len(logits_BV))
         samplings = self._samplings[rows]
         if self._uses_kernels and self._is_plainly_greedy(rows):
@@ -176,10 +148,10 @@ class Sampler:
         scores_BV = logits_BV
         for processor in self._processors:
             scores_BV = processor.apply(scores_BV, rows)
-        here = self._settings(rows)
+        here = self._settings.at(rows)
         tokens_B, sampled = _choose(logits_BV, scores_BV, here, samplings)
         if _any_draws(samplings):
-            here.made_count_R += active_B
+            here.made_count_B += active_B
         for processor in self._processors:
             processor.record(tokens_B, rows, active_B)
         return sampled
@@ -194,14 +166,15 @@ class Sampler:
         that this token of the row has there. `allowed`: masks of grammars, by index in N. All is computed
         before any state changes.
         """
+        self._settings.write()
         samplings = [self._samplings[row] for row in drafted.rows]
         logits_NV = logits_NV.float()
         scores_NV = logits_NV
         for processor in self._processors:
             scores_NV = processor.apply_drafted(scores_NV, drafted)
         scores_NV = self._grammar_mask.hide(scores_NV, allowed)
-        here = self._settings(drafted.rows_N)
-        here.made_count_R = here.made_count_R + drafted.offsets_N
+        here = self._settings.at(drafted.rows_N)
+        here.made_count_B = here.made_count_B + drafted.offsets_N
         tokens_N, sampled = _choose(logits_NV, scores_NV, here, samplings)
         accepted_B = drafted.accepted_counts(sampled.tokens_B)
         tokens_BW = tokens_N[drafted.index_BW]
@@ -209,7 +182,7 @@ class Sampler:
         offsets_W = torch.arange(drafted.width, device=accepted_B.device)
         is_made_BW = offsets_W <= accepted_B[:, None]
         if _any_draws(samplings):
-            self._rows.made_count_R.index_add_(0, drafted.rows_B, accepted_B + 1)
+            self._settings.add_drawn(drafted.rows_B, accepted_B + 1)
         for processor in self._processors:
             processor.record_drafted(tokens_BW, is_made_BW, drafted)
         return VerifiedBatch(sampled, accepted_B, last_B)
@@ -223,23 +196,20 @@ class Sampler:
             and not any(processor.is_used(rows) for processor in self._processors)
         )
 
-    def _settings(self, rows: slice | torch.Tensor) -> RowSettings:
-        return RowSettings(**{one.name: getattr(self._rows, one.name)[rows] for one in fields(RowSettings)})
-
 
 def _any_draws(samplings: list[Sampling]) -> bool:
     return any(not one.is_greedy for one in samplings)
 
 
 def _choose(
-    logits_BV: torch.Tensor, scores_BV: torch.Tensor, here: RowSettings, samplings: list[Sampling]
+    logits_BV: torch.Tensor, scores_BV: torch.Tensor, here: StepSettings, samplings: list[Sampling]
 ) -> tuple[torch.Tensor, SampledBatch]:
     """A token for each row, 0 where its scores are not finite, and what the host gets of it."""
     tokens_B = scores_BV.argmax(-1)
     # NaN counts as the maximum and compares as false, so one of them is found as an infinity is.
     is_sound_B = scores_BV.gather(1, tokens_B[:, None]).squeeze(1).abs() < torch.inf
     if _any_draws(samplings):
-        tokens_B = torch.where(here.temperature_R > 0, _draw(scores_BV, here, samplings), tokens_B)
+        tokens_B = torch.where(here.temperature_B > 0, _draw(scores_BV, here, samplings), tokens_B)
         # Scores that overflow in the draw have no cumulative probability: the search ends past the last.
         is_sound_B &= tokens_B < scores_BV.shape[1]
     # An id that the vocabulary lacks would end the process on a GPU, where it is used as an index.
@@ -291,34 +261,34 @@ def _with_logprob(
     )
 
 
-def _draw(scores_BV: torch.Tensor, here: RowSettings, samplings: list[Sampling]) -> torch.Tensor:
+def _draw(scores_BV: torch.Tensor, here: StepSettings, samplings: list[Sampling]) -> torch.Tensor:
     """One token per row: the first whose cumulative probability exceeds the row's random number."""
     # The result of greedy rows is not used; they only must not divide by zero.
-    temperature_B = torch.where(here.temperature_R > 0, here.temperature_R, 1)
+    temperature_B = torch.where(here.temperature_B > 0, here.temperature_B, 1)
     scores_BV = scores_BV / temperature_B[:, None]
     likeliest_B1 = scores_BV.amax(-1, keepdim=True) if any(one.min_p for one in samplings) else None
     if any(one.top_p < 1 or one.top_k for one in samplings):
         scores_BV = scores_BV.masked_fill(scores_BV < _threshold(scores_BV, here), -torch.inf)
     if likeliest_B1 is not None:
         # A min-p of 0 has the logarithm -inf and masks nothing.
-        scores_BV = scores_BV.masked_fill(scores_BV < likeliest_B1 + here.min_p_R[:, None].log(), -torch.inf)
+        scores_BV = scores_BV.masked_fill(scores_BV < likeliest_B1 + here.min_p_B[:, None].log(), -torch.inf)
     cumulative_BV = scores_BV.softmax(-1).cumsum(-1)
     total_B1 = cumulative_BV[:, -1:]
-    random_B1 = _random(here.seed_R, here.made_count_R)[:, None].to(total_B1.dtype)
+    random_B1 = _random(here.seed_B, here.made_count_B)[:, None].to(total_B1.dtype)
     # Rounding must not raise the target to the total: there is no token beyond the last.
     target_B1 = torch.minimum(random_B1 * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
     return torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
 
 
-def _threshold(scores_BV: torch.Tensor, here: RowSettings) -> torch.Tensor:
+def _threshold(scores_BV: torch.Tensor, here: StepSettings) -> torch.Tensor:
     """The lowest score that top-k and then top-p keep, [B, 1]; -inf where a row uses neither."""
     sorted_BV = scores_BV.sort(-1, descending=True).values
-    last_B1 = (here.top_k_R[:, None] - 1).clamp(0, scores_BV.shape[1] - 1)
-    by_k_B1 = torch.where(here.top_k_R[:, None] > 0, sorted_BV.gather(1, last_B1), -torch.inf)
+    last_B1 = (here.top_k_B[:, None] - 1).clamp(0, scores_BV.shape[1] - 1)
+    by_k_B1 = torch.where(here.top_k_B[:, None] > 0, sorted_BV.gather(1, last_B1), -torch.inf)
     probabilities_BV = sorted_BV.masked_fill(sorted_BV < by_k_B1, -torch.inf).softmax(-1)
     before_BV = probabilities_BV.cumsum(-1) - probabilities_BV
-    kept_B1 = (before_BV < here.top_p_R[:, None]).sum(-1, keepdim=True).clamp(min=1)
-    by_p_B1 = torch.where(here.top_p_R[:, None] < 1, sorted_BV.gather(1, kept_B1 - 1), -torch.inf)
+    kept_B1 = (before_BV < here.top_p_B[:, None]).sum(-1, keepdim=True).clamp(min=1)
+    by_p_B1 = torch.where(here.top_p_B[:, None] < 1, sorted_BV.gather(1, kept_B1 - 1), -torch.inf)
     return torch.maximum(by_k_B1, by_p_B1)
 
 
