@@ -103,7 +103,7 @@ def _activate_kernel(
     inside = each < WIDTH
     gate_value = tl.load(gate + row * gate_stride + each, mask=inside, other=0.0).to(tl.float32)
     up_value = tl.load(up + row * up_stride + each, mask=inside, other=0.0).to(tl.float32)
-    active, _slope = _activation(gate_value, IS_GELU)
+    active, _slope = activation(gate_value, IS_GELU)
     active = active.to(y.dtype.element_ty).to(tl.float32)
     tl.store(y + row * y_stride + each, (active * up_value).to(y.dtype.element_ty), mask=inside)
 
@@ -153,7 +153,7 @@ def _update_and_activate_kernel(
         LAYERS,
     )
     dtype = y.dtype.element_ty
-    active, _slope = _activation(gate_value.to(dtype).to(tl.float32), IS_GELU)
+    active, _slope = activation(gate_value.to(dtype).to(tl.float32), IS_GELU)
     active = active.to(dtype).to(tl.float32) * up_value.to(dtype).to(tl.float32)
     tl.store(y + token.to(tl.int64) * WIDTH + each, active.to(dtype), mask=inside)
 
@@ -176,7 +176,7 @@ def _gradient_kernel(
     grad = tl.load(grads + row * grad_stride + each, mask=inside, other=0.0).to(tl.float32)
     gate_value = tl.load(gate + row * gate_stride + each, mask=inside, other=0.0).to(tl.float32)
     up_value = tl.load(up + row * up_stride + each, mask=inside, other=0.0).to(tl.float32)
-    active, slope = _activation(gate_value, IS_GELU)
+    active, slope = activation(gate_value, IS_GELU)
     active = active.to(up.dtype.element_ty).to(tl.float32)
     grad_gate, grad_up = grad * up_value * slope, grad * active
     tl.store(gate + row * gate_stride + each, grad_gate.to(gate.dtype.element_ty), mask=inside)
@@ -184,7 +184,7 @@ def _gradient_kernel(
 
 
 @triton.jit
-def _activation(value, IS_GELU: tl.constexpr):
+def activation(value, IS_GELU: tl.constexpr):
     """The activation and its derivative."""
     if IS_GELU:
         # gelu(x) = x / 2 · (1 + tanh(s (x + c x³))), and tanh(z) = 2 · sigmoid(2z) - 1.

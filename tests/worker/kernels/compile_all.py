@@ -117,6 +117,7 @@ def compile_serving(dtype: torch.dtype) -> None:
         for given in (None, update):
             norm.add_and_norm(many, many, given, x[0], 1e-5, output_weight_H=None if given else x[0])
         swiglu.update_and_activate(many, update)
+        batched_lora.expand_and_activate(many, update)
         heads_update = PendingLora(torch.zeros(count, 3 * slots * rank, dtype=dtype), slots_N, b_SRO, 3)
         cache = torch.zeros(2, 16, 1, 64, dtype=dtype)
         places = decode_heads.CachePlaces(

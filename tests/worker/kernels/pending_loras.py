@@ -4,15 +4,17 @@ import torch
 
 from worker.kernels.pending_lora import PendingLora
 
-SLOTS, RANK = 3, 16
+RANK = 16
 
 
-def make_update(count: int, widths: list[int], device: str) -> tuple[PendingLora, torch.Tensor]:
+def make_update(
+    count: int, widths: list[int], device: str, slots: int = 3
+) -> tuple[PendingLora, torch.Tensor]:
     """An update of `count` tokens, the first without an adapter, and what it adds, [count, sum of widths]."""
     torch.manual_seed(1)
-    inner_NSMR = torch.randn(count, SLOTS, len(widths), RANK, device=device)
-    B_SRO = torch.randn(SLOTS, RANK, sum(widths), device=device) / 10
-    slots_N = torch.arange(count, device=device) % (SLOTS + 1)
+    inner_NSMR = torch.randn(count, slots, len(widths), RANK, device=device)
+    B_SRO = torch.randn(slots, RANK, sum(widths), device=device) / 10
+    slots_N = torch.arange(count, device=device) % (slots + 1)
     added_NO = torch.zeros(count, sum(widths), device=device)
     for token, slot in enumerate(slots_N.tolist()):
         if slot:

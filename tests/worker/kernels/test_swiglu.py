@@ -1,11 +1,14 @@
 """The kernels for gated activations against PyTorch's own functions and autograd."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional
 
 from tests.worker.kernels.pending_loras import make_update
 from worker.kernels import swiglu
+from worker.kernels.serving import batched_lora
 
 
 @pytest.mark.parametrize("is_gelu", [False, True], ids=["silu", "gelu"])
@@ -30,15 +33,29 @@ def test_an_activation_and_its_gradient(device: torch.device, padding: int, is_g
 
 @pytest.mark.parametrize("is_gelu", [False, True], ids=["silu", "gelu"])
 @pytest.mark.parametrize("widths", [[150, 150], [300]], ids=["two layers", "one layer"])
+@pytest.mark.parametrize(
+    ("compute", "count", "slots"),
+    [
+        (swiglu.update_and_activate, 5, 3),
+        (batched_lora.expand_and_activate, 5, 3),
+        (batched_lora.expand_and_activate, 70, 10),
+    ],
+    ids=["of each token", "of all tokens", "of all tokens with many slots"],
+)
 def test_an_activation_of_what_adapters_change(
-    device: torch.device, widths: list[int], is_gelu: bool
+    device: torch.device,
+    compute: Callable[..., torch.Tensor],
+    count: int,
+    slots: int,
+    widths: list[int],
+    is_gelu: bool,
 ) -> None:
     torch.manual_seed(0)
     # Rows lie apart, as a product with the rows of adapters leaves them.
-    gate_up_NO = torch.randn(5, 307, device=device)[:, :300]
-    update, added_NO = make_update(5, widths, str(device))
+    gate_up_NO = torch.randn(count, 307, device=device)[:, :300]
+    update, added_NO = make_update(count, widths, str(device), slots)
 
-    found_NI = swiglu.update_and_activate(gate_up_NO, update, is_gelu=is_gelu)
+    found_NI = compute(gate_up_NO, update, is_gelu=is_gelu)
 
     gate_NI, up_NI = (gate_up_NO + added_NO).chunk(2, 1)
     active_NI = functional.gelu(gate_NI, approximate="tanh") if is_gelu else functional.silu(gate_NI)

@@ -89,20 +89,22 @@ def _compute(
 ) -> tuple[torch.Tensor, _Pending]:
     """The residual stream in the middle of a layer, and what is to be added to it behind the layer."""
     stream_NH, normed_NH = _add_and_norm(stream_NH, pending, layer.input_norm)
-    attended_NO = _attend(layer, *_begin(layer.qkv, normed_NH), step, angles)
+    attended_NO = _attend(layer, *_begin_heads(layer.qkv, normed_NH), step, angles)
     pending = _Pending(*layer.o.begin(attended_NO), layer.attended_norm)
     stream_NH, normed_NH = _add_and_norm(stream_NH, pending, layer.mlp_norm)
-    gate_up_NO, update = _begin(layer.gate_up, normed_NH)
+    gate_up_NO, update = layer.gate_up.begin(normed_NH)
     is_gelu = layer.activation == "gelu_tanh"
     if update is None:
         active_NI = swiglu.activate(*gate_up_NO.chunk(2, dim=1), is_gelu=is_gelu)
-    else:
+    elif len(normed_NH) <= lora_tiles.MAX_TOKENS:
         active_NI = swiglu.update_and_activate(gate_up_NO, update, is_gelu=is_gelu)
+    else:
+        active_NI = batched_lora.expand_and_activate(gate_up_NO, update, is_gelu=is_gelu)
     return stream_NH, _Pending(*layer.down.begin(active_NI), layer.mlp_output_norm)
 
 
-def _begin(projection: MergedLinears, x_NI: torch.Tensor) -> tuple[torch.Tensor, PendingLora | None]:
-    """The outputs of q, k and v, or of gate and up, and what is left to be added, for few tokens alone."""
+def _begin_heads(projection: MergedLinears, x_NI: torch.Tensor) -> tuple[torch.Tensor, PendingLora | None]:
+    """The outputs of q, k and v, and what is left to be added to those of few tokens."""
     y_NO, update = projection.begin(x_NI)
     if update is None or len(x_NI) <= lora_tiles.MAX_TOKENS:
         return y_NO, update

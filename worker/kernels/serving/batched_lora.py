@@ -10,11 +10,14 @@ import torch
 import triton
 import triton.language as tl
 
-from worker.kernels import dependent_launch, lora_tiles
+from worker.kernels import dependent_launch, lora_tiles, swiglu
+from worker.kernels.pending_lora import PendingLora
 
 _OUTPUTS_PER_TILE = 64
 # Rows of the stacked B matrices of all slots that a program multiplies at once.
 _ROWS_PER_TILE = 128
+# Tokens and outputs of a program that also activates, and its warps: up to 64 tokens, and for more.
+_ACTIVATED_TILES = ((64, 32, 4), (128, 32, 8))
 
 
 def expand(
@@ -68,6 +71,38 @@ def expand(
         **dependent_launch.options(y_NO),
     )
     return out_NO
+
+
+def expand_and_activate(
+    gate_up_NO: torch.Tensor, given: PendingLora, *, is_gelu: bool = False
+) -> torch.Tensor:
+    """As `swiglu.update_and_activate`, for more tokens than one."""
+    count, width = len(gate_up_NO), gate_up_NO.shape[1] // 2
+    row_count = given.inner_NC.shape[1] // given.layers
+    out_NI = gate_up_NO.new_empty(count, width)
+    tokens, outputs, warps = _ACTIVATED_TILES[count > 64]
+    _expand_and_activate_kernel[(triton.cdiv(count, tokens), triton.cdiv(width, outputs))](
+        gate_up_NO,
+        given.inner_NC,
+        given.slots_N,
+        given.B_SRO,
+        out_NI,
+        count,
+        gate_up_NO.stride(0),
+        given.inner_NC.stride(0),
+        row_count,
+        WIDTH=width,
+        RANK=given.B_SRO.shape[1],
+        LAYERS=given.layers,
+        IS_ONE_TILE=row_count <= _ROWS_PER_TILE,
+        IS_GELU=is_gelu,
+        TOKENS=tokens,
+        ROW_TILE=_ROWS_PER_TILE,
+        OUTPUT_TILE=outputs,
+        num_warps=warps,
+        **dependent_launch.options(gate_up_NO),
+    )
+    return out_NI
 
 
 @triton.jit
@@ -154,20 +189,127 @@ def _expand_kernel(
         summed += tl.load(
             plus + tokens[:, None] * output_count + outputs[None, :], mask=has_both, other=0.0
         ).to(tl.float32)
-    inner += layer * RANK
-    summed += _multiply_rows(
-        inner, first_tile, 0, own_slots, tokens, inner_stride, len(WIDTHS), RANK, ROW_TILE
+    summed += _updates(
+        inner + layer * RANK,
+        first_tile,
+        B,
+        own_slots,
+        tokens,
+        outputs,
+        has_output,
+        inner_stride,
+        output_count,
+        row_count,
+        len(WIDTHS),
+        RANK,
+        IS_ONE_TILE,
+        ROW_TILE,
     )
+    place = out + tokens[:, None] * output_count + outputs[None, :]
+    tl.store(place, summed.to(out.dtype.element_ty), mask=has_both)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _expand_and_activate_kernel(
+    gate_up,
+    inner,
+    slots,
+    B,
+    out,
+    count,
+    gate_up_stride,
+    inner_stride,
+    row_count,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    LAYERS: tl.constexpr,
+    IS_ONE_TILE: tl.constexpr,
+    IS_GELU: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROW_TILE: tl.constexpr,
+    OUTPUT_TILE: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    dependent_launch.launch_next(IS_DEPENDENT)
+    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    has_token = tokens < count
+    own_slots = tl.load(slots + tokens, mask=has_token, other=0)
+    gates = tl.program_id(1) * OUTPUT_TILE + tl.arange(0, OUTPUT_TILE)
+    has_output = gates < WIDTH
+    gate_tile = _read_rows(B, 0, gates, has_output, 2 * WIDTH, row_count, ROW_TILE)
+    up_tile = _read_rows(B, 0, WIDTH + gates, has_output, 2 * WIDTH, row_count, ROW_TILE)
+    dependent_launch.wait(IS_DEPENDENT)
+    has_both = has_token[:, None] & has_output[None, :]
+    tokens = tokens.to(tl.int64)
+    at = gate_up + tokens[:, None] * gate_up_stride + gates[None, :]
+    gate = tl.load(at, mask=has_both, other=0.0).to(tl.float32)
+    up = tl.load(at + WIDTH, mask=has_both, other=0.0).to(tl.float32)
+    gate += _updates(
+        inner,
+        gate_tile,
+        B,
+        own_slots,
+        tokens,
+        gates,
+        has_output,
+        inner_stride,
+        2 * WIDTH,
+        row_count,
+        LAYERS,
+        RANK,
+        IS_ONE_TILE,
+        ROW_TILE,
+    )
+    up += _updates(
+        inner + (LAYERS - 1) * RANK,
+        up_tile,
+        B,
+        own_slots,
+        tokens,
+        WIDTH + gates,
+        has_output,
+        inner_stride,
+        2 * WIDTH,
+        row_count,
+        LAYERS,
+        RANK,
+        IS_ONE_TILE,
+        ROW_TILE,
+    )
+    dtype = out.dtype.element_ty
+    active, _slope = swiglu.activation(gate.to(dtype).to(tl.float32), IS_GELU)
+    active = active.to(dtype).to(tl.float32) * up.to(dtype).to(tl.float32)
+    tl.store(out + tokens[:, None] * WIDTH + gates[None, :], active.to(dtype), mask=has_both)
+
+
+@triton.jit
+def _updates(
+    inner,
+    first_tile,
+    B,
+    own_slots,
+    tokens,
+    outputs,
+    has_output,
+    inner_stride,
+    output_count,
+    row_count,
+    LAYERS: tl.constexpr,
+    RANK: tl.constexpr,
+    IS_ONE_TILE: tl.constexpr,
+    ROW_TILE: tl.constexpr,
+):
+    """What adapters add to outputs of a layer, whose first columns `inner` points to, in float32."""
+    summed = _multiply_rows(inner, first_tile, 0, own_slots, tokens, inner_stride, LAYERS, RANK, ROW_TILE)
     if not IS_ONE_TILE:
         for first in range(ROW_TILE, row_count, ROW_TILE):
             rows = first + tl.arange(0, ROW_TILE)
             if tl.max(tl.max((own_slots[:, None] == rows[None, :] // RANK + 1).to(tl.int32), 1), 0) != 0:
                 tile = _read_rows(B, first, outputs, has_output, output_count, row_count, ROW_TILE)
                 summed += _multiply_rows(
-                    inner, tile, first, own_slots, tokens, inner_stride, len(WIDTHS), RANK, ROW_TILE
+                    inner, tile, first, own_slots, tokens, inner_stride, LAYERS, RANK, ROW_TILE
                 )
-    place = out + tokens[:, None] * output_count + outputs[None, :]
-    tl.store(place, summed.to(out.dtype.element_ty), mask=has_both)
+    return summed
 
 
 @triton.jit
