@@ -14,10 +14,10 @@ from worker.kernels import dependent_launch, lora_tiles, swiglu
 from worker.kernels.pending_lora import PendingLora
 
 _OUTPUTS_PER_TILE = 64
-# Rows of the stacked B matrices of all slots that a program multiplies at once.
-_ROWS_PER_TILE = 128
-# Tokens and outputs of a program that also activates, and its warps: up to 64 tokens, and for more.
-_ACTIVATED_TILES = ((64, 32, 4), (128, 32, 8))
+# Rows of the stacked B matrices of all slots that a program multiplies at once, while the next are read. The
+# fastest on an H200 (docs/decisions/0071): a program that keeps many rows leaves no room for a second one.
+_ROWS_PER_TILE = tl.constexpr(32)
+_STAGES = tl.constexpr(3)
 
 
 def expand(
@@ -53,8 +53,7 @@ def expand(
             **dependent_launch.options(y_NO),
         )
         return out_NO
-    # Only three sizes, since each is compiled separately. The numbers of warps were the fastest on an H200.
-    tokens, warps = (16, 8) if count <= 16 else (32, 8) if count <= 32 else (64, 4)
+    tokens = _tokens_per_tile(count)
     _expand_kernel[(triton.cdiv(count, tokens), tiles)](
         *given,
         count,
@@ -62,12 +61,10 @@ def expand(
         row_count,
         WIDTHS=widths,
         RANK=rank,
-        IS_ONE_TILE=row_count <= _ROWS_PER_TILE,
         HAS_PLUS=plus_NO is not None,
         TOKENS=tokens,
-        ROW_TILE=_ROWS_PER_TILE,
         OUTPUT_TILE=_OUTPUTS_PER_TILE,
-        num_warps=warps,
+        num_warps=4,
         **dependent_launch.options(y_NO),
     )
     return out_NO
@@ -80,8 +77,8 @@ def expand_and_activate(
     count, width = len(gate_up_NO), gate_up_NO.shape[1] // 2
     row_count = given.inner_NC.shape[1] // given.layers
     out_NI = gate_up_NO.new_empty(count, width)
-    tokens, outputs, warps = _ACTIVATED_TILES[count > 64]
-    _expand_and_activate_kernel[(triton.cdiv(count, tokens), triton.cdiv(width, outputs))](
+    tokens = _tokens_per_tile(count)
+    _expand_and_activate_kernel[(triton.cdiv(count, tokens), triton.cdiv(width, _OUTPUTS_PER_TILE))](
         gate_up_NO,
         given.inner_NC,
         given.slots_N,
@@ -94,15 +91,18 @@ def expand_and_activate(
         WIDTH=width,
         RANK=given.B_SRO.shape[1],
         LAYERS=given.layers,
-        IS_ONE_TILE=row_count <= _ROWS_PER_TILE,
         IS_GELU=is_gelu,
         TOKENS=tokens,
-        ROW_TILE=_ROWS_PER_TILE,
-        OUTPUT_TILE=outputs,
-        num_warps=warps,
+        OUTPUT_TILE=_OUTPUTS_PER_TILE,
+        num_warps=4,
         **dependent_launch.options(gate_up_NO),
     )
     return out_NI
+
+
+def _tokens_per_tile(count: int) -> int:
+    """Tokens of a program. Only three sizes, since each is compiled separately."""
+    return 16 if count <= 16 else 32 if count <= 32 else 64
 
 
 @triton.jit
@@ -165,23 +165,16 @@ def _expand_kernel(
     row_count,
     WIDTHS: tl.constexpr,
     RANK: tl.constexpr,
-    IS_ONE_TILE: tl.constexpr,
     HAS_PLUS: tl.constexpr,
     TOKENS: tl.constexpr,
-    ROW_TILE: tl.constexpr,
     OUTPUT_TILE: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     dependent_launch.launch_next(IS_DEPENDENT)
-    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    has_token = tokens < count
-    own_slots = tl.load(slots + tokens, mask=has_token, other=0)
+    tokens, has_token, own_slots = _find_tokens(slots, count, TOKENS)
     layer, outputs, has_output = _find_tile(tl.program_id(1), WIDTHS, OUTPUT_TILE)
-    # Read without waiting for the tokens' slots.
-    first_tile = _read_rows(B, 0, outputs, has_output, output_count, row_count, ROW_TILE)
     dependent_launch.wait(IS_DEPENDENT)
     has_both = has_token[:, None] & has_output[None, :]
-    tokens = tokens.to(tl.int64)
     summed = tl.load(y + tokens[:, None] * y_stride + outputs[None, :], mask=has_both, other=0.0).to(
         tl.float32
     )
@@ -189,21 +182,16 @@ def _expand_kernel(
         summed += tl.load(
             plus + tokens[:, None] * output_count + outputs[None, :], mask=has_both, other=0.0
         ).to(tl.float32)
-    summed += _updates(
-        inner + layer * RANK,
-        first_tile,
-        B,
+    summed = _update(
+        summed,
+        inner + tokens * inner_stride + layer * RANK,
         own_slots,
-        tokens,
-        outputs,
+        B + outputs,
         has_output,
-        inner_stride,
         output_count,
         row_count,
-        len(WIDTHS),
         RANK,
-        IS_ONE_TILE,
-        ROW_TILE,
+        len(WIDTHS),
     )
     place = out + tokens[:, None] * output_count + outputs[None, :]
     tl.store(place, summed.to(out.dtype.element_ty), mask=has_both)
@@ -223,119 +211,61 @@ def _expand_and_activate_kernel(
     WIDTH: tl.constexpr,
     RANK: tl.constexpr,
     LAYERS: tl.constexpr,
-    IS_ONE_TILE: tl.constexpr,
     IS_GELU: tl.constexpr,
     TOKENS: tl.constexpr,
-    ROW_TILE: tl.constexpr,
     OUTPUT_TILE: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     dependent_launch.launch_next(IS_DEPENDENT)
-    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    has_token = tokens < count
-    own_slots = tl.load(slots + tokens, mask=has_token, other=0)
-    gates = tl.program_id(1) * OUTPUT_TILE + tl.arange(0, OUTPUT_TILE)
-    has_output = gates < WIDTH
-    gate_tile = _read_rows(B, 0, gates, has_output, 2 * WIDTH, row_count, ROW_TILE)
-    up_tile = _read_rows(B, 0, WIDTH + gates, has_output, 2 * WIDTH, row_count, ROW_TILE)
+    tokens, has_token, own_slots = _find_tokens(slots, count, TOKENS)
+    outputs = tl.program_id(1) * OUTPUT_TILE + tl.arange(0, OUTPUT_TILE)
+    has_output = outputs < WIDTH
     dependent_launch.wait(IS_DEPENDENT)
     has_both = has_token[:, None] & has_output[None, :]
-    tokens = tokens.to(tl.int64)
-    at = gate_up + tokens[:, None] * gate_up_stride + gates[None, :]
+    at = gate_up + tokens[:, None] * gate_up_stride + outputs[None, :]
     gate = tl.load(at, mask=has_both, other=0.0).to(tl.float32)
     up = tl.load(at + WIDTH, mask=has_both, other=0.0).to(tl.float32)
-    gate += _updates(
-        inner,
-        gate_tile,
-        B,
-        own_slots,
-        tokens,
-        gates,
-        has_output,
-        inner_stride,
-        2 * WIDTH,
-        row_count,
-        LAYERS,
-        RANK,
-        IS_ONE_TILE,
-        ROW_TILE,
-    )
-    up += _updates(
-        inner + (LAYERS - 1) * RANK,
-        up_tile,
-        B,
-        own_slots,
-        tokens,
-        WIDTH + gates,
-        has_output,
-        inner_stride,
-        2 * WIDTH,
-        row_count,
-        LAYERS,
-        RANK,
-        IS_ONE_TILE,
-        ROW_TILE,
-    )
+    inner += tokens * inner_stride
+    gate = _update(gate, inner, own_slots, B + outputs, has_output, 2 * WIDTH, row_count, RANK, LAYERS)
+    inner += (LAYERS - 1) * RANK
+    up = _update(up, inner, own_slots, B + WIDTH + outputs, has_output, 2 * WIDTH, row_count, RANK, LAYERS)
     dtype = out.dtype.element_ty
     active, _slope = swiglu.activation(gate.to(dtype).to(tl.float32), IS_GELU)
     active = active.to(dtype).to(tl.float32) * up.to(dtype).to(tl.float32)
-    tl.store(out + tokens[:, None] * WIDTH + gates[None, :], active.to(dtype), mask=has_both)
+    tl.store(out + tokens[:, None] * WIDTH + outputs[None, :], active.to(dtype), mask=has_both)
 
 
 @triton.jit
-def _updates(
+def _find_tokens(slots, count, TOKENS: tl.constexpr):
+    """The tokens of a program, which of these there are, and their slots, which no kernel before changes."""
+    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    has_token = tokens < count
+    return tokens.to(tl.int64), has_token, tl.load(slots + tokens, mask=has_token, other=0)
+
+
+@triton.jit
+def _update(
+    summed,
     inner,
-    first_tile,
-    B,
     own_slots,
-    tokens,
-    outputs,
+    B,
     has_output,
-    inner_stride,
     output_count,
     row_count,
-    LAYERS: tl.constexpr,
     RANK: tl.constexpr,
-    IS_ONE_TILE: tl.constexpr,
-    ROW_TILE: tl.constexpr,
+    LAYERS: tl.constexpr,
 ):
-    """What adapters add to outputs of a layer, whose first columns `inner` points to, in float32."""
-    summed = _multiply_rows(inner, first_tile, 0, own_slots, tokens, inner_stride, LAYERS, RANK, ROW_TILE)
-    if not IS_ONE_TILE:
-        for first in range(ROW_TILE, row_count, ROW_TILE):
-            rows = first + tl.arange(0, ROW_TILE)
-            if tl.max(tl.max((own_slots[:, None] == rows[None, :] // RANK + 1).to(tl.int32), 1), 0) != 0:
-                tile = _read_rows(B, first, outputs, has_output, output_count, row_count, ROW_TILE)
-                summed += _multiply_rows(
-                    inner, tile, first, own_slots, tokens, inner_stride, LAYERS, RANK, ROW_TILE
-                )
+    """`summed` plus what the adapter of each token adds to outputs of a layer, in float32.
+
+    `inner` points to the layer's first columns of each token, `B` to the first row of each output. Weights of
+    other tokens' adapters count as zero times what they are, and all are finite (adapters/cache.py).
+    """
+    for first in tl.range(0, row_count, _ROWS_PER_TILE, num_stages=_STAGES):
+        rows = first + tl.arange(0, _ROWS_PER_TILE)
+        columns = rows + rows // RANK * ((LAYERS - 1) * RANK)
+        is_own = own_slots[:, None] == rows[None, :] // RANK + 1
+        x_tile = tl.load(inner[:, None] + columns[None, :], mask=is_own, other=0.0)
+        has_row = (rows < row_count)[:, None] & has_output[None, :]
+        B_tile = tl.load(B[None, :] + rows[:, None].to(tl.int64) * output_count, mask=has_row, other=0.0)
+        summed = tl.dot(x_tile, B_tile, summed, input_precision="ieee")
     return summed
-
-
-@triton.jit
-def _read_rows(B, first, outputs, has_output, output_count, row_count, ROW_TILE: tl.constexpr):
-    rows = first + tl.arange(0, ROW_TILE)
-    at = B + rows[:, None].to(tl.int64) * output_count + outputs[None, :]
-    return tl.load(at, mask=(rows < row_count)[:, None] & has_output[None, :], other=0.0)
-
-
-@triton.jit
-def _multiply_rows(
-    inner,
-    B_tile,
-    first,
-    own_slots,
-    tokens,
-    inner_stride,
-    LAYERS: tl.constexpr,
-    RANK: tl.constexpr,
-    ROW_TILE: tl.constexpr,
-):
-    """The product with the rows of B from `first` on. Those of slots that no token has count as zeros."""
-    rows = first + tl.arange(0, ROW_TILE)
-    own = own_slots[:, None] == rows[None, :] // RANK + 1
-    columns = rows + rows // RANK * ((LAYERS - 1) * RANK)
-    x_tile = tl.load(inner + tokens[:, None] * inner_stride + columns[None, :], mask=own, other=0.0)
-    is_used = tl.max(own.to(tl.int32), 0) > 0
-    B_tile = tl.where(is_used[:, None], B_tile, 0.0)
-    return tl.dot(x_tile, B_tile, input_precision="ieee")

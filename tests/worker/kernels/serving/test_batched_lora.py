@@ -45,19 +45,6 @@ def test_broken_adapter_does_not_reach_other_tokens():
     assert out_NO[1].eq(16).all()
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_adapters_that_no_token_has_are_left_out(count):
-    inner_NC = torch.ones(count, 2 * 16, device=DEVICE)
-    B_SRO = torch.ones(2, 16, 32, device=DEVICE)
-    B_SRO[1] = torch.inf
-    slots_N = torch.tensor([1, 0][:count], device=DEVICE)
-
-    out_NO = batched_lora.expand(torch.zeros(count, 32, device=DEVICE), inner_NC, slots_N, B_SRO, (32,))
-
-    assert out_NO[0].eq(16).all()
-    assert out_NO[1:].eq(0).all()
-
-
 @pytest.mark.parametrize("count", [1, 3])
 def test_columns_of_the_first_slots_are_enough(count):
     torch.manual_seed(0)
