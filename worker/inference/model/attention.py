@@ -63,7 +63,8 @@ class Step:
         """Compute this step with the kernels."""
         self.uses_kernels = True
         if self.chunks:
-            self.tiles_M4 = on_device(prompt_tiles(self.chunks), self.positions_N.device)
+            tiles_M4 = torch.tensor(prompt_tiles(self.chunks), dtype=torch.int32)
+            self.tiles_M4 = on_device(tiles_M4, self.positions_N.device)
 
     def decode_mask(self, window: int | None) -> torch.Tensor:
         """Boolean [N, 1, 1, L]: whether token n attends to key l."""
@@ -74,12 +75,11 @@ class Step:
         return self._masks[window]
 
 
-def prompt_tiles(chunks: list[Chunk]) -> torch.Tensor:
-    """The tiles of `prompt_attention.tiles` on the host, int32 [M, 4]."""
+def prompt_tiles(chunks: list[Chunk]) -> list[tuple[int, int, int, int]]:
+    """The tiles of `prompt_attention.tiles`."""
     from worker.kernels.serving import prompt_attention
 
-    tiles = prompt_attention.tiles([(chunk.row, chunk.start, chunk.count) for chunk in chunks])
-    return torch.tensor(tiles, dtype=torch.int32)
+    return prompt_attention.tiles([(chunk.row, chunk.start, chunk.count) for chunk in chunks])
 
 
 def attend(

@@ -1,20 +1,29 @@
 """What the forward passes of a runner share: prefills and verifying steps.
 
-Their inputs are tensors [4, N]: token, position, adapter slot and row.
-Shape letters: N tokens of a pass, V vocabulary, H hidden size.
+Their inputs are [4, N]: token, position, adapter slot and row. They are packed by NumPy: every call of PyTorch
+lets another thread take the interpreter, which the engine may then wait for.
+Shape letters: N tokens of a pass, M tiles of its attention, R all rows, V vocabulary, H hidden size.
 """
 
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from worker.inference.adapters.lora_weights import LoraSlots
+from worker.inference.batching.sequence import Sequence
 from worker.inference.model import attention
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.rows import Rows
 from worker.models.device import on_device
+
+Inputs = npt.NDArray[np.int64]
+
+# In the place of a token and its position that the device knows (rows.py).
+UNKNOWN = -1
 
 
 class Forward(Protocol):
@@ -47,31 +56,57 @@ class ChunkTokens:
     token_ids: Listed[int]
     adapter_slot: int
 
+    @classmethod
+    def of_last(cls, sequence: Sequence) -> "ChunkTokens":
+        """The last token of a row whose prompt is read, which the device alone may know."""
+        return cls(attention.Chunk(sequence.row, UNKNOWN, 1), [UNKNOWN], sequence.adapter_slot)
 
-def pass_inputs(chunks: Listed[ChunkTokens]) -> torch.Tensor:
-    """The inputs [4, N] of a pass over these tokens, on the host."""
+
+def pass_inputs(chunks: Listed[ChunkTokens]) -> Inputs:
+    """The inputs [4, N] of a pass over these tokens."""
     columns = [
         (token_id, position, one.adapter_slot, one.chunk.row)
         for one in chunks
         for position, token_id in enumerate(one.token_ids, start=one.chunk.start)
     ]
-    return torch.tensor(columns, dtype=torch.long).T.contiguous()
+    return np.array(columns, dtype=np.int64).T
+
+
+def complete(inputs_4N: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Inputs with the last tokens of rows, and their positions, in the place of UNKNOWN."""
+    last_2N = rows.last_2R[:, inputs_4N[3]]
+    return torch.cat([torch.where(inputs_4N[:2] == UNKNOWN, last_2N, inputs_4N[:2]), inputs_4N[2:]])
 
 
 class CapturedInputs:
-    """The inputs of captured passes, which stay where they are."""
+    """The inputs of captured passes, and the tiles of their attention, which stay where they are in memory."""
 
-    def __init__(self, context: PassContext, max_count: int) -> None:
+    def __init__(self, context: PassContext, max_count: int, max_tiles: int = 0) -> None:
         self._rows = context.rows
-        self.values_4N = torch.zeros(4, max_count, dtype=torch.long, device=self._rows.device)
+        self._staged = torch.zeros(4 * (max_count + max_tiles), dtype=torch.long, device=self._rows.device)
+        self.slots_N = torch.zeros(max_count, dtype=torch.long, device=self._rows.device)
 
-    @property
-    def slots_N(self) -> torch.Tensor:
-        """The adapter slots."""
-        return self.values_4N[2]
+    def set(self, inputs_4N: Inputs, size: int, tiles_M4: Inputs | None = None) -> None:
+        """Copy inputs from the host, followed by padding up to `size`, and tiles: all in one copy."""
+        padded_4N = np.zeros((4, size), dtype=np.int64)
+        padded_4N[3] = self._rows.padding_row
+        padded_4N[:, : inputs_4N.shape[1]] = inputs_4N
+        staged = (
+            padded_4N.ravel() if tiles_M4 is None else np.concatenate([padded_4N.ravel(), tiles_M4.ravel()])
+        )
+        self._staged[: len(staged)].copy_(on_device(torch.from_numpy(staged), self._rows.device))
 
-    def set(self, inputs_4N: torch.Tensor, size: int) -> None:
-        """Copy inputs from the host, followed by padding up to `size`."""
-        padding = torch.tensor([[0], [0], [0], [self._rows.padding_row]])
-        padded_4N = torch.cat([inputs_4N, padding.expand(4, size - inputs_4N.shape[1])], 1)
-        self.values_4N[:, :size] = on_device(padded_4N, self._rows.device)
+    def read(self, size: int, tile_count: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs [4, `size`] and tiles [`tile_count`, 4], in a captured pass. Sets `slots_N`, too."""
+        staged = self._staged[: 4 * (size + tile_count)]
+        inputs_4N = complete(staged[: 4 * size].view(4, size), self._rows)
+        self.slots_N[:size] = inputs_4N[2]
+        return inputs_4N, complete_tiles(staged[4 * size :].view(tile_count, 4).to(torch.int32), self._rows)
+
+
+def complete_tiles(tiles_M4: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Tiles of attention with the positions of rows in the place of UNKNOWN."""
+    rows_M, firsts_M, positions_M, counts_M = tiles_M4.T
+    last_M = rows.last_2R[1, rows_M].to(torch.int32)
+    positions_M = torch.where(positions_M == UNKNOWN, last_M, positions_M)
+    return torch.stack([rows_M, firsts_M, positions_M, counts_M], 1)

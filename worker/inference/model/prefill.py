@@ -4,11 +4,21 @@ Shape letters: N tokens of all chunks in order, M tiles of chunks, V vocabulary,
 """
 
 from collections.abc import Sequence as Listed
+from dataclasses import replace
+from itertools import accumulate
 
+import numpy as np
 import torch
 
 from worker.inference.model import attention
-from worker.inference.model.forward import CapturedInputs, PassContext
+from worker.inference.model.forward import (
+    CapturedInputs,
+    ChunkTokens,
+    PassContext,
+    complete,
+    complete_tiles,
+    pass_inputs,
+)
 from worker.inference.model.step_graphs import StepGraphs
 from worker.models.device import on_device
 
@@ -31,9 +41,7 @@ class PrefillForward:
         self._context = context
         self._rows = context.rows
         self._graphs = StepGraphs(self._forward_captured, SIZES) if context.uses_graphs else None
-        self._inputs = CapturedInputs(context, SIZES[-1])
-        tiles = tile_count(SIZES[-1], self._rows.padding_row)
-        self._tiles_M4 = torch.zeros(tiles, 4, dtype=torch.int32, device=self._rows.device)
+        self._inputs = CapturedInputs(context, SIZES[-1], tile_count(SIZES[-1], self._rows.padding_row))
 
     def capture_all(self) -> None:
         """Capture graphs of all sizes: without adapters, and with all slots, which costs prefills little."""
@@ -54,85 +62,57 @@ class PrefillForward:
         larger = self._graphs.size(count + more)
         return larger is not None and larger <= max(size, _MAX_GROWTH) + _MAX_GROWTH
 
-    def states(
-        self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int], rows: Listed[int] = ()
-    ) -> torch.Tensor:
-        """Last hidden states [≥ N + B, H] of these inputs, on the host, and of the last tokens of `rows`.
+    def states(self, chunks: Listed[ChunkTokens]) -> torch.Tensor:
+        """Last hidden states [≥ N, H] of the tokens of these chunks. The next call may overwrite them."""
+        inputs_4N = pass_inputs(chunks)
+        count = inputs_4N.shape[1]
+        size = self._graphs.size(count) if self._graphs is not None else None
+        if size is None:
+            return self._run(chunks, has_logits=False)
+        assert self._graphs is not None
+        tiles_M4 = np.zeros((tile_count(size, self._rows.padding_row), 4), dtype=np.int64)
+        tiles = attention.prompt_tiles([one.chunk for one in chunks])
+        tiles_M4[: len(tiles)] = tiles
+        self._inputs.set(inputs_4N, size, tiles_M4)
+        self._context.slots.select({one.adapter_slot for one in chunks}, self._inputs.slots_N)
+        return self._graphs.run(count, self._context.slots.slot_count)
 
-        `chunks`: the rows and positions of the inputs; `used`: all adapter slots. The next call may overwrite
-        the states.
-        """
-        ends_4B = self._rows.inputs(rows)
-        states_NH = self._replay(inputs_4N, chunks, used, ends_4B)
-        return self._run(inputs_4N, chunks, used, ends_4B) if states_NH is None else states_NH
-
-    def logits(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> torch.Tensor:
-        """Logits [N, V] of all inputs, given as for `states`."""
-        return self._run(inputs_4N, chunks, used, self._rows.inputs(()), has_logits=True)
+    def logits(self, chunks: Listed[ChunkTokens]) -> torch.Tensor:
+        """Logits [N, V] of the tokens of these chunks."""
+        return self._run(chunks, has_logits=True)
 
     def discard_graphs(self) -> None:
         """Drop captured graphs, once the adapters' tensors were reallocated."""
         if self._graphs is not None:
             self._graphs.discard()
 
-    def _run(
-        self,
-        inputs_4N: torch.Tensor,
-        chunks: list[attention.Chunk],
-        used: set[int],
-        ends_4B: torch.Tensor,
-        *,
-        has_logits: bool = False,
-    ) -> torch.Tensor:
-        context = self._context
-        all_4N = torch.cat([on_device(inputs_4N, self._rows.device), ends_4B], 1)
-        ids_N, positions_N, slots_N, rows_N = all_4N
-        context.slots.select(used, slots_N)
+    def _run(self, chunks: Listed[ChunkTokens], *, has_logits: bool) -> torch.Tensor:
+        context, device = self._context, self._rows.device
+        inputs_4N = on_device(torch.from_numpy(pass_inputs(chunks).copy()), device)
+        ids_N, positions_N, slots_N, rows_N = complete(inputs_4N, self._rows)
+        context.slots.select({one.adapter_slot for one in chunks}, slots_N)
         step = attention.Step(context.cache, self._rows.block_tables_RP, rows_N, positions_N)
+        places = [one.chunk for one in chunks]
         if context.uses_kernels:
-            step.tiles_M4, step.uses_kernels = self._tiles(chunks, ends_4B), True
+            step.uses_kernels = True
+            tiles_M4 = torch.tensor(attention.prompt_tiles(places), dtype=torch.int32)
+            step.tiles_M4 = complete_tiles(on_device(tiles_M4, device), self._rows)
         else:
-            step.chunks = [*chunks, *(attention.Chunk(row, at, 1) for _, at, _, row in ends_4B.T.tolist())]
+            positions, firsts = positions_N.tolist(), accumulate((one.count for one in places), initial=0)
+            step.chunks = [replace(one, start=positions[at]) for one, at in zip(places, firsts, strict=False)]
         return context.forward(ids_N, step, has_logits=has_logits)
-
-    def _tiles(self, chunks: list[attention.Chunk], ends_4B: torch.Tensor) -> torch.Tensor:
-        """The tiles of these chunks, and of the last tokens of rows: the device knows their positions."""
-        tiles_M4 = on_device(attention.prompt_tiles(chunks), self._rows.device)
-        count = sum(chunk.count for chunk in chunks)
-        ends_B4 = torch.ones(ends_4B.shape[1], 4, dtype=torch.int32, device=self._rows.device)
-        ends_B4[:, 0], ends_B4[:, 2] = ends_4B[3], ends_4B[1]
-        ends_B4[:, 1] = torch.arange(count, count + len(ends_B4), device=self._rows.device)
-        return torch.cat([tiles_M4, ends_B4])
-
-    def _replay(
-        self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int], ends_4B: torch.Tensor
-    ) -> torch.Tensor | None:
-        """The states by a captured graph; None where the inputs fit none."""
-        count = inputs_4N.shape[1]
-        total = count + ends_4B.shape[1]
-        size = self._graphs.size(total) if self._graphs is not None else None
-        if size is None:
-            return None
-        assert self._graphs is not None
-        self._inputs.set(inputs_4N, size)
-        self._inputs.values_4N[:, count:total] = ends_4B
-        tiles_M4 = self._tiles(chunks, ends_4B)
-        self._tiles_M4[: len(tiles_M4)] = tiles_M4
-        # A tile of another pass would be computed again.
-        self._tiles_M4[len(tiles_M4) :].zero_()
-        self._context.slots.select(used, self._inputs.slots_N)
-        return self._graphs.run(total, self._context.slots.slot_count)
 
     def _forward_captured(self, size: int) -> torch.Tensor:
         """The states of the first `size` inputs."""
-        ids_N, positions_N, _, rows_N = self._inputs.values_4N[:, :size]
+        inputs_4N, tiles_M4 = self._inputs.read(size, tile_count(size, self._rows.padding_row))
+        ids_N, positions_N, _, rows_N = inputs_4N
         step = attention.Step(
             self._context.cache,
             self._rows.block_tables_RP,
             rows_N,
             positions_N,
             uses_kernels=True,
-            tiles_M4=self._tiles_M4[: tile_count(size, self._rows.padding_row)],
+            tiles_M4=tiles_M4,
         )
         return self._context.forward(ids_N, step)
 

@@ -12,7 +12,7 @@ from worker.inference.batching.model_batch import Prefill
 from worker.inference.batching.prompt_scores import ChunkRead
 from worker.inference.batching.sequence import Sequence
 from worker.inference.model.attention import Chunk
-from worker.inference.model.forward import ChunkTokens, pass_inputs
+from worker.inference.model.forward import ChunkTokens
 from worker.inference.model.prefill import PrefillForward
 from worker.inference.model.rows import Rows
 from worker.inference.sampling.sampler import score_tokens
@@ -84,10 +84,8 @@ class PromptReader:
     ) -> dict[int, ChunkRead]:
         """What chunks give by row. The last tokens of `ending` and of `ready` are read with them."""
         chunks = [_chunk_tokens(one, has_end=one.sequence in ending) for one in prefills]
-        used = {one.adapter_slot for one in chunks} | {one.adapter_slot for one in ready}
+        states_NH = self._prefilling.states(chunks + [ChunkTokens.of_last(one) for one in ready])
         places = [one.chunk for one in chunks]
-        rows = [one.row for one in ready]
-        states_NH = self._prefilling.states(pass_inputs(chunks), places, used, rows)
         ends = list(accumulate(chunk.count for chunk in places))
         last = {
             one.sequence: end - 1 for one, end in zip(prefills, ends, strict=True) if one.sequence in ending
@@ -104,9 +102,8 @@ class PromptReader:
     def _read_scored(self, prefills: list[Prefill]) -> dict[int, ChunkRead]:
         """The log-probabilities of the tokens after those of the chunks, by row."""
         chunks = [_chunk_tokens(one, has_end=False) for one in prefills]
-        used = {one.adapter_slot for one in chunks}
         places = [one.chunk for one in chunks]
-        logits_NV = self._prefilling.logits(pass_inputs(chunks), places, used)
+        logits_NV = self._prefilling.logits(chunks)
         split = logits_NV.split([chunk.count for chunk in places])
         read = {}
         for prefill, chunk, chunk_logits_NV in zip(prefills, places, split, strict=True):

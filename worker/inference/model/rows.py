@@ -3,8 +3,7 @@
 Shape letters: R all rows, P blocks of a row, B rows of a step, U rows that are written at once.
 """
 
-from collections.abc import Sequence as Listed
-
+import numpy as np
 import torch
 
 from worker.inference.batching.block_manager import block_count
@@ -16,8 +15,8 @@ from worker.models.device import on_device
 class Rows:
     """The last token of each row, its position, adapter slot and activity, and its block table.
 
-    A row is active once its prompt is read: decode steps advance it. `padding_row`, of the block tables
-    alone, is no sequence's: keys and values of the padding tokens of captured passes are stored in its block.
+    A row is active once its prompt is read: decode steps advance it. `last_2R`: last tokens and positions, with
+    a `padding_row` behind, which is no sequence's: captured passes store the keys of padding in its block.
     What `set` and `set_blocks` were told is on the device after `write`.
     """
 
@@ -28,8 +27,10 @@ class Rows:
         max_rows = capacity.max_rows
         self.device = device
         self.padding_row = max_rows
-        # In one tensor, so that one copy sets a row. The first three in the order of a pass's inputs.
-        self._state_4R = torch.zeros(4, max_rows, dtype=torch.long, device=device)
+        # In one tensor, so that one copy sets a row.
+        state_4R = torch.zeros(4, max_rows + 1, dtype=torch.long, device=device)
+        self.last_2R = state_4R[:2]
+        self._state_4R = state_4R[:, :max_rows]
         self.tokens_R, self.positions_R, self.adapter_slots_R, self.active_R = self._state_4R
         self.indices_R = torch.arange(max_rows, device=device)
         self.block_tables_RP = torch.zeros(
@@ -57,14 +58,16 @@ class Rows:
         Every call of PyTorch lets another thread take the interpreter, which the engine may then wait for.
         """
         if self._unwritten:
-            states = [(row, *state) for row, state in self._unwritten.items()]
-            states_5U = on_device(torch.tensor(states, dtype=torch.long), self.device).T
+            states = np.array([(row, *state) for row, state in self._unwritten.items()], dtype=np.int64)
+            states_5U = on_device(torch.from_numpy(states), self.device).T
             self._state_4R[:, states_5U[0]] = states_5U[1:]
             self._unwritten.clear()
         if self._unwritten_blocks:
             width = max(map(len, self._unwritten_blocks.values()))
-            tables = [(row, *one, *[0] * (width - len(one))) for row, one in self._unwritten_blocks.items()]
-            tables_UP = on_device(torch.tensor(tables, dtype=torch.int32), self.device)
+            tables = np.zeros((len(self._unwritten_blocks), 1 + width), dtype=np.int32)
+            for table, (row, blocks) in zip(tables, self._unwritten_blocks.items(), strict=True):
+                table[0], table[1 : 1 + len(blocks)] = row, blocks
+            tables_UP = on_device(torch.from_numpy(tables), self.device)
             self.block_tables_RP[tables_UP[:, 0], :width] = tables_UP[:, 1:]
             self._unwritten_blocks.clear()
 
@@ -88,13 +91,6 @@ class Rows:
         """Advance rows by several tokens each, of which these are the last."""
         self.tokens_R[rows_B] = last_tokens_B.clamp(0, self._embedding_count - 1)
         self.positions_R.index_add_(0, rows_B, counts_B)
-
-    def inputs(self, rows: Listed[int]) -> torch.Tensor:
-        """The inputs [4, B] of the next step of these rows: token, position, adapter slot and row."""
-        if not rows:
-            return self._state_4R[:, :0]
-        rows_B = on_device(torch.tensor(rows, dtype=torch.long), self.device)
-        return torch.cat([self._state_4R[:3, rows_B], rows_B[None]])
 
     def move(self, move: Move) -> None:
         """Move the state of a row to another."""

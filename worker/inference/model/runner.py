@@ -25,7 +25,7 @@ from worker.inference.batching.sequence import Sequence
 from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.model import attention, support
 from worker.inference.model.device_tokens import DeviceTokens
-from worker.inference.model.forward import ChunkTokens, PassContext, pass_inputs
+from worker.inference.model.forward import ChunkTokens, PassContext
 from worker.inference.model.kv_cache import KVCache
 from worker.inference.model.prefill import TOKENS_PER_STEP, PrefillForward
 from worker.inference.model.prompts import PromptReader
@@ -262,9 +262,7 @@ class ModelRunner:
             self._rows.write()
             self._drop_stale_graphs()
             drafted = DraftedPositions([one.row for one in ready], token_ids, self._device.torch)
-            used = {one.adapter_slot for one in ready}
-            places = [one.chunk for one in chunks]
-            logits_NV = self._verifying.logits(pass_inputs(chunks), places, used)
+            logits_NV = self._verifying.logits(chunks)
             verified = self._sampler.verify(logits_NV, drafted, _masks(ready, drafts))
             tokens = DeviceTokens(verified.sampled)
             self._rows.advance_verified(drafted.rows_B, verified.last_B, verified.accepted_B + 1)

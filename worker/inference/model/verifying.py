@@ -8,12 +8,13 @@ Shape letters: R all rows, P blocks of a row, N positions of all rows in order, 
 """
 
 import logging
+from collections.abc import Sequence as Listed
 
 import torch
 
 from worker.inference.batching.step_costs import SIZES
 from worker.inference.model import attention
-from worker.inference.model.forward import CapturedInputs, PassContext
+from worker.inference.model.forward import CapturedInputs, ChunkTokens, Inputs, PassContext, pass_inputs
 from worker.inference.model.step_graphs import StepGraphs
 from worker.models.device import on_device
 
@@ -32,20 +33,19 @@ class VerifyingForward:
         self._device = context.rows.device
         self._indices_N = torch.arange(MAX_POSITIONS, device=self._device)
 
-    def logits(self, inputs_4N: torch.Tensor, chunks: list[attention.Chunk], used: set[int]) -> torch.Tensor:
-        """Logits [N, V] of these inputs, on the host.
-
-        `chunks`: their rows and positions; `used`: the adapter slots.
-        """
-        count = inputs_4N.shape[1]
-        if self._graphs is not None and self._graphs.size(count) is not None:
+    def logits(self, chunks: Listed[ChunkTokens]) -> torch.Tensor:
+        """Logits [N, V] of the tokens of these chunks."""
+        inputs_4N = pass_inputs(chunks)
+        used = {one.adapter_slot for one in chunks}
+        if self._graphs is not None and self._graphs.size(inputs_4N.shape[1]) is not None:
             return self._replay(self._graphs, inputs_4N, used)
-        ids_N, positions_N, slots_N, rows_N = on_device(inputs_4N, self._device)
+        ids_N, positions_N, slots_N, rows_N = on_device(torch.from_numpy(inputs_4N.copy()), self._device)
         context = self._context
         context.slots.select(used, slots_N)
         if context.uses_kernels:
             return context.forward(ids_N, self._step_of_positions(rows_N, positions_N))
-        step = attention.Step(context.cache, context.rows.block_tables_RP, rows_N, positions_N, chunks)
+        places = [one.chunk for one in chunks]
+        step = attention.Step(context.cache, context.rows.block_tables_RP, rows_N, positions_N, places)
         return context.forward(ids_N, step, has_logits=True)
 
     def is_equal_to(self, plain_NV: torch.Tensor, ids_N: torch.Tensor, tolerance: float) -> bool:
@@ -53,10 +53,9 @@ class VerifyingForward:
 
         `tolerance`: the largest relative error (Euclidean norm).
         """
-        inputs_4N = torch.zeros(4, len(ids_N), dtype=torch.long)
-        inputs_4N[0], inputs_4N[1] = ids_N, torch.arange(len(ids_N))
+        chunk = ChunkTokens(attention.Chunk(0, 0, len(ids_N)), ids_N.tolist(), adapter_slot=0)
         try:
-            found_NV = self.logits(inputs_4N, [attention.Chunk(0, 0, len(ids_N))], {0}).float()
+            found_NV = self.logits([chunk]).float()
         # Triton raises many kinds of errors where there is no compiler or a shape is unsupported.
         except Exception as failure:
             _log.warning("Drafted tokens can't be verified: %s", failure, exc_info=True)
@@ -73,7 +72,7 @@ class VerifyingForward:
         if self._graphs is not None:
             self._graphs.discard()
 
-    def _replay(self, graphs: StepGraphs, inputs_4N: torch.Tensor, used: set[int]) -> torch.Tensor:
+    def _replay(self, graphs: StepGraphs, inputs_4N: Inputs, used: set[int]) -> torch.Tensor:
         count = inputs_4N.shape[1]
         size = graphs.size(count) or count
         self._inputs.set(inputs_4N, size)
@@ -82,7 +81,7 @@ class VerifyingForward:
 
     def _forward_captured(self, size: int) -> torch.Tensor:
         """Logits of the first `size` inputs."""
-        ids_N, positions_N, _, rows_N = self._inputs.values_4N[:, :size]
+        ids_N, positions_N, _, rows_N = self._inputs.read(size)[0]
         return self._context.forward(ids_N, self._step_of_positions(rows_N, positions_N))
 
     def _step_of_positions(self, rows_N: torch.Tensor, positions_N: torch.Tensor) -> attention.Step:
