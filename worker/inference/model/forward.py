@@ -1,7 +1,7 @@
 """What the forward passes of a runner share: prefills and verifying steps.
 
-Their inputs are [4, N]: token, position, adapter slot and row. They are packed by NumPy: every call of PyTorch
-lets another thread take the interpreter, which the engine may then wait for.
+Their inputs are [4, N]: token, position, adapter slot and row. NumPy packs them: every call of PyTorch lets
+another thread take the interpreter, which the engine may then wait for.
 Shape letters: N tokens of a pass, M tiles of its attention, R all rows, V vocabulary, H hidden size.
 """
 
@@ -24,6 +24,8 @@ Inputs = npt.NDArray[np.int64]
 
 # In the place of a token and its position that the device knows (rows.py).
 UNKNOWN = -1
+
+_NO_TILES = np.zeros((0, 4), dtype=np.int64)
 
 
 class Forward(Protocol):
@@ -78,22 +80,28 @@ def complete(inputs_4N: torch.Tensor, rows: Rows) -> torch.Tensor:
     return torch.cat([torch.where(inputs_4N[:2] == UNKNOWN, last_2N, inputs_4N[:2]), inputs_4N[2:]])
 
 
+def complete_tiles(tiles_M4: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Tiles of attention with the positions of rows in the place of UNKNOWN."""
+    rows_M, firsts_M, positions_M, counts_M = tiles_M4.T
+    last_M = rows.last_2R[1, rows_M].to(torch.int32)
+    positions_M = torch.where(positions_M == UNKNOWN, last_M, positions_M)
+    return torch.stack([rows_M, firsts_M, positions_M, counts_M], 1)
+
+
 class CapturedInputs:
-    """The inputs of captured passes, and the tiles of their attention, which stay where they are in memory."""
+    """The inputs of captured passes, and the tiles of their attention, which stay where they are."""
 
     def __init__(self, context: PassContext, max_count: int, max_tiles: int = 0) -> None:
         self._rows = context.rows
         self._staged = torch.zeros(4 * (max_count + max_tiles), dtype=torch.long, device=self._rows.device)
         self.slots_N = torch.zeros(max_count, dtype=torch.long, device=self._rows.device)
 
-    def set(self, inputs_4N: Inputs, size: int, tiles_M4: Inputs | None = None) -> None:
+    def set(self, inputs_4N: Inputs, size: int, tiles_M4: Inputs = _NO_TILES) -> None:
         """Copy inputs from the host, followed by padding up to `size`, and tiles: all in one copy."""
         padded_4N = np.zeros((4, size), dtype=np.int64)
         padded_4N[3] = self._rows.padding_row
         padded_4N[:, : inputs_4N.shape[1]] = inputs_4N
-        staged = (
-            padded_4N.ravel() if tiles_M4 is None else np.concatenate([padded_4N.ravel(), tiles_M4.ravel()])
-        )
+        staged = np.concatenate([padded_4N.ravel(), tiles_M4.ravel()])
         self._staged[: len(staged)].copy_(on_device(torch.from_numpy(staged), self._rows.device))
 
     def read(self, size: int, tile_count: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,11 +110,3 @@ class CapturedInputs:
         inputs_4N = complete(staged[: 4 * size].view(4, size), self._rows)
         self.slots_N[:size] = inputs_4N[2]
         return inputs_4N, complete_tiles(staged[4 * size :].view(tile_count, 4).to(torch.int32), self._rows)
-
-
-def complete_tiles(tiles_M4: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Tiles of attention with the positions of rows in the place of UNKNOWN."""
-    rows_M, firsts_M, positions_M, counts_M = tiles_M4.T
-    last_M = rows.last_2R[1, rows_M].to(torch.int32)
-    positions_M = torch.where(positions_M == UNKNOWN, last_M, positions_M)
-    return torch.stack([rows_M, firsts_M, positions_M, counts_M], 1)

@@ -15,9 +15,9 @@ from worker.models.device import on_device
 class Rows:
     """The last token of each row, its position, adapter slot and activity, and its block table.
 
-    A row is active once its prompt is read: decode steps advance it. `last_2R`: last tokens and positions, with
-    a `padding_row` behind, which is no sequence's: captured passes store the keys of padding in its block.
-    What `set` and `set_blocks` were told is on the device after `write`.
+    A row is active once its prompt is read: decode steps advance it. `padding_row`, of the block tables and
+    of `last_2R` (last tokens and positions), is no sequence's: captured passes store the keys of padding in
+    its block. What `set` and `set_blocks` were told is on the device after `write`.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ Shape letters: R all rows, B rows of a step or positions of a verifying one, U r
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from app.core.engine.sampling import Sampling
@@ -46,9 +47,9 @@ class RowSettings:
         settings = list(self._unwritten.values())
         floats = [(0 if s.is_greedy else s.temperature, s.top_p, s.min_p) for s, _ in settings]
         counts = [(row, s.top_k, seed, 0) for row, (s, seed) in self._unwritten.items()]
-        floats_U3 = torch.tensor(floats, dtype=torch.float32).view(torch.int32)
-        packed_U7 = torch.cat([torch.tensor(counts, dtype=torch.long), floats_U3], 1)
-        packed_7U = on_device(packed_U7, self._device).T
+        floats_U3 = np.array(floats, dtype=np.float32).view(np.int32)
+        packed_U7 = np.concatenate([np.array(counts, dtype=np.int64), floats_U3], 1)
+        packed_7U = on_device(torch.from_numpy(packed_U7), self._device).T
         rows_U = packed_7U[0]
         self._counts_3R[:, rows_U] = packed_7U[1:4]
         self._floats_3R[:, rows_U] = packed_7U[4:].to(torch.int32).view(torch.float32)
