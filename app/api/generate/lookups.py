@@ -20,7 +20,7 @@ from app.core.storage.database import Database
 Find = Callable[[Targets], Target]
 
 # As many requests go on with their target in an iteration of the event loop.
-_REQUESTS_PER_ITERATION = 2
+_REQUESTS_PER_ITERATION = 8
 # Of so many requests each may name another model, and to find them still holds no thread for long.
 _MAX_REQUESTS = 256
 

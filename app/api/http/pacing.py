@@ -9,7 +9,7 @@ from anyio import to_thread
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 # The part of a request before its first wait takes up to a millisecond.
-_REQUESTS_PER_ITERATION = 2
+_REQUESTS_PER_ITERATION = 8
 # So many parts of a request's body (messages, token ids) are looked through in less than a millisecond.
 _FEW_PARTS = 200
 # It must show that the process is alive even then, and costs next to nothing.

@@ -183,7 +183,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(
         bench.runner,
         "prefill",
-        lambda prefills: [ChunkRead(scores=Scores(*[-0.5] * one.token_count)) for one in prefills],
+        lambda prefills, *_, **__: [ChunkRead(scores=Scores(*[-0.5] * one.token_count)) for one in prefills],
     )
     return bench
 
@@ -217,7 +217,7 @@ def test_a_prompt_that_is_only_read_may_fill_the_context(bench: Bench, length: i
 
 def test_scores_that_are_not_finite_are_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     sequence = submit(bench, 2, prompt_logprobs=0)
-    monkeypatch.setattr(bench.runner, "prefill", lambda _: [ChunkRead(scores=Scores(math.nan))])
+    monkeypatch.setattr(bench.runner, "prefill", lambda *_, **__: [ChunkRead(scores=Scores(math.nan))])
     bench.finish(sequence)
     end = bench.mail.end(sequence)
     assert isinstance(end, Failed)

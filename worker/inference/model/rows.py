@@ -9,6 +9,7 @@ import torch
 from worker.inference.batching.block_manager import block_count
 from worker.inference.batching.model_batch import Capacity, Move
 from worker.inference.batching.sequence import Sequence
+from worker.inference.sampling.row_settings import move_row
 from worker.models.device import on_device
 
 
@@ -94,12 +95,14 @@ class Rows:
 
     def move(self, move: Move) -> None:
         """Move the state of a row to another."""
-        self.write()
+        move_row(self._unwritten, move.source, move.target)
+        move_row(self._unwritten_blocks, move.source, move.target)
         self._state_4R[:, move.target] = self._state_4R[:, move.source]
         self.block_tables_RP[move.target] = self.block_tables_RP[move.source]
 
     def free(self, row: int) -> None:
         """Reset a row without a sequence: its writes go to block 0, which is never read."""
-        self.write()
+        self._unwritten.pop(row, None)
+        self._unwritten_blocks.pop(row, None)
         self._state_4R[:, row].zero_()
         self.block_tables_RP[row].zero_()

@@ -25,13 +25,13 @@ from worker.inference.batching.sequence import Sequence
 from worker.inference.device_errors import is_usable, memory_errors
 from worker.inference.model import attention, support
 from worker.inference.model.device_tokens import DeviceTokens
-from worker.inference.model.forward import ChunkTokens, PassContext
 from worker.inference.model.kv_cache import KVCache
-from worker.inference.model.prefill import TOKENS_PER_STEP, PrefillForward
-from worker.inference.model.prompts import PromptReader
+from worker.inference.model.passes.forward import ChunkTokens, PassContext
+from worker.inference.model.passes.prefill import TOKENS_PER_STEP, PrefillForward
+from worker.inference.model.passes.prompt_reader import PromptReader
+from worker.inference.model.passes.verifying import MAX_POSITIONS, VerifyingForward
 from worker.inference.model.rows import Rows
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
-from worker.inference.model.verifying import MAX_POSITIONS, VerifyingForward
 from worker.inference.sampling.drafted import DraftedPositions
 from worker.inference.sampling.sampler import Sampler
 from worker.models.device import Device, free_memory_bytes

@@ -4,12 +4,15 @@ Shape letters: R all rows, B rows of a step or positions of a verifying one, U r
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from app.core.engine.sampling import Sampling
 from worker.models.device import on_device
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -57,7 +60,7 @@ class RowSettings:
 
     def move(self, source: int, target: int) -> None:
         """Move the settings of row `source` to row `target`."""
-        self.write()
+        move_row(self._unwritten, source, target)
         self._floats_3R[:, target] = self._floats_3R[:, source]
         self._counts_3R[:, target] = self._counts_3R[:, source]
 
@@ -68,3 +71,10 @@ class RowSettings:
     def add_drawn(self, rows_B: torch.Tensor, counts_B: torch.Tensor) -> None:
         """Count the tokens that rows have drawn."""
         self._counts_3R[2].index_add_(0, rows_B, counts_B)
+
+
+def move_row(unwritten: dict[int, Value], source: int, target: int) -> None:
+    """Move what is not written yet of row `source` to row `target`, in the place of what was there."""
+    unwritten.pop(target, None)
+    if source in unwritten:
+        unwritten[target] = unwritten.pop(source)

@@ -10,7 +10,7 @@ import torch
 from tests.worker.inference.equal_to_peft.playing import as_sequence, new_engine, play
 from tests.worker.inference.fakes import Mailbox
 from worker.inference.model import runner as model_runner
-from worker.inference.model.prefill import SIZES
+from worker.inference.model.passes.prefill import SIZES
 
 
 def test_a_step_that_reads_prompts_needs_no_decode_step(requests, adapters, runner, monkeypatch):

@@ -3,8 +3,8 @@ import torch
 
 from worker.inference.batching.model_batch import Capacity
 from worker.inference.model.attention import Chunk, prompt_tiles
-from worker.inference.model.forward import PassContext
-from worker.inference.model.prefill import SIZES, TOKENS_PER_STEP, PrefillForward, tile_count
+from worker.inference.model.passes.forward import PassContext
+from worker.inference.model.passes.prefill import SIZES, TOKENS_PER_STEP, PrefillForward, tile_count
 from worker.inference.model.rows import Rows
 from worker.inference.model.runner import MAX_ROWS
 from worker.inference.model.step_graphs import StepGraphs

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from worker.inference.model import attention
-from worker.inference.model.forward import (
+from worker.inference.model.passes.forward import (
     CapturedInputs,
     ChunkTokens,
     PassContext,

@@ -14,7 +14,13 @@ import torch
 
 from worker.inference.batching.step_costs import SIZES
 from worker.inference.model import attention
-from worker.inference.model.forward import CapturedInputs, ChunkTokens, Inputs, PassContext, pass_inputs
+from worker.inference.model.passes.forward import (
+    CapturedInputs,
+    ChunkTokens,
+    Inputs,
+    PassContext,
+    pass_inputs,
+)
 from worker.inference.model.step_graphs import StepGraphs
 from worker.models.device import on_device
 

@@ -12,8 +12,8 @@ from worker.inference.batching.model_batch import Prefill
 from worker.inference.batching.prompt_scores import ChunkRead
 from worker.inference.batching.sequence import Sequence
 from worker.inference.model.attention import Chunk
-from worker.inference.model.forward import ChunkTokens
-from worker.inference.model.prefill import PrefillForward
+from worker.inference.model.passes.forward import ChunkTokens
+from worker.inference.model.passes.prefill import PrefillForward
 from worker.inference.model.rows import Rows
 from worker.inference.sampling.sampler import score_tokens
 from worker.models.device import on_device
