@@ -19,7 +19,7 @@ from benchmarks.endless_engine import without_end
 from worker.inference import server
 from worker.inference.__main__ import main
 from worker.inference.batching.sequence import SampledToken, Sequence
-from worker.inference.model import prefill
+from worker.inference.model.passes import prefill
 from worker.inference.model.runner import ModelRunner
 from worker.inference.model.step_graphs import StepGraphs, batch_sizes
 from worker.models.device import find_device

@@ -19,7 +19,7 @@ from worker.inference.batching.prompt import Prompt
 from worker.inference.batching.scheduler import Scheduler
 from worker.inference.batching.sequence import Sequence
 from worker.inference.engine import Engine, EngineOptions
-from worker.inference.model import verifying
+from worker.inference.model.passes import verifying
 from worker.inference.model.runner import ModelRunner
 
 NEW_TOKENS = 24
