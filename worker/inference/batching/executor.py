@@ -253,11 +253,12 @@ class BatchExecutor:
         prefills = self.batch.prefills()
         if not prefills:
             return
+        ready = self._ready_to_sample()
         try:
-            read = list(zip(prefills, self.runner.prefill(prefills, self._ready_to_sample()), strict=True))
+            read = list(zip(prefills, self.runner.prefill(prefills, ready), strict=True))
         except Exception as error:
             self._check_usable(error)
-            if len(prefills) == 1:
+            if len(prefills) == 1 and not ready:
                 self.fail(prefills[0].sequence, error)
                 return
             _log.warning("Chunks of %d prompts failed; reading each alone: %s", len(prefills), error)

@@ -119,14 +119,14 @@ class ModelBatch:
         scored_budget = min(self.capacity.scored_tokens_per_step, self.capacity.prefill_tokens_per_step)
         token_budget = self.capacity.prefill_tokens_per_step - sum(one.is_prefilled for one in self.running)
         # Many rows never keep prompts from being read.
-        token_budget = max(token_budget, self.capacity.prefill_tokens_per_step // 2)
+        token_budget = max(token_budget, self.capacity.prefill_tokens_per_step // 2, 1)
         for sequence in self.running:
             left = sequence.prefill_length - sequence.prefilled_count
             is_scored = sequence.prompt.is_scored
             ends = sequence.prompt.makes_tokens and not is_scored
             count = min(left, scored_budget if is_scored else left, token_budget)
             # The last token of a prompt has its place in the same pass.
-            if ends and count == left == token_budget > 1:
+            if ends and count == left == token_budget and (chunks or count > 1):
                 count -= 1
             if count > 0:
                 chunks.append(Prefill(sequence, count))

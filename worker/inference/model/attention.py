@@ -24,7 +24,10 @@ NAME = "tunesmith_paged"
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk of a prompt: `count` consecutive tokens of one row, the first at position `start`."""
+    """`count` consecutive tokens of one row from position `start` on: a chunk of a prompt, or one token.
+
+    Until its position is known, `start` may be UNKNOWN (passes/forward.py).
+    """
 
     row: int
     start: int

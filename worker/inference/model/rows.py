@@ -54,10 +54,7 @@ class Rows:
         self._unwritten_blocks[row] = blocks
 
     def write(self) -> None:
-        """Write what was set to the device, that of all rows at once.
-
-        Every call of PyTorch lets another thread take the interpreter, which the engine may then wait for.
-        """
+        """Write what was set to the device, that of all rows at once (passes/forward.py says why)."""
         if self._unwritten:
             states = np.array([(row, *state) for row, state in self._unwritten.items()], dtype=np.int64)
             states_5U = on_device(torch.from_numpy(states), self.device).T

@@ -197,10 +197,10 @@ class ModelRunner:
             self._rows.set(sequence, sequence.prefilled_count)
 
     def prefill(self, prefills: list[Prefill], ready: list[Sequence]) -> list[ChunkRead]:
-        """Read chunks of prompts. Raises OutOfMemory, which concerns only these prompts.
+        """Read chunks of prompts. Raises OutOfMemory.
 
-        `ready`: the sequences whose prompts are read. `decode` needs no forward pass of its own where this
-        one has room for their last tokens, and those of the prompts that end here (decision 71).
+        `ready`: the sequences whose prompts are read, or none. `decode` needs no pass of its own where
+        this one has room for their last tokens, and those of the prompts that end here (decision 71).
         Returns the sum [H] of the last hidden states of each chunk of a text whose embedding is wanted, and
         the log-probabilities of the next tokens where those are.
         """

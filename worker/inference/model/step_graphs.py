@@ -48,13 +48,16 @@ class StepGraphs:
         return None if self._is_off else next((size for size in self._sizes if size >= needed), None)
 
     def run(self, needed: int, slot_count: int) -> torch.Tensor:
-        """Return the output of the forward pass at `needed`, or at the next larger size.
+        """Return the output of the forward pass at `size(needed)`, or at `needed` where that is None.
 
         `slot_count`: the adapter slots that the forward pass computes as it is set now.
         """
         size = self.size(needed)
         graph = self._graph(size, slot_count) if size is not None else None
-        return self._forward(needed) if graph is None else graph.replay()
+        if graph is not None:
+            return graph.replay()
+        # Where the capture has failed, the inputs are those of the size.
+        return self._forward(needed if size is None else size)
 
     def capture_all(self, slot_count: int) -> None:
         """Capture every size, the largest first: the smaller ones then use its memory."""

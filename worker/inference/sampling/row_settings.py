@@ -28,10 +28,7 @@ class StepSettings:
 
 
 class RowSettings:
-    """Settings by row. What `set` was told is on the device after `write`: one copy for any number of rows.
-
-    Every call of PyTorch lets another thread take the interpreter, which the engine may then wait for.
-    """
+    """Settings by row. What `set` was told is on the device after `write`: one copy for all rows."""
 
     def __init__(self, max_rows: int, device: torch.device) -> None:
         self._device = device

@@ -15,7 +15,7 @@ from worker.kernels.pending_lora import PendingLora
 
 _OUTPUTS_PER_TILE = 64
 # Rows of the stacked B matrices of all slots that a program multiplies at once, while the next are read. The
-# fastest on an H200 (docs/decisions/0071): a program that keeps many rows leaves no room for a second one.
+# fastest on an H200 (docs/decisions/0072): a program that keeps many rows leaves no room for a second one.
 _ROWS_PER_TILE = tl.constexpr(32)
 _STAGES = tl.constexpr(3)
 

@@ -1,5 +1,7 @@
 """One batch: rows without gaps, chunked prefill, shared blocks."""
 
+import pytest
+
 from tests.worker.inference.fakes import make_base, make_sequence
 from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Prefill
 
@@ -38,6 +40,36 @@ def test_long_prompt_is_read_in_chunks_except_its_last_token():
     assert batch.prefills() == [Prefill(long, 20)]
     long.prefilled_count = 20
     assert batch.prefills() == [Prefill(long, 9), Prefill(short, 4)]
+
+
+def test_tokens_that_a_decode_step_would_read_count_against_those_of_a_step():
+    batch = make_batch(prefill_tokens=20)
+    ready, long = make_sequence(prompt_length=1), make_sequence(prompt_length=60)
+    batch.start(ready)
+    batch.start(long)
+
+    assert batch.prefills() == [Prefill(long, 19)]
+
+
+def test_the_last_token_of_a_prompt_has_its_place_in_the_step():
+    batch = make_batch(prefill_tokens=20)
+    first, second = make_sequence(prompt_length=15), make_sequence(prompt_length=6)
+    batch.start(first)
+    batch.start(second)
+
+    # 14 tokens and the last one leave room for 5, but not for these and a last one.
+    assert batch.prefills() == [Prefill(first, 14), Prefill(second, 4)]
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 2, 6])
+def test_many_rows_never_keep_prompts_from_being_read(prefill_tokens):
+    batch = make_batch(rows=9, prefill_tokens=prefill_tokens)
+    for _ in range(8):
+        batch.start(make_sequence(prompt_length=1))
+    late = make_sequence(prompt_length=2)
+    batch.start(late)
+
+    assert batch.prefills() == [Prefill(late, 1)]
 
 
 def test_what_was_read_is_shared_under_the_same_adapter_only():

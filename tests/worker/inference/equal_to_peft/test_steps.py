@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ import torch
 from tests.worker.inference.equal_to_peft.playing import as_sequence, new_engine, play
 from tests.worker.inference.fakes import Mailbox
 from worker.inference.model import runner as model_runner
+from worker.inference.model.passes import prompt_reader
+from worker.inference.model.passes.forward import ChunkTokens
 from worker.inference.model.passes.prefill import SIZES
 
 
@@ -67,6 +69,49 @@ def test_rows_make_tokens_while_a_long_prompt_before_them_is_read(requests, adap
         engine.step()
     assert [one.token_ids for one in others] == [one.expected for one in short[1:]]
     assert long.token_ids == by_length[-1].expected
+
+
+def test_a_prompt_is_read_alone_where_it_can_t_be_read_with_the_tokens_of_others(
+    requests, adapters, runner, monkeypatch
+):
+    mine = [one for one in requests if len(one.prompt_ids) > 9 and len(one.expected) > 3]
+    first, second = next((a, b) for a, b in pairwise(mine) if a.prompt_ids != b.prompt_ids)
+    engine = new_engine(runner, Mailbox())
+    running, late = as_sequence(first, adapters), as_sequence(second, adapters)
+    engine.submit(running)
+    engine.step()
+    states, refused = runner._prefilling.states, []
+
+    def refuse_both(chunks: list[ChunkTokens]) -> torch.Tensor:
+        if len(chunks) > 1:
+            refused.append(chunks)
+            raise torch.OutOfMemoryError("none left")
+        return states(chunks)
+
+    monkeypatch.setattr(runner._prefilling, "states", refuse_both)
+    engine.submit(late)
+    for _ in range(40):
+        engine.step()
+
+    assert refused
+    assert [one.token_ids for one in (running, late)] == [first.expected, second.expected]
+
+
+def test_a_pass_leaves_long_rows_to_a_decode_step(requests, adapters, runner, monkeypatch):
+    monkeypatch.setattr(prompt_reader, "_MAX_KEYS_OF_ROW", 5)
+    read: list[int] = []
+    states = runner._prefilling.states
+
+    def read_and_count(chunks: list[ChunkTokens]) -> torch.Tensor:
+        read.append(len(chunks))
+        return states(chunks)
+
+    monkeypatch.setattr(runner._prefilling, "states", read_and_count)
+    mine = list({one.prompt_ids: one for one in requests if len(one.prompt_ids) > 9}.values())[:4]
+    done = play(random.Random(0), runner, adapters, list(mine), arrivals=0.4)
+
+    assert [sequence.token_ids for sequence in done] == [request.expected for request in done.values()]
+    assert set(read) == {1}
 
 
 @pytest.mark.parametrize("failing", [1, 2, 5])

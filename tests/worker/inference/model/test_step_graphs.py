@@ -16,6 +16,7 @@ class Recorder:
         self.captured: list[tuple[int, int]] = []
         self.replayed: list[tuple[int, int]] = []
         self.lacks_memory = False
+        self.is_refused = False
 
     def forward(self, size: int) -> torch.Tensor:
         return torch.tensor([size, self.slot_count])
@@ -23,6 +24,8 @@ class Recorder:
     def capture(self, work: Callable[[], torch.Tensor]) -> "Replay":
         if self.lacks_memory:
             raise torch.OutOfMemoryError("no memory")
+        if self.is_refused:
+            raise RuntimeError("operation not permitted when stream is capturing")
         size, slot_count = work().tolist()
         self.captured.append((size, slot_count))
         return Replay(self, (size, slot_count))
@@ -93,3 +96,12 @@ def test_a_graph_that_memory_lacks_for_is_replaced_by_one_with_more_slots(graphs
     assert set(recorder.replayed) == {(1, 8)}
     with pytest.raises(torch.OutOfMemoryError):
         run(graphs, recorder, 1, 16)
+
+
+def test_a_pass_whose_capture_fails_has_the_size_that_its_inputs_are_set_for(recorder):
+    graphs = StepGraphs(recorder.forward, [1, 4], lambda: recorder)
+    recorder.is_refused = True
+
+    assert graphs.size(3) == 4
+    assert graphs.run(3, 0).tolist() == [4, 0]
+    assert graphs.size(3) is None

@@ -105,7 +105,10 @@ class CapturedInputs:
         self._staged[: len(staged)].copy_(on_device(torch.from_numpy(staged), self._rows.device))
 
     def read(self, size: int, tile_count: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs [4, `size`] and tiles [`tile_count`, 4], in a captured pass. Sets `slots_N`, too."""
+        """Inputs [4, `size`] and tiles [`tile_count`, 4], in a captured pass. Sets `slots_N`, too.
+
+        Kernels read the slots before those ahead have ended: the embedding comes between, which waits.
+        """
         staged = self._staged[: 4 * (size + tile_count)]
         inputs_4N = complete(staged[: 4 * size].view(4, size), self._rows)
         self.slots_N[:size] = inputs_4N[2]

@@ -12,6 +12,7 @@ import torch
 
 from worker.inference.model import attention
 from worker.inference.model.passes.forward import (
+    UNKNOWN,
     CapturedInputs,
     ChunkTokens,
     PassContext,
@@ -28,9 +29,7 @@ TOKENS_PER_STEP = {"cpu": 512, "cuda": 1536}
 # Sizes of captured graphs, in tokens, up to all that a step reads. A prefill without a graph is hundreds of
 # launches, between any two of which threads that preprocess requests may take the interpreter.
 SIZES = [64, 128, 256, 384, 512, 768, 1024, TOKENS_PER_STEP["cuda"]]
-
-
-# A decode step, which reads all weights anew, takes longer than so many tokens more, or twice as many in all.
+# A pass over so many tokens more, or over twice as many in all, takes less time than a decode step besides.
 _MAX_GROWTH = 128
 
 
@@ -52,12 +51,16 @@ class PrefillForward:
             self._context.slots.select({slot_count}, self._inputs.slots_N)
             self._graphs.capture_all(slot_count)
 
+    @property
+    def reads_unknown(self) -> bool:
+        """Whether it reads tokens at positions that the host does not know, as torch's attention can't."""
+        return self._context.uses_kernels or self._rows.device.type == "cpu"
+
     def has_room(self, count: int, more: int) -> bool:
         """Whether a pass over `count` tokens may read `more` tokens too, in less time than a decode step."""
         size = self._graphs.size(count) if self._graphs is not None else None
         if size is None:
-            # Torch's attention needs the positions on the host.
-            return self._context.uses_kernels or self._rows.device.type == "cpu"
+            return True
         assert self._graphs is not None
         larger = self._graphs.size(count + more)
         return larger is not None and larger <= max(size, _MAX_GROWTH) + _MAX_GROWTH
@@ -98,8 +101,7 @@ class PrefillForward:
             tiles_M4 = torch.tensor(attention.prompt_tiles(places), dtype=torch.int32)
             step.tiles_M4 = complete_tiles(on_device(tiles_M4, device), self._rows)
         else:
-            positions, firsts = positions_N.tolist(), accumulate((one.count for one in places), initial=0)
-            step.chunks = [replace(one, start=positions[at]) for one, at in zip(places, firsts, strict=False)]
+            step.chunks = _with_starts(places, positions_N)
         return context.forward(ids_N, step, has_logits=has_logits)
 
     def _forward_captured(self, size: int) -> torch.Tensor:
@@ -118,5 +120,14 @@ class PrefillForward:
 
 
 def tile_count(tokens: int, max_rows: int) -> int:
-    """Maximum tiles of a pass: a row has one chunk at most, whose last tile may be a part of one."""
+    """Most tiles of a pass: a row has one chunk at most, whose last tile may be a part of one."""
     return tokens // 64 + min(tokens, max_rows)
+
+
+def _with_starts(chunks: list[attention.Chunk], positions_N: torch.Tensor) -> list[attention.Chunk]:
+    """Chunks with the positions of their tokens [N] in the place of UNKNOWN."""
+    if all(one.start != UNKNOWN for one in chunks):
+        return chunks
+    firsts = accumulate((one.count for one in chunks[:-1]), initial=0)
+    positions = positions_N.tolist()
+    return [replace(one, start=positions[first]) for one, first in zip(chunks, firsts, strict=True)]

@@ -18,6 +18,11 @@ from worker.inference.model.rows import Rows
 from worker.inference.sampling.sampler import score_tokens
 from worker.models.device import on_device
 
+# A token of a row takes a tile of attention for prompts, which reads its keys one after another: up to so
+# many of one row, and of all, that takes less than half of a decode step of 7B (calculated for an H200).
+_MAX_KEYS_OF_ROW = 4096
+_MAX_KEYS = 1 << 16
+
 
 @dataclass(frozen=True)
 class _LastStates:
@@ -40,7 +45,7 @@ class PromptReader:
     def read(self, prefills: list[Prefill], ready: list[Sequence]) -> list[ChunkRead]:
         """Read the chunks. Where no decode step is needed then, `take_last_states` has what it would compute.
 
-        `ready`: all sequences whose prompts were read before.
+        `ready`: all sequences whose prompts were read before, or none of them.
         """
         self.forget_last_states()
         for one in prefills:
@@ -57,10 +62,17 @@ class PromptReader:
             reads_ends = (
                 self._has_logits_alone
                 and not scored
+                and self._can_read(ready)
                 and self._prefilling.has_room(count, len(ending) + len(ready))
             )
             read |= self._read(others, *((ending, ready) if reads_ends else ([], [])))
         return [read[one.sequence.row] for one in prefills]
+
+    def _can_read(self, ready: list[Sequence]) -> bool:
+        """Whether a pass reads their last tokens, and in less time than a decode step."""
+        lengths = [one.length for one in ready]
+        is_short = max(lengths, default=0) <= _MAX_KEYS_OF_ROW and sum(lengths) <= _MAX_KEYS
+        return not ready or (is_short and self._prefilling.reads_unknown)
 
     def take_last_states(self, running: list[Sequence]) -> torch.Tensor | None:
         """Last hidden states [B, H] of the last tokens of the first B sequences, where `read` read them all.
@@ -83,17 +95,17 @@ class PromptReader:
         self, prefills: list[Prefill], ending: list[Sequence], ready: list[Sequence]
     ) -> dict[int, ChunkRead]:
         """What chunks give by row. The last tokens of `ending` and of `ready` are read with them."""
-        chunks = [_chunk_tokens(one, has_end=one.sequence in ending) for one in prefills]
-        states_NH = self._prefilling.states(chunks + [ChunkTokens.of_last(one) for one in ready])
-        places = [one.chunk for one in chunks]
-        ends = list(accumulate(chunk.count for chunk in places))
+        read_here = [_chunk_tokens(one, has_end=one.sequence in ending) for one in prefills]
+        states_NH = self._prefilling.states(read_here + [ChunkTokens.of_last(one) for one in ready])
+        chunks = [one.chunk for one in read_here]
+        ends = list(accumulate(chunk.count for chunk in chunks))
         last = {
             one.sequence: end - 1 for one, end in zip(prefills, ends, strict=True) if one.sequence in ending
         }
         last |= {one: place for place, one in enumerate(ready, start=ends[-1])}
         self._last = _LastStates(states_NH, last)
         read = {}
-        for prefill, chunk, end in zip(prefills, places, ends, strict=True):
+        for prefill, chunk, end in zip(prefills, chunks, ends, strict=True):
             embeds = prefill.sequence.prompt.embeds
             sum_H = states_NH[end - chunk.count : end].sum(0, dtype=torch.float32) if embeds else None
             read[chunk.row] = ChunkRead(hidden_sum=sum_H)
@@ -101,12 +113,12 @@ class PromptReader:
 
     def _read_scored(self, prefills: list[Prefill]) -> dict[int, ChunkRead]:
         """The log-probabilities of the tokens after those of the chunks, by row."""
-        chunks = [_chunk_tokens(one, has_end=False) for one in prefills]
-        places = [one.chunk for one in chunks]
-        logits_NV = self._prefilling.logits(chunks)
-        split = logits_NV.split([chunk.count for chunk in places])
+        read_here = [_chunk_tokens(one, has_end=False) for one in prefills]
+        logits_NV = self._prefilling.logits(read_here)
+        chunks = [one.chunk for one in read_here]
+        split = logits_NV.split([chunk.count for chunk in chunks])
         read = {}
-        for prefill, chunk, chunk_logits_NV in zip(prefills, places, split, strict=True):
+        for prefill, chunk, chunk_logits_NV in zip(prefills, chunks, split, strict=True):
             prompt = prefill.sequence.prompt
             targets_N = torch.tensor(prompt.token_ids[chunk.start + 1 : chunk.end + 1])
             targets_N = on_device(targets_N, self._rows.device)
