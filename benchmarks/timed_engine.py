@@ -109,7 +109,7 @@ class TimedRunner(ModelRunner):
         model = LlamaForCausalLM(config).eval()
         super().__init__(model, find_device(), adapter_slot_count=adapter_slot_count, max_rows=_ROWS)
         self._simulated = SimulatedDevice()
-        self._embedding_count = self._rows._embedding_count = _KNOWN_IDS
+        self._embedding_count = _KNOWN_IDS
         self.is_asynchronous = True
         self.capacity = replace(
             self.capacity, prefill_tokens_per_step=_PREFILL_TOKENS_PER_STEP, verified_positions=0

@@ -103,7 +103,7 @@ def _activate_kernel(
     inside = each < WIDTH
     gate_value = tl.load(gate + row * gate_stride + each, mask=inside, other=0.0).to(tl.float32)
     up_value = tl.load(up + row * up_stride + each, mask=inside, other=0.0).to(tl.float32)
-    active, _slope = activation(gate_value, IS_GELU)
+    active, _slope = _activation(gate_value, IS_GELU)
     active = active.to(y.dtype.element_ty).to(tl.float32)
     tl.store(y + row * y_stride + each, (active * up_value).to(y.dtype.element_ty), mask=inside)
 
@@ -153,9 +153,8 @@ def _update_and_activate_kernel(
         LAYERS,
     )
     dtype = y.dtype.element_ty
-    active, _slope = activation(gate_value.to(dtype).to(tl.float32), IS_GELU)
-    active = active.to(dtype).to(tl.float32) * up_value.to(dtype).to(tl.float32)
-    tl.store(y + token.to(tl.int64) * WIDTH + each, active.to(dtype), mask=inside)
+    active = activate_rounded(gate_value, up_value, dtype, IS_GELU)
+    tl.store(y + token.to(tl.int64) * WIDTH + each, active, mask=inside)
 
 
 @triton.jit
@@ -176,7 +175,7 @@ def _gradient_kernel(
     grad = tl.load(grads + row * grad_stride + each, mask=inside, other=0.0).to(tl.float32)
     gate_value = tl.load(gate + row * gate_stride + each, mask=inside, other=0.0).to(tl.float32)
     up_value = tl.load(up + row * up_stride + each, mask=inside, other=0.0).to(tl.float32)
-    active, slope = activation(gate_value, IS_GELU)
+    active, slope = _activation(gate_value, IS_GELU)
     active = active.to(up.dtype.element_ty).to(tl.float32)
     grad_gate, grad_up = grad * up_value * slope, grad * active
     tl.store(gate + row * gate_stride + each, grad_gate.to(gate.dtype.element_ty), mask=inside)
@@ -184,7 +183,14 @@ def _gradient_kernel(
 
 
 @triton.jit
-def activation(value, IS_GELU: tl.constexpr):
+def activate_rounded(gate, up, dtype: tl.constexpr, IS_GELU: tl.constexpr):
+    """The activation of float32 sums, each rounded before and after it, as of outputs in `dtype`."""
+    active, _slope = _activation(gate.to(dtype).to(tl.float32), IS_GELU)
+    return (active.to(dtype).to(tl.float32) * up.to(dtype).to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def _activation(value, IS_GELU: tl.constexpr):
     """The activation and its derivative."""
     if IS_GELU:
         # gelu(x) = x / 2 · (1 + tanh(s (x + c x³))), and tanh(z) = 2 · sigmoid(2z) - 1.

@@ -230,14 +230,13 @@ def _expand_and_activate_kernel(
     inner += (LAYERS - 1) * RANK
     up = _update(up, inner, own_slots, B + WIDTH + outputs, has_output, 2 * WIDTH, row_count, RANK, LAYERS)
     dtype = out.dtype.element_ty
-    active, _slope = swiglu.activation(gate.to(dtype).to(tl.float32), IS_GELU)
-    active = active.to(dtype).to(tl.float32) * up.to(dtype).to(tl.float32)
-    tl.store(out + tokens[:, None] * WIDTH + outputs[None, :], active.to(dtype), mask=has_both)
+    active = swiglu.activate_rounded(gate, up, dtype, IS_GELU)
+    tl.store(out + tokens[:, None] * WIDTH + outputs[None, :], active, mask=has_both)
 
 
 @triton.jit
 def _find_tokens(slots, count, TOKENS: tl.constexpr):
-    """The tokens of a program, which of these there are, and their slots, which no kernel before changes."""
+    """The tokens of a program, which of these there are, and their slots, read before `wait`."""
     tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     has_token = tokens < count
     return tokens.to(tl.int64), has_token, tl.load(slots + tokens, mask=has_token, other=0)

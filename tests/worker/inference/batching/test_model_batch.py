@@ -4,6 +4,7 @@ import pytest
 
 from tests.worker.inference.fakes import make_base, make_sequence
 from worker.inference.batching.model_batch import Capacity, ModelBatch, Move, Prefill
+from worker.inference.batching.sequence import Sequence
 
 
 def make_batch(*, rows: int = 4, prefill_tokens: int = 512) -> ModelBatch:
@@ -11,6 +12,13 @@ def make_batch(*, rows: int = 4, prefill_tokens: int = 512) -> ModelBatch:
         max_rows=rows, block_count=65, context_length=100, prefill_tokens_per_step=prefill_tokens
     )
     return ModelBatch(make_base(), capacity, adapter_slot_count=2)
+
+
+def start(batch: ModelBatch, *prompt_lengths: int) -> list[Sequence]:
+    sequences = [make_sequence(prompt_length=length) for length in prompt_lengths]
+    for sequence in sequences:
+        batch.start(sequence)
+    return sequences
 
 
 def test_last_row_moves_into_the_gap():
@@ -33,9 +41,7 @@ def test_a_full_batch_starts_no_sequence():
 
 def test_long_prompt_is_read_in_chunks_except_its_last_token():
     batch = make_batch(prefill_tokens=20)
-    long, short = make_sequence(prompt_length=30), make_sequence(prompt_length=5)
-    batch.start(long)
-    batch.start(short)
+    long, short = start(batch, 30, 5)
 
     assert batch.prefills() == [Prefill(long, 20)]
     long.prefilled_count = 20
@@ -44,18 +50,14 @@ def test_long_prompt_is_read_in_chunks_except_its_last_token():
 
 def test_tokens_that_a_decode_step_would_read_count_against_those_of_a_step():
     batch = make_batch(prefill_tokens=20)
-    ready, long = make_sequence(prompt_length=1), make_sequence(prompt_length=60)
-    batch.start(ready)
-    batch.start(long)
+    _ready, long = start(batch, 1, 60)
 
     assert batch.prefills() == [Prefill(long, 19)]
 
 
 def test_the_last_token_of_a_prompt_has_its_place_in_the_step():
     batch = make_batch(prefill_tokens=20)
-    first, second = make_sequence(prompt_length=15), make_sequence(prompt_length=6)
-    batch.start(first)
-    batch.start(second)
+    first, second = start(batch, 15, 6)
 
     # 14 tokens and the last one leave room for 5, but not for these and a last one.
     assert batch.prefills() == [Prefill(first, 14), Prefill(second, 4)]
@@ -64,10 +66,7 @@ def test_the_last_token_of_a_prompt_has_its_place_in_the_step():
 @pytest.mark.parametrize("prefill_tokens", [1, 2, 6])
 def test_many_rows_never_keep_prompts_from_being_read(prefill_tokens):
     batch = make_batch(rows=9, prefill_tokens=prefill_tokens)
-    for _ in range(8):
-        batch.start(make_sequence(prompt_length=1))
-    late = make_sequence(prompt_length=2)
-    batch.start(late)
+    *_ready, late = start(batch, *[1] * 8, 2)
 
     assert batch.prefills() == [Prefill(late, 1)]
 

@@ -90,16 +90,16 @@ class PrefillForward:
             self._graphs.discard()
 
     def _run(self, chunks: Listed[ChunkTokens], *, has_logits: bool) -> torch.Tensor:
-        context, device = self._context, self._rows.device
-        inputs_4N = on_device(torch.from_numpy(pass_inputs(chunks).copy()), device)
+        context = self._context
+        inputs_4N = on_device(torch.from_numpy(pass_inputs(chunks).copy()), self._rows.device)
         ids_N, positions_N, slots_N, rows_N = complete(inputs_4N, self._rows)
         context.slots.select({one.adapter_slot for one in chunks}, slots_N)
-        step = attention.Step(context.cache, self._rows.block_tables_RP, rows_N, positions_N)
         places = [one.chunk for one in chunks]
+        step = attention.Step(context.cache, self._rows.block_tables_RP, rows_N, positions_N, places)
         if context.uses_kernels:
-            step.uses_kernels = True
-            tiles_M4 = torch.tensor(attention.prompt_tiles(places), dtype=torch.int32)
-            step.tiles_M4 = complete_tiles(on_device(tiles_M4, device), self._rows)
+            step.use_kernels()
+            assert step.tiles_M4 is not None
+            step.tiles_M4 = complete_tiles(step.tiles_M4, self._rows)
         else:
             step.chunks = _with_starts(places, positions_N)
         return context.forward(ids_N, step, has_logits=has_logits)

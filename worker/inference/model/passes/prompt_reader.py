@@ -1,6 +1,6 @@
 """Reads prompts in chunks, and with them the last tokens of rows that would need a decode step.
 
-Shape letters: N tokens of a pass, B rows of a step, H hidden size, X H or the size of the vocabulary.
+Shape letters: N tokens of a pass, B rows of a step, V vocabulary, H hidden size.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from worker.inference.model.rows import Rows
 from worker.inference.sampling.sampler import score_tokens
 from worker.models.device import on_device
 
-# A token of a row takes a tile of attention for prompts, which reads its keys one after another: up to so
-# many of one row, and of all, that takes less than half of a decode step of 7B (calculated for an H200).
+# A token of a row takes a tile of attention for prompts, which reads its keys one after another: rows with
+# more keys, or more of all together, are left to a decode step. The numbers are estimates.
 _MAX_KEYS_OF_ROW = 4096
 _MAX_KEYS = 1 << 16
 
